@@ -1,0 +1,1 @@
+"""GPU capacity regression tests for pytest."""

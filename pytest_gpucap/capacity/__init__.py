@@ -1,0 +1,1 @@
+"""Capacity: pure arithmetic and statistics on finished samples. Imports neither pytest nor a network library."""

@@ -1,0 +1,277 @@
+"""What a test declares: the requirement, its workload and its latency limits.
+
+Plain frozen values, parsed once at the edge (``markers.py``, ``options.py``) and never again. Rates and headroom are
+kept as exact fractions of the decimal text the user wrote, because ``ceil(11 * 1.1 / 12.1)`` is 2 in floats and 1 in
+truth. Times are seconds as floats, and every field's name carries its unit.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from enum import StrEnum
+from fractions import Fraction
+from pathlib import Path
+
+Number = int | float | str | Decimal | Fraction
+
+
+class Metric(StrEnum):
+    """The latencies that a limit can be set on."""
+
+    TTFT = "ttft"
+    """Time to first token: from when the request was due to its first generated token."""
+    TPOT = "tpot"
+    """Time per output token after the first: (end - first token) / (tokens - 1), one figure a request."""
+    ITL = "itl"
+    """Inter-token latency: every single gap between two streamed tokens."""
+    E2E = "e2e"
+    """End to end: from when the request was due to its last token."""
+
+
+class RequirementError(ValueError):
+    """A declared value that cannot be meant; the message names the value and the mend."""
+
+
+def exact(value: Number, what: str) -> Fraction:
+    """The exact fraction of a number as it was written: ``exact(1.1, "headroom") == Fraction(11, 10)``.
+
+    Raises:
+        RequirementError: if the value is no finite number.
+    """
+    if isinstance(value, bool):
+        raise RequirementError(f"{what} must be a number, not {value!r}")
+    if isinstance(value, Fraction):
+        return value
+    try:
+        number = Decimal(str(value).strip())
+    except InvalidOperation:
+        raise RequirementError(f"{what} must be a number, not {value!r}") from None
+    if not number.is_finite():
+        raise RequirementError(f"{what} must be a finite number, not {value!r}")
+    return Fraction(number)
+
+
+def positive(value: Number, what: str) -> Fraction:
+    """`exact`, and above zero."""
+    number = exact(value, what)
+    if number <= 0:
+        raise RequirementError(f"{what} must be above 0, not {value}")
+    return number
+
+
+def whole(value: Number, what: str, least: int = 1) -> int:
+    """A whole number of at least `least`; ``"4"``, ``4`` and ``4.0`` are the same."""
+    number = exact(value, what)
+    if number.denominator != 1 or number < least:
+        raise RequirementError(f"{what} must be a whole number of at least {least}, not {value!r}")
+    return int(number)
+
+
+def share(value: Number, what: str) -> Fraction:
+    """A share between 0 and 1, as ``0.01`` or ``"1%"``."""
+    text = str(value).strip()
+    number = exact(text[:-1], what) / 100 if text.endswith("%") else exact(value, what)
+    if not 0 <= number <= 1:
+        raise RequirementError(f"{what} must lie between 0 and 1 (0% and 100%), not {value}")
+    return number
+
+
+_DURATION = re.compile(r"(?P<number>[0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(?P<unit>us|ms|s|m|min|h)?", re.IGNORECASE)
+_UNIT_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def duration_s(value: Number, what: str) -> float:
+    """Seconds from ``"500ms"``, ``"20s"``, ``"10m"``, ``"1h"`` or a plain number of seconds.
+
+    Raises:
+        RequirementError: if the text is no duration, or not above zero.
+    """
+    if isinstance(value, str):
+        match = _DURATION.fullmatch(value.strip())
+        if match is None:
+            raise RequirementError(f'{what} must be a duration such as "500ms", "20s" or "10m", not {value!r}')
+        seconds = float(match["number"]) * _UNIT_S[(match["unit"] or "s").lower()]
+    else:
+        seconds = float(exact(value, what))
+    if not (seconds > 0 and math.isfinite(seconds)):
+        raise RequirementError(f"{what} must be above 0, not {value!r}")
+    return seconds
+
+
+_LIMIT_NAME = re.compile(r"(?P<metric>ttft|tpot|itl|e2e)_p(?P<percent>[0-9]{1,2}(?:_[0-9]+)?)")
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyLimit:
+    """One limit: at most ``1 - quantile`` of the requests (gaps, for ITL) may take longer than `limit_s`."""
+
+    metric: Metric
+    quantile: Fraction
+    limit_s: float
+
+    @property
+    def name(self) -> str:
+        """The keyword that declares it, such as ``ttft_p95`` or ``e2e_p99_9``."""
+        percent = Decimal(self.quantile.numerator) * 100 / Decimal(self.quantile.denominator)
+        return f"{self.metric.value}_p{format(percent.normalize(), 'f').replace('.', '_')}"
+
+    @classmethod
+    def parse(cls, keyword: str, value: Number) -> LatencyLimit:
+        """From a keyword and its value: ``parse("ttft_p95", "500ms")``.
+
+        Raises:
+            RequirementError: if the keyword names no metric and percentile, or the value is no duration.
+        """
+        match = _LIMIT_NAME.fullmatch(keyword)
+        if match is None or (quantile := Fraction(Decimal(match["percent"].replace("_", "."))) / 100) <= 0:
+            raise RequirementError(
+                f"{keyword} is no latency limit: write METRIC_pPERCENT with a metric of ttft, tpot, itl, e2e "
+                "and a percentile above 0 and below 100, such as ttft_p95 or e2e_p99_9"
+            )
+        return cls(Metric(match["metric"]), quantile, duration_s(value, keyword))
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """The limits that requests must keep, all of them at once.
+
+    ``limits`` may be empty: then only errors and a growing backlog bound the sustainable rate.
+    """
+
+    limits: tuple[LatencyLimit, ...] = ()
+    max_error_rate: Fraction = Fraction(1, 100)
+
+
+class LengthKind(StrEnum):
+    """How a token count is drawn."""
+
+    FIXED = "fixed"
+    UNIFORM = "uniform"
+    LOGNORMAL = "lognormal"
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """A token count, fixed or drawn: its mean, and the bounds that every draw is held to.
+
+    For ``lognormal``, `mean` and `cv` (standard deviation / mean) are those of the distribution before it is held to
+    the bounds.
+    """
+
+    kind: LengthKind
+    mean: float
+    low: int
+    high: int
+    cv: float = 0.0
+
+    @classmethod
+    def fixed(cls, tokens: int) -> Length:
+        """Always `tokens`."""
+        return cls(LengthKind.FIXED, float(tokens), tokens, tokens)
+
+    @classmethod
+    def parse(cls, value: Number, what: str) -> Length:
+        """From ``256``, ``"uniform:128-512"`` or ``"lognormal:mean=256,cv=0.8,low=16,high=2048"``.
+
+        Raises:
+            RequirementError: if the text is none of these, or a bound is out of order.
+        """
+        text = str(value).strip()
+        if match := re.fullmatch(r"uniform:\s*(\d+)\s*-\s*(\d+)", text):
+            low, high = int(match[1]), int(match[2])
+            if not 1 <= low <= high:
+                raise RequirementError(f"{what}: the bounds of {text!r} must be in order and at least 1")
+            return cls(LengthKind.UNIFORM, (low + high) / 2, low, high)
+        if text.startswith("lognormal:"):
+            return cls._lognormal(text, what)
+        if re.fullmatch(r"[-+0-9.eE]+", text) is None:
+            raise RequirementError(
+                f'{what} must be a whole number, "uniform:LOW-HIGH" or '
+                f'"lognormal:mean=M,cv=C,low=L,high=H", not {value!r}'
+            )
+        return cls.fixed(whole(value, what))
+
+    @classmethod
+    def _lognormal(cls, text: str, what: str) -> Length:
+        known = {"mean", "cv", "low", "high"}
+        pairs = [part.partition("=") for part in text.removeprefix("lognormal:").split(",")]
+        given = {name.strip(): number.strip() for name, _, number in pairs}
+        if not {"mean", "cv", "high"} <= set(given) <= known:
+            raise RequirementError(f"{what}: {text!r} needs mean=, cv= and high=, and may have low=; nothing else")
+        mean, cv = float(positive(given["mean"], what)), float(positive(given["cv"], what))
+        low, high = whole(given.get("low", 1), what), whole(given["high"], what)
+        if not low <= mean <= high:
+            raise RequirementError(f"{what}: the mean of {text!r} must lie between its low and its high")
+        return cls(LengthKind.LOGNORMAL, mean, low, high, cv)
+
+
+class ArrivalKind(StrEnum):
+    """When requests are due."""
+
+    POISSON = "poisson"
+    CONSTANT = "constant"
+    GAMMA = "gamma"
+    TRACE = "trace"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """How requests arrive in the open loop.
+
+    `burstiness` is the coefficient of variation of the gaps (standard deviation / mean): 1 for Poisson, 0 for constant
+    gaps, above 1 for bursts; only ``gamma`` takes another value. `trace` is a file of arrival times and token counts.
+    """
+
+    kind: ArrivalKind = ArrivalKind.POISSON
+    burstiness: float = 1.0
+    trace: Path | None = None
+
+
+class Endpoint(StrEnum):
+    """Which OpenAI-compatible endpoint carries the requests."""
+
+    CHAT = "chat"
+    COMPLETIONS = "completions"
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The shape of the requests: what is sent, how long it is, when it is due."""
+
+    input_tokens: Length = field(default_factory=lambda: Length.fixed(256))
+    output_tokens: Length = field(default_factory=lambda: Length.fixed(256))
+    arrivals: Arrivals = Arrivals()
+    endpoint: Endpoint = Endpoint.CHAT
+    shared_prefix_tokens: int = 0
+    """Tokens at the start of every prompt that all prompts share; 0: no two prompts share a first token block."""
+    ignore_eos: bool = True
+    """Ask the server to generate exactly the output tokens asked for (vLLM's ``ignore_eos``)."""
+    sampling: Mapping[str, float | int] = field(default_factory=dict)
+    """Sampling parameters passed through in the request body, such as ``temperature``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """What the budget must carry: ``ceil(qps * headroom / rate_per_replica) * gpus_per_replica <= gpus``."""
+
+    name: str
+    qps: Fraction
+    gpus: int
+    headroom: Fraction = Fraction(13, 10)
+    gpus_per_replica: int = 1
+    workload: Workload = field(default_factory=Workload)
+    slo: Slo = Slo()
+
+    @property
+    def replicas(self) -> int:
+        """Replicas that fit the budget."""
+        return self.gpus // self.gpus_per_replica
+
+    @property
+    def design_rate(self) -> Fraction:
+        """The rate (requests a second) that one replica must sustain so that the budget holds."""
+        return self.qps * self.headroom / self.replicas
