@@ -1,1 +1,39 @@
-"""GPU capacity regression tests for pytest."""
+"""GPU capacity regression tests for pytest: the types that tests name, loaded when they are first used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_gpucap.capacity.results import Curve, Interval, Measurement, Outcome, Sample, Verdict
+    from pytest_gpucap.gauge import GpuCap, MeasurementInvalid
+    from pytest_gpucap.server.endpoint import Endpoint
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Curve",
+    "Endpoint",
+    "GpuCap",
+    "Interval",
+    "Measurement",
+    "MeasurementInvalid",
+    "Outcome",
+    "Sample",
+    "Verdict",
+]
+
+_HOMES = {
+    "GpuCap": "gauge",
+    "MeasurementInvalid": "gauge",
+    "Endpoint": "server.endpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public type when it is asked for: importing the plugin must cost nothing."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'capacity.results')}"), name)

@@ -71,6 +71,14 @@ def whole(value: Number, what: str, least: int = 1) -> int:
     return int(number)
 
 
+def headroom(value: Number, what: str) -> Fraction:
+    """A factor on the target rate, of at least 1."""
+    number = exact(value, what)
+    if number < 1:
+        raise RequirementError(f"{what} must be at least 1 (1.3 keeps 30% in reserve), not {value}")
+    return number
+
+
 def share(value: Number, what: str) -> Fraction:
     """A share between 0 and 1, as ``0.01`` or ``"1%"``."""
     text = str(value).strip()

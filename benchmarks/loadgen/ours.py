@@ -1,0 +1,144 @@
+"""Our client as the benchmarks drive it: ``python ours.py PORT CONCURRENCY REQUESTS TOKENS [stamps]``.
+
+Goes through `HttpLoadRunner` with one worker, as a measurement does, and prints one line of JSON: CPU seconds of the
+worker in the phase (all book-keeping and self-checks included) and of everything (runner, imports, calibration),
+events, requests. With ``stamps`` the engine runs in this process instead, and every receive time is held against the
+send time that the emitter wrote into the event.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import socket
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from pytest_gpucap.load.blocks import Count, LiveBoard, PhaseTable, shared_memory
+from pytest_gpucap.load.engine import Engine
+from pytest_gpucap.load.prompts import Composer, Recipe
+from pytest_gpucap.load.protocol import ClosedLoop, Status
+from pytest_gpucap.load.runner import HttpLoadRunner
+from pytest_gpucap.load.wire import Connection, Target
+from pytest_gpucap.requirement import Endpoint, Length, Workload
+
+INPUT_TOKENS = 16
+STAMP = re.compile(rb"@(\d{19})")
+
+
+def workload(tokens: int) -> Workload:
+    return Workload(Length.fixed(INPUT_TOKENS), Length.fixed(tokens), endpoint=Endpoint.COMPLETIONS)
+
+
+def through_the_runner(port: int, concurrency: int, requests: int, tokens: int) -> dict[str, Any]:
+    """A closed loop that stops once `requests` are done."""
+    rows = 4 * requests + 4 * concurrency
+    phase = ClosedLoop(600.0, concurrency, np.full(rows, INPUT_TOKENS, np.int32), np.full(rows, tokens, np.int32))
+    with HttpLoadRunner(f"http://127.0.0.1:{port}", "bench", None, workload(tokens), 1, workers=1) as runner:
+        runner.prepare(phase)
+        begun_s = time.process_time()
+        span = runner.run(phase, lambda progress: progress.completed >= requests)
+        runner.settle(5.0, cancel=True)
+        journal = runner.journal()
+        worker_s = span.check.worker_cpu_share[0] * (span.end_s - span.start_s)
+        runner_s = time.process_time() - begun_s
+        done = int(np.count_nonzero(journal.status == Status.OK))
+        events = int(journal.tokens.sum())
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {
+        "cpu_s": worker_s + runner_s,
+        "worker_cpu_s": worker_s,
+        "all_cpu_s": time.process_time() + children.ru_utime + children.ru_stime,
+        "events": events,
+        "requests": done,
+        "wall_s": span.end_s - span.start_s,
+        "lag_p99_us": span.check.timestamp_lag_p99_s * 1e6,
+        "problems": span.check.problems,
+    }
+
+
+def in_this_process(port: int, concurrency: int, requests: int, tokens: int) -> dict[str, Any]:
+    """The engine alone, each receive time held against the emitter's send time."""
+    board_fd = shared_memory(LiveBoard.size(1))
+    board = LiveBoard.attach(board_fd, 1)
+    head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: "
+    recipe = Recipe("bench", "completions", tuple(str(i) for i in range(100, 164)), as_ids=True)
+    engine = Engine(
+        Target((socket.AF_INET, ("127.0.0.1", port)), head.encode(), True),
+        Composer(recipe),
+        board,
+        0,
+        bins_start_s=time.monotonic(),
+        request_timeout_s=60.0,
+    )
+    table, fd = PhaseTable.create(requests, 1)
+    table.prompt_tokens[:], table.output_tokens[:] = INPUT_TOKENS, tokens
+    os.close(fd)
+    os.close(board_fd)
+    sent_ns: list[int] = []
+    received: list[tuple[float, int]] = []
+
+    class Watched(Connection):
+        """Notes the emitter's stamps of everything read."""
+
+        __slots__ = ()
+
+        def _read(self, events: int) -> None:
+            times = engine.recorder.times
+            before = len(times)
+            read: list[bytes] = []
+            plain = self._recvmsg
+
+            def recvmsg(*sizes: int) -> Any:
+                got = plain(*sizes)
+                read.append(got[0])
+                return got
+
+            self._recvmsg = recvmsg
+            super()._read(events)
+            self._recvmsg = plain
+            stamps = STAMP.findall(b"".join(read))
+            if len(stamps) == len(engine.recorder.times) - before:
+                sent_ns.extend(map(int, stamps))
+                received.extend((t, engine.offset.ns) for t in times[before:])
+
+    import pytest_gpucap.load.engine as engine_module
+
+    engine_module.Connection = Watched  # type: ignore[attr-defined]  # looked up when a connection is made
+    start_s = time.monotonic()
+    engine.begin(table, start_s=start_s, end_s=start_s + 600.0, share=concurrency, first_prompt=0)
+    plain = engine.ended
+    done = 0
+
+    def ended(*args: Any, **kwargs: Any) -> None:
+        nonlocal done
+        plain(*args, **kwargs)
+        done += 1
+        if done >= requests:
+            engine.stop()
+
+    engine.ended = ended  # type: ignore[method-assign]
+    cpu_s = time.process_time()
+    engine.run()
+    cpu_s = time.process_time() - cpu_s
+    engine.recorder.flush()
+    errors = np.array([t * 1e9 + offset - sent for (t, offset), sent in zip(received, sent_ns, strict=True)]) * 1e-3
+    return {
+        "cpu_s": cpu_s,
+        "events": int(table.counts[0, Count.EVENTS]),
+        "requests": requests,
+        "wall_s": time.monotonic() - start_s,
+        "kernel_error_us": {"p50": float(np.median(errors)), "p99": float(np.quantile(errors, 0.99))},
+        "compared": errors.size,
+    }
+
+
+if __name__ == "__main__":
+    arguments = [int(text) for text in sys.argv[1:5]]
+    run = in_this_process if "stamps" in sys.argv else through_the_runner
+    print(json.dumps(run(*arguments)))

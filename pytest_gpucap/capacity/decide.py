@@ -1,0 +1,48 @@
+"""From an estimate to a decision: pure rules."""
+
+from __future__ import annotations
+
+import math
+
+from pytest_gpucap.capacity.results import Interval, Measurement, Outcome, Verdict
+from pytest_gpucap.capacity.sizing import gpus_for_rate, gpus_interval
+
+
+def separated(rate_rps: float, design_rps: float, error: float, z: float) -> Outcome:
+    """PASS or FAIL when `z` standard errors separate the rates' logarithms, else INCONCLUSIVE."""
+    distance = math.log(rate_rps / design_rps) if rate_rps > 0 else -math.inf
+    if distance > z * error:
+        return Outcome.PASS
+    if distance < -z * error:
+        return Outcome.FAIL
+    return Outcome.INCONCLUSIVE
+
+
+def errors_exceed(failed: int, ended: int, allowed: float, level: float) -> bool:
+    """Whether `failed` of `ended` requests are more than the allowed share, beyond chance (one-sided binomial test)."""
+    if ended == 0 or failed <= allowed * ended:
+        return False
+    if allowed == 0:
+        return True
+    from scipy.stats import binom  # a heavy import that most measurements never need
+
+    return float(binom.sf(failed - 1, ended, allowed)) < level
+
+
+def verdict_of(outcome: Outcome, measurement: Measurement, reason: str) -> Verdict:
+    """A verdict with the arithmetic that belongs to its measurement."""
+    requirement = measurement.requirement
+    design = float(requirement.design_rate)
+    rate = measurement.sustainable_rate
+    if outcome is Outcome.INVALID or rate is None:
+        return Verdict(outcome, measurement, design, None, None, None, reason)
+    slack = Interval(rate.value / design - 1, rate.low / design - 1, rate.high / design - 1, rate.confidence)
+    return Verdict(
+        outcome,
+        measurement,
+        design,
+        gpus_for_rate(requirement, rate.value),
+        gpus_interval(requirement, rate),
+        slack,
+        reason,
+    )

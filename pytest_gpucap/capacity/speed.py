@@ -1,0 +1,217 @@
+"""The engine's speed from a journal: seconds a token with n requests decoding, and seconds a prompt token.
+
+In every bin of time the engine spent its seconds on decode steps and on prefill::
+
+    width = steps * s(n) + prompt_tokens * p,    steps = tokens / n
+
+so dividing by the steps leaves a linear model of s(n) and p. s is taken as convex, rising and non-negative (a sum of
+hinges with non-negative weights), which is what a batch that first hides behind the weights' traffic and then pays for
+every sequence looks like.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import nnls
+
+from pytest_gpucap.load.protocol import Floats, Journal
+
+STEPS_PER_BIN = 16
+"""Engine steps in a bin: the step cut by its edge is then 6% of it, and evens out with the next bin."""
+LEAST_BIN_S, MOST_BIN_S = 0.4, 2.0
+LEAST_DECODING = 0.5
+"""Bins with fewer requests decoding, on average, say nothing of the speed."""
+STALL_EXCESS = 0.15
+"""A bin slower than the model by more than this share, and by more than `STALL_STEPS`, holds a stop of the engine: it is
+left out, and counted."""
+STALL_STEPS = 3.0
+HUBER = 2.0
+"""Residuals beyond this many standard deviations weigh by their inverse (Huber 1964)."""
+ROUNDS = 3
+FIRST_SPREAD = 0.02
+BEND_PRIOR = 0.3
+"""Before the data, a bend at any knot changes the pace of the largest batch by about this share, not by multiples."""
+KNOTS = (0.4, 0.7, 0.9)
+"""Hinges, as shares of the highest number decoding: enough for a curve that bends once between the points measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bins:
+    """Time in bins, shape (b,) each: width, requests decoding, tokens after the first, prompt tokens prefilled."""
+
+    width_s: Floats
+    decoding: Floats
+    tokens: Floats
+    prompt_tokens: Floats
+
+    def join(self, other: Bins) -> Bins:
+        """Both, one after the other."""
+        return Bins(*(np.concatenate([getattr(self, f), getattr(other, f)]) for f in Bins.__slots__))
+
+
+def integral(times: Floats, starts: Floats, ends: Floats) -> Floats:
+    """Integral over time, up to each of `times`, of how many of the spans [start, end) are under way; NaN: not ended."""
+    begun = np.sort(starts[~np.isnan(starts)])
+    ended = np.sort(ends[~np.isnan(ends) & ~np.isnan(starts)])
+
+    def elapsed(events: Floats) -> Floats:
+        before = np.searchsorted(events, times)
+        total = np.concatenate([[0.0], np.cumsum(events)])
+        result: Floats = before * times - total[before]
+        return result
+
+    difference: Floats = elapsed(begun) - elapsed(ended)
+    return difference
+
+
+def bin_width_s(step_s: float) -> float:
+    """A width that holds enough steps of the engine."""
+    return min(MOST_BIN_S, max(LEAST_BIN_S, STEPS_PER_BIN * step_s))
+
+
+def bins_of(journal: Journal, start_s: float, end_s: float, width_s: float) -> Bins:
+    """The span [start_s, end_s) in bins of about `width_s`."""
+    count = max(1, round((end_s - start_s) / width_s))
+    edges = np.linspace(start_s, end_s, count + 1)
+    decoding = np.diff(integral(edges, journal.first_s, journal.end_s)) / np.diff(edges)
+    journal_edges = journal.bins_start_s + journal.bin_s * np.arange(journal.tokens.size + 1)
+    cumulative = np.concatenate([[0.0], np.cumsum(journal.tokens)])
+    tokens = np.diff(np.interp(edges, journal_edges, cumulative))
+    first = np.sort(journal.first_s[~np.isnan(journal.first_s)])
+    tokens = tokens - np.diff(np.searchsorted(first, edges))
+    return Bins(np.diff(edges), decoding, np.maximum(tokens, 0.0), np.diff(_prefilled(journal, edges)))
+
+
+def _prefilled(journal: Journal, times: Floats) -> Floats:
+    """Prompt tokens prefilled up to each time; a prompt is spread over the time since the one before it was done."""
+    known = ~np.isnan(journal.first_s)
+    order = np.argsort(journal.first_s[known], kind="stable")
+    first = journal.first_s[known][order]
+    if first.size == 0:
+        return np.zeros_like(times)
+    prompt = journal.prompt_tokens[known][order].astype(np.float64)
+    before = np.concatenate([[-math.inf], first[:-1]])
+    begin = np.maximum(journal.sent_s[known][order], before)
+    points = np.column_stack([np.minimum(begin, first), first]).ravel()
+    levels = np.concatenate([[0.0], np.cumsum(prompt)])
+    values = np.column_stack([levels[:-1], levels[1:]]).ravel()
+    result: Floats = np.interp(times, np.maximum.accumulate(points), values)
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """A fitted curve.
+
+    Attributes:
+        intercept_s, slope_s: of the straight part.
+        knots, bends_s: where it bends upwards, and by how much a request.
+        prefill_s: engine seconds a prompt token.
+        least, most: requests decoding in the bins behind it (5th and 95th percentile).
+        error: standard error of ln s in the middle of the data, from the residuals alone.
+        bins: behind it.
+        stalled_s: seconds lost to stops in bins left out.
+        stalls: such bins.
+        seconds: of bins behind it, those left out included.
+    """
+
+    intercept_s: float
+    slope_s: float
+    knots: tuple[float, ...]
+    bends_s: tuple[float, ...]
+    prefill_s: float
+    least: float
+    most: float
+    error: float
+    bins: int
+    stalled_s: float
+    stalls: int
+    seconds: float
+
+    def at(self, n: Floats) -> Floats:
+        """Seconds a token with n decoding."""
+        s: Floats = self.intercept_s + self.slope_s * n
+        for knot, bend in zip(self.knots, self.bends_s, strict=True):
+            s = s + bend * np.maximum(0.0, n - knot)
+        return s
+
+    def table(self, most: int) -> Floats:
+        """`at` for n from 0 to `most`; that of 0 is that of 1, for no token is made by nobody."""
+        return self.at(np.maximum(1.0, np.arange(most + 1, dtype=np.float64)))
+
+    def pessimistic(self, most: int) -> Floats:
+        """`table`, but beyond the data throughput gains nothing from a larger batch."""
+        n = np.maximum(1.0, np.arange(most + 1, dtype=np.float64))
+        edge = max(1.0, self.most)
+        return np.where(n <= edge, self.at(n), float(self.at(np.array([edge]))[0]) * n / edge)
+
+    def optimistic(self, most: int) -> Floats:
+        """`table`, but beyond the data the curve goes on straight along its first, flattest part."""
+        n = np.maximum(1.0, np.arange(most + 1, dtype=np.float64))
+        edge = max(1.0, self.most)
+        at_edge = float(self.at(np.array([edge]))[0])
+        # A convex curve lies above its chord from the origin's intercept; half its own mean slope is well below it.
+        slope = 0.5 * max(0.0, at_edge - self.intercept_s) / edge
+        return np.where(n <= edge, self.at(n), np.minimum(self.at(n), at_edge + slope * (n - edge)))
+
+
+class SpeedError(ValueError):
+    """Too little was decoded for a curve."""
+
+
+def fit(bins: Bins) -> Speed:
+    """Fit the curve.
+
+    Raises:
+        SpeedError: with fewer than 4 usable bins.
+    """
+    usable = (bins.decoding >= LEAST_DECODING) & (bins.tokens > 0)
+    if usable.sum() < 4:  # noqa: PLR2004 - documented
+        raise SpeedError("fewer than 4 bins of time in which tokens were generated")
+    width, n = bins.width_s[usable], bins.decoding[usable]
+    steps = bins.tokens[usable] / n
+    pace = width / steps
+    most = float(np.quantile(n, 0.95))
+    knots = tuple(float(k * n.max()) for k in KNOTS)
+    columns = [np.ones_like(n), n, *(np.maximum(0.0, n - knot) for knot in knots), bins.prompt_tokens[usable] / steps]
+    # Relative errors: divide by the pace itself.
+    design = np.column_stack(columns) / pace[:, None]
+    scale = np.maximum(np.abs(design).max(axis=0), 1e-30)
+    weight = np.sqrt(width / width.mean())
+    keep = np.ones(n.size, bool)
+    huber = np.ones(n.size)
+    solution = np.zeros(design.shape[1])
+    residual = np.zeros(n.size)
+    spread = FIRST_SPREAD
+    # Few distinct batch sizes leave open where the curve bends: without evidence it does not.
+    bends = np.zeros((len(knots), design.shape[1]))
+    bends[:, 2:-1] = np.diag(np.full(len(knots), n.max() / float(np.median(pace)) / BEND_PRIOR))
+    for _ in range(ROUNDS):
+        w = (weight * np.sqrt(huber))[keep]
+        rows = np.vstack([design[keep] * w[:, None], bends * spread])
+        solution = nnls(rows / scale, np.concatenate([w, np.zeros(len(knots))]))[0] / scale
+        residual = 1.0 - design @ solution
+        centre = float(np.median(residual[keep]))
+        keep = residual - centre < np.maximum(STALL_EXCESS, STALL_STEPS / steps)
+        spread = 1.4826 * float(np.median(np.abs(residual[keep] - np.median(residual[keep])))) + 1e-6
+        huber = np.minimum(1.0, HUBER * spread / np.maximum(np.abs(residual - centre), 1e-9))
+    kept = residual[keep]
+    stalled = float((residual[~keep] * width[~keep]).sum())
+    error = float(np.std(kept)) / math.sqrt(max(1.0, kept.size - 3.0))
+    return Speed(
+        intercept_s=float(solution[0]),
+        slope_s=float(solution[1]),
+        knots=knots,
+        bends_s=tuple(float(b) for b in solution[2:-1]),
+        prefill_s=float(solution[-1]),
+        least=float(np.quantile(n, 0.05)),
+        most=most,
+        error=error,
+        bins=int(keep.sum()),
+        stalled_s=stalled,
+        stalls=int((~keep).sum()),
+        seconds=float(width.sum()),
+    )

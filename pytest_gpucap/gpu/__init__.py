@@ -1,0 +1,1 @@
+"""The GPU: classes, inventory, lease, telemetry, diagnosis. NVML is read, never written to."""

@@ -1,0 +1,286 @@
+"""GPU classes: what ``--gpu-class`` may name, and what each can do at most.
+
+The figures stand in ``gpus.toml`` next to their sources. They are upper bounds (dense rates at boost clock, full memory
+bandwidth): good for saying that a number is impossible, useless as a forecast.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+GIB = 2**30
+
+
+class GpuClassError(ValueError):
+    """A GPU class that cannot be used as declared; the message names the place and the mend in one line."""
+
+
+class UnknownGpuClass(GpuClassError):  # noqa: N818 - reads as what is wrong
+    """No class has that name; the message offers those that come near."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuClass:
+    """A kind of GPU. None where a figure does not apply or is not known.
+
+    Attributes:
+        name: what ``--gpu-class`` takes, lower case.
+        aliases: other spellings.
+        family: classes that are easily taken for each other share one.
+        nvml_names: product names that NVML reports for it. A MIG slice has its parent's.
+        memory_bytes: memory of one device.
+        bandwidth_bytes_per_s: memory bandwidth.
+        bf16_flops, fp16_flops, fp8_flops, int8_ops: dense tensor-core operations a second.
+        compute_capability: (major, minor).
+        mig_profile: such as ``1g.5gb`` for a MIG slice; None for a whole GPU.
+        parent: name of the whole GPU's class, for a MIG slice.
+        sources: where the figures come from, by field name of the data file; ``default`` for the others.
+    """
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    family: str = ""
+    nvml_names: tuple[str, ...] = ()
+    memory_bytes: int | None = None
+    bandwidth_bytes_per_s: float | None = None
+    bf16_flops: float | None = None
+    fp16_flops: float | None = None
+    fp8_flops: float | None = None
+    int8_ops: float | None = None
+    compute_capability: tuple[int, int] | None = None
+    mig_profile: str | None = None
+    parent: str | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_cpu(self) -> bool:
+        """True for the class that needs no GPU."""
+        return self.name == CPU
+
+    def source(self, figure: str) -> str:
+        """Where a figure of the data file comes from: ``source("bandwidth_gb_s")``; empty if nothing is known."""
+        return self.sources.get(figure, self.sources.get("default", ""))
+
+    def figures(self) -> str:
+        """Memory, bandwidth and bf16 rate in a few words, for messages."""
+        parts = []
+        if self.memory_bytes is not None:
+            parts.append(f"{self.memory_bytes / GIB:.0f} GB")
+        if self.bandwidth_bytes_per_s is not None:
+            parts.append(f"{self.bandwidth_bytes_per_s / 1e9:.0f} GB/s")
+        rate = self.bf16_flops or self.fp16_flops
+        if rate is not None:
+            parts.append(f"{rate / 1e12:.0f} TFLOPS")
+        return ", ".join(parts)
+
+
+CPU = "cpu"
+
+
+def find_class(name: str, extra: Iterable[GpuClass] = ()) -> GpuClass:
+    """The class of that name or alias, in any case; classes in `extra` come before the built-in ones.
+
+    Raises:
+        UnknownGpuClass: if there is none; the message offers what comes near.
+    """
+    known = known_classes(extra)
+    wanted = _normal(name)
+    for gpu_class in known:
+        if wanted in {_normal(spelling) for spelling in (gpu_class.name, *gpu_class.aliases)}:
+            return gpu_class
+    names = [gpu_class.name for gpu_class in known]
+    spellings = {spelling: c.name for c in known for spelling in (c.name, *c.aliases)}
+    near = list(
+        dict.fromkeys(spellings[match] for match in difflib.get_close_matches(wanted, spellings, n=6, cutoff=0.6))
+    )
+    near += [other for other in names if wanted and other.startswith(wanted) and other not in near]
+    whole = [c.name for c in known if c.mig_profile is None]
+    offer = f"did you mean {' or '.join(near[:3])}?" if near else f"known are {', '.join(whole)}"
+    raise UnknownGpuClass(f"GPU class {name!r} is not known: {offer}")
+
+
+def known_classes(extra: Iterable[GpuClass] = ()) -> tuple[GpuClass, ...]:
+    """Every class: those in `extra` first, then the built-in ones that they do not replace by name."""
+    own = tuple(extra)
+    replaced = {gpu_class.name for gpu_class in own}
+    return own + tuple(gpu_class for gpu_class in _built_in() if gpu_class.name not in replaced)
+
+
+def read_classes(path: Path) -> tuple[GpuClass, ...]:
+    """The classes of a TOML file in the form of ``gpus.toml``, and their MIG slices.
+
+    Raises:
+        GpuClassError: if the file cannot be read or a value in it cannot be meant.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise GpuClassError(f"GPU class file {path}: {error.strerror or error}") from None
+    return _parse(text, str(path))
+
+
+def parse_class(line: str, where: str) -> GpuClass:
+    """One class from one line, as an ini file holds it: ``mycard: nvml=NVIDIA X; memory_gb=24; bandwidth_gb_s=600``.
+
+    The figures are those of ``gpus.toml``; ``nvml`` names the product as NVML reports it, and may be repeated.
+
+    Raises:
+        GpuClassError: if the line cannot be read so; `where` opens the message.
+    """
+    name, colon, rest = line.partition(":")
+    table: dict[str, Any] = {"name": name.strip(), "nvml_names": []}
+    pairs = [part.partition("=") for part in rest.split(";") if part.strip()]
+    if not (colon and name.strip() and pairs and all(equals for _, equals, _ in pairs)):
+        raise GpuClassError(f'{where}: write "NAME: nvml=PRODUCT NAME; memory_gb=24; bandwidth_gb_s=600", not {line!r}')
+    for key, _, value in ((k.strip(), e, v.strip()) for k, e, v in pairs):
+        if key == "nvml":
+            table["nvml_names"].append(value)
+        elif key in _NUMBERS:
+            try:
+                table[key] = float(value)
+            except ValueError:
+                raise GpuClassError(
+                    f"{where}: {key} of GPU class {name.strip()} must be a number, not {value!r}"
+                ) from None
+        else:
+            table[key] = value
+    return _from_table(table, where)[0]
+
+
+def class_named_by_nvml(
+    nvml_name: str, mig_profile: str | None = None, extra: Iterable[GpuClass] = ()
+) -> GpuClass | None:
+    """The class of a device from the name NVML gives it (and its MIG profile); None where it has none."""
+    name = nvml_name.casefold().strip()
+    for gpu_class in known_classes(extra):
+        if gpu_class.mig_profile == mig_profile and name in {known.casefold() for known in gpu_class.nvml_names}:
+            return gpu_class
+    return None
+
+
+# Data file key -> field and the factor to its unit.
+_NUMBERS: Mapping[str, tuple[str, float]] = {
+    "memory_gb": ("memory_bytes", GIB),
+    "bandwidth_gb_s": ("bandwidth_bytes_per_s", 1e9),
+    "bf16_tflops": ("bf16_flops", 1e12),
+    "fp16_tflops": ("fp16_flops", 1e12),
+    "fp8_tflops": ("fp8_flops", 1e12),
+    "int8_tops": ("int8_ops", 1e12),
+}
+_NAMES = ("aliases", "nvml_names", "mig_profiles")
+_KEYS = {"name", "family", "compute_capability", "sms", "mig_sms", "sources", *_NUMBERS, *_NAMES}
+_PROFILE = re.compile(r"(?P<compute>[1-7])g\.(?P<memory>[0-9]+)gb")
+_MIG_COMPUTE_SLICES, _MIG_MEMORY_SLICES = 7, 8
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[\s_]+", "-", name.strip().casefold())
+
+
+@cache
+def _built_in() -> tuple[GpuClass, ...]:
+    return _parse(files(__package__).joinpath("gpus.toml").read_text(encoding="utf-8"), "gpus.toml")
+
+
+def _parse(text: str, where: str) -> tuple[GpuClass, ...]:
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise GpuClassError(f"GPU class file {where}: {error}") from None
+    gpus = tables.get("gpu")
+    if set(tables) != {"gpu"} or not isinstance(gpus, list) or not all(isinstance(table, dict) for table in gpus):
+        raise GpuClassError(f"GPU class file {where}: write one [[gpu]] table a class, and nothing else")
+    return tuple(gpu_class for table in gpus for gpu_class in _from_table(table, where))
+
+
+def _from_table(table: Mapping[str, Any], where: str) -> tuple[GpuClass, ...]:
+    """The class of one table, followed by its MIG slices."""
+    name = table.get("name")
+    if not isinstance(name, str) or not name.strip():
+        raise GpuClassError(f'{where}: every GPU class needs a name = "..."')
+    place = f"{where}: GPU class {name}"
+    if unknown := sorted(set(table) - _KEYS):
+        near = difflib.get_close_matches(unknown[0], sorted(_KEYS), n=1)
+        raise GpuClassError(f"{place}: no such key: {unknown[0]}" + (f" (did you mean {near[0]}?)" if near else ""))
+    names: dict[str, tuple[str, ...]] = {}
+    for key in _NAMES:
+        value = table.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise GpuClassError(f"{place}: {key} must be a list of names, not {value!r}")
+        names[key] = tuple(value)
+    whole = GpuClass(
+        name=_normal(name),
+        aliases=names["aliases"],
+        family=str(table.get("family", _normal(name))),
+        nvml_names=names["nvml_names"],
+        compute_capability=_capability(table.get("compute_capability"), place),
+        sources=dict(table.get("sources", {})),
+        **_figures(table, place),
+    )
+    if not whole.nvml_names and not whole.is_cpu:
+        raise GpuClassError(f"{place}: nvml_names must name the product as `nvidia-smi -L` does, or nothing matches it")
+    return (whole, *_slices(whole, table, names["mig_profiles"], place))
+
+
+def _figures(table: Mapping[str, Any], place: str) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    for key, (attribute, factor) in _NUMBERS.items():
+        value = table.get(key)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise GpuClassError(f"{place}: {key} must be a number above 0, not {value!r}")
+        figures[attribute] = int(value * factor) if attribute == "memory_bytes" else value * factor
+    return figures
+
+
+def _capability(value: Any, place: str) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    match = re.fullmatch(r"([0-9]+)\.([0-9]+)", str(value))
+    if match is None:
+        raise GpuClassError(f'{place}: compute_capability must be "major.minor" such as "8.6", not {value!r}')
+    return int(match[1]), int(match[2])
+
+
+def _slices(whole: GpuClass, table: Mapping[str, Any], profiles: tuple[str, ...], place: str) -> list[GpuClass]:
+    """A slice has whole eighths of the memory and its bandwidth, and its own share of the SMs (MIG user guide)."""
+    counted = table.get("mig_sms")
+    if counted is not None and (not isinstance(counted, list) or len(counted) != len(profiles) or "sms" not in table):
+        raise GpuClassError(f"{place}: mig_sms needs one number for each of mig_profiles, and sms")
+    slices = []
+    for position, profile in enumerate(profiles):
+        match = _PROFILE.fullmatch(profile)
+        if match is None or whole.memory_bytes is None:
+            raise GpuClassError(f'{place}: mig_profiles must look like "1g.5gb" and need memory_gb, not {profile!r}')
+        share_sm = counted[position] / table["sms"] if counted else int(match["compute"]) / _MIG_COMPUTE_SLICES
+        eighths = round(_MIG_MEMORY_SLICES * int(match["memory"]) * GIB / whole.memory_bytes)
+        share_memory = max(1, eighths) / _MIG_MEMORY_SLICES
+        slices.append(
+            replace(
+                whole,
+                name=f"{whole.name}-{profile}",
+                aliases=tuple(f"{alias}-{profile}" for alias in whole.aliases),
+                memory_bytes=int(match["memory"]) * GIB,
+                bandwidth_bytes_per_s=_part(whole.bandwidth_bytes_per_s, share_memory),
+                bf16_flops=_part(whole.bf16_flops, share_sm),
+                fp16_flops=_part(whole.fp16_flops, share_sm),
+                fp8_flops=_part(whole.fp8_flops, share_sm),
+                int8_ops=_part(whole.int8_ops, share_sm),
+                mig_profile=profile,
+                parent=whole.name,
+            )
+        )
+    return slices
+
+
+def _part(figure: float | None, share: float) -> float | None:
+    return None if figure is None else figure * share

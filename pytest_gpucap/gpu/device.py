@@ -1,0 +1,55 @@
+"""One GPU or MIG slice, as a plain value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One GPU or MIG slice as NVML reports it now; None where a field cannot be read, with the reason in `unreadable`.
+
+    Clocks, limits, temperature, ECC and persistence of a slice are its whole GPU's.
+
+    Attributes:
+        index: NVML's index of the GPU (PCI bus order); a slice has its GPU's.
+        uuid: ``GPU-...`` or ``MIG-...``.
+        name: product name of the GPU.
+        mig_mode: True if the GPU is split into slices; None where the GPU knows no MIG.
+        mig_profile: such as ``1g.5gb``, for a slice.
+        parent_uuid: of the whole GPU, for a slice.
+        sm_clock_mhz, memory_clock_mhz: now; an idle GPU clocks down.
+        max_sm_clock_mhz, max_memory_clock_mhz: the highest that it can be set to.
+        power_limit_w, default_power_limit_w: as set, and as the board ships.
+        ecc_errors: uncorrected memory errors since the driver was loaded.
+        unreadable: field name -> reason.
+    """
+
+    index: int
+    uuid: str
+    name: str
+    memory_bytes: int | None = None
+    memory_used_bytes: int | None = None
+    compute_capability: tuple[int, int] | None = None
+    pci_bus_id: str | None = None
+    mig_mode: bool | None = None
+    mig_profile: str | None = None
+    parent_uuid: str | None = None
+    multiprocessors: int | None = None
+    sm_clock_mhz: int | None = None
+    memory_clock_mhz: int | None = None
+    max_sm_clock_mhz: int | None = None
+    max_memory_clock_mhz: int | None = None
+    power_limit_w: float | None = None
+    default_power_limit_w: float | None = None
+    temperature_c: int | None = None
+    ecc_mode: bool | None = None
+    ecc_errors: int | None = None
+    persistence: bool | None = None
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """Name, index and slice in a few words, for messages."""
+        return f"GPU {self.index} ({self.name}" + (f" MIG {self.mig_profile})" if self.mig_profile else ")")

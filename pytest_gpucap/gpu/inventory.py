@@ -1,0 +1,276 @@
+"""What GPUs there are, which of them this process may use, and which belong to a class."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_gpucap.gpu.classes import GIB, GpuClass, class_named_by_nvml, known_classes
+from pytest_gpucap.gpu.device import Device
+from pytest_gpucap.gpu.nvml import NvmlUnavailable, Reader, memory_used, session
+from pytest_gpucap.gpu.visible import visible
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """The machine's GPUs.
+
+    Attributes:
+        devices: those that CUDA would show to this process, in its order; a GPU split by MIG is represented by its
+            slices alone.
+        hidden: there, but kept from this process by ``CUDA_VISIBLE_DEVICES``.
+        driver, cuda: versions, such as ``570.124.06`` and ``12.8``.
+        problems: one sentence each: NVML missing or broken, a GPU lost, a ``CUDA_VISIBLE_DEVICES`` that names nothing.
+    """
+
+    devices: tuple[Device, ...] = ()
+    hidden: tuple[Device, ...] = ()
+    driver: str | None = None
+    cuda: str | None = None
+    problems: tuple[str, ...] = ()
+
+
+class NoGpu(RuntimeError):  # noqa: N818 - reads as what is wrong
+    """No GPU that this process may use, and none was asked for by class."""
+
+
+class WrongGpuClass(RuntimeError):  # noqa: N818 - reads as what is wrong
+    """The machine has no device of the class; the message says what it has and how near that comes."""
+
+
+def take_inventory(environment: Mapping[str, str] | None = None) -> Inventory:
+    """What NVML reports, and what ``CUDA_VISIBLE_DEVICES`` of `environment` (the process's own) leaves of it."""
+    environment = os.environ if environment is None else environment
+    try:
+        with session() as pynvml:
+            return _read(pynvml, environment)
+    except NvmlUnavailable as error:
+        return Inventory(problems=(str(error),))
+
+
+def select(inventory: Inventory, gpu_class: GpuClass, extra: Iterable[GpuClass] = ()) -> tuple[Device, ...]:
+    """The devices of a class, in CUDA's order; none for the class ``cpu``.
+
+    Raises:
+        WrongGpuClass: if there is none.
+    """
+    if gpu_class.is_cpu:
+        return ()
+    found = tuple(device for device in inventory.devices if _is_of(device, gpu_class))
+    if found:
+        return found
+    raise WrongGpuClass(f"GPU class {gpu_class.name}: {_what_is_there(inventory, gpu_class, tuple(extra))}")
+
+
+def detect(inventory: Inventory, extra: Iterable[GpuClass] = ()) -> GpuClass:
+    """The class of this machine's GPUs, for a session that names none.
+
+    A GPU that no class knows gets a class of its own, with the memory that NVML reports and no other figures.
+
+    Raises:
+        NoGpu: if there is no GPU to use; the message says why.
+        WrongGpuClass: if there are GPUs of several classes, so that one must be named.
+    """
+    if not inventory.devices:
+        raise NoGpu(_why_none(inventory))
+    extra = tuple(extra)
+    classes = {c.name: c for c in (class_of(device, extra) for device in inventory.devices)}
+    if len(classes) > 1:
+        raise WrongGpuClass(f"GPUs of several classes here ({', '.join(classes)}): name one of them with --gpu-class")
+    return next(iter(classes.values()))
+
+
+def class_of(device: Device, extra: Iterable[GpuClass] = ()) -> GpuClass:
+    """The class of one device; a class made up from NVML's answers where none is known."""
+    known = class_named_by_nvml(device.name, device.mig_profile, extra)
+    if known is not None:
+        return known
+    slug = re.sub(r"[^a-z0-9.]+", "-", device.name.casefold().removeprefix("nvidia")).strip("-")
+    return GpuClass(
+        name=f"{slug}-{device.mig_profile}" if device.mig_profile else slug,
+        family=slug,
+        nvml_names=(device.name,),
+        memory_bytes=device.memory_bytes,
+        compute_capability=device.compute_capability,
+        mig_profile=device.mig_profile,
+        sources={"default": "NVML, on this machine"},
+    )
+
+
+def _is_of(device: Device, gpu_class: GpuClass) -> bool:
+    named = device.name.casefold() in {name.casefold() for name in gpu_class.nvml_names}
+    return named and device.mig_profile == gpu_class.mig_profile
+
+
+def _why_none(inventory: Inventory) -> str:
+    reasons = list(inventory.problems)
+    if inventory.hidden:
+        reasons.append(f"CUDA_VISIBLE_DEVICES hides {_count(inventory.hidden)}")
+    return "no GPU here" + (f" ({'; '.join(reasons)})" if reasons else "")
+
+
+def _what_is_there(inventory: Inventory, wanted: GpuClass, extra: tuple[GpuClass, ...]) -> str:
+    hidden = [device for device in inventory.hidden if _is_of(device, wanted)]
+    if hidden:
+        return f"CUDA_VISIBLE_DEVICES hides {_count(hidden)}; let it name one of them"
+    if not inventory.devices:
+        return _why_none(inventory)
+    parts = [f"this machine has {_count(inventory.devices)}"]
+    seen: dict[str, GpuClass] = {}
+    for device in inventory.devices:
+        seen.setdefault(class_of(device, extra).name, class_of(device, extra))
+    parts += filter(None, (_near_miss(wanted, other, extra) for other in seen.values()))
+    return "; ".join(parts)
+
+
+def _near_miss(wanted: GpuClass, other: GpuClass, extra: tuple[GpuClass, ...]) -> str:
+    """How a device that is there differs from the class asked for; empty where nobody would mix them up."""
+    if wanted.family != other.family:
+        return ""
+    if other.mig_profile and not wanted.mig_profile:
+        return f"{other.name} is a MIG slice ({other.figures()}), not a whole GPU ({wanted.figures()})"
+    if wanted.mig_profile and not other.mig_profile:
+        profiles = [c.mig_profile for c in known_classes(extra) if c.parent == other.name and c.mig_profile]
+        cut = (
+            "has no such slice: MIG is off" if wanted.parent == other.name else f"can be cut into {', '.join(profiles)}"
+        )
+        return f"{other.name} is a whole GPU and {cut}"
+    return f"{other.name} ({other.figures()}) is not {wanted.name} ({wanted.figures()}): say --gpu-class {other.name}"
+
+
+def _count(devices: Iterable[Device]) -> str:
+    """``2x NVIDIA A10, 1x NVIDIA H100 PCIe``."""
+    counts: dict[str, int] = {}
+    for device in devices:
+        name = device.name + (f" MIG {device.mig_profile}" if device.mig_profile else "")
+        counts[name] = counts.get(name, 0) + 1
+    return ", ".join(f"{count}x {name}" for name, count in counts.items())
+
+
+def _read(pynvml: Any, environment: Mapping[str, str]) -> Inventory:
+    reader = Reader(pynvml)
+    driver = reader.ask("driver", pynvml.nvmlSystemGetDriverVersion)
+    cuda = reader.ask("cuda", pynvml.nvmlSystemGetCudaDriverVersion)
+    count = reader.ask("count", pynvml.nvmlDeviceGetCount)
+    problems = [f"NVML: {reason}" for name, reason in reader.unreadable.items() if name == "count"]
+    gpus: list[tuple[Device, ...]] = []
+    for index in range(count or 0):
+        try:
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            gpus.append(_gpu(pynvml, handle, index))
+        except pynvml.NVMLError as error:
+            gpus.append(())  # its index stays taken
+            problems.append(f"GPU {index} cannot be used: {error}")
+    seen = visible([list(gpu) for gpu in gpus], environment)
+    problems += seen.problems
+    return Inventory(
+        devices=tuple(seen.devices),
+        hidden=tuple(d for gpu in gpus for d in gpu if d not in seen.devices),
+        driver=driver,
+        cuda=None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
+        problems=tuple(problems),
+    )
+
+
+def _gpu(pynvml: Any, handle: Any, index: int) -> tuple[Device, ...]:
+    """The GPU itself, or its slices where it is split.
+
+    Raises:
+        pynvml.NVMLError: if not even its name or UUID can be read.
+    """
+    name, uuid = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetUUID(handle)
+    reader = Reader(pynvml)
+    fields = _settings(pynvml, handle, reader)
+    whole = Device(index=index, uuid=uuid, name=name, **fields, unreadable=reader.unreadable)
+    return tuple(_slices(pynvml, handle, whole)) if whole.mig_mode else (whole,)
+
+
+def _settings(pynvml: Any, handle: Any, reader: Reader) -> dict[str, Any]:
+    ask = reader.ask
+    memory = ask("memory_bytes", memory_used, pynvml, handle)
+    pci = ask("pci_bus_id", pynvml.nvmlDeviceGetPciInfo, handle)
+    mig = ask("mig_mode", pynvml.nvmlDeviceGetMigMode, handle)
+    limit = ask("power_limit_w", pynvml.nvmlDeviceGetEnforcedPowerLimit, handle)
+    shipped = ask("default_power_limit_w", pynvml.nvmlDeviceGetPowerManagementDefaultLimit, handle)
+    ecc = ask("ecc_mode", pynvml.nvmlDeviceGetEccMode, handle)
+    persistence = ask("persistence", pynvml.nvmlDeviceGetPersistenceMode, handle)
+    bus_id = None if pci is None else pci.busId
+    return {
+        "memory_bytes": memory and memory[1],
+        "memory_used_bytes": memory and memory[0],
+        "compute_capability": ask("compute_capability", pynvml.nvmlDeviceGetCudaComputeCapability, handle),
+        "pci_bus_id": bus_id.decode() if isinstance(bus_id, bytes) else bus_id,
+        "mig_mode": None if mig is None else bool(mig[0]),
+        "sm_clock_mhz": ask("sm_clock_mhz", pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
+        "memory_clock_mhz": ask("memory_clock_mhz", pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_MEM),
+        "max_sm_clock_mhz": ask("max_sm_clock_mhz", pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_SM),
+        "max_memory_clock_mhz": ask(
+            "max_memory_clock_mhz", pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_MEM
+        ),
+        "power_limit_w": None if limit is None else limit / 1000,
+        "default_power_limit_w": None if shipped is None else shipped / 1000,
+        "temperature_c": ask("temperature_c", pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
+        "ecc_mode": None if ecc is None else bool(ecc[0]),
+        "ecc_errors": ask(
+            "ecc_errors",
+            pynvml.nvmlDeviceGetTotalEccErrors,
+            handle,
+            pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
+            pynvml.NVML_VOLATILE_ECC,
+        ),
+        "persistence": None if persistence is None else bool(persistence),
+    }
+
+
+def _slices(pynvml: Any, handle: Any, whole: Device) -> Iterable[Device]:
+    for position in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+        try:
+            piece = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, position)
+        except pynvml.NVMLError:
+            continue  # that many slices could be made; fewer were
+        reader = Reader(pynvml)
+        memory = reader.ask("memory_bytes", memory_used, pynvml, piece)
+        attributes = reader.ask("mig_profile", pynvml.nvmlDeviceGetAttributes, piece)
+        yield Device(
+            index=whole.index,
+            uuid=pynvml.nvmlDeviceGetUUID(piece),
+            name=whole.name,
+            memory_bytes=memory and memory[1],
+            memory_used_bytes=memory and memory[0],
+            compute_capability=whole.compute_capability,
+            pci_bus_id=whole.pci_bus_id,
+            mig_mode=True,
+            mig_profile=_profile(attributes, whole.memory_bytes) or "of unknown size",
+            parent_uuid=whole.uuid,
+            multiprocessors=attributes and int(attributes.multiprocessorCount),
+            sm_clock_mhz=whole.sm_clock_mhz,
+            memory_clock_mhz=whole.memory_clock_mhz,
+            max_sm_clock_mhz=whole.max_sm_clock_mhz,
+            max_memory_clock_mhz=whole.max_memory_clock_mhz,
+            power_limit_w=whole.power_limit_w,
+            default_power_limit_w=whole.default_power_limit_w,
+            temperature_c=whole.temperature_c,
+            ecc_mode=whole.ecc_mode,
+            ecc_errors=whole.ecc_errors,
+            persistence=whole.persistence,
+            unreadable={**whole.unreadable, **reader.unreadable},
+        )
+
+
+def _profile(attributes: Any, gpu_memory_bytes: int | None) -> str | None:
+    """``3g.20gb`` from a slice's attributes, as nvidia-smi names it; ``1c.3g.20gb`` if it has part of the compute.
+
+    The memory in a profile's name is its share of the GPU in eighths, rounded up, times the GPU's memory in whole GiB
+    (github.com/NVIDIA/go-nvlib, ``mig_profile.go``).
+    """
+    if attributes is None or not gpu_memory_bytes:
+        return None
+    share = math.ceil(attributes.memorySizeMB * 2**20 / gpu_memory_bytes * 8) / 8
+    memory_gb = round(share * ((gpu_memory_bytes + GIB - 1) // GIB))
+    instance, compute = attributes.gpuInstanceSliceCount, attributes.computeInstanceSliceCount
+    prefix = "" if compute == instance else f"{compute}c."
+    return f"{prefix}{instance}g.{memory_gb}gb"

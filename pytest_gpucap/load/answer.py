@@ -1,0 +1,214 @@
+"""One request's answer, event by event: first token, gaps, token counts, how it ended.
+
+No JSON is parsed for an ordinary token. An event counts as one when it begins like an earlier token event of the same
+answer, from its id to the opening of its choices; everything else is parsed and judged. One event may hold several
+tokens, and a server may end with an event that holds none: the usage settles both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from typing import Any
+
+from pytest_gpucap.load.blocks import Count, PhaseTable
+from pytest_gpucap.load.protocol import Status
+from pytest_gpucap.load.recorder import Recorder
+
+USAGE = b'"completion_tokens"'
+"""In every usage object and nowhere else: inside a token's text the quotes would be escaped."""
+_COMMON = rb'\{"id":"[^"\\]{1,99}","object":"[a-z_.]+","created":\d+,"model":"[^"\\]*","choices":\['
+PLAIN_TOKEN = re.compile(_COMMON + rb'\{"index":0,(?:"text":"|"delta":\{"content":"(?!"))')
+"""A token event as vLLM writes it; what looks otherwise is parsed as JSON."""
+PLAIN_USAGE = re.compile(
+    _COMMON + rb'\],"usage":\{"prompt_tokens":(\d{1,9}),"total_tokens":\d+,"completion_tokens":(\d{1,9})[,}]'
+)
+"""The usage chunk as vLLM writes it."""
+CHOICES = re.compile(rb'"choices":\s?\[\{')
+"""What the data of a token event and of no other holds near its beginning: the usage chunk's choices are empty."""
+MAX_PREFIX = 400
+NAN = float("nan")
+
+
+class Answer:
+    """The state of one request from its sending to its end."""
+
+    __slots__ = (
+        "counted_output",
+        "counted_prompt",
+        "done",
+        "error",
+        "events",
+        "first_s",
+        "gap_s",
+        "last_s",
+        "line",
+        "number",
+        "prefix",
+        "recorder",
+        "row",
+        "sent_at",
+        "status",
+        "table",
+        "tail",
+    )
+
+    def __init__(self, table: PhaseTable, row: int, number: int, recorder: Recorder) -> None:
+        self.table, self.row, self.number, self.recorder = table, row, number, recorder
+        self.first_s = self.last_s = NAN
+        self.gap_s = NAN
+        """The gap before the last event, not yet recorded: the event may turn out to be no token."""
+        self.events = 0
+        self.prefix: bytes | None = None
+        """How the data of token events begins, up to their choices; renewed when it changes (a time in it, say)."""
+        self.line: bytes | None = None
+        """The same with ``data: ``."""
+        self.tail = b""
+        """The last read or event with a token; some servers put the usage in there."""
+        self.counted_prompt = self.counted_output = 0
+        self.done = False
+        self.status: Status | None = None
+        """Set as soon as the answer has gone wrong."""
+        self.error = ""
+        self.sent_at = NAN
+
+    def fail(self, status: Status, error: str) -> None:
+        """The first thing that goes wrong is what is reported."""
+        if self.status is None:
+            self.status, self.error = status, error
+
+    def token(self, time_s: float) -> None:
+        """An event with a token."""
+        recorder = self.recorder
+        if self.events:
+            recorder.gaps.append(self.gap_s)
+            self.gap_s = time_s - self.last_s
+        else:
+            self.first_s = time_s
+        self.events += 1
+        self.last_s = time_s
+        recorder.times.append(time_s)
+
+    def tokens(self, count: int, time_s: float) -> None:
+        """Several events with a token each, received together; not the first of the answer."""
+        recorder = self.recorder
+        recorder.gaps.append(self.gap_s)
+        self.gap_s = time_s - self.last_s
+        if count > 1:
+            recorder.gaps.append(self.gap_s)
+            recorder.gaps.extend([0.0] * (count - 2))
+            self.gap_s = 0.0
+        self.events += count
+        self.last_s = time_s
+        recorder.times.extend([time_s] * count)
+
+    def event(self, data: bytes, time_s: float) -> None:
+        """One event's data."""
+        if self.prefix is not None and data.startswith(self.prefix):
+            self.token(time_s)
+            self.tail = data
+        elif data == b"[DONE]":
+            self.done = True
+        elif PLAIN_TOKEN.match(data):
+            self._learn(data, time_s)
+        elif usage := PLAIN_USAGE.match(data):
+            self.counted_prompt, self.counted_output = int(usage[1]), int(usage[2])
+        else:
+            self._inspect(data, time_s)
+
+    def _learn(self, data: bytes, time_s: float) -> None:
+        """A token event, and how others will begin."""
+        self.token(time_s)
+        self.tail = data
+        choices = CHOICES.search(data, 0, MAX_PREFIX)
+        if choices and data.startswith(b'{"id"'):
+            self.prefix = data[: choices.end()]
+            self.line = b"data: " + self.prefix
+
+    def _inspect(self, data: bytes, time_s: float) -> None:
+        try:
+            chunk = json.loads(data)
+        except ValueError:
+            self.fail(Status.PROTOCOL, f"an event that is no JSON: {data[:80]!r}")
+            return
+        if not isinstance(chunk, dict):
+            self.fail(Status.PROTOCOL, f"an event that is no JSON object: {data[:80]!r}")
+        elif chunk.get("error") or chunk.get("object") == "error":
+            self.fail(Status.STREAM_ERROR, _error_text(chunk))
+        else:
+            usage = chunk.get("usage")
+            if isinstance(usage, dict):
+                self.counted_prompt = _count(usage, "prompt_tokens")
+                self.counted_output = _count(usage, "completion_tokens")
+            choices = chunk.get("choices")
+            if isinstance(choices, list) and choices and not self._opening(choices[0]):
+                self._learn(data, time_s)
+
+    def _opening(self, choice: Any) -> bool:
+        """Chat answers open with a chunk that names the role and holds no token."""
+        delta = choice.get("delta") if isinstance(choice, dict) else None
+        if not isinstance(delta, dict) or self.events:
+            return False
+        holds = any(delta.get(key) for key in ("content", "reasoning", "reasoning_content", "tool_calls"))
+        return not holds and ("role" in delta or choice.get("finish_reason") is None)
+
+    def finish(self, end_s: float, *, ignore_eos: bool) -> Status:
+        """Settle the token counts and write the row; the final status."""
+        recorder, row, table = self.recorder, self.row, self.table
+        if not self.counted_output and USAGE in self.tail:
+            self._usage_of_tail()
+        counted, events = self.counted_output, self.events
+        if counted and events == counted + 1 and events > 1:
+            # The last event only said why the answer ended.
+            recorder.withdraw_token(self.last_s)
+            self.last_s -= self.gap_s
+        elif events:
+            recorder.gaps.append(self.gap_s)
+            if counted > events:
+                recorder.spread_tokens(self.first_s, self.last_s, counted - events)
+        status = self._judge(ignore_eos=ignore_eos, asked=table.output[row])
+        if status is Status.OK or status is Status.SHORT:
+            if not counted:
+                recorder.add(Count.WITHOUT_USAGE)
+            elif self.counted_prompt != table.prompt[row]:
+                recorder.add(Count.WRONG_PROMPT)
+        table.sent[row] = self.sent_at
+        table.first[row], table.last[row], table.end[row] = self.first_s, self.last_s, end_s
+        table.counted_prompt[row], table.counted_output[row] = self.counted_prompt, counted
+        table.state[row] = status
+        return status
+
+    def _usage_of_tail(self) -> None:
+        for line in self.tail.splitlines():
+            if USAGE in line:
+                with contextlib.suppress(ValueError, AttributeError):
+                    usage = json.loads(line.removeprefix(b"data: ")).get("usage")
+                    if isinstance(usage, dict):
+                        self.counted_prompt = _count(usage, "prompt_tokens")
+                        self.counted_output = _count(usage, "completion_tokens")
+
+    def _judge(self, *, ignore_eos: bool, asked: int) -> Status:
+        if self.status is not None:
+            return self.status
+        if not (self.done or self.counted_output):
+            self.fail(Status.RESET, "the answer ended before [DONE]")
+            return Status.RESET
+        if not self.events:
+            self.fail(Status.PROTOCOL, "an answer without a token")
+            return Status.PROTOCOL
+        if ignore_eos and self.counted_output and self.counted_output < asked:
+            self.fail(Status.SHORT, f"{self.counted_output} tokens instead of {asked}")
+            return Status.SHORT
+        return Status.OK
+
+
+def _count(usage: dict[str, Any], name: str) -> int:
+    value = usage.get(name)
+    return value if isinstance(value, int) and 0 <= value < 2**31 else 0
+
+
+def _error_text(chunk: dict[str, Any]) -> str:
+    error = chunk.get("error") or chunk
+    message = error.get("message") if isinstance(error, dict) else error
+    return str(message or error)[:200]

@@ -1,0 +1,213 @@
+"""Finds out how a server counts prompt tokens, so that prompts can be made to an exact count.
+
+What is needed is a set of texts that cost one token each wherever they stand, and the number of tokens that the server
+adds by itself (chat template, begin of text). Counting goes through vLLM's ``/tokenize`` where the server has it, and
+through the usage of one-token requests where not; the result is always verified by the usage of real requests.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pytest_gpucap.load.endpoint import Endpoint as Server
+from pytest_gpucap.load.library import client, http
+from pytest_gpucap.load.prompts import Composer, Recipe, mix
+from pytest_gpucap.load.protocol import LoadError
+from pytest_gpucap.requirement import Endpoint, Workload
+
+_COMMON = """
+the of and to in is that for it as was with be by on not he his but at are this have from or had an they which one you
+were her all she there would their we him been has when who will more no if out so said what up its about into than them
+can only other new some could time these two may then do first any my now such like our over man me even most made after
+also did many before must through back years where much your way well down should because each just those people how too
+little state good very make world still own see men work long get here between both life being under never day same
+another know while last might us great old year off come since against go came right used take three
+"""
+WORDS = tuple(" " + word for word in _COMMON.split())
+LETTERS = tuple("etaoinshrdlcumwfgypbvkjxqz")
+SPACED_LETTERS = tuple(" " + letter for letter in LETTERS)
+IDS = tuple(str(token) for token in range(100, 228))
+"""Above the control tokens and single bytes of common vocabularies, and inside every practical one."""
+OPENER = "A"
+MOST_UNITS = 64
+LEAST_UNITS = 4
+MOST_COUNTS = 400
+"""Countings that finding the units may take."""
+
+Counter = Callable[[str], int]
+"""Prompt tokens of a request whose prompt is this text."""
+
+
+def calibrate(server: Server, model: str, workload: Workload, seed: int, nonce: int) -> Recipe:
+    """Find out how this server counts, and verify it.
+
+    Raises:
+        LoadError: if the server does not answer, or exact prompts cannot be made for it; says why and what to do.
+    """
+    with client(server) as session:
+        probe = _Probe(session, server, model, workload)
+        if workload.endpoint is Endpoint.COMPLETIONS:
+            recipe = _by_ids(probe, model, workload, seed, nonce)
+            if recipe is not None:
+                return recipe
+        units, overhead = _find_units(probe.count)
+        recipe = Recipe.of(workload, model, units, opener=OPENER, overhead=overhead, seed=seed, nonce=nonce)
+        _verify(probe, recipe, workload)
+        return recipe
+
+
+class _Probe:
+    """Asks the server how many tokens a prompt has."""
+
+    def __init__(self, session: Any, server: Server, model: str, workload: Workload) -> None:
+        self._session, self._server, self._model, self._workload = session, server, model, workload
+        self._has_tokenize: bool | None = None
+        self._counts = 0
+
+    def count(self, text: str) -> int:
+        """Prompt tokens of a request with this prompt."""
+        self._counts += 1
+        if self._counts > MOST_COUNTS:
+            raise LoadError(f"this server's tokenizer was not understood after {MOST_COUNTS} countings; {_ADVICE}")
+        if self._has_tokenize is not False:
+            counted = self._tokenize(text)
+            self._has_tokenize = counted is not None
+            if counted is not None:
+                return counted
+        return self.usage(self._plain_body(text))
+
+    def _tokenize(self, text: str) -> int | None:
+        body: dict[str, Any] = {"model": self._model}
+        if self._workload.endpoint is Endpoint.CHAT:
+            body |= {"messages": _messages(text), "add_generation_prompt": True}
+        else:
+            body["prompt"] = text
+        response = self._post(self._server.root + "/tokenize", json.dumps(body).encode())
+        try:
+            count = response.json().get("count") if response.status_code == 200 else None  # noqa: PLR2004
+        except (ValueError, AttributeError):
+            return None
+        return count if isinstance(count, int) else None
+
+    def _plain_body(self, text: str) -> bytes:
+        body: dict[str, Any] = {"model": self._model, "max_tokens": 1}
+        if self._workload.endpoint is Endpoint.CHAT:
+            body["messages"] = _messages(text)
+        else:
+            body["prompt"] = text
+        return json.dumps(body).encode()
+
+    def usage(self, body: bytes) -> int:
+        """Prompt tokens by the usage of a real request."""
+        counted = self.try_usage(body)
+        if isinstance(counted, str):
+            raise LoadError(counted)
+        return counted
+
+    def try_usage(self, body: bytes) -> int | str:
+        """The same, or why not."""
+        url = self._server.url(self._workload.endpoint)
+        response = self._post(url, body)
+        if response.status_code != 200:  # noqa: PLR2004 - OK
+            text = " ".join(response.text.split())[:300]
+            return f"{url} answered a probe with HTTP {response.status_code}: {text}"
+        try:
+            counted = response.json()["usage"]["prompt_tokens"]
+        except (ValueError, KeyError, TypeError):
+            counted = None
+        if not isinstance(counted, int):
+            return f"{url} reports no usage.prompt_tokens, so prompts of an exact token count cannot be made for it"
+        return counted
+
+    def _post(self, url: str, body: bytes) -> Any:
+        try:
+            return self._session.post(url, content=body, headers={"Content-Type": "application/json"})
+        except http().HTTPError as error:
+            raise LoadError(f"{url} does not answer: {type(error).__name__}: {error}") from error
+
+
+_ADVICE = 'exact prompts need a tokenizer that splits at spaces; try endpoint="completions", which sends token ids'
+
+
+def _messages(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def _by_ids(probe: _Probe, model: str, workload: Workload, seed: int, nonce: int) -> Recipe | None:
+    """A recipe of token ids; None where the server does not take them."""
+    recipe = Recipe.of(workload, model, IDS, as_ids=True, seed=seed, nonce=nonce)
+    every_id = json.loads(Composer(recipe).probe(0, 64)) | {"prompt": [int(token) for token in IDS]}
+    counted = probe.try_usage(json.dumps(every_id).encode())
+    if isinstance(counted, str) or counted < len(IDS):
+        return None
+    recipe = Recipe.of(workload, model, IDS, as_ids=True, overhead=counted - len(IDS), seed=seed, nonce=nonce)
+    _verify(probe, recipe, workload)
+    return recipe
+
+
+def _find_units(count: Counter) -> tuple[tuple[str, ...], int]:
+    """Units of one token each, and what the server adds to them."""
+    bare = count(OPENER)
+    for candidates in (WORDS, LETTERS, SPACED_LETTERS):
+        # Once in order and once shuffled: units that merge with a neighbour show in one of them.
+        if _cost(count, bare, candidates) == len(candidates) and _cost(count, bare, _shuffled(candidates)) == len(
+            candidates
+        ):
+            return _power_of_two(candidates), bare
+    found: list[str] = []
+    for candidates in (WORDS, SPACED_LETTERS, LETTERS):
+        _search(count, bare, candidates, found)
+        units = _power_of_two(found)
+        if len(units) >= LEAST_UNITS and _cost(count, bare, _shuffled(units * 2)) == 2 * len(units):
+            return units, bare
+        found.clear()
+    raise LoadError(f"no texts of exactly one token were found for this server's tokenizer; {_ADVICE}")
+
+
+def _search(count: Counter, bare: int, candidates: Sequence[str], found: list[str]) -> None:
+    """Halve the candidates until those of one token each are apart from the others; enough is enough."""
+    if len(found) >= MOST_UNITS or not candidates:
+        return
+    if _cost(count, bare, candidates) == len(candidates):
+        found.extend(candidates)
+    elif len(candidates) > 1:
+        half = len(candidates) // 2
+        _search(count, bare, candidates[:half], found)
+        _search(count, bare, candidates[half:], found)
+
+
+def _cost(count: Counter, bare: int, units: Sequence[str]) -> int:
+    return count(OPENER + "".join(units)) - bare
+
+
+def _shuffled(units: Sequence[str]) -> list[str]:
+    return sorted(units, key=lambda unit: mix(int.from_bytes(unit.encode(), "big")))
+
+
+def _power_of_two(units: Sequence[str]) -> tuple[str, ...]:
+    most = min(len(units), MOST_UNITS)
+    return tuple(units[: 1 << (most.bit_length() - 1)]) if most else ()
+
+
+def _verify(probe: _Probe, recipe: Recipe, workload: Workload) -> None:
+    """Real requests of the workload's shape must cost what they should.
+
+    Raises:
+        LoadError: if one does not, or the workload asks for fewer tokens than a prompt must have.
+    """
+    composer = Composer(recipe)
+    length = workload.input_tokens
+    if length.low < composer.least_tokens:
+        composer.prompt(0, length.low)  # says so
+    middle = round(length.mean)
+    # Numbers far above those of a measurement: what a probe leaves in the server's prefix cache is of no use later.
+    for probe_number, tokens in enumerate(sorted({length.low, middle, min(length.high, 2 * middle)})):
+        body = composer.probe((1 << 39) + probe_number, tokens)
+        counted = probe.usage(body)
+        if counted != tokens:
+            raise LoadError(
+                f"prompts of an exact token count cannot be made for this server: one meant to have {tokens} tokens "
+                f"was counted as {counted}; {_ADVICE}"
+            )

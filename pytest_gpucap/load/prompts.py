@@ -1,0 +1,174 @@
+"""Request bodies whose prompts have an exact number of tokens and share no first block.
+
+A prompt is a row of units, each of exactly one token (a word with its space, a letter, or a token id; `calibrate`
+finds out which): first the units that all prompts share (`Workload.shared_prefix_tokens`), then the prompt's number
+written in units, which no other prompt of the measurement has, then filler from a fixed ring. Slicing a ring is all it
+takes, so a body costs microseconds whatever its length.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pytest_gpucap.load.protocol import LoadError
+from pytest_gpucap.requirement import Endpoint, Workload
+
+NUMBER_BITS = 40
+"""Prompt numbers go up to 2**40; written in 64 units that takes 7 tokens, well inside a first block of 16."""
+RING_UNITS = 8192
+_HOLE = "\x00"
+"""Stands for the prompt in the template; in no JSON text by itself."""
+
+
+def mix(value: int) -> int:
+    """A 64-bit hash (splitmix64's finaliser)."""
+    value = (value + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return value ^ (value >> 31)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How prompts are made for one server; plain values, so that it can be handed to a worker as JSON.
+
+    Attributes:
+        model: the model's name at the server.
+        endpoint: ``chat`` or ``completions``.
+        units: texts of one token each, a power of two of them, in any order; or, with `as_ids`, token ids.
+        as_ids: send prompts as lists of token ids (completions only).
+        opener: text before the first unit; it keeps a server that trims prompts from changing the first unit.
+        overhead: tokens that the server counts beyond the units: chat template, begin-of-text, opener.
+        shared: units at the start that all prompts share.
+        seed, nonce: prompts are made from both; the nonce is what differs between runs of one seed, so that a replayed
+            run finds nothing of an earlier one in a server's prefix cache.
+        ignore_eos, sampling: fields of the body.
+    """
+
+    model: str
+    endpoint: str
+    units: tuple[str, ...]
+    as_ids: bool = False
+    opener: str = ""
+    overhead: int = 0
+    shared: int = 0
+    seed: int = 0
+    nonce: int = 0
+    ignore_eos: bool = True
+    sampling: Mapping[str, float | int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, workload: Workload, model: str, units: tuple[str, ...], **rest: Any) -> Recipe:
+        """The recipe of a workload; `rest` as the attributes."""
+        return cls(
+            model,
+            workload.endpoint.value,
+            units,
+            shared=workload.shared_prefix_tokens,
+            ignore_eos=workload.ignore_eos,
+            sampling=dict(workload.sampling),
+            **rest,
+        )
+
+    def to_json(self) -> str:
+        """For `from_json`."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        """The inverse of `to_json`."""
+        values = json.loads(text)
+        return cls(**{**values, "units": tuple(values["units"])})
+
+
+class Composer:
+    """Makes bodies by a recipe."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        units = recipe.units
+        if len(units) < 2 or len(units) & (len(units) - 1):  # noqa: PLR2004 - a digit needs two values
+            raise ValueError(f"a power of two of units is needed, not {len(units)}")
+        self.recipe = recipe
+        separator = "," if recipe.as_ids else ""
+        self._units = [(separator + unit).encode() for unit in units]
+        self._digit_bits = len(units).bit_length() - 1
+        self._digits = -(-NUMBER_BITS // self._digit_bits)
+        # Two digits at a time.
+        self._pairs = [low + high for high in self._units for low in self._units]
+        self._key = mix(mix(recipe.seed) ^ recipe.nonce)
+        # The ring is of the seed alone: what prompts are made of does not depend on the nonce.
+        picks = np.random.Generator(np.random.Philox(recipe.seed)).bit_generator.random_raw(RING_UNITS)
+        ring = [self._units[int(pick) % len(units)] for pick in picks]
+        self._ring = b"".join(ring) * 2
+        self._starts = [0, *np.cumsum([len(unit) for unit in ring * 2]).tolist()]
+        self._shared = self._filler(0, recipe.shared)
+        self._head, self._middle = self._template(stream=True)
+
+    def _template(self, *, stream: bool) -> tuple[bytes, bytes]:
+        """What stands before the prompt, and between it and the number of output tokens (which ends the body)."""
+        recipe = self.recipe
+        hole: Any = [_HOLE] if recipe.as_ids else recipe.opener + _HOLE
+        body: dict[str, Any] = {"model": recipe.model}
+        if recipe.endpoint == Endpoint.CHAT.value:
+            body["messages"] = [{"role": "user", "content": hole}]
+        else:
+            body["prompt"] = hole
+        body.update(recipe.sampling)
+        if stream:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        if recipe.ignore_eos:
+            body["ignore_eos"] = True
+        text = json.dumps(body, separators=(",", ":"))
+        head, _, middle = text.partition(json.dumps(_HOLE) if recipe.as_ids else json.dumps(_HOLE)[1:-1])
+        return head.encode(), (middle[:-1] + ',"max_tokens":').encode()
+
+    @property
+    def least_tokens(self) -> int:
+        """The fewest prompt tokens that can be asked for."""
+        return self.recipe.overhead + max(self.recipe.shared, 1)
+
+    def body(self, number: int, prompt_tokens: int, output_tokens: int) -> bytes:
+        """The body of request `number`.
+
+        Raises:
+            LoadError: if the prompt is to be shorter than what every request has (template and shared prefix).
+        """
+        return b"%b%b%b%d}" % (self._head, self.prompt(number, prompt_tokens), self._middle, output_tokens)
+
+    def probe(self, number: int, prompt_tokens: int) -> bytes:
+        """The same for one output token, not streamed."""
+        head, middle = self._template(stream=False)
+        return b"%b%b%b1}" % (head, self.prompt(number, prompt_tokens), middle)
+
+    def prompt(self, number: int, prompt_tokens: int) -> bytes:
+        """The prompt's units as they stand in the body."""
+        if prompt_tokens < self.least_tokens:
+            raise LoadError(
+                f"a prompt of {prompt_tokens} tokens cannot be made: this server's template takes "
+                f"{self.recipe.overhead} and the shared prefix {self.recipe.shared}; ask for input_tokens of at least "
+                f"{self.least_tokens}"
+            )
+        own = prompt_tokens - self.recipe.overhead - self.recipe.shared
+        digits = min(self._digits, own)
+        text = self._shared + self._number(number, digits) + self._filler(mix(number ^ self._key), own - digits)
+        return text[1:] if self.recipe.as_ids else text
+
+    def _number(self, number: int, digits: int) -> bytes:
+        # The lowest digit first: prompts too short for all digits still differ as long as they can.
+        value = number ^ self._key
+        bits, pairs, units = self._digit_bits, self._pairs, self._units
+        mask = len(pairs) - 1
+        text = b"".join([pairs[(value >> (2 * bits * place)) & mask] for place in range(digits // 2)])
+        return text + units[(value >> (bits * (digits - 1))) & (len(units) - 1)] if digits % 2 else text
+
+    def _filler(self, start: int, count: int) -> bytes:
+        start %= RING_UNITS
+        rounds, rest = divmod(count, RING_UNITS)
+        starts = self._starts
+        whole = self._ring[starts[start] : starts[start + RING_UNITS]] * rounds if rounds else b""
+        return whole + self._ring[starts[start] : starts[start + rest]]

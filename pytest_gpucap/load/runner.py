@@ -1,0 +1,315 @@
+"""The load runner for real servers: `LoadRunner` over HTTP, carried by worker processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from pytest_gpucap.load.blocks import TOKEN_BIN_S, TOKEN_BINS, Count, Live, PhaseTable, Spread
+from pytest_gpucap.load.calibrate import calibrate
+from pytest_gpucap.load.crew import Crew
+from pytest_gpucap.load.endpoint import Endpoint
+from pytest_gpucap.load.prompts import Recipe
+from pytest_gpucap.load.protocol import ClosedLoop, Journal, LoadError, OpenLoop, Phase, PhaseSpan, Progress
+from pytest_gpucap.load.selfcheck import check_phase
+from pytest_gpucap.requirement import Workload
+
+PROGRESS_S = 0.25
+LEAD_S = 0.002
+"""Between the order to begin and the start of a phase: the message is there before the first request is due."""
+PHASE_END_TIMEOUT_S = 30.0
+REQUESTS_PER_WORKER = 1_500.0
+EVENTS_PER_WORKER = 40_000.0
+"""A worker carries more than twice as much on one core (see the load generator's benchmark); half leaves room for
+bursts."""
+TYPICAL_TPOT_S = 0.01
+"""To estimate a closed loop's events before anything is known of the server."""
+CORES_PER_WORKER = 4
+"""The server's own processes need most of the cores; on a machine of 2 beside the server it is one worker."""
+
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+
+
+class MonotonicClock:
+    """The machine's monotonic clock."""
+
+    def now(self) -> float:
+        """Seconds; the workers read the same clock."""
+        return time.monotonic()
+
+
+@dataclass(slots=True)
+class _Carried:
+    """One phase's rows after it has ended: the rows that became due, in the order of being due."""
+
+    table: PhaseTable
+    rows: npt.NDArray[np.int64]
+
+
+class HttpLoadRunner:
+    """Drives one OpenAI-compatible server over HTTP; see `LoadRunner`.
+
+    Args:
+        base_url: the server, with or without ``/v1``.
+        model: the name it serves the model under.
+        api_key: sent as a bearer token; None for none.
+        workload: endpoint, prompts and sampling of every request. Lengths come with the phases.
+        seed: prompts are made from it.
+        workers: processes; None: as many as the first phase's load and this machine's cores call for.
+        request_timeout_s: a request without a whole answer after this is counted as `Status.TIMEOUT`.
+        nonce: what sets the prompts of this run apart from an earlier run's of the same seed (see `Recipe`); None:
+            drawn afresh.
+
+    Nothing is started before the first phase; `prepare` does so earlier.
+    """
+
+    simulated = False
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        api_key: str | None,
+        workload: Workload,
+        seed: int,
+        workers: int | None = None,
+        *,
+        request_timeout_s: float = 600.0,
+        nonce: int | None = None,
+    ) -> None:
+        if workers is not None and workers < 1:
+            raise ValueError(f"workers must be at least 1, not {workers}")
+        self.clock = MonotonicClock()
+        self.server = Endpoint.parse(base_url, api_key)
+        self.nonce = secrets.randbits(40) if nonce is None else nonce
+        self.recipe: Recipe | None = None
+        self._model, self._workload, self._seed = model, workload, seed
+        self._workers, self._timeout_s = workers, request_timeout_s
+        self._crew: Crew | None = None
+        self._bins_start_s = 0.0
+        self._carried: list[_Carried] = []
+        self._rows_so_far = 0
+        self._last_end_s = 0.0
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- the protocol -------------------------------------------------------------------------------------------------
+
+    def prepare(self, phase: Phase | None = None) -> Recipe:
+        """Calibrate the prompts and start the workers, if not yet done.
+
+        Raises:
+            LoadError: if the server does not answer, or exact prompts cannot be made for it.
+        """
+        if self._closed:
+            raise LoadError("this load runner has been closed")
+        if self.recipe is None:
+            self.recipe = calibrate(self.server, self._model, self._workload, self._seed, self.nonce)
+        if self._crew is None:
+            workers = self._workers if self._workers is not None else workers_for(phase)
+            self._bins_start_s = self.clock.now()
+            self._crew = Crew(
+                workers,
+                {
+                    "address": self.server.address(),
+                    "head": self.server.request_head(self._workload.endpoint),
+                    "ignore_eos": self._workload.ignore_eos,
+                    "recipe": self.recipe.to_json(),
+                    "bins_start_s": self._bins_start_s,
+                    "request_timeout_s": self._timeout_s,
+                },
+            )
+        return self.recipe
+
+    def run(self, phase: Phase, should_stop: Callable[[Progress], bool] | None = None) -> PhaseSpan:
+        """See `LoadRunner.run`.
+
+        Raises:
+            LoadError: if the load cannot be produced: no connection, no exact prompts, rows used up, a worker died.
+        """
+        self.prepare(phase)
+        crew = self._crew
+        assert crew is not None  # noqa: S101 - made by prepare
+        closed = isinstance(phase, ClosedLoop)
+        n = phase.prompt_tokens.size
+        table, fd = PhaseTable.create(n, crew.workers)
+        try:
+            table.prompt_tokens[:], table.output_tokens[:] = phase.prompt_tokens, phase.output_tokens
+            if isinstance(phase, ClosedLoop):
+                table.hot[: phase.hot] = 1
+            start_s = max(self._last_end_s, self.clock.now() + LEAD_S)
+            end_s = start_s + phase.duration_s
+            if isinstance(phase, OpenLoop):
+                table.due_s[:] = start_s + phase.due_s
+            crew.tell(
+                {
+                    "do": "begin",
+                    "rows": n,
+                    "start_s": start_s,
+                    "end_s": end_s,
+                    "shares": _shares(phase, crew.workers),
+                    "first_prompt": phase.first_prompt,
+                },
+                fd,
+            )
+        finally:
+            os.close(fd)
+        end_s, stopped = self._attend(crew, start_s, end_s, should_stop)
+        self._last_end_s = end_s
+        due = np.flatnonzero(table.due_s < end_s)
+        rows = due[np.argsort(table.due_s[due], kind="stable")]
+        self._carried.append(_Carried(table, rows))
+        first_row, self._rows_so_far = self._rows_so_far, self._rows_so_far + rows.size
+        check = check_phase(phase, table, start_s=start_s, end_s=end_s, due=table.due_s[rows])
+        if closed and table.counts[:, Count.OUT_OF_ROWS].any():
+            raise LoadError(
+                f"the closed loop ran out of requests: {n} rows did not last {phase.duration_s:g} s; "
+                f"the server is faster than the rate the phase was made for"
+            )
+        gaps = table.histogram(Spread.GAPS)
+        return PhaseSpan(phase, start_s, end_s, first_row, self._rows_so_far, stopped, check, gaps)
+
+    def _attend(
+        self,
+        crew: Crew,
+        start_s: float,
+        end_s: float,
+        should_stop: Callable[[Progress], bool] | None,
+    ) -> tuple[float, bool]:
+        """Wait for the phase's end, asking `should_stop` now and then; when it ended, and whether it was stopped."""
+        stopped = False
+        next_ask_s = start_s + PROGRESS_S
+        while not crew.heard("ended"):
+            now_s = self.clock.now()
+            if not stopped and should_stop is not None and now_s >= next_ask_s and now_s < end_s:
+                next_ask_s = now_s + PROGRESS_S
+                live = crew.board.live.sum(axis=0)
+                progress = Progress(
+                    now_s - start_s, int(live[Live.IN_FLIGHT]), int(live[Live.COMPLETED]), int(live[Live.FAILED])
+                )
+                if should_stop(progress):
+                    stopped = True
+                    end_s = min(end_s, self.clock.now())
+                    crew.tell({"do": "cut", "end_s": end_s})
+            if now_s > end_s + PHASE_END_TIMEOUT_S:
+                raise LoadError(f"the load workers did not end a phase within {PHASE_END_TIMEOUT_S:g} s of its end")
+            crew.watch(min(PROGRESS_S, max(next_ask_s - now_s, 0.001)) if should_stop is not None else PROGRESS_S)
+            crew.check_heartbeats()
+        return end_s, stopped
+
+    def settle(self, timeout_s: float, *, cancel: bool = False) -> bool:
+        """See `LoadRunner.settle`; nothing more is sent until the next phase."""
+        crew = self._crew
+        if crew is None:
+            return True
+        deadline_s = self.clock.now() + timeout_s
+        while not cancel and crew.board.live[:, Live.UNSENT].any() and self.clock.now() < deadline_s:
+            crew.watch(0.02)
+        crew.tell({"do": "settle", "cancel": cancel})
+        crew.collect("settled", PHASE_END_TIMEOUT_S)
+        while crew.board.live[:, Live.IN_FLIGHT].any():
+            left_s = deadline_s - self.clock.now()
+            if left_s <= 0:
+                return False
+            crew.watch(min(0.02, left_s))
+            crew.check_heartbeats()
+        # The last gaps and token times are flushed with this.
+        crew.tell({"do": "settle", "cancel": False})
+        crew.collect("settled", PHASE_END_TIMEOUT_S)
+        return True
+
+    def journal(self) -> Journal:
+        """See `LoadRunner.journal`."""
+
+        def column(name: str, dtype: type[_Scalar]) -> npt.NDArray[_Scalar]:
+            parts = [getattr(carried.table, name)[carried.rows] for carried in self._carried]
+            return np.concatenate([np.empty(0, dtype), *parts])
+
+        crew = self._crew
+        used = int((self.clock.now() - self._bins_start_s) / TOKEN_BIN_S) + 1 if crew is not None else 0
+        tokens = (
+            crew.board.tokens[:, : min(used, TOKEN_BINS)].sum(axis=0) if crew is not None else np.empty(0, np.int64)
+        )
+        return Journal(
+            due_s=column("due_s", np.float64),
+            sent_s=column("sent_s", np.float64),
+            first_s=column("first_s", np.float64),
+            last_s=column("last_s", np.float64),
+            end_s=column("end_s", np.float64),
+            prompt_tokens=column("prompt_tokens", np.int32),
+            output_tokens=column("output_tokens", np.int32),
+            counted_prompt_tokens=column("counted_prompt_tokens", np.int32),
+            counted_output_tokens=column("counted_output_tokens", np.int32),
+            status=column("status", np.uint8),
+            hot=column("hot", np.uint8).astype(np.bool_),
+            bin_s=TOKEN_BIN_S,
+            bins_start_s=self._bins_start_s,
+            tokens=tokens,
+        )
+
+    def error_texts(self) -> dict[str, int]:
+        """What went wrong, in words, and how often; the first few kinds of texts that each worker saw."""
+        texts: dict[str, int] = {}
+        for errors in self._crew.errors if self._crew is not None else ():
+            for text, count in errors.items():
+                texts[text] = texts.get(text, 0) + count
+        return texts
+
+    @property
+    def worker_pids(self) -> tuple[int, ...]:
+        """Process ids of the workers, for the telemetry."""
+        return self._crew.pids if self._crew is not None else ()
+
+    def close(self) -> None:
+        """See `LoadRunner.close`."""
+        crew = self._crew
+        if crew is None or self._closed:
+            self._closed = True
+            return
+        self._closed = True
+        with contextlib.suppress(LoadError):
+            crew.tell({"do": "settle", "cancel": True})
+            crew.collect("settled", PHASE_END_TIMEOUT_S)
+        crew.close()
+
+
+def workers_for(phase: Phase | None, cores: int | None = None) -> int:
+    """Worker processes for a phase: as its load calls for, and as the cores allow."""
+    if cores is None:
+        cores = len(os.sched_getaffinity(0))
+    if phase is None or phase.output_tokens.size == 0:
+        return 1
+    mean_output = float(phase.output_tokens.mean())
+    if isinstance(phase, OpenLoop):
+        requests = phase.rate_rps
+        events = requests * mean_output
+    else:
+        events = phase.concurrency / TYPICAL_TPOT_S
+        requests = events / mean_output
+    wanted = int(np.ceil(max(events / EVENTS_PER_WORKER, requests / REQUESTS_PER_WORKER, 1.0)))
+    return max(1, min(wanted, cores // CORES_PER_WORKER))
+
+
+def _shares(phase: Phase, workers: int) -> list[int]:
+    """Requests that each worker keeps in flight; 0 in an open loop."""
+    if isinstance(phase, OpenLoop):
+        return [0] * workers
+    each, more = divmod(phase.concurrency, workers)
+    return [each + (worker < more) for worker in range(workers)]

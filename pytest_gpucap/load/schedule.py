@@ -1,0 +1,213 @@
+"""Schedules: when requests are due and how long they are, from a seed.
+
+The same seed gives the same schedule on every machine, for every number of workers and under every NumPy release: only
+the raw 64-bit stream of Philox is used, whose values are fixed by its definition, and every distribution is drawn
+by inverting its distribution function (NumPy promises no fixed stream for its own distribution methods). Times are
+rounded to the nanosecond, so a last-bit difference between two machines' logarithms does not show.
+
+Arrivals, input and output lengths come from streams of their own: a change of lengths leaves the arrivals as they were,
+and a longer phase begins with the very requests of a shorter one.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import IntEnum
+
+import numpy as np
+
+from pytest_gpucap.load.protocol import ClosedLoop, Floats, Ints, OpenLoop
+from pytest_gpucap.load.trace import Trace, read_trace
+from pytest_gpucap.requirement import ArrivalKind, Length, LengthKind, Workload
+
+_LEAST_BURSTINESS = 1e-3
+"""Gaps that vary by less than a thousandth are constant; below, gamma quantiles lose their digits."""
+
+
+class _Purpose(IntEnum):
+    ARRIVALS = 0
+    INPUT = 1
+    OUTPUT = 2
+    HOT = 3
+
+
+def generator(seed: int, stream: int, purpose: int = 0) -> np.random.Generator:
+    """The generator of (seed, stream, purpose); distinct keys give independent streams."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(stream, purpose))))
+
+
+def _uniform(rng: np.random.Generator, n: int) -> Floats:
+    """Uniform on the open interval (0, 1), 53 bits, shape (n,)."""
+    raw = rng.bit_generator.random_raw(n)
+    open_unit: Floats = ((raw >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return open_unit
+
+
+def lengths(length: Length, rng: np.random.Generator, n: int) -> Ints:
+    """Token counts, shape (n,), each within [low, high].
+
+    A lognormal draw uses the distribution's mean and coefficient of variation before it is held to the bounds.
+    """
+    uniform = _uniform(rng, n)
+    if length.kind is LengthKind.FIXED:
+        return np.full(n, length.low, np.int32)
+    if length.kind is LengthKind.UNIFORM:
+        drawn = length.low + np.floor(uniform * (length.high - length.low + 1))
+    else:
+        from scipy.special import ndtri  # only this kind needs it
+
+        variance = math.log1p(length.cv**2)
+        drawn = np.rint(np.exp(math.log(length.mean) - variance / 2 + math.sqrt(variance) * ndtri(uniform)))
+    held: Ints = np.clip(drawn, length.low, length.high).astype(np.int32)
+    return held
+
+
+def open_loop(
+    workload: Workload, rate_rps: float, duration_s: float, seed: int, stream: int, first_prompt: int = 0
+) -> OpenLoop:
+    """Requests at a mean rate, as the workload's arrivals say.
+
+    Poisson and gamma arrivals are stationary renewal processes: the first gap is what is left of a gap that was under
+    way when the phase began. Constant gaps start half a gap in. A trace is stretched to the rate; each phase enters it
+    at a place drawn from (seed, stream) and goes round.
+
+    Args:
+        workload: lengths and arrivals.
+        rate_rps: mean arrivals a second.
+        duration_s: how long the phase lasts.
+        seed: of the whole measurement.
+        stream: number of the phase within the measurement; phases with other numbers are independent.
+        first_prompt: see `OpenLoop`.
+
+    Raises:
+        RequirementError: if the trace file is not what it must be.
+    """
+    rate_rps, duration_s = _above_zero(rate_rps, "rate_rps"), _above_zero(duration_s, "duration_s")
+    arrivals = workload.arrivals
+    if arrivals.kind is ArrivalKind.TRACE:
+        return _trace_loop(_trace(workload), rate_rps, duration_s, seed, stream, first_prompt)
+    even = arrivals.kind is ArrivalKind.GAMMA and arrivals.burstiness < _LEAST_BURSTINESS
+    if even or arrivals.kind is ArrivalKind.CONSTANT:
+        due_s: Floats = (np.arange(math.ceil(rate_rps * duration_s) + 1, dtype=np.float64) + 0.5) / rate_rps
+    else:
+        variation = 1.0 if arrivals.kind is ArrivalKind.POISSON else arrivals.burstiness
+        due_s = _renewals(rate_rps, duration_s, variation, generator(seed, stream, _Purpose.ARRIVALS))
+    due_s = due_s[due_s < duration_s]
+    n = due_s.size
+    return OpenLoop(
+        duration_s,
+        np.round(due_s, 9),
+        lengths(workload.input_tokens, generator(seed, stream, _Purpose.INPUT), n),
+        lengths(workload.output_tokens, generator(seed, stream, _Purpose.OUTPUT), n),
+        first_prompt,
+    )
+
+
+def closed_loop(
+    workload: Workload,
+    concurrency: int,
+    duration_s: float,
+    max_rate_rps: float,
+    seed: int,
+    stream: int,
+    hot: bool = True,
+    first_prompt: int = 0,
+) -> ClosedLoop:
+    """Rows enough to keep `concurrency` requests in flight for the phase, at up to `max_rate_rps` completions a second.
+
+    With `hot`, the first `concurrency` rows are those found in flight on a server that has run for ever: lengths
+    biased by how long each is in service, ages uniform within. A request of (input, output) tokens at age a is sent as
+    (input + a, output - a). (The inspection paradox of renewal theory; time in service is taken as proportional to the
+    output tokens, since a step yields one token to every request in the batch.)
+    """
+    duration_s, max_rate_rps = _above_zero(duration_s, "duration_s"), _above_zero(max_rate_rps, "max_rate_rps")
+    if concurrency < 1:
+        raise ValueError(f"concurrency must be at least 1, not {concurrency}")
+    # The stated rate may be met by requests a little shorter than the mean, and every slot is filled once more.
+    expected = max_rate_rps * duration_s
+    n = 2 * concurrency + math.ceil(expected + 4.0 * math.sqrt(expected)) + 16
+    if workload.arrivals.kind is ArrivalKind.TRACE:
+        trace = _trace(workload)
+        rows = (_entry(trace, seed, stream) + np.arange(n)) % trace.arrival_s.size
+        inputs, outputs = trace.input_tokens[rows], trace.output_tokens[rows]
+        pool = trace.input_tokens, trace.output_tokens
+    else:
+        input_rng, output_rng = (generator(seed, stream, purpose) for purpose in (_Purpose.INPUT, _Purpose.OUTPUT))
+        inputs, outputs = lengths(workload.input_tokens, input_rng, n), lengths(workload.output_tokens, output_rng, n)
+        # Drawn after the rows, so that they are the same with and without `hot`.
+        many = max(8192, 64 * concurrency)
+        pool = lengths(workload.input_tokens, input_rng, many), lengths(workload.output_tokens, output_rng, many)
+    if hot:
+        inputs, outputs = inputs.copy(), outputs.copy()
+        inputs[:concurrency], outputs[:concurrency] = _in_flight(
+            *pool, concurrency, generator(seed, stream, _Purpose.HOT)
+        )
+    return ClosedLoop(duration_s, concurrency, inputs, outputs, concurrency if hot else 0, first_prompt)
+
+
+def _in_flight(inputs: Ints, outputs: Ints, n: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
+    """Mid-life: a uniform point on the line of all output tokens is a length-biased request at a uniform age."""
+    ends = np.cumsum(outputs, dtype=np.int64)
+    points = np.floor(_uniform(rng, n) * ends[-1]).astype(np.int64)
+    which = np.searchsorted(ends, points, side="right")
+    age = (points - (ends[which] - outputs[which])).astype(np.int32)
+    return inputs[which] + age, outputs[which] - age
+
+
+def _renewals(rate_rps: float, duration_s: float, variation: float, rng: np.random.Generator) -> Floats:
+    """Arrival times of a stationary renewal process with gamma gaps, up to beyond `duration_s`."""
+    shape = 1.0 / variation**2
+    scale_s = 1.0 / (rate_rps * shape)
+    # The gap under way at time 0 is length-biased (a gamma of shape + 1), and time 0 is uniform within it.
+    first, within = _uniform(rng, 2)
+    arrivals = [np.array([within * _gamma(np.array([first]), shape + 1.0)[0] * scale_s])]
+    chunk = max(64, math.ceil(rate_rps * duration_s * 1.1))
+    while arrivals[-1][-1] < duration_s:
+        arrivals.append(arrivals[-1][-1] + np.cumsum(_gamma(_uniform(rng, chunk), shape) * scale_s))
+    return np.concatenate(arrivals)
+
+
+def _gamma(uniform: Floats, shape: float) -> Floats:
+    """Standard gamma quantiles."""
+    if shape == 1.0:
+        exponential: Floats = -np.log(uniform)
+        return exponential
+    from scipy.special import gammaincinv  # only bursty arrivals need it
+
+    quantiles: Floats = np.asarray(gammaincinv(shape, uniform), np.float64)
+    return quantiles
+
+
+def _trace(workload: Workload) -> Trace:
+    if workload.arrivals.trace is None:
+        raise ValueError("arrivals of kind trace need a trace file")
+    return read_trace(workload.arrivals.trace)
+
+
+def _entry(trace: Trace, seed: int, stream: int) -> int:
+    """The row at which a phase enters the trace."""
+    return int(_uniform(generator(seed, stream, _Purpose.ARRIVALS), 1)[0] * trace.arrival_s.size)
+
+
+def _trace_loop(
+    trace: Trace, rate_rps: float, duration_s: float, seed: int, stream: int, first_prompt: int
+) -> OpenLoop:
+    entry = _entry(trace, seed, stream)
+    stretch = trace.rate_rps / rate_rps
+    period_s = trace.period_s * stretch
+    order = np.roll(np.arange(trace.arrival_s.size), -entry)
+    once_s = (trace.arrival_s[order] - trace.arrival_s[entry]) * stretch
+    once_s[once_s.size - entry :] += period_s
+    rounds = math.ceil(duration_s / period_s)
+    due_s = (once_s[np.newaxis, :] + period_s * np.arange(rounds)[:, np.newaxis]).ravel()
+    keep = due_s < duration_s
+    rows = np.tile(order, rounds)[keep]
+    return OpenLoop(
+        duration_s, np.round(due_s[keep], 9), trace.input_tokens[rows], trace.output_tokens[rows], first_prompt
+    )
+
+
+def _above_zero(value: float, what: str) -> float:
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{what} must be a finite number above 0, not {value}")
+    return float(value)

@@ -1,0 +1,124 @@
+"""A worker process: ``python -P -m pytest_gpucap.load.worker``; started and spoken to by the runner only.
+
+Control goes over a socket pair on descriptor 0: one JSON object a line, and the descriptors of shared memory along with
+it. The runner's end closes when the runner dies, however it dies, and the worker ends with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+import traceback
+from typing import Any
+
+from pytest_gpucap.load.blocks import LiveBoard, PhaseTable
+from pytest_gpucap.load.engine import Engine
+from pytest_gpucap.load.prompts import Composer, Recipe
+from pytest_gpucap.load.wire import Target
+
+MESSAGE_BYTES = 2**20
+_PR_SET_PDEATHSIG = 1
+_PR_SET_TIMERSLACK = 29
+_TIMERSLACK_NS = 1_000
+"""The default of 50 us would make every timed wait that much longer."""
+
+
+class Control:
+    """The worker's end of the control socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._engine: Engine | None = None
+        self._worker = self._workers = 0
+
+    def serve(self) -> None:
+        """Set up from the first message, then run until told to stop or the runner is gone."""
+        message, fds = self._receive()
+        if message is None:
+            return
+        self._worker, self._workers = message["worker"], message["workers"]
+        board = LiveBoard.attach(fds[0], self._workers)
+        os.close(fds[0])
+        family, address = message["address"]
+        engine = Engine(
+            Target((socket.AddressFamily(family), tuple(address)), message["head"].encode(), message["ignore_eos"]),
+            Composer(Recipe.from_json(message["recipe"])),
+            board,
+            self._worker,
+            bins_start_s=message["bins_start_s"],
+            request_timeout_s=message["request_timeout_s"],
+        )
+        self._engine = engine
+        engine.on_phase_end = lambda: self._send({"ended": True, "errors": engine.errors})
+        engine.attend(self.sock, self._command)
+        self._send({"ready": True})
+        # Collections of the young would find nothing: requests hold no cycles. A pause here is a late request.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(100_000, 50, 50)
+        try:
+            engine.run()
+        finally:
+            with contextlib.suppress(OSError):
+                engine.close()
+
+    def _command(self, _events: int) -> None:
+        engine = self._engine
+        assert engine is not None  # noqa: S101 - set before the socket is attended to
+        message, fds = self._receive()
+        if message is None or message["do"] == "stop":
+            engine.stop()
+        elif message["do"] == "begin":
+            table = PhaseTable(fds[0], message["rows"], self._workers)
+            os.close(fds[0])
+            engine.begin(
+                table,
+                start_s=message["start_s"],
+                end_s=message["end_s"],
+                share=message["shares"][self._worker],
+                first_prompt=message["first_prompt"],
+            )
+        elif message["do"] == "cut":
+            engine.cut(message["end_s"])
+        elif message["do"] == "settle":
+            engine.settle(cancel=message["cancel"])
+            self._send({"settled": True, "errors": engine.errors})
+
+    def _receive(self) -> tuple[dict[str, Any] | None, list[int]]:
+        data, fds, _, _ = socket.recv_fds(self.sock, MESSAGE_BYTES, 4)
+        return (json.loads(data) if data else None), fds
+
+    def _send(self, message: dict[str, Any]) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.sock.send(json.dumps(message).encode())
+
+
+def main() -> int:
+    """Run one worker; the exit status."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_TIMERSLACK, _TIMERSLACK_NS, 0, 0, 0)
+    if "--die-with-parent" in sys.argv:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    # Ctrl-C goes to the whole foreground group; the runner decides what it means for the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    control = Control(socket.socket(fileno=0))
+    try:
+        control.serve()
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the runner must learn of it
+        control._send({"died": f"{type(error).__name__}: {error}"})  # noqa: SLF001 - the same module
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,237 @@
+"""Markers -> what one test declares: its requirement, its server and its GPU class.
+
+Read at collection, so that a mistake costs one line and no GPU time. Markers of a module, a class and a function add
+up; the closest one wins, keyword by keyword.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from pytest_gpucap.options import Options
+from pytest_gpucap.requirement import (
+    ArrivalKind,
+    Arrivals,
+    Endpoint,
+    LatencyLimit,
+    Length,
+    Metric,
+    Requirement,
+    RequirementError,
+    Slo,
+    Workload,
+    duration_s,
+    exact,
+    headroom,
+    positive,
+    share,
+    whole,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """All that one test declares.
+
+    Attributes:
+        place: ``file:line`` of the test, for messages.
+        requirement: None when no rate was declared anywhere; `check` then says so.
+        workload, slo: declared even without a rate, so that `measure` and `sweep` work without one.
+        model: model of the vLLM server; None when no marker and no option names one.
+        vllm_args: every other keyword of the ``vllm`` marker, in the order written.
+        gpu_class: the class this test is about, from its marker; None when it names none.
+        max_time_s: server time that one verdict may take.
+        seed: of arrivals, lengths and prompts.
+    """
+
+    place: str
+    name: str
+    requirement: Requirement | None
+    workload: Workload
+    slo: Slo
+    gpus_per_replica: int
+    model: str | None
+    vllm_args: Mapping[str, Any] = field(default_factory=dict)
+    gpu_class: str | None = None
+    max_time_s: float = 600.0
+    seed: int = 0
+
+
+def declare(item: pytest.Item, options: Options, place: str) -> Declaration:
+    """What a test declares, its markers laid over the session's options; `place` is its ``file:line``.
+
+    Raises:
+        RequirementError: one line, the mistake and the mend.
+    """
+    vllm = _merged(item, "vllm", positional="model")
+    model = vllm.pop("model", None) or options.model
+    gpus_per_replica = _gpus_per_replica(vllm)
+    given = _merged(item, "gpucap")
+    values = _gpucap_values(given, item)
+    slo = Slo(
+        limits=tuple(values.pop("limits")),
+        **({"max_error_rate": values.pop("max_error_rate")} if "max_error_rate" in values else {}),
+    )
+    workload = _workload(values)
+    own_class = _merged(item, "gpu_class", positional="name").get("name")
+    name = values.get("name") or getattr(item, "originalname", None) or item.name
+    return Declaration(
+        place=place,
+        name=name,
+        requirement=_requirement(name, values, options, workload, slo, gpus_per_replica),
+        workload=workload,
+        slo=slo,
+        gpus_per_replica=gpus_per_replica,
+        model=None if model is None else str(model),
+        vllm_args=vllm,
+        gpu_class=None if own_class is None else str(own_class),
+        max_time_s=values.get("max_time", options.max_time_s),
+        seed=values.get("seed", options.seed),
+    )
+
+
+def _requirement(
+    name: str, values: Mapping[str, Any], options: Options, workload: Workload, slo: Slo, gpus_per_replica: int
+) -> Requirement | None:
+    qps = values.get("qps", options.target_qps)
+    if qps is None:
+        return None
+    gpus = values.get("gpus") or options.gpus or gpus_per_replica
+    if gpus < gpus_per_replica:
+        raise RequirementError(
+            f"gpus={gpus} cannot hold one replica: tensor_parallel_size x pipeline_parallel_size is {gpus_per_replica}"
+        )
+    factor = values.get("headroom") or options.headroom
+    return Requirement(
+        name=name,
+        qps=qps,
+        gpus=gpus,
+        gpus_per_replica=gpus_per_replica,
+        workload=workload,
+        slo=slo,
+        **({} if factor is None else {"headroom": factor}),
+    )
+
+
+def _merged(item: pytest.Item, name: str, positional: str | None = None) -> dict[str, Any]:
+    """The keywords of all markers of a name; the closest marker wins. One positional argument may have a name."""
+    merged: dict[str, Any] = {}
+    for mark in reversed(list(item.iter_markers(name))):
+        arguments = list(mark.args)
+        if arguments and positional is not None:
+            if positional in mark.kwargs:
+                raise RequirementError(f"{name}({arguments[0]!r}) names {positional} twice")
+            merged[positional] = arguments.pop(0)
+        if arguments:
+            raise RequirementError(f"{name}({', '.join(map(repr, arguments))}) takes keywords only")
+        merged |= mark.kwargs
+    return merged
+
+
+def _gpus_per_replica(vllm: Mapping[str, Any]) -> int:
+    tensor = whole(vllm.get("tensor_parallel_size", 1), "tensor_parallel_size")
+    return tensor * whole(vllm.get("pipeline_parallel_size", 1), "pipeline_parallel_size")
+
+
+def _choice(kind: type[ArrivalKind | Endpoint], value: Any, what: str) -> ArrivalKind | Endpoint:
+    try:
+        return kind(str(value))
+    except ValueError:
+        raise RequirementError(f"{what} must be one of {', '.join(kind)}, not {value!r}") from None
+
+
+def _flag(value: Any, what: str) -> bool:
+    if not isinstance(value, bool):
+        raise RequirementError(f"{what} must be True or False, not {value!r}")
+    return value
+
+
+def _sampling(value: Any, what: str) -> float:
+    number = exact(value, what)
+    if number < 0:
+        raise RequirementError(f"{what} must not be negative, but is {value}")
+    return float(number)
+
+
+_KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
+    "name": lambda value, _what: str(value),
+    "qps": positive,
+    "gpus": whole,
+    "headroom": headroom,
+    "input_tokens": Length.parse,
+    "output_tokens": Length.parse,
+    "arrivals": lambda value, what: _choice(ArrivalKind, value, what),
+    "burstiness": lambda value, what: float(positive(value, what)),
+    "trace": lambda value, _what: Path(str(value)),
+    "endpoint": lambda value, what: _choice(Endpoint, value, what),
+    "shared_prefix_tokens": lambda value, what: whole(value, what, least=0),
+    "ignore_eos": _flag,
+    "max_error_rate": share,
+    "max_time": duration_s,
+    "seed": lambda value, what: whole(value, what, least=0),
+    "temperature": _sampling,
+    "top_p": _sampling,
+    "top_k": lambda value, what: whole(value, what, least=-1),
+    "presence_penalty": lambda value, what: float(exact(value, what)),
+    "frequency_penalty": lambda value, what: float(exact(value, what)),
+}
+
+_SAMPLING: Final = ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty")
+
+
+def _gpucap_values(given: Mapping[str, Any], item: pytest.Item) -> dict[str, Any]:
+    values: dict[str, Any] = {"limits": []}
+    for keyword, value in given.items():
+        if keyword in _KEYWORDS:
+            values[keyword] = _KEYWORDS[keyword](value, keyword)
+        elif keyword.startswith(tuple(f"{metric.value}_" for metric in Metric)):
+            values["limits"].append(LatencyLimit.parse(keyword, value))
+        else:
+            raise RequirementError(f"gpucap has no keyword {keyword!r}{_near(keyword)}")
+    if "trace" in values:
+        values["trace"] = _trace_file(values["trace"], item)
+    return values
+
+
+def _near(keyword: str) -> str:
+    known = [*_KEYWORDS, *(f"{metric.value}_p95" for metric in Metric)]
+    near = get_close_matches(keyword, known, n=2, cutoff=0.6)
+    return f"; did you mean {' or '.join(near)}?" if near else f"; it has {', '.join(known)}"
+
+
+def _trace_file(trace: Path, item: pytest.Item) -> Path:
+    # As written in the test file, so relative to it: a suite must not depend on where pytest was started.
+    path = trace if trace.is_absolute() else item.path.parent / trace
+    if not path.is_file():
+        raise RequirementError(f"trace: there is no file {path}")
+    return path
+
+
+def _workload(values: Mapping[str, Any]) -> Workload:
+    kind = values.get("arrivals")
+    trace, burstiness = values.get("trace"), values.get("burstiness")
+    if kind is None:
+        kind = ArrivalKind.TRACE if trace else ArrivalKind.GAMMA if burstiness else ArrivalKind.POISSON
+    if (kind is ArrivalKind.TRACE) != (trace is not None):
+        raise RequirementError('arrivals="trace" and trace=FILE go together')
+    if (kind is ArrivalKind.GAMMA) != (burstiness is not None):
+        raise RequirementError('arrivals="gamma" and burstiness=CV go together')
+    plain = {key: values[key] for key in ("input_tokens", "output_tokens", "endpoint", "ignore_eos") if key in values}
+    workload = Workload(
+        **plain,
+        arrivals=Arrivals(kind, burstiness or (0.0 if kind is ArrivalKind.CONSTANT else 1.0), trace),
+        shared_prefix_tokens=values.get("shared_prefix_tokens", 0),
+        sampling={key: values[key] for key in _SAMPLING if key in values},
+    )
+    if workload.shared_prefix_tokens >= workload.input_tokens.low:
+        raise RequirementError(
+            f"shared_prefix_tokens={workload.shared_prefix_tokens} leaves nothing of the shortest prompt "
+            f"({workload.input_tokens.low} tokens) that differs"
+        )
+    return workload

@@ -1,0 +1,95 @@
+"""Every constant of the procedure: its value, and why. `docs/statistics.md` lists the same."""
+
+from __future__ import annotations
+
+WARM_UP_S = 14.0
+"""Load before anything counts: a fresh engine compiles, captures and caches, and is up to a third slower for seconds."""
+LOW_SHARE = 0.6
+"""The first hold is at this share of the critical concurrency, the next at the whole: two points of the curve."""
+LOW_HOLD_S = 4.0
+HOLD_S = 7.0
+"""A closed-loop hold: hundreds of engine steps, which put the pace within 0.3%."""
+TOP_UP_S = 1.0
+"""Not counted after concurrency was raised: the prefill of so many prompts at once is nobody's steady state."""
+OPEN_S = 12.0
+"""An open loop at the design rate: enough arrivals to hold the twin's prediction against what happened."""
+MOST_CYCLES = 4
+"""Hold and open loop, repeated while undecided. Longer does not help: what is left is drift, and the twin's own error."""
+DECISION_Z = (2.2, 1.9, 1.7, 1.5)
+"""Standard errors of ln(rate / design rate) that decide after each cycle: strict while few windows are in."""
+HOLD_FAIL_LN = 0.10
+"""After a first hold this far below the design rate (in the logarithm), and `HOLD_FAIL_Z` standard errors, it is FAIL:
+the server was seen to be slower than the design rate needs, and an open loop would only drown it."""
+HOLD_FAIL_Z = 4.0
+SHAPE_ERROR = 0.02
+"""Added error of an estimate from holds alone: two batch sizes leave the curve's shape to the prior."""
+UNSTEADY_LN = 0.04
+"""A hold whose halves differ by more (and by more than `UNSTEADY_Z` standard errors) has not settled; it is extended."""
+UNSTEADY_Z = 4.0
+MOST_EXTENSIONS = 2
+DRIFT_SD = 0.008
+"""Slow drift of a server's speed that one short measurement cannot see; see the docs for the measured figures."""
+DRIFT_TAU_S = 90.0
+"""How slowly: longer measurements average over some of it."""
+TWIN_ERROR = 0.006
+"""Standard error of the twin itself: its lanes, and what it leaves out of the engine."""
+AUTOCORRELATION = 1.5
+"""Residuals of neighbouring bins are related; their standard error is taken this much larger."""
+STALL_PRIOR_S = 100.0
+"""Before anything is seen, one stop of `STALL_S` in this many seconds is assumed: garbage collection, compaction, I/O."""
+STALL_S = 0.3
+OVERLOAD = 1.6
+"""An open loop is called off when so many times the critical concurrency is in flight: it is drowning."""
+OVERLOAD_MARGIN = 12
+GROSS_SHARE = 0.30
+"""PASS needs the open loop itself to break no limit in more than this share of the requests."""
+PACE_TOLERANCE_LN = 0.05
+"""The twin, replaying the open loop's own arrivals, must find the engine's pace within this of the one fitted."""
+OFFSET_QUANTILES = 41
+"""Quantiles kept of what first tokens took beyond the model."""
+OFFSET_SPREAD = 8.0
+"""Interquartile ranges from the median beyond which a first token was caught by a stop of the engine."""
+LEAST_OFFSETS = 20
+"""Fewer first tokens say nothing of their distribution."""
+KV_SHARE = 0.87
+"""Of the KV cache that holds may fill: beyond, preemption begins."""
+UNKNOWN_SEQS = 256
+"""Sequences assumed at most in a hold where the server's limit is unknown; vLLM's common default."""
+HEAT = 1.0
+"""The critical concurrency is raised by this many standard deviations of a Poisson count, so that the curve is measured
+where the tail of the queue lives."""
+TOKEN_FLOOR_S = 0.0003
+"""No server generates a request's tokens faster: bounds the rows a closed loop needs."""
+SLICES = 3
+"""Windows that each phase is cut into, so that at least 5 samples stand behind every estimate."""
+LEAST_SAMPLES = 5
+EXTRAPOLATED = 1.15
+"""An estimate whose queue reaches this many times beyond the batch sizes measured gets the bounds of both extremes."""
+DIRECT_S = 240.0
+"""The direct run that replaces a twin which disagrees: long, because a queue near its knee is a slow thing."""
+DIRECT_BLOCKS = 8
+DIRECT_Z = 2.36
+"""Student's t at 97.5% for 7 degrees of freedom: the direct run's blocks."""
+ERROR_LEVEL = 0.005
+"""Errors fail a requirement when so many would be this improbable at the rate allowed."""
+MOST_ERRORS_SEEN = 0.5
+"""A phase in which more than this share of the requests fails is called off."""
+SETTLE_S = 20.0
+LEAST_PHASE_S = 3.0
+"""Less time than this left is no phase."""
+MEASURE_CYCLES = 3
+"""Cycles of `measure`; one more of `hold` and `open loop` each narrows the interval little, see the docs."""
+SEARCH_MOVES = 6
+"""Changes of the held concurrency while `measure` looks for the critical one."""
+SEARCH_HOLD_S = 5.0
+SEARCH_NEAR = 0.25
+"""Concurrency within this share of the critical one is near enough."""
+SEARCH_FACTOR = 4.0
+"""Most that one move raises the concurrency: a guess from few requests in flight must not drown the server."""
+SINGLE_S = 6.0
+"""One request at a time, in a sweep."""
+POINT_S = 16.0
+"""One point of a sweep, after `POINT_LEAD_S` that are discarded."""
+POINT_LEAD_S = 6.0
+POINTS = 5
+"""Open-loop points of a sweep between the lightest load and the sustainable rate; one more lies beyond."""

@@ -1,0 +1,190 @@
+"""From windows to the sustainable rate and its interval."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pytest_gpucap.capacity import twin
+from pytest_gpucap.capacity.results import Interval
+from pytest_gpucap.capacity.speed import Bins, Speed, bin_width_s, bins_of, fit
+from pytest_gpucap.capacity.twin import ServerModel, Sustainable, Traffic
+from pytest_gpucap.load.protocol import Journal
+from pytest_gpucap.measure import constants as c
+from pytest_gpucap.measure.session import Window
+from pytest_gpucap.measure.settings import Settings
+from pytest_gpucap.measure.traffic import traffic_for
+from pytest_gpucap.requirement import Metric, Requirement
+
+NORMAL_95 = 1.96
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What the windows say.
+
+    Attributes:
+        rate: sustainable rate with its 95% interval.
+        error: standard error of its logarithm.
+        binding: the limit that binds at it.
+        in_flight: requests in flight at it, 95th percentile.
+        slope: of the tightest percentile against the rate (see `twin.Sustainable`).
+        speed: the curve fitted.
+        model: of the server, as the twin took it.
+    """
+
+    rate: Interval
+    error: float
+    binding: str
+    in_flight: float
+    slope: float
+    speed: Speed
+    model: ServerModel
+
+
+def bins_between(journal: Journal, windows: list[Window], step_s: float) -> Bins:
+    """All windows in bins."""
+    parts = [bins_of(journal, w.start_s, w.end_s, bin_width_s(step_s)) for w in windows if w.end_s > w.start_s]
+    joined = parts[0]
+    for part in parts[1:]:
+        joined = joined.join(part)
+    return joined
+
+
+def typical_step_s(journal: Journal, windows: list[Window]) -> float:
+    """Seconds a step, roughly: what the width of the bins depends on."""
+    start_s, end_s = windows[0].start_s, windows[-1].end_s
+    bins = bins_of(journal, start_s, end_s, end_s - start_s)
+    return float(bins.width_s[0] * max(bins.decoding[0], 0.5) / max(bins.tokens[0], 1.0))
+
+
+def fitted(journal: Journal, windows: list[Window]) -> Speed:
+    """The speed curve from all windows.
+
+    Raises:
+        SpeedError: if the windows hold too few tokens.
+    """
+    return fit(bins_between(journal, windows, typical_step_s(journal, windows)))
+
+
+def drift_share(seconds: float) -> float:
+    """Variance of the mean of a drift over a measurement, against the drift's own (Ornstein-Uhlenbeck process)."""
+    x = max(seconds, 1e-6) / c.DRIFT_TAU_S
+    return 2.0 / x * (1.0 - (1.0 - math.exp(-x)) / x)
+
+
+def between_windows(journal: Journal, windows: list[Window], speed: Speed) -> float:
+    """Standard deviation of the pace's departure from the curve, from window to window; 0 with fewer than 3.
+
+    A server that drifts more than `DRIFT_SD` shows it here, and widens its interval.
+    """
+    if len(windows) < 3:  # noqa: PLR2004 - documented
+        return 0.0
+    means = []
+    step_s = typical_step_s(journal, windows)
+    for window in windows:
+        bins = bins_of(journal, window.start_s, window.end_s, bin_width_s(step_s))
+        usable = (bins.decoding >= 1.0) & (bins.tokens > 0)
+        if usable.any():
+            steps = bins.tokens[usable] / bins.decoding[usable]
+            taken = steps * speed.at(bins.decoding[usable]) + speed.prefill_s * bins.prompt_tokens[usable]
+            # The median, so that a stop of the engine is no drift.
+            means.append(float(np.median(np.log(bins.width_s[usable] / taken))))
+    return float(np.std(means, ddof=1)) if len(means) > 2 else 0.0  # noqa: PLR2004 - documented
+
+
+def model_of(speed: Speed, settings: Settings) -> ServerModel:
+    """The twin's view of the server."""
+    max_seqs = settings.max_num_seqs or twin.NEVER_LIMITED
+    most = int(min(max_seqs, max(twin.TABLE, 4 * speed.most)))
+    stops = speed.stalls + 1.0
+    return ServerModel(
+        speed=speed.table(most),
+        prefill_s=speed.prefill_s,
+        max_seqs=max_seqs,
+        kv_tokens=float(settings.kv_tokens or math.inf),
+        drift_sd=c.DRIFT_SD,
+        stall_per_s=stops / (speed.seconds + c.STALL_PRIOR_S),
+        stall_s=(speed.stalled_s + c.STALL_S) / stops,
+    )
+
+
+def estimate(
+    journal: Journal,
+    windows: list[Window],
+    traffic: Traffic,
+    requirement: Requirement,
+    settings: Settings,
+    guess_rps: float,
+    slope: float | None = None,
+    ttft_offset_s: tuple[float, ...] = (),
+    correction: tuple[tuple[str, float], ...] = (),
+) -> Estimate:
+    """Fit the curve, put the queue on top, solve for the rate.
+
+    Raises:
+        SpeedError: if the windows hold too few tokens.
+    """
+    speed = fitted(journal, windows)
+    model = replace(model_of(speed, settings), ttft_offset_s=ttft_offset_s, correction=correction)
+    found = twin.sustainable(model, traffic, requirement.slo.limits, guess_rps, slope)
+    seconds = windows[-1].end_s - windows[0].start_s
+    drift = max(c.DRIFT_SD, between_windows(journal, windows, speed)) * math.sqrt(drift_share(seconds))
+    pace_error = math.hypot(c.AUTOCORRELATION * speed.error, drift)
+    error = math.hypot(found.elasticity * pace_error, c.TWIN_ERROR)
+    low, high = (found.rate_rps * math.exp(sign * NORMAL_95 * error) for sign in (-1, 1))
+    if _beyond(found, speed, model):
+        bound_low, bound_high = _extremes(model, speed, traffic, requirement, found.rate_rps)
+        low, high = min(low, bound_low), max(high, bound_high)
+    return Estimate(Interval(found.rate_rps, low, high), error, found.binding, found.in_flight, found.slope, speed, model)
+
+
+def _beyond(found: Sustainable, speed: Speed, model: ServerModel) -> bool:
+    """Whether the queue at the estimate reaches batch sizes that were not measured."""
+    return min(found.in_flight, model.most_running) > c.EXTRAPOLATED * speed.most
+
+
+def _extremes(
+    model: ServerModel, speed: Speed, traffic: Traffic, requirement: Requirement, guess: float
+) -> tuple[float, float]:
+    """The rates with the slowest and the fastest curve that the data allow beyond what they cover."""
+    most = model.speed.size - 1
+    rates = []
+    for table in (speed.pessimistic(most), speed.optimistic(most)):
+        found = twin.sustainable(replace(model, speed=table), traffic, requirement.slo.limits, guess)
+        rates.append(found.rate_rps)
+    return min(rates), max(rates)
+
+
+def critical_concurrency(requirement: Requirement, settings: Settings, rate_rps: float) -> int:
+    """Requests in flight at which a limit would bind at `rate_rps`: where the speed decides, and is to be measured.
+
+    A limit on E2E or TPOT fixes the slowest pace allowed, and Little's law turns the rate into requests in flight at
+    that pace. A limit on TTFT or no limit at all lets the batch grow until sequences or memory run out.
+    """
+    workload = requirement.workload
+    mean_output = workload.output_tokens.mean
+    paces = []
+    for limit in requirement.slo.limits:
+        if limit.metric is Metric.E2E:
+            paces.append(limit.limit_s / max(1.0, _length_quantile(requirement, float(limit.quantile))))
+        elif limit.metric is not Metric.TTFT:
+            paces.append(limit.limit_s)
+    ceiling = float(settings.max_num_seqs or c.UNKNOWN_SEQS)
+    if settings.kv_tokens:
+        ceiling = min(ceiling, c.KV_SHARE * settings.kv_tokens / traffic_for(workload).mean_context)
+    if paces:
+        n = rate_rps * mean_output * min(paces)
+        n *= 1.0 + c.HEAT / math.sqrt(max(n, 1.0))
+        ceiling = min(ceiling, n)
+    return max(1, math.ceil(ceiling))
+
+
+def _length_quantile(requirement: Requirement, quantile: float) -> float:
+    """A percentile of the output tokens."""
+    from pytest_gpucap.load import schedule
+
+    drawn = schedule.lengths(requirement.workload.output_tokens, schedule.generator(0, 0), 4096)
+    return float(np.quantile(drawn, quantile))

@@ -1,0 +1,99 @@
+"""What the caller decides about a measurement, and how he follows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the caller decides about one measurement.
+
+    Attributes:
+        max_time_s: seconds of server time that the measurement may take; when they end first, the verdict is
+            INCONCLUSIVE.
+        seed: of arrivals, lengths and prompts; the same seed sends the same requests.
+        max_num_seqs: sequences that the server runs at once (vLLM's ``max_num_seqs``); None where unknown.
+        kv_tokens: tokens that fit the server's KV cache; None where unknown.
+        trust: reasons to distrust the span [start, end] on the runner's clock, such as a throttled GPU; any reason
+            makes the sample of that span, and so the measurement, INVALID.
+    """
+
+    max_time_s: float = 600.0
+    seed: int = 0
+    max_num_seqs: int | None = None
+    kv_tokens: int | None = None
+    trust: Callable[[float, float], Sequence[str]] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant.
+
+        Raises:
+            ValueError: if a limit is not above zero.
+        """
+        for name in ("max_time_s", "max_num_seqs", "kv_tokens"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, not {value!r}")
+
+
+class Observer(Protocol):
+    """Follows a measurement while it runs; called from the measuring thread, and must return quickly."""
+
+    def phase(
+        self, label: str, *, rate_rps: float | None, concurrency: int | None, duration_s: float, spent_s: float
+    ) -> None:
+        """A phase begins: an open loop at `rate_rps`, or a closed one at `concurrency`; `spent_s` of server time gone."""
+        ...
+
+    def progress(
+        self,
+        label: str,
+        *,
+        in_flight: int,
+        completed: int,
+        latency: str,
+        latency_s: float,
+        limit_s: float,
+        spent_s: float,
+        left_s: float,
+    ) -> None:
+        """A few times a second while a phase runs.
+
+        Args:
+            label: of the phase.
+            in_flight: requests in flight now.
+            completed: requests completed in this phase.
+            latency: the name of the limit that is nearest to binding (``ttft_p95``); empty without limits or before
+                the first sample.
+            latency_s: what that percentile was in the latest sample; NaN before the first.
+            limit_s: its limit; NaN without limits.
+            spent_s: seconds of server time spent by this measurement.
+            left_s: seconds left until its limit.
+        """
+        ...
+
+
+class SilentObserver:
+    """An observer that shows nothing."""
+
+    def phase(
+        self, label: str, *, rate_rps: float | None, concurrency: int | None, duration_s: float, spent_s: float
+    ) -> None:
+        """See `Observer.phase`."""
+
+    def progress(
+        self,
+        label: str,
+        *,
+        in_flight: int,
+        completed: int,
+        latency: str,
+        latency_s: float,
+        limit_s: float,
+        spent_s: float,
+        left_s: float,
+    ) -> None:
+        """See `Observer.progress`."""

@@ -1,0 +1,146 @@
+"""`sweep`: the latency-throughput curve, its knee, and what batching gains and costs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from pytest_gpucap.capacity import twin
+from pytest_gpucap.capacity.results import Curve, Interval, Sample
+from pytest_gpucap.capacity.samples import sample_of
+from pytest_gpucap.load.protocol import LoadError, LoadRunner
+from pytest_gpucap.measure import constants as c
+from pytest_gpucap.measure.checking import measurement_of
+from pytest_gpucap.measure.estimate import NORMAL_95, Estimate
+from pytest_gpucap.measure.measuring import measured
+from pytest_gpucap.measure.session import OutOfTime, Session, Window
+from pytest_gpucap.measure.settings import Observer, Settings
+from pytest_gpucap.measure.traffic import traffic_for
+from pytest_gpucap.requirement import Requirement
+
+
+def run_sweep(runner: LoadRunner, requirement: Requirement, settings: Settings, observer: Observer) -> Curve:
+    """See `pytest_gpucap.measure.procedure.sweep`."""
+    session = Session(runner, requirement, settings, observer)
+    found: Estimate | None = None
+    saturated: Interval | None = None
+    points: list[Sample] = []
+    single: Interval | None = None
+    knee: float | None = None
+    try:
+        found, _ = measured(session)
+        if found is not None and not session.problems:
+            knee = knee_rps(found, requirement)
+            single, saturated = _points(session, found, points)
+        session.settle()
+    except LoadError as error:
+        session.problems.append(str(error))
+    measurement = measurement_of(session, found, saturated)
+    gain = None
+    if measurement.sustainable_rate is not None and single is not None:
+        gain = _ratio(measurement.sustainable_rate, single)
+        object.__setattr__(measurement, "single_rate", single)
+    points.sort(key=lambda sample: sample.completed_rps)
+    return Curve(measurement, tuple(points), knee, gain)
+
+
+def _points(session: Session, found: Estimate, points: list[Sample]) -> tuple[Interval | None, Interval | None]:
+    """One at a time, then rising rates, then saturation; what time allows of it."""
+    single: Interval | None = None
+    saturated: Interval | None = None
+    try:
+        window = session.hold("one at a time", 1, max(c.SINGLE_S, _alone_s(session, found) * 2.5), discard_s=1.0, hot=False)
+        points.append(_whole(session, window, "one at a time"))
+        single = _single(session, found)
+        for rate, in_flight in placed(found, session.requirement, c.POINTS):
+            session.hold(f"to {rate:.3g} req/s", in_flight, c.LEAST_PHASE_S, hot=False)
+            label = f"{rate:.3g} req/s"
+            window = session.open_loop(
+                label,
+                rate,
+                c.POINT_S,
+                discard_s=c.POINT_LEAD_S,
+                overload=int(2.0 * max(in_flight, found.in_flight)) + c.OVERLOAD_MARGIN,
+            )
+            points.append(_whole(session, window, label))
+        most = min(found.model.most_running, int(2 * found.in_flight) + 8)
+        window = session.hold("saturation", most, c.HOLD_S, discard_s=3.0, hot=False)
+        points.append(_whole(session, window, "saturation"))
+        saturated = _saturated(session, window)
+    except OutOfTime:
+        pass
+    return single, saturated
+
+
+def placed(found: Estimate, requirement: Requirement, count: int) -> list[tuple[float, int]]:
+    """Rates, with the requests in flight they lead to, at which the twin's mean latency rises by equal factors.
+
+    Evenly spaced rates would waste themselves where the curve is flat, and step over its bend. The last is a little
+    beyond the sustainable rate.
+    """
+    traffic = traffic_for(requirement.workload)
+    grid = found.rate.value * np.linspace(0.15, 1.05, 10)
+    bound = 0.985 * twin.saturation_rps(found.model, traffic)
+    grid = np.minimum(grid, bound)
+    evaluations = [twin.evaluate(found.model, traffic, float(rate)) for rate in grid]
+    latency = np.log([float(np.mean(np.minimum(e.e2e_s, 1e6))) for e in evaluations])
+    latency = np.maximum.accumulate(latency + 1e-9 * np.arange(latency.size))
+    wanted = np.interp(np.linspace(latency[0], latency[-1], count + 1), latency, grid)
+    in_flight = np.interp(wanted, grid, [float(e.seen.mean()) for e in evaluations])
+    return [(float(rate), max(1, round(float(n)))) for rate, n in zip(wanted, in_flight, strict=True)]
+
+
+def knee_rps(found: Estimate, requirement: Requirement) -> float | None:
+    """Where throughput stops paying for latency: the rate of greatest power, throughput over latency.
+
+    Kleinrock 1979, "Power and deterministic rules of thumb for probabilistic problems in computer communications". None
+    where the batch size of greatest power was not measured.
+    """
+    traffic = traffic_for(requirement.workload)
+    n = np.arange(1, found.model.most_running + 1)
+    rate = 1.0 / (traffic.mean_output * found.model.speed[n] / n + found.model.prefill_s * traffic.mean_prompt)
+    power = rate * rate / n
+    best = int(np.argmax(power))
+    if n[best] > c.EXTRAPOLATED * found.speed.most:
+        return None
+    return float(rate[best])
+
+
+def _alone_s(session: Session, found: Estimate) -> float:
+    """Seconds of one request alone."""
+    return float(found.model.speed[1]) * session.requirement.workload.output_tokens.mean
+
+
+def _whole(session: Session, window: Window, label: str) -> Sample:
+    return sample_of(session.journal, window.span, label, session.requirement.slo.limits, window.start_s, window.end_s)
+
+
+def _single(session: Session, found: Estimate) -> Interval | None:
+    """One-at-a-time throughput from the windows' pace: whole requests of one slot are few, tokens are many."""
+    samples = [s for s in session.samples if s.label.startswith("one at a time")]
+    mean_output = traffic_for(session.requirement.workload).mean_output
+    rates = np.array([s.output_tokens_per_s / mean_output for s in samples if s.output_tokens_per_s > 0])
+    if rates.size < 2:  # noqa: PLR2004 - no spread of one
+        return None
+    error = max(float(rates.std(ddof=1) / math.sqrt(rates.size) / rates.mean()), c.DRIFT_SD)
+    mean = float(rates.mean())
+    return Interval(mean, mean * math.exp(-NORMAL_95 * error), mean * math.exp(NORMAL_95 * error))
+
+
+def _saturated(session: Session, window: Window) -> Interval | None:
+    """Completions a second at the highest concurrency held, from its tokens."""
+    mean_output = traffic_for(session.requirement.workload).mean_output
+    rates = np.array([s.output_tokens_per_s / mean_output for s in window.samples])
+    if rates.size < 2 or rates.min() <= 0:  # noqa: PLR2004 - no spread of one
+        return None
+    error = max(float(rates.std(ddof=1) / math.sqrt(rates.size) / rates.mean()), c.DRIFT_SD)
+    mean = float(rates.mean())
+    return Interval(mean, mean * math.exp(-NORMAL_95 * error), mean * math.exp(NORMAL_95 * error))
+
+
+def _ratio(a: Interval, b: Interval) -> Interval:
+    """a / b with the interval of independent relative errors."""
+    half = math.hypot(math.log(a.high / a.low) / 2, math.log(b.high / b.low) / 2)
+    value = a.value / b.value
+    return Interval(value, value * math.exp(-half), value * math.exp(half))

@@ -1,0 +1,137 @@
+"""Hooks only: what happens when. Nothing heavier than pytest is imported until a test asks to be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_gpucap.fixtures import gpu, gpucap, vllm_server
+from pytest_gpucap.options import Options, add_options, parse_options
+
+if TYPE_CHECKING:  # loaded when the first of our tests is collected
+    from pytest_gpucap.session import Session
+
+__all__ = ["gpu", "gpucap", "vllm_server"]
+
+OPTIONS = pytest.StashKey[Options]()
+SESSION: pytest.StashKey[Session] = pytest.StashKey()
+
+MARKERS = (
+    "gpucap(qps, gpus, headroom, input_tokens, METRIC_pPERCENT, ...): the capacity this test requires, and under what",
+    "vllm(model, ...): the vLLM server this test runs against; every keyword becomes a flag of the server",
+    "gpu_class(name): the GPU class this test is about; it is skipped on any other --gpu-class",
+)
+FIXTURES = frozenset({"gpucap", "vllm_server", "gpu"})
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options and ini keys."""
+    add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register markers; refuse options that cannot be meant."""
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
+    config.stash[OPTIONS] = options = parse_options(config)
+    if options.gpu_class is not None or options.gpu_file is not None:
+        from pytest_gpucap.placement import check_names
+
+        check_names(options)
+    # Results are collected in the process that talks to the user, not in an xdist worker.
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Results(config), "gpucap-results")
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Say what the session measures against, when it was told."""
+    options = config.stash[OPTIONS]
+    named = {"class": options.gpu_class, "target qps": options.target_qps, "budget": options.gpus, "url": options.url}
+    given = ", ".join(f"{name} {value}" for name, value in named.items() if value is not None)
+    return f"gpucap: {given}" if given else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Parse what every test of ours declares, before any GPU time is spent, and group tests by the server they need."""
+    ours = _ours(items)
+    if not ours:
+        return
+    from pytest_gpucap.session import Session
+
+    config.stash[SESSION] = session = Session(config, config.stash[OPTIONS])
+    mistakes = session.declare(ours)
+    if mistakes and not hasattr(config, "workerinput"):
+        raise pytest.UsageError(mistakes)
+    items[:] = session.grouped(items)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Once it is known which tests run: is the GPU class that they were promised here?"""
+    measuring = session.config.stash.get(SESSION, None)
+    if measuring is not None and _ours(session.items) and not session.config.getoption("collectonly"):
+        measuring.check_machine()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None]:
+    """End the server, and give its GPU back, as soon as the next test does not need it."""
+    try:
+        yield
+    finally:
+        measuring = item.config.stash.get(SESSION, None)
+        if measuring is not None:
+            measuring.release_unless_needed(nextitem)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Hand the test's records to whoever reports: the attribute travels with the report, through xdist as well."""
+    measuring = item.config.stash.get(SESSION, None)
+    records = measuring.take_records(item) if measuring is not None and call.when == "call" else []
+    if records:
+        from pytest_gpucap.report.junit import properties
+
+        item.user_properties += properties(records)
+    report = yield
+    if records:
+        report.gpucap = records  # type: ignore[attr-defined]
+    return report
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leave nothing running."""
+    measuring = config.stash.get(SESSION, None)
+    if measuring is not None:
+        measuring.close()
+
+
+def _ours(items: Sequence[pytest.Item]) -> list[pytest.Item]:
+    return [item for item in items if not FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))]
+
+
+class _Results:
+    """The records of the session, in the order in which tests finished."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._book: Any = None
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        records = getattr(report, "gpucap", None)
+        if not records:
+            return
+        if self._book is None:
+            from pytest_gpucap.report.book import Book
+
+            options = self._config.stash[OPTIONS]
+            self._book = Book([options.dir / "result.json", *filter(None, [options.json])], self._config)
+        self._book.add(records)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self._book is not None:
+            self._book.summarise(terminalreporter)

@@ -1,0 +1,159 @@
+"""What is measured: the leased GPU, the server on it, and the telemetry that watches both.
+
+A rig holds at most one server at a time. It is set up when a test first asks, shared by the tests that declare the same
+server, and taken down before another is set up or as soon as no test that follows needs it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import pytest
+
+from pytest_gpucap.gpu.classes import GpuClass, find_class
+from pytest_gpucap.gpu.inventory import Inventory, NoGpu, WrongGpuClass, detect, select, take_inventory
+from pytest_gpucap.gpu.lease import Lease, lease, lease_cpu
+from pytest_gpucap.gpu.memory import wait_memory_returned
+from pytest_gpucap.gpu.telemetry import Telemetry
+from pytest_gpucap.options import Options
+from pytest_gpucap.placement import SIMULATED, Placement, own_classes
+from pytest_gpucap.report.live import Live
+from pytest_gpucap.report.wording import shown
+from pytest_gpucap.server.endpoint import Endpoint
+from pytest_gpucap.server.external import attach
+from pytest_gpucap.server.vllm import VllmServer, start_vllm
+
+MEMORY_RETURN_S = 60.0
+"""GPU memory of a killed server is back within seconds; a minute is a driver in trouble."""
+
+
+@dataclass(slots=True)
+class Target:
+    """One thing to measure, as it stands now."""
+
+    placement: Placement
+    gpu_class: GpuClass | None = None
+    inventory: Inventory | None = None
+    lease: Lease | None = None
+    server: Endpoint | None = None
+    telemetry: Telemetry | None = None
+    startup_s: float = 0.0
+    _closing: ExitStack = field(default_factory=ExitStack)
+
+    def close(self) -> None:
+        """Take down everything, last started first."""
+        self._closing.close()
+
+
+class Rig:
+    """Sets targets up and takes them down."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._target: Target | None = None
+
+    def check_class(self, name: str) -> None:
+        """See that this machine has the GPU class of the command line.
+
+        Raises:
+            pytest.UsageError: if it does not; one line with what it has.
+        """
+        if name.startswith(SIMULATED):
+            return
+        own = own_classes(self._options)
+        try:
+            select(take_inventory(), find_class(name, own), own)
+        except WrongGpuClass as error:
+            raise pytest.UsageError(f"--gpu-class: {error}") from None
+
+    def target(self, placement: Placement, live: Live) -> Target:
+        """The target of a test, without its server; the one that stands, if it is the same."""
+        if self._target is not None and self._target.placement.key != placement.key:
+            self.keep_only(None)
+        if self._target is None:
+            self._target = self._open(placement, live)
+        return self._target
+
+    def server(self, placement: Placement, live: Live) -> Target:
+        """The target of a test with its server ready."""
+        target = self.target(placement, live)
+        if target.server is None:
+            try:
+                self._serve(target, live)
+            except BaseException:
+                # A server that failed to start must not hold the GPU against the next test.
+                self.keep_only(None)
+                raise
+        return target
+
+    def keep_only(self, key: Hashable | None) -> None:
+        """Take the target down unless it is the one with that key."""
+        if self._target is not None and (key is None or self._target.placement.key != key):
+            target, self._target = self._target, None
+            target.close()
+
+    def _open(self, placement: Placement, live: Live) -> Target:
+        target = Target(placement)
+        if placement.profile is not None or placement.url is not None:
+            return target
+        own = own_classes(self._options)
+        target.inventory = take_inventory()
+        try:
+            target.gpu_class = placement.gpu_class or detect(target.inventory, own)
+            devices = select(target.inventory, target.gpu_class, own)
+        except (NoGpu, WrongGpuClass) as error:
+            absent = self._absent(str(error), named=placement.gpu_class is not None)
+            raise absent from None
+        wait_s = self._options.gpu_wait_s
+        if target.gpu_class.is_cpu:
+            target.lease = lease_cpu(wait_s=wait_s, on_wait=live.waiting)
+        else:
+            target.lease = lease(devices, placement.devices, wait_s=wait_s, on_wait=live.waiting)
+        target._closing.callback(target.lease.release)  # noqa: SLF001 - one object in two classes' hands
+        return target
+
+    def _absent(self, reason: str, *, named: bool) -> BaseException:
+        hint = "" if named else '; name a class with --gpu-class ("cpu" measures the CPU build of vLLM)'
+        if self._options.require:
+            return pytest.fail.Exception(f"{reason}{hint}", pytrace=False)
+        return pytest.skip.Exception(f"{reason}{hint}")
+
+    def _serve(self, target: Target, live: Live) -> None:
+        placement, options = target.placement, self._options
+        if placement.profile is not None:
+            from pytest_gpucap.simulator.serve import start_simulator
+
+            target.server = start_simulator(placement.profile)
+        elif placement.url is not None:
+            target.server = attach(placement.url, model=options.model, api_key_env=options.api_key_env)
+        else:
+            assert placement.spec is not None  # noqa: S101 - placements without a spec have no server to ask for
+            assert target.lease is not None  # noqa: S101 - made by `_open`
+            started = time.monotonic()
+            live.say(f"starting vLLM with {placement.spec.model}")
+            server = start_vllm(placement.spec, devices=target.lease.uuids, on_wait=live.waiting)
+            target._closing.callback(self._stop, server, target.lease)  # noqa: SLF001 - see above
+            target.startup_s = time.monotonic() - started
+            target.server = server
+            target.telemetry = self._watch(target, server)
+            ready = f"vLLM {server.version or '?'} is ready after {target.startup_s:.0f} s"
+            live.say(f"{ready}, log {shown(server.log.path)}")
+            return
+        target._closing.callback(target.server.close)  # noqa: SLF001 - see above
+
+    @staticmethod
+    def _watch(target: Target, server: VllmServer) -> Telemetry:
+        devices = target.lease.devices if target.lease is not None else ()
+        telemetry = Telemetry(devices, server.pids, lambda: server.request("/metrics"))
+        target._closing.enter_context(telemetry)  # noqa: SLF001 - see above
+        return telemetry
+
+    @staticmethod
+    def _stop(server: VllmServer, held: Lease) -> None:
+        pids = set(server.pids())
+        server.close()
+        if held.devices:
+            wait_memory_returned(held.devices, held.baseline, pids, MEMORY_RETURN_S)

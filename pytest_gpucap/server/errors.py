@@ -1,0 +1,51 @@
+"""What can go wrong with a server.
+
+```
+ServerError
+├── ServerStartError      it did not become ready; says why, shows the log
+├── ServerStopError       something of it would not end
+├── MetricsUnavailable    it has no /metrics
+└── EndpointError         a running endpoint cannot be measured as it stands
+```
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class ServerError(RuntimeError):
+    """Base of everything a server can raise."""
+
+
+class ServerStartError(ServerError):
+    """The server did not become ready.
+
+    Attributes:
+        cause: one line, the cause found and what to do about it.
+        log_tail: last lines of the log; empty if there was none.
+        log_path: the whole log; None if the server never ran.
+    """
+
+    def __init__(self, cause: str, log_tail: str = "", log_path: Path | None = None) -> None:
+        self.cause = cause
+        self.log_tail = log_tail
+        self.log_path = log_path
+        parts = [f"the vLLM server did not start: {cause}"]
+        if log_tail:
+            parts += ["", f"the last {len(log_tail.splitlines())} lines of its log:", log_tail.rstrip("\n")]
+        if log_path is not None:
+            parts += ["", f"whole log: {log_path}"]
+        super().__init__("\n".join(parts))
+
+
+class ServerStopError(ServerError):
+    """Processes of the server outlived SIGKILL; the message names them."""
+
+
+class MetricsUnavailable(ServerError):  # noqa: N818  (it is a state of the endpoint, not a fault)
+    """The endpoint serves no Prometheus metrics."""
+
+
+class EndpointError(ServerError):
+    """A running endpoint does not answer, refuses the key, or serves another model than asked for."""

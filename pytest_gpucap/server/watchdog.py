@@ -1,0 +1,252 @@
+"""Own a server's processes, and end every one of them when their owner lets go or is gone.
+
+Run as a script with ``python -I -S``; never imported by the plugin. It is the parent of the server and a *subreaper*:
+a descendant whose own parent dies is handed to this process by the kernel, whatever session or process group it moved
+to. So "no children left" means "nothing left", with no guessing by name.
+
+It ends the server when
+
+- the owner asks for it (a byte on the control pipe),
+- the owner closes the control pipe, which the kernel does for it after SIGKILL, ``os._exit`` or a crash,
+- the owner's process ends although a fork of it still holds the pipe (pidfd of the owner),
+- the server's main process ends: what it left behind goes too.
+
+Usage: ``watchdog.py CONTROL_FD STATUS_FD OWNER_PID GRACE_S LOG_PATH COMMAND...``. STATUS_FD gets one JSON
+object a line: ``{"started": pid}``, ``{"exited": code}`` (negative: the signal), ``{"ended": [pids that live on]}``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+ABANDONED_GRACE_S = 5.0
+"""Longest grace when the owner is gone: whoever started the next run waits for this GPU memory."""
+ORPHAN_GRACE_S = 2.0
+"""What the server left behind gets this long between SIGTERM and SIGKILL."""
+KILL_S = 60.0
+"""SIGKILL is repeated this long; a process in uninterruptible sleep may need it."""
+
+KILL = b"k"
+"""On the control pipe: no (more) grace. Any other byte, and the end of the pipe: end everything, with grace."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+
+
+def prctl(option: int, value: int) -> None:
+    """Set one attribute of this process of the kernel's list.
+
+    Raises:
+        OSError: if the kernel refuses.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def parents() -> dict[int, int]:
+    """Parent of every process that can be seen."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            # The name in parentheses may hold spaces and parentheses: the fields start after the last one.
+            stat = (entry / "stat").read_text(errors="replace")
+            found[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+    return found
+
+
+def descendants() -> list[int]:
+    """Every living or unreaped process below this one, parents before children."""
+    children: dict[int, list[int]] = {}
+    for pid, parent in parents().items():
+        children.setdefault(parent, []).append(pid)
+    found: list[int] = []
+    queue = [os.getpid()]
+    while queue:
+        below = children.get(queue.pop(0), [])
+        found += below
+        queue += below
+    return found
+
+
+class Watchdog:
+    """One server and everything it starts."""
+
+    def __init__(self, control: int, status: int, owner: int, grace_s: float) -> None:
+        self.control = control
+        self.status = status
+        self.grace_s = grace_s
+        self.main = 0
+        self.main_running = False
+        self.killed = False
+        self.ordered = False
+        self.poll = select.poll()
+        self.wake_read, self.wake_write = os.pipe()
+        for fd in (self.wake_read, self.wake_write):
+            os.set_blocking(fd, False)
+        self.poll.register(control, select.POLLIN)
+        self.poll.register(self.wake_read, select.POLLIN)
+        try:
+            self.owner_fd = os.pidfd_open(owner)
+        except ProcessLookupError:
+            self.owner_fd = -1
+        if self.owner_fd < 0 or os.getppid() != owner:
+            self.order(ABANDONED_GRACE_S)
+        else:
+            self.poll.register(self.owner_fd, select.POLLIN)
+
+    def order(self, grace_s: float) -> None:
+        """Have everything ended, with at most this grace."""
+        self.grace_s = min(self.grace_s, grace_s)
+        self.ordered = True
+
+    def report(self, **news: object) -> None:
+        """Tell the owner, if there still is one."""
+        with contextlib.suppress(OSError):
+            os.write(self.status, json.dumps(news).encode() + b"\n")
+
+    def on_signal(self, number: int, _frame: FrameType | None) -> None:
+        """SIGTERM to this process is an order; the terminal's signals are for the owner to act on."""
+        if number == signal.SIGTERM:
+            self.order(self.grace_s)
+
+    def start(self, log_path: str, command: list[str]) -> None:
+        """Start the server's main process in a session of its own, writing to the log."""
+        # Handlers, not SIG_IGN: what is ignored stays ignored across exec, and the server needs its signals.
+        for number in SIGNALS:
+            signal.signal(number, self.on_signal)
+        signal.set_wakeup_fd(self.wake_write, warn_on_full_buffer=False)
+        watchdog = os.getpid()
+        # Blocked across the fork: our handlers would swallow a SIGTERM that reaches the child before its exec.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        self.main = os.fork()
+        if self.main == 0:
+            self.become_server(watchdog, log_path, command)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        self.main_running = True
+        self.report(started=self.main)
+
+    @staticmethod
+    def become_server(watchdog: int, log_path: str, command: list[str]) -> None:
+        """In the fork: turn into the server. Does not return."""
+        try:
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            os.setsid()
+            # Should this watchdog itself be killed, the main process at least goes with it.
+            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != watchdog:
+                os._exit(1)
+            null = os.open(os.devnull, os.O_RDONLY)
+            log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            for fd, target in ((null, 0), (log, 1), (log, 2)):
+                os.dup2(fd, target)
+            os.execvp(command[0], command)  # noqa: S606  (no shell is the point)
+        except BaseException as error:  # noqa: BLE001  (a fork must never run on into the parent's code)
+            os.write(2, f"cannot start {command[0]}: {error}\n".encode())
+            os._exit(127)
+
+    def reap(self) -> bool:
+        """Take in every process that ended; True when none is left."""
+        while True:
+            try:
+                pid, wait_status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return True
+            if pid == 0:
+                return False
+            if pid == self.main:
+                self.main_running = False
+                self.report(exited=os.waitstatus_to_exitcode(wait_status))
+
+    def wait(self, timeout_s: float | None) -> None:
+        """Sleep until a child ended, an order came, or the time is over."""
+        for fd, _ in self.poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000):
+            if fd == self.wake_read:
+                with contextlib.suppress(BlockingIOError):
+                    while os.read(self.wake_read, 4096):
+                        pass
+            elif fd == self.owner_fd:
+                self.poll.unregister(fd)
+                self.order(ABANDONED_GRACE_S)
+            else:
+                order = os.read(self.control, 1)
+                if not order:
+                    self.poll.unregister(fd)
+                    self.order(ABANDONED_GRACE_S)
+                else:
+                    self.killed = self.killed or order == KILL
+                    self.order(self.grace_s)
+
+    def run(self) -> None:
+        """Watch until there is a reason to end, then end everything."""
+        while True:
+            empty = self.reap()
+            if empty or self.ordered or not self.main_running:
+                break
+            self.wait(None)
+        self.end()
+
+    def end(self) -> None:
+        """SIGTERM to the main process, later to what it left, later SIGKILL to all."""
+        empty = self.reap()
+        if self.main_running:
+            self.send(self.main, signal.SIGTERM)
+            empty = self.wait_until_empty(self.grace_s, main_only=True)
+        if not empty and not self.main_running:
+            for pid in ():
+                self.send(pid, signal.SIGTERM)
+            empty = self.wait_until_empty(min(ORPHAN_GRACE_S, self.grace_s))
+        deadline = time.monotonic() + KILL_S
+        while not empty and time.monotonic() < deadline:
+            # A process may fork while it is being counted: ask again until nothing is left.
+            for pid in ():
+                self.send(pid, signal.SIGKILL)
+            self.wait(0.05)
+            empty = self.reap()
+        self.report(ended=[] if empty else descendants())
+
+    def wait_until_empty(self, timeout_s: float, *, main_only: bool = False) -> bool:
+        """Wait for all processes (or only the main one) to end, for the owner's patience, or the time."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            empty = self.reap()
+            late = time.monotonic() >= min(deadline, deadline - timeout_s + self.grace_s)
+            if empty or late or self.killed or (main_only and not self.main_running):
+                return empty
+            self.wait(min(0.2, deadline - time.monotonic()))
+
+    @staticmethod
+    def send(pid: int, number: int) -> None:
+        """Send a signal to a process that may have ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def main(arguments: list[str]) -> None:
+    """Parse the arguments, run."""
+    control, status, owner, grace_s, log_path, *command = arguments
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    for fd in (int(control), int(status)):
+        os.set_inheritable(fd, False)
+    watchdog = Watchdog(int(control), int(status), int(owner), float(grace_s))
+    if not watchdog.ordered:
+        watchdog.start(log_path, command)
+        watchdog.run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

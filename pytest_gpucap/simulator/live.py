@@ -1,0 +1,248 @@
+"""The engine in real time: the same steps as in virtual time, and a stream of tokens for every request."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pytest_gpucap.simulator import engine
+from pytest_gpucap.simulator.profile import Engine
+
+NOISE_BLOCK = 1 << 16
+ROWS = 4096
+"""Requests waiting or running at once; more are refused."""
+LATE_S = 0.25
+"""A step delivered later than this after its time: this process cannot keep up, and the engine's clock waits for it."""
+
+Deliver = Callable[[bool], None]
+"""Called with each token; true with the last."""
+
+
+class Refused(Exception):  # noqa: N818 - an answer, not a failure
+    """No room for another request."""
+
+
+@dataclass(slots=True)
+class Totals:
+    """What /metrics counts."""
+
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    finished: int = 0
+    aborted: int = 0
+    ttft: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    e2e: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    late_steps: int = 0
+
+
+class LiveEngine:
+    """Runs steps of one simulated engine on the event loop's clock.
+
+    Args:
+        model: how it steps.
+        seed: of noise, drift and stalls.
+    """
+
+    def __init__(self, model: Engine, seed: int = 0) -> None:
+        self.model = model
+        self.totals = Totals()
+        self._params = model.params
+        self._rng = np.random.default_rng([0x11FE, seed])
+        self._noise = self._rng.standard_normal(NOISE_BLOCK)
+        self._real = np.zeros(engine.REALS)
+        self._whole = np.zeros(engine.WHOLES, np.int64)
+        self._whole[engine.NEXT_FINISH] = engine.NEVER
+        self._real[engine.DRIFT] = model.drift_sd * self._rng.standard_normal()
+        self._real[engine.TIME] = self._real[engine.DRIFT_AT] = self._real[engine.STARTED] = time.monotonic()
+        self._queue, self._front, self._run = (np.zeros(4 * ROWS, np.int64) for _ in range(3))
+        self._prompt, self._output, self._cached, self._target, self._done, self._finish_at = (
+            np.zeros(ROWS, np.int64) for _ in range(6)
+        )
+        self._first, self._last, self._end = (np.zeros(ROWS) for _ in range(3))
+        self._gaps = np.zeros(engine.GAP_BINS, np.int64)
+        self._free = list(range(ROWS - 1, -1, -1))
+        self._deliver: dict[int, Deliver] = {}
+        self._began: dict[int, float] = {}
+        self._cancelled: set[int] = set()
+        self._work = asyncio.Event()
+
+    @property
+    def running(self) -> int:
+        """Requests in the batch."""
+        return int(self._whole[engine.RUNNING])
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        w = self._whole
+        return int(w[engine.FRONT] + w[engine.TAIL] - w[engine.HEAD])
+
+    @property
+    def kv_use(self) -> float:
+        """Share of the KV cache in use."""
+        return float(self._whole[engine.KV] / self.model.kv_tokens)
+
+    @property
+    def preemptions(self) -> int:
+        """Requests that lost their KV so far."""
+        return int(self._whole[engine.PREEMPTIONS])
+
+    def submit(self, prompt_tokens: int, output_tokens: int, deliver: Deliver) -> int:
+        """Queue a request; `deliver` is called with each of its tokens. Returns its row, for `cancel`.
+
+        Raises:
+            Refused: when too many are in flight.
+        """
+        if not self._free:
+            raise Refused
+        row = self._free.pop()
+        self._prompt[row], self._output[row], self._target[row] = prompt_tokens, output_tokens, prompt_tokens
+        self._cached[row] = self._done[row] = 0
+        self._finish_at[row] = engine.NEVER
+        self._deliver[row] = deliver
+        self._began[row] = time.monotonic()
+        w = self._whole
+        if w[engine.HEAD] == w[engine.TAIL]:
+            w[engine.HEAD] = w[engine.TAIL] = 0
+        elif w[engine.TAIL] == self._queue.size:
+            held = w[engine.TAIL] - w[engine.HEAD]
+            self._queue[:held] = self._queue[w[engine.HEAD] : w[engine.TAIL]].copy()
+            w[engine.HEAD], w[engine.TAIL] = 0, held
+        self._queue[w[engine.TAIL]] = row
+        w[engine.TAIL] += 1
+        self.totals.prompt_tokens += prompt_tokens
+        self._work.set()
+        return row
+
+    def cancel(self, row: int) -> None:
+        """Forget a request whose client has gone; it leaves the batch before the next step."""
+        if row in self._deliver:
+            self._cancelled.add(row)
+            self._work.set()
+
+    async def serve(self) -> None:
+        """Run for ever."""
+        while True:
+            if not self._deliver:
+                self._work.clear()
+                await self._work.wait()
+            self._drop_cancelled()
+            now = time.monotonic()
+            if self._real[engine.TIME] < now - LATE_S or self.running == 0:
+                if self.running:
+                    self.totals.late_steps += 1
+                # Idle, or hopelessly behind: the engine's clock jumps to the wall's.
+                self._real[engine.TIME] = max(self._real[engine.TIME], now)
+                self._real[engine.DRIFT_AT] = max(self._real[engine.DRIFT_AT], now - 100.0)
+            if not self._deliver:
+                continue
+            decoding = self._decoding()
+            made = self._step()
+            if made < 0:
+                await asyncio.sleep(0.01)
+                continue
+            delay = self._real[engine.TIME] - time.monotonic()
+            await asyncio.sleep(max(0.0, delay))
+            self._hand_out(decoding)
+
+    def _decoding(self) -> list[int]:
+        """Rows that will get a token in the coming step, unless it preempts them."""
+        rows: list[int] = self._run[: self._whole[engine.RUNNING]].tolist()
+        return rows
+
+    def _step(self) -> int:
+        if self._whole[engine.NOISE_AT] + 2048 > self._noise.size:
+            self._noise = self._rng.standard_normal(NOISE_BLOCK)
+            self._whole[engine.NOISE_AT] = 0
+        self._tokens_before = self._generated()
+        return engine.step(
+            self._params, self._real, self._whole, self._noise, self._queue, self._front, self._run, self._prompt,
+            self._output, self._cached, self._target, self._done, self._finish_at, self._first, self._last, self._end,
+            self._gaps,
+        )  # fmt: skip
+
+    def _generated(self) -> dict[int, bool]:
+        """Which running rows decode now."""
+        rows = self._run[: self._whole[engine.RUNNING]]
+        return dict(zip(rows.tolist(), (self._finish_at[rows] != engine.NEVER).tolist(), strict=True))
+
+    def _hand_out(self, before: list[int]) -> None:
+        """Deliver the step's tokens."""
+        now = time.monotonic()
+        running = self._run[: self._whole[engine.RUNNING]]
+        still: dict[int, bool] = dict(zip(running.tolist(), (self._finish_at[running] != engine.NEVER).tolist(), strict=True))
+        waiting = set(self._front[: self._whole[engine.FRONT]].tolist())
+        candidates = dict.fromkeys(before) | dict.fromkeys(still)
+        # A request of one token is admitted and done within the step: it is in none of the lists.
+        if len(candidates) < len(self._deliver):
+            queued = set(self._queue[self._whole[engine.HEAD] : self._whole[engine.TAIL]].tolist())
+            candidates |= dict.fromkeys(r for r in self._deliver if r not in queued and r not in waiting)
+        for row in candidates:
+            decoded = self._tokens_before.get(row, False)
+            if row in still:
+                if not still[row]:
+                    continue  # prefill goes on
+                if not decoded:
+                    self._count_first(row, now)
+                self._give(row, last=False)
+            elif row in waiting:
+                continue  # preempted
+            else:
+                if not decoded:
+                    self._count_first(row, now)
+                self._give(row, last=True)
+                self._finish(row, now)
+
+    def _count_first(self, row: int, now: float) -> None:
+        if self._done[row] <= 1:
+            self.totals.ttft[0] += now - self._began[row]
+            self.totals.ttft[1] += 1
+
+    def _give(self, row: int, *, last: bool) -> None:
+        self.totals.generated_tokens += 1
+        if row not in self._cancelled:
+            self._deliver[row](last)
+
+    def _finish(self, row: int, now: float) -> None:
+        self.totals.finished += 1
+        self.totals.e2e[0] += now - self._began[row]
+        self.totals.e2e[1] += 1
+        self._release(row)
+
+    def _release(self, row: int) -> None:
+        del self._deliver[row], self._began[row]
+        self._cancelled.discard(row)
+        self._free.append(row)
+
+    def _drop_cancelled(self) -> None:
+        """Take cancelled requests out of the batch and the queues."""
+        if not self._cancelled:
+            return
+        w = self._whole
+        run = self._run[: w[engine.RUNNING]].tolist()
+        kept = []
+        for row in run:
+            if row not in self._cancelled:
+                kept.append(row)
+            elif self._finish_at[row] != engine.NEVER:
+                w[engine.DECODES] -= 1
+                left = self._finish_at[row] - w[engine.DECODE_STEP]
+                w[engine.KV] -= self._prompt[row] + self._output[row] - left
+            else:
+                w[engine.PREFILLING] -= 1
+                w[engine.KV] -= self._cached[row]
+        self._run[: len(kept)] = kept
+        w[engine.RUNNING] = len(kept)
+        queue = [r for r in self._queue[w[engine.HEAD] : w[engine.TAIL]].tolist() if r not in self._cancelled]
+        self._queue[: len(queue)] = queue
+        w[engine.HEAD], w[engine.TAIL] = 0, len(queue)
+        front = [r for r in self._front[: w[engine.FRONT]].tolist() if r not in self._cancelled]
+        self._front[: len(front)] = front
+        w[engine.FRONT] = len(front)
+        for row in list(self._cancelled):
+            self.totals.aborted += 1
+            self._release(row)

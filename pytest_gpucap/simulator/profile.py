@@ -1,0 +1,178 @@
+"""Profiles of simulated servers: data files that say how fast a made-up or measured engine steps."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from pytest_gpucap.requirement import (
+    Arrivals,
+    Endpoint,
+    LatencyLimit,
+    Length,
+    RequirementError,
+    Slo,
+    Workload,
+    exact,
+)
+from pytest_gpucap.simulator.engine import Floats
+
+
+class ProfileError(ValueError):
+    """A profile that does not exist or cannot be read; the message says which do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """How the engine steps; see `pytest_gpucap.simulator.engine` for the formula. All times in seconds.
+
+    Attributes:
+        base_s, per_seq_s, per_kv_token_s, per_prompt_token_s: terms of a step's time.
+        per_seq_over_s: added for every decode beyond `knee`.
+        noise: standard deviation of a step's time over its mean, independent from step to step.
+        drift_sd, drift_tau_s: slow drift of the logarithm of all times: stationary sd, and time constant.
+        stall_per_s, stall_s: rare stops, a second of running, and how long each lasts.
+        warm_extra, warm_tau_s: a fresh server is slower by this share, fading exponentially.
+        max_num_seqs, max_num_batched_tokens, kv_tokens: the scheduler's limits.
+    """
+
+    base_s: float
+    per_seq_s: float
+    per_prompt_token_s: float
+    per_kv_token_s: float = 0.0
+    per_seq_over_s: float = 0.0
+    knee: float = 1e9
+    noise: float = 0.04
+    drift_sd: float = 0.007
+    drift_tau_s: float = 90.0
+    stall_per_s: float = 0.01
+    stall_s: float = 0.3
+    warm_extra: float = 0.35
+    warm_tau_s: float = 3.5
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 8192
+    kv_tokens: int = 2_000_000
+
+    @property
+    def params(self) -> Floats:
+        """The engine's parameter vector."""
+        return np.array(
+            [
+                self.base_s, self.per_seq_s, self.per_seq_over_s, self.knee, self.per_kv_token_s,
+                self.per_prompt_token_s, self.noise, self.drift_sd, self.drift_tau_s, self.stall_per_s, self.stall_s,
+                self.warm_extra, self.warm_tau_s, self.max_num_seqs, self.max_num_batched_tokens, self.kv_tokens,
+            ]
+        )  # fmt: skip
+
+    def scaled(self, factor: float) -> Engine:
+        """The same engine with every time of a step multiplied by `factor` (below 1: faster)."""
+        return replace(
+            self,
+            base_s=self.base_s * factor,
+            per_seq_s=self.per_seq_s * factor,
+            per_prompt_token_s=self.per_prompt_token_s * factor,
+            per_kv_token_s=self.per_kv_token_s * factor,
+            per_seq_over_s=self.per_seq_over_s * factor,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A simulated server, and the workload and limits under which its capacity is known.
+
+    Attributes:
+        name: of the data file.
+        source: what it is calibrated to, or that it is made up.
+        held_out: kept aside while the measuring procedure was tuned.
+        engine: how it steps.
+        workload, slo: for which `true_rate_rps` holds.
+        true_rate_rps: sustainable rate under that workload and SLO from long runs; NaN until determined.
+    """
+
+    name: str
+    source: str
+    held_out: bool
+    engine: Engine
+    workload: Workload
+    slo: Slo
+    true_rate_rps: float = float("nan")
+
+
+def names() -> tuple[str, ...]:
+    """Names of the profiles that come with the plugin."""
+    return tuple(sorted(p.name.removesuffix(".toml") for p in _folder().iterdir() if p.name.endswith(".toml")))
+
+
+def load(name: str | Path) -> Profile:
+    """A profile by the name of one that comes with the plugin, or by the path of a TOML file.
+
+    Raises:
+        ProfileError: if there is none of that name, or a key is unknown or a value wrong.
+    """
+    text = str(name)
+    if text.endswith(".toml"):
+        path = Path(text)
+        if not path.is_file():
+            raise ProfileError(f"simulator profile {text} does not exist")
+        return _parse(path.stem, path.read_text())
+    if text not in names():
+        raise ProfileError(f"no simulator profile {text!r}: there are {', '.join(names())}, or the path of a .toml file")
+    return _shipped(text)
+
+
+@lru_cache(maxsize=64)
+def _shipped(name: str) -> Profile:
+    return _parse(name, (_folder() / f"{name}.toml").read_text())
+
+
+def _folder() -> Path:
+    return Path(str(files("pytest_gpucap.simulator"))) / "profiles"
+
+
+def _parse(name: str, text: str) -> Profile:
+    try:
+        data = tomllib.loads(text)
+        engine = data.pop("engine")
+        work = data.pop("workload")
+        slo = data.pop("slo", {})
+        known = {f.name for f in fields(Engine)}
+        if unknown := set(engine) - known:
+            raise ProfileError(f"simulator profile {name}: unknown engine keys {sorted(unknown)}")
+        if unknown := set(data) - {"source", "held_out", "true_rate_rps"}:
+            raise ProfileError(f"simulator profile {name}: unknown keys {sorted(unknown)}")
+        return Profile(
+            name=name,
+            source=str(data.get("source", "made up")),
+            held_out=bool(data.get("held_out", False)),
+            engine=Engine(**engine),
+            workload=_workload(work),
+            slo=_slo(slo),
+            true_rate_rps=float(data.get("true_rate_rps", "nan")),
+        )
+    except (KeyError, TypeError, tomllib.TOMLDecodeError, RequirementError) as error:
+        raise ProfileError(f"simulator profile {name}: {error}") from error
+
+
+def _workload(table: Mapping[str, object]) -> Workload:
+    from pytest_gpucap.requirement import ArrivalKind
+
+    arrivals = Arrivals(
+        ArrivalKind(str(table.get("arrivals", "poisson"))), float(str(table.get("burstiness", 1.0)))
+    )
+    return Workload(
+        input_tokens=Length.parse(str(table["input_tokens"]), "input_tokens"),
+        output_tokens=Length.parse(str(table["output_tokens"]), "output_tokens"),
+        arrivals=arrivals,
+        endpoint=Endpoint(str(table.get("endpoint", "completions"))),
+    )
+
+
+def _slo(table: Mapping[str, object]) -> Slo:
+    limits = tuple(LatencyLimit.parse(k, str(v)) for k, v in table.items() if k != "max_error_rate")
+    return Slo(limits, exact(str(table.get("max_error_rate", "0.01")), "max_error_rate"))

@@ -1,0 +1,245 @@
+"""The simulated server in virtual time: a load runner whose hours take seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from pytest_gpucap.load.protocol import (
+    ClosedLoop,
+    Histogram,
+    Journal,
+    LoadError,
+    OpenLoop,
+    Phase,
+    PhaseSpan,
+    Progress,
+    SelfCheck,
+    Status,
+)
+from pytest_gpucap.simulator import engine
+from pytest_gpucap.simulator.engine import Floats, Ints
+from pytest_gpucap.simulator.profile import Engine
+
+BIN_S = 0.1
+"""Width of the journal's token bins."""
+POLL_S = 0.25
+"""How often `should_stop` is asked, in virtual seconds."""
+NOISE_BLOCK = 1 << 17
+
+
+class VirtualClock:
+    """Seconds since the simulated server was started."""
+
+    def __init__(self) -> None:
+        self.time_s = 0.0
+
+    def now(self) -> float:
+        """Virtual seconds since the start."""
+        return self.time_s
+
+
+class SimRunner:
+    """A `LoadRunner` on a simulated server that was started when this object was made.
+
+    Args:
+        model: the engine.
+        seed: of its noise, drift and stalls; the requests come from the phases.
+        error_rate: share of the requests that fail at once with HTTP 500, for tests of error limits.
+    """
+
+    simulated = True
+
+    def __init__(self, model: Engine, seed: int = 0, error_rate: float = 0.0) -> None:
+        self.clock = VirtualClock()
+        self.model = model
+        self._params = model.params
+        self._rng = np.random.default_rng([0x51, seed])
+        self._error_rate = error_rate
+        self._noise: Floats = self._rng.standard_normal(NOISE_BLOCK)
+        self._real = np.zeros(engine.REALS)
+        self._whole = np.zeros(engine.WHOLES, np.int64)
+        self._whole[engine.NEXT_FINISH] = engine.NEVER
+        self._real[engine.DRIFT] = model.drift_sd * self._rng.standard_normal()
+        self._rows = 0
+        self._columns: dict[str, npt.NDArray[np.generic]] = {}
+        self._tokens = np.zeros(1024, np.int64)
+        self._grow(4096)
+
+    # Column accessors keep the names short where the engine is called.
+    def _grow(self, rows: int) -> None:
+        """Make every column at least `rows` long."""
+        kinds: dict[str, tuple[npt.DTypeLike, float]] = {
+            "prompt": (np.int64, 0), "output": (np.int64, 0), "cached": (np.int64, 0), "target": (np.int64, 0),
+            "done": (np.int64, 0), "finish_at": (np.int64, engine.NEVER), "due": (np.float64, np.nan),
+            "first": (np.float64, np.nan), "last": (np.float64, np.nan), "end": (np.float64, np.nan),
+            "hot": (np.bool_, 0), "failed": (np.bool_, 0), "cancelled": (np.bool_, 0), "queue": (np.int64, 0),
+            "front": (np.int64, 0), "run": (np.int64, 0),
+        }  # fmt: skip
+        for name, (kind, fill) in kinds.items():
+            old = self._columns.get(name)
+            if old is not None and old.size >= rows:
+                continue
+            new: npt.NDArray[np.generic] = np.full(max(rows, 2 * (0 if old is None else old.size)), fill, kind)
+            if old is not None:
+                new[: old.size] = old
+            self._columns[name] = new
+
+    def run(self, phase: Phase, should_stop: Callable[[Progress], bool] | None = None) -> PhaseSpan:
+        """See `LoadRunner.run`.
+
+        Raises:
+            LoadError: if a closed loop runs out of rows, or a request can never fit the KV cache.
+        """
+        start_s = self.clock.time_s
+        end_s = start_s + phase.duration_s
+        n = phase.prompt_tokens.size
+        if n and int((phase.prompt_tokens.astype(np.int64) + phase.output_tokens).max()) > self.model.kv_tokens:
+            raise LoadError(f"a request of this phase is longer than the KV cache of {self.model.kv_tokens} tokens")
+        first_row, end_row = self._rows, self._rows + n
+        self._grow(end_row + 1)
+        columns = self._columns
+        rows = slice(first_row, end_row)
+        columns["prompt"][rows] = phase.prompt_tokens
+        columns["output"][rows] = phase.output_tokens
+        columns["target"][rows] = phase.prompt_tokens
+        if isinstance(phase, OpenLoop):
+            columns["due"][rows] = start_s + phase.due_s
+            concurrency, hot = 0, 0
+        else:
+            concurrency, hot = phase.concurrency, phase.hot
+        columns["hot"][first_row : first_row + hot] = True
+        if self._error_rate > 0:
+            self._fail_some(first_row, end_row, phase)
+        self._rows = end_row
+        self._whole[engine.NEXT_ROW] = first_row
+        bins = int(end_s / BIN_S) + 64
+        if self._tokens.size < bins:
+            self._tokens = np.concatenate([self._tokens, np.zeros(max(bins - self._tokens.size, 2048), np.int64)])
+        gaps = np.zeros(engine.GAP_BINS, np.int64)
+        stopped = False
+        until_s = start_s
+        while until_s < end_s and not stopped:
+            until_s = end_s if should_stop is None else min(end_s, until_s + POLL_S)
+            self._advance(gaps, end_row, concurrency, until_s)
+            if should_stop is not None:
+                stopped = should_stop(self._progress(start_s, until_s, first_row))
+        self.clock.time_s = until_s
+        used = int(self._whole[engine.NEXT_ROW])
+        self._drop_rows(used)
+        achieved = (used - first_row) / max(until_s - start_s, 1e-9)
+        check = SelfCheck(
+            intended_rps=phase.rate_rps if isinstance(phase, OpenLoop) else float("nan"), achieved_rps=achieved
+        )
+        gap_histogram = Histogram(engine.GAP_LOWEST_S, engine.GAP_GROWTH, gaps)
+        return PhaseSpan(phase, start_s, until_s, first_row, used, stopped, check, gap_histogram)
+
+    def settle(self, timeout_s: float, *, cancel: bool = False) -> bool:
+        """See `LoadRunner.settle`."""
+        if cancel:
+            self._cancel()
+            return True
+        gaps = np.zeros(engine.GAP_BINS, np.int64)
+        deadline = self.clock.time_s + timeout_s
+        while self.clock.time_s < deadline and self.in_flight > 0:
+            self.clock.time_s = min(deadline, self.clock.time_s + POLL_S)
+            bins = int(self.clock.time_s / BIN_S) + 64
+            if self._tokens.size < bins:
+                self._tokens = np.concatenate([self._tokens, np.zeros(2048, np.int64)])
+            self._advance(gaps, self._rows, 0, self.clock.time_s)
+        return self.in_flight == 0
+
+    def journal(self) -> Journal:
+        """See `LoadRunner.journal`."""
+        rows = slice(0, self._rows)
+        c = self._columns
+        status = np.full(self._rows, Status.IN_FLIGHT, np.uint8)
+        status[~np.isnan(c["end"][rows])] = Status.OK
+        status[c["failed"][rows].astype(bool)] = Status.HTTP_5XX
+        status[c["cancelled"][rows].astype(bool)] = Status.CANCELLED
+        answered = status == Status.OK
+        prompt, output = c["prompt"][rows].astype(np.int32), c["output"][rows].astype(np.int32)
+        due: Floats = c["due"][rows].astype(np.float64)
+        return Journal(
+            due_s=due,
+            sent_s=due.copy(),
+            first_s=c["first"][rows].astype(np.float64),
+            last_s=c["last"][rows].astype(np.float64),
+            end_s=c["end"][rows].astype(np.float64),
+            prompt_tokens=prompt,
+            output_tokens=output,
+            counted_prompt_tokens=np.where(answered, prompt, 0).astype(np.int32),
+            counted_output_tokens=np.where(answered, output, 0).astype(np.int32),
+            status=status,
+            hot=c["hot"][rows].astype(np.bool_),
+            bin_s=BIN_S,
+            bins_start_s=0.0,
+            tokens=self._tokens[: int(self.clock.time_s / BIN_S) + 1].copy(),
+        )
+
+    def close(self) -> None:
+        """See `LoadRunner.close`."""
+        self._cancel()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests waiting or running."""
+        w = self._whole
+        return int(w[engine.RUNNING] + w[engine.FRONT] + w[engine.TAIL] - w[engine.HEAD])
+
+    @property
+    def preemptions(self) -> int:
+        """Requests that lost their KV so far."""
+        return int(self._whole[engine.PREEMPTIONS])
+
+    def _advance(self, gaps: Ints, end_row: int, concurrency: int, until_s: float) -> None:
+        c = self._columns
+        while True:
+            result = engine.advance(
+                self._params, self._real, self._whole, self._noise, c["queue"], c["front"], c["run"], c["prompt"],
+                c["output"], c["cached"], c["target"], c["done"], c["finish_at"], c["due"], c["first"], c["last"],
+                c["end"], gaps, self._tokens, BIN_S, end_row, concurrency, until_s,
+            )  # type: ignore[arg-type]  # fmt: skip
+            if result == 0:
+                return
+            if result == 2:  # noqa: PLR2004 - documented by advance
+                raise LoadError("the closed loop ran out of rows before its time was over")
+            self._noise = self._rng.standard_normal(NOISE_BLOCK)
+            self._whole[engine.NOISE_AT] = 0
+
+    def _progress(self, start_s: float, now_s: float, first_row: int) -> Progress:
+        ended = self._columns["end"][first_row : int(self._whole[engine.NEXT_ROW])]
+        failed = int(self._columns["failed"][first_row : int(self._whole[engine.NEXT_ROW])].sum())
+        return Progress(now_s - start_s, self.in_flight, int((~np.isnan(ended.astype(np.float64))).sum()) - failed, failed)
+
+    def _drop_rows(self, used: int) -> None:
+        """Forget rows that never became due, so that the next phase writes over them."""
+        rows = slice(used, self._rows)
+        for name, fill in (("due", np.nan), ("first", np.nan), ("last", np.nan), ("end", np.nan), ("hot", False),
+                           ("failed", False), ("done", 0), ("cached", 0), ("finish_at", engine.NEVER)):  # fmt: skip
+            self._columns[name][rows] = fill
+        self._rows = used
+
+    def _fail_some(self, first_row: int, end_row: int, phase: Phase) -> None:
+        """Requests that fail: they end at once and cost the engine one token of prompt and one of output."""
+        bad = first_row + np.flatnonzero(self._rng.random(end_row - first_row) < self._error_rate)
+        if isinstance(phase, ClosedLoop):
+            bad = bad[bad >= first_row + phase.hot]
+        for name in ("prompt", "output", "target"):
+            self._columns[name][bad] = 1
+        self._columns["failed"][bad] = True
+
+    def _cancel(self) -> None:
+        w, c = self._whole, self._columns
+        open_rows = np.concatenate(
+            [c["run"][: w[engine.RUNNING]], c["front"][: w[engine.FRONT]], c["queue"][w[engine.HEAD] : w[engine.TAIL]]]
+        ).astype(np.int64)
+        c["end"][open_rows] = self.clock.time_s
+        c["cancelled"][open_rows] = True
+        c["finish_at"][open_rows] = engine.NEVER
+        for name in (engine.RUNNING, engine.FRONT, engine.DECODES, engine.KV, engine.PREFILLING):
+            w[name] = 0
+        w[engine.HEAD] = w[engine.TAIL]
+        w[engine.NEXT_FINISH] = engine.NEVER

@@ -1,0 +1,109 @@
+"""The true capacity of a simulated server, from very long runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from pytest_gpucap.load import schedule
+from pytest_gpucap.load.protocol import Status
+from pytest_gpucap.requirement import Metric, Slo, Workload
+from pytest_gpucap.simulator.profile import Engine, Profile
+from pytest_gpucap.simulator.runner import SimRunner
+
+RUN_S = 3000.0
+"""One run; long against every time constant of the model."""
+DISCARD_S = 300.0
+"""Its beginning, in which the queue has not found its level."""
+
+
+def long_run(
+    engine: Engine, workload: Workload, slo: Slo, rate_rps: float, runs: int, seed: int = 0
+) -> Mapping[str, float]:
+    """Each limit's latency percentile over the limit at a rate, from `runs` runs of `RUN_S`, without warm-up.
+
+    Also ``backlog``: requests in flight over the whole at the end of the runs, against those after the discarded start.
+    """
+    warm = replace(engine, warm_extra=0.0)
+    pooled: dict[str, list[np.ndarray]] = {limit.name: [] for limit in slo.limits}
+    counts = np.zeros(0, np.int64)
+    growth = []
+    for run in range(runs):
+        runner = SimRunner(warm, seed * 100_003 + run)
+        runner.run(schedule.open_loop(workload, rate_rps, DISCARD_S, seed + 7, 2 * run))
+        before = runner.in_flight
+        span = runner.run(schedule.open_loop(workload, rate_rps, RUN_S - DISCARD_S, seed + 7, 2 * run + 1))
+        growth.append((runner.in_flight - before) / (span.end_row - span.first_row))
+        runner.settle(600.0)
+        journal = runner.journal()
+        rows = slice(span.first_row, span.end_row)
+        ok = journal.status[rows] == Status.OK
+        by_metric = {Metric.TTFT: journal.ttft_s, Metric.E2E: journal.e2e_s, Metric.TPOT: journal.tpot_s}
+        for limit in slo.limits:
+            if limit.metric is Metric.ITL:
+                counts = span.gaps.counts if counts.size == 0 else counts + span.gaps.counts
+            else:
+                # A request that never ended broke every limit.
+                values = np.where(ok, by_metric[limit.metric][rows], np.inf)
+                pooled[limit.name].append(values[~np.isnan(values)])
+    ratios = {"backlog": float(np.mean(growth))}
+    for limit in slo.limits:
+        if limit.metric is Metric.ITL:
+            value = replace(span.gaps, counts=counts).quantile_s(float(limit.quantile))
+        else:
+            value = float(np.quantile(np.concatenate(pooled[limit.name]), float(limit.quantile)))
+        ratios[limit.name] = value / limit.limit_s
+    return ratios
+
+
+def saturation_rps(engine: Engine, workload: Workload, runs: int = 4) -> float:
+    """Requests a second with the server never short of work: the bound without any latency limit."""
+    warm = replace(engine, warm_extra=0.0)
+    rates = []
+    for run in range(runs):
+        runner = SimRunner(warm, 31 + run)
+        target = warm.max_num_seqs + 64
+        runner.run(schedule.closed_loop(workload, target, DISCARD_S, 2000.0, 5, 2 * run))
+        span = runner.run(schedule.closed_loop(workload, target, RUN_S, 500.0, 5, 2 * run + 1, hot=False))
+        journal = runner.journal()
+        rates.append(((journal.end_s > span.start_s) & (journal.end_s <= span.end_s)).sum() / RUN_S)
+    return float(np.mean(rates))
+
+
+def true_rate_rps(profile: Profile, runs: int = 24, seed: int = 1) -> float:
+    """The highest rate at which every limit of the profile's SLO holds over long runs.
+
+    The same noise and arrivals at every rate; bisection on the logarithm of the worst limit's ratio, then a straight
+    line through the last two rates that bracket it.
+    """
+    bound = saturation_rps(profile.engine, profile.workload)
+    if not profile.slo.limits:
+        return bound
+
+    def worst(log_rate: float, many: int) -> float:
+        ratios = long_run(profile.engine, profile.workload, profile.slo, math.exp(log_rate), many, seed)
+        return math.log(max(ratios[limit.name] for limit in profile.slo.limits))
+
+    low, high = math.log(bound / 50), math.log(bound)
+    for many, width in ((2, 0.08), (8, 0.02)):
+        while high - low > width:
+            middle = (low + high) / 2
+            if worst(middle, many) > 0:
+                high = middle
+            else:
+                low = middle
+        low, high = low - width / 2, high + width / 2
+    f_low, f_high = worst(low, runs), worst(high, runs)
+    for _ in range(4):
+        middle = low + (high - low) * min(0.8, max(0.2, f_low / (f_low - f_high)))
+        f_middle = worst(middle, runs)
+        if f_middle > 0:
+            high, f_high = middle, f_middle
+        else:
+            low, f_low = middle, f_middle
+        if min(abs(f_low), abs(f_high)) < 0.004:
+            break
+    return math.exp(low + (high - low) * f_low / (f_low - f_high))

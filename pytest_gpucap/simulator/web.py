@@ -1,0 +1,285 @@
+"""The simulated server over HTTP: what vLLM's OpenAI-compatible server offers, as far as measuring needs it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import httptools
+
+from pytest_gpucap.simulator.live import LiveEngine, Refused
+from pytest_gpucap.simulator.profile import Profile
+
+VERSION = "SIMULATED"
+CHAT_OVERHEAD = 8
+"""Tokens that the simulated chat template adds to a conversation."""
+TOKEN_TEXT = " a"
+MAX_BODY = 64 * 2**20
+DEFAULT_OUTPUT = 16
+
+
+class BadRequest(ValueError):
+    """What the client asked for makes no sense; answered with 400."""
+
+
+def count_tokens(text: str) -> int:
+    """Tokens of a text: the simulated tokenizer splits at spaces."""
+    return len(text.split())
+
+
+def prompt_tokens(body: Mapping[str, Any], *, chat: bool) -> int:
+    """Prompt tokens of a request body.
+
+    Raises:
+        BadRequest: if it holds no prompt.
+    """
+    if chat:
+        messages = body.get("messages")
+        if not isinstance(messages, list) or not messages:
+            raise BadRequest("messages must be a list that is not empty")
+        return CHAT_OVERHEAD + sum(count_tokens(str(m.get("content", ""))) for m in messages if isinstance(m, dict))
+    prompt = body.get("prompt")
+    if isinstance(prompt, str):
+        return max(1, count_tokens(prompt))
+    if isinstance(prompt, list) and prompt and all(isinstance(token, int) for token in prompt):
+        return len(prompt)
+    raise BadRequest("prompt must be a text or a list of token ids")
+
+
+class Connection(asyncio.Protocol):
+    """One client's connection; requests on it are answered one after the other."""
+
+    def __init__(self, profile: Profile, engine: LiveEngine, model: str) -> None:
+        self._profile, self._engine, self._model = profile, engine, model
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpRequestParser(self)
+        self._url = b""
+        self._body: list[bytes] = []
+        self._row: int | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.Protocol`."""
+        # uvloop's transports are none of asyncio's classes.
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._send(400, b'{"object":"error","message":"not HTTP"}')
+            if self._transport is not None:
+                self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the protocol's signature
+        """See `asyncio.Protocol`: a client that goes away ends its request, as with vLLM."""
+        if self._row is not None:
+            self._engine.cancel(self._row)
+        self._transport = None
+
+    def on_message_begin(self) -> None:
+        """See `httptools`."""
+        self._url, self._body = b"", []
+
+    def on_url(self, url: bytes) -> None:
+        """See `httptools`."""
+        self._url += url
+
+    def on_body(self, body: bytes) -> None:
+        """See `httptools`."""
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        """See `httptools`: answer."""
+        path = self._url.split(b"?")[0].decode("latin-1")
+        method = self._parser.get_method().decode()
+        route = self._routes().get((method, path))
+        if route is None:
+            self._error(404, f"no {method} {path} here")
+            return
+        try:
+            body = json.loads(b"".join(self._body)) if self._body else {}
+            route(body)
+        except (BadRequest, json.JSONDecodeError) as error:
+            self._error(400, str(error))
+        except Refused:
+            self._error(503, "too many requests in flight")
+
+    def _routes(self) -> dict[tuple[str, str], Callable[[dict[str, Any]], None]]:
+        return {
+            ("GET", "/health"): lambda _: self._send(200, b""),
+            ("GET", "/version"): lambda _: self._json({"version": f"{VERSION} {self._profile.name}"}),
+            ("GET", "/v1/models"): lambda _: self._json({"object": "list", "data": [self._card()]}),
+            ("GET", "/metrics"): lambda _: self._send(200, self._metrics().encode(), "text/plain; version=0.0.4"),
+            ("POST", "/reset_prefix_cache"): lambda _: self._send(200, b""),
+            ("POST", "/tokenize"): self._tokenize,
+            ("POST", "/v1/completions"): lambda body: self._generate(body, chat=False),
+            ("POST", "/v1/chat/completions"): lambda body: self._generate(body, chat=True),
+        }
+
+    def _card(self) -> dict[str, Any]:
+        return {
+            "id": self._model,
+            "object": "model",
+            "created": int(time.time()),
+            "owned_by": VERSION,
+            "max_model_len": self._profile.engine.kv_tokens,
+        }
+
+    def _tokenize(self, body: dict[str, Any]) -> None:
+        count = prompt_tokens(body, chat="messages" in body)
+        self._json({"count": count, "max_model_len": self._profile.engine.kv_tokens, "tokens": list(range(count))})
+
+    def _generate(self, body: dict[str, Any], *, chat: bool) -> None:
+        prompt = prompt_tokens(body, chat=chat)
+        asked = body.get("max_completion_tokens") or body.get("max_tokens") or DEFAULT_OUTPUT
+        if not isinstance(asked, int) or asked < 1:
+            raise BadRequest("max_tokens must be a whole number of at least 1")
+        if prompt + asked > self._profile.engine.kv_tokens:
+            raise BadRequest(f"maximum context length is {self._profile.engine.kv_tokens} tokens, not {prompt + asked}")
+        usage = {"prompt_tokens": prompt, "total_tokens": prompt + asked, "completion_tokens": asked}
+        kind = "chat.completion" if chat else "text_completion"
+        head = {
+            "id": f"sim-{time.monotonic_ns():x}",
+            "object": kind + (".chunk" if chat and body.get("stream") else ""),
+            "created": int(time.time()),
+            "model": self._model,
+        }
+        if body.get("stream"):
+            wanted = bool((body.get("stream_options") or {}).get("include_usage"))
+            self._stream(head, prompt, asked, usage if wanted else None, chat=chat)
+        else:
+            self._whole(head, prompt, asked, usage, chat=chat)
+
+    def _stream(
+        self, head: Mapping[str, Any], prompt: int, asked: int, usage: Mapping[str, int] | None, *, chat: bool
+    ) -> None:
+        def event(choice: Mapping[str, Any] | None, extra: Mapping[str, Any] | None = None) -> bytes:
+            data = {**head, "choices": [] if choice is None else [choice], **(extra or {})}
+            return _chunk(b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n")
+
+        def token(finish: str | None) -> bytes:
+            text = {"delta": {"content": TOKEN_TEXT}} if chat else {"text": TOKEN_TEXT}
+            return event({"index": 0, **text, "logprobs": None, "finish_reason": finish})
+
+        # Every token but the last is the same bytes: a stream costs one write a token.
+        ordinary = token(None)
+        last = token("length")
+        if usage is not None:
+            last += event(None, {"usage": usage})
+        last += _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
+        opening = (
+            b"HTTP/1.1 200 OK\r\nserver: gpucap-simulator\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
+            b"transfer-encoding: chunked\r\n\r\n"
+        )
+        if chat:
+            opening += event({"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None})
+        transport = self._transport
+        sent_head = False
+
+        def deliver(final: bool) -> None:
+            nonlocal sent_head
+            if transport is None or transport.is_closing():
+                return
+            text = last if final else ordinary
+            if not sent_head:
+                text, sent_head = opening + text, True
+            if final:
+                self._row = None
+            transport.write(text)
+
+        self._row = self._engine.submit(prompt, asked, deliver)
+
+    def _whole(self, head: Mapping[str, Any], prompt: int, asked: int, usage: Mapping[str, int], *, chat: bool) -> None:
+        text = TOKEN_TEXT * asked
+        content = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+
+        def deliver(final: bool) -> None:
+            if final:
+                self._row = None
+                self._json({**head, "choices": [{"index": 0, **content, "finish_reason": "length"}], "usage": usage})
+
+        self._row = self._engine.submit(prompt, asked, deliver)
+
+    def _metrics(self) -> str:
+        engine, totals = self._engine, self._engine.totals
+        label = f'{{model_name="{self._model}"}}'
+        blocks = self._profile.engine.kv_tokens // 16
+        lines = [f"# {VERSION}: no real server answers here"]
+        gauges = {
+            "num_requests_running": engine.running,
+            "num_requests_waiting": engine.waiting,
+            "kv_cache_usage_perc": engine.kv_use,
+        }
+        counters = {
+            "num_preemptions_total": engine.preemptions,
+            "prompt_tokens_total": totals.prompt_tokens,
+            "generation_tokens_total": totals.generated_tokens,
+            "prefix_cache_queries_total": totals.prompt_tokens,
+            "prefix_cache_hits_total": 0,
+            "request_success_total": totals.finished,
+        }
+        for kind, values in (("gauge", gauges), ("counter", counters)):
+            for name, value in values.items():
+                lines += [f"# TYPE vllm:{name} {kind}", f"vllm:{name}{label} {value}"]
+        for name, (total, count) in {
+            "time_to_first_token_seconds": totals.ttft,
+            "e2e_request_latency_seconds": totals.e2e,
+        }.items():
+            inf = label.replace("}", ',le="+Inf"}')
+            lines += [f"# TYPE vllm:{name} histogram", f"vllm:{name}_bucket{inf} {count}"]
+            lines += [f"vllm:{name}_sum{label} {total}", f"vllm:{name}_count{label} {count}"]
+        lines += ["# TYPE vllm:cache_config_info gauge"]
+        lines += [f'vllm:cache_config_info{{block_size="16",num_gpu_blocks="{blocks}"}} 1.0']
+        lines += ["# TYPE gpucap_simulator:late_steps_total counter"]
+        lines += [f"gpucap_simulator:late_steps_total {totals.late_steps}"]
+        return "\n".join(lines) + "\n"
+
+    def _json(self, data: Mapping[str, Any]) -> None:
+        self._send(200, json.dumps(data).encode())
+
+    def _error(self, status: int, message: str) -> None:
+        self._send(status, json.dumps({"object": "error", "message": message, "code": status}).encode())
+
+    def _send(self, status: int, body: bytes, kind: str = "application/json") -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        head = f"HTTP/1.1 {status} \r\nserver: gpucap-simulator\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n\r\n"
+        self._transport.write(head.encode() + body)
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+async def serve(
+    profile: Profile,
+    host: str,
+    port: int,
+    seed: int,
+    started: Callable[[int], None],
+    until: Callable[[], Any] | None = None,
+) -> None:
+    """Serve until cancelled, or until the awaitable that `until` returns is done; `started` is told the port."""
+    live = LiveEngine(profile.engine, seed)
+    loop = asyncio.get_running_loop()
+    model = f"simulated-{profile.name}"
+    server = await loop.create_server(lambda: Connection(profile, live, model), host, port, backlog=1024)
+    steps = asyncio.create_task(live.serve())
+    ends: set[asyncio.Future[Any]] = {steps}
+    if until is not None:
+        ends.add(asyncio.ensure_future(until()))
+    started(server.sockets[0].getsockname()[1])
+    try:
+        done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        steps.cancel()
+        server.close()
+        with contextlib.suppress(asyncio.CancelledError):
+            await steps

@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pytest_gpucap.gpu
+from pytest_gpucap.gpu.classes import GpuClass, find_class, parse_class
+from pytest_gpucap.gpu.facts import describe_devices, environment_facts
+from pytest_gpucap.gpu.inventory import Inventory, NoGpu, WrongGpuClass, class_of, detect, select, take_inventory
+from tests.gpu import fake_nvml
+
+
+def inventory(name: str, **environment: str) -> Inventory:
+    with fake_nvml.answers(name):
+        return take_inventory(environment)
+
+
+def test_an_h200_is_read_through_the_real_binding() -> None:
+    found = inventory("h200")
+    (device,) = found.devices
+    assert found.driver == "570.124.06"
+    assert found.cuda == "12.8"
+    assert device.name == "NVIDIA H200"
+    assert device.uuid.startswith("GPU-")
+    assert device.memory_bytes == 143771 * 2**20
+    assert device.compute_capability == (9, 0)
+    assert device.pci_bus_id == "00000000:18:00.0"
+    assert (device.max_sm_clock_mhz, device.max_memory_clock_mhz) == (1980, 3201)
+    assert (device.power_limit_w, device.default_power_limit_w) == (700, 700)
+    assert (device.mig_mode, device.ecc_mode, device.ecc_errors, device.persistence) == (False, True, 0, True)
+    assert not device.unreadable
+    assert select(found, find_class("h200")) == (device,)
+    assert detect(found).name == "h200"
+
+
+def test_memory_that_the_driver_keeps_is_not_in_use() -> None:
+    (device,) = inventory("h200").devices
+    assert device.memory_used_bytes == 0, "628 MiB are reserved, which only the second version of the call tells"
+
+
+def test_an_old_driver_without_the_second_version_still_tells() -> None:
+    with fake_nvml.answers("h200") as nvml:
+        nvml.device()["memory"]["reserved"] = {"error": 13}  # function not found
+        nvml.write()
+        (device,) = take_inventory({}).devices
+    assert device.memory_used_bytes == 0
+    assert device.memory_bytes == 143771 * 2**20
+
+
+def test_fields_that_cannot_be_read_cost_only_themselves() -> None:
+    found = inventory("broken")
+    assert [device.index for device in found.devices] == [0, 2]
+    assert found.problems == ("GPU 1 cannot be used: GPU is lost",)
+    guarded = found.devices[1]
+    assert guarded.temperature_c == 31
+    assert guarded.power_limit_w is None
+    assert guarded.unreadable["power_limit_w"] == "Insufficient Permissions"
+    assert set(guarded.unreadable) == {"power_limit_w", "ecc_mode", "ecc_errors", "persistence"}
+    assert [device.index for device in select(found, find_class("h100-sxm"))] == [0, 2]
+
+
+def test_a_driver_that_does_not_fit_its_library_is_no_gpu() -> None:
+    found = inventory("mismatch")
+    assert not found.devices
+    with pytest.raises(NoGpu, match="version mismatch"):
+        detect(found)
+
+
+def test_slices_stand_for_a_gpu_that_is_split() -> None:
+    found = inventory("a100-mig")
+    assert [device.mig_profile for device in found.devices] == ["3g.20gb", "1g.5gb", "1g.5gb"]
+    assert {device.parent_uuid for device in found.devices} == {"GPU-c0ffee11-8c5d-4d1f-9a40-77e8d12b4a05"}
+    assert [device.multiprocessors for device in found.devices] == [42, 14, 14]
+    assert [device.uuid for device in select(found, find_class("a100-40gb-1g.5gb"))] == [
+        "MIG-2e7a1c2f-7b66-5d1f-9b1c-1a5a6dac2b02",
+        "MIG-3f8b2d30-8c77-5e20-ac2d-2b6b7ebd3c03",
+    ]
+
+
+def test_part_of_the_compute_of_a_slice_is_a_class_of_its_own() -> None:
+    with fake_nvml.answers("a100-mig") as nvml:
+        nvml.device()["slices"][0]["attributes"]["computeInstanceSliceCount"] = 1
+        nvml.write()
+        found = take_inventory({})
+    assert found.devices[0].mig_profile == "1c.3g.20gb"
+    with pytest.raises(WrongGpuClass):
+        select(found, find_class("a100-40gb-3g.20gb"))
+
+
+@pytest.mark.parametrize(
+    ("machine", "wanted", "said"),
+    [
+        ("h100-pcie", "h100-sxm", r"1x NVIDIA H100 PCIe; h100-pcie .*2039 GB/s.* is not h100-sxm .*3350 GB/s"),
+        ("a10g", "a10", r"a10g \(.*70 TFLOPS\) is not a10 \(.*125 TFLOPS\): say --gpu-class a10g"),
+        ("a100-mig", "a100-40gb", r"1x NVIDIA A100-SXM4-40GB MIG 3g.20gb, 2x .* MIG 1g.5gb; .* is a MIG slice"),
+        ("a100-mig", "a100-40gb-2g.10gb", r"a100-40gb-3g.20gb .* is not a100-40gb-2g.10gb"),
+        ("h200", "h200-1g.18gb", r"h200 is a whole GPU and has no such slice: MIG is off"),
+        ("h200", "t4", r"^GPU class t4: this machine has 1x NVIDIA H200$"),
+        ("mismatch", "h200", r"^GPU class h200: no GPU here \(NVML: .*mismatch"),
+    ],
+)
+def test_a_machine_without_the_class_says_what_it_has(machine: str, wanted: str, said: str) -> None:
+    with pytest.raises(WrongGpuClass, match=said) as caught:
+        select(inventory(machine), find_class(wanted))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_cpu_needs_no_gpu() -> None:
+    assert select(Inventory(), find_class("cpu")) == ()
+    assert select(inventory("h200"), find_class("cpu")) == ()
+
+
+def test_a_gpu_that_no_class_knows_gets_one() -> None:
+    with fake_nvml.answers("h200") as nvml:
+        nvml.set(name="NVIDIA X9000 Super")
+        found = take_inventory({})
+    gpu_class = detect(found)
+    assert gpu_class.name == "x9000-super"
+    assert gpu_class.memory_bytes == 143771 * 2**20
+    assert gpu_class.bandwidth_bytes_per_s is None
+    assert select(found, gpu_class) == found.devices
+
+
+def test_a_users_class_names_a_new_product() -> None:
+    with fake_nvml.answers("h200") as nvml:
+        nvml.set(name="NVIDIA X9000 Super")
+        found = take_inventory({})
+    own: GpuClass = parse_class("x9: nvml=nvidia x9000 super; bandwidth_gb_s=9000", "pytest.ini")
+    assert detect(found, [own]) is own
+    assert class_of(found.devices[0], [own]) is own
+
+
+def test_gpus_of_several_classes_must_be_told_apart() -> None:
+    with pytest.raises(WrongGpuClass, match=r"several classes here \(a10, rtx4090\): name one"):
+        detect(inventory("mixed"))
+
+
+X4 = [f"GPU-5a1d9f0{i}-0c3e-4b7a-9d55-1f8a7c2e6b0{i}" for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("0,2", [0, 2]),
+        ("2,1", [2, 1]),
+        ("0,2,-1,1", [0, 2]),  # the example of the CUDA programming guide
+        ("", []),
+        (" 3 , 1 ", [3, 1]),
+        (f"{X4[3]},{X4[0]}", [3, 0]),
+        ("GPU-5a1d9f02", [2]),
+        ("GPU-5a1d9f0", []),  # fits several
+        ("1,GPU-unknown,0", [1]),
+        ("7", []),
+        ("0,0", []),  # CUDA shows none if one is named twice
+        ("none", []),
+    ],
+)
+def test_cuda_visible_devices_is_read_as_cuda_reads_it(value: str, shown: list[int]) -> None:
+    found = inventory("h200-x4", CUDA_VISIBLE_DEVICES=value)
+    assert [device.index for device in found.devices] == shown
+    assert {device.index for device in found.hidden} == {0, 1, 2, 3} - set(shown)
+
+
+def test_without_the_variable_everything_is_visible() -> None:
+    assert [device.index for device in inventory("h200-x4").devices] == [0, 1, 2, 3]
+
+
+def test_a_name_of_nothing_is_told() -> None:
+    found = inventory("h200-x4", CUDA_VISIBLE_DEVICES="1,GPU-unknown,0")
+    assert found.problems == (
+        "CUDA_VISIBLE_DEVICES=1,GPU-unknown,0: 'GPU-unknown' names no device here, and ends the list",
+    )
+
+
+def test_hidden_gpus_are_named_as_the_reason() -> None:
+    found = inventory("h200-x4", CUDA_VISIBLE_DEVICES="")
+    with pytest.raises(NoGpu, match="CUDA_VISIBLE_DEVICES hides 4x NVIDIA H200"):
+        detect(found)
+    with pytest.raises(WrongGpuClass, match="CUDA_VISIBLE_DEVICES hides 4x NVIDIA H200"):
+        select(found, find_class("h200"))
+
+
+def test_indices_of_unlike_gpus_need_an_order() -> None:
+    guessed = inventory("mixed", CUDA_VISIBLE_DEVICES="0")
+    assert not guessed.devices
+    assert "CUDA_DEVICE_ORDER=PCI_BUS_ID" in guessed.problems[0]
+    ordered = inventory("mixed", CUDA_VISIBLE_DEVICES="1", CUDA_DEVICE_ORDER="PCI_BUS_ID")
+    assert [device.name for device in ordered.devices] == ["NVIDIA GeForce RTX 4090"]
+    by_uuid = inventory("mixed", CUDA_VISIBLE_DEVICES="GPU-4090")
+    assert [device.name for device in by_uuid.devices] == ["NVIDIA GeForce RTX 4090"]
+
+
+def test_a_lost_gpu_keeps_its_index() -> None:
+    assert [device.index for device in inventory("broken", CUDA_VISIBLE_DEVICES="2").devices] == [2]
+
+
+@pytest.mark.parametrize(
+    ("value", "profiles"),
+    [
+        ("0", ["3g.20gb"]),  # a GPU that is split, by index: its first slice
+        ("GPU-c0ffee11", ["3g.20gb"]),
+        ("MIG-3f8b2d30-8c77-5e20-ac2d-2b6b7ebd3c03,MIG-1d6f0b1e", ["1g.5gb", "3g.20gb"]),
+    ],
+)
+def test_slices_are_visible_by_their_names(value: str, profiles: list[str]) -> None:
+    found = inventory("a100-mig", CUDA_VISIBLE_DEVICES=value)
+    assert [device.mig_profile for device in found.devices] == profiles
+
+
+def test_facts_for_the_report() -> None:
+    with fake_nvml.answers("t4") as nvml:
+        nvml.set(power_limit=50000)
+        found = take_inventory({})
+    facts = environment_facts(found, found.devices, detect(found))
+    assert facts["driver"] == "535.247.01"
+    assert facts["gpu_class"] == "t4"
+    assert facts["devices"][0]["power_limit_w"] == 50
+    assert facts["devices"][0]["unreadable"] == {"mig_mode": "Not Supported"}
+    lines = describe_devices(found, found.devices)
+    assert lines[0] == "1x Tesla T4, 15 GiB, driver 535.247.01, CUDA 12.2"
+    assert lines[1] == "GPU 0 (Tesla T4): power limit 50 W, 70 W as shipped"
+
+
+def test_a_machine_without_nvml_has_no_gpu() -> None:
+    # A process of its own, without the fake library, and with none to be found.
+    script = "from pytest_gpucap.gpu.inventory import take_inventory; print(take_inventory().problems)"
+    environment = {key: value for key, value in os.environ.items() if key not in {"LD_LIBRARY_PATH", "LD_PRELOAD"}}
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("this machine has a driver")
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert re.fullmatch(r"\('NVML: NVML Shared Library Not Found',\)\n", done.stdout)
+
+
+def test_a_child_process_finds_the_fake_library_by_path() -> None:
+    script = "from pytest_gpucap.gpu.inventory import take_inventory; print(take_inventory({}).devices[0].name)"
+    with fake_nvml.answers("h200") as nvml:
+        environment = {**os.environ, **nvml.environment}
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, timeout=60
+        )
+    assert done.stdout == "NVIDIA H200\n"
+
+
+def test_nothing_here_can_change_a_setting() -> None:
+    folder = Path(pytest_gpucap.gpu.__file__).parent
+    calls = {call for path in folder.glob("*.py") for call in re.findall(r"\bnvml[A-Z]\w+", path.read_text())}
+    changing = {call for call in calls if re.match(r"nvml(Device|Unit|System)?(Set|Clear|Reset|Create|Destroy)", call)}
+    assert "nvmlDeviceGetPowerUsage" in calls
+    assert not changing
+
+
+@pytest.mark.parametrize("module", ["classes", "device", "inventory", "nvml", "visible", "facts"])
+def test_what_collection_needs_is_light(module: str) -> None:
+    heavy = "{'numpy', 'pynvml', 'psutil', 'scipy', 'filelock'}"
+    script = f"import sys, pytest_gpucap.gpu.{module}; print(*sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "\n"

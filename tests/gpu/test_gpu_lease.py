@@ -1,0 +1,425 @@
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import pwd
+import stat
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pytest_gpucap.gpu import memory, occupancy
+from pytest_gpucap.gpu.classes import find_class
+from pytest_gpucap.gpu.device import Device
+from pytest_gpucap.gpu.inventory import select, take_inventory
+from pytest_gpucap.gpu.lease import GpuShared, Lease, LeaseError, LeaseTimeout, lease, lease_cpu, machine_directory
+from pytest_gpucap.gpu.memory import MemoryNotReturned, memory_in_use, wait_memory_returned
+from pytest_gpucap.gpu.occupancy import Occupancy
+from tests.gpu import fake_nvml
+
+DEADLINE_S = 60.0
+
+HOLD = """
+    import sys
+    from pathlib import Path
+    from pytest_gpucap.gpu.classes import find_class
+    from pytest_gpucap.gpu.inventory import select, take_inventory
+    from pytest_gpucap.gpu.lease import lease
+    devices = select(take_inventory({}), find_class("h200"))
+    with lease(devices, int(sys.argv[2]), wait_s=60, directory=Path(sys.argv[1])) as held:
+        print(*held.uuids, flush=True)
+        sys.stdin.readline()
+"""
+
+
+@contextmanager
+def holder(nvml: fake_nvml.Answers, directory: Path, count: int) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """A process of its own that holds so many devices; it and their UUIDs."""
+    command = [sys.executable, "-c", textwrap.dedent(HOLD), str(directory), str(count)]
+    environment = {**os.environ, **nvml.environment}
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield process, process.stdout.readline().split()
+        finally:
+            process.kill()
+            process.communicate()
+
+
+@contextmanager
+def machine(name: str = "h200-x4", wanted: str = "h200") -> Iterator[tuple[fake_nvml.Answers, tuple[Device, ...]]]:
+    with fake_nvml.answers(name) as nvml:
+        yield nvml, select(take_inventory({}), find_class(wanted))
+
+
+def test_a_lease_names_its_devices_to_the_server(tmp_path: Path) -> None:
+    with machine() as (_, devices), lease(devices, 2, wait_s=0, directory=tmp_path) as held:
+        assert held.devices == devices[:2]
+        assert held.environment == {"CUDA_VISIBLE_DEVICES": f"{devices[0].uuid},{devices[1].uuid}"}
+        assert held.baseline == {devices[0].uuid: 0, devices[1].uuid: 0}
+
+
+def test_two_leases_never_share_a_device(tmp_path: Path) -> None:
+    with machine() as (_, devices):
+        with lease(devices, 3, wait_s=0, directory=tmp_path) as first:
+            with lease(devices, 1, wait_s=0, directory=tmp_path) as second:
+                assert not set(first.uuids) & set(second.uuids)
+            with pytest.raises(LeaseTimeout):
+                lease(devices, 2, wait_s=0, directory=tmp_path)
+        with lease(devices, 4, wait_s=0, directory=tmp_path) as everything:
+            assert len(everything.uuids) == 4
+
+
+def test_a_lease_may_be_given_back_twice(tmp_path: Path) -> None:
+    with machine() as (_, devices):
+        held = lease(devices, 4, wait_s=0, directory=tmp_path)
+        held.release()
+        held.release()
+        lease(devices, 4, wait_s=0, directory=tmp_path).release()
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_more_devices_than_there_are_cannot_be_had(tmp_path: Path, count: int) -> None:
+    with machine() as (_, devices), pytest.raises(LeaseError, match=f"{count} GPUs are needed and 4"):
+        lease(devices, count, wait_s=10, directory=tmp_path)
+
+
+def test_a_process_that_holds_all_is_named(tmp_path: Path) -> None:
+    said: list[str] = []
+    with machine() as (nvml, devices), holder(nvml, tmp_path, 4) as (process, _):
+        with pytest.raises(LeaseTimeout, match=f"within 0.5 s: .*leased by pid {process.pid} ") as caught:
+            lease(devices, 1, wait_s=0.5, on_wait=said.append, directory=tmp_path)
+        assert pwd.getpwuid(os.getuid()).pw_name in str(caught.value)
+    assert len(said) == 1, "told once, however long the wait"
+    assert str(process.pid) in said[0]
+
+
+def test_a_process_that_ends_makes_room(tmp_path: Path) -> None:
+    with machine() as (nvml, devices), holder(nvml, tmp_path, 4) as (process, uuids):
+        assert len(uuids) == 4
+        assert process.stdin is not None
+        end_of_line = process.stdin
+
+        def let_go(_: str) -> None:
+            end_of_line.write("\n")
+            end_of_line.flush()
+
+        with lease(devices, 4, wait_s=DEADLINE_S, on_wait=let_go, directory=tmp_path) as held:
+            assert held.waited_s > 0
+
+
+def test_the_kernel_takes_back_the_lease_of_a_killed_process(tmp_path: Path) -> None:
+    with machine() as (nvml, devices), holder(nvml, tmp_path, 4) as (process, _):
+        process.kill()
+        process.wait(DEADLINE_S)
+        lease(devices, 4, wait_s=0, directory=tmp_path).release()
+
+
+CONTENDER = """
+    import sys, time
+    from pathlib import Path
+    from pytest_gpucap.gpu.classes import find_class
+    from pytest_gpucap.gpu.inventory import select, take_inventory
+    from pytest_gpucap.gpu.lease import lease
+    directory, log, count, turns = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    devices = select(take_inventory({}), find_class("h200"))
+    with log.open("a", buffering=1) as lines:
+        for turn in range(turns):
+            with lease(devices, count, wait_s=60, directory=directory) as held:
+                start = time.monotonic()
+                time.sleep(0.02)
+                for uuid in held.uuids:
+                    lines.write(f"{uuid} {start} {time.monotonic()}\\n")
+"""
+
+
+def test_many_processes_of_different_needs_take_turns(tmp_path: Path) -> None:
+    """Whoever needs all four is served among those who need one, and nobody's time on a device overlaps another's."""
+    log, room = tmp_path / "log", tmp_path / "room"
+    room.mkdir()
+    needs = [1, 1, 2, 4]
+    with machine() as (nvml, _):
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", textwrap.dedent(CONTENDER), str(room), str(log), str(count), "6"],
+                env={**os.environ, **nvml.environment},
+            )
+            for count in needs
+        ]
+        try:
+            assert [process.wait(DEADLINE_S) for process in processes] == [0] * len(needs)
+        finally:
+            for process in processes:
+                process.kill()
+    seen = [line.split() for line in log.read_text().splitlines()]
+    assert len(seen) == 6 * sum(needs)
+    assert_no_overlap([(uuid, float(start), float(end)) for uuid, start, end in seen])
+
+
+def assert_no_overlap(seen: Iterable[tuple[str, float, float]]) -> None:
+    """Nobody's time (from, to) on a device may overlap another's."""
+    spans: dict[str, list[tuple[float, float]]] = {}
+    for uuid, start, end in seen:
+        spans.setdefault(uuid, []).append((start, end))
+    for on_one_device in spans.values():
+        ordered = sorted(on_one_device)
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(ordered))
+
+
+XDIST = """
+    import json, os, time
+    from pathlib import Path
+    import pytest
+    from pytest_gpucap.gpu.classes import find_class
+    from pytest_gpucap.gpu.inventory import select, take_inventory
+    from pytest_gpucap.gpu.lease import lease
+
+    @pytest.fixture(scope="session")
+    def held():
+        devices = select(take_inventory({}), find_class("h200"))
+        with lease(devices[:2], 1, wait_s=60, directory=Path("room")) as held:
+            start = time.monotonic()
+            yield held
+            span = [held.uuids[0], start, time.monotonic()]
+        Path("seen-" + os.environ["PYTEST_XDIST_WORKER"]).write_text(json.dumps(span))
+
+    @pytest.mark.parametrize("number", range(8))
+    def test_it(held, number):
+        time.sleep(0.05)
+"""
+
+
+def test_each_xdist_worker_leases_its_own(tmp_path: Path) -> None:
+    (tmp_path / "room").mkdir()
+    (tmp_path / "test_it.py").write_text(textwrap.dedent(XDIST))
+    with machine() as (nvml, _):
+        command = [sys.executable, "-m", "pytest", "-q", "-n", "4", "-p", "no:gpucap", "-p", "no:cacheprovider"]
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env={**os.environ, **nvml.environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    seen = [json.loads(path.read_text()) for path in tmp_path.glob("seen-*")]
+    assert len(seen) > 1, "several workers had tests to run"
+    assert_no_overlap(seen)
+
+
+@contextmanager
+def foreign_process() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_device_that_somebody_uses_is_passed_over(tmp_path: Path) -> None:
+    with foreign_process() as other, machine() as (nvml, devices):
+        nvml.set(0, processes=[{"pid": other.pid, "memory": 5 * 2**30}])
+        with lease(devices, 3, wait_s=0, directory=tmp_path) as held:
+            assert held.devices == devices[1:]
+
+
+def test_a_machine_that_somebody_uses_is_refused_with_pid_user_and_memory(tmp_path: Path) -> None:
+    with foreign_process() as other, machine() as (nvml, devices):
+        nvml.set(0, processes=[{"pid": other.pid, "memory": 5 * 2**30}], memory={"total": 2**37, "used": 2**33})
+        user = pwd.getpwuid(os.getuid()).pw_name
+        expected = rf"GPU 0 \(NVIDIA H200\) is used by pid {other.pid} \({user}, 5.0 GiB\)"
+        with pytest.raises(GpuShared, match=expected):
+            lease(devices, 4, wait_s=0, directory=tmp_path)
+        with lease(devices[1:], 3, wait_s=0, directory=tmp_path) as held:
+            assert len(held.uuids) == 3, "nothing stays locked after a refusal"
+
+
+def test_memory_that_nobody_owns_up_to_is_somebodys(tmp_path: Path) -> None:
+    with machine("h200") as (nvml, devices):
+        nvml.set(memory={"total": 143771 * 2**20, "used": 40 * 2**30, "reserved": 628 * 2**20})
+        with pytest.raises(GpuShared, match=r"has 40\.0 GiB of its memory in use, by nobody that NVML names"):
+            lease(devices, 1, wait_s=0, directory=tmp_path)
+
+
+def test_what_an_idle_driver_keeps_is_no_use(tmp_path: Path) -> None:
+    with machine("h200") as (nvml, devices):
+        nvml.set(memory={"total": 143771 * 2**20, "used": 500 * 2**20, "reserved": 628 * 2**20})
+        lease(devices, 1, wait_s=0, directory=tmp_path).release()
+
+
+def test_a_process_that_is_just_leaving_is_waited_for(tmp_path: Path) -> None:
+    with foreign_process() as other, machine("h200") as (nvml, devices):
+        nvml.set(processes=[{"pid": other.pid}])
+        said: list[str] = []
+
+        def leave(message: str) -> None:
+            said.append(message)
+            nvml.set(processes=[])
+
+        with lease(devices, 1, wait_s=DEADLINE_S, on_wait=leave, directory=tmp_path) as held:
+            assert held.uuids == (devices[0].uuid,)
+        assert f"pid {other.pid}" in said[0]
+        assert "memory not told" in said[0]
+
+
+def test_a_driver_that_does_not_tell_is_in_nobodys_way(tmp_path: Path) -> None:
+    with machine("h200") as (nvml, devices):
+        nvml.set(processes={"error": 4}, memory={"error": 4})
+        with lease(devices, 1, wait_s=0, directory=tmp_path) as held:
+            assert held.baseline == {}
+
+
+def test_slices_are_leased_one_by_one(tmp_path: Path) -> None:
+    with (
+        machine("a100-mig", "a100-40gb-1g.5gb") as (_, devices),
+        lease(devices, 1, wait_s=0, directory=tmp_path) as first,
+        lease(devices, 1, wait_s=0, directory=tmp_path) as second,
+    ):
+        assert first.environment == {"CUDA_VISIBLE_DEVICES": devices[0].uuid}
+        assert second.environment == {"CUDA_VISIBLE_DEVICES": devices[1].uuid}
+
+
+def test_there_is_one_lease_of_the_cpu(tmp_path: Path) -> None:
+    said: list[str] = []
+    with lease_cpu(wait_s=0, directory=tmp_path) as held:
+        assert held.devices == ()
+        assert held.environment == {}
+        with pytest.raises(LeaseTimeout, match=f"pid {os.getpid()} "):
+            lease_cpu(wait_s=0.3, on_wait=said.append, directory=tmp_path)
+    assert len(said) == 1
+    lease_cpu(wait_s=0, directory=tmp_path).release()
+
+
+def test_the_queue_lets_go_when_its_turn_never_comes(tmp_path: Path) -> None:
+    with machine() as (_, devices):
+        with lease(devices, 4, wait_s=0, directory=tmp_path), pytest.raises(LeaseTimeout):
+            lease(devices, 4, wait_s=0.1, directory=tmp_path)
+        lease(devices, 4, wait_s=0, directory=tmp_path).release()
+
+
+def test_lock_files_are_for_every_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = os.umask(0o077)
+    try:
+        lease_cpu(wait_s=0).release()
+    finally:
+        os.umask(before)
+    directory = machine_directory()
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o777
+    assert stat.S_IMODE((directory / "cpu.lock").stat().st_mode) == 0o666
+
+
+NOBODY = """
+    import os, sys
+    from pathlib import Path
+    from pytest_gpucap.gpu.lease import LeaseTimeout, lease_cpu
+    os.setgid(65534)
+    os.setuid(65534)
+    try:
+        lease_cpu(wait_s=0, directory=Path(sys.argv[1])).release()
+    except LeaseTimeout:
+        print("waits")
+    else:
+        print("has it")
+"""
+
+
+def _said(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_another_user_takes_turns_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory() as temporary:  # pytest's own is for this user alone
+        Path(temporary).chmod(0o755)
+        monkeypatch.setattr(tempfile, "tempdir", temporary)
+        command = [sys.executable, "-c", textwrap.dedent(NOBODY), str(machine_directory())]
+        with lease_cpu(wait_s=0):
+            assert _said(command) == "waits\n"
+        assert _said(command) == "has it\n"
+
+
+def test_a_file_in_the_way_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "gpucap-leases").write_text("")
+    with pytest.raises(LeaseError, match="is no directory"):
+        lease_cpu(wait_s=0)
+
+
+def test_a_directory_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LeaseError, match=r"cannot lock .*cpu\.lock: "):
+        lease_cpu(wait_s=0, directory=tmp_path / "file")
+
+
+def _served(nvml: fake_nvml.Answers, devices: tuple[Device, ...], pid: int) -> dict[str, int]:
+    baseline = memory_in_use(devices)
+    nvml.set(
+        processes=[{"pid": pid, "memory": 100 * 2**30}],
+        memory={"total": 143771 * 2**20, "used": 100 * 2**30, "reserved": 628 * 2**20},
+    )
+    return baseline
+
+
+IDLE = {"total": 143771 * 2**20, "used": 20 * 2**20, "reserved": 628 * 2**20}
+
+
+def test_memory_comes_back_after_the_server() -> None:
+    with machine("h200") as (nvml, devices):
+        baseline = _served(nvml, devices, 4_000_000)
+        nvml.set(processes=[], memory=IDLE)
+        assert wait_memory_returned(devices, baseline, [4_000_000], 0) >= 0
+
+
+def test_memory_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with foreign_process() as server, machine("h200") as (nvml, devices):
+        baseline = _served(nvml, devices, server.pid)
+        looks = 0
+
+        def look_all(devices: Iterable[Device]) -> tuple[Occupancy, ...]:
+            nonlocal looks
+            looks += 1
+            if looks == 3:
+                nvml.set(processes=[], memory=IDLE)
+            return occupancy.look_all(devices)
+
+        monkeypatch.setattr(memory, "look_all", look_all)
+        wait_memory_returned(devices, baseline, [server.pid], DEADLINE_S)
+    assert looks == 3
+
+
+def test_a_server_that_stays_is_named() -> None:
+    with foreign_process() as server, machine("h200") as (nvml, devices):
+        baseline = _served(nvml, devices, server.pid)
+        with pytest.raises(MemoryNotReturned, match=rf"within 0.3 s .* still has pid {server.pid} \(.*100.0 GiB\)"):
+            wait_memory_returned(devices, baseline, [server.pid], 0.3)
+
+
+def test_memory_without_an_owner_is_named() -> None:
+    with machine("h200") as (nvml, devices):
+        baseline = _served(nvml, devices, 4_000_000)
+        nvml.set(processes=[])
+        with pytest.raises(MemoryNotReturned, match=r"100\.0 GiB in use, 0\.0 GiB before the server; NVML names no"):
+            wait_memory_returned(devices, baseline, [4_000_000], 0)
+
+
+def test_a_lease_can_be_told_by_sight(tmp_path: Path) -> None:
+    with machine("h200") as (_, devices):
+        held: Lease = lease(devices, 1, wait_s=0, directory=tmp_path)
+        try:
+            assert devices[0].uuid in repr(held)
+        finally:
+            held.release()

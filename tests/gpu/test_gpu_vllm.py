@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pytest_gpucap.gpu.diagnosis import Kind, Known, diagnose
+from pytest_gpucap.gpu.exposition import read_figures
+from pytest_gpucap.gpu.probes import API_SERVER, ENGINE
+from pytest_gpucap.gpu.telemetry import Telemetry
+from pytest_gpucap.server.spec import ServerSpec
+from pytest_gpucap.server.vllm import VllmServer, start_vllm
+
+PYTHON = Path(os.environ.get("GPUCAP_TEST_VLLM_PYTHON") or Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python")
+REQUESTS, TOKENS = 120, 48
+
+pytestmark = [
+    pytest.mark.vllm_cpu,
+    pytest.mark.slow,
+    pytest.mark.skipif(not PYTHON.exists(), reason=f"no vLLM at {PYTHON}; `make vllm` makes it"),
+]
+
+
+def ask(server: VllmServer, number: int) -> None:
+    server.client.completions.create(
+        model=server.model, prompt=f"{number} times", max_tokens=TOKENS, extra_body={"ignore_eos": True}
+    )
+
+
+def await_reading(telemetry: Telemetry) -> None:
+    """A reading that was begun from now on."""
+    now, deadline = time.monotonic(), time.monotonic() + 60
+    while not (telemetry.server.all()["time_s"] > now).any():
+        assert time.monotonic() < deadline, f"no reading: {telemetry.faults}"
+        time.sleep(0.01)
+
+
+def test_a_real_server_is_watched(tmp_path: Path) -> None:
+    spec = ServerSpec("synthetic:tiny", python=str(PYTHON), log_dir=tmp_path)
+    with start_vllm(spec) as server:
+        with Telemetry((), server.pids, lambda: server.request("/metrics")) as telemetry:
+            await_reading(telemetry)
+            before = read_figures(server.request("/metrics"))
+            start = time.monotonic()
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(lambda number: ask(server, number), range(REQUESTS)))
+            end = time.monotonic()
+            await_reading(telemetry)
+        seen = telemetry.summary(start, end)
+        after = read_figures(server.request("/metrics"))
+        pids = server.pids()
+    assert telemetry.faults == {}
+    assert telemetry.problems(start, end) == []
+    assert seen.server.output_tokens == pytest.approx(REQUESTS * TOKENS, rel=0.1)
+    assert seen.server.running_max is not None
+    assert 1 <= seen.server.running_max <= 8
+    assert seen.server.preemptions == 0
+    roles = {process.role: process for process in seen.processes}
+    assert {ENGINE, API_SERVER} <= set(roles)
+    assert {process.pid for process in seen.processes} <= pids
+    assert 0 < roles[API_SERVER].cores < roles[ENGINE].cores <= (os.cpu_count() or 1) * 1.1
+    # Which of the two it is depends on who else uses the machine; that it is neither the GPU nor the cache does not.
+    assert diagnose(seen, Known(cores=os.cpu_count())).kind in {Kind.ENGINE_CPU, Kind.NONE}
+    assert after.output_tokens - before.output_tokens == REQUESTS * TOKENS
+    json.dumps(dataclasses.asdict(seen), allow_nan=False)

@@ -1,0 +1,317 @@
+"""Every way a server can answer, well or badly, over real sockets: the status, the counts, and that nothing is lost."""
+
+from __future__ import annotations
+
+import gzip
+import socket
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pytest_gpucap.load.protocol import ClosedLoop, Journal, OpenLoop, PhaseSpan, Status
+from pytest_gpucap.load.runner import HttpLoadRunner
+from pytest_gpucap.requirement import Endpoint, Length, Workload
+from tests.load.rawserver import HEAD, RawServer, Script, chunk, events, good, token, usage
+
+TOKENS = 4
+WORKLOAD = Workload(Length.fixed(32), Length.fixed(TOKENS), endpoint=Endpoint.COMPLETIONS)
+
+
+@dataclass
+class Result:
+    journal: Journal
+    span: PhaseSpan
+    errors: dict[str, int]
+
+    @property
+    def statuses(self) -> list[Status]:
+        return [Status(code) for code in self.journal.status.tolist()]
+
+    @property
+    def only_error(self) -> str:
+        (text,) = self.errors
+        return text
+
+
+def drive(server: RawServer, requests: int = 1, *, timeout_s: float = 20.0, gap_s: float = 0.03) -> Result:
+    """Requests one after the other, with one connection if the server keeps it."""
+    with HttpLoadRunner(server.url, "m", "secret", WORKLOAD, 1, workers=1, request_timeout_s=timeout_s) as runner:
+        phase = OpenLoop(
+            requests * gap_s,
+            np.arange(requests, dtype=np.float64) * gap_s,
+            np.full(requests, 32, np.int32),
+            np.full(requests, TOKENS, np.int32),
+        )
+        span = runner.run(phase)
+        assert runner.settle(20.0)
+        return Result(runner.journal(), span, runner.error_texts())
+
+
+def answer(*script: bytes | None) -> Result:
+    with RawServer(script) as server:
+        return drive(server)
+
+
+def assert_good(result: Result) -> None:
+    assert result.statuses == [Status.OK] * len(result.statuses), result.errors
+    journal = result.journal
+    assert (journal.counted_output_tokens == TOKENS).all()
+    assert (journal.counted_prompt_tokens == 32).all()
+    assert journal.tokens.sum() == TOKENS * journal.status.size
+    assert (journal.due_s <= journal.sent_s).all()
+    assert (journal.sent_s <= journal.first_s).all()
+    assert (journal.first_s <= journal.last_s).all()
+    assert (journal.last_s <= journal.end_s).all()
+
+
+def test_a_good_answer_and_the_request_that_was_sent() -> None:
+    with RawServer(good()) as server:
+        result = drive(server, 3, gap_s=0.2)
+        assert len(set(server.carriers)) == 1  # kept alive
+    assert_good(result)
+    head, _, body = server.requests[0].partition(b"\r\n\r\n")
+    assert head.startswith(b"POST /v1/completions HTTP/1.1\r\n")
+    assert b"Accept-Encoding: identity" in head
+    assert b"Authorization: Bearer secret" in head
+    assert b'"include_usage":true' in body
+    assert b'"ignore_eos":true' in body
+    assert b'"max_tokens":4}' in body
+
+
+def stream_body() -> bytes:
+    return b"".join(b"data: %b\n\n" % data for data in events())
+
+
+WAYS: dict[str, list[bytes | None]] = {
+    "all in one packet": [b"".join(good())],
+    "every event in a chunk and all chunks in one packet": [HEAD, b"".join(good()[1:])],
+    "one chunk of everything": [HEAD, chunk(stream_body()), b"0\r\n\r\n"],
+    "chunks that end anywhere": [
+        HEAD,
+        *(chunk(stream_body()[i : i + 7]) for i in range(0, len(stream_body()), 7)),
+        b"0\r\n\r\n",
+    ],
+    "a plain body with its length": [
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n" % len(stream_body()),
+        *(b"data: %b\n\n" % data for data in events()),
+    ],
+    "a plain body up to the end of the connection": [
+        b"HTTP/1.0 200 OK\r\nContent-Type: text/event-stream\r\n\r\n",
+        *(b"data: %b\n\n" % data for data in events()),
+        None,
+    ],
+    "CRLF": [HEAD, *(chunk(b"data: %b\r\n\r\n" % data) for data in events()), b"0\r\n\r\n"],
+    "CR alone": [HEAD, *(chunk(b"data: %b\r\r" % data) for data in events()), b"0\r\n\r\n"],
+    "no space after the colon": [HEAD, *(chunk(b"data:%b\n\n" % data) for data in events()), b"0\r\n\r\n"],
+    "comments, names and ids": [
+        HEAD,
+        chunk(b": ping\n\n"),
+        *(chunk(b": keep\nevent: message\nid: 7\nretry: 10\ndata: %b\n\n" % data) for data in events()),
+        b"0\r\n\r\n",
+    ],
+    "data in several lines": [
+        HEAD,
+        *(chunk(b"data: %b\n\n" % data.replace(b',"', b',\ndata: "')) for data in events()),
+        b"0\r\n\r\n",
+    ],
+    "spaces in the JSON": [
+        HEAD,
+        *(chunk(b"data: %b\n\n" % data.replace(b'":', b'": ')) for data in events()),
+        b"0\r\n\r\n",
+    ],
+    "usage in the last token's event": [
+        HEAD,
+        *(chunk(b"data: %b\n\n" % token()) for _ in range(TOKENS - 1)),
+        chunk(
+            b'data: %b,"usage":{"prompt_tokens":32,"completion_tokens":4}}\n\n'
+            % token("t", finish="length").removesuffix(b"}")
+        ),
+        chunk(b"data: [DONE]\n\n"),
+        b"0\r\n\r\n",
+    ],
+    "a last event without a token": [
+        HEAD,
+        *(chunk(b"data: %b\n\n" % token()) for _ in range(TOKENS)),
+        chunk(b"data: %b\n\n" % token("", finish="length")),
+        chunk(b"data: %b\n\n" % usage()),
+        chunk(b"data: [DONE]\n\n"),
+        b"0\r\n\r\n",
+    ],
+    "two tokens in an event": [
+        HEAD,
+        *(chunk(b"data: %b\n\n" % token("t t")) for _ in range(TOKENS // 2)),
+        chunk(b"data: %b\n\n" % usage()),
+        chunk(b"data: [DONE]\n\n"),
+        b"0\r\n\r\n",
+    ],
+    "an interim answer first": [b"HTTP/1.1 100 Continue\r\n\r\n", *good()],
+    "trailers after the last chunk": [*good()[:-1], b"0\r\nServer-Timing: x\r\n\r\n"],
+    "chunk extensions": [HEAD, *(part.replace(b"\r\n", b";a=b\r\n", 1) for part in good()[1:-1]), b"0\r\n\r\n"],
+    "closing after the answer": [
+        HEAD.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"),
+        *good()[1:],
+        None,
+    ],
+}
+
+
+def one_by_one(scripts: list[Script]) -> Result:
+    """One request for each script, strictly one after the other."""
+    rows = len(scripts) + 1
+    with RawServer(*scripts, good()) as server, HttpLoadRunner(server.url, "m", None, WORKLOAD, 1, workers=1) as runner:
+        phase = ClosedLoop(60.0, 1, np.full(10 * rows, 32, np.int32), np.full(10 * rows, TOKENS, np.int32))
+        span = runner.run(phase, lambda _: len(server.requests) >= rows)
+        assert runner.settle(20.0)
+        return Result(runner.journal(), span, runner.error_texts())
+
+
+@pytest.fixture(scope="module")
+def ways() -> Result:
+    """All of `WAYS` twice, in one run."""
+    return one_by_one([script for script in WAYS.values() for _ in range(2)])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_all_ways_to_send_a_good_answer(way: str, ways: Result) -> None:
+    row = 2 * list(WAYS).index(way)
+    for column, expected in (
+        (ways.journal.status, Status.OK),
+        (ways.journal.counted_prompt_tokens, 32),
+        (ways.journal.counted_output_tokens, TOKENS),
+    ):
+        assert column[row : row + 2].tolist() == [expected] * 2, ways.errors
+
+
+def test_all_ways_together_lose_no_token(ways: Result) -> None:
+    assert_good(ways)
+
+
+def test_a_gap_of_an_event_with_two_tokens_is_one_gap_and_one_of_nothing() -> None:
+    result = answer(*WAYS["two tokens in an event"])
+    assert result.span.gaps.total == TOKENS - 1
+    assert result.span.gaps.counts[0] == TOKENS // 2
+
+
+@pytest.mark.slow
+def test_every_split_point() -> None:
+    """The answer cut in two at each byte: the same records, whatever the packets."""
+    whole = b"".join(good())
+    cuts = range(1, len(whole))
+    with RawServer(respond=lambda i, _: [whole[: cuts[i]], whole[cuts[i] :]]) as server:
+        result = drive(server, len(cuts), gap_s=0.006)
+    assert_good(result)
+    assert len(server.requests) == len(cuts)
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.integers(1, 1200), max_size=12))
+def test_any_number_of_cuts(cuts: list[int]) -> None:
+    whole = b"".join(good())
+    ends = [*sorted(cut for cut in cuts if cut < len(whole)), len(whole)]
+    starts = [0, *ends[:-1]]
+    assert_good(answer(*(whole[start:end] for start, end in zip(starts, ends, strict=True))))
+
+
+def plain(status: str, body: bytes, content_type: str = "application/json", extra: str = "") -> bytes:
+    head = f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n{extra}\r\n"
+    return head.encode() + body
+
+
+ZIPPED = gzip.compress(stream_body())
+BROKEN: dict[str, tuple[Script, Status, str]] = {
+    "a JSON error of the client": (
+        [plain("400 Bad Request", b'{"error":{"message":"max_tokens too large"}}')],
+        Status.HTTP_4XX,
+        "max_tokens too large",
+    ),
+    "an HTML error of a gateway": (
+        [plain("502 Bad Gateway", b"<html><h1>Bad  Gateway</h1></html>", "text/html")],
+        Status.HTTP_5XX,
+        "HTTP 502: <html><h1>Bad Gateway</h1>",
+    ),
+    "an error without a body": ([plain("503 Service Unavailable", b"")], Status.HTTP_5XX, "HTTP 503"),
+    "a redirect": (
+        [plain("307 Temporary Redirect", b"", extra="Location: /elsewhere\r\n")],
+        Status.REDIRECT,
+        "HTTP 307",
+    ),
+    "gzip though refused": (
+        [plain("200 OK", ZIPPED, "text/event-stream", "Content-Encoding: gzip\r\n")],
+        Status.PROTOCOL,
+        "compressed (gzip) though refused",
+    ),
+    "JSON instead of a stream": (
+        [plain("200 OK", b'{"choices":[]}')],
+        Status.PROTOCOL,
+        "application/json instead of text/event-stream",
+    ),
+    "closing after the headers": ([HEAD, None], Status.RESET, "closed the connection"),
+    "closing within the answer": ([*good()[:3], None], Status.RESET, "closed the connection within the answer"),
+    "closing within a chunk": ([*good()[:3], good()[3][:20], None], Status.RESET, "within the answer"),
+    "closing without an answer": ([None], Status.RESET, "without an answer"),
+    "an end without DONE": ([*good()[:3], b"0\r\n\r\n"], Status.RESET, "before [DONE]"),
+    "an error in the stream": (
+        [*good()[:3], chunk(b'data: {"error":{"message":"engine died","code":500}}\n\n')],
+        Status.STREAM_ERROR,
+        "engine died",
+    ),
+    "an error object in the stream": (
+        [*good()[:3], chunk(b'data: {"object":"error","message":"out of blocks"}\n\n')],
+        Status.STREAM_ERROR,
+        "out of blocks",
+    ),
+    "no JSON": ([HEAD, chunk(b"data: <html>\n\n"), b"0\r\n\r\n"], Status.PROTOCOL, "no JSON"),
+    "no object": ([HEAD, chunk(b"data: 7\n\n"), b"0\r\n\r\n"], Status.PROTOCOL, "no JSON object"),
+    "no HTTP": ([b"SSH-2.0-OpenSSH_9.6\r\n"], Status.PROTOCOL, "not HTTP"),
+    "a bad chunk": ([HEAD, b"zz\r\nhello\r\n"], Status.PROTOCOL, "not HTTP"),
+    "HTTP/2 only": ([b"\x00\x00\x12\x04\x00\x00\x00\x00\x00" + bytes(18)], Status.PROTOCOL, "not HTTP"),
+    "no token at all": ([HEAD, chunk(b"data: [DONE]\n\n"), b"0\r\n\r\n"], Status.PROTOCOL, "without a token"),
+    "fewer tokens than asked for": (good(TOKENS - 1), Status.SHORT, "3 tokens instead of 4"),
+}
+
+
+@pytest.fixture(scope="module")
+def broken() -> Result:
+    """All of `BROKEN` in one run, a good answer on a connection of its own after each."""
+    return one_by_one([script for bad, _, _ in BROKEN.values() for script in (bad, WAYS["closing after the answer"])])
+
+
+@pytest.mark.parametrize("way", BROKEN)
+def test_a_bad_answer_is_counted_by_its_kind_and_the_next_request_is_well(way: str, broken: Result) -> None:
+    _, status, text = BROKEN[way]
+    row = 2 * list(BROKEN).index(way)
+    assert broken.statuses[row : row + 2] == [status, Status.OK], broken.errors
+    assert any(error.startswith(f"{status.name.lower()}: ") and text in error for error in broken.errors), broken.errors
+    assert np.isfinite(broken.journal.end_s[row])
+
+
+def test_a_kept_connection_that_the_server_has_closed_costs_no_request() -> None:
+    """The server closes after each answer without saying so; what was sent into the closed connection is sent again."""
+    with RawServer([*good(), None]) as server:
+        result = drive(server, 10)
+    assert_good(result)
+
+
+def test_a_silent_server_runs_into_the_time_limit() -> None:
+    with RawServer([HEAD, good()[1]]) as server:
+        result = drive(server, 1, timeout_s=0.3)
+    assert result.statuses == [Status.TIMEOUT]
+    assert "no whole answer within 0.3 s" in result.only_error
+    assert result.journal.end_s[0] - result.journal.sent_s[0] >= 0.3
+    assert np.isfinite(result.journal.first_s[0])
+
+
+def test_a_refused_connection_is_counted() -> None:
+    with RawServer(good()) as server:
+        runner = HttpLoadRunner(server.url, "m", None, WORKLOAD, 1, workers=1)
+        runner.prepare()
+    with runner, socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", server.port))  # not listening: refused, and nobody else can take the port
+        span = runner.run(OpenLoop(0.2, np.array([0.0, 0.1]), np.full(2, 32, np.int32), np.full(2, TOKENS, np.int32)))
+        assert runner.settle(5.0)
+        assert runner.journal().status.tolist() == [Status.CONNECT, Status.CONNECT]
+        assert span.end_row == 2

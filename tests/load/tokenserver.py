@@ -1,0 +1,142 @@
+"""A small real HTTP server that speaks enough of the OpenAI API to be measured: in a thread, on loopback.
+
+It counts tokens with whatever counter a test gives it, and streams as many as asked for, in one chunked event each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from aiohttp import web
+
+
+@dataclass
+class Seen:
+    """What the server saw."""
+
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    in_flight: int = 0
+    most_in_flight: int = 0
+
+
+class TokenServer:
+    """Serves chat and completions; `count` is the tokenizer: the tokens of a text."""
+
+    def __init__(
+        self,
+        count: Callable[[str], int] = len,
+        *,
+        template: Callable[[str], str] = lambda text: f"<u>{text}</u><a>",
+        tokenize: bool = False,
+        ids: bool = True,
+        ttft_s: float = 0.0,
+        gap_s: float = 0.0,
+        handler: Callable[[web.Request], Any] | None = None,
+    ) -> None:
+        self.count, self.template, self.ids = count, template, ids
+        self.ttft_s, self.gap_s = ttft_s, gap_s
+        self.seen = Seen()
+        self.probes = 0
+        self.app = web.Application()
+        answer = handler or self._answer
+        self.app.router.add_post("/v1/chat/completions", answer)
+        self.app.router.add_post("/v1/completions", answer)
+        if tokenize:
+            self.app.router.add_post("/tokenize", self._tokenize)
+        self._loop = asyncio.new_event_loop()
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._started.wait(10)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        runner = web.AppRunner(self.app, shutdown_timeout=0.1)
+        self._loop.run_until_complete(runner.setup())
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        self._loop.run_until_complete(site.start())
+        self.port = runner.addresses[0][1]
+        self._started.set()
+        self._loop.run_forever()
+        self._loop.run_until_complete(runner.cleanup())
+
+    def prompt_tokens(self, body: dict[str, Any]) -> int:
+        """As the server counts them."""
+        if "messages" in body:
+            return self.count(self.template(body["messages"][0]["content"]))
+        prompt = body["prompt"]
+        return len(prompt) if isinstance(prompt, list) else self.count(prompt)
+
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        self.probes += 1
+        return web.json_response({"count": self.prompt_tokens(await request.json())})
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        if isinstance(body.get("prompt"), list) and not self.ids:
+            return web.json_response({"error": {"message": "token ids are not taken"}}, status=400)
+        usage = {"prompt_tokens": self.prompt_tokens(body), "completion_tokens": body["max_tokens"]}
+        if not body.get("stream"):
+            self.probes += 1
+            return web.json_response({"choices": [], "usage": usage})
+        seen = self.seen
+        seen.bodies.append(body)
+        seen.prompt_tokens += usage["prompt_tokens"]
+        seen.in_flight += 1
+        seen.most_in_flight = max(seen.most_in_flight, seen.in_flight)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+        response.enable_chunked_encoding()
+        with contextlib.suppress(ConnectionError):
+            await response.prepare(request)
+            if self.ttft_s:
+                await asyncio.sleep(self.ttft_s)
+            for event in stream(body, usage, chat="messages" in body):
+                await response.write(event)
+                if self.gap_s:
+                    await asyncio.sleep(self.gap_s)
+                if b'"finish_reason"' in event:
+                    seen.output_tokens += 1
+            await response.write_eof()
+        seen.in_flight -= 1
+        return response
+
+
+def stream(body: dict[str, Any], usage: dict[str, int], *, chat: bool) -> list[bytes]:
+    """The events of an answer, shaped like vLLM's."""
+    kind = "chat.completion.chunk" if chat else "text_completion"
+    common = {"id": "cmpl-0123456789abcdef", "object": kind, "created": 1, "model": body["model"]}
+    events: list[dict[str, Any]] = []
+    if chat:
+        events.append({**common, "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+    total = usage["completion_tokens"]
+    for i in range(total):
+        finish = "length" if i == total - 1 else None
+        text = {"delta": {"content": f"t{i}"}} if chat else {"text": f"t{i}"}
+        events.append({**common, "choices": [{"index": 0, **text, "logprobs": None, "finish_reason": finish}]})
+    events.append({**common, "choices": [], "usage": {**usage, "total_tokens": sum(usage.values())}})
+    texts = [json.dumps(event, separators=(",", ":")) for event in events]
+    return [f"data: {text}\n\n".encode() for text in [*texts, "[DONE]"]]

@@ -1,0 +1,283 @@
+"""Markers, options and ini keys: who wins, and what a mistake costs (one line, exit 4, nothing started)."""
+
+from __future__ import annotations
+
+import pytest
+
+USAGE = pytest.ExitCode.USAGE_ERROR
+
+SHOW = """
+    import pytest
+
+    def shown(request):
+        from pytest_gpucap.session import DECLARATION
+        return request.node.stash[DECLARATION]
+"""
+
+
+@pytest.fixture
+def show(pytester):
+    """A suite whose tests assert on what they declare."""
+    pytester.makepyfile(shown=SHOW)
+    pytester.syspathinsert()
+    return pytester
+
+
+def test_the_most_specific_source_wins(show):
+    show.makeini(
+        """
+        [pytest]
+        gpucap_target_qps = 3
+        gpucap_gpus = 2
+        gpucap_headroom = 1.5
+        gpucap_max_time = 5m
+        gpucap_model = synthetic:tiny
+        """
+    )
+    show.makepyfile(
+        test_it="""
+        import pytest
+        from shown import shown
+
+        pytestmark = pytest.mark.gpucap(headroom=2, name="module")
+
+        @pytest.mark.gpucap(qps=7, name="function", max_time="1m")
+        def test_marker(request, gpucap):
+            found = shown(request)
+            assert (found.requirement.qps, found.requirement.gpus, found.requirement.headroom) == (7, 2, 2)
+            assert (found.requirement.name, found.max_time_s) == ("function", 60)
+
+        def test_command_line(request, gpucap):
+            found = shown(request)
+            assert (found.requirement.qps, found.requirement.gpus, found.requirement.headroom) == (4, 2, 2)
+            assert (found.requirement.name, found.max_time_s) == ("module", 300)
+        """
+    )
+    show.runpytest("--target-qps=4", "--gpu-class=cpu").assert_outcomes(passed=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("pytest.ini", "[pytest]\ngpucap_target_qps = 2.5\ngpucap_max_time = 90\ngpucap_require = true\n"),
+        (
+            "pyproject.toml",
+            '[tool.pytest.ini_options]\ngpucap_target_qps = "2.5"\ngpucap_max_time = "90"\ngpucap_require = true\n',
+        ),
+        ("pytest.toml", "[pytest]\ngpucap_target_qps = 2.5\ngpucap_max_time = 90\ngpucap_require = true\n"),
+    ],
+)
+def test_ini_keys_work_from_ini_and_from_native_toml(show, name, text):
+    if name == "pytest.toml" and tuple(map(int, pytest.__version__.split(".")[:2])) < (9, 2):
+        pytest.skip("numbers in native TOML need pytest 9.2")
+    show.path.joinpath(name).write_text(text)
+    show.makepyfile(
+        test_it="""
+        from fractions import Fraction
+        from pytest_gpucap.plugin import OPTIONS
+
+        def test_it(request):
+            options = request.config.stash[OPTIONS]
+            assert (options.target_qps, options.max_time_s, options.require) == (Fraction(5, 2), 90.0, True)
+        """
+    )
+    show.runpytest().assert_outcomes(passed=1)
+
+
+MISTAKES = [
+    ("gpucap(qsp=1)", "gpucap has no keyword 'qsp'; did you mean qps?"),
+    ("gpucap(10)", "gpucap(10) takes keywords only"),
+    ("gpucap(qps=-1)", "qps must be above 0, not -1"),
+    ("gpucap(qps='ten')", "qps must be a number, not 'ten'"),
+    ("gpucap(qps=1, gpus=0)", "gpus must be a whole number of at least 1, not 0"),
+    ("gpucap(qps=1, headroom=0.9)", "headroom must be at least 1 (1.3 keeps 30% in reserve), not 0.9"),
+    ("gpucap(qps=1, ttft_p101='1s')", "ttft_p101 is no latency limit"),
+    ("gpucap(qps=1, ttft_p95='soon')", "ttft_p95 must be a duration"),
+    ("gpucap(qps=1, input_tokens=0)", "input_tokens must be a whole number of at least 1, not 0"),
+    ("gpucap(qps=1, arrivals='gaussian')", "arrivals must be one of poisson, constant, gamma, trace"),
+    ("gpucap(qps=1, arrivals='gamma')", 'arrivals="gamma" and burstiness=CV go together'),
+    ("gpucap(qps=1, trace='no.csv')", "trace: there is no file"),
+    ("gpucap(qps=1, endpoint='telnet')", "endpoint must be one of chat, completions"),
+    ("gpucap(qps=1, ignore_eos='yes')", "ignore_eos must be True or False"),
+    ("gpucap(qps=1, temperature=-1)", "temperature must not be negative"),
+    ("gpucap(qps=1, input_tokens=8, shared_prefix_tokens=8)", "shared_prefix_tokens=8 leaves nothing"),
+    ("gpucap(qps=1, max_error_rate='150%')", "max_error_rate must lie between 0 and 1"),
+    ("vllm('a', model='b')", "names model twice"),
+    ("vllm(model='m', tensor_parallel_size=0)", "tensor_parallel_size must be a whole number"),
+    ("vllm(model='m', port=80)", "port"),
+    ("gpu_class('a10q')", "did you mean"),
+]
+
+
+@pytest.mark.parametrize(("marker", "message"), MISTAKES, ids=[marker for marker, _ in MISTAKES])
+def test_a_mistake_in_a_marker_is_one_line_with_file_and_line(pytester, marker, message):
+    pytester.makepyfile(
+        test_it=f"""
+        import pytest
+
+        @pytest.mark.{marker}
+        def test_it(gpucap):
+            gpucap.check()
+        """
+    )
+    result = pytester.runpytest("--gpu-class=cpu", "--gpucap-model=synthetic:tiny")
+    assert result.ret == USAGE
+    result.stderr.fnmatch_lines([f"ERROR: test_it.py:3: *{message.translate({91: '[[]'})}*"])
+    assert len(result.stderr.str().strip().splitlines()) == 1
+    assert not pytester.path.joinpath(".gpucap").exists()
+
+
+def test_all_mistakes_of_a_run_are_told_at_once(pytester):
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.gpucap(qps=-1)
+        def test_one(gpucap): ...
+
+        @pytest.mark.gpucap(qqs=1)
+        def test_two(gpucap): ...
+        """
+    )
+    result = pytester.runpytest("--gpu-class=cpu", "--gpucap-model=synthetic:tiny")
+    assert result.ret == USAGE
+    result.stderr.fnmatch_lines(["*.py:3: qps must be above 0*", "*.py:6: gpucap has no keyword*"])
+
+
+def test_a_mistake_in_a_test_that_is_not_selected_costs_nothing(pytester):
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.gpucap(qps=-1)
+        def test_broken(gpucap): ...
+
+        def test_fine(): ...
+        """
+    )
+    pytester.runpytest("-k", "fine").assert_outcomes(passed=1, deselected=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target-qps=-1"], "--target-qps: target qps must be above 0, not -1"),
+        (["--target-qps=many"], "--target-qps: target qps must be a number, not 'many'"),
+        (["--gpus=0"], "--gpus: gpus must be a whole number of at least 1, not '0'"),
+        (["--gpucap-headroom=0.5"], "--gpucap-headroom: headroom must be at least 1"),
+        (["--gpucap-max-time=soon"], "--gpucap-max-time: max time must be a duration"),
+        (["--gpu-class=a10q"], "--gpu-class: GPU class 'a10q' is not known: did you mean"),
+        (["--gpu-class=sim:fst"], "--gpu-class: no simulator profile 'fst': there are *fast*"),
+        (["--gpucap-url=ftp://x"], "--gpucap-url: must be a base URL"),
+        (["--gpucap-url=http://u:p@localhost/v1"], "--gpucap-url: must not hold a key"),
+        (["--gpucap-url=http://localhost/v1", "--gpu-class=cpu"], "--gpucap-url and --gpu-class exclude each other"),
+        (["--gpucap-vllm-python=/nowhere/python"], "--gpucap-vllm-python: there is no interpreter at /nowhere/python"),
+        (["--gpucap-gpu-file=none.toml"], "--gpucap-gpu-file: *none.toml"),
+        (["-o", "gpucap_inconclusive=maybe"], "*gpucap_inconclusive: must be one of fail, skip, pass, not 'maybe'"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(pytester, arguments, message):
+    pytester.makepyfile("def test_it(): ...")
+    result = pytester.runpytest(*arguments)
+    assert result.ret == USAGE
+    result.stderr.fnmatch_lines([f"ERROR: {message}*"])
+    assert len(result.stderr.str().strip().splitlines()) == 1
+
+
+def test_a_class_that_the_machine_does_not_have_must_not_turn_green(pytester):
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.vllm(model="synthetic:tiny")
+        @pytest.mark.gpucap(qps=1)
+        def test_it(gpucap):
+            gpucap.check()
+        """
+    )
+    result = pytester.runpytest("--gpu-class=b200")
+    assert result.ret == USAGE
+    result.stderr.fnmatch_lines(["ERROR: *b200*"])
+    assert len(result.stderr.str().strip().splitlines()) == 1
+
+
+def test_a_class_in_the_ini_file_does_not_stop_other_tests(pytester):
+    pytester.makeini("[pytest]\ngpucap_gpu_class = b200\n")
+    pytester.makepyfile("def test_it(): ...")
+    pytester.runpytest().assert_outcomes(passed=1)
+
+
+NEEDS_GPU = """
+    import pytest
+
+    @pytest.mark.vllm(model="synthetic:tiny")
+    @pytest.mark.gpucap(qps=1)
+    def test_it(gpucap):
+        gpucap.check()
+"""
+
+
+def test_without_a_gpu_and_without_a_class_a_test_is_skipped_with_the_reason(pytester, no_gpu):
+    pytester.makepyfile(NEEDS_GPU)
+    result = pytester.runpytest("-rs")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED*no *GPU*--gpu-class*"])
+
+
+def test_required_tests_fail_instead_of_being_skipped(pytester, no_gpu):
+    pytester.makepyfile(NEEDS_GPU)
+    result = pytester.runpytest("--gpucap-require")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["*no *GPU*"])
+
+
+def test_a_test_about_another_class_is_skipped(pytester):
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.gpu_class("h200")
+        @pytest.mark.vllm(model="synthetic:tiny")
+        @pytest.mark.gpucap(qps=1)
+        def test_it(gpucap):
+            gpucap.check()
+        """
+    )
+    result = pytester.runpytest("-rs", "--gpu-class=cpu")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED*about h200*cpu*"])
+
+
+def test_a_test_without_a_model_says_where_to_name_one(pytester):
+    pytester.makepyfile(
+        """
+        def test_it(vllm_server): ...
+        """
+    )
+    result = pytester.runpytest("--gpu-class=cpu")
+    assert result.ret == USAGE
+    result.stderr.fnmatch_lines(["ERROR: *.py:1: no model*vllm(model=*--gpucap-model*"])
+
+
+def test_tests_that_share_a_server_run_next_to_each_other(pytester):
+    pytester.makepyfile(
+        """
+        import pytest
+
+        one = pytest.mark.vllm(model="synthetic:tiny")
+        two = pytest.mark.vllm(model="synthetic:tiny", max_model_len=512)
+
+        @one
+        def test_a(vllm_server): ...
+        def test_b(): ...
+        @two
+        def test_c(vllm_server): ...
+        @one
+        def test_d(vllm_server): ...
+        @two
+        def test_e(vllm_server): ...
+        """
+    )
+    result = pytester.runpytest("--gpu-class=cpu", "--collect-only", "-q")
+    order = [line[-1] for line in result.outlines if "::test_" in line]
+    assert order == list("adbce")

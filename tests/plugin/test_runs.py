@@ -1,0 +1,189 @@
+"""Whole runs of pytest with the plugin, against a simulated server: what a user sees, and what is left behind."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from pytest_gpucap.report import resultfile
+
+SUITE = """
+    import pytest
+
+    pytestmark = pytest.mark.gpucap(input_tokens=256, output_tokens=512, e2e_p95="4s")
+
+    @pytest.mark.gpucap(name="fits", qps=10, gpus=1)
+    def test_fits(gpucap):
+        verdict = gpucap.check()
+        assert verdict.outcome == "PASS"
+        assert verdict.gpus_required == 1
+        assert verdict.slack.low > 0
+
+    @pytest.mark.gpucap(name="does not fit", qps=100, gpus=2)
+    def test_does_not_fit(gpucap):
+        gpucap.check()
+"""
+
+
+@pytest.fixture
+def suite(pytester):
+    pytester.makepyfile(test_suite=SUITE)
+    return pytester
+
+
+def test_a_budget_that_holds_passes_and_one_that_does_not_fails_with_the_arithmetic(suite):
+    result = suite.runpytest("--gpu-class=sim:fast")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "FAIL: does not fit needs [5-7] GPUs, budget 2: 100 req/s x 1.3 / * req/s = *",
+            "SIMULATED: no GPU and no server was measured",
+            "*= GPU capacity =*",
+            "FAIL * does not fit *",
+            "PASS * fits *",
+            "SIMULATED*",
+            "result file: *result.json",
+        ]
+    )
+    assert not [line for line in result.outlines if line.startswith(("FAIL", "PASS", "req")) and len(line) > 100]
+
+
+def test_the_result_file_holds_every_measurement(suite):
+    suite.runpytest("--gpu-class=sim:fast", "--gpucap-json=out/mine.json")
+    content = resultfile.read(suite.path / "out" / "mine.json")
+    assert content == resultfile.read(suite.path / ".gpucap" / "result.json")
+    assert [(entry["name"], entry["outcome"]) for entry in content["results"]] == [
+        ("fits", "PASS"),
+        ("does not fit", "FAIL"),
+    ]
+    assert content["simulated"] is True
+    for entry in content["results"]:
+        low, value, high = (entry["sustainable_rate"][key] for key in ("low", "value", "high"))
+        assert low < value < high
+        assert len(entry["samples"]) >= 5
+
+
+def test_junit_leads_with_the_verdict(suite):
+    suite.runpytest("--gpu-class=sim:fast", "--junit-xml=out.xml")
+    cases = {case.get("name"): case for case in ET.parse(suite.path / "out.xml").iter("testcase")}
+    properties = {entry.get("name"): entry.get("value") for entry in cases["test_does_not_fit"].iter("property")}
+    assert properties["gpucap_verdict"] == "FAIL"
+    failure = cases["test_does_not_fit"].find("failure")
+    assert failure is not None
+    assert failure.get("message", "").startswith("Failed: FAIL: does not fit needs")
+
+
+def test_the_same_seed_gives_the_same_result(suite):
+    def rates(name):
+        suite.runpytest("--gpu-class=sim:fast", f"--gpucap-json={name}", "--gpucap-seed=5")
+        return [entry["sustainable_rate"] for entry in resultfile.read(suite.path / name)["results"]]
+
+    assert rates("one.json") == rates("two.json")
+
+
+def test_measure_sweep_and_sample(pytester):
+    pytester.makepyfile(
+        """
+        import pytest
+
+        pytestmark = pytest.mark.gpucap(input_tokens=256, output_tokens=512, e2e_p95="4s")
+
+        def test_figures(gpucap):
+            found = gpucap.measure()
+            assert found.sustainable_rate.low < found.sustainable_rate.value < found.sustainable_rate.high
+            curve = gpucap.sweep()
+            assert len(curve.points) >= 5
+            assert curve.sustainable_rate.low > 2.5
+            window = gpucap.sample(rate=5, duration="20s")
+            assert window.offered_rps == pytest.approx(5, rel=0.5)
+            held = gpucap.sample(concurrency=4, duration="20s")
+            assert held.concurrency == 4
+
+        def test_mistakes(gpucap):
+            with pytest.raises(ValueError, match="either rate= or concurrency="):
+                gpucap.sample()
+            with pytest.raises(ValueError, match="rate must be above 0"):
+                gpucap.sample(rate=-1)
+            with pytest.raises(pytest.fail.Exception, match="check\\\\(\\\\) needs a rate"):
+                gpucap.check()
+        """
+    )
+    result = pytester.runpytest("--gpu-class=sim:fast")
+    result.assert_outcomes(passed=2)
+    kinds = [entry["kind"] for entry in resultfile.read(pytester.path / ".gpucap" / "result.json")["results"]]
+    assert kinds == ["measure", "sweep", "sample", "sample"]
+
+
+UNDECIDED = """
+    import pytest
+
+    @pytest.mark.gpucap(qps=10, gpus=1, input_tokens=256, output_tokens=512, e2e_p95="4s", max_time="2s")
+    def test_it(gpucap):
+        gpucap.check()
+"""
+
+
+@pytest.mark.parametrize(("setting", "outcome"), [("fail", "failed"), ("skip", "skipped"), ("pass", "passed")])
+def test_an_undecided_verdict_does_what_the_option_says(pytester, setting, outcome):
+    pytester.makepyfile(UNDECIDED)
+    result = pytester.runpytest("--gpu-class=sim:fast", f"--gpucap-inconclusive={setting}")
+    result.assert_outcomes(**{outcome: 1})
+    result.stdout.fnmatch_lines(["INCONCLUSIVE *"])
+
+
+def test_live_lines_are_plain_where_there_is_no_terminal_and_none_under_q(suite):
+    shown = suite.runpytest("--gpu-class=sim:fast", "-s").stdout.str()
+    assert "does not fit: " in shown
+    assert "\r" not in shown
+    assert "does not fit: hold" not in suite.runpytest("--gpu-class=sim:fast", "-q").stdout.str()
+
+
+def test_without_the_plugin_nothing_of_it_is_left(pytester):
+    pytester.makepyfile("def test_it(): ...")
+    result = pytester.runpytest_subprocess("-p", "no:gpucap", "--markers")
+    assert "gpucap" not in result.stdout.str()
+    assert pytester.runpytest_subprocess("-p", "no:gpucap", "--gpu-class=cpu").ret == pytest.ExitCode.USAGE_ERROR
+    pytester.runpytest_subprocess("-p", "no:gpucap").assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("arguments", [("-p", "no:benchmark"), ("-p", "no:xdist"), ("-p", "no:cacheprovider")])
+def test_other_plugins_may_be_off(suite, arguments):
+    suite.runpytest_subprocess("--gpu-class=sim:fast", *arguments).assert_outcomes(passed=1, failed=1)
+
+
+def test_xdist_workers_report_to_one_file_and_one_table(suite):
+    pytest.importorskip("xdist")
+    result = suite.runpytest_subprocess("--gpu-class=sim:fast", "-n2")
+    result.assert_outcomes(passed=1, failed=1)
+    content = resultfile.read(suite.path / ".gpucap" / "result.json")
+    assert {entry["name"] for entry in content["results"]} == {"fits", "does not fit"}
+    result.stdout.fnmatch_lines(["*= GPU capacity =*", "FAIL * does not fit *", "PASS * fits *"])
+
+
+def test_a_mistake_under_xdist_stops_the_run_and_names_itself(pytester):
+    pytest.importorskip("xdist")
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.gpucap(qps=-1)
+        def test_it(gpucap): ...
+        """
+    )
+    result = pytester.runpytest_subprocess("--gpu-class=sim:fast", "-n1")
+    assert result.ret != 0
+    assert "qps must be above 0, not -1" in result.stdout.str() + result.stderr.str()
+
+
+def test_results_survive_a_crash_in_the_next_test(pytester):
+    pytester.makepyfile(
+        SUITE.replace(
+            "def test_does_not_fit(gpucap):\n        gpucap.check()",
+            "def test_dies(gpucap):\n        import os\n        os._exit(3)",
+        )
+    )
+    assert pytester.runpytest_subprocess("--gpu-class=sim:fast").ret == 3
+    content = json.loads((pytester.path / ".gpucap" / "result.json").read_text())
+    assert [entry["name"] for entry in content["results"]] == ["fits"]

@@ -1,0 +1,186 @@
+"""What people read is right, fits the screen, and says where it comes from."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from datetime import UTC, datetime
+from fractions import Fraction
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+import pytest_gpucap
+from pytest_gpucap.capacity.results import Interval, Latency, Measurement, Outcome, Sample, Verdict
+from pytest_gpucap.report import resultfile, text
+from pytest_gpucap.report.junit import properties
+from pytest_gpucap.report.record import Context, measurement_record, plain, sample_record, verdict_record
+from pytest_gpucap.report.wording import headline, limit_name, seconds, significant
+from pytest_gpucap.requirement import LatencyLimit, Length, Requirement, Slo, Workload
+
+SCHEMA = json.loads((Path(pytest_gpucap.__file__).parent / "report" / "result.schema.json").read_text())
+
+REQUIREMENT = Requirement(
+    "chat",
+    qps=Fraction(100),
+    gpus=2,
+    workload=Workload(Length.fixed(256), Length.parse("lognormal:mean=200,cv=0.5,high=900", "output_tokens")),
+    slo=Slo((LatencyLimit.parse("e2e_p95", "20s"), LatencyLimit.parse("ttft_p95", "500ms"))),
+)
+SAMPLE = Sample(
+    kind="open",
+    label="design rate 1",
+    start_s=10.0,
+    end_s=40.0,
+    offered_rps=65.0,
+    concurrency=0,
+    requests=1950,
+    completed_rps=51.7,
+    output_tokens_per_s=10340.0,
+    in_flight_mean=212.5,
+    in_flight_end=401,
+    latencies={"ttft": Latency(1900, 0.2, 0.15, 0.4, 0.48, float("nan")), "e2e": Latency(1900, 9, 8, 18, 24.4, 30)},
+    attainment={"e2e_p95": 0.81},
+    errors={"http_5xx": 3},
+    checks={"send_lateness_p99_s": 0.0004},
+)
+MEASUREMENT = Measurement(
+    REQUIREMENT,
+    (SAMPLE,),
+    Interval(52.1, 50.9, 53.4),
+    binding="e2e_p95",
+    spent_s={"hold": 20.0, "open loop": 30.0},
+    seed=7,
+)
+FAILED = Verdict(Outcome.FAIL, MEASUREMENT, 65.0, 3, (3, 3), Interval(-0.198, -0.217, -0.178), "capacity is below")
+CONTEXT = Context("tests/test_chat.py::test_chat", {"gpu": "NVIDIA H200", "server": "vLLM 0.26.0"}, startup_s=63.0)
+
+
+def test_the_headline_is_the_arithmetic():
+    record = verdict_record(FAILED, CONTEXT)
+    assert headline(record) == "chat needs 3 GPUs, budget 2: 100 req/s x 1.3 / 52.1 req/s = 2.50"
+
+
+def test_replicas_of_several_gpus_are_said_so():
+    requirement = replace(REQUIREMENT, gpus=4, gpus_per_replica=2)
+    measurement = replace(MEASUREMENT, requirement=requirement)
+    record = verdict_record(replace(FAILED, measurement=measurement, gpus_required=6), CONTEXT)
+    assert headline(record) == ("chat needs 6 GPUs, budget 4: 100 req/s x 1.3 / 52.1 req/s = 2.50 replicas of 2 GPUs")
+
+
+def test_an_undecided_verdict_gives_the_range():
+    verdict = replace(FAILED, outcome=Outcome.INCONCLUSIVE, gpus_interval=(2, 3))
+    assert headline(verdict_record(verdict, CONTEXT)).startswith("chat may need 2 to 3 GPUs, budget 2: 100 req/s x 1.3")
+
+
+def test_an_invalid_measurement_says_no_word_on_capacity():
+    measurement = replace(MEASUREMENT, sustainable_rate=None, problems=("GPU 0 is shared with pid 42",))
+    verdict = Verdict(Outcome.INVALID, measurement, 65.0, None, None, None, "GPU 0 is shared with pid 42")
+    report = text.failure(verdict_record(verdict, CONTEXT))
+    assert report.startswith("INVALID: chat was not measured: GPU 0 is shared with pid 42\n")
+    assert "needs" not in report
+    assert "sustainable" not in report
+
+
+def test_a_failure_names_what_it_rests_on_and_fits_80_columns():
+    report = text.failure(verdict_record(FAILED, CONTEXT))
+    first, *rest = report.splitlines()
+    assert first.startswith("FAIL: chat needs 3 GPUs, budget 2")
+    for part in (
+        "52.1 (50.9-53.4) req/s a replica, bound by p95 E2E",
+        "-19.8% (-21.7% to -17.8%)",
+        "256 tokens in, lognormal:mean=200,cv=0.5,low=1,high=900 out, poisson",
+        "p95 E2E 20 s, p95 TTFT 500 ms, errors 1.0%",
+        "start-up 63 s, hold 20 s, open loop 30 s",
+        "design rate 1",
+        "NVIDIA H200",
+        "vLLM 0.26.0",
+        "seed",
+    ):
+        assert part in " ".join(report.split()), part
+    assert max(map(len, rest)) <= 80
+
+
+def test_the_summary_puts_the_worst_first_and_fits_80_columns():
+    passed = replace(
+        FAILED, outcome=Outcome.PASS, measurement=replace(MEASUREMENT, requirement=replace(REQUIREMENT, name="small"))
+    )
+    records = [verdict_record(passed, CONTEXT), verdict_record(FAILED, CONTEXT)]
+    lines = text.summary(records).splitlines()
+    assert [line.split()[0] for line in lines[2:4]] == ["FAIL", "PASS"]
+    assert max(map(len, lines)) <= 80
+    assert any("NVIDIA H200" in line for line in lines)
+
+
+def test_a_simulated_result_says_so_everywhere():
+    record = verdict_record(replace(FAILED, measurement=replace(MEASUREMENT, simulated=True)), CONTEXT)
+    assert "SIMULATED" in text.failure(record)
+    assert "SIMULATED" in text.summary([record])
+    assert ("gpucap_simulated", "SIMULATED") in properties([record])
+    assert resultfile.document([record], started=datetime.now(UTC), arguments=[])["simulated"] is True
+
+
+def test_properties_are_plain_and_lead_with_the_verdict():
+    pairs = properties([verdict_record(FAILED, CONTEXT)])
+    assert pairs[0] == ("gpucap_verdict", "FAIL")
+    assert ("gpucap_gpus_required", 3) in pairs
+    assert all(type(value) in {str, int, float} for _, value in pairs)
+
+
+def test_a_result_file_is_read_as_it_was_written_and_keeps_its_schema(tmp_path):
+    records = [
+        verdict_record(FAILED, CONTEXT),
+        measurement_record(MEASUREMENT, CONTEXT),
+        sample_record(SAMPLE, REQUIREMENT, CONTEXT, simulated=True, seed=1),
+    ]
+    content = resultfile.document(records, started=datetime.now(UTC), arguments=["examples"])
+    path = tmp_path / "deep" / "result.json"
+    resultfile.write(path, content)
+    assert resultfile.read(path) == content
+    jsonschema.validate(content, SCHEMA)
+    assert [entry.name for entry in path.parent.iterdir()] == ["result.json"]
+
+
+def test_a_broken_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "result.json"
+    resultfile.write(path, {"schema": "pytest-gpucap", "schema_version": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        resultfile.write(path, {"schema": math.nan})
+    assert resultfile.read(path) == {"schema": "pytest-gpucap", "schema_version": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", "not a result of pytest-gpucap"),
+        ('{"schema": "other"}', "not a result of pytest-gpucap"),
+        ('{"schema": "pytest-gpucap", "schema_version": 99}', "newer than this plugin's"),
+        ('{"schema": "pytest-gpucap"}', "schema version None"),
+    ],
+)
+def test_a_file_that_is_no_result_is_refused_by_name(tmp_path, content, message):
+    path = tmp_path / "x.json"
+    path.write_text(content)
+    with pytest.raises(resultfile.ResultFileError, match=f"x.json: .*{message}"):
+        resultfile.read(path)
+    with pytest.raises(resultfile.ResultFileError, match=r"gone.json"):
+        resultfile.read(tmp_path / "gone.json")
+
+
+def test_wording():
+    assert [significant(value) for value in (52.137, 0.8812, 1234.5, 100.0, 0, 9.999)] == [
+        "52.1", "0.881", "1230", "100", "0", "10",
+    ]  # fmt: skip
+    assert [seconds(value) for value in (0.0004, 0.412, 1.0, 95, 720)] == ["0.4 ms", "412 ms", "1 s", "95 s", "12 min"]
+    assert limit_name("e2e_p99_9") == "p99.9 E2E"
+    assert limit_name("backlog") == "backlog"
+
+
+def test_only_plain_values_reach_a_result():
+    assert plain({"a": (Fraction(13, 10), float("inf"), Outcome.PASS)}) == {"a": [1.3, None, "PASS"]}
+    with pytest.raises(TypeError, match="may not hold a object"):
+        plain(object())

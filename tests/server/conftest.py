@@ -1,0 +1,77 @@
+"""Servers for tests: the real CPU build of vLLM, once a session, and a light stand-in for how servers end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pytest_gpucap.server.spec import ServerSpec
+from pytest_gpucap.server.vllm import VllmServer, start_vllm
+
+REPOSITORY = Path(__file__).parents[2]
+sys.path.insert(0, str(REPOSITORY))
+
+from tests.server.server_family import Family  # noqa: E402  (the path to it has to be set first)
+
+STAND_IN = Path(__file__).with_name("stand_in.py")
+
+
+@pytest.fixture(scope="session")
+def vllm_python() -> str:
+    """An interpreter with the CPU build of vLLM."""
+    python = Path(os.environ.get("GPUCAP_TEST_VLLM_PYTHON") or REPOSITORY / ".venv-vllm" / "bin" / "python")
+    if not python.exists():
+        pytest.skip(f"no vLLM: {python} is missing; `make vllm` makes it, GPUCAP_TEST_VLLM_PYTHON names another")
+    return str(python)
+
+
+@pytest.fixture(scope="session")
+def vllm_cpu_server(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
+    """The tiny model on a real vLLM, shared by every test of the session that changes nothing."""
+    spec = ServerSpec("synthetic:tiny", python=vllm_python, log_dir=tmp_path_factory.mktemp("vllm"))
+    with start_vllm(spec) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def stand_in_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An "interpreter" that runs the stand-in whatever module it is told to run."""
+    script = tmp_path_factory.mktemp("stand-in") / "python"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -S {STAND_IN} "$@"\n')
+    script.chmod(0o755)
+    return str(script)
+
+
+@pytest.fixture
+def family() -> Iterator[Family]:
+    made = Family()
+    yield made
+    for process in made.alive():  # left by a test that failed
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
+@pytest.fixture
+def stand_in(stand_in_python: str, tmp_path: Path, family: Family) -> Callable[..., ServerSpec]:
+    """Makes the spec of a stand-in server: ``stand_in("serve", max_model_len=128)``."""
+
+    def make(
+        mode: str = "serve", *, env: dict[str, str] | None = None, startup_timeout_s: float = 60.0, **args: Any
+    ) -> ServerSpec:
+        return ServerSpec(
+            "/models/stand-in",
+            args=args,
+            python=stand_in_python,
+            env={"STAND_IN": mode, **family.env, **(env or {})},
+            startup_timeout_s=startup_timeout_s,
+            log_dir=tmp_path / "logs",
+        )
+
+    return make
