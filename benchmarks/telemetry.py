@@ -1,6 +1,6 @@
 """What telemetry costs: processor time of its threads, as a share of one core.
 
-    python benchmarks/telemetry.py [--seconds 30] [--page FILE]
+    python benchmarks/telemetry.py [--seconds 30] [--page FILE] [--fake [RECORDING]]
 
 Measures this machine's own GPUs, or, where there are none (or with --fake), the fake NVML library of the tests, which
 leaves out the driver's part of every call. A page of a real vLLM server is fetched over HTTP from a process of its own.
@@ -69,20 +69,22 @@ def per_call_us(call: Callable[[], object], calls: int) -> float:
     return (time.thread_time() - start) / calls * 1e6
 
 
-def devices(*, fake: bool, stack: contextlib.ExitStack) -> tuple[tuple[Device, ...], str]:
+def devices(*, fake: str | None, stack: contextlib.ExitStack) -> tuple[tuple[Device, ...], str]:
     if not fake and (found := take_inventory().devices):
         return found, f"{len(found)}x {found[0].name}"
     from tests.gpu import fake_nvml
 
-    stack.enter_context(fake_nvml.answers("h200"))
-    return take_inventory({}).devices, "fake NVML, one H200"
+    stack.enter_context(fake_nvml.answers(fake or "h200"))
+    return take_inventory({}).devices, f"fake NVML: {fake or 'h200'}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--page", type=Path, default=PAGE)
-    parser.add_argument("--fake", action="store_true")
+    parser.add_argument(
+        "--fake", nargs="?", const="h200", help="a recording under tests/gpu/recordings, such as h200-x4"
+    )
     arguments = parser.parse_args()
     page = arguments.page.read_text()
     result: dict[str, object] = {

@@ -6,7 +6,9 @@ set -uo pipefail
 out=$1 python=${2:-python3} selection=${3:-}
 class=${GPUCAP_CLASS:-h200} qps=${GPUCAP_QPS:-20} suite=${GPUCAP_SUITE:-benchmarks/h200}
 mkdir -p "$out"
-plugin=(-p pytest_gpucap.plugin -p no:cacheprovider -o addopts= -o filterwarnings= --import-mode=importlib)
+# Where the plugin is not installed it is taken from the working directory.
+"$python" -c 'import importlib.metadata as m; m.version("pytest-gpucap")' 2> /dev/null || load=(-p pytest_gpucap.plugin)
+plugin=(${load[@]+"${load[@]}"} -p no:cacheprovider -o addopts= -o filterwarnings= --import-mode=importlib)
 settings=(--gpucap-vllm-python "$python" --gpucap-dir "$out/gpucap" --gpucap-require)
 
 echo "== a class that is not here is refused"

@@ -108,7 +108,7 @@ int main(int argc, char **argv) {
                 }
                 c->last_ns = stamp_ns;
                 c->events++, events++;
-                if (stamps) {
+                if (stamps && c->events > 10) { /* not while connections are still being made */
                     char *mark = strchr(at, '@');
                     if (mark) {
                         if (error_count == error_size) {

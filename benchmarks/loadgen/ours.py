@@ -28,6 +28,7 @@ from pytest_gpucap.load.wire import Connection, Target
 from pytest_gpucap.requirement import Endpoint, Length, Workload
 
 INPUT_TOKENS = 16
+SETTLED = 10
 STAMP = re.compile(rb"@(\d{19})")
 
 
@@ -49,6 +50,9 @@ def through_the_runner(port: int, concurrency: int, requests: int, tokens: int) 
         runner_s = time.process_time() - begun_s
         done = int(np.count_nonzero(journal.status == Status.OK))
         events = int(journal.tokens.sum())
+        good = journal.status == Status.OK
+        ttft = journal.ttft_s[good] * 1e3
+        gaps = span.gaps
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
         "cpu_s": worker_s + runner_s,
@@ -57,6 +61,11 @@ def through_the_runner(port: int, concurrency: int, requests: int, tokens: int) 
         "events": events,
         "requests": done,
         "wall_s": span.end_s - span.start_s,
+        "ttft_p50_ms": float(np.quantile(ttft, 0.5)),
+        "ttft_p99_ms": float(np.quantile(ttft, 0.99)),
+        "itl_p50_ms": gaps.quantile_s(0.5) * 1e3,
+        "itl_p99_ms": gaps.quantile_s(0.99) * 1e3,
+        "rps": done / (span.end_s - span.start_s),
         "lag_p99_us": span.check.timestamp_lag_p99_s * 1e6,
         "problems": span.check.problems,
     }
@@ -103,7 +112,9 @@ def in_this_process(port: int, concurrency: int, requests: int, tokens: int) -> 
             super()._read(events)
             self._recvmsg = plain
             stamps = STAMP.findall(b"".join(read))
-            if len(stamps) == len(engine.recorder.times) - before:
+            # Not while connections are still being made.
+            settled = self.answer is not None and self.answer.events > SETTLED
+            if settled and len(stamps) == len(engine.recorder.times) - before:
                 sent_ns.extend(map(int, stamps))
                 received.extend((t, engine.offset.ns) for t in times[before:])
 

@@ -225,9 +225,7 @@ def run_lane(  # noqa: C901, PLR0912, PLR0915 - one event loop, read top to bott
                 newest -= 1
             i = admitted[newest]
             going = max(1, int(math.ceil(target[i] - clock)))
-            whole = (
-                start_context[i] + start_left[i] if i < starters else prompt[i - starters] + output[i - starters]
-            )
+            whole = start_context[i] + start_left[i] if i < starters else prompt[i - starters] + output[i - starters]
             kv -= whole - max(0.0, target[i] - clock)
             left[i] = going
             need[i] = whole - going

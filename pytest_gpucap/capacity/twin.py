@@ -22,19 +22,19 @@ from scipy.special import ndtri
 from pytest_gpucap.capacity.lanes import GAP_BINS, GAP_GROWTH, GAP_LOWEST_S, Floats, Ints, run_lanes
 from pytest_gpucap.requirement import LatencyLimit, Metric
 
-LANES = 512
-"""Least independent starts of an evaluation: they put the rate within about 0.5% of long runs, in 10 to 20 ms."""
+LANES = 256
+"""Least independent starts of an evaluation: they put the rate within about 0.5% of long runs, in 5 to 10 ms."""
 MOST_LANES = 2048
-LANE_REQUESTS = 60_000
+LANE_REQUESTS = 30_000
 """Requests in flight over all lanes at their start: few in flight afford more lanes."""
 MEASURED_SHARE = 0.15
 """Requests measured a lane, over those in flight: few, because neighbours share their fate."""
 LEAST_MEASURED = 24
 BURN_SHARE = 0.1
 """Arrivals before the measured ones, over those in flight, where the start is the stationary law."""
-QUEUED_LANES = 192
+QUEUED_LANES = 96
 """Lanes where sequences or KV are limited, or arrivals are not Poisson: the law is then only near, and lanes are long."""
-QUEUED_BURN_SHARE = 6.0
+QUEUED_BURN_SHARE = 5.0
 QUEUED_MEASURED_SHARE = 4.0
 DRIFT_STRATA = 6
 """Values of the drift that lanes have."""
@@ -242,15 +242,15 @@ def evaluate(model: ServerModel, traffic: Traffic, rate_rps: float, *, want_gaps
     # Those that wait at the start take rows as well.
     rows = min(rows + int(max(0, levels.max() - model.most_running)), traffic.gap.size // lanes)
     shape = (lanes, measured)
-    ttft, e2e, seen = np.empty(shape), np.empty(shape), np.empty(shape)
+    met, first, whole = np.empty(shape), np.empty(shape), np.empty(shape)
     outputs = np.empty(shape, np.int64)
     gaps = np.zeros(GAP_BINS)
     run_lanes(
         model.speed, factors, model.prefill_s, model.max_seqs, model.kv_tokens, model.stall_per_s, model.stall_s,
         rate_rps, traffic.gap, traffic.prompt, traffic.output, rows, levels, traffic.pool_left, traffic.pool_context,
-        burn, measured, ttft, e2e, seen, outputs, gaps, want_gaps,
+        burn, measured, first, whole, met, outputs, gaps, want_gaps,
     )  # fmt: skip
-    ttft, e2e, seen = ttft.ravel(), e2e.ravel(), seen.ravel()
+    ttft, e2e, seen = first.ravel(), whole.ravel(), met.ravel()
     with np.errstate(invalid="ignore"):
         decode_s = np.where(np.isinf(e2e), np.inf, e2e - ttft)
         tpot = decode_s / np.where(outputs.ravel() > 1, outputs.ravel() - 1.0, np.nan)
@@ -346,7 +346,9 @@ def _root(
     return (low if math.isfinite(low) else x), slope, name
 
 
-def predicted(model: ServerModel, traffic: Traffic, rate_rps: float, limits: tuple[LatencyLimit, ...]) -> Mapping[str, float]:
+def predicted(
+    model: ServerModel, traffic: Traffic, rate_rps: float, limits: tuple[LatencyLimit, ...]
+) -> Mapping[str, float]:
     """Each limit's latency percentile at a rate, by limit name, in seconds."""
     evaluation = evaluate(model, traffic, rate_rps, want_gaps=any(limit.metric is Metric.ITL for limit in limits))
     return {limit.name: evaluation.latency_s(limit) for limit in limits}

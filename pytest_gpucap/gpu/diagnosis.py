@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from pytest_gpucap.gpu.classes import GpuClass
-from pytest_gpucap.gpu.probes import API_SERVER, ENGINE, WORKER
+from pytest_gpucap.gpu.probes import API_SERVER, ENGINE, HELPER, WORKER
 from pytest_gpucap.gpu.summary import KV_FULL, ProcessSummary, TelemetrySummary
 
 
@@ -79,7 +79,6 @@ _ENGINE_ADVICE = (
     "no --enforce-eager (CUDA graphs spare the CPU), --async-scheduling, faster cores; or several replicas on one GPU"
 )
 _API_ADVICE = "--api-server-count 2 or more, --stream-interval above 1 (fewer, larger chunks)"
-_API_SERVER = ((API_SERVER,), Kind.API_SERVER_CPU, _API_ADVICE)
 
 BUSY_THREAD = 0.9
 """A thread on the processor 90% of the time has no room left; the rest is jitter of the scheduler."""
@@ -154,8 +153,11 @@ def _processor(summary: TelemetrySummary, _: Known) -> Bottleneck | None:
     if use is None or use >= BUSY_GPU:
         return None
     idle = f"GPU idle {1 - use:.0%} of the time"
-    for roles, kind, advice in (((ENGINE, WORKER), Kind.ENGINE_CPU, _ENGINE_ADVICE), _API_SERVER):
-        busiest = _busiest_thread(summary, roles)
+    for candidates, kind, advice in (
+        (_engines(summary), Kind.ENGINE_CPU, _ENGINE_ADVICE),
+        (_api_servers(summary), Kind.API_SERVER_CPU, _API_ADVICE),
+    ):
+        busiest = _busiest_thread(candidates)
         if busiest is not None and busiest.main_thread is not None and busiest.main_thread >= BUSY_THREAD:
             thread = (
                 f"the {busiest.role}'s main thread (pid {busiest.pid}) on a core {busiest.main_thread:.0%} of the time"
@@ -202,8 +204,8 @@ def _cpu_class(summary: TelemetrySummary, known: Known) -> Bottleneck | None:
     """Without a GPU, the engine computes on the CPU itself."""
     if summary.devices or not summary.processes:
         return None
-    engines = [process for process in summary.processes if process.role in {ENGINE, WORKER}]
-    api = _busiest_thread(summary, (API_SERVER,))
+    engines = _engines(summary)
+    api = _busiest_thread(_api_servers(summary))
     if not engines:
         return None
     engine = max(engines, key=lambda process: process.cores)
@@ -244,9 +246,12 @@ def _nothing(summary: TelemetrySummary) -> Bottleneck:
     if not summary.server.readings and not summary.processes and not any(d.readings for d in summary.devices):
         return Bottleneck(Kind.UNKNOWN, ("no telemetry in the window",), "")
     evidence = list(_load(summary))
-    if (use := _gpu_use(summary)) is not None:
-        evidence.append(f"GPU idle {1 - use:.0%} of the time")
     evidence += [f"the {process.role} used {process.cores:.2f} cores" for process in summary.processes[:2]]
+    use = _gpu_use(summary)
+    if summary.devices and use is None:
+        return Bottleneck(Kind.UNKNOWN, ("the GPU does not tell how busy it is, as MIG slices do not", *evidence), "")
+    if use is not None:
+        evidence.append(f"GPU idle {1 - use:.0%} of the time")
     return Bottleneck(
         Kind.NONE, tuple(evidence), "nothing was at its limit: the server takes more than was offered here"
     )
@@ -284,9 +289,18 @@ def _gpu_use(summary: TelemetrySummary) -> float | None:
     return _mean(device.gpu_use for device in summary.devices)
 
 
-def _busiest_thread(summary: TelemetrySummary, roles: Sequence[str]) -> ProcessSummary | None:
-    candidates = [process for process in summary.processes if process.role in roles]
-    return max(candidates, key=lambda process: process.main_thread or 0.0, default=None)
+def _engines(summary: TelemetrySummary) -> list[ProcessSummary]:
+    """Where no process bears an engine's title (a vLLM without setproctitle), those that bear none."""
+    titled = [process for process in summary.processes if process.role in {ENGINE, WORKER}]
+    return titled or [process for process in summary.processes if process.role == HELPER]
+
+
+def _api_servers(summary: TelemetrySummary) -> list[ProcessSummary]:
+    return [process for process in summary.processes if process.role == API_SERVER]
+
+
+def _busiest_thread(processes: Sequence[ProcessSummary]) -> ProcessSummary | None:
+    return max(processes, key=lambda process: process.main_thread or 0.0, default=None)
 
 
 def _load(summary: TelemetrySummary) -> list[str]:

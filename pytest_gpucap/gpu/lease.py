@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -25,6 +24,8 @@ from pytest_gpucap.gpu.device import Device
 from pytest_gpucap.gpu.occupancy import describe_pid, look
 
 POLL_S = 0.25
+MACHINE_DIRECTORY = Path("/tmp/gpucap-leases")  # noqa: S108 - one place for all users; see `machine_directory`
+"""Fixed, and not below TMPDIR: jobs with temporary directories of their own still share the GPUs."""
 GRACE_S = 5.0
 """How long memory of a process that has just ended may take to come back before a device counts as shared."""
 
@@ -160,7 +161,7 @@ def machine_directory() -> Path:
     Raises:
         LeaseError: if something else has that name, or it cannot be made.
     """
-    directory = Path(tempfile.gettempdir()) / "gpucap-leases"
+    directory = MACHINE_DIRECTORY
     try:
         directory.mkdir(mode=0o777)
         directory.chmod(0o777)  # the umask took bits away

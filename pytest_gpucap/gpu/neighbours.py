@@ -34,11 +34,11 @@ class Neighbours:
 
 
 def in_container() -> bool:
-    """True where our pids are not the machine's; False where that cannot be told."""
+    """True where our pids are not the machine's, or where that cannot be told."""
     try:
         return Path("/proc/self/ns/pid").stat().st_ino != _INITIAL_PID_NAMESPACE
     except OSError:
-        return False
+        return True
 
 
 def describe(process: GpuProcess) -> str:

@@ -58,7 +58,7 @@ class DeviceProbe:
             lambda: (float(clock(board, sm)),),
             lambda: (float(clock(board, memory)),),
             lambda: (float(temperature(board, core)),),
-            lambda: (float(pynvml.nvmlDeviceGetCurrentClocksEventReasons(board)),),
+            lambda: (float(_reasons(pynvml, board)),),
             lambda: (pynvml.nvmlDeviceGetTotalEnergyConsumption(board) / 1000,),
         ]
 
@@ -100,6 +100,16 @@ class DeviceProbe:
             elif error.value == self._pynvml.NVML_ERROR_GPU_IS_LOST:
                 self.lost = str(error)
             return None
+
+
+def _reasons(pynvml: Any, handle: Any) -> int:
+    """The bit mask of why clocks are below their maximum, under its name of today or of drivers before R535."""
+    try:
+        return int(pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
+    except pynvml.NVMLError as error:
+        if error.value != pynvml.NVML_ERROR_FUNCTION_NOT_FOUND:
+            raise
+        return int(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
 
 
 def _two(rates: Any) -> tuple[float, float]:

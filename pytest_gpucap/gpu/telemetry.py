@@ -194,14 +194,14 @@ class Telemetry:
         }
 
     def sample_devices(self) -> None:
-        """One reading of every device now."""
+        """One reading of every device now; by hand only while the threads do not run."""
         for watched in self.devices:
             probe = self._probes.get(watched.device.uuid)
             if probe is not None:
                 watched.series.append(self._clock(), probe.read())
 
     def sample_server(self) -> None:
-        """One reading of the server, its processes, the neighbours and one device's links now."""
+        """One reading of the server, its processes, the neighbours and one device's links now; see `sample_devices`."""
         if self._clock() >= self._pids_due_s:
             self._ask_for_pids()
         self._sample_processes()

@@ -138,7 +138,8 @@ def _messages(text: str) -> list[dict[str, str]]:
 def _by_ids(probe: _Probe, model: str, workload: Workload, seed: int, nonce: int) -> Recipe | None:
     """A recipe of token ids; None where the server does not take them."""
     recipe = Recipe.of(workload, model, IDS, as_ids=True, seed=seed, nonce=nonce)
-    every_id = json.loads(Composer(recipe).probe(0, 64)) | {"prompt": [int(token) for token in IDS]}
+    composer = Composer(recipe)
+    every_id = json.loads(composer.probe(0, composer.least_tokens)) | {"prompt": [int(token) for token in IDS]}
     counted = probe.try_usage(json.dumps(every_id).encode())
     if isinstance(counted, str) or counted < len(IDS):
         return None

@@ -19,9 +19,11 @@ class Endpoint:
 
     root: str
     api_key: str | None = field(default=None, repr=False)
+    http2: bool = False
+    """It speaks HTTP/2 only, and without being asked."""
 
     @classmethod
-    def parse(cls, base_url: str, api_key: str | None) -> Endpoint:
+    def parse(cls, base_url: str, api_key: str | None, *, http2: bool = False) -> Endpoint:
         """From a URL with or without ``/v1``.
 
         Raises:
@@ -33,7 +35,7 @@ class Endpoint:
         if parts.username or parts.password:
             raise LoadError(f"the URL of {parts.hostname} holds a password: give the key by the environment instead")
         path = parts.path.rstrip("/").removesuffix("/v1")
-        return cls(f"{parts.scheme}://{parts.netloc}{path}", api_key)
+        return cls(f"{parts.scheme}://{parts.netloc}{path}", api_key, http2)
 
     @property
     def parts(self) -> SplitResult:
@@ -53,10 +55,12 @@ class Endpoint:
         return headers
 
     def needs_library(self) -> str | None:
-        """Why the raw client cannot be used: TLS, or a proxy on the way; None where it can."""
+        """Why the raw client cannot be used: TLS, HTTP/2, or a proxy on the way; None where it can."""
         parts = self.parts
         if parts.scheme == "https":
             return "TLS"
+        if self.http2:
+            return "HTTP/2"
         host = parts.hostname or ""
         if "http" in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
             return "a proxy"

@@ -12,6 +12,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 from pytest_gpucap.load.answer import Answer
 from pytest_gpucap.load.blocks import Count, Live, LiveBoard, PhaseTable
@@ -65,6 +66,14 @@ class Rows:
         return row
 
 
+class Carrier(Protocol):
+    """What carries one request: a connection, or an exchange of a library."""
+
+    def abandon(self, status: Status, error: str) -> None:
+        """Give the request up and report it as ended."""
+        ...
+
+
 class Engine:
     """One worker's requests to one server."""
 
@@ -87,7 +96,7 @@ class Engine:
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._idle: deque[Connection] = deque()
-        self._busy: dict[Connection, float] = {}
+        self._busy: dict[Carrier, float] = {}
         self._rows: Rows | None = None
         self._bodies: deque[bytes] = deque()
         self._next_due_s = float("inf")
@@ -326,10 +335,10 @@ class Engine:
         self.recorder.add(Count.RESENT)
         self._send(answer, request, fresh=True)
 
-    def ended(self, connection: Connection, answer: Answer, end_s: float, *, reusable: bool) -> None:
+    def ended(self, connection: Carrier, answer: Answer, end_s: float, *, reusable: bool) -> None:
         """See `Owner`."""
         self._busy.pop(connection, None)
-        if reusable:
+        if reusable and isinstance(connection, Connection):
             self._idle.append(connection)
         self._count(answer, end_s)
         if not self._share or not self._phase_open or len(self._busy) >= self._share or end_s >= self._end_s:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 from types import ModuleType
 from typing import Any
 
@@ -34,4 +35,10 @@ def http() -> ModuleType:
 
 def client(server: Endpoint, timeout_s: float = PROBE_TIMEOUT_S) -> Any:
     """A blocking client for probes."""
-    return http().Client(headers=server.headers, timeout=timeout_s, trust_env=server.needs_library() is not None)
+    return http().Client(
+        headers=server.headers,
+        timeout=timeout_s,
+        trust_env=server.needs_library() is not None,
+        http1=not server.http2,
+        http2=server.http2 or importlib.util.find_spec("h2") is not None,
+    )

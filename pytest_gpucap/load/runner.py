@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -69,7 +70,9 @@ class HttpLoadRunner:
         request_timeout_s: a request without a whole answer after this is counted as `Status.TIMEOUT`.
         nonce: what sets the prompts of this run apart from an earlier run's of the same seed (see `Recipe`); None:
             drawn afresh.
+        http2: the server speaks HTTP/2 and nothing else, without negotiating it (needs the ``h2`` package).
 
+    TLS, proxies (from the environment) and HTTP/2 go through httpx, which costs more CPU and stamps in user space.
     Nothing is started before the first phase; `prepare` does so earlier.
     """
 
@@ -86,11 +89,12 @@ class HttpLoadRunner:
         *,
         request_timeout_s: float = 600.0,
         nonce: int | None = None,
+        http2: bool = False,
     ) -> None:
         if workers is not None and workers < 1:
             raise ValueError(f"workers must be at least 1, not {workers}")
         self.clock = MonotonicClock()
-        self.server = Endpoint.parse(base_url, api_key)
+        self.server = Endpoint.parse(base_url, api_key, http2=http2)
         self.nonce = secrets.randbits(40) if nonce is None else nonce
         self.recipe: Recipe | None = None
         self._model, self._workload, self._seed = model, workload, seed
@@ -128,8 +132,7 @@ class HttpLoadRunner:
             self._crew = Crew(
                 workers,
                 {
-                    "address": self.server.address(),
-                    "head": self.server.request_head(self._workload.endpoint),
+                    **self._transport(),
                     "ignore_eos": self._workload.ignore_eos,
                     "recipe": self.recipe.to_json(),
                     "bins_start_s": self._bins_start_s,
@@ -137,6 +140,19 @@ class HttpLoadRunner:
                 },
             )
         return self.recipe
+
+    def _transport(self) -> dict[str, Any]:
+        """How the workers are to reach the server."""
+        api = self._workload.endpoint
+        if self.uses_library is None:
+            return {"address": self.server.address(), "head": self.server.request_head(api), "library": None}
+        library = {"url": self.server.url(api), "headers": self.server.headers, "http2": self.server.http2}
+        return {"address": (int(socket.AF_INET), ()), "head": "", "library": library}
+
+    @property
+    def uses_library(self) -> str | None:
+        """Why requests go through an HTTP library, stamped in user space; None: they do not."""
+        return self.server.needs_library()
 
     def run(self, phase: Phase, should_stop: Callable[[Progress], bool] | None = None) -> PhaseSpan:
         """See `LoadRunner.run`.

@@ -1,7 +1,7 @@
 """The load generator's judgement of itself: was it, and not the server, what limited a phase?
 
-Every limit is relative to what is being measured where that makes sense: 6 ms of lateness spoil a server whose first
-token takes 30 ms, and mean nothing to one that takes 4 s.
+Limits are relative to what is being measured where that makes sense: 20 ms of lateness spoil a server whose first
+token takes 30 ms, and mean nothing to one that takes 4 s. Figures without a limit are shown all the same.
 """
 
 from __future__ import annotations
@@ -11,21 +11,18 @@ import numpy as np
 from pytest_gpucap.load.blocks import Count, PhaseTable, Spread
 from pytest_gpucap.load.protocol import Floats, OpenLoop, Phase, SelfCheck, Status
 
-LATENESS_FLOOR_S = 0.005
-"""Send lateness at p99 below this is never held against anyone: timers and a shared CPU cost as much."""
-LATENESS_SHARE = 0.05
-"""Of the median TTFT. Latencies count from when a request was due, so lateness is *in* them; at 5% in one request of a
-hundred it cannot move a percentile by more than the noise of any real run."""
-LAG_SHARE = 0.05
-LAG_FLOOR_S = 0.005
-"""Only where stamps are taken in user space: then the lag is an error of every latency."""
+LATENESS_FLOOR_S = 0.010
+"""Send lateness at p99 below this is never held against anyone. A process that shares its core waits for a few
+scheduler slices of 3 to 4 ms now and then, as it does beside a server on the CPU, and is no bottleneck for it."""
+LATENESS_SHARE = 0.10
+"""Of TTFT at p95. Latencies count from when a request was due, so lateness is *in* them: a client that is overwhelmed
+makes up most of what it measures, and one request in a hundred that is late by a tenth moves no percentile much."""
+LEAST_LATE = 3
+"""p99 of few requests is their maximum: one or two late ones are no saturated client."""
 CPU_LIMIT = 0.9
 """Of one core. A worker above it has no room for a burst."""
-RATE_SLACK = 4.0
-"""Standard deviations (of a Poisson count) that the achieved number of sends may stay behind the intended one."""
 RATE_SHARE = 0.02
-LEAST_ROWS = 20
-"""p99 of fewer values is their maximum: one late request is not a saturated client."""
+"""Of the requests that became due in a phase, those that may still wait to be sent at its end."""
 
 
 def check_phase(phase: Phase, table: PhaseTable, *, start_s: float, end_s: float, due: Floats) -> SelfCheck:
@@ -45,13 +42,13 @@ def check_phase(phase: Phase, table: PhaseTable, *, start_s: float, end_s: float
     with np.errstate(invalid="ignore"):
         ttft = table.first_s - table.due_s
     ttft = ttft[np.isfinite(ttft)]
-    typical_s = float(np.median(ttft)) if ttft.size else 0.0
     problems = []
-    lateness_limit = max(LATENESS_FLOOR_S, LATENESS_SHARE * typical_s)
-    if is_open and lateness.total >= LEAST_ROWS and lateness_p99 > lateness_limit:
+    limit_s = max(LATENESS_FLOOR_S, LATENESS_SHARE * float(np.quantile(ttft, 0.95)) if ttft.size else 0.0)
+    late = lateness.share_above(limit_s) * lateness.total
+    if is_open and lateness_p99 > limit_s and late >= LEAST_LATE:
         problems.append(
             f"the load generator, not the GPU, was the bottleneck: send lateness p99 {_ms(lateness_p99)} "
-            f"(limit {_ms(lateness_limit)}); {_ADVICE}"
+            f"(limit {_ms(limit_s)}); {_ADVICE}"
         )
     user = int(counts[Count.USER_STAMPS])
     busiest = max(shares, default=0.0)
@@ -67,7 +64,7 @@ def check_phase(phase: Phase, table: PhaseTable, *, start_s: float, end_s: float
             "raise the limit on open files (ulimit -n) or lower the rate"
         )
     behind = due.size - sent - dropped
-    if is_open and behind > max(RATE_SHARE * due.size, RATE_SLACK * np.sqrt(max(due.size, 1)), 1):
+    if is_open and behind > max(RATE_SHARE * due.size, LEAST_LATE):
         problems.append(
             f"the load generator, not the GPU, was the bottleneck: {sent} of {due.size} due requests were sent; "
             f"{_ADVICE}"

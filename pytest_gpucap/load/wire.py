@@ -25,6 +25,7 @@ from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.load.recorder import Recorder
 from pytest_gpucap.load.sse import EventStream, EventStreamError
 
+OK = 200
 READ_BYTES = 65_536
 MAX_ERROR_BODY = 65_536
 CHUNK_SIZES = {header % size: size for size in range(1, 8192) for header in (b"%x", b"%X", b"%04x")}
@@ -48,8 +49,8 @@ class Target:
     ignore_eos: bool
 
     def request(self, body: bytes) -> bytes:
-        """The whole request."""
-        return b"%b%d\r\n\r\n%b" % (self.head, len(body), body)
+        """The whole request; the body alone where a library adds the rest (no head)."""
+        return body if not self.head else b"%b%d\r\n\r\n%b" % (self.head, len(body), body)
 
 
 class Owner(Protocol):
@@ -301,12 +302,7 @@ class Connection:
         answer = self.answer
         if answer is None or self._interim:
             return
-        if self._status == 200:  # noqa: PLR2004 - OK
-            if self._encoding not in (b"", b"identity"):
-                answer.fail(Status.PROTOCOL, f"compressed ({self._encoding.decode('latin-1')}) though refused")
-            elif not self._content_type.startswith(b"text/event-stream"):
-                content_type = self._content_type.decode("latin-1") or "nothing"
-                answer.fail(Status.PROTOCOL, f"answered with {content_type} instead of text/event-stream")
+        judge_head(answer, self._status, self._content_type.decode("latin-1"), self._encoding.decode("latin-1"))
 
     def on_chunk_header(self) -> None:
         """A chunk begins."""
@@ -321,7 +317,7 @@ class Connection:
         answer = self.answer
         if answer is None:
             return
-        if self._status != 200 or answer.status is not None:  # noqa: PLR2004 - OK
+        if self._status != OK or answer.status is not None:
             if len(self._body) < MAX_ERROR_BODY:
                 self._body += body
             return
@@ -345,8 +341,7 @@ class Connection:
         answer = self.answer
         if answer is None:
             return
-        if self._status != 200:  # noqa: PLR2004 - OK
-            answer.fail(_status_of(self._status), f"HTTP {self._status}: {_excerpt(self._body)}")
+        judge_status(answer, self._status, self._body)
         reusable = self._finished and self._keep_alive
         self.answer = None
         if reusable:
@@ -365,9 +360,9 @@ class Connection:
         elif self._status == 0 and not self._interim:
             self._broken("the server closed the connection without an answer")
         else:
-            if self._close_delimited and self._status == 200 and self._stream.empty:  # noqa: PLR2004 - OK
+            if self._close_delimited and self._status == OK and self._stream.empty:
                 self._finished = True  # HTTP/1.0: the end of the connection is the end of the answer.
-            elif not answer.done and self._status == 200:  # noqa: PLR2004 - OK
+            elif not answer.done and self._status == OK:
                 answer.fail(Status.RESET, "the server closed the connection within the answer")
             self._over(time_s)
 
@@ -399,6 +394,22 @@ class Connection:
             self._closed = True
             self._owner.forget(self)
             self.sock.close()
+
+
+def judge_head(answer: Answer, status: int, content_type: str, encoding: str) -> None:
+    """Fail an answer whose headers promise no event stream (both in lower case)."""
+    if status != OK:
+        return
+    if encoding not in ("", "identity"):
+        answer.fail(Status.PROTOCOL, f"compressed ({encoding}) though refused")
+    elif not content_type.startswith("text/event-stream"):
+        answer.fail(Status.PROTOCOL, f"answered with {content_type or 'nothing'} instead of text/event-stream")
+
+
+def judge_status(answer: Answer, status: int, body: bytes) -> None:
+    """Fail an answer that is none, with the beginning of what came instead."""
+    if status != OK:
+        answer.fail(_status_of(status), f"HTTP {status}: {_excerpt(body)}")
 
 
 def _whole_events(data: bytes, line: bytes) -> tuple[int, int]:

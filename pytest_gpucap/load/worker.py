@@ -46,15 +46,7 @@ class Control:
         self._worker, self._workers = message["worker"], message["workers"]
         board = LiveBoard.attach(fds[0], self._workers)
         os.close(fds[0])
-        family, address = message["address"]
-        engine = Engine(
-            Target((socket.AddressFamily(family), tuple(address)), message["head"].encode(), message["ignore_eos"]),
-            Composer(Recipe.from_json(message["recipe"])),
-            board,
-            self._worker,
-            bins_start_s=message["bins_start_s"],
-            request_timeout_s=message["request_timeout_s"],
-        )
+        engine = _engine(message, board)
         self._engine = engine
         engine.on_phase_end = lambda: self._send({"ended": True, "errors": engine.errors})
         engine.attend(self.sock, self._command)
@@ -98,6 +90,18 @@ class Control:
     def _send(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.sock.send(json.dumps(message).encode())
+
+
+def _engine(setup: dict[str, Any], board: LiveBoard) -> Engine:
+    composer = Composer(Recipe.from_json(setup["recipe"]))
+    family, address = setup["address"]
+    target = Target((socket.AddressFamily(family), tuple(address)), setup["head"].encode(), setup["ignore_eos"])
+    common = {"bins_start_s": setup["bins_start_s"], "request_timeout_s": setup["request_timeout_s"]}
+    if setup["library"] is None:
+        return Engine(target, composer, board, setup["worker"], **common)
+    from pytest_gpucap.load.library_engine import LibraryEngine
+
+    return LibraryEngine(target, composer, board, setup["worker"], **common, **setup["library"])
 
 
 def main() -> int:

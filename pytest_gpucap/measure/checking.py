@@ -94,7 +94,9 @@ def _decide(session: Session, state: _State) -> tuple[Outcome, str]:  # noqa: C9
             except SpeedError:
                 return Outcome.FAIL, _stuck(session, critical)
             state.found = found
-            if math.log(found.rate.value / design) < -max(c.HOLD_FAIL_LN, c.HOLD_FAIL_Z * math.hypot(found.error, c.SHAPE_ERROR)):
+            if math.log(found.rate.value / design) < -max(
+                c.HOLD_FAIL_LN, c.HOLD_FAIL_Z * math.hypot(found.error, c.SHAPE_ERROR)
+            ):
                 return Outcome.FAIL, _reason(found, design, f"held at up to {critical} requests in flight")
         open_loop = session.open_loop(f"design rate {cycle}", design, c.OPEN_S, overload=overload)
         state.windows.append(open_loop)

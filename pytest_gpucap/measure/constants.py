@@ -15,7 +15,7 @@ OPEN_S = 12.0
 """An open loop at the design rate: enough arrivals to hold the twin's prediction against what happened."""
 MOST_CYCLES = 4
 """Hold and open loop, repeated while undecided. Longer does not help: what is left is drift, and the twin's own error."""
-DECISION_Z = (2.2, 1.9, 1.7, 1.5)
+DECISION_Z = (2.0, 1.7, 1.4, 1.2)
 """Standard errors of ln(rate / design rate) that decide after each cycle: strict while few windows are in."""
 HOLD_FAIL_LN = 0.10
 """After a first hold this far below the design rate (in the logarithm), and `HOLD_FAIL_Z` standard errors, it is FAIL:

@@ -22,7 +22,10 @@ def run_direct(session: Session, design_rps: float, overload: int) -> tuple[Outc
     if session.problems:
         return Outcome.INVALID, session.problems[0]
     if window.span.stopped:
-        return Outcome.FAIL, "the queue model does not describe this server, and a direct run at the design rate drowned it"
+        return (
+            Outcome.FAIL,
+            "the queue model does not describe this server, and a direct run at the design rate drowned it",
+        )
     why = "the queue model does not describe this server; a direct run at the design rate "
     outcome = Outcome.PASS
     for limit in session.requirement.slo.limits:
@@ -50,7 +53,9 @@ def block_shares(session: Session, window: Window, limit: LatencyLimit) -> Float
     done = journal.status[rows] == Status.OK
     if limit.metric is Metric.TTFT:
         done = ~np.isnan(journal.first_s[rows])
-    late = np.where(done, value > limit.limit_s, True)  # noqa: FBT003 - a failed or overdue request broke it
+    late = np.where(done, value > limit.limit_s, True)
     known = done | (end_s - due > limit.limit_s) | ~np.isnan(journal.end_s[rows])
-    block = np.minimum(((due - window.start_s) / (end_s - window.start_s) * c.DIRECT_BLOCKS).astype(int), c.DIRECT_BLOCKS - 1)
+    block = np.minimum(
+        ((due - window.start_s) / (end_s - window.start_s) * c.DIRECT_BLOCKS).astype(int), c.DIRECT_BLOCKS - 1
+    )
     return np.array([late[known & (block == b)].mean() for b in range(c.DIRECT_BLOCKS) if (known & (block == b)).any()])

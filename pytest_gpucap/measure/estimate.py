@@ -76,23 +76,26 @@ def drift_share(seconds: float) -> float:
 
 
 def between_windows(journal: Journal, windows: list[Window], speed: Speed) -> float:
-    """Standard deviation of the pace's departure from the curve, from window to window; 0 with fewer than 3.
+    """Standard deviation of the pace's departure from the curve from window to window, beyond the windows' own noise.
 
-    A server that drifts more than `DRIFT_SD` shows it here, and widens its interval.
+    A server that drifts by more than `DRIFT_SD` shows it here, and widens its interval. 0 with fewer than 3 windows.
     """
-    if len(windows) < 3:  # noqa: PLR2004 - documented
-        return 0.0
-    means = []
+    means, variances = [], []
     step_s = typical_step_s(journal, windows)
     for window in windows:
         bins = bins_of(journal, window.start_s, window.end_s, bin_width_s(step_s))
         usable = (bins.decoding >= 1.0) & (bins.tokens > 0)
-        if usable.any():
+        if usable.sum() > 3:  # noqa: PLR2004 - no spread of fewer
             steps = bins.tokens[usable] / bins.decoding[usable]
             taken = steps * speed.at(bins.decoding[usable]) + speed.prefill_s * bins.prompt_tokens[usable]
-            # The median, so that a stop of the engine is no drift.
-            means.append(float(np.median(np.log(bins.width_s[usable] / taken))))
-    return float(np.std(means, ddof=1)) if len(means) > 2 else 0.0  # noqa: PLR2004 - documented
+            departure = np.log(bins.width_s[usable] / taken)
+            # The median, so that a stop of the engine is no drift; its variance is pi / 2 that of a mean.
+            means.append(float(np.median(departure)))
+            spread = 1.4826 * float(np.median(np.abs(departure - np.median(departure))))
+            variances.append(math.pi / 2 * spread**2 / departure.size)
+    if len(means) < 3:  # noqa: PLR2004 - documented
+        return 0.0
+    return math.sqrt(max(0.0, float(np.var(means, ddof=1)) - float(np.mean(variances))))
 
 
 def model_of(speed: Speed, settings: Settings) -> ServerModel:
@@ -121,8 +124,12 @@ def estimate(
     slope: float | None = None,
     ttft_offset_s: tuple[float, ...] = (),
     correction: tuple[tuple[str, float], ...] = (),
+    *,
+    extremes: bool = True,
 ) -> Estimate:
     """Fit the curve, put the queue on top, solve for the rate.
+
+    Without `extremes`, the interval knows nothing of batch sizes that were not measured; a search needs none.
 
     Raises:
         SpeedError: if the windows hold too few tokens.
@@ -135,10 +142,12 @@ def estimate(
     pace_error = math.hypot(c.AUTOCORRELATION * speed.error, drift)
     error = math.hypot(found.elasticity * pace_error, c.TWIN_ERROR)
     low, high = (found.rate_rps * math.exp(sign * NORMAL_95 * error) for sign in (-1, 1))
-    if _beyond(found, speed, model):
+    if extremes and _beyond(found, speed, model):
         bound_low, bound_high = _extremes(model, speed, traffic, requirement, found.rate_rps)
         low, high = min(low, bound_low), max(high, bound_high)
-    return Estimate(Interval(found.rate_rps, low, high), error, found.binding, found.in_flight, found.slope, speed, model)
+    return Estimate(
+        Interval(found.rate_rps, low, high), error, found.binding, found.in_flight, found.slope, speed, model
+    )
 
 
 def _beyond(found: Sustainable, speed: Speed, model: ServerModel) -> bool:

@@ -83,7 +83,7 @@ def _search(session: Session) -> tuple[int, Estimate | None]:
         if session.problems:
             return n, None
         try:
-            found = estimate(session.journal, [window], traffic, requirement, settings, guess)
+            found = estimate(session.journal, [window], traffic, requirement, settings, guess, extremes=False)
         except SpeedError:
             if n == 1:
                 return n, None

@@ -64,7 +64,7 @@ def replay(journal: Journal, window: Window, model: ServerModel, slo: Slo) -> Re
         seen, gaps, load = np.zeros(rows.size), np.zeros(GAP_BINS), np.zeros(3)
         run_lane(
             model.speed, factor, model.prefill_s, model.max_seqs, model.kv_tokens, 0.0, 0.0, 0.0, due_s, prompt, tokens,
-            left, context, 0, rows.size + 1, ttft, e2e, seen, gaps, True, end_s - start_s, load,  # noqa: FBT003
+            left, context, 0, rows.size + 1, ttft, e2e, seen, gaps, True, end_s - start_s, load,
         )  # fmt: skip
         return float(load[0]), ttft, gaps
 
@@ -83,7 +83,9 @@ def replay(journal: Journal, window: Window, model: ServerModel, slo: Slo) -> Re
         lower, middle, upper = np.quantile(offset, (0.25, 0.5, 0.75))
         offset = offset[np.abs(offset - middle) <= c.OFFSET_SPREAD * max(upper - lower, 1e-4)]
     if offset.size >= c.LEAST_OFFSETS:
-        quantiles = tuple(float(q) for q in np.quantile(offset, (np.arange(c.OFFSET_QUANTILES) + 0.5) / c.OFFSET_QUANTILES))
+        quantiles = tuple(
+            float(q) for q in np.quantile(offset, (np.arange(c.OFFSET_QUANTILES) + 0.5) / c.OFFSET_QUANTILES)
+        )
     return Replay(pace, quantiles, _gap_correction(window, gaps, slo), _gross(journal, window, slo))
 
 
@@ -124,7 +126,9 @@ def _gross(journal: Journal, window: Window, slo: Slo) -> float:
             total = window.span.gaps.total
             shares.append(window.span.gaps.share_above(limit.limit_s) if total else 0.0)
             continue
-        value = {Metric.TTFT: journal.ttft_s, Metric.E2E: journal.e2e_s, Metric.TPOT: journal.tpot_s}[limit.metric][rows]
+        value = {Metric.TTFT: journal.ttft_s, Metric.E2E: journal.e2e_s, Metric.TPOT: journal.tpot_s}[limit.metric][
+            rows
+        ]
         ended = ~np.isnan(journal.first_s[rows] if limit.metric is Metric.TTFT else journal.end_s[rows])
         late = np.where(ended, value > limit.limit_s, (age > limit.limit_s) & (limit.metric is not Metric.TPOT))
         known = ended | late

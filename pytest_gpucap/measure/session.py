@@ -86,7 +86,9 @@ class Session:
         phase = replace(phase, concurrency=concurrency)
         return self._carry(label, "hold", phase, min(discard_s, 0.75 * total_s), overload=None)
 
-    def open_loop(self, label: str, rate_rps: float, duration_s: float, *, overload: int | None, discard_s: float = 0.0) -> Window:
+    def open_loop(
+        self, label: str, rate_rps: float, duration_s: float, *, overload: int | None, discard_s: float = 0.0
+    ) -> Window:
         """An open loop at `rate_rps`, called off when more than `overload` requests are in flight."""
         total_s = self._fitting(duration_s + discard_s)
         phase = schedule.open_loop(

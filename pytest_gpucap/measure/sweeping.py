@@ -50,7 +50,9 @@ def _points(session: Session, found: Estimate, points: list[Sample]) -> tuple[In
     single: Interval | None = None
     saturated: Interval | None = None
     try:
-        window = session.hold("one at a time", 1, max(c.SINGLE_S, _alone_s(session, found) * 2.5), discard_s=1.0, hot=False)
+        window = session.hold(
+            "one at a time", 1, max(c.SINGLE_S, _alone_s(session, found) * 2.5), discard_s=1.0, hot=False
+        )
         points.append(_whole(session, window, "one at a time"))
         single = _single(session, found)
         for rate, in_flight in placed(found, session.requirement, c.POINTS):
@@ -140,7 +142,7 @@ def _saturated(session: Session, window: Window) -> Interval | None:
 
 
 def _ratio(a: Interval, b: Interval) -> Interval:
-    """a / b with the interval of independent relative errors."""
+    """A / b with the interval of independent relative errors."""
     half = math.hypot(math.log(a.high / a.low) / 2, math.log(b.high / b.low) / 2)
     value = a.value / b.value
     return Interval(value, value * math.exp(-half), value * math.exp(half))

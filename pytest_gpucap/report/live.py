@@ -52,7 +52,7 @@ class Live:
         """A phase begins."""
         load = f" at {rate(rate_rps)}" if rate_rps is not None else ""
         load += f" with {concurrency} in flight" if concurrency is not None else ""
-        self.say(f"{label}{load}, {seconds(duration_s)} ({seconds(spent_s)} spent)")
+        self.say(f"{label}{load}, {duration_s:.0f} s ({spent_s:.0f} s spent)")
 
     def progress(
         self,
@@ -74,7 +74,7 @@ class Live:
             against = f", {limit_name(latency)} {seconds(latency_s)} of {seconds(limit_s)}"
         line = (
             f"{self._name}: {label}: {in_flight} in flight, {completed} done{against}, "
-            f"{seconds(spent_s)} spent, {seconds(left_s)} left"
+            f"{spent_s:.0f} s spent, {left_s:.0f} s left"
         )
         self._rewrite(line)
 

@@ -30,12 +30,16 @@ def _row(record: Mapping[str, Any]) -> list[str]:
     needed = record.get("gpus_required") if judged else None
     return [
         record["outcome"] or record["kind"],
-        textwrap.shorten(record["name"], 18, placeholder="..."),
+        _short(record["name"]),
         _interval(found),
         significant(record["design_rate_rps"]) if judged and record["design_rate_rps"] else "",
         f"{needed} of {declared['gpus']}" if needed is not None else "",
         percent(record["slack"]["value"], signed=True) if judged and record["slack"] else "",
     ]
+
+
+def _short(name: str, width: int = 18) -> str:
+    return name if len(name) <= width else f"{name[: width - 3]}..."
 
 
 def _interval(found: Mapping[str, Any] | None) -> str:
@@ -123,7 +127,7 @@ def _samples(samples: Sequence[Mapping[str, Any]], limits: Mapping[str, float]) 
     headers = ["window", "s", "in flight", "req/s", "tok/s", *(f"p95 {metric.upper()}" for metric in metrics), "errors"]
     rows = [
         [
-            textwrap.shorten(sample["label"], 18, placeholder="..."),
+            _short(sample["label"]),
             f"{sample['end_s'] - sample['start_s']:.0f}",
             "" if sample["in_flight_mean"] is None else significant(sample["in_flight_mean"]),
             "" if sample["completed_rps"] is None else significant(sample["completed_rps"]),

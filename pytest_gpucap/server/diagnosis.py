@@ -93,7 +93,7 @@ PATTERNS = (
     ),
     _pattern(
         "device id",
-        r"invalid literal for int\(\) with base 10: '(?P<device>(?:GPU|MIG)-[^']*)'",
+        r"(?:invalid literal for int\(\) with base 10:|Non-integer device ID) '(?P<device>(?:GPU|MIG)-[^']*)'",
         "this vLLM takes no device by its UUID ({device})",
         "take a newer vLLM, or name the GPU by its index",
     ),

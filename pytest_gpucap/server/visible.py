@@ -12,7 +12,7 @@ _TIMEOUT_S = 60.0
 def indices(devices: Sequence[str]) -> list[str]:
     """The devices with every UUID of a whole GPU replaced by its index (in the order of the PCI bus).
 
-    CUDA takes UUIDs, but vLLM itself turned every entry of CUDA_VISIBLE_DEVICES into an integer until late 2026
+    CUDA takes UUIDs, but up to 0.20 at least, vLLM itself turned every entry of CUDA_VISIBLE_DEVICES into an integer
     (vllm-project/vllm#20939). What has no index, such as a MIG instance, stays as it is.
     """
     if not any(device.startswith("GPU-") for device in devices):

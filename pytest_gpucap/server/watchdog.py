@@ -207,13 +207,13 @@ class Watchdog:
             self.send(self.main, signal.SIGTERM)
             empty = self.wait_until_empty(self.grace_s, main_only=True)
         if not empty and not self.main_running:
-            for pid in ():
+            for pid in descendants():
                 self.send(pid, signal.SIGTERM)
             empty = self.wait_until_empty(min(ORPHAN_GRACE_S, self.grace_s))
         deadline = time.monotonic() + KILL_S
         while not empty and time.monotonic() < deadline:
             # A process may fork while it is being counted: ask again until nothing is left.
-            for pid in ():
+            for pid in descendants():
                 self.send(pid, signal.SIGKILL)
             self.wait(0.05)
             empty = self.reap()

@@ -37,7 +37,9 @@ TIME, DRIFT, DRIFT_AT, STARTED, STEP_S = 0, 1, 2, 3, 4
 REALS = 5
 
 # Whole-number state.
-HEAD, TAIL, FRONT, RUNNING, DECODES, KV, DECODE_STEP, NEXT_ROW, NOISE_AT, PREFILLING, NEXT_FINISH, PREEMPTIONS = range(12)
+HEAD, TAIL, FRONT, RUNNING, DECODES, KV, DECODE_STEP, NEXT_ROW, NOISE_AT, PREFILLING, NEXT_FINISH, PREEMPTIONS = range(
+    12
+)
 WHOLES = 12
 
 DRIFT_EVERY_S = 0.5
@@ -164,7 +166,7 @@ def step(  # noqa: C901, PLR0912, PLR0915 - one scheduler step, read top to bott
         gaps[gap_bin] += decodes
     at = whole[DECODE_STEP]
     if fresh == 0 and at < whole[NEXT_FINISH]:
-        return decodes
+        return int(decodes)
     kept = 0
     soonest = NEVER
     for i in range(whole[RUNNING]):
@@ -195,11 +197,11 @@ def step(  # noqa: C901, PLR0912, PLR0915 - one scheduler step, read top to bott
         kept += 1
     whole[RUNNING] = kept
     whole[NEXT_FINISH] = soonest
-    return decodes + fresh
+    return int(decodes + fresh)
 
 
 @compiled
-def advance(  # noqa: C901 - the loop of a whole phase
+def advance(
     params: Floats,
     real: Floats,
     whole: Ints,

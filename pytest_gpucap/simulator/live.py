@@ -174,7 +174,9 @@ class LiveEngine:
         """Deliver the step's tokens."""
         now = time.monotonic()
         running = self._run[: self._whole[engine.RUNNING]]
-        still: dict[int, bool] = dict(zip(running.tolist(), (self._finish_at[running] != engine.NEVER).tolist(), strict=True))
+        still: dict[int, bool] = dict(
+            zip(running.tolist(), (self._finish_at[running] != engine.NEVER).tolist(), strict=True)
+        )
         waiting = set(self._front[: self._whole[engine.FRONT]].tolist())
         candidates = dict.fromkeys(before) | dict.fromkeys(still)
         # A request of one token is admitted and done within the step: it is in none of the lists.

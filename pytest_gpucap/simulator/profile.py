@@ -122,7 +122,9 @@ def load(name: str | Path) -> Profile:
             raise ProfileError(f"simulator profile {text} does not exist")
         return _parse(path.stem, path.read_text())
     if text not in names():
-        raise ProfileError(f"no simulator profile {text!r}: there are {', '.join(names())}, or the path of a .toml file")
+        raise ProfileError(
+            f"no simulator profile {text!r}: there are {', '.join(names())}, or the path of a .toml file"
+        )
     return _shipped(text)
 
 
@@ -162,9 +164,7 @@ def _parse(name: str, text: str) -> Profile:
 def _workload(table: Mapping[str, object]) -> Workload:
     from pytest_gpucap.requirement import ArrivalKind
 
-    arrivals = Arrivals(
-        ArrivalKind(str(table.get("arrivals", "poisson"))), float(str(table.get("burstiness", 1.0)))
-    )
+    arrivals = Arrivals(ArrivalKind(str(table.get("arrivals", "poisson"))), float(str(table.get("burstiness", 1.0))))
     return Workload(
         input_tokens=Length.parse(str(table["input_tokens"]), "input_tokens"),
         output_tokens=Length.parse(str(table["output_tokens"]), "output_tokens"),

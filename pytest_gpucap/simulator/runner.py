@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,11 +65,11 @@ class SimRunner:
         self._whole[engine.NEXT_FINISH] = engine.NEVER
         self._real[engine.DRIFT] = model.drift_sd * self._rng.standard_normal()
         self._rows = 0
-        self._columns: dict[str, npt.NDArray[np.generic]] = {}
+        # Any: columns of several types under one roof.
+        self._columns: dict[str, Any] = {}
         self._tokens = np.zeros(1024, np.int64)
         self._grow(4096)
 
-    # Column accessors keep the names short where the engine is called.
     def _grow(self, rows: int) -> None:
         """Make every column at least `rows` long."""
         kinds: dict[str, tuple[npt.DTypeLike, float]] = {
@@ -201,7 +202,7 @@ class SimRunner:
                 self._params, self._real, self._whole, self._noise, c["queue"], c["front"], c["run"], c["prompt"],
                 c["output"], c["cached"], c["target"], c["done"], c["finish_at"], c["due"], c["first"], c["last"],
                 c["end"], gaps, self._tokens, BIN_S, end_row, concurrency, until_s,
-            )  # type: ignore[arg-type]  # fmt: skip
+            )  # fmt: skip
             if result == 0:
                 return
             if result == 2:  # noqa: PLR2004 - documented by advance
@@ -212,7 +213,9 @@ class SimRunner:
     def _progress(self, start_s: float, now_s: float, first_row: int) -> Progress:
         ended = self._columns["end"][first_row : int(self._whole[engine.NEXT_ROW])]
         failed = int(self._columns["failed"][first_row : int(self._whole[engine.NEXT_ROW])].sum())
-        return Progress(now_s - start_s, self.in_flight, int((~np.isnan(ended.astype(np.float64))).sum()) - failed, failed)
+        return Progress(
+            now_s - start_s, self.in_flight, int((~np.isnan(ended.astype(np.float64))).sum()) - failed, failed
+        )
 
     def _drop_rows(self, used: int) -> None:
         """Forget rows that never became due, so that the next phase writes over them."""

@@ -17,7 +17,7 @@
 #include <time.h>
 
 enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7,
-       DRIVER_NOT_LOADED = 9 };
+       DRIVER_NOT_LOADED = 9, FUNCTION_NOT_FOUND = 13 };
 enum { MAX_ANSWERS = 4096, MAX_GPUS = 16, MAX_SLICES = 8 };
 
 struct device { int gpu, slice; };
@@ -232,7 +232,8 @@ int nvmlDeviceGetUtilizationRates(struct device *d, unsigned *out) {
     return result ? result : small(d, "utilization.memory", &out[1]);
 }
 int nvmlDeviceGetCurrentClocksEventReasons(struct device *d, unsigned long long *out) {
-    return number(d, "clock_reasons", out);
+    unsigned old;
+    return small(d, "old_driver", &old) ? number(d, "clock_reasons", out) : FUNCTION_NOT_FOUND;
 }
 int nvmlDeviceGetCurrentClocksThrottleReasons(struct device *d, unsigned long long *out) {
     return number(d, "clock_reasons", out);

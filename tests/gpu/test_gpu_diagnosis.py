@@ -175,3 +175,14 @@ def test_on_a_cpu_with_time_to_spare_nothing_is() -> None:
 
 def test_without_telemetry_nothing_is_claimed() -> None:
     assert diagnose(TelemetrySummary(0.0, 1.0)).kind is Kind.UNKNOWN
+
+
+def test_a_slice_that_does_not_tell_how_busy_it_is_is_not_called_idle() -> None:
+    found = diagnose(summary(server={}, devices=(device(),), processes=(engine(1.0), api_server(0.1))))
+    assert found.kind is Kind.UNKNOWN
+    assert "the engine used 1.00 cores" in found.evidence
+
+
+def test_an_engine_without_a_title_is_found_by_what_is_left() -> None:
+    seen = summary(server={}, devices=(device(gpu_use=0.5),), processes=(engine(0.98, role=HELPER), api_server(0.5)))
+    assert diagnose(seen).kind is Kind.ENGINE_CPU

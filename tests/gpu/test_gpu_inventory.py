@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -246,6 +247,28 @@ def test_a_child_process_finds_the_fake_library_by_path() -> None:
             [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, timeout=60
         )
     assert done.stdout == "NVIDIA H200\n"
+
+
+@pytest.mark.parametrize("name", ["h200", "a100-mig", "a10g", "t4", "mixed"])
+def test_a_machine_recorded_from_the_fake_library_is_the_recording(name: str) -> None:
+    """The fake gives the answers it was told to give, and recording a real machine gives the form it takes."""
+    with fake_nvml.answers(name) as nvml:
+        for device in nvml.content["devices"]:
+            if device["energy"] == "~75000":  # a counter that runs
+                device["energy"] = 123
+            device["processes"] = device["processes"] or [{"pid": 7, "memory": 2**30}, {"pid": 8}]
+        nvml.write()
+        done = subprocess.run(
+            [sys.executable, Path(__file__).with_name("record_nvml.py")],
+            env={**os.environ, **nvml.environment},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        recorded = json.loads(done.stdout)
+        assert recorded["system"] == nvml.content["system"]
+        assert recorded["devices"] == nvml.content["devices"]
 
 
 def test_nothing_here_can_change_a_setting() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_gpucap.gpu import lease as lease_module
 from pytest_gpucap.gpu import memory, occupancy
 from pytest_gpucap.gpu.classes import find_class
 from pytest_gpucap.gpu.device import Device
@@ -309,7 +310,7 @@ def test_the_queue_lets_go_when_its_turn_never_comes(tmp_path: Path) -> None:
 
 
 def test_lock_files_are_for_every_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(lease_module, "MACHINE_DIRECTORY", tmp_path / "gpucap-leases")
     before = os.umask(0o077)
     try:
         lease_cpu(wait_s=0).release()
@@ -345,7 +346,7 @@ def _said(command: list[str]) -> str:
 def test_another_user_takes_turns_too(monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory() as temporary:  # pytest's own is for this user alone
         Path(temporary).chmod(0o755)
-        monkeypatch.setattr(tempfile, "tempdir", temporary)
+        monkeypatch.setattr(lease_module, "MACHINE_DIRECTORY", Path(temporary) / "gpucap-leases")
         command = [sys.executable, "-c", textwrap.dedent(NOBODY), str(machine_directory())]
         with lease_cpu(wait_s=0):
             assert _said(command) == "waits\n"
@@ -353,7 +354,7 @@ def test_another_user_takes_turns_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_file_in_the_way_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(lease_module, "MACHINE_DIRECTORY", tmp_path / "gpucap-leases")
     (tmp_path / "gpucap-leases").write_text("")
     with pytest.raises(LeaseError, match="is no directory"):
         lease_cpu(wait_s=0)

@@ -158,6 +158,25 @@ def test_the_server_is_summed_up() -> None:
     assert server.prefix_hit_rate == 0.25
 
 
+def test_requests_that_wait_beside_a_roomy_cache_do_not_wait_for_it() -> None:
+    with machine() as m:
+        m.figures = {"num_requests_running": 8, "num_requests_waiting": 5, "kv_cache_usage_perc": 0.9}
+        server = m.telemetry.summary(*m.run(2.0)).server
+    assert server.waiting_share == 1
+    assert server.full_while_waiting == 0
+
+
+def test_a_counter_that_falls_was_started_anew() -> None:
+    with machine() as m:
+        m.figures = {"num_preemptions_total": 100.0}
+        start, _ = m.run(1.0)
+        m.figures = {"num_preemptions_total": 2.0}
+        m.run(1.0)
+        m.figures = {"num_preemptions_total": 5.0}
+        _, end = m.run(1.0)
+        assert m.telemetry.summary(start, end).server.preemptions == 3
+
+
 def test_a_window_sees_only_itself() -> None:
     with machine() as m:
         m.run(2.0, power=100_000)
@@ -188,6 +207,12 @@ def test_a_slowdown_invalidates(bit: int, name: str) -> None:
         assert m.telemetry.summary(*window).slowdowns == {name: 1.0}
     assert f"GPU 0 (NVIDIA H200) had {name} in 100% of the readings" in problem
     assert ("91 C" in problem) == ("thermal" in name)
+
+
+def test_drivers_of_before_the_new_name_tell_their_reasons_too() -> None:
+    with machine() as m:
+        (problem,) = m.telemetry.problems(*m.run(2.0, **{**BUSY, "clock_reasons": 0x40, "old_driver": 1}))
+    assert "hardware thermal slowdown" in problem
 
 
 def test_the_general_bit_says_nothing_beside_a_particular_one() -> None:
@@ -476,7 +501,10 @@ def test_any_model_name_is_read_as_the_reference_writes_it(models: list[str], va
     assert math.isnan(figures.waiting), "a longer name that starts the same is another one"
 
 
-@pytest.mark.parametrize("page", ["", "vllm:num_requests_running", "vllm:num_requests_running{a} x", "<html>", "\n\n"])
+@pytest.mark.parametrize(
+    "page",
+    ["", "vllm:num_requests_running", "vllm:num_requests_running{a} x", "vllm:num_requests_running2 5", "<html>"],
+)
 def test_a_page_that_is_none_gives_nothing(page: str) -> None:
     assert math.isnan(read_figures(page).running)
 

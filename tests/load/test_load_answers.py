@@ -161,7 +161,10 @@ WAYS: dict[str, list[bytes | None]] = {
 def one_by_one(scripts: list[Script]) -> Result:
     """One request for each script, strictly one after the other."""
     rows = len(scripts) + 1
-    with RawServer(*scripts, good()) as server, HttpLoadRunner(server.url, "m", None, WORKLOAD, 1, workers=1) as runner:
+    with (
+        RawServer(*scripts, good()) as server,
+        HttpLoadRunner(server.url, "m", None, WORKLOAD, 1, workers=1, request_timeout_s=5.0) as runner,
+    ):
         phase = ClosedLoop(60.0, 1, np.full(10 * rows, 32, np.int32), np.full(10 * rows, TOKENS, np.int32))
         span = runner.run(phase, lambda _: len(server.requests) >= rows)
         assert runner.settle(20.0)

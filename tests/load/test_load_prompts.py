@@ -88,7 +88,9 @@ def test_chat_prompts_are_exact(tokenizer: Callable[[], Tokenizer], template: st
 
 @pytest.mark.parametrize("ids", [True, False], ids=["ids", "text"])
 def test_completions_send_ids_or_text_where_ids_are_refused(ids: bool) -> None:
-    workload = Workload(Length.parse("uniform:64-512", "input_tokens"), endpoint=Endpoint.COMPLETIONS)
+    workload = Workload(
+        Length.parse("uniform:64-512", "input_tokens"), endpoint=Endpoint.COMPLETIONS, shared_prefix_tokens=40
+    )
     with TokenServer(counter(bpe()), ids=ids) as server:
         recipe = calibrate(Server.parse(server.url, None), "m", workload, seed=3, nonce=7)
         assert recipe.as_ids is ids

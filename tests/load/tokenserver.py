@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -41,9 +42,11 @@ class TokenServer:
         ttft_s: float = 0.0,
         gap_s: float = 0.0,
         handler: Callable[[web.Request], Any] | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.count, self.template, self.ids = count, template, ids
         self.ttft_s, self.gap_s = ttft_s, gap_s
+        self._tls = tls
         self.seen = Seen()
         self.probes = 0
         self.app = web.Application()
@@ -59,7 +62,7 @@ class TokenServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"{'http' if self._tls is None else 'https'}://127.0.0.1:{self.port}/v1"
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -77,7 +80,7 @@ class TokenServer:
         asyncio.set_event_loop(self._loop)
         runner = web.AppRunner(self.app, shutdown_timeout=0.1)
         self._loop.run_until_complete(runner.setup())
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=self._tls)
         self._loop.run_until_complete(site.start())
         self.port = runner.addresses[0][1]
         self._started.set()

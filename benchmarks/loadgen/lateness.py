@@ -1,0 +1,45 @@
+"""Open-loop lateness: ``python lateness.py PORT RATE SECONDS WORKERS``; prints one line of JSON.
+
+Sends Poisson arrivals of 8-event requests through `HttpLoadRunner` and compares when they were sent with when they were
+due. The two-sample Kolmogorov-Smirnov test holds the gaps between *sends*, over all workers together, against the gaps
+of the schedule: a split with a bias would show in them, as would lateness of the order of a gap.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+from scipy import stats
+
+from pytest_gpucap.load.protocol import Status
+from pytest_gpucap.load.runner import HttpLoadRunner
+from pytest_gpucap.load.schedule import open_loop
+from pytest_gpucap.requirement import Endpoint, Length, Workload
+
+port, rate, seconds, workers = (float(text) for text in sys.argv[1:5])
+workload = Workload(Length.fixed(16), Length.fixed(8), endpoint=Endpoint.COMPLETIONS)
+with HttpLoadRunner(f"http://127.0.0.1:{port:.0f}", "bench", None, workload, 1, workers=int(workers)) as runner:
+    runner.prepare()
+    span = runner.run(open_loop(workload, rate, seconds, seed=2, stream=0))
+    runner.settle(10.0)
+    journal = runner.journal()
+late = journal.sent_s - journal.due_s
+test = stats.ks_2samp(np.diff(np.sort(journal.sent_s)), np.diff(journal.due_s))
+print(
+    json.dumps(
+        {
+            "requests": int(journal.status.size),
+            "ok": int(np.count_nonzero(journal.status == Status.OK)),
+            "late_us": {
+                "p50": float(np.quantile(late, 0.5)) * 1e6,
+                "p99": float(np.quantile(late, 0.99)) * 1e6,
+                "max": float(late.max()) * 1e6,
+            },
+            "ks": {"statistic": float(test.statistic), "p": float(test.pvalue)},
+            "cpu": span.check.worker_cpu_share,
+            "problems": span.check.problems,
+        }
+    )
+)

@@ -1,0 +1,185 @@
+"""Error rates and GPU seconds of `check()` and of other ways to decide, on simulated servers of known capacity.
+
+    python benchmarks/verdict/study.py run --reps 1000        # raw results: benchmarks/verdict/results/*.csv
+    python benchmarks/verdict/study.py table                  # RESULTS.md, and the operating characteristic curves
+
+Results are kept cell by cell, so an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import multiprocessing
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import rivals
+
+from pytest_gpucap.measure.procedure import check, measure
+from pytest_gpucap.measure.settings import Settings
+from pytest_gpucap.requirement import Requirement
+from pytest_gpucap.simulator import profile as profiles
+from pytest_gpucap.simulator.runner import SimRunner
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+RATIOS = (0.95, 1.05, 0.98, 1.02)
+CURVE_RATIOS = (0.80, 0.90, 0.96, 0.97, 0.99, 1.0, 1.01, 1.03, 1.04, 1.10, 1.25)
+FAR_RATIOS = (0.1, 0.5, 2.0, 10.0)
+TUNED = ("fast", "slow", "mixed", "h200", "cpu_tiny")
+HELD_OUT = ("bursty", "longprompt", "few")
+FIELDS = ("rep", "outcome", "gpu_s", "rate", "low", "high")
+CHUNK = 50
+MAX_TIME_S = 600.0
+
+Row = tuple[int, str, float, float, float, float]
+
+
+def requirement(name: str, ratio: float) -> Requirement:
+    """What a server of this profile sustains `ratio` times."""
+    profile = profiles.load(name)
+    return Requirement(name, Fraction(profile.true_rate_rps / ratio), 1, Fraction(1), 1, profile.workload, profile.slo)
+
+
+def settings(name: str, seed: int) -> Settings:
+    """As the plugin fills them in from the server."""
+    engine = profiles.load(name).engine
+    return Settings(MAX_TIME_S, seed, engine.max_num_seqs, engine.kv_tokens)
+
+
+def one_check(name: str, ratio: float, rep: int) -> Row:
+    """One verdict of ours."""
+    runner = SimRunner(profiles.load(name).engine, 10_000 + rep)
+    verdict = check(runner, requirement(name, ratio), settings(name, rep))
+    spent = sum(verdict.measurement.spent_s.values())
+    rate = verdict.measurement.sustainable_rate
+    nan = math.nan
+    figures = (rate.value, rate.low, rate.high) if rate else (nan, nan, nan)
+    return rep, verdict.outcome.value, spent, *figures
+
+
+def one_measure(name: str, ratio: float, rep: int) -> Row:
+    """One estimate of ours; the search begins at `ratio` times too high a guess."""
+    runner = SimRunner(profiles.load(name).engine, 20_000 + rep)
+    measurement = measure(runner, requirement(name, ratio), settings(name, rep))
+    rate = measurement.sustainable_rate
+    nan = math.nan
+    figures = (rate.value, rate.low, rate.high) if rate else (nan, nan, nan)
+    return rep, "INVALID" if measurement.problems else "OK", sum(measurement.spent_s.values()), *figures
+
+
+def one_fixed(name: str, ratio: float, rep: int) -> Row:
+    """One fixed run."""
+    profile = profiles.load(name)
+    passed, gpu_s = rivals.fixed_run(profile, 30_000 + rep, profile.true_rate_rps / ratio)
+    return rep, "PASS" if passed else "FAIL", gpu_s, math.nan, math.nan, math.nan
+
+
+def one_sweep(name: str, ratio: float, rep: int) -> Row:
+    """One sweep; its estimate decides for every ratio."""
+    del ratio
+    rate, gpu_s = rivals.sweep(profiles.load(name), 40_000 + rep)
+    return rep, "OK", gpu_s, rate, math.nan, math.nan
+
+
+def one_bisection(name: str, ratio: float, rep: int) -> Row:
+    """One doubling and bisection; its estimate decides for every ratio."""
+    del ratio
+    profile = profiles.load(name)
+    start = profile.true_rate_rps * float(np.random.default_rng(rep).uniform(0.1, 0.3))
+    rate, gpu_s = rivals.bisection(profile, 50_000 + rep, start)
+    return rep, "OK", gpu_s, rate, math.nan, math.nan
+
+
+METHODS: dict[str, Callable[[str, float, int], Row]] = {
+    "check": one_check,
+    "measure": one_measure,
+    "fixed": one_fixed,
+    "sweep": one_sweep,
+    "bisection": one_bisection,
+}
+
+
+def chunk(task: tuple[str, str, float, int, int]) -> list[Row]:
+    """Some replications of one cell."""
+    method, name, ratio, first, end = task
+    return [METHODS[method](name, ratio, rep) for rep in range(first, end)]
+
+
+def path_of(method: str, name: str, ratio: float) -> Path:
+    """Where a cell's rows are."""
+    return RESULTS / f"{method}-{name}-{ratio:.2f}.csv"
+
+
+def read(method: str, name: str, ratio: float) -> list[dict[str, str]]:
+    """A cell's rows; none where it was not run."""
+    path = path_of(method, name, ratio)
+    if not path.is_file():
+        return []
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def run(cells: Iterable[tuple[str, str, float]], reps: int, jobs: int) -> None:
+    """Fill the cells up to `reps` replications each."""
+    RESULTS.mkdir(exist_ok=True)
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        for method, name, ratio in cells:
+            have = len(read(method, name, ratio))
+            if have >= reps:
+                continue
+            began = time.monotonic()
+            tasks = [(method, name, ratio, i, min(i + CHUNK, reps)) for i in range(have, reps, CHUNK)]
+            rows = [row for part in pool.imap(chunk, tasks) for row in part]
+            path = path_of(method, name, ratio)
+            new = not path.exists()
+            with path.open("a", newline="") as file:
+                writer = csv.writer(file)
+                if new:
+                    writer.writerow(FIELDS)
+                writer.writerows([r, o, f"{g:.1f}", f"{a:.5g}", f"{b:.5g}", f"{c:.5g}"] for r, o, g, a, b, c in rows)
+            print(f"{path.name}: {len(rows)} in {time.monotonic() - began:.0f} s", flush=True)
+
+
+def cells_of(what: str, names: tuple[str, ...]) -> list[tuple[str, str, float]]:
+    """The cells of one part of the study."""
+    parts = {
+        "check": [("check", n, r) for r in RATIOS for n in names],
+        "curve": [("check", n, r) for n in names for r in CURVE_RATIOS],
+        "far": [("check", n, r) for n in names for r in FAR_RATIOS],
+        "measure": [("measure", n, 0.7) for n in names],
+        "fixed": [("fixed", n, r) for r in RATIOS for n in names],
+        "sweep": [("sweep", n, 1.0) for n in names],
+        "bisection": [("bisection", n, 1.0) for n in names],
+    }
+    return parts[what]
+
+
+def main() -> None:
+    """Run a part of the study, or write its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("--parts", default="check,measure,fixed,bisection,sweep")
+    parser.add_argument("--profiles", default=",".join((*TUNED, *HELD_OUT)))
+    parser.add_argument("--reps", type=int, default=1000)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    if options.what == "table":
+        import tables
+
+        tables.write(RESULTS, HERE / "RESULTS.md", platform.processor() or platform.machine())
+        return
+    names = tuple(options.profiles.split(","))
+    for part in options.parts.split(","):
+        run(cells_of(part, names), options.reps, options.jobs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""TLS and proxies go through a library: the same records, stamped in user space."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pytest
+
+from pytest_gpucap.load.protocol import LoadError, OpenLoop, Status
+from pytest_gpucap.load.runner import HttpLoadRunner
+from pytest_gpucap.load.schedule import closed_loop, open_loop
+from pytest_gpucap.requirement import Endpoint, Length, Workload
+from tests.load.rawserver import HEAD, RawServer, good
+from tests.load.test_load_answers import BROKEN, TOKENS, WAYS, WORKLOAD, assert_good, one_by_one
+from tests.load.tokenserver import TokenServer
+
+TLS = Path(__file__).with_name("tls")
+"""A self-signed certificate for 127.0.0.1, made for these tests."""
+LENGTHS = Workload(Length.fixed(40), Length.parse("uniform:2-12", "output_tokens"))
+
+
+@pytest.fixture
+def trusted(monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    monkeypatch.setenv("SSL_CERT_FILE", str(TLS / "cert.pem"))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(TLS / "cert.pem", TLS / "key.pem")
+    return context
+
+
+def test_tls_gives_the_same_records(trusted: ssl.SSLContext) -> None:
+    with (
+        TokenServer(gap_s=0.002, tls=trusted) as server,
+        HttpLoadRunner(server.url, "m", "secret", LENGTHS, 1, workers=1) as runner,
+    ):
+        assert runner.uses_library == "TLS"
+        one = open_loop(LENGTHS, 40.0, 1.0, 1, 0)
+        spans = [runner.run(one), runner.run(closed_loop(LENGTHS, 4, 0.5, 300.0, 1, 1, first_prompt=1000))]
+        assert runner.settle(10.0)
+        journal = runner.journal()
+    assert (journal.status == Status.OK).all(), runner.error_texts()
+    np.testing.assert_array_equal(journal.counted_prompt_tokens, journal.prompt_tokens)
+    np.testing.assert_array_equal(journal.counted_output_tokens, journal.output_tokens)
+    assert journal.tokens.sum() == server.seen.output_tokens == journal.output_tokens.sum()
+    assert journal.status.size == len(server.seen.bodies)
+    np.testing.assert_allclose(journal.due_s[: spans[0].end_row] - spans[0].start_s, one.due_s, atol=1e-9)
+    assert {span.check.timestamps for span in spans} == {"user"}
+    assert (journal.ttft_s > 0).all()
+    assert (journal.sent_s >= journal.due_s).all()
+
+
+def test_an_untrusted_certificate_is_one_clear_error() -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(TLS / "cert.pem", TLS / "key.pem")
+    with (
+        TokenServer(tls=context) as server,
+        HttpLoadRunner(server.url, "m", None, LENGTHS, 1) as runner,
+        pytest.raises(LoadError, match=r"does not answer: .*CERTIFICATE_VERIFY_FAILED"),
+    ):
+        runner.prepare()
+
+
+class Proxy:
+    """Forwards everything to one port, whatever it is asked for; a plain HTTP proxy for one server."""
+
+    def __init__(self, port: int) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._port = port
+        self.connections = 0
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                one, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            other = socket.create_connection(("127.0.0.1", self._port))
+            for source, sink in ((one, other), (other, one)):
+                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    @staticmethod
+    def _pump(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError), source, sink:
+            while data := source.recv(65536):
+                sink.sendall(data)
+
+
+def test_a_proxy_from_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with TokenServer() as server, Proxy(server.port) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        with HttpLoadRunner("http://model.invalid:80", "m", None, LENGTHS, 1, workers=1) as runner:
+            assert runner.uses_library == "a proxy"
+            runner.run(open_loop(LENGTHS, 30.0, 0.5, 1, 0))
+            assert runner.settle(5.0)
+            assert (runner.journal().status == Status.OK).all(), runner.error_texts()
+        assert proxy.connections > 0
+
+
+@pytest.fixture
+def through_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pytest_gpucap.load.endpoint.Endpoint.needs_library", lambda _: "this test")
+
+
+SAME = [way for way in BROKEN if way not in ("HTTP/2 only", "no HTTP")]
+"""The library waits for the end of these heads until the time limit; the raw client sees at once that they are none."""
+
+
+def test_the_library_gives_bad_answers_the_same_names(through_the_library: None) -> None:
+    result = one_by_one([script for way in SAME for script in (BROKEN[way][0], WAYS["closing after the answer"])])
+    expected = [status for way in SAME for status in (BROKEN[way][1], Status.OK)]
+    differ = [
+        (SAME[row // 2], found) for row, found in enumerate(result.statuses[: len(expected)]) if found != expected[row]
+    ]
+    assert not differ, result.errors
+
+
+def test_the_library_takes_every_good_answer(through_the_library: None) -> None:
+    assert_good(one_by_one([script for way, script in WAYS.items()]))
+
+
+def test_a_time_limit_and_a_cancellation_hold_for_the_library_too(through_the_library: None) -> None:
+    phase = OpenLoop(0.2, np.zeros(1), np.full(1, 32, np.int32), np.full(1, TOKENS, np.int32))
+    with RawServer([HEAD, good()[1]]) as server:
+        with HttpLoadRunner(server.url, "m", None, WORKLOAD, 1, workers=1, request_timeout_s=0.3) as runner:
+            runner.run(phase)
+            assert runner.settle(10.0)
+            assert runner.journal().status.tolist() == [Status.TIMEOUT]
+        with HttpLoadRunner(server.url, "m", None, WORKLOAD, 1, workers=1) as runner:
+            runner.run(phase)
+            assert not runner.settle(0.1)
+            assert runner.settle(10.0, cancel=True)
+            assert runner.journal().status.tolist() == [Status.CANCELLED]
+
+
+def test_completions_by_ids_through_the_library(through_the_library: None) -> None:
+    workload = Workload(Length.fixed(40), Length.fixed(3), endpoint=Endpoint.COMPLETIONS)
+    with TokenServer() as server, HttpLoadRunner(server.url, "m", None, workload, 1, workers=2) as runner:
+        runner.run(open_loop(workload, 30.0, 0.5, 1, 0))
+        assert runner.settle(5.0)
+        assert (runner.journal().status == Status.OK).all(), runner.error_texts()

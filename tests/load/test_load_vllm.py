@@ -1,0 +1,87 @@
+"""Against the real vLLM: its own counters and our records must be the same numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pytest_gpucap.load.protocol import Status
+from pytest_gpucap.load.runner import HttpLoadRunner
+from pytest_gpucap.load.schedule import closed_loop, open_loop
+from pytest_gpucap.requirement import Endpoint, Length, Workload
+from pytest_gpucap.server.vllm import VllmServer
+
+COUNTERS = ("vllm:request_success_total", "vllm:prompt_tokens_total", "vllm:generation_tokens_total")
+
+pytestmark = [pytest.mark.vllm_cpu, pytest.mark.slow]
+
+
+def counters(server: VllmServer) -> list[int]:
+    """Requests, prompt tokens and generated tokens so far, by the server's own account."""
+    metrics = server.metrics()
+    return [int(sum(sample.value for sample in metrics.find(name))) for name in COUNTERS]
+
+
+@pytest.mark.parametrize("endpoint", list(Endpoint))
+def test_the_servers_counters_agree_exactly(vllm_cpu_server: VllmServer, endpoint: Endpoint) -> None:
+    workload = Workload(
+        Length.parse("uniform:40-200", "input_tokens"),
+        Length.parse("uniform:1-40", "output_tokens"),
+        endpoint=endpoint,
+        sampling={"temperature": 0.6},
+    )
+    server = vllm_cpu_server
+    with HttpLoadRunner(server.base_url, server.model, str(server.api_key), workload, 11, workers=1) as runner:
+        recipe = runner.prepare()
+        assert recipe.as_ids == (endpoint is Endpoint.COMPLETIONS)
+        before = counters(server)
+        first = open_loop(workload, 4.0, 5.0, 11, 0)
+        spans = [
+            runner.run(first),
+            runner.run(closed_loop(workload, 6, 4.0, 1000.0, 11, 1, first_prompt=first.due_s.size)),
+        ]
+        assert runner.settle(60.0)
+        journal = runner.journal()
+        done, prompt_tokens, output_tokens = (
+            after - earlier for after, earlier in zip(counters(server), before, strict=True)
+        )
+    assert (journal.status == Status.OK).all(), runner.error_texts()
+    assert journal.status.size == done
+    assert journal.counted_prompt_tokens.sum() == journal.prompt_tokens.sum() == prompt_tokens
+    assert journal.counted_output_tokens.sum() == journal.output_tokens.sum() == output_tokens
+    assert journal.tokens.sum() == output_tokens
+    np.testing.assert_array_equal(journal.counted_prompt_tokens, journal.prompt_tokens)
+    np.testing.assert_array_equal(journal.counted_output_tokens, journal.output_tokens)
+    for span in spans:
+        assert span.check.timestamps == "kernel"
+        assert span.check.problems == ()
+    assert (journal.ttft_s > 0).all()
+    # A gap for every token but the first; those of requests that outlasted the second phase came after its end.
+    gaps = sum(span.gaps.total for span in spans)
+    assert 0.8 * (output_tokens - done) <= gaps <= output_tokens - done
+
+
+def test_no_prompt_hits_the_prefix_cache_unless_asked_to(vllm_cpu_server: VllmServer) -> None:
+    server = vllm_cpu_server
+    name = "vllm:prefix_cache_hits_total"
+    if not server.metrics().find(name):
+        pytest.skip(f"this vLLM has no {name}")
+
+    def hits() -> float:
+        return sum(sample.value for sample in server.metrics().find(name))
+
+    def run(shared: int) -> float:
+        workload = Workload(
+            Length.fixed(200), Length.fixed(2), endpoint=Endpoint.COMPLETIONS, shared_prefix_tokens=shared
+        )
+        with HttpLoadRunner(server.base_url, server.model, str(server.api_key), workload, 3, workers=1) as runner:
+            runner.prepare()
+            before = hits()
+            runner.run(open_loop(workload, 8.0, 2.0, 3, 0))
+            assert runner.settle(60.0)
+            assert (runner.journal().status == Status.OK).all(), runner.error_texts()
+            return hits() - before
+
+    assert run(0) == 0
+    assert run(0) == 0  # the same seed again
+    assert run(160) >= 160 // 16 * 16  # a second prompt found the first one's blocks

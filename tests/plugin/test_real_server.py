@@ -1,0 +1,95 @@
+"""Whole runs of pytest with the plugin against the real CPU build of vLLM."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pytestmark = [pytest.mark.vllm_cpu, pytest.mark.slow]
+
+SUITE = """
+    import asyncio
+    import json
+    import pathlib
+
+    import psutil
+    import pytest
+
+    SEEN = pathlib.Path("seen.json")
+
+    one = pytest.mark.vllm(model="synthetic:tiny", max_model_len=1024)
+    other = pytest.mark.vllm(model="synthetic:tiny", max_model_len=512)
+
+    @one
+    def test_plain(vllm_server):
+        reply = vllm_server.client.chat.completions.create(
+            model=vllm_server.model, messages=[{"role": "user", "content": "hello"}], max_tokens=4
+        )
+        assert reply.usage.completion_tokens <= 4
+        assert vllm_server.base_url.startswith("http://127.0.0.1:")
+        assert "startup complete" in vllm_server.log.text()
+        assert vllm_server.api_key not in repr(vllm_server)
+        SEEN.write_text(json.dumps({"model": vllm_server.model, "pids": sorted(vllm_server.pids())}))
+
+    @other
+    def test_another_server_starts_when_the_first_has_ended(vllm_server):
+        first = json.loads(SEEN.read_text())
+        assert vllm_server.model != first["model"]
+        assert not any(psutil.pid_exists(pid) for pid in first["pids"])
+
+    @one
+    def test_streamed_by_the_async_client_of_the_same_server(vllm_server):
+        assert json.loads(SEEN.read_text())["model"] == vllm_server.model
+
+        async def count():
+            stream = await vllm_server.async_client.chat.completions.create(
+                model=vllm_server.model, messages=[{"role": "user", "content": "hello"}], max_tokens=4, stream=True
+            )
+            chunks = [chunk async for chunk in stream]
+            await vllm_server.async_client.close()
+            return len(chunks)
+
+        assert asyncio.run(count()) >= 2
+
+    @one
+    @pytest.mark.gpucap(input_tokens=64, output_tokens=16)
+    def test_a_window_is_measured_on_the_same_server(gpucap, vllm_server):
+        names = ("vllm:request_success_total", "vllm:generation_tokens_total")
+        before = vllm_server.metrics()
+        window = gpucap.sample(rate=8, duration="4s")
+        after = vllm_server.metrics()
+        requests, tokens = (after.value(name) - before.value(name) for name in names)
+        assert window.errors == {}
+        assert 0 < window.latencies["ttft"].p50_s < window.latencies["e2e"].p50_s
+        # Beside the window's own there are those of its warm-up, of 16 tokens each, and a few that calibrate prompts.
+        assert requests > window.requests
+        assert abs(tokens - 16 * requests) <= 16 * 8
+"""
+
+
+def test_servers_are_shared_replaced_and_ended(pytester, vllm_python):
+    pytester.makepyfile(test_suite=SUITE)
+    result = pytester.runpytest_subprocess("--gpu-class=cpu", f"--gpucap-vllm-python={vllm_python}", "-v")
+    result.assert_outcomes(passed=4)
+    order = [line.split("::")[1].split()[0] for line in result.outlines if line.startswith("test_suite.py::")]
+    assert order[-1] == "test_another_server_starts_when_the_first_has_ended"
+    assert len(list(pytester.path.glob(".gpucap/logs/*.log"))) == 2
+    (record,) = json.loads((pytester.path / ".gpucap" / "result.json").read_text())["results"]
+    assert record["simulated"] is False
+    assert record["environment"]["server"].startswith("vLLM ")
+    assert record["spent_s"]["start-up"] >= 0
+
+
+def test_a_server_that_does_not_start_is_an_error_with_its_cause(pytester, vllm_python):
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.vllm(model="synthetic:tiny", no_such_switch=3)
+        def test_it(vllm_server): ...
+        """
+    )
+    result = pytester.runpytest_subprocess("--gpu-class=cpu", f"--gpucap-vllm-python={vllm_python}")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*did not start:*--no-such-switch*", "*lines of its log:", "*whole log: *.log"])
