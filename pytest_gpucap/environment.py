@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_gpucap import __version__
-from pytest_gpucap.gpu.inventory import Inventory
+from pytest_gpucap.gpu.device import Device
+from pytest_gpucap.gpu.facts import describe_devices, environment_facts
 from pytest_gpucap.rig import Target
 from pytest_gpucap.server.endpoint import Endpoint
 from pytest_gpucap.server.vllm import VllmServer
@@ -21,11 +22,13 @@ def environment(target: Target) -> dict[str, Any]:
     if target.placement.profile is not None:
         facts["gpu"] = f"SIMULATED ({target.placement.profile.name})"
         facts["profile"] = target.placement.profile.source
-    if target.gpu_class is not None:
-        facts["gpu_class"] = target.gpu_class.name
-        facts["gpu"] = _devices(target) or f"no GPU, {_processor()}"
-    if target.inventory is not None and target.lease is not None and target.lease.devices:
-        facts |= _settings(target, target.inventory)
+    if target.inventory is not None and target.lease is not None:
+        described, *remarks = describe_devices(target.inventory, target.lease.devices)
+        facts["gpu"] = described if target.lease.devices else f"{described}, {_processor()}"
+        facts["gpu_remarks"] = remarks
+        facts |= environment_facts(target.inventory, target.lease.devices, target.gpu_class)
+        if target.lease.devices:
+            facts["clocks"] = _clocks(target.lease.devices[0])
     if target.server is not None:
         facts |= _server(target.server)
     facts["host"] = f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}"
@@ -33,26 +36,11 @@ def environment(target: Target) -> dict[str, Any]:
     return facts
 
 
-def _devices(target: Target) -> str:
-    devices = target.lease.devices if target.lease is not None else ()
-    names = sorted({f"{device.name}{f' MIG {device.mig_profile}' if device.mig_profile else ''}" for device in devices})
-    return f"{len(devices)} x {', '.join(names)}" if devices else ""
-
-
-def _settings(target: Target, inventory: Inventory) -> dict[str, Any]:
-    assert target.lease is not None  # noqa: S101 - the caller looked
-    first = target.lease.devices[0]
-    return {
-        "driver": f"{inventory.driver} (CUDA {inventory.cuda})",
-        "clocks": f"SM {first.sm_clock_mhz} of {first.max_sm_clock_mhz} MHz idle, memory {first.memory_clock_mhz} MHz",
-        "power_limit": f"{first.power_limit_w} W of {first.default_power_limit_w} W",
-        "gpu_state": (
-            f"{first.temperature_c} C before, ECC {'on' if first.ecc_mode else 'off'} "
-            f"({first.ecc_errors} uncorrected errors), persistence {'on' if first.persistence else 'off'}, "
-            f"MIG {'on' if first.mig_mode else 'off'}"
-        ),
-        "gpu_uuids": [device.uuid for device in target.lease.devices],
-    }
+def _clocks(device: Device) -> str:
+    return (
+        f"SM at most {device.max_sm_clock_mhz} MHz, memory {device.memory_clock_mhz} MHz, power limit "
+        f"{device.power_limit_w} W, {device.temperature_c} C before"
+    )
 
 
 def _server(server: Endpoint) -> dict[str, Any]:

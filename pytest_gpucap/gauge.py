@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,6 +12,9 @@ import pytest
 
 from pytest_gpucap.capacity.results import Curve, Measurement, Outcome, Sample, Verdict
 from pytest_gpucap.environment import environment
+from pytest_gpucap.gpu.diagnosis import Bottleneck, Known, diagnose
+from pytest_gpucap.gpu.lease import LeaseError
+from pytest_gpucap.gpu.telemetry import Telemetry
 from pytest_gpucap.load.protocol import LoadRunner
 from pytest_gpucap.markers import Declaration
 from pytest_gpucap.measure import procedure
@@ -167,7 +171,10 @@ class GpuCap:
         else:
             from pytest_gpucap.load.runner import HttpLoadRunner
 
-            target = self._rig.server(self._placement, self._live)
+            try:
+                target = self._rig.server(self._placement, self._live)
+            except LeaseError as error:
+                raise MeasurementInvalid(f"{self._declared.name} was not measured: {error}") from error
             server = target.server
             assert server is not None  # noqa: S101 - what `Rig.server` is for
             server.reset_caches()
@@ -193,15 +200,31 @@ class GpuCap:
 
     def _context(self, target: Target, samples: Sequence[Sample]) -> Context:
         startup_s, target.startup_s = target.startup_s, 0.0  # spent once, whichever test shares the server
-        span = (samples[0].start_s, samples[-1].end_s) if samples else None
-        watched = None if span is None or target.telemetry is None else target.telemetry.summary(*span)
+        watched = bottleneck = None
+        if samples and target.telemetry is not None:
+            watched = plain(target.telemetry.summary(samples[0].start_s, samples[-1].end_s))
+            bottleneck = plain(self._diagnosis(target, target.telemetry, samples))
         return Context(
             test=self._test,
             environment=environment(target),
-            telemetry=None if watched is None else plain(watched),
-            bottleneck=None,
+            telemetry=watched,
+            bottleneck=bottleneck,
             startup_s=startup_s,
         )
+
+    @staticmethod
+    def _diagnosis(target: Target, telemetry: Telemetry, samples: Sequence[Sample]) -> Bottleneck:
+        # What limits a server shows where it is driven hardest.
+        hardest = max(samples, key=lambda sample: sample.in_flight_mean)
+        own = [problem for problem in hardest.problems if "load generator" in problem]
+        known = Known(
+            max_num_seqs=None if target.server is None else target.server.max_num_seqs,
+            in_flight=hardest.in_flight_mean,
+            client_problems=own,
+            gpu_class=target.gpu_class,
+            cores=os.cpu_count(),
+        )
+        return diagnose(telemetry.summary(hardest.start_s, hardest.end_s), known)
 
 
 def _trusted(measurement: Measurement) -> Measurement:

@@ -100,6 +100,8 @@ def pytest_runtest_makereport(
     report = yield
     if records:
         report.gpucap = records  # type: ignore[attr-defined]
+    if measuring is not None and call.excinfo is not None and measuring.explains(call.excinfo.value):
+        report.longrepr = call.excinfo.getrepr(style="value")
     return report
 
 

@@ -7,7 +7,9 @@ from collections.abc import Callable, Hashable, Sequence
 
 import pytest
 
-from pytest_gpucap.gauge import GpuCap
+from pytest_gpucap.gauge import GpuCap, MeasurementInvalid
+from pytest_gpucap.gpu.lease import LeaseError
+from pytest_gpucap.gpu.memory import MemoryNotReturned
 from pytest_gpucap.markers import Declaration, declare
 from pytest_gpucap.options import Options
 from pytest_gpucap.placement import Placement, place
@@ -15,6 +17,7 @@ from pytest_gpucap.report.live import Live
 from pytest_gpucap.report.record import Record
 from pytest_gpucap.rig import Rig, Target
 from pytest_gpucap.server.endpoint import Endpoint
+from pytest_gpucap.server.errors import ServerError
 
 DECLARATION = pytest.StashKey[Declaration]()
 PLACEMENT = pytest.StashKey[Placement]()
@@ -98,6 +101,11 @@ class Session:
         """End the server that is running unless the next test shares it."""
         placed = None if nextitem is None else nextitem.stash.get(PLACEMENT, None)
         self._rig.keep_only(None if placed is None else placed.key)
+
+    @staticmethod
+    def explains(error: BaseException) -> bool:
+        """Whether an error of ours says all there is to say, so that a traceback through the plugin would bury it."""
+        return isinstance(error, MeasurementInvalid | ServerError | LeaseError | MemoryNotReturned)
 
     @staticmethod
     def take_records(item: pytest.Item) -> list[Record]:

@@ -6,6 +6,7 @@ import ast
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ PURE_LOAD = {"pytest_gpucap.load.protocol", "pytest_gpucap.load.schedule"}
 """Pure parts of `load` that arithmetic may use: the form of samples, and arrivals and lengths."""
 
 
-def _imports():
+def _imports() -> Iterator[tuple[str, str, str]]:
     """(file, stage, imported module) for every import anywhere in the package, functions included."""
     for path in sorted(PACKAGE.rglob("*.py")):
         relative = path.relative_to(PACKAGE)
@@ -74,11 +75,11 @@ def _allowed(stage: str, module: str) -> bool:
     return target in MAY_IMPORT[stage]
 
 
-def test_imports_point_one_way():
+def test_imports_point_one_way() -> None:
     assert not [f"{file} imports {module}" for file, stage, module in _imports() if not _allowed(stage, module)]
 
 
-def test_stages_stay_out_of_what_is_not_theirs():
+def test_stages_stay_out_of_what_is_not_theirs() -> None:
     wrong = [
         f"{file} imports {module}"
         for file, stage, module in _imports()
@@ -87,12 +88,12 @@ def test_stages_stay_out_of_what_is_not_theirs():
     assert not wrong
 
 
-def test_every_stage_is_known():
+def test_every_stage_is_known() -> None:
     stages = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
     assert stages - WIRING - {"__pycache__", "py.typed"} <= set(MAY_IMPORT)
 
 
-def test_loading_the_plugin_loads_nothing_but_pytest_and_the_standard_library():
+def test_loading_the_plugin_loads_nothing_but_pytest_and_the_standard_library() -> None:
     code = (
         "import sys, pytest; before = set(sys.modules); import pytest_gpucap.plugin; "
         "print('\\n'.join(sorted({m.split('.')[0] for m in set(sys.modules) - before})))"
@@ -104,6 +105,6 @@ def test_loading_the_plugin_loads_nothing_but_pytest_and_the_standard_library():
 
 
 @pytest.mark.skipif("GPUCAP_TEST_INSTALLED" not in os.environ, reason="only where the built wheel is tested")
-def test_the_wheel_is_what_is_tested():
+def test_the_wheel_is_what_is_tested() -> None:
     assert "site-packages" in PACKAGE.parts
     assert (PACKAGE / "py.typed").is_file()

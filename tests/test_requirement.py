@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import pytest
 
@@ -27,30 +28,30 @@ from pytest_gpucap.requirement import (
     [("500ms", 0.5), ("20s", 20), ("10m", 600), ("10min", 600), ("1h", 3600), ("250us", 2.5e-4), (20, 20), (0.5, 0.5)]
     + [("1.5s", 1.5), (".5s", 0.5), (" 2 s ", 2), ("1e-3s", 1e-3), ("7", 7)],
 )
-def test_a_duration_is_seconds(text, seconds):
+def test_a_duration_is_seconds(text: str, seconds: float) -> None:
     assert duration_s(text, "ttft_p95") == pytest.approx(seconds, rel=1e-12)
 
 
 @pytest.mark.parametrize(
     "text", ["", "20 parsecs", "-1s", "0s", 0, -3, "nan", float("nan"), float("inf"), True, "5 m s"]
 )
-def test_what_is_no_duration_is_refused_by_name(text):
+def test_what_is_no_duration_is_refused_by_name(text: str) -> None:
     with pytest.raises(RequirementError, match="ttft_p95 must be"):
         duration_s(text, "ttft_p95")
 
 
 @pytest.mark.parametrize("number", [1.1, "1.1", " 1.1 ", Fraction(11, 10)])
-def test_numbers_are_exact_fractions_of_their_decimal_text(number):
+def test_numbers_are_exact_fractions_of_their_decimal_text(number: Any) -> None:
     assert exact(number, "headroom") == Fraction(11, 10)
 
 
 @pytest.mark.parametrize("number", ["ten", None, [], "", "nan", "inf", True, float("inf")])
-def test_what_is_no_number_is_refused(number):
+def test_what_is_no_number_is_refused(number: Any) -> None:
     with pytest.raises(RequirementError, match="qps must be a"):
         exact(number, "qps")
 
 
-def test_bounds():
+def test_bounds() -> None:
     assert positive("0.25", "qps") == Fraction(1, 4)
     assert whole(4.0, "gpus") == 4
     assert headroom(1, "headroom") == 1
@@ -78,7 +79,7 @@ def test_bounds():
         ("e2e_p99_9", Metric.E2E, Fraction(999, 1000)),
     ],
 )
-def test_a_limit_is_named_by_its_keyword(keyword, metric, quantile):
+def test_a_limit_is_named_by_its_keyword(keyword: str, metric: Metric, quantile: Fraction) -> None:
     limit = LatencyLimit.parse(keyword, "500ms")
     assert (limit.metric, limit.quantile, limit.limit_s, limit.name) == (metric, quantile, 0.5, keyword)
 
@@ -86,12 +87,12 @@ def test_a_limit_is_named_by_its_keyword(keyword, metric, quantile):
 @pytest.mark.parametrize(
     "keyword", ["ttft_p101", "ttft_p100", "ttft_p0", "ttft_p", "ttft_95", "latency_p95", "ttft_p-5"]
 )
-def test_what_is_no_percentile_is_refused(keyword):
+def test_what_is_no_percentile_is_refused(keyword: str) -> None:
     with pytest.raises(RequirementError, match=f"{keyword} is no latency limit"):
         LatencyLimit.parse(keyword, 1)
 
 
-def test_lengths():
+def test_lengths() -> None:
     assert Length.parse(256, "input_tokens") == Length.fixed(256)
     assert Length.parse("256", "input_tokens") == Length.fixed(256)
     uniform = Length.parse("uniform:128-512", "input_tokens")
@@ -105,12 +106,12 @@ def test_lengths():
     [0, -1, 2.5, "many", "uniform:5-2", "uniform:0-4", "lognormal:mean=5", "lognormal:mean=9,cv=1,high=5"]
     + ["lognormal:mean=5,cv=1,high=9,sd=1", "lognormal:mean=x,cv=1,high=9"],
 )
-def test_what_is_no_length_is_refused(text):
+def test_what_is_no_length_is_refused(text: str) -> None:
     with pytest.raises(RequirementError, match="input_tokens"):
         Length.parse(text, "input_tokens")
 
 
-def test_the_design_rate_is_shared_by_the_replicas_that_fit():
+def test_the_design_rate_is_shared_by_the_replicas_that_fit() -> None:
     requirement = Requirement("chat", qps=Fraction(10), gpus=4, gpus_per_replica=2)
     assert requirement.replicas == 2
     assert requirement.design_rate == Fraction(13, 2)

@@ -40,4 +40,3 @@ class Book:
         terminal.section("GPU capacity")
         terminal.write_line(text.summary(self._records))
         terminal.write_line(self._unwritten or f"result file: {shown(self._paths[-1])}")
-

@@ -144,7 +144,7 @@ def _environment(record: Mapping[str, Any]) -> list[str]:
     rows = [
         (str(key).replace("_", " "), value if isinstance(value, str) else f"{value}")
         for key, value in record["environment"].items()
-        if value not in (None, "", [], {})
+        if value not in (None, "", []) and not isinstance(value, list | dict)
     ]
     return _aligned([*rows, ("seed", str(record["seed"]))])
 

@@ -14,13 +14,13 @@ import pytest_gpucap.simulator.runner  # noqa: F401
 
 
 @pytest.fixture
-def no_gpu(monkeypatch):
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without GPUs, whatever this one has: NVML finds no device that CUDA may show."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
 @pytest.fixture(scope="session")
-def vllm_python():
+def vllm_python() -> str:
     """An interpreter with the CPU build of vLLM."""
     path = Path(os.environ.get("GPUCAP_TEST_VLLM_PYTHON", Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python"))
     if not path.exists():

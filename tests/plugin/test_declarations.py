@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 USAGE = pytest.ExitCode.USAGE_ERROR
@@ -16,14 +18,14 @@ SHOW = """
 
 
 @pytest.fixture
-def show(pytester):
+def show(pytester: pytest.Pytester) -> pytest.Pytester:
     """A suite whose tests assert on what they declare."""
     pytester.makepyfile(shown=SHOW)
     pytester.syspathinsert()
     return pytester
 
 
-def test_the_most_specific_source_wins(show):
+def test_the_most_specific_source_wins(show: pytest.Pytester) -> None:
     show.makeini(
         """
         [pytest]
@@ -67,7 +69,7 @@ def test_the_most_specific_source_wins(show):
         ("pytest.toml", "[pytest]\ngpucap_target_qps = 2.5\ngpucap_max_time = 90\ngpucap_require = true\n"),
     ],
 )
-def test_ini_keys_work_from_ini_and_from_native_toml(show, name, text):
+def test_ini_keys_work_from_ini_and_from_native_toml(show: pytest.Pytester, name: str, text: str) -> None:
     if name == "pytest.toml" and tuple(map(int, pytest.__version__.split(".")[:2])) < (9, 2):
         pytest.skip("numbers in native TOML need pytest 9.2")
     show.path.joinpath(name).write_text(text)
@@ -110,7 +112,9 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("marker", "message"), MISTAKES, ids=[marker for marker, _ in MISTAKES])
-def test_a_mistake_in_a_marker_is_one_line_with_file_and_line(pytester, marker, message):
+def test_a_mistake_in_a_marker_is_one_line_with_file_and_line(
+    pytester: pytest.Pytester, marker: str, message: str
+) -> None:
     pytester.makepyfile(
         test_it=f"""
         import pytest
@@ -127,7 +131,7 @@ def test_a_mistake_in_a_marker_is_one_line_with_file_and_line(pytester, marker, 
     assert not pytester.path.joinpath(".gpucap").exists()
 
 
-def test_all_mistakes_of_a_run_are_told_at_once(pytester):
+def test_all_mistakes_of_a_run_are_told_at_once(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         import pytest
@@ -144,7 +148,7 @@ def test_all_mistakes_of_a_run_are_told_at_once(pytester):
     result.stderr.fnmatch_lines(["*.py:3: qps must be above 0*", "*.py:6: gpucap has no keyword*"])
 
 
-def test_a_mistake_in_a_test_that_is_not_selected_costs_nothing(pytester):
+def test_a_mistake_in_a_test_that_is_not_selected_costs_nothing(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         import pytest
@@ -176,7 +180,9 @@ def test_a_mistake_in_a_test_that_is_not_selected_costs_nothing(pytester):
         (["-o", "gpucap_inconclusive=maybe"], "*gpucap_inconclusive: must be one of fail, skip, pass, not 'maybe'"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_line(pytester, arguments, message):
+def test_a_mistake_on_the_command_line_is_one_line(
+    pytester: pytest.Pytester, arguments: Sequence[str], message: str
+) -> None:
     pytester.makepyfile("def test_it(): ...")
     result = pytester.runpytest(*arguments)
     assert result.ret == USAGE
@@ -184,7 +190,7 @@ def test_a_mistake_on_the_command_line_is_one_line(pytester, arguments, message)
     assert len(result.stderr.str().strip().splitlines()) == 1
 
 
-def test_a_class_that_the_machine_does_not_have_must_not_turn_green(pytester):
+def test_a_class_that_the_machine_does_not_have_must_not_turn_green(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         import pytest
@@ -201,7 +207,7 @@ def test_a_class_that_the_machine_does_not_have_must_not_turn_green(pytester):
     assert len(result.stderr.str().strip().splitlines()) == 1
 
 
-def test_a_class_in_the_ini_file_does_not_stop_other_tests(pytester):
+def test_a_class_in_the_ini_file_does_not_stop_other_tests(pytester: pytest.Pytester) -> None:
     pytester.makeini("[pytest]\ngpucap_gpu_class = b200\n")
     pytester.makepyfile("def test_it(): ...")
     pytester.runpytest().assert_outcomes(passed=1)
@@ -217,21 +223,23 @@ NEEDS_GPU = """
 """
 
 
-def test_without_a_gpu_and_without_a_class_a_test_is_skipped_with_the_reason(pytester, no_gpu):
+def test_without_a_gpu_and_without_a_class_a_test_is_skipped_with_the_reason(
+    pytester: pytest.Pytester, no_gpu: None
+) -> None:
     pytester.makepyfile(NEEDS_GPU)
     result = pytester.runpytest("-rs")
     result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines(["SKIPPED*no *GPU*--gpu-class*"])
 
 
-def test_required_tests_fail_instead_of_being_skipped(pytester, no_gpu):
+def test_required_tests_fail_instead_of_being_skipped(pytester: pytest.Pytester, no_gpu: None) -> None:
     pytester.makepyfile(NEEDS_GPU)
     result = pytester.runpytest("--gpucap-require")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["*no *GPU*"])
 
 
-def test_a_test_about_another_class_is_skipped(pytester):
+def test_a_test_about_another_class_is_skipped(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         import pytest
@@ -248,7 +256,7 @@ def test_a_test_about_another_class_is_skipped(pytester):
     result.stdout.fnmatch_lines(["SKIPPED*about h200*cpu*"])
 
 
-def test_a_test_without_a_model_says_where_to_name_one(pytester):
+def test_a_test_without_a_model_says_where_to_name_one(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         def test_it(vllm_server): ...
@@ -259,7 +267,7 @@ def test_a_test_without_a_model_says_where_to_name_one(pytester):
     result.stderr.fnmatch_lines(["ERROR: *.py:1: no model*vllm(model=*--gpucap-model*"])
 
 
-def test_tests_that_share_a_server_run_next_to_each_other(pytester):
+def test_tests_that_share_a_server_run_next_to_each_other(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         import pytest

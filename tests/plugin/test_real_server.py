@@ -68,7 +68,7 @@ SUITE = """
 """
 
 
-def test_servers_are_shared_replaced_and_ended(pytester, vllm_python):
+def test_servers_are_shared_replaced_and_ended(pytester: pytest.Pytester, vllm_python: str) -> None:
     pytester.makepyfile(test_suite=SUITE)
     result = pytester.runpytest_subprocess("--gpu-class=cpu", f"--gpucap-vllm-python={vllm_python}", "-v")
     result.assert_outcomes(passed=4)
@@ -81,7 +81,7 @@ def test_servers_are_shared_replaced_and_ended(pytester, vllm_python):
     assert record["spent_s"]["start-up"] >= 0
 
 
-def test_a_server_that_does_not_start_is_an_error_with_its_cause(pytester, vllm_python):
+def test_a_server_that_does_not_start_is_an_error_with_its_cause(pytester: pytest.Pytester, vllm_python: str) -> None:
     pytester.makepyfile(
         """
         import pytest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 
 import pytest
 
@@ -28,12 +29,12 @@ SUITE = """
 
 
 @pytest.fixture
-def suite(pytester):
+def suite(pytester: pytest.Pytester) -> pytest.Pytester:
     pytester.makepyfile(test_suite=SUITE)
     return pytester
 
 
-def test_a_budget_that_holds_passes_and_one_that_does_not_fails_with_the_arithmetic(suite):
+def test_a_budget_that_holds_passes_and_one_that_does_not_fails_with_the_arithmetic(suite: pytest.Pytester) -> None:
     result = suite.runpytest("--gpu-class=sim:fast")
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(
@@ -50,7 +51,7 @@ def test_a_budget_that_holds_passes_and_one_that_does_not_fails_with_the_arithme
     assert not [line for line in result.outlines if line.startswith(("FAIL", "PASS", "req")) and len(line) > 100]
 
 
-def test_the_result_file_holds_every_measurement(suite):
+def test_the_result_file_holds_every_measurement(suite: pytest.Pytester) -> None:
     suite.runpytest("--gpu-class=sim:fast", "--gpucap-json=out/mine.json")
     content = resultfile.read(suite.path / "out" / "mine.json")
     assert content == resultfile.read(suite.path / ".gpucap" / "result.json")
@@ -65,7 +66,7 @@ def test_the_result_file_holds_every_measurement(suite):
         assert len(entry["samples"]) >= 5
 
 
-def test_junit_leads_with_the_verdict(suite):
+def test_junit_leads_with_the_verdict(suite: pytest.Pytester) -> None:
     suite.runpytest("--gpu-class=sim:fast", "--junit-xml=out.xml")
     cases = {case.get("name"): case for case in ET.parse(suite.path / "out.xml").iter("testcase")}
     properties = {entry.get("name"): entry.get("value") for entry in cases["test_does_not_fit"].iter("property")}
@@ -75,15 +76,15 @@ def test_junit_leads_with_the_verdict(suite):
     assert failure.get("message", "").startswith("Failed: FAIL: does not fit needs")
 
 
-def test_the_same_seed_gives_the_same_result(suite):
-    def rates(name):
+def test_the_same_seed_gives_the_same_result(suite: pytest.Pytester) -> None:
+    def rates(name: str) -> list[object]:
         suite.runpytest("--gpu-class=sim:fast", f"--gpucap-json={name}", "--gpucap-seed=5")
         return [entry["sustainable_rate"] for entry in resultfile.read(suite.path / name)["results"]]
 
     assert rates("one.json") == rates("two.json")
 
 
-def test_measure_sweep_and_sample(pytester):
+def test_measure_sweep_and_sample(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         import pytest
@@ -126,21 +127,21 @@ UNDECIDED = """
 
 
 @pytest.mark.parametrize(("setting", "outcome"), [("fail", "failed"), ("skip", "skipped"), ("pass", "passed")])
-def test_an_undecided_verdict_does_what_the_option_says(pytester, setting, outcome):
+def test_an_undecided_verdict_does_what_the_option_says(pytester: pytest.Pytester, setting: str, outcome: str) -> None:
     pytester.makepyfile(UNDECIDED)
     result = pytester.runpytest("--gpu-class=sim:fast", f"--gpucap-inconclusive={setting}")
     result.assert_outcomes(**{outcome: 1})
     result.stdout.fnmatch_lines(["INCONCLUSIVE *"])
 
 
-def test_live_lines_are_plain_where_there_is_no_terminal_and_none_under_q(suite):
+def test_live_lines_are_plain_where_there_is_no_terminal_and_none_under_q(suite: pytest.Pytester) -> None:
     shown = suite.runpytest("--gpu-class=sim:fast", "-s").stdout.str()
     assert "does not fit: " in shown
     assert "\r" not in shown
     assert "does not fit: hold" not in suite.runpytest("--gpu-class=sim:fast", "-q").stdout.str()
 
 
-def test_without_the_plugin_nothing_of_it_is_left(pytester):
+def test_without_the_plugin_nothing_of_it_is_left(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_it(): ...")
     result = pytester.runpytest_subprocess("-p", "no:gpucap", "--markers")
     assert "gpucap" not in result.stdout.str()
@@ -149,11 +150,11 @@ def test_without_the_plugin_nothing_of_it_is_left(pytester):
 
 
 @pytest.mark.parametrize("arguments", [("-p", "no:benchmark"), ("-p", "no:xdist"), ("-p", "no:cacheprovider")])
-def test_other_plugins_may_be_off(suite, arguments):
+def test_other_plugins_may_be_off(suite: pytest.Pytester, arguments: Sequence[str]) -> None:
     suite.runpytest_subprocess("--gpu-class=sim:fast", *arguments).assert_outcomes(passed=1, failed=1)
 
 
-def test_xdist_workers_report_to_one_file_and_one_table(suite):
+def test_xdist_workers_report_to_one_file_and_one_table(suite: pytest.Pytester) -> None:
     pytest.importorskip("xdist")
     result = suite.runpytest_subprocess("--gpu-class=sim:fast", "-n2")
     result.assert_outcomes(passed=1, failed=1)
@@ -162,7 +163,7 @@ def test_xdist_workers_report_to_one_file_and_one_table(suite):
     result.stdout.fnmatch_lines(["*= GPU capacity =*", "FAIL * does not fit *", "PASS * fits *"])
 
 
-def test_a_mistake_under_xdist_stops_the_run_and_names_itself(pytester):
+def test_a_mistake_under_xdist_stops_the_run_and_names_itself(pytester: pytest.Pytester) -> None:
     pytest.importorskip("xdist")
     pytester.makepyfile(
         """
@@ -177,7 +178,7 @@ def test_a_mistake_under_xdist_stops_the_run_and_names_itself(pytester):
     assert "qps must be above 0, not -1" in result.stdout.str() + result.stderr.str()
 
 
-def test_results_survive_a_crash_in_the_next_test(pytester):
+def test_results_survive_a_crash_in_the_next_test(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         SUITE.replace(
             "def test_does_not_fit(gpucap):\n        gpucap.check()",

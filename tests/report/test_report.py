@@ -58,24 +58,24 @@ FAILED = Verdict(Outcome.FAIL, MEASUREMENT, 65.0, 3, (3, 3), Interval(-0.198, -0
 CONTEXT = Context("tests/test_chat.py::test_chat", {"gpu": "NVIDIA H200", "server": "vLLM 0.26.0"}, startup_s=63.0)
 
 
-def test_the_headline_is_the_arithmetic():
+def test_the_headline_is_the_arithmetic() -> None:
     record = verdict_record(FAILED, CONTEXT)
     assert headline(record) == "chat needs 3 GPUs, budget 2: 100 req/s x 1.3 / 52.1 req/s = 2.50"
 
 
-def test_replicas_of_several_gpus_are_said_so():
+def test_replicas_of_several_gpus_are_said_so() -> None:
     requirement = replace(REQUIREMENT, gpus=4, gpus_per_replica=2)
     measurement = replace(MEASUREMENT, requirement=requirement)
     record = verdict_record(replace(FAILED, measurement=measurement, gpus_required=6), CONTEXT)
     assert headline(record) == ("chat needs 6 GPUs, budget 4: 100 req/s x 1.3 / 52.1 req/s = 2.50 replicas of 2 GPUs")
 
 
-def test_an_undecided_verdict_gives_the_range():
+def test_an_undecided_verdict_gives_the_range() -> None:
     verdict = replace(FAILED, outcome=Outcome.INCONCLUSIVE, gpus_interval=(2, 3))
     assert headline(verdict_record(verdict, CONTEXT)).startswith("chat may need 2 to 3 GPUs, budget 2: 100 req/s x 1.3")
 
 
-def test_an_invalid_measurement_says_no_word_on_capacity():
+def test_an_invalid_measurement_says_no_word_on_capacity() -> None:
     measurement = replace(MEASUREMENT, sustainable_rate=None, problems=("GPU 0 is shared with pid 42",))
     verdict = Verdict(Outcome.INVALID, measurement, 65.0, None, None, None, "GPU 0 is shared with pid 42")
     report = text.failure(verdict_record(verdict, CONTEXT))
@@ -84,7 +84,7 @@ def test_an_invalid_measurement_says_no_word_on_capacity():
     assert "sustainable" not in report
 
 
-def test_a_failure_names_what_it_rests_on_and_fits_80_columns():
+def test_a_failure_names_what_it_rests_on_and_fits_80_columns() -> None:
     report = text.failure(verdict_record(FAILED, CONTEXT))
     first, *rest = report.splitlines()
     assert first.startswith("FAIL: chat needs 3 GPUs, budget 2")
@@ -103,7 +103,7 @@ def test_a_failure_names_what_it_rests_on_and_fits_80_columns():
     assert max(map(len, rest)) <= 80
 
 
-def test_the_summary_puts_the_worst_first_and_fits_80_columns():
+def test_the_summary_puts_the_worst_first_and_fits_80_columns() -> None:
     passed = replace(
         FAILED, outcome=Outcome.PASS, measurement=replace(MEASUREMENT, requirement=replace(REQUIREMENT, name="small"))
     )
@@ -114,7 +114,7 @@ def test_the_summary_puts_the_worst_first_and_fits_80_columns():
     assert any("NVIDIA H200" in line for line in lines)
 
 
-def test_a_simulated_result_says_so_everywhere():
+def test_a_simulated_result_says_so_everywhere() -> None:
     record = verdict_record(replace(FAILED, measurement=replace(MEASUREMENT, simulated=True)), CONTEXT)
     assert "SIMULATED" in text.failure(record)
     assert "SIMULATED" in text.summary([record])
@@ -122,14 +122,14 @@ def test_a_simulated_result_says_so_everywhere():
     assert resultfile.document([record], started=datetime.now(UTC), arguments=[])["simulated"] is True
 
 
-def test_properties_are_plain_and_lead_with_the_verdict():
+def test_properties_are_plain_and_lead_with_the_verdict() -> None:
     pairs = properties([verdict_record(FAILED, CONTEXT)])
     assert pairs[0] == ("gpucap_verdict", "FAIL")
     assert ("gpucap_gpus_required", 3) in pairs
     assert all(type(value) in {str, int, float} for _, value in pairs)
 
 
-def test_a_result_file_is_read_as_it_was_written_and_keeps_its_schema(tmp_path):
+def test_a_result_file_is_read_as_it_was_written_and_keeps_its_schema(tmp_path: Path) -> None:
     records = [
         verdict_record(FAILED, CONTEXT),
         measurement_record(MEASUREMENT, CONTEXT),
@@ -143,7 +143,7 @@ def test_a_result_file_is_read_as_it_was_written_and_keeps_its_schema(tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ["result.json"]
 
 
-def test_a_broken_write_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_a_broken_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     resultfile.write(path, {"schema": "pytest-gpucap", "schema_version": 1})
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -162,7 +162,7 @@ def test_a_broken_write_leaves_the_old_file_and_nothing_else(tmp_path):
         ('{"schema": "pytest-gpucap"}', "schema version None"),
     ],
 )
-def test_a_file_that_is_no_result_is_refused_by_name(tmp_path, content, message):
+def test_a_file_that_is_no_result_is_refused_by_name(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(content)
     with pytest.raises(resultfile.ResultFileError, match=f"x.json: .*{message}"):
@@ -171,7 +171,7 @@ def test_a_file_that_is_no_result_is_refused_by_name(tmp_path, content, message)
         resultfile.read(tmp_path / "gone.json")
 
 
-def test_wording():
+def test_wording() -> None:
     assert [significant(value) for value in (52.137, 0.8812, 1234.5, 100.0, 0, 9.999)] == [
         "52.1", "0.881", "1230", "100", "0", "10",
     ]  # fmt: skip
@@ -180,7 +180,7 @@ def test_wording():
     assert limit_name("backlog") == "backlog"
 
 
-def test_only_plain_values_reach_a_result():
+def test_only_plain_values_reach_a_result() -> None:
     assert plain({"a": (Fraction(13, 10), float("inf"), Outcome.PASS)}) == {"a": [1.3, None, "PASS"]}
     with pytest.raises(TypeError, match="may not hold a object"):
         plain(object())
