@@ -38,7 +38,7 @@ unit: install vllm ## every test, with the real vLLM CPU server
 	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest
 
 matrix: install ## the tests that need no server, on every Python here and on pytest 8.4 to 9.2
-	$(BIN)/nox
+	PYENV_VERSION="$${PYENV_VERSION-$$(pyenv versions --bare 2>/dev/null | paste -sd:)}" $(BIN)/nox
 
 install: $(VENV)/.installed ## the built wheel and the tools, in .venv
 

@@ -19,5 +19,7 @@ def pure(session: nox.Session, pytest: str) -> None:
     wheels = [str(wheel) for wheel in Path("dist").glob("*.whl")]
     if not wheels:
         session.error("there is no wheel in dist: make install")
-    session.install("-q", *wheels, f"pytest=={pytest}", "hypothesis", "pytest-benchmark", "pytest-xdist", "aiohttp")
+    session.install(
+        "-q", *wheels, f"pytest=={pytest}", "hypothesis", "pytest-benchmark", "pytest-xdist", "aiohttp", "jsonschema"
+    )
     session.run("pytest", "-q", "-m", PURE, *session.posargs, env={"GPUCAP_TEST_INSTALLED": "1"})

@@ -8,7 +8,6 @@ dead.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -107,9 +106,11 @@ _OPTIONS: Final = (
 )
 
 
-@dataclass(frozen=True)  # no slots: they double the time it takes to make the class, in every pytest run
-class Options:
-    """The session's settings. None: not given anywhere, and there is no default."""
+class Options(NamedTuple):
+    """The session's settings. None: not given anywhere, and there is no default.
+
+    A named tuple, because every pytest run makes this class, and making a dataclass takes four times as long.
+    """
 
     gpu_class: str | None = None
     target_qps: Fraction | None = None
@@ -129,11 +130,6 @@ class Options:
     workers: int | None = None
     dir: Path = Path(".gpucap")
     json: Path | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what contradicts itself."""
-        if self.url is not None and self.gpu_class not in {None, "external"}:
-            raise ValueError("--gpucap-url and --gpu-class exclude each other: the GPU behind a URL cannot be checked")
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -181,10 +177,11 @@ def parse_options(config: pytest.Config) -> Options:
             raise pytest.UsageError(f"{place}: {error}") from None
         if option.choices is not None and given[name] not in option.choices:
             raise pytest.UsageError(f"{place}: must be one of {', '.join(option.choices)}, not {raw!r}")
-    try:
-        return Options(**{"dir": config.rootpath / ".gpucap"} | given)
-    except ValueError as error:
-        raise pytest.UsageError(str(error)) from None
+    if "url" in given and "gpu_class" in given:
+        raise pytest.UsageError(
+            "--gpucap-url and --gpu-class exclude each other: the GPU behind a URL cannot be checked"
+        )
+    return Options(**{"dir": config.rootpath / ".gpucap"} | given)
 
 
 def _raw(config: pytest.Config, option: _Option) -> tuple[Any, str]:

@@ -13,7 +13,7 @@ MODEL = "synthetic:qwen2-1.5b"
 SERVER = {"max_model_len": 4096, "gpu_memory_utilization": 0.8}
 
 pytestmark = pytest.mark.gpucap(
-    input_tokens=256, output_tokens=512, e2e_p95="20s", ttft_p95="1s", endpoint="completions", gpus=1
+    input_tokens=256, output_tokens=512, e2e_p95="4s", ttft_p95="500ms", endpoint="completions", gpus=1
 )
 
 

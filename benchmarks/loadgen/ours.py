@@ -1,6 +1,6 @@
-"""Our client as the benchmarks drive it: ``python ours.py PORT CONCURRENCY REQUESTS TOKENS [stamps]``.
+"""Our client as the benchmarks drive it: ``python ours.py PORT CONCURRENCY REQUESTS TOKENS [stamps | WORKERS]``.
 
-Goes through `HttpLoadRunner` with one worker, as a measurement does, and prints one line of JSON: CPU seconds of the
+Goes through `HttpLoadRunner`, as a measurement does, and prints one line of JSON: CPU seconds of the
 worker in the phase (all book-keeping and self-checks included) and of everything (runner, imports, calibration),
 events, requests. With ``stamps`` the engine runs in this process instead, and every receive time is held against the
 send time that the emitter wrote into the event.
@@ -36,22 +36,23 @@ def workload(tokens: int) -> Workload:
     return Workload(Length.fixed(INPUT_TOKENS), Length.fixed(tokens), endpoint=Endpoint.COMPLETIONS)
 
 
-def through_the_runner(port: int, concurrency: int, requests: int, tokens: int) -> dict[str, Any]:
+def through_the_runner(port: int, concurrency: int, requests: int, tokens: int, workers: int = 1) -> dict[str, Any]:
     """A closed loop that stops once `requests` are done."""
     rows = 4 * requests + 4 * concurrency
     phase = ClosedLoop(600.0, concurrency, np.full(rows, INPUT_TOKENS, np.int32), np.full(rows, tokens, np.int32))
-    with HttpLoadRunner(f"http://127.0.0.1:{port}", "bench", None, workload(tokens), 1, workers=1) as runner:
+    with HttpLoadRunner(f"http://127.0.0.1:{port}", "bench", None, workload(tokens), 1, workers=workers) as runner:
         runner.prepare(phase)
         begun_s = time.process_time()
         span = runner.run(phase, lambda progress: progress.completed >= requests)
         runner.settle(5.0, cancel=True)
         journal = runner.journal()
-        worker_s = span.check.worker_cpu_share[0] * (span.end_s - span.start_s)
+        worker_s = sum(span.check.worker_cpu_share) * (span.end_s - span.start_s)
         runner_s = time.process_time() - begun_s
         done = int(np.count_nonzero(journal.status == Status.OK))
         events = int(journal.tokens.sum())
         good = journal.status == Status.OK
         ttft = journal.ttft_s[good] * 1e3
+        busy_s = float(journal.end_s[good].max()) - span.start_s
         gaps = span.gaps
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
@@ -65,7 +66,7 @@ def through_the_runner(port: int, concurrency: int, requests: int, tokens: int) 
         "ttft_p99_ms": float(np.quantile(ttft, 0.99)),
         "itl_p50_ms": gaps.quantile_s(0.5) * 1e3,
         "itl_p99_ms": gaps.quantile_s(0.99) * 1e3,
-        "rps": done / (span.end_s - span.start_s),
+        "rps": done / busy_s,
         "lag_p99_us": span.check.timestamp_lag_p99_s * 1e6,
         "problems": span.check.problems,
     }
@@ -150,6 +151,5 @@ def in_this_process(port: int, concurrency: int, requests: int, tokens: int) -> 
 
 
 if __name__ == "__main__":
-    arguments = [int(text) for text in sys.argv[1:5]]
     run = in_this_process if "stamps" in sys.argv else through_the_runner
-    print(json.dumps(run(*arguments)))
+    print(json.dumps(run(*(int(text) for text in sys.argv[1:] if text != "stamps"))))

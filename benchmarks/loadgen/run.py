@@ -1,7 +1,7 @@
 """The load generator against a C client and other tools: ``python benchmarks/loadgen/run.py PART ...``.
 
-PART is any of: events, requests, peak, stamps, open, memory (C client, ours, aiohttp, openai), tools, accuracy (whole
-tools: ours, vLLM's bench, GuideLLM, AIPerf), or ``report``, which prints the tables of everything measured so far.
+PART is any of: events, requests, peak, scaling, stamps, open, memory (C client, ours, aiohttp, openai), tools, accuracy
+(whole tools: ours, vLLM's bench, GuideLLM, AIPerf), or ``report``, which prints the tables of all that was measured.
 The server is always ``emitter.c``, on core 0; clients run on core 1. Figures of one part are taken in turns within one
 run, so that ratios hold even where absolute numbers depend on what else the machine does. Raw results go to
 ``--out`` (one JSON line a run), builds and the rivals' environment to ``--work``.
@@ -158,6 +158,14 @@ class Bench:
                     )
                     self.note(name, "aiohttp", self.rival("aiohttp", port, 256, 256, 150))
 
+    def scaling(self) -> None:
+        """What each of two workers costs beside what one costs, both on any core: 512 streams."""
+        for _ in range(self.repeats):
+            for workers in (1, 2):
+                with self.emitter(20_000, 20_000, 20_000) as (port, _):
+                    command = (sys.executable, HERE / "ours.py", port, 512, 512, 150, workers)
+                    self.note("scaling", f"{workers} workers", self.client(*command, core="0,1"))
+
     @contextlib.contextmanager
     def hog(self, busy: bool) -> Iterator[None]:
         """Something else that keeps the client's core busy 90% of the time: 9 ms of every 10."""
@@ -250,13 +258,13 @@ class Bench:
         return dict(json.loads(text.strip().splitlines()[-1])), cpu_s
 
     def tools(self) -> None:
-        """CPU per event of whole tools at 64 streams paced 20 ms: the slope between a short and a long run."""
+        """CPU per event of whole tools at 256 streams paced 20 ms: the slope between a short and a long run."""
         for name in self.names:
             tool: Callable[..., tuple[Run, float]] = getattr(self, TOOLS[name])
             cpu, events = [], []
-            for requests in (64, 448):
+            for requests in (256, 1024):
                 with self.emitter(20_000, 20_000, 20_000) as (port, report):
-                    _, cpu_s = tool(port, 64, requests, 128)
+                    _, cpu_s = tool(port, 256, requests, 128)
                 cpu.append(cpu_s)
                 events.append(report["events"])
             per_event = (cpu[1] - cpu[0]) / (events[1] - events[0]) * 1e6
@@ -303,6 +311,7 @@ def _HEADS(part: str) -> list[str]:  # noqa: N802 - a table of heads, by part
         "requests, full speed": ["us CPU/request", "requests/s"],
         "requests, 2 ms gaps": ["us CPU/request", "requests/s"],
         "peak": ["us CPU/event", "events/s"],
+        "scaling": ["us CPU/event", "events/s"],
         "stamps, alone": ["error p50 us", "error p99 us"],
         "stamps, core 90% busy": ["error p50 us", "error p99 us"],
         "open": ["late p50 us", "late p99 us", "KS statistic", "KS p", "CPU share"],
@@ -317,7 +326,7 @@ def _figures(part: str, runs: list[Run]) -> list[object]:
         names = ("ttft_p50_ms", "ttft_p99_ms", "itl_p50_ms", "itl_p99_ms")
         return [*(f"{last['said'][name]:.2f} / {last['true'][name]:.2f}" for name in names), last["said"]["rps"]]
     figures: list[Callable[[Run], float]]
-    if part in ("events", "peak"):
+    if part in ("events", "peak", "scaling"):
         figures = [lambda r: r["cpu_s"] / r["events"] * 1e6, lambda r: r["events"] / r["wall_s"]]
     elif part.startswith("requests"):
         figures = [lambda r: r["cpu_s"] / r["requests"] * 1e6, lambda r: r["requests"] / r["wall_s"]]
@@ -338,8 +347,8 @@ def _figures(part: str, runs: list[Run]) -> list[object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("parts", nargs="+")
-    parser.add_argument("--work", type=Path, default=Path(".bench"))
-    parser.add_argument("--out", type=Path, default=Path(".bench/loadgen.jsonl"))
+    parser.add_argument("--work", type=Path, default=Path(".benchmarks/loadgen"))
+    parser.add_argument("--out", type=Path, default=Path(".benchmarks/loadgen/results.jsonl"))
     parser.add_argument("--vllm-python", default=".venv-vllm/bin/python")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(

@@ -15,7 +15,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from study import FIELDS, RESULTS, requirement, settings
+from study import FIELDS, RESULTS, requirement, settings  # type: ignore[import-not-found,unused-ignore]
 
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.measure.procedure import check

@@ -20,7 +20,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-import rivals
+import rivals  # type: ignore[import-not-found,unused-ignore]
 
 from pytest_gpucap.measure.procedure import check, measure
 from pytest_gpucap.measure.settings import Settings
@@ -31,7 +31,7 @@ from pytest_gpucap.simulator.runner import SimRunner
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 RATIOS = (0.95, 1.05, 0.98, 1.02)
-CURVE_RATIOS = (0.80, 0.90, 0.96, 0.97, 0.99, 1.0, 1.01, 1.03, 1.04, 1.10, 1.25)
+CURVE_RATIOS = (0.90, 0.97, 1.0, 1.03, 1.10)
 FAR_RATIOS = (0.1, 0.5, 2.0, 10.0)
 TUNED = ("fast", "slow", "mixed", "h200", "cpu_tiny")
 HELD_OUT = ("bursty", "longprompt", "few")
@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     if options.what == "table":
-        import tables
+        import tables  # type: ignore[import-not-found,unused-ignore]
 
         tables.write(RESULTS, HERE / "RESULTS.md", platform.processor() or platform.machine())
         return

@@ -14,7 +14,7 @@ DISABLE = "GPUCAP_NO_NUMBA"
 
 try:
     if os.environ.get(DISABLE):
-        raise ImportError
+        raise ImportError  # noqa: TRY301 - the same ending as where it is missing
     import numba
 except ImportError:
     COMPILED = False

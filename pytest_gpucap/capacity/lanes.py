@@ -1,8 +1,8 @@
 """The queue on top of an engine whose speed is known: many short simulations ("lanes"), event by event.
 
 Between two events every running request gets its tokens at the same pace, ``speed[n]`` seconds a token with n running,
-so only arrivals, completions and a full KV cache are events. A prompt's prefill holds everybody up for its length, which
-on average is what mixed steps of chunked prefill do.
+so only arrivals, completions and a full KV cache are events. A prompt's prefill holds everybody up for its length,
+which on average is what mixed steps of chunked prefill do.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _STALL_PHASE = 0.7548776662466927
 def _gap_bin(seconds: float) -> int:
     if seconds <= GAP_LOWEST_S:
         return 0
-    return min(GAP_BINS - 1, int(math.ceil(math.log(seconds / GAP_LOWEST_S) / math.log(GAP_GROWTH))))
+    return min(GAP_BINS - 1, math.ceil(math.log(seconds / GAP_LOWEST_S) / math.log(GAP_GROWTH)))
 
 
 @compiled
@@ -98,7 +98,7 @@ def run_lane(  # noqa: C901, PLR0912, PLR0915 - one event loop, read top to bott
 ) -> int:
     """Simulate one lane until the rows [measure_from, measure_to) are complete, or until `until_s`.
 
-    Args:
+    Arguments by name:
         speed: shape (m,): seconds a token with n running, by n; the last entry's slope of the end goes on.
         factor: on all times of this lane (its drift).
         prefill_s: engine seconds a prompt token.
@@ -107,8 +107,8 @@ def run_lane(  # noqa: C901, PLR0912, PLR0915 - one event loop, read top to bott
         stall_phase: in [0, 1): when in this lane the first one comes.
         due_s, prompt, output: shape (r,): the arrivals.
         start_left, start_context: shape (k,): tokens to go and KV held of the requests running at time 0.
-        ttft_s, e2e_s, seen: shape (r,), written for each arrival that got so far: latencies from being due, and requests
-            in flight that it met.
+        ttft_s, e2e_s, seen: shape (r,), written for each arrival that got so far: latencies from being due, and
+            requests in flight that it met.
         gaps: histogram of inter-token gaps, written if `want_gaps`.
         until_s: simulate no longer than this.
         load: shape (3,), written: the time integral of requests in flight, tokens made, and the end time.
@@ -159,7 +159,7 @@ def run_lane(  # noqa: C901, PLR0912, PLR0915 - one event loop, read top to bott
     while completed < measure_to - measure_from and time < until_s:
         while size > 0 and target[item[0]] != key[0]:  # entries of preempted requests
             size = _pop(key, item, size)
-        if n <= last:
+        if n <= last:  # noqa: SIM108 - the line would be too long
             pace = speed[n] * factor
         else:
             pace = (speed[last] + (speed[last] - speed[last - 1]) * (n - last)) * factor
@@ -206,7 +206,7 @@ def run_lane(  # noqa: C901, PLR0912, PLR0915 - one event loop, read top to bott
         if kind == 1:
             seen[arrived] = n + arrived - head + fronts
             arrived += 1
-        elif kind == 2:
+        elif kind == 2:  # noqa: PLR2004 - a completion
             i = item[0]
             size = _pop(key, item, size)
             target[i] = -1.0
@@ -224,7 +224,7 @@ def run_lane(  # noqa: C901, PLR0912, PLR0915 - one event loop, read top to bott
             while target[admitted[newest]] < 0.0:
                 newest -= 1
             i = admitted[newest]
-            going = max(1, int(math.ceil(target[i] - clock)))
+            going = max(1, math.ceil(target[i] - clock))
             whole = start_context[i] + start_left[i] if i < starters else prompt[i - starters] + output[i - starters]
             kv -= whole - max(0.0, target[i] - clock)
             left[i] = going
@@ -298,7 +298,7 @@ def run_lanes(
 ) -> None:
     """Simulate every lane at one rate.
 
-    Args:
+    Arguments by name:
         factors, in_flight: shape (l,): each lane's drift and requests in flight at its start.
         gap: shape (l * rows,): gaps between arrivals at one a second; `prompt`, `output` alike.
         rows: arrivals a lane.
@@ -327,8 +327,8 @@ def run_lanes(
         waiting = min(in_flight[lane] - running, rows - burn - measured)
         start = lane * rows
         due = np.zeros(rows)
-        # The lane begins with an arrival: what arrivals meet is the stationary law (PASTA), what the first arrival after
-        # a fixed time meets is a little less.
+        # The lane begins with an arrival: what arrivals meet is the stationary law (PASTA), what the first arrival
+        # after a fixed time meets is a little less.
         for r in range(waiting + 1, rows):
             due[r] = due[r - 1] + gap[start + r] / rate_rps
         first = waiting + burn

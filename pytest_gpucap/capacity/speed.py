@@ -25,8 +25,8 @@ LEAST_BIN_S, MOST_BIN_S = 0.4, 2.0
 LEAST_DECODING = 0.5
 """Bins with fewer requests decoding, on average, say nothing of the speed."""
 STALL_EXCESS = 0.15
-"""A bin slower than the model by more than this share, and by more than `STALL_STEPS`, holds a stop of the engine: it is
-left out, and counted."""
+"""A bin slower than the model by more than this share, and by more than `STALL_STEPS`, holds a stop of the engine: it
+is left out, and counted."""
 STALL_STEPS = 3.0
 HUBER = 2.0
 """Residuals beyond this many standard deviations weigh by their inverse (Huber 1964)."""
@@ -53,7 +53,7 @@ class Bins:
 
 
 def integral(times: Floats, starts: Floats, ends: Floats) -> Floats:
-    """Integral over time, up to each of `times`, of how many of the spans [start, end) are under way; NaN: not ended."""
+    """Integral over time, up to each of `times`, of how many spans [start, end) are under way; NaN: not ended."""
     begun = np.sort(starts[~np.isnan(starts)])
     ended = np.sort(ends[~np.isnan(ends) & ~np.isnan(starts)])
 

@@ -5,9 +5,10 @@ then wait and take at a given rate is arithmetic on that curve and the workload,
 measuring it directly means waiting for the rare busy periods near the knee.
 
 Each evaluation starts its lanes in (nearly) steady state. A processor-sharing queue with speed ``speed[n]`` has the
-stationary law ``p(n) ~ (rate * tokens)**n / n! * prod(speed[1..n])`` whatever the lengths' distribution (Cohen 1979, "The
-multiple phase service network with generalized processor sharing"), and the running requests are then independently of
-stationary age; so n is stratified over that law, ages over theirs, and most of the variance of a long run is gone.
+stationary law ``p(n) ~ (rate * tokens)**n / n! * prod(speed[1..n])`` whatever the lengths' distribution (Cohen 1979,
+"The multiple phase service network with generalized processor sharing"), and the running requests are then
+independently of stationary age; so n is stratified over that law, ages over theirs, and most of the variance of a long
+run is gone.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ LEAST_MEASURED = 24
 BURN_SHARE = 0.1
 """Arrivals before the measured ones, over those in flight, where the start is the stationary law."""
 QUEUED_LANES = 96
-"""Lanes where sequences or KV are limited, or arrivals are not Poisson: the law is then only near, and lanes are long."""
+"""Lanes where sequences or KV are limited, or arrivals are not Poisson: the law is then only near; lanes are long."""
 QUEUED_BURN_SHARE = 5.0
 QUEUED_MEASURED_SHARE = 4.0
 DRIFT_STRATA = 6
@@ -313,7 +314,7 @@ def _root(
     """Where `worst` crosses 0, its slope there, and the name that binds.
 
     Newton steps with a secant slope over rates far enough apart that the lanes' own noise does not matter, inside a
-    bracket. A last step shorter than `ACCEPTED_STEP` is taken without another look: the slope is right to a fifth or so.
+    bracket. A last step shorter than `ACCEPTED_STEP` is taken without another look: the slope is right to a fifth.
     """
     low, high = -math.inf, bound
     slope = known_slope or FIRST_SLOPE

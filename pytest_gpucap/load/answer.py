@@ -86,6 +86,8 @@ class Answer:
             self.gap_s = time_s - self.last_s
         else:
             self.first_s = time_s
+            # Known to the journal from now on: who decodes matters to a measurement while answers are still coming.
+            self.table.first[self.row], self.table.sent[self.row] = time_s, self.sent_at
         self.events += 1
         self.last_s = time_s
         recorder.times.append(time_s)

@@ -139,7 +139,7 @@ def _by_ids(probe: _Probe, model: str, workload: Workload, seed: int, nonce: int
     """A recipe of token ids; None where the server does not take them."""
     recipe = Recipe.of(workload, model, IDS, as_ids=True, seed=seed, nonce=nonce)
     composer = Composer(recipe)
-    every_id = json.loads(composer.probe(0, composer.least_tokens)) | {"prompt": [int(token) for token in IDS]}
+    every_id = json.loads(composer.probe(0, recipe.least_tokens)) | {"prompt": [int(token) for token in IDS]}
     counted = probe.try_usage(json.dumps(every_id).encode())
     if isinstance(counted, str) or counted < len(IDS):
         return None
@@ -200,8 +200,7 @@ def _verify(probe: _Probe, recipe: Recipe, workload: Workload) -> None:
     """
     composer = Composer(recipe)
     length = workload.input_tokens
-    if length.low < composer.least_tokens:
-        composer.prompt(0, length.low)  # says so
+    recipe.check(length.low)
     middle = round(length.mean)
     # Numbers far above those of a measurement: what a probe leaves in the server's prefix cache is of no use later.
     for probe_number, tokens in enumerate(sorted({length.low, middle, min(length.high, 2 * middle)})):

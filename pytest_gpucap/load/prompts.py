@@ -75,6 +75,23 @@ class Recipe:
             **rest,
         )
 
+    @property
+    def least_tokens(self) -> int:
+        """The fewest prompt tokens that can be asked for."""
+        return self.overhead + max(self.shared, 1)
+
+    def check(self, prompt_tokens: int) -> None:
+        """Whether a prompt of so many tokens can be made.
+
+        Raises:
+            LoadError: if it is to be shorter than what every request has (template and shared prefix).
+        """
+        if prompt_tokens < self.least_tokens:
+            raise LoadError(
+                f"a prompt of {prompt_tokens} tokens cannot be made: this server's template takes {self.overhead} and "
+                f"the shared prefix {self.shared}; ask for input_tokens of at least {self.least_tokens}"
+            )
+
     def to_json(self) -> str:
         """For `from_json`."""
         return json.dumps(asdict(self))
@@ -127,11 +144,6 @@ class Composer:
         head, _, middle = text.partition(json.dumps(_HOLE) if recipe.as_ids else json.dumps(_HOLE)[1:-1])
         return head.encode(), (middle[:-1] + ',"max_tokens":').encode()
 
-    @property
-    def least_tokens(self) -> int:
-        """The fewest prompt tokens that can be asked for."""
-        return self.recipe.overhead + max(self.recipe.shared, 1)
-
     def body(self, number: int, prompt_tokens: int, output_tokens: int) -> bytes:
         """The body of request `number`.
 
@@ -147,12 +159,7 @@ class Composer:
 
     def prompt(self, number: int, prompt_tokens: int) -> bytes:
         """The prompt's units as they stand in the body."""
-        if prompt_tokens < self.least_tokens:
-            raise LoadError(
-                f"a prompt of {prompt_tokens} tokens cannot be made: this server's template takes "
-                f"{self.recipe.overhead} and the shared prefix {self.recipe.shared}; ask for input_tokens of at least "
-                f"{self.least_tokens}"
-            )
+        self.recipe.check(prompt_tokens)
         own = prompt_tokens - self.recipe.overhead - self.recipe.shared
         digits = min(self._digits, own)
         text = self._shared + self._number(number, digits) + self._filler(mix(number ^ self._key), own - digits)

@@ -160,7 +160,8 @@ class HttpLoadRunner:
         Raises:
             LoadError: if the load cannot be produced: no connection, no exact prompts, rows used up, a worker died.
         """
-        self.prepare(phase)
+        recipe = self.prepare(phase)
+        recipe.check(int(phase.prompt_tokens.min(initial=recipe.least_tokens)))
         crew = self._crew
         assert crew is not None  # noqa: S101 - made by prepare
         closed = isinstance(phase, ClosedLoop)
@@ -233,7 +234,7 @@ class HttpLoadRunner:
     def settle(self, timeout_s: float, *, cancel: bool = False) -> bool:
         """See `LoadRunner.settle`; nothing more is sent until the next phase."""
         crew = self._crew
-        if crew is None:
+        if crew is None or self._closed:
             return True
         deadline_s = self.clock.now() + timeout_s
         while not cancel and crew.board.live[:, Live.UNSENT].any() and self.clock.now() < deadline_s:

@@ -23,15 +23,11 @@ from pytest_gpucap.load.blocks import Count
 from pytest_gpucap.load.clocks import ANCILLARY_BYTES, TIMESPEC, Offset, enable_timestamps
 from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.load.recorder import Recorder
+from pytest_gpucap.load.replies import CHUNK_SIZES, EVENT_END, OK, judge_head, judge_status, whole_events
 from pytest_gpucap.load.sse import EventStream, EventStreamError
 
-OK = 200
 READ_BYTES = 65_536
 MAX_ERROR_BODY = 65_536
-CHUNK_SIZES = {header % size: size for size in range(1, 8192) for header in (b"%x", b"%X", b"%04x")}
-"""Sizes of chunk headers, as servers write them."""
-EVENT_END = b"\n\n\r\n"
-"""The end of an event, and of the chunk that holds it alone."""
 READABLE, WRITABLE = select.EPOLLIN | select.EPOLLRDHUP, select.EPOLLOUT
 _BUSY = (errno.EAGAIN, errno.EINTR)
 _LOCAL_LIMITS = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)
@@ -244,7 +240,7 @@ class Connection:
 
     def _take_whole_events(self, answer: Answer, data: bytes, time_s: float) -> bytes:
         """Count the whole chunks of one token event each that `data` begins with; what is left of it."""
-        whole, length = _whole_events(data, answer.line or b"")
+        whole, length = whole_events(data, answer.line or b"")
         if whole:
             answer.tokens(whole, time_s)
             answer.tail = data[:length]
@@ -396,53 +392,6 @@ class Connection:
             self.sock.close()
 
 
-def judge_head(answer: Answer, status: int, content_type: str, encoding: str) -> None:
-    """Fail an answer whose headers promise no event stream (both in lower case)."""
-    if status != OK:
-        return
-    if encoding not in ("", "identity"):
-        answer.fail(Status.PROTOCOL, f"compressed ({encoding}) though refused")
-    elif not content_type.startswith("text/event-stream"):
-        answer.fail(Status.PROTOCOL, f"answered with {content_type or 'nothing'} instead of text/event-stream")
-
-
-def judge_status(answer: Answer, status: int, body: bytes) -> None:
-    """Fail an answer that is none, with the beginning of what came instead."""
-    if status != OK:
-        answer.fail(_status_of(status), f"HTTP {status}: {_excerpt(body)}")
-
-
-def _whole_events(data: bytes, line: bytes) -> tuple[int, int]:
-    """How many whole chunks of one token event each `data` begins with, and their length."""
-    events = length = 0
-    pieces = data.split(EVENT_END)
-    for piece in pieces[:-1]:
-        size = piece.find(b"\r\n", 1, 6)
-        if (
-            CHUNK_SIZES.get(piece[:size]) != len(piece) - size
-            or not piece.startswith(line, size + 2)
-            or b"\n" in piece[size + 2 :]
-        ):
-            break
-        events += 1
-        length += len(piece) + len(EVENT_END)
-    return events, length
-
-
 def is_local_limit(error: OSError) -> bool:
     """Whether a socket could not be had for a reason on the client's own side."""
     return error.errno in _LOCAL_LIMITS
-
-
-def _status_of(code: int) -> Status:
-    if 300 <= code < 400:  # noqa: PLR2004 - redirects
-        return Status.REDIRECT
-    if 400 <= code < 500:  # noqa: PLR2004 - client errors
-        return Status.HTTP_4XX
-    if 500 <= code < 600:  # noqa: PLR2004 - server errors
-        return Status.HTTP_5XX
-    return Status.PROTOCOL
-
-
-def _excerpt(body: bytes) -> str:
-    return " ".join(body.decode("utf-8", "replace").split())[:200]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 WARM_UP_S = 14.0
-"""Load before anything counts: a fresh engine compiles, captures and caches, and is up to a third slower for seconds."""
+"""Load before anything counts: a fresh engine compiles, captures and caches, and may be a third slower for seconds."""
 LOW_SHARE = 0.6
 """The first hold is at this share of the critical concurrency, the next at the whole: two points of the curve."""
 LOW_HOLD_S = 4.0
@@ -14,7 +14,7 @@ TOP_UP_S = 1.0
 OPEN_S = 12.0
 """An open loop at the design rate: enough arrivals to hold the twin's prediction against what happened."""
 MOST_CYCLES = 4
-"""Hold and open loop, repeated while undecided. Longer does not help: what is left is drift, and the twin's own error."""
+"""Hold and open loop, repeated while undecided. Longer does not help: what is left is drift and the twin's error."""
 DECISION_Z = (2.0, 1.7, 1.4, 1.2)
 """Standard errors of ln(rate / design rate) that decide after each cycle: strict while few windows are in."""
 HOLD_FAIL_LN = 0.10
@@ -24,7 +24,7 @@ HOLD_FAIL_Z = 4.0
 SHAPE_ERROR = 0.02
 """Added error of an estimate from holds alone: two batch sizes leave the curve's shape to the prior."""
 UNSTEADY_LN = 0.04
-"""A hold whose halves differ by more (and by more than `UNSTEADY_Z` standard errors) has not settled; it is extended."""
+"""A hold whose halves differ by more (and than `UNSTEADY_Z` standard errors) has not settled, and is extended."""
 UNSTEADY_Z = 4.0
 MOST_EXTENSIONS = 2
 DRIFT_SD = 0.008
@@ -36,7 +36,7 @@ TWIN_ERROR = 0.006
 AUTOCORRELATION = 1.5
 """Residuals of neighbouring bins are related; their standard error is taken this much larger."""
 STALL_PRIOR_S = 100.0
-"""Before anything is seen, one stop of `STALL_S` in this many seconds is assumed: garbage collection, compaction, I/O."""
+"""Before anything is seen, one stop of `STALL_S` in this many seconds is assumed: garbage collection, I/O."""
 STALL_S = 0.3
 OVERLOAD = 1.6
 """An open loop is called off when so many times the critical concurrency is in flight: it is drowning."""

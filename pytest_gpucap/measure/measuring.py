@@ -33,7 +33,7 @@ def measured(session: Session) -> tuple[Estimate | None, list[Window]]:
     found: Estimate | None = None
     windows: list[Window] = []
     try:
-        critical, found = _search(session)
+        critical, found, windows = _search(session)
         if found is None:
             return None, windows
         for cycle in range(1, c.MEASURE_CYCLES + 1):
@@ -53,8 +53,8 @@ def measured(session: Session) -> tuple[Estimate | None, list[Window]]:
             found, replayed = reconciled(session, windows, found)
             if not replayed.agrees and cycle == c.MEASURE_CYCLES:
                 session.problems.append(
-                    f"the queue model does not describe this server: replaying its arrivals needs a pace {replayed.pace:.2f} "
-                    "times the measured one; use check(), which then decides by a long direct run"
+                    "the queue model does not describe this server: replaying its arrivals needs a pace "
+                    f"{replayed.pace:.2f} times the measured one; use check(), which then decides by a long direct run"
                 )
             critical = _critical(session, found)
     except OutOfTime:
@@ -69,24 +69,29 @@ def _critical(session: Session, found: Estimate) -> int:
     return max(1, round(min(found.in_flight, found.model.most_running)))
 
 
-def _search(session: Session) -> tuple[int, Estimate | None]:
-    """Move the held concurrency towards the critical one; the first hold is the warm-up as well."""
+def _search(session: Session) -> tuple[int, Estimate | None, list[Window]]:
+    """Move the held concurrency towards the critical one; the first hold is the warm-up as well.
+
+    The windows on the way are kept: other batch sizes tell the curve's shape.
+    """
     requirement, settings = session.requirement, session.settings
     traffic = traffic_for(requirement.workload)
     guess = float(requirement.design_rate)
     n = min(critical_concurrency(requirement, settings, guess), c.UNKNOWN_SEQS)
     found: Estimate | None = None
+    windows: list[Window] = []
     for move in range(c.SEARCH_MOVES):
         window = session.hold(
             f"search {move + 1}", n, c.SEARCH_HOLD_S, discard_s=c.WARM_UP_S if move == 0 else 1.0, hot=move == 0
         )
         if session.problems:
-            return n, None
+            return n, None, windows
+        windows.append(window)
         try:
-            found = estimate(session.journal, [window], traffic, requirement, settings, guess, extremes=False)
+            found = estimate(session.journal, windows, traffic, requirement, settings, guess, extremes=False)
         except SpeedError:
             if n == 1:
-                return n, None
+                return n, None, windows
             n = max(1, n // 4)
             continue
         guess = found.rate.value
@@ -94,4 +99,4 @@ def _search(session: Session) -> tuple[int, Estimate | None]:
         if abs(math.log(wanted / n)) < c.SEARCH_NEAR:
             break
         n = int(min(wanted, max(n + 1, math.ceil(n * c.SEARCH_FACTOR))))
-    return n, found
+    return n, found, windows

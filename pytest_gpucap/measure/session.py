@@ -145,20 +145,19 @@ class Session:
         if self.settings.trust is not None:
             problems += tuple(self.settings.trust(span.start_s, span.end_s))
         self.problems.extend(p for p in problems if p not in self.problems)
-        samples = []
         width = (span.end_s - start_s) / c.SLICES
-        for i in range(c.SLICES if width > 0 else 0):
-            samples.append(
-                sample_of(
-                    self.journal,
-                    span,
-                    f"{label} ({i + 1}/{c.SLICES})",
-                    self.requirement.slo.limits,
-                    start_s + i * width,
-                    start_s + (i + 1) * width,
-                    problems[len(span.check.problems) :],
-                )
+        samples = [
+            sample_of(
+                self.journal,
+                span,
+                f"{label} ({i + 1}/{c.SLICES})",
+                self.requirement.slo.limits,
+                start_s + i * width,
+                start_s + (i + 1) * width,
+                problems[len(span.check.problems) :],
             )
+            for i in range(c.SLICES if width > 0 else 0)
+        ]
         self.samples.extend(samples)
         return Window(span, start_s, tuple(samples))
 

@@ -45,7 +45,7 @@ class Observer(Protocol):
     def phase(
         self, label: str, *, rate_rps: float | None, concurrency: int | None, duration_s: float, spent_s: float
     ) -> None:
-        """A phase begins: an open loop at `rate_rps`, or a closed one at `concurrency`; `spent_s` of server time gone."""
+        """A phase begins: an open loop at `rate_rps`, or a closed one at `concurrency`; `spent_s` is gone."""
         ...
 
     def progress(

@@ -50,11 +50,12 @@ def _points(session: Session, found: Estimate, points: list[Sample]) -> tuple[In
     single: Interval | None = None
     saturated: Interval | None = None
     try:
+        session.settle()  # alone means alone
         window = session.hold(
             "one at a time", 1, max(c.SINGLE_S, _alone_s(session, found) * 2.5), discard_s=1.0, hot=False
         )
         points.append(_whole(session, window, "one at a time"))
-        single = _single(session, found)
+        single = _single(session)
         for rate, in_flight in placed(found, session.requirement, c.POINTS):
             session.hold(f"to {rate:.3g} req/s", in_flight, c.LEAST_PHASE_S, hot=False)
             label = f"{rate:.3g} req/s"
@@ -118,7 +119,7 @@ def _whole(session: Session, window: Window, label: str) -> Sample:
     return sample_of(session.journal, window.span, label, session.requirement.slo.limits, window.start_s, window.end_s)
 
 
-def _single(session: Session, found: Estimate) -> Interval | None:
+def _single(session: Session) -> Interval | None:
     """One-at-a-time throughput from the windows' pace: whole requests of one slot are few, tokens are many."""
     samples = [s for s in session.samples if s.label.startswith("one at a time")]
     mean_output = traffic_for(session.requirement.workload).mean_output

@@ -162,7 +162,7 @@ def step(  # noqa: C901, PLR0912, PLR0915 - one scheduler step, read top to bott
         whole[KV] += decodes
         gap_bin = 0
         if seconds > GAP_LOWEST_S:
-            gap_bin = min(GAP_BINS - 1, int(math.ceil(math.log(seconds / GAP_LOWEST_S) / math.log(GAP_GROWTH))))
+            gap_bin = min(GAP_BINS - 1, math.ceil(math.log(seconds / GAP_LOWEST_S) / math.log(GAP_GROWTH)))
         gaps[gap_bin] += decodes
     at = whole[DECODE_STEP]
     if fresh == 0 and at < whole[NEXT_FINISH]:

@@ -16,6 +16,8 @@ from pytest_gpucap.simulator.runner import SimRunner
 
 RUN_S = 3000.0
 """One run; long against every time constant of the model."""
+CLOSE = 0.004
+"""Of ln(percentile / limit): a straight line bridges the rest."""
 DISCARD_S = 300.0
 """Its beginning, in which the queue has not found its level."""
 
@@ -104,6 +106,6 @@ def true_rate_rps(profile: Profile, runs: int = 24, seed: int = 1) -> float:
             high, f_high = middle, f_middle
         else:
             low, f_low = middle, f_middle
-        if min(abs(f_low), abs(f_high)) < 0.004:
+        if min(abs(f_low), abs(f_high)) < CLOSE:
             break
     return math.exp(low + (high - low) * f_low / (f_low - f_high))

@@ -80,7 +80,7 @@ def test_chat_prompts_are_exact(tokenizer: Callable[[], Tokenizer], template: st
         recipe = calibrate(Server.parse(server.url, None), "m", Workload(Length.fixed(256)), seed=3, nonce=7)
         assert server.probes < 400
         composer = Composer(recipe)
-        for number, tokens in enumerate([composer.least_tokens, composer.least_tokens + 1, 128, 1000, 20_000]):
+        for number, tokens in enumerate([recipe.least_tokens, recipe.least_tokens + 1, 128, 1000, 20_000]):
             body = json.loads(composer.body(number, tokens, 10))
             assert server.prompt_tokens(body) == tokens
             assert body["max_tokens"] == 10
@@ -162,6 +162,15 @@ def test_too_few_tokens_for_the_template_is_one_clear_line() -> None:
     ):
         calibrate(Server.parse(server.url, None), "m", Workload(Length.fixed(8)), 0, 0)
     assert "\n" not in str(caught.value)
+
+
+def test_a_row_that_is_too_short_is_refused_before_anything_is_sent() -> None:
+    """As a trace can hold."""
+    with TokenServer() as server, HttpLoadRunner(server.url, "m", None, Workload(Length.fixed(100)), 1) as runner:
+        rows = np.array([100, 7], np.int32)
+        with pytest.raises(LoadError, match="a prompt of 7 tokens cannot be made"):
+            runner.run(OpenLoop(1.0, np.zeros(2), rows, rows))
+        assert not server.seen.bodies
 
 
 def test_a_tokenizer_that_cannot_be_understood_is_said_so() -> None:

@@ -169,6 +169,20 @@ def test_cancelling_ends_what_is_in_flight() -> None:
         assert runner.error_texts() == {}
 
 
+def test_a_closed_runner_keeps_its_journal_and_runs_no_more() -> None:
+    with TokenServer() as server:
+        runner = HttpLoadRunner(server.url, "m", None, WORKLOAD, 1, workers=1)
+        phase = open_loop(WORKLOAD, 20.0, 0.3, 1, 0)
+        runner.run(phase)
+        runner.close()
+        runner.close()
+        assert runner.settle(1.0)
+        statuses = set(runner.journal().status.tolist())
+        assert statuses <= {Status.OK, Status.CANCELLED}
+        with pytest.raises(LoadError, match="has been closed"):
+            runner.run(phase)
+
+
 def test_running_out_of_rows_is_an_error() -> None:
     few = np.full(5, 30, np.int32)
     with (

@@ -1,0 +1,235 @@
+"""RESULTS.md and the operating characteristic curves, from the raw results of the study."""
+
+from __future__ import annotations
+
+import csv
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+PROFILES = HERE.parents[1] / "pytest_gpucap" / "simulator" / "profiles"
+CURVES = HERE.parents[1] / "docs" / "operating-characteristic.svg"
+RATIOS = (0.95, 0.98, 1.02, 1.05)
+Rows = Sequence[Mapping[str, str]]
+
+
+def truths() -> dict[str, tuple[float, bool]]:
+    """True rate, and whether held out, by profile."""
+    found = {}
+    for path in sorted(PROFILES.glob("*.toml")):
+        data = tomllib.loads(path.read_text())
+        found[path.stem] = (float(data["true_rate_rps"]), bool(data.get("held_out", False)))
+    return found
+
+
+def read(results: Path, method: str, name: str, ratio: float) -> Rows:
+    """A cell's rows, each replication once."""
+    path = results / f"{method}-{name}-{ratio:.2f}.csv"
+    if not path.is_file():
+        return []
+    with path.open() as file:
+        return list({row["rep"]: row for row in csv.DictReader(file)}.values())
+
+
+def wrong(rows: Rows, ratio: float, truth: float, method: str) -> float:
+    """Share of wrong verdicts: PASS below the requirement, FAIL above it."""
+    bad = "PASS" if ratio < 1 else "FAIL"
+    if method in ("sweep", "bisection"):
+        passed = np.array([float(r["rate"]) >= truth / ratio for r in rows])
+        return float(passed.mean() if ratio < 1 else (~passed).mean())
+    return sum(r["outcome"] == bad for r in rows) / len(rows)
+
+
+def share(rows: Rows, outcome: str) -> float:
+    """Share of an outcome."""
+    return sum(r["outcome"] == outcome for r in rows) / max(1, len(rows))
+
+
+def estimates(rows: Rows, truth: float) -> tuple[float, float, float]:
+    """Bias and spread of ln(estimate / truth), and coverage of the interval; NaN without estimates."""
+    kept = [r for r in rows if r["rate"] != "nan"]
+    if not kept:
+        return math.nan, math.nan, math.nan
+    log = np.log([max(float(r["rate"]), 1e-9) / truth for r in kept])
+    covered = [float(r["low"]) <= truth <= float(r["high"]) for r in kept if r["low"] != "nan"]
+    return float(log.mean()), float(log.std()), float(np.mean(covered)) if covered else math.nan
+
+
+def percent(value: float) -> str:
+    """A share in percent."""
+    return "" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def verdict_table(results: Path) -> list[str]:
+    """Error rates and GPU seconds, all methods."""
+    lines = [
+        (
+            "| profile | method | reps a cell | wrong at r = 0.95 / 0.98 / 1.02 / 1.05, % | undecided, same, % | "
+            "GPU s median, p90 at r <= 0.95 and >= 1.05 | p90 at 0.98 and 1.02 |"
+        ),
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, (truth, held_out) in truths().items():
+        for method in ("check", "fixed", "bisection", "sweep"):
+            cells = {r: read(results, method, name, 1.0 if method in ("sweep", "bisection") else r) for r in RATIOS}
+            if not any(cells.values()):
+                continue
+            errors = [percent(wrong(rows, r, truth, method)) if rows else "-" for r, rows in cells.items()]
+            undecided = [percent(share(rows, "INCONCLUSIVE")) if rows else "-" for rows in cells.values()]
+            clear = [float(row["gpu_s"]) for r in (0.95, 1.05) for row in cells[r]]
+            near = [float(row["gpu_s"]) for r in (0.98, 1.02) for row in cells[r]]
+            reps = " / ".join(dict.fromkeys(str(len(rows)) for rows in cells.values() if rows))
+            lines.append(
+                f"| {name}{' (held out)' if held_out else ''} | {method} | {reps} | {' / '.join(errors)} | "
+                f"{' / '.join(undecided) if method == 'check' else ''} | "
+                f"{np.median(clear):.0f}, {np.quantile(clear, 0.9):.0f} | "
+                f"{f'{np.quantile(near, 0.9):.0f}' if near else '-'} |"
+            )
+    return lines
+
+
+def estimate_table(results: Path) -> list[str]:
+    """Bias, spread and coverage of the sustainable rate."""
+    lines = [
+        "| profile | procedure | runs | bias % | sd % | 95% interval covers % | GPU s median |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, (truth, held_out) in truths().items():
+        cells = [("check", r) for r in RATIOS] + [("measure", 0.7), ("sweep", 1.0), ("bisection", 1.0)]
+        for method, ratio in cells:
+            rows = read(results, method, name, ratio)
+            if not rows:
+                continue
+            bias, spread, covers = estimates(rows, truth)
+            label = f"check, r = {ratio}" if method == "check" else method
+            gpu_s = np.median([float(r["gpu_s"]) for r in rows])
+            lines.append(
+                f"| {name}{' (held out)' if held_out else ''} | {label} | {len(rows)} | {100 * bias:+.2f} | "
+                f"{100 * spread:.2f} | {percent(covers)} | {gpu_s:.0f} |"
+            )
+    return lines
+
+
+def http_table(results: Path) -> list[str]:
+    """Checks over HTTP against the virtual-time cells."""
+    lines = [
+        "| profile | r | over HTTP: PASS / FAIL / INCONCLUSIVE / INVALID | virtual time, % | GPU s median, both |",
+        "|---|---|---|---|---|",
+    ]
+    outcomes = ("PASS", "FAIL", "INCONCLUSIVE", "INVALID")
+    for path in sorted(results.glob("http-*.csv")):
+        _, name, ratio = path.stem.split("-")
+        with path.open() as file:
+            rows = list(csv.DictReader(file))
+        virtual = read(results, "check", name, float(ratio))
+        if not rows or not virtual:
+            continue
+        counts = " / ".join(str(sum(r["outcome"] == o for r in rows)) for o in outcomes)
+        shares = " / ".join(percent(share(virtual, o)) for o in outcomes)
+        seconds = [np.median([float(r["gpu_s"]) for r in part]) for part in (rows, virtual)]
+        lines.append(f"| {name} | {ratio} | {counts} | {shares} | {seconds[0]:.0f} / {seconds[1]:.0f} |")
+    return lines
+
+
+def cpu_table(results: Path) -> list[str]:
+    """Repeated measurements of the real CPU vLLM."""
+    path = results / "cpu-vllm.csv"
+    if not path.is_file():
+        return ["Not run."]
+    with path.open() as file:
+        rows = [r for r in csv.DictReader(file) if r["rate"] != "nan"]
+    if not rows:
+        return ["Not run: every attempt on a busy 2-core machine ended INVALID (the load generator was short of CPU)."]
+    lines = ["| run | sustainable rate | 95% interval | GPU s |", "|---|---|---|---|"]
+    lines += [f"| {r['rep']} | {r['rate']} | {r['low']} to {r['high']} | {r['gpu_s']} |" for r in rows]
+    if len(rows) > 1:
+        log = np.log([float(r["rate"]) for r in rows])
+        half = np.mean([math.log(float(r["high"]) / float(r["low"])) / 2 for r in rows])
+        centre = math.exp(float(log.mean()))
+        inside = sum(float(r["low"]) <= centre <= float(r["high"]) for r in rows)
+        lines += [
+            "",
+            (
+                f"Spread of the estimates: sd {100 * log.std(ddof=1):.1f}%; the intervals' mean half width is "
+                f"{100 * half:.1f}% (1.96 standard errors); {inside} of {len(rows)} intervals "
+                "hold the mean of all runs."
+            ),
+        ]
+    return lines
+
+
+def plot(results: Path) -> None:
+    """Probability of FAIL, PASS and INCONCLUSIVE against true capacity over requirement."""
+    import matplotlib as mpl  # type: ignore[import-not-found,unused-ignore]
+
+    mpl.use("svg")
+    import matplotlib.pyplot as plt  # type: ignore[import-not-found,unused-ignore]
+
+    ratios = [0.90, 0.95, 0.97, 0.98, 1.0, 1.02, 1.03, 1.05, 1.10]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
+    for name in truths():
+        points = [(r, rows) for r in ratios if len(rows := read(results, "check", name, r)) >= 100]
+        if len(points) < 2:
+            continue
+        x = [r for r, _ in points]
+        axes[0].plot(x, [share(rows, "FAIL") for _, rows in points], marker=".", label=name)
+        axes[1].plot(x, [share(rows, "PASS") for _, rows in points], marker=".", label=name)
+    for axis, what in zip(axes, ("FAIL", "PASS"), strict=True):
+        axis.set_title(f"probability of {what} (SIMULATED)")
+        axis.set_xlabel("true capacity / requirement")
+        axis.axvline(1.0, color="grey", linewidth=0.8)
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.tight_layout()
+    CURVES.parent.mkdir(exist_ok=True)
+    figure.savefig(CURVES, metadata={"Date": None})
+
+
+def write(results: Path, target: Path, machine: str) -> None:
+    """RESULTS.md and the curves."""
+    parts = [
+        "# Verdicts: error rates and GPU seconds",
+        "",
+        (
+            "SIMULATED servers of known capacity, unless a section says otherwise. r is the true capacity over the "
+            "requirement; a verdict is wrong when it is PASS below r = 1 or FAIL above. GPU seconds leave the server's "
+            "start out. Constants of the decision were not tuned on profiles marked *held out*; "
+            "the accuracy of the twin, given the true engine, was looked at on all of them. A dash is a cell "
+            "that was not run."
+        ),
+        "",
+        (
+            f"Machine: 2 cores, {machine}, shared with other work (which changes nothing in virtual "
+            "time). Commands: `python benchmarks/verdict/study.py run --reps 1000`, then `over_http.py`, "
+            "`on_cpu_vllm.py`, and `study.py table`."
+        ),
+        "",
+        *verdict_table(results),
+        "",
+        "## The estimate",
+        "",
+        *estimate_table(results),
+        "",
+        "## The same check over real HTTP",
+        "",
+        "Each check drives a simulated server in a process of its own through the real load generator, in real time.",
+        "",
+        *http_table(results),
+        "",
+        "## Repeated measurements of the real CPU build of vLLM (measured, not simulated)",
+        "",
+        *cpu_table(results),
+        "",
+    ]
+    target.write_text("\n".join(parts))
+    plot(results)
+
+
+if __name__ == "__main__":
+    import platform
+
+    write(HERE / "results", HERE / "RESULTS.md", platform.machine())

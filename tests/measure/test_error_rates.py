@@ -1,0 +1,88 @@
+"""Error rates of the verdict, over many simulated servers of known capacity: fixed seeds, binomial bounds."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from pytest_gpucap.capacity.results import Outcome
+from pytest_gpucap.measure.procedure import check, measure
+from pytest_gpucap.measure.settings import Settings
+from pytest_gpucap.requirement import Requirement
+from pytest_gpucap.simulator import profile as profiles
+from pytest_gpucap.simulator.runner import SimRunner
+
+REPS = 60
+LEVEL = 1e-3
+"""A test may fail by chance this rarely, were its seeds drawn anew."""
+
+
+def verdicts(name: Any, ratio: Any, reps: Any = REPS) -> Any:
+    """Verdicts on servers that sustain `ratio` times the design rate."""
+    profile = profiles.load(name)
+    wanted = Requirement(
+        name, Fraction(profile.true_rate_rps / ratio), 1, Fraction(1), 1, profile.workload, profile.slo
+    )
+    found = []
+    for rep in range(reps):
+        settings = Settings(600, rep, profile.engine.max_num_seqs, profile.engine.kv_tokens)
+        found.append(check(SimRunner(profile.engine, 90_000 + rep), wanted, settings))
+    return found
+
+
+def count(found: Any, outcome: Any) -> Any:
+    return sum(v.outcome is outcome for v in found)
+
+
+def gpu_s(found: Any) -> Any:
+    return [sum(v.measurement.spent_s.values()) for v in found]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fast", "slow"])
+@pytest.mark.parametrize(("ratio", "wrong"), [(0.95, Outcome.PASS), (1.05, Outcome.FAIL)])
+def test_wrong_verdicts_at_five_percent_are_rare(name: Any, ratio: Any, wrong: Any) -> None:
+    found = verdicts(name, ratio)
+    assert count(found, wrong) <= binom.isf(LEVEL, REPS, 0.005)
+    assert count(found, Outcome.INVALID) == 0
+    assert count(found, Outcome.INCONCLUSIVE) <= binom.isf(LEVEL, REPS, 0.20)
+    assert np.median(gpu_s(found)) <= 65
+    truth = profiles.load(name).true_rate_rps
+    covered = sum(v.measurement.sustainable_rate.low <= truth <= v.measurement.sustainable_rate.high for v in found)
+    assert covered >= binom.ppf(LEVEL, REPS, 0.93)
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.5])
+def test_far_below_is_seen_before_the_open_loop(ratio: Any) -> None:
+    found = verdicts("fast", ratio, 10)
+    assert count(found, Outcome.FAIL) == 10
+    assert max(gpu_s(found)) <= 40
+
+
+@pytest.mark.parametrize("ratio", [2.0, 10.0])
+def test_far_above_passes_after_one_cycle(ratio: Any) -> None:
+    found = verdicts("fast", ratio, 10)
+    assert count(found, Outcome.PASS) == 10
+    assert max(gpu_s(found)) <= 60
+
+
+@pytest.mark.slow
+def test_measure_finds_the_rate_from_any_start() -> None:
+    profile = profiles.load("fast")
+    errors = []
+    for rep in range(16):
+        start = (0.2, 0.7, 1.5, 4.0)[rep % 4]
+        wanted = Requirement(
+            "x", Fraction(profile.true_rate_rps * start), 1, Fraction(1), 1, profile.workload, profile.slo
+        )
+        settings = Settings(600, rep, profile.engine.max_num_seqs, profile.engine.kv_tokens)
+        found: Any = measure(SimRunner(profile.engine, 95_000 + rep), wanted, settings)
+        assert found.problems == ()
+        errors.append(np.log(found.sustainable_rate.value / profile.true_rate_rps))
+        assert len(found.samples) >= 5
+    assert abs(np.mean(errors)) < 0.015
+    assert np.max(np.abs(errors)) < 0.08

@@ -1,0 +1,129 @@
+"""The simulated server over HTTP, against real clients."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from pytest_gpucap.load import schedule
+from pytest_gpucap.load.protocol import Status
+from pytest_gpucap.load.runner import HttpLoadRunner
+from pytest_gpucap.requirement import Endpoint, Length, Workload
+from pytest_gpucap.simulator.serve import start_simulator
+
+
+@pytest.fixture(scope="module")
+def server() -> Any:
+    with start_simulator("cpu_tiny") as server:
+        yield server
+
+
+def test_the_openai_client_gets_what_it_asked_for(server: Any) -> None:
+    reply = server.client.completions.create(model=server.model, prompt="one two three", max_tokens=5)
+    assert reply.usage.prompt_tokens == 3
+    assert reply.usage.completion_tokens == 5
+    stream = server.client.chat.completions.create(
+        model=server.model,
+        messages=[{"role": "user", "content": "hello there"}],
+        max_tokens=4,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    texts = [c.choices[0].delta.content for c in chunks if c.choices and c.choices[0].delta.content]
+    assert len(texts) == 4
+    assert chunks[-1].usage.completion_tokens == 4
+
+
+def test_it_says_simulated_everywhere(server: Any) -> None:
+    for path in ("/version", "/metrics", "/v1/models"):
+        with urllib.request.urlopen(server.root_url + path) as reply:
+            assert b"SIMULATED" in reply.read()
+
+
+def test_its_metrics_are_named_as_those_of_vllm(server: Any) -> None:
+    server.client.completions.create(model=server.model, prompt="a b", max_tokens=3)
+    metrics = server.metrics()
+    for name in ("num_requests_running", "kv_cache_usage_perc"):
+        assert metrics.find(f"vllm:{name}")
+    text = urllib.request.urlopen(server.root_url + "/metrics").read().decode()
+    generated = next(line for line in text.splitlines() if line.startswith("vllm:generation_tokens_total"))
+    assert float(generated.split()[-1]) >= 3
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"{}", b"prompt"),
+        (b'{"prompt": "a", "max_tokens": 0.5}', b"max_tokens"),
+        (b'{"prompt": "a", "max_tokens": 99999999}', b"context length"),
+        (b"{", b"Expecting"),
+    ],
+)
+def test_bad_requests_are_answered_with_400(server: Any, body: Any, said: Any) -> None:
+    request = urllib.request.Request(server.base_url + "/completions", data=body)
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(request)
+    with error.value as reply:
+        assert reply.code == 400
+        assert said in reply.read()
+
+
+@pytest.mark.parametrize("endpoint", list(Endpoint))
+def test_the_load_generator_gets_exact_counts(server: Any, endpoint: Any) -> None:
+    workload = Workload(Length.fixed(64), Length.parse("uniform:1-40", "o"), endpoint=endpoint)
+    with HttpLoadRunner(server.base_url, server.model, "none", workload, 1, workers=1) as runner:
+        span = runner.run(schedule.open_loop(workload, 30, 2.0, 1, 0))
+        assert runner.settle(30)
+        journal = runner.journal()
+    assert span.end_row > 20
+    assert (journal.status == Status.OK).all()
+    assert np.array_equal(journal.counted_output_tokens, journal.output_tokens)
+    assert np.array_equal(journal.counted_prompt_tokens, journal.prompt_tokens)
+
+
+def test_a_client_that_leaves_frees_its_place(server: Any) -> None:
+    workload = Workload(Length.fixed(64), Length.fixed(2000), endpoint=Endpoint.COMPLETIONS)
+    with HttpLoadRunner(server.base_url, server.model, "none", workload, 1, workers=1) as runner:
+        runner.run(schedule.closed_loop(workload, 16, 1.0, 10, 1, 0, hot=False))
+        runner.settle(10, cancel=True)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        text = urllib.request.urlopen(server.root_url + "/metrics").read().decode()
+        running = next(line for line in text.splitlines() if line.startswith("vllm:num_requests_running{"))
+        kv = next(line for line in text.splitlines() if line.startswith("vllm:kv_cache_usage_perc{"))
+        if float(running.split()[-1]) == 0 and float(kv.split()[-1]) == 0:
+            return
+    pytest.fail(f"still there: {running} {kv}")
+
+
+def test_it_dies_with_its_parent() -> None:
+    script = (
+        "from pytest_gpucap.simulator.serve import start_simulator; import time\n"
+        "s = start_simulator('cpu_tiny'); print(*s.pids(), flush=True); time.sleep(600)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.communicate()
+    deadline = time.monotonic() + 20
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the simulated server outlived its parent"
+        time.sleep(0.05)
+
+
+def test_an_unknown_profile_is_one_line() -> None:
+    command = [sys.executable, "-m", "pytest_gpucap.simulator", "--profile", "warp"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "no simulator profile 'warp'" in done.stderr.splitlines()[-1]
