@@ -6,7 +6,7 @@ import pytest
 
 from pytest_gpucap import Endpoint
 
-pytestmark = pytest.mark.vllm(model="synthetic:tiny", max_model_len=1024)
+pytestmark = pytest.mark.vllm(model="synthetic:tiny", max_model_len=1024, gpu_memory_utilization=0.8)
 
 
 def test_the_server_answers(vllm_server: Endpoint) -> None:

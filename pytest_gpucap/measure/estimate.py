@@ -43,6 +43,13 @@ class Estimate:
     speed: Speed
     model: ServerModel
 
+    def widened(self, by: float) -> Estimate:
+        """The same with one more, independent, standard error of its logarithm."""
+        error = math.hypot(self.error, by)
+        value = self.rate.value
+        low, high = (value * math.exp(sign * NORMAL_95 * error) for sign in (-1, 1))
+        return replace(self, rate=Interval(value, min(low, self.rate.low), max(high, self.rate.high)), error=error)
+
 
 def bins_between(journal: Journal, windows: list[Window], step_s: float) -> Bins:
     """All windows in bins."""

@@ -44,7 +44,7 @@ class Session:
         self.problems: list[str] = []
         self.spent: dict[str, float] = {}
         self.journal: Journal = runner.journal()
-        self._began_s = runner.clock.now()
+        self._began_s = self._idle_since_s = runner.clock.now()
         self._stream = 0
         self._next_prompt = 0
 
@@ -98,9 +98,8 @@ class Session:
 
     def settle(self) -> None:
         """End what is in flight: nothing more is measured."""
-        before = self.runner.clock.now()
         self.runner.settle(c.SETTLE_S, cancel=True)
-        self._spend("settling", self.runner.clock.now() - before)
+        self._spend("settling", self.runner.clock.now() - self._idle_since_s)
 
     def _fitting(self, duration_s: float) -> float:
         duration_s = min(duration_s, self.left_s)
@@ -136,6 +135,9 @@ class Session:
         self._stream += 1
         self._next_prompt += rows
         span = self.runner.run(phase, should_stop)
+        # The server waits while the procedure thinks, and is paid for all the same.
+        self._spend("between phases", span.start_s - self._idle_since_s)
+        self._idle_since_s = span.end_s
         self.journal = self.runner.journal()
         start_s = min(span.end_s, span.start_s + discard_s)
         if discard_s > 0:

@@ -21,7 +21,9 @@ def summary(records: Sequence[Mapping[str, Any]]) -> str:
     table = tabulate(
         rows, headers=["verdict", "requirement", "req/s a replica", "needed", "GPUs", "slack"], disable_numparse=True
     )
-    return "\n".join([table, *_footnotes(ordered)])
+    failed = [record for record in ordered if record["outcome"] not in {"PASS", None}]
+    broken = [f"{record['outcome']}: {headline(record)}" for record in failed]
+    return "\n".join([table, *([""] if broken else []), *_bullets(broken), "", *_footnotes(ordered)])
 
 
 def _row(record: Mapping[str, Any]) -> list[str]:
