@@ -223,6 +223,7 @@ class GpuCap:
             client_problems=own,
             gpu_class=target.gpu_class,
             cores=os.cpu_count(),
+            loopback=True,  # telemetry watches servers of our own only, and those listen on loopback
         )
         return diagnose(telemetry.summary(hardest.start_s, hardest.end_s), known)
 

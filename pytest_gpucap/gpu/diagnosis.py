@@ -64,6 +64,7 @@ class Known:
         parameters: of the model; with them, the share of the GPU's peak rate is worked out.
         weight_bytes: of the model on one device, as quantised; with them, the least share of the bandwidth.
         cores: that the machine has.
+        loopback: the client and the server share the machine, so that no network is between them.
     """
 
     max_num_seqs: int | None = None
@@ -73,6 +74,7 @@ class Known:
     parameters: float | None = None
     weight_bytes: float | None = None
     cores: int | None = None
+    loopback: bool = False
 
 
 _ENGINE_ADVICE = (
@@ -238,6 +240,9 @@ def _network(summary: TelemetrySummary, known: Known) -> Bottleneck | None:
     ]
     if (use := _gpu_use(summary)) is not None:
         evidence.append(f"GPU idle {1 - use:.0%} of the time")
+    if known.loopback:
+        # Between a client and a server of one machine there is only the API server to wait for.
+        return Bottleneck(Kind.API_SERVER_CPU, tuple(evidence), _API_ADVICE)
     advice = "measure from the server's own machine, without a proxy; look at the latency of the connection"
     return Bottleneck(Kind.NETWORK, tuple(evidence), advice)
 

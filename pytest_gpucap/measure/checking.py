@@ -186,8 +186,8 @@ def _too_many_errors(session: Session) -> tuple[Outcome, str] | None:
 def _reason(found: Estimate, design: float, how: str) -> str:
     sign = "above" if found.rate.value >= design else "below"
     return (
-        f"one replica sustains {found.rate.value:.3g} req/s (95% interval {found.rate.low:.3g} to "
-        f"{found.rate.high:.3g}, bound by {found.binding}), {sign} the design rate of {design:.3g} req/s; {how}"
+        f"one replica sustains {_rps(found.rate.value)} req/s (95% interval {_rps(found.rate.low)} to "
+        f"{_rps(found.rate.high)}, bound by {found.binding}), {sign} the design rate of {_rps(design)} req/s; {how}"
     )
 
 
@@ -204,6 +204,10 @@ def _so_far(session: Session, state: _State) -> str:
         return ""
     rate = state.found.rate
     return (
-        f": {rate.value:.3g} req/s (95% interval {rate.low:.3g} to {rate.high:.3g}) against a design rate of "
-        f"{float(session.requirement.design_rate):.3g}"
+        f": {_rps(rate.value)} req/s (95% interval {_rps(rate.low)} to {_rps(rate.high)}) against a design rate of "
+        f"{_rps(float(session.requirement.design_rate))}"
     )
+
+
+def _rps(rate: float) -> str:
+    return f"{float(f'{rate:.3g}'):.10g}"

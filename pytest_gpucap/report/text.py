@@ -11,6 +11,8 @@ from tabulate import tabulate
 from pytest_gpucap.report.wording import gpus, headline, limit_name, percent, rate, seconds, significant
 
 _WIDTH = 80
+_SHOWN_S = 0.05
+"""Phases shorter than this are left out of the server time shown."""
 _WORST_FIRST = ("INVALID", "FAIL", "INCONCLUSIVE", "PASS", None)
 
 
@@ -105,7 +107,9 @@ def _facts(record: Mapping[str, Any]) -> list[str]:
     if found is not None and record["gpus_interval"]:
         low, high = record["gpus_interval"]
         rows.append(("GPUs needed", f"{record['gpus_required']} ({low} to {high})"))
-    spent = ", ".join(f"{phase} {seconds(value)}" for phase, value in record["spent_s"].items() if value)
+    spent = ", ".join(
+        f"{phase} {seconds(value)}" for phase, value in record["spent_s"].items() if (value or 0) >= _SHOWN_S
+    )
     rows.append(("server time", spent or "none"))
     return _aligned(rows)
 

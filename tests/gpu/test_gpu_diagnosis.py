@@ -186,3 +186,10 @@ def test_a_slice_that_does_not_tell_how_busy_it_is_is_not_called_idle() -> None:
 def test_an_engine_without_a_title_is_found_by_what_is_left() -> None:
     seen = summary(server={}, devices=(device(gpu_use=0.5),), processes=(engine(0.98, role=HELPER), api_server(0.5)))
     assert diagnose(seen).kind is Kind.ENGINE_CPU
+
+
+def test_between_a_client_and_a_server_of_one_machine_there_is_no_network() -> None:
+    server = ServerSummary(readings=10, running=20.0, waiting=0.0)
+    summary = TelemetrySummary(0.0, 10.0, server=server)
+    assert diagnose(summary, Known(in_flight=64.0)).kind is Kind.NETWORK
+    assert diagnose(summary, Known(in_flight=64.0, loopback=True)).kind is Kind.API_SERVER_CPU
