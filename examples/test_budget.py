@@ -1,7 +1,7 @@
 """A first suite to copy: what the fleet must carry, on how many GPUs, under which latency limits.
 
 Run it with ``pytest examples --gpu-class a10g --target-qps 10 --gpucap-model ORG/MODEL``, or name the model in the
-marker. Here it comes from ``gpucap_model`` in pyproject.toml, and is made on the spot so that the examples run anywhere.
+marker. Here it comes from ``gpucap_model`` in pyproject.toml, and is made on the spot, so that it runs anywhere.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Servers for tests: the real CPU build of vLLM, once a session, and a light stand-in for how servers end."""
+"""A light stand-in for a server, for tests of how servers end."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,31 +12,9 @@ import psutil
 import pytest
 
 from pytest_gpucap.server.spec import ServerSpec
-from pytest_gpucap.server.vllm import VllmServer, start_vllm
-
-REPOSITORY = Path(__file__).parents[2]
-sys.path.insert(0, str(REPOSITORY))
-
-from tests.server.server_family import Family  # noqa: E402  (the path to it has to be set first)
+from tests.server.server_family import Family
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
-
-
-@pytest.fixture(scope="session")
-def vllm_python() -> str:
-    """An interpreter with the CPU build of vLLM."""
-    python = Path(os.environ.get("GPUCAP_TEST_VLLM_PYTHON") or REPOSITORY / ".venv-vllm" / "bin" / "python")
-    if not python.exists():
-        pytest.skip(f"no vLLM: {python} is missing; `make vllm` makes it, GPUCAP_TEST_VLLM_PYTHON names another")
-    return str(python)
-
-
-@pytest.fixture(scope="session")
-def vllm_cpu_server(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
-    """The tiny model on a real vLLM, shared by every test of the session that changes nothing."""
-    spec = ServerSpec("synthetic:tiny", python=vllm_python, log_dir=tmp_path_factory.mktemp("vllm"))
-    with start_vllm(spec) as server:
-        yield server
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,34 @@
+"""What tests of several folders share: the real CPU build of vLLM, started once a session."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_gpucap.server.spec import ServerSpec
+from pytest_gpucap.server.vllm import VllmServer, start_vllm
+
+REPOSITORY = Path(__file__).parents[1]
+# Helpers of the tests are imported as tests.FOLDER.NAME; pytest's importlib mode adds no folder to the path.
+sys.path.append(str(REPOSITORY))
+
+
+@pytest.fixture(scope="session")
+def vllm_python() -> str:
+    """An interpreter with the CPU build of vLLM."""
+    python = Path(os.environ.get("GPUCAP_TEST_VLLM_PYTHON") or REPOSITORY / ".venv-vllm" / "bin" / "python")
+    if not python.exists():
+        pytest.skip(f"no vLLM: {python} is missing; `make vllm` makes it, GPUCAP_TEST_VLLM_PYTHON names another")
+    return str(python)
+
+
+@pytest.fixture(scope="session")
+def vllm_cpu_server(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
+    """The tiny model on a real vLLM, shared by every test of the session that changes nothing."""
+    spec = ServerSpec("synthetic:tiny", python=vllm_python, log_dir=tmp_path_factory.mktemp("vllm"))
+    with start_vllm(spec) as server:
+        yield server
