@@ -28,7 +28,6 @@ from pytest_gpucap.report.record import (
     Record,
     curve_record,
     measurement_record,
-    plain,
     sample_record,
     verdict_record,
 )
@@ -202,8 +201,8 @@ class GpuCap:
         startup_s, target.startup_s = target.startup_s, 0.0  # spent once, whichever test shares the server
         watched = bottleneck = None
         if samples and target.telemetry is not None:
-            watched = plain(target.telemetry.summary(samples[0].start_s, samples[-1].end_s))
-            bottleneck = plain(self._diagnosis(target, target.telemetry, samples))
+            watched = target.telemetry.summary(samples[0].start_s, samples[-1].end_s)
+            bottleneck = self._diagnosis(target, target.telemetry, samples)
         return Context(
             test=self._test,
             environment=environment(target),

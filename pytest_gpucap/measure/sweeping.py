@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -40,7 +41,7 @@ def run_sweep(runner: LoadRunner, requirement: Requirement, settings: Settings, 
     gain = None
     if measurement.sustainable_rate is not None and single is not None:
         gain = _ratio(measurement.sustainable_rate, single)
-        object.__setattr__(measurement, "single_rate", single)
+        measurement = replace(measurement, single_rate=single)
     points.sort(key=lambda sample: sample.completed_rps)
     return Curve(measurement, tuple(points), knee, gain)
 

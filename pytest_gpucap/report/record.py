@@ -36,8 +36,8 @@ class Context:
 
     test: str
     environment: Mapping[str, Any] = field(default_factory=dict)
-    telemetry: Mapping[str, Any] | None = None
-    bottleneck: Mapping[str, Any] | None = None
+    telemetry: Any = None
+    bottleneck: Any = None
     startup_s: float = 0.0
 
 

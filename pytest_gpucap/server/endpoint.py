@@ -6,7 +6,8 @@ import json
 import urllib.error
 import urllib.request
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 from pytest_gpucap.server.errors import EndpointError, MetricsUnavailable
 from pytest_gpucap.server.log import ServerLog
@@ -26,7 +27,7 @@ class Secret(str):
 
 
 class Endpoint:
-    """An OpenAI-compatible server.
+    """An OpenAI-compatible server; a context manager that closes it.
 
     Attributes:
         base_url: ends in ``/v1``.
@@ -142,3 +143,11 @@ class Endpoint:
         if client is not None:
             client.close()
         self.__dict__.pop("async_client", None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from types import TracebackType
-from typing import Self
 from urllib.parse import urlsplit
 
 from pytest_gpucap.server.endpoint import Endpoint
@@ -29,14 +27,6 @@ class ExternalServer(Endpoint):
     def pids(self) -> set[int]:
         """Empty: its processes are not ours."""
         return set()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def attach(

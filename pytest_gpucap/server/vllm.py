@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from pytest_gpucap.server import synthetic
 from pytest_gpucap.server.diagnosis import diagnose, oom_kills
@@ -104,14 +102,6 @@ class VllmServer(Endpoint):
         """End the server; returns when its processes are reaped and its port is closed. Safe to call twice."""
         super().close()
         self._process.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def start_vllm(
