@@ -15,7 +15,7 @@ import pytest_gpucap
 
 PACKAGE = Path(pytest_gpucap.__file__).parent
 
-WIRING = {"plugin", "fixtures", "session", "gauge", "rig", "environment", "placement", "__init__", "__main__"}
+WIRING = {"plugin", "fixtures", "session", "gauge", "rig", "environment", "placement", "commands", "__init__", "__main__"}
 """Modules that connect stages; nothing imports them but each other."""
 
 MAY_IMPORT = {

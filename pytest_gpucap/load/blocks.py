@@ -143,6 +143,12 @@ class PhaseTable:
         table.status[:] = Status.IN_FLIGHT
         return table, fd
 
+    def taken(self) -> npt.NDArray[np.bool_]:
+        """Shape (rows,): which rows have been sent or tried; each worker takes its own in their order."""
+        turn, worker = np.divmod(np.arange(self.rows), self.workers)
+        taken: npt.NDArray[np.bool_] = turn < self.counts[worker, Count.SENT]
+        return taken
+
     def histogram(self, spread: Spread) -> Histogram:
         """All workers' counts of one kind; a copy."""
         return Histogram(LOWEST_S, GROWTH, self.spreads[:, spread, :].sum(axis=0))

@@ -189,9 +189,10 @@ class HttpLoadRunner:
         finally:
             os.close(fd)
         end_s, stopped = self._attend(crew, start_s, end_s, should_stop)
-        self._last_end_s = end_s
-        due = np.flatnonzero(table.due_s < end_s)
+        due = np.flatnonzero((table.due_s < end_s) | table.taken())
         rows = due[np.argsort(table.due_s[due], kind="stable")]
+        # A worker hears of an early end a moment after we decided on it; what it sent until then belongs to the phase.
+        self._last_end_s = end_s = max(end_s, float(table.due_s[rows].max(initial=end_s)))
         self._carried.append(_Carried(table, rows))
         first_row, self._rows_so_far = self._rows_so_far, self._rows_so_far + rows.size
         check = check_phase(phase, table, start_s=start_s, end_s=end_s, due=table.due_s[rows])

@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
+from pytest_gpucap.load.crew import Crew
 from pytest_gpucap.load.protocol import ClosedLoop, LoadError, OpenLoop, Progress, Status
 from pytest_gpucap.load.runner import HttpLoadRunner, workers_for
 from pytest_gpucap.load.schedule import closed_loop, open_loop
@@ -149,11 +150,58 @@ def test_should_stop_ends_a_phase_early() -> None:
         assert runner.settle(5.0)
         journal = runner.journal()
         assert journal.due_s.size == span.end_row
-        assert (journal.due_s < span.end_s).all()
+        assert (journal.due_s <= span.end_s).all()
         assert (journal.status == Status.OK).all()
         count = len(server.seen.bodies)
         time.sleep(0.1)
         assert len(server.seen.bodies) == count == span.end_row  # nothing more is sent
+
+
+@pytest.mark.parametrize("loop", ["open", "closed"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_workers_send_until_they_hear_of_an_early_end_is_recorded(
+    loop: str, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workload = Workload(Length.fixed(30), Length.fixed(2))
+    with TokenServer(gap_s=0.002) as server, HttpLoadRunner(server.url, "m", None, workload, 1, workers) as runner:
+        tell = Crew.tell
+
+        def tell_late(crew: Crew, message: dict[str, object], fd: int | None = None) -> None:
+            if message["do"] == "cut":
+                already = len(server.seen.bodies)
+                wait_for(lambda: len(server.seen.bodies) >= already + 10, "more requests")
+            tell(crew, message, fd)
+
+        monkeypatch.setattr(Crew, "tell", tell_late)
+        phase = open_loop(workload, 100.0, 30.0, 1, 0) if loop == "open" else closed_loop(workload, 4, 9.0, 999.0, 1, 0)
+        span = runner.run(phase, lambda progress: progress.completed >= 5)
+        following = runner.run(open_loop(workload, 50.0, 0.2, 1, 1, first_prompt=100_000))
+        assert runner.settle(5.0)
+        journal = runner.journal()
+        assert span.stopped
+        assert journal.status.size == len(server.seen.bodies) == following.end_row
+        assert (journal.status == Status.OK).all(), runner.error_texts()
+        assert journal.tokens.sum() == server.seen.output_tokens == journal.counted_output_tokens.sum()
+        assert (journal.due_s[: span.end_row] <= span.end_s).all()
+        assert (journal.due_s[span.end_row :] >= following.start_s).all()
+
+
+def test_a_request_is_known_from_its_first_token_on() -> None:
+    workload = Workload(Length.fixed(30), Length.fixed(400))
+    with (
+        TokenServer(gap_s=0.05) as server,
+        HttpLoadRunner(server.url, "m", None, workload, 1, workers=1) as runner,
+    ):
+        runner.run(closed_loop(workload, 3, 30.0, 10.0, 1, 0, hot=False), lambda _: server.seen.output_tokens >= 12)
+        journal = runner.journal()
+        assert journal.status.tolist() == [Status.IN_FLIGHT] * 3
+        assert (journal.due_s <= journal.sent_s).all()
+        assert (journal.sent_s < journal.first_s).all()
+        assert np.isnan(journal.last_s).all()
+        assert runner.settle(5.0, cancel=True)
+        ended = runner.journal()
+        assert ended.status.tolist() == [Status.CANCELLED] * 3
+        np.testing.assert_array_equal(ended.first_s, journal.first_s)
 
 
 def test_cancelling_ends_what_is_in_flight() -> None:

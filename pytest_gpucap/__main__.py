@@ -1,0 +1,42 @@
+"""``python -m pytest_gpucap COMMAND``: planning, comparing and reporting, with no GPU and no test run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from pytest_gpucap import __version__
+from pytest_gpucap.commands import COMMANDS, CommandError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The command's exit code; 2 for a mistake in what it was given, as argparse has it.
+    """
+    parser = argparse.ArgumentParser(prog="python -m pytest_gpucap", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"pytest-gpucap {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        module = importlib.import_module(f"pytest_gpucap.commands.{name}")
+        own = commands.add_parser(name, help=module.HELP, description=module.__doc__)
+        module.add_arguments(own)
+        own.set_defaults(run=module.run)
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except CommandError as error:
+        print(f"pytest_gpucap {options.command}: {error}", file=sys.stderr)  # noqa: T201 - a command
+        return 2
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (`| head`); Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
