@@ -217,7 +217,8 @@ def _interpreter(value: Any, what: str, config: pytest.Config) -> str:
     if "/" not in text:
         return text  # a name on PATH
     path = _path(value, what, config)
-    if not path.exists():
+    # One in an ini file is missed only by tests that need it: it is the GPU machine's, and other tests run everywhere.
+    if config.getoption("gpucap_vllm_python") is not UNSET and not path.exists():
         raise ValueError(f"there is no interpreter at {path}")
     # Not resolved: a virtual environment's python is a link, and is found through the link's own place.
     return str(path)

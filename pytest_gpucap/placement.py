@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,10 +119,15 @@ def _spec(declared: Declaration, options: Options) -> ServerSpec:
             'no model is named: mark the test with vllm(model="...") or give --gpucap-model '
             '("synthetic:tiny" needs no download)'
         )
+    python = options.vllm_python or executable
+    if shutil.which(python) is None:
+        raise ValueError(
+            f"there is no interpreter at {python} to start vLLM with (--gpucap-vllm-python or ini gpucap_vllm_python)"
+        )
     return ServerSpec(
         model=declared.model,
         args=declared.vllm_args,
-        python=options.vllm_python or executable,
+        python=python,
         startup_timeout_s=options.startup_timeout_s,
         log_dir=Path(options.dir) / "logs",
     )

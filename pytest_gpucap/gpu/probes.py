@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -18,14 +19,19 @@ from pytest_gpucap.gpu.series import NAN
 DEVICE_FIELDS = (
     "gpu_use",  # share of the last sampling period in which a kernel ran, 0 to 1
     "memory_use",  # share of it in which device memory was read or written, 0 to 1
-    "memory_bytes",
     "power_w",
     "sm_clock_mhz",
+    "reasons",  # NVML's bit mask of why clocks are below their maximum
+    "memory_bytes",
     "memory_clock_mhz",
     "temperature_c",
-    "reasons",  # NVML's bit mask of why clocks are below their maximum
     "energy_j",  # since the driver was loaded
 )
+SLOW_FROM = 4
+"""Position of the first question whose answer changes slowly, or adds up by itself."""
+SLOW_PERIOD_S = 1.0
+CLOSE_S = 0.01
+"""A reading this little before its time is not put off to the next turn."""
 
 
 class DeviceProbe:
@@ -53,20 +59,25 @@ class DeviceProbe:
         # In the order of DEVICE_FIELDS; the first question answers two of them.
         self._questions: list[Callable[[], tuple[float, ...]] | None] = [
             lambda: _two(pynvml.nvmlDeviceGetUtilizationRates(own)),
-            lambda: (float(memory_used(pynvml, own)[0]),),
             lambda: (pynvml.nvmlDeviceGetPowerUsage(board) / 1000,),
             lambda: (float(clock(board, sm)),),
+            lambda: (float(_reasons(pynvml, board)),),
+            lambda: (float(memory_used(pynvml, own)[0]),),
             lambda: (float(clock(board, memory)),),
             lambda: (float(temperature(board, core)),),
-            lambda: (float(_reasons(pynvml, board)),),
             lambda: (pynvml.nvmlDeviceGetTotalEnergyConsumption(board) / 1000,),
         ]
+        self._slow_due_s = -math.inf
 
-    def read(self) -> list[float]:
-        """In the order of `DEVICE_FIELDS`."""
+    def read(self, now_s: float) -> list[float]:
+        """In the order of `DEVICE_FIELDS`; NaN for the slow ones where they are not due yet."""
+        slow = now_s >= self._slow_due_s
+        if slow:
+            self._slow_due_s = now_s + SLOW_PERIOD_S - CLOSE_S
         values: list[float] = []
         for position, question in enumerate(self._questions):
-            answer = self._ask(position, question)
+            asked = question if slow or position < SLOW_FROM else None
+            answer = self._ask(position, asked)
             values.extend(answer if answer is not None else ((NAN, NAN) if position == 0 else (NAN,)))
         return values
 

@@ -207,6 +207,23 @@ def test_a_class_that_the_machine_does_not_have_must_not_turn_green(pytester: py
     assert len(result.stderr.str().strip().splitlines()) == 1
 
 
+def test_an_interpreter_in_the_ini_file_is_missed_by_the_tests_that_need_it(pytester: pytest.Pytester) -> None:
+    pytester.makeini("[pytest]\ngpucap_vllm_python = .venv-vllm/bin/python\n")
+    pytester.makepyfile(
+        test_pure="def test_it(): ...",
+        test_gpu="""
+        import pytest
+
+        @pytest.mark.vllm(model="synthetic:tiny")
+        def test_it(vllm_server): ...
+        """,
+    )
+    pytester.runpytest("test_pure.py").assert_outcomes(passed=1)
+    result = pytester.runpytest()
+    assert result.ret == USAGE
+    result.stderr.fnmatch_lines(["ERROR: test_gpu.py:3: there is no interpreter at *.venv-vllm/bin/python to start *"])
+
+
 def test_a_class_in_the_ini_file_does_not_stop_other_tests(pytester: pytest.Pytester) -> None:
     pytester.makeini("[pytest]\ngpucap_gpu_class = b200\n")
     pytester.makepyfile("def test_it(): ...")
