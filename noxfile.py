@@ -20,6 +20,19 @@ def pure(session: nox.Session, pytest: str) -> None:
     if not wheels:
         session.error("there is no wheel in dist: make install")
     session.install(
-        "-q", *wheels, f"pytest=={pytest}", "hypothesis", "pytest-benchmark", "pytest-xdist", "aiohttp", "jsonschema"
+        "-q",
+        *wheels,
+        f"pytest=={pytest}",
+        "hypothesis",
+        "pytest-benchmark",
+        "pytest-xdist",
+        "aiohttp",
+        "cmarkgfm",
+        "h2",
+        "hypercorn",
+        "jsonschema",
+        "jinja2",
+        "matplotlib",
+        "ruptures",
     )
     session.run("pytest", "-q", "-m", PURE, *session.posargs, env={"GPUCAP_TEST_INSTALLED": "1"})

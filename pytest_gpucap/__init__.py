@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_gpucap.capacity.results import Curve, Interval, Measurement, Outcome, Sample, Verdict
+    from pytest_gpucap.capacity.results import Accuracy, Curve, Interval, Measurement, Outcome, Sample, Verdict
     from pytest_gpucap.gauge import GpuCap, MeasurementInvalid
     from pytest_gpucap.server.endpoint import Endpoint
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Accuracy",
     "Curve",
     "Endpoint",
     "GpuCap",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shlex
@@ -11,8 +12,10 @@ from typing import Any
 from pytest_gpucap import __version__
 from pytest_gpucap.gpu.device import Device
 from pytest_gpucap.gpu.facts import describe_devices, environment_facts
+from pytest_gpucap.placement import SIMULATED
 from pytest_gpucap.rig import Target
 from pytest_gpucap.server.endpoint import Endpoint
+from pytest_gpucap.server.errors import EndpointError
 from pytest_gpucap.server.vllm import VllmServer
 
 
@@ -21,6 +24,7 @@ def environment(target: Target) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     if target.placement.profile is not None:
         facts["gpu"] = f"SIMULATED ({target.placement.profile.name})"
+        facts["gpu_class"] = f"{SIMULATED}{target.placement.profile.name}"
         facts["profile"] = target.placement.profile.source
     if target.inventory is not None and target.lease is not None:
         described, *remarks = describe_devices(target.inventory, target.lease.devices)
@@ -47,6 +51,8 @@ def _server(server: Endpoint) -> dict[str, Any]:
     facts: dict[str, Any] = {"server": f"vLLM {server.version}" if server.version else server.base_url}
     if isinstance(server, VllmServer):
         facts["model"] = server.spec.model
+        facts["server_args"] = dict(server.spec.args)
+        facts |= _weights(server)
         facts["command"] = shlex.join(server.command)
         facts["log"] = str(server.log.path)
     else:
@@ -57,6 +63,15 @@ def _server(server: Endpoint) -> dict[str, Any]:
     if server.kv_tokens is not None:
         facts["kv_tokens"] = server.kv_tokens
     return facts
+
+
+def _weights(server: VllmServer) -> dict[str, Any]:
+    """How the server holds the weights, which the model's own files may decide; nothing where it does not tell."""
+    try:
+        config = json.loads(server.request("/server_info?config_format=json"))["vllm_config"]["model_config"]
+        return {"quantization": config["quantization"], "dtype": str(config["dtype"]).removeprefix("torch.")}
+    except (EndpointError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _processor() -> str:

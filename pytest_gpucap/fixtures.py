@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # imported by every pytest run: the types' modules are not
 @pytest.fixture
 def gpucap(request: pytest.FixtureRequest) -> GpuCap:
     """Measures the capacity that the test's markers declare: ``check()``, ``measure()``, ``sweep()``, ``sample()``."""
-    return _session(request).gauge(request.node)
+    return _session(request).gauge(request)
 
 
 @pytest.fixture

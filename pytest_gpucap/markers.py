@@ -25,6 +25,7 @@ from pytest_gpucap.requirement import (
     Requirement,
     RequirementError,
     Slo,
+    Wording,
     Workload,
     duration_s,
     exact,
@@ -33,6 +34,8 @@ from pytest_gpucap.requirement import (
     share,
     whole,
 )
+from pytest_gpucap.workloads.presets import find_preset
+from pytest_gpucap.workloads.questions import questions_file, read_questions
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +75,13 @@ def declare(item: pytest.Item, options: Options, place: str) -> Declaration:
     vllm = _merged(item, "vllm", positional="model")
     model = vllm.pop("model", None) or options.model
     gpus_per_replica = _gpus_per_replica(vllm)
-    given = _merged(item, "gpucap")
-    values = _gpucap_values(given, item)
+    values = _gpucap_values(_with_preset(_merged(item, "gpucap"), options, item), item)
     slo = Slo(
         limits=tuple(values.pop("limits")),
-        **({"max_error_rate": values.pop("max_error_rate")} if "max_error_rate" in values else {}),
+        **{key: values.pop(key) for key in ("max_error_rate", "min_accuracy") if key in values},
     )
     workload = _workload(values)
+    _check_questions(workload, slo)
     own_class = _merged(item, "gpu_class", positional="name").get("name")
     name = values.get("name") or getattr(item, "originalname", None) or item.name
     return Declaration(
@@ -152,6 +155,12 @@ def _flag(value: Any, what: str) -> bool:
     return value
 
 
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise RequirementError(f"{what} must be a text, not {value!r}")
+    return value
+
+
 def _sampling(value: Any, what: str) -> float:
     number = exact(value, what)
     if number < 0:
@@ -180,8 +189,17 @@ _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "top_k": lambda value, what: whole(value, what, least=-1),
     "presence_penalty": lambda value, what: float(exact(value, what)),
     "frequency_penalty": lambda value, what: float(exact(value, what)),
+    "workload": lambda value, _what: str(value),
+    "system": _text,
+    "fold_system": _flag,
+    "opening": _text,
+    "instruction": _text,
+    "questions": lambda value, _what: str(value),
+    "answer_tokens": whole,
+    "min_accuracy": share,
 }
 
+_WORDING: Final = ("system", "fold_system", "opening", "instruction")
 _SAMPLING: Final = ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty")
 
 
@@ -196,7 +214,22 @@ def _gpucap_values(given: Mapping[str, Any], item: pytest.Item) -> dict[str, Any
             raise RequirementError(f"gpucap has no keyword {keyword!r}{_near(keyword)}")
     if "trace" in values:
         values["trace"] = _trace_file(values["trace"], item)
+    if "questions" in values:
+        values["questions"] = questions_file(values["questions"], item.path.parent)
     return values
+
+
+def _with_preset(given: dict[str, Any], options: Options, item: pytest.Item) -> dict[str, Any]:
+    """The keywords of the preset that the marker or the session names, and the marker's own laid over them."""
+    name = given.get("workload", options.workload)
+    if name is None:
+        return given
+    preset = find_preset(str(name), options.workload_file)
+    try:
+        _gpucap_values(preset.keywords, item)
+    except RequirementError as error:
+        raise RequirementError(f"workload preset {name}: {error}") from None
+    return {**preset.keywords, "workload": name, **given}
 
 
 def _near(keyword: str) -> str:
@@ -211,6 +244,15 @@ def _trace_file(trace: Path, item: pytest.Item) -> Path:
     if not path.is_file():
         raise RequirementError(f"trace: there is no file {path}")
     return path
+
+
+def _check_questions(workload: Workload, slo: Slo) -> None:
+    if workload.questions is not None:
+        read_questions(workload.questions)
+    elif slo.min_accuracy is not None:
+        raise RequirementError(
+            'min_accuracy needs questions whose answers are known: questions=FILE, or questions="arithmetic"'
+        )
 
 
 def _workload(values: Mapping[str, Any]) -> Workload:
@@ -228,7 +270,14 @@ def _workload(values: Mapping[str, Any]) -> Workload:
         arrivals=Arrivals(kind, burstiness or (0.0 if kind is ArrivalKind.CONSTANT else 1.0), trace),
         shared_prefix_tokens=values.get("shared_prefix_tokens", 0),
         sampling={key: values[key] for key in _SAMPLING if key in values},
+        wording=Wording(**{key: values[key] for key in _WORDING if key in values}),
+        preset=values.get("workload"),
+        questions=values.get("questions"),
+        answer_tokens=values.get("answer_tokens"),
     )
+    if workload.endpoint is not Endpoint.CHAT and (workload.questions or workload.wording != Wording()):
+        said = "questions" if workload.questions else next(key for key in _WORDING if key in values)
+        raise RequirementError(f'{said} needs endpoint="chat": a plain completion has no messages')
     if workload.shared_prefix_tokens >= workload.input_tokens.low:
         raise RequirementError(
             f"shared_prefix_tokens={workload.shared_prefix_tokens} leaves nothing of the shortest prompt "

@@ -7,6 +7,7 @@ dead.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -59,6 +60,14 @@ _OPTIONS: Final = (
         "MODEL",
     ),
     _Option(
+        "workload",
+        "--gpucap-workload",
+        _TEXT,
+        "workload preset of tests that name none (chat, rag, code, summarise, reasoning, deepseek-r1)",
+        "NAME",
+    ),
+    _Option("workload_file", "--gpucap-workload-file", _TEXT, "TOML file with workload presets of your own", "FILE"),
+    _Option(
         "max_time", "--gpucap-max-time", _NUMBER, 'server time that one verdict may take, such as "10m" (10m)', "TIME"
     ),
     _Option(
@@ -103,6 +112,38 @@ _OPTIONS: Final = (
     ),
     _Option("dir", "--gpucap-dir", _TEXT, "folder for server logs and the last result (.gpucap)", "DIR"),
     _Option("json", "--gpucap-json", _TEXT, "write the result file here as well", "FILE"),
+    _Option("markdown", "--gpucap-markdown", _TEXT, "write the report for a pull request here", "FILE"),
+    _Option("html", "--gpucap-html", _TEXT, "write the report as one HTML file here (pytest-gpucap[html])", "FILE"),
+    _Option("save", "--gpucap-save", _TEXT, "save the results as a baseline of this name", "NAME"),
+    _Option(
+        "baseline",
+        "--gpucap-compare",
+        _TEXT,
+        'compare with a baseline: its name, a result file, "latest", or a folder (the median of its last runs)',
+        "NAME|PATH|latest",
+    ),
+    _Option("baselines", "--gpucap-baselines", _TEXT, "folder of the baselines (gpucap-baselines)", "DIR"),
+    _Option(
+        "max_regression",
+        "--gpucap-max-regression",
+        _NUMBER,
+        "share of the sustainable rate that may be lost against the baseline (5%%)",
+        "SHARE",
+    ),
+    _Option(
+        "base_python",
+        "--gpucap-base-python",
+        _TEXT,
+        "interpreter with the vLLM of a pull request's base: measured in alternation with the head",
+        "PATH",
+    ),
+    _Option(
+        "base_args",
+        "--gpucap-base-args",
+        _TEXT,
+        'server arguments of the base, laid over the test\'s own, such as "--max-num-seqs 64"',
+        "ARGS",
+    ),
 )
 
 
@@ -130,6 +171,16 @@ class Options(NamedTuple):
     workers: int | None = None
     dir: Path = Path(".gpucap")
     json: Path | None = None
+    markdown: Path | None = None
+    html: Path | None = None
+    save: str | None = None
+    baseline: str | None = None
+    baselines: Path = Path("gpucap-baselines")
+    max_regression: float = 0.05
+    base_python: str | None = None
+    base_args: str | None = None
+    workload: str | None = None
+    workload_file: Path | None = None
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -181,7 +232,10 @@ def parse_options(config: pytest.Config) -> Options:
         raise pytest.UsageError(
             "--gpucap-url and --gpu-class exclude each other: the GPU behind a URL cannot be checked"
         )
-    return Options(**{"dir": config.rootpath / ".gpucap"} | given)
+    if "url" in given and "api_key_env" in given and given["api_key_env"] not in os.environ:
+        raise pytest.UsageError(f"--gpucap-api-key-env: the environment variable {given['api_key_env']} is not set")
+    folders = {"dir": config.rootpath / ".gpucap", "baselines": config.rootpath / "gpucap-baselines"}
+    return Options(**folders | given)
 
 
 def _raw(config: pytest.Config, option: _Option) -> tuple[Any, str]:
@@ -210,6 +264,14 @@ def _flag(value: Any, _what: str, _config: pytest.Config) -> bool:
 def _path(value: Any, _what: str, config: pytest.Config) -> Path:
     # An ini file's relative path means relative to the project, wherever pytest was started from.
     return config.rootpath / Path(str(value)).expanduser()
+
+
+def _html(value: Any, what: str, config: pytest.Config) -> Path:
+    from importlib.util import find_spec
+
+    if find_spec("jinja2") is None:  # said before GPU time is spent, not after
+        raise ValueError('needs Jinja2: pip install "pytest-gpucap[html]"')
+    return _path(value, what, config)
 
 
 def _interpreter(value: Any, what: str, config: pytest.Config) -> str:
@@ -265,6 +327,15 @@ def _url(value: Any, _what: str, _config: pytest.Config) -> str:
     return str(value).rstrip("/")
 
 
+def _regression(value: Any, what: str, _config: pytest.Config) -> float:
+    from pytest_gpucap.requirement import share
+
+    found = float(share(value, what))
+    if not 0 < found < 1:
+        raise ValueError(f"{what} must lie above 0% and below 100%, not {value}")
+    return found
+
+
 _PARSERS: Final[dict[str, tuple[str, _Parse]]] = {
     "target_qps": ("target_qps", _positive),
     "gpus": ("gpus", _whole),
@@ -273,11 +344,17 @@ _PARSERS: Final[dict[str, tuple[str, _Parse]]] = {
     "require": ("require", _flag),
     "seed": ("seed", _seed),
     "vllm_python": ("vllm_python", _interpreter),
+    "base_python": ("base_python", _interpreter),
     "startup_timeout": ("startup_timeout_s", _duration),
     "url": ("url", _url),
     "gpu_wait": ("gpu_wait_s", _duration),
     "gpu_file": ("gpu_file", _path),
+    "workload_file": ("workload_file", _path),
     "workers": ("workers", _whole),
     "dir": ("dir", _path),
     "json": ("json", _path),
+    "markdown": ("markdown", _path),
+    "html": ("html", _html),
+    "baselines": ("baselines", _path),
+    "max_regression": ("max_regression", _regression),
 }

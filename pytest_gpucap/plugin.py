@@ -40,6 +40,10 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_gpucap.placement import check_names
 
         check_names(options)
+    if not hasattr(config, "workerinput") and (config.option.gpucap_baseline or config.option.gpucap_save):
+        from pytest_gpucap.baselines import check_files
+
+        check_files(options, config)  # xdist's own process collects no tests that would have it looked at
     # Results are collected in the process that talks to the user, not in an xdist worker.
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Results(config), "gpucap-results")
@@ -53,9 +57,14 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return f"gpucap: {given}" if given else None
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
     """Parse what every test of ours declares, before any GPU time is spent, and group tests by the server they need."""
+    if _beside_benchmark(config) and (ours := _ours(items)):
+        from pytest_gpucap.history.benchmark import ask_for_fixture
+
+        ask_for_fixture(config, ours)  # before pytest-benchmark looks
+    yield
     ours = _ours(items)
     if not ours:
         return
@@ -72,7 +81,36 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Once it is known which tests run: is the GPU class that they were promised here?"""
     measuring = session.config.stash.get(SESSION, None)
     if measuring is not None and _ours(session.items) and not session.config.getoption("collectonly"):
+        measuring.check_files()
         measuring.check_machine()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Let pytest-benchmark, where it is active, report what the test has measured, however the test ended."""
+    try:
+        yield
+    finally:
+        measuring = item.config.stash.get(SESSION, None)
+        if measuring is not None and _beside_benchmark(item.config):
+            measuring.replay(item)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """pytest-benchmark saves or compares: say which GPU the figures are of."""
+    if config.stash[OPTIONS].gpu_class is not None:
+        from pytest_gpucap.bridge import add_machine_info
+
+        add_machine_info(config.stash[OPTIONS], machine_info)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_compare_machine_info(config: pytest.Config, compared_benchmark: dict[str, Any]) -> None:
+    """pytest-benchmark compares with a saved run: never across GPU classes."""
+    from pytest_gpucap.bridge import check_comparable
+
+    check_comparable(config.stash[OPTIONS], compared_benchmark)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -84,6 +122,12 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
         measuring = item.config.stash.get(SESSION, None)
         if measuring is not None:
             measuring.release_unless_needed(nextitem)
+
+
+def pytest_assertrepr_compare(config: pytest.Config, op: str, left: object, right: object) -> list[str] | None:
+    """Explain a failed comparison of a figure that the test has measured."""
+    measuring = config.stash.get(SESSION, None)
+    return None if measuring is None else measuring.explain(op, left, right)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -100,6 +144,10 @@ def pytest_runtest_makereport(
     report = yield
     if records:
         report.gpucap = records  # type: ignore[attr-defined]
+    if records and call.excinfo is not None and call.excinfo.errisinstance(AssertionError):
+        from pytest_gpucap.report.text import section
+
+        report.sections += [("GPU capacity", section(record)) for record in records]
     if measuring is not None and call.excinfo is not None and measuring.explains(call.excinfo.value):
         report.longrepr = call.excinfo.getrepr(style="value")
     return report
@@ -110,6 +158,10 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     measuring = config.stash.get(SESSION, None)
     if measuring is not None:
         measuring.close()
+
+
+def _beside_benchmark(config: pytest.Config) -> bool:
+    return config.pluginmanager.hasplugin("pytest-benchmark")
 
 
 def _ours(items: Sequence[pytest.Item]) -> list[pytest.Item]:
@@ -131,8 +183,18 @@ class _Results:
             from pytest_gpucap.report.book import Book
 
             options = self._config.stash[OPTIONS]
-            self._book = Book([options.dir / "result.json", *filter(None, [options.json])], self._config)
-        self._book.add(records)
+            paths = [options.dir / "result.json", *filter(None, [options.json])]
+            self._book = Book(paths, self._config, markdown=options.markdown, html=options.html)
+        self._book.add(records, expected=report.skipped and hasattr(report, "wasxfail"))
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        # A session that was broken off must not replace a whole baseline by half of one.
+        finished = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
+        if self._book is not None and finished and self._config.stash[OPTIONS].save is not None:
+            from pytest_gpucap.baselines import save
+
+            self._book.note(save(self._config.stash[OPTIONS], self._book.document()))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._book is not None:

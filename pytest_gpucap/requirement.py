@@ -152,6 +152,8 @@ class Slo:
 
     limits: tuple[LatencyLimit, ...] = ()
     max_error_rate: Fraction = Fraction(1, 100)
+    min_accuracy: Fraction | None = None
+    """Share of the workload's questions that must be answered right; None: answers are not looked at."""
 
 
 class LengthKind(StrEnum):
@@ -247,6 +249,30 @@ class Endpoint(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Wording:
+    """What stands around the text of every chat request: load and questions alike.
+
+    Attributes:
+        system: system text; none when empty.
+        fold_system: put the system text into the user message, for models that are not to be given a system message.
+        opening: put before the user's text.
+        instruction: put after the user's text.
+    """
+
+    system: str = ""
+    fold_system: bool = False
+    opening: str = ""
+    instruction: str = ""
+
+    def messages(self, text: str) -> list[dict[str, str]]:
+        """The messages of a chat request whose user says `text`."""
+        folded = f"{self.system}\n\n" if self.system and self.fold_system else ""
+        closing = f"\n{self.instruction}" if self.instruction else ""
+        system = [{"role": "system", "content": self.system}] if self.system and not self.fold_system else []
+        return [*system, {"role": "user", "content": f"{self.opening}{folded}{text}{closing}"}]
+
+
+@dataclass(frozen=True, slots=True)
 class Workload:
     """The shape of the requests: what is sent, how long it is, when it is due."""
 
@@ -260,6 +286,14 @@ class Workload:
     """Ask the server to generate exactly the output tokens asked for (vLLM's ``ignore_eos``)."""
     sampling: Mapping[str, float | int] = field(default_factory=dict)
     """Sampling parameters passed through in the request body, such as ``temperature``."""
+    wording: Wording = Wording()
+    """What stands around every prompt of the chat endpoint; its tokens count as input tokens."""
+    preset: str | None = None
+    """Name of the preset it began with."""
+    questions: Path | None = None
+    """Question and answer pairs (JSON Lines) that the server's answers are graded by."""
+    answer_tokens: int | None = None
+    """Most tokens that one answer may take; None: 2048, or half the server's context where that is less."""
 
 
 @dataclass(frozen=True, slots=True)

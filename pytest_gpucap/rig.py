@@ -7,9 +7,9 @@ server, and taken down before another is set up or as soon as no test that follo
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -46,6 +46,11 @@ class Target:
     def close(self) -> None:
         """Take down everything, last started first."""
         self._closing.close()
+
+
+Pair = tuple[Target, Target]
+Trust = Callable[[float, float], Sequence[str]]
+"""Reasons to distrust the span [start, end] on the machine's monotonic clock."""
 
 
 class Rig:
@@ -89,6 +94,37 @@ class Rig:
                 raise
         return target
 
+    @contextmanager
+    def pair(self, base: Placement, head: Placement, live: Live, *, fresh: bool) -> Iterator[tuple[Pair, Trust]]:
+        """Two servers on the same devices; the base's goes at the end, the head's stays for the tests that share it.
+
+        Args:
+            base: of a vLLM server to start.
+            head: of the vLLM server that may be standing already.
+            live: says what is waited for.
+            fresh: start the head anew as well.
+
+        Yields:
+            The targets of base and head with their servers ready, and what there is to distrust in a span of time.
+        """
+        if fresh:
+            self.keep_only(None)
+        target = self.server(head, live)
+        lease = target.lease
+        assert lease is not None  # noqa: S101 - made by `_open` for a server of our own
+        # The base ends while the head keeps its memory, which may grow meanwhile: that the base's processes are off the
+        # devices is all that can be asked for then; that all memory is back is seen when the head ends.
+        beside = replace(lease, baseline={})
+        other = Target(base, target.gpu_class, target.inventory, beside)
+        try:
+            first = self._start(other, live)
+            second = target.server
+            assert isinstance(second, VllmServer)  # noqa: S101 - what a placement with a spec has
+            with Telemetry(lease.devices, lambda: first.pids() | second.pids()) as watched:
+                yield (other, target), watched.problems
+        finally:
+            other.close()
+
     def keep_only(self, key: Hashable | None) -> None:
         """Take the target down unless it is the one with that key."""
         if self._target is not None and (key is None or self._target.placement.key != key):
@@ -130,19 +166,23 @@ class Rig:
         elif placement.url is not None:
             target.server = attach(placement.url, model=options.model, api_key_env=options.api_key_env)
         else:
-            assert placement.spec is not None  # noqa: S101 - placements without a spec have no server to ask for
-            assert target.lease is not None  # noqa: S101 - made by `_open`
-            started = time.monotonic()
-            live.say(f"starting vLLM with {placement.spec.model}")
-            server = start_vllm(placement.spec, devices=target.lease.uuids, on_wait=live.waiting)
-            target._closing.callback(self._stop, server, target.lease)  # noqa: SLF001 - see above
-            target.startup_s = time.monotonic() - started
-            target.server = server
-            target.telemetry = self._watch(target, server)
-            ready = f"vLLM {server.version or '?'} is ready after {target.startup_s:.0f} s"
-            live.say(f"{ready}, log {shown(server.log.path)}")
+            target.telemetry = self._watch(target, self._start(target, live))
             return
         target._closing.callback(target.server.close)  # noqa: SLF001 - see above
+
+    def _start(self, target: Target, live: Live) -> VllmServer:
+        placement = target.placement
+        assert placement.spec is not None  # noqa: S101 - placements without a spec have no server to ask for
+        assert target.lease is not None  # noqa: S101 - made by `_open`
+        started = time.monotonic()
+        live.say(f"starting vLLM with {placement.spec.model}")
+        server = start_vllm(placement.spec, devices=target.lease.uuids, on_wait=live.waiting)
+        target._closing.callback(self._stop, server, target.lease)  # noqa: SLF001 - see above
+        target.startup_s = time.monotonic() - started
+        target.server = server
+        ready = f"vLLM {server.version or '?'} is ready after {target.startup_s:.0f} s"
+        live.say(f"{ready}, log {shown(server.log.path)}")
+        return server
 
     @staticmethod
     def _watch(target: Target, server: VllmServer) -> Telemetry:

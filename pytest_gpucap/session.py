@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
 import pytest
 
+from pytest_gpucap.baselines import Comparing, check_files
+from pytest_gpucap.bridge import REQUEST, replay
 from pytest_gpucap.gauge import GpuCap, MeasurementInvalid
 from pytest_gpucap.gpu.lease import LeaseError
 from pytest_gpucap.gpu.memory import MemoryNotReturned
+from pytest_gpucap.history.baseline import Baseline
 from pytest_gpucap.markers import Declaration, declare
 from pytest_gpucap.options import Options
+from pytest_gpucap.pairs import Pairing, PairInvalid, base_of
 from pytest_gpucap.placement import Placement, place
+from pytest_gpucap.report import assertion
 from pytest_gpucap.report.live import Live
 from pytest_gpucap.report.record import Record
 from pytest_gpucap.rig import Rig, Target
+from pytest_gpucap.screen import live
 from pytest_gpucap.server.endpoint import Endpoint
 from pytest_gpucap.server.errors import ServerError
 
 DECLARATION = pytest.StashKey[Declaration]()
 PLACEMENT = pytest.StashKey[Placement]()
+_BASE = pytest.StashKey[Placement | None]()
 _RECORDS = pytest.StashKey[list[Record]]()
 
 _SERVED = frozenset({"gpucap", "vllm_server"})
@@ -34,6 +41,8 @@ class Session:
         self._options = options
         self._rig = Rig(options)
         self._mistakes = ""
+        self._measured: list[Record] = []
+        self._baseline: Baseline | None = None
 
     def declare(self, items: Sequence[pytest.Item]) -> str:
         """Parse the markers of our tests and decide where each is measured.
@@ -48,9 +57,10 @@ class Session:
             path, line, _ = item.location
             place_of_item = f"{path}:{(line or 0) + 1}"
             try:
-                declared = declare(item, self._options, place_of_item)
+                declared = _with_trace(declare(item, self._options, place_of_item))
                 served = not _SERVED.isdisjoint(getattr(item, "fixturenames", ()))
-                item.stash[PLACEMENT] = place(declared, self._options, needs_server=served)
+                item.stash[PLACEMENT] = placed = place(declared, self._options, needs_server=served)
+                item.stash[_BASE] = base_of(placed, self._options)
                 item.stash[DECLARATION] = declared
             except ValueError as error:
                 mistakes.append(f"{place_of_item}: {error}")
@@ -74,17 +84,37 @@ class Session:
         if self._options.gpu_class is not None:
             self._rig.check_class(self._options.gpu_class)
 
-    def gauge(self, item: pytest.Item) -> GpuCap:
+    def check_files(self) -> None:
+        """See that the baselines that the session names can be read and written.
+
+        Raises:
+            pytest.UsageError: one line on the file that cannot; in an xdist worker, which it would crash, every test of
+                ours fails with it instead.
+        """
+        try:
+            self._baseline = check_files(self._options, self._config)
+        except pytest.UsageError as error:
+            if not hasattr(self._config, "workerinput"):
+                raise
+            self._mistakes = str(error)
+
+    def gauge(self, request: pytest.FixtureRequest) -> GpuCap:
         """The object behind the ``gpucap`` fixture."""
-        placed = self._placed(item)
+        item: pytest.Item = request.node
+        item.stash[REQUEST] = request
+        self._measured = item.stash.setdefault(_RECORDS, [])
+        placed, declared, live = self._placed(item), item.stash[DECLARATION], self._live(item)
+        base = item.stash[_BASE]
         return GpuCap(
-            item.stash[DECLARATION],
+            declared,
             placed,
             self._rig,
             self._options,
             test=item.nodeid,
-            live=self._live(item),
+            live=live,
             keep=lambda record: item.stash.setdefault(_RECORDS, []).append(record),
+            comparing=Comparing(self._baseline, self._options),
+            pairing=None if base is None else Pairing(base, placed, self._rig, declared, self._options, live),
         )
 
     def server(self, item: pytest.Item) -> Endpoint:
@@ -102,10 +132,14 @@ class Session:
         placed = None if nextitem is None else nextitem.stash.get(PLACEMENT, None)
         self._rig.keep_only(None if placed is None else placed.key)
 
+    def explain(self, operator: str, left: object, right: object) -> list[str] | None:
+        """What a failed comparison in the running test was about; None where it is no figure that the test measured."""
+        return assertion.explain(operator, left, right, self._measured)
+
     @staticmethod
     def explains(error: BaseException) -> bool:
         """Whether an error of ours says all there is to say, so that a traceback through the plugin would bury it."""
-        return isinstance(error, MeasurementInvalid | ServerError | LeaseError | MemoryNotReturned)
+        return isinstance(error, MeasurementInvalid | PairInvalid | ServerError | LeaseError | MemoryNotReturned)
 
     @staticmethod
     def take_records(item: pytest.Item) -> list[Record]:
@@ -113,6 +147,12 @@ class Session:
         records = item.stash.get(_RECORDS, [])
         item.stash[_RECORDS] = []
         return records
+
+    @staticmethod
+    def replay(item: pytest.Item) -> None:
+        """Let pytest-benchmark report what the test has measured so far."""
+        records = item.stash.get(_RECORDS, [])
+        replay(item, records)
 
     def close(self) -> None:
         """End everything that was started."""
@@ -127,28 +167,15 @@ class Session:
         return placed
 
     def _live(self, item: pytest.Item) -> Live:
-        declared = item.stash[DECLARATION]
-        return Live(declared.name, self._writer(), interactive=sys.__stdout__ is not None and sys.__stdout__.isatty())
+        return live(self._config, item.stash[DECLARATION].name)
 
-    def _writer(self) -> Callable[[str], None] | None:
-        """Writes to the terminal past pytest's capture; None in an xdist worker and under ``-q``."""
-        if hasattr(self._config, "workerinput") or self._config.get_verbosity() < 0:
-            return None
-        capture = self._config.pluginmanager.getplugin("capturemanager")
-        terminal = self._config.pluginmanager.getplugin("terminalreporter")
-        if terminal is None:
-            return None
-        started = False
 
-        def write(text: str) -> None:
-            nonlocal started
-            # The first line of a test follows pytest's own "test_x.py " or "test_x.py::name ".
-            lead = "" if started else "\n"
-            started = True
-            if capture is None:
-                terminal.write(lead + text, flush=True)
-                return
-            with capture.global_and_fixture_disabled():
-                terminal.write(lead + text, flush=True)
+def _with_trace(declared: Declaration) -> Declaration:
+    """The declaration with its trace read, where it has one: a mistake in the file costs no GPU time."""
+    if declared.workload.arrivals.trace is None:
+        return declared
+    from pytest_gpucap.load.trace import with_trace_lengths
 
-        return write
+    workload = with_trace_lengths(declared.workload)
+    requirement = declared.requirement and replace(declared.requirement, workload=workload)
+    return replace(declared, workload=workload, requirement=requirement)

@@ -15,19 +15,23 @@ import pytest_gpucap
 
 PACKAGE = Path(pytest_gpucap.__file__).parent
 
-WIRING = {"plugin", "fixtures", "session", "gauge", "rig", "environment", "placement", "commands", "__init__", "__main__"}
+WIRING = {
+    "plugin", "fixtures", "session", "gauge", "accuracy", "rig", "environment", "placement", "bridge", "pairs",
+    "roofline", "baselines", "screen", "commands", "__init__", "__main__",
+}  # fmt: skip
 """Modules that connect stages; nothing imports them but each other."""
 
 MAY_IMPORT = {
     "requirement": set(),
     "options": {"requirement"},
-    "markers": {"options", "requirement"},
+    "workloads": {"requirement"},
+    "markers": {"options", "requirement", "workloads"},
     "gpu": set(),
     "server": set(),
     "load": {"requirement"},
     "capacity": {"requirement", "load"},
     "measure": {"requirement", "load", "capacity"},
-    "simulator": {"requirement", "load", "capacity", "server"},
+    "simulator": {"requirement", "workloads", "load", "capacity", "server"},
     "history": {"requirement", "capacity", "report"},
     "report": {"requirement", "capacity"},
 }

@@ -8,12 +8,14 @@ from pytest_gpucap.capacity.results import Interval, Measurement, Outcome, Verdi
 from pytest_gpucap.capacity.sizing import gpus_for_rate, gpus_interval
 
 
-def separated(rate_rps: float, design_rps: float, error: float, z: float) -> Outcome:
-    """PASS or FAIL when `z` standard errors separate the rates' logarithms, else INCONCLUSIVE."""
-    distance = math.log(rate_rps / design_rps) if rate_rps > 0 else -math.inf
-    if distance > z * error:
+def separated(least_rps: float, greatest_rps: float, design_rps: float, error: float, z: float) -> Outcome:
+    """PASS when `z` standard errors of the logarithm lift even the least rate above the design rate.
+
+    FAIL when they keep even the greatest below it, else INCONCLUSIVE.
+    """
+    if least_rps > design_rps * math.exp(z * error):
         return Outcome.PASS
-    if distance < -z * error:
+    if greatest_rps < design_rps * math.exp(-z * error):
         return Outcome.FAIL
     return Outcome.INCONCLUSIVE
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from fractions import Fraction
 
 from pytest_gpucap.requirement import Requirement
 
@@ -43,6 +44,14 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True)
+class LatencyHistogram:
+    """How latencies were distributed: ``counts[i]`` of them in (edges_s[i], edges_s[i + 1]]; empty bins within stay."""
+
+    edges_s: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """What one measuring window at one rate (open loop) or concurrency (closed loop) showed.
 
@@ -59,6 +68,8 @@ class Sample:
         errors: by kind, lower case (``http_5xx``).
         checks: the load generator's own figures, by name.
         problems: why this window cannot be trusted; empty when it can.
+        timeline: latency and requests in flight over the window's time, a column each; see `capacity.detail.timeline`.
+        histograms: by metric name.
     """
 
     kind: str
@@ -77,6 +88,11 @@ class Sample:
     errors: Mapping[str, int] = field(default_factory=dict)
     checks: Mapping[str, float | int | str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    timeline: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    histograms: Mapping[str, LatencyHistogram] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<Sample {self.label}: {self.completed_rps:.4g} req/s, {self.in_flight_mean:.4g} in flight>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +111,7 @@ class Measurement:
         problems: why the measurement cannot be trusted; empty when it can.
         simulated: no real server was measured.
         seed: of arrivals, lengths and prompts.
+        budgeted: the requirement's qps and gpus were declared, and are no placeholders.
     """
 
     requirement: Requirement
@@ -107,6 +124,62 @@ class Measurement:
     problems: tuple[str, ...] = ()
     simulated: bool = False
     seed: int = 0
+    budgeted: bool = True
+
+    @property
+    def gpus_required(self) -> int:
+        """GPUs that the declared requirement needs, from the point estimate by exact arithmetic.
+
+        Raises:
+            ValueError: if no rate was declared, or the evidence gives no sustainable rate.
+        """
+        from pytest_gpucap.capacity.sizing import gpus_for_rate  # it builds on the types of this file
+
+        if not self.budgeted:
+            raise ValueError(f"{self.requirement.name}: gpus_required needs a rate: gpucap(qps=...) or --target-qps")
+        if self.sustainable_rate is None:
+            raise ValueError(f"{self.requirement.name}: no sustainable rate was found, so no GPUs can be counted")
+        return gpus_for_rate(self.requirement, self.sustainable_rate.value)
+
+    def __repr__(self) -> str:
+        return f"<Measurement of {self.requirement.name}: {_found(self)}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """How many of a workload's questions were answered right.
+
+    Attributes:
+        share: right answers of all answers; None where there are none.
+        answers, right: how many were graded, and how many of them are right.
+        samples: share of right answers in each sample (a round of questions).
+        questions: different ones that were asked.
+        min_accuracy: what is required; None: nothing is.
+        cut: answers that used up the tokens they may take.
+        skipped: answers without reasoning from a server that otherwise reasons.
+        ungraded: answers that nothing here could read; they count as wrong in the share and its low end, as right in
+            its high end.
+        failed: requests that came to no answer.
+        good_rps: right answers a second: sustainable rate times share; None where no rate is known.
+        spent_s: server time that the answers took.
+        problem: why the answers say less than they should; empty when they do not.
+    """
+
+    share: Interval | None
+    answers: int = 0
+    right: int = 0
+    samples: tuple[float, ...] = ()
+    questions: int = 0
+    min_accuracy: Fraction | None = None
+    cut: int = 0
+    skipped: int = 0
+    ungraded: int = 0
+    failed: int = 0
+    good_rps: Interval | None = None
+    spent_s: float = 0.0
+    problem: str = ""
+    decided: bool = False
+    """The verdict is about the answers, and capacity alone would have been enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +200,16 @@ class Verdict:
     gpus_interval: tuple[int, int] | None
     slack: Interval | None
     reason: str
+    accuracy: Accuracy | None = None
+    """Of the answers, where the requirement asks for one."""
+
+    def __repr__(self) -> str:
+        requirement = self.measurement.requirement
+        needed = "?" if self.gpus_required is None else self.gpus_required
+        return (
+            f"<Verdict on {requirement.name}: {self.outcome}, {needed} GPUs needed, budget {requirement.gpus}; "
+            f"{_found(self.measurement)}>"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,3 +231,21 @@ class Curve:
     def sustainable_rate(self) -> Interval | None:
         """See `Measurement.sustainable_rate`."""
         return self.measurement.sustainable_rate
+
+    @property
+    def gpus_required(self) -> int:
+        """See `Measurement.gpus_required`."""
+        return self.measurement.gpus_required
+
+    def __repr__(self) -> str:
+        return f"<Curve of {self.measurement.requirement.name}: {len(self.points)} points, {_found(self.measurement)}>"
+
+
+def _found(measurement: Measurement) -> str:
+    """The rate in a few words: pytest shows a result's repr beside the figure that a failed assertion took from it."""
+    found = measurement.sustainable_rate
+    if found is None:
+        return "no sustainable rate"
+    bound = f", bound by {measurement.binding}" if measurement.binding else ""
+    simulated = ", SIMULATED" if measurement.simulated else ""
+    return f"{found.value:.4g} ({found.low:.4g}-{found.high:.4g}) req/s a replica{bound}{simulated}"

@@ -7,6 +7,7 @@ from dataclasses import fields
 
 import numpy as np
 
+from pytest_gpucap.capacity import detail
 from pytest_gpucap.capacity.results import Latency, Sample
 from pytest_gpucap.capacity.speed import integral
 from pytest_gpucap.load.protocol import ERRORS, ClosedLoop, Floats, Histogram, Journal, PhaseSpan, Status
@@ -57,15 +58,18 @@ def sample_of(
     ended = (journal.end_s >= start_s) & (journal.end_s < end_s)
     ok = ended & (journal.status == Status.OK)
     began = whole & (journal.first_s >= start_s) & (journal.first_s < end_s)
-    values: dict[Metric, Floats] = {
-        Metric.TTFT: journal.ttft_s[began],
-        Metric.TPOT: journal.tpot_s[ok & whole],
-        Metric.E2E: journal.e2e_s[ok & whole],
+    known: dict[Metric, tuple[Floats, Floats]] = {
+        Metric.TTFT: (journal.first_s[began], journal.ttft_s[began]),
+        Metric.TPOT: (journal.end_s[ok & whole], journal.tpot_s[ok & whole]),
+        Metric.E2E: (journal.end_s[ok & whole], journal.e2e_s[ok & whole]),
     }
-    values = {metric: v[~np.isnan(v)] for metric, v in values.items()}
+    known = {metric: (when[~np.isnan(v)], v[~np.isnan(v)]) for metric, (when, v) in known.items()}
+    values = {metric: v for metric, (_, v) in known.items()}
     latencies = {metric.value: latency_of(v) for metric, v in values.items() if v.size}
+    histograms = {metric.value: detail.histogram(v) for metric, v in values.items() if v.size}
     if span.gaps.total:
         latencies[Metric.ITL.value] = latency_of_gaps(span.gaps)
+        histograms[Metric.ITL.value] = detail.histogram_of_gaps(span.gaps)
     attainment: dict[str, float] = {}
     for limit in limits:
         if limit.metric is Metric.ITL:
@@ -107,4 +111,6 @@ def sample_of(
         errors=errors,
         checks=checks,
         problems=(*span.check.problems, *problems),
+        timeline=detail.timeline(journal, {metric.value: pair for metric, pair in known.items()}, start_s, end_s),
+        histograms=histograms,
     )

@@ -7,6 +7,9 @@ text and only the last step rounds, upwards.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 
 from pytest_gpucap.capacity.results import Interval
 from pytest_gpucap.requirement import Number, Requirement, positive, whole
@@ -40,11 +43,76 @@ def gpus_required(qps: Number, headroom: Number, rate: Number, gpus_per_replica:
     return replicas_required(qps, headroom, rate) * whole(gpus_per_replica, "gpus_per_replica")
 
 
+def largest_qps(gpus: Number, rate: Number, headroom: Number, gpus_per_replica: Number = 1) -> Fraction:
+    """The inverse: the largest target that a budget carries, ``replicas in the budget * rate / headroom``, exactly.
+
+    ``largest_qps(4, 3.85, 1.3)`` is 154/13, about 11.85 requests a second; with less than one replica it is 0.
+
+    Raises:
+        RequirementError: as `gpus_required`.
+    """
+    replicas = whole(gpus, "gpus") // whole(gpus_per_replica, "gpus_per_replica")
+    return replicas * positive(rate, "rate") / positive(headroom, "headroom")
+
+
+def headroom_left(qps: Number, gpus: Number, rate: Number, gpus_per_replica: Number = 1) -> Fraction:
+    """The factor on `qps` that a budget really has: what its replicas sustain over what is asked of them.
+
+    Below 1 the budget does not even carry the target itself; below the headroom that was planned, N is too small.
+
+    Raises:
+        RequirementError: as `gpus_required`.
+    """
+    return largest_qps(gpus, rate, 1, gpus_per_replica) / positive(qps, "qps")
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """The rate that one replica of something sustains, for a table: point and, where known, interval."""
+
+    name: str
+    value: Number
+    low: Number | None = None
+    high: Number | None = None
+    gpus_per_replica: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """GPUs for one rate and one target: from the point, and from the interval's high and low end."""
+
+    gpus: int
+    fewest: int
+    most: int
+
+
+def table(rates: Sequence[Rate], targets: Sequence[Number], headroom: Number) -> dict[str, list[Cell]]:
+    """GPUs by name of the rate, a cell for every target, in the order given.
+
+    Raises:
+        RequirementError: as `gpus_required`.
+    """
+    return {
+        rate.name: [
+            Cell(
+                gpus_required(qps, headroom, rate.value, rate.gpus_per_replica),
+                gpus_required(qps, headroom, rate.value if rate.high is None else rate.high, rate.gpus_per_replica),
+                gpus_required(qps, headroom, rate.value if rate.low is None else rate.low, rate.gpus_per_replica),
+            )
+            for qps in targets
+        ]
+        for rate in rates
+    }
+
+
+def decimal_text(rate: float) -> str:
+    """A measured rate as the decimal text that sizing takes it for: nine significant digits."""
+    return f"{rate:.{RATE_DIGITS}g}"
+
+
 def gpus_for_rate(requirement: Requirement, rate_rps: float) -> int:
     """GPUs that `requirement` needs when one replica sustains the measured `rate_rps`."""
-    return gpus_required(
-        requirement.qps, requirement.headroom, f"{rate_rps:.{RATE_DIGITS}g}", requirement.gpus_per_replica
-    )
+    return gpus_required(requirement.qps, requirement.headroom, decimal_text(rate_rps), requirement.gpus_per_replica)
 
 
 def gpus_interval(requirement: Requirement, rate: Interval) -> tuple[int, int]:

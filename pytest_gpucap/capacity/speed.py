@@ -34,6 +34,11 @@ ROUNDS = 3
 FIRST_SPREAD = 0.02
 BEND_PRIOR = 0.3
 """Before the data, a bend at any knot changes the pace of the largest batch by about this share, not by multiples."""
+PREFILL_PRIOR = 0.5
+"""Before the data, prefill takes about this share of the time. At one batch size alone, prompts and tokens keep a fixed
+ratio and their costs cannot be told apart: without evidence the tokens bear them."""
+PACE_FLOOR = 0.1
+"""No batch is faster than this share of the fastest pace seen: a curve through noise must not reach zero."""
 KNOTS = (0.4, 0.7, 0.9)
 """Hinges, as shares of the highest number decoding: enough for a curve that bends once between the points measured."""
 
@@ -187,12 +192,13 @@ def fit(bins: Bins) -> Speed:
     residual = np.zeros(n.size)
     spread = FIRST_SPREAD
     # Few distinct batch sizes leave open where the curve bends: without evidence it does not.
-    bends = np.zeros((len(knots), design.shape[1]))
-    bends[:, 2:-1] = np.diag(np.full(len(knots), n.max() / float(np.median(pace)) / BEND_PRIOR))
+    priors = np.zeros((len(knots) + 1, design.shape[1]))
+    priors[:-1, 2:-1] = np.diag(np.full(len(knots), n.max() / float(np.median(pace)) / BEND_PRIOR))
+    priors[-1, -1] = float(np.median(design[:, -1])) / PREFILL_PRIOR
     for _ in range(ROUNDS):
         w = (weight * np.sqrt(huber))[keep]
-        rows = np.vstack([design[keep] * w[:, None], bends * spread])
-        solution = nnls(rows / scale, np.concatenate([w, np.zeros(len(knots))]))[0] / scale
+        rows = np.vstack([design[keep] * w[:, None], priors * spread])
+        solution = nnls(rows / scale, np.concatenate([w, np.zeros(len(priors))]))[0] / scale
         residual = 1.0 - design @ solution
         centre = float(np.median(residual[keep]))
         keep = residual - centre < np.maximum(STALL_EXCESS, STALL_STEPS / steps)
@@ -202,7 +208,9 @@ def fit(bins: Bins) -> Speed:
     stalled = float((residual[~keep] * width[~keep]).sum())
     error = float(np.std(kept)) / math.sqrt(max(1.0, kept.size - 3.0))
     return Speed(
-        intercept_s=float(solution[0]),
+        intercept_s=max(
+            float(solution[0]), PACE_FLOOR * float(pace[keep].min()) if solution[0] + solution[1] <= 0 else 0.0
+        ),
         slope_s=float(solution[1]),
         knots=knots,
         bends_s=tuple(float(b) for b in solution[2:-1]),

@@ -33,6 +33,9 @@ MEASURED_SHARE = 0.15
 LEAST_MEASURED = 24
 BURN_SHARE = 0.1
 """Arrivals before the measured ones, over those in flight, where the start is the stationary law."""
+BURN_PREFILL, BURN_PREFILL_FROM = 6.0, 0.15
+"""Added to that for the share of the engine's time that prefill takes beyond the second figure: prompts come in bursts,
+which the law ignores, so lanes need time to become as uneven as the server is."""
 QUEUED_LANES = 96
 """Lanes where sequences or KV are limited, or arrivals are not Poisson: the law is then only near; lanes are long."""
 QUEUED_BURN_SHARE = 5.0
@@ -41,6 +44,8 @@ DRIFT_STRATA = 6
 """Values of the drift that lanes have."""
 COMPANY_SHARE = 2.0
 """Arrivals after the measured ones, over those in flight: the measured ones must have company until they end."""
+IN_FLIGHT_QUANTILE = 0.995
+"""Of the requests in flight that must stay below the concurrency of greatest throughput, where more feed themselves."""
 NEVER_LIMITED = 1 << 30
 ACCEPTED_STEP = 0.005
 """Of ln(rate)."""
@@ -96,6 +101,8 @@ class ServerModel:
         stall_per_s, stall_s: rare stops of the engine, a second, and how long each lasts.
         ttft_offset_s: shape (k,): what real first tokens took beyond the model's (network, HTTP), as quantiles; empty
             for none.
+        ttft_offset_rps: the rate at which they were seen; the work of an API server, which they mostly are, goes with
+            the rate. 0: at any.
         correction: factors on modelled latencies by metric name, from the direct check.
     """
 
@@ -108,6 +115,7 @@ class ServerModel:
     stall_s: float = 0.0
     ttft_offset_s: tuple[float, ...] = ()
     correction: tuple[tuple[str, float], ...] = ()
+    ttft_offset_rps: float = 0.0
 
     @property
     def stall_share(self) -> float:
@@ -233,7 +241,9 @@ def evaluate(model: ServerModel, traffic: Traffic, rate_rps: float, *, want_gaps
     few, queued = starting_levels(model, traffic, rate_rps, 16)
     queued = queued or not traffic.poisson
     typical = 1.0 + float(few.mean())
-    burn = int((QUEUED_BURN_SHARE if queued else BURN_SHARE) * typical)
+    prefilling = min(1.0, rate_rps * model.prefill_s * traffic.mean_prompt)
+    share = BURN_SHARE + BURN_PREFILL * max(0.0, prefilling - BURN_PREFILL_FROM)
+    burn = int((QUEUED_BURN_SHARE if queued else share) * typical)
     measured = max(LEAST_MEASURED, int((QUEUED_MEASURED_SHARE if queued else MEASURED_SHARE) * typical))
     rows = burn + measured + int(COMPANY_SHARE * typical) + 16
     lanes = QUEUED_LANES if queued else int(min(MOST_LANES, max(LANES, LANE_REQUESTS / typical)))
@@ -258,6 +268,8 @@ def evaluate(model: ServerModel, traffic: Traffic, rate_rps: float, *, want_gaps
     correction = dict(model.correction)
     if model.ttft_offset_s:
         extra = np.asarray(model.ttft_offset_s)[(np.arange(ttft.size) * 7919) % len(model.ttft_offset_s)]
+        if model.ttft_offset_rps > 0:
+            extra = extra * (rate_rps / model.ttft_offset_rps)
         ttft = np.maximum(ttft + extra, 0.0)
         e2e = np.maximum(e2e + extra, 0.0)
     return Evaluation(
@@ -282,14 +294,19 @@ def sustainable(
     limits: tuple[LatencyLimit, ...],
     guess_rps: float,
     slope: float | None = None,
+    *,
+    most_in_flight: float | None = None,
 ) -> Sustainable:
     """The highest rate at which every limit holds, or the saturation rate without limits.
+
+    With `most_in_flight`, a percentile (`IN_FLIGHT_QUANTILE`) of requests in flight is held to that like a latency to
+    its limit.
 
     Solves ln(percentile / limit) = 0 for ln(rate); common random numbers make it smooth. `slope`, where known from an
     earlier solution nearby, saves an evaluation.
     """
     bound = saturation_rps(model, traffic)
-    if not limits:
+    if not limits and most_in_flight is None:
         return Sustainable(bound, "backlog", math.inf, float(model.most_running))
     want_gaps = any(limit.metric is Metric.ITL for limit in limits)
     evaluations: dict[float, Evaluation] = {}
@@ -298,6 +315,8 @@ def sustainable(
         evaluation = evaluate(model, traffic, math.exp(log_rate), want_gaps=want_gaps)
         evaluations[log_rate] = evaluation
         ratios = {limit.name: evaluation.latency_s(limit) / limit.limit_s for limit in limits}
+        if most_in_flight is not None:
+            ratios["backlog"] = float(np.quantile(evaluation.seen, IN_FLIGHT_QUANTILE)) / most_in_flight
         name = max(ratios, key=lambda key: ratios[key])
         return math.log(min(max(ratios[name], 1e-9), 1e9)), name
 

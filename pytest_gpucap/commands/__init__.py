@@ -1,4 +1,4 @@
-"""The commands of ``python -m pytest_gpucap``, a module each: `HELP`, `add_arguments`, and `run`, which gives the exit code.
+"""The commands of ``python -m pytest_gpucap``, a module each: `HELP`, `add_arguments`, and `run` for the exit code.
 
 A command reads its arguments, calls the room that knows, and prints. What it prints goes to standard output; mistakes
 of the user are a `CommandError`, one line on standard error.
@@ -6,7 +6,7 @@ of the user are a `CommandError`, one line on standard error.
 
 from __future__ import annotations
 
-COMMANDS: tuple[str, ...] = ()
+COMMANDS: tuple[str, ...] = ("plan", "compare", "show", "history", "report")
 """Names in the order in which the help lists them; module `pytest_gpucap.commands.NAME` is what runs."""
 
 

@@ -81,7 +81,8 @@ class _Probe:
     def _tokenize(self, text: str) -> int | None:
         body: dict[str, Any] = {"model": self._model}
         if self._workload.endpoint is Endpoint.CHAT:
-            body |= {"messages": _messages(text), "add_generation_prompt": True}
+            messages = self._workload.wording.messages(text)
+            body |= {"messages": messages, "add_generation_prompt": True}
         else:
             body["prompt"] = text
         response = self._post(self._server.root + "/tokenize", json.dumps(body).encode())
@@ -94,7 +95,7 @@ class _Probe:
     def _plain_body(self, text: str) -> bytes:
         body: dict[str, Any] = {"model": self._model, "max_tokens": 1}
         if self._workload.endpoint is Endpoint.CHAT:
-            body["messages"] = _messages(text)
+            body["messages"] = self._workload.wording.messages(text)
         else:
             body["prompt"] = text
         return json.dumps(body).encode()
@@ -129,10 +130,6 @@ class _Probe:
 
 
 _ADVICE = 'exact prompts need a tokenizer that splits at spaces; try endpoint="completions", which sends token ids'
-
-
-def _messages(text: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": text}]
 
 
 def _by_ids(probe: _Probe, model: str, workload: Workload, seed: int, nonce: int) -> Recipe | None:
@@ -200,10 +197,12 @@ def _verify(probe: _Probe, recipe: Recipe, workload: Workload) -> None:
     """
     composer = Composer(recipe)
     length = workload.input_tokens
-    recipe.check(length.low)
-    middle = round(length.mean)
+    # Of a trace the shortest prompts are lengthened to what the template takes.
+    low = length.low if workload.arrivals.trace is None else max(length.low, recipe.least_tokens)
+    recipe.check(low)
+    middle = max(low, round(length.mean))
     # Numbers far above those of a measurement: what a probe leaves in the server's prefix cache is of no use later.
-    for probe_number, tokens in enumerate(sorted({length.low, middle, min(length.high, 2 * middle)})):
+    for probe_number, tokens in enumerate(sorted({low, middle, max(low, min(length.high, 2 * middle))})):
         body = composer.probe((1 << 39) + probe_number, tokens)
         counted = probe.usage(body)
         if counted != tokens:

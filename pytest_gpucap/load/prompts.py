@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pytest_gpucap.load.protocol import LoadError
-from pytest_gpucap.requirement import Endpoint, Workload
+from pytest_gpucap.requirement import Endpoint, Wording, Workload
 
 NUMBER_BITS = 40
 """Prompt numbers go up to 2**40; written in 64 units that takes 7 tokens, well inside a first block of 16."""
@@ -43,11 +43,12 @@ class Recipe:
         units: texts of one token each, a power of two of them, in any order; or, with `as_ids`, token ids.
         as_ids: send prompts as lists of token ids (completions only).
         opener: text before the first unit; it keeps a server that trims prompts from changing the first unit.
-        overhead: tokens that the server counts beyond the units: chat template, begin-of-text, opener.
+        overhead: tokens that the server counts beyond the units: chat template, begin-of-text, opener, wording.
         shared: units at the start that all prompts share.
         seed, nonce: prompts are made from both; the nonce is what differs between runs of one seed, so that a replayed
             run finds nothing of an earlier one in a server's prefix cache.
         ignore_eos, sampling: fields of the body.
+        wording: what stands around the prompt of a chat request.
     """
 
     model: str
@@ -61,6 +62,7 @@ class Recipe:
     nonce: int = 0
     ignore_eos: bool = True
     sampling: Mapping[str, float | int] = field(default_factory=dict)
+    wording: Wording = field(default_factory=Wording)
 
     @classmethod
     def of(cls, workload: Workload, model: str, units: tuple[str, ...], **rest: Any) -> Recipe:
@@ -72,6 +74,7 @@ class Recipe:
             shared=workload.shared_prefix_tokens,
             ignore_eos=workload.ignore_eos,
             sampling=dict(workload.sampling),
+            wording=workload.wording,
             **rest,
         )
 
@@ -100,7 +103,7 @@ class Recipe:
     def from_json(cls, text: str) -> Recipe:
         """The inverse of `to_json`."""
         values = json.loads(text)
-        return cls(**{**values, "units": tuple(values["units"])})
+        return cls(**{**values, "units": tuple(values["units"]), "wording": Wording(**values["wording"])})
 
 
 class Composer:
@@ -132,7 +135,7 @@ class Composer:
         hole: Any = [_HOLE] if recipe.as_ids else recipe.opener + _HOLE
         body: dict[str, Any] = {"model": recipe.model}
         if recipe.endpoint == Endpoint.CHAT.value:
-            body["messages"] = [{"role": "user", "content": hole}]
+            body["messages"] = recipe.wording.messages(hole)
         else:
             body["prompt"] = hole
         body.update(recipe.sampling)

@@ -22,7 +22,7 @@ from pytest_gpucap.load.endpoint import Endpoint
 from pytest_gpucap.load.prompts import Recipe
 from pytest_gpucap.load.protocol import ClosedLoop, Journal, LoadError, OpenLoop, Phase, PhaseSpan, Progress
 from pytest_gpucap.load.selfcheck import check_phase
-from pytest_gpucap.requirement import Workload
+from pytest_gpucap.requirement import ArrivalKind, Workload
 
 PROGRESS_S = 0.25
 LEAD_S = 0.002
@@ -71,12 +71,11 @@ class HttpLoadRunner:
         nonce: what sets the prompts of this run apart from an earlier run's of the same seed (see `Recipe`); None:
             drawn afresh.
         http2: the server speaks HTTP/2 and nothing else, without negotiating it (needs the ``h2`` package).
+        simulated: it says of itself that it is a simulation; reports must say so too.
 
     TLS, proxies (from the environment) and HTTP/2 go through httpx, which costs more CPU and stamps in user space.
     Nothing is started before the first phase; `prepare` does so earlier.
     """
-
-    simulated = False
 
     def __init__(
         self,
@@ -90,10 +89,12 @@ class HttpLoadRunner:
         request_timeout_s: float = 600.0,
         nonce: int | None = None,
         http2: bool = False,
+        simulated: bool = False,
     ) -> None:
         if workers is not None and workers < 1:
             raise ValueError(f"workers must be at least 1, not {workers}")
         self.clock = MonotonicClock()
+        self.simulated = simulated
         self.server = Endpoint.parse(base_url, api_key, http2=http2)
         self.nonce = secrets.randbits(40) if nonce is None else nonce
         self.recipe: Recipe | None = None
@@ -161,14 +162,18 @@ class HttpLoadRunner:
             LoadError: if the load cannot be produced: no connection, no exact prompts, rows used up, a worker died.
         """
         recipe = self.prepare(phase)
-        recipe.check(int(phase.prompt_tokens.min(initial=recipe.least_tokens)))
+        prompts = phase.prompt_tokens
+        if self._workload.arrivals.kind is ArrivalKind.TRACE:
+            # Recorded prompts may be shorter than this server's template; they are sent as short as they can be.
+            prompts = np.maximum(prompts, recipe.least_tokens)
+        recipe.check(int(prompts.min(initial=recipe.least_tokens)))
         crew = self._crew
         assert crew is not None  # noqa: S101 - made by prepare
         closed = isinstance(phase, ClosedLoop)
         n = phase.prompt_tokens.size
         table, fd = PhaseTable.create(n, crew.workers)
         try:
-            table.prompt_tokens[:], table.output_tokens[:] = phase.prompt_tokens, phase.output_tokens
+            table.prompt_tokens[:], table.output_tokens[:] = prompts, phase.output_tokens
             if isinstance(phase, ClosedLoop):
                 table.hot[: phase.hot] = 1
             start_s = max(self._last_end_s, self.clock.now() + LEAD_S)

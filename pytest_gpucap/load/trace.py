@@ -1,24 +1,30 @@
 """A trace of real traffic: when requests arrived and how long they were.
 
-Two forms, told apart by their content: CSV with the header ``arrival_s,input_tokens,output_tokens`` (in any order, more
-columns are ignored), or JSON Lines with objects of the same keys. Times are seconds from any start, in rising order.
+CSV or JSON Lines, in our own form or as public traces are published (see `pytest_gpucap.load.trace_formats`). Our own:
+the header, or the keys, ``arrival_s``, ``input_tokens`` and ``output_tokens`` (in any order, more columns are ignored);
+times are seconds from any start, in rising order.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pytest_gpucap.load.protocol import Floats, Ints
-from pytest_gpucap.requirement import RequirementError
+from pytest_gpucap.load.trace_formats import CSV_FORMATS, JSON_FORMATS, TraceFormat, recognise
+from pytest_gpucap.requirement import Length, LengthKind, RequirementError, Workload
 
-COLUMNS = ("arrival_s", "input_tokens", "output_tokens")
+MAX_ROWS = 2_000_000
+"""More than any measurement can send; the week-long public traces have ten times as many and would fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +32,14 @@ class Trace:
     """Arrivals of shape (n,), seconds from the first one, with the token counts of each.
 
     `period_s` is the time after which the trace starts over when a phase outlasts it: from the first arrival to the
-    last, and one mean gap.
+    last, and one mean gap. `left_out` counts the rows of failed requests.
     """
 
     arrival_s: Floats
     input_tokens: Ints
     output_tokens: Ints
     period_s: float
+    left_out: int = 0
 
     @property
     def rate_rps(self) -> float:
@@ -53,67 +60,153 @@ def read_trace(path: Path) -> Trace:
     return _read(path, changed.st_mtime_ns, changed.st_size)
 
 
+def with_trace_lengths(workload: Workload) -> Workload:
+    """The workload with lengths that describe its trace: of the same mean, spread and bounds; as it is without one.
+
+    What is sent comes from the trace row by row; estimates and physical limits go by the description.
+
+    Raises:
+        RequirementError: as `read_trace`.
+    """
+    if workload.arrivals.trace is None:
+        return workload
+    trace = read_trace(workload.arrivals.trace)
+    return replace(
+        workload, input_tokens=_description(trace.input_tokens), output_tokens=_description(trace.output_tokens)
+    )
+
+
+def _description(tokens: Ints) -> Length:
+    low, high, mean = int(tokens.min()), int(tokens.max()), float(tokens.mean())
+    if low == high:
+        return Length.fixed(low)
+    return Length(LengthKind.LOGNORMAL, mean, low, high, float(tokens.std()) / mean)
+
+
 @lru_cache(maxsize=4)
 def _read(path: Path, _changed_ns: int, _size: int) -> Trace:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            form, found = _rows(path, lines)
+            rows = list(itertools.islice(found, MAX_ROWS + 1))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise RequirementError(f"{path}: the trace file cannot be read: {error}") from None
-    rows = list(_json_rows(path, text) if text.lstrip().startswith("{") else _csv_rows(path, text))
-    if len(rows) < 2:  # noqa: PLR2004 - a rate needs two arrivals
-        raise RequirementError(f"{path}: a trace needs at least 2 rows, this one has {len(rows)}")
-    arrival_s = np.array([row[1] for row in rows])
+    if len(rows) > MAX_ROWS:
+        cut = f"head -n {MAX_ROWS} {path.name} > part{path.suffix}"
+        raise RequirementError(f"{path}: a trace may have up to {MAX_ROWS} rows; take a part of it: {cut}")
+    kept = [row for row in rows if row[2] and row[3]] if form.published else rows
+    if len(kept) < 2:  # noqa: PLR2004 - a rate needs two arrivals
+        failed = f", and {len(rows) - len(kept)} of failed requests" if len(rows) > len(kept) else ""
+        raise RequirementError(f"{path}: a trace needs at least 2 rows, this one has {len(kept)}{failed}")
+    if form.published:
+        kept.sort(key=lambda row: row[1])
+    arrival_s = np.array([row[1] for row in kept])
     back = np.flatnonzero(np.diff(arrival_s) < 0)
     if back.size:
-        raise RequirementError(f"{path}:{rows[back[0] + 1][0]}: arrival_s goes back in time; sort the rows by it")
+        raise RequirementError(
+            f"{path}:{kept[back[0] + 1][0]}: {form.columns[0]} goes back in time; sort the rows by it"
+        )
     arrival_s -= arrival_s[0]
     if arrival_s[-1] == 0:
         raise RequirementError(f"{path}: all requests arrive at the same moment, so the trace has no rate")
     return Trace(
         arrival_s,
-        np.array([row[2] for row in rows], np.int32),
-        np.array([row[3] for row in rows], np.int32),
-        float(arrival_s[-1] * len(rows) / (len(rows) - 1)),
+        np.array([row[2] for row in kept], np.int32),
+        np.array([row[3] for row in kept], np.int32),
+        float(arrival_s[-1] * len(kept) / (len(kept) - 1)),
+        len(rows) - len(kept),
     )
 
 
 Row = tuple[int, float, int, int]
-"""Line number, arrival, input tokens, output tokens."""
+"""Line number, arrival in seconds, input tokens, output tokens."""
 
 
-def _csv_rows(path: Path, text: str) -> Iterator[Row]:
-    reader = csv.DictReader(text.splitlines())
-    missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-    if missing:
-        raise RequirementError(f"{path}:1: the header lacks {', '.join(missing)}; it must name {', '.join(COLUMNS)}")
-    for row in reader:
-        yield _row(f"{path}:{reader.line_num}", reader.line_num, [row[name] for name in COLUMNS])
+def _rows(path: Path, lines: Iterable[str]) -> tuple[TraceFormat, Iterator[Row]]:
+    """The file's form and its rows, read as they are asked for."""
+    numbered = enumerate(lines, start=1)
+    first = next(((number, line) for number, line in numbered if line.strip()), None)
+    if first is None:
+        raise RequirementError(f"{path}: the trace file is empty")
+    if first[1].lstrip().startswith("{"):
+        return _json_rows(path, itertools.chain([first], numbered))
+    return _csv_rows(path, first[1], (line for _, line in numbered), first[0])
 
 
-def _json_rows(path: Path, text: str) -> Iterator[Row]:
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-            values = [row[name] for name in COLUMNS]
-        except (ValueError, TypeError, KeyError):
-            raise RequirementError(f"{where}: not a JSON object with {', '.join(COLUMNS)}") from None
-        yield _row(where, number, values)
+def _csv_rows(path: Path, header: str, lines: Iterator[str], offset: int) -> tuple[TraceFormat, Iterator[Row]]:
+    names = [name.strip() for name in next(csv.reader([header]))]
+    form = _form(f"{path}:{offset}: the header", CSV_FORMATS, names)
+    places = [names.index(name) for name in form.columns]
+    reader = csv.reader(lines)
+
+    def rows() -> Iterator[Row]:
+        for row in reader:
+            number = reader.line_num + offset
+            if row:
+                values = [row[place] if place < len(row) else None for place in places]
+                yield _row(f"{path}:{number}", number, form, values)
+
+    return form, rows()
 
 
-def _row(where: str, number: int, values: list[str | float | int | None]) -> Row:
-    numbers = []
-    for name, value in zip(COLUMNS, values, strict=True):
-        try:
-            numbers.append(float(value))  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            raise RequirementError(f"{where}: {name} must be a number, not {value!r}") from None
-    arrival_s, input_tokens, output_tokens = numbers
-    if not np.isfinite(arrival_s):
-        raise RequirementError(f"{where}: arrival_s must be finite, not {arrival_s}")
-    for name, tokens in zip(COLUMNS[1:], (input_tokens, output_tokens), strict=True):
-        if not (1 <= tokens <= 2**31 - 1 and tokens == int(tokens)):
-            raise RequirementError(f"{where}: {name} must be a whole number of at least 1, not {tokens:g}")
-    return number, arrival_s, int(input_tokens), int(output_tokens)
+def _json_rows(path: Path, numbered: Iterator[tuple[int, str]]) -> tuple[TraceFormat, Iterator[Row]]:
+    number, line = next(numbered)
+    where = f"{path}:{number}"
+    form = _form(f"{where}: the object", JSON_FORMATS, _json_object(where, line))
+
+    def rows() -> Iterator[Row]:
+        for at, text in itertools.chain([(number, line)], numbered):
+            if text.strip():
+                where = f"{path}:{at}"
+                found = _json_object(where, text)
+                missing = [name for name in form.columns if name not in found]
+                if missing:
+                    raise RequirementError(f"{where}: the object lacks {', '.join(missing)}")
+                yield _row(where, at, form, [found[name] for name in form.columns])
+
+    return form, rows()
+
+
+def _form(what: str, formats: tuple[TraceFormat, ...], names: Collection[str]) -> TraceFormat:
+    found = recognise(formats, names)
+    if found is None:
+        known = " or ".join(dict.fromkeys(", ".join(each.columns) for each in formats))
+        raise RequirementError(f"{what} is of no known trace; it must name {known}")
+    form, lacking = found
+    if lacking:
+        raise RequirementError(f"{what} lacks {', '.join(lacking)}; it must name {', '.join(form.columns)}")
+    return form
+
+
+def _json_object(where: str, line: str) -> Mapping[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise RequirementError(f"{where}: not a JSON object")
+    return found
+
+
+def _row(where: str, number: int, form: TraceFormat, values: list[Any]) -> Row:
+    try:
+        arrival_s = form.seconds(values[0])
+    except (TypeError, ValueError):
+        raise RequirementError(f"{where}: {form.columns[0]} must be {form.time_is}, not {values[0]!r}") from None
+    if not math.isfinite(arrival_s):
+        raise RequirementError(f"{where}: {form.columns[0]} must be finite, not {values[0]}")
+    least = 0 if form.published else 1
+    prompt, output = (
+        _tokens(where, name, value, least) for name, value in zip(form.columns[1:], values[1:], strict=True)
+    )
+    return number, arrival_s, prompt, output
+
+
+def _tokens(where: str, name: str, value: Any, least: int) -> int:
+    try:
+        tokens = float(value)
+    except (TypeError, ValueError):
+        raise RequirementError(f"{where}: {name} must be a number, not {value!r}") from None
+    if not (least <= tokens <= 2**31 - 1 and tokens == int(tokens)):
+        raise RequirementError(f"{where}: {name} must be a whole number of at least {least}, not {tokens:g}")
+    return int(tokens)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pytest_gpucap.capacity.decide import errors_exceed, separated, verdict_of
 from pytest_gpucap.capacity.results import Interval, Measurement, Outcome, Verdict
-from pytest_gpucap.capacity.speed import SpeedError, bin_width_s, bins_of
-from pytest_gpucap.load.protocol import LoadError, LoadRunner
+from pytest_gpucap.capacity.speed import SpeedError
+from pytest_gpucap.load.protocol import ClosedLoop, LoadError, LoadRunner, OpenLoop
 from pytest_gpucap.measure import constants as c
+from pytest_gpucap.measure.climbing import Climb, climbed, drowned
 from pytest_gpucap.measure.direct import run_direct
-from pytest_gpucap.measure.estimate import Estimate, critical_concurrency, estimate, fitted, model_of, typical_step_s
+from pytest_gpucap.measure.estimate import Estimate, critical_concurrency, estimate, fitted, model_of
 from pytest_gpucap.measure.replay import Replay, replay
 from pytest_gpucap.measure.session import OutOfTime, Session, Window
 from pytest_gpucap.measure.settings import Observer, Settings
@@ -67,72 +68,104 @@ def measurement_of(session: Session, found: Estimate | None, saturated: Interval
     )
 
 
-def _decide(session: Session, state: _State) -> tuple[Outcome, str]:  # noqa: C901, PLR0911, PLR0912 - one branch an ending
+def _decide(session: Session, state: _State) -> tuple[Outcome, str]:  # noqa: C901 - one branch an ending
     requirement, settings = session.requirement, session.settings
     design = float(requirement.design_rate)
-    traffic = traffic_for(requirement.workload)
     critical = critical_concurrency(requirement, settings, design)
-    overload = int(c.OVERLOAD * critical) + c.OVERLOAD_MARGIN
+    climb = climbed(session, critical, c.ENOUGH * design)
+    state.windows.extend(climb.windows)
+    if early := _after_climb(session, state, climb):
+        return early
+    most = climb.turned or critical
+    overload = int(c.OVERLOAD * most) + c.OVERLOAD_MARGIN
     disagreements = 0
     for cycle in range(1, c.MOST_CYCLES + 1):
-        if cycle == 1:
-            low = max(1, round(c.LOW_SHARE * critical))
-            if low < critical:
-                first = session.hold("warm-up and low hold", low, c.LOW_HOLD_S, discard_s=c.WARM_UP_S)
-                state.windows.append(extended(session, first, low))
-            hold = session.hold("hold 1", critical, c.HOLD_S, discard_s=c.TOP_UP_S if low < critical else c.WARM_UP_S)
-        else:
-            hold = session.hold(f"hold {cycle}", critical, c.HOLD_S, discard_s=c.TOP_UP_S)
-        state.windows.append(hold)
-        if session.problems:
-            return Outcome.INVALID, session.problems[0]
-        if failing := _too_many_errors(session):
-            return failing
-        if cycle == 1:
-            try:
-                found = estimate(session.journal, state.windows, traffic, requirement, settings, design, extremes=False)
-            except SpeedError:
-                return Outcome.FAIL, _stuck(session, critical)
-            state.found = found
-            if math.log(found.rate.value / design) < -max(
-                c.HOLD_FAIL_LN, c.HOLD_FAIL_Z * math.hypot(found.error, c.SHAPE_ERROR)
-            ):
-                return Outcome.FAIL, _reason(found, design, f"held at up to {critical} requests in flight")
+        if cycle > 1:
+            lead_s = c.TOP_UP_S if session.in_flight else c.REFILL_S
+            state.windows.append(session.hold(f"hold {cycle}", climb.level, c.HOLD_S, discard_s=lead_s))
         open_loop = session.open_loop(f"design rate {cycle}", design, c.OPEN_S, overload=overload)
         state.windows.append(open_loop)
-        if session.problems:
-            return Outcome.INVALID, session.problems[0]
-        if failing := _too_many_errors(session):
-            return failing
-        found, replayed = reconciled(session, state.windows, state.found)
+        if ended := _ended(session):
+            return ended
+        # What a first open loop shows that went badly wrong must show again before it is believed.
+        spoilt = c.GROSS_SHARE if cycle == 1 else 1.0
+        found, replayed = reconciled(session, state.windows, state.found, climb.turned, spoilt)
         state.found = found
-        if open_loop.span.stopped and found.rate.value < design * math.exp(c.DECISION_Z[-1] * found.error):
-            return Outcome.FAIL, _reason(found, design, "the open loop at the design rate drowned the server")
-        z = c.DECISION_Z[min(cycle, len(c.DECISION_Z)) - 1]
+        if open_loop.span.stopped or drowned(open_loop, climb.turned):
+            if found.rate.value < design * math.exp(c.DECISION_Z[-1] * found.error):
+                return Outcome.FAIL, _reason(found, design, "the open loop at the design rate drowned the server")
+            session.settle()
         if not replayed.agrees:
             # What the model misses by is one more error of it. Far from the design rate that changes no verdict; near
             # it the model is given up.
             state.found = found = found.widened(math.log(replayed.pace))
-        outcome = separated(found.rate.value, design, found.error, z)
-        if outcome is Outcome.INCONCLUSIVE and not replayed.agrees:
+        z = c.DECISION_Z[min(cycle, len(c.DECISION_Z)) - 1]
+        outcome = separated(found.least, found.greatest, design, found.error, z)
+        if outcome is Outcome.PASS and replayed.gross > c.GROSS_SHARE:
+            continue
+        if outcome is not Outcome.INCONCLUSIVE:
+            return outcome, _reason(found, design, _seen(replayed))
+        if not replayed.agrees:
             disagreements += 1
             if disagreements > 1:
                 return run_direct(session, design, overload)
-            continue
-        if outcome is Outcome.PASS and replayed.gross > c.GROSS_SHARE and cycle < c.MOST_CYCLES:
-            continue
-        if outcome is not Outcome.INCONCLUSIVE and not (outcome is Outcome.PASS and replayed.gross > c.GROSS_SHARE):
-            return outcome, _reason(found, design, _seen(replayed))
     return Outcome.INCONCLUSIVE, "the evidence does not separate" + _so_far(session, state)
 
 
-def reconciled(session: Session, windows: list[Window], before: Estimate | None) -> tuple[Estimate, Replay]:
-    """The estimate from all windows, the last an open loop, with what its replay says the model leaves out."""
+def _after_climb(session: Session, state: _State, climb: Climb) -> tuple[Outcome, str] | None:
+    """What the holds alone decide: a measurement that is spoilt, and a server that is far too slow."""
+    if ended := _ended(session):
+        return ended
+    requirement, design = session.requirement, float(session.requirement.design_rate)
+    traffic = traffic_for(requirement.workload)
+    highest = climb.turned or climb.level
+    try:
+        state.found = found = estimate(
+            session.journal, state.windows, traffic, requirement, session.settings, design, turned=climb.turned
+        )
+    except SpeedError:
+        return Outcome.FAIL, _stuck(session, highest)
+    least_gap = max(c.HOLD_FAIL_LN, c.HOLD_FAIL_Z * math.hypot(found.error, c.SHAPE_ERROR))
+    if math.log(found.greatest / design) < -least_gap:
+        how = f"held at up to {highest} requests in flight"
+        if climb.turned:
+            how += ", beyond which throughput falls"
+        return Outcome.FAIL, _reason(found, design, how)
+    return None
+
+
+def _ended(session: Session) -> tuple[Outcome, str] | None:
+    """The ending that problems or errors have brought about."""
+    if session.problems:
+        return Outcome.INVALID, session.problems[0]
+    return _too_many_errors(session)
+
+
+def reconciled(
+    session: Session,
+    windows: list[Window],
+    before: Estimate | None,
+    turned: int | None = None,
+    spoilt_share: float = 1.0,
+) -> tuple[Estimate, Replay]:
+    """The estimate from all windows, the last an open loop, with what its replay says the model leaves out.
+
+    That is not believed of an open loop which broke a limit in more than `spoilt_share` of its requests.
+    """
     requirement, settings = session.requirement, session.settings
     traffic = traffic_for(requirement.workload)
     guess = before.rate.value if before else float(requirement.design_rate)
+    last = windows[-1]
+    if turned is not None:
+        windows = [w for w in windows if isinstance(w.span.phase, ClosedLoop) or not drowned(w, turned)]
     model = model_of(fitted(session.journal, windows), settings)
-    replayed = replay(session.journal, windows[-1], model, requirement.slo)
+    replayed = replay(session.journal, last, model, requirement.slo)
+    offset, correction = replayed.ttft_offset_s, replayed.correction
+    offset_rps = last.span.phase.rate_rps if isinstance(last.span.phase, OpenLoop) else 0.0
+    if (last.span.stopped or drowned(last, turned) or replayed.gross > spoilt_share) and before is not None:
+        # First tokens of a server that drowned tell nothing of one that does not.
+        offset, correction = before.model.ttft_offset_s, before.model.correction
+        offset_rps = before.model.ttft_offset_rps
     found = estimate(
         session.journal,
         windows,
@@ -140,39 +173,13 @@ def reconciled(session: Session, windows: list[Window], before: Estimate | None)
         requirement,
         settings,
         guess,
-        before.slope if before else None,
-        replayed.ttft_offset_s,
-        replayed.correction,
+        before.slope if before and before.settled else None,
+        offset,
+        correction,
+        offset_rps,
+        turned=turned,
     )
-    return found, replayed
-
-
-def extended(session: Session, hold: Window, concurrency: int) -> Window:
-    """The hold, or a later one when its halves say that the server was still warming up."""
-    for _ in range(c.MOST_EXTENSIONS):
-        if not _unsteady(session, hold):
-            break
-        hold = session.hold("hold, extended", concurrency, c.HOLD_S, hot=False)
-    return hold
-
-
-def _unsteady(session: Session, hold: Window) -> bool:
-    """Whether the pace of the hold's second half differs from that of its first."""
-    step_s = typical_step_s(session.journal, [hold])
-    bins = bins_of(session.journal, hold.start_s, hold.end_s, min(bin_width_s(step_s), c.HOLD_S / 8))
-    usable = (bins.decoding > 1) & (bins.tokens > 0)
-    if usable.sum() < 6:  # noqa: PLR2004 - too few bins to compare halves
-        return False
-    log_pace = [
-        math.log(w * n / t)
-        for w, n, t in zip(bins.width_s[usable], bins.decoding[usable], bins.tokens[usable], strict=True)
-    ]
-    half = len(log_pace) // 2
-    first, second = sorted(log_pace[:half]), sorted(log_pace[-half:])
-    difference = abs(first[half // 2] - second[half // 2])
-    spread = sorted(abs(a - b) for a, b in zip(log_pace[1:], log_pace[:-1], strict=True))
-    noise = 1.05 * spread[len(spread) // 2] * math.sqrt(math.pi / half)
-    return difference > max(c.UNSTEADY_LN, c.UNSTEADY_Z * noise)
+    return replace(found, settled=found.slope < c.STEEPEST), replayed
 
 
 def _too_many_errors(session: Session) -> tuple[Outcome, str] | None:

@@ -33,6 +33,9 @@ class Estimate:
         slope: of the tightest percentile against the rate (see `twin.Sustainable`).
         speed: the curve fitted.
         model: of the server, as the twin took it.
+        least, greatest: the rates with the slowest and the fastest course that the curve may take beyond the batch
+            sizes measured; both are the rate itself where the queue reaches none of those.
+        settled: an open loop is behind it, and its slope may be taken for that of the next estimate.
     """
 
     rate: Interval
@@ -42,6 +45,9 @@ class Estimate:
     slope: float
     speed: Speed
     model: ServerModel
+    least: float
+    greatest: float
+    settled: bool = False
 
     def widened(self, by: float) -> Estimate:
         """The same with one more, independent, standard error of its logarithm."""
@@ -131,35 +137,66 @@ def estimate(
     slope: float | None = None,
     ttft_offset_s: tuple[float, ...] = (),
     correction: tuple[tuple[str, float], ...] = (),
+    ttft_offset_rps: float = 0.0,
     *,
     extremes: bool = True,
+    turned: int | None = None,
 ) -> Estimate:
     """Fit the curve, put the queue on top, solve for the rate.
 
-    Without `extremes`, the interval knows nothing of batch sizes that were not measured; a search needs none.
+    Without `extremes`, the interval knows nothing of batch sizes that were not measured; a search needs none. Where
+    throughput falls beyond the concurrency `turned`, a queue there feeds itself, so the requests in flight must stay
+    below it as a latency must stay below its limit (see `twin.IN_FLIGHT_QUANTILE`).
 
     Raises:
         SpeedError: if the windows hold too few tokens.
     """
     speed = fitted(journal, windows)
-    model = replace(model_of(speed, settings), ttft_offset_s=ttft_offset_s, correction=correction)
-    found = twin.sustainable(model, traffic, requirement.slo.limits, guess_rps, slope)
+    model = replace(
+        model_of(speed, settings),
+        ttft_offset_s=ttft_offset_s,
+        correction=correction,
+        ttft_offset_rps=ttft_offset_rps,
+    )
+    if turned is not None:
+        model = replace(model, speed=speed.pessimistic(model.speed.size - 1))
+    found = twin.sustainable(model, traffic, requirement.slo.limits, guess_rps, slope, most_in_flight=turned)
     seconds = windows[-1].end_s - windows[0].start_s
     drift = max(c.DRIFT_SD, between_windows(journal, windows, speed)) * math.sqrt(drift_share(seconds))
     pace_error = math.hypot(c.AUTOCORRELATION * speed.error, drift)
-    error = math.hypot(found.elasticity * pace_error, c.TWIN_ERROR)
-    low, high = (found.rate_rps * math.exp(sign * NORMAL_95 * error) for sign in (-1, 1))
-    if extremes and _beyond(found, speed, model):
-        bound_low, bound_high = _extremes(model, speed, traffic, requirement, found.rate_rps)
-        low, high = min(low, bound_low), max(high, bound_high)
+    flatness = max(1.0, c.FLAT_SLOPE / found.slope)
+    error = math.hypot(found.elasticity * pace_error, flatness * c.TWIN_ERROR)
+    if turned is not None:
+        error = math.hypot(error, c.TURN_ERROR)
+    least = greatest = found.rate_rps
+    if turned is not None:
+        # At most all that the best concurrency brought.
+        greatest = max(greatest, twin.saturation_rps(model, traffic))
+    elif extremes and _beyond(found, windows, model, traffic):
+        bounds = _extremes(model, speed, traffic, requirement, found.rate_rps)
+        least, greatest = min(least, *bounds), max(greatest, *bounds)
+        error = math.hypot(error, c.EXTRAPOLATED_ERROR)
+    low, high = least * math.exp(-NORMAL_95 * error), greatest * math.exp(NORMAL_95 * error)
+    if turned is not None:
+        high = max(found.rate_rps * math.exp(NORMAL_95 * error), greatest)
     return Estimate(
-        Interval(found.rate_rps, low, high), error, found.binding, found.in_flight, found.slope, speed, model
+        Interval(found.rate_rps, low, high),
+        error,
+        found.binding,
+        found.in_flight,
+        found.slope,
+        speed,
+        model,
+        least,
+        found.rate_rps if turned is not None else greatest,
     )
 
 
-def _beyond(found: Sustainable, speed: Speed, model: ServerModel) -> bool:
+def _beyond(found: Sustainable, windows: list[Window], model: ServerModel, traffic: Traffic) -> bool:
     """Whether the queue at the estimate reaches batch sizes that were not measured."""
-    return min(found.in_flight, model.most_running) > c.EXTRAPOLATED * speed.most
+    fitting = model.kv_tokens / max(1.0, traffic.mean_context)
+    held = max((s.in_flight_mean for w in windows for s in w.samples), default=0.0)
+    return min(found.in_flight, model.most_running, fitting) > c.EXTRAPOLATED * held + c.EXTRAPOLATED_MARGIN
 
 
 def _extremes(

@@ -8,7 +8,15 @@ from pytest_gpucap.capacity.results import Measurement
 from pytest_gpucap.capacity.speed import SpeedError
 from pytest_gpucap.load.protocol import LoadError, LoadRunner
 from pytest_gpucap.measure import constants as c
-from pytest_gpucap.measure.checking import extended, measurement_of, reconciled
+from pytest_gpucap.measure.checking import measurement_of, reconciled
+from pytest_gpucap.measure.climbing import (
+    Climb,
+    drowned,
+    extended,
+    steady_throughput,
+    throughput_rps,
+    turn_back,
+)
 from pytest_gpucap.measure.estimate import Estimate, critical_concurrency, estimate
 from pytest_gpucap.measure.session import OutOfTime, Session, Window
 from pytest_gpucap.measure.settings import Observer, Settings
@@ -33,67 +41,97 @@ def measured(session: Session) -> tuple[Estimate | None, list[Window]]:
     found: Estimate | None = None
     windows: list[Window] = []
     try:
-        critical, found, windows = _search(session)
+        climb, found = _search(session)
+        windows = climb.windows
         if found is None:
             return None, windows
+        share = 1.0
         for cycle in range(1, c.MEASURE_CYCLES + 1):
-            hold = session.hold(f"hold {cycle}", critical, c.HOLD_S, hot=False)
-            windows.append(extended(session, hold, critical) if cycle == 1 else hold)
+            if windows[-1].span.stopped or drowned(windows[-1], climb.turned):
+                session.settle()
+            emptied = session.in_flight == 0
+            hold = session.hold(
+                f"hold {cycle}", climb.level, c.HOLD_S, discard_s=c.REFILL_S if emptied else 0.0, hot=emptied
+            )
+            windows.append(extended(session, hold, climb.level) if cycle == 1 else hold)
             if session.problems:
                 break
             window = session.open_loop(
                 f"open loop {cycle}",
-                found.rate.value,
+                found.rate.value * share * (c.TURNED_RATE_SHARE if climb.turned else 1.0),
                 c.OPEN_S,
-                overload=int(c.OVERLOAD * critical) + c.OVERLOAD_MARGIN,
+                overload=int(c.OVERLOAD * (climb.turned or climb.level)) + c.OVERLOAD_MARGIN,
             )
             windows.append(window)
             if session.problems:
                 break
-            found, replayed = reconciled(session, windows, found)
+            found, replayed = reconciled(session, windows, found, climb.turned, c.SPOILT_SHARE)
+            if replayed.gross > c.SPOILT_SHARE:
+                share *= c.SPOILT_RATE_SHARE
             if not replayed.agrees:
                 found = found.widened(math.log(replayed.pace))
-            critical = _critical(session, found)
+            # One odd window must not send the holds to a concurrency that tells nothing.
+            climb.level = max(_level(session, found, climb), climb.level // 2)
     except OutOfTime:
         pass
     return found, windows
 
 
-def _critical(session: Session, found: Estimate) -> int:
-    """Requests in flight to hold: where the limits bind at the estimated rate."""
+def _level(session: Session, found: Estimate, climb: Climb) -> int:
+    """Requests in flight to hold: where the limits bind at the estimated rate, and not beyond the best."""
+    if climb.turned is not None:
+        return max(1, round(min(found.in_flight, c.TURNED_SHARE * climb.turned)))
     if not session.requirement.slo.limits:
         return critical_concurrency(session.requirement, session.settings, found.rate.value)
     return max(1, round(min(found.in_flight, found.model.most_running)))
 
 
-def _search(session: Session) -> tuple[int, Estimate | None, list[Window]]:
-    """Move the held concurrency towards the critical one; the first hold is the warm-up as well.
+def _search(session: Session) -> tuple[Climb, Estimate | None]:  # noqa: C901 - one branch an ending
+    """Move the held concurrency towards the critical one, as long as throughput rises with it.
 
-    The windows on the way are kept: other batch sizes tell the curve's shape.
+    The first hold is the warm-up as well. The windows on the way are kept: other batch sizes tell the curve's shape.
     """
     requirement, settings = session.requirement, session.settings
     traffic = traffic_for(requirement.workload)
     guess = float(requirement.design_rate)
-    n = min(critical_concurrency(requirement, settings, guess), c.UNKNOWN_SEQS)
+    start = min(critical_concurrency(requirement, settings, guess), c.FIRST_HOLD)
+    level = max(1, round(c.LOW_SHARE * start))
+    climb = Climb([], level)
     found: Estimate | None = None
-    windows: list[Window] = []
+    best, best_rps = level, 0.0
     for move in range(c.SEARCH_MOVES):
-        window = session.hold(
-            f"search {move + 1}", n, c.SEARCH_HOLD_S, discard_s=c.WARM_UP_S if move == 0 else 1.0, hot=move == 0
-        )
+        lead_s = c.WARM_UP_S if move == 0 else c.TOP_UP_S
+        window = session.hold(f"search {move + 1}", climb.level, c.SEARCH_HOLD_S, discard_s=lead_s)
         if session.problems:
-            return n, None, windows
-        windows.append(window)
+            return climb, None
+        if climb.level > best:
+            window, rps = steady_throughput(session, window, climb.level, best_rps * c.DOUBTFUL_RISE)
+            if rps < best_rps * (1.0 - c.FALL_SHARE):
+                turn_back(session, climb, best)
+        else:
+            rps = throughput_rps(session, window)
+        if climb.turned is None:
+            climb.windows.append(window)
+            if rps > best_rps:
+                best, best_rps = climb.level, rps
         try:
-            found = estimate(session.journal, windows, traffic, requirement, settings, guess, extremes=False)
+            found = estimate(
+                session.journal, climb.windows, traffic, requirement, settings, guess, extremes=False,
+                turned=climb.turned,
+            )  # fmt: skip
         except SpeedError:
-            if n == 1:
-                return n, None, windows
-            n = max(1, n // 4)
+            if climb.level == 1:
+                return climb, None
+            climb.level = max(1, climb.level // 4)
             continue
         guess = found.rate.value
-        wanted = _critical(session, found)
-        if abs(math.log(wanted / n)) < c.SEARCH_NEAR:
+        if climb.turned is not None:
             break
-        n = int(min(wanted, max(n + 1, math.ceil(n * c.SEARCH_FACTOR))))
-    return n, found, windows
+        if move == 0 and climb.level < start:
+            climb.level = start  # one batch size tells a pace, but no curve
+            continue
+        wanted = _level(session, found, climb)
+        if abs(math.log(wanted / climb.level)) < c.SEARCH_NEAR:
+            break
+        climb.level = int(min(wanted, max(climb.level + 1, math.ceil(climb.level * c.SEARCH_FACTOR))))
+    return climb, found

@@ -99,7 +99,10 @@ class Session:
     def settle(self) -> None:
         """End what is in flight: nothing more is measured."""
         self.runner.settle(c.SETTLE_S, cancel=True)
-        self._spend("settling", self.runner.clock.now() - self._idle_since_s)
+        now = self.runner.clock.now()
+        self._spend("settling", now - self._idle_since_s)
+        self._idle_since_s = now
+        self.journal = self.runner.journal()
 
     def _fitting(self, duration_s: float) -> float:
         duration_s = min(duration_s, self.left_s)

@@ -57,19 +57,19 @@ def _points(session: Session, found: Estimate, points: list[Sample]) -> tuple[In
         )
         points.append(_whole(session, window, "one at a time"))
         single = _single(session)
+        most = min(found.model.most_running, math.ceil(found.speed.most))
         for rate, in_flight in placed(found, session.requirement, c.POINTS):
-            session.hold(f"to {rate:.3g} req/s", in_flight, c.LEAST_PHASE_S, hot=False)
+            level = min(in_flight, most)
+            session.hold(f"to {rate:.3g} req/s", level, c.LEAST_PHASE_S, hot=False)
             label = f"{rate:.3g} req/s"
-            window = session.open_loop(
-                label,
-                rate,
-                c.POINT_S,
-                discard_s=c.POINT_LEAD_S,
-                overload=int(2.0 * max(in_flight, found.in_flight)) + c.OVERLOAD_MARGIN,
-            )
+            overload = int(c.OVERLOAD * max(level, most)) + c.OVERLOAD_MARGIN
+            window = session.open_loop(label, rate, c.POINT_S, discard_s=c.POINT_LEAD_S, overload=overload)
             points.append(_whole(session, window, label))
-        most = min(found.model.most_running, int(2 * found.in_flight) + 8)
-        window = session.hold("saturation", most, c.HOLD_S, discard_s=3.0, hot=False)
+            if window.span.stopped:
+                # Higher rates would drown the server as well, and a drowned one is slow to come back.
+                session.settle()
+                break
+        window = session.hold("saturation", most, c.HOLD_S, discard_s=3.0, hot=session.in_flight == 0)
         points.append(_whole(session, window, "saturation"))
         saturated = _saturated(session, window)
     except OutOfTime:
@@ -89,6 +89,8 @@ def placed(found: Estimate, requirement: Requirement, count: int) -> list[tuple[
     grid = np.minimum(grid, bound)
     evaluations = [twin.evaluate(found.model, traffic, float(rate)) for rate in grid]
     latency = np.log([float(np.mean(np.minimum(e.e2e_s, 1e6))) for e in evaluations])
+    # Beyond the sustainable rate a queue may grow without end; that rise would take every point for itself.
+    latency = np.minimum(latency, latency[-2] + math.log(c.POINT_RISE))
     latency = np.maximum.accumulate(latency + 1e-9 * np.arange(latency.size))
     wanted = np.interp(np.linspace(latency[0], latency[-1], count + 1), latency, grid)
     in_flight = np.interp(wanted, grid, [float(e.seen.mean()) for e in evaluations])

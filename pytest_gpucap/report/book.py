@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
-from pytest_gpucap.report import resultfile, text
+from pytest_gpucap.report import comparison, facts, resultfile, text
+from pytest_gpucap.report.publish import publish
 from pytest_gpucap.report.record import Record
 from pytest_gpucap.report.wording import shown
+
+_COLOURS: Final[dict[str, dict[str, bool]]] = {
+    "PASS": {"green": True},
+    "FAIL": {"red": True},
+    "INVALID": {"red": True},
+    "INCONCLUSIVE": {"yellow": True},
+}
+"""By a line's first word; the word says it all to whoever sees no colour."""
 
 
 class Book:
     """Collects records, keeps the result files up to date, writes the terminal summary."""
 
-    def __init__(self, paths: Sequence[Path], config: pytest.Config) -> None:
+    def __init__(
+        self, paths: Sequence[Path], config: pytest.Config, *, markdown: Path | None = None, html: Path | None = None
+    ) -> None:
         self._paths = paths
+        self._markdown, self._html = markdown, html
+        self._root = config.rootpath
         self._started = datetime.now(UTC)
         self._arguments = [str(argument) for argument in config.invocation_params.args]
         self._records: list[Record] = []
         self._unwritten: str | None = None
+        self._notes: list[str] = []
 
-    def add(self, records: Sequence[Record]) -> None:
-        """Keep the records of one test and write the files anew."""
+    def add(self, records: Sequence[Record], *, expected: bool = False) -> None:
+        """Keep the records of one test, which may have been `expected` to fail, and write the files anew."""
+        for record in records:
+            if expected and (record["outcome"] not in {"PASS", None} or facts.regressed(record)):
+                record["expected_failure"] = True
         self._records += records
-        content = resultfile.document(self._records, started=self._started, arguments=self._arguments)
+        content = self.document()
         for path in self._paths:
             try:
                 resultfile.write(path, content)
@@ -35,8 +53,28 @@ class Book:
                 # A full disk must not cost the verdicts that are still to come; it is said at the end.
                 self._unwritten = f"{path} could not be written: {error}"
 
+    def document(self) -> dict[str, Any]:
+        """The result file of the session so far."""
+        return resultfile.document(self._records, started=self._started, arguments=self._arguments)
+
+    def note(self, line: str) -> None:
+        """A line for the end of the summary."""
+        self._notes.append(line)
+
     def summarise(self, terminal: Any) -> None:
         """Write the summary to pytest's terminal reporter."""
         terminal.section("GPU capacity")
-        terminal.write_line(text.summary(self._records))
+        for line in text.summary(self._records).splitlines():
+            terminal.write_line(line, **_COLOURS.get(line.lstrip("- ").partition(" ")[0].rstrip(":"), {}))
+        for line in comparison.summary(self._records):
+            terminal.write_line(line)
         terminal.write_line(self._unwritten or f"result file: {shown(self._paths[-1])}")
+        published = publish(
+            self.document(),
+            markdown_file=self._markdown,
+            html_file=self._html,
+            root=self._root,
+            environ=os.environ,
+        )
+        for line in (*self._notes, *published):
+            terminal.write_line(line)

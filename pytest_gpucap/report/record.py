@@ -14,7 +14,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
-from pytest_gpucap.capacity.results import Curve, Measurement, Sample, Verdict
+from pytest_gpucap.capacity.results import Accuracy, Curve, Measurement, Sample, Verdict
+from pytest_gpucap.capacity.sizing import gpus_interval
+from pytest_gpucap.report.series import lean
 from pytest_gpucap.requirement import Length, Requirement, Slo, Workload
 
 SCHEMA_VERSION: Final = 1
@@ -32,6 +34,9 @@ class Context:
         telemetry: summary of the devices and the server over the measurement.
         bottleneck: kind, evidence and advice; None where nothing was diagnosed.
         startup_s: server time spent before the first request; 0 where the server was already running.
+        series: of the telemetry, as `report.series.series` gives it; None where nothing was watched.
+        limit: the physical limit and the share of it that was measured; None where model or class are not known.
+        line: of the test in its file, from 1; None where unknown.
     """
 
     test: str
@@ -39,6 +44,9 @@ class Context:
     telemetry: Any = None
     bottleneck: Any = None
     startup_s: float = 0.0
+    series: Any = None
+    limit: Any = None
+    line: int | None = None
 
 
 def verdict_record(verdict: Verdict, context: Context) -> Record:
@@ -51,6 +59,7 @@ def verdict_record(verdict: Verdict, context: Context) -> Record:
         "gpus_required": verdict.gpus_required,
         "gpus_interval": plain(verdict.gpus_interval),
         "slack": plain(verdict.slack),
+        "accuracy": accuracy_record(verdict.accuracy),
     }
 
 
@@ -63,7 +72,8 @@ def curve_record(curve: Curve, context: Context) -> Record:
     """The record of one `sweep`."""
     return {
         **_measurement(curve.measurement, context, kind="sweep"),
-        "points": plain(curve.points),
+        # Their windows are among the samples, and those carry the detail.
+        "points": [{**plain(point), "timeline": {}, "histograms": {}} for point in curve.points],
         "knee_rps": plain(curve.knee_rps),
         "batching_gain": plain(curve.batching_gain),
     }
@@ -71,15 +81,19 @@ def curve_record(curve: Curve, context: Context) -> Record:
 
 def sample_record(sample: Sample, requirement: Requirement, context: Context, *, simulated: bool, seed: int) -> Record:
     """The record of one window of `sample`."""
-    lone = Measurement(requirement, (sample,), None, problems=sample.problems, simulated=simulated, seed=seed)
+    lone = Measurement(
+        requirement, (sample,), None, problems=sample.problems, simulated=simulated, seed=seed, budgeted=False
+    )
     return _measurement(lone, context, kind="sample")
 
 
 def _measurement(measurement: Measurement, context: Context, kind: str) -> Record:
-    requirement = measurement.requirement
+    requirement, rate = measurement.requirement, measurement.sustainable_rate
+    counted = measurement.budgeted and rate is not None
     return {
         "kind": kind,
         "test": context.test,
+        "line": context.line,
         "name": requirement.name,
         "outcome": None,
         "simulated": measurement.simulated,
@@ -95,13 +109,19 @@ def _measurement(measurement: Measurement, context: Context, kind: str) -> Recor
         "saturated_rate": plain(measurement.saturated_rate),
         "single_rate": plain(measurement.single_rate),
         "binding": measurement.binding,
-        "samples": plain(measurement.samples),
+        "design_rate_rps": plain(requirement.design_rate) if measurement.budgeted else None,
+        "gpus_required": measurement.gpus_required if counted else None,
+        "gpus_interval": plain(gpus_interval(requirement, rate)) if counted and rate is not None else None,
+        "samples": lean(plain(measurement.samples)),
         "spent_s": {"start-up": plain(context.startup_s), **plain(measurement.spent_s)},
         "problems": list(measurement.problems),
         "seed": measurement.seed,
         "environment": plain(context.environment),
         "telemetry": plain(context.telemetry),
         "bottleneck": plain(context.bottleneck),
+        "comparison": None,
+        "series": plain(context.series),
+        "limit": plain(context.limit),
     }
 
 
@@ -117,12 +137,28 @@ def workload_record(workload: Workload) -> Record:
         "shared_prefix_tokens": workload.shared_prefix_tokens,
         "ignore_eos": workload.ignore_eos,
         "sampling": dict(workload.sampling),
+        "preset": workload.preset,
+        "questions": None if workload.questions is None else workload.questions.name,
+        "wording": plain(workload.wording),
     }
+
+
+def accuracy_record(accuracy: Accuracy | None) -> Record | None:
+    """The answers, the interval's figures at the top; those of the interval are null where no answer came."""
+    if accuracy is None:
+        return None
+    figures = plain(accuracy)
+    share = figures.pop("share") or dict.fromkeys(("value", "low", "high", "confidence"))
+    return {**share, **figures}
 
 
 def slo_record(slo: Slo) -> Record:
     """Limits by the name that declares them, in seconds."""
-    return {"limits": {limit.name: limit.limit_s for limit in slo.limits}, "max_error_rate": plain(slo.max_error_rate)}
+    return {
+        "limits": {limit.name: limit.limit_s for limit in slo.limits},
+        "max_error_rate": plain(slo.max_error_rate),
+        "min_accuracy": plain(slo.min_accuracy),
+    }
 
 
 def _length(length: Length) -> int | str:
@@ -141,8 +177,7 @@ def plain(value: Any) -> Any:  # noqa: PLR0911 - one line a kind of value
         case None | bool() | int() | str():
             return value
         case float() | Fraction():
-            # Seven figures are beyond every clock here, and shorter ones read better in a diff.
-            return float(f"{float(value):.7g}") if math.isfinite(value) else None
+            return _rounded(float(value)) if math.isfinite(value) else None
         case Path():
             return str(value)
         case Mapping():
@@ -154,3 +189,8 @@ def plain(value: Any) -> Any:  # noqa: PLR0911 - one line a kind of value
     if hasattr(value, "tolist"):  # NumPy scalars and arrays
         return plain(value.tolist())
     raise TypeError(f"a result may not hold a {type(value).__name__}: {value!r}")
+
+
+def _rounded(value: float) -> float:
+    """Seven figures, and never less than milliseconds: a monotonic clock counts from a boot that may be months ago."""
+    return round(value, 3) if abs(value) >= 1e4 else float(f"{value:.7g}")  # noqa: PLR2004 - where 7 figures end at 1 ms

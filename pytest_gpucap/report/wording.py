@@ -47,6 +47,19 @@ def limit_name(keyword: str) -> str:
     return f"p{quantile.replace('_', '.')} {metric.upper()}" if quantile else keyword
 
 
+def bound_by(record: Mapping[str, Any]) -> str:
+    """``p95 E2E, limit 20 s``; empty where nothing is known to bind, or the answers decided."""
+    binding = record["binding"]
+    if not binding or (record.get("accuracy") or {}).get("decided"):
+        return ""
+    limit = record["slo"]["limits"].get(binding)
+    if binding == "errors":
+        return f"errors, at most {percent(record['slo']['max_error_rate'])} allowed"
+    if binding == "backlog":
+        return "a backlog that grows"
+    return f"{limit_name(binding)}{'' if limit is None else f', limit {seconds(limit)}'}"
+
+
 def gpus(count: int) -> str:
     """``1 GPU``, ``3 GPUs``."""
     return f"{count} GPU{'' if count == 1 else 's'}"
@@ -62,25 +75,48 @@ def headline(record: Mapping[str, Any]) -> str:
 
     ``chat needs 3 GPUs, budget 2: 100 req/s x 1.3 / 52.1 req/s = 2.50``
     """
+    return ": ".join(headline_parts(record))
+
+
+def headline_parts(record: Mapping[str, Any]) -> tuple[str, str]:
+    """The claim, and the arithmetic or the reason it rests on."""
     name, outcome = record["name"], record["outcome"]
+    if outcome is None:
+        return name, _figure(record)
     if outcome == "INVALID":
-        return f"{name} was not measured: {record['reason']}"
-    declared = record["requirement"]
-    budget, found = declared["gpus"], record["sustainable_rate"]
-    if found is None or record["gpus_required"] is None:
-        return f"{name} is {outcome}: {record['reason']}"
-    per_replica = declared["gpus_per_replica"]
-    # From the figures as printed, in exact arithmetic, so that a reader who checks the line gets the same.
-    replicas = _exact(declared["qps"]) * _exact(declared["headroom"]) / _exact(significant(found["value"]))
-    arithmetic = (
-        f"{declared['qps']:g} req/s x {declared['headroom']:g} / {rate(found['value'])} = {float(replicas):.2f}"
-        f"{'' if per_replica == 1 else f' replicas of {per_replica} GPUs'}"
-    )
+        return f"{name} was not measured", record["reason"]
+    budget = record["requirement"]["gpus"]
+    if (record.get("accuracy") or {}).get("decided"):
+        # Of the answers: "answers right 61% (52-70%), needs 90%", and why they do not decide where they do not.
+        claim, _, more = record["reason"].partition("; ")
+        return f"{name} {claim}", more or f"fast enough, {arithmetic(record)}"
+    if record["sustainable_rate"] is None or record["gpus_required"] is None:
+        return f"{name} is {outcome}", record["reason"]
     if outcome == "INCONCLUSIVE":
         low, high = record["gpus_interval"]
         needs = f"{gpus(high)}" if low == high else f"{low} to {gpus(high)}"
-        return f"{name} may need {needs}, budget {budget}: {arithmetic}"
-    return f"{name} needs {gpus(record['gpus_required'])}, budget {budget}: {arithmetic}"
+        return f"{name} may need {needs}, budget {budget}", arithmetic(record)
+    return f"{name} needs {gpus(record['gpus_required'])}, budget {budget}", arithmetic(record)
+
+
+def _figure(record: Mapping[str, Any]) -> str:
+    """What was measured without a verdict."""
+    found, samples = record["sustainable_rate"], record["samples"]
+    if found is not None:
+        return f"one replica sustains {rate(found['value'])}"
+    return f"{rate(samples[0]['completed_rps'])} in one window" if len(samples) == 1 else "no sustainable rate"
+
+
+def arithmetic(record: Mapping[str, Any]) -> str:
+    """``100 req/s x 1.3 / 52.1 req/s = 2.50``; the record must have a sustainable rate."""
+    declared, found = record["requirement"], record["sustainable_rate"]
+    per_replica = declared["gpus_per_replica"]
+    # From the figures as printed, in exact arithmetic, so that a reader who checks the line gets the same.
+    replicas = _exact(declared["qps"]) * _exact(declared["headroom"]) / _exact(significant(found["value"]))
+    return (
+        f"{declared['qps']:g} req/s x {declared['headroom']:g} / {rate(found['value'])} = {float(replicas):.2f}"
+        f"{'' if per_replica == 1 else f' replicas of {per_replica} GPUs'}"
+    )
 
 
 def _exact(number: float | str) -> Fraction:

@@ -80,6 +80,11 @@ class Endpoint:
         version = answer.get("version") if isinstance(answer, dict) else None
         return version if isinstance(version, str) else None
 
+    @property
+    def simulated(self) -> bool:
+        """Whether the server says that it is a simulation (ours do, in their version)."""
+        return (self.version or "").startswith("SIMULATED")
+
     def metrics(self) -> Metrics:
         """The server's Prometheus samples, read now.
 

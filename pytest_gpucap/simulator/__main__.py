@@ -21,6 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=0, help="0: any free port (default)")
     parser.add_argument("--seed", type=int, default=0, help="of noise, drift and stalls")
     parser.add_argument("--time-scale", type=float, default=1.0, help="below 1: a faster engine, for tests")
+    parser.add_argument(
+        "--accuracy", type=float, metavar="SHARE", help="right answers to the plugin's own questions (the profile's: 1)"
+    )
     parser.add_argument("--with-parent", action="store_true", help="end when standard input ends")
     options = parser.parse_args(arguments)
     try:
@@ -29,6 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     if not options.time_scale > 0:
         parser.error("--time-scale must be above 0")
+    accuracy = profile.accuracy if options.accuracy is None else options.accuracy
+    if not 0 <= accuracy <= 1:
+        parser.error("--accuracy must lie between 0 and 1")
     profile = replace(profile, engine=profile.engine.scaled(options.time_scale))
 
     def started(port: int) -> None:
@@ -44,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         loop_factory = uvloop.new_event_loop
     with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=loop_factory) as runner:
         until = parent_gone if options.with_parent else None
-        runner.run(serve(profile, LOOPBACK, options.port, options.seed, started, until))
+        runner.run(serve(profile, LOOPBACK, options.port, options.seed, started, until, accuracy=accuracy))
     return 0
 
 

@@ -10,6 +10,15 @@ takes
 
 times noise, drift and the warm-up transient, plus now and then a stall.
 
+With `front_token_s` above 0 a second station hands the tokens out: the API server, a process of its own on one core. It
+takes a step's tokens in their order, each for
+
+    front_token_s * (1 + front_loss * backlog / (backlog + front_backlog_s))
+
+with `backlog` the seconds of work that wait before it (buffers and collections of garbage grow with what is held). The
+engine does not wait for it. Beyond the front end's speed a backlog grows, it grows less efficient, and throughput falls
+as requests are added.
+
 The code is one function over arrays, because it runs for millions of steps; numba compiles it where installed. State
 lives in two vectors, `real` and `whole`, indexed by the names below.
 """
@@ -30,17 +39,20 @@ Ints = npt.NDArray[np.int64]
 BASE, PER_SEQ, PER_SEQ_OVER, KNEE, PER_KV, PER_PROMPT = 0, 1, 2, 3, 4, 5
 NOISE, DRIFT_SD, DRIFT_TAU, STALL_PER_S, STALL_S, WARM_EXTRA, WARM_TAU = 6, 7, 8, 9, 10, 11, 12
 MAX_SEQS, TOKEN_BUDGET, KV_TOKENS = 13, 14, 15
-PARAMS = 16
+FRONT_TOKEN, FRONT_LOSS, FRONT_BACKLOG = 16, 17, 18
+PARAMS = 19
 
 # Real-valued state.
-TIME, DRIFT, DRIFT_AT, STARTED, STEP_S = 0, 1, 2, 3, 4
-REALS = 5
+TIME, DRIFT, DRIFT_AT, STARTED, STEP_S, SHOWN = 0, 1, 2, 3, 4, 5
+REALS = 6
+"""`SHOWN`: when the front end has handed out the last step's tokens; the step's own end without a front end."""
 
 # Whole-number state.
 HEAD, TAIL, FRONT, RUNNING, DECODES, KV, DECODE_STEP, NEXT_ROW, NOISE_AT, PREFILLING, NEXT_FINISH, PREEMPTIONS = range(
     12
 )
-WHOLES = 12
+SHOWN_HEAD, SHOWN_TAIL = 12, 13
+WHOLES = 14
 
 DRIFT_EVERY_S = 0.5
 """The drift moves at this interval; its time constant is minutes."""
@@ -65,6 +77,7 @@ def step(  # noqa: C901, PLR0912, PLR0915 - one scheduler step, read top to bott
     target: Ints,
     done: Ints,
     finish_at: Ints,
+    shown: Ints,
     first_s: Floats,
     last_s: Floats,
     end_s: Floats,
@@ -74,7 +87,8 @@ def step(  # noqa: C901, PLR0912, PLR0915 - one scheduler step, read top to bott
 
     Request columns (shape (n,), one row a request): `prompt` and `output` as asked for; `cached` KV tokens held;
     `target` tokens to prefill before it decodes (more than `prompt` after a preemption); `done` tokens generated when
-    it last began to decode; `finish_at` the decode step at which it completes.
+    it last began to decode; `finish_at` the decode step at which it completes. `shown`, shape (n,), gets the requests
+    that the engine has done with, in the order in which the front end will show their ends.
     """
     max_seqs, token_budget, kv_tokens = int(params[MAX_SEQS]), int(params[TOKEN_BUDGET]), int(params[KV_TOKENS])
     # Decodes need one KV token each; preempt from the back until they fit.
@@ -155,14 +169,22 @@ def step(  # noqa: C901, PLR0912, PLR0915 - one scheduler step, read top to bott
     real[TIME] += seconds
     real[STEP_S] = seconds
     now = real[TIME]
+    gap_s = seconds
+    if params[FRONT_TOKEN] > 0.0:
+        before = real[SHOWN]
+        backlog = max(0.0, before - now)
+        lost = params[FRONT_LOSS] * backlog / (backlog + params[FRONT_BACKLOG])
+        now = max(before, now) + (decodes + fresh) * params[FRONT_TOKEN] * (1.0 + lost)
+        gap_s = now - before if backlog > 0.0 else seconds
+    real[SHOWN] = now
 
     # What it brought.
     if decodes > 0:
         whole[DECODE_STEP] += 1
         whole[KV] += decodes
         gap_bin = 0
-        if seconds > GAP_LOWEST_S:
-            gap_bin = min(GAP_BINS - 1, math.ceil(math.log(seconds / GAP_LOWEST_S) / math.log(GAP_GROWTH)))
+        if gap_s > GAP_LOWEST_S:
+            gap_bin = min(GAP_BINS - 1, math.ceil(math.log(gap_s / GAP_LOWEST_S) / math.log(GAP_GROWTH)))
         gaps[gap_bin] += decodes
     at = whole[DECODE_STEP]
     if fresh == 0 and at < whole[NEXT_FINISH]:
@@ -191,6 +213,8 @@ def step(  # noqa: C901, PLR0912, PLR0915 - one scheduler step, read top to bott
             cached[r] = 0
             last_s[r] = now
             end_s[r] = now
+            shown[whole[SHOWN_TAIL]] = r
+            whole[SHOWN_TAIL] += 1
             continue
         soonest = min(soonest, finish_at[r])
         run[kept] = r
@@ -201,7 +225,7 @@ def step(  # noqa: C901, PLR0912, PLR0915 - one scheduler step, read top to bott
 
 
 @compiled
-def advance(
+def advance(  # noqa: C901, PLR0912 - one loop, read top to bottom
     params: Floats,
     real: Floats,
     whole: Ints,
@@ -215,6 +239,7 @@ def advance(
     target: Ints,
     done: Ints,
     finish_at: Ints,
+    shown: Ints,
     due_s: Floats,
     first_s: Floats,
     last_s: Floats,
@@ -236,8 +261,11 @@ def advance(
     """
     while True:
         now = real[TIME]
+        while whole[SHOWN_HEAD] < whole[SHOWN_TAIL] and end_s[shown[whole[SHOWN_HEAD]]] <= now:
+            whole[SHOWN_HEAD] += 1
         if concurrency > 0:
             in_flight = whole[RUNNING] + whole[FRONT] + whole[TAIL] - whole[HEAD]
+            in_flight += whole[SHOWN_TAIL] - whole[SHOWN_HEAD]
             while in_flight < concurrency and now < until_s:
                 if whole[NEXT_ROW] >= end_row:
                     return 2
@@ -257,15 +285,17 @@ def advance(
         if whole[NOISE_AT] + 4096 > noise.size:
             return 1
         made = step(
-            params, real, whole, noise, queue, front, run, prompt, output, cached, target, done, finish_at, first_s,
-            last_s, end_s, gaps,
+            params, real, whole, noise, queue, front, run, prompt, output, cached, target, done, finish_at, shown,
+            first_s, last_s, end_s, gaps,
         )  # fmt: skip
         if made < 0:
             wake = until_s
             if concurrency == 0 and whole[NEXT_ROW] < end_row:
                 wake = min(wake, due_s[whole[NEXT_ROW]])
+            if whole[SHOWN_HEAD] < whole[SHOWN_TAIL]:
+                wake = min(wake, end_s[shown[whole[SHOWN_HEAD]]])
             # Idle time lets the drift move at most a block at a time; nothing else happens in it.
             real[TIME] = max(now, wake)
             real[DRIFT_AT] = max(real[DRIFT_AT], real[TIME] - 1000.0 * DRIFT_EVERY_S)
         else:
-            tokens[min(tokens.size - 1, int(real[TIME] / bin_s))] += made
+            tokens[min(tokens.size - 1, int(real[SHOWN] / bin_s))] += made

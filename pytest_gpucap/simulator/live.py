@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from pytest_gpucap.simulator.profile import Engine
 NOISE_BLOCK = 1 << 16
 ROWS = 4096
 """Requests waiting or running at once; more are refused."""
+IDLE_S = 0.01
 LATE_S = 0.25
 """A step delivered later than this after its time: this process cannot keep up, and the engine's clock waits for it."""
 
@@ -37,6 +39,16 @@ class Totals:
     ttft: list[float] = field(default_factory=lambda: [0.0, 0.0])
     e2e: list[float] = field(default_factory=lambda: [0.0, 0.0])
     late_steps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    """One token on its way out: whose, to whom, and whether it is the first or the last."""
+
+    row: int
+    deliver: Deliver
+    first: bool
+    last: bool
 
 
 class LiveEngine:
@@ -68,6 +80,11 @@ class LiveEngine:
         self._deliver: dict[int, Deliver] = {}
         self._began: dict[int, float] = {}
         self._cancelled: set[int] = set()
+        self._ending: set[int] = set()
+        """Rows that the engine is done with, and the front end not yet."""
+        self._made: deque[tuple[float, list[_Token]]] = deque()
+        """Steps whose tokens the front end has yet to hand out, and when it will have."""
+        self._shown = np.zeros(ROWS, np.int64)
         self._work = asyncio.Event()
 
     @property
@@ -143,11 +160,14 @@ class LiveEngine:
             decoding = self._decoding()
             made = self._step()
             if made < 0:
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(IDLE_S)
                 continue
-            delay = self._real[engine.TIME] - time.monotonic()
-            await asyncio.sleep(max(0.0, delay))
-            self._hand_out(decoding)
+            ends_s, shown_s = float(self._real[engine.TIME]), float(self._real[engine.SHOWN])
+            self._made.append((shown_s, self._events(decoding)))
+            if shown_s > ends_s:
+                asyncio.get_running_loop().call_later(shown_s - time.monotonic(), self._hand_out, shown_s)
+            await asyncio.sleep(max(0.0, ends_s - time.monotonic()))
+            self._hand_out(ends_s)
 
     def _decoding(self) -> list[int]:
         """Rows that will get a token in the coming step, unless it preempts them."""
@@ -159,10 +179,11 @@ class LiveEngine:
             self._noise = self._rng.standard_normal(NOISE_BLOCK)
             self._whole[engine.NOISE_AT] = 0
         self._tokens_before = self._generated()
+        self._whole[engine.SHOWN_TAIL] = 0  # this class keeps its own list
         return engine.step(
             self._params, self._real, self._whole, self._noise, self._queue, self._front, self._run, self._prompt,
-            self._output, self._cached, self._target, self._done, self._finish_at, self._first, self._last, self._end,
-            self._gaps,
+            self._output, self._cached, self._target, self._done, self._finish_at, self._shown, self._first, self._last,
+            self._end, self._gaps,
         )  # fmt: skip
 
     def _generated(self) -> dict[int, bool]:
@@ -170,9 +191,22 @@ class LiveEngine:
         rows = self._run[: self._whole[engine.RUNNING]]
         return dict(zip(rows.tolist(), (self._finish_at[rows] != engine.NEVER).tolist(), strict=True))
 
-    def _hand_out(self, before: list[int]) -> None:
-        """Deliver the step's tokens."""
+    def _hand_out(self, until_s: float) -> None:
+        """Deliver the tokens of every step that the front end has done with at `until_s`."""
         now = time.monotonic()
+        while self._made and self._made[0][0] <= until_s:
+            for event in self._made.popleft()[1]:
+                # A row whose client left may be another request's by now.
+                if self._deliver.get(event.row) is event.deliver:
+                    if event.first:
+                        self._count_first(event.row, now)
+                    self._give(event.row, last=event.last)
+                    if event.last:
+                        self._finish(event.row, now)
+
+    def _events(self, before: list[int]) -> list[_Token]:
+        """The tokens that the step just made brings, one a request at most."""
+        found: list[_Token] = []
         running = self._run[: self._whole[engine.RUNNING]]
         still: dict[int, bool] = dict(
             zip(running.tolist(), (self._finish_at[running] != engine.NEVER).tolist(), strict=True)
@@ -184,25 +218,17 @@ class LiveEngine:
             queued = set(self._queue[self._whole[engine.HEAD] : self._whole[engine.TAIL]].tolist())
             candidates |= dict.fromkeys(r for r in self._deliver if r not in queued and r not in waiting)
         for row in candidates:
-            decoded = self._tokens_before.get(row, False)
-            if row in still:
-                if not still[row]:
-                    continue  # prefill goes on
-                if not decoded:
-                    self._count_first(row, now)
-                self._give(row, last=False)
-            elif row in waiting:
-                continue  # preempted
-            else:
-                if not decoded:
-                    self._count_first(row, now)
-                self._give(row, last=True)
-                self._finish(row, now)
+            if row in self._ending or row in waiting or (row in still and not still[row]):
+                continue  # done before, preempted, or its prefill goes on
+            first = not self._tokens_before.get(row, False) and self._done[row] <= 1
+            found.append(_Token(row, self._deliver[row], first, row not in still))
+            if row not in still:
+                self._ending.add(row)
+        return found
 
     def _count_first(self, row: int, now: float) -> None:
-        if self._done[row] <= 1:
-            self.totals.ttft[0] += now - self._began[row]
-            self.totals.ttft[1] += 1
+        self.totals.ttft[0] += now - self._began[row]
+        self.totals.ttft[1] += 1
 
     def _give(self, row: int, *, last: bool) -> None:
         self.totals.generated_tokens += 1
@@ -218,6 +244,7 @@ class LiveEngine:
     def _release(self, row: int) -> None:
         del self._deliver[row], self._began[row]
         self._cancelled.discard(row)
+        self._ending.discard(row)
         self._free.append(row)
 
     def _drop_cancelled(self) -> None:

@@ -20,6 +20,7 @@ from pytest_gpucap.requirement import (
     Slo,
     Workload,
     exact,
+    share,
 )
 from pytest_gpucap.simulator.engine import Floats
 
@@ -40,6 +41,9 @@ class Engine:
         stall_per_s, stall_s: rare stops, a second of running, and how long each lasts.
         warm_extra, warm_tau_s: a fresh server is slower by this share, fading exponentially.
         max_num_seqs, max_num_batched_tokens, kv_tokens: the scheduler's limits.
+        front_token_s: time of the API server for each token that it hands out; 0: it takes none.
+        front_loss, front_backlog_s: the API server takes longer by up to this share as its backlog grows, by half of it
+            at this backlog in seconds.
     """
 
     base_s: float
@@ -58,6 +62,9 @@ class Engine:
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 8192
     kv_tokens: int = 2_000_000
+    front_token_s: float = 0.0
+    front_loss: float = 0.0
+    front_backlog_s: float = 1.0
 
     @property
     def params(self) -> Floats:
@@ -67,6 +74,7 @@ class Engine:
                 self.base_s, self.per_seq_s, self.per_seq_over_s, self.knee, self.per_kv_token_s,
                 self.per_prompt_token_s, self.noise, self.drift_sd, self.drift_tau_s, self.stall_per_s, self.stall_s,
                 self.warm_extra, self.warm_tau_s, self.max_num_seqs, self.max_num_batched_tokens, self.kv_tokens,
+                self.front_token_s, self.front_loss, self.front_backlog_s,
             ]
         )  # fmt: skip
 
@@ -79,6 +87,8 @@ class Engine:
             per_prompt_token_s=self.per_prompt_token_s * factor,
             per_kv_token_s=self.per_kv_token_s * factor,
             per_seq_over_s=self.per_seq_over_s * factor,
+            front_token_s=self.front_token_s * factor,
+            front_backlog_s=self.front_backlog_s * factor,
         )
 
 
@@ -93,6 +103,8 @@ class Profile:
         engine: how it steps.
         workload, slo: for which `true_rate_rps` holds.
         true_rate_rps: sustainable rate under that workload and SLO from long runs; NaN until determined.
+        accuracy: share of right answers to the questions that come with the plugin, over HTTP.
+        file: where it stands, for profiles that do not come with the plugin.
     """
 
     name: str
@@ -102,6 +114,8 @@ class Profile:
     workload: Workload
     slo: Slo
     true_rate_rps: float = float("nan")
+    accuracy: float = 1.0
+    file: Path | None = None
 
 
 def names() -> tuple[str, ...]:
@@ -120,7 +134,7 @@ def load(name: str | Path) -> Profile:
         path = Path(text)
         if not path.is_file():
             raise ProfileError(f"simulator profile {text} does not exist")
-        return _parse(path.stem, path.read_text())
+        return replace(_parse(path.stem, path.read_text()), file=path.resolve())
     if text not in names():
         raise ProfileError(
             f"no simulator profile {text!r}: there are {', '.join(names())}, or the path of a .toml file"
@@ -146,7 +160,7 @@ def _parse(name: str, text: str) -> Profile:
         known = {f.name for f in fields(Engine)}
         if unknown := set(engine) - known:
             raise ProfileError(f"simulator profile {name}: unknown engine keys {sorted(unknown)}")
-        if unknown := set(data) - {"source", "held_out", "true_rate_rps"}:
+        if unknown := set(data) - {"source", "held_out", "true_rate_rps", "accuracy"}:
             raise ProfileError(f"simulator profile {name}: unknown keys {sorted(unknown)}")
         return Profile(
             name=name,
@@ -156,6 +170,7 @@ def _parse(name: str, text: str) -> Profile:
             workload=_workload(work),
             slo=_slo(slo),
             true_rate_rps=float(data.get("true_rate_rps", "nan")),
+            accuracy=float(share(data.get("accuracy", 1), "accuracy")),
         )
     except (KeyError, TypeError, tomllib.TOMLDecodeError, RequirementError) as error:
         raise ProfileError(f"simulator profile {name}: {error}") from error

@@ -29,6 +29,8 @@ BIN_S = 0.1
 POLL_S = 0.25
 """How often `should_stop` is asked, in virtual seconds."""
 NOISE_BLOCK = 1 << 17
+AHEAD_S = 120.0
+"""Tokens that the engine has made and the front end not yet shown lie at most this far ahead, in the token bins."""
 
 
 class VirtualClock:
@@ -77,7 +79,7 @@ class SimRunner:
             "done": (np.int64, 0), "finish_at": (np.int64, engine.NEVER), "due": (np.float64, np.nan),
             "first": (np.float64, np.nan), "last": (np.float64, np.nan), "end": (np.float64, np.nan),
             "hot": (np.bool_, 0), "failed": (np.bool_, 0), "cancelled": (np.bool_, 0), "queue": (np.int64, 0),
-            "front": (np.int64, 0), "run": (np.int64, 0),
+            "front": (np.int64, 0), "run": (np.int64, 0), "shown": (np.int64, 0),
         }  # fmt: skip
         for name, (kind, fill) in kinds.items():
             old = self._columns.get(name)
@@ -116,9 +118,7 @@ class SimRunner:
             self._fail_some(first_row, end_row, phase)
         self._rows = end_row
         self._whole[engine.NEXT_ROW] = first_row
-        bins = int(end_s / BIN_S) + 64
-        if self._tokens.size < bins:
-            self._tokens = np.concatenate([self._tokens, np.zeros(max(bins - self._tokens.size, 2048), np.int64)])
+        self._make_room(end_s)
         gaps = np.zeros(engine.GAP_BINS, np.int64)
         stopped = False
         until_s = start_s
@@ -146,18 +146,29 @@ class SimRunner:
         deadline = self.clock.time_s + timeout_s
         while self.clock.time_s < deadline and self.in_flight > 0:
             self.clock.time_s = min(deadline, self.clock.time_s + POLL_S)
-            bins = int(self.clock.time_s / BIN_S) + 64
-            if self._tokens.size < bins:
-                self._tokens = np.concatenate([self._tokens, np.zeros(2048, np.int64)])
+            self._make_room(self.clock.time_s)
             self._advance(gaps, self._rows, 0, self.clock.time_s)
         return self.in_flight == 0
+
+    def _make_room(self, until_s: float) -> None:
+        """Token bins up to a time, and for what the front end still holds then."""
+        missing = int((until_s + AHEAD_S) / BIN_S) + 1 - self._tokens.size
+        if missing > 0:
+            self._tokens = np.concatenate([self._tokens, np.zeros(max(missing, 2048), np.int64)])
+
+    def _shown(self, name: str) -> Floats:
+        """A column of times, without those that the front end has yet to show."""
+        times: Floats = self._columns[name][: self._rows].astype(np.float64)
+        times[times > self.clock.time_s] = np.nan
+        return times
 
     def journal(self) -> Journal:
         """See `LoadRunner.journal`."""
         rows = slice(0, self._rows)
         c = self._columns
+        ended = self._shown("end")
         status = np.full(self._rows, Status.IN_FLIGHT, np.uint8)
-        status[~np.isnan(c["end"][rows])] = Status.OK
+        status[~np.isnan(ended)] = Status.OK
         status[c["failed"][rows].astype(bool)] = Status.HTTP_5XX
         status[c["cancelled"][rows].astype(bool)] = Status.CANCELLED
         answered = status == Status.OK
@@ -166,9 +177,9 @@ class SimRunner:
         return Journal(
             due_s=due,
             sent_s=due.copy(),
-            first_s=c["first"][rows].astype(np.float64),
-            last_s=c["last"][rows].astype(np.float64),
-            end_s=c["end"][rows].astype(np.float64),
+            first_s=self._shown("first"),
+            last_s=self._shown("last"),
+            end_s=ended,
             prompt_tokens=prompt,
             output_tokens=output,
             counted_prompt_tokens=np.where(answered, prompt, 0).astype(np.int32),
@@ -186,9 +197,10 @@ class SimRunner:
 
     @property
     def in_flight(self) -> int:
-        """Requests waiting or running."""
+        """Requests waiting, running, or done but not yet shown."""
         w = self._whole
-        return int(w[engine.RUNNING] + w[engine.FRONT] + w[engine.TAIL] - w[engine.HEAD])
+        shown = w[engine.SHOWN_TAIL] - w[engine.SHOWN_HEAD]
+        return int(w[engine.RUNNING] + w[engine.FRONT] + w[engine.TAIL] - w[engine.HEAD] + shown)
 
     @property
     def preemptions(self) -> int:
@@ -200,8 +212,8 @@ class SimRunner:
         while True:
             result = engine.advance(
                 self._params, self._real, self._whole, self._noise, c["queue"], c["front"], c["run"], c["prompt"],
-                c["output"], c["cached"], c["target"], c["done"], c["finish_at"], c["due"], c["first"], c["last"],
-                c["end"], gaps, self._tokens, BIN_S, end_row, concurrency, until_s,
+                c["output"], c["cached"], c["target"], c["done"], c["finish_at"], c["shown"], c["due"], c["first"],
+                c["last"], c["end"], gaps, self._tokens, BIN_S, end_row, concurrency, until_s,
             )  # fmt: skip
             if result == 0:
                 return
@@ -214,7 +226,7 @@ class SimRunner:
         ended = self._columns["end"][first_row : int(self._whole[engine.NEXT_ROW])]
         failed = int(self._columns["failed"][first_row : int(self._whole[engine.NEXT_ROW])].sum())
         return Progress(
-            now_s - start_s, self.in_flight, int((~np.isnan(ended.astype(np.float64))).sum()) - failed, failed
+            now_s - start_s, self.in_flight, int((ended.astype(np.float64) <= now_s).sum()) - failed, failed
         )
 
     def _drop_rows(self, used: int) -> None:
@@ -237,8 +249,20 @@ class SimRunner:
     def _cancel(self) -> None:
         w, c = self._whole, self._columns
         open_rows = np.concatenate(
-            [c["run"][: w[engine.RUNNING]], c["front"][: w[engine.FRONT]], c["queue"][w[engine.HEAD] : w[engine.TAIL]]]
+            [
+                c["run"][: w[engine.RUNNING]],
+                c["front"][: w[engine.FRONT]],
+                c["queue"][w[engine.HEAD] : w[engine.TAIL]],
+                c["shown"][w[engine.SHOWN_HEAD] : w[engine.SHOWN_TAIL]],
+            ]
         ).astype(np.int64)
+        # What the front end holds is never shown.
+        self._real[engine.SHOWN] = self.clock.time_s
+        self._tokens[int(self.clock.time_s / BIN_S) + 1 :] = 0
+        for column in ("first", "last"):
+            times = c[column]
+            times[open_rows[times[open_rows] > self.clock.time_s]] = np.nan
+        w[engine.SHOWN_HEAD] = w[engine.SHOWN_TAIL]
         c["end"][open_rows] = self.clock.time_s
         c["cancelled"][open_rows] = True
         c["finish_at"][open_rows] = engine.NEVER

@@ -62,7 +62,12 @@ class SimulatedServer(Endpoint):
 
 
 def start_simulator(
-    profile: Profile | str, *, seed: int = 0, time_scale: float = 1.0, profile_file: Path | None = None
+    profile: Profile | str,
+    *,
+    seed: int = 0,
+    time_scale: float = 1.0,
+    profile_file: Path | None = None,
+    accuracy: float | None = None,
 ) -> SimulatedServer:
     """Serve a profile on a free loopback port.
 
@@ -70,7 +75,8 @@ def start_simulator(
         profile: a profile, or the name of one.
         seed: of noise, drift and stalls.
         time_scale: below 1: a faster engine.
-        profile_file: the file of a profile that does not come with the plugin.
+        profile_file: the file of a profile that does not come with the plugin; the one it was loaded from (default).
+        accuracy: share of right answers to the questions that come with the plugin; the profile's (default).
 
     Raises:
         EndpointError: if it does not start.
@@ -78,9 +84,11 @@ def start_simulator(
     from pytest_gpucap.simulator.profile import load
 
     loaded = load(profile) if isinstance(profile, str) else profile
+    place = str(profile_file or loaded.file or loaded.name)
+    right = repr(loaded.accuracy if accuracy is None else accuracy)
     command = [
-        sys.executable, "-m", "pytest_gpucap.simulator", "--profile", str(profile_file or loaded.name), "--port", "0",
-        "--seed", str(seed), "--time-scale", repr(time_scale), "--with-parent",
+        sys.executable, "-m", "pytest_gpucap.simulator", "--profile", place, "--port", "0",
+        "--seed", str(seed), "--time-scale", repr(time_scale), "--accuracy", right, "--with-parent",
     ]  # fmt: skip
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None  # noqa: S101 - asked for

@@ -18,6 +18,8 @@ RUN_S = 3000.0
 """One run; long against every time constant of the model."""
 CLOSE = 0.004
 """Of ln(percentile / limit): a straight line bridges the rest."""
+FAR = 1e3
+"""Percentiles beyond so many times the limit tell no more."""
 DISCARD_S = 300.0
 """Its beginning, in which the queue has not found its level."""
 
@@ -56,14 +58,18 @@ def long_run(
         if limit.metric is Metric.ITL:
             value = replace(span.gaps, counts=counts).quantile_s(float(limit.quantile))
         else:
-            value = float(np.quantile(np.concatenate(pooled[limit.name]), float(limit.quantile)))
+            # A value that occurred: between two of requests that never ended lies no number.
+            value = float(np.quantile(np.concatenate(pooled[limit.name]), float(limit.quantile), method="higher"))
         ratios[limit.name] = value / limit.limit_s
     return ratios
 
 
 def saturation_rps(engine: Engine, workload: Workload, runs: int = 4) -> float:
-    """Requests a second with the server never short of work: the bound without any latency limit."""
-    warm = replace(engine, warm_extra=0.0)
+    """Requests a second with the engine never short of work: the bound without any latency limit.
+
+    The engine's alone: with so much in flight a front end (`front_token_s`) would be far beyond its best.
+    """
+    warm = replace(engine, warm_extra=0.0, front_token_s=0.0)
     rates = []
     for run in range(runs):
         runner = SimRunner(warm, 31 + run)
@@ -87,7 +93,7 @@ def true_rate_rps(profile: Profile, runs: int = 24, seed: int = 1) -> float:
 
     def worst(log_rate: float, many: int) -> float:
         ratios = long_run(profile.engine, profile.workload, profile.slo, math.exp(log_rate), many, seed)
-        return math.log(max(ratios[limit.name] for limit in profile.slo.limits))
+        return math.log(min(FAR, max(ratios[limit.name] for limit in profile.slo.limits)))
 
     low, high = math.log(bound / 50), math.log(bound)
     for many, width in ((2, 0.08), (8, 0.02)):

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import httptools
 
+from pytest_gpucap.simulator.answers import Answers
 from pytest_gpucap.simulator.live import LiveEngine, Refused
 from pytest_gpucap.simulator.profile import Profile
 
@@ -53,8 +54,8 @@ def prompt_tokens(body: Mapping[str, Any], *, chat: bool) -> int:
 class Connection(asyncio.Protocol):
     """One client's connection; requests on it are answered one after the other."""
 
-    def __init__(self, profile: Profile, engine: LiveEngine, model: str) -> None:
-        self._profile, self._engine, self._model = profile, engine, model
+    def __init__(self, profile: Profile, engine: LiveEngine, model: str, answers: Answers) -> None:
+        self._profile, self._engine, self._model, self._answers = profile, engine, model, answers
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
         self._url = b""
@@ -141,6 +142,10 @@ class Connection(asyncio.Protocol):
             raise BadRequest("max_tokens must be a whole number of at least 1")
         if prompt + asked > self._profile.engine.kv_tokens:
             raise BadRequest(f"maximum context length is {self._profile.engine.kv_tokens} tokens, not {prompt + asked}")
+        # Whole answers to known questions end when all is said; everything else fills the tokens asked for.
+        reply = self._answers.reply(body) if chat and not body.get("stream") else None
+        said = None if reply is None or count_tokens(reply) > asked else reply
+        asked = asked if said is None else count_tokens(said)
         usage = {"prompt_tokens": prompt, "total_tokens": prompt + asked, "completion_tokens": asked}
         kind = "chat.completion" if chat else "text_completion"
         head = {
@@ -153,7 +158,7 @@ class Connection(asyncio.Protocol):
             wanted = bool((body.get("stream_options") or {}).get("include_usage"))
             self._stream(head, prompt, asked, usage if wanted else None, chat=chat)
         else:
-            self._whole(head, prompt, asked, usage, chat=chat)
+            self._whole(head, usage, said, chat=chat)
 
     def _stream(
         self, head: Mapping[str, Any], prompt: int, asked: int, usage: Mapping[str, int] | None, *, chat: bool
@@ -194,14 +199,16 @@ class Connection(asyncio.Protocol):
 
         self._row = self._engine.submit(prompt, asked, deliver)
 
-    def _whole(self, head: Mapping[str, Any], prompt: int, asked: int, usage: Mapping[str, int], *, chat: bool) -> None:
-        text = TOKEN_TEXT * asked
+    def _whole(self, head: Mapping[str, Any], usage: Mapping[str, int], said: str | None, *, chat: bool) -> None:
+        prompt, asked = usage["prompt_tokens"], usage["completion_tokens"]
+        text = TOKEN_TEXT * asked if said is None else said
+        ending = "length" if said is None else "stop"
         content = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
 
         def deliver(final: bool) -> None:
             if final:
                 self._row = None
-                self._json({**head, "choices": [{"index": 0, **content, "finish_reason": "length"}], "usage": usage})
+                self._json({**head, "choices": [{"index": 0, **content, "finish_reason": ending}], "usage": usage})
 
         self._row = self._engine.submit(prompt, asked, deliver)
 
@@ -263,12 +270,17 @@ async def serve(
     seed: int,
     started: Callable[[int], None],
     until: Callable[[], Any] | None = None,
+    *,
+    accuracy: float = 1.0,
 ) -> None:
-    """Serve until cancelled, or until the awaitable that `until` returns is done; `started` is told the port."""
-    live = LiveEngine(profile.engine, seed)
+    """Serve until cancelled, or until the awaitable that `until` returns is done; `started` is told the port.
+
+    `accuracy` is the share of right answers to the questions that come with the plugin.
+    """
+    live, answers = LiveEngine(profile.engine, seed), Answers(accuracy, seed)
     loop = asyncio.get_running_loop()
     model = f"simulated-{profile.name}"
-    server = await loop.create_server(lambda: Connection(profile, live, model), host, port, backlog=1024)
+    server = await loop.create_server(lambda: Connection(profile, live, model, answers), host, port, backlog=1024)
     steps = asyncio.create_task(live.serve())
     ends: set[asyncio.Future[Any]] = {steps}
     if until is not None:

@@ -55,6 +55,19 @@ def test_a_bend_is_found() -> None:
         assert speed.at(np.array([n]))[0] == pytest.approx(bent(n), rel=0.06)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_one_batch_size_whose_prompts_keep_step_with_its_tokens_has_a_pace(seed: Any) -> None:
+    """A closed loop at one concurrency: what prompts cost and what tokens cost cannot be told apart."""
+    rng = np.random.default_rng(seed)
+    width, n, pace = np.full(12, 0.4), np.full(12, 16.0), 0.01 * (1 + 0.15 * rng.standard_normal(12))
+    steps = width / pace
+    speed = fit(Bins(width, n, steps * n, 4.0 * steps * n * (1 + 0.02 * rng.standard_normal(12))))
+    table = speed.table(64)
+    assert table.min() > 1e-5
+    found = speed.at(n)[0] + speed.prefill_s * 64
+    assert found == pytest.approx(0.01, rel=0.25)
+
+
 def test_beyond_the_data_the_extremes_enclose_the_curve() -> None:
     speed = fit(bins(np.linspace(10, 50, 40), pace=line))
     assert speed.optimistic(200)[200] < line(200) < speed.pessimistic(200)[200]

@@ -16,6 +16,7 @@ from pytest_gpucap.load.protocol import LoadError, OpenLoop, Status
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.load.schedule import closed_loop, open_loop
 from pytest_gpucap.requirement import Endpoint, Length, Workload
+from tests.load.h2server import H2Server
 from tests.load.rawserver import HEAD, RawServer, good
 from tests.load.test_load_answers import BROKEN, TOKENS, WAYS, WORKLOAD, assert_good, one_by_one
 from tests.load.tokenserver import TokenServer
@@ -52,6 +53,24 @@ def test_tls_gives_the_same_records(trusted: ssl.SSLContext) -> None:
     assert {span.check.timestamps for span in spans} == {"user"}
     assert (journal.ttft_s > 0).all()
     assert (journal.sent_s >= journal.due_s).all()
+
+
+@pytest.mark.parametrize("over_tls", [True, False])
+def test_a_server_that_speaks_http2_alone(over_tls: bool, trusted: ssl.SSLContext) -> None:
+    del trusted  # for its certificate only
+    with (
+        H2Server(TLS if over_tls else None) as server,
+        HttpLoadRunner(server.url, "m", "secret", LENGTHS, 1, workers=1, http2=not over_tls) as runner,
+    ):
+        assert runner.uses_library == ("TLS" if over_tls else "HTTP/2")
+        runner.run(open_loop(LENGTHS, 40.0, 0.7, 1, 0))
+        assert runner.settle(10.0)
+        journal = runner.journal()
+    assert server.versions == {"2"}
+    assert journal.status.size == len(server.seen.bodies) > 10
+    assert (journal.status == Status.OK).all(), runner.error_texts()
+    np.testing.assert_array_equal(journal.counted_output_tokens, journal.output_tokens)
+    assert journal.tokens.sum() == journal.output_tokens.sum()
 
 
 def test_an_untrusted_certificate_is_one_clear_error() -> None:

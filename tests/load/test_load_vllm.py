@@ -54,7 +54,8 @@ def test_the_servers_counters_agree_exactly(vllm_cpu_server: VllmServer, endpoin
     np.testing.assert_array_equal(journal.counted_output_tokens, journal.output_tokens)
     for span in spans:
         assert span.check.timestamps == "kernel"
-        assert span.check.problems == ()
+        # Server and generator share the cores here, so the generator may be late.
+        assert not [problem for problem in span.check.problems if "load generator" not in problem]
     assert (journal.ttft_s > 0).all()
     # A gap for every token but the first; those of requests that outlasted the second phase came after its end.
     gaps = sum(span.gaps.total for span in spans)

@@ -167,7 +167,7 @@ def test_json_lines_say_the_same_as_csv(tmp_path: Path) -> None:
         (TRACE.replace(",7,", ",0,"), "t.csv:4: input_tokens must be a whole number of at least 1"),
         (TRACE.replace(",7,70", ",7"), "t.csv:4: output_tokens must be a number, not None"),
         (TRACE.splitlines()[0], "at least 2 rows, this one has 0"),
-        ('{"arrival_s": 1}\n', "t.csv:1: not a JSON object with"),
+        ('{"arrival_s": 1}\n', "t.csv:1: the object lacks input_tokens, output_tokens"),
         ("arrival_s,input_tokens,output_tokens\n1,1,1\n1,1,1\n", "at the same moment"),
         ("arrival_s,input_tokens,output_tokens\nnan,1,1\n1,1,1\n", "t.csv:2: arrival_s must be finite"),
     ],

@@ -43,10 +43,11 @@ class TokenServer:
         gap_s: float = 0.0,
         handler: Callable[[web.Request], Any] | None = None,
         tls: ssl.SSLContext | None = None,
+        cancel: bool = False,
     ) -> None:
         self.count, self.template, self.ids = count, template, ids
         self.ttft_s, self.gap_s = ttft_s, gap_s
-        self._tls = tls
+        self._tls, self._cancel = tls, cancel
         self.seen = Seen()
         self.probes = 0
         self.app = web.Application()
@@ -78,7 +79,8 @@ class TokenServer:
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
-        runner = web.AppRunner(self.app, shutdown_timeout=0.1)
+        # With `cancel` a handler ends when its client goes away.
+        runner = web.AppRunner(self.app, shutdown_timeout=0.1, handler_cancellation=self._cancel)
         self._loop.run_until_complete(runner.setup())
         site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=self._tls)
         self._loop.run_until_complete(site.start())

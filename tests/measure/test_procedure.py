@@ -130,6 +130,39 @@ def test_a_sweep_rises_to_saturation_with_a_knee_before_it() -> None:
     assert heaviest.p50_s > lightest.p50_s
 
 
+H200 = profiles.load("h200")
+"""Its throughput falls beyond about 120 requests in flight, far below what its limit of 4 s would allow."""
+
+
+@pytest.mark.parametrize(("ratio", "outcome"), [(0.1, Outcome.FAIL), (0.9, Outcome.FAIL), (1.1, Outcome.PASS)])
+def test_a_server_is_not_driven_past_its_best(ratio: Any, outcome: Any) -> None:
+    verdict: Any = check(SimRunner(H200.engine, 1), requirement(ratio, H200), settings(H200))
+    assert verdict.outcome is outcome
+    assert max(s.concurrency for s in verdict.measurement.samples) <= 300
+    rate = verdict.measurement.sustainable_rate
+    assert rate.low < H200.true_rate_rps < rate.high
+    assert rate.high / rate.low < 1.5
+    assert sum(verdict.measurement.spent_s.values()) <= 120
+
+
+def test_far_above_needs_no_high_concurrency() -> None:
+    slo = Slo((LatencyLimit.parse("e2e_p95", "20s"),))
+    verdict: Any = check(SimRunner(H200.engine, 1), requirement(2.0, H200, slo), settings(H200))
+    assert verdict.outcome is Outcome.PASS
+    assert max(s.concurrency for s in verdict.measurement.samples) < 200
+    assert sum(verdict.measurement.spent_s.values()) <= 60
+
+
+@pytest.mark.parametrize("start", [0.3, 4.0])
+def test_a_sweep_of_such_a_server_finds_its_knee(start: Any) -> None:
+    curve: Any = sweep(SimRunner(H200.engine, 2), requirement(1 / start, H200), settings(H200))
+    assert curve.sustainable_rate.low < H200.true_rate_rps < curve.sustainable_rate.high
+    assert curve.sustainable_rate.high / curve.sustainable_rate.low < 1.6
+    assert 40 < curve.knee_rps < 62
+    assert 45 < curve.measurement.saturated_rate.value < 62
+    assert len(curve.points) >= 5
+
+
 def test_the_runner_is_left_with_nothing_in_flight() -> None:
     runner = SimRunner(FAST.engine, 1)
     check(runner, requirement(), settings())

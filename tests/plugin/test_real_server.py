@@ -78,6 +78,9 @@ def test_servers_are_shared_replaced_and_ended(pytester: pytest.Pytester, vllm_p
     (record,) = json.loads((pytester.path / ".gpucap" / "result.json").read_text())["results"]
     assert record["simulated"] is False
     assert record["environment"]["server"].startswith("vLLM ")
+    # What makes a later result comparable: the server's own word on its weights, and every argument it was given.
+    assert (record["environment"]["quantization"], record["environment"]["dtype"]) == (None, "float32")
+    assert record["environment"]["server_args"]["max_model_len"] == 1024
     assert record["spent_s"]["start-up"] >= 0
 
 

@@ -136,11 +136,10 @@ def test_an_undecided_verdict_does_what_the_option_says(pytester: pytest.Pyteste
     result.stdout.fnmatch_lines(["INCONCLUSIVE *"])
 
 
-def test_live_lines_are_plain_where_there_is_no_terminal_and_none_under_q(suite: pytest.Pytester) -> None:
+def test_live_lines_are_plain_where_there_is_no_terminal(suite: pytest.Pytester) -> None:
     shown = suite.runpytest("--gpu-class=sim:fast", "-s").stdout.str()
     assert "does not fit: " in shown
     assert "\r" not in shown
-    assert "does not fit: hold" not in suite.runpytest("--gpu-class=sim:fast", "-q").stdout.str()
 
 
 def test_without_the_plugin_nothing_of_it_is_left(pytester: pytest.Pytester) -> None:

@@ -138,17 +138,19 @@ def test_a_result_file_is_read_as_it_was_written_and_keeps_its_schema(tmp_path: 
     content = resultfile.document(records, started=datetime.now(UTC), arguments=["examples"])
     path = tmp_path / "deep" / "result.json"
     resultfile.write(path, content)
-    assert resultfile.read(path) == content
+    found = resultfile.read(path)
+    assert [{**new, **old} for new, old in zip(found["results"], records, strict=True)] == found["results"]
+    assert {**found, "results": records} == content
     jsonschema.validate(content, SCHEMA)
     assert [entry.name for entry in path.parent.iterdir()] == ["result.json"]
 
 
 def test_a_broken_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
-    resultfile.write(path, {"schema": "pytest-gpucap", "schema_version": 1})
+    resultfile.write(path, {"schema": "pytest-gpucap", "schema_version": 1, "results": []})
     with pytest.raises(ValueError, match="not JSON compliant"):
         resultfile.write(path, {"schema": math.nan})
-    assert resultfile.read(path) == {"schema": "pytest-gpucap", "schema_version": 1}
+    assert resultfile.read(path) == {"schema": "pytest-gpucap", "schema_version": 1, "results": []}
     assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
 
 

@@ -97,10 +97,63 @@ def test_what_is_cancelled_says_so() -> None:
 
 @pytest.mark.parametrize(
     ("name", "concurrency", "measured"),
-    [("h200", 1, 0.88), ("h200", 64, 44), ("h200", 256, 44), ("cpu_tiny", 1, 6), ("cpu_tiny", 16, 53)],
+    [("h200", 1, 0.952), ("h200", 64, 38.8), ("h200", 108, 54.9), ("cpu_tiny", 1, 6), ("cpu_tiny", 16, 53)],
 )
 def test_calibrated_profiles_give_the_measured_rates(name: Any, concurrency: Any, measured: Any) -> None:
     assert held(name, concurrency) == pytest.approx(measured, rel=0.05)
+
+
+FRONT = replace(PLAIN, base_s=0.002, per_seq_s=0.00001, front_token_s=0.00004, front_loss=2.0, front_backlog_s=2.0)
+
+
+def test_a_front_end_that_keeps_up_only_adds_its_own_time() -> None:
+    workload = Workload(Length.fixed(100), Length.fixed(50))
+    runner = SimRunner(FRONT)
+    runner.run(schedule.closed_loop(workload, 1, 5, 10, 0, 0, hot=False))
+    journal = runner.journal()
+    assert journal.ttft_s[0] == pytest.approx(0.002 + 0.001 + 0.00004)
+    assert journal.e2e_s[0] == pytest.approx(0.003 + 49 * 0.00201 + 0.00004)
+
+
+def test_a_front_end_beyond_its_speed_loses_throughput() -> None:
+    def rate(concurrency: Any) -> Any:
+        runner = SimRunner(FRONT, 1)
+        workload = Workload(Length.fixed(16), Length.fixed(200))
+        runner.run(schedule.closed_loop(workload, concurrency, 20, 500, 1, 0))
+        span = runner.run(schedule.closed_loop(workload, concurrency, 20, 500, 1, 1, hot=False))
+        journal = runner.journal()
+        return journal.tokens[int(span.start_s * 10) : int(span.end_s * 10)].sum() / 20
+
+    # The front end makes 25,000 tokens a second at its best.
+    assert rate(20) < rate(45) < 25_000
+    assert rate(200) < 0.8 * rate(45)
+    # With no backlog left to grow, 25,000 / (1 + front_loss) is the floor.
+    assert 25_000 / 3 < rate(600) < rate(200)
+
+
+def test_what_the_front_end_holds_is_not_seen_yet() -> None:
+    runner = SimRunner(FRONT, 1)
+    workload = Workload(Length.fixed(16), Length.parse("uniform:50-200", "o"))
+    runner.run(schedule.closed_loop(workload, 300, 10, 500, 1, 0, hot=False))
+    now, journal = runner.clock.now(), runner.journal()
+    assert (journal.status == Status.IN_FLIGHT).sum() == runner.in_flight == 300
+    assert np.nanmax(journal.end_s) <= now
+    assert np.nanmax(journal.first_s) <= now
+    assert runner.settle(60)
+    journal = runner.journal()
+    assert (journal.status == Status.OK).all()
+    assert journal.tokens.sum() == journal.output_tokens.sum()
+
+
+def test_cancelling_empties_the_front_end_too() -> None:
+    runner = SimRunner(FRONT, 1)
+    workload = Workload(Length.fixed(16), Length.fixed(200))
+    runner.run(schedule.closed_loop(workload, 300, 10, 500, 1, 0, hot=False))
+    assert runner.settle(1, cancel=True)
+    assert runner.in_flight == 0
+    before = runner.journal().tokens.sum()
+    runner.run(schedule.closed_loop(workload, 1, 1, 10, 1, 1, hot=False))
+    assert runner.journal().tokens.sum() - before < 1000
 
 
 def test_profiles_are_complete() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from pytest_gpucap.load import schedule
 from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.requirement import Endpoint, Length, Workload
+from pytest_gpucap.simulator import profile as profiles
+from pytest_gpucap.simulator.runner import SimRunner
 from pytest_gpucap.simulator.serve import start_simulator
 
 
@@ -106,6 +109,48 @@ def test_a_client_that_leaves_frees_its_place(server: Any) -> None:
     pytest.fail(f"still there: {running} {kv}")
 
 
+CHOKED = """
+[engine]
+base_s = 0.02
+per_seq_s = 0.00001
+per_prompt_token_s = 0.000001
+noise = 0.0
+stall_per_s = 0.0
+warm_extra = 0.0
+front_token_s = 0.001
+front_loss = 2.0
+front_backlog_s = 0.3
+[workload]
+input_tokens = 16
+output_tokens = 60
+"""
+
+
+@pytest.mark.slow
+def test_a_front_end_chokes_over_http_as_in_virtual_time(tmp_path: Path) -> None:
+    file = tmp_path / "choked.toml"
+    file.write_text(CHOKED)
+    profile = profiles.load(file)
+
+    def rate(runner: Any, concurrency: Any) -> Any:
+        runner.run(schedule.closed_loop(profile.workload, concurrency, 3.0, 100, 1, 0, hot=False))
+        span = runner.run(schedule.closed_loop(profile.workload, concurrency, 3.0, 100, 1, 1, hot=False))
+        journal = runner.journal()
+        edges = journal.bins_start_s + journal.bin_s * np.arange(journal.tokens.size)
+        return journal.tokens[(edges >= span.start_s) & (edges < span.end_s)].sum() / (span.end_s - span.start_s)
+
+    over_http, in_virtual_time = [], []
+    for concurrency in (16, 80):
+        in_virtual_time.append(rate(SimRunner(profile.engine), concurrency))
+        with (
+            start_simulator(profile, profile_file=file) as choked,
+            HttpLoadRunner(choked.base_url, choked.model, "none", profile.workload, 1, workers=1) as runner,
+        ):
+            over_http.append(rate(runner, concurrency))
+    assert over_http[1] < 0.85 * over_http[0]
+    assert over_http == pytest.approx(in_virtual_time, rel=0.25)
+
+
 def test_it_dies_with_its_parent() -> None:
     script = (
         "from pytest_gpucap.simulator.serve import start_simulator; import time\n"
@@ -127,3 +172,22 @@ def test_an_unknown_profile_is_one_line() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "no simulator profile 'warp'" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("accuracy", ["-0.1", "1.5"])
+def test_an_accuracy_that_is_no_share_is_refused(accuracy: str) -> None:
+    command = [sys.executable, "-m", "pytest_gpucap.simulator", "--profile", "fast", "--accuracy", accuracy]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "--accuracy must lie between 0 and 1" in done.stderr
+
+
+def test_known_questions_are_answered_and_end_when_all_is_said(server: Any) -> None:
+    reply = server.client.chat.completions.create(
+        model=server.model,
+        messages=[{"role": "user", "content": "\nWhat is 860 + 822?\nStep by step."}],
+        max_tokens=500,
+    )
+    assert reply.choices[0].message.content.endswith("\\boxed{1682}.")
+    assert reply.choices[0].finish_reason == "stop"
+    assert reply.usage.completion_tokens < 30

@@ -1,0 +1,99 @@
+"""What the HTML report of a large session costs: seconds to make, bytes to keep, seconds until a browser shows it.
+
+    python benchmarks/report.py [--tests 50] [--turns 5]
+
+Each test is a real simulated `check()` or `sweep()` with the telemetry of eight GPUs at its longest (300 points a
+column) laid over it. With a Chromium on this machine the page is opened as well, and every chart of it drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from pytest_gpucap.report import resultfile
+from pytest_gpucap.report.html import render
+from pytest_gpucap.report.record import plain
+from pytest_gpucap.report.series import MOST_POINTS, series
+from tests.report import pages
+
+
+def session(tests: int) -> dict[str, Any]:
+    """So many results: four checks to a sweep, each with a name of its own."""
+    document = pages.simulated()
+    checks = [record for record in document["results"] if record["kind"] == "check"]
+    sweeps = [record for record in document["results"] if record["kind"] == "sweep"]
+    chosen = [*checks, *checks, *sweeps]
+    document["results"] = [dict(chosen[number % len(chosen)], name=f"test {number}") for number in range(tests)]
+    for record in document["results"]:
+        start_s = record["samples"][0]["start_s"]
+        end_s = start_s + MOST_POINTS
+        watched = pages.readings(start_s, end_s)
+        watched["devices"] = {f"GPU-{number}": watched["devices"]["GPU-a"] for number in range(8)}
+        record["series"] = plain(series(watched, start_s, end_s))
+    return document
+
+
+def shown_s(page: Path) -> tuple[float, float] | None:
+    """Seconds until the page is loaded, and until every chart of it is drawn; None without a browser."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ModuleNotFoundError:
+        return None
+    from tests.report.conftest import find_chromium
+
+    with sync_playwright() as driver:
+        path = find_chromium(driver.chromium.executable_path)
+        if path is None:
+            return None
+        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        tab = browser.new_page()
+        began = time.perf_counter()
+        tab.goto(page.as_uri())
+        loaded = time.perf_counter()
+        tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+        drawn = time.perf_counter()
+        browser.close()
+        return loaded - began, drawn - loaded
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tests", type=int, default=50)
+    parser.add_argument("--turns", type=int, default=5)
+    options = parser.parse_args()
+    document = session(options.tests)
+    requests = sum(sample["requests"] for record in document["results"] for sample in record["samples"])
+    with tempfile.TemporaryDirectory() as folder:
+        result, page = Path(folder, "result.json"), Path(folder, "report.html")
+        resultfile.write(result, document)
+        turns = []
+        for _ in range(options.turns):
+            began = time.perf_counter()
+            page.write_text(render(resultfile.read(result)), encoding="utf-8")
+            turns.append(time.perf_counter() - began)
+        print(f"{options.tests} tests, {requests} requests, result file {result.stat().st_size / 1e6:.2f} MB")
+        print(f"page {page.stat().st_size / 1e6:.2f} MB")
+        print(
+            f"read, rendered, written in {statistics.median(turns):.2f} s (median of {options.turns}: {_list(turns)})"
+        )
+        if shown := shown_s(page):
+            print(f"loaded in {shown[0]:.2f} s, all charts drawn at once in {shown[1]:.2f} s")
+        columns = {name: len(column) for name, column in document["results"][0]["series"]["columns"].items()}
+        print(f"points a column: {json.dumps(columns)}")
+
+
+def _list(turns: list[float]) -> str:
+    return ", ".join(f"{turn:.2f}" for turn in turns)
+
+
+if __name__ == "__main__":
+    main()

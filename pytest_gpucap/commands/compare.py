@@ -1,0 +1,73 @@
+"""What became of the sustainable rates from one run to another.
+
+Exit code 1 when a test REGRESSED, 0 otherwise, 2 for a mistake in what the command was given. Two files are one
+measurement each: only a test run with --gpucap-compare confirms a regression from a fresh start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from pytest_gpucap.commands import CommandError
+from pytest_gpucap.commands._runs import add_folder, described, find_run, put
+
+HELP = "what became of the sustainable rates from one run to another"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The two runs, and how to say it."""
+    parser.add_argument("base", metavar="A", help="the run to compare with: a result file, or a baseline's name")
+    parser.add_argument("head", metavar="B", help="the run to look at")
+    parser.add_argument(
+        "--max-regression", default="5%", metavar="SHARE", help="share of the rate that may be lost (5%%)"
+    )
+    parser.add_argument("--format", choices=("text", "markdown", "json"), default="text")
+    add_folder(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the comparison.
+
+    Raises:
+        CommandError: for a run that cannot be read, or a share that cannot be meant.
+    """
+    # Late, as everywhere in these commands: the help needs none of it.
+    from pytest_gpucap.history.baseline import Baseline
+    from pytest_gpucap.history.compare import against
+    from pytest_gpucap.report import comparison
+
+    base, head = (find_run(given, options.baselines) for given in (options.base, options.head))
+    compared = against(head, Baseline(base.name, (base,)), _share(options.max_regression))
+    records = [{**record, "comparison": found} for record, found in compared]
+    match options.format:
+        case "json":
+            shown = json.dumps(_plain(base, head, records), indent=1, ensure_ascii=False)
+        case "markdown":
+            shown = comparison.markdown(records, described(base), described(head)).rstrip("\n")
+        case _:
+            shown = comparison.text(records, described(base), described(head))
+    put(shown)
+    return int(any(record["comparison"]["decision"] == "REGRESSED" for record in records))
+
+
+def _plain(base: Any, head: Any, records: list[dict[str, Any]]) -> dict[str, Any]:
+    keys = ("test", "name", "kind", "simulated", "comparison")
+    return {
+        "base": described(base),
+        "head": described(head),
+        "results": [{key: record[key] for key in keys} for record in records],
+    }
+
+
+def _share(given: str) -> float:
+    from pytest_gpucap.requirement import share
+
+    try:
+        found = float(share(given, "--max-regression"))
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+    if not 0 < found < 1:
+        raise CommandError(f"--max-regression must lie above 0% and below 100%, not {given}")
+    return found

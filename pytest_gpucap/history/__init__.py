@@ -1,0 +1,1 @@
+"""Results on disk and what they say together: baselines, comparisons, trends."""

@@ -1,0 +1,123 @@
+"""Which results may be compared: what must be equal by name, and what may differ because it is what is being tested."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pytest_gpucap.history.scrub import scrubbed
+from pytest_gpucap.report.record import Record
+
+_UNKNOWN: Final = "unknown"
+_NONE: Final = "none"
+_CPU_CLASS: Final = "cpu"
+_WEIGHTS: Final = {"quantization": "quantisation", "dtype": "dtype"}
+"""How weights are held, with what to call it: an argument of the server, or what its model's own files decide."""
+_MAY_DIFFER: Final = (
+    ("server", "server"),
+    ("driver", "driver"),
+    ("CUDA", "cuda"),
+    ("plugin", "plugin"),
+    ("host", "host"),
+)
+_KV_SHARE: Final = 0.01
+"""The KV cache's size differs a little from start to start; beyond this share it is worth a word."""
+
+
+def identity(record: Record, *, told: frozenset[str] = frozenset(_WEIGHTS)) -> dict[str, str]:
+    """What makes results comparable, each by the name a person would give it.
+
+    GPU class (for `cpu` the processor), GPUs a replica, model, quantisation, every part of the workload, every limit
+    and every server argument. Values are texts, because an early file holds ``"4096"`` where a later one holds 4096.
+
+    Args:
+        record: the result.
+        told: of `quantization` and `dtype`, those that the server's own word is taken for; else the argument's.
+    """
+    environment = scrubbed(record["environment"])
+    arguments = environment.get("server_args") or {}
+    names = {
+        "measured or SIMULATED": "SIMULATED" if record["simulated"] else "measured",
+        "GPU class": _text(environment.get("gpu_class"), _UNKNOWN),
+        "GPUs a replica": _text(record["requirement"].get("gpus_per_replica")),
+        "model": _text(environment.get("model"), _UNKNOWN),
+    }
+    for key, name in _WEIGHTS.items():
+        names[name] = _text((environment if key in told else arguments).get(key))
+    if environment.get("gpu_class") == _CPU_CLASS:
+        names["processor"] = _text(environment.get("gpu"), _UNKNOWN)
+    if profiles := {device.get("mig_profile") for device in environment.get("devices") or ()} - {None}:
+        names["MIG profile"] = ", ".join(sorted(map(str, profiles)))
+    workload = {key: value for key, value in record["workload"].items() if key != "preset"}  # it names what follows
+    names |= {f"workload {key}": _text(value) for key, value in _flat(workload).items()}
+    names |= {f"limit {key}": _text(value) for key, value in _flat(record["slo"]).items()}
+    names |= {f"server argument {key}": _text(value) for key, value in arguments.items() if key not in _WEIGHTS}
+    return names
+
+
+def differences(base: Record, head: Record) -> list[str]:
+    """What keeps two results from being compared, as ``name: base -> head``; empty when they may be."""
+    told = frozenset(_WEIGHTS) & base["environment"].keys() & head["environment"].keys()
+    ours, theirs = identity(base, told=told), identity(head, told=told)
+    return [
+        f"{name}: {ours.get(name, _NONE)} -> {theirs.get(name, _NONE)}"
+        for name in dict.fromkeys([*ours, *theirs])
+        if not _same(ours.get(name), theirs.get(name))
+    ]
+
+
+def _same(one: str | None, other: str | None) -> bool:
+    """Whether two values are the same; a key that a build did not know yet stands for its empty value."""
+    return one == other or (None in {one, other} and {one, other} <= {None, _NONE, "", "false"})
+
+
+def changed(base: Record, head: Record) -> list[str]:
+    """What differs and may: it is what the comparison is about, or may explain it."""
+    ours, theirs = scrubbed(base["environment"]), scrubbed(head["environment"])
+    found = [
+        f"{name}: {_text(ours.get(key), _UNKNOWN)} -> {_text(theirs.get(key), _UNKNOWN)}"
+        for name, key in _MAY_DIFFER
+        if ours.get(key) != theirs.get(key)
+    ]
+    found += [
+        f"{name}: {_text(one, _UNKNOWN)} -> {_text(other, _UNKNOWN)}"
+        for name, key in (("power limit W", "power_limit_w"), ("highest SM clock MHz", "max_sm_clock_mhz"))
+        if (one := _device(ours, key)) != (other := _device(theirs, key)) and None not in {one, other}
+    ]
+    one, other = ours.get("kv_tokens"), theirs.get("kv_tokens")
+    if one and other and abs(other / one - 1) > _KV_SHARE:
+        found.append(f"KV cache tokens: {one} -> {other}")
+    if base["seed"] != head["seed"]:
+        found.append(f"seed: {base['seed']} -> {head['seed']}")
+    return found
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings by dotted names less their own: ``limits: {ttft_p95: 1}`` is ``ttft_p95``."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value)
+        else:
+            flat[key] = value
+    return flat
+
+
+def _device(environment: Mapping[str, Any], key: str) -> Any:
+    devices = environment.get("devices") or ()
+    return devices[0].get(key) if devices else None
+
+
+def _text(value: Any, absent: str = _NONE) -> str:
+    if value is None:
+        return absent
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return f"{value:g}" if isinstance(value, float) and not value.is_integer() else str(int(value))
+    if isinstance(value, list | tuple):
+        return " ".join(map(_text, value))
+    if isinstance(value, Mapping):
+        return json.dumps(value, sort_keys=True)
+    return str(value)

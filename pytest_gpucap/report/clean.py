@@ -1,0 +1,43 @@
+"""Strings from outside made harmless before any report shows them.
+
+Test names, model names, log lines and server answers reach reports. A terminal obeys escape sequences, and every format
+gives line breaks and direction marks a meaning, so they are written out instead of written.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+_DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Marks that make text read in another order than it is stored in."""
+_NUMBERS = frozenset({"series", "timeline", "histograms"})
+"""Parts of a record that hold hundreds of thousands of numbers, and no text that is shown."""
+_NOT_XML = frozenset("\ufffe\uffff")
+_UNSHOWABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
+
+
+def visible(text: str) -> str:
+    """One line of printable text: white space becomes single spaces, controls and direction marks Python escapes."""
+    if text.isascii() and text.isprintable():
+        return text
+    plain = " ".join(text.split())
+    return "".join(
+        character.encode("unicode_escape").decode("ascii")
+        if character in _DIRECTION | _NOT_XML or unicodedata.category(character) in _UNSHOWABLE
+        else character
+        for character in plain
+    )
+
+
+def cleaned(value: Any) -> Any:
+    """A part of a document with every string, keys included, made `visible`; the original is left as it is."""
+    match value:
+        case str():
+            return visible(value)
+        case Mapping():
+            return {cleaned(key): each if key in _NUMBERS else cleaned(each) for key, each in value.items()}
+        case list():
+            return [cleaned(each) for each in value]
+    return value

@@ -1,0 +1,53 @@
+"""Strings from outside inside Markdown, HTML and workflow commands: shown as they are, and never obeyed.
+
+Every character that could mean something becomes a character reference, because CommonMark gives references no
+structural meaning, tables do not split at them, and HTML shows them as text: one escaping serves all three.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from pytest_gpucap.report.clean import visible
+
+_MEANINGFUL: Final = {ord(character): f"&#{ord(character)};" for character in '\\`*_{}[]<>#!|~$&@^"'}
+# GitHub and GitLab look for references in the finished text, where a character reference is a character again: only
+# another character breaks them up. So a zero-width space goes after a sigil that a word follows (@user, #1, !2,
+# ~label, %milestone, $snippet, &epic, ^alert, GH-3), and into what would become a link.
+_REFERENCE: Final = re.compile(
+    r"(?<=[@#!~%$&^])(?=[\w\"{*\[])|(?<=GH-)(?=\d)|(?<=:)(?=//)|(?<=www)(?=\.)", re.IGNORECASE
+)
+_BREAK: Final = "\u200b"
+_ELLIPSIS: Final = "..."
+
+
+def prose(text: str, limit: int = 600) -> str:
+    """Text for a Markdown paragraph, a table cell or an HTML element: one line, at most `limit` characters of it.
+
+    It must follow something of ours on its line: a line's first characters mean more than others (``-``, ``1.``, and
+    GitLab's ``/close``).
+    """
+    line = visible(text)
+    if len(line) > limit:
+        line = line[: limit - len(_ELLIPSIS)] + _ELLIPSIS
+    pieces = _REFERENCE.split(line)
+    return "&#8203;".join(piece.translate(_MEANINGFUL) for piece in pieces)
+
+
+def code_block(lines: list[str], language: str = "text") -> str:
+    """A fenced block that its content cannot close."""
+    content = [visible(line) for line in lines]
+    longest = max((len(run) for line in content for run in re.findall(r"`+", line)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return "\n".join([f"{fence}{language}", *content, fence])
+
+
+def command_data(text: str) -> str:
+    """The message of a GitHub workflow command, line breaks kept."""
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def command_property(text: str) -> str:
+    """A property of a GitHub workflow command, such as ``file`` or ``title``."""
+    return command_data(text).replace(":", "%3A").replace(",", "%2C")

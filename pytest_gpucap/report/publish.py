@@ -1,0 +1,100 @@
+"""Reports put where the machine that runs the tests shows them: a file, GitHub's step summary, Buildkite's page."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from pytest_gpucap.report import facts, markdown
+from pytest_gpucap.report.findings import findings, workflow_commands
+from pytest_gpucap.report.wording import shown
+
+_AGENT: Final = "buildkite-agent"
+_AGENT_S: Final = 30.0
+"""How long the agent may take; a page that cannot be annotated must not hold up the end of the tests."""
+
+
+def publish(
+    document: Mapping[str, Any],
+    *,
+    markdown_file: Path | None,
+    root: Path,
+    environ: Mapping[str, str],
+    html_file: Path | None = None,
+) -> list[str]:
+    """Write the reports wherever they are wanted.
+
+    Args:
+        document: of the result file.
+        markdown_file: from ``--gpucap-markdown``.
+        root: pytest's rootdir, which the tests' paths are relative to.
+        environ: says where we run: ``GITHUB_STEP_SUMMARY``, ``GITHUB_ACTIONS``, ``BUILDKITE``.
+        html_file: from ``--gpucap-html``.
+
+    Returns:
+        Lines for the terminal: where the report is, what could not be written, and GitHub's annotations.
+    """
+    lines: list[str] = []
+    summary = environ.get("GITHUB_STEP_SUMMARY")
+    agent = shutil.which(_AGENT, path=environ.get("PATH")) if environ.get("BUILDKITE") == "true" else None
+    if markdown_file or summary or agent:
+        page = markdown.render(document)
+        if markdown_file:
+            lines.append(_written(markdown_file, page, append=False) or f"Markdown report: {shown(markdown_file)}")
+        if summary:
+            # What else the step wrote there stays.
+            lines.append(_written(Path(summary), f"{page}\n", append=True))
+        if agent:
+            lines.append(_annotated(agent, page, document))
+    if html_file:
+        from pytest_gpucap.report import html
+
+        lines.append(_written(html_file, html.render(document), append=False) or f"HTML report: {shown(html_file)}")
+    if environ.get("GITHUB_ACTIONS") == "true":
+        lines += workflow_commands(findings(document, _folder(root, environ.get("GITHUB_WORKSPACE"))))
+    return [line for line in lines if line]
+
+
+def _written(path: Path, page: str, *, append: bool) -> str:
+    """Empty, or why it could not be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a" if append else "w", encoding="utf-8") as file:
+            file.write(page)
+    except OSError as error:
+        return f"{path} could not be written: {error}"
+    return ""
+
+
+def _annotated(agent: str, page: str, document: Mapping[str, Any]) -> str:
+    """Empty, or why Buildkite's agent did not take the page."""
+    command = [agent, "annotate", "--style", _style(document), "--context", "gpucap"]
+    try:
+        done = subprocess.run(command, input=page.encode(), capture_output=True, timeout=_AGENT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{_AGENT} annotate: {error}"
+    if done.returncode == 0:
+        return ""
+    said = done.stderr.decode(errors="replace").strip().splitlines()
+    return f"{_AGENT} annotate: exit {done.returncode}{f': {said[-1]}' if said else ''}"
+
+
+def _style(document: Mapping[str, Any]) -> str:
+    """The colour of the page, by the worst result."""
+    records = [record for record in document["results"] if not facts.expected(record)]
+    outcomes = {record["outcome"] for record in records}
+    if outcomes & {"FAIL", "INVALID"} or any(facts.regressed(record) for record in records):
+        return "error"
+    if "INCONCLUSIVE" in outcomes:
+        return "warning"
+    return "success" if "PASS" in outcomes else "info"
+
+
+def _folder(root: Path, workspace: str | None) -> str:
+    """Where the tests' paths start inside the repository."""
+    if workspace and root.is_relative_to(workspace):
+        return root.relative_to(workspace).as_posix()
+    return ""

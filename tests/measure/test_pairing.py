@@ -1,0 +1,186 @@
+"""Base against head in alternation, on simulated servers that share a machine and its drift."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from pytest_gpucap.capacity.regression import Change
+from pytest_gpucap.capacity.results import Interval
+from pytest_gpucap.load import schedule
+from pytest_gpucap.load.protocol import LoadError, Phase, Status
+from pytest_gpucap.measure.pairing import Paired, Side, compare, concurrency_of, describe
+from pytest_gpucap.measure.settings import Settings
+from pytest_gpucap.requirement import Requirement
+from pytest_gpucap.simulator import profile as profiles
+from pytest_gpucap.simulator.machine import Machine, SharedRunner
+from pytest_gpucap.simulator.profile import Engine
+
+PROFILE = profiles.load("fast")
+DRIFTING = replace(PROFILE.engine, drift_sd=0.05, drift_tau_s=600.0)
+"""Twenty minutes of this machine differ by more than any regression looked for."""
+
+
+def requirement(qps: float = 20.0) -> Requirement:
+    return Requirement("chat", Fraction(qps), gpus=1, headroom=Fraction(1), workload=PROFILE.workload, slo=PROFILE.slo)
+
+
+def sides(base: Engine, head: Engine, seed: int = 0, max_time_s: float = 600.0) -> tuple[Side, Side]:
+    machine = Machine()
+    return tuple(  # type: ignore[return-value]
+        Side(
+            SharedRunner(engine, machine, 2 * seed + number),
+            Settings(max_time_s, seed, max_num_seqs=engine.max_num_seqs, kv_tokens=engine.kv_tokens),
+        )
+        for number, engine in enumerate((base, head))
+    )
+
+
+def compared(base: Engine, head: Engine, seed: int = 0) -> Paired:
+    return compare(*sides(base, head, seed), requirement(), 0.05)
+
+
+@pytest.mark.parametrize(
+    ("head", "change"),
+    [
+        (DRIFTING, Change.SAME),
+        (DRIFTING.scaled(1.08), Change.REGRESSED),
+        (DRIFTING.scaled(0.9), Change.IMPROVED),
+        (replace(DRIFTING, max_num_seqs=80), Change.REGRESSED),
+        (replace(DRIFTING, per_prompt_token_s=4 * DRIFTING.per_prompt_token_s), Change.REGRESSED),
+    ],
+    ids=["identical", "8% slower", "10% faster", "fewer sequences", "slow prefill"],
+)
+def test_what_differs_is_found_whatever_the_machine_does(head: Engine, change: Change) -> None:
+    found = [compared(DRIFTING, head, seed) for seed in range(3)]
+    assert [each.change for each in found] == [change] * 3
+    for each in found:
+        assert each.ratio is not None
+        assert each.ratio.low < each.ratio.value < each.ratio.high
+        assert each.about.simulated
+        assert each.problems == ()
+        assert each.about.spent_s < 200
+
+
+def test_the_ratio_is_that_of_the_sustainable_rates() -> None:
+    # 5% longer steps cost 8.0% of this profile's sustainable rate, from long simulated runs (`simulator.truth`).
+    ratios = [
+        found.ratio.value for seed in range(4) if (found := compared(DRIFTING, DRIFTING.scaled(1.05), seed)).ratio
+    ]
+    assert float(np.mean(ratios)) == pytest.approx(0.920, abs=0.02)
+
+
+def test_rates_belong_together() -> None:
+    found = compared(PROFILE.engine, PROFILE.engine.scaled(1.1))
+    assert found.head_rate is not None
+    assert found.base_rate is not None
+    assert found.ratio is not None
+    assert found.head_rate.value / found.base_rate.value == pytest.approx(found.ratio.value)
+    assert found.base_rate.low < PROFILE.true_rate_rps < found.base_rate.high
+    # A rate that is known better is taken, one that is known worse is not.
+    exact, vague = Interval(22.0, 21.9, 22.1), Interval(40.0, 20.0, 60.0)
+    engines = PROFILE.engine, PROFILE.engine.scaled(1.1)
+    assert compare(*sides(*engines), requirement(), 0.05, exact).head_rate == exact
+    assert compare(*sides(*engines), requirement(), 0.05, vague).head_rate != vague
+
+
+def test_both_are_sent_the_same_requests_in_balanced_order_and_left_idle() -> None:
+    sent: list[tuple[str, Phase]] = []
+
+    class Recording(SharedRunner):
+        name = ""
+
+        def run(self, phase, should_stop=None):  # type: ignore[no-untyped-def]
+            assert self.in_flight == 0
+            sent.append((self.name, phase))
+            return super().run(phase, should_stop)
+
+    machine = Machine()
+    both = []
+    for name in ("base", "head"):
+        runner = Recording(PROFILE.engine, machine, seed=3)
+        runner.name = name
+        both.append(Side(runner, Settings(max_num_seqs=256)))
+    found = compare(both[0], both[1], requirement(), 0.05)
+    order = [name for name, _ in sent]
+    assert order[:2] == ["base", "head"]
+    blocks = order[2:]
+    assert len(blocks) == 2 * len(found.pairs)
+    assert blocks == (["base", "head", "head", "base"] * len(blocks))[: len(blocks)]
+    by_side = {name: [phase for each, phase in sent if each == name] for name in ("base", "head")}
+    for one, other in zip(by_side["base"], by_side["head"], strict=True):
+        assert one.prompt_tokens.tolist() == other.prompt_tokens.tolist()
+        assert one.first_prompt == other.first_prompt
+    for side in both:
+        assert (side.runner.journal().status != Status.IN_FLIGHT).all()
+
+
+def test_time_that_ends_early_says_so() -> None:
+    found = compare(*sides(DRIFTING, DRIFTING, max_time_s=50.0), requirement(), 0.05)
+    assert found.change is Change.INCONCLUSIVE
+    assert found.ratio is None
+    assert describe(found, 0.05) == "only 0 pairs of blocks fitted the time"
+
+
+def test_an_undecided_ratio_says_what_would_settle_it() -> None:
+    noisy = replace(PROFILE.engine, noise=0.0, stall_per_s=0.5, stall_s=0.8)
+    found = compare(*sides(noisy, noisy.scaled(1.015), seed=2), requirement(), 0.05, most_pairs=4)
+    assert found.change is Change.INCONCLUSIVE
+    assert found.ratio is not None
+    assert "would settle it" in describe(found, 0.05) or "too near" in describe(found, 0.05)
+    assert (found.more_pairs is None) == (found.more_s is None)
+
+
+def test_a_server_that_fails_spoils_the_comparison() -> None:
+    class Failing(SharedRunner):
+        def run(self, phase, should_stop=None):  # type: ignore[no-untyped-def]
+            if self.clock.time_s > 40:
+                raise LoadError("the server is gone")
+            return super().run(phase, should_stop)
+
+    machine = Machine()
+    base = Side(SharedRunner(PROFILE.engine, machine), Settings(max_num_seqs=256))
+    head = Side(Failing(PROFILE.engine, machine, seed=1), Settings(max_num_seqs=256))
+    found = compare(base, head, requirement(), 0.05)
+    assert found.problems == ("the server is gone",)
+    assert found.change is Change.INCONCLUSIVE
+    assert describe(found, 0.05) == "base and head could not be compared: the server is gone"
+
+
+def test_what_cannot_be_trusted_on_one_side_is_a_problem_of_both() -> None:
+    base, head = sides(PROFILE.engine, PROFILE.engine)
+    distrusted = replace(head, settings=replace(head.settings, trust=lambda _start, _end: ["the GPU was throttled"]))
+    found = compare(base, distrusted, requirement(), 0.05)
+    assert found.problems == ("head: the GPU was throttled",)
+    assert found.ratio is None
+
+
+def test_a_head_that_lost_most_of_its_capacity_is_held_where_the_base_can_show_its_own() -> None:
+    base, head = sides(PROFILE.engine, replace(PROFILE.engine, max_num_seqs=8))
+    few = concurrency_of(requirement(), base, head, Interval(2.0, 1.9, 2.1))
+    assert few == concurrency_of(requirement(), base, base, None)
+    assert few > 8
+
+
+def test_a_shared_machine_has_one_clock_and_one_drift() -> None:
+    machine = Machine()
+    noiseless = replace(PROFILE.engine, noise=0.0, stall_per_s=0.0, drift_sd=0.2, drift_tau_s=1e6, warm_extra=0.0)
+    one, other = (SharedRunner(noiseless, machine, seed) for seed in (1, 2))
+    delivered = []
+    for runner in (one, other, one):
+        span = runner.run(schedule.closed_loop(PROFILE.workload, 64, 20.0, 500.0, 5, 0))
+        assert runner.clock.now() == one.clock.now() == span.end_s
+        runner.settle(1.0, cancel=True)
+        journal = runner.journal()
+        edges = journal.bins_start_s + journal.bin_s * np.arange(journal.tokens.size)
+        delivered.append(journal.tokens[(edges > span.start_s + 5) & (edges < span.end_s - 1)].mean())
+    # A drift of 20%, and both have the same: the second one's own would have put them apart.
+    assert delivered[1] == pytest.approx(delivered[0], rel=0.02)
+    assert delivered[2] == pytest.approx(delivered[0], rel=0.02)
+    lone = SharedRunner(noiseless, Machine(), 2)
+    span = lone.run(schedule.closed_loop(PROFILE.workload, 64, 20.0, 500.0, 5, 0))
+    assert abs(math.log(lone.journal().tokens[60:190].mean() / delivered[0])) > 0.05

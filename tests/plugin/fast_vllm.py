@@ -1,0 +1,32 @@
+"""A server that takes vLLM's command line and answers as fast as its profile says, whatever the model is.
+
+It stands for a server that is not what it claims to be: one that skips the model, stops early, or runs elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from typing import Any
+
+from pytest_gpucap.simulator import profile, web
+
+parser = argparse.ArgumentParser()
+parser.add_argument("-m", dest="module")
+parser.add_argument("--served-model-name")
+parser.add_argument("--host")
+parser.add_argument("--port", type=int)
+ARGUMENTS, _ = parser.parse_known_args()
+
+
+class Connection(web.Connection):
+    """One under the name that the command line asks for."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._model = ARGUMENTS.served_model_name
+
+
+if __name__ == "__main__":
+    web.Connection = Connection  # type: ignore[misc]
+    asyncio.run(web.serve(profile.load("fast"), ARGUMENTS.host, ARGUMENTS.port, 0, lambda _: print("serving")))

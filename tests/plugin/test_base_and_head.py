@@ -1,0 +1,260 @@
+"""Whole runs with a base beside the head: options, decisions, what a user reads and what the result file holds."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_gpucap.gpu.classes import find_class
+from pytest_gpucap.options import Options
+from pytest_gpucap.pairs import base_of, fitting, parsed
+from pytest_gpucap.placement import Placement
+from pytest_gpucap.report import resultfile
+from pytest_gpucap.server.spec import ServerSpec
+
+SUITE = """
+    import pytest
+
+    @pytest.mark.gpucap(name="chat", qps=16, gpus=1, input_tokens=256, output_tokens=512, e2e_p95="4s")
+    def test_it(gpucap):
+        gpucap.check()
+"""
+SIMULATED = "--gpu-class=sim:fast"
+
+
+@pytest.fixture
+def suite(pytester: pytest.Pytester) -> pytest.Pytester:
+    pytester.makepyfile(test_suite=SUITE)
+    return pytester
+
+
+def comparison(folder: Path) -> dict[str, Any]:
+    [entry] = resultfile.read(folder / ".gpucap" / "result.json")["results"]
+    found: dict[str, Any] = entry["comparison"]
+    assert found["baseline"]["name"] == "base"
+    return found
+
+
+def test_a_confirmed_regression_fails_a_test_whose_budget_holds(suite: pytest.Pytester) -> None:
+    result = suite.runpytest(SIMULATED, "--gpucap-base-args=--time-scale 0.9")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*measuring both again from fresh servers",
+            "REGRESSED: chat sustains * req/s, * base * req/s: -1*% (*), 5.0% allowed",
+        ]
+    )
+    [entry] = resultfile.read(suite.path / ".gpucap" / "result.json")["results"]
+    assert entry["outcome"] == "PASS"
+    found = entry["comparison"]
+    assert found["confirmed"] is True
+    assert found["ratio"]["high"] < 0.95
+    assert len(found["paired"]["pairs"]) >= 4
+    assert entry["spent_s"]["comparison with base"] > 60
+    assert entry["spent_s"]["confirmation"] > 60
+
+
+@pytest.mark.parametrize(
+    ("args", "decision"),
+    [
+        ("--time-scale 1", "SAME"),
+        ("--time-scale=1.15", "IMPROVED"),
+        ("--profile slow", "IMPROVED"),
+        ("--max-num-seqs 20", "IMPROVED"),
+    ],
+)
+def test_other_decisions_let_the_test_pass(suite: pytest.Pytester, args: str, decision: str) -> None:
+    suite.runpytest(SIMULATED, f"--gpucap-base-args={args}").assert_outcomes(passed=1)
+    found = comparison(suite.path)
+    assert found["decision"] == decision
+    assert found["confirmed"] is None
+    assert found["ratio"]["low"] < found["ratio"]["value"] < found["ratio"]["high"]
+
+
+def test_a_loss_within_what_is_allowed_is_none(suite: pytest.Pytester) -> None:
+    options = ("--gpucap-base-args=--time-scale 0.9", "--gpucap-max-regression=30%")
+    suite.runpytest(SIMULATED, *options).assert_outcomes(passed=1)
+    assert comparison(suite.path)["decision"] == "SAME"
+
+
+def test_measure_is_compared_and_a_failing_budget_as_well(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        pytestmark = pytest.mark.gpucap(input_tokens=256, output_tokens=512, e2e_p95="4s", gpus=1)
+
+        def test_measured(gpucap):
+            gpucap.measure()
+
+        @pytest.mark.gpucap(qps=60)
+        def test_too_much(gpucap):
+            gpucap.check()
+
+        def test_one_window(gpucap):
+            gpucap.sample(rate=5, duration="5s")
+        """
+    )
+    result = pytester.runpytest(SIMULATED, "--gpucap-base-args=--time-scale 1")
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(["FAIL: test_too_much needs *"])
+    entries = resultfile.read(pytester.path / ".gpucap" / "result.json")["results"]
+    assert [(entry.get("comparison") or {}).get("decision") for entry in entries] == ["SAME", "SAME", None]
+
+
+def test_a_base_that_cannot_be_measured_never_hides_a_failing_budget(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(
+        """
+        from pytest_gpucap import pairs
+        from pytest_gpucap.measure.settings import Settings
+
+        # The machine turns out not to be ours alone once the alternation begins.
+        pairs.Settings = lambda *args, **kwargs: Settings(*args, **kwargs, trust=lambda *_: ["the GPU was shared"])
+        """
+    )
+    pytester.makepyfile(
+        """
+        import pytest
+
+        pytestmark = pytest.mark.gpucap(input_tokens=256, output_tokens=512, e2e_p95="4s", gpus=1)
+
+        @pytest.mark.gpucap(qps=10)
+        def test_enough(gpucap):
+            gpucap.check()
+
+        @pytest.mark.gpucap(qps=60)
+        def test_too_much(gpucap):
+            gpucap.check()
+        """
+    )
+    result = pytester.runpytest_subprocess(SIMULATED, "--gpucap-base-args=--time-scale 1")
+    result.assert_outcomes(failed=2)
+    shared = "base and head could not be compared: base: the GPU was shared"
+    result.stdout.fnmatch_lines(
+        [f"test_too_much: test_too_much: {shared}", f"test_enough: {shared}", "FAIL: test_too_much needs *"]
+    )
+    entries = resultfile.read(pytester.path / ".gpucap" / "result.json")["results"]
+    assert [entry["outcome"] for entry in entries] == ["PASS", "FAIL"]
+    assert all(entry.get("comparison") is None for entry in entries)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (
+            [SIMULATED, "--gpucap-base-args=--max-model-len 4096"],
+            "*: --gpucap-base-args: --max-model-len: a simulated base knows --profile, --time-scale and --max-num-seqs",
+        ),
+        ([SIMULATED, "--gpucap-base-args=--profile no-such"], "*--gpucap-base-args: no simulator profile 'no-such'*"),
+        ([SIMULATED, "--gpucap-base-args=64"], "*--gpucap-base-args: '64' follows no --argument"),
+        ([SIMULATED, "--gpucap-base-args=--a 'b"], "*--gpucap-base-args: No closing quotation"),
+        (
+            [SIMULATED, "--gpucap-base-python=/no/such/python"],
+            "*--gpucap-base-python: there is no interpreter at /no/such/python",
+        ),
+        (
+            [SIMULATED, "--gpucap-base-args=--time-scale 1", "--gpucap-compare=x", "--gpucap-save=x"],
+            "*--gpucap-compare and --gpucap-base-*: a result holds one comparison; give one of the two",
+        ),
+        (
+            ["--gpucap-url=http://127.0.0.1:1/v1", "--gpucap-base-args=--time-scale 1"],
+            "*--gpucap-base-... needs servers of our own to start, and --gpucap-url names one that runs",
+        ),
+        (
+            ["--gpu-class=cpu", "--gpucap-model=synthetic:tiny", "--gpucap-base-args=--port 1"],
+            "*--gpucap-base-args: vllm: port cannot be set: the kernel chooses a free port",
+        ),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else None,
+)
+def test_mistakes_cost_one_line_and_no_server_time(suite: pytest.Pytester, options: list[str], line: str) -> None:
+    result = suite.runpytest(*options)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([line])
+
+
+def test_arguments_are_read_as_a_command_line() -> None:
+    assert parsed("--max-num-seqs 64 --no-enable-prefix-caching --x=1 --y= --many a 'b c'") == {
+        "max_num_seqs": "64",
+        "no_enable_prefix_caching": True,
+        "x": "1",
+        "y": None,
+        "many": ("a", "b c"),
+    }
+
+
+def placed(gpu: str, **args: Any) -> Placement:
+    return Placement(gpu_class=find_class(gpu), spec=ServerSpec("m", args=args, python="/usr/bin/python3"))
+
+
+def test_the_base_has_the_heads_arguments_but_for_those_given() -> None:
+    head = placed("h200", max_num_seqs=128, enable_prefix_caching=True, dtype="half")
+    options = Options(base_args="--max-num-seqs=64 --no-enable-prefix-caching --dtype=", base_python=sys.executable)
+    base = base_of(head, options)
+    assert base is not None
+    assert base.spec is not None
+    assert base.spec.flags() == ["--max-num-seqs", "64", "--no-enable-prefix-caching"]
+    assert base.spec.python == sys.executable
+    assert base_of(head, Options()) is None
+    assert base_of(replace(head, skip="another class"), options) is None
+
+
+@pytest.mark.parametrize(
+    ("base", "head", "expected"),
+    [
+        ({"gpu_memory_utilization": 0.4}, {"gpu_memory_utilization": 0.5}, (0.4, 0.5)),
+        ({}, {}, (0.46, 0.46)),
+        ({"gpu_memory_utilization": "0.9"}, {"gpu_memory_utilization": 0.3}, (0.69, 0.23)),
+        ({"gpu-memory-utilization": 0.8}, {"gpu_memory_utilization": 0.8}, (0.46, 0.46)),
+    ],
+)
+def test_both_servers_fit_one_gpu(base: dict[str, Any], head: dict[str, Any], expected: tuple[float, float]) -> None:
+    shares = []
+    for placement in fitting(placed("h200", **base), placed("h200", **head)):
+        assert placement.spec is not None
+        [share] = [value for name, value in placement.spec.args.items() if "utilization" in name]
+        shares.append(float(share))
+    assert tuple(shares) == expected
+    assert sum(shares) <= 0.95
+
+
+def test_a_cpu_has_no_shares() -> None:
+    base, head = placed("cpu"), placed("cpu", max_num_seqs=4)
+    assert fitting(base, head) == (base, head)
+
+
+@pytest.mark.vllm_cpu
+@pytest.mark.slow
+def test_two_real_servers_in_alternation(pytester: pytest.Pytester, vllm_python: str) -> None:
+    # The base is held to two sequences at a time: whatever else this machine does, the head must come out far ahead. So
+    # phases may be short: what is looked at here is that both servers come, are measured in turn, and go.
+    pytester.makeconftest(
+        """
+        from pytest_gpucap.measure import constants, pairing
+
+        constants.WARM_UP_S = constants.HOLD_S = constants.LOW_HOLD_S = constants.OPEN_S = 4.0
+        pairing.BLOCK_S = 3.0
+        """
+    )
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.vllm(model="synthetic:tiny", max_model_len=512)
+        @pytest.mark.gpucap(name="pull request", qps=0.5, gpus=1, input_tokens=32, output_tokens=16, e2e_p95="10s")
+        def test_it(gpucap):
+            gpucap.check()
+        """
+    )
+    options = (f"--gpucap-vllm-python={vllm_python}", "--gpucap-base-args=--max-num-seqs 2")
+    result = pytester.runpytest_subprocess("--gpu-class=cpu", "--gpucap-inconclusive=pass", *options)
+    result.assert_outcomes(passed=1)
+    found = comparison(pytester.path)
+    assert found["decision"] == "IMPROVED"
+    assert found["changed"] == ["arguments: --max-model-len 512 --max-num-seqs 2 -> --max-model-len 512"]
+    logs = list(pytester.path.glob(".gpucap/logs/*"))
+    assert len([log for log in logs if "startup complete" in log.read_text()]) == 2

