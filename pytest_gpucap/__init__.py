@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytest_gpucap.capacity.results import Accuracy, Curve, Interval, Measurement, Outcome, Sample, Verdict
-    from pytest_gpucap.gauge import GpuCap, MeasurementInvalid
     from pytest_gpucap.server.endpoint import Endpoint
+    from pytest_gpucap.suite.gauge import GpuCap
+    from pytest_gpucap.suite.instrument import MeasurementInvalid
 
 __version__ = "0.1.0"
 
@@ -25,8 +26,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "GpuCap": "gauge",
-    "MeasurementInvalid": "gauge",
+    "GpuCap": "suite.gauge",
+    "MeasurementInvalid": "suite.instrument",
     "Endpoint": "server.endpoint",
 }
 

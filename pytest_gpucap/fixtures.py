@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:  # imported by every pytest run: the types' modules are not
-    from pytest_gpucap.gauge import GpuCap
-    from pytest_gpucap.rig import Target
     from pytest_gpucap.server.endpoint import Endpoint
-    from pytest_gpucap.session import Session
+    from pytest_gpucap.suite.gauge import GpuCap
+    from pytest_gpucap.suite.rig import Target
+    from pytest_gpucap.suite.session import Session
 
 
 @pytest.fixture

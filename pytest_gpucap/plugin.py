@@ -11,7 +11,7 @@ from pytest_gpucap.fixtures import gpu, gpucap, vllm_server
 from pytest_gpucap.options import Options, add_options, parse_options
 
 if TYPE_CHECKING:  # loaded when the first of our tests is collected
-    from pytest_gpucap.session import Session
+    from pytest_gpucap.suite.session import Session
 
 __all__ = ["gpu", "gpucap", "vllm_server"]
 
@@ -37,11 +37,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", marker)
     config.stash[OPTIONS] = options = parse_options(config)
     if options.gpu_class is not None or options.gpu_file is not None:
-        from pytest_gpucap.placement import check_names
+        from pytest_gpucap.suite.placement import check_names
 
         check_names(options)
     if not hasattr(config, "workerinput") and (config.option.gpucap_baseline or config.option.gpucap_save):
-        from pytest_gpucap.baselines import check_files
+        from pytest_gpucap.suite.baselines import check_files
 
         check_files(options, config)  # xdist's own process collects no tests that would have it looked at
     # Results are collected in the process that talks to the user, not in an xdist worker.
@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ours = _ours(items)
     if not ours:
         return
-    from pytest_gpucap.session import Session
+    from pytest_gpucap.suite.session import Session
 
     config.stash[SESSION] = session = Session(config, config.stash[OPTIONS])
     mistakes = session.declare(ours)
@@ -100,7 +100,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     """pytest-benchmark saves or compares: say which GPU the figures are of."""
     if config.stash[OPTIONS].gpu_class is not None:
-        from pytest_gpucap.bridge import add_machine_info
+        from pytest_gpucap.suite.bridge import add_machine_info
 
         add_machine_info(config.stash[OPTIONS], machine_info)
 
@@ -108,7 +108,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_compare_machine_info(config: pytest.Config, compared_benchmark: dict[str, Any]) -> None:
     """pytest-benchmark compares with a saved run: never across GPU classes."""
-    from pytest_gpucap.bridge import check_comparable
+    from pytest_gpucap.suite.bridge import check_comparable
 
     check_comparable(config.stash[OPTIONS], compared_benchmark)
 
@@ -192,7 +192,7 @@ class _Results:
         # A session that was broken off must not replace a whole baseline by half of one.
         finished = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
         if self._book is not None and finished and self._config.stash[OPTIONS].save is not None:
-            from pytest_gpucap.baselines import save
+            from pytest_gpucap.suite.baselines import save
 
             self._book.note(save(self._config.stash[OPTIONS], self._book.document()))
 

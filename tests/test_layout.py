@@ -15,11 +15,8 @@ import pytest_gpucap
 
 PACKAGE = Path(pytest_gpucap.__file__).parent
 
-WIRING = {
-    "plugin", "fixtures", "session", "gauge", "accuracy", "rig", "environment", "placement", "bridge", "pairs",
-    "roofline", "baselines", "screen", "commands", "__init__", "__main__",
-}  # fmt: skip
-"""Modules that connect stages; nothing imports them but each other."""
+WIRING = {"plugin", "fixtures", "suite", "commands", "__init__", "__main__"}
+"""What connects stages; no stage imports it."""
 
 MAY_IMPORT = {
     "requirement": set(),

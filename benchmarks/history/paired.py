@@ -31,7 +31,6 @@ from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.measure.pairing import Paired, Side, compare
 from pytest_gpucap.measure.procedure import measure
 from pytest_gpucap.measure.settings import Settings
-from pytest_gpucap.pairs import parsed
 from pytest_gpucap.requirement import LatencyLimit, Length, Requirement, Slo, Workload
 from pytest_gpucap.server.spec import ServerSpec
 from pytest_gpucap.server.vllm import start_vllm
@@ -39,6 +38,7 @@ from pytest_gpucap.simulator import profile as profiles
 from pytest_gpucap.simulator.machine import Machine, SharedRunner
 from pytest_gpucap.simulator.profile import Engine
 from pytest_gpucap.simulator.runner import SimRunner
+from pytest_gpucap.suite.pairs import parsed
 
 ALLOWED = 0.05
 PACES = (1.0, 1.03, 1.05, 1.07)

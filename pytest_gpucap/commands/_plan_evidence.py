@@ -14,7 +14,7 @@ from pytest_gpucap.capacity.whatif import Operation, what_if
 from pytest_gpucap.commands._plan_sources import Finding
 from pytest_gpucap.gpu.classes import GpuClass, find_class
 from pytest_gpucap.requirement import Workload, positive, whole
-from pytest_gpucap.roofline import build, hardware_of
+from pytest_gpucap.suite.roofline import build, hardware_of
 
 
 @dataclass(frozen=True, slots=True)

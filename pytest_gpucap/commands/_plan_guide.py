@@ -8,7 +8,7 @@ from pytest_gpucap.capacity.fleet import BATCHING_GAIN, TierCheck, check_tiers
 from pytest_gpucap.capacity.references import judge, references, roofline_for
 from pytest_gpucap.capacity.sizing import decimal_text
 from pytest_gpucap.gpu.classes import find_class
-from pytest_gpucap.roofline import hardware_of
+from pytest_gpucap.suite.roofline import hardware_of
 
 GUIDE: Final = "DeepSeek-R1-Distill-Qwen-1.5B sizing guide, 2026"
 AWQ_SAVING: Final = 0.6

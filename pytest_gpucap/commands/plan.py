@@ -34,7 +34,7 @@ from pytest_gpucap.commands._runs import add_folder, find_run, put
 from pytest_gpucap.gpu.classes import GIB, GpuClass, GpuClassError, find_class, known_classes, read_classes
 from pytest_gpucap.report import plan as render
 from pytest_gpucap.requirement import LatencyLimit, Length, RequirementError, Slo, Workload, headroom, positive, whole
-from pytest_gpucap.roofline import config_of
+from pytest_gpucap.suite.roofline import config_of
 
 HELP: Final = "GPUs, memory and cost for a target rate, by GPU class"
 _DEFAULT_TOKENS: Final = 256

@@ -47,27 +47,26 @@ def check_phase(phase: Phase, table: PhaseTable, *, start_s: float, end_s: float
     late = lateness.share_above(limit_s) * lateness.total
     if is_open and lateness_p99 > limit_s and late >= LEAST_LATE:
         problems.append(
-            f"the load generator, not the GPU, was the bottleneck: send lateness p99 {_ms(lateness_p99)} "
+            f"{_OWN}, not the GPU, was the bottleneck: send lateness p99 {_ms(lateness_p99)} "
             f"(limit {_ms(limit_s)}); {_ADVICE}"
         )
     user = int(counts[Count.USER_STAMPS])
     busiest = max(shares, default=0.0)
     if busiest > CPU_LIMIT:
         problems.append(
-            f"the load generator, not the GPU, was the bottleneck: a worker used {busiest:.0%} of a core "
+            f"{_OWN}, not the GPU, was the bottleneck: a worker used {busiest:.0%} of a core "
             f"(limit {CPU_LIMIT:.0%}); {_ADVICE}"
         )
     dropped = int(np.count_nonzero(table.status == Status.DROPPED))
     if dropped:
         problems.append(
-            f"the load generator could not send {dropped} requests that were due: no socket, port or time was left; "
+            f"{_OWN} could not send {dropped} requests that were due: no socket, port or time was left; "
             "raise the limit on open files (ulimit -n) or lower the rate"
         )
     behind = due.size - sent - dropped
     if is_open and behind > max(RATE_SHARE * due.size, LEAST_LATE):
         problems.append(
-            f"the load generator, not the GPU, was the bottleneck: {sent} of {due.size} due requests were sent; "
-            f"{_ADVICE}"
+            f"{_OWN}, not the GPU, was the bottleneck: {sent} of {due.size} due requests were sent; {_ADVICE}"
         )
     if counts[Count.CLOCK_STEPS]:
         problems.append(
@@ -91,6 +90,12 @@ def check_phase(phase: Phase, table: PhaseTable, *, start_s: float, end_s: float
     )
 
 
+def is_own_limit(problem: str) -> bool:
+    """Whether a problem says that the load generator, and not what it measures, was the limit."""
+    return problem.startswith(_OWN)
+
+
+_OWN = "the load generator"
 _ADVICE = "give it a core of its own (taskset), more workers, or a machine beside the server's"
 
 

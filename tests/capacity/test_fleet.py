@@ -12,8 +12,8 @@ from pytest_gpucap.capacity.model import model_of
 from pytest_gpucap.capacity.precision import precision_of
 from pytest_gpucap.gpu.classes import find_class
 from pytest_gpucap.requirement import LatencyLimit, Length, Slo, Workload
-from pytest_gpucap.roofline import hardware_of
 from pytest_gpucap.server.synthetic import architecture
+from pytest_gpucap.suite.roofline import hardware_of
 
 TARGET = Target(Fraction(10), Fraction(13, 10))
 CONFIG = architecture("synthetic:qwen2-1.5b").config

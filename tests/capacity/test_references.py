@@ -12,7 +12,7 @@ from pytest_gpucap.capacity.references import Reference, judge, references, roof
 from pytest_gpucap.capacity.results import Interval
 from pytest_gpucap.capacity.whatif import what_if
 from pytest_gpucap.gpu.classes import find_class
-from pytest_gpucap.roofline import hardware_of
+from pytest_gpucap.suite.roofline import hardware_of
 
 GUIDE = "DeepSeek-R1-Distill-Qwen-1.5B sizing guide, 2026"
 

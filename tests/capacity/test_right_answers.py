@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from pytest_gpucap.accuracy import good_rate
 from pytest_gpucap.capacity.accuracy import judged, sentence, share_interval
 from pytest_gpucap.capacity.results import Accuracy, Interval, Measurement, Outcome, Verdict
 from pytest_gpucap.requirement import Requirement
+from pytest_gpucap.suite.accuracy import good_rate
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 5), (5, 5), (3, 7), (61, 100), (480, 480)])

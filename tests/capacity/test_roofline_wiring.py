@@ -12,14 +12,14 @@ import pytest
 
 from pytest_gpucap.capacity.limits import Roofline
 from pytest_gpucap.gpu.classes import GpuClass, find_class, parse_class
-from pytest_gpucap.placement import Placement
 from pytest_gpucap.requirement import Workload
-from pytest_gpucap.rig import Target
-from pytest_gpucap.roofline import config_of, hardware_of, roofline_of
 from pytest_gpucap.server.external import ExternalServer
 from pytest_gpucap.server.spec import ServerSpec
 from pytest_gpucap.server.synthetic import architecture
 from pytest_gpucap.server.vllm import VllmServer
+from pytest_gpucap.suite.placement import Placement
+from pytest_gpucap.suite.rig import Target
+from pytest_gpucap.suite.roofline import config_of, hardware_of, roofline_of
 
 Limits = Callable[..., Roofline | None]
 

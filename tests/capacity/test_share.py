@@ -18,8 +18,8 @@ from pytest_gpucap.capacity.results import Interval, Latency, Measurement, Outco
 from pytest_gpucap.capacity.share import checked, checked_verdict, impossible, share_of, windows
 from pytest_gpucap.gpu.classes import find_class
 from pytest_gpucap.requirement import Length, Requirement, Workload
-from pytest_gpucap.roofline import hardware_of
 from pytest_gpucap.server.synthetic import architecture
+from pytest_gpucap.suite.roofline import hardware_of
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "h200"
 CONFIG = architecture("synthetic:qwen2-1.5b").config

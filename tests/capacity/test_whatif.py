@@ -14,8 +14,8 @@ from pytest_gpucap.capacity.results import Interval
 from pytest_gpucap.capacity.whatif import Operation, what_if
 from pytest_gpucap.gpu.classes import find_class
 from pytest_gpucap.requirement import LatencyLimit, Length, Slo, Workload
-from pytest_gpucap.roofline import hardware_of
 from pytest_gpucap.server.synthetic import architecture
+from pytest_gpucap.suite.roofline import hardware_of
 
 CONFIG = architecture("synthetic:qwen2-1.5b").config
 MEASURED = Interval(44.0, 40.0, 48.0)

@@ -18,7 +18,7 @@ from pytest_gpucap.report import resultfile
 
 pytest.importorskip("pytest_benchmark")
 # Inner runs in this process start from the modules that are loaded now: NumPy cannot be loaded twice.
-for module in ("hypothesis", "pytest_gpucap.session", "pytest_gpucap.simulator.runner"):
+for module in ("hypothesis", "pytest_gpucap.suite.session", "pytest_gpucap.simulator.runner"):
     import_module(module)
 
 SUITE = """

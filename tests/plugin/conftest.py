@@ -8,7 +8,12 @@ import pytest
 
 # Inner runs in this process start from the modules that are loaded now: NumPy cannot be loaded twice, and Hypothesis,
 # which its own plugin loads in every run, takes a second.
-for module in ("hypothesis", "pytest_gpucap.load.runner", "pytest_gpucap.session", "pytest_gpucap.simulator.runner"):
+for module in (
+    "hypothesis",
+    "pytest_gpucap.load.runner",
+    "pytest_gpucap.suite.session",
+    "pytest_gpucap.simulator.runner",
+):
     import_module(module)
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from pytest_gpucap.accuracy import SAMPLES, measure_accuracy
 from pytest_gpucap.report import resultfile
 from pytest_gpucap.requirement import Workload
 from pytest_gpucap.server.vllm import VllmServer
 from pytest_gpucap.simulator.serve import SimulatedServer, start_simulator
+from pytest_gpucap.suite.accuracy import SAMPLES, measure_accuracy
 from pytest_gpucap.workloads.questions import questions_file
 
 CHECKED = """
@@ -103,7 +103,7 @@ def test_nothing_is_asked_unless_a_test_asks_for_it(pytester: pytest.Pytester) -
         CHECKED.replace(', min_accuracy="90%"', "")
         + """
         import sys
-        assert "pytest_gpucap.accuracy" not in sys.modules
+        assert "pytest_gpucap.suite.accuracy" not in sys.modules
         assert "pytest_gpucap.load.asking" not in sys.modules
         """
     )

@@ -11,10 +11,10 @@ import pytest
 
 from pytest_gpucap.gpu.classes import find_class
 from pytest_gpucap.options import Options
-from pytest_gpucap.pairs import base_of, fitting, parsed
-from pytest_gpucap.placement import Placement
 from pytest_gpucap.report import resultfile
 from pytest_gpucap.server.spec import ServerSpec
+from pytest_gpucap.suite.pairs import base_of, fitting, parsed
+from pytest_gpucap.suite.placement import Placement
 
 SUITE = """
     import pytest
@@ -109,7 +109,7 @@ def test_measure_is_compared_and_a_failing_budget_as_well(pytester: pytest.Pytes
 def test_a_base_that_cannot_be_measured_never_hides_a_failing_budget(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(
         """
-        from pytest_gpucap import pairs
+        from pytest_gpucap.suite import pairs
         from pytest_gpucap.measure.settings import Settings
 
         # The machine turns out not to be ours alone once the alternation begins.

@@ -15,7 +15,7 @@ from typing import Any, cast
 from pytest_gpucap.gpu.probes import DEVICE_FIELDS
 from pytest_gpucap.gpu.series import Series
 from pytest_gpucap.gpu.telemetry import LINK_FIELDS, Telemetry, WatchedDevice
-from pytest_gpucap.screen import glance
+from pytest_gpucap.suite.screen import glance
 
 NAN = float("nan")
 DEADLINE_S = 120.0
@@ -55,6 +55,8 @@ def test_a_real_terminal_gets_one_live_line_that_is_taken_back(tmp_path: Path) -
         '@pytest.mark.gpucap(name="chat", qps=10, gpus=1, input_tokens=256, output_tokens=512, e2e_p95="4s")\n'
         "def test_it(gpucap): gpucap.check()\n"
     )
+    # Virtual time passes faster than anybody reads; here every renewal is to be seen.
+    (tmp_path / "conftest.py").write_text("from pytest_gpucap.report import live\nlive._RENEW_S = 0.0\n")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--gpu-class=sim:fast", "--color=no"]
     screen = _run_on_a_terminal(command, tmp_path, {"TERM": "xterm"})
     lines = re.findall(r"\r\x1b\[K(chat[^\r\n]*)", screen)

@@ -22,13 +22,13 @@ from pytest_gpucap.markers import Declaration
 from pytest_gpucap.measure.pairing import Paired, Side, compare, describe, windows_of
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.options import Options
-from pytest_gpucap.placement import Placement
 from pytest_gpucap.report.live import Live
 from pytest_gpucap.report.record import Record, plain
 from pytest_gpucap.requirement import Requirement, positive
-from pytest_gpucap.rig import Rig
 from pytest_gpucap.server.errors import ServerError
 from pytest_gpucap.server.spec import ServerSpec
+from pytest_gpucap.suite.placement import Placement
+from pytest_gpucap.suite.rig import Rig
 
 DEFAULT_SHARE: Final = 0.92
 """vLLM's ``gpu_memory_utilization`` where none is given."""

@@ -11,11 +11,11 @@ from pytest_gpucap.history import store
 from pytest_gpucap.history.baseline import Baseline, open_baseline
 from pytest_gpucap.history.compare import compare, precise
 from pytest_gpucap.options import Options
-from pytest_gpucap.placement import SIMULATED
 from pytest_gpucap.report.comparison import failure
 from pytest_gpucap.report.record import Record
 from pytest_gpucap.report.resultfile import ResultFileError
 from pytest_gpucap.report.wording import shown
+from pytest_gpucap.suite.placement import SIMULATED
 
 
 def check_files(options: Options, config: pytest.Config) -> Baseline | None:

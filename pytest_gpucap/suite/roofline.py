@@ -17,9 +17,9 @@ from pytest_gpucap.capacity.model import UnknownModel, model_of
 from pytest_gpucap.capacity.precision import precision_of
 from pytest_gpucap.gpu.classes import GpuClass
 from pytest_gpucap.requirement import Workload
-from pytest_gpucap.rig import Target
 from pytest_gpucap.server import synthetic
 from pytest_gpucap.server.vllm import VllmServer
+from pytest_gpucap.suite.rig import Target
 
 _FP4_OVER_FP8: Final = 2.0
 """Dense rates: 9 against 4.5 PFLOPS of a B200 (NVIDIA Blackwell architecture technical brief)."""

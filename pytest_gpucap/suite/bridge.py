@@ -12,8 +12,8 @@ from pytest_gpucap.gpu.classes import find_class
 from pytest_gpucap.gpu.inventory import NoGpu, WrongGpuClass, detect, select, take_inventory
 from pytest_gpucap.history import benchmark
 from pytest_gpucap.options import Options
-from pytest_gpucap.placement import SIMULATED, own_classes
 from pytest_gpucap.report.record import Record
+from pytest_gpucap.suite.placement import SIMULATED, own_classes
 
 REQUEST = pytest.StashKey[pytest.FixtureRequest]()
 """The request of a test's ``gpucap`` fixture: what pytest-benchmark's fixture is asked for through."""

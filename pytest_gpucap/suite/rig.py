@@ -19,12 +19,12 @@ from pytest_gpucap.gpu.lease import Lease, lease, lease_cpu
 from pytest_gpucap.gpu.memory import wait_memory_returned
 from pytest_gpucap.gpu.telemetry import Telemetry
 from pytest_gpucap.options import Options
-from pytest_gpucap.placement import SIMULATED, Placement, own_classes
 from pytest_gpucap.report.live import Live
 from pytest_gpucap.report.wording import shown
 from pytest_gpucap.server.endpoint import Endpoint
 from pytest_gpucap.server.external import attach
 from pytest_gpucap.server.vllm import VllmServer, start_vllm
+from pytest_gpucap.suite.placement import SIMULATED, Placement, own_classes
 
 MEMORY_RETURN_S = 60.0
 """GPU memory of a killed server is back within seconds; a minute is a driver in trouble."""

@@ -12,11 +12,11 @@ from typing import Any
 from pytest_gpucap import __version__
 from pytest_gpucap.gpu.device import Device
 from pytest_gpucap.gpu.facts import describe_devices, environment_facts
-from pytest_gpucap.placement import SIMULATED
-from pytest_gpucap.rig import Target
 from pytest_gpucap.server.endpoint import Endpoint
 from pytest_gpucap.server.errors import EndpointError
 from pytest_gpucap.server.vllm import VllmServer
+from pytest_gpucap.suite.placement import SIMULATED
+from pytest_gpucap.suite.rig import Target
 
 
 def environment(target: Target) -> dict[str, Any]:

@@ -7,23 +7,24 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_gpucap.baselines import Comparing, check_files
-from pytest_gpucap.bridge import REQUEST, replay
-from pytest_gpucap.gauge import GpuCap, MeasurementInvalid
 from pytest_gpucap.gpu.lease import LeaseError
 from pytest_gpucap.gpu.memory import MemoryNotReturned
 from pytest_gpucap.history.baseline import Baseline
 from pytest_gpucap.markers import Declaration, declare
 from pytest_gpucap.options import Options
-from pytest_gpucap.pairs import Pairing, PairInvalid, base_of
-from pytest_gpucap.placement import Placement, place
 from pytest_gpucap.report import assertion
 from pytest_gpucap.report.live import Live
 from pytest_gpucap.report.record import Record
-from pytest_gpucap.rig import Rig, Target
-from pytest_gpucap.screen import live
 from pytest_gpucap.server.endpoint import Endpoint
 from pytest_gpucap.server.errors import ServerError
+from pytest_gpucap.suite.baselines import Comparing, check_files
+from pytest_gpucap.suite.bridge import REQUEST, replay
+from pytest_gpucap.suite.gauge import GpuCap
+from pytest_gpucap.suite.instrument import Instrument, MeasurementInvalid
+from pytest_gpucap.suite.pairs import Pairing, PairInvalid, base_of
+from pytest_gpucap.suite.placement import Placement, place
+from pytest_gpucap.suite.rig import Rig, Target
+from pytest_gpucap.suite.screen import live
 
 DECLARATION = pytest.StashKey[Declaration]()
 PLACEMENT = pytest.StashKey[Placement]()
@@ -106,12 +107,9 @@ class Session:
         placed, declared, live = self._placed(item), item.stash[DECLARATION], self._live(item)
         base = item.stash[_BASE]
         return GpuCap(
-            declared,
-            placed,
-            self._rig,
+            Instrument(declared, placed, self._rig, self._options, live),
             self._options,
             test=item.nodeid,
-            live=live,
             keep=lambda record: item.stash.setdefault(_RECORDS, []).append(record),
             comparing=Comparing(self._baseline, self._options),
             pairing=None if base is None else Pairing(base, placed, self._rig, declared, self._options, live),

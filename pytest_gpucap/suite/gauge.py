@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from fractions import Fraction
-from typing import Any
 
 import pytest
 
-from pytest_gpucap.baselines import Comparing
-from pytest_gpucap.capacity.limits import Roofline
 from pytest_gpucap.capacity.results import Accuracy, Curve, Measurement, Outcome, Sample, Verdict
-from pytest_gpucap.capacity.share import checked, checked_verdict, share_of
-from pytest_gpucap.environment import environment
-from pytest_gpucap.gpu.diagnosis import Bottleneck, Kind, Known, diagnose
-from pytest_gpucap.gpu.lease import LeaseError
-from pytest_gpucap.gpu.telemetry import Telemetry
-from pytest_gpucap.load.protocol import LoadRunner
-from pytest_gpucap.markers import Declaration
+from pytest_gpucap.capacity.share import checked, checked_verdict
 from pytest_gpucap.measure import procedure
-from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.options import Options
-from pytest_gpucap.pairs import Pairing, PairInvalid
-from pytest_gpucap.placement import Placement
 from pytest_gpucap.report import text
-from pytest_gpucap.report.live import Live
 from pytest_gpucap.report.record import (
     Context,
     Record,
@@ -37,18 +20,13 @@ from pytest_gpucap.report.record import (
     sample_record,
     verdict_record,
 )
-from pytest_gpucap.report.series import series
 from pytest_gpucap.requirement import Number, Requirement, RequirementError, duration_s, positive, whole
-from pytest_gpucap.rig import Rig, Target
-from pytest_gpucap.roofline import roofline_of
-from pytest_gpucap.screen import glance
-
-_EVERY_READING = sys.maxsize
-_AROUND_S = 2.0
-
-
-class MeasurementInvalid(Exception):  # noqa: N818 - the verdict's own word
-    """The measurement cannot be trusted; says which check broke and never a word on capacity."""
+from pytest_gpucap.suite.baselines import Comparing
+from pytest_gpucap.suite.context import context_of
+from pytest_gpucap.suite.instrument import Instrument, MeasurementInvalid
+from pytest_gpucap.suite.pairs import Pairing, PairInvalid
+from pytest_gpucap.suite.rig import Target
+from pytest_gpucap.suite.roofline import roofline_of
 
 
 class GpuCap:
@@ -59,23 +37,18 @@ class GpuCap:
 
     def __init__(
         self,
-        declared: Declaration,
-        placement: Placement,
-        rig: Rig,
+        instrument: Instrument,
         options: Options,
         *,
         test: str,
-        live: Live,
         keep: Callable[[Record], None],
         comparing: Comparing,
         pairing: Pairing | None = None,
     ) -> None:
-        self._declared = declared
-        self._placement = placement
-        self._rig = rig
+        self._with = instrument
+        self._declared, self._live = instrument.declared, instrument.live
         self._options = options
         self._test = test
-        self._live = live
         self._keep = keep
         self._comparing = comparing
         self._pairing = pairing
@@ -139,9 +112,9 @@ class GpuCap:
         Raises:
             MeasurementInvalid: if the measurement cannot be trusted.
         """
-        with self._measuring() as (runner, settings, target):
-            curve = procedure.sweep(runner, self._requirement(), settings, self._live)
-            if (roofline := self._roofline(target)) is not None:
+        with self._with.driven() as (runner, settings, target):
+            curve = procedure.sweep(runner, self._with.requirement, settings, self._live)
+            if (roofline := roofline_of(target, self._declared.workload)) is not None:
                 curve = replace(curve, measurement=checked(curve.measurement, roofline))
             budgeted = self._declared.requirement is not None
             curve = replace(curve, measurement=replace(curve.measurement, budgeted=budgeted))
@@ -167,8 +140,8 @@ class GpuCap:
         rate_rps = None if rate is None else float(positive(rate, "rate"))
         held = None if concurrency is None else whole(concurrency, "concurrency")
         length_s = duration_s(duration, "duration")
-        requirement = self._requirement()
-        with self._measuring() as (runner, settings, target):
+        requirement = self._with.requirement
+        with self._with.driven() as (runner, settings, target):
             sample = procedure.sample(
                 runner, requirement, settings, self._live, rate_rps=rate_rps, concurrency=held, duration_s=length_s
             )
@@ -188,13 +161,11 @@ class GpuCap:
         declared = self._declared
         if declared.workload.questions is None:
             raise RequirementError(f'{declared.place}: accuracy() needs gpucap(questions=FILE), or "arithmetic"')
-        from pytest_gpucap.accuracy import measure_accuracy
+        from pytest_gpucap.suite.accuracy import measure_accuracy
 
-        with self._measuring():
-            server = self._rig.server(self._placement, self._live).server
-            assert server is not None  # noqa: S101 - what `Rig.server` is for
+        with self._with.driven():
             found = measure_accuracy(
-                server,
+                self._with.server(),
                 declared.workload,
                 min_accuracy=declared.slo.min_accuracy,
                 max_error_rate=declared.slo.max_error_rate,
@@ -207,9 +178,9 @@ class GpuCap:
 
     def _checked(self, requirement: Requirement, start: int = 0) -> tuple[Verdict, Record]:
         """One run of the check."""
-        with self._measuring(start) as (runner, settings, target):
+        with self._with.driven(start) as (runner, settings, target):
             verdict = procedure.check(runner, requirement, settings, self._live)
-            if (roofline := self._roofline(target)) is not None:
+            if (roofline := roofline_of(target, self._declared.workload)) is not None:
                 verdict = checked_verdict(verdict, roofline)
             verdict = self._answered(verdict)
             return verdict, verdict_record(verdict, self._context(target, verdict.measurement.samples))
@@ -218,18 +189,16 @@ class GpuCap:
         """The verdict with the answers judged, where the requirement says how many must be right."""
         if verdict.measurement.requirement.slo.min_accuracy is None:
             return verdict
-        from pytest_gpucap.accuracy import with_answers
+        from pytest_gpucap.suite.accuracy import with_answers
 
         self._live.say("asking the workload's questions")
-        server = self._rig.server(self._placement, self._live).server
-        assert server is not None  # noqa: S101 - what `Rig.server` is for
-        return with_answers(verdict, server, max_time_s=self._declared.max_time_s)
+        return with_answers(verdict, self._with.server(), max_time_s=self._declared.max_time_s)
 
     def _measured(self, start: int = 0) -> tuple[Measurement, Record]:
         """One run of the measurement."""
-        with self._measuring(start) as (runner, settings, target):
-            measurement = procedure.measure(runner, self._requirement(), settings, self._live)
-            if (roofline := self._roofline(target)) is not None:
+        with self._with.driven(start) as (runner, settings, target):
+            measurement = procedure.measure(runner, self._with.requirement, settings, self._live)
+            if (roofline := roofline_of(target, self._declared.workload)) is not None:
                 measurement = checked(measurement, roofline)
             measurement = replace(measurement, budgeted=self._declared.requirement is not None)
             return measurement, measurement_record(measurement, self._context(target, measurement.samples))
@@ -255,7 +224,7 @@ class GpuCap:
     def _compared(self, record: Record) -> None:
         """Compare with the session's baseline, or its base; a confirmed regression fails the test."""
         if self._pairing is not None:
-            record["comparison"] = self._pairing.comparison(self._requirement(), record)
+            record["comparison"] = self._pairing.comparison(self._with.requirement, record)
             self._comparing.refuse_regression(record)
             return
         self._comparing.compare(record, self._again(lambda: self._measured(start=1)[1]))
@@ -265,9 +234,9 @@ class GpuCap:
         """Measures once more from a fresh start of the server, where it is ours to start; told why."""
 
         def again(why: str) -> Record:
-            fresh = "" if self._placement.url else " from a fresh start"
+            fresh = "" if self._with.placement.url else " from a fresh start"
             self._live.say(f"{why}: measuring again{fresh}")
-            self._rig.keep_only(None)
+            self._with.start_afresh()
             record = once()
             if record["problems"] or record["sustainable_rate"] is None:
                 reason = "; ".join(record["problems"]) or "it found no sustainable rate"
@@ -276,112 +245,8 @@ class GpuCap:
 
         return again
 
-    def _requirement(self) -> Requirement:
-        """The declared requirement, or one with the test's workload and limits that no verdict is made from."""
-        declared = self._declared
-        return declared.requirement or Requirement(
-            declared.name,
-            qps=Fraction(1),
-            gpus=declared.gpus_per_replica,
-            gpus_per_replica=declared.gpus_per_replica,
-            workload=declared.workload,
-            slo=declared.slo,
-        )
-
-    @contextmanager
-    def _measuring(self, start: int = 0) -> Iterator[tuple[LoadRunner, Settings, Target]]:
-        """A runner at the test's server; closed, with nothing left in flight, whatever happens.
-
-        `start` counts the starts of the server that this test measures from: each has arrivals and prompts of its own.
-        """
-        seed = self._declared.seed + start
-        settings = Settings(max_time_s=self._declared.max_time_s, seed=seed)
-        if self._placement.profile is not None:
-            from pytest_gpucap.simulator.runner import SimRunner
-
-            engine = self._placement.profile.engine
-            target = self._rig.target(self._placement, self._live)
-            runner: LoadRunner = SimRunner(engine, seed=seed)
-            settings = replace(settings, max_num_seqs=engine.max_num_seqs, kv_tokens=engine.kv_tokens)
-        else:
-            from pytest_gpucap.load.runner import HttpLoadRunner
-
-            try:
-                target = self._rig.server(self._placement, self._live)
-            except LeaseError as error:
-                raise MeasurementInvalid(f"{self._declared.name} was not measured: {error}") from error
-            server = target.server
-            assert server is not None  # noqa: S101 - what `Rig.server` is for
-            server.reset_caches()
-            runner = HttpLoadRunner(
-                server.base_url,
-                server.model,
-                str(server.api_key),
-                self._declared.workload,
-                seed,
-                workers=self._options.workers,
-                simulated=server.simulated,
-            )
-            settings = replace(
-                settings,
-                max_num_seqs=server.max_num_seqs,
-                kv_tokens=server.kv_tokens,
-                trust=None if target.telemetry is None else target.telemetry.problems,
-            )
-            if (telemetry := target.telemetry) is not None:
-                self._live.gpu = lambda: glance(telemetry)
-        try:
-            yield runner, settings, target
-        finally:
-            runner.close()
-            self._live.done()
-
     def _context(self, target: Target, samples: Sequence[Sample]) -> Context:
-        startup_s, target.startup_s = target.startup_s, 0.0  # spent once, whichever test shares the server
-        watched = bottleneck = over_time = None
-        if samples and target.telemetry is not None:
-            start_s, end_s = min(each.start_s for each in samples), max(each.end_s for each in samples)
-            watched = target.telemetry.summary(start_s, end_s)
-            # A little more than the span: what a counter did at its ends is known from the readings around them.
-            readings = target.telemetry.series(start_s - _AROUND_S, end_s + _AROUND_S, points=_EVERY_READING)
-            over_time = series(readings, start_s, end_s)
-            bottleneck = self._diagnosis(target, target.telemetry, samples)
-        return Context(
-            test=self._test,
-            line=int(self._declared.place.rpartition(":")[2]),
-            environment=environment(target),
-            telemetry=watched,
-            bottleneck=bottleneck,
-            startup_s=startup_s,
-            series=over_time,
-            limit=self._limit(target, samples, bottleneck),
-        )
-
-    def _roofline(self, target: Target) -> Roofline | None:
-        return roofline_of(target, self._declared.workload)
-
-    def _limit(self, target: Target, samples: Sequence[Sample], bottleneck: Bottleneck | None) -> dict[str, Any] | None:
-        roofline = self._roofline(target)
-        share = None if roofline is None else share_of(samples, roofline)
-        told = bottleneck is not None and bottleneck.kind not in {Kind.NONE, Kind.UNKNOWN}
-        return None if share is None else share.record(bottleneck.kind.value if bottleneck and told else None)
-
-    def _diagnosis(self, target: Target, telemetry: Telemetry, samples: Sequence[Sample]) -> Bottleneck:
-        # What limits a server shows where it is driven hardest.
-        hardest = max(samples, key=lambda sample: sample.in_flight_mean)
-        own = [problem for problem in hardest.problems if "load generator" in problem]
-        roofline = self._roofline(target)
-        known = Known(
-            parameters=None if roofline is None else roofline.model.active,
-            weight_bytes=None if roofline is None else roofline.weights_read_bytes(1) / roofline.hardware.gpus,
-            max_num_seqs=None if target.server is None else target.server.max_num_seqs,
-            in_flight=hardest.in_flight_mean,
-            client_problems=own,
-            gpu_class=target.gpu_class,
-            cores=os.cpu_count(),
-            loopback=True,  # telemetry watches servers of our own only, and those listen on loopback
-        )
-        return diagnose(telemetry.summary(hardest.start_s, hardest.end_s), known)
+        return context_of(target, samples, self._declared, self._test)
 
 
 def _trusted(measurement: Measurement) -> Measurement:

@@ -1,0 +1,75 @@
+"""What surrounds a measurement in its record: environment, telemetry, physical limit, and what limited it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from pytest_gpucap.capacity.limits import Roofline
+from pytest_gpucap.capacity.results import Sample
+from pytest_gpucap.capacity.share import share_of
+from pytest_gpucap.gpu.diagnosis import Bottleneck, Kind, Known, diagnose
+from pytest_gpucap.gpu.telemetry import Telemetry
+from pytest_gpucap.load.selfcheck import is_own_limit
+from pytest_gpucap.markers import Declaration
+from pytest_gpucap.report.record import Context
+from pytest_gpucap.report.series import series
+from pytest_gpucap.suite.environment import environment
+from pytest_gpucap.suite.rig import Target
+from pytest_gpucap.suite.roofline import roofline_of
+
+_EVERY_READING = sys.maxsize
+_AROUND_S = 2.0
+
+
+def context_of(target: Target, samples: Sequence[Sample], declared: Declaration, test: str) -> Context:
+    """What surrounds the samples that were just measured on a target; to be asked for while it still runs."""
+    roofline = roofline_of(target, declared.workload)
+    startup_s, target.startup_s = target.startup_s, 0.0  # spent once, whichever test shares the server
+    watched = bottleneck = over_time = None
+    if samples and target.telemetry is not None:
+        start_s, end_s = min(each.start_s for each in samples), max(each.end_s for each in samples)
+        watched = target.telemetry.summary(start_s, end_s)
+        # A little more than the span: what a counter did at its ends is known from the readings around them.
+        readings = target.telemetry.series(start_s - _AROUND_S, end_s + _AROUND_S, points=_EVERY_READING)
+        over_time = series(readings, start_s, end_s)
+        bottleneck = _diagnosis(target, target.telemetry, samples, roofline)
+    return Context(
+        test=test,
+        line=int(declared.place.rpartition(":")[2]),
+        environment=environment(target),
+        telemetry=watched,
+        bottleneck=bottleneck,
+        startup_s=startup_s,
+        series=over_time,
+        limit=_limit(samples, roofline, bottleneck),
+    )
+
+
+def _limit(
+    samples: Sequence[Sample], roofline: Roofline | None, bottleneck: Bottleneck | None
+) -> dict[str, Any] | None:
+    share = None if roofline is None else share_of(samples, roofline)
+    told = bottleneck is not None and bottleneck.kind not in {Kind.NONE, Kind.UNKNOWN}
+    return None if share is None else share.record(bottleneck.kind.value if bottleneck and told else None)
+
+
+def _diagnosis(
+    target: Target, telemetry: Telemetry, samples: Sequence[Sample], roofline: Roofline | None
+) -> Bottleneck:
+    # What limits a server shows where it is driven hardest.
+    hardest = max(samples, key=lambda sample: sample.in_flight_mean)
+    own = [problem for problem in hardest.problems if is_own_limit(problem)]
+    known = Known(
+        parameters=None if roofline is None else roofline.model.active,
+        weight_bytes=None if roofline is None else roofline.weights_read_bytes(1) / roofline.hardware.gpus,
+        max_num_seqs=None if target.server is None else target.server.max_num_seqs,
+        in_flight=hardest.in_flight_mean,
+        client_problems=own,
+        gpu_class=target.gpu_class,
+        cores=os.cpu_count(),
+        loopback=True,  # telemetry watches servers of our own only, and those listen on loopback
+    )
+    return diagnose(telemetry.summary(hardest.start_s, hardest.end_s), known)
