@@ -66,8 +66,7 @@ def climbed(session: Session, top: int, enough_rps: float) -> Climb:
         seconds = c.HOLD_S if level == top else c.LOW_HOLD_S
         window = session.hold(f"hold at {level}", level, seconds, discard_s=c.TOP_UP_S)
         window, rps = steady_throughput(session, window, level, best_rps * c.DOUBTFUL_RISE)
-        if rps < best_rps * (1.0 - c.FALL_SHARE):
-            turn_back(session, climb, best)
+        if rps < best_rps * (1.0 - c.FALL_SHARE) and turned_back(session, climb, best, rps):
             break
         climb.windows.append(window)
         climb.level = level
@@ -85,15 +84,22 @@ def steady_throughput(session: Session, window: Window, level: int, doubtful_rps
     return window, rps
 
 
-def turn_back(session: Session, climb: Climb, best: int) -> None:
-    """Throughput falls beyond `best`: end what is in flight, and hold on the safe side of it.
+def turned_back(session: Session, climb: Climb, best: int, fallen_rps: float) -> bool:
+    """Throughput seems to fall beyond `best`: end what is in flight, and hold on the safe side of it.
 
     A backlog that feeds itself takes long to drain, and what the server shows meanwhile is nobody's steady state.
+
+    Returns:
+        False where the hold below gives clearly less than the one beyond: then the best was luck, and nothing falls.
     """
-    climb.turned = best
-    climb.level = max(1, round(c.TURNED_SHARE * best))
+    level = max(1, round(c.TURNED_SHARE * best))
     session.settle()
-    climb.windows.append(session.hold("hold below the fall", climb.level, c.HOLD_S, discard_s=c.REFILL_S))
+    window = session.hold("hold below the fall", level, c.HOLD_S, discard_s=c.REFILL_S)
+    climb.windows.append(window)
+    if throughput_rps(session, window) < fallen_rps * (1.0 - c.REFUTED_SHARE):
+        return False
+    climb.turned, climb.level = best, level
+    return True
 
 
 def extended(session: Session, hold: Window, concurrency: int) -> Window:

@@ -18,6 +18,8 @@ DOUBTFUL_RISE = 1.03
 """Throughput that rose by less than this from one held concurrency to the next is looked at twice: it falls slowly."""
 TURNED_SHARE = 0.8
 """After a fall the holds are at this share of the best concurrency, on the safe side of it."""
+REFUTED_SHARE = 0.02
+"""A hold below the fall with throughput lower by this share than beyond it says that there was no fall."""
 TURN_ERROR = 0.018
 """Added error where throughput falls beyond some concurrency: the best is known to the nearest hold only."""
 STEEPEST = 5.0

@@ -15,7 +15,7 @@ from pytest_gpucap.measure.climbing import (
     extended,
     steady_throughput,
     throughput_rps,
-    turn_back,
+    turned_back,
 )
 from pytest_gpucap.measure.estimate import Estimate, critical_concurrency, estimate
 from pytest_gpucap.measure.session import OutOfTime, Session, Window
@@ -107,7 +107,7 @@ def _search(session: Session) -> tuple[Climb, Estimate | None]:  # noqa: C901 - 
         if climb.level > best:
             window, rps = steady_throughput(session, window, climb.level, best_rps * c.DOUBTFUL_RISE)
             if rps < best_rps * (1.0 - c.FALL_SHARE):
-                turn_back(session, climb, best)
+                turned_back(session, climb, best, rps)
         else:
             rps = throughput_rps(session, window)
         if climb.turned is None:
