@@ -21,12 +21,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pytest_gpucap", description=__doc__)
     parser.add_argument("--version", action="version", version=f"pytest-gpucap {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in COMMANDS:
+    given = sys.argv[1:] if arguments is None else arguments
+    # A command that is named is loaded alone: none needs what only another one imports.
+    for name in given[:1] if given and given[0] in COMMANDS else COMMANDS:
         module = importlib.import_module(f"pytest_gpucap.commands.{name}")
         own = commands.add_parser(name, help=module.HELP, description=module.__doc__)
         module.add_arguments(own)
         own.set_defaults(run=module.run)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(given)
     try:
         return int(options.run(options))
     except CommandError as error:
