@@ -73,7 +73,13 @@ def test_a_simulated_server_behind_a_url_is_called_simulated(
     pytester: pytest.Pytester, simulator: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_KEY", "any")
-    result = run(pytester, simulator, "--target-qps=1")
+    pytester.makepyfile(
+        """
+        def test_it(gpucap):
+            assert gpucap.sample(rate=10, duration="2s").requests
+        """
+    )
+    result = pytester.runpytest_subprocess("--gpucap-url", simulator, "--gpucap-api-key-env=MY_KEY")
     result.assert_outcomes(passed=1)
     (record,) = records(pytester)
     assert record["simulated"] is True
