@@ -28,6 +28,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "test_empty.py").write_text("def test_empty(): ...\n")
         environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        # As for everybody: compiled once, not in every run.
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
 
         def run(*extra: str) -> float:
             start = time.perf_counter()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import pytest
 
@@ -24,19 +24,23 @@ _TEXT = "a text"
 _FLAG = "a flag"
 
 
-class _Option(NamedTuple):
+class _Option:
     """One setting: its field in `Options`, its flag, its ini key and how its text becomes a value."""
 
-    field: str
-    flag: str
-    kind: str
-    help: str
-    metavar: str | None = None
-    choices: tuple[str, ...] | None = None
+    __slots__ = ("choices", "field", "flag", "help", "ini", "kind", "metavar")
 
-    @property
-    def ini(self) -> str:
-        return f"gpucap_{self.field}"
+    def __init__(
+        self,
+        field: str,
+        flag: str,
+        kind: str,
+        help: str,  # noqa: A002 - argparse's word
+        metavar: str | None = None,
+        choices: tuple[str, ...] | None = None,
+    ) -> None:
+        self.field, self.flag, self.kind, self.help = field, flag, kind, help
+        self.metavar, self.choices = metavar, choices
+        self.ini = f"gpucap_{field}"
 
 
 _OPTIONS: Final = (
@@ -147,10 +151,11 @@ _OPTIONS: Final = (
 )
 
 
-class Options(NamedTuple):
-    """The session's settings. None: not given anywhere, and there is no default.
+class Options:
+    """The session's settings, frozen. None: not given anywhere, and there is no default.
 
-    A named tuple, because every pytest run makes this class, and making a dataclass takes four times as long.
+    A plain class, because every pytest run makes it: a named tuple of so many fields takes a millisecond, and a
+    dataclass four.
     """
 
     gpu_class: str | None = None
@@ -181,6 +186,14 @@ class Options(NamedTuple):
     base_args: str | None = None
     workload: str | None = None
     workload_file: Path | None = None
+
+    def __init__(self, **given: Any) -> None:
+        if unknown := given.keys() - self.__annotations__.keys():
+            raise TypeError(f"no such setting: {', '.join(sorted(unknown))}")
+        self.__dict__.update(given)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"the session's settings do not change: {name}")
 
 
 def add_options(parser: pytest.Parser) -> None:

@@ -197,16 +197,16 @@ def write(results: Path, target: Path, machine: str) -> None:
         (
             "SIMULATED servers of known capacity, unless a section says otherwise. r is the true capacity over the "
             "requirement; a verdict is wrong when it is PASS below r = 1 or FAIL above. GPU seconds leave the server's "
-            "start out. *Held out* is not strict: constants of the decision were set on the other profiles, but the "
-            "accuracy of the twin, given the true engine, was looked at on all of them, and three flaws were found on "
-            "profiles so marked and mended (bursts of prompts, a climb that ended after one hold, the twin's error "
-            "where a percentile is flat). A dash is a cell that was not run. `h200` is calibrated to a server whose "
+            "start out. *Held out* is not strict: durations and thresholds were set on the other profiles, but the "
+            "twin and the climb were looked at on all of them, and four flaws were found on profiles so marked and "
+            "mended. The seeds of these checks and measurements are fresh: none was drawn before the last constant was set. A dash "
+            "is a cell that was not run. `h200` is calibrated to a server whose "
             "throughput falls beyond about 120 requests in flight."
         ),
         "",
         (
             f"Machine: 2 cores, {machine}, shared with other work (which changes nothing in virtual "
-            "time). Commands: `python benchmarks/verdict/study.py run --reps 1000`, then `over_http.py`, "
+            "time). Commands: `python benchmarks/verdict/study.py run`, then `over_http.py`, "
             "`on_cpu_vllm.py`, and `study.py table`."
         ),
         "",
@@ -218,11 +218,16 @@ def write(results: Path, target: Path, machine: str) -> None:
         "",
         "## The same check over real HTTP",
         "",
-        "Each check drives a simulated server in a process of its own through the real load generator, in real time.",
+        (
+            "Each check drives a simulated server in a process of its own through the real load generator, in real "
+            "time. Run with an earlier version of the procedure, which held longer."
+        ),
         "",
         *http_table(results),
         "",
         "## Repeated measurements of the real CPU build of vLLM (measured, not simulated)",
+        "",
+        "Run with an earlier version of the procedure; the third run shared the machine with other work.",
         "",
         *cpu_table(results),
         "",
