@@ -22,9 +22,9 @@ def find_chromium(own: str) -> str | None:
     return named or next(filter(None, map(shutil.which, NAMES)), None) or (own if Path(own).exists() else None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """Started once a session."""
+    """Started once a module: while it is open, Playwright's event loop runs, and nobody else's can."""
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="Playwright drives the browser: pip install playwright"
     )

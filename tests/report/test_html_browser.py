@@ -256,8 +256,9 @@ def test_a_link_unfolds_the_result_that_it_leads_to(open_page: Open) -> None:
     folded.locator("summary").first.focus()
     page.keyboard.press("Enter")
     assert folded.get_attribute("open") is None
-    page.locator(f'a[href="#{folded.get_attribute("id")}"]').click()
-    assert folded.get_attribute("open") is not None
+    identity = folded.get_attribute("id")
+    page.locator(f'a[href="#{identity}"]').click()
+    page.wait_for_selector(f'details[id="{identity}"][open]')
 
 
 @pytest.mark.parametrize("width", [360, 768])
