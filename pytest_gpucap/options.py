@@ -247,7 +247,7 @@ def parse_options(config: pytest.Config) -> Options:
         )
     if "url" in given and "api_key_env" in given and given["api_key_env"] not in os.environ:
         raise pytest.UsageError(f"--gpucap-api-key-env: the environment variable {given['api_key_env']} is not set")
-    folders = {"dir": config.rootpath / ".gpucap", "baselines": config.rootpath / "gpucap-baselines"}
+    folders = {name: config.rootpath / getattr(Options, name) for name in ("dir", "baselines")}
     return Options(**folders | given)
 
 
@@ -341,12 +341,9 @@ def _url(value: Any, _what: str, _config: pytest.Config) -> str:
 
 
 def _regression(value: Any, what: str, _config: pytest.Config) -> float:
-    from pytest_gpucap.requirement import share
+    from pytest_gpucap.requirement import proper_share
 
-    found = float(share(value, what))
-    if not 0 < found < 1:
-        raise ValueError(f"{what} must lie above 0% and below 100%, not {value}")
-    return found
+    return proper_share(value, what)
 
 
 _PARSERS: Final[dict[str, tuple[str, _Parse]]] = {

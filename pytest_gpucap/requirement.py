@@ -88,6 +88,14 @@ def share(value: Number, what: str) -> Fraction:
     return number
 
 
+def proper_share(value: Number, what: str) -> float:
+    """A share that is neither nothing nor all."""
+    found = float(share(value, what))
+    if not 0 < found < 1:
+        raise RequirementError(f"{what} must lie above 0% and below 100%, not {value}")
+    return found
+
+
 _DURATION = re.compile(r"(?P<number>[0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(?P<unit>us|ms|s|m|min|h)?", re.IGNORECASE)
 _UNIT_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 

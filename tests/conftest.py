@@ -39,3 +39,10 @@ def vllm_cpu_server(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) 
     spec = ServerSpec("synthetic:tiny", python=vllm_python, log_dir=tmp_path_factory.mktemp("vllm"))
     with start_vllm(spec) as server:
         yield server
+
+
+@pytest.fixture
+def suite(pytester: pytest.Pytester, request: pytest.FixtureRequest) -> pytest.Pytester:
+    """An inner run's folder with the tests that the module keeps in SUITE."""
+    pytester.makepyfile(test_suite=request.module.SUITE)
+    return pytester

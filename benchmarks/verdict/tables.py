@@ -64,6 +64,11 @@ def percent(value: float) -> str:
     return "" if math.isnan(value) else f"{100 * value:.1f}"
 
 
+def titled(name: str, *, held_out: bool) -> str:
+    """A profile as tables name it."""
+    return f"{name} (held out)" if held_out else name
+
+
 def verdict_table(results: Path) -> list[str]:
     """Error rates and GPU seconds, all methods."""
     lines = [
@@ -84,7 +89,7 @@ def verdict_table(results: Path) -> list[str]:
             near = [float(row["gpu_s"]) for r in (0.98, 1.02) for row in cells[r]]
             reps = " / ".join(dict.fromkeys(str(len(rows)) for rows in cells.values() if rows))
             lines.append(
-                f"| {name}{' (held out)' if held_out else ''} | {method} | {reps} | {' / '.join(errors)} | "
+                f"| {titled(name, held_out=held_out)} | {method} | {reps} | {' / '.join(errors)} | "
                 f"{' / '.join(undecided) if method == 'check' else ''} | "
                 f"{np.median(clear):.0f}, {np.quantile(clear, 0.9):.0f} | "
                 f"{f'{np.quantile(near, 0.9):.0f}' if near else '-'} |"
@@ -108,7 +113,7 @@ def estimate_table(results: Path) -> list[str]:
             label = f"check, r = {ratio}" if method == "check" else method
             gpu_s = np.median([float(r["gpu_s"]) for r in rows])
             lines.append(
-                f"| {name}{' (held out)' if held_out else ''} | {label} | {len(rows)} | {100 * bias:+.2f} | "
+                f"| {titled(name, held_out=held_out)} | {label} | {len(rows)} | {100 * bias:+.2f} | "
                 f"{100 * spread:.2f} | {percent(covers)} | {gpu_s:.0f} |"
             )
     return lines
@@ -167,6 +172,7 @@ def plot(results: Path) -> None:
     import matplotlib as mpl  # type: ignore[import-not-found,unused-ignore]
 
     mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = CURVES.name  # the same picture from the same rows
     import matplotlib.pyplot as plt  # type: ignore[import-not-found,unused-ignore]
 
     ratios = [0.90, 0.95, 0.97, 0.98, 1.0, 1.02, 1.03, 1.05, 1.10]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -49,6 +50,14 @@ class LatencyHistogram:
 
     edges_s: tuple[float, ...]
     counts: tuple[int, ...]
+
+
+_SLICE = re.compile(r" \(\d+/\d+\)$")
+
+
+def window_label(label: str) -> str:
+    """The window that a sample's label names: it is recorded in slices, ``hold 1 (2/3)``."""
+    return _SLICE.sub("", label)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,19 +8,17 @@ no good measurement is ever called impossible.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pytest_gpucap.capacity.limits import Limit, Roofline
-from pytest_gpucap.capacity.results import Interval, Measurement, Outcome, Sample, Verdict
+from pytest_gpucap.capacity.results import Interval, Measurement, Outcome, Sample, Verdict, window_label
 
 TOLERANCE = 0.05
 """Figures of GPU classes are rounded, and clocks are read a little off."""
 LEAST_WINDOW_S = 2.0
 """Shorter windows are ruled by such tokens."""
-_SLICE = re.compile(r" \(\d+/\d+\)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +72,7 @@ def windows(samples: Iterable[Sample]) -> list[Window]:
     """The samples, slices of one phase joined; those too short to mean anything are left out."""
     phases: dict[str, list[Sample]] = {}
     for sample in samples:
-        phases.setdefault(_SLICE.sub("", sample.label), []).append(sample)
+        phases.setdefault(window_label(sample.label), []).append(sample)
     joined = []
     for label, slices in phases.items():
         spans = [sample.end_s - sample.start_s for sample in slices]
@@ -149,8 +147,10 @@ def _rate_above(roofline: Roofline, rates: Mapping[str, Interval | None]) -> str
     return None
 
 
-def checked(measurement: Measurement, roofline: Roofline, points: Sequence[Sample] = ()) -> Measurement:
-    """The measurement; with a problem, and so without its estimates, where physics rules it out."""
+def checked(measurement: Measurement, roofline: Roofline | None, points: Sequence[Sample] = ()) -> Measurement:
+    """The measurement; with a problem, and so without its estimates, where physics (None: unknown) rules it out."""
+    if roofline is None:
+        return measurement
     rates = {"sustainable rate": measurement.sustainable_rate, "saturated rate": measurement.saturated_rate}
     problem = impossible([*measurement.samples, *points], roofline, rates)
     if problem is None:
@@ -165,8 +165,8 @@ def checked(measurement: Measurement, roofline: Roofline, points: Sequence[Sampl
     )
 
 
-def checked_verdict(verdict: Verdict, roofline: Roofline) -> Verdict:
-    """The verdict; INVALID where physics rules its measurement out."""
+def checked_verdict(verdict: Verdict, roofline: Roofline | None) -> Verdict:
+    """The verdict; INVALID where physics (None: unknown) rules its measurement out."""
     measurement = checked(verdict.measurement, roofline)
     if measurement is verdict.measurement:
         return verdict

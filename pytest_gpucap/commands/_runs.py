@@ -8,10 +8,11 @@ from pathlib import Path
 
 from pytest_gpucap.commands import CommandError
 from pytest_gpucap.history.store import SUFFIX, Run, path_of, read_run
+from pytest_gpucap.options import Options
 from pytest_gpucap.report.resultfile import ResultFileError
 from pytest_gpucap.report.wording import shown
 
-FOLDER = Path("gpucap-baselines")
+FOLDER = Options.baselines
 
 
 def add_folder(parser: argparse.ArgumentParser) -> None:

@@ -62,12 +62,9 @@ def _plain(base: Any, head: Any, records: list[dict[str, Any]]) -> dict[str, Any
 
 
 def _share(given: str) -> float:
-    from pytest_gpucap.requirement import share
+    from pytest_gpucap.requirement import proper_share
 
     try:
-        found = float(share(given, "--max-regression"))
+        return proper_share(given, "--max-regression")
     except ValueError as error:
         raise CommandError(str(error)) from None
-    if not 0 < found < 1:
-        raise CommandError(f"--max-regression must lie above 0% and below 100%, not {given}")
-    return found

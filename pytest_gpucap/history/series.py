@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from pytest_gpucap.capacity.results import Interval
 from pytest_gpucap.history.comparable import changed, identity
-from pytest_gpucap.history.store import Run, read_run
+from pytest_gpucap.history.store import Run, oldest_first, read_run
 from pytest_gpucap.report.record import Record
 from pytest_gpucap.report.resultfile import ResultFileError
 
@@ -99,7 +99,7 @@ def read_folder(folder: Path) -> tuple[list[Run], list[str]]:
             skipped.append(str(error))
         except (KeyError, TypeError, AttributeError) as error:
             skipped.append(f"{path}: not in the form of a result file ({type(error).__name__}: {error})")
-    return sorted(runs, key=lambda run: (run.started, run.name)), skipped
+    return oldest_first(runs), skipped
 
 
 def series_of(runs: Iterable[Run]) -> tuple[list[Series], list[str]]:
@@ -114,7 +114,7 @@ def series_of(runs: Iterable[Run]) -> tuple[list[Series], list[str]]:
     grouped: dict[str, list[tuple[Run, Record]]] = {}
     seen: dict[tuple[object, ...], Path] = {}
     unused = []
-    for run in sorted(runs, key=lambda run: (run.started, run.name)):
+    for run in oldest_first(runs):
         for number, record in enumerate(run.results, 1):
             try:
                 if not _usable(record):

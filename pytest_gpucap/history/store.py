@@ -8,7 +8,7 @@ they measured something else and nowhere else.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -101,7 +101,12 @@ def read_runs(folder: Path) -> list[Run]:
         raise NotADirectoryError(f"there is no folder {folder}")
     # Names with a leading dot are files that are being written.
     files = (path for path in folder.glob(f"*{SUFFIX}") if not path.name.startswith("."))
-    return sorted((read_run(path) for path in files), key=lambda run: (run.started, run.name))
+    return oldest_first(read_run(path) for path in files)
+
+
+def oldest_first(runs: Iterable[Run]) -> list[Run]:
+    """The runs by when they began."""
+    return sorted(runs, key=lambda run: (run.started, run.name))
 
 
 def check_writable(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -11,11 +10,10 @@ from tabulate import tabulate
 
 from pytest_gpucap.report import facts
 from pytest_gpucap.report.clean import cleaned
-from pytest_gpucap.report.escape import prose
-from pytest_gpucap.report.text import SIMULATED, details
-from pytest_gpucap.report.wording import limit_name, percent, rate, seconds
+from pytest_gpucap.report.escape import prose, table_row
+from pytest_gpucap.report.text import SIMULATED, details, wrapped
+from pytest_gpucap.report.wording import NOT_MEASURED, limit_name, percent, rate, seconds
 
-_WIDTH: Final = 80
 _QUIET: Final = frozenset({"SAME", "IMPROVED"})
 _WORST_FIRST: Final = ("REGRESSED", "INCONCLUSIVE", "NOT COMPARABLE", "SAME", "IMPROVED")
 _ICONS: Final = {"REGRESSED": "🔻", "IMPROVED": "🔺", "SAME": "✅", "INCONCLUSIVE": "❔", "NOT COMPARABLE": "⚪"}
@@ -62,13 +60,13 @@ def summary(records: Sequence[Line]) -> list[str]:
     for record in compared:
         found = record["comparison"]
         if found["decision"] not in _QUIET:
-            lines += _wrapped(headline(record), indent="", hang="  ")
+            lines += wrapped(headline(record), indent="", hang="  ")
             # The headline of what cannot be compared is its reason.
             reasons = [] if found["ratio"] is None else [found["reason"]]
-            lines += [line for text in [*reasons, *found["differs"]] for line in _wrapped(text, "  ", "    ")]
+            lines += [line for text in [*reasons, *found["differs"]] for line in wrapped(text, "  ", "    ")]
         slower = [each for each in found["latencies"] if each["decision"] == "REGRESSED"]
         for said in latencies({"latencies": slower}):
-            lines += _wrapped(f"{record['name']}: {said}, which fails no test", indent="", hang="  ")
+            lines += wrapped(f"{record['name']}: {said}, which fails no test", indent="", hang="  ")
     quiet = Counter(record["comparison"]["decision"] for record in compared)
     counts = ", ".join(f"{quiet[decision]} {decision}" for decision in _WORST_FIRST if quiet[decision])
     names = " and ".join(dict.fromkeys(record["comparison"]["baseline"]["name"] for record in compared))
@@ -82,8 +80,8 @@ def text(records: Sequence[Line], base: str, head: str) -> str:
     table = tabulate([_row(record) for record in ordered], headers=headers, disable_numparse=True)
     lines = [f"base: {base}", f"head: {head}", "", table, ""]
     for record in ordered:
-        lines += _wrapped(f"{record['name']}: {record['comparison']['reason']}", "- ", "  ")
-        lines += [line for each in _behind(record) for line in _wrapped(each, "  ", "    ")]
+        lines += wrapped(f"{record['name']}: {record['comparison']['reason']}", "- ", "  ")
+        lines += [line for each in _behind(record) for line in wrapped(each, "  ", "    ")]
     if any(record["simulated"] for record in records):
         lines.append(SIMULATED)
     return "\n".join(lines)
@@ -99,12 +97,12 @@ def markdown(records: Sequence[Line], base: str, head: str) -> str:
     head_row = ["decision", "requirement", "base → head, req/s a replica (95% interval)", "change (95% interval)"]
     blocks = [f"**{said or 'Nothing to compare'}**"]
     if any(record["simulated"] for record in records):
-        blocks.append("> **SIMULATED**: no GPU and no server was measured.")
-    rows = [_cells(head_row), _cells(["---"] * len(head_row))]
+        blocks.append(f"> **SIMULATED**: {NOT_MEASURED}.")
+    rows = [table_row(head_row), table_row(["---"] * len(head_row))]
     for record in ordered:
         decision, name, before, after, change = _row(record)
         rates = f"{prose(before)} → {prose(after)}" if before and after else prose(before or after)
-        rows.append(_cells([f"{_ICONS[decision]} {decision}", prose(name, 120), rates, prose(change)]))
+        rows.append(table_row([f"{_ICONS[decision]} {decision}", prose(name, 120), rates, prose(change)]))
     blocks.append("\n".join(rows))
     behind = []
     for record in ordered:
@@ -141,13 +139,3 @@ def _change(comparison: Line) -> str:
 
 def _worst_first(records: Sequence[Line]) -> list[Line]:
     return sorted(records, key=lambda record: _WORST_FIRST.index(record["comparison"]["decision"]))
-
-
-def _cells(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _wrapped(line: str, indent: str, hang: str) -> list[str]:
-    return textwrap.wrap(
-        line, _WIDTH, initial_indent=indent, subsequent_indent=hang, break_long_words=False, break_on_hyphens=False
-    )

@@ -7,6 +7,7 @@ structural meaning, tables do not split at them, and HTML shows them as text: on
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
 from pytest_gpucap.report.clean import visible
@@ -33,6 +34,11 @@ def prose(text: str, limit: int = 600) -> str:
         line = line[: limit - len(_ELLIPSIS)] + _ELLIPSIS
     pieces = _REFERENCE.split(line)
     return "&#8203;".join(piece.translate(_MEANINGFUL) for piece in pieces)
+
+
+def table_row(cells: Sequence[str]) -> str:
+    """A row of a Markdown table; the cells are Markdown already."""
+    return f"| {' | '.join(cells)} |"
 
 
 def code_block(lines: list[str], language: str = "text") -> str:

@@ -5,16 +5,15 @@ A part of the record that is absent gives no row, so a report shows what was mea
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pytest_gpucap.capacity.results import window_label
 from pytest_gpucap.report.wording import bound_by, gpus, limit_name, percent, rate, seconds, significant
 
 Row = tuple[str, str]
 
 WORST_FIRST = ("INVALID", "FAIL", "INCONCLUSIVE", "PASS", None)
-_SLICE = re.compile(r" \(\d+/\d+\)$")
 _USUAL = [("ttft", "p95"), ("e2e", "p95")]
 _PERCENTILES = (50, 90, 95, 99)
 """Those that a window keeps of every latency."""
@@ -107,7 +106,7 @@ def grouped(samples: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mappin
     """Label and samples of each measuring window: a window is recorded in thirds, ``hold 1 (2/3)``."""
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for sample in samples:
-        groups.setdefault((sample["kind"], _SLICE.sub("", sample["label"])), []).append(sample)
+        groups.setdefault((sample["kind"], window_label(sample["label"])), []).append(sample)
     return [(label, group) for (_, label), group in groups.items()]
 
 

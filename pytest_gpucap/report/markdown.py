@@ -13,8 +13,8 @@ from pytest_gpucap.capacity.sizing import gpus_required
 from pytest_gpucap.report import comparison, facts
 from pytest_gpucap.report.chart import chart
 from pytest_gpucap.report.clean import cleaned
-from pytest_gpucap.report.escape import code_block, prose
-from pytest_gpucap.report.wording import headline_parts, percent, seconds
+from pytest_gpucap.report.escape import code_block, prose, table_row
+from pytest_gpucap.report.wording import NOT_MEASURED, headline_parts, percent, seconds
 
 LIMIT: Final = 64_000
 """Bytes: a comment on GitHub holds 65,536 characters."""
@@ -40,7 +40,7 @@ def render(document: Mapping[str, Any], limit: int = LIMIT) -> str:
     page = _Page(limit - _RESERVE)
     page.add(_verdict(records))
     if document["simulated"]:
-        page.add("> **SIMULATED**: no GPU and no server was measured.")
+        page.add(f"> **SIMULATED**: {NOT_MEASURED}.")
     _table(page, records)
     page.add(_footer(document, records))
     for number, record in enumerate(records):
@@ -127,7 +127,7 @@ def _table(page: _Page, records: Sequence[Line]) -> None:
     rate_head = "base → head, req/s a replica (95% interval)" if compared else "req/s a replica (95% interval)"
     gpu_head = "GPUs base → head / budget" if compared else "GPUs / budget"
     heads = ["verdict", "requirement", rate_head, gpu_head, "slack (95% interval)"]
-    page.rows(f"{_cells(heads)}\n{_cells(['---'] * len(heads))}", (_cells(_row(record)) for record in records))
+    page.rows(f"{table_row(heads)}\n{table_row(['---'] * len(heads))}", (table_row(_row(record)) for record in records))
 
 
 def _row(record: Line) -> list[str]:
@@ -199,8 +199,8 @@ def _details(record: Line) -> str:
         blocks += [f"Latency against rate. {prose(caption)}", picture]
     if record["samples"]:
         headers, body = facts.windows(record)
-        table = [_cells(headers), _cells(["---"] + ["--:"] * (len(headers) - 1))]
-        blocks.append("\n".join([*table, *(_cells([prose(cell) for cell in row]) for row in body)]))
+        table = [table_row(headers), table_row(["---"] + ["--:"] * (len(headers) - 1))]
+        blocks.append("\n".join([*table, *(table_row([prose(cell) for cell in row]) for row in body)]))
     known = [(name, value) for name, value in facts.environment(record) if value]
     blocks.append(code_block([f"{name}: {value}" for name, value in [("test", record["test"]), *known]]))
     blocks.append("</details>")
@@ -209,7 +209,7 @@ def _details(record: Line) -> str:
 
 def _facts_table(rows: Sequence[facts.Row]) -> str:
     return "\n".join(
-        [_cells(["", ""]), _cells(["---", "---"]), *(_cells([name, prose(value)]) for name, value in rows)]
+        [table_row(["", ""]), table_row(["---", "---"]), *(table_row([name, prose(value)]) for name, value in rows)]
     )
 
 
@@ -221,7 +221,3 @@ def _footer(document: Line, records: Sequence[Line]) -> str:
         f"{where}Server time {seconds(spent)}; pytest-gpucap {prose(str(document['plugin_version']))}, "
         f"{prose(str(document['started']))}."
     )
-
-
-def _cells(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

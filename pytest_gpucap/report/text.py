@@ -10,14 +10,14 @@ from tabulate import tabulate
 
 from pytest_gpucap.report import facts
 from pytest_gpucap.report.clean import cleaned
-from pytest_gpucap.report.wording import headline, percent, seconds, significant
+from pytest_gpucap.report.wording import NOT_MEASURED, headline, percent, seconds, significant
 
 _WIDTH = 80
 _LEAST_NAME = 8
 """Columns that a requirement's name gets, however wide the figures beside it are."""
 _NAME = 18
 """Columns for the name of a window."""
-SIMULATED: Final = "SIMULATED: no GPU and no server was measured"
+SIMULATED: Final = f"SIMULATED: {NOT_MEASURED}"
 
 
 def summary(records: Sequence[Mapping[str, Any]]) -> str:
@@ -37,7 +37,7 @@ def failure(record: Mapping[str, Any]) -> str:
     if record["simulated"]:
         lines.append(SIMULATED)
     if record["reason"] not in lines[0]:
-        lines += ["", *_wrapped(record["reason"])]
+        lines += ["", *wrapped(record["reason"])]
     return "\n".join([*lines, "", details(record)])
 
 
@@ -98,7 +98,7 @@ def _reasons(record: Mapping[str, Any]) -> list[str]:
     expected = " (expected)" if facts.expected(record) else ""
     lines = _bullets([f"{record['outcome']}{expected}: {headline(record)}"])
     for name, value in facts.causes(record):
-        lines += _wrapped(f"{name}: {value}", indent="  ", hang="    ")
+        lines += wrapped(f"{name}: {value}", indent="  ", hang="    ")
     return lines
 
 
@@ -111,7 +111,7 @@ def _footnotes(records: Sequence[Mapping[str, Any]]) -> list[str]:
     if any(record["sustainable_rate"] for record in records):
         notes.append("(95% intervals; needed: QPS x headroom / replicas in the budget)")
     places = {place for record in records if (place := facts.place(record))}
-    notes += [line for place in sorted(places) for line in _wrapped(f"measured on {place}", hang="  ")]
+    notes += [line for place in sorted(places) for line in wrapped(f"measured on {place}", hang="  ")]
     spent = sum(sum(filter(None, record["spent_s"].values())) for record in records)
     notes.append(f"server time: {seconds(spent)}")
     if any(record["simulated"] for record in records):
@@ -120,8 +120,8 @@ def _footnotes(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _bottleneck(found: Mapping[str, Any]) -> list[str]:
-    lines = [*_wrapped(f"bottleneck: {found['kind']}"), *_bullets(found["evidence"])]
-    return lines + (_wrapped(f"try: {found['advice']}") if found.get("advice") else [])
+    lines = [*wrapped(f"bottleneck: {found['kind']}"), *_bullets(found["evidence"])]
+    return lines + (wrapped(f"try: {found['advice']}") if found.get("advice") else [])
 
 
 def _short(name: str, width: int) -> str:
@@ -131,11 +131,12 @@ def _short(name: str, width: int) -> str:
 def _aligned(rows: Sequence[facts.Row]) -> list[str]:
     width = max(len(name) for name, _ in rows) + 2
     return [
-        line for name, value in rows for line in _wrapped(value, indent=name.ljust(width), hang=" " * width) or [name]
+        line for name, value in rows for line in wrapped(value, indent=name.ljust(width), hang=" " * width) or [name]
     ]
 
 
-def _wrapped(text: str, indent: str = "", hang: str = "") -> list[str]:
+def wrapped(text: str, indent: str = "", hang: str = "") -> list[str]:
+    """Lines of at most 80 columns; those after the first begin with `hang`."""
     # A path or a flag that is cut in two can no longer be copied; it may stand out of the text instead.
     return textwrap.wrap(
         text, _WIDTH, initial_indent=indent, subsequent_indent=hang, break_long_words=False, break_on_hyphens=False
@@ -143,4 +144,4 @@ def _wrapped(text: str, indent: str = "", hang: str = "") -> list[str]:
 
 
 def _bullets(texts: Sequence[str]) -> list[str]:
-    return [line for text in texts for line in _wrapped(text, indent="- ", hang="  ")]
+    return [line for text in texts for line in wrapped(text, indent="- ", hang="  ")]

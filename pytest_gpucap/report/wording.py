@@ -7,6 +7,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+NOT_MEASURED = "no GPU and no server was measured"
+"""What every report says of simulated results."""
 _MINUTES_FROM_S = 600
 
 

@@ -17,13 +17,23 @@ from pytest_gpucap.report.resultfile import ResultFileError
 from pytest_gpucap.report.wording import shown
 from pytest_gpucap.suite.placement import SIMULATED
 
+_BASELINE = pytest.StashKey[Baseline | None]()
+
 
 def check_files(options: Options, config: pytest.Config) -> Baseline | None:
     """See that the baseline to save may be written, and read the one to compare with; None where there is none.
 
+    Once a session, however often it is asked for: a folder of nightly runs is a thousand files.
+
     Raises:
         pytest.UsageError: one line that names the file and what is wrong with it.
     """
+    if _BASELINE not in config.stash:
+        config.stash[_BASELINE] = _checked(options, config)
+    return config.stash[_BASELINE]
+
+
+def _checked(options: Options, config: pytest.Config) -> Baseline | None:
     if options.save is not None:
         try:
             path = store.path_of(options.baselines, store.check_name(options.save))

@@ -18,15 +18,15 @@ from pytest_gpucap.report.record import Context
 from pytest_gpucap.report.series import series
 from pytest_gpucap.suite.environment import environment
 from pytest_gpucap.suite.rig import Target
-from pytest_gpucap.suite.roofline import roofline_of
 
 _EVERY_READING = sys.maxsize
 _AROUND_S = 2.0
 
 
-def context_of(target: Target, samples: Sequence[Sample], declared: Declaration, test: str) -> Context:
+def context_of(
+    target: Target, samples: Sequence[Sample], roofline: Roofline | None, declared: Declaration, test: str
+) -> Context:
     """What surrounds the samples that were just measured on a target; to be asked for while it still runs."""
-    roofline = roofline_of(target, declared.workload)
     startup_s, target.startup_s = target.startup_s, 0.0  # spent once, whichever test shares the server
     watched = bottleneck = over_time = None
     if samples and target.telemetry is not None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from pytest_gpucap.capacity.limits import Roofline
 from pytest_gpucap.capacity.results import Accuracy, Curve, Measurement, Outcome, Sample, Verdict
 from pytest_gpucap.capacity.share import checked, checked_verdict
 from pytest_gpucap.measure import procedure
@@ -114,11 +115,9 @@ class GpuCap:
         """
         with self._with.driven() as (runner, settings, target):
             curve = procedure.sweep(runner, self._with.requirement, settings, self._live)
-            if (roofline := roofline_of(target, self._declared.workload)) is not None:
-                curve = replace(curve, measurement=checked(curve.measurement, roofline))
-            budgeted = self._declared.requirement is not None
-            curve = replace(curve, measurement=replace(curve.measurement, budgeted=budgeted))
-            record = curve_record(curve, self._context(target, curve.measurement.samples))
+            roofline = self._roofline(target)
+            curve = replace(curve, measurement=self._bounded(curve.measurement, roofline))
+            record = curve_record(curve, self._context(target, curve.measurement.samples, roofline))
         self._keep(record)
         _trusted(curve.measurement)
         self._compared(record)
@@ -145,7 +144,7 @@ class GpuCap:
             sample = procedure.sample(
                 runner, requirement, settings, self._live, rate_rps=rate_rps, concurrency=held, duration_s=length_s
             )
-            context = self._context(target, (sample,))
+            context = self._context(target, (sample,), self._roofline(target))
             self._keep(
                 sample_record(sample, requirement, context, simulated=runner.simulated, seed=self._declared.seed)
             )
@@ -180,10 +179,9 @@ class GpuCap:
         """One run of the check."""
         with self._with.driven(start) as (runner, settings, target):
             verdict = procedure.check(runner, requirement, settings, self._live)
-            if (roofline := roofline_of(target, self._declared.workload)) is not None:
-                verdict = checked_verdict(verdict, roofline)
-            verdict = self._answered(verdict)
-            return verdict, verdict_record(verdict, self._context(target, verdict.measurement.samples))
+            roofline = self._roofline(target)
+            verdict = self._answered(checked_verdict(verdict, roofline))
+            return verdict, verdict_record(verdict, self._context(target, verdict.measurement.samples, roofline))
 
     def _answered(self, verdict: Verdict) -> Verdict:
         """The verdict with the answers judged, where the requirement says how many must be right."""
@@ -198,10 +196,9 @@ class GpuCap:
         """One run of the measurement."""
         with self._with.driven(start) as (runner, settings, target):
             measurement = procedure.measure(runner, self._with.requirement, settings, self._live)
-            if (roofline := roofline_of(target, self._declared.workload)) is not None:
-                measurement = checked(measurement, roofline)
-            measurement = replace(measurement, budgeted=self._declared.requirement is not None)
-            return measurement, measurement_record(measurement, self._context(target, measurement.samples))
+            roofline = self._roofline(target)
+            measurement = self._bounded(measurement, roofline)
+            return measurement, measurement_record(measurement, self._context(target, measurement.samples, roofline))
 
     def _compare_check(self, requirement: Requirement, record: Record) -> None:
         """Compare a check that passes; one that is far above its requirement is measured first, to know its rate."""
@@ -245,8 +242,15 @@ class GpuCap:
 
         return again
 
-    def _context(self, target: Target, samples: Sequence[Sample]) -> Context:
-        return context_of(target, samples, self._declared, self._test)
+    def _roofline(self, target: Target) -> Roofline | None:
+        return roofline_of(target, self._declared.workload)
+
+    def _bounded(self, measurement: Measurement, roofline: Roofline | None) -> Measurement:
+        """The measurement held against physics, and marked with whether there is a budget to hold it against."""
+        return replace(checked(measurement, roofline), budgeted=self._declared.requirement is not None)
+
+    def _context(self, target: Target, samples: Sequence[Sample], roofline: Roofline | None) -> Context:
+        return context_of(target, samples, roofline, self._declared, self._test)
 
 
 def _trusted(measurement: Measurement) -> Measurement:

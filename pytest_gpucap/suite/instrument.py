@@ -13,15 +13,42 @@ from pytest_gpucap.markers import Declaration
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.options import Options
 from pytest_gpucap.report.live import Live
-from pytest_gpucap.requirement import Requirement
+from pytest_gpucap.requirement import Requirement, Workload
 from pytest_gpucap.server.endpoint import Endpoint
 from pytest_gpucap.suite.placement import Placement
-from pytest_gpucap.suite.rig import Rig, Target
+from pytest_gpucap.suite.rig import Rig, Target, Trust
 from pytest_gpucap.suite.screen import glance
 
 
 class MeasurementInvalid(Exception):  # noqa: N818 - the verdict's own word
     """The measurement cannot be trusted; says which check broke and never a word on capacity."""
+
+
+def load_on(
+    server: Endpoint, workload: Workload, settings: Settings, workers: int | None, trust: Trust | None
+) -> tuple[LoadRunner, Settings]:
+    """A load runner at a server whose caches are emptied, and the settings with what the server tells of itself.
+
+    Args:
+        server: ready.
+        workload: of every request.
+        settings: of the measurement; its seed is the load's.
+        workers: load processes; None: as many as the load asks for.
+        trust: finds reasons to distrust a span of time; None: nobody watches.
+    """
+    from pytest_gpucap.load.runner import HttpLoadRunner
+
+    server.reset_caches()
+    runner = HttpLoadRunner(
+        server.base_url,
+        server.model,
+        str(server.api_key),
+        workload,
+        settings.seed,
+        workers=workers,
+        simulated=server.simulated,
+    )
+    return runner, replace(settings, max_num_seqs=server.max_num_seqs, kv_tokens=server.kv_tokens, trust=trust)
 
 
 class Instrument:
@@ -46,9 +73,7 @@ class Instrument:
 
     def server(self) -> Endpoint:
         """The test's server, ready; one over HTTP even where rates come from virtual time."""
-        server = self._rig.server(self.placement, self.live).server
-        assert server is not None  # noqa: S101 - what `Rig.server` is for
-        return server
+        return self._rig.server(self.placement, self.live).endpoint
 
     def start_afresh(self) -> None:
         """End the server, so that the next measurement starts another; one that is not ours stays as it is."""
@@ -70,30 +95,12 @@ class Instrument:
             runner: LoadRunner = SimRunner(engine, seed=seed)
             settings = replace(settings, max_num_seqs=engine.max_num_seqs, kv_tokens=engine.kv_tokens)
         else:
-            from pytest_gpucap.load.runner import HttpLoadRunner
-
             try:
                 target = self._rig.server(self.placement, self.live)
             except LeaseError as error:
                 raise MeasurementInvalid(f"{self.declared.name} was not measured: {error}") from error
-            server = target.server
-            assert server is not None  # noqa: S101 - what `Rig.server` is for
-            server.reset_caches()
-            runner = HttpLoadRunner(
-                server.base_url,
-                server.model,
-                str(server.api_key),
-                self.declared.workload,
-                seed,
-                workers=self._options.workers,
-                simulated=server.simulated,
-            )
-            settings = replace(
-                settings,
-                max_num_seqs=server.max_num_seqs,
-                kv_tokens=server.kv_tokens,
-                trust=None if target.telemetry is None else target.telemetry.problems,
-            )
+            trust = None if target.telemetry is None else target.telemetry.problems
+            runner, settings = load_on(target.endpoint, self.declared.workload, settings, self._options.workers, trust)
             if (telemetry := target.telemetry) is not None:
                 self.live.gpu = lambda: glance(telemetry)
         try:

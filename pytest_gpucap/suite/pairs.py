@@ -27,6 +27,7 @@ from pytest_gpucap.report.record import Record, plain
 from pytest_gpucap.requirement import Requirement, positive
 from pytest_gpucap.server.errors import ServerError
 from pytest_gpucap.server.spec import ServerSpec
+from pytest_gpucap.suite.instrument import load_on
 from pytest_gpucap.suite.placement import Placement
 from pytest_gpucap.suite.rig import Rig
 
@@ -216,29 +217,14 @@ class Pairing:
 
     @contextmanager
     def _served(self, settings: Settings, *, fresh: bool) -> Iterator[tuple[Side, Side]]:
-        from pytest_gpucap.load.runner import HttpLoadRunner
-
         base, head = fitting(self.base, self.head)
         try:
             with self.rig.pair(base, head, self.live, fresh=fresh) as (targets, trust):
                 sides = []
                 try:
                     for target in targets:
-                        server = target.server
-                        assert server is not None  # noqa: S101 - what `Rig.pair` is for
-                        server.reset_caches()
-                        runner = HttpLoadRunner(
-                            server.base_url,
-                            server.model,
-                            str(server.api_key),
-                            self.declared.workload,
-                            settings.seed,
-                            workers=self.options.workers,
-                        )
-                        known = replace(
-                            settings, max_num_seqs=server.max_num_seqs, kv_tokens=server.kv_tokens, trust=trust
-                        )
-                        sides.append(Side(runner, known))
+                        workload, workers = self.declared.workload, self.options.workers
+                        sides.append(Side(*load_on(target.endpoint, workload, settings, workers, trust)))
                     yield sides[0], sides[1]
                 finally:
                     for side in sides:

@@ -43,6 +43,12 @@ class Target:
     startup_s: float = 0.0
     _closing: ExitStack = field(default_factory=ExitStack)
 
+    @property
+    def endpoint(self) -> Endpoint:
+        """The server, which `Rig.server` or `Rig.pair` has made ready."""
+        assert self.server is not None  # noqa: S101 - what those two are for
+        return self.server
+
     def close(self) -> None:
         """Take down everything, last started first."""
         self._closing.close()

@@ -117,9 +117,7 @@ class Session:
 
     def server(self, item: pytest.Item) -> Endpoint:
         """The test's server, ready."""
-        target = self._rig.server(self._placed(item), self._live(item))
-        assert target.server is not None  # noqa: S101 - what `Rig.server` is for
-        return target.server
+        return self._rig.server(self._placed(item), self._live(item)).endpoint
 
     def target(self, item: pytest.Item) -> Target:
         """The test's leased devices."""

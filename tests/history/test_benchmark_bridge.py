@@ -45,12 +45,6 @@ MARKER_SUITE = """
 """
 
 
-@pytest.fixture
-def suite(pytester: pytest.Pytester) -> pytest.Pytester:
-    pytester.makepyfile(test_suite=SUITE)
-    return pytester
-
-
 def rates(folder: Path) -> dict[str, float]:
     """Sustainable rates of the last run by test."""
     results = resultfile.read(folder / ".gpucap" / "result.json")["results"]

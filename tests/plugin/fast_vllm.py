@@ -1,12 +1,14 @@
 """A server that takes vLLM's command line and answers as fast as its profile says, whatever the model is.
 
 It stands for a server that is not what it claims to be: one that skips the model, stops early, or runs elsewhere.
+FAST_VLLM_PROFILE names another profile: a shipped one, or a file.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 from typing import Any
 
 from pytest_gpucap.simulator import profile, web
@@ -29,4 +31,5 @@ class Connection(web.Connection):
 
 if __name__ == "__main__":
     web.Connection = Connection  # type: ignore[misc]
-    asyncio.run(web.serve(profile.load("fast"), ARGUMENTS.host, ARGUMENTS.port, 0, lambda _: print("serving")))
+    served = profile.load(os.environ.get("FAST_VLLM_PROFILE", "fast"))
+    asyncio.run(web.serve(served, ARGUMENTS.host, ARGUMENTS.port, 0, lambda _: print("serving")))

@@ -30,12 +30,6 @@ SUITE = """
 """
 
 
-@pytest.fixture
-def suite(pytester: pytest.Pytester) -> pytest.Pytester:
-    pytester.makepyfile(test_suite=SUITE)
-    return pytester
-
-
 def test_an_assertion_on_a_measured_figure_explains_itself(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """

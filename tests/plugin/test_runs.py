@@ -28,12 +28,6 @@ SUITE = """
 """
 
 
-@pytest.fixture
-def suite(pytester: pytest.Pytester) -> pytest.Pytester:
-    pytester.makepyfile(test_suite=SUITE)
-    return pytester
-
-
 def test_a_budget_that_holds_passes_and_one_that_does_not_fails_with_the_arithmetic(suite: pytest.Pytester) -> None:
     result = suite.runpytest("--gpu-class=sim:fast")
     result.assert_outcomes(passed=1, failed=1)
