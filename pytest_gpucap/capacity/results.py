@@ -68,7 +68,7 @@ class Sample:
         kind: ``open`` or ``closed``.
         label: what the window was for, such as ``hold 2`` or ``design rate 1``.
         start_s, end_s: on the runner's clock; telemetry is matched by these.
-        offered_rps: intended rate; NaN for a closed loop.
+        offered_rps: intended rate; None for a closed loop.
         concurrency: requests held in flight; 0 for an open loop.
         completed_rps, output_tokens_per_s: what the server delivered.
         in_flight_mean, in_flight_end: requests in flight.
@@ -85,7 +85,7 @@ class Sample:
     label: str
     start_s: float
     end_s: float
-    offered_rps: float
+    offered_rps: float | None
     concurrency: int
     requests: int
     completed_rps: float

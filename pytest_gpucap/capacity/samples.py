@@ -10,7 +10,7 @@ import numpy as np
 from pytest_gpucap.capacity import detail
 from pytest_gpucap.capacity.results import Latency, Sample
 from pytest_gpucap.capacity.speed import integral
-from pytest_gpucap.load.protocol import ERRORS, ClosedLoop, Floats, Histogram, Journal, PhaseSpan, Status
+from pytest_gpucap.load.protocol import ERRORS, ClosedLoop, Floats, Histogram, Journal, OpenLoop, PhaseSpan, Status
 from pytest_gpucap.requirement import LatencyLimit, Metric
 
 
@@ -99,7 +99,7 @@ def sample_of(
         label=label,
         start_s=start_s,
         end_s=end_s,
-        offered_rps=math.nan if closed else span.phase.rate_rps,  # type: ignore[union-attr]
+        offered_rps=span.phase.rate_rps if isinstance(span.phase, OpenLoop) else None,
         concurrency=span.phase.concurrency if isinstance(span.phase, ClosedLoop) else 0,
         requests=int(((journal.due_s >= start_s) & (journal.due_s < end_s)).sum()),
         completed_rps=float(ok.sum()) / seconds,

@@ -125,15 +125,15 @@ def _finding(record: Mapping[str, Any], place: str, provenance: Provenance) -> F
 
 
 _LOAD: Final = (
-    "kind", "label", "start_s", "end_s", "concurrency", "requests", "output_tokens_per_s", "in_flight_mean",
-    "in_flight_end",
+    "kind", "label", "start_s", "end_s", "offered_rps", "concurrency", "requests", "output_tokens_per_s",
+    "in_flight_mean", "in_flight_end",
 )  # fmt: skip
 
 
 def _sample(record: Mapping[str, Any]) -> Sample:
     """Load and throughput of a window; its latencies are of no use here."""
-    offered, completed = (math.nan if record[key] is None else record[key] for key in ("offered_rps", "completed_rps"))
-    return Sample(**{name: record[name] for name in _LOAD}, offered_rps=offered, completed_rps=completed)
+    completed = math.nan if record["completed_rps"] is None else record["completed_rps"]
+    return Sample(**{name: record[name] for name in _LOAD}, completed_rps=completed)
 
 
 def _arguments(environment: Mapping[str, Any]) -> dict[str, str]:

@@ -40,7 +40,7 @@ def sample(
         label=label,
         start_s=0.0,
         end_s=length_s,
-        offered_rps=math.nan,
+        offered_rps=None,
         concurrency=round(in_flight),
         requests=100,
         completed_rps=tokens_per_s / 512,
