@@ -6,6 +6,7 @@ up; the closest one wins, keyword by keyword.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -108,7 +109,7 @@ def _requirement(
     gpus = values.get("gpus") or options.gpus or gpus_per_replica
     if gpus < gpus_per_replica:
         raise RequirementError(
-            f"gpus={gpus} cannot hold one replica: tensor_parallel_size x pipeline_parallel_size is {gpus_per_replica}"
+            f"gpus={gpus} cannot hold one replica: tensor x pipeline x data parallel size is {gpus_per_replica}"
         )
     factor = values.get("headroom") or options.headroom
     return Requirement(
@@ -138,8 +139,8 @@ def _merged(item: pytest.Item, name: str, positional: str | None = None) -> dict
 
 
 def _gpus_per_replica(vllm: Mapping[str, Any]) -> int:
-    tensor = whole(vllm.get("tensor_parallel_size", 1), "tensor_parallel_size")
-    return tensor * whole(vllm.get("pipeline_parallel_size", 1), "pipeline_parallel_size")
+    sizes = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+    return math.prod(whole(vllm.get(name, 1), name) for name in sizes)
 
 
 def _choice(kind: type[ArrivalKind | Endpoint], value: Any, what: str) -> ArrivalKind | Endpoint:

@@ -94,7 +94,11 @@ _OPTIONS: Final = (
         "startup_timeout", "--gpucap-startup-timeout", _NUMBER, "time a server may take to become ready (30m)", "TIME"
     ),
     _Option(
-        "url", "--gpucap-url", _TEXT, "measure the OpenAI-compatible server at this base URL; never stops it", "URL"
+        "url",
+        "--gpucap-url",
+        _TEXT,
+        "measure the OpenAI-compatible server at this base URL; never stops it (--gpu-class says what it runs on)",
+        "URL",
     ),
     _Option(
         "api_key_env",
@@ -241,10 +245,8 @@ def parse_options(config: pytest.Config) -> Options:
             raise pytest.UsageError(f"{place}: {error}") from None
         if option.choices is not None and given[name] not in option.choices:
             raise pytest.UsageError(f"{place}: must be one of {', '.join(option.choices)}, not {raw!r}")
-    if "url" in given and "gpu_class" in given:
-        raise pytest.UsageError(
-            "--gpucap-url and --gpu-class exclude each other: the GPU behind a URL cannot be checked"
-        )
+    if "url" in given and str(given.get("gpu_class")).startswith("sim:"):
+        raise pytest.UsageError("--gpucap-url and --gpu-class=sim:PROFILE exclude each other: one of them is measured")
     if "url" in given and "api_key_env" in given and given["api_key_env"] not in os.environ:
         raise pytest.UsageError(f"--gpucap-api-key-env: the environment variable {given['api_key_env']} is not set")
     folders = {name: config.rootpath / getattr(Options, name) for name in ("dir", "baselines")}

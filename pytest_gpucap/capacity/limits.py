@@ -42,6 +42,8 @@ class Hardware:
         operations_per_s: of one GPU, by kind (``bf16``, ``fp16``, ``fp8``, ``int8``, ``fp4``); a kind that is missing
             is computed in 16 bits, as vLLM does (weights are unpacked). Empty: computing is not bounded.
         tensor, pipeline: GPUs that share every layer, and stages of layers one after the other.
+        data: engines of tensor x pipeline GPUs that share the requests out. Each holds a copy of what every token uses;
+            a mixture's experts are spread over all of them (vLLM, "Data parallel deployment").
     """
 
     name: str
@@ -50,11 +52,22 @@ class Hardware:
     operations_per_s: Mapping[str, float] = field(default_factory=dict)
     tensor: int = 1
     pipeline: int = 1
+    data: int = 1
 
     @property
     def gpus(self) -> int:
         """GPUs of the replica."""
+        return self.gpus_per_engine * self.data
+
+    @property
+    def gpus_per_engine(self) -> int:
+        """GPUs that hold one copy of what every token uses."""
         return self.tensor * self.pipeline
+
+    @property
+    def passes(self) -> int:
+        """Passes over the model that run at once, each with a share of the requests in flight."""
+        return self.pipeline * self.data
 
     def operations(self, arithmetic: str) -> float:
         """Operations a second of one GPU; infinite where unknown."""
@@ -69,7 +82,7 @@ class Deployment:
     """How the server is run, as far as it bounds its speed. None: not known, or no bound.
 
     Attributes:
-        max_num_seqs: requests that it runs at once.
+        max_num_seqs: requests that it runs at once, all engines together.
         kv_tokens: tokens that its KV cache holds, where a running server has told; otherwise memory decides.
         memory_share: share of the memory that it may use (vLLM's ``gpu_memory_utilization``).
         tokens_per_pass: tokens that one pass over the model can yield a sequence: 1, or with speculative decoding one
@@ -107,11 +120,21 @@ class Limit:
     formula: str
 
 
+@dataclass(frozen=True, slots=True)
+class NoLimit:
+    """Why nothing is known of the physical limit, in one line."""
+
+    reason: str
+
+
 @dataclass(frozen=True)
 class Roofline:
     """Limits of one model, precision, hardware and workload.
 
     Attributes:
+        decode_context: tokens of context of a decode step, in the mean over all steps, where lengths are known one by
+            one (a trace); None: the prompt and half of the output, each at its mean.
+        declared: what of this was declared and could not be seen, such as "GPU class"; empty where all was seen.
         least_experts: count a mixture's experts as if all tokens chose the same ones. Routing spreads them in truth, so
             the limit is then too high to be near, but certain: what beats it is not physically possible.
     """
@@ -121,6 +144,8 @@ class Roofline:
     hardware: Hardware
     workload: Workload
     deployment: Deployment = Deployment()
+    decode_context: float | None = None
+    declared: str = ""
     least_experts: bool = False
 
     def __repr__(self) -> str:
@@ -131,10 +156,10 @@ class Roofline:
     @cached_property
     def weight_bytes(self) -> float:
         """Bytes of all weights, over all GPUs of the replica."""
-        layers = self._layer_bits(lambda layer: layer.experts)
+        layers = self._layer_bits(lambda layer: layer.experts / self.hardware.data)
         tables = (self.model.embedding + self.model.other) * self.precision.plain_bits
         head = 0 if self.model.tied else self.model.head * self.precision.head_bits
-        return (layers + tables + head) / 8
+        return (layers + tables + head) / 8 * self.hardware.data
 
     @cached_property
     def kv_bytes_per_token(self) -> float:
@@ -147,7 +172,9 @@ class Roofline:
 
     @cached_property
     def context(self) -> float:
-        """Mean context of a decode step, in tokens: the prompt and half of the output."""
+        """Mean context of a decode step, in tokens."""
+        if self.decode_context is not None:
+            return self.decode_context
         return self.workload.input_tokens.mean + self.workload.output_tokens.mean / 2
 
     @cached_property
@@ -166,8 +193,14 @@ class Roofline:
         return elements * self.precision.kv_bits / 8 * self._copies
 
     def weights_read_bytes(self, tokens: float) -> float:
-        """Bytes of weights that a pass over `tokens` tokens reads: all but the input table, of experts those used."""
-        layers = self._layer_bits(lambda layer: layer.experts_read(tokens, least=self.least_experts))
+        """Bytes of weights that an engine reads in a pass: all but the input table, of experts those used.
+
+        Args:
+            tokens: of the pass; with several engines of the passes of all, which meet at the experts.
+        """
+        layers = self._layer_bits(
+            lambda layer: layer.experts_read(tokens, least=self.least_experts) / self.hardware.data
+        )
         return (layers + self.model.head * self.precision.head_bits + self.model.other * self.precision.plain_bits) / 8
 
     def _layer_bits(self, experts: Callable[[Layer], float]) -> float:
@@ -176,14 +209,15 @@ class Roofline:
 
     def fits(self) -> bool:
         """Whether weights and the KV cache of one whole request fit the memory (true where it is unknown)."""
-        return self.memory_batch(whole=True) >= 1
+        return self.memory_batch(whole=True) >= self.hardware.data
 
     def memory_batch(self, *, whole: bool = False) -> float:
         """Requests whose KV cache fits, each at its mean context (`whole`: at its end); infinite where unknown."""
         context = self.context + (self.workload.output_tokens.mean / 2 if whole else 0.0)
         shared = float(self.workload.shared_prefix_tokens)
         if self.deployment.kv_tokens is not None:
-            return max(0.0, (self.deployment.kv_tokens - shared) / max(1.0, context - shared))
+            prefixes = shared * self.hardware.data
+            return max(0.0, (self.deployment.kv_tokens - prefixes) / max(1.0, context - shared))
         if self.hardware.memory_bytes is None:
             return math.inf
         room = self.hardware.memory_bytes * self.hardware.gpus * self.deployment.memory_share - self.weight_bytes
@@ -204,7 +238,8 @@ class Roofline:
     def tpot_s(self, batch: float, context: float | None = None) -> float:
         """Least time between two tokens of a sequence with `batch` requests in flight.
 
-        With pipeline stages a pass runs through all of them, but `batch` is spread over as many passes at once.
+        With pipeline stages a pass runs through all of them, but `batch` is spread over as many passes at once; with
+        several engines over those of each.
         """
         read, computed = self._step_s(batch, context)
         return max(read, computed) / self.deployment.tokens_per_pass
@@ -212,8 +247,8 @@ class Roofline:
     def _step_s(self, batch: float, context: float | None = None) -> tuple[float, float]:
         """Seconds to read and seconds to compute one decode pass."""
         context = self.context if context is None else context
-        together = max(1.0, batch / self.hardware.pipeline)
-        read = (self.weights_read_bytes(together) + self.kv_read_bytes(together, context)) / self._group_bandwidth
+        together, stage = max(1.0, batch / self.hardware.passes), max(1.0, batch / self.hardware.pipeline)
+        read = (self.weights_read_bytes(stage) + self.kv_read_bytes(together, context)) / self._group_bandwidth
         return read, together * self._token_operations(context) / self._group_operations
 
     def _token_operations(self, context: float) -> float:
@@ -238,8 +273,13 @@ class Roofline:
         """Least time to the first token of a request alone: prefill, or one reading of the weights."""
         tokens = self.workload.input_tokens.mean if tokens is None else tokens
         cached = min(float(self.workload.shared_prefix_tokens), tokens - 1)
-        computed = self.prefill_operations(tokens, cached) / self._group_operations
+        computed = self.prefill_operations(tokens, cached) / (self._group_operations * self._helping)
         return max(computed, self.weights_read_bytes(tokens - cached) / self._group_bandwidth)
+
+    @property
+    def _helping(self) -> int:
+        """Engines that can work on one prompt: its tokens meet the experts of a mixture on all of them."""
+        return self.hardware.data if any(layer.experts for layer, _ in self.model.blocks) else 1
 
     def e2e_s(self, batch: float = 1.0) -> float:
         """Least time of a whole request of mean lengths: the first token, then the others at `tpot_s`."""
@@ -261,7 +301,7 @@ class Roofline:
         context = self.workload.input_tokens.low
         output = max(2.0, self.workload.output_tokens.mean)
         decoded = batch / self.tpot_s(batch, context) * output / (output - 1)
-        return min(decoded, self._group_operations * self.hardware.pipeline / self._token_operations(context))
+        return min(decoded, self._group_operations * self.hardware.passes / self._token_operations(context))
 
     def certain(self) -> Roofline:
         """The limit that no routing of experts and no draw of lengths can exceed: what beats it is not possible.
@@ -273,11 +313,11 @@ class Roofline:
             input_tokens=Length.fixed(self.workload.input_tokens.low),
             output_tokens=Length.fixed(self.workload.output_tokens.low),
         )
-        return replace(self, workload=shortest, least_experts=True)
+        return replace(self, workload=shortest, decode_context=None, least_experts=True)
 
     def computed_rps(self) -> float:
         """Requests a second that arithmetic allows at any batch: its rate over a request's prefill and decode."""
-        return self._group_operations * self.hardware.pipeline / self._request_operations
+        return self._group_operations * self.hardware.passes / self._request_operations
 
     @cached_property
     def _request_operations(self) -> float:
@@ -334,16 +374,16 @@ class Roofline:
     # Words
 
     def _by_reading(self, batch: float) -> str:
-        together = max(1.0, batch / self.hardware.pipeline)
-        weights, kv = self.weights_read_bytes(together) / 1e9, self.kv_read_bytes(together) / 1e9
+        together, stage = max(1.0, batch / self.hardware.passes), max(1.0, batch / self.hardware.pipeline)
+        weights, kv = self.weights_read_bytes(stage) / 1e9, self.kv_read_bytes(together) / 1e9
         return (
-            f"a pass reads {weights:.3g} GB of weights and {kv:.3g} GB of KV cache ({batch:.3g} x {self.context:.0f} "
-            f"tokens) at {self._group_bandwidth / 1e9:.0f} GB/s = {self._step_s(batch)[0] * 1e3:.3g} ms, "
-            f"{self._steps:.0f} passes a request"
+            f"a pass reads {weights:.3g} GB of weights and {kv:.3g} GB of KV cache ({together:.3g} x "
+            f"{self.context:.0f} tokens) at {self._group_bandwidth / 1e9:.0f} GB/s = "
+            f"{self._step_s(batch)[0] * 1e3:.3g} ms, {self._steps:.0f} passes a request"
         )
 
     def _by_computing(self, batch: float) -> str:
-        total = self._group_operations * self.hardware.pipeline
+        total = self._group_operations * self.hardware.passes
         return (
             f"a request takes {self._request_operations / 1e12:.3g} TFLOP of {self.precision.arithmetic} at "
             f"{total / 1e12:.0f} TFLOPS with {batch:.3g} in flight"

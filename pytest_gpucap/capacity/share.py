@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pytest_gpucap.capacity.limits import Limit, Roofline
+from pytest_gpucap.capacity.limits import Limit, NoLimit, Roofline
 from pytest_gpucap.capacity.results import Interval, Measurement, Outcome, Sample, Verdict, window_label
 
 TOLERANCE = 0.05
@@ -38,18 +38,21 @@ class Share:
     Attributes:
         measured_rps: its tokens a second over the workload's mean output.
         share: of the limit; 1 is physics.
+        declared: as `Roofline.declared`.
     """
 
     window: Window
     limit: Limit
     measured_rps: float
     share: float
+    declared: str = ""
 
     def text(self, limited_by: str | None = None) -> str:
         """``38.9 req/s, 26% of the bandwidth limit at 64 in flight (149 req/s): engine CPU``."""
+        declared = f"; {self.declared} as declared" if self.declared else ""
         found = (
             f"{_short(self.measured_rps)} req/s, {self.share:.0%} of the {self.limit.bound} limit at "
-            f"{_short(self.limit.batch)} in flight ({_short(self.limit.rate_rps)} req/s)"
+            f"{_short(self.limit.batch)} in flight ({_short(self.limit.rate_rps)} req/s{declared})"
         )
         return f"{found}: {limited_by}" if limited_by else found
 
@@ -92,7 +95,7 @@ def share_of(samples: Sequence[Sample], roofline: Roofline) -> Share | None:
     window = max(found, key=lambda each: each.output_tokens_per_s)
     limit = roofline.at(max(1.0, window.in_flight))
     rate = window.output_tokens_per_s / roofline.workload.output_tokens.mean
-    return Share(window, limit, rate, window.output_tokens_per_s / limit.output_tokens_per_s)
+    return Share(window, limit, rate, window.output_tokens_per_s / limit.output_tokens_per_s, roofline.declared)
 
 
 def impossible(
@@ -110,13 +113,14 @@ def impossible(
     fewest = replace(roofline, least_experts=True)
     for window in windows(samples):
         most = fewest.most_tokens_per_s(max(1.0, window.in_flight))
-        # A server that was stuck hands out in this window what it made before: at most all that was in flight.
-        held_back = window.in_flight * roofline.workload.output_tokens.mean
+        # A server that was stuck hands out in this window what it made before: at most all that was in flight, and of
+        # lengths that differ it is the long ones that are.
+        held_back = window.in_flight * roofline.workload.output_tokens.high
         if window.output_tokens_per_s * window.duration_s > (1 + TOLERANCE) * most * window.duration_s + held_back:
             limit = fewest.at(max(1.0, window.in_flight))
             return (
                 f"{_short(window.output_tokens_per_s)} tokens/s with {_short(window.in_flight)} in flight is above the "
-                f"{limit.bound} limit of {_short(most)} tokens/s {where} ({limit.formula}): {_CAUSES}"
+                f"{limit.bound} limit of {_short(most)} tokens/s {where} ({limit.formula}): {_causes(roofline)}"
             )
     # Not by TPOT: a busy API server hands out many tokens at once, and the gaps between them are then no passes.
     shortest_s = fewest.shortest_e2e_s()
@@ -125,12 +129,17 @@ def impossible(
         if roofline.workload.ignore_eos and e2e is not None and e2e.p50_s < shortest_s / (1 + TOLERANCE):
             return (
                 f"a median E2E of {_ms(e2e.p50_s)} is below the least possible of {_ms(shortest_s)} for the shortest "
-                f"request alone {where} ({fewest.at(1).formula}): {_CAUSES}"
+                f"request alone {where} ({fewest.at(1).formula}): {_causes(roofline)}"
             )
     return _rate_above(roofline, rates or {}) if roofline.workload.ignore_eos else None
 
 
-_CAUSES = "the server stops early, has seen these prompts before or is not this model, or the GPU is not of this class"
+def _causes(roofline: Roofline) -> str:
+    declared = ", or it runs with arguments that vllm(...) does not name (quantization, speculation, more GPUs)"
+    return (
+        "the server stops early, has seen these prompts before or is not this model, or the GPU is not of this class"
+        f"{declared if roofline.declared else ''}"
+    )
 
 
 def _rate_above(roofline: Roofline, rates: Mapping[str, Interval | None]) -> str | None:
@@ -142,14 +151,14 @@ def _rate_above(roofline: Roofline, rates: Mapping[str, Interval | None]) -> str
             return (
                 f"the {name} of {_short(rate.value)} req/s ({_short(rate.low)} to {_short(rate.high)}) is above the "
                 f"{most.bound} limit of {_short(most.rate_rps)} req/s on {roofline.hardware.gpus}x "
-                f"{roofline.hardware.name} at any batch ({most.formula}): {_CAUSES}"
+                f"{roofline.hardware.name} at any batch ({most.formula}): {_causes(roofline)}"
             )
     return None
 
 
-def checked(measurement: Measurement, roofline: Roofline | None, points: Sequence[Sample] = ()) -> Measurement:
-    """The measurement; with a problem, and so without its estimates, where physics (None: unknown) rules it out."""
-    if roofline is None:
+def checked(measurement: Measurement, roofline: Roofline | NoLimit, points: Sequence[Sample] = ()) -> Measurement:
+    """The measurement; with a problem, and so without its estimates, where physics rules it out."""
+    if isinstance(roofline, NoLimit):
         return measurement
     rates = {"sustainable rate": measurement.sustainable_rate, "saturated rate": measurement.saturated_rate}
     problem = impossible([*measurement.samples, *points], roofline, rates)
@@ -165,8 +174,14 @@ def checked(measurement: Measurement, roofline: Roofline | None, points: Sequenc
     )
 
 
-def checked_verdict(verdict: Verdict, roofline: Roofline | None) -> Verdict:
-    """The verdict; INVALID where physics (None: unknown) rules its measurement out."""
+def checked_sample(sample: Sample, roofline: Roofline | NoLimit) -> Sample:
+    """The sample; with a problem where physics rules it out."""
+    problem = None if isinstance(roofline, NoLimit) else impossible([sample], roofline)
+    return sample if problem is None else replace(sample, problems=(*sample.problems, problem))
+
+
+def checked_verdict(verdict: Verdict, roofline: Roofline | NoLimit) -> Verdict:
+    """The verdict; INVALID where physics rules its measurement out."""
     measurement = checked(verdict.measurement, roofline)
     if measurement is verdict.measurement:
         return verdict

@@ -76,6 +76,16 @@ def with_trace_lengths(workload: Workload) -> Workload:
     )
 
 
+def decode_context(trace: Trace) -> float:
+    """Mean context, in tokens, of the steps in which the trace's output tokens are generated.
+
+    Each row's prompt and half of its output, weighted by its output: long answers take most of the steps, and where
+    they follow short prompts (or long ones) the product of two means is not the mean.
+    """
+    read, written = trace.input_tokens.astype(np.float64), trace.output_tokens.astype(np.float64)
+    return float(np.sum(written * (read + written / 2)) / np.sum(written))
+
+
 def _description(tokens: Ints) -> Length:
     low, high, mean = int(tokens.min()), int(tokens.max()), float(tokens.mean())
     if low == high:

@@ -193,8 +193,10 @@ def _found(record: Mapping[str, Any]) -> list[Row]:
 
 def _physical_limit(record: Mapping[str, Any]) -> list[Row]:
     """What the hardware's bandwidth and compute allow at most."""
-    found = record.get("limit")
-    return [("physical limit", found["text"])] if found else []
+    if found := record.get("limit"):
+        return [("physical limit", found["text"])]
+    reason = record.get("no_limit")
+    return [("physical limit", f"not known: {reason}")] if reason and not record["simulated"] else []
 
 
 def _accuracy(record: Mapping[str, Any]) -> list[Row]:

@@ -23,7 +23,7 @@ _OWN_FLAGS: Final = frozenset({"model", "host", "port", "served_model_name"})
 """Flags that the plugin gives every server; they are not arguments that a test declared."""
 _DRIVER_AND_CUDA: Final = re.compile(r"(?P<driver>[\d.]+) \(CUDA (?P<cuda>[\d.]+)\)")
 _SIMULATED: Final = re.compile(r"SIMULATED \((?P<profile>.+)\)")
-_FILLED: Final = ("limit", "accuracy", "comparison", "series")
+_FILLED: Final = ("limit", "no_limit", "accuracy", "comparison", "series")
 """Keys of a result that early builds of version 1 did not write."""
 
 

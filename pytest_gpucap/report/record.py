@@ -35,7 +35,8 @@ class Context:
         bottleneck: kind, evidence and advice; None where nothing was diagnosed.
         startup_s: server time spent before the first request; 0 where the server was already running.
         series: of the telemetry, as `report.series.series` gives it; None where nothing was watched.
-        limit: the physical limit and the share of it that was measured; None where model or class are not known.
+        limit: the physical limit and the share of it that was measured; None where it is not known.
+        no_limit: why it is not known, in one line; None where it is.
         line: of the test in its file, from 1; None where unknown.
     """
 
@@ -46,6 +47,7 @@ class Context:
     startup_s: float = 0.0
     series: Any = None
     limit: Any = None
+    no_limit: str | None = None
     line: int | None = None
 
 
@@ -122,6 +124,7 @@ def _measurement(measurement: Measurement, context: Context, kind: str) -> Recor
         "comparison": None,
         "series": plain(context.series),
         "limit": plain(context.limit),
+        "no_limit": context.no_limit,
     }
 
 

@@ -25,9 +25,19 @@ def summary(records: Sequence[Mapping[str, Any]]) -> str:
     ordered = facts.worst_first([cleaned(record) for record in records])
     parts = [_table(ordered)]
     parts += ["\n".join(_reasons(record)) for record in ordered if _failed(record)]
-    if limited := [record for record in ordered if record.get("limit")]:
-        parts.append("\n".join(_bullets([f"{record['name']}: {record['limit']['text']}" for record in limited])))
+    if limits := _limits(ordered):
+        parts.append("\n".join(_bullets(limits)))
     return "\n\n".join([*parts, "\n".join(_footnotes(ordered))])
+
+
+def _limits(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each result as a share of its physical limit; those without one by the reason. Simulated ones have none."""
+    lines = [f"{record['name']}: {record['limit']['text']}" for record in records if record.get("limit")]
+    unknown: dict[str, list[str]] = {}
+    for record in records:
+        if record.get("no_limit") and not record["simulated"]:
+            unknown.setdefault(record["no_limit"], []).append(record["name"])
+    return lines + [f"no physical limit for {', '.join(names)}: {reason}" for reason, names in unknown.items()]
 
 
 def failure(record: Mapping[str, Any]) -> str:

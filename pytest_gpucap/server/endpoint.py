@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -80,6 +81,15 @@ class Endpoint:
         version = answer.get("version") if isinstance(answer, dict) else None
         return version if isinstance(version, str) else None
 
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """The server's own configuration by section, where it tells (vLLM in development mode); empty elsewhere."""
+        try:
+            told = json.loads(self.request("/server_info?config_format=json"))["vllm_config"]
+        except (EndpointError, ValueError, KeyError, TypeError):
+            return {}
+        return told if isinstance(told, dict) else {}
+
     @property
     def simulated(self) -> bool:
         """Whether the server says that it is a simulation (ours do, in their version)."""
@@ -115,9 +125,20 @@ class Endpoint:
         Raises:
             EndpointError: if it lists none.
         """
+        return list(self.origins(timeout_s))
+
+    def origins(self, timeout_s: float = 30.0) -> dict[str, str | None]:
+        """The models the server lists, each with the folder or hub name it was loaded from; None where it tells none.
+
+        vLLM tells it (``root``), the OpenAI interface does not ask for it.
+
+        Raises:
+            EndpointError: if it lists none.
+        """
         try:
-            return [str(entry["id"]) for entry in json.loads(self.request("/v1/models", timeout_s=timeout_s))["data"]]
-        except (ValueError, KeyError, TypeError):
+            listed = json.loads(self.request("/v1/models", timeout_s=timeout_s))["data"]
+            return {str(each["id"]): str(each["root"]) if each.get("root") else None for each in listed}
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise EndpointError(f"{self.base_url}/models does not answer as an OpenAI-compatible server") from None
 
     def request(self, path: str, *, method: str = "GET", timeout_s: float = 30.0) -> str:

@@ -13,7 +13,13 @@ NO_KEY = "none"
 
 
 class ExternalServer(Endpoint):
-    """An OpenAI-compatible server that somebody else runs. `close` closes our connections to it and nothing else."""
+    """An OpenAI-compatible server that somebody else runs. `close` closes our connections to it and nothing else.
+
+    Attributes:
+        origin: the folder or hub name that it loaded the model from, where it tells.
+    """
+
+    origin: str | None = None
 
     @property
     def running(self) -> bool:
@@ -46,16 +52,18 @@ def attach(
     """
     server = ExternalServer(_base_url(url), model or "", os.environ.get(api_key_env) or NO_KEY)
     try:
-        listed = server.models(timeout_s)
+        origins = server.origins(timeout_s)
     except EndpointError as error:
         hint = f"; the key is read from ${api_key_env}" if " 401 " in str(error) or " 403 " in str(error) else ""
         raise EndpointError(f"no OpenAI-compatible server at {url}: {error}{hint}") from None
+    listed = list(origins)
     if model is None:
         if len(listed) != 1:
             raise EndpointError(f"{url} serves {_names(listed)}: name one of them")
         server.model = listed[0]
     elif model not in listed:
         raise EndpointError(f"{url} serves no {model}; it serves {_names(listed)}")
+    server.origin = origins[server.model]
     return server
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import secrets
@@ -15,7 +14,7 @@ from pathlib import Path
 from pytest_gpucap.server import synthetic
 from pytest_gpucap.server.diagnosis import diagnose, oom_kills
 from pytest_gpucap.server.endpoint import Endpoint
-from pytest_gpucap.server.errors import EndpointError, MetricsUnavailable, ServerStartError
+from pytest_gpucap.server.errors import MetricsUnavailable, ServerStartError
 from pytest_gpucap.server.log import ServerLog
 from pytest_gpucap.server.process import OwnedProcess
 from pytest_gpucap.server.ready import Readiness
@@ -69,15 +68,13 @@ class VllmServer(Endpoint):
 
     @cached_property
     def max_num_seqs(self) -> int | None:  # type: ignore[override]
-        """How many requests it runs at once; None where it does not tell."""
+        """How many requests it runs at once, over all engines; None where it does not tell."""
         given = self.spec.args.get("max_num_seqs")
-        if given is not None:
-            return int(str(given))
         try:
-            config = json.loads(self.request("/server_info?config_format=json"))["vllm_config"]
-            return int(config["scheduler_config"]["max_num_seqs"])
-        except (EndpointError, ValueError, KeyError, TypeError):
+            each = int(str(self.config["scheduler_config"]["max_num_seqs"] if given is None else given))
+        except (ValueError, KeyError, TypeError):
             return None
+        return each * int(str(self.spec.args.get("data_parallel_size") or 1))
 
     @cached_property
     def kv_tokens(self) -> int | None:  # type: ignore[override]

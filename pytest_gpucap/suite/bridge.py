@@ -31,7 +31,7 @@ def add_machine_info(options: Options, machine_info: dict[str, Any]) -> None:
 
     Where it does not, suites that measure no GPU keep the machine information that their saved runs have.
     """
-    if options.gpu_class is None:
+    if options.gpu_class is None or options.url is not None:
         return
     known: dict[str, Any] = {"class": _here(options)}
     if not options.gpu_class.startswith(SIMULATED):

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pytest_gpucap.capacity.limits import Roofline
+from pytest_gpucap.capacity.limits import NoLimit, Roofline
 from pytest_gpucap.capacity.results import Sample
-from pytest_gpucap.capacity.share import share_of
+from pytest_gpucap.capacity.share import LEAST_WINDOW_S, share_of
 from pytest_gpucap.gpu.diagnosis import Bottleneck, Kind, Known, diagnose
 from pytest_gpucap.gpu.telemetry import Telemetry
 from pytest_gpucap.load.selfcheck import is_own_limit
@@ -24,7 +24,7 @@ _AROUND_S = 2.0
 
 
 def context_of(
-    target: Target, samples: Sequence[Sample], roofline: Roofline | None, declared: Declaration, test: str
+    target: Target, samples: Sequence[Sample], roofline: Roofline | NoLimit, declared: Declaration, test: str
 ) -> Context:
     """What surrounds the samples that were just measured on a target; to be asked for while it still runs."""
     startup_s, target.startup_s = target.startup_s, 0.0  # spent once, whichever test shares the server
@@ -36,6 +36,7 @@ def context_of(
         readings = target.telemetry.series(start_s - _AROUND_S, end_s + _AROUND_S, points=_EVERY_READING)
         over_time = series(readings, start_s, end_s)
         bottleneck = _diagnosis(target, target.telemetry, samples, roofline)
+    limit = _limit(samples, roofline, bottleneck)
     return Context(
         test=test,
         line=int(declared.place.rpartition(":")[2]),
@@ -44,27 +45,33 @@ def context_of(
         bottleneck=bottleneck,
         startup_s=startup_s,
         series=over_time,
-        limit=_limit(samples, roofline, bottleneck),
+        limit=None if isinstance(limit, NoLimit) else limit,
+        no_limit=limit.reason if isinstance(limit, NoLimit) else None,
     )
 
 
 def _limit(
-    samples: Sequence[Sample], roofline: Roofline | None, bottleneck: Bottleneck | None
-) -> dict[str, Any] | None:
-    share = None if roofline is None else share_of(samples, roofline)
+    samples: Sequence[Sample], roofline: Roofline | NoLimit, bottleneck: Bottleneck | None
+) -> dict[str, Any] | NoLimit:
+    if isinstance(roofline, NoLimit):
+        return roofline
+    share = share_of(samples, roofline)
+    if share is None:
+        return NoLimit(f"no window of at least {LEAST_WINDOW_S:g} s had requests in flight")
     told = bottleneck is not None and bottleneck.kind not in {Kind.NONE, Kind.UNKNOWN}
-    return None if share is None else share.record(bottleneck.kind.value if bottleneck and told else None)
+    return share.record(bottleneck.kind.value if bottleneck and told else None)
 
 
 def _diagnosis(
-    target: Target, telemetry: Telemetry, samples: Sequence[Sample], roofline: Roofline | None
+    target: Target, telemetry: Telemetry, samples: Sequence[Sample], roofline: Roofline | NoLimit
 ) -> Bottleneck:
     # What limits a server shows where it is driven hardest.
     hardest = max(samples, key=lambda sample: sample.in_flight_mean)
     own = [problem for problem in hardest.problems if is_own_limit(problem)]
+    limits = None if isinstance(roofline, NoLimit) else roofline
     known = Known(
-        parameters=None if roofline is None else roofline.model.active,
-        weight_bytes=None if roofline is None else roofline.weights_read_bytes(1) / roofline.hardware.gpus,
+        parameters=None if limits is None else limits.model.active,
+        weight_bytes=None if limits is None else limits.weights_read_bytes(1) / limits.hardware.gpus_per_engine,
         max_num_seqs=None if target.server is None else target.server.max_num_seqs,
         in_flight=hardest.in_flight_mean,
         client_problems=own,

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pytest_gpucap import __version__
 from pytest_gpucap.gpu.device import Device
 from pytest_gpucap.gpu.facts import describe_devices, environment_facts
 from pytest_gpucap.server.endpoint import Endpoint
-from pytest_gpucap.server.errors import EndpointError
 from pytest_gpucap.server.vllm import VllmServer
 from pytest_gpucap.suite.placement import SIMULATED
 from pytest_gpucap.suite.rig import Target
+
+DECLARED: Final = "as declared: what is behind a URL cannot be seen"
 
 
 def environment(target: Target) -> dict[str, Any]:
@@ -33,6 +33,8 @@ def environment(target: Target) -> dict[str, Any]:
         facts |= environment_facts(target.inventory, target.lease.devices, target.gpu_class)
         if target.lease.devices:
             facts["clocks"] = _clocks(target.lease.devices[0])
+    elif target.gpu_class is not None and target.server is not None and not target.server.simulated:
+        facts |= {"gpu": f"{target.gpu_class.name}, {DECLARED}", "gpu_class": target.gpu_class.name}
     if target.server is not None:
         facts |= _server(target.server)
     facts["host"] = f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}"
@@ -68,9 +70,9 @@ def _server(server: Endpoint) -> dict[str, Any]:
 def _weights(server: VllmServer) -> dict[str, Any]:
     """How the server holds the weights, which the model's own files may decide; nothing where it does not tell."""
     try:
-        config = json.loads(server.request("/server_info?config_format=json"))["vllm_config"]["model_config"]
+        config = server.config["model_config"]
         return {"quantization": config["quantization"], "dtype": str(config["dtype"]).removeprefix("torch.")}
-    except (EndpointError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return {}
 
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_gpucap.capacity.limits import Roofline
+from pytest_gpucap.capacity.limits import NoLimit, Roofline
 from pytest_gpucap.capacity.results import Accuracy, Curve, Measurement, Outcome, Sample, Verdict
-from pytest_gpucap.capacity.share import checked, checked_verdict
+from pytest_gpucap.capacity.share import checked, checked_sample, checked_verdict
 from pytest_gpucap.measure import procedure
 from pytest_gpucap.options import Options
 from pytest_gpucap.report import text
@@ -144,7 +144,9 @@ class GpuCap:
             sample = procedure.sample(
                 runner, requirement, settings, self._live, rate_rps=rate_rps, concurrency=held, duration_s=length_s
             )
-            context = self._context(target, (sample,), self._roofline(target))
+            roofline = self._roofline(target)
+            sample = checked_sample(sample, roofline)
+            context = self._context(target, (sample,), roofline)
             self._keep(
                 sample_record(sample, requirement, context, simulated=runner.simulated, seed=self._declared.seed)
             )
@@ -242,14 +244,14 @@ class GpuCap:
 
         return again
 
-    def _roofline(self, target: Target) -> Roofline | None:
-        return roofline_of(target, self._declared.workload)
+    def _roofline(self, target: Target) -> Roofline | NoLimit:
+        return roofline_of(target, self._declared)
 
-    def _bounded(self, measurement: Measurement, roofline: Roofline | None) -> Measurement:
+    def _bounded(self, measurement: Measurement, roofline: Roofline | NoLimit) -> Measurement:
         """The measurement held against physics, and marked with whether there is a budget to hold it against."""
         return replace(checked(measurement, roofline), budgeted=self._declared.requirement is not None)
 
-    def _context(self, target: Target, samples: Sequence[Sample], roofline: Roofline | None) -> Context:
+    def _context(self, target: Target, samples: Sequence[Sample], roofline: Roofline | NoLimit) -> Context:
         return context_of(target, samples, roofline, self._declared, self._test)
 
 

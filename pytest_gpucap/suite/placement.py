@@ -27,7 +27,8 @@ class Placement:
     """Where one test is measured.
 
     Attributes:
-        gpu_class: None for "whatever GPU this machine has", for a simulator and for an external server.
+        gpu_class: None for "whatever GPU this machine has", for a simulator, and for an external server of which
+            nobody said; what is said of one cannot be checked.
         profile: of the simulator; None for real servers.
         spec: the vLLM server to start; None where nothing is started.
         url: of the external server; None for servers of our own.
@@ -63,11 +64,13 @@ def place(declared: Declaration, options: Options, *, needs_server: bool) -> Pla
     own = declared.gpu_class
     if own is not None and options.gpu_class is not None and not same_class(own, options.gpu_class, options):
         return Placement(skip=f"this test is about {own}, and --gpu-class is {options.gpu_class}")
-    if options.url is not None:
-        if own is not None:
-            return Placement(skip=f"this test is about {own}, and the GPU behind --gpucap-url cannot be checked")
-        return Placement(url=options.url)
     wanted = options.gpu_class or own
+    if options.url is not None:
+        if options.gpu_class is not None:
+            return Placement(gpu_class=find_class(options.gpu_class, own_classes(options)), url=options.url)
+        if own is not None:
+            return Placement(skip=f"this test is about {own}: say what is behind --gpucap-url with --gpu-class")
+        return Placement(url=options.url)
     if wanted is not None and wanted.startswith(SIMULATED):
         return Placement(profile=_profile(wanted))
     gpu_class = None if wanted is None else find_class(wanted, own_classes(options))

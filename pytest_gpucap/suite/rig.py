@@ -140,6 +140,7 @@ class Rig:
     def _open(self, placement: Placement, live: Live) -> Target:
         target = Target(placement)
         if placement.profile is not None or placement.url is not None:
+            target.gpu_class = placement.gpu_class  # of a URL's server as declared
             return target
         own = own_classes(self._options)
         target.inventory = take_inventory()

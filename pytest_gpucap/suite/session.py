@@ -80,9 +80,9 @@ class Session:
         """See that the machine is the one the command line speaks of.
 
         Raises:
-            pytest.UsageError: if ``--gpu-class`` names a class that this machine does not have.
+            pytest.UsageError: if ``--gpu-class`` names a class that this machine does not have, and that no URL has.
         """
-        if self._options.gpu_class is not None:
+        if self._options.gpu_class is not None and self._options.url is None:
             self._rig.check_class(self._options.gpu_class)
 
     def check_files(self) -> None:

@@ -63,6 +63,27 @@ def test_what_was_measured_on_an_h200_is_a_plausible_share_of_its_limit() -> Non
     assert 44 / at_64.rate_rps == pytest.approx(0.295, abs=0.01)  # 44 req/s at 64 in flight
 
 
+# Several engines
+
+
+def test_engines_side_by_side_hold_what_every_token_uses_each_and_experts_once() -> None:
+    one, two = roofline(MIXTRAL, H200), roofline(MIXTRAL, replace(H200, data=2))
+    experts = sum(layer.experts * layer.expert * count for layer, count in one.model.blocks) * 2  # bytes a parameter
+    assert two.weight_bytes == pytest.approx(2 * (one.weight_bytes - experts) + experts)
+    # Of two requests each engine reads all dense weights for its own, and half of the experts that both use.
+    dense = one.weights_read_bytes(1) - experts * 2 / 8
+    both = experts * (1 - (1 - 2 / 8) ** 2)
+    assert two.weights_read_bytes(2) == pytest.approx(dense + both / 2)
+    assert two.ttft_s() < one.ttft_s()
+    assert roofline(QWEN, replace(H200, data=2)).ttft_s() == roofline(QWEN, H200).ttft_s()  # nobody can help a prompt
+
+
+def test_every_engine_needs_room_for_the_weights_and_a_request() -> None:
+    tight = replace(H200, memory_bytes=roofline(QWEN, H200).weight_bytes + 1e6)  # and 35 tokens of 768
+    assert not roofline(QWEN, replace(tight, data=64)).fits()
+    assert roofline(QWEN, replace(H200, data=64)).fits()
+
+
 # Published roofline tools
 
 LLAMA_1 = {

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from pytest_gpucap.capacity.limits import Deployment, Roofline
+from pytest_gpucap.capacity.limits import Deployment, NoLimit, Roofline
 from pytest_gpucap.capacity.model import model_of
 from pytest_gpucap.capacity.precision import precision_of
 from pytest_gpucap.capacity.results import Interval, Latency, Measurement, Outcome, Sample, Verdict
-from pytest_gpucap.capacity.share import checked, checked_verdict, impossible, share_of, windows
+from pytest_gpucap.capacity.share import checked, checked_sample, checked_verdict, impossible, share_of, windows
 from pytest_gpucap.gpu.classes import find_class
 from pytest_gpucap.requirement import Length, Requirement, Workload
 from pytest_gpucap.server.synthetic import architecture
@@ -108,6 +108,33 @@ def test_the_line_that_reports_show() -> None:
     assert record["formula"].startswith(
         "a pass reads 3.09 GB of weights and 0.94 GB of KV cache (64 x 512 tokens) at 4800"
     )
+
+
+def test_what_was_declared_and_not_seen_is_said() -> None:
+    declared = roofline(declared="GPU class")
+    share = share_of([sample(19932, 64)], declared)
+    assert share is not None
+    assert share.text("engine CPU").endswith("in flight (149 req/s; GPU class as declared): engine CPU")
+    said = impossible([sample(1.15 * LIMIT_AT_8, 8)], declared)
+    assert said is not None
+    assert said.endswith("with arguments that vllm(...) does not name (quantization, speculation, more GPUs)")
+
+
+def test_a_single_window_above_the_limit_is_a_problem_of_its_own() -> None:
+    good, bad = sample(0.9 * LIMIT_AT_8, 8), sample(1.15 * LIMIT_AT_8, 8)
+    assert checked_sample(good, roofline()) is good
+    assert "above the bandwidth limit" in checked_sample(bad, roofline()).problems[-1]
+    assert checked_sample(bad, NoLimit("nobody knows")) is bad
+
+
+def test_a_stuck_server_may_hold_answers_longer_than_the_mean_ones() -> None:
+    lengths = Workload(
+        input_tokens=Length.fixed(256), output_tokens=Length.parse("lognormal:mean=512,cv=2,high=8192", "")
+    )
+    mixed = roofline(workload=lengths)
+    handed_out = 0.9 * mixed.most_tokens_per_s(8) + 8 * 8192 / 7  # all eight were nearly through their longest answer
+    assert impossible([sample(handed_out, 8)], mixed) is None
+    assert impossible([sample(1.2 * handed_out, 8)], mixed) is not None
 
 
 def test_slices_of_one_phase_are_one_window_and_short_ones_none() -> None:

@@ -1,7 +1,8 @@
 """A server that takes vLLM's command line and answers as fast as its profile says, whatever the model is.
 
 It stands for a server that is not what it claims to be: one that skips the model, stops early, or runs elsewhere.
-FAST_VLLM_PROFILE names another profile: a shipped one, or a file.
+FAST_VLLM_PROFILE names another profile: a shipped one, or a file. FAST_VLLM_ROOT is where it claims to have loaded its
+model from, as vLLM 0.26, whose version it then claims too.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+from collections.abc import Callable
 from typing import Any
 
 from pytest_gpucap.simulator import profile, web
@@ -19,6 +21,7 @@ parser.add_argument("--served-model-name")
 parser.add_argument("--host")
 parser.add_argument("--port", type=int)
 ARGUMENTS, _ = parser.parse_known_args()
+ROOT = os.environ.get("FAST_VLLM_ROOT")
 
 
 class Connection(web.Connection):
@@ -28,8 +31,16 @@ class Connection(web.Connection):
         super().__init__(*args, **kwargs)
         self._model = ARGUMENTS.served_model_name
 
+    def _routes(self) -> dict[tuple[str, str], Callable[[dict[str, Any]], None]]:
+        if ROOT is None:
+            return super()._routes()
+        return super()._routes() | {("GET", "/version"): lambda _: self._json({"version": "0.26.0"})}
+
+    def _card(self) -> dict[str, Any]:
+        return super()._card() | ({} if ROOT is None else {"root": ROOT})
+
 
 if __name__ == "__main__":
     web.Connection = Connection  # type: ignore[misc]
     served = profile.load(os.environ.get("FAST_VLLM_PROFILE", "fast"))
-    asyncio.run(web.serve(served, ARGUMENTS.host, ARGUMENTS.port, 0, lambda _: print("serving")))
+    asyncio.run(web.serve(served, ARGUMENTS.host, ARGUMENTS.port, 0, lambda port: print("serving", port, flush=True)))

@@ -106,6 +106,10 @@ MISTAKES = [
     ("gpucap(qps=1, max_error_rate='150%')", "max_error_rate must lie between 0 and 1"),
     ("vllm('a', model='b')", "names model twice"),
     ("vllm(model='m', tensor_parallel_size=0)", "tensor_parallel_size must be a whole number"),
+    (
+        "gpucap(qps=1, gpus=3)\n        @pytest.mark.vllm(tensor_parallel_size=2, data_parallel_size=2)",
+        "gpus=3 cannot hold one replica: tensor x pipeline x data parallel size is 4",
+    ),
     ("vllm(model='m', port=80)", "port"),
     ("gpu_class('a10q')", "did you mean"),
 ]
@@ -174,7 +178,8 @@ def test_a_mistake_in_a_test_that_is_not_selected_costs_nothing(pytester: pytest
         (["--gpu-class=sim:fst"], "--gpu-class: no simulator profile 'fst': there are *fast*"),
         (["--gpucap-url=ftp://x"], "--gpucap-url: must be a base URL"),
         (["--gpucap-url=http://u:p@localhost/v1"], "--gpucap-url: must not hold a key"),
-        (["--gpucap-url=http://localhost/v1", "--gpu-class=cpu"], "--gpucap-url and --gpu-class exclude each other"),
+        (["--gpucap-url=http://localhost/v1", "--gpu-class=sim:fast"], "--gpucap-url and --gpu-class=sim:PROFILE"),
+        (["--gpucap-url=http://localhost/v1", "--gpu-class=a10q"], "--gpu-class: GPU class 'a10q' is not known"),
         (["--gpucap-vllm-python=/nowhere/python"], "--gpucap-vllm-python: there is no interpreter at /nowhere/python"),
         (["--gpucap-gpu-file=none.toml"], "--gpucap-gpu-file: *none.toml"),
         (["-o", "gpucap_inconclusive=maybe"], "*gpucap_inconclusive: must be one of fail, skip, pass, not 'maybe'"),
@@ -306,3 +311,28 @@ def test_tests_that_share_a_server_run_next_to_each_other(pytester: pytest.Pytes
     result = pytester.runpytest("--gpu-class=cpu", "--collect-only", "-q")
     order = [line[-1] for line in result.outlines if "::test_" in line]
     assert order == list("adbce")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "outcome", "said"),
+    [
+        ([], "skipped", "this test is about a10g: say what is behind --gpucap-url with --gpu-class"),
+        (["--gpu-class=h200"], "skipped", "this test is about a10g, and --gpu-class is h200"),
+        (["--gpu-class=a10g"], "passed", "class a10g, url http://localhost/v1"),
+    ],
+)
+def test_the_class_behind_a_url_is_what_the_command_line_says(
+    pytester: pytest.Pytester, arguments: Sequence[str], outcome: str, said: str
+) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.gpu_class("a10g")
+        def test_it(gpucap):
+            assert gpucap
+        """
+    )
+    result = pytester.runpytest("--gpucap-url=http://localhost/v1", "-rs", *arguments)
+    result.assert_outcomes(**{outcome: 1})
+    assert said in " ".join(result.stdout.str().split())

@@ -54,6 +54,7 @@ def test_the_example_against_a_real_vllm(
     (record,) = records(pytester)
     assert record["outcome"] == "PASS"
     assert record["simulated"] is False
+    assert record["no_limit"] == "the GPU class behind the URL is not known: name it with --gpu-class"
     assert server.client.models.list().data, "it goes on serving"
     assert str(server.api_key) not in (pytester.path / ".gpucap" / "result.json").read_text()
 
@@ -83,6 +84,7 @@ def test_a_simulated_server_behind_a_url_is_called_simulated(
     result.assert_outcomes(passed=1)
     (record,) = records(pytester)
     assert record["simulated"] is True
+    assert (record["limit"], record["no_limit"]) == (None, "a SIMULATED server has no hardware")
     result.stdout.fnmatch_lines(["*SIMULATED*"])
 
 

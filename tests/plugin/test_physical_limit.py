@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -85,3 +87,67 @@ def test_a_server_below_its_limit_shows_its_share(
         assert 0 < record["limit"]["share"] < 1
         assert "% of the bandwidth limit at" in record["limit"]["text"]
     result.stdout.fnmatch_lines(["*% of the bandwidth limit at *"])
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
+    """Starts a server that nobody here runs, which claims to have loaded a model from somewhere; its base URL."""
+    running = []
+
+    def start(root: str) -> str:
+        command = [sys.executable, str(SERVER), "--served-model-name", "chat", "--host", "127.0.0.1", "--port", "0"]
+        environment = {**os.environ, "FAST_VLLM_ROOT": root}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        running.append(process)
+        assert process.stdout is not None
+        return f"http://127.0.0.1:{process.stdout.readline().split()[-1]}/v1"
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+URL_SUITE = """
+    import pytest
+
+    @pytest.mark.gpucap(trace="trace.csv", endpoint="completions")
+    def test_it(gpucap):
+        assert gpucap.sample(concurrency=4, duration="3s").problems == ()
+"""
+
+
+@pytest.fixture
+def behind_url(pytester: pytest.Pytester, serve: Callable[[str], str]) -> Callable[..., pytest.RunResult]:
+    """Replays a trace against a server behind a URL, with a class of 50 GB/s to declare."""
+
+    def start(root: str, *arguments: str) -> pytest.RunResult:
+        classes = '[[gpu]]\nname = "card"\nnvml_names = ["Card"]\nbandwidth_gb_s = 50\n'
+        pytester.path.joinpath("classes.toml").write_text(classes)
+        rows = "".join(f"{second / 4},{32 + second % 64},{32 + second % 64}\n" for second in range(40))
+        pytester.path.joinpath("trace.csv").write_text(f"arrival_s,input_tokens,output_tokens\n{rows}")
+        pytester.makepyfile(test_url=URL_SUITE)
+        return pytester.runpytest(f"--gpucap-url={serve(root)}", "--gpucap-gpu-file=classes.toml", *arguments)
+
+    return start
+
+
+def test_behind_a_url_the_share_is_of_the_class_that_is_declared(
+    behind_url: Callable[..., pytest.RunResult], pytester: pytest.Pytester
+) -> None:
+    result = behind_url("synthetic:tiny", "--gpu-class=card")
+    result.assert_outcomes(passed=1)
+    (record,) = resultfile.read(pytester.path / ".gpucap" / "result.json")["results"]
+    assert record["workload"]["trace"] == "trace.csv"
+    assert 0 < record["limit"]["share"] < 1
+    assert record["no_limit"] is None
+    assert record["environment"]["gpu"] == "card, as declared: what is behind a URL cannot be seen"
+    assert "req/s; GPU class as declared)" in " ".join(result.stdout.str().split())
+
+
+def test_behind_a_url_nothing_above_the_limit_is_believed(behind_url: Callable[..., pytest.RunResult]) -> None:
+    result = behind_url("synthetic:qwen2-1.5b", "--gpu-class=card")
+    result.assert_outcomes(failed=1)
+    said = " ".join(result.stdout.str().split())
+    assert "is above the bandwidth limit of" in said
+    assert "or it runs with arguments that vllm(...) does not name (quantization, speculation, more GPUs)" in said

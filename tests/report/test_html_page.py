@@ -174,6 +174,11 @@ def test_the_physical_limit_is_shown_with_the_share_reached() -> None:
     assert "57%" in shown
     assert "bandwidth: 900 req/s at 64 in flight" in shown
     assert "Of the physical limit" not in Page(render(pages.simulated())).shown
+    unknown = resultfile.read(MEASURED)
+    unknown["results"][0]["no_limit"] = "no bandwidth is known of class cpu"
+    shown = Page(render(unknown)).shown
+    assert "Of the physical limit" in shown
+    assert "no bandwidth is known of class cpu" in shown
 
 
 def test_an_expected_failure_is_no_failure_of_the_page() -> None:

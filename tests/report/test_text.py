@@ -58,6 +58,15 @@ def test_the_physical_limit_and_the_accuracy_have_a_row() -> None:
     assert "accuracy 81.0% (74.0% to 87.0%), 97 of 120 answers right, at least 75.0% required" in told
 
 
+def test_where_there_is_no_physical_limit_the_reason_is_said_once_and_a_simulation_needs_none() -> None:
+    reason = "no bandwidth is known of class cpu"
+    records = [{**made.measured(name), "simulated": False, "no_limit": reason} for name in "ab"]
+    summary = text.summary([*records, {**made.measured("c"), "simulated": True, "no_limit": "it has no hardware"}])
+    assert f"- no physical limit for a, b: {reason}\n" in summary
+    assert "no hardware" not in summary
+    assert f"physical limit not known: {reason}" in " ".join(text.section(records[0]).split())
+
+
 @pytest.mark.parametrize("rate", [0.0123, 0.881, 52.1, 1230.0, 98765.0])
 def test_80_columns_whatever_the_names_and_figures(rate: float) -> None:
     records: list[dict[str, Any]] = []

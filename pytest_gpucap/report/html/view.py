@@ -184,10 +184,16 @@ def _facts(record: Record) -> list[Fact]:
             figures.append(Fact(name, rate(record[key]["value"]), _range(record[key])))
     if gain := record.get("batching_gain"):
         figures.append(Fact("Batching gain", f"{significant(gain['value'])} times", _range(gain)))
+    return figures + _physics(record)
+
+
+def _physics(record: Record) -> list[Fact]:
+    """The share of the physical limit, or why there is none; a simulated server has no physics."""
     if limit := record.get("limit"):
-        physics = f"{limit['bound']}: {rate(limit['rate_rps'])} at {significant(limit['batch'])} in flight"
-        figures.append(Fact("Of the physical limit", f"{limit['share'] * 100:.0f}%", physics))
-    return figures
+        at = f"{limit['bound']}: {rate(limit['rate_rps'])} at {significant(limit['batch'])} in flight"
+        return [Fact("Of the physical limit", f"{limit['share'] * 100:.0f}%", at)]
+    reason = record.get("no_limit")
+    return [Fact("Of the physical limit", "not known", reason)] if reason and not record["simulated"] else []
 
 
 def _accuracy(record: Record, accuracy: Mapping[str, Any]) -> Note:
