@@ -101,7 +101,7 @@ def size(
         gpu_class: its name.
         roofline: limits of a replica on it; None where they are not known.
         found: rates of a replica, in any order; the best provenance counts, and of several the narrowest interval.
-        gpus_per_replica: tensor x pipeline.
+        gpus_per_replica: tensor x pipeline x data.
         memory_gb: of one GPU.
         price: of one GPU for an hour.
     """
@@ -165,10 +165,10 @@ def cheapest(fleets: Sequence[Fleet]) -> Fleet | None:
     return min(able, key=lambda fleet: (fleet.cost_per_hour or 0, fleet.gpus or 0), default=None)
 
 
-def worth_measuring(fleets: Sequence[Fleet], known: Fleet | None) -> list[Fleet]:
+def worth_measuring(fleets: Sequence[Fleet], known: Fleet | None, budget: int | None = None) -> list[Fleet]:
     """Classes that may be cheaper than what is known, by the best end of their estimate or by their limit.
 
-    Cheapest first. What is left out cannot be cheaper.
+    Cheapest first. What is left out cannot be cheaper, or not within the budget of GPUs.
     """
     costs = []
     for fleet in fleets:
@@ -176,6 +176,8 @@ def worth_measuring(fleets: Sequence[Fleet], known: Fleet | None) -> list[Fleet]
             continue
         assert fleet.gpus is not None  # noqa: S101 - evidence gives GPUs
         assert fleet.fewest is not None  # noqa: S101 - the same
+        if budget is not None and fleet.fewest > budget:
+            continue
         least = fleet.cost_per_hour * fleet.fewest / fleet.gpus
         if known is None or known.cost_per_hour is None or least < known.cost_per_hour:
             costs.append((least, fleet))

@@ -28,15 +28,16 @@ class Subject:
     workload: Workload
     tensor: int
     pipeline: int
+    data: int
 
     def roofline(self, gpu_class: GpuClass) -> Roofline | None:
         """Its limits on one class; None where they are not known."""
-        hardware = hardware_of(gpu_class, self.tensor, self.pipeline)
+        hardware = hardware_of(gpu_class, self.tensor, self.pipeline, self.data)
         if self.config is None or hardware is None:
             return None
         sequences, share = self.arguments.get("max_num_seqs"), self.arguments.get("gpu_memory_utilization")
         deployment = Deployment(
-            max_num_seqs=None if sequences is None else whole(sequences, "--max-num-seqs"),
+            max_num_seqs=None if sequences is None else whole(sequences, "--max-num-seqs") * self.data,
             memory_share=1.0 if share is None else float(positive(share, "--gpu-memory-utilization")),
         )
         return build(self.config, self.arguments, hardware, self.workload, deployment)
@@ -45,7 +46,8 @@ class Subject:
 def measured(finding: Finding) -> Evidence:
     """A rate of a result or baseline file."""
     rate = finding.rate
-    return Evidence(finding.provenance, rate.value, rate.low, rate.high, f"{finding.name} in {finding.place}")
+    declared = ", GPU class as declared" if finding.declared else ""
+    return Evidence(finding.provenance, rate.value, rate.low, rate.high, f"{finding.name} in {finding.place}{declared}")
 
 
 def published(subject: Subject, classes: Sequence[GpuClass]) -> tuple[list[tuple[str, Evidence]], list[dict[str, Any]]]:
@@ -56,7 +58,11 @@ def published(subject: Subject, classes: Sequence[GpuClass]) -> tuple[list[tuple
         gpu_class = next((each for each in classes if each.name == reference.gpu_class), None)
         mine = None if gpu_class is None else subject.roofline(gpu_class)
         hardware = None if gpu_class is None else hardware_of(gpu_class)
-        if mine is None or hardware is None or (reference.tensor, 1) != (subject.tensor, subject.pipeline):
+        if (
+            mine is None
+            or hardware is None
+            or (reference.tensor, 1, 1) != (subject.tensor, subject.pipeline, subject.data)
+        ):
             continue
         if not _same(mine, roofline_for(reference, hardware)):
             continue

@@ -18,12 +18,21 @@ from pytest_gpucap.commands import CommandError
 from pytest_gpucap.gpu.classes import GpuClass, UnknownGpuClass, find_class
 from pytest_gpucap.history.store import Run
 from pytest_gpucap.report.wording import shown
-from pytest_gpucap.requirement import LatencyLimit, Length, RequirementError, Slo, Workload, positive
+from pytest_gpucap.requirement import (
+    ArrivalKind,
+    Arrivals,
+    LatencyLimit,
+    Length,
+    RequirementError,
+    Slo,
+    Workload,
+    positive,
+)
 
 DEFAULT_RESULT: Final = Path(".gpucap/result.json")
 BOUNDING: Final = (
-    "dtype", "quantization", "kv_cache_dtype", "tensor_parallel_size", "pipeline_parallel_size", "max_num_seqs",
-    "max_model_len", "gpu_memory_utilization", "speculative_config",
+    "dtype", "quantization", "kv_cache_dtype", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size",
+    "max_num_seqs", "max_model_len", "gpu_memory_utilization", "speculative_config",
 )  # fmt: skip
 """Server arguments that decide what a rate is a rate of, besides the model."""
 
@@ -35,6 +44,7 @@ class Finding:
     Attributes:
         name: of the requirement or test.
         place: the file it stands in.
+        declared: whether nobody saw the GPU class: what is behind a URL is taken as declared.
         arguments: those of `BOUNDING` that were given.
         samples: load and throughput of its windows.
     """
@@ -50,6 +60,7 @@ class Finding:
     gpus_per_replica: int
     qps: Fraction | None
     headroom: Fraction
+    declared: bool = False
     arguments: Mapping[str, str] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
 
@@ -113,12 +124,18 @@ def _finding(record: Mapping[str, Any], place: str, provenance: Provenance) -> F
             input_tokens=Length.parse(shape["input_tokens"], "input_tokens"),
             output_tokens=Length.parse(shape["output_tokens"], "output_tokens"),
             shared_prefix_tokens=int(shape["shared_prefix_tokens"]),
+            arrivals=Arrivals(
+                ArrivalKind(shape["arrivals"]),
+                shape["burstiness"],
+                None if shape["trace"] is None else Path(shape["trace"]),
+            ),
         ),
         slo=Slo(tuple(LatencyLimit.parse(name, value) for name, value in record["slo"]["limits"].items())),
         rate=Interval(rate["value"], rate["low"], rate["high"], rate["confidence"]),
         gpus_per_replica=int(declared["gpus_per_replica"]),
         qps=positive(declared["qps"], "qps") if record["kind"] == "check" else None,
         headroom=positive(declared["headroom"], "headroom"),
+        declared=record["environment"].get("url") is not None,
         arguments=_arguments(record["environment"]),
         samples=tuple(_sample(each) for each in record["samples"] if each["output_tokens_per_s"] is not None),
     )

@@ -60,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--kv-cache-dtype", metavar="DTYPE")
     load.add_argument("--tensor-parallel-size", metavar="N")
     load.add_argument("--pipeline-parallel-size", metavar="N")
+    load.add_argument("--data-parallel-size", metavar="N")
     load.add_argument("--max-num-seqs", metavar="N")
     load.add_argument("--gpu-memory-utilization", metavar="SHARE")
     files = parser.add_argument_group("what is known")
@@ -122,7 +123,7 @@ def plan_document(options: argparse.Namespace) -> dict[str, Any]:
                 gpu_class.name,
                 subject.roofline(gpu_class),
                 found,
-                gpus_per_replica=subject.tensor * subject.pipeline,
+                gpus_per_replica=subject.tensor * subject.pipeline * subject.data,
                 memory_gb=memory,
                 price=prices.per_hour.get(gpu_class.name),
             )
@@ -179,6 +180,7 @@ def _subject(options: argparse.Namespace, chosen: Finding | None) -> Subject:
         workload=_workload(options, chosen),
         tensor=whole(arguments.get("tensor_parallel_size", 1), "--tensor-parallel-size"),
         pipeline=whole(arguments.get("pipeline_parallel_size", 1), "--pipeline-parallel-size"),
+        data=whole(arguments.get("data_parallel_size", 1), "--data-parallel-size"),
     )
 
 
@@ -198,6 +200,7 @@ def _workload(options: argparse.Namespace, chosen: Finding | None) -> Workload:
         shared_prefix_tokens=base.shared_prefix_tokens
         if shared is None
         else whole(shared, "--shared-prefix-tokens", 0),
+        arrivals=base.arrivals,
     )
 
 
@@ -260,7 +263,7 @@ def _document(
         "priced": bool(prices.per_hour),
         "fleets": [_row(fleet) for fleet in fleets],
         "cheapest": None if best is None else best.gpu_class,
-        "worth_measuring": [fleet.gpu_class for fleet in worth_measuring(fleets, best)],
+        "worth_measuring": [fleet.gpu_class for fleet in worth_measuring(fleets, best, target.budget)],
         "set_aside": list(set_aside),
         "left_out": list(left_out),
         "table": _table(target, fleets, others),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from pytest_gpucap.server.synthetic import architecture
 
 H200 = Path(__file__).parents[2] / "benchmarks" / "results" / "h200" / "suite.json"
 MODEL = ("--model", "synthetic:qwen2-1.5b", "--output-tokens", "512")
+ENDS = {"rate": "value", "low": "low", "high": "high"}
 PRICES = 'currency = "USD"\n[per_hour]\nt4 = 0.526\na10g = 1.006\nh100 = 3.9\nh200 = 4.5\n'
 
 
@@ -82,6 +84,73 @@ def test_a_measured_class_and_estimates_from_it(plan: Any) -> None:
     assert "may be cheaper, to be measured: a10g, h100-sxm" in text
     assert "8 GPUs of h200 carry 179 req/s with the headroom" in text
     assert "cannot serve it" in text
+
+
+@pytest.mark.parametrize(("source", "provenance"), [("--result", "measured here"), ("--baseline", "baseline")])
+@pytest.mark.parametrize(
+    ("file", "name", "rate", "gpus", "memory_gb", "cost"),
+    [
+        # 520 req/s over 29.09168 (26.43797 to 32.01175), 18.39922 (16.78494 to 20.16875), as the files have them
+        ("suite.json", "fails", "29.1 (26.4-32)", (18, 17, 20), 18 * 141, "81.00"),
+        ("loose-slo.json", "fails", "18.4 (16.8-20.2)", (29, 26, 31), 29 * 141, "130.50"),
+        # 26 req/s (its own target) over 20.13322 (5.917673 to 68.49763)
+        ("loose-slo.json", "holds", "20.1 (5.92-68.5)", (2, 1, 5), 2 * 141, "9.00"),
+    ],
+)
+def test_the_measured_runs_of_the_h200_become_fleets(
+    plan: Any,
+    source: str,
+    provenance: str,
+    file: str,
+    name: str,
+    rate: str,
+    gpus: tuple[int, int, int],
+    memory_gb: int,
+    cost: str,
+) -> None:
+    path = H200.with_name(file)
+    known = (source, str(path), "--name", name, "--prices", "prices.toml", "--gpus", "32")
+    document = plan(*known, "--format", "json")
+    found = row(document, "h200")
+    (recorded,) = (each for each in json.loads(path.read_text())["results"] if each["name"] == name)
+    interval = {f"{key}_rps": recorded["sustainable_rate"][value] for key, value in ENDS.items()}
+    assert found | interval == found
+    assert (found["provenance"], found["evidence"]) == (provenance, f"{name} in {path}")
+    assert (found["gpus"], found["fewest"], found["most"]) == gpus
+    assert (found["memory_gb"], f"{found['cost_per_hour']:.2f}") == (memory_gb, cost)
+    assert found["largest_qps"] == pytest.approx(32 * interval["rate_rps"] / 1.3)
+    assert document["cheapest"] == "h200"
+    spread = f"{gpus[0]} ({gpus[1]}-{gpus[2]})"
+    cells = ["h200", rate, provenance, spread, f"{memory_gb} GB", cost, "cheapest that fits"]
+    text, markdown = plan(*known), plan(*known, "--format", "markdown")
+    assert [re.split(r"\s{2,}", line) for line in text.splitlines() if line.startswith("h200 ")] == [cells]
+    (line,) = (line for line in markdown.splitlines() if line.startswith("| h200 "))
+    assert [cell.strip() for cell in line.strip("|").split("|")] == cells
+
+
+def test_what_is_over_the_budget_at_its_best_is_not_worth_measuring(plan: Any) -> None:
+    known = ("--result", str(H200), "--name", "fails", "--prices", "prices.toml", "--format", "json")
+    assert plan(*known, "--gpus", "20")["worth_measuring"] == ["a10g", "h100-sxm"]  # the A10G's best end needs 20
+    assert plan(*known, "--gpus", "19")["worth_measuring"] == ["h100-sxm"]
+
+
+def test_other_arrivals_are_another_load(plan: Any, tmp_path: Path) -> None:
+    content = json.loads(H200.read_text())
+    named = {record["name"]: record for record in content["results"]}
+    named["holds"]["workload"] |= {"arrivals": "gamma", "burstiness": 3.0}
+    tmp_path.joinpath("bursty.json").write_text(json.dumps(content))
+    document = plan("--result", "bursty.json", "--name", "holds", "--format", "json")
+    assert row(document, "h200")["evidence"] == "holds in bursty.json"
+    assert "fails in bursty.json: another model, workload or limits" in document["left_out"]
+
+
+def test_a_class_that_was_only_declared_is_said_to_be(plan: Any, tmp_path: Path) -> None:
+    content = json.loads(H200.read_text())
+    for record in content["results"]:
+        record["environment"]["url"] = "http://127.0.0.1:8000/v1"
+    tmp_path.joinpath("url.json").write_text(json.dumps(content))
+    document = plan("--result", "url.json", "--name", "fails", "--format", "json")
+    assert row(document, "h200")["evidence"] == "fails in url.json, GPU class as declared"
 
 
 def test_a_budget_that_is_too_small(plan: Any) -> None:
@@ -231,6 +300,10 @@ def test_classes_can_be_chosen_and_added(plan: Any, tmp_path: Path) -> None:
 
 def test_several_gpus_a_replica(plan: Any) -> None:
     document = plan("--qps", "10", *MODEL, "--tensor-parallel-size", "2", "--gpu-class", "t4", "--format", "json")
+    (fleet,) = document["fleets"]
+    assert (fleet["gpus_per_replica"], fleet["gpus"]) == (2, 2)
+    assert fleet["rate_rps"] == pytest.approx(2 * 28.26, abs=0.1)
+    document = plan("--qps", "10", *MODEL, "--data-parallel-size", "2", "--gpu-class", "t4", "--format", "json")
     (fleet,) = document["fleets"]
     assert (fleet["gpus_per_replica"], fleet["gpus"]) == (2, 2)
     assert fleet["rate_rps"] == pytest.approx(2 * 28.26, abs=0.1)
