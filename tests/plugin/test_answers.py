@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from fractions import Fraction
@@ -60,8 +62,10 @@ def test_a_server_that_is_fast_and_right_passes(pytester: pytest.Pytester) -> No
 
 
 def test_a_server_that_is_fast_and_wrong_fails_and_says_so(pytester: pytest.Pytester) -> None:
-    fast = Path(str(files("pytest_gpucap.simulator"))) / "profiles" / "fast.toml"
-    (pytester.path / "hasty.toml").write_text("accuracy = 0.61\n" + fast.read_text())
+    """As a build is that quantisation made faster, and spoiled."""
+    fast = (Path(str(files("pytest_gpucap.simulator"))) / "profiles" / "fast.toml").read_text()
+    hasty = re.sub(r"(?m)^((?:base|per_\w+)_s) = (.*)$", lambda time: f"{time[1]} = {float(time[2]) / 2}", fast)
+    (pytester.path / "hasty.toml").write_text(f"accuracy = 0.61\n{hasty}")
     pytester.makepyfile(CHECKED)
     result = pytester.runpytest("--gpu-class=sim:hasty.toml")
     result.assert_outcomes(failed=1)
@@ -76,6 +80,9 @@ def test_a_server_that_is_fast_and_wrong_fails_and_says_so(pytester: pytest.Pyte
     record = only_record(pytester)
     assert record["outcome"] == "FAIL"
     assert record["gpus_required"] == 1, "capacity alone would have been enough"
+    assert record["sustainable_rate"]["low"] > tomllib.loads(fast)["true_rate_rps"], (
+        "it is faster than the build that is right"
+    )
     found = record["accuracy"]
     assert found["low"] <= 0.61 <= found["high"] < found["min_accuracy"]
     assert found["good_rps"]["value"] == pytest.approx(record["sustainable_rate"]["value"] * found["value"], rel=1e-5)
