@@ -162,7 +162,9 @@ def _csv_rows(path: Path, header: str, lines: Iterator[str], offset: int) -> tup
 def _json_rows(path: Path, numbered: Iterator[tuple[int, str]]) -> tuple[TraceFormat, Iterator[Row]]:
     number, line = next(numbered)
     where = f"{path}:{number}"
-    form = _form(f"{where}: the object", JSON_FORMATS, _json_object(where, line))
+    first = _json_object(where, line)
+    inside = [f"{name}.{key}" for name, value in first.items() if isinstance(value, dict) for key in value]
+    form = _form(f"{where}: the object", JSON_FORMATS, [*first, *inside])
 
     def rows() -> Iterator[Row]:
         for at, text in itertools.chain([(number, line)], numbered):

@@ -7,6 +7,7 @@
 | BurstGPT 1 to 3 | ``Timestamp, Request tokens, Response tokens`` | seconds | HPMLL/BurstGPT |
 | Mooncake | ``timestamp, input_length, output_length`` | milliseconds | kvcache-ai/Mooncake |
 | Bailian | the same, and ``chat_id`` | seconds | alibaba-edu/qwen-bailian-usagetraces-anon |
+| RAGPulse | the same, and passages in ``hash_ids`` | seconds, as text | flashserve/RAGPulse |
 
 Rows of published traces without tokens one way or the other are requests that failed (so BurstGPT's description says)
 and are left out; in our own form they are a mistake.
@@ -44,7 +45,7 @@ class TraceFormat:
         time_is: what a time must be, for messages.
         published: failed requests (no tokens) are left out and rows are put in order; in our own form both are
             mistakes.
-        beside: a column that must be there as well.
+        beside: a column that must be there as well; of a JSON object also ``key.key`` of one inside it.
     """
 
     name: str
@@ -65,6 +66,7 @@ CSV_FORMATS: Final = (
 JSON_FORMATS: Final = (
     OURS,
     TraceFormat("Bailian", ("timestamp", "input_length", "output_length"), beside="chat_id"),
+    TraceFormat("RAGPulse", ("timestamp", "input_length", "output_length"), beside="hash_ids.passages_ids"),
     TraceFormat("Mooncake", ("timestamp", "input_length", "output_length"), _milliseconds),
 )
 

@@ -44,6 +44,13 @@ BAILIAN = """\
 {"chat_id": 159, "parent_chat_id": -1, "timestamp": 61.114, "input_length": 521, "output_length": 132, "turn": 1}
 {"chat_id": 160, "parent_chat_id": 159, "timestamp": 64.114, "input_length": 700, "output_length": 12, "turn": 2}
 """
+RAGPULSE = """\
+{"timestamp": "603677", "input_length": 3023, "output_length": 384, "hash_ids": {"sys_prompt": [8302, 8303, 8318], \
+"passages_ids": [7489, 2187], "history": [15207], "web_search": [], "user_input": [20644]}, "session_id": "17-i0m4l9ky"}
+{"timestamp": "603582", "input_length": 1052, "output_length": 36, "hash_ids": {"sys_prompt": [8308, 8320, 8310], \
+"passages_ids": [], "history": [15200], "web_search": [], "user_input": [20646]}, "session_id": "17-145iefwz"}
+
+"""
 
 
 @pytest.mark.parametrize(
@@ -55,6 +62,7 @@ BAILIAN = """\
         (BURSTGPT_3, [0.0, 51.0], [(906, 446), (36, 29)], 0),
         (MOONCAKE, [0.0, 3.053], [(6955, 52), (6472, 26)], 0),
         (BAILIAN, [0.0, 3.0], [(521, 132), (700, 12)], 0),
+        (RAGPULSE, [0.0, 95.0], [(1052, 36), (3023, 384)], 0),
     ],
 )
 def test_published_traces_are_read_as_they_are(
