@@ -1,4 +1,4 @@
-"""What the HTML report of a large session costs: seconds to make, bytes to keep, seconds until a browser shows it.
+"""What the reports of a large session cost: the result file after each test, the HTML page, a browser that shows it.
 
     python benchmarks/report.py [--tests 50] [--turns 5]
 
@@ -65,6 +65,18 @@ def shown_s(page: Path) -> tuple[float, float] | None:
         return loaded - began, drawn - loaded
 
 
+def grown_s(path: Path, document: dict[str, Any]) -> list[float]:
+    """Seconds that each result costs when its test ends."""
+    file, costs = resultfile.Growing(path), []
+    for results in range(1, len(document["results"]) + 1):
+        content = {**document, "results": document["results"][:results]}
+        began = time.perf_counter()
+        file.write(content)
+        costs.append(time.perf_counter() - began)
+    file.close()
+    return costs
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tests", type=int, default=50)
@@ -74,13 +86,15 @@ def main() -> None:
     requests = sum(sample["requests"] for record in document["results"] for sample in record["samples"])
     with tempfile.TemporaryDirectory() as folder:
         result, page = Path(folder, "result.json"), Path(folder, "report.html")
-        resultfile.write(result, document)
+        costs = grown_s(result, document)
         turns = []
         for _ in range(options.turns):
             began = time.perf_counter()
             page.write_text(render(resultfile.read(result)), encoding="utf-8")
             turns.append(time.perf_counter() - began)
         print(f"{options.tests} tests, {requests} requests, result file {result.stat().st_size / 1e6:.2f} MB")
+        early, late = (1000 * statistics.median(part) for part in (costs[1:11], costs[-10:]))
+        print(f"a result added in {early:.0f} ms (2nd to 11th) and {late:.0f} ms (last ten)")
         print(f"page {page.stat().st_size / 1e6:.2f} MB")
         print(
             f"read, rendered, written in {statistics.median(turns):.2f} s (median of {options.turns}: {_list(turns)})"

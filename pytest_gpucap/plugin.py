@@ -199,3 +199,7 @@ class _Results:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._book is not None:
             self._book.summarise(terminalreporter)
+
+    def pytest_unconfigure(self) -> None:
+        if self._book is not None:
+            self._book.close()

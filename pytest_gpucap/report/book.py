@@ -30,32 +30,39 @@ class Book:
     def __init__(
         self, paths: Sequence[Path], config: pytest.Config, *, markdown: Path | None = None, html: Path | None = None
     ) -> None:
-        self._paths = paths
+        self._files = [resultfile.Growing(path) for path in paths]
         self._markdown, self._html = markdown, html
         self._root = config.rootpath
         self._started = datetime.now(UTC)
         self._arguments = [str(argument) for argument in config.invocation_params.args]
         self._records: list[Record] = []
-        self._unwritten: str | None = None
+        self._unwritten: dict[Path, str] = {}
         self._notes: list[str] = []
 
     def add(self, records: Sequence[Record], *, expected: bool = False) -> None:
-        """Keep the records of one test, which may have been `expected` to fail, and write the files anew."""
+        """Keep the records of one test, which may have been `expected` to fail, and write them down."""
         for record in records:
             if expected and (record["outcome"] not in {"PASS", None} or facts.regressed(record)):
                 record["expected_failure"] = True
         self._records += records
         content = self.document()
-        for path in self._paths:
+        for file in self._files:
             try:
-                resultfile.write(path, content)
+                file.write(content)
             except OSError as error:
                 # A full disk must not cost the verdicts that are still to come; it is said at the end.
-                self._unwritten = f"{path} could not be written: {error}"
+                self._unwritten[file.path] = f"{file.path} could not be written: {error}"
+            else:
+                self._unwritten.pop(file.path, None)
 
     def document(self) -> dict[str, Any]:
         """The result file of the session so far."""
         return resultfile.document(self._records, started=self._started, arguments=self._arguments)
+
+    def close(self) -> None:
+        """No result comes any more."""
+        for file in self._files:
+            file.close()
 
     def note(self, line: str) -> None:
         """A line for the end of the summary."""
@@ -68,7 +75,8 @@ class Book:
             terminal.write_line(line, **_COLOURS.get(line.lstrip("- ").partition(" ")[0].rstrip(":"), {}))
         for line in comparison.summary(self._records):
             terminal.write_line(line)
-        terminal.write_line(self._unwritten or f"result file: {shown(self._paths[-1])}")
+        for line in self._unwritten.values() or [f"result file: {shown(self._files[-1].path)}"]:
+            terminal.write_line(line)
         published = publish(
             self.document(),
             markdown_file=self._markdown,

@@ -51,6 +51,7 @@ def test_the_result_file_holds_every_measurement(suite: pytest.Pytester) -> None
     suite.runpytest("--gpu-class=sim:fast", "--gpucap-json=out/mine.json")
     content = resultfile.read(suite.path / "out" / "mine.json")
     assert content == resultfile.read(suite.path / ".gpucap" / "result.json")
+    assert [entry.name for entry in (suite.path / "out").iterdir()] == ["mine.json"]
     assert [(entry["name"], entry["outcome"]) for entry in content["results"]] == [
         ("fits", "PASS"),
         ("does not fit", "FAIL"),
