@@ -285,7 +285,7 @@ def test_turning_the_phone_redraws_the_charts(open_page: Open) -> None:
 
 
 def test_paper_has_everything_unfolded_drawn_and_light(open_page: Open) -> None:
-    page = open_page(watched_page(), color_scheme="dark", height=500)
+    page = open_page(render(pages.watched(), [pages.trend(100)]), color_scheme="dark", height=500)
     page.locator("details.result > summary").nth(2).click()
     hosts = page.locator("figure[data-chart]").count()
     assert page.evaluate("MOUNTED.size") < hosts
@@ -318,6 +318,15 @@ def test_paper_has_everything_unfolded_drawn_and_light(open_page: Open) -> None:
         "[...document.querySelectorAll('.verdicts, .plot svg, dl, pre')].map((e) => e.getBoundingClientRect().right)"
     )
     assert max(page.evaluate(edges)) <= 688
+    # Nor is a chart higher than the sheet, which would cut it.
+    heights = "[...document.querySelectorAll('figure[data-chart]')].map((e) => e.getBoundingClientRect().height)"
+    assert max(page.evaluate(heights)) <= 1016
+    # Every result says where it was measured, and what a finger would move is gone.
+    assert page.locator("details.asked:not([open])").count() == 0
+    assert page.evaluate("[...MOUNTED.values()].every((frame) => !frame.chart.getOption().dataZoom?.length)")
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details.asked[open]").count() == 0
+    assert page.evaluate("[...MOUNTED.values()].some((frame) => frame.chart.getOption().dataZoom?.length)")
 
 
 def test_a_thousand_runs_can_be_read_and_zoomed(open_page: Open) -> None:

@@ -26,7 +26,7 @@ function curve(chart) {
       const limit = each.limits.length > 0 && {
         silent: true, symbol: "none", animation: false,
         lineStyle: { color: colour, type: [6, 4], width: 1.5 },
-        label: { position: emptier(), color: colour, fontSize: 12, formatter: ({ value }) => each.limits.filter(([at]) => at === value).map(([at, text]) => `${text} ${seconds(at)}`).join(", ") },
+        z: 6, label: { ...HALO, position: emptier(), color: colour, fontSize: 12, formatter: ({ value }) => each.limits.filter(([at]) => at === value).map(([at, text]) => `${text} ${seconds(at)}`).join(", ") },
         data: each.limits.map(([at]) => ({ yAxis: at })),
       };
       stops.push(...[...each.points.keys()].sort((a, b) => each.points[a][0] - each.points[b][0]).map((point) => [series.length, point]));
@@ -45,7 +45,7 @@ function curve(chart) {
         markArea: { silent: true, itemStyle: { color: "var(--band)", opacity: 0.13 }, data: [[{ xAxis: clip(rate.low) }, { xAxis: clip(rate.high) }]] },
         markLine: {
           silent: true, symbol: "none", lineStyle: { color: "var(--band)", type: "solid", width: 2 },
-          label: { show: !narrow, position: "end", color: "var(--band)", fontSize: 12, formatter: () => `sustains ${figure(rate.value)}` },
+          label: { ...HALO, show: !narrow, position: "end", color: "var(--band)", fontSize: 12, formatter: () => `sustains ${figure(rate.value)}` },
           data: [{ xAxis: rate.value }],
         },
       });
@@ -56,7 +56,7 @@ function curve(chart) {
         type: "line", name: "design rate", data: [], silent: true,
         markLine: {
           silent: true, symbol: "none", lineStyle: { color: "var(--fg)", type: [2, 3], width: 2 },
-          label: { show: !narrow, position: "end", color: "var(--fg)", fontSize: 12, distance: rate && Math.abs(position(design) - position(rate.value)) < 0.16 ? [0, 18] : 4, formatter: () => `design ${figure(design)}` },
+          label: { ...HALO, show: !narrow, position: "end", color: "var(--fg)", fontSize: 12, distance: rate && Math.abs(position(design) - position(rate.value)) < 0.16 ? [0, 18] : 4, formatter: () => `design ${figure(design)}` },
           data: [{ xAxis: design }],
         },
       });
@@ -70,7 +70,7 @@ function curve(chart) {
       return far ? Math.log(value / x.min) / Math.log(most / x.min) : value / most;
     }
     return {
-      height: narrow ? 300 : 380,
+      height: onPaper ? 250 : narrow ? 300 : 380,
       legend, stops,
       option: {
         grid: { left: 8, right: 14, top: narrow ? 12 : 40, bottom: 26, containLabel: true },

@@ -109,7 +109,10 @@ class Frame {
   }
 
   fit(width) {
-    if (!width || width === this.width) return;
+    if (width && width !== this.width) this.redraw(width);
+  }
+
+  redraw(width) {
     this.width = width;
     const built = this.builder(width, this.tab, this.off);
     this.plot.style.height = `${built.height}px`;

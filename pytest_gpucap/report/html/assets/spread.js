@@ -30,7 +30,7 @@ function spread(chart) {
       });
     }
     return {
-      height: narrow ? 250 : 290,
+      height: onPaper ? 200 : narrow ? 250 : 290,
       legend, stops, tabs: metrics.map((each) => each.toUpperCase()),
       option: {
         grid: { left: 8, right: 16, top: 16, bottom: 26, containLabel: true },

@@ -68,16 +68,19 @@ button.addEventListener("click", () => {
 document.getElementById("print").addEventListener("click", () => print());
 document.querySelector(".tools").hidden = false;
 
-/* Paper: everything unfolded, every chart drawn at the width of the sheet. */
+/* Paper: every result and where it was measured unfolded, every chart drawn at the width of the sheet. */
 const PAPER = 650;
 let closed = [];
 addEventListener("beforeprint", () => {
-  closed = folded.filter((details) => !details.open);
+  onPaper = true;
+  closed = [...closed, ...document.querySelectorAll("details:is(.result, .asked):not([open])")];
   closed.forEach((details) => { details.open = true; });
-  MOUNTED.forEach((frame) => frame.fit(PAPER));
+  MOUNTED.forEach((frame) => frame.redraw(PAPER));
   hosts.forEach((host) => mount(host, PAPER));
 });
 addEventListener("afterprint", () => {
   closed.forEach((details) => { details.open = false; });
-  MOUNTED.forEach((frame) => frame.fit(frame.plot.clientWidth));
+  closed = [];
+  onPaper = false;
+  MOUNTED.forEach((frame) => frame.redraw(frame.plot.clientWidth || frame.width));
 });

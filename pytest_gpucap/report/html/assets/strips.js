@@ -1,19 +1,19 @@
 /* Everything over time: one strip under the other on one axis, with the phases shaded behind. */
 function strips(chart) {
-  const HEIGHT = 92, GAP = 40, TOP = 50;
+  const TOP = 50;
   const OWN = { Requests: ["var(--s5)", "var(--s0)", "var(--s1)"], Output: ["var(--s2)"], "KV cache": ["var(--s3)"], "GPU use": ["var(--s0)"], "SM clock": ["var(--s4)"], Power: ["var(--s1)"], CPU: ["var(--s5)"] };
   const NEAR = Math.max(0.6, chart.t.length > 1 ? (chart.t[1] - chart.t[0]) * 0.6 : 0);
   const end = Math.max(...chart.bands.map((band) => band[1]), ...(chart.t.length ? [chart.t[chart.t.length - 1]] : []));
 
   return (width, tab, off) => {
-    const narrow = width < 520;
+    const [HEIGHT, GAP, SMALL] = onPaper ? [38, 24, 10] : [92, 40, 12];
     const legend = [], grids = [], xAxes = [], yAxes = [], series = [], titles = [];
     const units = {};
     chart.strips.forEach((strip, index) => {
       const last = index === chart.strips.length - 1;
       const top = TOP + index * (HEIGHT + GAP);
       grids.push({ left: 58, right: 12, top, height: HEIGHT });
-      titles.push({ text: strip.unit && strip.unit !== "s" ? `${strip.title} (${strip.unit})` : strip.title, left: 0, top: top - (index === 0 ? 40 : 25), padding: 0, textStyle: { color: "var(--fg)", fontSize: 12.5, fontWeight: 600 } });
+      titles.push({ text: strip.unit && strip.unit !== "s" ? `${strip.title} (${strip.unit})` : strip.title, left: 0, top: top - (index === 0 ? 40 : onPaper ? 16 : 25), padding: 0, textStyle: { color: "var(--fg)", fontSize: onPaper ? 11 : 12.5, fontWeight: 600 } });
       xAxes.push(axis({
         type: "value", gridIndex: index, min: 0, max: end, splitLine: { show: false },
         axisLabel: { show: last, formatter: (value) => `${figure(value, 4)} s`, showMaxLabel: false }, axisTick: { show: last },
@@ -21,10 +21,10 @@ function strips(chart) {
       }));
       const limits = strip.title === "Latency" ? chart.limits : [];
       const numbers = strip.series.flatMap((each) => (each.pairs ? each.pairs.map((pair) => pair[1]) : each.data)).filter((value) => value !== null);
-      const log = strip.title === "Latency" ? logAxis([...numbers, ...limits.map((limit) => limit[0])].filter((value) => value > 0), 5) : null;
+      const log = strip.title === "Latency" ? logAxis([...numbers, ...limits.map((limit) => limit[0])].filter((value) => value > 0), onPaper ? 3 : 5) : null;
       yAxes.push(axis(log
-        ? { type: "log", gridIndex: index, min: log.min, max: log.max, axisLabel: { formatter: seconds, customValues: log.ticks }, axisTick: { show: false } }
-        : { type: "value", gridIndex: index, splitNumber: 2, min: 0, max: strip.unit === "%" ? percentEnd(numbers) : null, axisLabel: { formatter: (value) => figure(value) }, axisTick: { show: false }, axisLine: { show: true, lineStyle: { color: "var(--line)" } } }));
+        ? { type: "log", gridIndex: index, min: log.min, max: log.max, axisLabel: { fontSize: SMALL, formatter: seconds, customValues: log.ticks }, axisTick: { show: false } }
+        : { type: "value", gridIndex: index, splitNumber: 2, min: 0, max: strip.unit === "%" ? percentEnd(numbers) : null, axisLabel: { fontSize: SMALL, formatter: (value) => figure(value) }, axisTick: { show: false }, axisLine: { show: true, lineStyle: { color: "var(--line)" } } }));
       strip.series.forEach((each, place) => {
         const colour = each.metric ? METRIC_COLOURS[each.metric] : OWN[strip.title][place];
         const data = each.pairs || each.data.map((value, at) => [(each.telemetry ? chart.t : chart.client_t)[at], value]);

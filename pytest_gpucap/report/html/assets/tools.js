@@ -2,6 +2,10 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const SVG = "http://www.w3.org/2000/svg";
 const COLOURS = ["var(--s0)", "var(--s1)", "var(--s2)", "var(--s3)", "var(--s4)", "var(--s5)"];
+/* While it is: lower charts, so that a result has few half-empty sheets, and nothing that wants a finger. */
+let onPaper = false;
+/* Text over lines and points stays readable. */
+const HALO = { textBorderColor: "var(--card)", textBorderWidth: 5 };
 const METRIC_COLOURS = { e2e: "var(--s0)", ttft: "var(--s1)", tpot: "var(--s2)", itl: "var(--s3)" };
 
 function element(name, properties = {}, ...children) {

@@ -46,13 +46,13 @@ function trend(chart) {
     const held = [...chart.value, chart.design].filter((value) => value !== null);
     const low = Math.min(...held), high = Math.max(...held);
     return {
-      height: (narrow ? 260 : 320) + (many ? 34 : 0),
+      height: onPaper ? 260 : (narrow ? 260 : 320) + (many ? 34 : 0),
       legend, stops: times.flatMap((_, at) => (chart.value[at] === null ? [] : [[0, at]])),
       option: {
-        grid: { left: 8, right: 18, top: 34, bottom: many ? 48 : 8, containLabel: true },
+        grid: { left: 8, right: 18, top: 34, bottom: many && !onPaper ? 48 : 8, containLabel: true },
         xAxis: axis({ type: "time", splitLine: { show: false } }),
         yAxis: axis({ type: "value", ...(low > high / 2 ? { scale: true, boundaryGap: ["6%", "6%"] } : { min: 0 }), axisLabel: { formatter: (value) => figure(value) }, name: narrow ? "" : "req/s", nameLocation: "end", nameTextStyle: { align: "right", color: "var(--quiet)" } }),
-        dataZoom: many ? [
+        dataZoom: many && !onPaper ? [
           { type: "inside", filterMode: "none", zoomOnMouseWheel: "ctrl", moveOnMouseWheel: false },
           { type: "slider", filterMode: "none", height: 22, bottom: 8, borderColor: "var(--line)", fillerColor: "transparent", backgroundColor: "var(--shade)", textStyle: { color: "var(--quiet)" }, dataBackground: { lineStyle: { color: "var(--quiet)" }, areaStyle: { opacity: 0 } }, selectedDataBackground: { lineStyle: { color: colour }, areaStyle: { color: colour, opacity: 0.12 } }, handleStyle: { color: "var(--card)", borderColor: "var(--quiet)" }, moveHandleStyle: { color: "var(--quiet)", opacity: 0.5 } },
         ] : [],
