@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--history", type=Path, metavar="DIR", help="earlier result files, whose trend --html draws")
     parser.add_argument("--junit", metavar="FILE", help="JUnit XML, a suite for every result")
     parser.add_argument("--code-quality", metavar="FILE", help="GitLab's code quality report")
-    parser.add_argument("--metrics", metavar="FILE", help="GitLab's metrics report, in Prometheus text")
+    parser.add_argument("--metrics", metavar="FILE", help="GitLab's metrics report, in OpenMetrics text")
     parser.epilog = "FILE may be - for standard output."
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -86,15 +87,21 @@ def workflow_commands(found: Sequence[Finding]) -> list[str]:
 
 def code_quality(found: Sequence[Finding]) -> str:
     """GitLab's code quality report (a JSON list), which marks the lines of a merge request."""
-    issues = [
-        {
-            "description": f"{finding.title}: {finding.message.splitlines()[0]}",
-            "check_name": "gpucap",
-            # The same finding keeps its fingerprint from run to run, so figures and lines stay out of it.
-            "fingerprint": hashlib.sha256(f"{finding.test}\0{finding.title}".encode()).hexdigest(),
-            "severity": _SEVERITY[finding.level],
-            "location": {"path": finding.file, "lines": {"begin": finding.line}},
-        }
-        for finding in found
-    ]
+    issues = []
+    seen: Counter[tuple[str, str]] = Counter()
+    for finding in found:
+        # The same finding keeps its fingerprint from run to run, so figures and lines stay out of it; of two with one
+        # fingerprint GitLab shows the first alone.
+        seen[finding.test, finding.title] += 1
+        again = seen[finding.test, finding.title]
+        identity = "\0".join([finding.test, finding.title, *([str(again)] if again > 1 else [])])
+        issues.append(
+            {
+                "description": f"{finding.title}: {finding.message.splitlines()[0]}",
+                "check_name": "gpucap",
+                "fingerprint": hashlib.sha256(identity.encode()).hexdigest(),
+                "severity": _SEVERITY[finding.level],
+                "location": {"path": finding.file, "lines": {"begin": finding.line}},
+            }
+        )
     return json.dumps(issues, indent=1) + "\n"

@@ -1,4 +1,4 @@
-"""A document -> Prometheus text, which GitLab's metrics report compares from branch to branch and Prometheus reads."""
+"""A document -> OpenMetrics text, which GitLab's metrics report compares from branch to branch and Prometheus reads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _FIGURES: Final = (
 
 def render(document: Mapping[str, Any]) -> str:
     """Gauges labelled with the requirement's name and the GPU class; a figure that is not known is left out."""
-    from prometheus_client import CollectorRegistry, Gauge, generate_latest
+    from prometheus_client import CollectorRegistry, Gauge
+    from prometheus_client.openmetrics.exposition import generate_latest
 
     registry = CollectorRegistry()
     for metric, help_text, path in _FIGURES:
@@ -33,7 +34,8 @@ def render(document: Mapping[str, Any]) -> str:
                     gpu_class=str(record["environment"].get("gpu_class") or ""),
                     simulated=str(record["simulated"]).lower(),
                 ).set(value)
-    return generate_latest(registry).decode()
+    text: bytes = generate_latest(registry)  # type: ignore[no-untyped-call]
+    return text.decode()
 
 
 def _figure(record: Mapping[str, Any], path: tuple[str, ...]) -> float | None:

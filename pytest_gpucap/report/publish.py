@@ -48,7 +48,7 @@ def publish(
             # What else the step wrote there stays.
             lines.append(_written(Path(summary), f"{page}\n", append=True))
         if agent:
-            lines.append(_annotated(agent, page, document))
+            lines.append(_annotated(agent, page, document, environ))
     if html_file:
         from pytest_gpucap.report import html
 
@@ -69,9 +69,12 @@ def _written(path: Path, page: str, *, append: bool) -> str:
     return ""
 
 
-def _annotated(agent: str, page: str, document: Mapping[str, Any]) -> str:
+def _annotated(agent: str, page: str, document: Mapping[str, Any], environ: Mapping[str, str]) -> str:
     """Empty, or why Buildkite's agent did not take the page."""
-    command = [agent, "annotate", "--style", _style(document), "--context", "gpucap"]
+    # One annotation a step, which a retry of its job replaces and the jobs of other GPU classes do not.
+    parts = (environ.get("BUILDKITE_STEP_ID"), environ.get("BUILDKITE_PARALLEL_JOB"))
+    context = "-".join(["gpucap", *filter(None, parts)])
+    command = [agent, "annotate", "--style", _style(document), "--context", context]
     try:
         done = subprocess.run(command, input=page.encode(), capture_output=True, timeout=_AGENT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

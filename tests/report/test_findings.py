@@ -68,6 +68,13 @@ def test_code_quality_is_what_gitlab_asks_for() -> None:
     assert code_quality([]) == "[]\n"
 
 
+def test_two_findings_of_one_test_are_two_to_gitlab() -> None:
+    report = json.loads(code_quality(findings(made.document(made.check(), made.check()))))
+    first, second = (issue["fingerprint"] for issue in report)
+    assert first != second
+    assert first == json.loads(code_quality(findings(made.document(made.check()))))[0]["fingerprint"]
+
+
 def test_a_finding_keeps_its_fingerprint_when_its_figures_change() -> None:
     other = made.check()
     other["sustainable_rate"]["value"] = 40.0

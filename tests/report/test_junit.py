@@ -27,6 +27,11 @@ def test_every_result_is_a_suite_with_its_properties_and_one_case() -> None:
     assert float(case.get("time", "")) == 113.0
 
 
+def test_two_measurements_of_one_test_are_two_cases() -> None:
+    names = [suite[1].get("name") for suite in suites(made.measured(), made.swept(), made.check(name="other"))]
+    assert names == ["test_it[long] [chat]", "test_it[long] [chat] #2", "test_it[long] [other]"]
+
+
 def test_a_failure_has_the_verdict_first_and_the_report_inside() -> None:
     (suite,) = suites(made.check())
     failure = suite.find("testcase/failure")

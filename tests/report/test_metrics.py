@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from hypothesis import given, settings
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
+from prometheus_client.parser import text_string_to_metric_families as prometheus
 
 from pytest_gpucap.capacity.results import Outcome
 from pytest_gpucap.report.clean import visible
@@ -13,11 +14,14 @@ from tests.report.test_escape import TEXTS
 
 
 def read(text: str) -> dict[tuple[str, str], float]:
-    return {
-        (found.name, found.labels["requirement"]): found.value
-        for family in text_string_to_metric_families(text)
-        for found in family.samples
-    }
+    """As GitLab asks for it, and the same to what reads Prometheus' own text."""
+    strict, loose = (
+        {(found.name, found.labels["requirement"]): found.value for family in parse(text) for found in family.samples}
+        for parse in (openmetrics, prometheus)
+    )
+    assert strict == loose
+    assert text.endswith("# EOF\n")
+    return strict
 
 
 def test_figures_are_gauges_by_requirement() -> None:

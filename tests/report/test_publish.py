@@ -86,6 +86,12 @@ def test_buildkite_gets_the_page_through_its_agent(
     assert (tmp_path / "body").read_text() == markdown.render(document)
 
 
+def test_each_step_of_a_build_has_an_annotation_of_its_own(tmp_path: Path) -> None:
+    environ = {**agent(tmp_path), "BUILDKITE_STEP_ID": "018f-a10g", "BUILDKITE_PARALLEL_JOB": "1"}
+    assert publish(FAILED, markdown_file=None, root=tmp_path, environ=environ) == []
+    assert (tmp_path / "arguments").read_text() == "annotate --style error --context gpucap-018f-a10g-1\n"
+
+
 def test_an_agent_that_refuses_is_said_and_fails_nothing(tmp_path: Path) -> None:
     environ = agent(tmp_path, exit_code=7)
     lines = publish(FAILED, markdown_file=None, root=tmp_path, environ=environ)
