@@ -12,6 +12,8 @@ from pytest_gpucap.report.clean import visible
 from pytest_gpucap.report.wording import limit_name, rate, seconds
 
 _CLEAR: Final = "\r\x1b[K"
+_TAKEN_BACK: Final = f"{_CLEAR}\x1b[A\n"
+"""Up and down again: pytest counts its columns from the last line break, whatever was cleared since."""
 _REPEAT_S: Final = 30.0
 _RENEW_S: Final = 0.2
 _LEAST_NAME: Final = 8
@@ -119,7 +121,7 @@ class Live:
         """Leave the terminal on a fresh line."""
         self.gpu = None
         if self._open_line and self._write is not None:
-            self._write(_CLEAR)
+            self._write(_TAKEN_BACK)
             self._open_line = False
 
 

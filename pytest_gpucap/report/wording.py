@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 NOT_MEASURED = "no GPU and no server was measured"
 """What every report says of simulated results."""
@@ -72,6 +72,14 @@ def shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
+_UNCOUNTED: Final = {
+    "PASS": "keeps its budget",
+    "FAIL": "does not keep its budget",
+    "INCONCLUSIVE": "is undecided",
+}
+"""What is said where no GPUs can be counted."""
+
+
 def headline(record: Mapping[str, Any]) -> str:
     """The verdict with its arithmetic, in one line.
 
@@ -93,7 +101,7 @@ def headline_parts(record: Mapping[str, Any]) -> tuple[str, str]:
         claim, _, more = record["reason"].partition("; ")
         return f"{name} {claim}", more or f"fast enough, {arithmetic(record)}"
     if record["sustainable_rate"] is None or record["gpus_required"] is None:
-        return f"{name} is {outcome}", record["reason"]
+        return f"{name} {_UNCOUNTED[outcome]}", record["reason"]
     if outcome == "INCONCLUSIVE":
         low, high = record["gpus_interval"]
         needs = f"{gpus(high)}" if low == high else f"{low} to {gpus(high)}"

@@ -140,7 +140,7 @@ def test_a_line_that_stays_replaces_the_live_one_and_the_end_leaves_a_fresh_line
     live.done()
     live.done()
     assert screen.written[1:3] == [f"{CLEAR}chat: vLLM is ready\n", "chat: log here\n"]
-    assert screen.written[4:] == [CLEAR]
+    assert screen.written[4:] == [f"{CLEAR}\x1b[A\n"]
 
 
 def test_nothing_from_outside_moves_the_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
