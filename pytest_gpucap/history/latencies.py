@@ -28,7 +28,7 @@ _NEIGHBOURS: Final = 1.5
 _Window = Mapping[str, Any]
 
 
-def compared(base: Record, head: Record, max_regression: float) -> list[dict[str, Any]]:
+def compared(base: Record, head: Record, max_regression: float, *, start_sd: float = START_SD) -> list[dict[str, Any]]:
     """Each limit's percentile in both results, in seconds, with the ratio head over base (above 1: slower).
 
     Compared over the open-loop windows that had the same arrivals in both, or else in the closed loop with the most
@@ -38,6 +38,12 @@ def compared(base: Record, head: Record, max_regression: float) -> list[dict[str
 
     The decision is that on rates, with `max_regression` of the speed allowed to be lost. It fails no test: what a
     latency costs in capacity is in the sustainable rate already.
+
+    Args:
+        base: a result, or what has its limits and samples.
+        head: another, likewise.
+        max_regression: share of the speed that may be lost.
+        start_sd: of ln(pace), what the windows of either do not see of their server: what its next start differs by.
     """
     found = []
     for limit in base["slo"]["limits"] or dict.fromkeys(_USUAL):
@@ -45,9 +51,9 @@ def compared(base: Record, head: Record, max_regression: float) -> list[dict[str
         if percentile not in _KEPT:
             continue
         key = f"{percentile}_s"
-        result = _open(base["samples"], head["samples"], metric, key)
+        result = _open(base["samples"], head["samples"], metric, key, start_sd)
         if result is None and metric != "ttft":
-            result = _closed(base["samples"], head["samples"], metric, key)
+            result = _closed(base["samples"], head["samples"], metric, key, start_sd)
         if result is not None:
             ratio = result["ratio"]
             speed = Interval(1 / ratio.value, 1 / ratio.high, 1 / ratio.low)
@@ -55,7 +61,9 @@ def compared(base: Record, head: Record, max_regression: float) -> list[dict[str
     return found
 
 
-def _open(base: Sequence[_Window], head: Sequence[_Window], metric: str, key: str) -> dict[str, Any] | None:
+def _open(
+    base: Sequence[_Window], head: Sequence[_Window], metric: str, key: str, start_sd: float
+) -> dict[str, Any] | None:
     """Windows with the same arrivals, paired: what the arrivals do to a latency they do to both."""
     theirs = {window["label"]: window for window in head if window["kind"] == "open" and window["offered_rps"]}
     pairs = [
@@ -74,11 +82,13 @@ def _open(base: Sequence[_Window], head: Sequence[_Window], metric: str, key: st
         "load": f"{significant(fmean(rate for rate, _, _ in pairs))} req/s",
         "base_s": math.exp(fmean(one for _, one, _ in pairs)),
         "head_s": math.exp(fmean(other for _, _, other in pairs)),
-        "ratio": _ratio(fmean(differences), [differences], _LOOP_GAIN * START_SD),
+        "ratio": _ratio(fmean(differences), [differences], _LOOP_GAIN * start_sd),
     }
 
 
-def _closed(base: Sequence[_Window], head: Sequence[_Window], metric: str, key: str) -> dict[str, Any] | None:
+def _closed(
+    base: Sequence[_Window], head: Sequence[_Window], metric: str, key: str, start_sd: float
+) -> dict[str, Any] | None:
     """The highest concurrency that both held."""
     for held in sorted({window["concurrency"] for window in base if window["kind"] == "closed"}, reverse=True):
         ours, theirs = (
@@ -96,7 +106,7 @@ def _closed(base: Sequence[_Window], head: Sequence[_Window], metric: str, key: 
                 "load": f"{held} in flight",
                 "base_s": math.exp(fmean(ours)),
                 "head_s": math.exp(fmean(theirs)),
-                "ratio": _ratio(fmean(theirs) - fmean(ours), [ours, theirs], START_SD),
+                "ratio": _ratio(fmean(theirs) - fmean(ours), [ours, theirs], start_sd),
             }
     return None
 

@@ -3,21 +3,24 @@
 Both are held at the same number of requests in flight, where the head's limits bind, and are sent the same requests.
 Blocks go base, head, head, base, base, head, head, ...; each begins with a hot start on an empty server and counts from
 when it is steady. What a pair of blocks differs by is the servers' difference, whatever the machine does over minutes.
+When the rates are decided, an open loop brings both the very same arrivals, for their latencies at an equal rate.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import trim_mean
 
+from pytest_gpucap.capacity.limits import Roofline
 from pytest_gpucap.capacity.paired import LEAST_PAIRS, MOST_PAIRS, Pace, Pair, pace_of, pairs_to_settle, ratio_of
 from pytest_gpucap.capacity.regression import Change, decide
-from pytest_gpucap.capacity.results import Interval
+from pytest_gpucap.capacity.results import Interval, Sample
+from pytest_gpucap.capacity.share import impossible
 from pytest_gpucap.capacity.speed import SpeedError, bins_of
 from pytest_gpucap.load.protocol import Floats, LoadError, LoadRunner
 from pytest_gpucap.measure import constants as c
@@ -40,21 +43,46 @@ TRIMMED = 0.15
 LEAST_STEPS = 8
 """Engine steps in a bin from which its edges, which cut steps in two, do not matter."""
 MOST_ELASTICITY = 4.0
+EQUAL_RATE_SHARE = 0.8
+"""Of the lower of both sustainable rates: busy, and far enough from either's limit for latencies to settle."""
+EQUAL_RATE_REQUESTS = 150
+"""So many stand behind the latencies of either server, where that takes no longer than `EQUAL_RATE_S` allows."""
+EQUAL_RATE_LEAST_REQUESTS = 20
+EQUAL_RATE_S = (12.0, 24.0)
+EQUAL_RATE_MOST_LEAD_S = 30.0
+EQUAL_RATE_PHASES = 2
+"""Without a pause between them; each is cut into windows, whose scatter the interval of a latency comes from."""
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two servers: the runner that drives it, and what is known of it."""
+    """One of the two servers: the runner that drives it, what is known of it, and its physical limits if they are."""
 
     runner: LoadRunner
     settings: Settings
+    roofline: Roofline | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _About:
     concurrency: int
-    spent_s: float
     simulated: bool
+    spent_s: float
+    alternated_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EqualRate:
+    """Open loops that brought both servers the very same requests.
+
+    Attributes:
+        base, head: their windows, those of one label with the same arrivals; empty where there is a problem.
+        problem: why they tell nothing of latencies.
+    """
+
+    base: tuple[Sample, ...] = ()
+    head: tuple[Sample, ...] = ()
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +90,8 @@ class Paired:
     """What the alternation showed.
 
     Attributes:
-        about: `concurrency` held in flight, `spent_s` of both servers together, and whether they were `simulated`.
+        about: `concurrency` held in flight, whether the servers were `simulated`, seconds `spent_s` on both together,
+            and those of them that the alternation took.
         change: the decision by itself; INCONCLUSIVE also where time ended, or where it cannot be trusted.
         ratio: of the sustainable rates, head over base; None where too few pairs were measured.
         pace: ratio of what both deliver at that concurrency, with the interval of the pairs alone; None with `ratio`.
@@ -71,6 +100,8 @@ class Paired:
         base_rate: `head_rate` over `ratio`.
         pairs: behind it.
         more_pairs: that would settle an INCONCLUSIVE; None where it is settled or nothing would.
+        equal_rate: both under an open loop; None where it was not asked for, no rate is known, so few
+            requests would tell nothing, or time was short.
         problems: why it cannot be trusted; empty when it can.
     """
 
@@ -83,12 +114,13 @@ class Paired:
     base_rate: Interval | None = None
     pairs: tuple[Pair, ...] = ()
     more_pairs: int | None = None
+    equal_rate: EqualRate | None = None
     problems: tuple[str, ...] = ()
 
     @property
     def more_s(self) -> float | None:
         """Seconds that `more_pairs` would take, at what a pair has taken so far, the warm-up counted in."""
-        return None if self.more_pairs is None else self.more_pairs * self.about.spent_s / len(self.pairs)
+        return None if self.more_pairs is None else self.more_pairs * self.about.alternated_s / len(self.pairs)
 
 
 def compare(
@@ -100,6 +132,7 @@ def compare(
     observer: Observer | None = None,
     *,
     most_pairs: int = MOST_PAIRS,
+    latencies_after: Collection[Change] = tuple(Change),
 ) -> Paired:
     """Alternate until the ratio decides, `most_pairs` are measured, or the settings' time is over.
 
@@ -114,6 +147,7 @@ def compare(
             sharper is reported.
         observer: follows it.
         most_pairs: even.
+        latencies_after: decisions after which an equal rate shows latencies as well; not one that is asked for again.
     """
     watching = observer or SilentObserver()
     alternation = _Alternation(
@@ -121,41 +155,65 @@ def compare(
         Session(head.runner, requirement, head.settings, watching),
         concurrency_of(requirement, base, head, head_rate),
     )
-    began_s = base.runner.clock.now()
-    problem: tuple[str, ...] = ()
+    clock = base.runner.clock
+    began_s = decided_s = clock.now()
+    found: _Decided | None = None
+    base_rate: Interval | None = None
+    equal_rate: EqualRate | None = None
+    problems: tuple[str, ...] = ()
     try:
         found = _alternated(alternation, max_regression, most_pairs)
+        problems, decided_s = alternation.problems(), clock.now()
+        if found is not None and not problems:
+            head_rate = _sharper(head_rate, alternation.head_rate)
+            base_rate = None if head_rate is None else _over(head_rate, found.ratio)
+            if found.change in latencies_after:
+                equal_rate = alternation.equal_rate([rate.value for rate in (base_rate, head_rate) if rate is not None])
+            sides = (("base", base, base_rate), ("head", head, head_rate))
+            reasons = {name: _impossible(side, rate, alternation.samples(name)) for name, side, rate in sides}
+            problems = tuple(f"{name}: {reason}" for name, reason in reasons.items() if reason is not None)
         for name in ("base", "head"):
             alternation.empty(name)
     except LoadError as error:
-        found, problem = None, (str(error),)
-    spent_s = base.runner.clock.now() - began_s
-    about = _About(alternation.concurrency, spent_s, base.runner.simulated or head.runner.simulated)
-    problems = alternation.problems() + problem
+        problems = (*alternation.problems(), str(error))
+    simulated = base.runner.simulated or head.runner.simulated
+    about = _About(alternation.concurrency, simulated, clock.now() - began_s, decided_s - began_s)
     if found is None or problems:
         return Paired(about, problems=problems, head_rate=head_rate)
-    pairs, pace, elasticity, change = found
-    ratio = ratio_of(pace, elasticity)
-    head_rate = _sharper(head_rate, alternation.head_rate)
-    undecided = change is Change.INCONCLUSIVE
+    pace, undecided = found.pace, found.change is Change.INCONCLUSIVE
     return Paired(
         about,
-        change,
-        ratio,
+        found.change,
+        found.ratio,
         Interval(*(math.exp(pace.difference + sign * pace.half_width) for sign in (0, -1, 1))),
-        elasticity,
+        found.elasticity,
         head_rate,
-        None if head_rate is None else _over(head_rate, ratio),
-        tuple(pairs),
-        pairs_to_settle(pace, len(pairs), elasticity, max_regression) if undecided else None,
+        base_rate,
+        found.pairs,
+        pairs_to_settle(pace, len(found.pairs), found.elasticity, max_regression) if undecided else None,
+        equal_rate,
     )
 
 
-def _alternated(
-    alternation: _Alternation, max_regression: float, most_pairs: int
-) -> tuple[list[Pair], Pace, float, Change] | None:
+def _impossible(side: Side, rate: Interval | None, samples: Sequence[Sample]) -> str | None:
+    """Why physics rules out what a server was seen to do, or its rate; None where it does not, or is not known."""
+    return None if side.roofline is None else impossible(samples, side.roofline, {"sustainable rate": rate})
+
+
+@dataclass(frozen=True, slots=True)
+class _Decided:
+    """What the pairs say."""
+
+    pairs: tuple[Pair, ...]
+    pace: Pace
+    elasticity: float
+    ratio: Interval
+    change: Change
+
+
+def _alternated(alternation: _Alternation, max_regression: float, most_pairs: int) -> _Decided | None:
     """Pairs until they decide, or there is no room for more; None where there are too few of them."""
-    found: tuple[list[Pair], Pace, float, Change] | None = None
+    found: _Decided | None = None
     try:
         alternation.warm_up()
         for number in range(2, most_pairs + 1, 2):
@@ -167,8 +225,9 @@ def _alternated(
                 continue
             pairs, elasticity = alternation.pairs(), alternation.elasticity()
             pace = pace_of(pairs)
-            change = decide(ratio_of(pace, elasticity), max_regression)
-            found = (pairs, pace, elasticity, change)
+            ratio = ratio_of(pace, elasticity)
+            change = decide(ratio, max_regression)
+            found = _Decided(tuple(pairs), pace, elasticity, ratio, change)
             if change is not Change.INCONCLUSIVE:
                 break
     except OutOfTime:
@@ -272,6 +331,47 @@ class _Alternation:
                 self.head_rate = known.rate
         return sum(found) / len(found) if found else 1.0
 
+    def equal_rate(self, rates: Sequence[float]) -> EqualRate | None:
+        """Both in turn under the same arrivals, at a rate below all of `rates`.
+
+        None without any, where so few requests would tell nothing, and where time is short.
+        """
+        least_s, most_s = EQUAL_RATE_S
+        rate = EQUAL_RATE_SHARE * min(rates, default=0.0)
+        if rate * most_s < EQUAL_RATE_LEAST_REQUESTS:
+            return None
+        counted_s = min(most_s, max(least_s, EQUAL_RATE_REQUESTS / rate))
+        # Until the requests of the first moments are gone, fewer than usual are in flight.
+        lead_s = min(EQUAL_RATE_MOST_LEAD_S, max(LEAD_S, LEAD_MARGIN * self._residence_s()))
+        needed_s = 2 * (lead_s + counted_s + c.SETTLE_S)
+        if min(session.left_s for session in self._sessions.values()) < needed_s:
+            return None
+        overload = int(c.OVERLOAD * self.concurrency) + c.OVERLOAD_MARGIN
+        shown: dict[str, tuple[Sample, ...]] = {}
+        for name, session in self._sessions.items():
+            windows = []
+            for number in range(1, EQUAL_RATE_PHASES + 1):
+                discard_s = lead_s if number == 1 else 0.0
+                label, phase_s = f"equal rate {number}", counted_s / EQUAL_RATE_PHASES
+                windows.append(session.open_loop(label, rate, phase_s, overload=overload, discard_s=discard_s))
+            self.empty(name)
+            if problems := self.problems():
+                return EqualRate(problem=problems[0])
+            if any(window.span.stopped for window in windows):
+                return EqualRate(problem=f"{name}: more than {overload} requests piled up at {rate:.3g} req/s")
+            shown[name] = tuple(sample for window in windows for sample in window.samples)
+        return EqualRate(shown["base"], shown["head"])
+
+    def _residence_s(self) -> float:
+        """How long a request stays in the slower server's blocks, by Little's law."""
+        mean_output = self._sessions["base"].requirement.workload.output_tokens.mean
+        slowest = min(block.tokens.mean() for blocks in self._blocks.values() for block in blocks)
+        return float(self.concurrency * mean_output / slowest)
+
+    def samples(self, name: str) -> list[Sample]:
+        """Every window of a server."""
+        return self._sessions[name].samples
+
     def empty(self, name: str) -> None:
         """Nothing of this server's in flight while the other one is measured."""
         session = self._sessions[name]
@@ -328,11 +428,13 @@ def describe(found: Paired, max_regression: float) -> str:
     counted = f"{len(found.pairs)} pairs of blocks in alternation with {found.about.concurrency} in flight"
     change = f"the head's pace is {_signed(found.pace.value)} ({_signed(found.pace.low)} to {_signed(found.pace.high)})"
     text = f"{counted}: {change}, which makes {_signed(found.ratio.value)} of sustainable rate"
-    if found.change is not Change.INCONCLUSIVE:
-        return text
-    if found.more_pairs is None:
-        return f"{text}; too near the {max_regression:.1%} allowed for more pairs to settle it"
-    return f"{text}; {found.more_pairs} pairs more would settle it"
+    if found.change is Change.INCONCLUSIVE and found.more_pairs is None:
+        text += f"; too near the {max_regression:.1%} allowed for more pairs to settle it"
+    elif found.change is Change.INCONCLUSIVE:
+        text += f"; {found.more_pairs} pairs more would settle it"
+    if found.equal_rate is not None and found.equal_rate.problem:
+        text += f"; latencies could not be compared: {found.equal_rate.problem}"
+    return text
 
 
 def _signed(ratio: float) -> str:

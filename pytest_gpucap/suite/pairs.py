@@ -8,6 +8,7 @@ so.
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,21 +16,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from pytest_gpucap.capacity.paired import PAIR_START_SD
 from pytest_gpucap.capacity.regression import Change
 from pytest_gpucap.capacity.results import Interval
 from pytest_gpucap.gpu.lease import LeaseError
+from pytest_gpucap.history import latencies
 from pytest_gpucap.markers import Declaration
+from pytest_gpucap.measure.constants import DRIFT_SD
 from pytest_gpucap.measure.pairing import Paired, Side, compare, describe, windows_of
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.options import Options
 from pytest_gpucap.report.live import Live
-from pytest_gpucap.report.record import Record, plain
+from pytest_gpucap.report.record import Record, plain, slo_record
 from pytest_gpucap.requirement import Requirement, positive
 from pytest_gpucap.server.errors import ServerError
 from pytest_gpucap.server.spec import ServerSpec
 from pytest_gpucap.suite.instrument import load_on
 from pytest_gpucap.suite.placement import Placement
 from pytest_gpucap.suite.rig import Rig
+from pytest_gpucap.suite.roofline import roofline_of
 
 DEFAULT_SHARE: Final = 0.92
 """vLLM's ``gpu_memory_utilization`` where none is given."""
@@ -38,6 +43,9 @@ MOST_SHARE: Final = 0.95
 SEED_STEP: Final = 1_000_003
 """Prompts of a comparison are not those of the check before it: the head would have them in its prefix cache."""
 BASE: Final = "base"
+LATENCY_SD: Final = math.hypot(PAIR_START_SD, DRIFT_SD)
+"""Of ln(pace) between the open loops of base and head: their starts, and what a minute changes."""
+NOT_REGRESSED: Final = frozenset(Change) - {Change.REGRESSED}
 
 
 class PairInvalid(Exception):  # noqa: N818 - like the verdict's own word
@@ -174,7 +182,7 @@ class Pairing:
             "more_gpu_s": plain(found.more_s),
             "confirmed": confirmed,
             "reason": reason,
-            "latencies": [],
+            "latencies": self._latencies(requirement, found),
             "paired": {
                 "concurrency": found.about.concurrency,
                 "pace": plain(found.pace),
@@ -184,11 +192,24 @@ class Pairing:
         }
 
     def _once(self, requirement: Requirement, head_rate: Interval | None, start: int) -> Paired:
+        allowed = self.options.max_regression
+        # After a first REGRESSED the second comparison is the one reported.
+        after = Change if start > 0 else NOT_REGRESSED
         with self._sides(start) as (base, head):
-            found = compare(base, head, requirement, self.options.max_regression, head_rate, self.live)
+            found = compare(base, head, requirement, allowed, head_rate, self.live, latencies_after=tuple(after))
         if found.problems:
-            raise PairInvalid(f"{self.declared.name}: {describe(found, self.options.max_regression)}")
+            raise PairInvalid(f"{self.declared.name}: {describe(found, allowed)}")
         return found
+
+    def _latencies(self, requirement: Requirement, found: Paired) -> list[dict[str, Any]]:
+        """Percentiles of both servers at the equal rate; empty where none was measured."""
+        if found.equal_rate is None:
+            return []
+        base, head = (
+            {"slo": slo_record(requirement.slo), "samples": plain(samples)}
+            for samples in (found.equal_rate.base, found.equal_rate.head)
+        )
+        return latencies.compared(base, head, self.options.max_regression, start_sd=LATENCY_SD)
 
     @contextmanager
     def _sides(self, start: int) -> Iterator[tuple[Side, Side]]:
@@ -224,7 +245,8 @@ class Pairing:
                 try:
                     for target in targets:
                         workload, workers = self.declared.workload, self.options.workers
-                        sides.append(Side(*load_on(target.endpoint, workload, settings, workers, trust)))
+                        loaded = load_on(target.endpoint, workload, settings, workers, trust)
+                        sides.append(Side(*loaded, roofline_of(target, workload)))
                     yield sides[0], sides[1]
                 finally:
                     for side in sides:

@@ -9,16 +9,22 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from pytest_gpucap.capacity.limits import Roofline
+from pytest_gpucap.capacity.model import model_of
+from pytest_gpucap.capacity.precision import precision_of
 from pytest_gpucap.capacity.regression import Change
 from pytest_gpucap.capacity.results import Interval
+from pytest_gpucap.gpu.classes import find_class
 from pytest_gpucap.load import schedule
-from pytest_gpucap.load.protocol import LoadError, Phase, Status
+from pytest_gpucap.load.protocol import LoadError, OpenLoop, Phase, Status
 from pytest_gpucap.measure.pairing import Paired, Side, compare, concurrency_of, describe
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.requirement import Requirement
+from pytest_gpucap.server.synthetic import architecture
 from pytest_gpucap.simulator import profile as profiles
 from pytest_gpucap.simulator.machine import Machine, SharedRunner
 from pytest_gpucap.simulator.profile import Engine
+from pytest_gpucap.suite.roofline import hardware_of
 
 PROFILE = profiles.load("fast")
 DRIFTING = replace(PROFILE.engine, drift_sd=0.05, drift_tau_s=600.0)
@@ -95,7 +101,8 @@ def test_both_are_sent_the_same_requests_in_balanced_order_and_left_idle() -> No
         name = ""
 
         def run(self, phase, should_stop=None):  # type: ignore[no-untyped-def]
-            assert self.in_flight == 0
+            # Only the open loop at the equal rate goes on where it was.
+            assert self.in_flight == 0 or (isinstance(phase, OpenLoop) and isinstance(sent[-1][1], OpenLoop))
             sent.append((self.name, phase))
             return super().run(phase, should_stop)
 
@@ -108,15 +115,84 @@ def test_both_are_sent_the_same_requests_in_balanced_order_and_left_idle() -> No
     found = compare(both[0], both[1], requirement(), 0.05)
     order = [name for name, _ in sent]
     assert order[:2] == ["base", "head"]
-    blocks = order[2:]
+    blocks, equal_rate = order[2 : 2 + 2 * len(found.pairs)], order[2 + 2 * len(found.pairs) :]
+    assert equal_rate == ["base", "base", "head", "head"]
     assert len(blocks) == 2 * len(found.pairs)
     assert blocks == (["base", "head", "head", "base"] * len(blocks))[: len(blocks)]
     by_side = {name: [phase for each, phase in sent if each == name] for name in ("base", "head")}
     for one, other in zip(by_side["base"], by_side["head"], strict=True):
         assert one.prompt_tokens.tolist() == other.prompt_tokens.tolist()
         assert one.first_prompt == other.first_prompt
+        assert isinstance(one, OpenLoop) == isinstance(other, OpenLoop)
+        if isinstance(one, OpenLoop) and isinstance(other, OpenLoop):
+            assert one.due_s.tolist() == other.due_s.tolist()
     for side in both:
         assert (side.runner.journal().status != Status.IN_FLIGHT).all()
+
+
+def test_latencies_are_looked_at_under_an_equal_rate_below_both_capacities() -> None:
+    found = compared(PROFILE.engine, PROFILE.engine.scaled(1.1))
+    assert found.equal_rate is not None
+    assert found.head_rate is not None
+    assert found.equal_rate.problem == ""
+    for windows in (found.equal_rate.base, found.equal_rate.head):
+        assert [window.label for window in windows] == [f"equal rate {i} ({j}/3)" for i in (1, 2) for j in (1, 2, 3)]
+        assert np.mean([w.offered_rps for w in windows]) == pytest.approx(0.8 * found.head_rate.value, rel=0.15)
+        # A request is a while in flight: windows that counted from the first arrival on would have fewer.
+        in_flight = [window.in_flight_mean for window in windows]
+        assert in_flight[0] > 0.7 * max(in_flight)
+    p95 = [
+        [window.latencies["e2e"].p95_s for window in side] for side in (found.equal_rate.base, found.equal_rate.head)
+    ]
+    assert 1.05 < float(np.mean(p95[1]) / np.mean(p95[0])) < 1.35
+    assert found.about.alternated_s < found.about.spent_s
+
+
+def test_latencies_cost_nothing_where_nobody_wants_them_or_time_is_short() -> None:
+    unasked = compare(*sides(PROFILE.engine, PROFILE.engine.scaled(1.1)), requirement(), 0.05, latencies_after=())
+    assert unasked.change is Change.REGRESSED
+    assert unasked.equal_rate is None
+    assert unasked.about.alternated_s == unasked.about.spent_s
+    hurried = compare(*sides(PROFILE.engine, PROFILE.engine, max_time_s=100.0), requirement(), 0.05)
+    assert hurried.change is Change.SAME
+    assert hurried.equal_rate is None
+    assert hurried.about.spent_s <= 100
+
+
+def test_what_spoils_the_equal_rate_spoils_no_decision() -> None:
+    engines = PROFILE.engine, PROFILE.engine.scaled(1.1)
+    plain = compare(*sides(*engines), requirement(), 0.05)
+    base, head = sides(*engines)
+    decided_s = plain.about.alternated_s
+    throttled = replace(head.settings, trust=lambda start, _end: ["the GPU was throttled"] if start > decided_s else [])
+    found = compare(base, replace(head, settings=throttled), requirement(), 0.05)
+    assert (found.change, found.ratio, found.problems) == (plain.change, plain.ratio, ())
+    assert found.equal_rate is not None
+    assert (found.equal_rate.base, found.equal_rate.head) == ((), ())
+    assert describe(found, 0.05).endswith("; latencies could not be compared: head: the GPU was throttled")
+
+
+def roofline(gpu_class: str) -> Roofline:
+    config = architecture("synthetic:qwen2-1.5b").config
+    hardware = hardware_of(find_class(gpu_class))
+    assert hardware is not None
+    return Roofline(model_of(config), precision_of(config), hardware, PROFILE.workload)
+
+
+def test_no_side_may_be_faster_than_physics() -> None:
+    # This engine hands out 15,000 tokens a second with 70 in flight: more than a T4 can, less than an H200.
+    base, head = (replace(side, roofline=roofline("h200")) for side in sides(PROFILE.engine, PROFILE.engine))
+    possible = compare(base, head, requirement(), 0.05)
+    assert (possible.change, possible.problems) == (Change.SAME, ())
+    base, head = sides(PROFILE.engine, PROFILE.engine)
+    found = compare(base, replace(head, roofline=roofline("t4")), requirement(), 0.05)
+    [problem] = found.problems
+    assert problem.startswith("head: ")
+    assert "limit of" in problem
+    assert found.ratio is None
+    base, head = sides(PROFILE.engine, PROFILE.engine)
+    found = compare(replace(base, roofline=roofline("t4")), head, requirement(), 0.05)
+    assert found.problems[0].startswith("base: ")
 
 
 def test_time_that_ends_early_says_so() -> None:

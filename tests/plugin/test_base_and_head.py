@@ -54,24 +54,34 @@ def test_a_confirmed_regression_fails_a_test_whose_budget_holds(suite: pytest.Py
     assert found["confirmed"] is True
     assert found["ratio"]["high"] < 0.95
     assert len(found["paired"]["pairs"]) >= 4
+    [latency] = found["latencies"]
+    assert (latency["limit"], latency["decision"]) == ("e2e_p95", "REGRESSED")
+    assert latency["ratio"]["low"] > 1
+    result.stdout.fnmatch_lines(["- p95 E2E at * req/s * -> *: REGRESSED"])
     assert entry["spent_s"]["comparison with base"] > 60
     assert entry["spent_s"]["confirmation"] > 60
 
 
 @pytest.mark.parametrize(
-    ("args", "decision"),
+    ("args", "decision", "latencies"),
     [
-        ("--time-scale 1", "SAME"),
-        ("--time-scale=1.15", "IMPROVED"),
-        ("--profile slow", "IMPROVED"),
-        ("--max-num-seqs 20", "IMPROVED"),
+        ("--time-scale 1", "SAME", [["SAME"], ["INCONCLUSIVE"]]),
+        ("--time-scale=1.15", "IMPROVED", [["IMPROVED"]]),
+        ("--profile slow", "IMPROVED", [[]]),
+        # Below the rate at which its few sequences run out, the base is as quick as the head.
+        ("--max-num-seqs 20", "IMPROVED", [["SAME"], ["INCONCLUSIVE"]]),
     ],
 )
-def test_other_decisions_let_the_test_pass(suite: pytest.Pytester, args: str, decision: str) -> None:
+def test_other_decisions_let_the_test_pass(
+    suite: pytest.Pytester, args: str, decision: str, latencies: list[list[str]]
+) -> None:
     suite.runpytest(SIMULATED, f"--gpucap-base-args={args}").assert_outcomes(passed=1)
     found = comparison(suite.path)
     assert found["decision"] == decision
     assert found["confirmed"] is None
+    # A base that meets its limits at no rate worth the name has no latencies to show.
+    assert [latency["decision"] for latency in found["latencies"]] in latencies
+    assert all(latency["load"].endswith(" req/s") for latency in found["latencies"])
     assert found["ratio"]["low"] < found["ratio"]["value"] < found["ratio"]["high"]
 
 
