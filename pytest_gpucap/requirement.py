@@ -241,12 +241,14 @@ class Arrivals:
     """How requests arrive in the open loop.
 
     `burstiness` is the coefficient of variation of the gaps (standard deviation / mean): 1 for Poisson, 0 for constant
-    gaps, above 1 for bursts; only ``gamma`` takes another value. `trace` is a file of arrival times and token counts.
+    gaps, above 1 for bursts; only ``gamma`` takes another value. `trace` is a file of arrival times and token counts,
+    `trace_sha256` a hash of what it holds (`load.trace.Trace.sha256`); None until it is read.
     """
 
     kind: ArrivalKind = ArrivalKind.POISSON
     burstiness: float = 1.0
     trace: Path | None = None
+    trace_sha256: str | None = None
 
 
 class Endpoint(StrEnum):

@@ -12,8 +12,12 @@ from pytest_gpucap.report.record import Record
 _UNKNOWN: Final = "unknown"
 _NONE: Final = "none"
 _CPU_CLASS: Final = "cpu"
-_WEIGHTS: Final = {"quantization": "quantisation", "dtype": "dtype"}
+WEIGHTS: Final = {"quantization": "quantisation", "dtype": "dtype"}
 """How weights are held, with what to call it: an argument of the server, or what its model's own files decide."""
+_TRACE: Final = "trace_sha256"
+"""What a trace holds is what counts; the name of its file only where a file is too old to tell the rest."""
+TOLD: Final = frozenset({*WEIGHTS, _TRACE})
+"""What only some files tell."""
 _MAY_DIFFER: Final = (
     ("server", "server"),
     ("driver", "driver"),
@@ -25,7 +29,7 @@ _KV_SHARE: Final = 0.01
 """The KV cache's size differs a little from start to start; beyond this share it is worth a word."""
 
 
-def identity(record: Record, *, told: frozenset[str] = frozenset(_WEIGHTS)) -> dict[str, str]:
+def identity(record: Record, *, told: frozenset[str] = TOLD) -> dict[str, str]:
     """What makes results comparable, each by the name a person would give it.
 
     GPU class (for `cpu` the processor), GPUs a replica, model, quantisation, every part of the workload, every limit
@@ -33,7 +37,8 @@ def identity(record: Record, *, told: frozenset[str] = frozenset(_WEIGHTS)) -> d
 
     Args:
         record: the result.
-        told: of `quantization` and `dtype`, those that the server's own word is taken for; else the argument's.
+        told: of `TOLD`, what is taken from the record. Else `quantization` and `dtype` are those of the arguments, not
+            the server's own word, and a trace is the name of its file.
     """
     environment = scrubbed(record["environment"])
     arguments = environment.get("server_args") or {}
@@ -43,28 +48,37 @@ def identity(record: Record, *, told: frozenset[str] = frozenset(_WEIGHTS)) -> d
         "GPUs a replica": _text(record["requirement"].get("gpus_per_replica")),
         "model": _text(environment.get("model"), _UNKNOWN),
     }
-    for key, name in _WEIGHTS.items():
+    for key, name in WEIGHTS.items():
         names[name] = _text((environment if key in told else arguments).get(key))
     if environment.get("gpu_class") == _CPU_CLASS:
         names["processor"] = _text(environment.get("gpu"), _UNKNOWN)
     if profiles := {device.get("mig_profile") for device in environment.get("devices") or ()} - {None}:
         names["MIG profile"] = ", ".join(sorted(map(str, profiles)))
     workload = {key: value for key, value in record["workload"].items() if key != "preset"}  # it names what follows
+    contents = workload.pop(_TRACE, None)
+    if contents is not None and _TRACE in told:
+        del workload["trace"]
+        names["workload trace's contents"] = f"{contents[:12]}..."
     names |= {f"workload {key}": _text(value) for key, value in _flat(workload).items()}
     names |= {f"limit {key}": _text(value) for key, value in _flat(record["slo"]).items()}
-    names |= {f"server argument {key}": _text(value) for key, value in arguments.items() if key not in _WEIGHTS}
+    names |= {f"server argument {key}": _text(value) for key, value in arguments.items() if key not in WEIGHTS}
     return names
 
 
 def differences(base: Record, head: Record) -> list[str]:
     """What keeps two results from being compared, as ``name: base -> head``; empty when they may be."""
-    told = frozenset(_WEIGHTS) & base["environment"].keys() & head["environment"].keys()
+    told = TOLD & _told(base) & _told(head)
     ours, theirs = identity(base, told=told), identity(head, told=told)
     return [
         f"{name}: {ours.get(name, _NONE)} -> {theirs.get(name, _NONE)}"
         for name in dict.fromkeys([*ours, *theirs])
         if not _same(ours.get(name), theirs.get(name))
     ]
+
+
+def _told(record: Record) -> set[str]:
+    """What a record's build knew to say: of weights that there is nothing to say counts, of a trace it does not."""
+    return {*record["environment"], *([_TRACE] if record["workload"].get(_TRACE) else [])}
 
 
 def _same(one: str | None, other: str | None) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pytest_gpucap.capacity.results import Interval
-from pytest_gpucap.history.comparable import changed, identity
+from pytest_gpucap.history.comparable import TOLD, WEIGHTS, changed, identity
 from pytest_gpucap.history.store import Run, oldest_first, read_run
 from pytest_gpucap.report.record import Record
 from pytest_gpucap.report.resultfile import ResultFileError
@@ -143,7 +143,7 @@ def _identity(record: Record) -> str:
     """What must agree for two rates to be about the same thing: test, kind, and all that makes results comparable."""
     # Builds that report more than others (the type of the weights) must not break a series in two, and an argument
     # that is left out is the same as one that is switched off.
-    names = identity(record, told=frozenset())
+    names = identity(record, told=TOLD - WEIGHTS.keys())
     told = {name: value for name, value in names.items() if value not in {"none", "", "false"}}
     return json.dumps({"test": record["test"], "kind": record["kind"], **told}, sort_keys=True)
 

@@ -8,6 +8,7 @@ times are seconds from any start, in rising order.
 from __future__ import annotations
 
 import csv
+import hashlib
 import itertools
 import json
 import math
@@ -46,6 +47,21 @@ class Trace:
         """Mean rate of the trace as recorded."""
         return self.arrival_s.size / self.period_s
 
+    def sha256(self) -> str:
+        """Of arrivals in whole microseconds from the first, input and output tokens: 64 hex digits.
+
+        The name of the file, its form, line ends, other columns and when the recording began are not in it: two files
+        with one hash bring the very same requests.
+        """
+        found = hashlib.sha256()
+        for column, form in (
+            (np.round(self.arrival_s * 1e6), "<i8"),
+            (self.input_tokens, "<i4"),
+            (self.output_tokens, "<i4"),
+        ):
+            found.update(column.astype(form).tobytes())
+        return found.hexdigest()
+
 
 def read_trace(path: Path) -> Trace:
     """Read a trace file.
@@ -61,7 +77,7 @@ def read_trace(path: Path) -> Trace:
 
 
 def with_trace_lengths(workload: Workload) -> Workload:
-    """The workload with lengths that describe its trace: of the same mean, spread and bounds; as it is without one.
+    """The workload with its trace's hash, and lengths of its mean, spread and bounds; as it is without a trace.
 
     What is sent comes from the trace row by row; estimates and physical limits go by the description.
 
@@ -72,7 +88,10 @@ def with_trace_lengths(workload: Workload) -> Workload:
         return workload
     trace = read_trace(workload.arrivals.trace)
     return replace(
-        workload, input_tokens=_description(trace.input_tokens), output_tokens=_description(trace.output_tokens)
+        workload,
+        input_tokens=_description(trace.input_tokens),
+        output_tokens=_description(trace.output_tokens),
+        arrivals=replace(workload.arrivals, trace_sha256=trace.sha256()),
     )
 
 

@@ -136,6 +136,7 @@ def workload_record(workload: Workload) -> Record:
         "arrivals": workload.arrivals.kind.value,
         "burstiness": plain(workload.arrivals.burstiness),
         "trace": None if workload.arrivals.trace is None else workload.arrivals.trace.name,
+        "trace_sha256": workload.arrivals.trace_sha256,
         "endpoint": workload.endpoint.value,
         "shared_prefix_tokens": workload.shared_prefix_tokens,
         "ignore_eos": workload.ignore_eos,

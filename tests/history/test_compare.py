@@ -20,7 +20,7 @@ from pytest_gpucap.history.compare import against, compare, precise
 from pytest_gpucap.history.store import Run, read_run
 from pytest_gpucap.report.record import Record
 from pytest_gpucap.report.resultfile import ResultFileError
-from pytest_gpucap.requirement import LatencyLimit, Length, Slo
+from pytest_gpucap.requirement import ArrivalKind, Arrivals, LatencyLimit, Length, Slo
 from tests.history.made_records import ENVIRONMENT, REQUIREMENT, STARTED, document, named, record, windows
 
 H200 = Path(__file__).parents[2] / "benchmarks" / "results" / "h200"
@@ -110,6 +110,29 @@ def test_what_may_differ_or_is_the_same_in_other_words() -> None:
     assert "KV cache tokens: 1000 -> 100" in compared(record(25.0, kv_tokens=1000), head)["changed"]
     moved = record(25.0, model="/srv/models/x", log="/other/place")
     assert compared(record(25.0, model="/home/ann/models/x"), moved)["decision"] == "SAME"
+
+
+def traced(name: str, contents: str | None) -> Record:
+    arrivals = Arrivals(ArrivalKind.TRACE, trace=Path(name), trace_sha256=contents)
+    found = record(25.0, requirement=replace(REQUIREMENT, workload=replace(REQUIREMENT.workload, arrivals=arrivals)))
+    if contents is None:
+        del found["workload"]["trace_sha256"]  # as an early build wrote it
+    return found
+
+
+def test_traces_are_compared_by_what_they_hold() -> None:
+    june, july = "6" * 64, "7" * 64
+    assert compared(traced("june.csv", june), traced("renamed.csv", june))["decision"] == "SAME"
+    changed = compared(traced("june.csv", june), traced("june.csv", july))
+    assert (changed["decision"], changed["differs"]) == (
+        "NOT COMPARABLE",
+        ["workload trace's contents: 666666666666... -> 777777777777..."],
+    )
+    # Of an early file only the name is known.
+    assert compared(traced("june.csv", None), traced("june.csv", june))["decision"] == "SAME"
+    assert compared(traced("june.csv", june), traced("june.csv", None))["decision"] == "SAME"
+    renamed = compared(traced("june.csv", None), traced("renamed.csv", june))
+    assert renamed["differs"] == ["workload trace: june.csv -> renamed.csv"]
 
 
 def test_on_a_cpu_the_processor_is_the_device() -> None:

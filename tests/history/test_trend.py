@@ -20,7 +20,7 @@ from pytest_gpucap.history.series import Series, read_folder, series_of
 from pytest_gpucap.history.trend import Trend, trend, trends
 from pytest_gpucap.history.trend import record as trend_record
 from pytest_gpucap.report import resultfile
-from pytest_gpucap.requirement import Length, Workload
+from pytest_gpucap.requirement import ArrivalKind, Arrivals, Length, Workload
 from tests.history.made_records import REQUIREMENT, STARTED, document, record
 from tests.history.nightly import rates, write_nights
 
@@ -118,6 +118,14 @@ def test_each_test_model_workload_and_limit_has_a_series_of_its_own(tmp_path: Pa
     assert sorted(each.points[0].rate.value for each in series) == [30, 31, 32, 33, 34, 35, 36]
     assert [each.simulated for each in series] == [False] * 6 + [True], "simulated ones are never mixed with measured"
     assert series[-1].title.startswith("SIMULATED ")
+
+
+def test_a_trace_that_changed_under_its_name_begins_a_series(tmp_path: Path) -> None:
+    for night, (name, contents) in enumerate([("june.csv", "6" * 64), ("moved.csv", "6" * 64), ("june.csv", "7" * 64)]):
+        arrivals = Arrivals(ArrivalKind.TRACE, trace=Path(name), trace_sha256=contents)
+        result = record(30.0, requirement=replace(REQUIREMENT, workload=Workload(arrivals=arrivals)))
+        resultfile.write(tmp_path / f"{night}.json", document(result, started=STARTED + timedelta(days=night)))
+    assert sorted(len(each.points) for each in read(tmp_path)) == [1, 2]
 
 
 def test_versions_may_differ_within_a_series(tmp_path: Path) -> None:

@@ -134,6 +134,28 @@ def test_a_workload_is_described_by_its_trace(tmp_path: Path) -> None:
     assert with_trace_lengths(Workload()) == Workload()
 
 
+def test_traces_with_the_same_requests_have_the_same_hash(tmp_path: Path) -> None:
+    def sha256(name: str, text: str) -> str | None:
+        path = tmp_path / name
+        path.write_bytes(text.encode())
+        return with_trace_lengths(Workload(arrivals=Arrivals(ArrivalKind.TRACE, trace=path))).arrivals.trace_sha256
+
+    first = sha256("azure.csv", AZURE_2023)
+    assert first is not None
+    assert len(first) == 64
+    day_later = AZURE_2023.replace("2023-11-16", "2023-11-17")
+    own = "arrival_s,input_tokens,output_tokens,user\n0,374,44,a\n4.314579,396,109,b\n4.541977,879,55,c\n"
+    same = {
+        "renamed.csv": AZURE_2023,
+        "dos.csv": AZURE_2023.replace("\n", "\r\n"),
+        "later.csv": day_later,
+        "own.csv": own,
+    }
+    assert {sha256(name, text) for name, text in same.items()} == {first}
+    changed = [("4.3145", "4.3146"), (",396,", ",397,"), (",109,", ",108,"), ("4.541977,879,55,c\n", "")]
+    assert len({first, *(sha256("own.csv", own.replace(*change)) for change in changed)}) == 1 + len(changed)
+
+
 def test_a_published_trace_is_stretched_to_the_rate_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "burst.csv"
     path.write_text(BURSTGPT_1)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pytest_gpucap.load.trace import read_trace
 from pytest_gpucap.report import resultfile
 from pytest_gpucap.requirement import Workload
 from pytest_gpucap.server.vllm import VllmServer
@@ -201,6 +202,7 @@ def test_a_trace_is_read_before_anything_starts_and_describes_the_workload(pytes
     pytester.runpytest("--gpu-class=sim:fast").assert_outcomes(passed=1)
     workload = only_record(pytester)["workload"]
     assert (workload["arrivals"], workload["trace"]) == ("trace", "azure.csv")
+    assert workload["trace_sha256"] == read_trace(trace).sha256()
     assert workload["input_tokens"].startswith("lognormal:mean=229.5,cv=0.07")
     trace.write_text(header + rows[0] + rows[1].replace("2023", "when"))
     result = pytester.runpytest("--gpu-class=sim:fast")
