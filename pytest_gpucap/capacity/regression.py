@@ -18,6 +18,8 @@ from pytest_gpucap.capacity.results import Interval
 
 Z_95: Final = 1.96
 """Two-sided 95%: REGRESSED and IMPROVED need the interval to leave 1 out."""
+Z_CONFIRMED: Final = 2.7
+"""Two-sided 99.3%, of both measurements together."""
 Z_SAME: Final = 1.645
 """One-sided 95%: SAME rules out a loss beyond the one allowed, one direction only."""
 START_SD: Final = 0.012
@@ -151,14 +153,18 @@ def decide(ratio: Interval, max_regression: float) -> Change:
 
 
 def confirmed(base: Side, first: Interval, second: Interval, max_regression: float) -> bool:
-    """Whether a second measurement, from a fresh start, says REGRESSED again by itself.
+    """Whether a second measurement, from a fresh start, confirms a first that said REGRESSED.
 
-    Each must say it alone: the first was looked at because it was low, so a mean of both would carry that along.
+    The second, which was not chosen for being low, must lie below the limit by itself: one odd start is no loss. And
+    both together must leave 1 out by more than one measurement has to. Asking the second alone for the first's 95%
+    instead would let a base that was lucky be wrong twice, and would lose as many true losses (docs/baselines.md).
     """
-    return all(
-        decide(ratio_of(base, Side(rate, repeat=base.repeat)), max_regression) is Change.REGRESSED
-        for rate in (first, second)
-    )
+    limit = 1.0 - max_regression
+    both = mean_of([first, second])
+    ratio = ratio_of(base, Side(both.rate, both.starts, base.repeat))
+    _, up = own_errors(ratio)
+    excluded = ratio.value * math.exp(Z_CONFIRMED * up) < 1
+    return second.value < limit * base.rate.value and ratio.value < limit and excluded
 
 
 def runs_to_settle(base: Side, head: Side, max_regression: float) -> int | None:

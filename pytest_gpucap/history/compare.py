@@ -185,7 +185,7 @@ def _decided(base: Side, heads: Sequence[Interval], max_regression: float) -> Ch
 
 
 def _unconfirmed(base: Side, heads: Sequence[Interval], max_regression: float) -> Change:
-    """What both measurements together say where the second did not say REGRESSED: never that."""
+    """What both measurements together say where the second did not confirm the first: never REGRESSED."""
     together = _decided(base, heads, max_regression)
     return Change.INCONCLUSIVE if together is Change.REGRESSED else together
 
@@ -208,7 +208,7 @@ def _reason(
     second = f"a second measurement {'from a fresh start' if fresh else 'of the same server'}"
     match decision:
         case Change.REGRESSED if confirmed:
-            return f"more than {allowed} lost; {second} says the same"
+            return f"more than {allowed} lost; {second} bears it out"
         case Change.REGRESSED:
             return f"more than {allowed} lost, in one measurement"
         case Change.IMPROVED:
@@ -218,7 +218,7 @@ def _reason(
     text = f"a loss of more than {allowed} is neither shown nor ruled out"
     if confirmed is False:
         losses = f"{_loss(base, heads[:1])}, then {_loss(base, heads[1:])}"
-        text = f"{second} does not show the loss by itself ({losses})"
+        text = f"{second} does not bear the loss out ({losses})"
     if more_s is None:
         return f"{text}; the baseline would have to be measured better, or the change is too near the limit"
     return f"{text}; about {more_s:.0f} more GPU seconds would settle it"

@@ -163,13 +163,13 @@ def test_a_regression_is_confirmed_by_a_second_measurement_or_it_is_none() -> No
 
     confirmed = compared(base, head, again(22.2))
     assert (confirmed["decision"], confirmed["confirmed"]) == ("REGRESSED", True)
-    assert confirmed["reason"] == "more than 5.0% lost; a second measurement from a fresh start says the same"
+    assert confirmed["reason"] == "more than 5.0% lost; a second measurement from a fresh start bears it out"
     assert confirmed["head_rate"]["value"] == pytest.approx((22.0 * 22.2) ** 0.5, rel=1e-6)
     assert confirmed["second_rate"]["value"] == pytest.approx(22.2)
     assert why == ["-12.0% against main"]
     refuted = compared(base, head, again(24.8))
     assert (refuted["decision"], refuted["confirmed"]) == ("INCONCLUSIVE", False)
-    assert "does not show the loss by itself (-12.0%, then -0.8%)" in refuted["reason"]
+    assert "does not bear the loss out (-12.0%, then -0.8%)" in refuted["reason"]
     assert refuted["more_gpu_s"] == 100.0
     alone = compared(base, head)
     assert (alone["decision"], alone["confirmed"]) == ("REGRESSED", None)
@@ -177,7 +177,7 @@ def test_a_regression_is_confirmed_by_a_second_measurement_or_it_is_none() -> No
     assert compared(base, record(25.5), never)["decision"] == "SAME"
     assert compared(base, record(28.0), never)["decision"] == "IMPROVED"
     same_server = compare(head, baseline(base), ALLOWED, again(22.2), fresh=False)
-    assert same_server["reason"] == "more than 5.0% lost; a second measurement of the same server says the same"
+    assert same_server["reason"] == "more than 5.0% lost; a second measurement of the same server bears it out"
 
 
 def test_an_undecided_comparison_says_what_would_settle_it() -> None:

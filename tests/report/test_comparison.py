@@ -35,7 +35,7 @@ def test_a_failure_leads_with_it_and_names_what_it_rests_on() -> None:
     text = comparison.failure(REGRESSED)
     assert text.splitlines()[0] == comparison.headline(REGRESSED)
     for part in (
-        "a second measurement from a fresh start says the same",
+        "a second measurement from a fresh start bears it out",
         "- p95 E2E at 16.2 req/s 2.5 s -> 3.5 s, +40.0%",
         "server: vLLM 0.26.0 -> vLLM 0.27.0",
         "256 tokens in, 512 out",
