@@ -18,8 +18,8 @@ from pytest_gpucap.capacity.results import Interval
 
 Z_95: Final = 1.96
 """Two-sided 95%: REGRESSED and IMPROVED need the interval to leave 1 out."""
-Z_CONFIRMED: Final = 2.7
-"""Two-sided 99.3%, of both measurements together."""
+Z_CONFIRMED: Final = 2.65
+"""Two-sided 99.2%, of both measurements together."""
 Z_SAME: Final = 1.645
 """One-sided 95%: SAME rules out a loss beyond the one allowed, one direction only."""
 START_SD: Final = 0.012
