@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from pytest_gpucap.capacity.limits import Roofline
 from pytest_gpucap.capacity.paired import PAIR_START_SD
 from pytest_gpucap.capacity.regression import Change
 from pytest_gpucap.capacity.results import Interval
@@ -246,7 +247,8 @@ class Pairing:
                     for target in targets:
                         workload, workers = self.declared.workload, self.options.workers
                         loaded = load_on(target.endpoint, workload, settings, workers, trust)
-                        sides.append(Side(*loaded, roofline_of(target, workload)))
+                        limit = roofline_of(target, self.declared)
+                        sides.append(Side(*loaded, limit if isinstance(limit, Roofline) else None))
                     yield sides[0], sides[1]
                 finally:
                     for side in sides:
