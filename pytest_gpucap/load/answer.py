@@ -19,12 +19,11 @@ from pytest_gpucap.load.recorder import Recorder
 USAGE = b'"completion_tokens"'
 """In every usage object and nowhere else: inside a token's text the quotes would be escaped."""
 _COMMON = rb'\{"id":"[^"\\]{1,99}","object":"[a-z_.]+","created":\d+,"model":"[^"\\]*","choices":\['
-PLAIN_TOKEN = re.compile(_COMMON + rb'\{"index":0,(?:"text":"|"delta":\{"content":"(?!"))')
-"""A token event as vLLM writes it; what looks otherwise is parsed as JSON."""
-PLAIN_USAGE = re.compile(
-    _COMMON + rb'\],"usage":\{"prompt_tokens":(\d{1,9}),"total_tokens":\d+,"completion_tokens":(\d{1,9})[,}]'
+PLAIN = re.compile(
+    _COMMON + rb'(?:(\{)"index":0,(?:"text":"|"delta":\{"content":"(?!"))'
+    rb'|\],"usage":\{"prompt_tokens":(\d{1,9}),"total_tokens":\d+,"completion_tokens":(\d{1,9})[,}])'
 )
-"""The usage chunk as vLLM writes it."""
+"""A token event and the usage chunk as vLLM writes them; what looks otherwise is parsed as JSON."""
 CHOICES = re.compile(rb'"choices":\s?\[\{')
 """What the data of a token event and of no other holds near its beginning: the usage chunk's choices are empty."""
 MAX_PREFIX = 400
@@ -112,20 +111,19 @@ class Answer:
             self.tail = data
         elif data == b"[DONE]":
             self.done = True
-        elif PLAIN_TOKEN.match(data):
-            self._learn(data, time_s)
-        elif usage := PLAIN_USAGE.match(data):
-            self.counted_prompt, self.counted_output = int(usage[1]), int(usage[2])
-        else:
+        elif not (plain := PLAIN.match(data)):
             self._inspect(data, time_s)
+        elif plain[1]:
+            self._learn(data, plain.end(1), time_s)
+        else:
+            self.counted_prompt, self.counted_output = int(plain[2]), int(plain[3])
 
-    def _learn(self, data: bytes, time_s: float) -> None:
-        """A token event, and how others will begin."""
+    def _learn(self, data: bytes, prefix: int, time_s: float) -> None:
+        """A token event, and how others will begin: with its first `prefix` bytes."""
         self.token(time_s)
         self.tail = data
-        choices = CHOICES.search(data, 0, MAX_PREFIX)
-        if choices and data.startswith(b'{"id"'):
-            self.prefix = data[: choices.end()]
+        if prefix:
+            self.prefix = data[:prefix]
             self.line = b"data: " + self.prefix
 
     def _inspect(self, data: bytes, time_s: float) -> None:
@@ -145,7 +143,8 @@ class Answer:
                 self.counted_output = _count(usage, "completion_tokens")
             choices = chunk.get("choices")
             if isinstance(choices, list) and choices and not self._opening(choices[0]):
-                self._learn(data, time_s)
+                begun = CHOICES.search(data, 0, MAX_PREFIX) if data.startswith(b'{"id"') else None
+                self._learn(data, begun.end() if begun else 0, time_s)
 
     def _opening(self, choice: Any) -> bool:
         """Chat answers open with a chunk that names the role and holds no token."""

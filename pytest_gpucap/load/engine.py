@@ -26,15 +26,19 @@ KEEP_IDLE_S = 3.0
 """Idle connections are closed after this: uvicorn, and so vLLM, closes its own after 5 s, and a request sent into a
 connection that is just being closed is lost."""
 BATCH = 64
-"""Reads handled before the clock is looked at again: a burst of events holds up a due request by well under 1 ms."""
+"""Reads fetched at a time, and due requests sent before anything is read again."""
 FINE_S = 0.002
 """epoll waits in whole milliseconds; nearer to a due time than this, the wait goes through select, in microseconds."""
+SPIN_S = 0.00006
+"""This near to a due time nothing waits: waking up takes some 30 us, and never the same."""
 GATHER_S, GATHER_BELOW = 0.0005, 32
 """After a turn of few events, this long a rest before the next: streams that are out of step would otherwise wake the
 process for every single token, at several times the cost, and take the CPU from a server beside it. Kernel timestamps
 make it harmless to latencies; a closed loop refills a slot 0.25 ms later on average. Never into a due time."""
 FEW_BODIES, AT_ONCE = 48, 8
-"""Request bodies are composed ahead in idle moments: while there are fewer than this, so many at once (some 50 us)."""
+"""Request bodies are composed ahead in idle moments: while there are fewer than this, so many at once."""
+COMPOSE_S = 0.0001
+"""An idle moment is longer than this: composing takes some 2 us a body, and more for long prompts."""
 MAX_ERROR_TEXTS = 50
 FAILURE_PAUSE_S = 0.1
 """A closed loop does not replace a failed request at once: a server that refuses everything would be stormed."""
@@ -93,6 +97,7 @@ class Engine:
     ) -> None:
         self.offset = Offset()
         self.recorder = Recorder(board.tokens[worker], bins_start_s, worker)
+        self.heads: set[bytes] = set()
         self.errors: dict[str, int] = {}
         self._target, self._composer, self._worker = target, composer, worker
         self._live = board.live[worker]
@@ -130,8 +135,8 @@ class Engine:
 
     def run(self) -> None:
         """Until `stop`."""
-        handlers, poll = self._handlers, self._epoll.poll
-        now_s = time.monotonic()
+        handlers, poll, monotonic = self._handlers, self._epoll.poll, time.monotonic
+        now_s = monotonic()
         self._next_tick_s = now_s + RESAMPLE_S
         ready: list[tuple[int, int]] = []
         while not self._closing:
@@ -139,7 +144,7 @@ class Engine:
             if 0 < len(ready) < self._gather_below and wait_s > 2 * GATHER_S:
                 time.sleep(GATHER_S)
                 ready = poll(0, BATCH)
-            elif wait_s <= 0 or (len(self._bodies) < FEW_BODIES and self._compose_ahead()):
+            elif wait_s <= 0 or self._next_due_s - now_s <= SPIN_S or (wait_s > COMPOSE_S and self._compose_ahead()):
                 ready = poll(0, BATCH)
             else:
                 ready = self._wait(wait_s)
@@ -147,8 +152,10 @@ class Engine:
                 handler = handlers.get(fd)
                 if handler is not None:  # closed earlier in this very batch
                     handler(events)
-            now_s = time.monotonic()
-            if now_s >= self._next_due_s:
+                    # A burst of events holds up no request that is due: what has come already keeps its time.
+                    if (now_s := monotonic()) >= self._next_due_s:
+                        self._send_due(now_s)
+            if (now_s := monotonic()) >= self._next_due_s:
                 self._send_due(now_s)
             if now_s >= self._next_tick_s:
                 self._tick(now_s)
@@ -160,7 +167,7 @@ class Engine:
         if wait_s > FINE_S:
             # Rounded up to whole milliseconds by epoll: aim before the due time.
             return self._epoll.poll(wait_s - FINE_S / 2, BATCH)
-        select.select((self._epoll,), (), (), wait_s)
+        select.select((self._epoll,), (), (), wait_s - SPIN_S)
         return self._epoll.poll(0, BATCH)
 
     def _tick(self, now_s: float) -> None:
@@ -314,11 +321,11 @@ class Engine:
         return self._composer.body(rows.number(row), table.prompt[row], table.output[row])
 
     def _compose_ahead(self) -> bool:
-        """Compose some more bodies while there is nothing else to do; False when there is none to compose."""
+        """Compose some more bodies while there is nothing else to do; False when there are enough."""
         rows, bodies = self._rows, self._bodies
-        if rows is None:
-            return False
         before = len(bodies)
+        if rows is None or before >= FEW_BODIES:
+            return False
         while len(bodies) < before + AT_ONCE and (row := rows.upcoming(len(bodies))) is not None:
             bodies.append(self._compose(rows, row))
         return len(bodies) > before

@@ -18,7 +18,7 @@ from typing import Any
 from pytest_gpucap.load.answer import Answer
 from pytest_gpucap.load.blocks import Count, LiveBoard
 from pytest_gpucap.load.clocks import RESAMPLE_S
-from pytest_gpucap.load.engine import FEW_BODIES, KEEP_IDLE_S, Engine
+from pytest_gpucap.load.engine import KEEP_IDLE_S, Engine
 from pytest_gpucap.load.library import http
 from pytest_gpucap.load.prompts import Composer
 from pytest_gpucap.load.protocol import Status
@@ -102,7 +102,7 @@ class LibraryEngine(Engine):
                 if now_s >= self._next_tick_s:
                     self._tick(now_s)
                 wait_s = min(self._next_due_s, self._next_tick_s) - time.monotonic()
-                if wait_s > NEAREST_S and len(self._bodies) < FEW_BODIES and self._compose_ahead():
+                if wait_s > NEAREST_S and self._compose_ahead():
                     wait_s = 0.0
                 await self._pause(wait_s)
             self.settle(cancel=True)

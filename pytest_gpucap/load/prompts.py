@@ -114,6 +114,7 @@ class Composer:
         if len(units) < 2 or len(units) & (len(units) - 1):  # noqa: PLR2004 - a digit needs two values
             raise ValueError(f"a power of two of units is needed, not {len(units)}")
         self.recipe = recipe
+        self._least, self._taken = recipe.least_tokens, recipe.overhead + recipe.shared
         separator = "," if recipe.as_ids else ""
         self._units = [(separator + unit).encode() for unit in units]
         self._digit_bits = len(units).bit_length() - 1
@@ -162,8 +163,9 @@ class Composer:
 
     def prompt(self, number: int, prompt_tokens: int) -> bytes:
         """The prompt's units as they stand in the body."""
-        self.recipe.check(prompt_tokens)
-        own = prompt_tokens - self.recipe.overhead - self.recipe.shared
+        if prompt_tokens < self._least:
+            self.recipe.check(prompt_tokens)
+        own = prompt_tokens - self._taken
         digits = min(self._digits, own)
         text = self._shared + self._number(number, digits) + self._filler(mix(number ^ self._key), own - digits)
         return text[1:] if self.recipe.as_ids else text

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from pytest_gpucap.load.answer import Answer
+from pytest_gpucap.load.blocks import Count
 from pytest_gpucap.load.protocol import Status
 
 OK = 200
 CHUNK_SIZES = {header % size: size for size in range(1, 8192) for header in (b"%x", b"%X", b"%04x")}
 """Sizes of chunk headers, as servers write them."""
+CHUNK_HEADS = {len(b"%x" % size) + size: b"%x\r\n" % size for size in range(1, 8192)}
+"""How a chunk of one event begins, by its length without `EVENT_END`: what most servers write, in one comparison."""
+NO_HEAD = b"\n"
+HEAD_BYTES = 6
+"""The longest of them; the shortest and ``data: `` are longer."""
 EVENT_END = b"\n\n\r\n"
 """The end of an event, and of the chunk that holds it alone."""
+HEAD_END = b"\r\n\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
+"""The end of an answer in chunks, without trailers."""
 
 
 def judge_head(answer: Answer, status: int, content_type: str, encoding: str) -> None:
@@ -28,21 +37,45 @@ def judge_status(answer: Answer, status: int, body: bytes) -> None:
         answer.fail(_status_of(status), f"HTTP {status}: {_excerpt(body)}")
 
 
-def whole_events(data: bytes, line: bytes) -> tuple[int, int]:
-    """How many whole chunks of one token event each `data` begins with, and their length."""
-    events = length = 0
-    pieces = data.split(EVENT_END)
-    for piece in pieces[:-1]:
-        size = piece.find(b"\r\n", 1, 6)
-        if (
-            CHUNK_SIZES.get(piece[:size]) != len(piece) - size
-            or not piece.startswith(line, size + 2)
-            or piece.find(b"\n", size + 2) >= 0
-        ):
+def take_events(answer: Answer, data: bytes, time_s: float) -> bytes:
+    """Hand over the whole chunks of one event of one data line each that `data` begins with; what is left of it."""
+    pieces = data.rsplit(EVENT_END)  # half the time of a split from the left
+    left = pieces.pop()
+    before, tokens = answer.events, 0
+    line = answer.line
+    for number, piece in enumerate(pieces):
+        if line and piece.startswith(CHUNK_HEADS.get(len(piece), NO_HEAD) + line) and piece.find(b"\n", HEAD_BYTES) < 0:
+            tokens += 1
+            continue
+        if tokens:
+            answer.tokens(tokens, time_s)
+            tokens = 0
+        if not _take_event(answer, piece, time_s):
+            left = EVENT_END.join((*pieces[number:], left))
             break
-        events += 1
-        length += len(piece) + len(EVENT_END)
-    return events, length
+        line = answer.line
+    if tokens:
+        answer.tokens(tokens, time_s)
+    if answer.events > before:
+        answer.tail = data
+        if answer.events > before + 1:
+            answer.recorder.add(Count.SHARED_EVENTS, answer.events - before)
+    return left
+
+
+def _take_event(answer: Answer, piece: bytes, time_s: float) -> bool:
+    """Hand over one event, if `piece` is a chunk of one event of one data line, both without their ends."""
+    size = piece.find(b"\r\n", 1, HEAD_BYTES)
+    line = size + 2
+    if (
+        CHUNK_SIZES.get(piece[:size]) != len(piece) - size
+        or not piece.startswith(b"data: ", line)
+        or piece.find(b"\n", line) >= 0
+        or piece.find(b"\r", line) >= 0
+    ):
+        return False
+    answer.event(piece[line + 6 :], time_s)
+    return True
 
 
 def _status_of(code: int) -> Status:

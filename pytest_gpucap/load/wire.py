@@ -1,8 +1,9 @@
 """One kept-alive HTTP/1.1 connection that reads streamed answers, each stamped by the kernel as it arrived.
 
-`httptools` (Node's llhttp) parses HTTP. One shape is recognised before it: a read that is exactly one whole chunk with
-one whole event in it, which is how servers send tokens. Skipping a whole chunk between two chunks leaves the parser's
-state as it was, so it takes over again at any byte that is not of this shape.
+`httptools` (Node's llhttp) parses HTTP. What servers send all the time is recognised before it: a head that is byte for
+byte one that it has parsed, whole chunks with one whole event each, the last chunk. Skipping a whole chunk between two
+chunks leaves the parser's state as it was, and a head can be given to it later; so it takes over at the first byte that
+is of no such shape.
 """
 
 from __future__ import annotations
@@ -23,11 +24,24 @@ from pytest_gpucap.load.blocks import Count
 from pytest_gpucap.load.clocks import ANCILLARY_BYTES, TIMESPEC, Offset, enable_timestamps
 from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.load.recorder import Recorder
-from pytest_gpucap.load.replies import CHUNK_SIZES, EVENT_END, OK, judge_head, judge_status, whole_events
+from pytest_gpucap.load.replies import (
+    CHUNK_HEADS,
+    EVENT_END,
+    HEAD_BYTES,
+    HEAD_END,
+    LAST_CHUNK,
+    NO_HEAD,
+    OK,
+    judge_head,
+    judge_status,
+    take_events,
+)
 from pytest_gpucap.load.sse import EventStream, EventStreamError
 
 READ_BYTES = 65_536
 MAX_ERROR_BODY = 65_536
+MAX_HEADS = 64
+"""Known heads: with a date in it, a head comes again for a second; with a request's id, never."""
 READABLE, WRITABLE = select.EPOLLIN | select.EPOLLRDHUP, select.EPOLLOUT
 _BUSY = (errno.EAGAIN, errno.EINTR)
 _LOCAL_LIMITS = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)
@@ -54,6 +68,8 @@ class Owner(Protocol):
 
     offset: Offset
     recorder: Recorder
+    heads: set[bytes]
+    """Heads that the parser has found to begin an event stream in chunks on a connection that is kept."""
 
     def watch(self, connection: Connection, events: int, *, known: bool) -> None:
         """Call the connection's `handler` on these epoll events."""
@@ -84,6 +100,9 @@ class Connection:
         "_content_type",
         "_encoding",
         "_finished",
+        "_fresh",
+        "_head",
+        "_heads",
         "_in_chunk",
         "_interim",
         "_keep_alive",
@@ -114,7 +133,7 @@ class Connection:
             OSError: if the connection cannot even be begun.
         """
         self._target, self._owner = target, owner
-        self._recorder, self._offset = owner.recorder, owner.offset
+        self._recorder, self._offset, self._heads = owner.recorder, owner.offset, owner.heads
         self.handler: Callable[[int], None] = self._ready
         family, address = target.address
         self.sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -145,8 +164,8 @@ class Connection:
         self._status = 0
         self._content_type = self._encoding = b""
         self._chunked = self._finished = self._in_chunk = self._interim = self._at_boundary = self._keep_alive = False
-        self._close_delimited = True
-        self._body = b""
+        self._close_delimited = self._fresh = True
+        self._body = self._head = b""
         self._now_s = 0.0
 
     def send(self, answer: Answer, request: bytes) -> None:
@@ -216,13 +235,14 @@ class Connection:
         else:
             recorder.add(Count.USER_STAMPS)
         answer = self.answer
-        if self._at_boundary and answer is not None and answer.line is not None:
-            line = answer.line
-            size = data.find(b"\r\n", 1, 6)
+        if answer is None:
+            self.close()  # Nothing was asked: the server says goodbye (or talks out of turn).
+            return
+        if self._at_boundary and answer.line is not None:
+            length = len(data) - len(EVENT_END)
             if (
-                CHUNK_SIZES.get(data[:size]) == len(data) - size - 4
-                and data.startswith(line, size + 2)
-                and data.find(b"\n", size + 2) == len(data) - 4
+                data.startswith(CHUNK_HEADS.get(length, NO_HEAD) + answer.line)
+                and data.find(b"\n", HEAD_BYTES) == length
                 and data.endswith(EVENT_END)
             ):
                 # The body of Answer.token, in place: this is where the time goes.
@@ -233,28 +253,40 @@ class Connection:
                 answer.tail = data
                 recorder.times.append(time_s)
                 return
-            data = self._take_whole_events(answer, data, time_s)
-            if not data:
+        self._take(answer, data, time_s)
+
+    def _take(self, answer: Answer, data: bytes, time_s: float) -> None:
+        """Take what is of a known shape; the rest goes to the parser."""
+        if self._fresh:
+            data = self._take_head(data)
+        if self._at_boundary:
+            data = take_events(answer, data, time_s)
+            if data == LAST_CHUNK and self._head:
+                self._finished = self._keep_alive = True
+            if self._finished or answer.status is not None:
+                self._over(time_s)
                 return
-        self._parse(data, time_s)
+        if data:
+            self._parse(answer, data, time_s)
 
-    def _take_whole_events(self, answer: Answer, data: bytes, time_s: float) -> bytes:
-        """Count the whole chunks of one token event each that `data` begins with; what is left of it."""
-        whole, length = whole_events(data, answer.line or b"")
-        if whole:
-            answer.tokens(whole, time_s)
-            answer.tail = data[:length]
-            if whole > 1:
-                self._recorder.add(Count.SHARED_EVENTS, whole)
-        return data[length:]
+    def _take_head(self, data: bytes) -> bytes:
+        """Skip the head that `data` begins with if it is known; what is left."""
+        self._fresh = False
+        head, end, left = data.partition(HEAD_END)
+        if not end:
+            return data
+        self._head = head + end
+        if self._head not in self._heads:
+            return data
+        self._status, self._chunked, self._close_delimited = OK, True, False
+        self._at_boundary = True
+        return left
 
-    def _parse(self, data: bytes, time_s: float) -> None:
-        answer = self.answer
-        if answer is None:
-            self.close()  # Nothing was asked: the server says goodbye (or talks out of turn).
-            return
+    def _parse(self, answer: Answer, data: bytes, time_s: float) -> None:
         before = answer.events
         self._now_s = time_s
+        if self._at_boundary and self._head:
+            data, self._head = self._head + data, b""
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -295,10 +327,16 @@ class Connection:
         """The status is known."""
         self._status = self._parser.get_status_code()
         self._interim = 100 <= self._status < 200  # noqa: PLR2004 - the class of interim answers
+        head, self._head = self._head, b""
         answer = self.answer
         if answer is None or self._interim:
             return
         judge_head(answer, self._status, self._content_type.decode("latin-1"), self._encoding.decode("latin-1"))
+        plain = self._status == OK and answer.status is None and self._chunked
+        if plain and head and self._parser.should_keep_alive():
+            if len(self._heads) >= MAX_HEADS:
+                self._heads.clear()
+            self._heads.add(head)
 
     def on_chunk_header(self) -> None:
         """A chunk begins."""

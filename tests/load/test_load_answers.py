@@ -147,6 +147,23 @@ WAYS: dict[str, list[bytes | None]] = {
         chunk(b"data: [DONE]\n\n"),
         b"0\r\n\r\n",
     ],
+    "usage in the last token's event and all in one packet": [
+        HEAD
+        + b"".join(chunk(b"data: %b\n\n" % token()) for _ in range(TOKENS - 1))
+        + chunk(
+            b'data: %b,"usage":{"prompt_tokens":32,"completion_tokens":4}}\n\n'
+            % token("t", finish="length").removesuffix(b"}")
+        )
+        + chunk(b"data: [DONE]\n\n")
+        + b"0\r\n\r\n"
+    ],
+    "sizes of chunks in upper case": [
+        HEAD,
+        *(b"%X\r\n%b\r\n" % (len(data) + 8, b"data: %b\n\n" % data) for data in events()),
+        b"0\r\n\r\n",
+    ],
+    "the head in pieces": [HEAD[:3], HEAD[3:20], HEAD[20:], *good()[1:]],
+    "the end of the head with a part of an event": [HEAD + good()[1][:9], good()[1][9:], *good()[2:]],
     "an interim answer first": [b"HTTP/1.1 100 Continue\r\n\r\n", *good()],
     "trailers after the last chunk": [*good()[:-1], b"0\r\nServer-Timing: x\r\n\r\n"],
     "chunk extensions": [HEAD, *(part.replace(b"\r\n", b";a=b\r\n", 1) for part in good()[1:-1]), b"0\r\n\r\n"],

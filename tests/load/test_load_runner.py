@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -16,10 +19,15 @@ import numpy as np
 import psutil
 import pytest
 
+from pytest_gpucap.load.answer import Answer
+from pytest_gpucap.load.blocks import LiveBoard, PhaseTable, shared_memory
 from pytest_gpucap.load.crew import Crew
+from pytest_gpucap.load.engine import Engine
+from pytest_gpucap.load.prompts import Composer, Recipe
 from pytest_gpucap.load.protocol import ClosedLoop, LoadError, OpenLoop, Progress, Status
 from pytest_gpucap.load.runner import HttpLoadRunner, workers_for
 from pytest_gpucap.load.schedule import closed_loop, open_loop
+from pytest_gpucap.load.wire import Target
 from pytest_gpucap.requirement import ArrivalKind, Arrivals, Endpoint, Length, Workload
 from tests.load.rawserver import RawServer
 from tests.load.tokenserver import TokenServer
@@ -92,6 +100,69 @@ def test_the_union_of_the_workers_arrivals_is_the_schedule(workers: int) -> None
     assert span.check.achieved_rps == pytest.approx(phase.rate_rps, rel=0.05)
     prompts = {str(body["messages"]) for body in server.seen.bodies}
     assert len(prompts) == phase.due_s.size
+
+
+def test_a_request_that_is_due_does_not_wait_for_what_is_to_be_read() -> None:
+    board_fd = shared_memory(LiveBoard.size(1))
+    board = LiveBoard.attach(board_fd, 1)
+    table, fd = PhaseTable.create(1, 1)
+    os.close(fd)
+    os.close(board_fd)
+    begun_s: list[float] = []
+    tried_s: list[float] = []
+
+    class Watched(Engine):
+        def _send(self, answer: Answer, request: bytes, *, fresh: bool = False) -> None:
+            tried_s.append(time.monotonic())
+            super()._send(answer, request, fresh=fresh)
+
+    pairs = [socket.socketpair() for _ in range(60)]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        engine = Watched(
+            Target((socket.AF_INET, listener.getsockname()), b"POST / HTTP/1.1\r\nContent-Length: ", True),
+            Composer(Recipe("m", "completions", ("a", "b"))),
+            board,
+            0,
+            bins_start_s=time.monotonic(),
+            request_timeout_s=60.0,
+        )
+        due_s = time.monotonic() + 0.02
+
+        def read(mine: socket.socket) -> None:
+            begun_s.append(time.monotonic())
+            mine.recv(1)
+            while time.monotonic() < begun_s[-1] + 0.002:
+                pass
+            if len(begun_s) == len(pairs):
+                engine.stop()
+
+        for mine, other in pairs:
+            engine.attend(mine, lambda _events, mine=mine: read(mine))  # type: ignore[misc]
+            other.send(b".")
+        table.due_s[:], table.prompt_tokens[:], table.output_tokens[:] = due_s, 16, 8
+        engine.begin(table, start_s=due_s, end_s=due_s + 60.0, share=0, first_prompt=0)
+        engine.run()
+        engine.close()
+    for pair in pairs:
+        for end in pair:
+            end.close()
+    # One may have begun between the look at the clock and its own.
+    assert sum(due_s < begin_s < tried_s[0] for begin_s in begun_s) <= 1
+    assert begun_s[-1] > tried_s[0]
+
+
+def test_workers_run_in_short_slices_where_the_kernel_grants_them() -> None:
+    with TokenServer() as server, HttpLoadRunner(server.url, "m", None, Workload(), 1, workers=1) as runner:
+        runner.prepare()
+        (pid,) = runner.worker_pids
+        scheduler = Path(f"/proc/{pid}/sched")
+        lines = scheduler.read_text().splitlines() if scheduler.exists() else []
+        slices = [int(line.split(":")[1]) for line in lines if line.startswith("se.slice")]
+        release = tuple(int(number) for number in re.findall(r"\d+", platform.release())[:2])
+        if not slices or release < (6, 12) or os.sched_getscheduler(pid) != os.SCHED_OTHER:
+            pytest.skip("this kernel grants no slices or shows none, or another scheduling policy was chosen")
+        assert slices == [100_000]
+        assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
