@@ -20,7 +20,7 @@ from pytest_gpucap.load.protocol import Floats, Histogram, Status
 
 LOWEST_S = 1e-6
 GROWTH = 1.0005
-"""Percentiles of gaps, lateness and lags are right to 0.05% (upwards), from 1 us to 7 hours: 5 us in 10 ms."""
+"""Percentiles of gaps, lateness and lags are right to 0.05%, from 1 us to 7 hours: 5 us in 10 ms."""
 BINS = 48_000
 
 TOKEN_BIN_S = 0.1

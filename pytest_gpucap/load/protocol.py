@@ -128,12 +128,17 @@ class Histogram:
         return int(self.counts.sum())
 
     def quantile_s(self, quantile: float) -> float:
-        """The upper edge of the bin that holds the quantile (nearest rank); NaN of nothing."""
+        """The quantile (nearest rank), its bin's values taken as spread evenly over the bin; NaN of nothing."""
         total = self.total
         if total == 0:
             return float("nan")
         rank = max(1, int(np.ceil(quantile * total - 1e-9)))
-        return float(self.lowest_s * self.growth ** int(np.searchsorted(np.cumsum(self.counts), rank)))
+        up_to = np.cumsum(self.counts)
+        at = int(np.searchsorted(up_to, rank))
+        if at == 0:
+            return self.lowest_s
+        within = (rank - 0.5 - int(up_to[at - 1])) / int(self.counts[at])
+        return float(self.lowest_s * self.growth ** (at - 1 + within))
 
     def share_above(self, limit_s: float) -> float:
         """Share of the values above the limit, to the nearest bin edge; NaN of nothing."""
