@@ -1,8 +1,9 @@
 """Open-loop lateness: ``python lateness.py PORT RATE SECONDS WORKERS``; prints one line of JSON.
 
 Sends Poisson arrivals of 8-event requests through `HttpLoadRunner` and compares when they were sent with when they were
-due. The two-sample Kolmogorov-Smirnov test holds the gaps between *sends*, over all workers together, against the gaps
-of the schedule: a split with a bias would show in them, as would lateness of the order of a gap.
+due. Kolmogorov-Smirnov tests hold the gaps of the schedule that the workers were given, all together, against the
+exponential distribution, and the gaps between *sends* against those of the schedule; ``at_us`` is the gap at which the
+two differ most. A split with a bias would show in the first, lateness of the order of a gap in the second.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ with HttpLoadRunner(f"http://127.0.0.1:{port:.0f}", "bench", None, workload, 1, 
     runner.settle(10.0)
     journal = runner.journal()
 late = journal.sent_s - journal.due_s
-test = stats.ks_2samp(np.diff(np.sort(journal.sent_s)), np.diff(journal.due_s))
+gaps = np.diff(np.sort(journal.due_s))
+test = stats.ks_2samp(np.diff(np.sort(journal.sent_s)), gaps)
+schedule = stats.kstest(gaps, stats.expon(scale=1 / rate).cdf)
 print(
     json.dumps(
         {
@@ -37,7 +40,12 @@ print(
                 "p99": float(np.quantile(late, 0.99)) * 1e6,
                 "max": float(late.max()) * 1e6,
             },
-            "ks": {"statistic": float(test.statistic), "p": float(test.pvalue)},
+            "ks": {
+                "statistic": float(test.statistic),
+                "p": float(test.pvalue),
+                "at_us": float(test.statistic_location) * 1e6,
+            },
+            "ks_schedule": {"statistic": float(schedule.statistic), "p": float(schedule.pvalue)},
             "cpu": span.check.worker_cpu_share,
             "problems": span.check.problems,
         }

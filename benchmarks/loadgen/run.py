@@ -3,8 +3,9 @@
 PART is any of: events, requests, peak, scaling, stamps, open, memory (C client, ours, aiohttp, openai), tools, accuracy
 (whole tools: ours, vLLM's bench, GuideLLM, AIPerf), or ``report``, which prints the tables of all that was measured.
 The server is always ``emitter.c``, on core 0; clients run on core 1. Figures of one part are taken in turns within one
-run, so that ratios hold even where absolute numbers depend on what else the machine does. Raw results go to
-``--out`` (one JSON line a run), builds and the rivals' environment to ``--work``.
+run, so that ratios hold even where absolute numbers depend on what else the machine does; ``foreign`` in a result is
+the share of the client's core that others took during the run. Raw results go to ``--out`` (one JSON line a run),
+builds and the rivals' environment to ``--work``.
 
 The rivals' environment (``rivals.txt``) is made on first use; vLLM's bench comes from ``--vllm-python``, and a
 tokenizer for those who want one is that of the synthetic model.
@@ -40,6 +41,8 @@ class Bench:
         self.on = ["chrt", "-r", "10", "taskset", "-c"] if realtime else ["taskset", "-c"]
         self.work, self.out, self.vllm_python, self.repeats = work, out, vllm_python, repeats
         self.names = tools
+        self.foreign: float | None = None
+        """Of the client's last run on a core of its own."""
         work.mkdir(parents=True, exist_ok=True)
         self._port = 7900 + os.getpid() % 100 * 20
         for name in ("emitter", "client"):
@@ -88,6 +91,7 @@ class Bench:
         """Run any command: what it printed, and the CPU seconds of it and all its processes."""
         parts = [*self.on, core, *(str(part) for part in command)]
         log = self.work / "last.log"
+        begun_s, busy_s = time.monotonic(), busy_seconds(CLIENT_CORE)
         with log.open("w") as errors:
             process = subprocess.Popen(
                 parts, stdout=subprocess.PIPE, stderr=errors, text=True, env={**os.environ, **(env or {})}
@@ -97,11 +101,13 @@ class Bench:
             _, status, usage = os.wait4(process.pid, 0)
         if status:
             raise SystemExit(f"{' '.join(parts)} failed:\n{log.read_text()[-2000:]}")
-        return text, usage.ru_utime + usage.ru_stime
+        cpu_s, wall_s = usage.ru_utime + usage.ru_stime, time.monotonic() - begun_s
+        self.foreign = max(0.0, busy_seconds(CLIENT_CORE) - busy_s - cpu_s) / wall_s if core == CLIENT_CORE else None
+        return text, cpu_s
 
     def note(self, part: str, who: str, result: Run) -> None:
         """Keep one run's result."""
-        line = {"part": part, "who": who, "at": time.strftime("%Y-%m-%d %H:%M:%S"), **result}
+        line = {"part": part, "who": who, "at": time.strftime("%Y-%m-%d %H:%M:%S"), "foreign": self.foreign, **result}
         with self.out.open("a") as out:
             out.write(json.dumps(line) + "\n")
         print(json.dumps(line), flush=True)
@@ -182,10 +188,10 @@ class Bench:
 
     def open(self) -> None:
         """Open-loop lateness at 2,000 requests of 8 events a second on one core; arrivals of 1, 2 and 4 workers."""
-        for rate, workers, repeats in ((2000, 1, self.repeats), (500, 1, 3), (500, 2, 3), (500, 4, 3)):
-            for _ in range(repeats):
+        for _ in range(self.repeats):
+            for rate, workers in ((2000, 1), (2000, 2), (2000, 4), (500, 1), (500, 2), (500, 4)):
                 with self.emitter(2_000, 2_000) as (port, _):
-                    command = (sys.executable, HERE / "lateness.py", port, rate, 8, workers)
+                    command = (sys.executable, HERE / "lateness.py", port, rate, 5, workers)
                     self.note("open", f"{rate} req/s, workers: {workers}", self.client(*command))
 
     def memory(self) -> None:
@@ -259,7 +265,7 @@ class Bench:
 
     def tools(self) -> None:
         """CPU per event of whole tools at 256 streams paced 20 ms: the slope between a short and a long run."""
-        for name in self.names:
+        for name in [*self.names] * self.repeats:
             tool: Callable[..., tuple[Run, float]] = getattr(self, TOOLS[name])
             cpu, events = [], []
             for requests in (256, 1024):
@@ -273,7 +279,7 @@ class Bench:
     def accuracy(self) -> None:
         """What each tool reports against what the emitter knows, at light load and near the tools' limits."""
         for load, streams, rounds in (("light", 8, 4), ("heavy", 256, 3)):
-            for name in self.names:
+            for name in [*self.names] * self.repeats:
                 tool: Callable[..., tuple[Run, float]] = getattr(self, TOOLS[name])
                 with self.emitter(15_000, 10_000) as (port, truth):
                     result, _ = tool(port, streams, streams * rounds, 100)
@@ -282,6 +288,13 @@ class Bench:
                     **{f"itl_{p}_ms": truth["gap_us"][p] / 1e3 for p in ("p50", "p99")},
                 }
                 self.note(f"accuracy, {load}", name, {"said": result, "true": known})
+
+
+def busy_seconds(core: str) -> float:
+    """CPU seconds that a core has been busy since the machine started."""
+    line = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith(f"cpu{core} "))
+    user, nice, system, _idle, _iowait, irq, softirq = map(int, line.split()[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
 def report(path: Path) -> str:
@@ -314,7 +327,7 @@ def _HEADS(part: str) -> list[str]:  # noqa: N802 - a table of heads, by part
         "scaling": ["us CPU/event", "events/s"],
         "stamps, alone": ["error p50 us", "error p99 us"],
         "stamps, core 90% busy": ["error p50 us", "error p99 us"],
-        "open": ["late p50 us", "late p99 us", "KS statistic", "KS p", "CPU share"],
+        "open": ["late p50 us", "late p99 us", "KS", "KS p", "at us", "schedule's KS p", "CPU share", "others' CPU"],
         "memory": ["peak MiB", "gaps", "error p50", "error p99"],
         "tools": ["us CPU/event"],
     }[part]
@@ -324,7 +337,8 @@ def _figures(part: str, runs: list[Run]) -> list[object]:
     last = runs[-1]
     if part.startswith("accuracy"):
         names = ("ttft_p50_ms", "ttft_p99_ms", "itl_p50_ms", "itl_p99_ms")
-        return [*(f"{last['said'][name]:.2f} / {last['true'][name]:.2f}" for name in names), last["said"]["rps"]]
+        pairs = [tuple(_median(runs, lambda r: r[of][name]) for of in ("said", "true")) for name in names]  # noqa: B023
+        return [*(f"{said:.3f} / {true:.3f}" for said, true in pairs), _median(runs, lambda r: r["said"]["rps"])]
     figures: list[Callable[[Run], float]]
     if part in ("events", "peak", "scaling"):
         figures = [lambda r: r["cpu_s"] / r["events"] * 1e6, lambda r: r["events"] / r["wall_s"]]
@@ -334,8 +348,9 @@ def _figures(part: str, runs: list[Run]) -> list[object]:
         key = "kernel_error_us" if "kernel_error_us" in last else "user_error_us"
         figures = [lambda r: r[key]["p50"], lambda r: r[key]["p99"]]
     elif part == "open":
-        figures = [lambda r: r["late_us"]["p50"], lambda r: r["late_us"]["p99"], lambda r: r["ks"]["statistic"]]
-        figures += [lambda r: r["ks"]["p"], lambda r: max(r["cpu"])]
+        figures = [lambda r: r["late_us"]["p50"], lambda r: r["late_us"]["p99"]]
+        figures += [lambda r: r["ks"]["statistic"], lambda r: r["ks"]["p"], lambda r: r["ks"]["at_us"]]
+        figures += [lambda r: r["ks_schedule"]["p"], lambda r: max(r["cpu"]), lambda r: r["foreign"]]
     elif part == "memory":
         figures = [lambda r: r["peak_mib"], lambda r: r["gaps"]]
         figures += [lambda r: r["relative_error"]["p50"], lambda r: r["relative_error"]["p99"]]
@@ -356,8 +371,19 @@ def main() -> None:
         action="store_true",
         help="emitter and client at real-time priority, on a machine with other users",
     )
+    parser.add_argument(
+        "--nice",
+        type=int,
+        metavar="N",
+        help="run everything at this niceness, in the scheduler's group of the session too, where it has one",
+    )
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
     arguments = parser.parse_args()
+    if arguments.nice is not None:
+        os.setpriority(os.PRIO_PROCESS, 0, arguments.nice)
+        group = Path("/proc/self/autogroup")
+        if group.exists():  # niceness counts within a session only; between sessions, the session's does
+            group.write_text(str(arguments.nice))
     work, out = arguments.work.resolve(), arguments.out.resolve()
     bench = Bench(work, out, arguments.vllm_python, arguments.repeats, arguments.tools, arguments.realtime)
     for part in arguments.parts:
