@@ -254,7 +254,8 @@ def run_lane(  # noqa: C901, PLR0912, PLR0915 - one event loop, read top to bott
                 gaps[_gap_bin(before)] -= n
             # A step already under way must end before this request's first one begins.
             wait = 0.0 if n == 0 else (i * _STEP_PHASE) % 1.0
-            pause += prefill
+            # In the step under way, and in the one that prefills it, only the others decode.
+            pause += max(0.0, prefill - (1.0 + wait) * (after - before))
             kv += need[i]
             n += 1
             if i >= starters and left[i] == output[i - starters]:

@@ -119,7 +119,7 @@ class Speed:
         error: standard error of ln s in the middle of the data, from the residuals alone.
         bins: behind it.
         stalled_s: seconds lost to stops in bins left out.
-        stalls: such bins.
+        stalls: such stops; neighbouring bins are one.
         seconds: of bins behind it, those left out included.
     """
 
@@ -220,6 +220,7 @@ def fit(bins: Bins) -> Speed:
         error=error,
         bins=int(keep.sum()),
         stalled_s=stalled,
-        stalls=int((~keep).sum()),
+        # One stop may reach into the next bin.
+        stalls=int((~keep & np.append(True, keep[:-1])).sum()),
         seconds=float(width.sum()),
     )

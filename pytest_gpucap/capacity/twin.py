@@ -40,6 +40,13 @@ QUEUED_LANES = 96
 """Lanes where sequences or KV are limited, or arrivals are not Poisson: the law is then only near; lanes are long."""
 QUEUED_BURN_SHARE = 5.0
 QUEUED_MEASURED_SHARE = 4.0
+THOROUGH_BURN_SHARE = 2.0
+"""The thorough look has lanes that go on long enough for what the stationary law leaves out, the excursions after a
+stop of the engine, and that measure more requests."""
+THOROUGH_MEASURED_SHARE = 3.0
+THOROUGH_LEAST_MEASURED = 96
+THOROUGH_QUEUED_LANES = 4
+"""So many times the lanes, where lanes are long already."""
 DRIFT_STRATA = 6
 """Values of the drift that lanes have."""
 COMPANY_SHARE = 2.0
@@ -189,6 +196,21 @@ class Sustainable:
         return 1.0 + 1.0 / self.slope
 
 
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What a thorough look at a root adds; common random numbers let it hold for all models and roots nearby.
+
+    Attributes:
+        rate_rps: the root looked at.
+        correction: of its logarithm, from more requests.
+        slope: as that of `Sustainable`, from both sides of the root.
+    """
+
+    rate_rps: float
+    correction: float
+    slope: float
+
+
 def saturation_rps(model: ServerModel, traffic: Traffic) -> float:
     """Requests a second that the engine completes when it never runs short of work."""
     most = model.most_running
@@ -236,8 +258,10 @@ def _starts(model: ServerModel, traffic: Traffic, rate_rps: float, lanes: int) -
     return np.repeat(factors, each), np.concatenate(levels)
 
 
-def evaluate(model: ServerModel, traffic: Traffic, rate_rps: float, *, want_gaps: bool = False) -> Evaluation:
-    """Latencies of the workload at a rate."""
+def evaluate(
+    model: ServerModel, traffic: Traffic, rate_rps: float, *, want_gaps: bool = False, thorough: bool = False
+) -> Evaluation:
+    """Latencies of the workload at a rate; with `thorough` from some five times as many requests."""
     few, queued = starting_levels(model, traffic, rate_rps, 16)
     queued = queued or not traffic.poisson
     typical = 1.0 + float(few.mean())
@@ -245,8 +269,13 @@ def evaluate(model: ServerModel, traffic: Traffic, rate_rps: float, *, want_gaps
     share = BURN_SHARE + BURN_PREFILL * max(0.0, prefilling - BURN_PREFILL_FROM)
     burn = int((QUEUED_BURN_SHARE if queued else share) * typical)
     measured = max(LEAST_MEASURED, int((QUEUED_MEASURED_SHARE if queued else MEASURED_SHARE) * typical))
-    rows = burn + measured + int(COMPANY_SHARE * typical) + 16
     lanes = QUEUED_LANES if queued else int(min(MOST_LANES, max(LANES, LANE_REQUESTS / typical)))
+    if thorough and queued:
+        lanes *= THOROUGH_QUEUED_LANES
+    elif thorough:
+        burn = max(burn, int(THOROUGH_BURN_SHARE * typical))
+        measured = max(THOROUGH_LEAST_MEASURED, int(THOROUGH_MEASURED_SHARE * typical))
+    rows = burn + measured + int(COMPANY_SHARE * typical) + 16
     lanes = max(1, min(lanes, traffic.gap.size // rows))
     factors, levels = _starts(model, traffic, rate_rps, lanes)
     lanes = levels.size
@@ -308,23 +337,64 @@ def sustainable(
     bound = saturation_rps(model, traffic)
     if not limits and most_in_flight is None:
         return Sustainable(bound, "backlog", math.inf, float(model.most_running))
-    want_gaps = any(limit.metric is Metric.ITL for limit in limits)
     evaluations: dict[float, Evaluation] = {}
 
     def worst(log_rate: float) -> tuple[float, str]:
-        evaluation = evaluate(model, traffic, math.exp(log_rate), want_gaps=want_gaps)
-        evaluations[log_rate] = evaluation
-        ratios = {limit.name: evaluation.latency_s(limit) / limit.limit_s for limit in limits}
-        if most_in_flight is not None:
-            ratios["backlog"] = float(np.quantile(evaluation.seen, IN_FLIGHT_QUANTILE)) / most_in_flight
-        name = max(ratios, key=lambda key: ratios[key])
-        return math.log(min(max(ratios[name], 1e-9), 1e9)), name
+        f, name, evaluations[log_rate] = _worst(model, traffic, limits, math.exp(log_rate), most_in_flight)
+        return f, name
 
     top = math.log(bound)
     log_rate, slope, name = _root(worst, min(math.log(guess_rps), top - 0.02), top, slope)
     nearest = evaluations[min(evaluations, key=lambda key: abs(key - log_rate))]
     in_flight = float(np.quantile(nearest.seen, 0.95))
     return Sustainable(math.exp(log_rate), name, slope, in_flight)
+
+
+def examine(
+    found: Sustainable,
+    model: ServerModel,
+    traffic: Traffic,
+    limits: tuple[LatencyLimit, ...],
+    *,
+    most_in_flight: float | None = None,
+) -> Examination:
+    """A thorough look at the root that `sustainable` found.
+
+    The secants on the way to it lie wherever the first guess was, and on a convex curve are steeper than the curve at
+    its root when that was too high; here they lie evenly about it.
+    """
+    if not limits and most_in_flight is None:
+        return Examination(found.rate_rps, 0.0, found.slope)
+
+    def f(log_rate: float) -> float:
+        return _worst(model, traffic, limits, math.exp(log_rate), most_in_flight, thorough=True)[0]
+
+    root, slope, missed = math.log(found.rate_rps), found.slope, 0.0
+    low, middle, high = (f(root + step) for step in (-SLOPE_STEP, 0.0, SLOPE_STEP))
+    if max(abs(low), abs(high)) < STRAIGHT:
+        slope = max(LEAST_SLOPE, (high - low) / (2.0 * SLOPE_STEP))
+        missed = (low + middle + high) / 3.0
+    room = math.log(saturation_rps(model, traffic)) - root
+    return Examination(found.rate_rps, min(-missed / slope, room), slope)
+
+
+def _worst(
+    model: ServerModel,
+    traffic: Traffic,
+    limits: tuple[LatencyLimit, ...],
+    rate_rps: float,
+    most_in_flight: float | None,
+    *,
+    thorough: bool = False,
+) -> tuple[float, str, Evaluation]:
+    """Logarithm of the tightest percentile over its limit, the limit's name, and the evaluation behind it."""
+    want_gaps = any(limit.metric is Metric.ITL for limit in limits)
+    evaluation = evaluate(model, traffic, rate_rps, want_gaps=want_gaps, thorough=thorough)
+    ratios = {limit.name: evaluation.latency_s(limit) / limit.limit_s for limit in limits}
+    if most_in_flight is not None:
+        ratios["backlog"] = float(np.quantile(evaluation.seen, IN_FLIGHT_QUANTILE)) / most_in_flight
+    name = max(ratios, key=lambda key: ratios[key])
+    return math.log(min(max(ratios[name], 1e-9), 1e9)), name, evaluation
 
 
 def _root(

@@ -178,6 +178,8 @@ def reconciled(
         correction,
         offset_rps,
         turned=turned,
+        thorough=True,
+        examined=before.examination if before else None,
     )
     return replace(found, settled=found.slope < c.STEEPEST), replayed
 

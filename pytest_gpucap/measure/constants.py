@@ -58,6 +58,8 @@ DRIFT_TAU_S = 90.0
 """How slowly: longer measurements average over some of it."""
 TWIN_ERROR = 0.006
 """Standard error of the twin itself: its lanes, and what it leaves out of the engine."""
+EXAMINED_NEAR = 0.06
+"""An estimate within this (in the logarithm) of one that the twin examined thoroughly takes that examination over."""
 FLAT_SLOPE = 0.5
 """Where a percentile rises more slowly than this with the rate (both in logarithms), the twin's error of the percentile
 is several of the rate."""

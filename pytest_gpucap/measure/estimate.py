@@ -10,7 +10,7 @@ import numpy as np
 from pytest_gpucap.capacity import twin
 from pytest_gpucap.capacity.results import Interval
 from pytest_gpucap.capacity.speed import Bins, Speed, bin_width_s, bins_of, fit
-from pytest_gpucap.capacity.twin import ServerModel, Sustainable, Traffic
+from pytest_gpucap.capacity.twin import Examination, ServerModel, Sustainable, Traffic
 from pytest_gpucap.load.protocol import Journal
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.session import Window
@@ -36,6 +36,7 @@ class Estimate:
         least, greatest: the rates with the slowest and the fastest course that the curve may take beyond the batch
             sizes measured; both are the rate itself where the queue reaches none of those.
         settled: an open loop is behind it, and its slope may be taken for that of the next estimate.
+        examination: the twin's thorough look that is in it; None where there was none.
     """
 
     rate: Interval
@@ -48,6 +49,7 @@ class Estimate:
     least: float
     greatest: float
     settled: bool = False
+    examination: Examination | None = None
 
     def widened(self, by: float) -> Estimate:
         """The same with one more, independent, standard error of its logarithm."""
@@ -141,12 +143,15 @@ def estimate(
     *,
     extremes: bool = True,
     turned: int | None = None,
+    thorough: bool = False,
+    examined: Examination | None = None,
 ) -> Estimate:
     """Fit the curve, put the queue on top, solve for the rate.
 
     Without `extremes`, the interval knows nothing of batch sizes that were not measured; a search needs none. Where
     throughput falls beyond the concurrency `turned`, a queue there feeds itself, so the requests in flight must stay
-    below it as a latency must stay below its limit (see `twin.IN_FLIGHT_QUANTILE`).
+    below it as a latency must stay below its limit (see `twin.IN_FLIGHT_QUANTILE`). With `thorough`, the root is
+    examined, or the examination `examined` of one nearby is taken over.
 
     Raises:
         SpeedError: if the windows hold too few tokens.
@@ -161,9 +166,15 @@ def estimate(
     if turned is not None:
         model = replace(model, speed=speed.pessimistic(model.speed.size - 1))
     found = twin.sustainable(model, traffic, requirement.slo.limits, guess_rps, slope, most_in_flight=turned)
+    if thorough:
+        if examined is None or abs(math.log(found.rate_rps / examined.rate_rps)) > c.EXAMINED_NEAR:
+            examined = twin.examine(found, model, traffic, requirement.slo.limits, most_in_flight=turned)
+        found = replace(found, rate_rps=found.rate_rps * math.exp(examined.correction), slope=examined.slope)
     seconds = windows[-1].end_s - windows[0].start_s
     drift = max(c.DRIFT_SD, between_windows(journal, windows, speed)) * math.sqrt(drift_share(seconds))
-    pace_error = math.hypot(c.AUTOCORRELATION * speed.error, drift)
+    # How often the engine stops is known from a Poisson count: the stops seen, and the one assumed beforehand.
+    stops = model.stall_share / math.sqrt(speed.stalls + 1.0)
+    pace_error = math.hypot(c.AUTOCORRELATION * speed.error, drift, stops)
     flatness = max(1.0, c.FLAT_SLOPE / found.slope)
     error = math.hypot(found.elasticity * pace_error, flatness * c.TWIN_ERROR)
     if turned is not None:
@@ -189,6 +200,7 @@ def estimate(
         model,
         least,
         found.rate_rps if turned is not None else greatest,
+        examination=examined,
     )
 
 

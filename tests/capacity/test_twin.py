@@ -11,8 +11,11 @@ import pytest
 
 from pytest_gpucap.capacity import twin
 from pytest_gpucap.capacity.twin import ServerModel
+from pytest_gpucap.load import schedule
 from pytest_gpucap.measure.traffic import traffic_for
 from pytest_gpucap.requirement import LatencyLimit, Length, Workload
+from pytest_gpucap.simulator.profile import Engine
+from pytest_gpucap.simulator.runner import SimRunner
 
 WORKLOAD = Workload(Length.fixed(1), Length.parse("uniform:50-150", "output"))
 
@@ -61,6 +64,38 @@ def test_the_rate_falls_as_the_engine_slows_by_its_elasticity() -> None:
     assert fast.binding == "e2e_p95"
     drop = math.log(fast.rate_rps / slow.rate_rps) / math.log(1.03)
     assert drop == pytest.approx(fast.elasticity, rel=0.35)
+
+
+def test_an_examined_slope_predicts_what_a_slower_engine_costs() -> None:
+    traffic = traffic_for(WORKLOAD)
+    n = np.arange(1001.0)
+    limits = (LatencyLimit.parse("e2e_p95", "1.5s"),)
+    models = [ServerModel((0.003 + 1e-4 * n) * f, 0.0) for f in (0.97, 1.0, 1.03)]
+    found = [twin.sustainable(model, traffic, limits, 20.0) for model in models]
+    looks = [twin.examine(f, model, traffic, limits) for f, model in zip(found, models, strict=True)]
+    fast, _, slow = (math.log(f.rate_rps) + look.correction for f, look in zip(found, looks, strict=True))
+    # Times longer by d move the root by d (1 + 1 / slope).
+    assert (fast - slow) / math.log(1.03 / 0.97) == pytest.approx(1 + 1 / looks[1].slope, rel=0.15)
+    assert abs(looks[1].correction) < 0.03
+
+
+def test_a_request_decodes_from_its_second_token_on() -> None:
+    """Against the simulated engine, step by step: with short answers, two steps more a request would be seen."""
+    workload = Workload(Length.fixed(300), Length.fixed(16))
+    engine = Engine(
+        base_s=0.002, per_seq_s=0.0005, per_prompt_token_s=0.00001, noise=0.0, drift_sd=0.0, stall_per_s=0.0,
+        warm_extra=0.0,
+    )  # fmt: skip
+    rate = 65.0
+    runner = SimRunner(engine, 1)
+    runner.run(schedule.open_loop(workload, rate, 20.0, 5, 0))
+    span = runner.run(schedule.open_loop(workload, rate, 400.0, 5, 1))
+    runner.settle(60.0)
+    observed = runner.journal().e2e_s[span.first_row : span.end_row].mean()
+    n = np.maximum(1.0, np.arange(257.0))
+    model = ServerModel(engine.base_s + engine.per_seq_s * n, engine.per_prompt_token_s, max_seqs=256)
+    found = twin.evaluate(model, traffic_for(workload), rate, thorough=True)
+    assert found.e2e_s.mean() == pytest.approx(observed, rel=0.04)
 
 
 def test_a_limit_that_nothing_can_keep_gives_next_to_no_rate() -> None:
