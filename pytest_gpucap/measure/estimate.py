@@ -151,7 +151,8 @@ def estimate(
     Without `extremes`, the interval knows nothing of batch sizes that were not measured; a search needs none. Where
     throughput falls beyond the concurrency `turned`, a queue there feeds itself, so the requests in flight must stay
     below it as a latency must stay below its limit (see `twin.IN_FLIGHT_QUANTILE`). With `thorough`, the root is
-    examined, or the examination `examined` of one nearby is taken over.
+    examined, or the examination `examined` of one nearby is taken over; not where throughput falls, for there the
+    figure belongs to a length of time: the longer the look, the surer a moment that tips the server over.
 
     Raises:
         SpeedError: if the windows hold too few tokens.
@@ -166,7 +167,7 @@ def estimate(
     if turned is not None:
         model = replace(model, speed=speed.pessimistic(model.speed.size - 1))
     found = twin.sustainable(model, traffic, requirement.slo.limits, guess_rps, slope, most_in_flight=turned)
-    if thorough:
+    if thorough and turned is None:
         if examined is None or abs(math.log(found.rate_rps / examined.rate_rps)) > c.EXAMINED_NEAR:
             examined = twin.examine(found, model, traffic, requirement.slo.limits, most_in_flight=turned)
         found = replace(found, rate_rps=found.rate_rps * math.exp(examined.correction), slope=examined.slope)
