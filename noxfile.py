@@ -35,4 +35,6 @@ def pure(session: nox.Session, pytest: str) -> None:
         "matplotlib",
         "ruptures",
     )
+    # A wheel of the same version as the one that an environment has is another build of it.
+    session.install("-q", "--force-reinstall", "--no-deps", *wheels)
     session.run("pytest", "-q", "-m", PURE, *session.posargs, env={"GPUCAP_TEST_INSTALLED": "1"})
