@@ -206,8 +206,8 @@ def write(results: Path, target: Path, machine: str) -> None:
             "start out. *Held out* is not strict: durations and thresholds were set on the other profiles, but the "
             "twin and the climb were looked at on all of them, and four flaws were found on profiles so marked and "
             "mended. The seeds of these checks and measurements are fresh: none was drawn before the last "
-            "constant was set. A dash "
-            "is a cell that was not run. `h200` is calibrated to a server whose "
+            "constant was set; on `h200` they showed a change of the twin to be wrong there, and it was taken back for "
+            "such servers. A dash is a cell that was not run. `h200` is calibrated to a server whose "
             "throughput falls beyond about 120 requests in flight."
         ),
         "",
@@ -227,7 +227,8 @@ def write(results: Path, target: Path, machine: str) -> None:
         "",
         (
             "Each check drives a simulated server in a process of its own through the real load generator, in real "
-            "time. Run with an earlier version of the procedure, which held longer."
+            "time. Run with the procedure before the twin's last mend, on 2 cores that had 3 to 15 processes to "
+            "run at a time; where the load generator came too late, its check said so."
         ),
         "",
         *http_table(results),
