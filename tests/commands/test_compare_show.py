@@ -99,6 +99,7 @@ def test_real_files_by_path(capsys: pytest.CaptureFixture[str]) -> None:
     assert "differs: limit e2e_p95: 4 -> 20" in capsys.readouterr().out
     assert run("show", str(H200 / "suite.json")) == 0
     shown = capsys.readouterr().out
+    assert "check" not in shown.splitlines()[0].partition("suite.json")[2]  # folders before it may have any name
     for title in ("PASS: holds (", "FAIL: fails (", "measure: bf16 (", "sweep: curve (", "sample: closed 64 ("):
         assert title in shown
 

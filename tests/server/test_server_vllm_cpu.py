@@ -45,22 +45,26 @@ def test_a_prompt_has_one_token_a_byte_and_chat_adds_none(vllm_cpu_server: VllmS
         assert ask(vllm_cpu_server, content, 3) == (len(content.encode()), 3)
 
 
-def test_a_stream_comes_token_by_token(vllm_cpu_server: VllmServer) -> None:
-    server = vllm_cpu_server
+def test_a_stream_brings_every_token_its_own_event(vllm_cpu_server: VllmServer) -> None:
+    # A busy machine sends tokens together that wait for each other, so the best of a few streams counts; and a few ids
+    # are bytes that only join into text.
+    assert max(pieces(vllm_cpu_server, 50) for _ in range(5)) >= 40
+
+
+def pieces(server: VllmServer, tokens: int) -> int:
+    """Events with text that an answer of so many tokens comes in."""
     stream = server.client.chat.completions.create(
         model=server.model,
         messages=[{"role": "user", "content": "Hello"}],
-        max_tokens=50,
+        max_tokens=tokens,
         stream=True,
         stream_options={"include_usage": True},
         extra_body={"ignore_eos": True},
     )
     chunks = list(stream)
     assert chunks[-1].usage is not None
-    assert chunks[-1].usage.completion_tokens == 50
-    contents = [choice.delta.content for chunk in chunks for choice in chunk.choices]
-    # A few ids are bytes that only join into text, and a busy machine sends tokens together that wait for each other.
-    assert len([content for content in contents if content]) > 10
+    assert chunks[-1].usage.completion_tokens == tokens
+    return sum(1 for chunk in chunks for choice in chunk.choices if choice.delta.content)
 
 
 def test_its_own_counters_agree_with_what_was_asked(vllm_cpu_server: VllmServer) -> None:
