@@ -350,24 +350,17 @@ def sustainable(
     return Sustainable(math.exp(log_rate), name, slope, in_flight)
 
 
-def examine(
-    found: Sustainable,
-    model: ServerModel,
-    traffic: Traffic,
-    limits: tuple[LatencyLimit, ...],
-    *,
-    most_in_flight: float | None = None,
-) -> Examination:
+def examine(found: Sustainable, model: ServerModel, traffic: Traffic, limits: tuple[LatencyLimit, ...]) -> Examination:
     """A thorough look at the root that `sustainable` found.
 
     The secants on the way to it lie wherever the first guess was, and on a convex curve are steeper than the curve at
     its root when that was too high; here they lie evenly about it.
     """
-    if not limits and most_in_flight is None:
+    if not limits:
         return Examination(found.rate_rps, 0.0, found.slope)
 
     def f(log_rate: float) -> float:
-        return _worst(model, traffic, limits, math.exp(log_rate), most_in_flight, thorough=True)[0]
+        return _worst(model, traffic, limits, math.exp(log_rate), None, thorough=True)[0]
 
     root, slope, missed = math.log(found.rate_rps), found.slope, 0.0
     low, middle, high = (f(root + step) for step in (-SLOPE_STEP, 0.0, SLOPE_STEP))

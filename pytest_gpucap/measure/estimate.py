@@ -169,7 +169,7 @@ def estimate(
     found = twin.sustainable(model, traffic, requirement.slo.limits, guess_rps, slope, most_in_flight=turned)
     if thorough and turned is None:
         if examined is None or abs(math.log(found.rate_rps / examined.rate_rps)) > c.EXAMINED_NEAR:
-            examined = twin.examine(found, model, traffic, requirement.slo.limits, most_in_flight=turned)
+            examined = twin.examine(found, model, traffic, requirement.slo.limits)
         found = replace(found, rate_rps=found.rate_rps * math.exp(examined.correction), slope=examined.slope)
     seconds = windows[-1].end_s - windows[0].start_s
     drift = max(c.DRIFT_SD, between_windows(journal, windows, speed)) * math.sqrt(drift_share(seconds))

@@ -162,7 +162,8 @@ def _head(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tail(content: Mapping[str, Any]) -> bytes:
     """From the end of the last result to the end of the file."""
-    behind = {key: value for key, value in content.items() if key != "results" and key not in _head(content)}
+    before = {*_head(content), "results"}
+    behind = {key: value for key, value in content.items() if key not in before}
     return f"\n ],{_json(behind)[1:]}\n".encode()
 
 
