@@ -2,7 +2,8 @@
 
 No JSON is parsed for an ordinary token. An event counts as one when it begins like an earlier token event of the same
 answer, from its id to the opening of its choices; everything else is parsed and judged. One event may hold several
-tokens, and a server may end with an event that holds none: the usage settles both.
+tokens, and a server may end with an event that holds none: the usage settles both. Until it comes, events are taken to
+hold as many tokens as those of the latest whole answers did.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class Answer:
         "recorder",
         "row",
         "sent_at",
+        "spread",
+        "spread_to_s",
         "status",
         "table",
         "tail",
@@ -66,6 +69,10 @@ class Answer:
         self.tail = b""
         """The last read or event with a token; some servers put the usage in there."""
         self.counted_prompt = self.counted_output = 0
+        self.spread = 0
+        """Tokens counted so far beyond one an event."""
+        self.spread_to_s = NAN
+        """Up to when; NaN before any."""
         self.done = False
         self.status: Status | None = None
         """Set as soon as the answer has gone wrong."""
@@ -154,6 +161,21 @@ class Answer:
         holds = any(delta.get(key) for key in ("content", "reasoning", "reasoning_content", "tool_calls"))
         return not holds and ("role" in delta or choice.get("finish_reason") is None)
 
+    def spread_expected(self) -> None:
+        """Count the tokens that events so far will have held beyond one each: a phase ends, the answer goes on.
+
+        Without them the end of a phase would look slower than its beginning, on a server that sends several at once.
+        """
+        if self.events:
+            self._spread(round(self.events * (self.recorder.tokens_per_event - 1.0)))
+
+    def _spread(self, extra: int) -> None:
+        """Have `extra` tokens beyond one an event counted by now, the new ones evenly since the last time."""
+        if extra != self.spread:
+            since_s = self.first_s if self.spread_to_s != self.spread_to_s else self.spread_to_s
+            self.recorder.spread_tokens(since_s, self.last_s, extra - self.spread)
+            self.spread, self.spread_to_s = extra, self.last_s
+
     def finish(self, end_s: float, *, ignore_eos: bool) -> Status:
         """Settle the token counts and write the row; the final status."""
         recorder, row, table = self.recorder, self.row, self.table
@@ -164,10 +186,17 @@ class Answer:
             # The last event only said why the answer ended.
             recorder.withdraw_token(self.last_s)
             self.last_s -= self.gap_s
+            events = counted
         elif events:
             recorder.gaps.append(self.gap_s)
-            if counted > events:
-                recorder.spread_tokens(self.first_s, self.last_s, counted - events)
+        if counted and events:
+            extra = max(counted - events, 0)
+            self._spread(extra)
+            # An event of k tokens is one gap and k - 1 gaps of nothing.
+            recorder.gaps.extend([0.0] * extra)
+            recorder.learn(counted, events)
+        else:
+            self.spread_expected()
         status = self._judge(ignore_eos=ignore_eos, asked=table.output[row])
         if status is Status.OK or status is Status.SHORT:
             if not counted:

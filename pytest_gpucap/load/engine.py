@@ -77,6 +77,11 @@ class Rows:
 class Carrier(Protocol):
     """What carries one request: a connection, or an exchange of a library."""
 
+    @property
+    def answer(self) -> Answer | None:
+        """What has come of it."""
+        ...
+
     def abandon(self, status: Status, error: str) -> None:
         """Give the request up and report it as ended."""
         ...
@@ -228,7 +233,7 @@ class Engine:
         recorder = self.recorder
         recorder.add(Count.CPU_NS, time.process_time_ns() - self._cpu_ns)
         recorder.add(Count.WALL_NS, time.monotonic_ns() - self._wall_ns)
-        recorder.flush()
+        self._count_in_flight()
         recorder.highest(Count.OPEN_SOCKETS, len(self._idle) + len(self._busy))
         self._show(now_s)
         recorder.highest(Count.ENDED, 1)
@@ -240,8 +245,15 @@ class Engine:
         if cancel:
             for connection in list(self._busy):
                 connection.abandon(Status.CANCELLED, "cancelled")
-        self.recorder.flush()
+        self._count_in_flight()
         self._show(time.monotonic())
+
+    def _count_in_flight(self) -> None:
+        """Have everything that has come by now counted."""
+        for carrier in self._busy:
+            if carrier.answer is not None:
+                carrier.answer.spread_expected()
+        self.recorder.flush()
 
     def _drop_unsent(self) -> None:
         """What was due and is not sent by now never will be."""

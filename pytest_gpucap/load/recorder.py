@@ -5,6 +5,8 @@ Appending costs tens of nanoseconds; one vectorised flush of thousands of values
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 import numpy.typing as npt
 
@@ -12,6 +14,8 @@ from pytest_gpucap.load.blocks import TOKEN_BIN_S, TOKEN_BINS, Count, PhaseTable
 
 FLUSH_AT = 2_048
 """Values a list may hold before it is flushed: counting more at a time is no cheaper, and holds up what is due."""
+RECENT_ANSWERS = 32
+"""Answers that say how many tokens an event holds now: it rises and falls with the server's load."""
 
 
 class Recorder:
@@ -24,6 +28,7 @@ class Recorder:
     __slots__ = (
         "_bins_start_s",
         "_counts",
+        "_recent",
         "_table",
         "_tokens",
         "_worker",
@@ -38,6 +43,7 @@ class Recorder:
         self._tokens, self._bins_start_s, self._worker = tokens, bins_start_s, worker
         self._table: PhaseTable | None = None
         self._counts = view(np.zeros(len(Count), np.int64))
+        self._recent: deque[tuple[int, int]] = deque(maxlen=RECENT_ANSWERS)
         self.gaps: list[float] = []
         self.times: list[float] = []
         self.lags: list[float] = []
@@ -58,13 +64,20 @@ class Recorder:
         """Keep the highest value seen in the current phase."""
         self._counts[count] = max(self._counts[count], value)
 
-    def spread_tokens(self, first_s: float, last_s: float, count: int) -> None:
-        """Tokens that came in events of several: how many is only known at the end, so they are spread evenly.
+    def learn(self, tokens: int, events: int) -> None:
+        """A whole answer had so many tokens in so many events."""
+        self._recent.append((tokens, events))
 
-        Their gaps are known exactly: an event of k tokens is one gap and k - 1 gaps of nothing.
-        """
-        self.times.extend(np.linspace(first_s, last_s, count).tolist())
-        self.gaps.extend([0.0] * count)
+    @property
+    def tokens_per_event(self) -> float:
+        """Of the latest whole answers, at least 1: a server that is busy, or that speculates, sends several at once."""
+        tokens, events = (sum(column) for column in zip(*self._recent, strict=True)) if self._recent else (1, 1)
+        return max(1.0, tokens / events)
+
+    def spread_tokens(self, first_s: float, last_s: float, count: int) -> None:
+        """Count tokens that no event of their own brought, evenly over a time; fewer than none takes some back."""
+        times = np.linspace(first_s, last_s, abs(count))
+        np.add.at(self._tokens, self._bin_index(times), 1 if count > 0 else -1)
 
     def withdraw_token(self, time_s: float) -> None:
         """The last event was no token after all."""

@@ -288,6 +288,46 @@ def test_cancelling_ends_what_is_in_flight() -> None:
         assert runner.error_texts() == {}
 
 
+def tokens_by(runner: HttpLoadRunner, time_s: float) -> int:
+    """Output tokens received in the bins that were over by then, as the journal has them now."""
+    journal = runner.journal()
+    return int(journal.tokens[: int((time_s - journal.bins_start_s) / journal.bin_s)].sum())
+
+
+def test_events_of_several_tokens_are_counted_before_their_answer_ends() -> None:
+    """Only an answer's end says how many tokens it had; a phase's last second must not look slower for that."""
+    workload = Workload(Length.fixed(30), Length.fixed(200))
+    with (
+        TokenServer(gap_s=0.02, per_event=4) as server,
+        HttpLoadRunner(server.url, "m", None, workload, 1, workers=1) as runner,
+    ):
+        runner.run(closed_loop(workload, 8, 2.5, 10.0, 1, 0))  # some answers end, and are learned from
+        second = runner.run(closed_loop(workload, 8, 1.5, 10.0, 1, 1, first_prompt=1000))
+        at_once = tokens_by(runner, second.end_s)
+        in_flight = int((runner.journal().status == Status.IN_FLIGHT).sum())
+        assert runner.settle(10.0)
+        journal = runner.journal()
+        assert in_flight == 8
+        assert at_once == pytest.approx(tokens_by(runner, second.end_s), rel=0.02)
+        # Whatever was expected, in the end the usage has the last word.
+        assert journal.tokens.sum() == server.seen.output_tokens == journal.counted_output_tokens.sum()
+
+
+def test_events_of_several_tokens_are_counted_in_cancelled_answers() -> None:
+    workload = Workload(Length.fixed(30), Length.fixed(200))
+    with (
+        TokenServer(gap_s=0.02, per_event=4) as server,
+        HttpLoadRunner(server.url, "m", None, workload, 1, workers=1) as runner,
+    ):
+        runner.run(closed_loop(workload, 8, 2.5, 10.0, 1, 0))
+        assert runner.settle(10.0, cancel=True)
+        journal = runner.journal()
+        assert (journal.status == Status.CANCELLED).sum() == 8
+        # What was on its way to a client that hung up is the server's alone.
+        assert journal.tokens.sum() == pytest.approx(server.seen.output_tokens, rel=0.05)
+        assert journal.counted_output_tokens.sum() < journal.tokens.sum()
+
+
 def test_a_closed_runner_keeps_its_journal_and_runs_no_more() -> None:
     with TokenServer() as server:
         runner = HttpLoadRunner(server.url, "m", None, WORKLOAD, 1, workers=1)

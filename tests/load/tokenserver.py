@@ -1,6 +1,7 @@
 """A small real HTTP server that speaks enough of the OpenAI API to be measured: in a thread, on loopback.
 
-It counts tokens with whatever counter a test gives it, and streams as many as asked for, in one chunked event each.
+It counts tokens with whatever counter a test gives it, and streams as many as asked for, in a chunked event each or
+several in one.
 """
 
 from __future__ import annotations
@@ -44,10 +45,11 @@ class TokenServer:
         handler: Callable[[web.Request], Any] | None = None,
         tls: ssl.SSLContext | None = None,
         cancel: bool = False,
+        per_event: int = 1,
     ) -> None:
         self.count, self.template, self.ids = count, template, ids
         self.ttft_s, self.gap_s = ttft_s, gap_s
-        self._tls, self._cancel = tls, cancel
+        self._tls, self._cancel, self._per_event = tls, cancel, per_event
         self.seen = Seen()
         self.probes = 0
         self.app = web.Application()
@@ -119,18 +121,20 @@ class TokenServer:
             await response.prepare(request)
             if self.ttft_s:
                 await asyncio.sleep(self.ttft_s)
-            for event in stream(body, usage, chat="messages" in body):
+            left = usage["completion_tokens"]
+            for event in stream(body, usage, chat="messages" in body, per_event=self._per_event):
                 await response.write(event)
                 if self.gap_s:
                     await asyncio.sleep(self.gap_s)
                 if b'"finish_reason"' in event:
-                    seen.output_tokens += 1
+                    seen.output_tokens += min(left, self._per_event)
+                    left -= self._per_event
             await response.write_eof()
         seen.in_flight -= 1
         return response
 
 
-def stream(body: dict[str, Any], usage: dict[str, int], *, chat: bool) -> list[bytes]:
+def stream(body: dict[str, Any], usage: dict[str, int], *, chat: bool, per_event: int = 1) -> list[bytes]:
     """The events of an answer, shaped like vLLM's."""
     kind = "chat.completion.chunk" if chat else "text_completion"
     common = {"id": "cmpl-0123456789abcdef", "object": kind, "created": 1, "model": body["model"]}
@@ -138,9 +142,11 @@ def stream(body: dict[str, Any], usage: dict[str, int], *, chat: bool) -> list[b
     if chat:
         events.append({**common, "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
     total = usage["completion_tokens"]
-    for i in range(total):
-        finish = "length" if i == total - 1 else None
-        text = {"delta": {"content": f"t{i}"}} if chat else {"text": f"t{i}"}
+    for start in range(0, total, per_event):
+        end = min(start + per_event, total)
+        finish = "length" if end == total else None
+        tokens = "".join(f"t{i}" for i in range(start, end))
+        text = {"delta": {"content": tokens}} if chat else {"text": tokens}
         events.append({**common, "choices": [{"index": 0, **text, "logprobs": None, "finish_reason": finish}]})
     events.append({**common, "choices": [], "usage": {**usage, "total_tokens": sum(usage.values())}})
     texts = [json.dumps(event, separators=(",", ":")) for event in events]
