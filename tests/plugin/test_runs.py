@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 
@@ -184,3 +185,30 @@ def test_results_survive_a_crash_in_the_next_test(pytester: pytest.Pytester) -> 
     assert pytester.runpytest_subprocess("--gpu-class=sim:fast").ret == 3
     content = json.loads((pytester.path / ".gpucap" / "result.json").read_text())
     assert [entry["name"] for entry in content["results"]] == ["fits"]
+
+
+def test_what_could_not_be_measured_is_no_expected_failure(pytester: pytest.Pytester) -> None:
+    """Unless the test names such an error itself: else a kept failure would hide that the server never started."""
+    pytester.makepyfile(
+        """
+        import pytest
+        from pytest_gpucap.server.errors import ServerError
+
+        pytestmark = [pytest.mark.vllm(model="synthetic:tiny"), pytest.mark.gpucap(qps=300, gpus=1)]
+
+        @pytest.mark.xfail(reason="too much for one GPU", strict=True)
+        def test_budget(gpucap):
+            gpucap.check()
+
+        @pytest.mark.xfail(reason="too much for one GPU", strict=True)
+        def test_fixture(vllm_server):
+            pass
+
+        @pytest.mark.xfail(raises=ServerError, strict=True)
+        def test_named(gpucap):
+            gpucap.check()
+        """
+    )
+    result = pytester.runpytest("--gpu-class=cpu", f"--gpucap-vllm-python={sys.executable}")
+    result.assert_outcomes(failed=1, errors=1, xfailed=1)
+    result.stdout.fnmatch_lines(["the vLLM server did not start: the interpreter has no vLLM*"])
