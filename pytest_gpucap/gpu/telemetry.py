@@ -37,6 +37,8 @@ LONGEST_PERIOD_S = 1.0
 """Devices are read this often however dear it is: a slowdown of a few seconds must not go unseen."""
 DEVICE_SHARE = 0.007
 """Of one core, for reading devices; with the server's figures (0.4%) the whole stays near 1%."""
+PACE_MEMORY_S = 1.0
+"""How long what readings cost is remembered, in deciding how often they are taken."""
 SERVER_PERIOD_S = 0.5
 PIDS_PERIOD_S = 5.0
 STOP_S = 5.0
@@ -76,6 +78,8 @@ class Sighting:
 class Pace:
     """How long to wait between readings so that they cost no more than a share of one core.
 
+    The first reading counts for nothing: it sets up the driver's side, for as much as a hundred others take.
+
     Args:
         shortest_s, longest_s: bounds of the period.
         share: of one core, that readings may take.
@@ -83,12 +87,21 @@ class Pace:
 
     def __init__(self, shortest_s: float, longest_s: float, share: float) -> None:
         self._shortest_s, self._longest_s, self._share = shortest_s, longest_s, share
-        self._cost_s = 0.0
+        self._cost_s = math.nan
+        self._period_s = math.nan
 
     def period_s(self, cost_s: float) -> float:
-        """The period to keep after a reading that took so many seconds of CPU; follows the mean of about ten."""
-        self._cost_s += (cost_s - self._cost_s) * (0.1 if self._cost_s else 1.0)
-        return min(max(self._cost_s / self._share, self._shortest_s), self._longest_s)
+        """The period to keep after a reading that took so many seconds of CPU; follows the mean of some seconds."""
+        if math.isnan(self._period_s):
+            self._period_s = self._shortest_s
+        elif math.isnan(self._cost_s):
+            self._cost_s = cost_s
+        else:
+            # By time and not by readings: one that was dear must not slow down the next minute.
+            self._cost_s += (cost_s - self._cost_s) * (1 - math.exp(-self._period_s / PACE_MEMORY_S))
+        if not math.isnan(self._cost_s):
+            self._period_s = min(max(self._cost_s / self._share, self._shortest_s), self._longest_s)
+        return self._period_s
 
 
 class Telemetry:
