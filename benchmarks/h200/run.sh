@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The plugin against a real vLLM on one H200, and `vllm bench serve` beside it.
-#   bash benchmarks/h200/run.sh OUT [PYTHON] [SELECTION]
+#   bash benchmarks/h200/run.sh OUT [PYTHON] [SELECTION] [PYTEST ARGUMENTS ...]
 # PYTHON has vLLM, pytest and what the plugin needs. Writes result files, logs and the peer's figures to OUT.
 set -uo pipefail
 out=$1 python=${2:-python3} selection=${3:-}
@@ -17,7 +17,7 @@ echo "exit code $? (4 expected)"
 
 echo "== the suite"
 "$python" -m pytest "${plugin[@]}" "${settings[@]}" "$suite" --gpu-class "$class" --target-qps "$qps" \
-  ${selection:+-k "$selection"} --gpucap-json "$out/result.json" --junit-xml "$out/junit.xml" -v -rA
+  ${selection:+-k "$selection"} --gpucap-json "$out/result.json" --junit-xml "$out/junit.xml" -v -rA "${@:4}"
 echo "exit code $?"
 command -v nvidia-smi > /dev/null && nvidia-smi --query-gpu=name,driver_version,memory.used,clocks.sm --format=csv
 exit 0
