@@ -23,6 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-regression", default="5%", metavar="SHARE", help="share of the rate that may be lost (5%%)"
     )
+    parser.add_argument(
+        "--variants",
+        nargs=2,
+        metavar=("BASE", "HEAD"),
+        help="of A and of B (which may be one file) the tests of these names, which serve the model differently",
+    )
     parser.add_argument("--format", choices=("text", "markdown", "json"), default="text")
     add_folder(parser)
 
@@ -31,15 +37,22 @@ def run(options: argparse.Namespace) -> int:
     """Print the comparison.
 
     Raises:
-        CommandError: for a run that cannot be read, or a share that cannot be meant.
+        CommandError: for a run that cannot be read, a test that it does not have, or a share that cannot be meant.
     """
     # Late, as everywhere in these commands: the help needs none of it.
     from pytest_gpucap.history.baseline import Baseline
-    from pytest_gpucap.history.compare import against
+    from pytest_gpucap.history.compare import against, of_variants
     from pytest_gpucap.report import comparison
 
     base, head = (find_run(given, options.baselines) for given in (options.base, options.head))
-    compared = against(head, Baseline(base.name, (base,)), _share(options.max_regression))
+    share = _share(options.max_regression)
+    if options.variants:
+        try:
+            compared = of_variants((base, options.variants[0]), (head, options.variants[1]), share)
+        except LookupError as error:
+            raise CommandError(f"--variants: {error.args[0]}") from None
+    else:
+        compared = against(head, Baseline(base.name, (base,)), share)
     records = [{**record, "comparison": found} for record, found in compared]
     match options.format:
         case "json":

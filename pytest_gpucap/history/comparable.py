@@ -65,15 +65,31 @@ def identity(record: Record, *, told: frozenset[str] = TOLD) -> dict[str, str]:
     return names
 
 
-def differences(base: Record, head: Record) -> list[str]:
-    """What keeps two results from being compared, as ``name: base -> head``; empty when they may be."""
+def differences(base: Record, head: Record, *, variants: bool = False) -> list[str]:
+    """What keeps two results from being compared, as ``name: base -> head``; empty when they may be.
+
+    Args:
+        base: the result to compare with.
+        head: the result to look at.
+        variants: how the model is served (`_is_served`) is what is being tested, and may differ.
+    """
+    found = _unlike(base, head)
+    return [text for name, text in found.items() if not (variants and _is_served(name))]
+
+
+def _unlike(base: Record, head: Record) -> dict[str, str]:
     told = TOLD & _told(base) & _told(head)
     ours, theirs = identity(base, told=told), identity(head, told=told)
-    return [
-        f"{name}: {ours.get(name, _NONE)} -> {theirs.get(name, _NONE)}"
+    return {
+        name: f"{name}: {ours.get(name, _NONE)} -> {theirs.get(name, _NONE)}"
         for name in dict.fromkeys([*ours, *theirs])
         if not _same(ours.get(name), theirs.get(name))
-    ]
+    }
+
+
+def _is_served(name: str) -> bool:
+    """Whether a part of the identity is the server's: its arguments, the model's name, and how weights are held."""
+    return name == "model" or name in WEIGHTS.values() or name.startswith("server argument ")
 
 
 def _told(record: Record) -> set[str]:
@@ -88,8 +104,9 @@ def _same(one: str | None, other: str | None) -> bool:
 
 def changed(base: Record, head: Record) -> list[str]:
     """What differs and may: it is what the comparison is about, or may explain it."""
+    served = [text for name, text in _unlike(base, head).items() if _is_served(name)]
     ours, theirs = scrubbed(base["environment"]), scrubbed(head["environment"])
-    found = [
+    found = served + [
         f"{name}: {_text(ours.get(key), _UNKNOWN)} -> {_text(theirs.get(key), _UNKNOWN)}"
         for name, key in _MAY_DIFFER
         if ours.get(key) != theirs.get(key)

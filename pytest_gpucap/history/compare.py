@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,6 +57,7 @@ def compare(
     sharper: Record | None = None,
     *,
     fresh: bool = True,
+    variants: bool = False,
 ) -> dict[str, Any]:
     """The ``comparison`` of a result.
 
@@ -67,8 +68,9 @@ def compare(
         again: measures once more, to confirm a REGRESSED; told why in a few words. None: there is no need.
         sharper: another result of the same test and server, whose rate is known better.
         fresh: `again` starts the server afresh; not so where it is not ours.
+        variants: how the model is served may differ; see `of_variants`.
     """
-    found = _candidates(record, baseline)
+    found = _candidates(record, baseline, variants=variants)
     if isinstance(found, _Nothing):
         return _comparison(
             baseline, found.run, NOT_COMPARABLE, max_regression, differs=found.differs, reason=found.reason
@@ -126,7 +128,9 @@ class _Nothing:
     differs: list[str]
 
 
-def _candidates(record: Record, baseline: Baseline) -> tuple[list[Run], list[Record], Record] | _Nothing:
+def _candidates(
+    record: Record, baseline: Baseline, *, variants: bool
+) -> tuple[list[Run], list[Record], Record] | _Nothing:
     """The newest runs with a comparable result of the test (one, unless the median counts).
 
     With the sharpest result of each run, and the newest run's result of the same kind, for its latencies.
@@ -139,7 +143,7 @@ def _candidates(record: Record, baseline: Baseline) -> tuple[list[Run], list[Rec
         bases = of_test(run, record)
         if not bases:
             continue
-        differs = differences(bases[0], record)
+        differs = differences(bases[0], record, variants=variants)
         sharpest = _sharpest(bases)
         if differs:
             nearest = nearest or _Nothing(run, "no comparable baseline", differs)
@@ -272,3 +276,37 @@ def against(head: Run, base: Baseline, max_regression: float) -> list[tuple[Reco
     return [
         (first, compare(first, base, max_regression, sharper=_sharpest(others))) for first, *others in tests.values()
     ]
+
+
+def of_variants(
+    base: tuple[Run, str], head: tuple[Run, str], max_regression: float
+) -> list[tuple[Record, dict[str, Any]]]:
+    """One test with another that serves the model differently: quantised, say, or with prefix caching.
+
+    Server arguments, model and the way weights are held may differ and are listed as changed. Everything else must be
+    equal, as between runs of one test.
+
+    Args:
+        base: a run, and the test in it to compare with, by its name or node id.
+        head: a run, which may be the same, and the test in it to look at.
+        max_regression: the share of the rate that may be lost.
+
+    Raises:
+        LookupError: one line, for a test that its run does not have, or that several have the name of.
+    """
+    first, *others = _named(*head)
+    ours = tuple({**each, "test": first["test"]} for each in _named(*base))
+    run = replace(base[0], results=ours)
+    compared = compare(first, Baseline(run.name, (run,)), max_regression, sharper=_sharpest(others), variants=True)
+    return [(first, compared)]
+
+
+def _named(run: Run, name: str) -> list[Record]:
+    found = [each for each in run.results if name in {each["test"], each["name"]} and each["kind"] != "sample"]
+    tests = sorted({each["test"] for each in found})
+    if len(tests) > 1:
+        raise LookupError(f"{run.path}: several tests have the name {name!r}; give one of {', '.join(tests)}")
+    if not found:
+        names = sorted({str(each["name"]) for each in run.results if each["kind"] != "sample"})
+        raise LookupError(f"{run.path} has no test {name!r}; it has {', '.join(names) or 'none'}")
+    return found

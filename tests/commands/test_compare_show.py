@@ -104,6 +104,38 @@ def test_real_files_by_path(capsys: pytest.CaptureFixture[str]) -> None:
         assert title in shown
 
 
+H200_X2 = H200.parent / "h200-x2"
+
+
+def test_variants_of_one_run_may_be_served_differently(capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(H200_X2 / "prefix.json")
+    assert run("compare", file, file, "--variants", "prefix caching off", "prefix caching on") == 0
+    shown = capsys.readouterr().out
+    assert "IMPROVED    prefix caching on" in shown
+    assert "changed: server argument enable_prefix_caching: false -> true" in shown
+    # The other way round, and by node id.
+    off, on = (f"benchmarks/h200/test_h200.py::test_prefix[{state}]" for state in ("off", "on"))
+    assert run("compare", file, file, "--variants", on, off) == 1
+    assert "REGRESSED" in capsys.readouterr().out
+
+
+def test_variants_of_two_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    bf16, fp8, prefix = (str(H200_X2 / f"{name}.json") for name in ("repeat-1", "fp8", "prefix"))
+    assert run("compare", bf16, fp8, "--variants", "bf16", "fp8") == 0
+    assert "changed: quantisation: none -> fp8" in capsys.readouterr().out
+    # What is asked of the server must still be equal.
+    assert run("compare", bf16, prefix, "--variants", "bf16", "prefix caching on") == 0
+    shown = capsys.readouterr().out
+    assert "NOT COMPARABLE" in shown
+    assert "workload input_tokens: 256 -> 2048" in shown
+
+
+def test_a_variant_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(H200_X2 / "prefix.json")
+    assert run("compare", file, file, "--variants", "prefix caching off", "on") == 2
+    assert "has no test 'on'; it has prefix caching off, prefix caching on" in capsys.readouterr().err
+
+
 def test_show_in_every_format(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(folder, "main", record(25.0))
     assert run("show", "main", "--format", "json") == 0
