@@ -129,10 +129,12 @@ def main() -> int:
     parser.add_argument("--output-tokens", type=int, default=32)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    given = {name: str(value) for name, value in vars(options).items() if name != "json"}
     options.vllm_python = str(Path(options.vllm_python).absolute())
     turns: dict[str, list[dict[str, float]]] = {"ours": [], "vllm bench serve": []}
     devices = [take_inventory().devices[0].uuid] if options.gpu else []
-    spec = ServerSpec(options.model, args={"max_model_len": 1024}, python=options.vllm_python)
+    longest = max(1024, options.input_tokens + options.output_tokens)
+    spec = ServerSpec(options.model, args={"max_model_len": longest}, python=options.vllm_python)
     with start_vllm(spec, devices=devices) as server:
         ours(server, options, seed=99)  # a fresh server is slower; neither is charged for that
         for turn in range(options.turns):
@@ -142,7 +144,7 @@ def main() -> int:
                 ttft_ms, rps = rows[-1]["ttft_p50_ms"], rows[-1]["rps"]
                 print(f"turn {turn + 1} {name:18} median TTFT {ttft_ms:7.2f} ms, {rps:.3f} req/s", flush=True)
     result: dict[str, Any] = {
-        "options": {k: str(v) for k, v in vars(options).items()},
+        "options": given,
         "turns": turns,
         "differences": {},
     }
