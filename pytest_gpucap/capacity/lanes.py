@@ -20,6 +20,8 @@ Ints = npt.NDArray[np.int64]
 GAP_LOWEST_S = 1e-4
 GAP_GROWTH = 1.02
 GAP_BINS = 700
+LEAST_PACE = 0.5
+"""Requests that hold few KV tokens run at this share of the curve's time at least."""
 _STEP_PHASE = 0.6180339887498949
 """Golden ratio: spreads the moments at which requests meet a running step evenly."""
 _STALL_PHASE = 0.7548776662466927
@@ -78,6 +80,8 @@ def run_lane(  # noqa: C901, PLR0912, PLR0915 - one event loop, read top to bott
     prefill_s: float,
     max_seqs: int,
     kv_tokens: float,
+    kv_token_s: float,
+    mean_context: float,
     stall_per_s: float,
     stall_s: float,
     stall_phase: float,
@@ -103,6 +107,7 @@ def run_lane(  # noqa: C901, PLR0912, PLR0915 - one event loop, read top to bott
         factor: on all times of this lane (its drift).
         prefill_s: engine seconds a prompt token.
         max_seqs, kv_tokens: the server's limits.
+        kv_token_s, mean_context: seconds a step for each KV token held beyond `mean_context` a request running.
         stall_per_s, stall_s: stops of the engine, a second, and how long each lasts.
         stall_phase: in [0, 1): when in this lane the first one comes.
         due_s, prompt, output: shape (r,): the arrivals.
@@ -160,9 +165,11 @@ def run_lane(  # noqa: C901, PLR0912, PLR0915 - one event loop, read top to bott
         while size > 0 and target[item[0]] != key[0]:  # entries of preempted requests
             size = _pop(key, item, size)
         if n <= last:  # noqa: SIM108 - the line would be too long
-            pace = speed[n] * factor
+            pace = speed[n]
         else:
-            pace = (speed[last] + (speed[last] - speed[last - 1]) * (n - last)) * factor
+            pace = speed[last] + (speed[last] - speed[last - 1]) * (n - last)
+        # The curve is for requests of mean context; whatever they lack of it, the weights must be read.
+        pace = max(LEAST_PACE * pace, pace + kv_token_s * (kv - n * mean_context)) * factor
         event_s = until_s
         kind = 0
         if arrived < rows and due_s[arrived] < event_s:
@@ -278,6 +285,8 @@ def run_lanes(
     prefill_s: float,
     max_seqs: int,
     kv_tokens: float,
+    kv_token_s: float,
+    mean_context: float,
     stall_per_s: float,
     stall_s: float,
     rate_rps: float,
@@ -337,7 +346,8 @@ def run_lanes(
         lane_e2e = np.full(rows, np.inf)
         lane_seen = np.zeros(rows)
         run_lane(
-            speed, factors[lane], prefill_s, max_seqs, kv_tokens, stall_per_s, stall_s, (lane * _STEP_PHASE) % 1.0, due,
+            speed, factors[lane], prefill_s, max_seqs, kv_tokens, kv_token_s, mean_context,
+            stall_per_s, stall_s, (lane * _STEP_PHASE) % 1.0, due,
             prompt[start : start + rows], output[start : start + rows], left, context, first, first + measured,
             lane_ttft, lane_e2e, lane_seen, gaps, want_gaps, 1e12, load,
         )  # fmt: skip

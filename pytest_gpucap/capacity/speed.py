@@ -2,11 +2,11 @@
 
 In every bin of time the engine spent its seconds on decode steps and on prefill::
 
-    width = steps * s(n) + prompt_tokens * p,    steps = tokens / n
+    width = steps * (s(n) + (held - n * mean context) * k) + prompt_tokens * p,    steps = tokens / n
 
-so dividing by the steps leaves a linear model of s(n) and p. s is taken as convex, rising and non-negative (a sum of
-hinges with non-negative weights), which is what a batch that first hides behind the weights' traffic and then pays for
-every sequence looks like.
+with `held` the KV tokens of the requests decoding. Dividing by the steps leaves a linear model of s(n), k and p. s is
+taken as convex, rising and non-negative (a sum of hinges with non-negative weights), which is what a batch that first
+hides behind the weights' traffic and then pays for every sequence looks like.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from scipy.optimize import nnls
 
-from pytest_gpucap.load.protocol import Floats, Journal
+from pytest_gpucap.load.protocol import Floats, Journal, Status
 
 STEPS_PER_BIN = 16
 """Engine steps in a bin: the step cut by its edge is then 6% of it, and evens out with the next bin."""
@@ -37,6 +38,13 @@ BEND_PRIOR = 0.3
 PREFILL_PRIOR = 0.5
 """Before the data, prefill takes about this share of the time. At one batch size alone, prompts and tokens keep a fixed
 ratio and their costs cannot be told apart: without evidence the tokens bear them."""
+RELATED_PRIOR, RELATED_PRIOR_BINS = 1.8, 20.0
+"""Variance of a sum of neighbouring bins' residuals over that of unrelated ones: before the data, and the number of
+bins that this counts for. The data mostly say less than 1: the step cut by an edge gives one bin what it takes from the
+next."""
+KV_PRIOR = 0.3
+"""Before the data, reading the KV cache takes about this share of a step, not multiples. Lengths that hardly vary say
+nothing of it."""
 PACE_FLOOR = 0.1
 """No batch is faster than this share of the fastest pace seen: a curve through noise must not reach zero."""
 KNOTS = (0.4, 0.7, 0.9)
@@ -45,12 +53,16 @@ KNOTS = (0.4, 0.7, 0.9)
 
 @dataclass(frozen=True, slots=True)
 class Bins:
-    """Time in bins, shape (b,) each: width, requests decoding, tokens after the first, prompt tokens prefilled."""
+    """Time in bins, shape (b,) each.
+
+    Width, requests decoding, tokens after the first, prompt tokens prefilled, KV tokens held by the requests decoding.
+    """
 
     width_s: Floats
     decoding: Floats
     tokens: Floats
     prompt_tokens: Floats
+    held: Floats
 
     def join(self, other: Bins) -> Bins:
         """Both, one after the other."""
@@ -87,7 +99,39 @@ def bins_of(journal: Journal, start_s: float, end_s: float, width_s: float) -> B
     tokens = np.diff(np.interp(edges, journal_edges, cumulative))
     first = np.sort(journal.first_s[~np.isnan(journal.first_s)])
     tokens = tokens - np.diff(np.searchsorted(first, edges))
-    return Bins(np.diff(edges), decoding, np.maximum(tokens, 0.0), np.diff(_prefilled(journal, edges)))
+    return Bins(
+        np.diff(edges),
+        decoding,
+        np.maximum(tokens, 0.0),
+        np.diff(_prefilled(journal, edges)),
+        _held(journal, edges, np.interp(edges, journal_edges, cumulative)),
+    )
+
+
+def _held(journal: Journal, edges: Floats, made: Floats) -> Floats:
+    """KV tokens of the requests decoding, mean of each bin: prompts begun and tokens made, less all of requests ended.
+
+    `made`: tokens up to each edge. Of a request that did not end well, it is told by the pace while it ran.
+    """
+    begun = ~np.isnan(journal.first_s)
+    over = begun & ~np.isnan(journal.end_s)
+
+    def total(times: Floats, tokens: Floats) -> Floats:
+        order = np.argsort(times, kind="stable")
+        sums: Floats = np.concatenate([[0.0], np.cumsum(tokens[order])])
+        return sums[np.searchsorted(times[order], edges)]
+
+    prompt, output = journal.prompt_tokens.astype(np.float64), journal.output_tokens.astype(np.float64)
+    broken = over & (journal.status != Status.OK)
+    if broken.any():
+        ticks: Floats = journal.bins_start_s + journal.bin_s * np.arange(journal.tokens.size + 1, dtype=np.float64)
+        decoding = np.diff(integral(ticks, journal.first_s, journal.end_s)) / journal.bin_s
+        clock = np.concatenate([[0.0], np.cumsum(journal.tokens / np.maximum(decoding, LEAST_DECODING))])
+        first, end = (np.interp(t[broken], ticks, clock) for t in (journal.first_s, journal.end_s))
+        output[broken] = np.minimum(output[broken], end - first)
+    at = total(journal.first_s[begun], prompt[begun]) + made - total(journal.end_s[over], (prompt + output)[over])
+    mean: Floats = (at[1:] + at[:-1]) / 2.0
+    return mean
 
 
 def _prefilled(journal: Journal, times: Floats) -> Floats:
@@ -116,11 +160,15 @@ class Speed:
         knots, bends_s: where it bends upwards, and by how much a request.
         prefill_s: engine seconds a prompt token.
         least, most: requests decoding in the bins behind it (5th and 95th percentile).
-        error: standard error of ln s in the middle of the data, from the residuals alone.
+        error: standard error of ln s in the middle of the data, from the residuals alone, and from how those of
+            neighbouring bins are related (`related`).
         bins: behind it.
         stalled_s: seconds lost to stops in bins left out.
         stalls: such stops; neighbouring bins are one.
         seconds: of bins behind it, those left out included.
+        kv_token_s: seconds a step for each KV token held beyond `mean_context` a request; the curve itself is for
+            requests of that context.
+        mean_context: 0 where unknown.
     """
 
     intercept_s: float
@@ -135,6 +183,8 @@ class Speed:
     stalled_s: float
     stalls: int
     seconds: float
+    kv_token_s: float = 0.0
+    mean_context: float = 0.0
 
     def at(self, n: Floats) -> Floats:
         """Seconds a token with n decoding."""
@@ -142,6 +192,13 @@ class Speed:
         for knot, bend in zip(self.knots, self.bends_s, strict=True):
             s = s + bend * np.maximum(0.0, n - knot)
         return s
+
+    def taken_s(self, bins: Bins) -> Floats:
+        """Engine seconds that what was done in each bin takes, shape (b,); NaN where nobody decodes."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            steps = bins.tokens / bins.decoding
+        excess = bins.held - bins.decoding * self.mean_context
+        return steps * (self.at(bins.decoding) + self.kv_token_s * excess) + self.prefill_s * bins.prompt_tokens
 
     def table(self, most: int) -> Floats:
         """`at` for n from 0 to `most`; that of 0 is that of 1, for no token is made by nobody."""
@@ -163,12 +220,27 @@ class Speed:
         return np.where(n <= edge, self.at(n), np.minimum(self.at(n), at_edge + slope * (n - edge)))
 
 
+def related(residual: Floats, keep: npt.NDArray[np.bool_]) -> float:
+    """Variance of a sum of residuals over that of unrelated ones: 1 + 2 * correlation of neighbours, held to a prior.
+
+    A long-run variance (Newey and West 1987) of one lag at full weight: an edge touches two bins, and what goes on for
+    longer is drift. `residual` and `keep`, shape (b,), in order of time; bins left out have no neighbours.
+    """
+    kept = residual[keep]
+    centred = np.where(keep, residual - kept.mean(), 0.0)
+    # A bin far out would decide alone.
+    most = HUBER * 1.4826 * float(np.median(np.abs(centred[keep]))) + 1e-12
+    centred = np.clip(centred, -most, most)
+    ratio = 1.0 + 2.0 * float((centred[1:] * centred[:-1]).sum()) / max(float((centred**2).sum()), 1e-30)
+    return (kept.size * max(0.0, ratio) + RELATED_PRIOR_BINS * RELATED_PRIOR) / (kept.size + RELATED_PRIOR_BINS)
+
+
 class SpeedError(ValueError):
     """Too little was decoded for a curve."""
 
 
-def fit(bins: Bins) -> Speed:
-    """Fit the curve.
+def fit(bins: Bins, mean_context: float = 0.0) -> Speed:
+    """Fit the curve, for requests that hold `mean_context` KV tokens on average; 0 leaves what they hold out of it.
 
     Raises:
         SpeedError: with fewer than 4 usable bins.
@@ -181,7 +253,9 @@ def fit(bins: Bins) -> Speed:
     pace = width / steps
     most = float(np.quantile(n, 0.95))
     knots = tuple(float(k * n.max()) for k in KNOTS)
-    columns = [np.ones_like(n), n, *(np.maximum(0.0, n - knot) for knot in knots), bins.prompt_tokens[usable] / steps]
+    excess = bins.held[usable] - n * mean_context if mean_context else np.zeros_like(n)
+    bends = (np.maximum(0.0, n - knot) for knot in knots)
+    columns = [np.ones_like(n), n, *bends, excess, bins.prompt_tokens[usable] / steps]
     # Relative errors: divide by the pace itself.
     design = np.column_stack(columns) / pace[:, None]
     scale = np.maximum(np.abs(design).max(axis=0), 1e-30)
@@ -192,8 +266,9 @@ def fit(bins: Bins) -> Speed:
     residual = np.zeros(n.size)
     spread = FIRST_SPREAD
     # Few distinct batch sizes leave open where the curve bends: without evidence it does not.
-    priors = np.zeros((len(knots) + 1, design.shape[1]))
-    priors[:-1, 2:-1] = np.diag(np.full(len(knots), n.max() / float(np.median(pace)) / BEND_PRIOR))
+    priors = np.zeros((len(knots) + 2, design.shape[1]))
+    priors[-2, -2] = float(np.median(n)) * max(mean_context, 1.0) / float(np.median(pace)) / KV_PRIOR
+    priors[:-2, 2:-2] = np.diag(np.full(len(knots), n.max() / float(np.median(pace)) / BEND_PRIOR))
     priors[-1, -1] = float(np.median(design[:, -1])) / PREFILL_PRIOR
     for _ in range(ROUNDS):
         w = (weight * np.sqrt(huber))[keep]
@@ -206,14 +281,14 @@ def fit(bins: Bins) -> Speed:
         huber = np.minimum(1.0, HUBER * spread / np.maximum(np.abs(residual - centre), 1e-9))
     kept = residual[keep]
     stalled = float((residual[~keep] * width[~keep]).sum())
-    error = float(np.std(kept)) / math.sqrt(max(1.0, kept.size - 3.0))
+    error = float(np.std(kept)) * math.sqrt(related(residual, keep) / max(1.0, kept.size - 3.0))
     return Speed(
         intercept_s=max(
             float(solution[0]), PACE_FLOOR * float(pace[keep].min()) if solution[0] + solution[1] <= 0 else 0.0
         ),
         slope_s=float(solution[1]),
         knots=knots,
-        bends_s=tuple(float(b) for b in solution[2:-1]),
+        bends_s=tuple(float(b) for b in solution[2:-2]),
         prefill_s=float(solution[-1]),
         least=float(np.quantile(n, 0.05)),
         most=most,
@@ -223,4 +298,6 @@ def fit(bins: Bins) -> Speed:
         # One stop may reach into the next bin.
         stalls=int((~keep & np.append(True, keep[:-1])).sum()),
         seconds=float(width.sum()),
+        kv_token_s=float(solution[-2]),
+        mean_context=mean_context,
     )

@@ -40,13 +40,15 @@ QUEUED_LANES = 96
 """Lanes where sequences or KV are limited, or arrivals are not Poisson: the law is then only near; lanes are long."""
 QUEUED_BURN_SHARE = 5.0
 QUEUED_MEASURED_SHARE = 4.0
-THOROUGH_BURN_SHARE = 2.0
+THOROUGH_BURN_SHARE = 4.0
 """The thorough look has lanes that go on long enough for what the stationary law leaves out, the excursions after a
-stop of the engine, and that measure more requests."""
-THOROUGH_MEASURED_SHARE = 3.0
-THOROUGH_LEAST_MEASURED = 96
-THOROUGH_QUEUED_LANES = 4
+stop of the engine, and that measure more requests: half a million and more, which put the rate within 0.1% (0.4% where
+arrivals are bursty)."""
+THOROUGH_MEASURED_SHARE = 12.0
+THOROUGH_LEAST_MEASURED = 256
+THOROUGH_QUEUED_LANES = 2
 """So many times the lanes, where lanes are long already."""
+THOROUGH_QUEUED_MEASURED_SHARE = 30.0
 DRIFT_STRATA = 6
 """Values of the drift that lanes have."""
 COMPANY_SHARE = 2.0
@@ -111,6 +113,8 @@ class ServerModel:
         ttft_offset_rps: the rate at which they were seen; the work of an API server, which they mostly are, goes with
             the rate. 0: at any.
         correction: factors on modelled latencies by metric name, from the direct check.
+        kv_token_s: seconds a step for each KV token held beyond `mean_context` a request running.
+        mean_context: that `speed` holds for.
     """
 
     speed: Floats
@@ -123,6 +127,8 @@ class ServerModel:
     ttft_offset_s: tuple[float, ...] = ()
     correction: tuple[tuple[str, float], ...] = ()
     ttft_offset_rps: float = 0.0
+    kv_token_s: float = 0.0
+    mean_context: float = 0.0
 
     @property
     def stall_share(self) -> float:
@@ -261,7 +267,7 @@ def _starts(model: ServerModel, traffic: Traffic, rate_rps: float, lanes: int) -
 def evaluate(
     model: ServerModel, traffic: Traffic, rate_rps: float, *, want_gaps: bool = False, thorough: bool = False
 ) -> Evaluation:
-    """Latencies of the workload at a rate; with `thorough` from some five times as many requests."""
+    """Latencies of the workload at a rate; with `thorough` from ten times as many requests and more."""
     few, queued = starting_levels(model, traffic, rate_rps, 16)
     queued = queued or not traffic.poisson
     typical = 1.0 + float(few.mean())
@@ -272,6 +278,7 @@ def evaluate(
     lanes = QUEUED_LANES if queued else int(min(MOST_LANES, max(LANES, LANE_REQUESTS / typical)))
     if thorough and queued:
         lanes *= THOROUGH_QUEUED_LANES
+        measured = int(THOROUGH_QUEUED_MEASURED_SHARE * typical)
     elif thorough:
         burn = max(burn, int(THOROUGH_BURN_SHARE * typical))
         measured = max(THOROUGH_LEAST_MEASURED, int(THOROUGH_MEASURED_SHARE * typical))
@@ -286,9 +293,9 @@ def evaluate(
     outputs = np.empty(shape, np.int64)
     gaps = np.zeros(GAP_BINS)
     run_lanes(
-        model.speed, factors, model.prefill_s, model.max_seqs, model.kv_tokens, model.stall_per_s, model.stall_s,
-        rate_rps, traffic.gap, traffic.prompt, traffic.output, rows, levels, traffic.pool_left, traffic.pool_context,
-        burn, measured, first, whole, met, outputs, gaps, want_gaps,
+        model.speed, factors, model.prefill_s, model.max_seqs, model.kv_tokens, model.kv_token_s, model.mean_context,
+        model.stall_per_s, model.stall_s, rate_rps, traffic.gap, traffic.prompt, traffic.output, rows, levels,
+        traffic.pool_left, traffic.pool_context, burn, measured, first, whole, met, outputs, gaps, want_gaps,
     )  # fmt: skip
     ttft, e2e, seen = first.ravel(), whole.ravel(), met.ravel()
     with np.errstate(invalid="ignore"):

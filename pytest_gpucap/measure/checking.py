@@ -158,7 +158,7 @@ def reconciled(
     last = windows[-1]
     if turned is not None:
         windows = [w for w in windows if isinstance(w.span.phase, ClosedLoop) or not drowned(w, turned)]
-    model = model_of(fitted(session.journal, windows), settings)
+    model = model_of(fitted(session.journal, windows, traffic.mean_context), settings)
     replayed = replay(session.journal, last, model, requirement.slo)
     offset, correction = replayed.ttft_offset_s, replayed.correction
     offset_rps = last.span.phase.rate_rps if isinstance(last.span.phase, OpenLoop) else 0.0

@@ -63,8 +63,6 @@ EXAMINED_NEAR = 0.06
 FLAT_SLOPE = 0.5
 """Where a percentile rises more slowly than this with the rate (both in logarithms), the twin's error of the percentile
 is several of the rate."""
-AUTOCORRELATION = 1.35
-"""Residuals of neighbouring bins are related; their standard error is taken this much larger."""
 STALL_PRIOR_S = 100.0
 """Before anything is seen, one stop of `STALL_S` in this many seconds is assumed: garbage collection, I/O."""
 STALL_S = 0.3

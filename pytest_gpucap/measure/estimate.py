@@ -75,13 +75,13 @@ def typical_step_s(journal: Journal, windows: list[Window]) -> float:
     return float(bins.width_s[0] * max(bins.decoding[0], 0.5) / max(bins.tokens[0], 1.0))
 
 
-def fitted(journal: Journal, windows: list[Window]) -> Speed:
-    """The speed curve from all windows.
+def fitted(journal: Journal, windows: list[Window], mean_context: float = 0.0) -> Speed:
+    """The speed curve from all windows, for requests that hold `mean_context` KV tokens (0: unknown).
 
     Raises:
         SpeedError: if the windows hold too few tokens.
     """
-    return fit(bins_between(journal, windows, typical_step_s(journal, windows)))
+    return fit(bins_between(journal, windows, typical_step_s(journal, windows)), mean_context)
 
 
 def drift_share(seconds: float) -> float:
@@ -101,9 +101,7 @@ def between_windows(journal: Journal, windows: list[Window], speed: Speed) -> fl
         bins = bins_of(journal, window.start_s, window.end_s, bin_width_s(step_s))
         usable = (bins.decoding >= 1.0) & (bins.tokens > 0)
         if usable.sum() > 3:  # noqa: PLR2004 - no spread of fewer
-            steps = bins.tokens[usable] / bins.decoding[usable]
-            taken = steps * speed.at(bins.decoding[usable]) + speed.prefill_s * bins.prompt_tokens[usable]
-            departure = np.log(bins.width_s[usable] / taken)
+            departure = np.log(bins.width_s[usable] / speed.taken_s(bins)[usable])
             # The median, so that a stop of the engine is no drift; its variance is pi / 2 that of a mean.
             means.append(float(np.median(departure)))
             spread = 1.4826 * float(np.median(np.abs(departure - np.median(departure))))
@@ -126,6 +124,8 @@ def model_of(speed: Speed, settings: Settings) -> ServerModel:
         drift_sd=c.DRIFT_SD,
         stall_per_s=stops / (speed.seconds + c.STALL_PRIOR_S),
         stall_s=(speed.stalled_s + c.STALL_S) / stops,
+        kv_token_s=speed.kv_token_s,
+        mean_context=speed.mean_context,
     )
 
 
@@ -157,7 +157,7 @@ def estimate(
     Raises:
         SpeedError: if the windows hold too few tokens.
     """
-    speed = fitted(journal, windows)
+    speed = fitted(journal, windows, traffic.mean_context)
     model = replace(
         model_of(speed, settings),
         ttft_offset_s=ttft_offset_s,
@@ -175,7 +175,7 @@ def estimate(
     drift = max(c.DRIFT_SD, between_windows(journal, windows, speed)) * math.sqrt(drift_share(seconds))
     # How often the engine stops is known from a Poisson count: the stops seen, and the one assumed beforehand.
     stops = model.stall_share / math.sqrt(speed.stalls + 1.0)
-    pace_error = math.hypot(c.AUTOCORRELATION * speed.error, drift, stops)
+    pace_error = math.hypot(speed.error, drift, stops)
     flatness = max(1.0, c.FLAT_SLOPE / found.slope)
     error = math.hypot(found.elasticity * pace_error, flatness * c.TWIN_ERROR)
     if turned is not None:

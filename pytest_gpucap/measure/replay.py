@@ -63,8 +63,9 @@ def replay(journal: Journal, window: Window, model: ServerModel, slo: Slo) -> Re
         ttft, e2e = np.full(rows.size, np.nan), np.full(rows.size, np.nan)
         seen, gaps, load = np.zeros(rows.size), np.zeros(GAP_BINS), np.zeros(3)
         run_lane(
-            model.speed, factor, model.prefill_s, model.max_seqs, model.kv_tokens, 0.0, 0.0, 0.0, due_s, prompt, tokens,
-            left, context, 0, rows.size + 1, ttft, e2e, seen, gaps, True, end_s - start_s, load,
+            model.speed, factor, model.prefill_s, model.max_seqs, model.kv_tokens, model.kv_token_s, model.mean_context,
+            0.0, 0.0, 0.0, due_s, prompt, tokens, left, context, 0, rows.size + 1, ttft, e2e, seen, gaps, True,
+            end_s - start_s, load,
         )  # fmt: skip
         return float(load[0]), ttft, gaps
 

@@ -66,6 +66,19 @@ def test_the_rate_falls_as_the_engine_slows_by_its_elasticity() -> None:
     assert drop == pytest.approx(fast.elasticity, rel=0.35)
 
 
+def test_kv_tokens_beyond_the_curve_s_own_cost_time() -> None:
+    traffic = traffic_for(WORKLOAD)
+    context = traffic.mean_context
+    limits = (LatencyLimit.parse("e2e_p95", "1.5s"),)
+    curve = ServerModel(0.003 + (5e-5 + 1e-6 * context) * np.arange(1001.0), 0.0)
+    models = [curve, *(replace(curve, kv_token_s=1e-6, mean_context=m * context) for m in (1.0, 0.8, 1.2))]
+    plain, same, heavier, lighter = (twin.sustainable(m, traffic, limits, 20.0).rate_rps for m in models)
+    # Requests as heavy as the curve's change nothing but how evenly the batch runs.
+    assert same == pytest.approx(plain, rel=0.03)
+    assert heavier < 0.98 * same
+    assert lighter > 1.02 * same
+
+
 def test_an_examined_slope_predicts_what_a_slower_engine_costs() -> None:
     traffic = traffic_for(WORKLOAD)
     n = np.arange(1001.0)
