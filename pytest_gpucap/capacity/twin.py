@@ -42,11 +42,11 @@ QUEUED_BURN_SHARE = 5.0
 QUEUED_MEASURED_SHARE = 4.0
 THOROUGH_BURN_SHARE = 4.0
 """The thorough look has lanes that go on long enough for what the stationary law leaves out, the excursions after a
-stop of the engine, and that measure more requests: half a million and more, which put the rate within 0.1% (0.4% where
+stop of the engine, and that measure more requests: half a million and more, which put the rate within 0.1% (0.2% where
 arrivals are bursty)."""
 THOROUGH_MEASURED_SHARE = 12.0
 THOROUGH_LEAST_MEASURED = 256
-THOROUGH_QUEUED_LANES = 2
+THOROUGH_QUEUED_LANES = 4
 """So many times the lanes, where lanes are long already."""
 THOROUGH_QUEUED_MEASURED_SHARE = 30.0
 DRIFT_STRATA = 6

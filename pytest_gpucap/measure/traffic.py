@@ -14,8 +14,8 @@ TWIN_SEED = 20_260_101
 """The twin draws its own requests: using those of the load would fit it to their luck."""
 POOL = 16_384
 """Running requests to start lanes from."""
-ARRIVALS = 1 << 20
-"""Arrivals over all lanes: 24 MiB of them."""
+ARRIVALS = 1 << 21
+"""Arrivals over all lanes: 48 MiB of them."""
 
 
 def traffic_for(workload: Workload) -> Traffic:
@@ -23,7 +23,7 @@ def traffic_for(workload: Workload) -> Traffic:
     return _traffic(workload.input_tokens, workload.output_tokens, workload.arrivals)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def _traffic(inputs: Length, outputs: Length, arrivals: Arrivals) -> Traffic:
     workload = Workload(input_tokens=inputs, output_tokens=outputs, arrivals=arrivals)
     spread = 8.0 * max(1.0, arrivals.burstiness) * ARRIVALS**0.5
