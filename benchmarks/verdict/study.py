@@ -38,7 +38,7 @@ HELD_OUT = ("bursty", "longprompt", "few")
 FIELDS = ("rep", "outcome", "gpu_s", "rate", "low", "high")
 CHUNK = 50
 MAX_TIME_S = 600.0
-FRESH = 3_600_000
+FRESH = 4_600_000
 """Where the seeds of the final study begin; none of them was drawn while constants were set."""
 
 Row = tuple[int, str, float, float, float, float]
