@@ -164,10 +164,7 @@ def run_lane(  # noqa: C901, PLR0912, PLR0915 - one event loop, read top to bott
     while completed < measure_to - measure_from and time < until_s:
         while size > 0 and target[item[0]] != key[0]:  # entries of preempted requests
             size = _pop(key, item, size)
-        if n <= last:  # noqa: SIM108 - the line would be too long
-            pace = speed[n]
-        else:
-            pace = speed[last] + (speed[last] - speed[last - 1]) * (n - last)
+        pace = speed[n] if n <= last else speed[last] + (speed[last] - speed[last - 1]) * (n - last)
         # The curve is for requests of mean context; whatever they lack of it, the weights must be read.
         pace = max(LEAST_PACE * pace, pace + kv_token_s * (kv - n * mean_context)) * factor
         event_s = until_s

@@ -64,6 +64,10 @@ class Bins:
     prompt_tokens: Floats
     held: Floats
 
+    def excess(self, mean_context: float) -> Floats:
+        """KV tokens held beyond `mean_context` a request, shape (b,); zeros where that is unknown (0)."""
+        return self.held - self.decoding * mean_context if mean_context else np.zeros_like(self.held)
+
     def join(self, other: Bins) -> Bins:
         """Both, one after the other."""
         return Bins(*(np.concatenate([getattr(self, f), getattr(other, f)]) for f in Bins.__slots__))
@@ -94,24 +98,24 @@ def bins_of(journal: Journal, start_s: float, end_s: float, width_s: float) -> B
     count = max(1, round((end_s - start_s) / width_s))
     edges = np.linspace(start_s, end_s, count + 1)
     decoding = np.diff(integral(edges, journal.first_s, journal.end_s)) / np.diff(edges)
-    journal_edges = journal.bins_start_s + journal.bin_s * np.arange(journal.tokens.size + 1)
-    cumulative = np.concatenate([[0.0], np.cumsum(journal.tokens)])
-    tokens = np.diff(np.interp(edges, journal_edges, cumulative))
+    ticks: Floats = journal.bins_start_s + journal.bin_s * np.arange(journal.tokens.size + 1, dtype=np.float64)
+    made = np.interp(edges, ticks, np.concatenate([[0.0], np.cumsum(journal.tokens)]))
     first = np.sort(journal.first_s[~np.isnan(journal.first_s)])
-    tokens = tokens - np.diff(np.searchsorted(first, edges))
+    tokens = np.diff(made) - np.diff(np.searchsorted(first, edges))
     return Bins(
         np.diff(edges),
         decoding,
         np.maximum(tokens, 0.0),
         np.diff(_prefilled(journal, edges)),
-        _held(journal, edges, np.interp(edges, journal_edges, cumulative)),
+        _held(journal, edges, ticks, made),
     )
 
 
-def _held(journal: Journal, edges: Floats, made: Floats) -> Floats:
+def _held(journal: Journal, edges: Floats, ticks: Floats, made: Floats) -> Floats:
     """KV tokens of the requests decoding, mean of each bin: prompts begun and tokens made, less all of requests ended.
 
-    `made`: tokens up to each edge. Of a request that did not end well, it is told by the pace while it ran.
+    `ticks`: the edges of the journal's own bins; `made`: tokens up to each of `edges`. Of a request that did not end
+    well, it is told by the pace while it ran.
     """
     begun = ~np.isnan(journal.first_s)
     over = begun & ~np.isnan(journal.end_s)
@@ -124,7 +128,6 @@ def _held(journal: Journal, edges: Floats, made: Floats) -> Floats:
     prompt, output = journal.prompt_tokens.astype(np.float64), journal.output_tokens.astype(np.float64)
     broken = over & (journal.status != Status.OK)
     if broken.any():
-        ticks: Floats = journal.bins_start_s + journal.bin_s * np.arange(journal.tokens.size + 1, dtype=np.float64)
         decoding = np.diff(integral(ticks, journal.first_s, journal.end_s)) / journal.bin_s
         clock = np.concatenate([[0.0], np.cumsum(journal.tokens / np.maximum(decoding, LEAST_DECODING))])
         first, end = (np.interp(t[broken], ticks, clock) for t in (journal.first_s, journal.end_s))
@@ -197,8 +200,8 @@ class Speed:
         """Engine seconds that what was done in each bin takes, shape (b,); NaN where nobody decodes."""
         with np.errstate(invalid="ignore", divide="ignore"):
             steps = bins.tokens / bins.decoding
-        excess = bins.held - bins.decoding * self.mean_context
-        return steps * (self.at(bins.decoding) + self.kv_token_s * excess) + self.prefill_s * bins.prompt_tokens
+        pace = self.at(bins.decoding) + self.kv_token_s * bins.excess(self.mean_context)
+        return steps * pace + self.prefill_s * bins.prompt_tokens
 
     def table(self, most: int) -> Floats:
         """`at` for n from 0 to `most`; that of 0 is that of 1, for no token is made by nobody."""
@@ -253,9 +256,8 @@ def fit(bins: Bins, mean_context: float = 0.0) -> Speed:
     pace = width / steps
     most = float(np.quantile(n, 0.95))
     knots = tuple(float(k * n.max()) for k in KNOTS)
-    excess = bins.held[usable] - n * mean_context if mean_context else np.zeros_like(n)
     bends = (np.maximum(0.0, n - knot) for knot in knots)
-    columns = [np.ones_like(n), n, *bends, excess, bins.prompt_tokens[usable] / steps]
+    columns = [np.ones_like(n), n, *bends, bins.excess(mean_context)[usable], bins.prompt_tokens[usable] / steps]
     # Relative errors: divide by the pace itself.
     design = np.column_stack(columns) / pace[:, None]
     scale = np.maximum(np.abs(design).max(axis=0), 1e-30)

@@ -87,21 +87,17 @@ class Pace:
 
     def __init__(self, shortest_s: float, longest_s: float, share: float) -> None:
         self._shortest_s, self._longest_s, self._share = shortest_s, longest_s, share
-        self._cost_s = math.nan
-        self._period_s = math.nan
+        self._cost_s = 0.0
+        self._weight = 0.0
+        """Of the next reading, in the mean of what readings cost."""
 
     def period_s(self, cost_s: float) -> float:
         """The period to keep after a reading that took so many seconds of CPU; follows the mean of some seconds."""
-        if math.isnan(self._period_s):
-            self._period_s = self._shortest_s
-        elif math.isnan(self._cost_s):
-            self._cost_s = cost_s
-        else:
-            # By time and not by readings: one that was dear must not slow down the next minute.
-            self._cost_s += (cost_s - self._cost_s) * (1 - math.exp(-self._period_s / PACE_MEMORY_S))
-        if not math.isnan(self._cost_s):
-            self._period_s = min(max(self._cost_s / self._share, self._shortest_s), self._longest_s)
-        return self._period_s
+        self._cost_s += (cost_s - self._cost_s) * self._weight
+        period_s = min(max(self._cost_s / self._share, self._shortest_s), self._longest_s)
+        # By time and not by readings: one that was dear must not slow down the next minute.
+        self._weight = 1 - math.exp(-period_s / PACE_MEMORY_S) if self._weight else 1.0
+        return period_s
 
 
 class Telemetry:

@@ -102,9 +102,9 @@ def _same(one: str | None, other: str | None) -> bool:
     return one == other or (None in {one, other} and {one, other} <= {None, _NONE, "", "false"})
 
 
-def changed(base: Record, head: Record) -> list[str]:
-    """What differs and may: it is what the comparison is about, or may explain it."""
-    served = [text for name, text in _unlike(base, head).items() if _is_served(name)]
+def changed(base: Record, head: Record, *, variants: bool = False) -> list[str]:
+    """What differs and may: it is what the comparison is about, or may explain it; arguments as of `differences`."""
+    served = [text for name, text in _unlike(base, head).items() if _is_served(name)] if variants else []
     ours, theirs = scrubbed(base["environment"]), scrubbed(head["environment"])
     found = served + [
         f"{name}: {_text(ours.get(key), _UNKNOWN)} -> {_text(theirs.get(key), _UNKNOWN)}"

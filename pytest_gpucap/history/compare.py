@@ -82,7 +82,7 @@ def compare(
     head_rate = _rate_or_none(measured)
     about = {
         "base_rate": plain(base.rate),
-        "changed": changed(records[0], record),
+        "changed": changed(records[0], record, variants=variants),
         "latencies": latencies.compared(alike, record, max_regression),
     }
     label = f"the median of {len(runs)} runs in {baseline.name}" if len(runs) > 1 else None

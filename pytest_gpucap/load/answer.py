@@ -72,7 +72,7 @@ class Answer:
         self.spread = 0
         """Tokens counted so far beyond one an event."""
         self.spread_to_s = NAN
-        """Up to when; NaN before any."""
+        """Up to when; from the first token on."""
         self.done = False
         self.status: Status | None = None
         """Set as soon as the answer has gone wrong."""
@@ -91,7 +91,7 @@ class Answer:
             recorder.gaps.append(self.gap_s)
             self.gap_s = time_s - self.last_s
         else:
-            self.first_s = time_s
+            self.first_s = self.spread_to_s = time_s
             # Known to the journal from now on: who decodes matters to a measurement while answers are still coming.
             self.table.first[self.row], self.table.sent[self.row] = time_s, self.sent_at
         self.events += 1
@@ -161,19 +161,18 @@ class Answer:
         holds = any(delta.get(key) for key in ("content", "reasoning", "reasoning_content", "tool_calls"))
         return not holds and ("role" in delta or choice.get("finish_reason") is None)
 
-    def spread_expected(self) -> None:
-        """Count the tokens that events so far will have held beyond one each: a phase ends, the answer goes on.
+    def spread_expected(self, per_event: float) -> None:
+        """Count what events so far will have held at `per_event` tokens each: a phase ends, the answer goes on.
 
         Without them the end of a phase would look slower than its beginning, on a server that sends several at once.
         """
         if self.events:
-            self._spread(round(self.events * (self.recorder.tokens_per_event - 1.0)))
+            self._spread(round(self.events * (per_event - 1.0)))
 
     def _spread(self, extra: int) -> None:
         """Have `extra` tokens beyond one an event counted by now, the new ones evenly since the last time."""
         if extra != self.spread:
-            since_s = self.first_s if self.spread_to_s != self.spread_to_s else self.spread_to_s
-            self.recorder.spread_tokens(since_s, self.last_s, extra - self.spread)
+            self.recorder.spread_tokens(self.spread_to_s, self.last_s, extra - self.spread)
             self.spread, self.spread_to_s = extra, self.last_s
 
     def finish(self, end_s: float, *, ignore_eos: bool) -> Status:
@@ -196,7 +195,7 @@ class Answer:
             recorder.gaps.extend([0.0] * extra)
             recorder.learn(counted, events)
         else:
-            self.spread_expected()
+            self.spread_expected(recorder.tokens_per_event)
         status = self._judge(ignore_eos=ignore_eos, asked=table.output[row])
         if status is Status.OK or status is Status.SHORT:
             if not counted:

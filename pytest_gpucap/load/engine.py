@@ -250,9 +250,10 @@ class Engine:
 
     def _count_in_flight(self) -> None:
         """Have everything that has come by now counted."""
+        per_event = self.recorder.tokens_per_event
         for carrier in self._busy:
             if carrier.answer is not None:
-                carrier.answer.spread_expected()
+                carrier.answer.spread_expected(per_event)
         self.recorder.flush()
 
     def _drop_unsent(self) -> None:
