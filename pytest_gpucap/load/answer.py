@@ -2,8 +2,8 @@
 
 No JSON is parsed for an ordinary token. An event counts as one when it begins like an earlier token event of the same
 answer, from its id to the opening of its choices; everything else is parsed and judged. One event may hold several
-tokens, and a server may end with an event that holds none: the usage settles both. Until it comes, events are taken to
-hold as many tokens as those of the latest whole answers did.
+tokens, and a server may end with an event that holds none: the usage settles both. Until it comes, an answer of several
+tokens an event is taken to have as many as its text is long for, by the tokens and texts of the latest whole answers.
 """
 
 from __future__ import annotations
@@ -25,9 +25,13 @@ PLAIN = re.compile(
     rb'|\],"usage":\{"prompt_tokens":(\d{1,9}),"total_tokens":\d+,"completion_tokens":(\d{1,9})[,}])'
 )
 """A token event and the usage chunk as vLLM writes them; what looks otherwise is parsed as JSON."""
+TEXT = re.compile(rb'"(?:text|content|reasoning|reasoning_content)":\s?"((?:[^"\\]|\\.)*)"')
+"""The text of a token event, as it is written."""
 CHOICES = re.compile(rb'"choices":\s?\[\{')
 """What the data of a token event and of no other holds near its beginning: the usage chunk's choices are empty."""
 MAX_PREFIX = 400
+FIELD = b"data: "
+"""What comes before an event's data."""
 NAN = float("nan")
 
 
@@ -48,7 +52,9 @@ class Answer:
         "prefix",
         "recorder",
         "row",
+        "sample",
         "sent_at",
+        "size",
         "spread",
         "spread_to_s",
         "status",
@@ -65,9 +71,13 @@ class Answer:
         self.prefix: bytes | None = None
         """How the data of token events begins, up to their choices; renewed when it changes (a time in it, say)."""
         self.line: bytes | None = None
-        """The same with ``data: ``."""
+        """The same with the field's name."""
         self.tail = b""
         """The last read or event with a token; some servers put the usage in there."""
+        self.sample = b""
+        """The data of a token event, to tell its text from what is around it."""
+        self.size = 0
+        """Bytes of the lines of events with a token, after the first: that one may repeat the end of the prompt."""
         self.counted_prompt = self.counted_output = 0
         self.spread = 0
         """Tokens counted so far beyond one an event."""
@@ -98,8 +108,8 @@ class Answer:
         self.last_s = time_s
         recorder.times.append(time_s)
 
-    def tokens(self, count: int, time_s: float) -> None:
-        """Several events with a token each, received together; not the first of the answer."""
+    def tokens(self, count: int, size: int, time_s: float) -> None:
+        """Several events with a token each, in lines of `size` bytes, received together; not the answer's first."""
         recorder = self.recorder
         recorder.gaps.append(self.gap_s)
         self.gap_s = time_s - self.last_s
@@ -108,6 +118,7 @@ class Answer:
             recorder.gaps.extend([0.0] * (count - 2))
             self.gap_s = 0.0
         self.events += count
+        self.size += size
         self.last_s = time_s
         recorder.times.extend([time_s] * count)
 
@@ -115,6 +126,7 @@ class Answer:
         """One event's data."""
         if self.prefix is not None and data.startswith(self.prefix):
             self.token(time_s)
+            self.size += len(FIELD) + len(data)
             self.tail = data
         elif data == b"[DONE]":
             self.done = True
@@ -127,11 +139,13 @@ class Answer:
 
     def _learn(self, data: bytes, prefix: int, time_s: float) -> None:
         """A token event, and how others will begin: with its first `prefix` bytes."""
+        if self.events:
+            self.size += len(FIELD) + len(data)
         self.token(time_s)
-        self.tail = data
+        self.tail = self.sample = data
         if prefix:
             self.prefix = data[:prefix]
-            self.line = b"data: " + self.prefix
+            self.line = FIELD + self.prefix
 
     def _inspect(self, data: bytes, time_s: float) -> None:
         try:
@@ -161,13 +175,21 @@ class Answer:
         holds = any(delta.get(key) for key in ("content", "reasoning", "reasoning_content", "tool_calls"))
         return not holds and ("role" in delta or choice.get("finish_reason") is None)
 
-    def spread_expected(self, per_event: float) -> None:
-        """Count what events so far will have held at `per_event` tokens each: a phase ends, the answer goes on.
+    @property
+    def text_bytes(self) -> int:
+        """Bytes of text after the first event, as they are written in JSON; 0 where events are of no known form."""
+        texts = TEXT.findall(self.sample)
+        around = len(FIELD) + len(self.sample) - sum(map(len, texts))
+        return self.size - (self.events - 1) * around if texts else 0
+
+    def spread_expected(self, per_byte: float) -> None:
+        """Count the tokens of the text so far at `per_byte` each: a phase ends, the answer goes on.
 
         Without them the end of a phase would look slower than its beginning, on a server that sends several at once.
+        The number of events does not tell: a busy server sends one token in an event now and a hundred then.
         """
-        if self.events:
-            self._spread(round(self.events * (per_event - 1.0)))
+        if per_byte and self.events and (size := self.text_bytes):
+            self._spread(min(1 + round(size * per_byte), self.table.output[self.row]) - self.events)
 
     def _spread(self, extra: int) -> None:
         """Have `extra` tokens beyond one an event counted by now, the new ones evenly since the last time."""
@@ -193,9 +215,9 @@ class Answer:
             self._spread(extra)
             # An event of k tokens is one gap and k - 1 gaps of nothing.
             recorder.gaps.extend([0.0] * extra)
-            recorder.learn(counted, events)
+            recorder.learn(counted - 1, self.text_bytes if extra else 0)
         else:
-            self.spread_expected(recorder.tokens_per_event)
+            self.spread_expected(recorder.tokens_per_byte)
         status = self._judge(ignore_eos=ignore_eos, asked=table.output[row])
         if status is Status.OK or status is Status.SHORT:
             if not counted:
@@ -212,7 +234,7 @@ class Answer:
         for line in self.tail.splitlines():
             if USAGE in line:
                 with contextlib.suppress(ValueError, AttributeError):
-                    usage = json.loads(line.removeprefix(b"data: ")).get("usage")
+                    usage = json.loads(line.removeprefix(FIELD)).get("usage")
                     if isinstance(usage, dict):
                         self.counted_prompt = _count(usage, "prompt_tokens")
                         self.counted_output = _count(usage, "completion_tokens")

@@ -250,10 +250,10 @@ class Engine:
 
     def _count_in_flight(self) -> None:
         """Have everything that has come by now counted."""
-        per_event = self.recorder.tokens_per_event
+        per_byte = self.recorder.tokens_per_byte
         for carrier in self._busy:
             if carrier.answer is not None:
-                carrier.answer.spread_expected(per_event)
+                carrier.answer.spread_expected(per_byte)
         self.recorder.flush()
 
     def _drop_unsent(self) -> None:

@@ -15,7 +15,7 @@ from pytest_gpucap.load.blocks import TOKEN_BIN_S, TOKEN_BINS, Count, PhaseTable
 FLUSH_AT = 2_048
 """Values a list may hold before it is flushed: counting more at a time is no cheaper, and holds up what is due."""
 RECENT_ANSWERS = 32
-"""Answers that say how many tokens an event holds now: it rises and falls with the server's load."""
+"""Answers that say whether events hold several tokens now, and how long a token's text is."""
 
 
 class Recorder:
@@ -64,15 +64,16 @@ class Recorder:
         """Keep the highest value seen in the current phase."""
         self._counts[count] = max(self._counts[count], value)
 
-    def learn(self, tokens: int, events: int) -> None:
-        """A whole answer had so many tokens in so many events."""
-        self._recent.append((tokens, events))
+    def learn(self, tokens: int, text_bytes: int) -> None:
+        """So many tokens had so many bytes of text in a whole answer; 0 where each token had an event of its own."""
+        self._recent.append((tokens, text_bytes))
 
     @property
-    def tokens_per_event(self) -> float:
-        """Of the latest whole answers, at least 1: a server that is busy, or that speculates, sends several at once."""
-        tokens, events = (sum(column) for column in zip(*self._recent, strict=True)) if self._recent else (1, 1)
-        return max(1.0, tokens / events)
+    def tokens_per_byte(self) -> float:
+        """Of the latest whole answers with several tokens in an event, as a busy server sends them; 0 without any."""
+        several = [(tokens, size) for tokens, size in self._recent if size > 0]
+        tokens, text_bytes = (sum(column) for column in zip(*several, strict=True)) if several else (0, 1)
+        return tokens / text_bytes
 
     def spread_tokens(self, first_s: float, last_s: float, count: int) -> None:
         """Count tokens that no event of their own brought, evenly over a time; fewer than none takes some back."""

@@ -41,21 +41,23 @@ def take_events(answer: Answer, data: bytes, time_s: float) -> bytes:
     """Hand over the whole chunks of one event of one data line each that `data` begins with; what is left of it."""
     pieces = data.rsplit(EVENT_END)  # half the time of a split from the left
     left = pieces.pop()
-    before, tokens = answer.events, 0
+    before, tokens, size = answer.events, 0, 0
     line = answer.line
     for number, piece in enumerate(pieces):
-        if line and piece.startswith(CHUNK_HEADS.get(len(piece), NO_HEAD) + line) and piece.find(b"\n", HEAD_BYTES) < 0:
+        head = CHUNK_HEADS.get(len(piece), NO_HEAD)
+        if line and piece.startswith(head + line) and piece.find(b"\n", HEAD_BYTES) < 0:
             tokens += 1
+            size += len(piece) - len(head)
             continue
         if tokens:
-            answer.tokens(tokens, time_s)
-            tokens = 0
+            answer.tokens(tokens, size, time_s)
+            tokens = size = 0
         if not _take_event(answer, piece, time_s):
             left = EVENT_END.join((*pieces[number:], left))
             break
         line = answer.line
     if tokens:
-        answer.tokens(tokens, time_s)
+        answer.tokens(tokens, size, time_s)
     if answer.events > before:
         answer.tail = data
         if answer.events > before + 1:

@@ -240,8 +240,9 @@ class Connection:
             return
         if self._at_boundary and answer.line is not None:
             length = len(data) - len(EVENT_END)
+            head = CHUNK_HEADS.get(length, NO_HEAD)
             if (
-                data.startswith(CHUNK_HEADS.get(length, NO_HEAD) + answer.line)
+                data.startswith(head + answer.line)
                 and data.find(b"\n", HEAD_BYTES) == length
                 and data.endswith(EVENT_END)
             ):
@@ -250,6 +251,7 @@ class Connection:
                 answer.gap_s = time_s - answer.last_s
                 answer.last_s = time_s
                 answer.events += 1
+                answer.size += length - len(head)
                 answer.tail = data
                 recorder.times.append(time_s)
                 return

@@ -201,7 +201,7 @@ def test_memory_stays_flat() -> None:
     for row in range(requests):
         answer = Answer(table, row, row, recorder)
         answer.token(row * 1e-3)
-        answer.tokens(tokens - 1, row * 1e-3 + 0.02)
+        answer.tokens(tokens - 1, 200 * (tokens - 1), row * 1e-3 + 0.02)
         answer.counted_prompt, answer.counted_output, answer.done = 16, tokens, True
         answer.finish(row * 1e-3 + 0.03, ignore_eos=True)
         recorder.flush_if_full()

@@ -11,6 +11,7 @@ import contextlib
 import json
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -28,6 +29,8 @@ class Seen:
     output_tokens: int = 0
     in_flight: int = 0
     most_in_flight: int = 0
+    sent: list[tuple[float, int]] = field(default_factory=list)
+    """When (monotonic clock), and how many output tokens."""
 
 
 class TokenServer:
@@ -49,7 +52,7 @@ class TokenServer:
     ) -> None:
         self.count, self.template, self.ids = count, template, ids
         self.ttft_s, self.gap_s = ttft_s, gap_s
-        self._tls, self._cancel, self._per_event = tls, cancel, per_event
+        self._tls, self._cancel, self.per_event = tls, cancel, per_event
         self.seen = Seen()
         self.probes = 0
         self.app = web.Application()
@@ -121,21 +124,22 @@ class TokenServer:
             await response.prepare(request)
             if self.ttft_s:
                 await asyncio.sleep(self.ttft_s)
-            left = usage["completion_tokens"]
-            for event in stream(body, usage, chat="messages" in body, per_event=self._per_event):
+            left, per_event = usage["completion_tokens"], self.per_event
+            for event in stream(body, usage, chat="messages" in body, per_event=per_event):
                 await response.write(event)
+                if b'"finish_reason"' in event:
+                    seen.output_tokens += min(left, per_event)
+                    seen.sent.append((time.monotonic(), min(left, per_event)))
+                    left -= per_event
                 if self.gap_s:
                     await asyncio.sleep(self.gap_s)
-                if b'"finish_reason"' in event:
-                    seen.output_tokens += min(left, self._per_event)
-                    left -= self._per_event
             await response.write_eof()
         seen.in_flight -= 1
         return response
 
 
 def stream(body: dict[str, Any], usage: dict[str, int], *, chat: bool, per_event: int = 1) -> list[bytes]:
-    """The events of an answer, shaped like vLLM's."""
+    """The events of an answer, shaped like vLLM's; the first repeats some of the prompt."""
     kind = "chat.completion.chunk" if chat else "text_completion"
     common = {"id": "cmpl-0123456789abcdef", "object": kind, "created": 1, "model": body["model"]}
     events: list[dict[str, Any]] = []
@@ -145,7 +149,9 @@ def stream(body: dict[str, Any], usage: dict[str, int], *, chat: bool, per_event
     for start in range(0, total, per_event):
         end = min(start + per_event, total)
         finish = "length" if end == total else None
-        tokens = "".join(f"t{i}" for i in range(start, end))
+        tokens = "".join(("t", " to", ' \\"ken')[i % 3] for i in range(start, end))
+        # As vLLM does with prompts of token ids that end in half a character.
+        tokens = tokens if start else "the end of the prompt" * 5 + tokens
         text = {"delta": {"content": tokens}} if chat else {"text": tokens}
         events.append({**common, "choices": [{"index": 0, **text, "logprobs": None, "finish_reason": finish}]})
     events.append({**common, "choices": [], "usage": {**usage, "total_tokens": sum(usage.values())}})
