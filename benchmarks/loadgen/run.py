@@ -2,9 +2,10 @@
 
 PART is any of: events, requests, peak, scaling, stamps, open, memory (C client, ours, aiohttp, openai), tools, accuracy
 (whole tools: ours, vLLM's bench, GuideLLM, AIPerf), or ``report``, which prints the tables of all that was measured.
-The server is always ``emitter.c``, on core 0; clients run on core 1. Figures of one part are taken in turns within one
-run, so that ratios hold even where absolute numbers depend on what else the machine does; ``foreign`` in a result is
-the share of the client's core that others took during the run. Raw results go to ``--out`` (one JSON line a run),
+The server is always ``emitter.c``, on the first of ``--cores``; clients run on the second, and on the further ones
+where two workers are compared with one. Figures of one part are taken in turns within one run, so that ratios hold even
+where absolute numbers depend on what else the machine does; ``foreign`` in a result is the share of the client's core
+that others took during the run. Raw results go to ``--out`` (one JSON line a run),
 builds and the rivals' environment to ``--work``.
 
 The rivals' environment (``rivals.txt``) is made on first use; vLLM's bench comes from ``--vllm-python``, and a
@@ -30,15 +31,24 @@ from tabulate import tabulate
 
 HERE = Path(__file__).parent
 Run = dict[str, Any]
-EMITTER_CORE, CLIENT_CORE = "0", "1"
 TOOLS = {"ours": "whole_ours", "vllm bench": "vllm", "GuideLLM": "guidellm", "AIPerf": "aiperf"}
 
 
 class Bench:
     """Builds what is needed and runs it."""
 
-    def __init__(self, work: Path, out: Path, vllm_python: str, repeats: int, tools: list[str], realtime: bool) -> None:
+    def __init__(
+        self,
+        work: Path,
+        out: Path,
+        vllm_python: str,
+        repeats: int,
+        tools: list[str],
+        realtime: bool,
+        cores: list[str],
+    ) -> None:
         self.on = ["chrt", "-r", "10", "taskset", "-c"] if realtime else ["taskset", "-c"]
+        self.emitter_core, self.client_core, *_ = self.cores = cores
         self.work, self.out, self.vllm_python, self.repeats = work, out, vllm_python, repeats
         self.names = tools
         self.foreign: float | None = None
@@ -70,7 +80,7 @@ class Bench:
     def emitter(self, ttft_us: int, gap_us: int, burst_us: int = 0) -> Iterator[tuple[int, Run]]:
         """A running emitter: its port, and a dict that holds its own report afterwards."""
         self._port += 1
-        command = [*self.on, EMITTER_CORE, self.work / "emitter", self._port, 230, ttft_us, gap_us, burst_us]
+        command = [*self.on, self.emitter_core, self.work / "emitter", self._port, 230, ttft_us, gap_us, burst_us]
         process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         report: Run = {}
@@ -82,16 +92,16 @@ class Bench:
             text, _ = process.communicate(timeout=10)
             report.update(json.loads(text.strip().splitlines()[-1]))
 
-    def client(self, *command: object, core: str = CLIENT_CORE, env: dict[str, str] | None = None) -> Run:
+    def client(self, *command: object, core: str | None = None, env: dict[str, str] | None = None) -> Run:
         """Run a client that prints JSON as its last line."""
         text, _ = self.cpu(*command, core=core, env=env)
         return dict(json.loads(text.strip().splitlines()[-1]))
 
-    def cpu(self, *command: object, core: str = CLIENT_CORE, env: dict[str, str] | None = None) -> tuple[str, float]:
+    def cpu(self, *command: object, core: str | None = None, env: dict[str, str] | None = None) -> tuple[str, float]:
         """Run any command: what it printed, and the CPU seconds of it and all its processes."""
-        parts = [*self.on, core, *(str(part) for part in command)]
+        parts = [*self.on, core or self.client_core, *(str(part) for part in command)]
         log = self.work / "last.log"
-        begun_s, busy_s = time.monotonic(), busy_seconds(CLIENT_CORE)
+        begun_s, busy_s = time.monotonic(), busy_seconds(self.client_core)
         with log.open("w") as errors:
             process = subprocess.Popen(
                 parts, stdout=subprocess.PIPE, stderr=errors, text=True, env={**os.environ, **(env or {})}
@@ -102,7 +112,7 @@ class Bench:
         if status:
             raise SystemExit(f"{' '.join(parts)} failed:\n{log.read_text()[-2000:]}")
         cpu_s, wall_s = usage.ru_utime + usage.ru_stime, time.monotonic() - begun_s
-        self.foreign = max(0.0, busy_seconds(CLIENT_CORE) - busy_s - cpu_s) / wall_s if core == CLIENT_CORE else None
+        self.foreign = None if core else max(0.0, busy_seconds(self.client_core) - busy_s - cpu_s) / wall_s
         return text, cpu_s
 
     def note(self, part: str, who: str, result: Run) -> None:
@@ -165,12 +175,19 @@ class Bench:
                     self.note(name, "aiohttp", self.rival("aiohttp", port, 256, 256, 150))
 
     def scaling(self) -> None:
-        """What each of two workers costs beside what one costs, both on any core: 512 streams."""
+        """What each of two workers costs beside what one costs: 512 streams, and 2,100 for each where cores are free.
+
+        The workers have the cores that are not the emitter's, or all of two.
+        """
+        free = self.cores[1:] if len(self.cores) > 2 else self.cores
         for _ in range(self.repeats):
             for workers in (1, 2):
-                with self.emitter(20_000, 20_000, 20_000) as (port, _):
-                    command = (sys.executable, HERE / "ours.py", port, 512, 512, 150, workers)
-                    self.note("scaling", f"{workers} workers", self.client(*command, core="0,1"))
+                for streams in (512, 2100 * workers) if free != self.cores else (512,):
+                    with self.emitter(20_000, 20_000, 20_000) as (port, report):
+                        command = (sys.executable, HERE / "ours.py", port, streams, streams, 150, workers)
+                        result = self.client(*command, core=",".join(free))
+                    result["emitter_gap_us"] = report["gap_us"]
+                    self.note("scaling", f"{workers} workers, {streams} streams", result)
 
     @contextlib.contextmanager
     def hog(self, busy: bool) -> Iterator[None]:
@@ -179,7 +196,7 @@ class Bench:
             yield
             return
         script = "import time as t\nwhile True:\n e=t.time()+.009\n while t.time()<e: pass\n t.sleep(.001)"
-        process = subprocess.Popen(["taskset", "-c", CLIENT_CORE, sys.executable, "-c", script])
+        process = subprocess.Popen(["taskset", "-c", self.client_core, sys.executable, "-c", script])
         try:
             yield
         finally:
@@ -377,6 +394,9 @@ def main() -> None:
         metavar="N",
         help="run everything at this niceness, in the scheduler's group of the session too, where it has one",
     )
+    parser.add_argument(
+        "--cores", default="0,1", help="of the emitter, of the client, and further ones for its workers"
+    )
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
     arguments = parser.parse_args()
     if arguments.nice is not None:
@@ -385,7 +405,8 @@ def main() -> None:
         if group.exists():  # niceness counts within a session only; between sessions, the session's does
             group.write_text(str(arguments.nice))
     work, out = arguments.work.resolve(), arguments.out.resolve()
-    bench = Bench(work, out, arguments.vllm_python, arguments.repeats, arguments.tools, arguments.realtime)
+    cores = arguments.cores.split(",")
+    bench = Bench(work, out, arguments.vllm_python, arguments.repeats, arguments.tools, arguments.realtime, cores)
     for part in arguments.parts:
         if part == "report":
             print(report(arguments.out))

@@ -188,8 +188,9 @@ class Answer:
         Without them the end of a phase would look slower than its beginning, on a server that sends several at once.
         The number of events does not tell: a busy server sends one token in an event now and a hundred then.
         """
-        if per_byte and self.events and (size := self.text_bytes):
-            self._spread(min(1 + round(size * per_byte), self.table.output[self.row]) - self.events)
+        if per_byte and self.events:
+            expected = min(1 + round(self.text_bytes * per_byte), self.table.output[self.row])
+            self._spread(max(expected - self.events, 0))
 
     def _spread(self, extra: int) -> None:
         """Have `extra` tokens beyond one an event counted by now, the new ones evenly since the last time."""
