@@ -8,11 +8,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pytest_gpucap.load.protocol import Status
+from pytest_gpucap.load.runner import HttpLoadRunner
+from pytest_gpucap.load.schedule import closed_loop
+from pytest_gpucap.requirement import Endpoint, Length, Workload
 from pytest_gpucap.server.errors import ServerStartError
 from pytest_gpucap.server.external import attach
 from pytest_gpucap.server.spec import ServerSpec
 from pytest_gpucap.server.vllm import VllmServer, start_vllm
-from tests.server.server_family import Family
+from tests.server.server_family import Family, wait_for
 
 pytestmark = [pytest.mark.vllm_cpu, pytest.mark.slow]
 
@@ -118,9 +122,10 @@ def test_it_listens_on_loopback_only_and_wants_its_key(
     assert attach(server.root_url, api_key_env="SOME_KEY").model == server.model
 
 
-@pytest.fixture
-def sized(vllm_python: str, tmp_path: Path, family: Family) -> Iterator[VllmServer]:
+@pytest.fixture(scope="module")
+def sized(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
     """The command of the sizing guide, less the AWQ build, which needs a GPU."""
+    family = Family()
     spec = ServerSpec(
         "synthetic:tiny",
         args={
@@ -135,10 +140,11 @@ def sized(vllm_python: str, tmp_path: Path, family: Family) -> Iterator[VllmServ
             "cudagraph_capture_sizes": [1, 2],
             "enable_log_requests": False,
             "quantization": None,
+            "stream_interval": 8,
         },
         python=vllm_python,
         env=family.env,
-        log_dir=tmp_path,
+        log_dir=tmp_path_factory.mktemp("sized"),
     )
     with start_vllm(spec) as server:
         yield server
@@ -156,6 +162,26 @@ def test_the_flags_of_the_sizing_guide_are_taken(sized: VllmServer) -> None:
     assert config["enable_prefix_caching"] == "True"
     assert config["gpu_memory_utilization"] == "0.8"
     assert ask(sized, "Hello", 3) == (5, 3)
+
+
+@pytest.mark.parametrize("endpoint", list(Endpoint))
+def test_tokens_under_way_are_counted_where_an_event_holds_several(sized: VllmServer, endpoint: Endpoint) -> None:
+    def generated() -> float:
+        return sized.metrics().value("vllm:generation_tokens_total")
+
+    workload = Workload(Length.fixed(64), Length.fixed(512), endpoint=endpoint)
+    with HttpLoadRunner(sized.base_url, sized.model, str(sized.api_key), workload, 5, workers=1) as runner:
+        runner.prepare()
+        before = generated()
+        runner.run(closed_loop(workload, 8, 6.0, 20.0, 5, 0))
+        assert runner.settle(30.0, cancel=True)
+        wait_for(lambda: sized.metrics().value("vllm:num_requests_running") == 0, "idle server")
+        journal, told = runner.journal(), generated() - before
+    assert (journal.status == Status.CANCELLED).sum() == 8
+    whole = journal.counted_output_tokens.sum()
+    assert whole > 0
+    # The server is up to one event ahead in every answer.
+    assert 0.8 * (told - whole) < journal.tokens.sum() - whole < 1.1 * (told - whole)
 
 
 @pytest.mark.parametrize(
