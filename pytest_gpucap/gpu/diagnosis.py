@@ -257,9 +257,9 @@ def _nothing(summary: TelemetrySummary) -> Bottleneck:
         return Bottleneck(Kind.UNKNOWN, ("the GPU does not tell how busy it is, as MIG slices do not", *evidence), "")
     if use is not None:
         evidence.append(f"GPU idle {1 - use:.0%} of the time")
-    return Bottleneck(
-        Kind.NONE, tuple(evidence), "nothing was at its limit: the server takes more than was offered here"
-    )
+    # Capacity that is missed all the same was taken by what is not watched: a container's quota, other processes.
+    advice = "nothing was seen at its limit: the server takes more than was offered here, or others had its cores"
+    return Bottleneck(Kind.NONE, tuple(evidence), advice)
 
 
 def _bound_by_bandwidth(traffic: float | None, compute: float | None, bandwidth: float | None) -> bool:
