@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from fractions import Fraction
 from typing import Any
 
@@ -21,17 +24,26 @@ LEVEL = 1e-3
 """A test may fail by chance this rarely, were its seeds drawn anew."""
 
 
-def verdicts(name: Any, ratio: Any, reps: Any = REPS) -> Any:
-    """Verdicts on servers that sustain `ratio` times the design rate."""
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Executor]:
+    """Every core: a check takes about a quarter of a second of one."""
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as made:
+        yield made
+
+
+def verdict(name: Any, ratio: Any, rep: Any) -> Any:
+    """The verdict on a server that sustains `ratio` times the design rate."""
     profile = profiles.load(name)
     wanted = Requirement(
         name, Fraction(profile.true_rate_rps / ratio), 1, Fraction(1), 1, profile.workload, profile.slo
     )
-    found = []
-    for rep in range(reps):
-        settings = Settings(600, rep, profile.engine.max_num_seqs, profile.engine.kv_tokens)
-        found.append(check(SimRunner(profile.engine, 90_000 + rep), wanted, settings))
-    return found
+    settings = Settings(600, rep, profile.engine.max_num_seqs, profile.engine.kv_tokens)
+    return check(SimRunner(profile.engine, 90_000 + rep), wanted, settings)
+
+
+def verdicts(pool: Executor, name: Any, ratio: Any, reps: Any = REPS) -> Any:
+    """Verdicts on so many servers of a kind."""
+    return list(pool.map(verdict, [name] * reps, [ratio] * reps, range(reps), chunksize=5))
 
 
 def count(found: Any, outcome: Any) -> Any:
@@ -45,8 +57,8 @@ def gpu_s(found: Any) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fast", "slow"])
 @pytest.mark.parametrize(("ratio", "wrong"), [(0.95, Outcome.PASS), (1.05, Outcome.FAIL)])
-def test_wrong_verdicts_at_five_percent_are_rare(name: Any, ratio: Any, wrong: Any) -> None:
-    found = verdicts(name, ratio)
+def test_wrong_verdicts_at_five_percent_are_rare(pool: Executor, name: Any, ratio: Any, wrong: Any) -> None:
+    found = verdicts(pool, name, ratio)
     assert count(found, wrong) <= binom.isf(LEVEL, REPS, 0.005)
     assert count(found, Outcome.INVALID) == 0
     assert count(found, Outcome.INCONCLUSIVE) <= binom.isf(LEVEL, REPS, 0.20)
@@ -57,15 +69,15 @@ def test_wrong_verdicts_at_five_percent_are_rare(name: Any, ratio: Any, wrong: A
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.5])
-def test_far_below_is_seen_before_the_open_loop(ratio: Any) -> None:
-    found = verdicts("fast", ratio, 10)
+def test_far_below_is_seen_before_the_open_loop(pool: Executor, ratio: Any) -> None:
+    found = verdicts(pool, "fast", ratio, 10)
     assert count(found, Outcome.FAIL) == 10
     assert max(gpu_s(found)) <= 40
 
 
 @pytest.mark.parametrize("ratio", [2.0, 10.0])
-def test_far_above_passes_after_one_cycle(ratio: Any) -> None:
-    found = verdicts("fast", ratio, 10)
+def test_far_above_passes_after_one_cycle(pool: Executor, ratio: Any) -> None:
+    found = verdicts(pool, "fast", ratio, 10)
     assert count(found, Outcome.PASS) == 10
     assert max(gpu_s(found)) <= 60
 
