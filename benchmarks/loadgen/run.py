@@ -48,7 +48,7 @@ class Bench:
         cores: list[str],
     ) -> None:
         self.on = ["chrt", "-r", "10", "taskset", "-c"] if realtime else ["taskset", "-c"]
-        self.emitter_core, self.client_core, *_ = self.cores = cores
+        self.cores, self.emitter_core, self.client_core = cores, cores[0], cores[1]
         self.work, self.out, self.vllm_python, self.repeats = work, out, vllm_python, repeats
         self.names = tools
         self.foreign: float | None = None
@@ -179,15 +179,16 @@ class Bench:
 
         The workers have the cores that are not the emitter's, or all of two.
         """
-        free = self.cores[1:] if len(self.cores) > 2 else self.cores
+        apart = len(self.cores) > 2
+        theirs = ",".join(self.cores[1:] if apart else self.cores)
         for _ in range(self.repeats):
             for workers in (1, 2):
-                for streams in (512, 2100 * workers) if free != self.cores else (512,):
+                for streams in (512, 2100 * workers) if apart else (512,):
                     with self.emitter(20_000, 20_000, 20_000) as (port, report):
                         command = (sys.executable, HERE / "ours.py", port, streams, streams, 150, workers)
-                        result = self.client(*command, core=",".join(free))
-                    result["emitter_gap_us"] = report["gap_us"]
-                    self.note("scaling", f"{workers} workers, {streams} streams", result)
+                        result = self.client(*command, core=theirs)
+                    who = f"{workers} workers, {streams} streams"
+                    self.note("scaling", who, {**result, "emitter_gap_us": report["gap_us"]})
 
     @contextlib.contextmanager
     def hog(self, busy: bool) -> Iterator[None]:

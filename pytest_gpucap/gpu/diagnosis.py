@@ -27,7 +27,7 @@ class Kind(StrEnum):
     GPU_COMPUTE = "GPU compute"
     NETWORK = "network"
     NONE = "none"
-    """Nothing was at its limit: the server could take more."""
+    """Nothing was seen at its limit."""
     UNKNOWN = "unknown"
     """Too little was seen."""
 

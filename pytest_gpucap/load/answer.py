@@ -16,6 +16,7 @@ from typing import Any
 from pytest_gpucap.load.blocks import Count, PhaseTable
 from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.load.recorder import Recorder
+from pytest_gpucap.load.sse import FIELD
 
 USAGE = b'"completion_tokens"'
 """In every usage object and nowhere else: inside a token's text the quotes would be escaped."""
@@ -30,8 +31,6 @@ TEXT = re.compile(rb'"(?:text|content|reasoning|reasoning_content)":\s?"((?:[^"\
 CHOICES = re.compile(rb'"choices":\s?\[\{')
 """What the data of a token event and of no other holds near its beginning: the usage chunk's choices are empty."""
 MAX_PREFIX = 400
-FIELD = b"data: "
-"""What comes before an event's data."""
 NAN = float("nan")
 
 
@@ -125,9 +124,7 @@ class Answer:
     def event(self, data: bytes, time_s: float) -> None:
         """One event's data."""
         if self.prefix is not None and data.startswith(self.prefix):
-            self.token(time_s)
-            self.size += len(FIELD) + len(data)
-            self.tail = data
+            self._take(data, time_s)
         elif data == b"[DONE]":
             self.done = True
         elif not (plain := PLAIN.match(data)):
@@ -137,12 +134,17 @@ class Answer:
         else:
             self.counted_prompt, self.counted_output = int(plain[2]), int(plain[3])
 
-    def _learn(self, data: bytes, prefix: int, time_s: float) -> None:
-        """A token event, and how others will begin: with its first `prefix` bytes."""
+    def _take(self, data: bytes, time_s: float) -> None:
+        """A token event."""
         if self.events:
             self.size += len(FIELD) + len(data)
         self.token(time_s)
-        self.tail = self.sample = data
+        self.tail = data
+
+    def _learn(self, data: bytes, prefix: int, time_s: float) -> None:
+        """A token event, and how others will begin: with its first `prefix` bytes."""
+        self._take(data, time_s)
+        self.sample = data
         if prefix:
             self.prefix = data[:prefix]
             self.line = FIELD + self.prefix

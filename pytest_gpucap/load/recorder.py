@@ -66,14 +66,13 @@ class Recorder:
 
     def learn(self, tokens: int, text_bytes: int) -> None:
         """So many tokens had so many bytes of text in a whole answer; 0 where each token had an event of its own."""
-        self._recent.append((tokens, text_bytes))
+        self._recent.append((tokens, text_bytes) if text_bytes > 0 else (0, 0))
 
     @property
     def tokens_per_byte(self) -> float:
         """Of the latest whole answers with several tokens in an event, as a busy server sends them; 0 without any."""
-        several = [(tokens, size) for tokens, size in self._recent if size > 0]
-        tokens, text_bytes = (sum(column) for column in zip(*several, strict=True)) if several else (0, 1)
-        return tokens / text_bytes
+        text_bytes = sum(size for _, size in self._recent)
+        return sum(tokens for tokens, _ in self._recent) / text_bytes if text_bytes else 0.0
 
     def spread_tokens(self, first_s: float, last_s: float, count: int) -> None:
         """Count tokens that no event of their own brought, evenly over a time; fewer than none takes some back."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pytest_gpucap.load.answer import Answer
 from pytest_gpucap.load.blocks import Count
 from pytest_gpucap.load.protocol import Status
+from pytest_gpucap.load.sse import FIELD
 
 OK = 200
 CHUNK_SIZES = {header % size: size for size in range(1, 8192) for header in (b"%x", b"%X", b"%04x")}
@@ -71,12 +72,12 @@ def _take_event(answer: Answer, piece: bytes, time_s: float) -> bool:
     line = size + 2
     if (
         CHUNK_SIZES.get(piece[:size]) != len(piece) - size
-        or not piece.startswith(b"data: ", line)
+        or not piece.startswith(FIELD, line)
         or piece.find(b"\n", line) >= 0
         or piece.find(b"\r", line) >= 0
     ):
         return False
-    answer.event(piece[line + 6 :], time_s)
+    answer.event(piece[line + len(FIELD) :], time_s)
     return True
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+FIELD = b"data: "
+"""What an event's data comes after, as servers write it."""
 MAX_EVENT_BYTES = 16 * 2**20
 """One event may not be longer: no answer of a language model comes near, and memory stays bounded."""
 
@@ -32,11 +34,11 @@ class EventStream:
         """
         if not self._pending and not self._data and b"\r" not in body and body.endswith(b"\n\n"):
             # What nearly every server sends: whole events of one data line each.
-            if body.startswith(b"data: ") and body.find(b"\n") == len(body) - 2:
-                return [body[6:-2]]
+            if body.startswith(FIELD) and body.find(b"\n") == len(body) - 2:
+                return [body[len(FIELD) : -2]]
             events = body[:-2].split(b"\n\n")
-            if all(event.startswith(b"data: ") and b"\n" not in event for event in events):
-                return [event[6:] for event in events]
+            if all(event.startswith(FIELD) and b"\n" not in event for event in events):
+                return [event[len(FIELD) :] for event in events]
         return self._slow(body)
 
     def _slow(self, body: bytes) -> list[bytes]:
@@ -54,7 +56,7 @@ class EventStream:
                     events.append(b"\n".join(self._data))
                     self._data = []
             elif line.startswith(b"data:"):
-                self._data.append(line[6:] if line.startswith(b"data: ") else line[5:])
+                self._data.append(line.removeprefix(b"data:").removeprefix(b" "))
             elif line == b"data":
                 self._data.append(b"")
         return events

@@ -26,11 +26,15 @@ class Seen:
 
     bodies: list[dict[str, Any]] = field(default_factory=list)
     prompt_tokens: int = 0
-    output_tokens: int = 0
     in_flight: int = 0
     most_in_flight: int = 0
     sent: list[tuple[float, int]] = field(default_factory=list)
     """When (monotonic clock), and how many output tokens."""
+
+    @property
+    def output_tokens(self) -> int:
+        """All of them."""
+        return sum(tokens for _, tokens in self.sent)
 
 
 class TokenServer:
@@ -128,7 +132,6 @@ class TokenServer:
             for event in stream(body, usage, chat="messages" in body, per_event=per_event):
                 await response.write(event)
                 if b'"finish_reason"' in event:
-                    seen.output_tokens += min(left, per_event)
                     seen.sent.append((time.monotonic(), min(left, per_event)))
                     left -= per_event
                 if self.gap_s:

@@ -26,13 +26,16 @@ def stand_in_python(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(script)
 
 
-@pytest.fixture
-def family() -> Iterator[Family]:
+def _family() -> Iterator[Family]:
     made = Family()
     yield made
     for process in made.alive():  # left by a test that failed
         with contextlib.suppress(psutil.Error):
             process.kill()
+
+
+family = pytest.fixture(_family, name="family")
+shared_family = pytest.fixture(_family, name="shared_family", scope="module")
 
 
 @pytest.fixture
