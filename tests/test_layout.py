@@ -20,15 +20,16 @@ WIRING = {"plugin", "fixtures", "suite", "commands", "__init__", "__main__"}
 
 MAY_IMPORT = {
     "requirement": set(),
+    "jit": set(),
     "options": {"requirement"},
     "workloads": {"requirement"},
     "markers": {"options", "requirement", "workloads"},
     "gpu": set(),
     "server": set(),
-    "load": {"requirement"},
-    "capacity": {"requirement", "load"},
+    "load": {"requirement", "jit"},
+    "capacity": {"requirement", "jit", "load"},
     "measure": {"requirement", "load", "capacity"},
-    "simulator": {"requirement", "workloads", "load", "capacity", "server"},
+    "simulator": {"requirement", "jit", "workloads", "load", "capacity", "server"},
     "history": {"requirement", "capacity", "report"},
     "report": {"requirement", "capacity"},
 }

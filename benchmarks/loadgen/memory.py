@@ -36,16 +36,17 @@ def main() -> None:
     pool = [np.cumsum(rng.lognormal(np.log(MEDIAN_S), SIGMA, TOKENS)) for _ in range(256)]
     begun_s = time.monotonic()
     for row in range(REQUESTS):
-        answer = Answer(table, row, row, recorder)
+        answer = Answer(table, row, recorder)
+        slots, slot = recorder.slots, answer.slot
         times = (pool[row % 256] + row * 1e-3).tolist()
         # What the read path does for each event, for all of an answer's at once.
-        answer.first_s, answer.last_s, answer.events = times[0], times[-1], TOKENS
-        answer.gap_s = times[-1] - times[-2]
+        slots.first_s[slot], slots.last_s[slot], slots.events[slot] = times[0], times[-1], TOKENS
+        slots.gap_s[slot] = times[-1] - times[-2]
         recorder.gaps.extend(np.diff(times[:-1]).tolist())
         recorder.times.extend(times)
         recorder.lags.extend(times[:1])
-        answer.counted_prompt, answer.counted_output, answer.done = 16, TOKENS, True
-        answer.sent_at = row * 1e-3
+        slots.counted_prompt[slot], slots.counted_output[slot], slots.done[slot] = 16, TOKENS, 1
+        slots.sent_s[slot] = row * 1e-3
         answer.finish(times[-1], ignore_eos=True)
         recorder.flush_if_full()
     recorder.flush()

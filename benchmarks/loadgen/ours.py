@@ -21,10 +21,11 @@ import numpy as np
 
 from pytest_gpucap.load.blocks import Count, LiveBoard, PhaseTable, shared_memory
 from pytest_gpucap.load.engine import Engine
+from pytest_gpucap.load.lane import DUE, Lane
 from pytest_gpucap.load.prompts import Composer, Recipe
 from pytest_gpucap.load.protocol import ClosedLoop, Status
 from pytest_gpucap.load.runner import HttpLoadRunner
-from pytest_gpucap.load.wire import Connection, Target
+from pytest_gpucap.load.wire import Target
 from pytest_gpucap.requirement import Endpoint, Length, Workload
 
 INPUT_TOKENS = 16
@@ -93,35 +94,24 @@ def in_this_process(port: int, concurrency: int, requests: int, tokens: int) -> 
     sent_ns: list[int] = []
     received: list[tuple[float, int]] = []
 
-    class Watched(Connection):
-        """Notes the emitter's stamps of everything read."""
+    class Watched(Lane):
+        """Holds each read's stamp against what the emitter wrote into it; one descriptor at a time."""
 
         __slots__ = ()
 
-        def _read(self, events: int) -> None:
-            times = engine.recorder.times
-            before = len(times)
-            read: list[bytes] = []
-            plain = self._recvmsg
+        def drain(self, timeout_ms: int, due_s: float, offset_ns: int) -> tuple[int, int, float]:
+            # Due at once: it comes back after every read, with the read still in the buffer.
+            found = super().drain(timeout_ms, min(due_s, 0.0), offset_ns)
+            if found[0] == DUE:
+                said = self._control[0]
+                stamps = STAMP.findall(bytes(self._text[: said["end"]]))
+                # Not while connections are still being made.
+                if len(stamps) == 1 and engine.recorder.slots.events[said["slot"]] > SETTLED:
+                    sent_ns.append(int(stamps[0]))
+                    received.append((float(said["time_s"]), offset_ns))
+            return found
 
-            def recvmsg(*sizes: int) -> Any:
-                got = plain(*sizes)
-                read.append(got[0])
-                return got
-
-            self._recvmsg = recvmsg
-            super()._read(events)
-            self._recvmsg = plain
-            stamps = STAMP.findall(b"".join(read))
-            # Not while connections are still being made.
-            settled = self.answer is not None and self.answer.events > SETTLED
-            if settled and len(stamps) == len(engine.recorder.times) - before:
-                sent_ns.extend(map(int, stamps))
-                received.extend((t, engine.offset.ns) for t in times[before:])
-
-    import pytest_gpucap.load.engine as engine_module
-
-    engine_module.Connection = Watched  # type: ignore[attr-defined]  # looked up when a connection is made
+    engine.lane.__class__ = Watched
     start_s = time.monotonic()
     engine.begin(table, start_s=start_s, end_s=start_s + 600.0, share=concurrency, first_prompt=0)
     plain = engine.ended

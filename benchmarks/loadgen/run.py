@@ -205,12 +205,16 @@ class Bench:
             process.wait()
 
     def open(self) -> None:
-        """Open-loop lateness at 2,000 requests of 8 events a second on one core; arrivals of 1, 2 and 4 workers."""
+        """Open-loop lateness at 2,000 requests of 8 events a second; arrivals of 1, 2 and 4 workers.
+
+        All workers have the second core, or the further ones too where there are some.
+        """
+        theirs = ",".join(self.cores[1:]) if len(self.cores) > 2 else None
         for _ in range(self.repeats):
             for rate, workers in ((2000, 1), (2000, 2), (2000, 4), (500, 1), (500, 2), (500, 4)):
                 with self.emitter(2_000, 2_000) as (port, _):
                     command = (sys.executable, HERE / "lateness.py", port, rate, 5, workers)
-                    self.note("open", f"{rate} req/s, workers: {workers}", self.client(*command))
+                    self.note("open", f"{rate} req/s, workers: {workers}", self.client(*command, core=theirs))
 
     def memory(self) -> None:
         """1,000,000 requests of 512 tokens."""
@@ -368,7 +372,7 @@ def _figures(part: str, runs: list[Run]) -> list[object]:
     elif part == "open":
         figures = [lambda r: r["late_us"]["p50"], lambda r: r["late_us"]["p99"]]
         figures += [lambda r: r["ks"]["statistic"], lambda r: r["ks"]["p"], lambda r: r["ks"]["at_us"]]
-        figures += [lambda r: r["ks_schedule"]["p"], lambda r: max(r["cpu"]), lambda r: r["foreign"]]
+        figures += [lambda r: r["ks_schedule"]["p"], lambda r: max(r["cpu"]), lambda r: r["foreign"] or 0.0]
     elif part == "memory":
         figures = [lambda r: r["peak_mib"], lambda r: r["gaps"]]
         figures += [lambda r: r["relative_error"]["p50"], lambda r: r["relative_error"]["p99"]]

@@ -7,6 +7,7 @@ has one part for each worker, so no two processes ever write the same place and 
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from pytest_gpucap.jit import compiled
 from pytest_gpucap.load.protocol import Floats, Histogram, Status
 
 LOWEST_S = 1e-6
@@ -97,7 +99,8 @@ class PhaseTable:
     """The rows of one phase, and what each worker counted in it.
 
     Arrays of shape (rows,) named as in `Journal`, `spreads` of shape (workers, len(Spread), BINS) and `counts` of shape
-    (workers, len(Count)). Row i belongs to worker i % workers.
+    (workers, len(Count)). Row i belongs to worker i % workers. `first_address`, `sent_address`: where
+    `first_s` and `sent_s` are.
     """
 
     def __init__(self, fd: int, rows: int, workers: int) -> None:
@@ -121,6 +124,7 @@ class PhaseTable:
         self.prompt, self.output = view(self.prompt_tokens), view(self.output_tokens)
         self.counted_prompt, self.counted_output = view(self.counted_prompt_tokens), view(self.counted_output_tokens)
         self.state = view(self.status)
+        self.first_address, self.sent_address = self.first_s.ctypes.data, self.sent_s.ctypes.data
 
     def _take(self, dtype: type[_Scalar], count: int) -> npt.NDArray[_Scalar]:
         array: npt.NDArray[_Scalar] = np.frombuffer(self._memory, dtype, count, self._offset)
@@ -182,3 +186,11 @@ def bin_of(seconds: Floats) -> npt.NDArray[np.int64]:
     held = np.clip(np.nan_to_num(bins, nan=0.0, neginf=0.0, posinf=BINS), 0, BINS - 1)
     index: npt.NDArray[np.int64] = held.astype(np.int64)
     return index
+
+
+@compiled
+def bin_at(seconds: float) -> int:
+    """`bin_of` a single value."""
+    if seconds <= LOWEST_S:
+        return 0
+    return min(math.ceil(math.log(seconds / LOWEST_S) / math.log(GROWTH) - 1e-9), BINS - 1)

@@ -8,13 +8,11 @@ adjustments in between cost at most what the clock is slewed between two samples
 from __future__ import annotations
 
 import socket
-import struct
 import time
 
 SO_TIMESTAMPNS = 35
 """Of Linux on every architecture but parisc and sparc (asm-generic/socket.h); the socket module has no name for it."""
 ANCILLARY_BYTES = socket.CMSG_SPACE(16)
-TIMESPEC = struct.Struct("@qq")
 
 RESAMPLE_S = 0.02
 """The kernel slews a clock by at most 500 ppm: 10 us between two samples."""

@@ -1,12 +1,13 @@
-"""A worker's event loop: sends what is due, reads what has come, keeps what is known of itself.
+"""A worker's event loop: sends what is due, has read what has come, keeps what is known of itself.
 
 An epoll loop of its own rather than uvloop's: uvloop's timers tick in whole milliseconds, which alone would make
 requests up to a millisecond late, and each of its callbacks costs a handle and a context. What is left to do here is
-little: sockets, one timer for the next request that is due, one for the ticks.
+little: one timer for the next request that is due, one for the ticks, and what `lane` knows nothing of.
 """
 
 from __future__ import annotations
 
+import math
 import select
 import socket
 import time
@@ -17,6 +18,7 @@ from typing import Protocol
 from pytest_gpucap.load.answer import Answer
 from pytest_gpucap.load.blocks import Count, Live, LiveBoard, PhaseTable
 from pytest_gpucap.load.clocks import RESAMPLE_S, Offset, enable_timestamps
+from pytest_gpucap.load.lane import DUE, ENDED, NOTHING, READY, Lane
 from pytest_gpucap.load.prompts import Composer
 from pytest_gpucap.load.protocol import ERRORS, Status
 from pytest_gpucap.load.recorder import Recorder
@@ -26,19 +28,20 @@ KEEP_IDLE_S = 3.0
 """Idle connections are closed after this: uvicorn, and so vLLM, closes its own after 5 s, and a request sent into a
 connection that is just being closed is lost."""
 BATCH = 64
-"""Reads fetched at a time, and due requests sent before anything is read again."""
+"""Due requests sent before anything is read again."""
 FINE_S = 0.002
 """epoll waits in whole milliseconds; nearer to a due time than this, the wait goes through select, in microseconds."""
 SPIN_S = 0.00006
 """This near to a due time nothing waits: waking up takes some 30 us, and never the same."""
-GATHER_S, GATHER_BELOW = 0.0005, 32
-"""After a turn of few events, this long a rest before the next: streams that are out of step would otherwise wake the
+GATHER_S, LEAST_GATHER_S, GATHER_BELOW = 0.00075, 0.0005, 32
+"""After a turn of few events, so long a rest before the next: streams that are out of step would otherwise wake the
 process for every single token, at several times the cost, and take the CPU from a server beside it. Kernel timestamps
-make it harmless to latencies; a closed loop refills a slot 0.25 ms later on average. Never into a due time."""
-FEW_BODIES, AT_ONCE = 48, 8
-"""Request bodies are composed ahead in idle moments: while there are fewer than this, so many at once."""
+make it harmless to latencies; a closed loop refills a slot 0.4 ms later on average. Never into a due time: half of what
+is left until then at most."""
+FEW_REQUESTS, AT_ONCE = 48, 8
+"""Requests are composed ahead in idle moments: while there are fewer than this, so many at once."""
 COMPOSE_S = 0.0001
-"""An idle moment is longer than this: composing takes some 2 us a body, and more for long prompts."""
+"""An idle moment is longer than this: composing takes some 2 us a request, and more for long prompts."""
 MAX_ERROR_TEXTS = 50
 FAILURE_PAUSE_S = 0.1
 """A closed loop does not replace a failed request at once: a server that refuses everything would be stormed."""
@@ -102,17 +105,20 @@ class Engine:
     ) -> None:
         self.offset = Offset()
         self.recorder = Recorder(board.tokens[worker], bins_start_s, worker)
-        self.heads: set[bytes] = set()
         self.errors: dict[str, int] = {}
         self._target, self._composer, self._worker = target, composer, worker
         self._live = board.live[worker]
         self._timeout_s = request_timeout_s
         self._epoll = select.epoll()
+        self.lane = Lane(self._epoll.fileno(), self.recorder)
+        # Nothing is ready yet: it is compiled now, or fetched from where it is kept.
+        self.lane.drain(0, math.inf, self.offset.ns)
         self._handlers: dict[int, Callable[[int], None]] = {}
+        self._connections: dict[int, Connection] = {}
         self._idle: deque[Connection] = deque()
         self._busy: dict[Carrier, float] = {}
         self._rows: Rows | None = None
-        self._bodies: deque[bytes] = deque()
+        self._requests: deque[bytes] = deque()
         self._next_due_s = float("inf")
         self._end_s = float("inf")
         self._share = 0
@@ -140,40 +146,52 @@ class Engine:
 
     def run(self) -> None:
         """Until `stop`."""
-        handlers, poll, monotonic = self._handlers, self._epoll.poll, time.monotonic
+        monotonic = time.monotonic
         now_s = monotonic()
         self._next_tick_s = now_s + RESAMPLE_S
-        ready: list[tuple[int, int]] = []
+        read = 0
         while not self._closing:
             wait_s = min(self._next_due_s, self._next_tick_s) - now_s
-            if 0 < len(ready) < self._gather_below and wait_s > 2 * GATHER_S:
-                time.sleep(GATHER_S)
-                ready = poll(0, BATCH)
-            elif wait_s <= 0 or self._next_due_s - now_s <= SPIN_S or (wait_s > COMPOSE_S and self._compose_ahead()):
-                ready = poll(0, BATCH)
-            else:
-                ready = self._wait(wait_s)
-            for fd, events in ready:
-                handler = handlers.get(fd)
-                if handler is not None:  # closed earlier in this very batch
-                    handler(events)
-                    # A burst of events holds up no request that is due: what has come already keeps its time.
-                    if (now_s := monotonic()) >= self._next_due_s:
-                        self._send_due(now_s)
+            wait_ms = 0
+            if 0 < read < self._gather_below and wait_s > 2 * LEAST_GATHER_S:
+                time.sleep(min(GATHER_S, wait_s / 2))
+            elif (
+                wait_s > 0 and self._next_due_s - now_s > SPIN_S and not (wait_s > COMPOSE_S and self._compose_ahead())
+            ):
+                wait_ms = self._wait(wait_s)
+            read = self._turn(wait_ms)
             if (now_s := monotonic()) >= self._next_due_s:
                 self._send_due(now_s)
             if now_s >= self._next_tick_s:
                 self._tick(now_s)
 
-    def _wait(self, wait_s: float) -> list[tuple[int, int]]:
-        """Wait for events, at most until the next request is due or the next tick."""
+    def _turn(self, wait_ms: int) -> int:
+        """Read what has come, waiting for it `wait_ms` at most; how many connections had something."""
+        drain, offset_ns = self.lane.drain, self.offset.ns
+        while True:
+            found, fd, time_s = drain(wait_ms, self._next_due_s, offset_ns)
+            if found == NOTHING:
+                return fd
+            if found == ENDED:
+                self._connections[fd].whole(time_s)
+            elif found == READY:
+                handler = self._handlers.get(fd)
+                if handler is not None:  # closed earlier in this very batch
+                    handler(self.lane.events)
+            elif found != DUE:
+                self._connections[fd].found(found, time_s)
+            # A burst of events holds up no request that is due: what has come already keeps its time.
+            if (now_s := time.monotonic()) >= self._next_due_s:
+                self._send_due(now_s)
+
+    def _wait(self, wait_s: float) -> int:
+        """How many milliseconds epoll, which knows nothing finer, is to wait for events; less is waited here."""
         if self._next_tick_s < self._next_due_s:
-            return self._epoll.poll(wait_s, BATCH)
+            return math.ceil(wait_s * 1e3)
         if wait_s > FINE_S:
-            # Rounded up to whole milliseconds by epoll: aim before the due time.
-            return self._epoll.poll(wait_s - FINE_S / 2, BATCH)
+            return math.ceil((wait_s - FINE_S / 2) * 1e3)  # Rounded up: aim before the due time.
         select.select((self._epoll,), (), (), wait_s - SPIN_S)
-        return self._epoll.poll(0, BATCH)
+        return 0
 
     def _tick(self, now_s: float) -> None:
         recorder = self.recorder
@@ -212,7 +230,7 @@ class Engine:
         self._drop_unsent()
         self.recorder.begin(table)
         self._rows = Rows(table, self._worker, first_prompt)
-        self._bodies.clear()
+        self._requests.clear()
         self._end_s, self._share = end_s, share
         self._completed = self._failed = 0
         self._phase_open = True
@@ -291,6 +309,7 @@ class Engine:
                     break
                 self._send_next(due_s)
                 self._next_due_s = rows.table.due[rows.next_row] if rows.left else float("inf")
+                now_s = time.monotonic()
             if self._next_due_s >= self._end_s:
                 self._next_due_s = float("inf")
 
@@ -301,62 +320,66 @@ class Engine:
             if rows is not None and self._share:
                 self.recorder.add(Count.OUT_OF_ROWS)
             return False
-        body = self._bodies.popleft() if self._bodies else self._compose(rows, rows.next_row)
+        request = self._requests.popleft() if self._requests else self._compose(rows, rows.next_row)
         row = rows.take()
         rows.table.due[row] = due_s
-        answer = Answer(rows.table, row, rows.number(row), self.recorder)
         recorder = self.recorder
         recorder.add(Count.SENT)
-        self._send(answer, self._target.request(body))
+        sent_s = self._send(Answer(rows.table, row, recorder), request)
         # Not when a closed loop fills up: those are sent at once, and "due" means nothing more.
         if not (self._share and self._opening):
-            recorder.lateness.append((answer.sent_at if answer.sent_at > 0 else time.monotonic()) - due_s)
+            recorder.lateness.append(sent_s - due_s)
         return True
 
-    def _send(self, answer: Answer, request: bytes, *, fresh: bool = False) -> None:
+    def _send(self, answer: Answer, request: bytes, *, fresh: bool = False) -> float:
+        """Send a request, or begin to; when that was."""
         try:
             connection = self._idle.pop() if self._idle and not fresh else Connection(self._target, self)
         except OSError as error:
             status = Status.DROPPED if is_local_limit(error) else Status.CONNECT
             answer.fail(status, f"no connection: {error.strerror or error}")
-            self._count(answer, time.monotonic())
+            now_s = time.monotonic()
+            self._count(answer, now_s)
             if self._share:
                 self._refill_after_failure()
-            return
-        self._busy[connection] = time.monotonic()
-        connection.send(answer, request)
+            return now_s
+        # Before the call: a server on this machine may have answered by the time it returns.
+        self._busy[connection] = now_s = time.monotonic()
+        connection.send(answer, request, now_s)
+        return now_s
 
     def _refill_after_failure(self) -> None:
         self._next_due_s = min(self._next_due_s, time.monotonic() + FAILURE_PAUSE_S)
 
     def _compose(self, rows: Rows, row: int) -> bytes:
         table = rows.table
-        return self._composer.body(rows.number(row), table.prompt[row], table.output[row])
+        return self._target.request(self._composer.body(rows.number(row), table.prompt[row], table.output[row]))
 
     def _compose_ahead(self) -> bool:
-        """Compose some more bodies while there is nothing else to do; False when there are enough."""
-        rows, bodies = self._rows, self._bodies
-        before = len(bodies)
-        if rows is None or before >= FEW_BODIES:
+        """Compose some more requests while there is nothing else to do; False when there are enough."""
+        rows, requests = self._rows, self._requests
+        before = len(requests)
+        if rows is None or before >= FEW_REQUESTS:
             return False
-        while len(bodies) < before + AT_ONCE and (row := rows.upcoming(len(bodies))) is not None:
-            bodies.append(self._compose(rows, row))
-        return len(bodies) > before
+        while len(requests) < before + AT_ONCE and (row := rows.upcoming(len(requests))) is not None:
+            requests.append(self._compose(rows, row))
+        return len(requests) > before
 
     # -- what connections report --------------------------------------------------------------------------------------
 
     def watch(self, connection: Connection, events: int, *, known: bool) -> None:
         """See `Owner`."""
-        self._handlers[connection.fd] = connection.handler
         if known:
             self._epoll.modify(connection.fd, events)
         else:
+            self._connections[connection.fd], self._handlers[connection.fd] = connection, connection.ready
             self._epoll.register(connection.fd, events)
-            self.recorder.highest(Count.OPEN_SOCKETS, len(self._handlers) - 1)
+            self.recorder.highest(Count.OPEN_SOCKETS, len(self._connections))
 
     def forget(self, connection: Connection) -> None:
         """See `Owner`."""
-        if self._handlers.pop(connection.fd, None) is not None:
+        self._handlers.pop(connection.fd, None)
+        if self._connections.pop(connection.fd, None) is not None:
             self._epoll.unregister(connection.fd)
         self._busy.pop(connection, None)
         if connection.idle_since_s and connection in self._idle:

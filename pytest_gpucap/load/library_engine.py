@@ -123,12 +123,13 @@ class LibraryEngine(Engine):
         super()._refill_after_failure()
         self._wake.set()
 
-    def _send(self, answer: Answer, request: bytes, *, fresh: bool = False) -> None:
+    def _send(self, answer: Answer, request: bytes, *, fresh: bool = False) -> float:
         del fresh
         exchange = Exchange(self, answer)
-        self._busy[exchange] = answer.sent_at = time.monotonic()
+        self._busy[exchange] = answer.sent_s = now_s = time.monotonic()
         exchange.task = asyncio.get_running_loop().create_task(self._carry(exchange, request))
         self.recorder.highest(Count.OPEN_SOCKETS, len(self._busy))
+        return now_s
 
     async def _carry(self, exchange: Exchange, body: bytes) -> None:
         library, answer = http(), exchange.answer
@@ -160,8 +161,7 @@ class LibraryEngine(Engine):
             before = answer.events
             for event in stream.feed(data):
                 answer.event(event, now_s)
-            if answer.events > before + 1:
-                self.recorder.add(Count.SHARED_EVENTS, answer.events - before)
+            self.recorder.add_shared(answer.events - before)
             if answer.status is not None:
                 return
         judge_status(answer, status, text)

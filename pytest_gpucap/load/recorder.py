@@ -10,7 +10,8 @@ from collections import deque
 import numpy as np
 import numpy.typing as npt
 
-from pytest_gpucap.load.blocks import TOKEN_BIN_S, TOKEN_BINS, Count, PhaseTable, Spread, bin_of, view
+from pytest_gpucap.load.blocks import BINS, TOKEN_BIN_S, TOKEN_BINS, Count, PhaseTable, Spread, bin_of, view
+from pytest_gpucap.load.slots import Slots
 
 FLUSH_AT = 2_048
 """Values a list may hold before it is flushed: counting more at a time is no cheaper, and holds up what is due."""
@@ -21,28 +22,38 @@ RECENT_ANSWERS = 32
 class Recorder:
     """Gaps, token times and the worker's own lags of one worker.
 
-    The lists are public because the read path appends to them directly. `gaps` may hold NaN (a first token has no gap
+    Python appends to the lists; `lane` counts into the arrays itself. `gaps` may hold NaN (a first token has no gap
     before it); those are left out.
+
+    Attributes:
+        slots: the answers under way.
+        tokens: shape (TOKEN_BINS,), of the worker.
+        counts, spreads: shapes (len(Count),) and (len(Spread), BINS), of the phase.
     """
 
     __slots__ = (
-        "_bins_start_s",
         "_counts",
         "_recent",
-        "_table",
-        "_tokens",
         "_worker",
+        "bins_start_s",
+        "counts",
         "gaps",
         "lags",
         "lateness",
         "loop_lags",
+        "slots",
+        "spreads",
         "times",
+        "tokens",
     )
 
     def __init__(self, tokens: npt.NDArray[np.int64], bins_start_s: float, worker: int) -> None:
-        self._tokens, self._bins_start_s, self._worker = tokens, bins_start_s, worker
-        self._table: PhaseTable | None = None
-        self._counts = view(np.zeros(len(Count), np.int64))
+        self.tokens, self.bins_start_s, self._worker = tokens, bins_start_s, worker
+        self.slots = Slots()
+        # Before the first phase nothing is to be counted: these are nobody's.
+        self.counts: npt.NDArray[np.int64] = np.zeros(len(Count), np.int64)
+        self.spreads: npt.NDArray[np.int64] = np.zeros((len(Spread), BINS), np.int64)
+        self._counts = view(self.counts)
         self._recent: deque[tuple[int, int]] = deque(maxlen=RECENT_ANSWERS)
         self.gaps: list[float] = []
         self.times: list[float] = []
@@ -53,8 +64,8 @@ class Recorder:
     def begin(self, table: PhaseTable) -> None:
         """Count into another phase's table from now on."""
         self.flush()
-        self._table = table
-        self._counts = view(table.counts[self._worker])
+        self.counts, self.spreads = table.counts[self._worker], table.spreads[self._worker]
+        self._counts = view(self.counts)
 
     def add(self, count: Count, amount: int = 1) -> None:
         """Add to a counter of the current phase."""
@@ -63,6 +74,11 @@ class Recorder:
     def highest(self, count: Count, value: int) -> None:
         """Keep the highest value seen in the current phase."""
         self._counts[count] = max(self._counts[count], value)
+
+    def add_shared(self, events: int) -> None:
+        """So many token events came in one read."""
+        if events > 1:
+            self.add(Count.SHARED_EVENTS, events)
 
     def learn(self, tokens: int, text_bytes: int) -> None:
         """So many tokens had so many bytes of text in a whole answer; 0 where each token had an event of its own."""
@@ -77,11 +93,11 @@ class Recorder:
     def spread_tokens(self, first_s: float, last_s: float, count: int) -> None:
         """Count tokens that no event of their own brought, evenly over a time; fewer than none takes some back."""
         times = np.linspace(first_s, last_s, abs(count))
-        np.add.at(self._tokens, self._bin_index(times), 1 if count > 0 else -1)
+        np.add.at(self.tokens, self._bin_index(times), 1 if count > 0 else -1)
 
     def withdraw_token(self, time_s: float) -> None:
         """The last event was no token after all."""
-        self._tokens[self._bin_index(np.array([time_s]))[0]] -= 1
+        self.tokens[self._bin_index(np.array([time_s]))[0]] -= 1
 
     def flush_if_full(self) -> None:
         """Flush when a list has grown long."""
@@ -92,7 +108,7 @@ class Recorder:
         """Count everything into the arrays."""
         if self.times:
             bins, counts = np.unique(self._bin_index(np.array(self.times)), return_counts=True)
-            self._tokens[bins] += counts
+            self.tokens[bins] += counts
             self.add(Count.EVENTS, len(self.times))
             self.times.clear()
         for values, spread in (
@@ -101,11 +117,11 @@ class Recorder:
             (self.lags, Spread.LAG),
             (self.loop_lags, Spread.LOOP),
         ):
-            if values and self._table is not None:
+            if values:
                 array = np.array(values)
-                np.add.at(self._table.spreads[self._worker, spread], bin_of(array[~np.isnan(array)]), 1)
+                np.add.at(self.spreads[spread], bin_of(array[~np.isnan(array)]), 1)
             values.clear()
 
     def _bin_index(self, times: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-        index = np.floor((times - self._bins_start_s) / TOKEN_BIN_S).astype(np.int64)
+        index = np.floor((times - self.bins_start_s) / TOKEN_BIN_S).astype(np.int64)
         return np.clip(index, 0, TOKEN_BINS - 1)

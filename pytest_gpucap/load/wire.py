@@ -1,47 +1,34 @@
-"""One kept-alive HTTP/1.1 connection that reads streamed answers, each stamped by the kernel as it arrived.
+"""One kept-alive HTTP/1.1 connection: what it sends, and what comes back that `lane` does not know.
 
-`httptools` (Node's llhttp) parses HTTP. What servers send all the time is recognised before it: a head that is byte for
-byte one that it has parsed, whole chunks with one whole event each, the last chunk. Skipping a whole chunk between two
-chunks leaves the parser's state as it was, and a head can be given to it later; so it takes over at the first byte that
-is of no such shape.
+`httptools` (Node's llhttp) parses HTTP. It gets what begins with a byte of no ordinary shape, behind a head of the same
+meaning as the one that it has not seen, until everything is ordinary again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import select
 import socket
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import httptools
 
 from pytest_gpucap.load.answer import Answer
-from pytest_gpucap.load.blocks import Count
-from pytest_gpucap.load.clocks import ANCILLARY_BYTES, TIMESPEC, Offset, enable_timestamps
+from pytest_gpucap.load.clocks import enable_timestamps
+from pytest_gpucap.load.lane import EVENT, REST, Lane
 from pytest_gpucap.load.protocol import Status
-from pytest_gpucap.load.recorder import Recorder
-from pytest_gpucap.load.replies import (
-    CHUNK_HEADS,
-    EVENT_END,
-    HEAD_BYTES,
-    HEAD_END,
-    LAST_CHUNK,
-    NO_HEAD,
-    OK,
-    judge_head,
-    judge_status,
-    take_events,
-)
+from pytest_gpucap.load.replies import OK, judge_head, judge_status
+from pytest_gpucap.load.slots import State
 from pytest_gpucap.load.sse import EventStream, EventStreamError
 
-READ_BYTES = 65_536
 MAX_ERROR_BODY = 65_536
-MAX_HEADS = 64
-"""Known heads: with a date in it, a head comes again for a second; with a request's id, never."""
+HEAD_END = b"\r\n\r\n"
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+"""What every head comes down to that `Lane.learn` is told."""
 READABLE, WRITABLE = select.EPOLLIN | select.EPOLLRDHUP, select.EPOLLOUT
 _BUSY = (errno.EAGAIN, errno.EINTR)
 _LOCAL_LIMITS = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)
@@ -66,13 +53,10 @@ class Target:
 class Owner(Protocol):
     """What a connection tells the engine."""
 
-    offset: Offset
-    recorder: Recorder
-    heads: set[bytes]
-    """Heads that the parser has found to begin an event stream in chunks on a connection that is kept."""
+    lane: Lane
 
     def watch(self, connection: Connection, events: int, *, known: bool) -> None:
-        """Call the connection's `handler` on these epoll events."""
+        """Call the connection's `ready` on these epoll events, and `found` with what the lane finds."""
         ...
 
     def forget(self, connection: Connection) -> None:
@@ -92,7 +76,6 @@ class Connection:
     """One socket; at most one request at a time."""
 
     __slots__ = (
-        "_at_boundary",
         "_body",
         "_chunked",
         "_close_delimited",
@@ -100,18 +83,14 @@ class Connection:
         "_content_type",
         "_encoding",
         "_finished",
-        "_fresh",
         "_head",
-        "_heads",
         "_in_chunk",
         "_interim",
         "_keep_alive",
+        "_lane",
         "_now_s",
-        "_offset",
         "_owner",
         "_parser",
-        "_recorder",
-        "_recvmsg",
         "_request",
         "_sent",
         "_status",
@@ -121,7 +100,6 @@ class Connection:
         "answer",
         "connected",
         "fd",
-        "handler",
         "idle_since_s",
         "sock",
     )
@@ -132,9 +110,7 @@ class Connection:
         Raises:
             OSError: if the connection cannot even be begun.
         """
-        self._target, self._owner = target, owner
-        self._recorder, self._offset, self._heads = owner.recorder, owner.offset, owner.heads
-        self.handler: Callable[[int], None] = self._ready
+        self._target, self._owner, self._lane = target, owner, owner.lane
         family, address = target.address
         self.sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self.fd = self.sock.fileno()
@@ -153,7 +129,6 @@ class Connection:
         except OSError:
             self.sock.close()
             raise
-        self._recvmsg = self.sock.recvmsg
         self._parser = httptools.HttpResponseParser(self)
         self._stream = EventStream()
         self._reset_answer_state()
@@ -163,132 +138,91 @@ class Connection:
     def _reset_answer_state(self) -> None:
         self._status = 0
         self._content_type = self._encoding = b""
-        self._chunked = self._finished = self._in_chunk = self._interim = self._at_boundary = self._keep_alive = False
-        self._close_delimited = self._fresh = True
+        self._chunked = self._finished = self._in_chunk = self._interim = self._keep_alive = False
+        self._close_delimited = True
         self._body = self._head = b""
         self._now_s = 0.0
 
-    def send(self, answer: Answer, request: bytes) -> None:
+    def send(self, answer: Answer, request: bytes, now_s: float) -> None:
         """Send a request; its answer is reported to the owner."""
         self.answer, self._request, self._sent = answer, request, 0
         if self.connected:
-            self._write()
+            self._write(now_s)
 
-    def _write(self) -> None:
-        answer = self.answer
+    def _write(self, now_s: float) -> None:
+        answer, request = self.answer, self._request
         if answer is None:
             return
-        # Before the call: a server on this machine may have answered by the time it returns.
-        now_s = time.monotonic()
+        if not self._sent:
+            self._lane.read(self.fd, answer.slot)
         try:
-            self._sent += self.sock.send(self._request[self._sent :] if self._sent else self._request)
+            self._sent += self.sock.send(request[self._sent :] if self._sent else request)
         except OSError as error:
             if error.errno not in _BUSY:
                 self._broken(f"sending failed: {error.strerror}")
                 return
-        if self._sent >= len(self._request):
-            if answer.sent_at != answer.sent_at:  # NaN: not one sent again
-                answer.sent_at = now_s
-            self._watch(READABLE)
+        if self._sent >= len(request):
+            slots, slot = answer.slots, answer.slot
+            if slots.sent_s[slot] != slots.sent_s[slot]:  # NaN: not one sent again
+                slots.sent_s[slot] = now_s
+            if self._watched != READABLE:
+                self._watch(READABLE)
         else:
             self._watch(READABLE | WRITABLE)
 
     def _watch(self, events: int) -> None:
         if events != self._watched:
-            self.handler = self._read if events == READABLE else self._ready
             self._owner.watch(self, events, known=self._watched != 0)
             self._watched = events
 
-    def _ready(self, events: int) -> None:
-        """Epoll says that something can be done."""
+    def ready(self, _events: int) -> None:
+        """Epoll says something that is not the lane's."""
         if not self.connected:
             code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
                 self._fail(Status.CONNECT, f"connection failed: {errno.errorcode.get(code, code)}")
                 return
             self.connected = True
-            if self.answer is not None:
-                self._write()
-            return
-        if events & ~WRITABLE:
-            self._read(events)
-        elif events & WRITABLE and self.answer is not None:
-            self._write()
-
-    def _read(self, _events: int) -> None:
-        try:
-            data, ancillary, _, _ = self._recvmsg(READ_BYTES, ANCILLARY_BYTES)
-        except OSError as error:
-            if error.errno not in _BUSY:
-                self._broken(f"the connection broke: {error.strerror}")
-            return
-        time_s = now_s = time.monotonic()
-        if not data:
-            self._end_of_file(now_s)
-            return
-        recorder = self._recorder
-        if ancillary:
-            seconds, nanoseconds = TIMESPEC.unpack(ancillary[0][2])
-            # Never later than now: that would be a wall clock just set.
-            time_s = min((seconds * 1_000_000_000 + nanoseconds - self._offset.ns) * 1e-9, now_s)
-            recorder.lags.append(now_s - time_s)
+        if self.answer is not None:
+            self._write(time.monotonic())
         else:
-            recorder.add(Count.USER_STAMPS)
-        answer = self.answer
-        if answer is None:
             self.close()  # Nothing was asked: the server says goodbye (or talks out of turn).
+
+    def whole(self, time_s: float) -> None:
+        """The lane has read the answer to its end."""
+        answer, self.answer = self.answer, None
+        if answer is not None:
+            self.idle_since_s = time_s
+            self._owner.ended(self, answer, time_s, reusable=True)
+
+    def found(self, found: int, time_s: float) -> None:
+        """The lane has come to something that it does not know."""
+        lane, answer = self._lane, self.answer
+        if answer is None:
             return
-        if self._at_boundary and answer.line is not None:
-            length = len(data) - len(EVENT_END)
-            head = CHUNK_HEADS.get(length, NO_HEAD)
-            if (
-                data.startswith(head + answer.line)
-                and data.find(b"\n", HEAD_BYTES) == length
-                and data.endswith(EVENT_END)
-            ):
-                # The body of Answer.token, in place: this is where the time goes.
-                recorder.gaps.append(answer.gap_s)
-                answer.gap_s = time_s - answer.last_s
-                answer.last_s = time_s
-                answer.events += 1
-                answer.size += length - len(head)
-                answer.tail = data
-                recorder.times.append(time_s)
-                return
-        self._take(answer, data, time_s)
+        if found == EVENT:
+            answer.event(lane.data(), time_s)
+            if lane.at_end:
+                answer.recorder.add_shared(answer.events - lane.events_before)
+            if answer.status is not None:
+                self._end(answer, time_s, reusable=False)
+        else:
+            state = answer.slots.state[answer.slot]
+            if state == State.BODY:
+                self._status, self._chunked, self._close_delimited = OK, True, False
+            if found == REST:
+                self._parse(answer, lane.data(), time_s, state)
+            elif lane.error:
+                self._broken(f"the connection broke: {os.strerror(lane.error)}")
+            else:
+                self._end_of_file(time_s)
 
-    def _take(self, answer: Answer, data: bytes, time_s: float) -> None:
-        """Take what is of a known shape; the rest goes to the parser."""
-        if self._fresh:
-            data = self._take_head(data)
-        if self._at_boundary:
-            data = take_events(answer, data, time_s)
-            if data == LAST_CHUNK and self._head:
-                self._finished = self._keep_alive = True
-            if self._finished or answer.status is not None:
-                self._over(time_s)
-                return
-        if data:
-            self._parse(answer, data, time_s)
-
-    def _take_head(self, data: bytes) -> bytes:
-        """Skip the head that `data` begins with if it is known; what is left."""
-        self._fresh = False
-        head, end, left = data.partition(HEAD_END)
-        if not end:
-            return data
-        self._head = head + end
-        if self._head not in self._heads:
-            return data
-        self._status, self._chunked, self._close_delimited = OK, True, False
-        self._at_boundary = True
-        return left
-
-    def _parse(self, answer: Answer, data: bytes, time_s: float) -> None:
-        before = answer.events
+    def _parse(self, answer: Answer, data: bytes, time_s: float, state: int) -> None:
         self._now_s = time_s
-        if self._at_boundary and self._head:
-            data, self._head = self._head + data, b""
+        if state == State.BODY:
+            data = HEAD + data
+        elif state == State.HEAD and HEAD_END in data:
+            self._head = data[: data.index(HEAD_END) + len(HEAD_END)]
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -298,15 +232,10 @@ class Connection:
             return
         if self._closed or self.answer is not answer:
             return
-        if answer.events > before + 1:
-            self._recorder.add(Count.SHARED_EVENTS, answer.events - before)
-        self._at_boundary = (
-            self._chunked
-            and not self._in_chunk
-            and self._stream.empty
-            and data.endswith(b"\r\n")
-            and not self._finished
-        )
+        answer.recorder.add_shared(answer.events - self._lane.events_before)
+        chunks = self._status == OK and self._chunked
+        ordinary = chunks and not self._in_chunk and self._stream.empty and data.endswith(b"\r\n")
+        answer.slots.state[answer.slot] = State.PARSED if ordinary else State.RAW
         if answer.status in (Status.STREAM_ERROR, Status.PROTOCOL) or self._finished:
             self._over(time_s)
 
@@ -336,9 +265,7 @@ class Connection:
         judge_head(answer, self._status, self._content_type.decode("latin-1"), self._encoding.decode("latin-1"))
         plain = self._status == OK and answer.status is None and self._chunked
         if plain and head and self._parser.should_keep_alive():
-            if len(self._heads) >= MAX_HEADS:
-                self._heads.clear()
-            self._heads.add(head)
+            self._lane.learn(head)
 
     def on_chunk_header(self) -> None:
         """A chunk begins."""
@@ -379,11 +306,16 @@ class Connection:
             return
         judge_status(answer, self._status, self._body)
         reusable = self._finished and self._keep_alive
-        self.answer = None
         if reusable:
             if not self._stream.empty:
                 self._stream = EventStream()
             self._reset_answer_state()
+        self._end(answer, time_s, reusable=reusable)
+
+    def _end(self, answer: Answer, time_s: float, *, reusable: bool) -> None:
+        self.answer = None
+        if reusable:
+            self._lane.leave(self.fd)
             self.idle_since_s = time_s
         else:
             self.close()
@@ -405,7 +337,8 @@ class Connection:
     def _broken(self, error: str) -> None:
         """The connection is gone. A kept one may have been closed before the server saw the request: try a new one."""
         answer = self.answer
-        if answer is not None and self.idle_since_s and self._status == 0 and not answer.events:
+        unseen = answer is not None and answer.slots.state[answer.slot] == State.HEAD and not self._status
+        if answer is not None and unseen and self.idle_since_s:
             self.answer = None
             request = self._request
             self.close()
@@ -428,6 +361,7 @@ class Connection:
         """Close the socket; safe to call twice."""
         if not self._closed:
             self._closed = True
+            self._lane.leave(self.fd)
             self._owner.forget(self)
             self.sock.close()
 

@@ -57,11 +57,11 @@ class Control:
         self._engine = engine
         engine.on_phase_end = lambda: self._send({"ended": True, "errors": engine.errors})
         engine.attend(self.sock, self._command)
-        self._send({"ready": True})
         # Collections of the young would find nothing: requests hold no cycles. A pause here is a late request.
         gc.collect()
         gc.freeze()
         gc.set_threshold(100_000, 50, 50)
+        self._send({"ready": True})
         try:
             engine.run()
         finally:

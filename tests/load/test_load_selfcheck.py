@@ -199,10 +199,14 @@ def test_memory_stays_flat() -> None:
     recorder.begin(table)
     before = psutil.Process().memory_info().rss
     for row in range(requests):
-        answer = Answer(table, row, row, recorder)
+        answer = Answer(table, row, recorder)
         answer.token(row * 1e-3)
-        answer.tokens(tokens - 1, 200 * (tokens - 1), row * 1e-3 + 0.02)
-        answer.counted_prompt, answer.counted_output, answer.done = 16, tokens, True
+        answer.token(row * 1e-3 + 0.02)
+        slots, slot = recorder.slots, answer.slot
+        slots.events[slot] += tokens - 2
+        recorder.gaps.extend([0.01] * (tokens - 2))
+        recorder.times.extend([row * 1e-3] * (tokens - 2))
+        slots.counted_prompt[slot], slots.counted_output[slot], slots.done[slot] = 16, tokens, 1
         answer.finish(row * 1e-3 + 0.03, ignore_eos=True)
         recorder.flush_if_full()
     recorder.flush()

@@ -157,6 +157,8 @@ def stream(body: dict[str, Any], usage: dict[str, int], *, chat: bool, per_event
         tokens = tokens if start else "the end of the prompt" * 5 + tokens
         text = {"delta": {"content": tokens}} if chat else {"text": tokens}
         events.append({**common, "choices": [{"index": 0, **text, "logprobs": None, "finish_reason": finish}]})
-    events.append({**common, "choices": [], "usage": {**usage, "total_tokens": sum(usage.values())}})
+    prompt, output = usage["prompt_tokens"], usage["completion_tokens"]
+    counts = {"prompt_tokens": prompt, "total_tokens": prompt + output, "completion_tokens": output}
+    events.append({**common, "choices": [], "usage": counts})
     texts = [json.dumps(event, separators=(",", ":")) for event in events]
     return [f"data: {text}\n\n".encode() for text in [*texts, "[DONE]"]]

@@ -1,0 +1,48 @@
+"""Compiles inner loops with numba where it is installed; the same Python, 20 times slower, runs without it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+DISABLE = "GPUCAP_NO_NUMBA"
+"""Environment variable; when set to anything, numba is not used even where it is installed."""
+
+try:
+    if os.environ.get(DISABLE):
+        raise ImportError  # noqa: TRY301 - the same ending as where it is missing
+    import numba
+    from numba.core.types import ExternalFunction
+except ImportError:
+    COMPILED = False
+
+    def compiled(function: Callable[P, R]) -> Callable[P, R]:
+        """The function itself."""
+        return function
+
+    def foreign(name: str, arguments: int, *, wide: bool = False) -> Callable[..., int]:
+        """A function of the C library that takes integers and addresses; `wide`: it returns 64 bits, not an ``int``."""
+        function: Any = getattr(ctypes.CDLL(None), name)
+        function.argtypes = [ctypes.c_ssize_t] * arguments
+        function.restype = ctypes.c_ssize_t if wide else ctypes.c_int
+        called: Callable[..., int] = function
+        return called
+
+else:
+    COMPILED = True
+
+    def compiled(function: Callable[P, R]) -> Callable[P, R]:
+        """The function as machine code, compiled at its first call and kept on disk."""
+        wrapped: Callable[P, R] = numba.njit(cache=True, nogil=True)(function)
+        return wrapped
+
+    def foreign(name: str, arguments: int, *, wide: bool = False) -> Callable[..., int]:
+        """The same for compiled code only: by its name, so that what calls it can be kept on disk."""
+        result = numba.types.intp if wide else numba.types.int32
+        called: Callable[..., int] = ExternalFunction(name, result(*[numba.types.intp] * arguments))
+        return called
