@@ -37,8 +37,12 @@ else:
     COMPILED = True
 
     def compiled(function: Callable[P, R]) -> Callable[P, R]:
-        """The function as machine code, compiled at its first call and kept on disk."""
-        wrapped: Callable[P, R] = numba.njit(cache=True, nogil=True)(function)
+        """The function as machine code, compiled at its first call and kept on disk where there is room for it."""
+        wrapped: Callable[P, R]
+        try:
+            wrapped = numba.njit(cache=True, nogil=True)(function)
+        except RuntimeError:  # neither the package's folder nor the user's can be written
+            wrapped = numba.njit(nogil=True)(function)
         return wrapped
 
     def foreign(name: str, arguments: int, *, wide: bool = False) -> Callable[..., int]:

@@ -61,6 +61,12 @@ class Rows:
         """There is another row."""
         return self.next_row < self.table.rows
 
+    @property
+    def due_s(self) -> float:
+        """When the next row of an open loop is due; infinite when there is none."""
+        due_s: float = self.table.due[self.next_row] if self.next_row < self.table.rows else math.inf
+        return due_s
+
     def number(self, row: int) -> int:
         """The prompt number of a row."""
         return self._first_prompt + row
@@ -113,14 +119,14 @@ class Engine:
         self.lane = Lane(self._epoll.fileno(), self.recorder)
         # Nothing is ready yet: it is compiled now, or fetched from where it is kept.
         self.lane.drain(0, math.inf, self.offset.ns)
-        self._handlers: dict[int, Callable[[int], None]] = {}
+        self._handlers: dict[int, Callable[[], None]] = {}
         self._connections: dict[int, Connection] = {}
         self._idle: deque[Connection] = deque()
         self._busy: dict[Carrier, float] = {}
         self._rows: Rows | None = None
         self._requests: deque[bytes] = deque()
-        self._next_due_s = float("inf")
-        self._end_s = float("inf")
+        self._next_due_s = math.inf
+        self._end_s = math.inf
         self._share = 0
         """Requests to keep in flight; 0 in an open loop."""
         self._opening = False
@@ -135,7 +141,7 @@ class Engine:
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
-    def attend(self, sock: socket.socket, handler: Callable[[int], None]) -> None:
+    def attend(self, sock: socket.socket, handler: Callable[[], None]) -> None:
         """Call `handler` whenever a socket other than a connection has something to read."""
         self._handlers[sock.fileno()] = handler
         self._epoll.register(sock.fileno(), select.EPOLLIN)
@@ -177,7 +183,7 @@ class Engine:
             elif found == READY:
                 handler = self._handlers.get(fd)
                 if handler is not None:  # closed earlier in this very batch
-                    handler(self.lane.events)
+                    handler()
             elif found != DUE:
                 self._connections[fd].found(found, time_s)
             # A burst of events holds up no request that is due: what has come already keeps its time.
@@ -238,7 +244,7 @@ class Engine:
         self._opening = True
         self._next_due_s = start_s
         if not share:
-            self._next_due_s = table.due[self._rows.next_row] if self._rows.left else float("inf")
+            self._next_due_s = self._rows.due_s
         self._show(time.monotonic())
 
     def cut(self, end_s: float) -> None:
@@ -276,7 +282,7 @@ class Engine:
 
     def _drop_unsent(self) -> None:
         """What was due and is not sent by now never will be."""
-        rows, self._rows, self._next_due_s = self._rows, None, float("inf")
+        rows, self._rows, self._next_due_s = self._rows, None, math.inf
         if rows is None or self._share:
             return
         while rows.left and rows.table.due[rows.next_row] < self._end_s:
@@ -294,9 +300,9 @@ class Engine:
     def _send_due(self, now_s: float) -> None:
         rows = self._rows
         if rows is None:
-            self._next_due_s = float("inf")
+            self._next_due_s = math.inf
         elif self._share:
-            self._next_due_s = float("inf")
+            self._next_due_s = math.inf
             failed = self._failed
             while self._phase_open and len(self._busy) < self._share and now_s < self._end_s:
                 if not self._send_next(now_s) or self._failed > failed:
@@ -308,10 +314,10 @@ class Engine:
                 if due_s > now_s or due_s >= self._end_s:
                     break
                 self._send_next(due_s)
-                self._next_due_s = rows.table.due[rows.next_row] if rows.left else float("inf")
+                self._next_due_s = rows.due_s
                 now_s = time.monotonic()
             if self._next_due_s >= self._end_s:
-                self._next_due_s = float("inf")
+                self._next_due_s = math.inf
 
     def _send_next(self, due_s: float) -> bool:
         """Send the next row; False when there is none."""
@@ -322,7 +328,8 @@ class Engine:
             return False
         request = self._requests.popleft() if self._requests else self._compose(rows, rows.next_row)
         row = rows.take()
-        rows.table.due[row] = due_s
+        if self._share:
+            rows.table.due[row] = due_s
         recorder = self.recorder
         recorder.add(Count.SENT)
         sent_s = self._send(Answer(rows.table, row, recorder), request)

@@ -49,7 +49,7 @@ CONTROL = np.dtype(
         for name in (
             *("epoll", "bins_start_s", "heads"),
             *("polled", "fetched", "turn"),
-            *("fd", "events", "slot", "error", "time_s", "now_s"),
+            *("fd", "slot", "error", "time_s", "now_s"),
             *("at", "end", "data_at", "data_end", "before"),
         )
     ]
@@ -131,10 +131,10 @@ def drain(
             continue
         fd = ready[c["turn"] * _EVENT_WORDS + _EVENT_FD]
         c["fd"] = fd
-        c["events"] = ready[c["turn"] * _EVENT_WORDS]
+        events = ready[c["turn"] * _EVENT_WORDS]
         c["turn"] += 1
         c["slot"] = where[fd] if fd < where.size else -1
-        if c["slot"] < 0 or c["events"] == _WRITABLE:
+        if c["slot"] < 0 or events == _WRITABLE:
             return READY, c["fd"], c["now_s"]
         found = _receive(c, offset_ns, message, counts, spreads)
         if found != NOTHING:
@@ -360,7 +360,7 @@ class Lane:
             again, which goes on, until it is NOTHING. It is one of
 
             NOTHING: everything that was ready has been read; instead of a descriptor, how many were ready.
-            READY: epoll has `events` of a descriptor that is not to be read here.
+            READY: epoll has a descriptor that is not to be read here.
             EVENT: `data` is that of a whole event of no ordinary shape; what comes after it is taken next.
             REST: `data` is all that is left of the read, of no known shape.
             ENDED: the answer is whole, and the connection is not to be read any more.
@@ -409,12 +409,6 @@ class Lane:
             self._head_sizes[at] = len(head)
             self._learned += 1
             self._said["heads"][0] = min(self._learned, MAX_HEADS)
-
-    @property
-    def events(self) -> int:
-        """Epoll's flags for it."""
-        events: int = self._said["events"][0]
-        return events
 
     @property
     def error(self) -> int:

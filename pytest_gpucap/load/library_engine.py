@@ -69,11 +69,11 @@ class LibraryEngine(Engine):
         self._url = url
         self._headers = headers | {"Content-Type": "application/json", "Accept": "text/event-stream"}
         self._http2 = http2
-        self._attended: tuple[socket.socket, Callable[[int], None]] | None = None
+        self._attended: tuple[socket.socket, Callable[[], None]] | None = None
         self._session: Any = None
         self._wake = asyncio.Event()
 
-    def attend(self, sock: socket.socket, handler: Callable[[int], None]) -> None:
+    def attend(self, sock: socket.socket, handler: Callable[[], None]) -> None:
         """See `Engine.attend`."""
         self._attended = sock, handler
 
@@ -115,8 +115,8 @@ class LibraryEngine(Engine):
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), wait_s)
 
-    def _command(self, handler: Callable[[int], None]) -> None:
-        handler(0)
+    def _command(self, handler: Callable[[], None]) -> None:
+        handler()
         self._wake.set()
 
     def _refill_after_failure(self) -> None:

@@ -56,7 +56,7 @@ class Owner(Protocol):
     lane: Lane
 
     def watch(self, connection: Connection, events: int, *, known: bool) -> None:
-        """Call the connection's `ready` on these epoll events, and `found` with what the lane finds."""
+        """Wait for these epoll events; `whole`, `found` and `ready` are called with what comes of it."""
         ...
 
     def forget(self, connection: Connection) -> None:
@@ -175,7 +175,7 @@ class Connection:
             self._owner.watch(self, events, known=self._watched != 0)
             self._watched = events
 
-    def ready(self, _events: int) -> None:
+    def ready(self) -> None:
         """Epoll says something that is not the lane's."""
         if not self.connected:
             code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

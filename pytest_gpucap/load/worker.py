@@ -68,7 +68,7 @@ class Control:
             with contextlib.suppress(OSError):
                 engine.close()
 
-    def _command(self, _events: int) -> None:
+    def _command(self) -> None:
         engine = self._engine
         assert engine is not None  # noqa: S101 - set before the socket is attended to
         message, fds = self._receive()

@@ -7,6 +7,8 @@ import json
 import os
 import random
 import socket
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -118,6 +120,16 @@ def test_what_is_cut_or_spoilt_is_never_a_usage_of_other_numbers(event: dict[str
 @given(st.floats(-1.0, 1e9) | st.floats(1e-7, 1.0))
 def test_a_single_value_falls_into_the_bin_that_it_has_among_many(seconds: float) -> None:
     assert bin_at(seconds) == bin_of(np.array([seconds]))[0] < BINS
+
+
+def test_where_nothing_can_be_kept_on_disk_it_is_compiled_every_time() -> None:
+    code = (
+        "import numba.core.caching as caching; caching.CacheImpl._locator_classes = []\n"
+        "import numpy as np; from pytest_gpucap.load.shapes import shape\n"
+        "print(shape(np.frombuffer(b'[DONE]', np.uint8), 0, 6), shape.stats.cache_path)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "(0, 0, 0) None\n"
 
 
 # -- slots -------------------------------------------------------------------------------------------------------------

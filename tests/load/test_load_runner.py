@@ -137,7 +137,7 @@ def test_a_request_that_is_due_does_not_wait_for_what_is_to_be_read() -> None:
                 engine.stop()
 
         for mine, other in pairs:
-            engine.attend(mine, lambda _events, mine=mine: read(mine))  # type: ignore[misc]
+            engine.attend(mine, lambda mine=mine: read(mine))  # type: ignore[misc]
             other.send(b".")
         table.due_s[:], table.prompt_tokens[:], table.output_tokens[:] = due_s, 16, 8
         engine.begin(table, start_s=due_s, end_s=due_s + 60.0, share=0, first_prompt=0)
