@@ -217,33 +217,49 @@ def answers(seed: int, *, odd: bool) -> list[Script]:
     return scripts
 
 
-def records(scripts: list[Script]) -> tuple[list[list[int]], int, int, dict[str, int]]:
+@dataclass(frozen=True)
+class Records:
     """Of each answer what is known of it; of all together the tokens and the gaps, and what went wrong how often."""
+
+    rows: list[list[int]]
+    tokens: int
+    gaps: int
+    errors: dict[str, int]
+
+
+def records(scripts: list[Script]) -> Records:
     with (
         RawServer(*scripts) as server,
         HttpLoadRunner(server.url, "m", "secret", WORKLOAD, 1, workers=1, request_timeout_s=20.0) as runner,
     ):
         n = len(scripts)
-        due_s = np.arange(n, dtype=np.float64) * 0.015
-        phase = OpenLoop(n * 0.015, due_s, np.full(n, 32, np.int32), np.full(n, TOKENS, np.int32))
+        due_s = np.arange(n, dtype=np.float64) * 0.01
+        phase = OpenLoop(n * 0.01, due_s, np.full(n, 32, np.int32), np.full(n, TOKENS, np.int32))
         span = runner.run(phase)
         assert runner.settle(20.0)
         journal = runner.journal()
         columns = (journal.status, journal.counted_prompt_tokens, journal.counted_output_tokens, journal.first_s > 0)
         rows = [list(map(int, row)) for row in zip(*columns, strict=True)]
-        return rows, int(journal.tokens.sum()), span.gaps.total, runner.error_texts()
+        return Records(rows, int(journal.tokens.sum()), span.gaps.total, runner.error_texts())
+
+
+@pytest.fixture(scope="module")
+def parsed() -> Records:
+    """What the parser makes of `answers`."""
+    return records(answers(5, odd=True))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "uncompiled"])
-def test_answers_of_all_sorts_are_recorded_as_by_the_parser(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
+def test_answers_of_all_sorts_are_recorded_as_by_the_parser(
+    monkeypatch: pytest.MonkeyPatch, parsed: Records, compiled: bool
+) -> None:
     if not compiled:
         monkeypatch.setenv("GPUCAP_NO_NUMBA", "1")
-    rows, tokens, gaps, errors = records(answers(5, odd=False))
-    assert (rows, tokens, errors) == ((parsed := records(answers(5, odd=True)))[0], *parsed[1::2])
-    assert {Status(row[0]) for row in rows} >= {Status.OK, Status.SHORT, Status.RESET, Status.STREAM_ERROR}
-    assert tokens > 300
-    assert gaps == parsed[2]
+    found = records(answers(5, odd=False))
+    assert found == parsed
+    assert {Status(row[0]) for row in found.rows} >= {Status.OK, Status.SHORT, Status.RESET, Status.STREAM_ERROR}
+    assert found.tokens > 300
 
 
 # -- nothing of the ordinary comes to Python ---------------------------------------------------------------------------
