@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -43,7 +45,22 @@ else:
             wrapped = numba.njit(cache=True, nogil=True)(function)
         except RuntimeError:  # neither the package's folder nor the user's can be written
             wrapped = numba.njit(nogil=True)(function)
+        else:
+            _keep_until_the_package_changes(wrapped)
         return wrapped
+
+    def _keep_until_the_package_changes(wrapped: Any) -> None:
+        """Not only until the function's own file does, as numba has it: other modules' constants are compiled in."""
+        kept: Any = getattr(wrapped._cache, "_cache_file", None)  # noqa: SLF001 - there is no other way to say it
+        if hasattr(kept, "_source_stamp"):
+            kept._source_stamp = _stamp()  # noqa: SLF001
+
+    @functools.cache
+    def _stamp() -> tuple[tuple[str, int, int], ...]:
+        """Name, time of change and size of every module of the package."""
+        package = Path(__file__).parent
+        files = ((path, path.stat()) for path in sorted(package.rglob("*.py")))
+        return tuple((str(path.relative_to(package)), stat.st_mtime_ns, stat.st_size) for path, stat in files)
 
     def foreign(name: str, arguments: int, *, wide: bool = False) -> Callable[..., int]:
         """The same for compiled code only: by its name, so that what calls it can be kept on disk."""

@@ -61,10 +61,8 @@ class Answer:
         self.table, self.row, self.recorder = table, row, recorder
         self.slots = slots = recorder.slots
         self.slot = slot = slots.take()
-        slots.first_address[slot], slots.sent_address[slot] = (
-            table.first_address + 8 * row,
-            table.sent_address + 8 * row,
-        )
+        slots.first_address[slot] = table.first_address + 8 * row
+        slots.sent_address[slot] = table.sent_address + 8 * row
         self.tail = b""
         """The last event with a token that was looked at here; some servers put the usage in there."""
         self.spread = 0

@@ -34,6 +34,8 @@ _PROMPT = _literal(b'],"usage":{"prompt_tokens":')
 _TOTAL = _literal(b',"total_tokens":')
 _OUTPUT = _literal(b',"completion_tokens":')
 _QUOTE, _BACKSLASH, _ZERO, _NINE = 0x22, 0x5C, 0x30, 0x39
+MAX_DIGITS = 9
+"""Of a count of tokens: what has more is nobody's usage, and would not fit into a record."""
 
 
 @compiled
@@ -68,9 +70,11 @@ def shape(text: Text, at: int, end: int) -> tuple[int, int, int]:
 def _usage(text: Text, at: int, end: int) -> tuple[int, int, int]:
     total = after(text, _end_of_number(text, at, end), end, _TOTAL)
     output = after(text, _end_of_number(text, total, end), end, _OUTPUT)
-    if output < 0 or _end_of_number(text, output, end) >= end:
+    whole = output >= 0 and _end_of_number(text, output, end) < end
+    prompt_tokens, output_tokens = _number(text, at, end), _number(text, output, end)
+    if not whole or prompt_tokens < 0 or output_tokens < 0:
         return STRANGE, 0, 0
-    return USAGE, _number(text, at, end), _number(text, output, end)
+    return USAGE, prompt_tokens, output_tokens
 
 
 @compiled
@@ -103,7 +107,11 @@ def _end_of_number(text: Text, at: int, end: int) -> int:
 
 @compiled
 def _number(text: Text, at: int, end: int) -> int:
+    """What the digits at `at` say; -1 without any, or with too many."""
+    stop = _end_of_number(text, at, end)
+    if stop < 0 or stop - at > MAX_DIGITS:
+        return -1
     value = 0
-    for i in range(at, _end_of_number(text, at, end)):
+    for i in range(at, stop):
         value = 10 * value + int(text[i]) - _ZERO
     return value

@@ -289,6 +289,11 @@ BROKEN: dict[str, tuple[Script, Status, str]] = {
     "a bad chunk": ([HEAD, b"zz\r\nhello\r\n"], Status.PROTOCOL, "not HTTP"),
     "HTTP/2 only": ([b"\x00\x00\x12\x04\x00\x00\x00\x00\x00" + bytes(18)], Status.PROTOCOL, "not HTTP"),
     "no token at all": ([HEAD, chunk(b"data: [DONE]\n\n"), b"0\r\n\r\n"], Status.PROTOCOL, "without a token"),
+    "a usage beyond all measure": (
+        [*good()[:-3], chunk(b"data: %b\n\n" % usage(completion=10**12)), b"0\r\n\r\n"],
+        Status.RESET,
+        "before [DONE]",
+    ),
     "fewer tokens than asked for": (good(TOKENS - 1), Status.SHORT, "3 tokens instead of 4"),
 }
 
