@@ -49,6 +49,8 @@ class Bench:
     ) -> None:
         self.on = ["chrt", "-r", "10", "taskset", "-c"] if realtime else ["taskset", "-c"]
         self.cores, self.emitter_core, self.client_core = cores, cores[0], cores[1]
+        self.apart = ",".join(cores[1:]) if len(cores) > 2 else None
+        """The client's core and the further ones, where there are some."""
         self.work, self.out, self.vllm_python, self.repeats = work, out, vllm_python, repeats
         self.names = tools
         self.foreign: float | None = None
@@ -179,11 +181,10 @@ class Bench:
 
         The workers have the cores that are not the emitter's, or all of two.
         """
-        apart = len(self.cores) > 2
-        theirs = ",".join(self.cores[1:] if apart else self.cores)
+        theirs = self.apart or ",".join(self.cores)
         for _ in range(self.repeats):
             for workers in (1, 2):
-                for streams in (512, 2100 * workers) if apart else (512,):
+                for streams in (512, 2100 * workers) if self.apart else (512,):
                     with self.emitter(20_000, 20_000, 20_000) as (port, report):
                         command = (sys.executable, HERE / "ours.py", port, streams, streams, 150, workers)
                         result = self.client(*command, core=theirs)
@@ -209,12 +210,11 @@ class Bench:
 
         All workers have the second core, or the further ones too where there are some.
         """
-        theirs = ",".join(self.cores[1:]) if len(self.cores) > 2 else None
         for _ in range(self.repeats):
             for rate, workers in ((2000, 1), (2000, 2), (2000, 4), (500, 1), (500, 2), (500, 4)):
                 with self.emitter(2_000, 2_000) as (port, _):
                     command = (sys.executable, HERE / "lateness.py", port, rate, 5, workers)
-                    self.note("open", f"{rate} req/s, workers: {workers}", self.client(*command, core=theirs))
+                    self.note("open", f"{rate} req/s, workers: {workers}", self.client(*command, core=self.apart))
 
     def memory(self) -> None:
         """1,000,000 requests of 512 tokens."""

@@ -181,7 +181,8 @@ class Engine:
             if found == ENDED:
                 self._connections[fd].whole(time_s)
             elif found == READY:
-                handler = self._handlers.get(fd)
+                connection = self._connections.get(fd)
+                handler = connection.ready if connection is not None else self._handlers.get(fd)
                 if handler is not None:  # closed earlier in this very batch
                     handler()
             elif found != DUE:
@@ -379,13 +380,12 @@ class Engine:
         if known:
             self._epoll.modify(connection.fd, events)
         else:
-            self._connections[connection.fd], self._handlers[connection.fd] = connection, connection.ready
+            self._connections[connection.fd] = connection
             self._epoll.register(connection.fd, events)
             self.recorder.highest(Count.OPEN_SOCKETS, len(self._connections))
 
     def forget(self, connection: Connection) -> None:
         """See `Owner`."""
-        self._handlers.pop(connection.fd, None)
         if self._connections.pop(connection.fd, None) is not None:
             self._epoll.unregister(connection.fd)
         self._busy.pop(connection, None)
