@@ -3,7 +3,8 @@
 PART is any of: events, requests, peak, scaling, stamps, open, memory (C client, ours, aiohttp, openai), tools, accuracy
 (whole tools: ours, vLLM's bench, GuideLLM, AIPerf), or ``report``, which prints the tables of all that was measured.
 The server is always ``emitter.c``, on the first of ``--cores``; clients run on the second, and on the further ones
-where two workers are compared with one. Figures of one part are taken in turns within one run, so that ratios hold even
+where two workers are compared with one, which takes more than one emitter gives: ``--emitters`` names cores for more.
+Figures of one part are taken in turns within one run, so that ratios hold even
 where absolute numbers depend on what else the machine does; ``foreign`` in a result is the share of the client's core
 that others took during the run. Raw results go to ``--out`` (one JSON line a run),
 builds and the rivals' environment to ``--work``.
@@ -46,11 +47,13 @@ class Bench:
         tools: list[str],
         realtime: bool,
         cores: list[str],
+        emitters: list[str],
     ) -> None:
         self.on = ["chrt", "-r", "10", "taskset", "-c"] if realtime else ["taskset", "-c"]
         self.cores, self.emitter_core, self.client_core = cores, cores[0], cores[1]
         self.apart = ",".join(cores[1:]) if len(cores) > 2 else None
         """The client's core and the further ones, where there are some."""
+        self.emitter_cores = [cores[0], *emitters]
         self.work, self.out, self.vllm_python, self.repeats = work, out, vllm_python, repeats
         self.names = tools
         self.foreign: float | None = None
@@ -82,13 +85,31 @@ class Bench:
     def emitter(self, ttft_us: int, gap_us: int, burst_us: int = 0) -> Iterator[tuple[int, Run]]:
         """A running emitter: its port, and a dict that holds its own report afterwards."""
         self._port += 1
-        command = [*self.on, self.emitter_core, self.work / "emitter", self._port, 230, ttft_us, gap_us, burst_us]
+        with self._emitting(self.emitter_core, ttft_us, gap_us, burst_us) as report:
+            yield self._port, report
+
+    @contextlib.contextmanager
+    def emitters(self, ttft_us: int, gap_us: int, burst_us: int = 0) -> Iterator[tuple[int, list[Run]]]:
+        """One on every core that is for them, all behind one port."""
+        self._port += 1
+        with contextlib.ExitStack() as all_of_them:
+            yield (
+                self._port,
+                [
+                    all_of_them.enter_context(self._emitting(core, ttft_us, gap_us, burst_us))
+                    for core in self.emitter_cores
+                ],
+            )
+
+    @contextlib.contextmanager
+    def _emitting(self, core: str, *times_us: int) -> Iterator[Run]:
+        command = [*self.on, core, self.work / "emitter", self._port, 230, *times_us]
         process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         report: Run = {}
         try:
             assert process.stdout.readline() == "ready\n", "the emitter did not start"
-            yield self._port, report
+            yield report
         finally:
             process.send_signal(signal.SIGTERM)
             text, _ = process.communicate(timeout=10)
@@ -177,19 +198,26 @@ class Bench:
                     self.note(name, "aiohttp", self.rival("aiohttp", port, 256, 256, 150))
 
     def scaling(self) -> None:
-        """What each of two workers costs beside what one costs: 512 streams, and 2,100 for each where cores are free.
+        """What two workers do beside one: 512 streams together; and where cores are free, 2,100 and 4,000 for each.
 
-        The workers have the cores that are not the emitter's, or all of two.
+        The workers have the cores that are not the emitters', or all of two. Where cores are free, 8-event requests at
+        full speed too, on 64 connections for each: there the workers are the limit, if the emitters are enough.
         """
         theirs = self.apart or ",".join(self.cores)
         for _ in range(self.repeats):
             for workers in (1, 2):
-                for streams in (512, 2100 * workers) if self.apart else (512,):
-                    with self.emitter(20_000, 20_000, 20_000) as (port, report):
-                        command = (sys.executable, HERE / "ours.py", port, streams, streams, 150, workers)
-                        result = self.client(*command, core=theirs)
-                    who = f"{workers} workers, {streams} streams"
-                    self.note("scaling", who, {**result, "emitter_gap_us": report["gap_us"]})
+                for streams in (512, 2100 * workers, 4000 * workers) if self.apart else (512,):
+                    said = f"{workers} workers, {streams} streams"
+                    self._scaled("scaling", said, 20_000, (streams, streams, 300, workers), theirs)
+                if self.apart:
+                    said = f"{workers} workers"
+                    self._scaled("scaling, full speed", said, 0, (64 * workers, 100_000 * workers, 8, workers), theirs)
+
+    def _scaled(self, part: str, who: str, gap_us: int, numbers: tuple[int, ...], cores: str) -> None:
+        with self.emitters(gap_us, gap_us, gap_us) as (port, reports):
+            result = self.client(sys.executable, HERE / "ours.py", port, *numbers, core=cores)
+        emitters = [{"cpu_s": report["cpu_s"], "gap_us": report["gap_us"]} for report in reports]
+        self.note(part, who, {**result, "emitters": emitters})
 
     @contextlib.contextmanager
     def hog(self, busy: bool) -> Iterator[None]:
@@ -347,6 +375,7 @@ def _HEADS(part: str) -> list[str]:  # noqa: N802 - a table of heads, by part
         "requests, 2 ms gaps": ["us CPU/request", "requests/s"],
         "peak": ["us CPU/event", "events/s"],
         "scaling": ["us CPU/event", "events/s"],
+        "scaling, full speed": ["us CPU/request", "requests/s"],
         "stamps, alone": ["error p50 us", "error p99 us"],
         "stamps, core 90% busy": ["error p50 us", "error p99 us"],
         "open": ["late p50 us", "late p99 us", "KS", "KS p", "at us", "schedule's KS p", "CPU share", "others' CPU"],
@@ -364,7 +393,7 @@ def _figures(part: str, runs: list[Run]) -> list[object]:
     figures: list[Callable[[Run], float]]
     if part in ("events", "peak", "scaling"):
         figures = [lambda r: r["cpu_s"] / r["events"] * 1e6, lambda r: r["events"] / r["wall_s"]]
-    elif part.startswith("requests"):
+    elif part.startswith("requests") or part == "scaling, full speed":
         figures = [lambda r: r["cpu_s"] / r["requests"] * 1e6, lambda r: r["requests"] / r["wall_s"]]
     elif part.startswith("stamps"):
         key = "kernel_error_us" if "kernel_error_us" in last else "user_error_us"
@@ -402,6 +431,7 @@ def main() -> None:
     parser.add_argument(
         "--cores", default="0,1", help="of the emitter, of the client, and further ones for its workers"
     )
+    parser.add_argument("--emitters", default="", help="cores of further emitters, for scaling")
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
     arguments = parser.parse_args()
     if arguments.nice is not None:
@@ -411,7 +441,10 @@ def main() -> None:
             group.write_text(str(arguments.nice))
     work, out = arguments.work.resolve(), arguments.out.resolve()
     cores = arguments.cores.split(",")
-    bench = Bench(work, out, arguments.vllm_python, arguments.repeats, arguments.tools, arguments.realtime, cores)
+    emitters = [core for core in arguments.emitters.split(",") if core]
+    bench = Bench(
+        work, out, arguments.vllm_python, arguments.repeats, arguments.tools, arguments.realtime, cores, emitters
+    )
     for part in arguments.parts:
         if part == "report":
             print(report(arguments.out))
