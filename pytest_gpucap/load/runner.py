@@ -29,7 +29,7 @@ LEAD_S = 0.002
 """Between the order to begin and the start of a phase: the message is there before the first request is due."""
 PHASE_END_TIMEOUT_S = 30.0
 REQUESTS_PER_WORKER = 1_500.0
-EVENTS_PER_WORKER = 40_000.0
+EVENTS_PER_WORKER = 80_000.0
 """A worker carries more than twice as much on one core (see the load generator's benchmark); half leaves room for
 bursts."""
 TYPICAL_TPOT_S = 0.01

@@ -11,7 +11,7 @@ from pytest_gpucap.capacity import twin
 from pytest_gpucap.capacity.results import Interval
 from pytest_gpucap.capacity.speed import Bins, Speed, bin_width_s, bins_of, fit
 from pytest_gpucap.capacity.twin import Examination, ServerModel, Sustainable, Traffic
-from pytest_gpucap.load.protocol import Journal
+from pytest_gpucap.load.protocol import Floats, Journal
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.session import Window
 from pytest_gpucap.measure.settings import Settings
@@ -19,6 +19,7 @@ from pytest_gpucap.measure.traffic import traffic_for
 from pytest_gpucap.requirement import Metric, Requirement
 
 NORMAL_95 = 1.96
+NORMAL_95_ONE_SIDED = 1.64
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def drift_share(seconds: float) -> float:
 
 
 def between_windows(journal: Journal, windows: list[Window], speed: Speed) -> float:
-    """Standard deviation of the pace's departure from the curve from window to window, beyond the windows' own noise.
+    """Standard error of the mean pace from how it departs from the curve, window by window.
 
     A server that drifts by more than `DRIFT_SD` shows it here, and widens its interval. 0 with fewer than 3 windows.
     """
@@ -108,7 +109,28 @@ def between_windows(journal: Journal, windows: list[Window], speed: Speed) -> fl
             variances.append(math.pi / 2 * spread**2 / departure.size)
     if len(means) < 3:  # noqa: PLR2004 - documented
         return 0.0
-    return math.sqrt(max(0.0, float(np.var(means, ddof=1)) - float(np.mean(variances))))
+    return error_of_mean(np.array(means), float(np.mean(variances)))
+
+
+def error_of_mean(paces: Floats, noise: float) -> float:
+    """Standard error of the mean of windows' paces, beyond what their own noise explains.
+
+    All of their scatter where a window is like the one before; less where each is a fresh draw, for then the mean over
+    many has lost most of it: the variance of the mean of a first-order autoregression, with the highest correlation of
+    neighbours that the windows do not rule out, which is that of the von Neumann ratio (Ann. Math. Statist. 12, 1941)
+    and 1.64 of its standard errors.
+
+    Args:
+        paces: logarithms, in order of time, shape (k,) with k of at least 3.
+        noise: variance of each from its own noise.
+    """
+    variance = float(np.var(paces, ddof=1))
+    alike = max(0.0, 1.0 - float(np.mean(np.diff(paces) ** 2)) / max(2.0 * variance, 1e-30))
+    alike = min(alike + NORMAL_95_ONE_SIDED / math.sqrt(paces.size), 1.0 - 1e-6)
+    # The curve has followed the windows in its height and its slope.
+    followed = (paces.size - 1) / max(1, paces.size - 3)
+    share = min(1.0, followed * (1.0 + alike) / (1.0 - alike) / paces.size)
+    return math.sqrt(max(0.0, variance - noise) * share)
 
 
 def model_of(speed: Speed, settings: Settings) -> ServerModel:
@@ -172,7 +194,7 @@ def estimate(
             examined = twin.examine(found, model, traffic, requirement.slo.limits)
         found = replace(found, rate_rps=found.rate_rps * math.exp(examined.correction), slope=examined.slope)
     seconds = windows[-1].end_s - windows[0].start_s
-    drift = max(c.DRIFT_SD, between_windows(journal, windows, speed)) * math.sqrt(drift_share(seconds))
+    drift = max(c.DRIFT_SD * math.sqrt(drift_share(seconds)), between_windows(journal, windows, speed))
     # How often the engine stops is known from a Poisson count: the stops seen, and the one assumed beforehand.
     stops = model.stall_share / math.sqrt(speed.stalls + 1.0)
     pace_error = math.hypot(speed.error, drift, stops)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from pytest_gpucap.capacity.results import Measurement
 from pytest_gpucap.capacity.speed import SpeedError
 from pytest_gpucap.load.protocol import LoadError, LoadRunner
@@ -40,6 +42,7 @@ def measured(session: Session) -> tuple[Estimate | None, list[Window]]:
     """The estimate, and the windows behind it; None when time ended or the server was stuck before there was one."""
     found: Estimate | None = None
     windows: list[Window] = []
+    log_paces: list[float] = []
     try:
         climb, found = _search(session)
         windows = climb.windows
@@ -68,13 +71,21 @@ def measured(session: Session) -> tuple[Estimate | None, list[Window]]:
             found, replayed = reconciled(session, windows, found, climb.turned, c.SPOILT_SHARE)
             if replayed.gross > c.SPOILT_SHARE:
                 share *= c.SPOILT_RATE_SHARE
-            if not replayed.agrees:
-                found = found.widened(math.log(replayed.pace))
+            if not math.isnan(replayed.pace):
+                log_paces.append(math.log(replayed.pace))
+            if any(abs(pace) > c.PACE_TOLERANCE_LN for pace in log_paces):
+                found = found.widened(_misfit(log_paces))
             # One odd window must not send the holds to a concurrency that tells nothing.
             climb.level = max(_level(session, found, climb), climb.level // 2)
     except OutOfTime:
         pass
     return found, windows
+
+
+def _misfit(log_paces: list[float]) -> float:
+    """By how much the replays of several open loops are off: their mean, or its error where that is more."""
+    off = np.asarray(log_paces)
+    return max(abs(float(off.mean())), float(np.sqrt((off**2).mean() / off.size)))
 
 
 def _level(session: Session, found: Estimate, climb: Climb) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import brentq
 
 from pytest_gpucap.capacity.lanes import GAP_BINS, GAP_GROWTH, GAP_LOWEST_S, run_lane
 from pytest_gpucap.capacity.speed import bins_of, integral
@@ -16,7 +18,9 @@ from pytest_gpucap.measure.session import Window
 from pytest_gpucap.requirement import Metric, Slo
 
 _TRIAL = 1.04
-"""Change of pace that shows how requests in flight depend on it."""
+"""Change of pace that shows whether requests in flight depend on it."""
+_FARTHEST_LN = 0.7
+"""A pace off by more (in the logarithm) is not looked for: that would be another server."""
 _CLOCK_BIN_S = 0.25
 
 
@@ -71,11 +75,8 @@ def replay(journal: Journal, window: Window, model: ServerModel, slo: Slo) -> Re
 
     observed = float(np.diff(integral(np.array([start_s, end_s]), journal.due_s[usable], journal.end_s[usable]))[0])
     as_fitted, ttft, gaps = run(1.0)
-    slower, _, _ = run(_TRIAL)
-    sensitivity = (slower - as_fitted) / max(as_fitted, 1e-9) / math.log(_TRIAL)
-    pace = math.nan
-    if sensitivity > 0.1:  # noqa: PLR2004 - below, requests in flight hardly depend on the pace
-        pace = math.exp((observed / max(as_fitted, 1e-9) - 1.0) / sensitivity)
+    # The lane runs without stops of the engine; the open loop had its share of them.
+    pace = pace_of(lambda factor: run(factor)[0], as_fitted, observed) / (1.0 + model.stall_share)
     offset = journal.ttft_s[rows] - ttft
     offset = offset[~np.isnan(offset) & (journal.due_s[rows] >= start_s)]
     quantiles: tuple[float, ...] = ()
@@ -88,6 +89,30 @@ def replay(journal: Journal, window: Window, model: ServerModel, slo: Slo) -> Re
             float(q) for q in np.quantile(offset, (np.arange(c.OFFSET_QUANTILES) + 0.5) / c.OFFSET_QUANTILES)
         )
     return Replay(pace, quantiles, _gap_correction(window, gaps, slo), _gross(journal, window, slo))
+
+
+def pace_of(in_flight: Callable[[float], float], as_fitted: float, observed: float) -> float:
+    """The factor on the pace at which as many requests are in flight as were seen; NaN where they hardly depend on it.
+
+    Searched for, not extrapolated from one trial: a server near its limit holds twice as many at a pace a few percent
+    slower.
+
+    Args:
+        in_flight: requests in flight, on average, at a factor (above 1 is slower).
+        as_fitted: those at 1.
+        observed: those that were seen.
+    """
+    sensitivity = (in_flight(_TRIAL) - as_fitted) / max(as_fitted, 1e-9) / math.log(_TRIAL)
+    if not sensitivity > 0.1:  # noqa: PLR2004 - below, requests in flight hardly depend on the pace
+        return math.nan
+    farthest = math.copysign(_FARTHEST_LN, observed - as_fitted)
+
+    def excess(log_factor: float) -> float:
+        return in_flight(math.exp(log_factor)) - observed
+
+    if excess(farthest) * (as_fitted - observed) > 0.0:
+        return math.exp(farthest)
+    return math.exp(brentq(excess, 0.0, farthest, xtol=1e-3))
 
 
 def _tokens_done(journal: Journal, at_s: float, first_s: Floats) -> Floats:

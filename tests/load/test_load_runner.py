@@ -506,10 +506,10 @@ def phase_of(rate_rps: float, output: int) -> OpenLoop:
         (phase_of(2, 512), 2, 1),
         (phase_of(1000, 512), 2, 1),
         (phase_of(10, 512), 64, 1),
-        (phase_of(200, 512), 64, 3),
+        (phase_of(200, 512), 64, 2),
         (phase_of(4000, 8), 64, 3),
         (phase_of(4000, 8), 8, 2),
-        (ClosedLoop(10.0, 1000, np.full(9, 30, np.int32), np.full(9, 512, np.int32)), 64, 3),
+        (ClosedLoop(10.0, 1000, np.full(9, 30, np.int32), np.full(9, 512, np.int32)), 64, 2),
         (None, 64, 1),
     ],
 )

@@ -1,0 +1,59 @@
+"""What the interval is made of: how a server's pace moves, and what replays say of it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from pytest_gpucap.measure.estimate import error_of_mean
+from pytest_gpucap.measure.replay import pace_of
+
+
+def wandering(correlation: float, windows: int, random: np.random.Generator) -> np.ndarray:
+    """A first-order autoregression of standard deviation 0.1."""
+    paces = [random.normal(0, 0.1)]
+    for _ in range(windows - 1):
+        paces.append(correlation * paces[-1] + math.sqrt(1 - correlation**2) * random.normal(0, 0.1))
+    return np.array(paces)
+
+
+@pytest.mark.parametrize("windows", [6, 9, 15])
+@pytest.mark.parametrize("correlation", [0.0, 0.4, 0.7])
+def test_the_error_of_the_mean_covers_it(correlation: float, windows: int) -> None:
+    random = np.random.default_rng(1)
+    runs = [wandering(correlation, windows, random) for _ in range(2000)]
+    held = np.mean([abs(run.mean()) <= 1.96 * error_of_mean(run, 0.0) for run in runs])
+    assert held >= (0.93 if correlation < 0.5 else 0.85)
+
+
+def test_fresh_draws_cost_less_than_a_drift_and_never_more_than_their_scatter() -> None:
+    random = np.random.default_rng(2)
+    draws = wandering(0.0, 15, random)
+    drift = np.sort(draws)
+    assert error_of_mean(draws, 0.0) < 0.8 * error_of_mean(drift, 0.0)
+    assert error_of_mean(drift, 0.0) == pytest.approx(float(np.std(drift, ddof=1)))
+
+
+def test_what_the_windows_own_noise_explains_is_no_drift() -> None:
+    paces = wandering(0.0, 9, np.random.default_rng(3))
+    assert error_of_mean(paces, float(np.var(paces, ddof=1))) == 0.0
+    assert 0.0 < error_of_mean(paces, 0.5 * float(np.var(paces, ddof=1))) < error_of_mean(paces, 0.0)
+
+
+def at(factor: float) -> float:
+    """Requests in flight of a queue that is 80% busy at a factor of 1."""
+    return 0.8 * factor / max(1e-3, 1 - 0.8 * factor)
+
+
+@pytest.mark.parametrize("factor", [0.7, 0.95, 1.0, 1.02, 1.2])
+def test_the_pace_is_that_at_which_so_many_are_in_flight(factor: float) -> None:
+    """Near its limit a queue answers no straight line: 1.2 holds six times as many, and a slope would say 1.7."""
+    assert pace_of(at, at(1.0), at(factor)) == pytest.approx(factor, rel=2e-3)
+
+
+def test_a_pace_beyond_all_measure_is_the_farthest_and_one_that_shows_nowhere_is_none() -> None:
+    assert pace_of(at, at(1.0), 1e9) == pytest.approx(math.exp(0.7))
+    assert pace_of(at, at(1.0), 0.0) == pytest.approx(math.exp(-0.7))
+    assert math.isnan(pace_of(lambda _factor: 5.0, 5.0, 7.0))
