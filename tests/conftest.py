@@ -8,8 +8,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numba  # noqa: F401 - see below
-import openai  # noqa: F401 - see below
 import pytest
 
 from pytest_gpucap.server.spec import ServerSpec
@@ -18,8 +16,6 @@ from pytest_gpucap.server.vllm import VllmServer, start_vllm
 REPOSITORY = Path(__file__).parents[1]
 # Helpers of the tests are imported as tests.FOLDER.NAME; pytest's importlib mode adds no folder to the path.
 sys.path.append(str(REPOSITORY))
-# pytester forgets what a run in this process imports, and numba and httpx cannot be imported a second time: numba
-# refuses, and an error of httpx's is then of another class than the one that is caught. So they are here before.
 
 
 @pytest.fixture(scope="session", autouse=True)

