@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
@@ -205,7 +206,9 @@ def test_requests_in_flight_go_on_into_the_next_phase() -> None:
         )
         assert runner.settle(5.0)
         assert runner.journal().status.tolist() == [Status.OK, Status.OK]
-        assert first.gaps.total + second.gaps.total == 19 + 1
+        # What comes between two phases belongs to neither.
+        between = math.ceil((second.start_s - first.end_s) / 0.02)
+        assert 19 + 1 - between <= first.gaps.total + second.gaps.total <= 19 + 1
         assert second.gaps.total > 10
 
 
