@@ -50,7 +50,7 @@ class Bench:
         emitters: list[str],
     ) -> None:
         self.on = ["chrt", "-r", "10", "taskset", "-c"] if realtime else ["taskset", "-c"]
-        self.cores, self.emitter_core, self.client_core = cores, cores[0], cores[1]
+        self.cores, self.client_core = cores, cores[1]
         self.apart = ",".join(cores[1:]) if len(cores) > 2 else None
         """The client's core and the further ones, where there are some."""
         self.emitter_cores = [cores[0], *emitters]
@@ -84,22 +84,16 @@ class Bench:
     @contextlib.contextmanager
     def emitter(self, ttft_us: int, gap_us: int, burst_us: int = 0) -> Iterator[tuple[int, Run]]:
         """A running emitter: its port, and a dict that holds its own report afterwards."""
-        self._port += 1
-        with self._emitting(self.emitter_core, ttft_us, gap_us, burst_us) as report:
-            yield self._port, report
+        with self.emitters(self.emitter_cores[:1], ttft_us, gap_us, burst_us) as (port, (report,)):
+            yield port, report
 
     @contextlib.contextmanager
-    def emitters(self, ttft_us: int, gap_us: int, burst_us: int = 0) -> Iterator[tuple[int, list[Run]]]:
-        """One on every core that is for them, all behind one port."""
+    def emitters(self, cores: list[str], *times_us: int) -> Iterator[tuple[int, list[Run]]]:
+        """One on each of the cores, all behind one port."""
         self._port += 1
-        with contextlib.ExitStack() as all_of_them:
-            yield (
-                self._port,
-                [
-                    all_of_them.enter_context(self._emitting(core, ttft_us, gap_us, burst_us))
-                    for core in self.emitter_cores
-                ],
-            )
+        with contextlib.ExitStack() as running:
+            reports = [running.enter_context(self._emitting(core, *times_us)) for core in cores]
+            yield self._port, reports
 
     @contextlib.contextmanager
     def _emitting(self, core: str, *times_us: int) -> Iterator[Run]:
@@ -214,7 +208,7 @@ class Bench:
                     self._scaled("scaling, full speed", said, 0, (64 * workers, 100_000 * workers, 8, workers), theirs)
 
     def _scaled(self, part: str, who: str, gap_us: int, numbers: tuple[int, ...], cores: str) -> None:
-        with self.emitters(gap_us, gap_us, gap_us) as (port, reports):
+        with self.emitters(self.emitter_cores, gap_us, gap_us, gap_us) as (port, reports):
             result = self.client(sys.executable, HERE / "ours.py", port, *numbers, core=cores)
         emitters = [{"cpu_s": report["cpu_s"], "gap_us": report["gap_us"]} for report in reports]
         self.note(part, who, {**result, "emitters": emitters})

@@ -20,6 +20,7 @@ from pytest_gpucap.measure.climbing import (
     turned_back,
 )
 from pytest_gpucap.measure.estimate import Estimate, critical_concurrency, estimate
+from pytest_gpucap.measure.replay import Replay
 from pytest_gpucap.measure.session import OutOfTime, Session, Window
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.measure.traffic import traffic_for
@@ -42,7 +43,7 @@ def measured(session: Session) -> tuple[Estimate | None, list[Window]]:
     """The estimate, and the windows behind it; None when time ended or the server was stuck before there was one."""
     found: Estimate | None = None
     windows: list[Window] = []
-    log_paces: list[float] = []
+    replays: list[Replay] = []
     try:
         climb, found = _search(session)
         windows = climb.windows
@@ -71,10 +72,9 @@ def measured(session: Session) -> tuple[Estimate | None, list[Window]]:
             found, replayed = reconciled(session, windows, found, climb.turned, c.SPOILT_SHARE)
             if replayed.gross > c.SPOILT_SHARE:
                 share *= c.SPOILT_RATE_SHARE
-            if not math.isnan(replayed.pace):
-                log_paces.append(math.log(replayed.pace))
-            if any(abs(pace) > c.PACE_TOLERANCE_LN for pace in log_paces):
-                found = found.widened(_misfit(log_paces))
+            replays.append(replayed)
+            if not all(each.agrees for each in replays):
+                found = found.widened(_misfit(replays))
             # One odd window must not send the holds to a concurrency that tells nothing.
             climb.level = max(_level(session, found, climb), climb.level // 2)
     except OutOfTime:
@@ -82,9 +82,9 @@ def measured(session: Session) -> tuple[Estimate | None, list[Window]]:
     return found, windows
 
 
-def _misfit(log_paces: list[float]) -> float:
+def _misfit(replays: list[Replay]) -> float:
     """By how much the replays of several open loops are off: their mean, or its error where that is more."""
-    off = np.asarray(log_paces)
+    off = np.log([each.pace for each in replays if not math.isnan(each.pace)])
     return max(abs(float(off.mean())), float(np.sqrt((off**2).mean() / off.size)))
 
 

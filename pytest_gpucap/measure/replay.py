@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy.optimize import brentq
@@ -63,6 +64,7 @@ def replay(journal: Journal, window: Window, model: ServerModel, slo: Slo) -> Re
     due_s = np.maximum(0.0, journal.due_s[rows] - start_s)
     prompt, tokens = journal.prompt_tokens[rows].astype(np.int64), journal.output_tokens[rows].astype(np.int64)
 
+    @cache
     def run(factor: float) -> tuple[float, Floats, Floats]:
         ttft, e2e = np.full(rows.size, np.nan), np.full(rows.size, np.nan)
         seen, gaps, load = np.zeros(rows.size), np.zeros(GAP_BINS), np.zeros(3)
@@ -74,9 +76,9 @@ def replay(journal: Journal, window: Window, model: ServerModel, slo: Slo) -> Re
         return float(load[0]), ttft, gaps
 
     observed = float(np.diff(integral(np.array([start_s, end_s]), journal.due_s[usable], journal.end_s[usable]))[0])
-    as_fitted, ttft, gaps = run(1.0)
+    _, ttft, gaps = run(1.0)
     # The lane runs without stops of the engine; the open loop had its share of them.
-    pace = pace_of(lambda factor: run(factor)[0], as_fitted, observed) / (1.0 + model.stall_share)
+    pace = pace_of(lambda factor: run(factor)[0], observed) / (1.0 + model.stall_share)
     offset = journal.ttft_s[rows] - ttft
     offset = offset[~np.isnan(offset) & (journal.due_s[rows] >= start_s)]
     quantiles: tuple[float, ...] = ()
@@ -91,17 +93,17 @@ def replay(journal: Journal, window: Window, model: ServerModel, slo: Slo) -> Re
     return Replay(pace, quantiles, _gap_correction(window, gaps, slo), _gross(journal, window, slo))
 
 
-def pace_of(in_flight: Callable[[float], float], as_fitted: float, observed: float) -> float:
+def pace_of(in_flight: Callable[[float], float], observed: float) -> float:
     """The factor on the pace at which as many requests are in flight as were seen; NaN where they hardly depend on it.
 
     Searched for, not extrapolated from one trial: a server near its limit holds twice as many at a pace a few percent
     slower.
 
     Args:
-        in_flight: requests in flight, on average, at a factor (above 1 is slower).
-        as_fitted: those at 1.
+        in_flight: requests in flight, on average, at a factor (above 1 is slower); asked for some factors twice.
         observed: those that were seen.
     """
+    as_fitted = in_flight(1.0)
     sensitivity = (in_flight(_TRIAL) - as_fitted) / max(as_fitted, 1e-9) / math.log(_TRIAL)
     if not sensitivity > 0.1:  # noqa: PLR2004 - below, requests in flight hardly depend on the pace
         return math.nan

@@ -26,7 +26,7 @@ from pytest_gpucap.load.answer import TEXT, Answer
 from pytest_gpucap.load.blocks import BINS, Count, LiveBoard, PhaseTable, bin_at, bin_of, shared_memory
 from pytest_gpucap.load.engine import Engine
 from pytest_gpucap.load.prompts import Composer, Recipe
-from pytest_gpucap.load.protocol import ClosedLoop, OpenLoop, Status
+from pytest_gpucap.load.protocol import ClosedLoop, OpenLoop, Progress, Status
 from pytest_gpucap.load.recorder import Recorder
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.load.shapes import OPENING, STRANGE, TOKEN, USAGE, shape
@@ -383,14 +383,17 @@ def test_answers_of_the_real_vllm_are_read_without_python(
 def test_more_streams_than_there_is_room_for_at_first() -> None:
     streams = 1100  # more than a lane's first descriptors, and several times a worker's first slots
     with (
-        TokenServer(gap_s=0.05) as server,
+        TokenServer(gap_s=0.05, hold_after=1) as server,
         HttpLoadRunner(server.url, "m", None, WORKLOAD, 1, workers=1) as runner,
     ):
+
+        def enough(progress: Progress) -> bool:
+            if server.seen.most_in_flight == streams:
+                server.release()
+            return progress.completed >= 2 * streams
+
         n = 4 * streams
-        span = runner.run(
-            ClosedLoop(600.0, streams, np.full(n, 32, np.int32), np.full(n, TOKENS, np.int32)),
-            lambda progress: progress.completed >= 2 * streams,
-        )
+        span = runner.run(ClosedLoop(120.0, streams, np.full(n, 32, np.int32), np.full(n, TOKENS, np.int32)), enough)
         assert runner.settle(30.0)
         journal = runner.journal()
         assert (journal.status == Status.OK).all(), runner.error_texts()

@@ -53,10 +53,12 @@ class TokenServer:
         tls: ssl.SSLContext | None = None,
         cancel: bool = False,
         per_event: int = 1,
+        hold_after: int | None = None,
     ) -> None:
         self.count, self.template, self.ids = count, template, ids
         self.ttft_s, self.gap_s = ttft_s, gap_s
         self._tls, self._cancel, self.per_event = tls, cancel, per_event
+        self._hold_after, self._go = hold_after, asyncio.Event()
         self.seen = Seen()
         self.probes = 0
         self.app = web.Application()
@@ -98,6 +100,10 @@ class TokenServer:
         self._loop.run_forever()
         self._loop.run_until_complete(runner.cleanup())
 
+    def release(self) -> None:
+        """Let answers go on beyond `hold_after` events, where they wait until then."""
+        self._loop.call_soon_threadsafe(self._go.set)
+
     def prompt_tokens(self, body: dict[str, Any]) -> int:
         """As the server counts them."""
         if "messages" in body:
@@ -129,7 +135,9 @@ class TokenServer:
             if self.ttft_s:
                 await asyncio.sleep(self.ttft_s)
             left, per_event = usage["completion_tokens"], self.per_event
-            for event in stream(body, usage, chat="messages" in body, per_event=per_event):
+            for sent, event in enumerate(stream(body, usage, chat="messages" in body, per_event=per_event)):
+                if sent == self._hold_after:
+                    await self._go.wait()
                 await response.write(event)
                 if b'"finish_reason"' in event:
                     seen.sent.append((time.monotonic(), min(left, per_event)))

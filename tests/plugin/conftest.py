@@ -32,7 +32,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def short_phases(pytester: pytest.Pytester) -> None:
-    """For what shows in any measurement: runs in processes of their own whose phases are as short as phases may be."""
+    """For what shows in any measurement: runs in processes of their own, with short phases."""
     pytester.makeconftest(
         """
         from pytest_gpucap.measure import constants, pairing
