@@ -34,8 +34,10 @@ types: install ## mypy, strict
 	$(BIN)/mypy
 
 unit: install vllm ## every test, with the real vLLM CPU server
-	@echo "== tests"
-	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest
+	@echo "== tests without vLLM"
+	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -n 2 -m "not vllm_cpu"
+	@echo "== tests with it, one at a time: each wants the whole machine"
+	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -m vllm_cpu
 
 matrix: install ## the tests that need no server, on every Python here and on pytest 8.4 to 9.2
 	PYENV_VERSION="$${PYENV_VERSION-$$(pyenv versions --bare 2>/dev/null | paste -sd:)}" $(BIN)/nox

@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -28,9 +30,37 @@ def signals_end_processes() -> None:
 
 @pytest.fixture(autouse=True)
 def nowhere_special(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs inside a test publish nothing to the CI job that runs this one."""
-    for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE", "BUILDKITE"):
+    """Runs inside a test publish nothing to the CI job that runs this one, and are no workers of this run."""
+    for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE", "BUILDKITE", "PYTEST_XDIST_WORKER"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def loaded_once() -> None:
+    """What inner runs in this process would load, forget and then load again.
+
+    NumPy and numba cannot be loaded twice (and numba loads some of itself when it first compiles), an error of
+    httpcore's would be of another class than the one that httpx knows, and Hypothesis, which its own plugin loads in
+    every run, takes a second.
+    """
+    for module in (
+        "hypothesis",
+        "openai",
+        "pytest_gpucap.load.runner",
+        "pytest_gpucap.suite.session",
+        "pytest_gpucap.simulator.runner",
+    ):
+        import_module(module)
+    for module in ("httpcore2", "httpcore"):  # of openai 3, and of older ones
+        if find_spec(module):
+            import_module(module)
+    import_module("numba").njit(lambda: None)()
+
+
+@pytest.fixture
+def pytester(loaded_once: None, pytester: pytest.Pytester) -> pytest.Pytester:
+    """Inner runs, which start from the modules that are loaded when this is made."""
+    return pytester
 
 
 @pytest.fixture(scope="session")

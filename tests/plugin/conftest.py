@@ -2,26 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.util import find_spec
-
 import pytest
-
-# Inner runs in this process start from the modules that are loaded now, and what they load is forgotten: NumPy and
-# numba cannot be loaded twice, an error of httpcore's would be of another class than the one that httpx knows, and
-# Hypothesis, which its own plugin loads in every run, takes a second.
-for module in (
-    "hypothesis",
-    "numba",
-    "openai",
-    "pytest_gpucap.load.runner",
-    "pytest_gpucap.suite.session",
-    "pytest_gpucap.simulator.runner",
-):
-    import_module(module)
-for module in ("httpcore2", "httpcore"):  # of openai 3, and of older ones
-    if find_spec(module):
-        import_module(module)
 
 
 @pytest.fixture
