@@ -22,12 +22,21 @@ from fractions import Fraction
 
 import numpy as np
 
-from pytest_gpucap.capacity.regression import START_SD, Change, Side, confirmed, decide, median_of, own_errors, ratio_of
-from pytest_gpucap.capacity.results import Interval
+from pytest_gpucap.decisions.regression import (
+    START_SD,
+    ComparedRate,
+    RegressionDecision,
+    confirmed,
+    decide,
+    median_of,
+    own_errors,
+    ratio_of,
+)
 from pytest_gpucap.history.compare import PRECISE
 from pytest_gpucap.measure.procedure import check, measure
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.requirement import Requirement
+from pytest_gpucap.results.measured import Interval
 from pytest_gpucap.simulator import profile as profiles
 from pytest_gpucap.simulator.profile import Profile
 from pytest_gpucap.simulator.runner import SimRunner
@@ -50,20 +59,20 @@ def run(rng: np.random.Generator, loss: float) -> Interval:
 
 def compare(rng: np.random.Generator, loss: float, nights: int) -> str:
     """The decision on one pull request, confirmed where it is REGRESSED."""
-    base = median_of([run(rng, 0.0) for _ in range(nights)]) if nights > 1 else Side(run(rng, 0.0))
+    base = median_of([run(rng, 0.0) for _ in range(nights)]) if nights > 1 else ComparedRate(run(rng, 0.0))
     return decided(base, lambda: run(rng, loss))
 
 
 def drawn(rng: np.random.Generator, bases: Sequence[Interval], heads: Sequence[Interval]) -> str:
     """The same with runs drawn from those that were measured."""
-    return decided(Side(bases[int(rng.integers(len(bases)))]), lambda: heads[int(rng.integers(len(heads)))])
+    return decided(ComparedRate(bases[int(rng.integers(len(bases)))]), lambda: heads[int(rng.integers(len(heads)))])
 
 
-def decided(base: Side, head: Callable[[], Interval]) -> str:
+def decided(base: ComparedRate, head: Callable[[], Interval]) -> str:
     """The decision on a head, of which a second run confirms a REGRESSED."""
     first = head()
-    decision = decide(ratio_of(base, Side(first, repeat=base.repeat)), ALLOWED)
-    if decision is Change.REGRESSED and not confirmed(base, first, head(), ALLOWED):
+    decision = decide(ratio_of(base, ComparedRate(first, repeat=base.repeat)), ALLOWED)
+    if decision is RegressionDecision.REGRESSED and not confirmed(base, first, head(), ALLOWED):
         return "not confirmed"
     return decision.value
 

@@ -26,9 +26,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from pytest_gpucap.gpu.device import Device  # noqa: E402
-from pytest_gpucap.gpu.exposition import read_figures  # noqa: E402
 from pytest_gpucap.gpu.inventory import take_inventory  # noqa: E402
-from pytest_gpucap.gpu.telemetry import Telemetry  # noqa: E402
+from pytest_gpucap.telemetry.sampler import Telemetry  # noqa: E402
+from pytest_gpucap.telemetry.server_metrics import read_figures  # noqa: E402
 
 PAGE = ROOT / "tests" / "gpu" / "recordings" / "vllm_0_32_metrics.txt"
 

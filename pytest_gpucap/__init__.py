@@ -5,30 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_gpucap.capacity.results import Accuracy, Curve, Interval, Measurement, Outcome, Sample, Verdict
-    from pytest_gpucap.server.endpoint import Endpoint
-    from pytest_gpucap.suite.gauge import GpuCap
-    from pytest_gpucap.suite.instrument import MeasurementInvalid
+    from pytest_gpucap.engines.server import Server
+    from pytest_gpucap.results.measured import Accuracy, Curve, Interval, Measurement, Outcome, Sample, Verdict
+    from pytest_gpucap.session.gpucap import GpuCap
+    from pytest_gpucap.session.harness import MeasurementInvalid
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Accuracy",
     "Curve",
-    "Endpoint",
     "GpuCap",
     "Interval",
     "Measurement",
     "MeasurementInvalid",
     "Outcome",
     "Sample",
+    "Server",
     "Verdict",
 ]
 
 _HOMES = {
     "GpuCap": "suite.gauge",
     "MeasurementInvalid": "suite.instrument",
-    "Endpoint": "server.endpoint",
+    "Server": "server.endpoint",
 }
 
 

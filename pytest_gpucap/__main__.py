@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from pytest_gpucap import __version__
-from pytest_gpucap.commands import COMMANDS, CommandError
+from pytest_gpucap.cli import COMMANDS, CommandError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     # A command that is named is loaded alone: none needs what only another one imports.
     for name in given[:1] if given and given[0] in COMMANDS else COMMANDS:
-        module = importlib.import_module(f"pytest_gpucap.commands.{name}")
+        module = importlib.import_module(f"pytest_gpucap.cli.{name}")
         own = commands.add_parser(name, help=module.HELP, description=module.__doc__)
         module.add_arguments(own)
         own.set_defaults(run=module.run)

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:  # imported by every pytest run: the types' modules are not
-    from pytest_gpucap.server.endpoint import Endpoint
-    from pytest_gpucap.suite.gauge import GpuCap
-    from pytest_gpucap.suite.rig import Target
-    from pytest_gpucap.suite.session import Session
+    from pytest_gpucap.engines.server import Server
+    from pytest_gpucap.session.gpucap import GpuCap
+    from pytest_gpucap.session.pytest_session import PytestSession
+    from pytest_gpucap.session.server_manager import SystemUnderTest
+
+SESSION: pytest.StashKey[PytestSession] = pytest.StashKey()
+"""Holds the session's measuring, from the collection of the first of our tests on."""
 
 
 @pytest.fixture
@@ -20,18 +23,16 @@ def gpucap(request: pytest.FixtureRequest) -> GpuCap:
 
 
 @pytest.fixture
-def vllm_server(request: pytest.FixtureRequest) -> Endpoint:
+def vllm_server(request: pytest.FixtureRequest) -> Server:
     """The test's vLLM server, ready: ``base_url``, ``model``, ``client``, ``async_client``, ``metrics()``, ``log``."""
     return _session(request).server(request.node)
 
 
 @pytest.fixture
-def gpu(request: pytest.FixtureRequest) -> Target:
+def gpu(request: pytest.FixtureRequest) -> SystemUnderTest:
     """The devices leased to the test: ``lease.devices``, ``gpu_class``; ``telemetry`` once a server runs on them."""
     return _session(request).target(request.node)
 
 
-def _session(request: pytest.FixtureRequest) -> Session:
-    from pytest_gpucap.plugin import SESSION
-
+def _session(request: pytest.FixtureRequest) -> PytestSession:
     return request.config.stash[SESSION]

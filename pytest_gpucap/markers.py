@@ -15,11 +15,12 @@ from typing import Any, Final
 
 import pytest
 
+from pytest_gpucap.accuracy.questions import questions_file, read_questions
 from pytest_gpucap.options import Options
 from pytest_gpucap.requirement import (
+    ApiKind,
     ArrivalKind,
     Arrivals,
-    Endpoint,
     LatencyLimit,
     Length,
     Metric,
@@ -36,7 +37,6 @@ from pytest_gpucap.requirement import (
     whole,
 )
 from pytest_gpucap.workloads.presets import find_preset
-from pytest_gpucap.workloads.questions import questions_file, read_questions
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ def _gpus_per_replica(vllm: Mapping[str, Any]) -> int:
     return math.prod(whole(vllm.get(name, 1), name) for name in sizes)
 
 
-def _choice(kind: type[ArrivalKind | Endpoint], value: Any, what: str) -> ArrivalKind | Endpoint:
+def _choice(kind: type[ArrivalKind | ApiKind], value: Any, what: str) -> ArrivalKind | ApiKind:
     try:
         return kind(str(value))
     except ValueError:
@@ -179,7 +179,7 @@ _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "arrivals": lambda value, what: _choice(ArrivalKind, value, what),
     "burstiness": lambda value, what: float(positive(value, what)),
     "trace": lambda value, _what: Path(str(value)),
-    "endpoint": lambda value, what: _choice(Endpoint, value, what),
+    "endpoint": lambda value, what: _choice(ApiKind, value, what),
     "shared_prefix_tokens": lambda value, what: whole(value, what, least=0),
     "ignore_eos": _flag,
     "max_error_rate": share,
@@ -276,7 +276,7 @@ def _workload(values: Mapping[str, Any]) -> Workload:
         questions=values.get("questions"),
         answer_tokens=values.get("answer_tokens"),
     )
-    if workload.endpoint is not Endpoint.CHAT and (workload.questions or workload.wording != Wording()):
+    if workload.endpoint is not ApiKind.CHAT and (workload.questions or workload.wording != Wording()):
         said = "questions" if workload.questions else next(key for key in _WORDING if key in values)
         raise RequirementError(f'{said} needs endpoint="chat": a plain completion has no messages')
     if workload.shared_prefix_tokens >= workload.input_tokens.low:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from pytest_gpucap.fixtures import gpu, gpucap, vllm_server
+from pytest_gpucap.fixtures import SESSION, gpu, gpucap, vllm_server
 from pytest_gpucap.options import Options, add_options, parse_options
-
-if TYPE_CHECKING:  # loaded when the first of our tests is collected
-    from pytest_gpucap.suite.session import Session
 
 __all__ = ["gpu", "gpucap", "vllm_server"]
 
 OPTIONS = pytest.StashKey[Options]()
-SESSION: pytest.StashKey[Session] = pytest.StashKey()
 
 MARKERS = (
     "gpucap(qps, gpus, headroom, input_tokens, METRIC_pPERCENT, ...): the capacity this test requires, and under what",
@@ -37,11 +33,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", marker)
     config.stash[OPTIONS] = options = parse_options(config)
     if options.gpu_class is not None or options.gpu_file is not None:
-        from pytest_gpucap.suite.placement import check_names
+        from pytest_gpucap.session.placement import check_names
 
         check_names(options)
     if not hasattr(config, "workerinput") and (config.option.gpucap_baseline or config.option.gpucap_save):
-        from pytest_gpucap.suite.baselines import check_files
+        from pytest_gpucap.session.baselines import check_files
 
         check_files(options, config)  # xdist's own process collects no tests that would have it looked at
     # Results are collected in the process that talks to the user, not in an xdist worker.
@@ -61,16 +57,16 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
     """Parse what every test of ours declares, before any GPU time is spent, and group tests by the server they need."""
     if _beside_benchmark(config) and (ours := _ours(items)):
-        from pytest_gpucap.history.benchmark import ask_for_fixture
+        from pytest_gpucap.session.benchmark_bridge import ask_for_fixture
 
         ask_for_fixture(config, ours)  # before pytest-benchmark looks
     yield
     ours = _ours(items)
     if not ours:
         return
-    from pytest_gpucap.suite.session import Session
+    from pytest_gpucap.session.pytest_session import PytestSession
 
-    config.stash[SESSION] = session = Session(config, config.stash[OPTIONS])
+    config.stash[SESSION] = session = PytestSession(config, config.stash[OPTIONS])
     mistakes = session.declare(ours)
     if mistakes and not hasattr(config, "workerinput"):
         raise pytest.UsageError(mistakes)
@@ -100,7 +96,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     """pytest-benchmark saves or compares: say which GPU the figures are of."""
     if config.stash[OPTIONS].gpu_class is not None:
-        from pytest_gpucap.suite.bridge import add_machine_info
+        from pytest_gpucap.session.benchmark_machine import add_machine_info
 
         add_machine_info(config.stash[OPTIONS], machine_info)
 
@@ -108,7 +104,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_compare_machine_info(config: pytest.Config, compared_benchmark: dict[str, Any]) -> None:
     """pytest-benchmark compares with a saved run: never across GPU classes."""
-    from pytest_gpucap.suite.bridge import check_comparable
+    from pytest_gpucap.session.benchmark_machine import check_comparable
 
     check_comparable(config.stash[OPTIONS], compared_benchmark)
 
@@ -145,7 +141,7 @@ def pytest_runtest_makereport(
     if records:
         report.gpucap = records  # type: ignore[attr-defined]
     if records and call.excinfo is not None and call.excinfo.errisinstance(AssertionError):
-        from pytest_gpucap.report.text import section
+        from pytest_gpucap.report.terminal import section
 
         report.sections += [("GPU capacity", section(record)) for record in records]
     if measuring is not None and call.excinfo is not None and measuring.explains(call.excinfo.value):
@@ -184,11 +180,11 @@ class _Results:
         if not records:
             return
         if self._book is None:
-            from pytest_gpucap.report.book import Book
+            from pytest_gpucap.session.session_report import SessionReport
 
             options = self._config.stash[OPTIONS]
             paths = [options.dir / "result.json", *filter(None, [options.json])]
-            self._book = Book(paths, self._config, markdown=options.markdown, html=options.html)
+            self._book = SessionReport(paths, self._config, markdown=options.markdown, html=options.html)
         self._book.add(records, expected=report.skipped and hasattr(report, "wasxfail"))
 
     @pytest.hookimpl(tryfirst=True)
@@ -196,7 +192,7 @@ class _Results:
         # A session that was broken off must not replace a whole baseline by half of one.
         finished = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
         if self._book is not None and finished and self._config.stash[OPTIONS].save is not None:
-            from pytest_gpucap.suite.baselines import save
+            from pytest_gpucap.session.baselines import save
 
             self._book.note(save(self._config.stash[OPTIONS], self._book.document()))
 

@@ -251,7 +251,7 @@ class Arrivals:
     trace_sha256: str | None = None
 
 
-class Endpoint(StrEnum):
+class ApiKind(StrEnum):
     """Which OpenAI-compatible endpoint carries the requests."""
 
     CHAT = "chat"
@@ -289,7 +289,7 @@ class Workload:
     input_tokens: Length = field(default_factory=lambda: Length.fixed(256))
     output_tokens: Length = field(default_factory=lambda: Length.fixed(256))
     arrivals: Arrivals = Arrivals()
-    endpoint: Endpoint = Endpoint.CHAT
+    endpoint: ApiKind = ApiKind.CHAT
     shared_prefix_tokens: int = 0
     """Tokens at the start of every prompt that all prompts share; 0: no two prompts share a first token block."""
     ignore_eos: bool = True

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_gpucap.server.spec import ServerSpec
-from pytest_gpucap.server.vllm import VllmServer, start_vllm
+from pytest_gpucap.engines.vllm import VllmServer, start_vllm
+from pytest_gpucap.engines.vllm_arguments import ServerSpec
 
 REPOSITORY = Path(__file__).parents[1]
 # Helpers of the tests are imported as tests.FOLDER.NAME; pytest's importlib mode adds no folder to the path.
@@ -47,7 +47,7 @@ def loaded_once() -> None:
         "hypothesis",
         "openai",
         "pytest_gpucap.load.runner",
-        "pytest_gpucap.suite.session",
+        "pytest_gpucap.session.pytest_session",
         "pytest_gpucap.simulator.runner",
     ):
         import_module(module)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import os
 import subprocess
 import sys
@@ -15,37 +16,78 @@ import pytest_gpucap
 
 PACKAGE = Path(pytest_gpucap.__file__).parent
 
-WIRING = {"plugin", "fixtures", "suite", "commands", "__init__", "__main__"}
-"""What connects stages; no stage imports it."""
-
-MAY_IMPORT = {
+ROOMS: dict[str, set[str]] = {
+    # What is declared, and the arithmetic on it.
     "requirement": set(),
     "jit": set(),
+    "sizing": {"requirement"},
+    # What is found.
+    "results": {"requirement", "sizing"},
+    # The stages of a measurement, earliest first.
     "options": {"requirement"},
     "workloads": {"requirement"},
-    "markers": {"options", "requirement", "workloads"},
     "gpu": set(),
-    "server": set(),
+    "engines": set(),
+    "telemetry": {"gpu"},
     "load": {"requirement", "jit"},
-    "capacity": {"requirement", "jit", "load"},
-    "measure": {"requirement", "load", "capacity"},
-    "simulator": {"requirement", "jit", "workloads", "load", "capacity", "server"},
-    "history": {"requirement", "capacity", "report"},
-    "report": {"requirement", "capacity"},
+    "accuracy": {"requirement", "results", "load", "engines"},
+    "markers": {"options", "requirement", "workloads", "accuracy"},
+    "estimate": {"requirement", "jit", "results", "load"},
+    "decisions": {"requirement", "sizing", "results"},
+    "roofline": {"requirement", "results", "load", "gpu", "engines"},
+    "measure": {"requirement", "results", "load", "estimate", "decisions", "roofline"},
+    "simulator": {"requirement", "jit", "load", "accuracy", "engines"},
+    # What is made of results.
+    "report": {"requirement", "sizing", "results"},
+    "history": {"requirement", "results", "decisions", "report"},
+    "planning": {"requirement", "sizing", "results", "roofline"},
+    # The wiring: one pytest session, and the commands.
+    "session": {
+        *(
+            "options",
+            "markers",
+            "requirement",
+            "results",
+            "gpu",
+            "engines",
+            "telemetry",
+            "load",
+            "accuracy",
+            "decisions",
+        ),
+        *("roofline", "measure", "simulator", "report", "history"),
+    },
+    "fixtures": {"engines", "session"},
+    "plugin": {"options", "fixtures", "session", "report"},
+    "cli": {
+        *("options", "requirement", "sizing", "results", "gpu", "engines", "roofline", "report", "history", "planning"),
+    },
+    "__init__": {"results", "engines", "session"},
+    "__main__": {"cli"},
 }
-"""Stage -> the stages that it may import beside itself."""
+"""Folder or file -> what it may import beside itself. A room stands below everything that it may import."""
 
 FORBIDDEN = {
-    "capacity": {"pytest", "openai", "httptools", "uvloop", "asyncio", "socket", "urllib", "http", "pynvml"},
+    "results": {"pytest", "numpy", "openai", "asyncio", "socket"},
+    "sizing": {"pytest", "numpy"},
+    "estimate": {"pytest", "openai", "httptools", "uvloop", "asyncio", "socket", "urllib", "http", "pynvml"},
+    "decisions": {"pytest", "openai", "httptools", "uvloop", "asyncio", "socket", "urllib", "http", "pynvml"},
     "measure": {"pytest", "openai", "httptools", "uvloop", "asyncio", "socket", "urllib", "http", "pynvml"},
     "load": {"pytest", "pynvml"},
-    "server": {"pytest", "pynvml"},
+    "engines": {"pytest", "pynvml"},
     "gpu": {"pytest", "openai"},
+    "telemetry": {"pytest", "openai"},
+    "roofline": {"pytest"},
+    "accuracy": {"pytest"},
+    "planning": {"pytest"},
+    "report": {"pytest"},
+    "history": {"pytest"},
+    "cli": {"pytest"},
     "simulator": {"pytest", "pynvml"},
     "requirement": {"pytest", "numpy"},
     "*": {"vllm", "torch"},
 }
-"""Stage -> top-level modules that it may never import; ``*``: no stage may."""
+"""Room -> top-level modules that it may never import; ``*``: no room may."""
 
 PURE_LOAD = {"pytest_gpucap.load.protocol", "pytest_gpucap.load.schedule"}
 """Pure parts of `load` that arithmetic may use: the form of samples, and arrivals and lengths."""
@@ -70,11 +112,44 @@ def _imports() -> Iterator[tuple[str, str, str]]:
 def _allowed(stage: str, module: str) -> bool:
     own, _, rest = module.partition(".")
     target = rest.partition(".")[0]
-    if own != "pytest_gpucap" or stage in WIRING or target in {"", "__version__", stage}:
+    if own != "pytest_gpucap" or target in {"", "__version__", stage}:
         return True
-    if stage in {"capacity", "measure"} and target == "load":
+    if stage in {"estimate", "measure"} and target == "load":
         return any(f"{module}.".startswith(f"{pure}.") for pure in PURE_LOAD)
-    return target in MAY_IMPORT[stage]
+    return target in ROOMS[stage]
+
+
+def _files() -> dict[str, set[str]]:
+    """Every module of the package -> the modules of the package that it imports."""
+    names = {
+        ".".join(["pytest_gpucap", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): path
+        for path in PACKAGE.rglob("*.py")
+    }
+    found: dict[str, set[str]] = {name: set() for name in names}
+    for name, path in names.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                imported = [f"{node.module}.{alias.name}" for alias in node.names]
+            else:
+                continue
+            for each in imported:
+                module = each if each in names else each.rpartition(".")[0]
+                if module in names and module != "pytest_gpucap":
+                    found[name].add(module)
+    return found
+
+
+def test_no_files_import_one_another_in_a_circle() -> None:
+    try:
+        graphlib.TopologicalSorter(_files()).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
+
+
+def test_the_rooms_have_an_order() -> None:
+    assert list(graphlib.TopologicalSorter(ROOMS).static_order())
 
 
 def test_imports_point_one_way() -> None:
@@ -92,7 +167,7 @@ def test_stages_stay_out_of_what_is_not_theirs() -> None:
 
 def test_every_stage_is_known() -> None:
     stages = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
-    assert stages - WIRING - {"__pycache__", "py.typed"} <= set(MAY_IMPORT)
+    assert stages - {"__pycache__"} == set(ROOMS)
 
 
 def test_loading_the_plugin_loads_nothing_but_pytest_and_the_standard_library() -> None:

@@ -28,21 +28,22 @@ from statistics import fmean, median, stdev
 import numpy as np
 from tabulate import tabulate
 
-from pytest_gpucap.capacity.paired import PAIR_START_SD
-from pytest_gpucap.capacity.regression import Change, decide, mean_of, ratio_of
-from pytest_gpucap.capacity.results import Interval, Measurement
-from pytest_gpucap.measure import constants, pairing
-from pytest_gpucap.measure.pairing import Paired, Side, compare
+from pytest_gpucap.decisions.paired import PAIR_START_SD
+from pytest_gpucap.decisions.regression import RegressionDecision, decide, mean_of, ratio_of
+from pytest_gpucap.engines.vllm import VllmServer, start_vllm
+from pytest_gpucap.engines.vllm_arguments import ServerSpec
+from pytest_gpucap.measure import alternation as pairing
+from pytest_gpucap.measure import constants
+from pytest_gpucap.measure.alternation import Paired, PairedServer, compare
 from pytest_gpucap.measure.procedure import measure
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.requirement import LatencyLimit, Length, Requirement, Slo, Workload
-from pytest_gpucap.server.spec import ServerSpec
-from pytest_gpucap.server.vllm import VllmServer, start_vllm
+from pytest_gpucap.results.measured import Interval, Measurement
+from pytest_gpucap.session.harness import load_on
 from pytest_gpucap.simulator import profile as profiles
 from pytest_gpucap.simulator.machine import Machine, SharedRunner
-from pytest_gpucap.simulator.profile import Engine
+from pytest_gpucap.simulator.profile import EngineModel
 from pytest_gpucap.simulator.runner import SimRunner
-from pytest_gpucap.suite.instrument import load_on
 
 ALLOWED = 0.05
 PACES = (1.0, 1.03, 1.05, 1.07)
@@ -60,10 +61,10 @@ def simulate(options: argparse.Namespace) -> None:
     )
     rng = np.random.default_rng(options.seed)
 
-    def started(engine: Engine) -> Engine:
+    def started(engine: EngineModel) -> EngineModel:
         return engine.scaled(math.exp(PAIR_START_SD * rng.standard_normal()))
 
-    def known(engine: Engine, seed: int) -> Settings:
+    def known(engine: EngineModel, seed: int) -> Settings:
         return Settings(seed=seed, max_num_seqs=engine.max_num_seqs, kv_tokens=engine.kv_tokens)
 
     separate: dict[float, list[tuple[Interval, float]]] = {}
@@ -80,7 +81,7 @@ def simulate(options: argparse.Namespace) -> None:
         for run in range(options.runs):
             machine, seed = Machine(), options.seed + int(2e6 * pace) + 2 * run
             sides = [
-                Side(SharedRunner(engine, machine, seed + side), known(engine, seed))
+                PairedServer(SharedRunner(engine, machine, seed + side), known(engine, seed))
                 for side, engine in enumerate((started(calm), started(calm.scaled(pace))))
             ]
             pairs.append(compare(sides[0], sides[1], requirement, ALLOWED, latencies_after=()))
@@ -98,7 +99,14 @@ def simulate(options: argparse.Namespace) -> None:
     print(tabulate(rows, headers=HEADERS, tablefmt="github", disable_numparse=True))
 
 
-HEADERS = ("steps longer by", "procedure", "server s (median)", "change of rate, mean", "its sd", *map(str, Change))
+HEADERS = (
+    "steps longer by",
+    "procedure",
+    "server s (median)",
+    "change of rate, mean",
+    "its sd",
+    *map(str, RegressionDecision),
+)
 
 
 def _row(ratios: Sequence[Interval], spent: Sequence[float]) -> list[str]:
@@ -108,7 +116,7 @@ def _row(ratios: Sequence[Interval], spent: Sequence[float]) -> list[str]:
         f"{median(spent):.0f}",
         f"{math.exp(fmean(logs)) - 1:+.1%}",
         f"{stdev(logs):.1%}",
-        *(f"{counts[change] / len(ratios):.0%}" for change in Change),
+        *(f"{counts[change] / len(ratios):.0%}" for change in RegressionDecision),
     ]
 
 
@@ -227,11 +235,11 @@ class Bench:
         return Requirement("cpu", design, gpus=1, headroom=Fraction(1), workload=self._workload, slo=slo)
 
     @contextmanager
-    def _side(self, server: VllmServer, seed: int) -> Iterator[Side]:
+    def _side(self, server: VllmServer, seed: int) -> Iterator[PairedServer]:
         most_s = max(90.0, min(240.0, self.left_s()))
         runner, settings = load_on(server, self._workload, Settings(seed=seed, max_time_s=most_s), None, None)
         try:
-            yield Side(runner, settings)
+            yield PairedServer(runner, settings)
         finally:
             runner.close()
 
@@ -275,7 +283,9 @@ def _cpu_section(options: argparse.Namespace, rows: Sequence[Row], load: float) 
         if not found:
             continue
         spent_s, half = fmean(row.server_s for row in found), fmean(halves)
-        decided = sum(decide(row.ratio, ALLOWED) is Change.REGRESSED for row in found if row.ratio is not None)
+        decided = sum(
+            decide(row.ratio, ALLOWED) is RegressionDecision.REGRESSED for row in found if row.ratio is not None
+        )
         summary.append(
             [
                 name,

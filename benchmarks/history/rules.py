@@ -10,8 +10,8 @@ import numpy as np
 from nights import LEVEL_RPS, Nights  # type: ignore[import-not-found,unused-ignore]
 from scipy import stats
 
+from pytest_gpucap.history.alarm import AlarmState, Watch
 from pytest_gpucap.history.alarm import Rule as Thresholds
-from pytest_gpucap.history.alarm import State, Watch
 from pytest_gpucap.history.changes import change_points
 
 Measure = Callable[[], float]
@@ -33,9 +33,9 @@ class Ours:
     def night(self, number: int, measure: Measure) -> str | None:
         """See `Rule`."""
         state = self._watch.add(measure(), number)
-        if self._confirm and state is State.DROP_SUSPECTED:
+        if self._confirm and state is AlarmState.DROP_SUSPECTED:
             state = self._watch.add(measure(), number)
-        return {State.DROP: "drop", State.RISE: "rise"}.get(state)
+        return {AlarmState.DROP: "drop", AlarmState.RISE: "rise"}.get(state)
 
 
 class OneRun:

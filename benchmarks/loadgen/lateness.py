@@ -17,10 +17,10 @@ from scipy import stats
 from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.load.schedule import open_loop
-from pytest_gpucap.requirement import Endpoint, Length, Workload
+from pytest_gpucap.requirement import ApiKind, Length, Workload
 
 port, rate, seconds, workers = (float(text) for text in sys.argv[1:5])
-workload = Workload(Length.fixed(16), Length.fixed(8), endpoint=Endpoint.COMPLETIONS)
+workload = Workload(Length.fixed(16), Length.fixed(8), endpoint=ApiKind.COMPLETIONS)
 with HttpLoadRunner(f"http://127.0.0.1:{port:.0f}", "bench", None, workload, 1, workers=int(workers)) as runner:
     runner.prepare()
     span = runner.run(open_loop(workload, rate, seconds, seed=2, stream=0))

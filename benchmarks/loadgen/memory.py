@@ -15,17 +15,17 @@ import numpy as np
 from scipy import stats
 
 from pytest_gpucap.load.answer import Answer
-from pytest_gpucap.load.blocks import LiveBoard, PhaseTable, Spread, shared_memory
 from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.load.recorder import Recorder
+from pytest_gpucap.load.shared_memory import PhaseTable, Spread, WorkerBoard, shared_memory
 
 REQUESTS, TOKENS = 1_000_000, 512
 MEDIAN_S, SIGMA = 0.020, 0.4
 
 
 def main() -> None:
-    board_fd = shared_memory(LiveBoard.size(1))
-    board = LiveBoard.attach(board_fd, 1)
+    board_fd = shared_memory(WorkerBoard.size(1))
+    board = WorkerBoard.attach(board_fd, 1)
     table, fd = PhaseTable.create(REQUESTS, 1)
     os.close(fd)
     os.close(board_fd)

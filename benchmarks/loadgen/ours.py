@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from pytest_gpucap.load.blocks import Count, LiveBoard, PhaseTable, shared_memory
-from pytest_gpucap.load.engine import Engine
-from pytest_gpucap.load.lane import DUE, Lane
+from pytest_gpucap.load.connection import RequestHead
+from pytest_gpucap.load.event_loop import EventLoop
+from pytest_gpucap.load.fastpath.reader import DUE, FastReader
 from pytest_gpucap.load.prompts import Composer, Recipe
 from pytest_gpucap.load.protocol import ClosedLoop, Status
 from pytest_gpucap.load.runner import HttpLoadRunner
-from pytest_gpucap.load.wire import Target
-from pytest_gpucap.requirement import Endpoint, Length, Workload
+from pytest_gpucap.load.shared_memory import Count, PhaseTable, WorkerBoard, shared_memory
+from pytest_gpucap.requirement import ApiKind, Length, Workload
 
 INPUT_TOKENS = 16
 SETTLED = 10
@@ -34,7 +34,7 @@ STAMP = re.compile(rb"@(\d{19})")
 
 
 def workload(tokens: int) -> Workload:
-    return Workload(Length.fixed(INPUT_TOKENS), Length.fixed(tokens), endpoint=Endpoint.COMPLETIONS)
+    return Workload(Length.fixed(INPUT_TOKENS), Length.fixed(tokens), endpoint=ApiKind.COMPLETIONS)
 
 
 def through_the_runner(port: int, concurrency: int, requests: int, tokens: int, workers: int = 1) -> dict[str, Any]:
@@ -75,12 +75,12 @@ def through_the_runner(port: int, concurrency: int, requests: int, tokens: int, 
 
 def in_this_process(port: int, concurrency: int, requests: int, tokens: int) -> dict[str, Any]:
     """The engine alone, each receive time held against the emitter's send time."""
-    board_fd = shared_memory(LiveBoard.size(1))
-    board = LiveBoard.attach(board_fd, 1)
+    board_fd = shared_memory(WorkerBoard.size(1))
+    board = WorkerBoard.attach(board_fd, 1)
     head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: "
     recipe = Recipe("bench", "completions", tuple(str(i) for i in range(100, 164)), as_ids=True)
-    engine = Engine(
-        Target((socket.AF_INET, ("127.0.0.1", port)), head.encode(), True),
+    engine = EventLoop(
+        RequestHead((socket.AF_INET, ("127.0.0.1", port)), head.encode(), True),
         Composer(recipe),
         board,
         0,
@@ -94,7 +94,7 @@ def in_this_process(port: int, concurrency: int, requests: int, tokens: int) -> 
     sent_ns: list[int] = []
     received: list[tuple[float, int]] = []
 
-    class Watched(Lane):
+    class Watched(FastReader):
         """Holds each read's stamp against what the emitter wrote into it; one descriptor at a time."""
 
         __slots__ = ()

@@ -77,7 +77,7 @@ class Bench:
     @property
     def tokenizer(self) -> Path:
         """A folder with a tokenizer."""
-        from pytest_gpucap.server.synthetic import make
+        from pytest_gpucap.engines.synthetic import make
 
         return make("synthetic:tiny", self.work / "model")
 

@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from pytest_gpucap.engines import synthetic
+from pytest_gpucap.engines.vllm import VllmServer, start_vllm
+from pytest_gpucap.engines.vllm_arguments import ServerSpec
 from pytest_gpucap.gpu.inventory import take_inventory
 from pytest_gpucap.load.protocol import ERRORS, Phase, Status
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.load.schedule import closed_loop, open_loop
-from pytest_gpucap.requirement import Endpoint, Length, Workload
-from pytest_gpucap.server import synthetic
-from pytest_gpucap.server.spec import ServerSpec
-from pytest_gpucap.server.vllm import VllmServer, start_vllm
+from pytest_gpucap.requirement import ApiKind, Length, Workload
 
 BENCH = """
 import argparse
@@ -43,7 +43,7 @@ main(parser.parse_args())
 def ours(server: VllmServer, options: argparse.Namespace, seed: int) -> dict[str, float]:
     """One turn of our load generator; the server's own counters must agree with our records."""
     workload = Workload(
-        Length.fixed(options.input_tokens), Length.fixed(options.output_tokens), endpoint=Endpoint.COMPLETIONS
+        Length.fixed(options.input_tokens), Length.fixed(options.output_tokens), endpoint=ApiKind.COMPLETIONS
     )
     with HttpLoadRunner(server.base_url, server.model, str(server.api_key), workload, seed) as runner:
         runner.prepare()

@@ -3,8 +3,8 @@
     python benchmarks/verdict/behaviour.py record    # behaviour.json beside this file: before the change
     python benchmarks/verdict/behaviour.py compare   # after it: exit 1 and a line for everything that differs
 
-200 checks, 40 measurements and 8 sweeps over all profiles: some ten minutes on two cores. Every seed is fixed, so on one
-machine with one version of NumPy and Numba all figures are equal, or the procedure does something else.
+200 checks, 40 measurements and 8 sweeps over all profiles: one or two minutes on two cores. Every seed is fixed. On one
+machine, with one version of NumPy and Numba, all figures are equal, or the procedure does something else.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 
 from study import requirement, settings  # type: ignore[import-not-found,unused-ignore]
 
-from pytest_gpucap.capacity.results import Interval, Measurement
 from pytest_gpucap.measure.procedure import check, measure, sweep
+from pytest_gpucap.results.measured import Interval, Measurement
 from pytest_gpucap.simulator import profile as profiles
 from pytest_gpucap.simulator.runner import SimRunner
 
@@ -31,7 +31,9 @@ Task = tuple[str, str, float, int]
 
 def tasks() -> list[Task]:
     """(method, profile, true capacity over requirement, repetition)."""
-    checks = [("check", name, ratio, rep) for name in profiles.names() for ratio in RATIOS for rep in range(REPETITIONS)]
+    checks = [
+        ("check", name, ratio, rep) for name in profiles.names() for ratio in RATIOS for rep in range(REPETITIONS)
+    ]
     measurements = [("measure", name, 1.1, rep) for name in profiles.names() for rep in range(REPETITIONS)]
     return [*checks, *measurements, *(("sweep", name, 1.1, 0) for name in profiles.names())]
 
@@ -69,7 +71,12 @@ def carried_out(task: Task) -> tuple[str, list[object]]:
     if method == "measure":
         return key_of(task), figures(measure(runner, wanted, how))
     curve = sweep(runner, wanted, how)
-    return key_of(task), [curve.knee_rps, _interval(curve.batching_gain), len(curve.points), *figures(curve.measurement)]
+    return key_of(task), [
+        curve.knee_rps,
+        _interval(curve.batching_gain),
+        len(curve.points),
+        *figures(curve.measurement),
+    ]
 
 
 def differences(before: dict[str, object], now: dict[str, object]) -> list[str]:

@@ -16,14 +16,14 @@ from pathlib import Path
 
 from study import FIELDS, RESULTS  # type: ignore[import-not-found,unused-ignore]
 
+from pytest_gpucap.engines.vllm import start_vllm
+from pytest_gpucap.engines.vllm_arguments import ServerSpec
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.measure.procedure import measure
 from pytest_gpucap.measure.settings import Settings
-from pytest_gpucap.requirement import Endpoint, LatencyLimit, Length, Requirement, Slo, Workload
-from pytest_gpucap.server.spec import ServerSpec
-from pytest_gpucap.server.vllm import start_vllm
+from pytest_gpucap.requirement import ApiKind, LatencyLimit, Length, Requirement, Slo, Workload
 
-WORKLOAD = Workload(Length.fixed(256), Length.fixed(64), endpoint=Endpoint.COMPLETIONS)
+WORKLOAD = Workload(Length.fixed(256), Length.fixed(64), endpoint=ApiKind.COMPLETIONS)
 ROOT = Path(__file__).parents[2]
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_gpucap.gpu.classes import GIB, GpuClass, class_named_by_nvml, known_classes
+from pytest_gpucap.gpu.cuda_visible_devices import visible
 from pytest_gpucap.gpu.device import Device
 from pytest_gpucap.gpu.nvml import NvmlUnavailable, Reader, memory_used, session
-from pytest_gpucap.gpu.visible import visible
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ class Rule:
     prior_runs: int = 10
 
 
-class State(StrEnum):
+class AlarmState(StrEnum):
     """What the runs so far say."""
 
     LEARNING = "learning"
@@ -71,19 +71,19 @@ class Alarm:
     """One confirmed change.
 
     Attributes:
-        kind: `State.DROP` or `State.RISE`.
+        kind: `AlarmState.DROP` or `AlarmState.RISE`.
         index: the run at which it was confirmed, counted from 0.
         since: the first run of the new level, as far as that was known then.
         z: the test's statistic then.
     """
 
-    kind: State
+    kind: AlarmState
     index: int
     since: int
     z: float
 
 
-_CONFIRMED: Final = {State.DROP_SUSPECTED: State.DROP, State.RISE_SUSPECTED: State.RISE}
+_CONFIRMED: Final = {AlarmState.DROP_SUSPECTED: AlarmState.DROP, AlarmState.RISE_SUSPECTED: AlarmState.RISE}
 
 
 class Watch:
@@ -94,7 +94,7 @@ class Watch:
 
     def __init__(self, rule: Rule | None = None) -> None:
         self.rule = rule or Rule()
-        self.state = State.LEARNING
+        self.state = AlarmState.LEARNING
         self.alarms: list[Alarm] = []
         self._logs: list[float] = []
         self._nights: list[Hashable] = []
@@ -107,7 +107,7 @@ class Watch:
         """The run from which a change is suspected; None where none is."""
         return self._first if self.state in _CONFIRMED else None
 
-    def add(self, rate: float, night: Hashable) -> State:
+    def add(self, rate: float, night: Hashable) -> AlarmState:
         """Take one run in.
 
         Args:
@@ -115,29 +115,29 @@ class Watch:
             night: what the runs of one night have in common.
 
         Returns:
-            What all runs say now; `State.DROP` and `State.RISE` only at the run that confirms them.
+            What all runs say now; `AlarmState.DROP` and `AlarmState.RISE` only at the run that confirms them.
         """
         self._logs.append(math.log(rate))
         self._nights.append(night)
         self.state = self._judge(suspected=self.state)
-        if self.state in {State.DROP, State.RISE}:
+        if self.state in {AlarmState.DROP, AlarmState.RISE}:
             self._start = self._first
         return self.state
 
-    def _judge(self, suspected: State) -> State:
+    def _judge(self, suspected: AlarmState) -> AlarmState:
         rule = self.rule
         remembered = max(0, len(self._logs) - rule.newest - rule.reference)
         logs = np.array(self._logs[remembered:])
         sd = run_sd(logs, rule)
         level = logs[max(0, self._start - remembered) :]
         if level.size <= rule.quiet:
-            return State.LEARNING
+            return AlarmState.LEARNING
         residuals = _residuals(level, sd, rule)
         sign, first, z = _largest(residuals, rule)
         if z < rule.suspect_z:
-            return State.QUIET
+            return AlarmState.QUIET
         self._first = len(self._logs) - level.size + first
-        suspicion = State.DROP_SUSPECTED if sign < 0 else State.RISE_SUSPECTED
+        suspicion = AlarmState.DROP_SUSPECTED if sign < 0 else AlarmState.RISE_SUSPECTED
         if suspected is suspicion and z >= rule.alarm_z and self._stands(residuals, first, sign):
             self.alarms.append(Alarm(_CONFIRMED[suspicion], len(self._logs) - 1, self._first, z))
             return _CONFIRMED[suspicion]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from pytest_gpucap.history.store import LATEST, SUFFIX, Run, check_name, path_of, read_run, read_runs
-from pytest_gpucap.report.resultfile import ResultFileError
-from pytest_gpucap.report.wording import shown
+from pytest_gpucap.report.formatting import shown
+from pytest_gpucap.results.result_file import ResultFileError
 
 MEDIAN_RUNS: Final = 10
 """Runs of a folder that its median is taken over: enough that their noise hardly counts, few enough to be recent."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from pytest_gpucap.history.scrub import scrubbed
-from pytest_gpucap.report.record import Record
+from pytest_gpucap.results.record import Record
 
 _UNKNOWN: Final = "unknown"
 _NONE: Final = "none"

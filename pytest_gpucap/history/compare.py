@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from pytest_gpucap.capacity import regression
-from pytest_gpucap.capacity.regression import Change, Side
-from pytest_gpucap.capacity.results import Interval
+from pytest_gpucap.decisions import regression
+from pytest_gpucap.decisions.regression import ComparedRate, RegressionDecision
 from pytest_gpucap.history import latencies
 from pytest_gpucap.history.baseline import MEDIAN_RUNS, Baseline
 from pytest_gpucap.history.comparable import changed, differences
 from pytest_gpucap.history.store import Run
-from pytest_gpucap.report.record import Record, plain
-from pytest_gpucap.report.wording import percent, shown
+from pytest_gpucap.report.formatting import percent, shown
+from pytest_gpucap.results.measured import Interval
+from pytest_gpucap.results.record import Record, plain
 
 NOT_COMPARABLE: Final = "NOT COMPARABLE"
 MAX_REGRESSION: Final = 0.05
@@ -77,7 +77,7 @@ def compare(
         )
     runs, records, alike = found
     rates = [_rate(each) for each in records]
-    base = regression.median_of(rates) if len(rates) > 1 else Side(rates[0])
+    base = regression.median_of(rates) if len(rates) > 1 else ComparedRate(rates[0])
     measured = _sharpest([record, *([] if sharper is None else [sharper])]) or record
     head_rate = _rate_or_none(measured)
     about = {
@@ -88,20 +88,22 @@ def compare(
     label = f"the median of {len(runs)} runs in {baseline.name}" if len(runs) > 1 else None
     if head_rate is None:
         reason = "this run found no sustainable rate"
-        return _comparison(baseline, runs[0], Change.INCONCLUSIVE, max_regression, reason=reason, label=label, **about)
+        return _comparison(
+            baseline, runs[0], RegressionDecision.INCONCLUSIVE, max_regression, reason=reason, label=label, **about
+        )
     heads = [head_rate]
     decision = _decided(base, heads, max_regression)
     confirmed: bool | None = None
-    if decision is Change.REGRESSED and again is not None:
+    if decision is RegressionDecision.REGRESSED and again is not None:
         second_rate = _rate_or_none(again(f"{_loss(base, heads)} against {baseline.name}"))
         if second_rate is not None:
             heads.append(second_rate)
             confirmed = regression.confirmed(base, head_rate, second_rate, max_regression)
-            decision = Change.REGRESSED if confirmed else _unconfirmed(base, heads, max_regression)
+            decision = RegressionDecision.REGRESSED if confirmed else _unconfirmed(base, heads, max_regression)
             about["second_rate"] = plain(second_rate)
     head = _head(base, heads)
     more = None
-    if decision is Change.INCONCLUSIVE:
+    if decision is RegressionDecision.INCONCLUSIVE:
         runs_more = regression.runs_to_settle(base, head, max_regression)
         more = None if runs_more is None else runs_more * sum(filter(None, measured["spent_s"].values()))
     return _comparison(
@@ -178,29 +180,29 @@ def _rate(record: Record) -> Interval:
     return rate
 
 
-def _head(base: Side, heads: Sequence[Interval]) -> Side:
+def _head(base: ComparedRate, heads: Sequence[Interval]) -> ComparedRate:
     # As the runs of the baseline repeat, so does the head.
     mean = regression.mean_of(heads)
-    return Side(mean.rate, mean.starts, base.repeat)
+    return ComparedRate(mean.rate, mean.starts, base.repeat)
 
 
-def _decided(base: Side, heads: Sequence[Interval], max_regression: float) -> Change:
+def _decided(base: ComparedRate, heads: Sequence[Interval], max_regression: float) -> RegressionDecision:
     return regression.decide(regression.ratio_of(base, _head(base, heads)), max_regression)
 
 
-def _unconfirmed(base: Side, heads: Sequence[Interval], max_regression: float) -> Change:
+def _unconfirmed(base: ComparedRate, heads: Sequence[Interval], max_regression: float) -> RegressionDecision:
     """What both measurements together say where the second did not confirm the first: never REGRESSED."""
     together = _decided(base, heads, max_regression)
-    return Change.INCONCLUSIVE if together is Change.REGRESSED else together
+    return RegressionDecision.INCONCLUSIVE if together is RegressionDecision.REGRESSED else together
 
 
-def _loss(base: Side, heads: Sequence[Interval]) -> str:
+def _loss(base: ComparedRate, heads: Sequence[Interval]) -> str:
     return percent(_head(base, heads).rate.value / base.rate.value - 1, signed=True)
 
 
 def _reason(
-    decision: Change,
-    base: Side,
+    decision: RegressionDecision,
+    base: ComparedRate,
     heads: Sequence[Interval],
     max_regression: float,
     confirmed: bool | None,
@@ -211,13 +213,13 @@ def _reason(
     allowed = percent(max_regression)
     second = f"a second measurement {'from a fresh start' if fresh else 'of the same server'}"
     match decision:
-        case Change.REGRESSED if confirmed:
+        case RegressionDecision.REGRESSED if confirmed:
             return f"more than {allowed} lost; {second} bears it out"
-        case Change.REGRESSED:
+        case RegressionDecision.REGRESSED:
             return f"more than {allowed} lost, in one measurement"
-        case Change.IMPROVED:
+        case RegressionDecision.IMPROVED:
             return "faster, by more than chance"
-        case Change.SAME:
+        case RegressionDecision.SAME:
             return f"a loss of more than {allowed} is ruled out"
     text = f"a loss of more than {allowed} is neither shown nor ruled out"
     if confirmed is False:

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, variance
 from typing import Any, Final
 
-from pytest_gpucap.capacity.regression import START_SD, decide
-from pytest_gpucap.capacity.results import Interval
-from pytest_gpucap.report.record import Record, plain
-from pytest_gpucap.report.wording import significant
+from pytest_gpucap.decisions.regression import START_SD, decide
+from pytest_gpucap.report.formatting import significant
+from pytest_gpucap.results.measured import Interval
+from pytest_gpucap.results.record import Record, plain
 
 _SAME_RATE: Final = 1e-6
 """Rates within this share are the same: arrivals of one seed at one rate repeat exactly, and so do their windows."""

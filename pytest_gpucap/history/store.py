@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from pytest_gpucap.history.scrub import scrubbed
-from pytest_gpucap.report import resultfile
-from pytest_gpucap.report.record import Record
-from pytest_gpucap.report.resultfile import ResultFileError
+from pytest_gpucap.results import result_file
+from pytest_gpucap.results.record import Record
+from pytest_gpucap.results.result_file import ResultFileError
 
 LATEST: Final = "latest"
 """The name that means the newest run of a folder; no run can be saved under it."""
@@ -76,7 +76,7 @@ def read_run(path: Path) -> Run:
     Raises:
         ResultFileError: if the file is missing, corrupt, foreign or from a newer version; one line that names it.
     """
-    content = resultfile.read(path)
+    content = result_file.read(path)
     try:
         started = datetime.fromisoformat(content["started"])
     except (KeyError, TypeError, ValueError):
@@ -162,7 +162,7 @@ def save(path: Path, content: dict[str, Any], *, simulated: bool) -> dict[str, A
     form = saved_form(content, simulated=simulated)
     if not form["results"]:
         raise ResultFileError(f"{path}: there is no result to save: every one is without a rate or not to be trusted")
-    resultfile.write(path, form)
+    result_file.write(path, form)
     return form
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from pytest_gpucap.capacity.results import Interval
-from pytest_gpucap.history.alarm import Rule, State, Watch, run_sd
+from pytest_gpucap.history.alarm import AlarmState, Rule, Watch, run_sd
 from pytest_gpucap.history.changes import change_points, despiked, place
-from pytest_gpucap.history.series import Point, Series, changed_between, series_of
+from pytest_gpucap.history.nightly import NightlySeries, Point, changed_between, series_of
 from pytest_gpucap.history.store import Run
-from pytest_gpucap.report.record import plain
+from pytest_gpucap.results.measured import Interval
+from pytest_gpucap.results.record import plain
 
 Floats = npt.NDArray[np.float64]
 
@@ -43,7 +43,7 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class LevelChange:
     """One change of level.
 
     Attributes:
@@ -77,13 +77,13 @@ class Trend:
         standing: the drop that was confirmed and has not been made good since; None where there is none.
     """
 
-    series: Series
+    series: NightlySeries
     segments: tuple[Segment, ...]
-    changes: tuple[Change, ...]
+    changes: tuple[LevelChange, ...]
     run_sd: float
-    state: State
+    state: AlarmState
     suspected_since: int | None
-    standing: Change | None
+    standing: LevelChange | None
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -101,7 +101,7 @@ def trends(runs: Iterable[Run], rule: Rule | None = None) -> list[Trend]:
     return [trend(series, rule) for series in found]
 
 
-def trend(series: Series, rule: Rule | None = None) -> Trend:
+def trend(series: NightlySeries, rule: Rule | None = None) -> Trend:
     """The trend of one series.
 
     Raises:
@@ -128,7 +128,7 @@ def trend(series: Series, rule: Rule | None = None) -> Trend:
         first, last = place(smooth, *around, SEARCHED)
         found_at = places[index]
         changes.append(
-            Change(
+            LevelChange(
                 index=judged[index],
                 earliest=judged[low],
                 latest=judged[high],
@@ -210,7 +210,7 @@ def _changed(points: Sequence[Point]) -> tuple[str, ...]:
     )
 
 
-def _standing(segments: Sequence[Segment], changes: Sequence[Change]) -> Change | None:
+def _standing(segments: Sequence[Segment], changes: Sequence[LevelChange]) -> LevelChange | None:
     """The newest confirmed drop of which more than half is still there."""
     for number in range(len(changes) - 1, -1, -1):
         change = changes[number]
@@ -254,6 +254,6 @@ def record(trend: Trend) -> dict[str, Any]:
     }
 
 
-def _change_record(trend: Trend, change: Change) -> dict[str, Any]:
+def _change_record(trend: Trend, change: LevelChange) -> dict[str, Any]:
     first = trend.points[change.index]
     return {**plain(change), "when": first.when.isoformat(timespec="seconds"), "file": str(first.path)}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pytest_gpucap.history.changes import MissingLibraryError
 from pytest_gpucap.history.trend import Trend
-from pytest_gpucap.report.wording import percent
+from pytest_gpucap.report.formatting import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

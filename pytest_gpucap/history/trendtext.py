@@ -11,10 +11,10 @@ from typing import Final
 
 from tabulate import tabulate
 
-from pytest_gpucap.capacity.results import Interval
-from pytest_gpucap.history.alarm import State
-from pytest_gpucap.history.trend import Change, Trend, record
-from pytest_gpucap.report.wording import percent, significant
+from pytest_gpucap.history.alarm import AlarmState
+from pytest_gpucap.history.trend import LevelChange, Trend, record
+from pytest_gpucap.report.formatting import percent, significant
+from pytest_gpucap.results.measured import Interval
 
 BLOCKS: Final = "▁▂▃▄▅▆▇█"
 ASCII: Final = "_.-~=+*#"
@@ -78,7 +78,7 @@ def sparkline(trend: Trend, width: int = _WIDTH - 24, heights: str = BLOCKS) -> 
 
 
 def _worst_first(trends: Sequence[Trend]) -> list[Trend]:
-    return sorted(trends, key=lambda trend: (trend.standing is None, trend.state is not State.DROP_SUSPECTED))
+    return sorted(trends, key=lambda trend: (trend.standing is None, trend.state is not AlarmState.DROP_SUSPECTED))
 
 
 def _one(trend: Trend, heights: str) -> str:
@@ -121,7 +121,7 @@ def _levels(trend: Trend) -> list[list[str]]:
     ]
 
 
-def _sentence(trend: Trend, change: Change) -> str:
+def _sentence(trend: Trend, change: LevelChange) -> str:
     """``drop of 5.1% (3.9% to 6.2%) from night-049.json (2026-10-20), confirmed by night-051.json; server: 1 -> 2``."""
     kind = "drop" if change.ratio.value < 1 else "rise"
     sizes = sorted(abs(bound - 1) for bound in (change.ratio.low, change.ratio.high))
@@ -147,12 +147,12 @@ def _verdict(trend: Trend) -> str:
         since = trend.points[trend.standing.index]
         return f"DROP of {percent(1 - trend.standing.ratio.value)} since {_day(since.when)} ({since.path.name})"
     match trend.state:
-        case State.LEARNING:
+        case AlarmState.LEARNING:
             return "too few runs on this level to compare with"
-        case State.DROP_SUSPECTED | State.RISE_SUSPECTED:
+        case AlarmState.DROP_SUSPECTED | AlarmState.RISE_SUSPECTED:
             assert trend.suspected_since is not None  # noqa: S101 - what the state means
             since = trend.points[trend.suspected_since]
-            advice = ": run once more to confirm" if trend.state is State.DROP_SUSPECTED else ""
+            advice = ": run once more to confirm" if trend.state is AlarmState.DROP_SUSPECTED else ""
             return f"{trend.state} since {_day(since.when)} ({since.path.name}){advice}"
         case _:
             return "no drop"
@@ -161,7 +161,7 @@ def _verdict(trend: Trend) -> str:
 def _icon(trend: Trend) -> str:
     if trend.standing is not None:
         return "❌"
-    return "⚠️" if trend.state is State.DROP_SUSPECTED else "✅"
+    return "⚠️" if trend.state is AlarmState.DROP_SUSPECTED else "✅"
 
 
 def _step(ratio: Interval) -> str:

@@ -15,10 +15,10 @@ import json
 import re
 from typing import Any
 
-from pytest_gpucap.load.blocks import Count, PhaseTable
+from pytest_gpucap.load.event_stream import FIELD
 from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.load.recorder import Recorder
-from pytest_gpucap.load.sse import FIELD
+from pytest_gpucap.load.shared_memory import Count, PhaseTable
 
 USAGE = b'"completion_tokens"'
 """In every usage object and nowhere else: inside a token's text the quotes would be escaped."""

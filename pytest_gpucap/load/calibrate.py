@@ -11,11 +11,11 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pytest_gpucap.load.endpoint import Endpoint as Server
-from pytest_gpucap.load.library import client, http
+from pytest_gpucap.load.address import ServerAddress
+from pytest_gpucap.load.http_library import client, http
 from pytest_gpucap.load.prompts import Composer, Recipe, mix
 from pytest_gpucap.load.protocol import LoadError
-from pytest_gpucap.requirement import Endpoint, Workload
+from pytest_gpucap.requirement import ApiKind, Workload
 
 _COMMON = """
 the of and to in is that for it as was with be by on not he his but at are this have from or had an they which one you
@@ -40,7 +40,7 @@ Counter = Callable[[str], int]
 """Prompt tokens of a request whose prompt is this text."""
 
 
-def calibrate(server: Server, model: str, workload: Workload, seed: int, nonce: int) -> Recipe:
+def calibrate(server: ServerAddress, model: str, workload: Workload, seed: int, nonce: int) -> Recipe:
     """Find out how this server counts, and verify it.
 
     Raises:
@@ -48,7 +48,7 @@ def calibrate(server: Server, model: str, workload: Workload, seed: int, nonce: 
     """
     with client(server) as session:
         probe = _Probe(session, server, model, workload)
-        if workload.endpoint is Endpoint.COMPLETIONS:
+        if workload.endpoint is ApiKind.COMPLETIONS:
             recipe = _by_ids(probe, model, workload, seed, nonce)
             if recipe is not None:
                 return recipe
@@ -61,7 +61,7 @@ def calibrate(server: Server, model: str, workload: Workload, seed: int, nonce: 
 class _Probe:
     """Asks the server how many tokens a prompt has."""
 
-    def __init__(self, session: Any, server: Server, model: str, workload: Workload) -> None:
+    def __init__(self, session: Any, server: ServerAddress, model: str, workload: Workload) -> None:
         self._session, self._server, self._model, self._workload = session, server, model, workload
         self._has_tokenize: bool | None = None
         self._counts = 0
@@ -80,7 +80,7 @@ class _Probe:
 
     def _tokenize(self, text: str) -> int | None:
         body: dict[str, Any] = {"model": self._model}
-        if self._workload.endpoint is Endpoint.CHAT:
+        if self._workload.endpoint is ApiKind.CHAT:
             messages = self._workload.wording.messages(text)
             body |= {"messages": messages, "add_generation_prompt": True}
         else:
@@ -94,7 +94,7 @@ class _Probe:
 
     def _plain_body(self, text: str) -> bytes:
         body: dict[str, Any] = {"model": self._model, "max_tokens": 1}
-        if self._workload.endpoint is Endpoint.CHAT:
+        if self._workload.endpoint is ApiKind.CHAT:
             body["messages"] = self._workload.wording.messages(text)
         else:
             body["prompt"] = text

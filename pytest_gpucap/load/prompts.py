@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pytest_gpucap.load.protocol import LoadError
-from pytest_gpucap.requirement import Endpoint, Wording, Workload
+from pytest_gpucap.requirement import ApiKind, Wording, Workload
 
 NUMBER_BITS = 40
 """Prompt numbers go up to 2**40; written in 64 units that takes 7 tokens, well inside a first block of 16."""
@@ -135,7 +135,7 @@ class Composer:
         recipe = self.recipe
         hole: Any = [_HOLE] if recipe.as_ids else recipe.opener + _HOLE
         body: dict[str, Any] = {"model": recipe.model}
-        if recipe.endpoint == Endpoint.CHAT.value:
+        if recipe.endpoint == ApiKind.CHAT.value:
             body["messages"] = recipe.wording.messages(hole)
         else:
             body["prompt"] = hole

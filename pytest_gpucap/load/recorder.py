@@ -10,8 +10,8 @@ from collections import deque
 import numpy as np
 import numpy.typing as npt
 
-from pytest_gpucap.load.blocks import BINS, TOKEN_BIN_S, TOKEN_BINS, Count, PhaseTable, Spread, bin_of, view
-from pytest_gpucap.load.slots import Slots
+from pytest_gpucap.load.fastpath.stream_state import StreamStates
+from pytest_gpucap.load.shared_memory import BINS, TOKEN_BIN_S, TOKEN_BINS, Count, PhaseTable, Spread, bin_of, view
 
 FLUSH_AT = 2_048
 """Values a list may hold before it is flushed: counting more at a time is no cheaper, and holds up what is due."""
@@ -49,7 +49,7 @@ class Recorder:
 
     def __init__(self, tokens: npt.NDArray[np.int64], bins_start_s: float, worker: int) -> None:
         self.tokens, self.bins_start_s, self._worker = tokens, bins_start_s, worker
-        self.slots = Slots()
+        self.slots = StreamStates()
         # Before the first phase nothing is to be counted: these are nobody's.
         self.counts: npt.NDArray[np.int64] = np.zeros(len(Count), np.int64)
         self.spreads: npt.NDArray[np.int64] = np.zeros((len(Spread), BINS), np.int64)

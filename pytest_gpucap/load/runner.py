@@ -15,13 +15,13 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from pytest_gpucap.load.blocks import TOKEN_BIN_S, TOKEN_BINS, Count, Live, PhaseTable, Spread
+from pytest_gpucap.load.address import ServerAddress
 from pytest_gpucap.load.calibrate import calibrate
-from pytest_gpucap.load.crew import Crew
-from pytest_gpucap.load.endpoint import Endpoint
 from pytest_gpucap.load.prompts import Recipe
 from pytest_gpucap.load.protocol import ClosedLoop, Journal, LoadError, OpenLoop, Phase, PhaseSpan, Progress
-from pytest_gpucap.load.selfcheck import check_phase
+from pytest_gpucap.load.self_check import check_phase
+from pytest_gpucap.load.shared_memory import TOKEN_BIN_S, TOKEN_BINS, Count, PhaseTable, Spread, WorkerState
+from pytest_gpucap.load.worker_pool import WorkerPool
 from pytest_gpucap.requirement import ArrivalKind, Workload
 
 PROGRESS_S = 0.25
@@ -95,12 +95,12 @@ class HttpLoadRunner:
             raise ValueError(f"workers must be at least 1, not {workers}")
         self.clock = MonotonicClock()
         self.simulated = simulated
-        self.server = Endpoint.parse(base_url, api_key, http2=http2)
+        self.server = ServerAddress.parse(base_url, api_key, http2=http2)
         self.nonce = secrets.randbits(40) if nonce is None else nonce
         self.recipe: Recipe | None = None
         self._model, self._workload, self._seed = model, workload, seed
         self._workers, self._timeout_s = workers, request_timeout_s
-        self._crew: Crew | None = None
+        self._crew: WorkerPool | None = None
         self._bins_start_s = 0.0
         self._carried: list[_Carried] = []
         self._rows_so_far = 0
@@ -130,7 +130,7 @@ class HttpLoadRunner:
         if self._crew is None:
             workers = self._workers if self._workers is not None else workers_for(phase)
             self._bins_start_s = self.clock.now()
-            self._crew = Crew(
+            self._crew = WorkerPool(
                 workers,
                 {
                     **self._transport(),
@@ -211,7 +211,7 @@ class HttpLoadRunner:
 
     def _attend(
         self,
-        crew: Crew,
+        crew: WorkerPool,
         start_s: float,
         end_s: float,
         should_stop: Callable[[Progress], bool] | None,
@@ -225,7 +225,10 @@ class HttpLoadRunner:
                 next_ask_s = now_s + PROGRESS_S
                 live = crew.board.live.sum(axis=0)
                 progress = Progress(
-                    now_s - start_s, int(live[Live.IN_FLIGHT]), int(live[Live.COMPLETED]), int(live[Live.FAILED])
+                    now_s - start_s,
+                    int(live[WorkerState.IN_FLIGHT]),
+                    int(live[WorkerState.COMPLETED]),
+                    int(live[WorkerState.FAILED]),
                 )
                 if should_stop(progress):
                     stopped = True
@@ -243,11 +246,11 @@ class HttpLoadRunner:
         if crew is None or self._closed:
             return True
         deadline_s = self.clock.now() + timeout_s
-        while not cancel and crew.board.live[:, Live.UNSENT].any() and self.clock.now() < deadline_s:
+        while not cancel and crew.board.live[:, WorkerState.UNSENT].any() and self.clock.now() < deadline_s:
             crew.watch(0.02)
         crew.tell({"do": "settle", "cancel": cancel})
         crew.collect("settled", PHASE_END_TIMEOUT_S)
-        while crew.board.live[:, Live.IN_FLIGHT].any():
+        while crew.board.live[:, WorkerState.IN_FLIGHT].any():
             left_s = deadline_s - self.clock.now()
             if left_s <= 0:
                 return False

@@ -19,10 +19,10 @@ import sys
 import traceback
 from typing import Any
 
-from pytest_gpucap.load.blocks import LiveBoard, PhaseTable
-from pytest_gpucap.load.engine import Engine
+from pytest_gpucap.load.connection import RequestHead
+from pytest_gpucap.load.event_loop import EventLoop
 from pytest_gpucap.load.prompts import Composer, Recipe
-from pytest_gpucap.load.wire import Target
+from pytest_gpucap.load.shared_memory import PhaseTable, WorkerBoard
 
 MESSAGE_BYTES = 2**20
 _PR_SET_PDEATHSIG = 1
@@ -42,7 +42,7 @@ class Control:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self._engine: Engine | None = None
+        self._engine: EventLoop | None = None
         self._worker = self._workers = 0
 
     def serve(self) -> None:
@@ -51,7 +51,7 @@ class Control:
         if message is None:
             return
         self._worker, self._workers = message["worker"], message["workers"]
-        board = LiveBoard.attach(fds[0], self._workers)
+        board = WorkerBoard.attach(fds[0], self._workers)
         os.close(fds[0])
         engine = _engine(message, board)
         self._engine = engine
@@ -99,16 +99,16 @@ class Control:
             self.sock.send(json.dumps(message).encode())
 
 
-def _engine(setup: dict[str, Any], board: LiveBoard) -> Engine:
+def _engine(setup: dict[str, Any], board: WorkerBoard) -> EventLoop:
     composer = Composer(Recipe.from_json(setup["recipe"]))
     family, address = setup["address"]
-    target = Target((socket.AddressFamily(family), tuple(address)), setup["head"].encode(), setup["ignore_eos"])
+    target = RequestHead((socket.AddressFamily(family), tuple(address)), setup["head"].encode(), setup["ignore_eos"])
     common = {"bins_start_s": setup["bins_start_s"], "request_timeout_s": setup["request_timeout_s"]}
     if setup["library"] is None:
-        return Engine(target, composer, board, setup["worker"], **common)
-    from pytest_gpucap.load.library_engine import LibraryEngine
+        return EventLoop(target, composer, board, setup["worker"], **common)
+    from pytest_gpucap.load.library_loop import LibraryEventLoop
 
-    return LibraryEngine(target, composer, board, setup["worker"], **common, **setup["library"])
+    return LibraryEventLoop(target, composer, board, setup["worker"], **common, **setup["library"])
 
 
 def _ask_for_short_slices(libc: ctypes.CDLL) -> None:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from pytest_gpucap.capacity.decide import errors_exceed, separated, verdict_of
-from pytest_gpucap.capacity.results import Interval, Measurement, Outcome, Verdict
-from pytest_gpucap.capacity.speed import SpeedError
+from pytest_gpucap.decisions.verdict import errors_exceed, separated, verdict_of
+from pytest_gpucap.estimate.step_time import SpeedError
 from pytest_gpucap.load.protocol import ClosedLoop, LoadError, LoadRunner, OpenLoop
 from pytest_gpucap.measure import constants as c
-from pytest_gpucap.measure.climbing import Climb, climbed, drowned
 from pytest_gpucap.measure.direct import run_direct
-from pytest_gpucap.measure.estimate import Estimate, critical_concurrency, estimate, fitted, model_of
-from pytest_gpucap.measure.replay import Replay, replay
-from pytest_gpucap.measure.session import OutOfTime, Session, Window
+from pytest_gpucap.measure.estimate import RateEstimate, critical_concurrency, estimate, fitted, model_of
+from pytest_gpucap.measure.model_check import ModelCheck, replay
+from pytest_gpucap.measure.ramp import Ramp, climbed, drowned
+from pytest_gpucap.measure.run import MeasuringRun, OutOfTime, Window
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.measure.traffic import traffic_for
 from pytest_gpucap.requirement import Requirement
+from pytest_gpucap.results.measured import Interval, Measurement, Outcome, Verdict
 
 
 @dataclass(slots=True)
@@ -25,13 +25,13 @@ class _State:
     """What the check knows so far."""
 
     windows: list[Window]
-    found: Estimate | None = None
+    found: RateEstimate | None = None
     saturated: Interval | None = None
 
 
 def run_check(runner: LoadRunner, requirement: Requirement, settings: Settings, observer: Observer) -> Verdict:
     """See `pytest_gpucap.measure.procedure.check`."""
-    session = Session(runner, requirement, settings, observer)
+    session = MeasuringRun(runner, requirement, settings, observer)
     state = _State([])
     try:
         outcome, reason = _decide(session, state)
@@ -52,7 +52,7 @@ def run_check(runner: LoadRunner, requirement: Requirement, settings: Settings, 
     return verdict_of(outcome, measurement_of(session, state.found, state.saturated), reason)
 
 
-def measurement_of(session: Session, found: Estimate | None, saturated: Interval | None = None) -> Measurement:
+def measurement_of(session: MeasuringRun, found: RateEstimate | None, saturated: Interval | None = None) -> Measurement:
     """The session's books as a measurement; no rate where problems spoil it or samples are too few."""
     enough = len(session.samples) >= c.LEAST_SAMPLES and not session.problems
     return Measurement(
@@ -68,7 +68,7 @@ def measurement_of(session: Session, found: Estimate | None, saturated: Interval
     )
 
 
-def _decide(session: Session, state: _State) -> tuple[Outcome, str]:  # noqa: C901 - one branch an ending
+def _decide(session: MeasuringRun, state: _State) -> tuple[Outcome, str]:  # noqa: C901 - one branch an ending
     requirement, settings = session.requirement, session.settings
     design = float(requirement.design_rate)
     critical = critical_concurrency(requirement, settings, design)
@@ -112,7 +112,7 @@ def _decide(session: Session, state: _State) -> tuple[Outcome, str]:  # noqa: C9
     return Outcome.INCONCLUSIVE, "the evidence does not separate" + _so_far(session, state)
 
 
-def _after_climb(session: Session, state: _State, climb: Climb) -> tuple[Outcome, str] | None:
+def _after_climb(session: MeasuringRun, state: _State, climb: Ramp) -> tuple[Outcome, str] | None:
     """What the holds alone decide: a measurement that is spoilt, and a server that is far too slow."""
     if ended := _ended(session):
         return ended
@@ -134,7 +134,7 @@ def _after_climb(session: Session, state: _State, climb: Climb) -> tuple[Outcome
     return None
 
 
-def _ended(session: Session) -> tuple[Outcome, str] | None:
+def _ended(session: MeasuringRun) -> tuple[Outcome, str] | None:
     """The ending that problems or errors have brought about."""
     if session.problems:
         return Outcome.INVALID, session.problems[0]
@@ -142,12 +142,12 @@ def _ended(session: Session) -> tuple[Outcome, str] | None:
 
 
 def reconciled(
-    session: Session,
+    session: MeasuringRun,
     windows: list[Window],
-    before: Estimate | None,
+    before: RateEstimate | None,
     turned: int | None = None,
     spoilt_share: float = 1.0,
-) -> tuple[Estimate, Replay]:
+) -> tuple[RateEstimate, ModelCheck]:
     """The estimate from all windows, the last an open loop, with what its replay says the model leaves out.
 
     That is not believed of an open loop which broke a limit in more than `spoilt_share` of its requests.
@@ -184,7 +184,7 @@ def reconciled(
     return replace(found, settled=found.slope < c.STEEPEST), replayed
 
 
-def _too_many_errors(session: Session) -> tuple[Outcome, str] | None:
+def _too_many_errors(session: MeasuringRun) -> tuple[Outcome, str] | None:
     failed, ended = session.errors()
     allowed = float(session.requirement.slo.max_error_rate)
     if errors_exceed(failed, ended, allowed, c.ERROR_LEVEL):
@@ -192,7 +192,7 @@ def _too_many_errors(session: Session) -> tuple[Outcome, str] | None:
     return None
 
 
-def _reason(found: Estimate, design: float, how: str) -> str:
+def _reason(found: RateEstimate, design: float, how: str) -> str:
     sign = "above" if found.rate.value >= design else "below"
     return (
         f"one replica sustains {_rps(found.rate.value)} req/s (95% interval {_rps(found.rate.low)} to "
@@ -200,15 +200,15 @@ def _reason(found: Estimate, design: float, how: str) -> str:
     )
 
 
-def _seen(replayed: Replay) -> str:
+def _seen(replayed: ModelCheck) -> str:
     return f"the open loop at the design rate broke its tightest limit in {replayed.gross:.0%} of its requests"
 
 
-def _stuck(session: Session, critical: int) -> str:
+def _stuck(session: MeasuringRun, critical: int) -> str:
     return f"{critical} requests in flight produced too few tokens in {session.spent_s:.0f} s to tell the server's pace"
 
 
-def _so_far(session: Session, state: _State) -> str:
+def _so_far(session: MeasuringRun, state: _State) -> str:
     if state.found is None:
         return ""
     rate = state.found.rate

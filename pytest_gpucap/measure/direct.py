@@ -6,14 +6,14 @@ import math
 
 import numpy as np
 
-from pytest_gpucap.capacity.results import Outcome
 from pytest_gpucap.load.protocol import Floats, Status
 from pytest_gpucap.measure import constants as c
-from pytest_gpucap.measure.session import Session, Window
+from pytest_gpucap.measure.run import MeasuringRun, Window
 from pytest_gpucap.requirement import LatencyLimit, Metric
+from pytest_gpucap.results.measured import Outcome
 
 
-def run_direct(session: Session, design_rps: float, overload: int) -> tuple[Outcome, str]:
+def run_direct(session: MeasuringRun, design_rps: float, overload: int) -> tuple[Outcome, str]:
     """Decide on the share of requests within each limit, by blocks of one long open loop.
 
     Blocks, because neighbouring requests share a busy period and are no independent trials (method of batch means).
@@ -42,7 +42,7 @@ def run_direct(session: Session, design_rps: float, overload: int) -> tuple[Outc
     return outcome, why + word
 
 
-def block_shares(session: Session, window: Window, limit: LatencyLimit) -> Floats:
+def block_shares(session: MeasuringRun, window: Window, limit: LatencyLimit) -> Floats:
     """Share of requests beyond the limit in each block, shape (blocks,). A request in flight counts by its age."""
     journal, end_s = session.journal, window.end_s
     if limit.metric is Metric.ITL:

@@ -7,23 +7,23 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pytest_gpucap.capacity import twin
-from pytest_gpucap.capacity.results import Interval
-from pytest_gpucap.capacity.speed import Bins, Speed, bin_width_s, bins_of, fit
-from pytest_gpucap.capacity.twin import Examination, ServerModel, Sustainable, Traffic
+from pytest_gpucap.estimate import queue_model
+from pytest_gpucap.estimate.queue_model import Examination, ServerModel, Sustainable, Traffic
+from pytest_gpucap.estimate.step_time import Bins, Speed, bin_width_s, bins_of, fit
 from pytest_gpucap.load.protocol import Floats, Journal
 from pytest_gpucap.measure import constants as c
-from pytest_gpucap.measure.session import Window
+from pytest_gpucap.measure.run import Window
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.measure.traffic import traffic_for
 from pytest_gpucap.requirement import Metric, Requirement
+from pytest_gpucap.results.measured import Interval
 
 NORMAL_95 = 1.96
 NORMAL_95_ONE_SIDED = 1.64
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class RateEstimate:
     """What the windows say.
 
     Attributes:
@@ -31,7 +31,7 @@ class Estimate:
         error: standard error of its logarithm.
         binding: the limit that binds at it.
         in_flight: requests in flight at it, 95th percentile.
-        slope: of the tightest percentile against the rate (see `twin.Sustainable`).
+        slope: of the tightest percentile against the rate (see `queue_model.Sustainable`).
         speed: the curve fitted.
         model: of the server, as the twin took it.
         least, greatest: the rates with the slowest and the fastest course that the curve may take beyond the batch
@@ -52,7 +52,7 @@ class Estimate:
     settled: bool = False
     examination: Examination | None = None
 
-    def widened(self, by: float) -> Estimate:
+    def widened(self, by: float) -> RateEstimate:
         """The same with one more, independent, standard error of its logarithm."""
         error = math.hypot(self.error, by)
         value = self.rate.value
@@ -135,8 +135,8 @@ def error_of_mean(paces: Floats, noise: float) -> float:
 
 def model_of(speed: Speed, settings: Settings) -> ServerModel:
     """The twin's view of the server."""
-    max_seqs = settings.max_num_seqs or twin.NEVER_LIMITED
-    most = int(min(max_seqs, max(twin.TABLE, 4 * speed.most)))
+    max_seqs = settings.max_num_seqs or queue_model.NEVER_LIMITED
+    most = int(min(max_seqs, max(queue_model.TABLE, 4 * speed.most)))
     stops = speed.stalls + 1.0
     return ServerModel(
         speed=speed.table(most),
@@ -167,12 +167,12 @@ def estimate(
     turned: int | None = None,
     thorough: bool = False,
     examined: Examination | None = None,
-) -> Estimate:
+) -> RateEstimate:
     """Fit the curve, put the queue on top, solve for the rate.
 
     Without `extremes`, the interval knows nothing of batch sizes that were not measured; a search needs none. Where
     throughput falls beyond the concurrency `turned`, a queue there feeds itself, so the requests in flight must stay
-    below it as a latency must stay below its limit (see `twin.IN_FLIGHT_QUANTILE`). With `thorough`, the root is
+    below it as a latency must stay below its limit (see `queue_model.IN_FLIGHT_QUANTILE`). With `thorough`, the root is
     examined, or the examination `examined` of one nearby is taken over; not where throughput falls, for there the
     figure belongs to a length of time: the longer the look, the surer a moment that tips the server over.
 
@@ -188,10 +188,10 @@ def estimate(
     )
     if turned is not None:
         model = replace(model, speed=speed.pessimistic(model.speed.size - 1))
-    found = twin.sustainable(model, traffic, requirement.slo.limits, guess_rps, slope, most_in_flight=turned)
+    found = queue_model.sustainable(model, traffic, requirement.slo.limits, guess_rps, slope, most_in_flight=turned)
     if thorough and turned is None:
         if examined is None or abs(math.log(found.rate_rps / examined.rate_rps)) > c.EXAMINED_NEAR:
-            examined = twin.examine(found, model, traffic, requirement.slo.limits)
+            examined = queue_model.examine(found, model, traffic, requirement.slo.limits)
         found = replace(found, rate_rps=found.rate_rps * math.exp(examined.correction), slope=examined.slope)
     seconds = windows[-1].end_s - windows[0].start_s
     drift = max(c.DRIFT_SD * math.sqrt(drift_share(seconds)), between_windows(journal, windows, speed))
@@ -205,7 +205,7 @@ def estimate(
     least = greatest = found.rate_rps
     if turned is not None:
         # At most all that the best concurrency brought.
-        greatest = max(greatest, twin.saturation_rps(model, traffic))
+        greatest = max(greatest, queue_model.saturation_rps(model, traffic))
     elif extremes and _beyond(found, windows, model, traffic):
         bounds = _extremes(model, speed, traffic, requirement, found.rate_rps)
         least, greatest = min(least, *bounds), max(greatest, *bounds)
@@ -213,7 +213,7 @@ def estimate(
     low, high = least * math.exp(-NORMAL_95 * error), greatest * math.exp(NORMAL_95 * error)
     if turned is not None:
         high = max(found.rate_rps * math.exp(NORMAL_95 * error), greatest)
-    return Estimate(
+    return RateEstimate(
         Interval(found.rate_rps, low, high),
         error,
         found.binding,
@@ -241,7 +241,7 @@ def _extremes(
     most = model.speed.size - 1
     rates = []
     for table in (speed.pessimistic(most), speed.optimistic(most)):
-        found = twin.sustainable(replace(model, speed=table), traffic, requirement.slo.limits, guess)
+        found = queue_model.sustainable(replace(model, speed=table), traffic, requirement.slo.limits, guess)
         rates.append(found.rate_rps)
     return min(rates), max(rates)
 

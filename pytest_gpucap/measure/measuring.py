@@ -6,31 +6,31 @@ import math
 
 import numpy as np
 
-from pytest_gpucap.capacity.results import Measurement
-from pytest_gpucap.capacity.speed import SpeedError
+from pytest_gpucap.estimate.step_time import SpeedError
 from pytest_gpucap.load.protocol import LoadError, LoadRunner
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.checking import measurement_of, reconciled
-from pytest_gpucap.measure.climbing import (
-    Climb,
+from pytest_gpucap.measure.estimate import RateEstimate, critical_concurrency, estimate
+from pytest_gpucap.measure.model_check import ModelCheck
+from pytest_gpucap.measure.ramp import (
+    Ramp,
     drowned,
     extended,
     steady_throughput,
     throughput_rps,
     turned_back,
 )
-from pytest_gpucap.measure.estimate import Estimate, critical_concurrency, estimate
-from pytest_gpucap.measure.replay import Replay
-from pytest_gpucap.measure.session import OutOfTime, Session, Window
+from pytest_gpucap.measure.run import MeasuringRun, OutOfTime, Window
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.measure.traffic import traffic_for
 from pytest_gpucap.requirement import Requirement
+from pytest_gpucap.results.measured import Measurement
 
 
 def run_measure(runner: LoadRunner, requirement: Requirement, settings: Settings, observer: Observer) -> Measurement:
     """See `pytest_gpucap.measure.procedure.measure`."""
-    session = Session(runner, requirement, settings, observer)
-    found: Estimate | None = None
+    session = MeasuringRun(runner, requirement, settings, observer)
+    found: RateEstimate | None = None
     try:
         found, _ = measured(session)
         session.settle()
@@ -39,11 +39,11 @@ def run_measure(runner: LoadRunner, requirement: Requirement, settings: Settings
     return measurement_of(session, found)
 
 
-def measured(session: Session) -> tuple[Estimate | None, list[Window]]:
+def measured(session: MeasuringRun) -> tuple[RateEstimate | None, list[Window]]:
     """The estimate, and the windows behind it; None when time ended or the server was stuck before there was one."""
-    found: Estimate | None = None
+    found: RateEstimate | None = None
     windows: list[Window] = []
-    replays: list[Replay] = []
+    replays: list[ModelCheck] = []
     try:
         climb, found = _search(session)
         windows = climb.windows
@@ -82,13 +82,13 @@ def measured(session: Session) -> tuple[Estimate | None, list[Window]]:
     return found, windows
 
 
-def _misfit(replays: list[Replay]) -> float:
+def _misfit(replays: list[ModelCheck]) -> float:
     """By how much the replays of several open loops are off: their mean, or its error where that is more."""
     off = np.log([each.pace for each in replays if not math.isnan(each.pace)])
     return max(abs(float(off.mean())), float(np.sqrt((off**2).mean() / off.size)))
 
 
-def _level(session: Session, found: Estimate, climb: Climb) -> int:
+def _level(session: MeasuringRun, found: RateEstimate, climb: Ramp) -> int:
     """Requests in flight to hold: where the limits bind at the estimated rate, and not beyond the best."""
     if climb.turned is not None:
         return max(1, round(min(found.in_flight, c.TURNED_SHARE * climb.turned)))
@@ -97,7 +97,7 @@ def _level(session: Session, found: Estimate, climb: Climb) -> int:
     return max(1, round(min(found.in_flight, found.model.most_running)))
 
 
-def _search(session: Session) -> tuple[Climb, Estimate | None]:  # noqa: C901 - one branch an ending
+def _search(session: MeasuringRun) -> tuple[Ramp, RateEstimate | None]:  # noqa: C901 - one branch an ending
     """Move the held concurrency towards the critical one, as long as throughput rises with it.
 
     The first hold is the warm-up as well. The windows on the way are kept: other batch sizes tell the curve's shape.
@@ -107,8 +107,8 @@ def _search(session: Session) -> tuple[Climb, Estimate | None]:  # noqa: C901 - 
     guess = float(requirement.design_rate)
     start = min(critical_concurrency(requirement, settings, guess), c.FIRST_HOLD)
     level = max(1, round(c.LOW_SHARE * start))
-    climb = Climb([], level)
-    found: Estimate | None = None
+    climb = Ramp([], level)
+    found: RateEstimate | None = None
     best, best_rps = level, 0.0
     for move in range(c.SEARCH_MOVES):
         lead_s = c.WARM_UP_S if move == 0 else c.TOP_UP_S

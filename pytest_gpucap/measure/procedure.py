@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pytest_gpucap.capacity.results import Curve, Measurement, Sample, Verdict
 from pytest_gpucap.load.protocol import LoadRunner
 from pytest_gpucap.measure.checking import run_check
 from pytest_gpucap.measure.measuring import run_measure
@@ -10,6 +9,7 @@ from pytest_gpucap.measure.sampling import run_sample
 from pytest_gpucap.measure.settings import Observer, Settings, SilentObserver
 from pytest_gpucap.measure.sweeping import run_sweep
 from pytest_gpucap.requirement import Requirement
+from pytest_gpucap.results.measured import Curve, Measurement, Sample, Verdict
 
 __all__ = ["check", "measure", "sample", "sweep"]
 

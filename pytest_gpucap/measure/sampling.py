@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pytest_gpucap.capacity.results import Sample
-from pytest_gpucap.capacity.samples import sample_of
+from pytest_gpucap.estimate.samples import sample_of
 from pytest_gpucap.load.protocol import LoadRunner
 from pytest_gpucap.measure import constants as c
-from pytest_gpucap.measure.session import Session
+from pytest_gpucap.measure.run import MeasuringRun
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.requirement import Requirement
+from pytest_gpucap.results.measured import Sample
 
 
 def run_sample(
@@ -24,7 +24,7 @@ def run_sample(
     """See `pytest_gpucap.measure.procedure.sample`."""
     if (rate_rps is None) == (concurrency is None):
         raise ValueError("give exactly one of rate_rps and concurrency")
-    session = Session(runner, requirement, settings, observer)
+    session = MeasuringRun(runner, requirement, settings, observer)
     lead_s = c.WARM_UP_S
     if concurrency is not None:
         label = f"{concurrency} in flight"

@@ -7,24 +7,24 @@ from dataclasses import replace
 
 import numpy as np
 
-from pytest_gpucap.capacity import twin
-from pytest_gpucap.capacity.results import Curve, Interval, Sample
-from pytest_gpucap.capacity.samples import sample_of
+from pytest_gpucap.estimate import queue_model
+from pytest_gpucap.estimate.samples import sample_of
 from pytest_gpucap.load.protocol import LoadError, LoadRunner
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.checking import measurement_of
-from pytest_gpucap.measure.estimate import NORMAL_95, Estimate
+from pytest_gpucap.measure.estimate import NORMAL_95, RateEstimate
 from pytest_gpucap.measure.measuring import measured
-from pytest_gpucap.measure.session import OutOfTime, Session, Window
+from pytest_gpucap.measure.run import MeasuringRun, OutOfTime, Window
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.measure.traffic import traffic_for
 from pytest_gpucap.requirement import Requirement
+from pytest_gpucap.results.measured import Curve, Interval, Sample
 
 
 def run_sweep(runner: LoadRunner, requirement: Requirement, settings: Settings, observer: Observer) -> Curve:
     """See `pytest_gpucap.measure.procedure.sweep`."""
-    session = Session(runner, requirement, settings, observer)
-    found: Estimate | None = None
+    session = MeasuringRun(runner, requirement, settings, observer)
+    found: RateEstimate | None = None
     saturated: Interval | None = None
     points: list[Sample] = []
     single: Interval | None = None
@@ -46,7 +46,9 @@ def run_sweep(runner: LoadRunner, requirement: Requirement, settings: Settings, 
     return Curve(measurement, tuple(points), knee, gain)
 
 
-def _points(session: Session, found: Estimate, points: list[Sample]) -> tuple[Interval | None, Interval | None]:
+def _points(
+    session: MeasuringRun, found: RateEstimate, points: list[Sample]
+) -> tuple[Interval | None, Interval | None]:
     """One at a time, then rising rates, then saturation; what time allows of it."""
     single: Interval | None = None
     saturated: Interval | None = None
@@ -77,7 +79,7 @@ def _points(session: Session, found: Estimate, points: list[Sample]) -> tuple[In
     return single, saturated
 
 
-def placed(found: Estimate, requirement: Requirement, count: int) -> list[tuple[float, int]]:
+def placed(found: RateEstimate, requirement: Requirement, count: int) -> list[tuple[float, int]]:
     """Rates, with the requests in flight they lead to, at which the twin's mean latency rises by equal factors.
 
     Evenly spaced rates would waste themselves where the curve is flat, and step over its bend. The last is a little
@@ -85,9 +87,9 @@ def placed(found: Estimate, requirement: Requirement, count: int) -> list[tuple[
     """
     traffic = traffic_for(requirement.workload)
     grid = found.rate.value * np.linspace(0.15, 1.05, 10)
-    bound = 0.985 * twin.saturation_rps(found.model, traffic)
+    bound = 0.985 * queue_model.saturation_rps(found.model, traffic)
     grid = np.minimum(grid, bound)
-    evaluations = [twin.evaluate(found.model, traffic, float(rate)) for rate in grid]
+    evaluations = [queue_model.evaluate(found.model, traffic, float(rate)) for rate in grid]
     latency = np.log([float(np.mean(np.minimum(e.e2e_s, 1e6))) for e in evaluations])
     # Beyond the sustainable rate a queue may grow without end; that rise would take every point for itself.
     latency = np.minimum(latency, latency[-2] + math.log(c.POINT_RISE))
@@ -97,7 +99,7 @@ def placed(found: Estimate, requirement: Requirement, count: int) -> list[tuple[
     return [(float(rate), max(1, round(float(n)))) for rate, n in zip(wanted, in_flight, strict=True)]
 
 
-def knee_rps(found: Estimate, requirement: Requirement) -> float | None:
+def knee_rps(found: RateEstimate, requirement: Requirement) -> float | None:
     """Where throughput stops paying for latency: the rate of greatest power, throughput over latency.
 
     Kleinrock 1979, "Power and deterministic rules of thumb for probabilistic problems in computer communications". None
@@ -113,16 +115,16 @@ def knee_rps(found: Estimate, requirement: Requirement) -> float | None:
     return float(rate[best])
 
 
-def _alone_s(session: Session, found: Estimate) -> float:
+def _alone_s(session: MeasuringRun, found: RateEstimate) -> float:
     """Seconds of one request alone."""
     return float(found.model.speed[1]) * session.requirement.workload.output_tokens.mean
 
 
-def _whole(session: Session, window: Window, label: str) -> Sample:
+def _whole(session: MeasuringRun, window: Window, label: str) -> Sample:
     return sample_of(session.journal, window.span, label, session.requirement.slo.limits, window.start_s, window.end_s)
 
 
-def _single(session: Session) -> Interval | None:
+def _single(session: MeasuringRun) -> Interval | None:
     """One-at-a-time throughput from the windows' pace: whole requests of one slot are few, tokens are many."""
     samples = [s for s in session.samples if s.label.startswith("one at a time")]
     mean_output = traffic_for(session.requirement.workload).mean_output
@@ -134,7 +136,7 @@ def _single(session: Session) -> Interval | None:
     return Interval(mean, mean * math.exp(-NORMAL_95 * error), mean * math.exp(NORMAL_95 * error))
 
 
-def _saturated(session: Session, window: Window) -> Interval | None:
+def _saturated(session: MeasuringRun, window: Window) -> Interval | None:
     """Completions a second at the highest concurrency held, from its tokens."""
     mean_output = traffic_for(session.requirement.workload).mean_output
     rates = np.array([s.output_tokens_per_s / mean_output for s in window.samples])

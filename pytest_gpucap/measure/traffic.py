@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from pytest_gpucap.capacity.twin import Traffic
+from pytest_gpucap.estimate.queue_model import Traffic
 from pytest_gpucap.load import schedule
 from pytest_gpucap.requirement import ArrivalKind, Arrivals, Length, Workload
 

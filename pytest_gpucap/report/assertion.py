@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from pytest_gpucap.report import facts
+from pytest_gpucap.report import rows
 from pytest_gpucap.report.clean import cleaned
-from pytest_gpucap.report.record import plain
-from pytest_gpucap.report.wording import arithmetic
+from pytest_gpucap.report.formatting import arithmetic
+from pytest_gpucap.results.record import plain
 
 _OPERATORS: Final = frozenset({"<", "<=", ">", ">=", "==", "!="})
 _INTERVALS: Final = ("sustainable_rate", "saturated_rate", "single_rate", "slack", "batching_gain")
@@ -71,10 +71,10 @@ def _figures(record: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
 def _lines(name: str, record: Mapping[str, Any]) -> Iterator[str]:
     simulated = " (SIMULATED)" if record["simulated"] else ""
     yield f"{name} of {record['name']}{simulated}{f': {_source(record)}' if name.startswith('gpus') else ''}"
-    if found := facts.interval(record["sustainable_rate"]):
+    if found := rows.interval(record["sustainable_rate"]):
         confidence = record["sustainable_rate"]["confidence"]
         yield f"sustainable rate {found} req/s a replica ({confidence * 100:g}% interval)"
-    yield from (f"{key}: {value}" for key, value in facts.causes(record))
+    yield from (f"{key}: {value}" for key, value in rows.causes(record))
 
 
 def _source(record: Mapping[str, Any]) -> str:

@@ -8,11 +8,11 @@ from typing import Any, Final
 
 from tabulate import tabulate
 
-from pytest_gpucap.report import facts
+from pytest_gpucap.report import rows as facts
 from pytest_gpucap.report.clean import cleaned
 from pytest_gpucap.report.escape import prose, table_row
-from pytest_gpucap.report.text import SIMULATED, details, wrapped
-from pytest_gpucap.report.wording import NOT_MEASURED, limit_name, percent, rate, seconds
+from pytest_gpucap.report.formatting import NOT_MEASURED, limit_name, percent, rate, seconds
+from pytest_gpucap.report.terminal import SIMULATED, details, wrapped
 
 _QUIET: Final = frozenset({"SAME", "IMPROVED"})
 _WORST_FIRST: Final = ("REGRESSED", "INCONCLUSIVE", "NOT COMPARABLE", "SAME", "IMPROVED")

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from pytest_gpucap.report import comparison, facts, text
+from pytest_gpucap.report import comparison, rows, terminal
 from pytest_gpucap.report.clean import cleaned, visible
-from pytest_gpucap.report.wording import headline
+from pytest_gpucap.report.formatting import headline
 
 
 def properties(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str | float]]:
@@ -19,7 +19,7 @@ def properties(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str | fl
         if record["outcome"] is not None:
             pairs += [("gpucap_verdict", record["outcome"]), ("gpucap_headline", headline(record))]
         if compared := record.get("comparison"):
-            pairs.append(("gpucap_baseline", f"{compared['decision']}{facts.change(compared)}"))
+            pairs.append(("gpucap_baseline", f"{compared['decision']}{rows.change(compared)}"))
         pairs += [(name, value) for name, value in _figures(record) if value is not None]
         if record["simulated"]:
             pairs.append(("gpucap_simulated", "SIMULATED"))
@@ -97,13 +97,13 @@ def _told(record: Mapping[str, Any]) -> tuple[str, str, str]:
     outcome = record["outcome"]
     if outcome in {"PASS", None}:
         return "REGRESSED", comparison.headline(record), comparison.failure(record)
-    return outcome, f"{outcome}: {headline(record)}", text.failure(record)
+    return outcome, f"{outcome}: {headline(record)}", terminal.failure(record)
 
 
 def _ending(record: Mapping[str, Any]) -> str | None:
     """The element that says how it ended; None for what passed."""
-    if record["outcome"] in {"PASS", None} and not facts.regressed(record):
+    if record["outcome"] in {"PASS", None} and not rows.regressed(record):
         return None
-    if facts.expected(record):
+    if rows.expected(record):
         return "skipped"
     return "error" if record["outcome"] == "INVALID" else "failure"

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from pytest_gpucap.capacity.sizing import gpus_required
-from pytest_gpucap.report import comparison, facts
-from pytest_gpucap.report.chart import chart
+from pytest_gpucap.report import comparison
+from pytest_gpucap.report import rows as facts
 from pytest_gpucap.report.clean import cleaned
 from pytest_gpucap.report.escape import code_block, prose, table_row
-from pytest_gpucap.report.wording import NOT_MEASURED, headline_parts, percent, seconds
+from pytest_gpucap.report.formatting import NOT_MEASURED, headline_parts, percent, seconds
+from pytest_gpucap.report.mermaid import chart
+from pytest_gpucap.sizing import gpus_required
 
 LIMIT: Final = 64_000
 """Bytes: a comment on GitHub holds 65,536 characters."""

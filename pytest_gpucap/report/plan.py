@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from pytest_gpucap.report.clean import cleaned
 from pytest_gpucap.report.escape import prose
-from pytest_gpucap.report.wording import gpus, limit_name, rate, seconds, significant
+from pytest_gpucap.report.formatting import gpus, limit_name, rate, seconds, significant
 
 _WIDTH = 100
 _SHOWN = 3

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from pytest_gpucap.report import facts, markdown
-from pytest_gpucap.report.findings import findings, workflow_commands
-from pytest_gpucap.report.wording import shown
+from pytest_gpucap.report import markdown, rows
+from pytest_gpucap.report.annotations import findings, workflow_commands
+from pytest_gpucap.report.formatting import shown
 
 _AGENT: Final = "buildkite-agent"
 _AGENT_S: Final = 30.0
@@ -87,9 +87,9 @@ def _annotated(agent: str, page: str, document: Mapping[str, Any], environ: Mapp
 
 def _style(document: Mapping[str, Any]) -> str:
     """The colour of the page, by the worst result."""
-    records = [record for record in document["results"] if not facts.expected(record)]
+    records = [record for record in document["results"] if not rows.expected(record)]
     outcomes = {record["outcome"] for record in records}
-    if outcomes & {"FAIL", "INVALID"} or any(facts.regressed(record) for record in records):
+    if outcomes & {"FAIL", "INVALID"} or any(rows.regressed(record) for record in records):
         return "error"
     if "INCONCLUSIVE" in outcomes:
         return "warning"

@@ -11,8 +11,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from pytest_gpucap.workloads.numbers import exact_number
-from pytest_gpucap.workloads.questions import SHIPPED, questions_file, read_questions
+from pytest_gpucap.accuracy.numbers import exact_number
+from pytest_gpucap.accuracy.questions import SHIPPED, questions_file, read_questions
 
 
 class Answers:

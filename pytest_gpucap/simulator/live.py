@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pytest_gpucap.simulator import engine
-from pytest_gpucap.simulator.profile import Engine
+from pytest_gpucap.simulator.profile import EngineModel
 
 NOISE_BLOCK = 1 << 16
 ROWS = 4096
@@ -59,7 +59,7 @@ class LiveEngine:
         seed: of noise, drift and stalls.
     """
 
-    def __init__(self, model: Engine, seed: int = 0) -> None:
+    def __init__(self, model: EngineModel, seed: int = 0) -> None:
         self.model = model
         self.totals = Totals()
         self._params = model.params

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from pytest_gpucap.load.protocol import Phase, PhaseSpan, Progress
 from pytest_gpucap.simulator import engine
-from pytest_gpucap.simulator.profile import Engine
+from pytest_gpucap.simulator.profile import EngineModel
 from pytest_gpucap.simulator.runner import SimRunner, VirtualClock
 
 
@@ -37,7 +37,7 @@ class SharedRunner(SimRunner):
         seed: of its noise, its stalls and, where it is the first to run, of the machine's drift.
     """
 
-    def __init__(self, model: Engine, machine: Machine, seed: int = 0) -> None:
+    def __init__(self, model: EngineModel, machine: Machine, seed: int = 0) -> None:
         super().__init__(model, seed)
         self._machine = machine
         self._left_s = self.clock.time_s

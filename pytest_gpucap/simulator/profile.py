@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from pytest_gpucap.requirement import (
+    ApiKind,
     Arrivals,
-    Endpoint,
     LatencyLimit,
     Length,
     RequirementError,
@@ -30,7 +30,7 @@ class ProfileError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
+class EngineModel:
     """How the engine steps; see `pytest_gpucap.simulator.engine` for the formula. All times in seconds.
 
     Attributes:
@@ -78,7 +78,7 @@ class Engine:
             ]
         )  # fmt: skip
 
-    def scaled(self, factor: float) -> Engine:
+    def scaled(self, factor: float) -> EngineModel:
         """The same engine with every time of a step multiplied by `factor` (below 1: faster)."""
         return replace(
             self,
@@ -110,7 +110,7 @@ class Profile:
     name: str
     source: str
     held_out: bool
-    engine: Engine
+    engine: EngineModel
     workload: Workload
     slo: Slo
     true_rate_rps: float = float("nan")
@@ -157,7 +157,7 @@ def _parse(name: str, text: str) -> Profile:
         engine = data.pop("engine")
         work = data.pop("workload")
         slo = data.pop("slo", {})
-        known = {f.name for f in fields(Engine)}
+        known = {f.name for f in fields(EngineModel)}
         if unknown := set(engine) - known:
             raise ProfileError(f"simulator profile {name}: unknown engine keys {sorted(unknown)}")
         if unknown := set(data) - {"source", "held_out", "true_rate_rps", "accuracy"}:
@@ -166,7 +166,7 @@ def _parse(name: str, text: str) -> Profile:
             name=name,
             source=str(data.get("source", "made up")),
             held_out=bool(data.get("held_out", False)),
-            engine=Engine(**engine),
+            engine=EngineModel(**engine),
             workload=_workload(work),
             slo=_slo(slo),
             true_rate_rps=float(data.get("true_rate_rps", "nan")),
@@ -184,7 +184,7 @@ def _workload(table: Mapping[str, object]) -> Workload:
         input_tokens=Length.parse(str(table["input_tokens"]), "input_tokens"),
         output_tokens=Length.parse(str(table["output_tokens"]), "output_tokens"),
         arrivals=arrivals,
-        endpoint=Endpoint(str(table.get("endpoint", "completions"))),
+        endpoint=ApiKind(str(table.get("endpoint", "completions"))),
     )
 
 

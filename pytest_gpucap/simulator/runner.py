@@ -22,7 +22,7 @@ from pytest_gpucap.load.protocol import (
 )
 from pytest_gpucap.simulator import engine
 from pytest_gpucap.simulator.engine import Floats, Ints
-from pytest_gpucap.simulator.profile import Engine
+from pytest_gpucap.simulator.profile import EngineModel
 
 BIN_S = 0.1
 """Width of the journal's token bins."""
@@ -55,7 +55,7 @@ class SimRunner:
 
     simulated = True
 
-    def __init__(self, model: Engine, seed: int = 0, error_rate: float = 0.0) -> None:
+    def __init__(self, model: EngineModel, seed: int = 0, error_rate: float = 0.0) -> None:
         self.clock = VirtualClock()
         self.model = model
         self._params = model.params

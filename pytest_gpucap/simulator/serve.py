@@ -10,15 +10,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pytest_gpucap.server.endpoint import Endpoint
-from pytest_gpucap.server.errors import EndpointError
+from pytest_gpucap.engines.errors import EndpointError
+from pytest_gpucap.engines.server import Server
 from pytest_gpucap.simulator.profile import Profile
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
 
 
-class SimulatedServer(Endpoint):
+class SimulatedServer(Server):
     """A simulated server over HTTP. It ends with `close`, and with this process however that dies."""
 
     simulated = True

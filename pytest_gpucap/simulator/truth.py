@@ -11,7 +11,7 @@ import numpy as np
 from pytest_gpucap.load import schedule
 from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.requirement import Metric, Slo, Workload
-from pytest_gpucap.simulator.profile import Engine, Profile
+from pytest_gpucap.simulator.profile import EngineModel, Profile
 from pytest_gpucap.simulator.runner import SimRunner
 
 RUN_S = 3000.0
@@ -25,7 +25,7 @@ DISCARD_S = 300.0
 
 
 def long_run(
-    engine: Engine, workload: Workload, slo: Slo, rate_rps: float, runs: int, seed: int = 0
+    engine: EngineModel, workload: Workload, slo: Slo, rate_rps: float, runs: int, seed: int = 0
 ) -> Mapping[str, float]:
     """Each limit's latency percentile over the limit at a rate, from `runs` runs of `RUN_S`, without warm-up.
 
@@ -64,7 +64,7 @@ def long_run(
     return ratios
 
 
-def saturation_rps(engine: Engine, workload: Workload, runs: int = 4) -> float:
+def saturation_rps(engine: EngineModel, workload: Workload, runs: int = 4) -> float:
     """Requests a second with the engine never short of work: the bound without any latency limit.
 
     The engine's alone: with so much in flight a front end (`front_token_s`) would be far beyond its best.

@@ -51,7 +51,7 @@ def prompt_tokens(body: Mapping[str, Any], *, chat: bool) -> int:
     raise BadRequest("prompt must be a text or a list of token ids")
 
 
-class Connection(asyncio.Protocol):
+class ClientConnection(asyncio.Protocol):
     """One client's connection; requests on it are answered one after the other."""
 
     def __init__(self, profile: Profile, engine: LiveEngine, model: str, answers: Answers) -> None:
@@ -280,7 +280,7 @@ async def serve(
     live, answers = LiveEngine(profile.engine, seed), Answers(accuracy, seed)
     loop = asyncio.get_running_loop()
     model = f"simulated-{profile.name}"
-    server = await loop.create_server(lambda: Connection(profile, live, model, answers), host, port, backlog=1024)
+    server = await loop.create_server(lambda: ClientConnection(profile, live, model, answers), host, port, backlog=1024)
     steps = asyncio.create_task(live.serve())
     ends: set[asyncio.Future[Any]] = {steps}
     if until is not None:

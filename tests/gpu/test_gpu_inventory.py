@@ -11,7 +11,7 @@ import pytest
 
 import pytest_gpucap.gpu
 from pytest_gpucap.gpu.classes import GpuClass, find_class, parse_class
-from pytest_gpucap.gpu.facts import describe_devices, environment_facts
+from pytest_gpucap.gpu.description import describe_devices, environment_facts
 from pytest_gpucap.gpu.inventory import Inventory, NoGpu, WrongGpuClass, class_of, detect, select, take_inventory
 from tests.gpu import fake_nvml
 

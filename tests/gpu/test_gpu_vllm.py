@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pytest_gpucap.gpu.diagnosis import Kind, Known, diagnose
-from pytest_gpucap.gpu.exposition import read_figures
-from pytest_gpucap.gpu.probes import API_SERVER, ENGINE
-from pytest_gpucap.gpu.telemetry import Telemetry
-from pytest_gpucap.server.spec import ServerSpec
-from pytest_gpucap.server.vllm import VllmServer, start_vllm
+from pytest_gpucap.engines.vllm import VllmServer, start_vllm
+from pytest_gpucap.engines.vllm_arguments import ServerSpec
+from pytest_gpucap.telemetry.bottleneck import BottleneckKind, KnownLimits, diagnose
+from pytest_gpucap.telemetry.probes import API_SERVER, ENGINE
+from pytest_gpucap.telemetry.sampler import Telemetry
+from pytest_gpucap.telemetry.server_metrics import read_figures
 
 PYTHON = Path(os.environ.get("GPUCAP_TEST_VLLM_PYTHON") or Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python")
 REQUESTS, TOKENS = 120, 48
@@ -65,6 +65,6 @@ def test_a_real_server_is_watched(tmp_path: Path) -> None:
     assert {process.pid for process in seen.processes} <= pids
     assert 0 < roles[API_SERVER].cores < roles[ENGINE].cores <= (os.cpu_count() or 1) * 1.1
     # Which of the two it is depends on who else uses the machine; that it is neither the GPU nor the cache does not.
-    assert diagnose(seen, Known(cores=os.cpu_count())).kind in {Kind.ENGINE_CPU, Kind.NONE}
+    assert diagnose(seen, KnownLimits(cores=os.cpu_count())).kind in {BottleneckKind.ENGINE_CPU, BottleneckKind.NONE}
     assert after.output_tokens - before.output_tokens == REQUESTS * TOKENS
     json.dumps(dataclasses.asdict(seen), allow_nan=False)

@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any
 
-from pytest_gpucap.capacity.results import Interval, Latency, Measurement, Outcome, Sample, Verdict
-from pytest_gpucap.report import resultfile
-from pytest_gpucap.report.record import Context, Record, measurement_record, verdict_record
 from pytest_gpucap.requirement import LatencyLimit, Length, Requirement, Slo, Workload
+from pytest_gpucap.results import result_file
+from pytest_gpucap.results.measured import Interval, Latency, Measurement, Outcome, Sample, Verdict
+from pytest_gpucap.results.record import Context, Record, measurement_record, verdict_record
 
 REQUIREMENT = Requirement(
     "chat",
@@ -113,4 +113,4 @@ def named(name: str) -> Requirement:
 
 
 def document(*records: Record, started: datetime = STARTED, arguments: Sequence[str] = ()) -> dict[str, Any]:
-    return resultfile.document(records, started=started, arguments=arguments)
+    return result_file.document(records, started=started, arguments=arguments)

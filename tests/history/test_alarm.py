@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pytest_gpucap.history.alarm import Alarm, Rule, State, Watch, run_sd
+from pytest_gpucap.history.alarm import Alarm, AlarmState, Rule, Watch, run_sd
 from tests.history.nightly import rates
 
 OUTLIERS = 0.02
 
 
-def watched(values: Sequence[float], rule: Rule | None = None) -> tuple[Watch, list[State]]:
+def watched(values: Sequence[float], rule: Rule | None = None) -> tuple[Watch, list[AlarmState]]:
     """A watch shown one run a night, and what it said."""
     watch = Watch(rule)
     return watch, [watch.add(value, night) for night, value in enumerate(values)]
@@ -25,7 +25,7 @@ def watched(values: Sequence[float], rule: Rule | None = None) -> tuple[Watch, l
 
 def test_the_first_runs_are_learnt_from() -> None:
     _, states = watched(rates(11))
-    assert states == [State.LEARNING] * Rule().quiet + [State.QUIET]
+    assert states == [AlarmState.LEARNING] * Rule().quiet + [AlarmState.QUIET]
 
 
 def test_a_drop_that_no_night_shows_is_found_and_the_new_level_is_then_the_usual_one() -> None:
@@ -35,32 +35,32 @@ def test_a_drop_that_no_night_shows_is_found_and_the_new_level_is_then_the_usual
     watch, states = watched(values)
     assert len(watch.alarms) == 1
     alarm = watch.alarms[0]
-    assert alarm.kind is State.DROP
+    assert alarm.kind is AlarmState.DROP
     assert 60 <= alarm.index <= 72
     assert abs(alarm.since - 60) <= 4
-    assert states[alarm.index - 1] is State.DROP_SUSPECTED
-    assert states[alarm.index] is State.DROP
-    assert states[alarm.index + 1] is State.LEARNING
+    assert states[alarm.index - 1] is AlarmState.DROP_SUSPECTED
+    assert states[alarm.index] is AlarmState.DROP
+    assert states[alarm.index + 1] is AlarmState.LEARNING
 
 
 def test_a_drop_is_confirmed_by_the_next_run_only() -> None:
     steady = rates(60, seed=2)
     watch, states = watched([*steady, 27.0])
-    assert states[-1] is State.DROP_SUSPECTED
+    assert states[-1] is AlarmState.DROP_SUSPECTED
     assert watch.suspected_since == 60
     assert not watch.alarms
     # The confirming run of that night disagrees: it was an outlier.
-    assert watch.add(30.0, 60) is State.QUIET
+    assert watch.add(30.0, 60) is AlarmState.QUIET
     assert watch.suspected_since is None
 
 
 def test_one_bad_night_is_no_drop_even_where_its_confirming_run_is_bad_as_well() -> None:
     watch, _ = watched(rates(60, seed=2))
-    assert watch.add(24.0, 60) is State.DROP_SUSPECTED
-    assert watch.add(24.0, 60) is State.DROP_SUSPECTED
+    assert watch.add(24.0, 60) is AlarmState.DROP_SUSPECTED
+    assert watch.add(24.0, 60) is AlarmState.DROP_SUSPECTED
     assert not watch.alarms
-    assert watch.add(24.0, 61) is State.DROP_SUSPECTED
-    assert watch.add(24.0, 61) is State.DROP, "two nights that agree are one"
+    assert watch.add(24.0, 61) is AlarmState.DROP_SUSPECTED
+    assert watch.add(24.0, 61) is AlarmState.DROP, "two nights that agree are one"
 
 
 def test_a_rise_is_seen_as_the_mirror_of_a_drop() -> None:
@@ -68,10 +68,10 @@ def test_a_rise_is_seen_as_the_mirror_of_a_drop() -> None:
     down, _ = watched(values)
     up, _ = watched([900 / value for value in values])
     assert [(alarm.kind, alarm.index, alarm.since) for alarm in up.alarms] == [
-        ({State.DROP: State.RISE, State.RISE: State.DROP}[alarm.kind], alarm.index, alarm.since)
+        ({AlarmState.DROP: AlarmState.RISE, AlarmState.RISE: AlarmState.DROP}[alarm.kind], alarm.index, alarm.since)
         for alarm in down.alarms
     ]
-    assert [alarm.kind for alarm in down.alarms] == [State.DROP]
+    assert [alarm.kind for alarm in down.alarms] == [AlarmState.DROP]
 
 
 @given(
@@ -92,7 +92,7 @@ def test_runs_beyond_memory_are_forgotten() -> None:
 
 def test_equal_runs_prove_no_precision() -> None:
     _, states = watched([30.0] * 30 + [29.9] * 5)
-    assert set(states) == {State.LEARNING, State.QUIET}
+    assert set(states) == {AlarmState.LEARNING, AlarmState.QUIET}
 
 
 @pytest.mark.parametrize("sd", [0.010, 0.017, 0.03])
@@ -115,10 +115,10 @@ def _draw(random: np.random.Generator, level: float) -> float:
     return level * math.exp(error)
 
 
-def _night(watch: Watch, night: int, draw: Draw) -> State:
+def _night(watch: Watch, night: int, draw: Draw) -> AlarmState:
     """One night, its confirming run included where one is wanted."""
     state = watch.add(draw(), night)
-    return watch.add(draw(), night) if state is State.DROP_SUSPECTED else state
+    return watch.add(draw(), night) if state is AlarmState.DROP_SUSPECTED else state
 
 
 def _false_alarms(rule: Rule, histories: int, length: int) -> list[Alarm]:
@@ -140,7 +140,7 @@ def _delays(drop: float, histories: int, reference: int = 60, watched: int = 40)
         for night in range(reference + watched):
             level = 30.0 * (1 - drop if night >= reference else 1)
             state = _night(watch, night, lambda random=random, level=level: _draw(random, level))  # type: ignore[misc]
-            if state is State.DROP and night >= reference:
+            if state is AlarmState.DROP and night >= reference:
                 found[-1] = night - reference + 1
                 break
     return found

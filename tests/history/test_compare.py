@@ -18,9 +18,9 @@ from pytest_gpucap.history import store
 from pytest_gpucap.history.baseline import MEDIAN_RUNS, Baseline, open_baseline
 from pytest_gpucap.history.compare import against, compare, precise
 from pytest_gpucap.history.store import Run, read_run
-from pytest_gpucap.report.record import Record
-from pytest_gpucap.report.resultfile import ResultFileError
 from pytest_gpucap.requirement import ArrivalKind, Arrivals, LatencyLimit, Length, Slo
+from pytest_gpucap.results.record import Record
+from pytest_gpucap.results.result_file import ResultFileError
 from tests.history.made_records import ENVIRONMENT, REQUIREMENT, STARTED, document, named, record, windows
 
 H200 = Path(__file__).parents[2] / "benchmarks" / "results" / "h200"

@@ -13,8 +13,8 @@ import pytest
 import pytest_gpucap
 from pytest_gpucap.history import store
 from pytest_gpucap.history.scrub import scrubbed
-from pytest_gpucap.report import resultfile
-from pytest_gpucap.report.resultfile import ResultFileError
+from pytest_gpucap.results import result_file
+from pytest_gpucap.results.result_file import ResultFileError
 from tests.history.made_records import STARTED, document, named, record
 
 H200 = Path(__file__).parents[2] / "benchmarks" / "results" / "h200"
@@ -175,7 +175,7 @@ def test_files_of_early_builds_are_read_in_todays_form() -> None:
 
 
 def test_results_of_real_runs_are_saved_without_their_telemetry_and_fit_the_schema(tmp_path: Path) -> None:
-    content = resultfile.read(H200 / "suite.json")
+    content = result_file.read(H200 / "suite.json")
     form = store.save(tmp_path / "h200.json", content, simulated=False)
     jsonschema.validate(form, SCHEMA)
     assert all(each["telemetry"] is None and each["samples"] for each in form["results"])

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from pytest_gpucap.history import changes, trendplot, trendtext
-from pytest_gpucap.history.alarm import State, run_sd
+from pytest_gpucap.history.alarm import AlarmState, run_sd
 from pytest_gpucap.history.changes import MissingLibraryError, change_points
-from pytest_gpucap.history.series import Series, read_folder, series_of
+from pytest_gpucap.history.nightly import NightlySeries, read_folder, series_of
 from pytest_gpucap.history.trend import Trend, trend, trends
 from pytest_gpucap.history.trend import record as trend_record
-from pytest_gpucap.report import resultfile
 from pytest_gpucap.requirement import ArrivalKind, Arrivals, Length, Workload
+from pytest_gpucap.results import result_file
 from tests.history.made_records import REQUIREMENT, STARTED, document, record
 from tests.history.nightly import rates, write_nights
 
@@ -32,7 +32,7 @@ def upgraded(at: int) -> Any:
     return lambda night: {"server": "vLLM 0.27.0" if night >= at else "vLLM 0.26.0"}
 
 
-def read(folder: Path) -> list[Series]:
+def read(folder: Path) -> list[NightlySeries]:
     runs, skipped = read_folder(folder)
     series, unused = series_of(runs)
     assert not skipped + unused
@@ -66,7 +66,7 @@ def test_a_steady_history_has_one_level_and_no_drop(tmp_path: Path) -> None:
     write_nights(tmp_path, rates(80, seed=15), upgraded(40))
     found = one(tmp_path)
     assert (found.changes, found.standing, len(found.segments)) == ((), None, 1)
-    assert found.state is State.QUIET
+    assert found.state is AlarmState.QUIET
     assert found.run_sd == pytest.approx(0.017, rel=0.3)
     assert trendtext.text([found]).endswith("no drop")
 
@@ -84,7 +84,7 @@ def test_a_false_alarm_is_taken_back_when_the_runs_since_do_not_bear_it_out(tmp_
     values = rates(250, seed=6)  # one of the few steady histories that raise an alarm, at run 111
     write_nights(tmp_path / "then", values[:112])
     then = one(tmp_path / "then")
-    assert then.state is State.DROP
+    assert then.state is AlarmState.DROP
     assert then.standing is not None
     assert then.standing.confirmed == 111
     write_nights(tmp_path / "now", values)
@@ -112,7 +112,7 @@ def test_each_test_model_workload_and_limit_has_a_series_of_its_own(tmp_path: Pa
         record(36.0, kind="measure"),
     ]
     for night in range(2):
-        resultfile.write(tmp_path / f"{night}.json", document(*results, started=STARTED + timedelta(days=night)))
+        result_file.write(tmp_path / f"{night}.json", document(*results, started=STARTED + timedelta(days=night)))
     series = read(tmp_path)
     assert [len(each.points) for each in series] == [2] * 7
     assert sorted(each.points[0].rate.value for each in series) == [30, 31, 32, 33, 34, 35, 36]
@@ -124,7 +124,7 @@ def test_a_trace_that_changed_under_its_name_begins_a_series(tmp_path: Path) -> 
     for night, (name, contents) in enumerate([("june.csv", "6" * 64), ("moved.csv", "6" * 64), ("june.csv", "7" * 64)]):
         arrivals = Arrivals(ArrivalKind.TRACE, trace=Path(name), trace_sha256=contents)
         result = record(30.0, requirement=replace(REQUIREMENT, workload=Workload(arrivals=arrivals)))
-        resultfile.write(tmp_path / f"{night}.json", document(result, started=STARTED + timedelta(days=night)))
+        result_file.write(tmp_path / f"{night}.json", document(result, started=STARTED + timedelta(days=night)))
     assert sorted(len(each.points) for each in read(tmp_path)) == [1, 2]
 
 
@@ -164,7 +164,7 @@ def test_files_that_are_no_results_cost_one_line_each_and_nothing_else(tmp_path:
 
 def test_results_that_say_nothing_of_capacity_are_left_out(tmp_path: Path) -> None:
     results = [record(30.0), record(None), record(25.0, problems=("the GPU was shared",))]
-    resultfile.write(tmp_path / "night.json", document(*results))
+    result_file.write(tmp_path / "night.json", document(*results))
     (series,) = read(tmp_path)
     assert [point.rate.value for point in series.points] == [30.0]
 
@@ -183,7 +183,7 @@ def test_a_copy_of_a_run_counts_once(tmp_path: Path) -> None:
 def test_the_confirming_run_of_a_night_belongs_to_it(tmp_path: Path) -> None:
     for number, hours in enumerate([0, 1, 24, 30, 48]):
         started = STARTED + timedelta(hours=hours)
-        resultfile.write(tmp_path / f"{number}.json", document(record(30.0 + number), started=started))
+        result_file.write(tmp_path / f"{number}.json", document(record(30.0 + number), started=started))
     (series,) = read(tmp_path)
     assert [point.night for point in series.points] == [0, 0, 1, 1, 2]
 

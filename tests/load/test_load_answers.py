@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from pytest_gpucap.load.protocol import ClosedLoop, Journal, OpenLoop, PhaseSpan, Status
 from pytest_gpucap.load.runner import HttpLoadRunner
-from pytest_gpucap.requirement import Endpoint, Length, Workload
+from pytest_gpucap.requirement import ApiKind, Length, Workload
 from tests.load.rawserver import HEAD, RawServer, Script, chunk, events, good, token, usage
 
 TOKENS = 4
-WORKLOAD = Workload(Length.fixed(32), Length.fixed(TOKENS), endpoint=Endpoint.COMPLETIONS)
+WORKLOAD = Workload(Length.fixed(32), Length.fixed(TOKENS), endpoint=ApiKind.COMPLETIONS)
 
 
 @dataclass

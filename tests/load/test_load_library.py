@@ -15,7 +15,7 @@ import pytest
 from pytest_gpucap.load.protocol import LoadError, OpenLoop, Status
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.load.schedule import closed_loop, open_loop
-from pytest_gpucap.requirement import Endpoint, Length, Workload
+from pytest_gpucap.requirement import ApiKind, Length, Workload
 from tests.load.h2server import H2Server
 from tests.load.rawserver import HEAD, RawServer, good
 from tests.load.test_load_answers import BROKEN, TOKENS, WAYS, WORKLOAD, assert_good, one_by_one
@@ -134,7 +134,7 @@ def test_a_proxy_from_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def through_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_gpucap.load.endpoint.Endpoint.needs_library", lambda _: "this test")
+    monkeypatch.setattr("pytest_gpucap.load.address.ServerAddress.needs_library", lambda _: "this test")
 
 
 SAME = [way for way in BROKEN if way not in ("HTTP/2 only", "no HTTP")]
@@ -169,7 +169,7 @@ def test_a_time_limit_and_a_cancellation_hold_for_the_library_too(through_the_li
 
 
 def test_completions_by_ids_through_the_library(through_the_library: None) -> None:
-    workload = Workload(Length.fixed(40), Length.fixed(3), endpoint=Endpoint.COMPLETIONS)
+    workload = Workload(Length.fixed(40), Length.fixed(3), endpoint=ApiKind.COMPLETIONS)
     with TokenServer() as server, HttpLoadRunner(server.url, "m", None, workload, 1, workers=2) as runner:
         runner.run(open_loop(workload, 30.0, 0.5, 1, 0))
         assert runner.settle(5.0)

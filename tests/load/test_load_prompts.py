@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from pytest_gpucap.load.address import ServerAddress
 from pytest_gpucap.load.calibrate import calibrate
-from pytest_gpucap.load.endpoint import Endpoint as Server
 from pytest_gpucap.load.prompts import NUMBER_BITS, Composer, Recipe
 from pytest_gpucap.load.protocol import LoadError, OpenLoop
 from pytest_gpucap.load.runner import HttpLoadRunner
-from pytest_gpucap.requirement import Endpoint, Length, Workload
+from pytest_gpucap.requirement import ApiKind, Length, Workload
 from tests.load.tokenserver import TokenServer
 
 BLOCK = 16
@@ -77,7 +77,7 @@ def counter(tokenizer: Tokenizer) -> Callable[[str], int]:
 def test_chat_prompts_are_exact(tokenizer: Callable[[], Tokenizer], template: str, tokenize: bool) -> None:
     count = counter(tokenizer())
     with TokenServer(count, template=TEMPLATES[template], tokenize=tokenize) as server:
-        recipe = calibrate(Server.parse(server.url, None), "m", Workload(Length.fixed(256)), seed=3, nonce=7)
+        recipe = calibrate(ServerAddress.parse(server.url, None), "m", Workload(Length.fixed(256)), seed=3, nonce=7)
         assert server.probes < 400
         composer = Composer(recipe)
         for number, tokens in enumerate([recipe.least_tokens, recipe.least_tokens + 1, 128, 1000, 20_000]):
@@ -89,10 +89,10 @@ def test_chat_prompts_are_exact(tokenizer: Callable[[], Tokenizer], template: st
 @pytest.mark.parametrize("ids", [True, False], ids=["ids", "text"])
 def test_completions_send_ids_or_text_where_ids_are_refused(ids: bool) -> None:
     workload = Workload(
-        Length.parse("uniform:64-512", "input_tokens"), endpoint=Endpoint.COMPLETIONS, shared_prefix_tokens=40
+        Length.parse("uniform:64-512", "input_tokens"), endpoint=ApiKind.COMPLETIONS, shared_prefix_tokens=40
     )
     with TokenServer(counter(bpe()), ids=ids) as server:
-        recipe = calibrate(Server.parse(server.url, None), "m", workload, seed=3, nonce=7)
+        recipe = calibrate(ServerAddress.parse(server.url, None), "m", workload, seed=3, nonce=7)
         assert recipe.as_ids is ids
         composer = Composer(recipe)
         for number, tokens in enumerate(range(64, 512, 37)):
@@ -160,7 +160,7 @@ def test_too_few_tokens_for_the_template_is_one_clear_line() -> None:
         TokenServer(counter(bpe()), template=TEMPLATES["with a system prompt"]) as server,
         pytest.raises(LoadError, match="a prompt of 8 tokens cannot be made: this server's template takes") as caught,
     ):
-        calibrate(Server.parse(server.url, None), "m", Workload(Length.fixed(8)), 0, 0)
+        calibrate(ServerAddress.parse(server.url, None), "m", Workload(Length.fixed(8)), 0, 0)
     assert "\n" not in str(caught.value)
 
 
@@ -179,7 +179,7 @@ def test_a_tokenizer_that_cannot_be_understood_is_said_so() -> None:
         TokenServer(lambda text: (len(text) + 2) // 3) as server,
         pytest.raises(LoadError, match=r"no texts of exactly one token .* token ids"),
     ):
-        calibrate(Server.parse(server.url, None), "m", Workload(), 0, 0)
+        calibrate(ServerAddress.parse(server.url, None), "m", Workload(), 0, 0)
 
 
 def test_every_prompt_of_a_run_is_counted_as_asked_for() -> None:

@@ -20,15 +20,15 @@ import psutil
 import pytest
 
 from pytest_gpucap.load.answer import Answer
-from pytest_gpucap.load.blocks import LiveBoard, PhaseTable, shared_memory
-from pytest_gpucap.load.crew import Crew
-from pytest_gpucap.load.engine import Engine
+from pytest_gpucap.load.connection import RequestHead
+from pytest_gpucap.load.event_loop import EventLoop
 from pytest_gpucap.load.prompts import Composer, Recipe
 from pytest_gpucap.load.protocol import ClosedLoop, LoadError, OpenLoop, Progress, Status
 from pytest_gpucap.load.runner import HttpLoadRunner, workers_for
 from pytest_gpucap.load.schedule import closed_loop, open_loop
-from pytest_gpucap.load.wire import Target
-from pytest_gpucap.requirement import ArrivalKind, Arrivals, Endpoint, Length, Workload
+from pytest_gpucap.load.shared_memory import PhaseTable, WorkerBoard, shared_memory
+from pytest_gpucap.load.worker_pool import WorkerPool
+from pytest_gpucap.requirement import ApiKind, ArrivalKind, Arrivals, Length, Workload
 from tests.load.rawserver import RawServer
 from tests.load.tokenserver import TokenServer
 
@@ -42,9 +42,9 @@ def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 20.0) 
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("endpoint", list(Endpoint))
+@pytest.mark.parametrize("endpoint", list(ApiKind))
 @pytest.mark.parametrize("workers", [1, 2])
-def test_phases_records_and_the_servers_own_counts(endpoint: Endpoint, workers: int) -> None:
+def test_phases_records_and_the_servers_own_counts(endpoint: ApiKind, workers: int) -> None:
     workload = Workload(WORKLOAD.input_tokens, WORKLOAD.output_tokens, endpoint=endpoint)
     with TokenServer(gap_s=0.002) as server:
         with HttpLoadRunner(server.url, "m", None, workload, 1, workers=workers) as runner:
@@ -103,15 +103,15 @@ def test_the_union_of_the_workers_arrivals_is_the_schedule(workers: int) -> None
 
 
 def test_a_request_that_is_due_does_not_wait_for_what_is_to_be_read() -> None:
-    board_fd = shared_memory(LiveBoard.size(1))
-    board = LiveBoard.attach(board_fd, 1)
+    board_fd = shared_memory(WorkerBoard.size(1))
+    board = WorkerBoard.attach(board_fd, 1)
     table, fd = PhaseTable.create(1, 1)
     os.close(fd)
     os.close(board_fd)
     begun_s: list[float] = []
     tried_s: list[float] = []
 
-    class Watched(Engine):
+    class Watched(EventLoop):
         def _send(self, answer: Answer, request: bytes, *, fresh: bool = False) -> float:
             tried_s.append(time.monotonic())
             return super()._send(answer, request, fresh=fresh)
@@ -119,7 +119,7 @@ def test_a_request_that_is_due_does_not_wait_for_what_is_to_be_read() -> None:
     pairs = [socket.socketpair() for _ in range(60)]
     with socket.create_server(("127.0.0.1", 0)) as listener:
         engine = Watched(
-            Target((socket.AF_INET, listener.getsockname()), b"POST / HTTP/1.1\r\nContent-Length: ", True),
+            RequestHead((socket.AF_INET, listener.getsockname()), b"POST / HTTP/1.1\r\nContent-Length: ", True),
             Composer(Recipe("m", "completions", ("a", "b"))),
             board,
             0,
@@ -242,15 +242,15 @@ def test_what_workers_send_until_they_hear_of_an_early_end_is_recorded(
 ) -> None:
     workload = Workload(Length.fixed(30), Length.fixed(2))
     with TokenServer(gap_s=0.002) as server, HttpLoadRunner(server.url, "m", None, workload, 1, workers) as runner:
-        tell = Crew.tell
+        tell = WorkerPool.tell
 
-        def tell_late(crew: Crew, message: dict[str, object], fd: int | None = None) -> None:
+        def tell_late(crew: WorkerPool, message: dict[str, object], fd: int | None = None) -> None:
             if message["do"] == "cut":
                 already = len(server.seen.bodies)
                 wait_for(lambda: len(server.seen.bodies) >= already + 10, "more requests")
             tell(crew, message, fd)
 
-        monkeypatch.setattr(Crew, "tell", tell_late)
+        monkeypatch.setattr(WorkerPool, "tell", tell_late)
         phase = open_loop(workload, 100.0, 30.0, 1, 0) if loop == "open" else closed_loop(workload, 4, 9.0, 999.0, 1, 0)
         span = runner.run(phase, lambda progress: progress.completed >= 5)
         following = runner.run(open_loop(workload, 50.0, 0.2, 1, 1, first_prompt=100_000))
@@ -305,9 +305,9 @@ def tokens_by(runner: HttpLoadRunner, server: TokenServer, time_s: float) -> tup
 
 @pytest.mark.parametrize(
     ("then", "endpoint"),
-    [(10, Endpoint.COMPLETIONS), (4, Endpoint.CHAT), (1, Endpoint.COMPLETIONS), (1, Endpoint.CHAT)],
+    [(10, ApiKind.COMPLETIONS), (4, ApiKind.CHAT), (1, ApiKind.COMPLETIONS), (1, ApiKind.CHAT)],
 )
-def test_events_of_several_tokens_are_counted_before_their_answer_ends(endpoint: Endpoint, then: int) -> None:
+def test_events_of_several_tokens_are_counted_before_their_answer_ends(endpoint: ApiKind, then: int) -> None:
     """Only an answer's end says how many tokens it had; a phase's last second must not look slower for that.
 
     Nor quicker, where events come to hold more or fewer than those of answers that have ended.
@@ -407,8 +407,8 @@ def test_a_workers_death_is_an_error_at_once(how: signal.Signals) -> None:
 
 
 def test_a_hanging_worker_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_gpucap.load.crew.SILENCE_S", 0.5)
-    monkeypatch.setattr("pytest_gpucap.load.crew.STOP_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("pytest_gpucap.load.worker_pool.SILENCE_S", 0.5)
+    monkeypatch.setattr("pytest_gpucap.load.worker_pool.STOP_TIMEOUT_S", 0.5)
     with (
         TokenServer() as server,
         HttpLoadRunner(server.url, "m", None, WORKLOAD, 1, workers=1) as runner,

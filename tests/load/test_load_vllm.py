@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pytest_gpucap.engines.vllm import VllmServer
 from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.load.schedule import closed_loop, open_loop
-from pytest_gpucap.requirement import Endpoint, Length, Workload
-from pytest_gpucap.server.vllm import VllmServer
+from pytest_gpucap.requirement import ApiKind, Length, Workload
 
 COUNTERS = ("vllm:request_success_total", "vllm:prompt_tokens_total", "vllm:generation_tokens_total")
 
@@ -22,8 +22,8 @@ def counters(server: VllmServer) -> list[int]:
     return [int(sum(sample.value for sample in metrics.find(name))) for name in COUNTERS]
 
 
-@pytest.mark.parametrize("endpoint", list(Endpoint))
-def test_the_servers_counters_agree_exactly(vllm_cpu_server: VllmServer, endpoint: Endpoint) -> None:
+@pytest.mark.parametrize("endpoint", list(ApiKind))
+def test_the_servers_counters_agree_exactly(vllm_cpu_server: VllmServer, endpoint: ApiKind) -> None:
     workload = Workload(
         Length.parse("uniform:40-200", "input_tokens"),
         Length.parse("uniform:1-40", "output_tokens"),
@@ -33,7 +33,7 @@ def test_the_servers_counters_agree_exactly(vllm_cpu_server: VllmServer, endpoin
     server = vllm_cpu_server
     with HttpLoadRunner(server.base_url, server.model, str(server.api_key), workload, 11, workers=1) as runner:
         recipe = runner.prepare()
-        assert recipe.as_ids == (endpoint is Endpoint.COMPLETIONS)
+        assert recipe.as_ids == (endpoint is ApiKind.COMPLETIONS)
         before = counters(server)
         first = open_loop(workload, 4.0, 5.0, 11, 0)
         spans = [
@@ -73,7 +73,7 @@ def test_no_prompt_hits_the_prefix_cache_unless_asked_to(vllm_cpu_server: VllmSe
 
     def run(shared: int) -> float:
         workload = Workload(
-            Length.fixed(200), Length.fixed(2), endpoint=Endpoint.COMPLETIONS, shared_prefix_tokens=shared
+            Length.fixed(200), Length.fixed(2), endpoint=ApiKind.COMPLETIONS, shared_prefix_tokens=shared
         )
         with HttpLoadRunner(server.base_url, server.model, str(server.api_key), workload, 3, workers=1) as runner:
             runner.prepare()

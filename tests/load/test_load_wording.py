@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pytest_gpucap.load.address import ServerAddress
 from pytest_gpucap.load.calibrate import calibrate
-from pytest_gpucap.load.endpoint import Endpoint as Server
 from pytest_gpucap.load.prompts import Composer, Recipe
 from pytest_gpucap.load.protocol import OpenLoop, Status
 from pytest_gpucap.load.runner import HttpLoadRunner
@@ -50,7 +50,7 @@ def test_recorded_prompts_shorter_than_the_template_are_sent_as_short_as_can_be(
     path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:00:00,3,2\n2023-11-16 18:00:01,90,2\n")
     workload = Workload(arrivals=Arrivals(ArrivalKind.TRACE, trace=path))
     with TokenServer(counter(bpe()), template=TEMPLATES["with a system prompt"]) as server:
-        least = calibrate(Server.parse(server.url, None), "m", workload, 0, 0).least_tokens
+        least = calibrate(ServerAddress.parse(server.url, None), "m", workload, 0, 0).least_tokens
         assert least > 3
         with HttpLoadRunner(server.url, "m", None, workload, 1, workers=1) as runner:
             rows = np.array([3, 90], np.int32)

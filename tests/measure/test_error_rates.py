@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from pytest_gpucap.capacity.results import Outcome
 from pytest_gpucap.measure.procedure import check, measure
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.requirement import Requirement
+from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.simulator import profile as profiles
 from pytest_gpucap.simulator.runner import SimRunner
 

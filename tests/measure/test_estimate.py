@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pytest_gpucap.measure.estimate import error_of_mean
-from pytest_gpucap.measure.replay import pace_of
+from pytest_gpucap.measure.model_check import pace_of
 
 
 def wandering(correlation: float, windows: int, random: np.random.Generator) -> np.ndarray:

@@ -9,22 +9,22 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from pytest_gpucap.capacity.limits import Roofline
-from pytest_gpucap.capacity.model import model_of
-from pytest_gpucap.capacity.precision import precision_of
-from pytest_gpucap.capacity.regression import Change
-from pytest_gpucap.capacity.results import Interval
+from pytest_gpucap.decisions.regression import RegressionDecision
+from pytest_gpucap.engines.synthetic import architecture
 from pytest_gpucap.gpu.classes import find_class
 from pytest_gpucap.load import schedule
 from pytest_gpucap.load.protocol import LoadError, OpenLoop, Phase, Status
-from pytest_gpucap.measure.pairing import Paired, Side, compare, concurrency_of, describe
+from pytest_gpucap.measure.alternation import Paired, PairedServer, compare, concurrency_of, describe
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.requirement import Requirement
-from pytest_gpucap.server.synthetic import architecture
+from pytest_gpucap.results.measured import Interval
+from pytest_gpucap.roofline.limits import Roofline
+from pytest_gpucap.roofline.model_shape import model_of
+from pytest_gpucap.roofline.precision import precision_of
+from pytest_gpucap.roofline.served import hardware_of
 from pytest_gpucap.simulator import profile as profiles
 from pytest_gpucap.simulator.machine import Machine, SharedRunner
-from pytest_gpucap.simulator.profile import Engine
-from pytest_gpucap.suite.roofline import hardware_of
+from pytest_gpucap.simulator.profile import EngineModel
 
 PROFILE = profiles.load("fast")
 DRIFTING = replace(PROFILE.engine, drift_sd=0.05, drift_tau_s=600.0)
@@ -35,10 +35,12 @@ def requirement(qps: float = 20.0) -> Requirement:
     return Requirement("chat", Fraction(qps), gpus=1, headroom=Fraction(1), workload=PROFILE.workload, slo=PROFILE.slo)
 
 
-def sides(base: Engine, head: Engine, seed: int = 0, max_time_s: float = 600.0) -> tuple[Side, Side]:
+def sides(
+    base: EngineModel, head: EngineModel, seed: int = 0, max_time_s: float = 600.0
+) -> tuple[PairedServer, PairedServer]:
     machine = Machine()
     return tuple(  # type: ignore[return-value]
-        Side(
+        PairedServer(
             SharedRunner(engine, machine, 2 * seed + number),
             Settings(max_time_s, seed, max_num_seqs=engine.max_num_seqs, kv_tokens=engine.kv_tokens),
         )
@@ -46,22 +48,22 @@ def sides(base: Engine, head: Engine, seed: int = 0, max_time_s: float = 600.0) 
     )
 
 
-def compared(base: Engine, head: Engine, seed: int = 0) -> Paired:
+def compared(base: EngineModel, head: EngineModel, seed: int = 0) -> Paired:
     return compare(*sides(base, head, seed), requirement(), 0.05)
 
 
 @pytest.mark.parametrize(
     ("head", "change"),
     [
-        (DRIFTING, Change.SAME),
-        (DRIFTING.scaled(1.08), Change.REGRESSED),
-        (DRIFTING.scaled(0.9), Change.IMPROVED),
-        (replace(DRIFTING, max_num_seqs=80), Change.REGRESSED),
-        (replace(DRIFTING, per_prompt_token_s=4 * DRIFTING.per_prompt_token_s), Change.REGRESSED),
+        (DRIFTING, RegressionDecision.SAME),
+        (DRIFTING.scaled(1.08), RegressionDecision.REGRESSED),
+        (DRIFTING.scaled(0.9), RegressionDecision.IMPROVED),
+        (replace(DRIFTING, max_num_seqs=80), RegressionDecision.REGRESSED),
+        (replace(DRIFTING, per_prompt_token_s=4 * DRIFTING.per_prompt_token_s), RegressionDecision.REGRESSED),
     ],
     ids=["identical", "8% slower", "10% faster", "fewer sequences", "slow prefill"],
 )
-def test_what_differs_is_found_whatever_the_machine_does(head: Engine, change: Change) -> None:
+def test_what_differs_is_found_whatever_the_machine_does(head: EngineModel, change: RegressionDecision) -> None:
     found = [compared(DRIFTING, head, seed) for seed in range(3)]
     assert [each.change for each in found] == [change] * 3
     for each in found:
@@ -111,7 +113,7 @@ def test_both_are_sent_the_same_requests_in_balanced_order_and_left_idle() -> No
     for name in ("base", "head"):
         runner = Recording(PROFILE.engine, machine, seed=3)
         runner.name = name
-        both.append(Side(runner, Settings(max_num_seqs=256)))
+        both.append(PairedServer(runner, Settings(max_num_seqs=256)))
     found = compare(both[0], both[1], requirement(), 0.05)
     order = [name for name, _ in sent]
     assert order[:2] == ["base", "head"]
@@ -150,11 +152,11 @@ def test_latencies_are_looked_at_under_an_equal_rate_below_both_capacities() -> 
 
 def test_latencies_cost_nothing_where_nobody_wants_them_or_time_is_short() -> None:
     unasked = compare(*sides(PROFILE.engine, PROFILE.engine.scaled(1.1)), requirement(), 0.05, latencies_after=())
-    assert unasked.change is Change.REGRESSED
+    assert unasked.change is RegressionDecision.REGRESSED
     assert unasked.equal_rate is None
     assert unasked.about.alternated_s == unasked.about.spent_s
     hurried = compare(*sides(PROFILE.engine, PROFILE.engine, max_time_s=100.0), requirement(), 0.05)
-    assert hurried.change is Change.SAME
+    assert hurried.change is RegressionDecision.SAME
     assert hurried.equal_rate is None
     assert hurried.about.spent_s <= 100
 
@@ -183,7 +185,7 @@ def test_no_side_may_be_faster_than_physics() -> None:
     # This engine hands out 15,000 tokens a second with 70 in flight: more than a T4 can, less than an H200.
     base, head = (replace(side, roofline=roofline("h200")) for side in sides(PROFILE.engine, PROFILE.engine))
     possible = compare(base, head, requirement(), 0.05)
-    assert (possible.change, possible.problems) == (Change.SAME, ())
+    assert (possible.change, possible.problems) == (RegressionDecision.SAME, ())
     base, head = sides(PROFILE.engine, PROFILE.engine)
     found = compare(base, replace(head, roofline=roofline("t4")), requirement(), 0.05)
     [problem] = found.problems
@@ -197,7 +199,7 @@ def test_no_side_may_be_faster_than_physics() -> None:
 
 def test_time_that_ends_early_says_so() -> None:
     found = compare(*sides(DRIFTING, DRIFTING, max_time_s=50.0), requirement(), 0.05)
-    assert found.change is Change.INCONCLUSIVE
+    assert found.change is RegressionDecision.INCONCLUSIVE
     assert found.ratio is None
     assert describe(found, 0.05) == "only 0 pairs of blocks fitted the time"
 
@@ -205,7 +207,7 @@ def test_time_that_ends_early_says_so() -> None:
 def test_an_undecided_ratio_says_what_would_settle_it() -> None:
     noisy = replace(PROFILE.engine, noise=0.0, stall_per_s=0.5, stall_s=0.8)
     found = compare(*sides(noisy, noisy.scaled(1.015), seed=2), requirement(), 0.05, most_pairs=4)
-    assert found.change is Change.INCONCLUSIVE
+    assert found.change is RegressionDecision.INCONCLUSIVE
     assert found.ratio is not None
     assert "would settle it" in describe(found, 0.05) or "too near" in describe(found, 0.05)
     assert (found.more_pairs is None) == (found.more_s is None)
@@ -219,11 +221,11 @@ def test_a_server_that_fails_spoils_the_comparison() -> None:
             return super().run(phase, should_stop)
 
     machine = Machine()
-    base = Side(SharedRunner(PROFILE.engine, machine), Settings(max_num_seqs=256))
-    head = Side(Failing(PROFILE.engine, machine, seed=1), Settings(max_num_seqs=256))
+    base = PairedServer(SharedRunner(PROFILE.engine, machine), Settings(max_num_seqs=256))
+    head = PairedServer(Failing(PROFILE.engine, machine, seed=1), Settings(max_num_seqs=256))
     found = compare(base, head, requirement(), 0.05)
     assert found.problems == ("the server is gone",)
-    assert found.change is Change.INCONCLUSIVE
+    assert found.change is RegressionDecision.INCONCLUSIVE
     assert describe(found, 0.05) == "base and head could not be compared: the server is gone"
 
 

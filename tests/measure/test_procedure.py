@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from pytest_gpucap.capacity.results import Outcome
 from pytest_gpucap.load.protocol import LoadError
 from pytest_gpucap.measure.procedure import check, measure, sample, sweep
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.requirement import LatencyLimit, Requirement, Slo
+from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.simulator import profile as profiles
 from pytest_gpucap.simulator.runner import SimRunner
 

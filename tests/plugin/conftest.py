@@ -16,10 +16,10 @@ def short_phases(pytester: pytest.Pytester) -> None:
     """For what shows in any measurement: runs in processes of their own, with short phases."""
     pytester.makeconftest(
         """
-        from pytest_gpucap.measure import constants, pairing
+        from pytest_gpucap.measure import constants, alternation
 
         constants.WARM_UP_S = constants.HOLD_S = constants.LOW_HOLD_S = constants.OPEN_S = 4.0
-        pairing.BLOCK_S = 3.0
-        pairing.EQUAL_RATE_S = (7.0, 24.0)
+        alternation.BLOCK_S = 3.0
+        alternation.EQUAL_RATE_S = (7.0, 24.0)
         """
     )

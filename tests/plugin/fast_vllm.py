@@ -24,7 +24,7 @@ ARGUMENTS, _ = parser.parse_known_args()
 ROOT = os.environ.get("FAST_VLLM_ROOT")
 
 
-class Connection(web.Connection):
+class Connection(web.ClientConnection):
     """One under the name that the command line asks for."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -41,6 +41,6 @@ class Connection(web.Connection):
 
 
 if __name__ == "__main__":
-    web.Connection = Connection  # type: ignore[misc]
+    web.ClientConnection = Connection  # type: ignore[misc]
     served = profile.load(os.environ.get("FAST_VLLM_PROFILE", "fast"))
     asyncio.run(web.serve(served, ARGUMENTS.host, ARGUMENTS.port, 0, lambda port: print("serving", port, flush=True)))

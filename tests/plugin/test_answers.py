@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
+from pytest_gpucap.accuracy.measuring import SAMPLES, measure_accuracy
+from pytest_gpucap.accuracy.questions import questions_file
+from pytest_gpucap.engines.vllm import VllmServer
 from pytest_gpucap.load.trace import read_trace
-from pytest_gpucap.report import resultfile
 from pytest_gpucap.requirement import Workload
-from pytest_gpucap.server.vllm import VllmServer
+from pytest_gpucap.results import result_file
 from pytest_gpucap.simulator.serve import SimulatedServer, start_simulator
-from pytest_gpucap.suite.accuracy import SAMPLES, measure_accuracy
-from pytest_gpucap.workloads.questions import questions_file
 
 CHECKED = """
     import pytest
@@ -42,7 +42,7 @@ def serve() -> Iterator[Serve]:
 
 
 def only_record(pytester: pytest.Pytester) -> dict[str, Any]:
-    (record,) = resultfile.read(pytester.path / ".gpucap" / "result.json")["results"]
+    (record,) = result_file.read(pytester.path / ".gpucap" / "result.json")["results"]
     assert isinstance(record, dict)
     return record
 
@@ -111,8 +111,8 @@ def test_nothing_is_asked_unless_a_test_asks_for_it(pytester: pytest.Pytester) -
         CHECKED.replace(', min_accuracy="90%"', "")
         + """
         import sys
-        assert "pytest_gpucap.suite.accuracy" not in sys.modules
-        assert "pytest_gpucap.load.asking" not in sys.modules
+        assert "pytest_gpucap.accuracy.measuring" not in sys.modules
+        assert "pytest_gpucap.accuracy.asking" not in sys.modules
         """
     )
     pytester.runpytest_subprocess("--gpu-class=sim:fast").assert_outcomes(passed=1)
@@ -172,7 +172,7 @@ def test_a_preset_comes_from_marker_option_or_ini_and_keywords_override_it(pytes
     found = []
     for options in ([], ["--gpucap-workload=chat"]):
         pytester.runpytest("--gpu-class=sim:fast", *options).assert_outcomes(passed=3)
-        content = resultfile.read(pytester.path / ".gpucap" / "result.json")
+        content = result_file.read(pytester.path / ".gpucap" / "result.json")
         found += [entry["workload"] for entry in content["results"]]
     assert [(each["preset"], each["input_tokens"], each["output_tokens"]) for each in found] == [
         ("desk", 300, 512),

@@ -12,7 +12,7 @@ SHOW = """
     import pytest
 
     def shown(request):
-        from pytest_gpucap.suite.session import DECLARATION
+        from pytest_gpucap.session.pytest_session import DECLARATION
         return request.node.stash[DECLARATION]
 """
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pytest_gpucap.server.vllm import VllmServer
+from pytest_gpucap.engines.vllm import VllmServer
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "external" / "test_external.py"
 pytestmark = pytest.mark.slow

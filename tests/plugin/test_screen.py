@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-from pytest_gpucap.gpu.probes import DEVICE_FIELDS
-from pytest_gpucap.gpu.series import Series
-from pytest_gpucap.gpu.telemetry import LINK_FIELDS, Telemetry, WatchedDevice
-from pytest_gpucap.suite.screen import glance
+from pytest_gpucap.session.screen import glance
+from pytest_gpucap.telemetry.probes import DEVICE_FIELDS
+from pytest_gpucap.telemetry.sampler import LINK_FIELDS, Telemetry, WatchedDevice
+from pytest_gpucap.telemetry.time_series import TimeSeries
 
 NAN = float("nan")
 DEADLINE_S = 120.0
@@ -25,11 +25,11 @@ def watching(*devices: list[tuple[float, float, float]]) -> Telemetry:
     """A telemetry whose devices were read so: seconds ago, use, power."""
     telemetry = Telemetry((), lambda: ())
     for readings in devices:
-        series = Series(DEVICE_FIELDS)
+        series = TimeSeries(DEVICE_FIELDS)
         for ago_s, use, power_w in readings:
             values = dict.fromkeys(DEVICE_FIELDS, NAN) | {"gpu_use": use, "power_w": power_w}
             series.append(time.monotonic() - ago_s, [values[name] for name in DEVICE_FIELDS])
-        telemetry.devices.append(WatchedDevice(cast("Any", None), series, Series(LINK_FIELDS)))
+        telemetry.devices.append(WatchedDevice(cast("Any", None), series, TimeSeries(LINK_FIELDS)))
     return telemetry
 
 

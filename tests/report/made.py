@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any
 
-from pytest_gpucap.capacity.results import Interval, Latency, Measurement, Outcome, Sample, Verdict
-from pytest_gpucap.report import resultfile
-from pytest_gpucap.report.record import Context, Record, curve_record, measurement_record, verdict_record
 from pytest_gpucap.requirement import LatencyLimit, Length, Requirement, Slo, Workload
+from pytest_gpucap.results import result_file
+from pytest_gpucap.results.measured import Interval, Latency, Measurement, Outcome, Sample, Verdict
+from pytest_gpucap.results.record import Context, Record, curve_record, measurement_record, verdict_record
 
 STARTED = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 REQUIREMENT = Requirement(
@@ -88,7 +88,7 @@ def measured(name: str = "chat") -> Record:
 
 def swept() -> Record:
     """The record of a sweep."""
-    from pytest_gpucap.capacity.results import Curve
+    from pytest_gpucap.results.measured import Curve
 
     return curve_record(Curve(MEASUREMENT, SAMPLES, 50.0, Interval(4.0, 3.5, 4.5)), CONTEXT)
 
@@ -124,7 +124,7 @@ def compared(record: Record, decision: str = "REGRESSED") -> Record:
 
 def document(*records: Record) -> dict[str, Any]:
     """What a session writes."""
-    content = resultfile.document(list(records), started=STARTED, arguments=["tests"])
+    content = result_file.document(list(records), started=STARTED, arguments=["tests"])
     # As it comes from a file: nothing but what JSON holds.
     loaded: dict[str, Any] = json.loads(json.dumps(content))
     return loaded

@@ -12,13 +12,13 @@ from typing import Any
 
 from pytest_gpucap.measure import procedure
 from pytest_gpucap.measure.settings import Settings
-from pytest_gpucap.report import resultfile
-from pytest_gpucap.report.live import Live
-from pytest_gpucap.report.record import Context, curve_record, plain, verdict_record
-from pytest_gpucap.report.series import series
 from pytest_gpucap.requirement import LatencyLimit, Length, Requirement, Slo, Workload
+from pytest_gpucap.results import result_file
+from pytest_gpucap.results.record import Context, curve_record, plain, verdict_record
+from pytest_gpucap.session.live_line import LiveLine
 from pytest_gpucap.simulator import profile
 from pytest_gpucap.simulator.runner import SimRunner
+from pytest_gpucap.telemetry.over_time import series
 
 HOSTILE = '</script><img src=x onerror="window.pwned=1"><b>&lt;{{7*7}}${8*8}\u2028\u202e'
 """Ends a script, starts an element, and means something to a template, to JavaScript and to bidirectional text."""
@@ -32,7 +32,7 @@ ENVIRONMENT = {"gpu": "SIMULATED (fast)", "server": "simulator", "model": "fast"
 def _simulated() -> dict[str, Any]:
     engine = profile.load("fast").engine
     settings = Settings(max_num_seqs=engine.max_num_seqs, kv_tokens=engine.kv_tokens)
-    quiet = Live("quiet", None, interactive=False)
+    quiet = LiveLine("quiet", None, interactive=False)
 
     def wanted(name: str, qps: int, gpus: int) -> Requirement:
         return Requirement(name, qps=Fraction(qps), gpus=gpus, workload=WORKLOAD, slo=SLO)
@@ -45,7 +45,7 @@ def _simulated() -> dict[str, Any]:
         verdict_record(fails, Context("tests/test_chat.py::test_launch_day", ENVIRONMENT)),
         curve_record(swept, Context("tests/test_chat.py::test_curve", ENVIRONMENT)),
     ]
-    return resultfile.document(records, started=datetime(2026, 11, 22, 21, 30, tzinfo=UTC), arguments=["tests", "-v"])
+    return result_file.document(records, started=datetime(2026, 11, 22, 21, 30, tzinfo=UTC), arguments=["tests", "-v"])
 
 
 def simulated() -> dict[str, Any]:

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_gpucap.capacity.results import Curve, Interval, Outcome
 from pytest_gpucap.report.assertion import explain
+from pytest_gpucap.results.measured import Curve, Interval, Outcome
 from tests.report import made
 
 

@@ -10,7 +10,7 @@ from pytest_gpucap.history.baseline import Baseline
 from pytest_gpucap.history.compare import compare
 from pytest_gpucap.history.store import Run
 from pytest_gpucap.report import comparison
-from pytest_gpucap.report.record import Record
+from pytest_gpucap.results.record import Record
 from tests.history.made_records import STARTED, named, record, windows
 
 

@@ -9,11 +9,11 @@ import pytest
 
 pytest.importorskip("jinja2")
 
+from pytest_gpucap.report.formatting import limit_name
 from pytest_gpucap.report.html import charts
 from pytest_gpucap.report.html.hero import title
 from pytest_gpucap.report.html.spread import spread
 from pytest_gpucap.report.html.trend import trends
-from pytest_gpucap.report.wording import limit_name
 from tests.report import pages
 
 

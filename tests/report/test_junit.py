@@ -7,9 +7,9 @@ from xml.etree import ElementTree as ET
 
 from hypothesis import given, settings
 
-from pytest_gpucap.capacity.results import Outcome
 from pytest_gpucap.report.clean import visible
 from pytest_gpucap.report.junit import properties, render
+from pytest_gpucap.results.measured import Outcome
 from tests.report import made
 from tests.report.test_escape import TEXTS
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_gpucap.capacity.results import Outcome
 from pytest_gpucap.report.markdown import LIMIT, render
+from pytest_gpucap.results.measured import Outcome
 from tests.report import made
 from tests.report.gfm import rendered, tags, words
 from tests.report.test_escape import HOSTILE

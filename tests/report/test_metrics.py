@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus
 
-from pytest_gpucap.capacity.results import Outcome
 from pytest_gpucap.report.clean import visible
 from pytest_gpucap.report.metrics import render
+from pytest_gpucap.results.measured import Outcome
 from tests.report import made
 from tests.report.test_escape import TEXTS
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_gpucap.capacity.results import Outcome
 from pytest_gpucap.report import markdown
 from pytest_gpucap.report.publish import publish
+from pytest_gpucap.results.measured import Outcome
 from tests.report import made
 
 FAILED = made.document(made.check())

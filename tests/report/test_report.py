@@ -13,12 +13,13 @@ import jsonschema
 import pytest
 
 import pytest_gpucap
-from pytest_gpucap.capacity.results import Interval, Latency, Measurement, Outcome, Sample, Verdict
-from pytest_gpucap.report import resultfile, text
+from pytest_gpucap.report import terminal
+from pytest_gpucap.report.formatting import headline, limit_name, seconds, significant
 from pytest_gpucap.report.junit import properties
-from pytest_gpucap.report.record import Context, measurement_record, plain, sample_record, verdict_record
-from pytest_gpucap.report.wording import headline, limit_name, seconds, significant
 from pytest_gpucap.requirement import LatencyLimit, Length, Requirement, Slo, Workload
+from pytest_gpucap.results import result_file
+from pytest_gpucap.results.measured import Interval, Latency, Measurement, Outcome, Sample, Verdict
+from pytest_gpucap.results.record import Context, measurement_record, plain, sample_record, verdict_record
 
 SCHEMA = json.loads((Path(pytest_gpucap.__file__).parent / "report" / "result.schema.json").read_text())
 
@@ -78,14 +79,14 @@ def test_an_undecided_verdict_gives_the_range() -> None:
 def test_an_invalid_measurement_says_no_word_on_capacity() -> None:
     measurement = replace(MEASUREMENT, sustainable_rate=None, problems=("GPU 0 is shared with pid 42",))
     verdict = Verdict(Outcome.INVALID, measurement, 65.0, None, None, None, "GPU 0 is shared with pid 42")
-    report = text.failure(verdict_record(verdict, CONTEXT))
+    report = terminal.failure(verdict_record(verdict, CONTEXT))
     assert report.startswith("INVALID: chat was not measured: GPU 0 is shared with pid 42\n")
     assert "needs" not in report
     assert "sustainable" not in report
 
 
 def test_a_failure_names_what_it_rests_on_and_fits_80_columns() -> None:
-    report = text.failure(verdict_record(FAILED, CONTEXT))
+    report = terminal.failure(verdict_record(FAILED, CONTEXT))
     first, *rest = report.splitlines()
     assert first.startswith("FAIL: chat needs 3 GPUs, budget 2")
     for part in (
@@ -108,7 +109,7 @@ def test_the_summary_puts_the_worst_first_and_fits_80_columns() -> None:
         FAILED, outcome=Outcome.PASS, measurement=replace(MEASUREMENT, requirement=replace(REQUIREMENT, name="small"))
     )
     records = [verdict_record(passed, CONTEXT), verdict_record(FAILED, CONTEXT)]
-    lines = text.summary(records).splitlines()
+    lines = terminal.summary(records).splitlines()
     assert [line.split()[0] for line in lines[2:4]] == ["FAIL", "PASS"]
     assert max(map(len, lines)) <= 80
     assert any("NVIDIA H200" in line for line in lines)
@@ -116,10 +117,10 @@ def test_the_summary_puts_the_worst_first_and_fits_80_columns() -> None:
 
 def test_a_simulated_result_says_so_everywhere() -> None:
     record = verdict_record(replace(FAILED, measurement=replace(MEASUREMENT, simulated=True)), CONTEXT)
-    assert "SIMULATED" in text.failure(record)
-    assert "SIMULATED" in text.summary([record])
+    assert "SIMULATED" in terminal.failure(record)
+    assert "SIMULATED" in terminal.summary([record])
     assert ("gpucap_simulated", "SIMULATED") in properties([record])
-    assert resultfile.document([record], started=datetime.now(UTC), arguments=[])["simulated"] is True
+    assert result_file.document([record], started=datetime.now(UTC), arguments=[])["simulated"] is True
 
 
 def test_properties_are_plain_and_lead_with_the_verdict() -> None:
@@ -135,10 +136,10 @@ def test_a_result_file_is_read_as_it_was_written_and_keeps_its_schema(tmp_path: 
         measurement_record(MEASUREMENT, CONTEXT),
         sample_record(SAMPLE, REQUIREMENT, CONTEXT, simulated=True, seed=1),
     ]
-    content = resultfile.document(records, started=datetime.now(UTC), arguments=["examples"])
+    content = result_file.document(records, started=datetime.now(UTC), arguments=["examples"])
     path = tmp_path / "deep" / "result.json"
-    resultfile.write(path, content)
-    found = resultfile.read(path)
+    result_file.write(path, content)
+    found = result_file.read(path)
     assert [{**new, **old} for new, old in zip(found["results"], records, strict=True)] == found["results"]
     assert {**found, "results": records} == content
     jsonschema.validate(content, SCHEMA)
@@ -147,10 +148,10 @@ def test_a_result_file_is_read_as_it_was_written_and_keeps_its_schema(tmp_path: 
 
 def test_a_broken_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
-    resultfile.write(path, {"schema": "pytest-gpucap", "schema_version": 1, "results": []})
+    result_file.write(path, {"schema": "pytest-gpucap", "schema_version": 1, "results": []})
     with pytest.raises(ValueError, match="not JSON compliant"):
-        resultfile.write(path, {"schema": math.nan})
-    assert resultfile.read(path) == {"schema": "pytest-gpucap", "schema_version": 1, "results": []}
+        result_file.write(path, {"schema": math.nan})
+    assert result_file.read(path) == {"schema": "pytest-gpucap", "schema_version": 1, "results": []}
     assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
 
 
@@ -167,10 +168,10 @@ def test_a_broken_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
 def test_a_file_that_is_no_result_is_refused_by_name(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(content)
-    with pytest.raises(resultfile.ResultFileError, match=f"x.json: .*{message}"):
-        resultfile.read(path)
-    with pytest.raises(resultfile.ResultFileError, match=r"gone.json"):
-        resultfile.read(tmp_path / "gone.json")
+    with pytest.raises(result_file.ResultFileError, match=f"x.json: .*{message}"):
+        result_file.read(path)
+    with pytest.raises(result_file.ResultFileError, match=r"gone.json"):
+        result_file.read(tmp_path / "gone.json")
 
 
 def test_wording() -> None:

@@ -13,11 +13,11 @@ from pytest_gpucap.load import schedule
 from pytest_gpucap.load.protocol import LoadError, Status
 from pytest_gpucap.requirement import Length, Workload
 from pytest_gpucap.simulator import profile as profiles
-from pytest_gpucap.simulator.profile import Engine, ProfileError
+from pytest_gpucap.simulator.profile import EngineModel, ProfileError
 from pytest_gpucap.simulator.runner import SimRunner
 
 QUIET: dict[str, Any] = {"noise": 0.0, "drift_sd": 0.0, "stall_per_s": 0.0, "warm_extra": 0.0}
-PLAIN = Engine(base_s=0.01, per_seq_s=0.0001, per_prompt_token_s=0.00001, **QUIET)
+PLAIN = EngineModel(base_s=0.01, per_seq_s=0.0001, per_prompt_token_s=0.00001, **QUIET)
 
 
 def held(name: Any, concurrency: Any) -> Any:

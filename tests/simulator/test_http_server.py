@@ -18,7 +18,7 @@ import pytest
 from pytest_gpucap.load import schedule
 from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.load.runner import HttpLoadRunner
-from pytest_gpucap.requirement import Endpoint, Length, Workload
+from pytest_gpucap.requirement import ApiKind, Length, Workload
 from pytest_gpucap.simulator import profile as profiles
 from pytest_gpucap.simulator.runner import SimRunner
 from pytest_gpucap.simulator.serve import start_simulator
@@ -81,7 +81,7 @@ def test_bad_requests_are_answered_with_400(server: Any, body: Any, said: Any) -
         assert said in reply.read()
 
 
-@pytest.mark.parametrize("endpoint", list(Endpoint))
+@pytest.mark.parametrize("endpoint", list(ApiKind))
 def test_the_load_generator_gets_exact_counts(server: Any, endpoint: Any) -> None:
     workload = Workload(Length.fixed(64), Length.parse("uniform:1-40", "o"), endpoint=endpoint)
     with HttpLoadRunner(server.base_url, server.model, "none", workload, 1, workers=1) as runner:
@@ -95,7 +95,7 @@ def test_the_load_generator_gets_exact_counts(server: Any, endpoint: Any) -> Non
 
 
 def test_a_client_that_leaves_frees_its_place(server: Any) -> None:
-    workload = Workload(Length.fixed(64), Length.fixed(2000), endpoint=Endpoint.COMPLETIONS)
+    workload = Workload(Length.fixed(64), Length.fixed(2000), endpoint=ApiKind.COMPLETIONS)
     with HttpLoadRunner(server.base_url, server.model, "none", workload, 1, workers=1) as runner:
         runner.run(schedule.closed_loop(workload, 16, 1.0, 10, 1, 0, hot=False))
         runner.settle(10, cancel=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
 
-from pytest_gpucap.report.wording import limit_name, significant
+from pytest_gpucap.report.formatting import limit_name, significant
 
 Record = Mapping[str, Any]
 

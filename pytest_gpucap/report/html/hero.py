@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from pytest_gpucap.report import facts
+from pytest_gpucap.report import rows
+from pytest_gpucap.report.formatting import seconds
 from pytest_gpucap.report.html.view import Badge, Record, badge
-from pytest_gpucap.report.wording import seconds
 
 
 def title(records: Sequence[Record]) -> tuple[str, str]:
     """The page's first line, and its tone: ``fail``, ``pass``, ``inconclusive``, ``invalid`` or ``none``."""
-    counted = [record for record in records if record["outcome"] and not facts.expected(record)]
+    counted = [record for record in records if record["outcome"] and not rows.expected(record)]
     outcomes = [record["outcome"] for record in counted]
-    lost = sum(facts.regressed(record) for record in records)
+    lost = sum(rows.regressed(record) for record in records)
     if not outcomes:
         tone = "fail" if lost else "none"
         return (f"{lost} of {len(records)} regressed" if lost else _counted(len(records), "measurement"), tone)
-    worst = min(outcomes, key=facts.WORST_FIRST.index)
+    worst = min(outcomes, key=rows.WORST_FIRST.index)
     count, total = outcomes.count(worst), len(outcomes)
     if worst == "PASS":
         held = f"All {total} budgets hold" if total > 1 else "The budget holds"
@@ -40,7 +40,7 @@ def counts(records: Sequence[Record]) -> list[tuple[Badge, int]]:
 
 def places(records: Sequence[Record]) -> list[str]:
     """What was measured on what; one line each, usually one."""
-    return [place for place in dict.fromkeys(map(facts.place, records)) if place]
+    return [place for place in dict.fromkeys(map(rows.place, records)) if place]
 
 
 def moment(text: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from pytest_gpucap.report import facts
+from pytest_gpucap.report import rows
 from pytest_gpucap.report.clean import cleaned
 from pytest_gpucap.report.html import charts, hero, view
 from pytest_gpucap.report.html.spread import spread
@@ -33,14 +33,14 @@ def render(document: Mapping[str, Any], history: Sequence[Mapping[str, Any]] = (
     """One self-contained HTML file.
 
     Args:
-        document: what `report.resultfile.read` returns.
+        document: what `results.result_file.read` returns.
         history: earlier runs, a mapping for each line to draw; see `report.html.trend.trends`.
 
     Returns:
         The file's text, to be written as UTF-8. It fetches nothing when opened.
     """
     document = cleaned(document)
-    records = facts.worst_first(document["results"])
+    records = rows.worst_first(document["results"])
     shown = view.results(records)
     drawn = [
         {"curve": charts.curve(record), "strips": charts.strips(record), "spread": spread(record)} for record in records

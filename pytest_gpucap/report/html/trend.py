@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pytest_gpucap.report.formatting import percent, significant
 from pytest_gpucap.report.html.hero import moment
 from pytest_gpucap.report.html.view import Fact
-from pytest_gpucap.report.wording import percent, significant
 
 _FEW: Final = 4
 """Changed versions named for one change; a change whose place is unsure may have seen many."""
 
 
 @dataclass(frozen=True, slots=True)
-class Trend:
+class TrendPanel:
     """One requirement over its runs: what the page says and what it draws."""
 
     name: str
@@ -27,7 +27,7 @@ class Trend:
     chart: Mapping[str, Any]
 
 
-def trends(history: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]] = ()) -> list[Trend]:
+def trends(history: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]] = ()) -> list[TrendPanel]:
     """A chart for each trend that has points, those of the page's own tests first.
 
     Args:
@@ -41,12 +41,12 @@ def trends(history: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, 
     return sorted(found, key=lambda trend: (trend.test, trend.name) not in designs)
 
 
-def _trend(history: Mapping[str, Any], design: float | None) -> Trend:
+def _trend(history: Mapping[str, Any], design: float | None) -> TrendPanel:
     points, name = history["points"], str(history["name"])
     last = points[-1]
     runs = f"{len(points)} run{'' if len(points) == 1 else 's'}"
     latest = f"the latest {significant(last['rate']['value'])} req/s on {moment(last['when'])}"
-    return Trend(
+    return TrendPanel(
         name=name,
         test=str(history["test"]),
         place=", ".join(str(history[key]) for key in ("gpu_class", "model", "workload")),

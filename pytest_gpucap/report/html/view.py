@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from pytest_gpucap.report import facts
+from pytest_gpucap.report import rows as facts
+from pytest_gpucap.report.formatting import bound_by, gpus, headline, limit_name, percent, rate, seconds, significant
 from pytest_gpucap.report.html.windows import NONE, Table, windows
-from pytest_gpucap.report.wording import bound_by, gpus, headline, limit_name, percent, rate, seconds, significant
 
 Record = Mapping[str, Any]
 
@@ -51,7 +51,7 @@ class Fact:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class BarShare:
     """A part of a whole, for a bar."""
 
     name: str
@@ -90,7 +90,7 @@ class Result:
     span: Span | None
     facts: tuple[Fact, ...]
     notes: tuple[Note, ...]
-    spent: tuple[Share, ...]
+    spent: tuple[BarShare, ...]
     declared: tuple[Fact, ...]
     windows: Table
     environment: tuple[Fact, ...]
@@ -230,13 +230,13 @@ def _comparison(comparison: Mapping[str, Any]) -> Note:
     return Note(f"Against the baseline {rows[0][1]}", tuple(lines), tone)
 
 
-def _spent(spent_s: Mapping[str, float | None]) -> list[Share]:
+def _spent(spent_s: Mapping[str, float | None]) -> list[BarShare]:
     parts = {phase: value for phase, value in spent_s.items() if (value or 0.0) >= _LEAST_SHOWN_S}
     whole = sum(value or 0.0 for value in parts.values())
     shares, start = [], 0.0
     for phase, value in parts.items():
         width = (value or 0.0) / whole * 100
-        shares.append(Share(phase, seconds(value), round(start, 2), round(width, 2)))
+        shares.append(BarShare(phase, seconds(value), round(start, 2), round(width, 2)))
         start += width
     return shares
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pytest_gpucap.report.formatting import limit_name, percent, seconds, significant
 from pytest_gpucap.report.html.spread import METRICS
-from pytest_gpucap.report.wording import limit_name, percent, seconds, significant
 
 Record = Mapping[str, Any]
 

@@ -1,0 +1,1 @@
+"""Accuracy: questions whose answers are known, asked, graded and judged."""

@@ -1,0 +1,49 @@
+"""``python -m pytest_gpucap.accuracy.judge``: the process in which ``math-verify`` grades; see `grading`.
+
+Reads a JSON list of [answer, right result] from standard input and writes a line for each: true, false, or null where
+it cannot be read.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from typing import Any, Final
+
+TIMEOUT_S: Final = 5
+
+
+def main() -> int:
+    """Grade everything on standard input."""
+    # Its log would say of every answer that it could not read; the null says so already.
+    logging.disable(logging.CRITICAL)
+    pairs: list[tuple[str, str]] = json.load(sys.stdin)
+    for said, expected in pairs:
+        print(json.dumps(_judge(said, expected)), flush=True)  # noqa: T201 - a command
+    return 0
+
+
+def _judge(said: str, expected: str) -> bool | None:
+    from math_verify import parse, verify  # type: ignore[import-untyped]
+
+    try:
+        gold = _expected(expected)
+        given = parse(said, parsing_timeout=TIMEOUT_S)
+        if not gold:
+            return None
+        # It found nothing that is mathematics, so nothing right either.
+        return bool(given) and bool(verify(gold, given, timeout_seconds=TIMEOUT_S))
+    except Exception:  # noqa: BLE001 - SymPy raises whatever it likes on what a model writes
+        return None
+
+
+def _expected(expected: str) -> Any:
+    from math_verify import parse
+
+    plain = [] if "\\" in expected else parse(expected, parsing_timeout=TIMEOUT_S)
+    return plain or parse(f"\\boxed{{{expected}}}", parsing_timeout=TIMEOUT_S)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,103 @@
+"""Questions whose answers are known: JSON Lines of ``{"question": ..., "answer": ...}``.
+
+``answer`` is the bare result: a number, or, with the ``accuracy`` extra installed, any mathematical expression in LaTeX
+or plain notation. Other keys are ignored.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+from pytest_gpucap.accuracy.numbers import exact_number
+from pytest_gpucap.requirement import RequirementError
+
+SHIPPED: Final = {"arithmetic": "arithmetic.jsonl"}
+"""Questions that come with the plugin, by the name that ``questions=`` takes."""
+MAX_QUESTIONS: Final = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question and the bare result that is right."""
+
+    text: str
+    answer: str
+
+
+def questions_file(given: str, folder: Path) -> Path:
+    """The file behind ``questions=``: one of ours by its name, or a path relative to the test file.
+
+    Raises:
+        RequirementError: if there is no such file.
+    """
+    if given in SHIPPED:
+        return Path(str(files("pytest_gpucap.accuracy").joinpath(SHIPPED[given])))
+    path = folder / given
+    if not path.is_file():
+        raise RequirementError(f"questions: there is no file {path}, and of ours only {', '.join(SHIPPED)}")
+    return path
+
+
+def read_questions(path: Path) -> tuple[Question, ...]:
+    """Read a file of questions.
+
+    Raises:
+        RequirementError: if the file cannot be read, a line is not what it must be, or an answer is one that cannot be
+            graded as things are installed; names the file and the line.
+    """
+    try:
+        changed = path.stat()
+    except OSError as error:
+        raise RequirementError(f"{path}: the questions cannot be read: {error.strerror}") from None
+    return _read(path, changed.st_mtime_ns, changed.st_size)
+
+
+@lru_cache(maxsize=8)
+def _read(path: Path, _changed_ns: int, _size: int) -> tuple[Question, ...]:
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            found = tuple(_rows(path, lines))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequirementError(f"{path}: the questions cannot be read: {error}") from None
+    if not found:
+        raise RequirementError(f"{path}: there is no question in it")
+    return found
+
+
+def _rows(path: Path, lines: Iterable[str]) -> Iterator[Question]:
+    count = 0
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        count += 1
+        if count > MAX_QUESTIONS:
+            raise RequirementError(f"{where}: more than {MAX_QUESTIONS} questions; give a part of them")
+        try:
+            row = json.loads(line)
+            text, answer = row["question"], row["answer"]
+        except (ValueError, TypeError, KeyError):
+            raise RequirementError(f'{where}: not a JSON object with "question" and "answer"') from None
+        if not isinstance(text, str) or not text.strip():
+            raise RequirementError(f"{where}: question must be a text that is not empty")
+        if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
+            raise RequirementError(f"{where}: answer must be a number or a text that is not empty, not {answer!r}")
+        if exact_number(str(answer)) is None and not has_maths_parser():
+            raise RequirementError(
+                f"{where}: the answer {answer!r} is no plain number, and grading it takes a maths parser: "
+                'pip install "pytest-gpucap[accuracy]"'
+            )
+        yield Question(text, str(answer))
+
+
+@cache
+def has_maths_parser() -> bool:
+    """Whether ``math-verify`` is installed; found, not imported: it brings SymPy, which takes seconds."""
+    return importlib.util.find_spec("math_verify") is not None

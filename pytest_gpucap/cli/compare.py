@@ -1,0 +1,83 @@
+"""What became of the sustainable rates from one run to another.
+
+Exit code 1 when a test REGRESSED, 0 otherwise, 2 for a mistake in what the command was given. Two files are one
+measurement each: only a test run with --gpucap-compare confirms a regression from a fresh start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from pytest_gpucap.cli import CommandError
+from pytest_gpucap.cli._runs import add_folder, described, find_run, put
+
+HELP = "what became of the sustainable rates from one run to another"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The two runs, and how to say it."""
+    parser.add_argument("base", metavar="A", help="the run to compare with: a result file, or a baseline's name")
+    parser.add_argument("head", metavar="B", help="the run to look at")
+    parser.add_argument(
+        "--max-regression", default="5%", metavar="SHARE", help="share of the rate that may be lost (5%%)"
+    )
+    parser.add_argument(
+        "--variants",
+        nargs=2,
+        metavar=("BASE", "HEAD"),
+        help="of A and of B (which may be one file) the tests of these names, which serve the model differently",
+    )
+    parser.add_argument("--format", choices=("text", "markdown", "json"), default="text")
+    add_folder(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the comparison.
+
+    Raises:
+        CommandError: for a run that cannot be read, a test that it does not have, or a share that cannot be meant.
+    """
+    # Late, as everywhere in these commands: the help needs none of it.
+    from pytest_gpucap.history.baseline import Baseline
+    from pytest_gpucap.history.compare import against, of_variants
+    from pytest_gpucap.report import comparison
+
+    base, head = (find_run(given, options.baselines) for given in (options.base, options.head))
+    share = _share(options.max_regression)
+    if options.variants:
+        try:
+            compared = of_variants((base, options.variants[0]), (head, options.variants[1]), share)
+        except LookupError as error:
+            raise CommandError(f"--variants: {error.args[0]}") from None
+    else:
+        compared = against(head, Baseline(base.name, (base,)), share)
+    records = [{**record, "comparison": found} for record, found in compared]
+    match options.format:
+        case "json":
+            shown = json.dumps(_plain(base, head, records), indent=1, ensure_ascii=False)
+        case "markdown":
+            shown = comparison.markdown(records, described(base), described(head)).rstrip("\n")
+        case _:
+            shown = comparison.text(records, described(base), described(head))
+    put(shown)
+    return int(any(record["comparison"]["decision"] == "REGRESSED" for record in records))
+
+
+def _plain(base: Any, head: Any, records: list[dict[str, Any]]) -> dict[str, Any]:
+    keys = ("test", "name", "kind", "simulated", "comparison")
+    return {
+        "base": described(base),
+        "head": described(head),
+        "results": [{key: record[key] for key in keys} for record in records],
+    }
+
+
+def _share(given: str) -> float:
+    from pytest_gpucap.requirement import proper_share
+
+    try:
+        return proper_share(given, "--max-regression")
+    except ValueError as error:
+        raise CommandError(str(error)) from None

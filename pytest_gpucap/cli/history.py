@@ -1,0 +1,112 @@
+"""The trend of nightly runs: its levels, where they changed, and what else changed there."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_gpucap.cli import CommandError
+
+if TYPE_CHECKING:
+    from pytest_gpucap.history.nightly import NightlySeries
+    from pytest_gpucap.history.trend import Trend
+
+HELP = "the trend of nightly runs, and where it changed"
+
+DROP, SUSPECTED = 1, 3
+"""Exit codes of ``--fail-on-drop``; 2 is a mistake in what the command was given."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The folder and what to do with it."""
+    parser.add_argument("folder", type=Path, metavar="DIR", help="result files, in it and below: one run each")
+    parser.add_argument("--format", choices=("text", "markdown", "json"), default="text")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture: .svg, .png or .pdf")
+    parser.add_argument(
+        "--since",
+        type=_day,
+        metavar="YYYY-MM-DD",
+        help="leave older runs out: how a drop that is meant to be is accepted",
+    )
+    parser.add_argument(
+        "--fail-on-drop",
+        action="store_true",
+        help="exit 1 while a confirmed drop stands, 3 when the newest run only raises the suspicion: run once more",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the trends.
+
+    Raises:
+        CommandError: without a folder, without any result in it, or without the extra that a wish needs.
+    """
+    # Late, as everywhere in these commands: the help needs none of it.
+    from pytest_gpucap.history import trendplot, trendtext
+    from pytest_gpucap.history.changes import MissingLibraryError
+    from pytest_gpucap.history.trend import trend
+
+    if options.plot is not None and options.plot.suffix.removeprefix(".") not in trendplot.FORMATS:
+        raise CommandError(f"--plot {options.plot}: must end in .svg, .png or .pdf")
+    series, skipped = _series(options.folder, options.since)
+    try:
+        trends = [trend(each) for each in series]
+        if options.plot is not None:
+            trendplot.plot(trends, options.plot)
+    except (MissingLibraryError, OSError) as error:
+        raise CommandError(str(error)) from None
+    match options.format:
+        case "json":
+            shown = trendtext.as_json(trends, skipped)
+        case "markdown":
+            shown = trendtext.markdown(trends, skipped)
+        case _:
+            shown = trendtext.text(trends, skipped, heights=_heights())
+    print(shown)  # noqa: T201 - a command
+    return _exit_code(trends) if options.fail_on_drop else 0
+
+
+def _series(folder: Path, since: datetime | None) -> tuple[list[NightlySeries], list[str]]:
+    """What can be read, and one line for everything else."""
+    from pytest_gpucap.history.nightly import read_folder, series_of
+
+    try:
+        runs, skipped = read_folder(folder)
+    except NotADirectoryError as error:
+        raise CommandError(str(error)) from None
+    found, broken = series_of(run for run in runs if since is None or run.started >= since)
+    if not found:
+        for line in [*skipped, *broken]:
+            print(f"skipped {line}", file=sys.stderr)  # noqa: T201 - a command
+        raise CommandError(f"{folder}: no result with a sustainable rate{f' since {since.date()}' if since else ''}")
+    return found, [*skipped, *broken]
+
+
+def _exit_code(trends: Sequence[Trend]) -> int:
+    from pytest_gpucap.history.alarm import AlarmState
+
+    if any(trend.standing is not None for trend in trends):
+        return DROP
+    return SUSPECTED if any(trend.state is AlarmState.DROP_SUSPECTED for trend in trends) else 0
+
+
+def _heights() -> str:
+    from pytest_gpucap.history.trendtext import ASCII, BLOCKS
+
+    try:
+        BLOCKS.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return ASCII
+    return BLOCKS
+
+
+def _day(value: str) -> datetime:
+    """The start of a day, UTC."""
+    try:
+        return datetime.combine(date.fromisoformat(value), time(), tzinfo=UTC)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a date such as 2026-11-22, not {value!r}") from None

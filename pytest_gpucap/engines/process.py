@@ -1,0 +1,203 @@
+"""A server's processes, owned: started in a session of their own, ended to the last one.
+
+The server is no child of pytest but of a small watchdog process (`watchdog.py`), which stands in its own session, so
+that neither the terminal's Ctrl-C nor a signal to pytest's process group reaches the server before we end it. Pytest
+holds the watchdog's control pipe; when pytest is gone, however it went, the kernel closes that pipe and the watchdog
+ends everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from pytest_gpucap.engines.errors import ServerStopError
+
+TOKEN = "GPUCAP_SERVER_ID"  # noqa: S105  (the name of a variable)
+"""Environment variable that marks every process of one server, for the last sweep."""
+
+_WATCHDOG = Path(__file__).with_name("watchdog.py")
+_KILL_PATIENCE_S = 90.0
+"""The watchdog repeats SIGKILL for 60 s and then ends by itself."""
+
+
+class OwnedProcess:
+    """A main process with everything it starts.
+
+    Args:
+        command: what to run; the first entry is an absolute path or found on PATH.
+        env: the whole environment of the process.
+        log_path: where its standard output and error go, appended.
+        grace_s: seconds between SIGTERM and SIGKILL when it is ended.
+    """
+
+    def __init__(
+        self, command: Sequence[str], *, env: Mapping[str, str], log_path: Path, grace_s: float = 15.0
+    ) -> None:
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._grace_s = grace_s
+        self._token = uuid.uuid4().hex
+        self._pid: int | None = None
+        self._exit_code: int | None = None
+        self._stubborn: list[int] = []
+        self._news = b""
+        control_read, self._control = os.pipe()
+        self._status, status_write = os.pipe()
+        os.set_blocking(self._status, False)
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        arguments = [str(control_read), str(status_write), str(self._owner), str(grace_s), str(log_path), *command]
+        try:
+            with log_path.open("ab") as log:
+                self._watchdog = subprocess.Popen(
+                    [sys.executable, "-I", "-S", str(_WATCHDOG), *arguments],
+                    env={**env, TOKEN: self._token},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=(control_read, status_write),
+                    start_new_session=True,
+                )
+        except BaseException:
+            # Closed, the control pipe ends a watchdog that may have been started all the same.
+            os.close(self._control)
+            os.close(self._status)
+            raise
+        finally:
+            os.close(control_read)
+            os.close(status_write)
+
+    @property
+    def pid(self) -> int | None:
+        """The main process; None until it was started."""
+        self._read_news()
+        return self._pid
+
+    def poll(self) -> int | None:
+        """The main process's exit code (negative: the signal that ended it), None while it runs."""
+        self._read_news()
+        if self._exit_code is None and self._watchdog.poll() is not None:
+            self._read_news()
+            if self._exit_code is None:
+                self._exit_code = self._unreported_exit()
+        return self._exit_code
+
+    def pids(self) -> set[int]:
+        """The main process and every living descendant of it, in whatever session."""
+        try:
+            below = psutil.Process(self._watchdog.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return set()
+        return {process.pid for process in below if _alive(process)}
+
+    def close(self) -> None:
+        """End everything; returns when all of it is reaped. Safe to call twice, and in a fork (where it does nothing).
+
+        Raises:
+            ServerStopError: if a process outlived SIGKILL.
+        """
+        if os.getpid() != self._owner:
+            return
+        with self._lock:
+            if self._control < 0:
+                return
+            try:
+                self._order(b"t")
+                if not self._wait(self._grace_s + 10.0):
+                    self._order(b"k")
+                    self._wait(_KILL_PATIENCE_S)
+            except BaseException:
+                # A second Ctrl-C: no more grace, but still nothing left behind.
+                self._order(b"k")
+                self._wait(_KILL_PATIENCE_S)
+                raise
+            finally:
+                self._read_news()
+                self._release()
+            self._sweep()
+
+    def _order(self, order: bytes) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._control, order)
+
+    def _wait(self, timeout_s: float) -> bool:
+        try:
+            self._watchdog.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def _release(self) -> None:
+        os.close(self._control)
+        os.close(self._status)
+        self._control = self._status = -1
+        if self._exit_code is None:
+            self._exit_code = self._unreported_exit()
+
+    def _unreported_exit(self) -> int:
+        """For a watchdog that ended without a word: killed, and the main process with it; or never able to start."""
+        return self._watchdog.returncode if self._pid is None else -signal.SIGKILL
+
+    def _sweep(self) -> None:
+        """Find by their environment what the watchdog could not end, or left behind because it was killed itself."""
+        deadline = time.monotonic() + 10.0
+        while survivors := marked(self._token):
+            for process in survivors:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            if time.monotonic() > deadline:
+                pids = sorted({process.pid for process in survivors} | set(self._stubborn))
+                raise ServerStopError(f"processes {pids} of the server outlived SIGKILL; look at their state with ps")
+            psutil.wait_procs(survivors, timeout=0.5)
+
+    def _read_news(self) -> None:
+        if self._status < 0:
+            return
+        with contextlib.suppress(BlockingIOError):
+            while chunk := os.read(self._status, 4096):
+                self._news += chunk
+        *lines, self._news = self._news.split(b"\n")
+        for line in lines:
+            news = json.loads(line)
+            self._pid = news.get("started", self._pid)
+            self._exit_code = news.get("exited", self._exit_code)
+            self._stubborn = news.get("ended", self._stubborn)
+
+    def wait_news(self, timeout_s: float) -> None:
+        """Sleep until the watchdog has news (such as the end of the main process), at most `timeout_s`."""
+        if self._status < 0:
+            return
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._status, selectors.EVENT_READ)
+            selector.select(max(0.0, timeout_s))
+
+
+def marked(token: str) -> list[psutil.Process]:
+    """Living processes whose environment carries this server's token."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if _alive(process) and process.environ().get(TOKEN) == token:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
+            continue
+    return found
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

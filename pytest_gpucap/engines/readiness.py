@@ -1,0 +1,192 @@
+"""When a started server is ready: not when a port answers, but when our own process has answered a real chat."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import psutil
+
+from pytest_gpucap.engines.errors import EndpointError, ServerStartError
+from pytest_gpucap.engines.log import ServerLog
+from pytest_gpucap.engines.process import OwnedProcess
+from pytest_gpucap.engines.server import Server
+from pytest_gpucap.engines.startup_errors import diagnose
+
+if TYPE_CHECKING:
+    import openai
+
+_POLL_S = 0.2
+_FIND_S = 2.0
+"""Longest wait for an answer on a port that may not be the API's."""
+_HEALTH_S = 10.0
+"""Longest wait for one answer of a health check; a chat may take what is left of the start-up time."""
+_DYING_S = 20.0
+"""An engine that dies takes its API server along within this time."""
+_LINE = 100
+_PROMPT = "Please say hello and then count to three."
+"""Not too short: on CPUs with AMX, vLLM 0.32 dies when the first prompt of all has fewer than five tokens."""
+_TOKENS = 4
+
+
+class Readiness:
+    """Wait for one server.
+
+    Args:
+        process: its processes.
+        log: its log.
+        model: the unique name it must list.
+        api_key: the key it must take.
+        deadline: on `time.monotonic`.
+        on_wait: told about once a second what the start is doing.
+    """
+
+    def __init__(
+        self,
+        process: OwnedProcess,
+        log: ServerLog,
+        model: str,
+        api_key: str,
+        deadline: float,
+        on_wait: Callable[[str], None] | None,
+    ) -> None:
+        self.exit_code: int | None = None
+        """The main process's exit code, once it is known to have ended."""
+        self._process = process
+        self._log = log
+        self._model = model
+        self._api_key = api_key
+        self._started = time.monotonic()
+        self._deadline = deadline
+        self._on_wait = on_wait
+        self._next_news = self._started
+
+    def wait(self) -> str:
+        """The base URL, once the server has answered.
+
+        Raises:
+            ServerStartError: if the process ends, the time is over, or a chat is refused.
+        """
+        endpoint = self._find()
+        while not self._healthy(endpoint):
+            self._pause("waiting for its health check")
+        self._tell("asking it for a first answer", force=True)
+        try:
+            self._ask(endpoint)
+        finally:
+            endpoint.close()
+        return endpoint.base_url
+
+    def _find(self) -> Server:
+        """The endpoint that lists our model on a port our own processes listen on."""
+        while True:
+            for port in self._ports():
+                endpoint = Server(f"http://127.0.0.1:{port}/v1", self._model, self._api_key)
+                try:
+                    if self._model in endpoint.models(timeout_s=_FIND_S):
+                        return endpoint
+                except EndpointError:
+                    continue  # not the API's socket, or not serving yet
+            self._pause("starting")
+
+    def _ports(self) -> list[int]:
+        """Ports that the main process listens on; its workers' sockets are not for requests."""
+        if self._process.pid is None:
+            return []
+        try:
+            connections = psutil.Process(self._process.pid).net_connections("tcp")
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            return []
+        return [each.laddr.port for each in connections if each.status == psutil.CONN_LISTEN]
+
+    @staticmethod
+    def _healthy(endpoint: Server) -> bool:
+        try:
+            endpoint.request("/health", timeout_s=_HEALTH_S)
+        except EndpointError:
+            return False
+        return True
+
+    def _ask(self, endpoint: Server) -> None:
+        """One plain and one streamed chat; completions where the model has no chat template."""
+        import openai
+
+        client = endpoint.client.with_options(timeout=max(1.0, self._deadline - time.monotonic()))
+        try:
+            try:
+                chat(client, self._model)
+            except (openai.BadRequestError, openai.NotFoundError):
+                complete(client, self._model)
+        except openai.OpenAIError as error:
+            self._expect_death()
+            raise ServerStartError(f"it listens but does not answer a request: {error}") from None
+
+    def _expect_death(self) -> None:
+        """After a failed request: wait for the end of a process that is dying, and say why it died."""
+        until = min(self._deadline, time.monotonic() + _DYING_S)
+        while time.monotonic() < until:
+            self._check()
+            self._process.wait_news(_POLL_S)
+
+    def _pause(self, doing: str) -> None:
+        self._check()
+        if time.monotonic() >= self._deadline:
+            waited = time.monotonic() - self._started
+            raise ServerStartError(
+                f"it was not ready after {waited:.0f} s ({doing}); {diagnose(self._log.text())}; "
+                "a longer time can be given with --gpucap-startup-timeout"
+            )
+        self._tell(doing)
+        self._process.wait_news(_POLL_S)
+
+    def _check(self) -> None:
+        self.exit_code = self._process.poll()
+        if self.exit_code is not None:
+            raise ServerStartError("it ended before it was ready")
+
+    def _tell(self, doing: str, *, force: bool = False) -> None:
+        now = time.monotonic()
+        if self._on_wait is None or (now < self._next_news and not force):
+            return
+        self._next_news = now + 1.0
+        last = self._log.tail(1).strip()
+        self._on_wait(f"vLLM {doing} ({now - self._started:.0f} s): {last[-_LINE:] or 'no log yet'}")
+
+
+def chat(client: openai.OpenAI, model: str) -> None:
+    """One plain and one streamed chat.
+
+    Raises:
+        openai.OpenAIError: if either is not answered with tokens.
+    """
+    import openai
+
+    reply = client.chat.completions.create(
+        model=model, messages=[{"role": "user", "content": _PROMPT}], max_tokens=_TOKENS
+    )
+    if not reply.choices or not reply.usage or reply.usage.completion_tokens < 1:
+        raise openai.OpenAIError(f"a chat came back without a token: {reply}")
+    with client.chat.completions.create(
+        model=model, messages=[{"role": "user", "content": _PROMPT}], max_tokens=_TOKENS, stream=True
+    ) as stream:
+        finished = [choice.finish_reason for chunk in stream for choice in chunk.choices if choice.finish_reason]
+    if not finished:
+        raise openai.OpenAIError("a streamed chat broke off")
+
+
+def complete(client: openai.OpenAI, model: str) -> None:
+    """One plain and one streamed completion, for a model without a chat template.
+
+    Raises:
+        openai.OpenAIError: if either is not answered with tokens.
+    """
+    import openai
+
+    reply = client.completions.create(model=model, prompt=_PROMPT, max_tokens=_TOKENS)
+    if not reply.choices or not reply.usage or reply.usage.completion_tokens < 1:
+        raise openai.OpenAIError(f"a completion came back without a token: {reply}")
+    with client.completions.create(model=model, prompt=_PROMPT, max_tokens=_TOKENS, stream=True) as stream:
+        finished = [choice.finish_reason for chunk in stream for choice in chunk.choices if choice.finish_reason]
+    if not finished:
+        raise openai.OpenAIError("a streamed completion broke off")

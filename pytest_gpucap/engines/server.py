@@ -1,0 +1,179 @@
+"""What every OpenAI-compatible server offers a test, started by us or not."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from functools import cached_property
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from pytest_gpucap.engines.errors import EndpointError, MetricsUnavailable
+from pytest_gpucap.engines.log import ServerLog
+from pytest_gpucap.engines.prometheus import Metrics
+
+if TYPE_CHECKING:
+    import openai
+
+
+class Secret(str):
+    """A text that no repr shows: not a traceback's locals, not a log."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+
+class Server:
+    """An OpenAI-compatible server; a context manager that closes it.
+
+    Attributes:
+        base_url: ends in ``/v1``.
+        model: the name requests must carry.
+        api_key: masked in every repr.
+        log: the server's log; None where it is not ours to see.
+    """
+
+    log: ServerLog | None = None
+    max_num_seqs: int | None = None
+    kv_tokens: int | None = None
+
+    def __init__(self, base_url: str, model: str, api_key: str) -> None:
+        self.base_url = base_url.rstrip("/")
+        self.model = model
+        self.api_key = Secret(api_key)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(base_url={self.base_url!r}, model={self.model!r}, api_key={self.api_key!r})"
+
+    @property
+    def root_url(self) -> str:
+        """The URL that ``/metrics`` and ``/health`` stand under."""
+        return self.base_url.removesuffix("/v1")
+
+    @cached_property
+    def client(self) -> openai.OpenAI:
+        """An `openai.OpenAI` for this server; it makes no retries, which would hide errors from a test."""
+        import openai
+
+        # Proxies of the environment are not for loopback, and a measurement through one would measure the proxy.
+        http_client = openai.DefaultHttpxClient(trust_env=False)
+        return openai.OpenAI(base_url=self.base_url, api_key=self.api_key, max_retries=0, http_client=http_client)
+
+    @cached_property
+    def async_client(self) -> openai.AsyncOpenAI:
+        """An `openai.AsyncOpenAI` for this server; the same."""
+        import openai
+
+        http_client = openai.DefaultAsyncHttpxClient(trust_env=False)
+        return openai.AsyncOpenAI(base_url=self.base_url, api_key=self.api_key, max_retries=0, http_client=http_client)
+
+    @cached_property
+    def version(self) -> str | None:
+        """The version of vLLM as the server tells it; None where it tells none."""
+        try:
+            answer = json.loads(self.request("/version"))
+        except (EndpointError, ValueError):
+            return None
+        version = answer.get("version") if isinstance(answer, dict) else None
+        return version if isinstance(version, str) else None
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """The server's own configuration by section, where it tells (vLLM in development mode); empty elsewhere."""
+        try:
+            told = json.loads(self.request("/server_info?config_format=json"))["vllm_config"]
+        except (EndpointError, ValueError, KeyError, TypeError):
+            return {}
+        return told if isinstance(told, dict) else {}
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the server says that it is a simulation (ours do, in their version)."""
+        return (self.version or "").startswith("SIMULATED")
+
+    def metrics(self) -> Metrics:
+        """The server's Prometheus samples, read now.
+
+        Raises:
+            MetricsUnavailable: if the server has no ``/metrics``.
+        """
+        try:
+            return Metrics.parse(self.request("/metrics"))
+        except (EndpointError, ValueError) as error:
+            raise MetricsUnavailable(f"{self.root_url}/metrics gives no Prometheus metrics: {error}") from None
+
+    def reset_caches(self) -> bool:
+        """Empty the server's prefix and multi-modal caches; False where it cannot or will not (requests in flight)."""
+        try:
+            answer = self.request("/reset_prefix_cache", method="POST")
+        except EndpointError:
+            return False
+        for optional in ("/reset_mm_cache", "/reset_encoder_cache"):
+            try:
+                self.request(optional, method="POST")
+            except EndpointError:
+                continue
+        return not answer.strip() or bool(json.loads(answer).get("success", True))
+
+    def models(self, timeout_s: float = 30.0) -> list[str]:
+        """The models the server lists.
+
+        Raises:
+            EndpointError: if it lists none.
+        """
+        return list(self.origins(timeout_s))
+
+    def origins(self, timeout_s: float = 30.0) -> dict[str, str | None]:
+        """The models the server lists, each with the folder or hub name it was loaded from; None where it tells none.
+
+        vLLM tells it (``root``), the OpenAI interface does not ask for it.
+
+        Raises:
+            EndpointError: if it lists none.
+        """
+        try:
+            listed = json.loads(self.request("/v1/models", timeout_s=timeout_s))["data"]
+            return {str(each["id"]): str(each["root"]) if each.get("root") else None for each in listed}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise EndpointError(f"{self.base_url}/models does not answer as an OpenAI-compatible server") from None
+
+    def request(self, path: str, *, method: str = "GET", timeout_s: float = 30.0) -> str:
+        """One plain request under the server's root; the body of the answer.
+
+        Raises:
+            EndpointError: on anything but a good answer.
+        """
+        url = self.root_url + path
+        request = urllib.request.Request(url, method=method)  # noqa: S310  (checked to be http or https)
+        if self.api_key:
+            request.add_header("Authorization", f"Bearer {self.api_key:s}")
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=timeout_s) as answer:
+                body: bytes = answer.read()
+        except urllib.error.HTTPError as error:
+            error.close()
+            raise EndpointError(f"{method} {url} answered {error.code} {error.reason}") from None
+        except (OSError, ValueError) as error:
+            reason: Any = getattr(error, "reason", error)
+            raise EndpointError(f"{method} {url} failed: {reason}") from None
+        return body.decode("utf-8", errors="replace")
+
+    def close(self) -> None:
+        """Close the clients that were made."""
+        client = self.__dict__.pop("client", None)
+        if client is not None:
+            client.close()
+        self.__dict__.pop("async_client", None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

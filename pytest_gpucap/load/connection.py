@@ -1,0 +1,371 @@
+"""One kept-alive HTTP/1.1 connection: what it sends, and what comes back that `lane` does not know.
+
+`httptools` (Node's llhttp) parses HTTP. It gets what begins with a byte of no ordinary shape, behind a head of the same
+meaning as the one that it has not seen, until everything is ordinary again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+import httptools
+
+from pytest_gpucap.load.answer import Answer
+from pytest_gpucap.load.clocks import enable_timestamps
+from pytest_gpucap.load.event_stream import EventStream, EventStreamError
+from pytest_gpucap.load.fastpath.reader import EVENT, REST, FastReader
+from pytest_gpucap.load.fastpath.stream_state import StreamPhase
+from pytest_gpucap.load.protocol import Status
+from pytest_gpucap.load.reply_status import OK, judge_head, judge_status
+
+MAX_ERROR_BODY = 65_536
+HEAD_END = b"\r\n\r\n"
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+"""What every head comes down to that `FastReader.learn` is told."""
+READABLE, WRITABLE = select.EPOLLIN | select.EPOLLRDHUP, select.EPOLLOUT
+_BUSY = (errno.EAGAIN, errno.EINTR)
+_LOCAL_LIMITS = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)
+"""The client's own limits: no socket left, no port left, no memory."""
+
+Address = tuple[socket.AddressFamily, tuple[str | int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """Where requests go; `head` is the request up to the value of Content-Length."""
+
+    address: Address
+    head: bytes
+    ignore_eos: bool
+
+    def request(self, body: bytes) -> bytes:
+        """The whole request; the body alone where a library adds the rest (no head)."""
+        return body if not self.head else b"%b%d\r\n\r\n%b" % (self.head, len(body), body)
+
+
+class Owner(Protocol):
+    """What a connection tells the engine."""
+
+    lane: FastReader
+
+    def watch(self, connection: Connection, events: int, *, known: bool) -> None:
+        """Wait for these epoll events; `whole`, `found` and `ready` are called with what comes of it."""
+        ...
+
+    def forget(self, connection: Connection) -> None:
+        """The socket is about to be closed."""
+        ...
+
+    def ended(self, connection: Connection, answer: Answer, end_s: float, *, reusable: bool) -> None:
+        """An answer is over, well or not."""
+        ...
+
+    def resend(self, answer: Answer, request: bytes) -> None:
+        """The kept connection had been closed by the server before it saw the request."""
+        ...
+
+
+class Connection:
+    """One socket; at most one request at a time."""
+
+    __slots__ = (
+        "_body",
+        "_chunked",
+        "_close_delimited",
+        "_closed",
+        "_content_type",
+        "_encoding",
+        "_finished",
+        "_head",
+        "_in_chunk",
+        "_interim",
+        "_keep_alive",
+        "_lane",
+        "_now_s",
+        "_owner",
+        "_parser",
+        "_request",
+        "_sent",
+        "_status",
+        "_stream",
+        "_target",
+        "_watched",
+        "answer",
+        "connected",
+        "fd",
+        "idle_since_s",
+        "sock",
+    )
+
+    def __init__(self, target: RequestHead, owner: Owner) -> None:
+        """Begin to connect.
+
+        Raises:
+            OSError: if the connection cannot even be begun.
+        """
+        self._target, self._owner, self._lane = target, owner, owner.lane
+        family, address = target.address
+        self.sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self.fd = self.sock.fileno()
+        self._closed = False
+        self.connected = False
+        self.idle_since_s = 0.0
+        self.answer: Answer | None = None
+        self._request = b""
+        self._sent = 0
+        try:
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            enable_timestamps(self.sock)
+            with contextlib.suppress(BlockingIOError):
+                self.sock.connect(address)
+                self.connected = True
+        except OSError:
+            self.sock.close()
+            raise
+        self._parser = httptools.HttpResponseParser(self)
+        self._stream = EventStream()
+        self._reset_answer_state()
+        self._watched = 0
+        self._watch(READABLE if self.connected else WRITABLE)
+
+    def _reset_answer_state(self) -> None:
+        self._status = 0
+        self._content_type = self._encoding = b""
+        self._chunked = self._finished = self._in_chunk = self._interim = self._keep_alive = False
+        self._close_delimited = True
+        self._body = self._head = b""
+        self._now_s = 0.0
+
+    def send(self, answer: Answer, request: bytes, now_s: float) -> None:
+        """Send a request; its answer is reported to the owner."""
+        self.answer, self._request, self._sent = answer, request, 0
+        if self.connected:
+            self._write(now_s)
+
+    def _write(self, now_s: float) -> None:
+        answer, request = self.answer, self._request
+        if answer is None:
+            return
+        if not self._sent:
+            self._lane.read(self.fd, answer.slot)
+        try:
+            self._sent += self.sock.send(request[self._sent :] if self._sent else request)
+        except OSError as error:
+            if error.errno not in _BUSY:
+                self._broken(f"sending failed: {error.strerror}")
+                return
+        if self._sent >= len(request):
+            slots, slot = answer.slots, answer.slot
+            if slots.sent_s[slot] != slots.sent_s[slot]:  # NaN: not one sent again
+                slots.sent_s[slot] = now_s
+            if self._watched != READABLE:
+                self._watch(READABLE)
+        else:
+            self._watch(READABLE | WRITABLE)
+
+    def _watch(self, events: int) -> None:
+        if events != self._watched:
+            self._owner.watch(self, events, known=self._watched != 0)
+            self._watched = events
+
+    def ready(self) -> None:
+        """Epoll says something that is not the lane's."""
+        if not self.connected:
+            code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                self._fail(Status.CONNECT, f"connection failed: {errno.errorcode.get(code, code)}")
+                return
+            self.connected = True
+        if self.answer is not None:
+            self._write(time.monotonic())
+        else:
+            self.close()  # Nothing was asked: the server says goodbye (or talks out of turn).
+
+    def whole(self, time_s: float) -> None:
+        """The lane has read the answer to its end."""
+        answer, self.answer = self.answer, None
+        if answer is not None:
+            self.idle_since_s = time_s
+            self._owner.ended(self, answer, time_s, reusable=True)
+
+    def found(self, found: int, time_s: float) -> None:
+        """The lane has come to something that it does not know."""
+        lane, answer = self._lane, self.answer
+        if answer is None:
+            return
+        if found == EVENT:
+            answer.event(lane.data(), time_s)
+            if lane.at_end:
+                answer.recorder.add_shared(answer.events - lane.events_before)
+            if answer.status is not None:
+                self._end(answer, time_s, reusable=False)
+        else:
+            state = answer.slots.state[answer.slot]
+            if state == StreamPhase.BODY:
+                self._status, self._chunked, self._close_delimited = OK, True, False
+            if found == REST:
+                self._parse(answer, lane.data(), time_s, state)
+            elif lane.error:
+                self._broken(f"the connection broke: {os.strerror(lane.error)}")
+            else:
+                self._end_of_file(time_s)
+
+    def _parse(self, answer: Answer, data: bytes, time_s: float, state: int) -> None:
+        self._now_s = time_s
+        if state == StreamPhase.BODY:
+            data = HEAD + data
+        elif state == StreamPhase.HEAD and HEAD_END in data:
+            self._head = data[: data.index(HEAD_END) + len(HEAD_END)]
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            cause = error.__context__
+            text = str(cause) if isinstance(cause, EventStreamError) else f"not HTTP: {error}"
+            self._fail(Status.PROTOCOL, text)
+            return
+        if self._closed or self.answer is not answer:
+            return
+        answer.recorder.add_shared(answer.events - self._lane.events_before)
+        chunks = self._status == OK and self._chunked
+        ordinary = chunks and not self._in_chunk and self._stream.empty and data.endswith(b"\r\n")
+        answer.slots.state[answer.slot] = StreamPhase.PARSED if ordinary else StreamPhase.RAW
+        if answer.status in (Status.STREAM_ERROR, Status.PROTOCOL) or self._finished:
+            self._over(time_s)
+
+    # -- httptools callbacks ------------------------------------------------------------------------------------------
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One response header."""
+        name = name.lower()
+        if name == b"content-type":
+            self._content_type = value.lower()
+        elif name == b"content-encoding":
+            self._encoding = value.lower()
+        elif name == b"transfer-encoding":
+            self._chunked = b"chunked" in value.lower()
+            self._close_delimited = not self._chunked
+        elif name == b"content-length":
+            self._close_delimited = False
+
+    def on_headers_complete(self) -> None:
+        """The status is known."""
+        self._status = self._parser.get_status_code()
+        self._interim = 100 <= self._status < 200  # noqa: PLR2004 - the class of interim answers
+        head, self._head = self._head, b""
+        answer = self.answer
+        if answer is None or self._interim:
+            return
+        judge_head(answer, self._status, self._content_type.decode("latin-1"), self._encoding.decode("latin-1"))
+        plain = self._status == OK and answer.status is None and self._chunked
+        if plain and head and self._parser.should_keep_alive():
+            self._lane.learn(head)
+
+    def on_chunk_header(self) -> None:
+        """A chunk begins."""
+        self._in_chunk = True
+
+    def on_chunk_complete(self) -> None:
+        """A chunk is whole."""
+        self._in_chunk = False
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        answer = self.answer
+        if answer is None:
+            return
+        if self._status != OK or answer.status is not None:
+            if len(self._body) < MAX_ERROR_BODY:
+                self._body += body
+            return
+        for data in self._stream.feed(body):
+            answer.event(data, self._now_s)
+
+    def on_message_complete(self) -> None:
+        """The answer is whole, unless it was an interim one."""
+        if self._interim:
+            self._content_type = self._encoding = b""
+            self._close_delimited, self._chunked = True, False
+        else:
+            self._finished = True
+            # Asked here: between two messages the parser no longer knows.
+            self._keep_alive = not self._close_delimited and self._parser.should_keep_alive()
+
+    # -- ends ---------------------------------------------------------------------------------------------------------
+
+    def _over(self, time_s: float) -> None:
+        """The answer ended, or can no longer be one."""
+        answer = self.answer
+        if answer is None:
+            return
+        judge_status(answer, self._status, self._body)
+        reusable = self._finished and self._keep_alive
+        if reusable:
+            if not self._stream.empty:
+                self._stream = EventStream()
+            self._reset_answer_state()
+        self._end(answer, time_s, reusable=reusable)
+
+    def _end(self, answer: Answer, time_s: float, *, reusable: bool) -> None:
+        self.answer = None
+        if reusable:
+            self._lane.leave(self.fd)
+            self.idle_since_s = time_s
+        else:
+            self.close()
+        self._owner.ended(self, answer, time_s, reusable=reusable)
+
+    def _end_of_file(self, time_s: float) -> None:
+        answer = self.answer
+        if answer is None:
+            self.close()
+        elif self._status == 0 and not self._interim:
+            self._broken("the server closed the connection without an answer")
+        else:
+            if self._close_delimited and self._status == OK and self._stream.empty:
+                self._finished = True  # HTTP/1.0: the end of the connection is the end of the answer.
+            elif not answer.done and self._status == OK:
+                answer.fail(Status.RESET, "the server closed the connection within the answer")
+            self._over(time_s)
+
+    def _broken(self, error: str) -> None:
+        """The connection is gone. A kept one may have been closed before the server saw the request: try a new one."""
+        answer = self.answer
+        unseen = answer is not None and answer.slots.state[answer.slot] == StreamPhase.HEAD and not self._status
+        if answer is not None and unseen and self.idle_since_s:
+            self.answer = None
+            request = self._request
+            self.close()
+            self._owner.resend(answer, request)
+        else:
+            self._fail(Status.RESET, error)
+
+    def _fail(self, status: Status, error: str) -> None:
+        answer, self.answer = self.answer, None
+        self.close()
+        if answer is not None:
+            answer.fail(status, error)
+            self._owner.ended(self, answer, time.monotonic(), reusable=False)
+
+    def abandon(self, status: Status, error: str) -> None:
+        """Give up the request under way (a timeout, a cancellation)."""
+        self._fail(status, error)
+
+    def close(self) -> None:
+        """Close the socket; safe to call twice."""
+        if not self._closed:
+            self._closed = True
+            self._lane.leave(self.fd)
+            self._owner.forget(self)
+            self.sock.close()
+
+
+def is_local_limit(error: OSError) -> bool:
+    """Whether a socket could not be had for a reason on the client's own side."""
+    return error.errno in _LOCAL_LIMITS

@@ -1,0 +1,421 @@
+"""A worker's event loop: sends what is due, has read what has come, keeps what is known of itself.
+
+An epoll loop of its own rather than uvloop's: uvloop's timers tick in whole milliseconds, which alone would make
+requests up to a millisecond late, and each of its callbacks costs a handle and a context. What is left to do here is
+little: one timer for the next request that is due, one for the ticks, and what `lane` knows nothing of.
+"""
+
+from __future__ import annotations
+
+import math
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from pytest_gpucap.load.answer import Answer
+from pytest_gpucap.load.clocks import RESAMPLE_S, Offset, enable_timestamps
+from pytest_gpucap.load.connection import Connection, RequestHead, is_local_limit
+from pytest_gpucap.load.fastpath.reader import DUE, ENDED, NOTHING, READY, FastReader
+from pytest_gpucap.load.prompts import Composer
+from pytest_gpucap.load.protocol import ERRORS, Status
+from pytest_gpucap.load.recorder import Recorder
+from pytest_gpucap.load.shared_memory import Count, PhaseTable, WorkerBoard, WorkerState
+
+KEEP_IDLE_S = 3.0
+"""Idle connections are closed after this: uvicorn, and so vLLM, closes its own after 5 s, and a request sent into a
+connection that is just being closed is lost."""
+BATCH = 64
+"""Due requests sent before anything is read again."""
+FINE_S = 0.002
+"""epoll waits in whole milliseconds; nearer to a due time than this, the wait goes through select, in microseconds."""
+SPIN_S = 0.00006
+"""This near to a due time nothing waits: waking up takes some 30 us, and never the same."""
+GATHER_S, LEAST_GATHER_S, GATHER_BELOW = 0.00075, 0.0005, 32
+"""After a turn of few events, so long a rest before the next: streams that are out of step would otherwise wake the
+process for every single token, at several times the cost, and take the CPU from a server beside it. Kernel timestamps
+make it harmless to latencies; a closed loop refills a slot 0.4 ms later on average. Never into a due time: half of what
+is left until then at most."""
+FEW_REQUESTS, AT_ONCE = 48, 8
+"""Requests are composed ahead in idle moments: while there are fewer than this, so many at once."""
+COMPOSE_S = 0.0001
+"""An idle moment is longer than this: composing takes some 2 us a request, and more for long prompts."""
+MAX_ERROR_TEXTS = 50
+FAILURE_PAUSE_S = 0.1
+"""A closed loop does not replace a failed request at once: a server that refuses everything would be stormed."""
+
+
+class Rows:
+    """This worker's part of a phase's rows: `first`, `first` + `step` ...; requests are numbered across phases."""
+
+    __slots__ = ("_first_prompt", "_step", "next_row", "table")
+
+    def __init__(self, table: PhaseTable, worker: int, first_prompt: int) -> None:
+        self.table, self.next_row, self._step = table, worker, table.workers
+        self._first_prompt = first_prompt
+
+    @property
+    def left(self) -> bool:
+        """There is another row."""
+        return self.next_row < self.table.rows
+
+    @property
+    def due_s(self) -> float:
+        """When the next row of an open loop is due; infinite when there is none."""
+        due_s: float = self.table.due[self.next_row] if self.next_row < self.table.rows else math.inf
+        return due_s
+
+    def number(self, row: int) -> int:
+        """The prompt number of a row."""
+        return self._first_prompt + row
+
+    def upcoming(self, ahead: int) -> int | None:
+        """The row that comes `ahead` rows after the next one."""
+        row = self.next_row + ahead * self._step
+        return row if row < self.table.rows else None
+
+    def take(self) -> int:
+        """The next row; it is taken."""
+        row = self.next_row
+        self.next_row += self._step
+        return row
+
+
+class Carrier(Protocol):
+    """What carries one request: a connection, or an exchange of a library."""
+
+    @property
+    def answer(self) -> Answer | None:
+        """What has come of it."""
+        ...
+
+    def abandon(self, status: Status, error: str) -> None:
+        """Give the request up and report it as ended."""
+        ...
+
+
+class EventLoop:
+    """One worker's requests to one server."""
+
+    def __init__(
+        self,
+        target: RequestHead,
+        composer: Composer,
+        board: WorkerBoard,
+        worker: int,
+        *,
+        bins_start_s: float,
+        request_timeout_s: float,
+    ) -> None:
+        self.offset = Offset()
+        self.recorder = Recorder(board.tokens[worker], bins_start_s, worker)
+        self.errors: dict[str, int] = {}
+        self._target, self._composer, self._worker = target, composer, worker
+        self._live = board.live[worker]
+        self._timeout_s = request_timeout_s
+        self._epoll = select.epoll()
+        self.lane = FastReader(self._epoll.fileno(), self.recorder)
+        # Nothing is ready yet: it is compiled now, or fetched from where it is kept.
+        self.lane.drain(0, math.inf, self.offset.ns)
+        self._handlers: dict[int, Callable[[], None]] = {}
+        self._connections: dict[int, Connection] = {}
+        self._idle: deque[Connection] = deque()
+        self._busy: dict[Carrier, float] = {}
+        self._rows: Rows | None = None
+        self._requests: deque[bytes] = deque()
+        self._next_due_s = math.inf
+        self._end_s = math.inf
+        self._share = 0
+        """Requests to keep in flight; 0 in an open loop."""
+        self._opening = False
+        self._phase_open = False
+        self._completed = self._failed = 0
+        self._cpu_ns = self._wall_ns = 0
+        self._next_tick_s = 0.0
+        self._closing = False
+        with socket.socket() as probe:
+            self._gather_below = GATHER_BELOW if enable_timestamps(probe) else 0
+        self.on_phase_end: Callable[[], None] = lambda: None
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def attend(self, sock: socket.socket, handler: Callable[[], None]) -> None:
+        """Call `handler` whenever a socket other than a connection has something to read."""
+        self._handlers[sock.fileno()] = handler
+        self._epoll.register(sock.fileno(), select.EPOLLIN)
+
+    def stop(self) -> None:
+        """Leave the loop after this turn."""
+        self._closing = True
+
+    def run(self) -> None:
+        """Until `stop`."""
+        monotonic = time.monotonic
+        now_s = monotonic()
+        self._next_tick_s = now_s + RESAMPLE_S
+        read = 0
+        while not self._closing:
+            wait_s = min(self._next_due_s, self._next_tick_s) - now_s
+            wait_ms = 0
+            if 0 < read < self._gather_below and wait_s > 2 * LEAST_GATHER_S:
+                time.sleep(min(GATHER_S, wait_s / 2))
+            elif (
+                wait_s > 0 and self._next_due_s - now_s > SPIN_S and not (wait_s > COMPOSE_S and self._compose_ahead())
+            ):
+                wait_ms = self._wait(wait_s)
+            read = self._turn(wait_ms)
+            if (now_s := monotonic()) >= self._next_due_s:
+                self._send_due(now_s)
+            if now_s >= self._next_tick_s:
+                self._tick(now_s)
+
+    def _turn(self, wait_ms: int) -> int:
+        """Read what has come, waiting for it `wait_ms` at most; how many connections had something."""
+        drain, offset_ns = self.lane.drain, self.offset.ns
+        while True:
+            found, fd, time_s = drain(wait_ms, self._next_due_s, offset_ns)
+            if found == NOTHING:
+                return fd
+            if found == ENDED:
+                self._connections[fd].whole(time_s)
+            elif found == READY:
+                connection = self._connections.get(fd)
+                handler = connection.ready if connection is not None else self._handlers.get(fd)
+                if handler is not None:  # closed earlier in this very batch
+                    handler()
+            elif found != DUE:
+                self._connections[fd].found(found, time_s)
+            # A burst of events holds up no request that is due: what has come already keeps its time.
+            if (now_s := time.monotonic()) >= self._next_due_s:
+                self._send_due(now_s)
+
+    def _wait(self, wait_s: float) -> int:
+        """How many milliseconds epoll, which knows nothing finer, is to wait for events; less is waited here."""
+        if self._next_tick_s < self._next_due_s:
+            return math.ceil(wait_s * 1e3)
+        if wait_s > FINE_S:
+            return math.ceil((wait_s - FINE_S / 2) * 1e3)  # Rounded up: aim before the due time.
+        select.select((self._epoll,), (), (), wait_s - SPIN_S)
+        return 0
+
+    def _tick(self, now_s: float) -> None:
+        recorder = self.recorder
+        recorder.loop_lags.append(now_s - self._next_tick_s)
+        self._next_tick_s = now_s + RESAMPLE_S
+        steps = self.offset.steps
+        self.offset.resample()
+        if self.offset.steps != steps:
+            recorder.add(Count.CLOCK_STEPS)
+        recorder.flush_if_full()
+        while self._idle and now_s - self._idle[0].idle_since_s > KEEP_IDLE_S:
+            self._idle.popleft().close()
+        while self._busy:
+            connection, since_s = next(iter(self._busy.items()))
+            if now_s - since_s <= self._timeout_s:
+                break
+            connection.abandon(Status.TIMEOUT, f"no whole answer within {self._timeout_s:g} s")
+        self._show(now_s)
+        if self._phase_open and now_s >= self._end_s:
+            self._end_phase(now_s)
+
+    def _show(self, now_s: float) -> None:
+        live = self._live
+        live[WorkerState.IN_FLIGHT] = len(self._busy)
+        live[WorkerState.COMPLETED], live[WorkerState.FAILED] = self._completed, self._failed
+        live[WorkerState.UNSENT] = self._unsent(now_s)
+        live[WorkerState.HEARTBEAT_NS] = int(now_s * 1e9)
+
+    def _unsent(self, now_s: float) -> int:
+        return 1 if self._share == 0 and self._next_due_s <= min(now_s, self._end_s) else 0
+
+    # -- phases -------------------------------------------------------------------------------------------------------
+
+    def begin(self, table: PhaseTable, *, start_s: float, end_s: float, share: int, first_prompt: int) -> None:
+        """Begin a phase; `share` requests are kept in flight, or 0 for an open loop."""
+        self._drop_unsent()
+        self.recorder.begin(table)
+        self._rows = Rows(table, self._worker, first_prompt)
+        self._requests.clear()
+        self._end_s, self._share = end_s, share
+        self._completed = self._failed = 0
+        self._phase_open = True
+        self._cpu_ns, self._wall_ns = time.process_time_ns(), time.monotonic_ns()
+        self._opening = True
+        self._next_due_s = start_s
+        if not share:
+            self._next_due_s = self._rows.due_s
+        self._show(time.monotonic())
+
+    def cut(self, end_s: float) -> None:
+        """The phase ends now; what became due before is still sent."""
+        self._end_s = min(self._end_s, end_s)
+        self._next_tick_s = 0.0
+
+    def _end_phase(self, now_s: float) -> None:
+        self._phase_open = False
+        recorder = self.recorder
+        recorder.add(Count.CPU_NS, time.process_time_ns() - self._cpu_ns)
+        recorder.add(Count.WALL_NS, time.monotonic_ns() - self._wall_ns)
+        self._count_in_flight()
+        recorder.highest(Count.OPEN_SOCKETS, len(self._idle) + len(self._busy))
+        self._show(now_s)
+        recorder.highest(Count.ENDED, 1)
+        self.on_phase_end()
+
+    def settle(self, *, cancel: bool) -> None:
+        """Send nothing more; with `cancel`, end what is in flight."""
+        self._drop_unsent()
+        if cancel:
+            for connection in list(self._busy):
+                connection.abandon(Status.CANCELLED, "cancelled")
+        self._count_in_flight()
+        self._show(time.monotonic())
+
+    def _count_in_flight(self) -> None:
+        """Have everything that has come by now counted."""
+        per_byte = self.recorder.tokens_per_byte
+        for carrier in self._busy:
+            if carrier.answer is not None:
+                carrier.answer.spread_expected(per_byte)
+        self.recorder.flush()
+
+    def _drop_unsent(self) -> None:
+        """What was due and is not sent by now never will be."""
+        rows, self._rows, self._next_due_s = self._rows, None, math.inf
+        if rows is None or self._share:
+            return
+        while rows.left and rows.table.due[rows.next_row] < self._end_s:
+            rows.table.state[rows.take()] = Status.DROPPED
+
+    def close(self) -> None:
+        """Cancel everything and free it."""
+        self.settle(cancel=True)
+        for connection in list(self._idle):
+            connection.close()
+        self._epoll.close()
+
+    # -- sending ------------------------------------------------------------------------------------------------------
+
+    def _send_due(self, now_s: float) -> None:
+        rows = self._rows
+        if rows is None:
+            self._next_due_s = math.inf
+        elif self._share:
+            self._next_due_s = math.inf
+            failed = self._failed
+            while self._phase_open and len(self._busy) < self._share and now_s < self._end_s:
+                if not self._send_next(now_s) or self._failed > failed:
+                    break
+            self._opening = False
+        else:
+            for _ in range(BATCH):
+                due_s = self._next_due_s
+                if due_s > now_s or due_s >= self._end_s:
+                    break
+                self._send_next(due_s)
+                self._next_due_s = rows.due_s
+                now_s = time.monotonic()
+            if self._next_due_s >= self._end_s:
+                self._next_due_s = math.inf
+
+    def _send_next(self, due_s: float) -> bool:
+        """Send the next row; False when there is none."""
+        rows = self._rows
+        if rows is None or not rows.left:
+            if rows is not None and self._share:
+                self.recorder.add(Count.OUT_OF_ROWS)
+            return False
+        request = self._requests.popleft() if self._requests else self._compose(rows, rows.next_row)
+        row = rows.take()
+        if self._share:
+            rows.table.due[row] = due_s
+        recorder = self.recorder
+        recorder.add(Count.SENT)
+        sent_s = self._send(Answer(rows.table, row, recorder), request)
+        # Not when a closed loop fills up: those are sent at once, and "due" means nothing more.
+        if not (self._share and self._opening):
+            recorder.lateness.append(sent_s - due_s)
+        return True
+
+    def _send(self, answer: Answer, request: bytes, *, fresh: bool = False) -> float:
+        """Send a request, or begin to; when that was."""
+        try:
+            connection = self._idle.pop() if self._idle and not fresh else Connection(self._target, self)
+        except OSError as error:
+            status = Status.DROPPED if is_local_limit(error) else Status.CONNECT
+            answer.fail(status, f"no connection: {error.strerror or error}")
+            now_s = time.monotonic()
+            self._count(answer, now_s)
+            if self._share:
+                self._refill_after_failure()
+            return now_s
+        # Before the call: a server on this machine may have answered by the time it returns.
+        self._busy[connection] = now_s = time.monotonic()
+        connection.send(answer, request, now_s)
+        return now_s
+
+    def _refill_after_failure(self) -> None:
+        self._next_due_s = min(self._next_due_s, time.monotonic() + FAILURE_PAUSE_S)
+
+    def _compose(self, rows: Rows, row: int) -> bytes:
+        table = rows.table
+        return self._target.request(self._composer.body(rows.number(row), table.prompt[row], table.output[row]))
+
+    def _compose_ahead(self) -> bool:
+        """Compose some more requests while there is nothing else to do; False when there are enough."""
+        rows, requests = self._rows, self._requests
+        before = len(requests)
+        if rows is None or before >= FEW_REQUESTS:
+            return False
+        while len(requests) < before + AT_ONCE and (row := rows.upcoming(len(requests))) is not None:
+            requests.append(self._compose(rows, row))
+        return len(requests) > before
+
+    # -- what connections report --------------------------------------------------------------------------------------
+
+    def watch(self, connection: Connection, events: int, *, known: bool) -> None:
+        """See `Owner`."""
+        if known:
+            self._epoll.modify(connection.fd, events)
+        else:
+            self._connections[connection.fd] = connection
+            self._epoll.register(connection.fd, events)
+            self.recorder.highest(Count.OPEN_SOCKETS, len(self._connections))
+
+    def forget(self, connection: Connection) -> None:
+        """See `Owner`."""
+        if self._connections.pop(connection.fd, None) is not None:
+            self._epoll.unregister(connection.fd)
+        self._busy.pop(connection, None)
+        if connection.idle_since_s and connection in self._idle:
+            self._idle.remove(connection)
+
+    def resend(self, answer: Answer, request: bytes) -> None:
+        """See `Owner`."""
+        self.recorder.add(Count.RESENT)
+        self._send(answer, request, fresh=True)
+
+    def ended(self, connection: Carrier, answer: Answer, end_s: float, *, reusable: bool) -> None:
+        """See `Owner`."""
+        self._busy.pop(connection, None)
+        if reusable and isinstance(connection, Connection):
+            self._idle.append(connection)
+        self._count(answer, end_s)
+        if not self._share or not self._phase_open or len(self._busy) >= self._share or end_s >= self._end_s:
+            return
+        if answer.status is None or answer.status is Status.SHORT:
+            self._send_next(end_s)
+        elif self._rows is not None and self._rows.left:
+            self._refill_after_failure()
+
+    def _count(self, answer: Answer, end_s: float) -> None:
+        status = answer.finish(end_s, ignore_eos=self._target.ignore_eos)
+        if status is Status.OK:
+            self._completed += 1
+        elif status in ERRORS:
+            self._failed += 1
+            text = f"{status.name.lower()}: {answer.error}"
+            if text in self.errors or len(self.errors) < MAX_ERROR_TEXTS:
+                self.errors[text] = self.errors.get(text, 0) + 1

@@ -1,0 +1,167 @@
+"""The event loop for servers that the raw client does not speak to: TLS, proxies, HTTP/2. Slower; the same records.
+
+Everything but the transport is `EventLoop`'s: schedules, phases, timeouts, book-keeping. Requests go through httpx
+(which brings TLS, proxies from the environment, and HTTP/2 where ``h2`` is installed) on an asyncio loop, and are
+stamped in user space when their bytes come out of the library; the self-check says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from pytest_gpucap.load.answer import Answer
+from pytest_gpucap.load.clocks import RESAMPLE_S
+from pytest_gpucap.load.connection import MAX_ERROR_BODY, RequestHead
+from pytest_gpucap.load.event_loop import KEEP_IDLE_S, EventLoop
+from pytest_gpucap.load.event_stream import EventStream, EventStreamError
+from pytest_gpucap.load.http_library import http
+from pytest_gpucap.load.prompts import Composer
+from pytest_gpucap.load.protocol import Status
+from pytest_gpucap.load.reply_status import OK, judge_head, judge_status
+from pytest_gpucap.load.shared_memory import Count, WorkerBoard
+
+NEAREST_S = 0.0005
+"""Loop timers are no finer than a millisecond; anything nearer is awaited by yielding."""
+
+
+class Exchange:
+    """One request under way; in the place of a connection."""
+
+    __slots__ = ("_engine", "answer", "task")
+
+    def __init__(self, engine: LibraryEventLoop, answer: Answer) -> None:
+        self._engine, self.answer = engine, answer
+        self.task: asyncio.Task[None] | None = None
+
+    def abandon(self, status: Status, error: str) -> None:
+        """Give up (a timeout, a cancellation)."""
+        self.answer.fail(status, error)
+        if self.task is not None:
+            self.task.cancel()
+        self._engine.ended(self, self.answer, time.monotonic(), reusable=False)
+
+
+class LibraryEventLoop(EventLoop):
+    """One worker's requests to one server, through httpx; `http2` is for servers that speak nothing else."""
+
+    def __init__(
+        self,
+        target: RequestHead,
+        composer: Composer,
+        board: WorkerBoard,
+        worker: int,
+        *,
+        bins_start_s: float,
+        request_timeout_s: float,
+        url: str,
+        headers: dict[str, str],
+        http2: bool,
+    ) -> None:
+        super().__init__(
+            target, composer, board, worker, bins_start_s=bins_start_s, request_timeout_s=request_timeout_s
+        )
+        self._url = url
+        self._headers = headers | {"Content-Type": "application/json", "Accept": "text/event-stream"}
+        self._http2 = http2
+        self._attended: tuple[socket.socket, Callable[[], None]] | None = None
+        self._session: Any = None
+        self._wake = asyncio.Event()
+
+    def attend(self, sock: socket.socket, handler: Callable[[], None]) -> None:
+        """See `EventLoop.attend`."""
+        self._attended = sock, handler
+
+    def run(self) -> None:
+        """See `EventLoop.run`."""
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        library = http()
+        self._session = library.AsyncClient(
+            headers=self._headers,
+            timeout=None,
+            limits=library.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEP_IDLE_S),
+            http1=not self._http2,
+            http2=self._http2 or importlib.util.find_spec("h2") is not None,
+        )
+        if self._attended is not None:
+            sock, handler = self._attended
+            asyncio.get_running_loop().add_reader(sock, self._command, handler)
+        self._next_tick_s = time.monotonic() + RESAMPLE_S
+        async with self._session:
+            while not self._closing:
+                now_s = time.monotonic()
+                if now_s >= self._next_due_s:
+                    self._send_due(now_s)
+                if now_s >= self._next_tick_s:
+                    self._tick(now_s)
+                wait_s = min(self._next_due_s, self._next_tick_s) - time.monotonic()
+                if wait_s > NEAREST_S and self._compose_ahead():
+                    wait_s = 0.0
+                await self._pause(wait_s)
+            self.settle(cancel=True)
+
+    async def _pause(self, wait_s: float) -> None:
+        if wait_s <= NEAREST_S:
+            await asyncio.sleep(0)
+            return
+        self._wake.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), wait_s)
+
+    def _command(self, handler: Callable[[], None]) -> None:
+        handler()
+        self._wake.set()
+
+    def _refill_after_failure(self) -> None:
+        super()._refill_after_failure()
+        self._wake.set()
+
+    def _send(self, answer: Answer, request: bytes, *, fresh: bool = False) -> float:
+        del fresh
+        exchange = Exchange(self, answer)
+        self._busy[exchange] = answer.sent_s = now_s = time.monotonic()
+        exchange.task = asyncio.get_running_loop().create_task(self._carry(exchange, request))
+        self.recorder.highest(Count.OPEN_SOCKETS, len(self._busy))
+        return now_s
+
+    async def _carry(self, exchange: Exchange, body: bytes) -> None:
+        library, answer = http(), exchange.answer
+        try:
+            async with self._session.stream("POST", self._url, content=body) as response:
+                await self._read_answer(response, answer)
+        except (library.ConnectError, library.ConnectTimeout, library.ProxyError) as error:
+            answer.fail(Status.CONNECT, f"connection failed: {error}")
+        except (library.RemoteProtocolError, library.NetworkError) as error:
+            broken = isinstance(error, library.NetworkError) or "closed" in str(error) or "disconnected" in str(error)
+            if not answer.done:
+                answer.fail(Status.RESET if broken else Status.PROTOCOL, f"{type(error).__name__}: {error}")
+        except (library.HTTPError, EventStreamError) as error:
+            answer.fail(Status.PROTOCOL, f"{type(error).__name__}: {error}")
+        if exchange in self._busy:  # not abandoned meanwhile
+            self.ended(exchange, answer, time.monotonic(), reusable=False)
+
+    async def _read_answer(self, response: Any, answer: Answer) -> None:
+        status: int = response.status_code
+        headers = response.headers
+        judge_head(answer, status, headers.get("content-type", "").lower(), headers.get("content-encoding", "").lower())
+        stream, text = EventStream(), b""
+        async for data in response.aiter_raw():
+            now_s = time.monotonic()
+            self.recorder.add(Count.USER_STAMPS)
+            if status != OK or answer.status is not None:
+                text += data[: MAX_ERROR_BODY - len(text)]
+                continue
+            before = answer.events
+            for event in stream.feed(data):
+                answer.event(event, now_s)
+            self.recorder.add_shared(answer.events - before)
+            if answer.status is not None:
+                return
+        judge_status(answer, status, text)

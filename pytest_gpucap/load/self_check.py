@@ -1,0 +1,103 @@
+"""The load generator's judgement of itself: was it, and not the server, what limited a phase?
+
+Limits are relative to what is being measured where that makes sense: 20 ms of lateness spoil a server whose first
+token takes 30 ms, and mean nothing to one that takes 4 s. Figures without a limit are shown all the same.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pytest_gpucap.load.protocol import Floats, OpenLoop, Phase, SelfCheck, Status
+from pytest_gpucap.load.shared_memory import Count, PhaseTable, Spread
+
+LATENESS_FLOOR_S = 0.010
+"""Send lateness at p99 below this is never held against anyone. A process that shares its core waits for a few
+scheduler slices of 3 to 4 ms now and then, as it does beside a server on the CPU, and is no bottleneck for it."""
+LATENESS_SHARE = 0.10
+"""Of TTFT at p95. Latencies count from when a request was due, so lateness is *in* them: a client that is overwhelmed
+makes up most of what it measures, and one request in a hundred that is late by a tenth moves no percentile much."""
+LEAST_LATE = 3
+"""p99 of few requests is their maximum: one or two late ones are no saturated client."""
+CPU_LIMIT = 0.9
+"""Of one core. A worker above it has no room for a burst."""
+RATE_SHARE = 0.02
+"""Of the requests that became due in a phase, those that may still wait to be sent at its end."""
+
+
+def check_phase(phase: Phase, table: PhaseTable, *, start_s: float, end_s: float, due: Floats) -> SelfCheck:
+    """Judge one phase. `due` are the times of the rows that became due in it (journal order does not matter)."""
+    counts = table.counts.sum(axis=0)
+    sent = int(counts[Count.SENT])
+    seconds = max(end_s - start_s, 1e-9)
+    wall = np.maximum(table.counts[:, Count.WALL_NS], 1)
+    shares = tuple(float(share) for share in table.counts[:, Count.CPU_NS] / wall)
+    events = int(counts[Count.EVENTS])
+    lateness = table.histogram(Spread.LATENESS)
+    lag = table.histogram(Spread.LAG)
+    kernel = lag.total
+    lateness_p99, lag_p99 = lateness.quantile_s(0.99), lag.quantile_s(0.99)
+    is_open = isinstance(phase, OpenLoop)
+    intended = due.size / seconds if is_open else float("nan")
+    with np.errstate(invalid="ignore"):
+        ttft = table.first_s - table.due_s
+    ttft = ttft[np.isfinite(ttft)]
+    problems = []
+    limit_s = max(LATENESS_FLOOR_S, LATENESS_SHARE * float(np.quantile(ttft, 0.95)) if ttft.size else 0.0)
+    late = lateness.share_above(limit_s) * lateness.total
+    if is_open and lateness_p99 > limit_s and late >= LEAST_LATE:
+        problems.append(
+            f"{_OWN}, not the GPU, was the bottleneck: send lateness p99 {_ms(lateness_p99)} "
+            f"(limit {_ms(limit_s)}); {_ADVICE}"
+        )
+    user = int(counts[Count.USER_STAMPS])
+    busiest = max(shares, default=0.0)
+    if busiest > CPU_LIMIT:
+        problems.append(
+            f"{_OWN}, not the GPU, was the bottleneck: a worker used {busiest:.0%} of a core "
+            f"(limit {CPU_LIMIT:.0%}); {_ADVICE}"
+        )
+    dropped = int(np.count_nonzero(table.status == Status.DROPPED))
+    if dropped:
+        problems.append(
+            f"{_OWN} could not send {dropped} requests that were due: no socket, port or time was left; "
+            "raise the limit on open files (ulimit -n) or lower the rate"
+        )
+    behind = due.size - sent - dropped
+    if is_open and behind > max(RATE_SHARE * due.size, LEAST_LATE):
+        problems.append(
+            f"{_OWN}, not the GPU, was the bottleneck: {sent} of {due.size} due requests were sent; {_ADVICE}"
+        )
+    if counts[Count.CLOCK_STEPS]:
+        problems.append(
+            "the system clock was set during the phase, which spoils kernel timestamps; "
+            "stop what sets it (a one-off time synchronisation) and run again"
+        )
+    wrong = int(counts[Count.WRONG_PROMPT])
+    if wrong:
+        problems.append(f"the server counted other prompt tokens than were asked for in {wrong} requests")
+    return SelfCheck(
+        send_lateness_p99_s=lateness_p99,
+        timestamp_lag_p99_s=lag_p99,
+        loop_lag_p99_s=table.histogram(Spread.LOOP).quantile_s(0.99),
+        worker_cpu_share=shares,
+        open_sockets=int(counts[Count.OPEN_SOCKETS]),
+        intended_rps=intended,
+        achieved_rps=sent / seconds,
+        timestamps="kernel" if kernel >= user else "user",
+        shared_packet_share=counts[Count.SHARED_EVENTS] / events if events else float("nan"),
+        problems=tuple(problems),
+    )
+
+
+def is_own_limit(problem: str) -> bool:
+    """Whether a problem says that the load generator, and not what it measures, was the limit."""
+    return problem.startswith(_OWN)
+
+
+_OWN = "the load generator"
+_ADVICE = "give it a core of its own (taskset), more workers, or a machine beside the server's"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms"

@@ -1,0 +1,183 @@
+"""The worker processes as the runner sees them: started, told, listened to, and never waited for in vain."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import IO, Any
+
+import pytest_gpucap
+from pytest_gpucap.load.protocol import LoadError
+from pytest_gpucap.load.shared_memory import WorkerBoard, WorkerState, shared_memory
+
+START_TIMEOUT_S = 60.0
+"""Importing NumPy takes a second even on a busy machine; a minute means that something is wrong."""
+SILENCE_S = 15.0
+"""A worker's heartbeat beats 50 times a second. A machine so busy that none comes for this long measures nothing."""
+STOP_TIMEOUT_S = 5.0
+
+
+class WorkerPool:
+    """`workers` processes, started at once; `setup` is what every one of them is told first."""
+
+    def __init__(self, workers: int, setup: dict[str, Any]) -> None:
+        self.workers = workers
+        self.errors: list[dict[str, int]] = [{} for _ in range(workers)]
+        self._log: IO[bytes] = tempfile.TemporaryFile(prefix="gpucap-load-")  # noqa: SIM115 - closed in `close`
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._sockets: list[socket.socket] = []
+        self._inbox: list[list[dict[str, Any]]] = [[] for _ in range(workers)]
+        board_fd = shared_memory(WorkerBoard.size(workers))
+        try:
+            self.board = WorkerBoard.attach(board_fd, workers)
+            for worker in range(workers):
+                self._start({**setup, "worker": worker, "workers": workers}, board_fd)
+            self._started_s = time.monotonic()
+            deadline_s = self._started_s + START_TIMEOUT_S
+            for worker in range(workers):
+                self._wait_for(worker, "ready", deadline_s, watch_heartbeat=False)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            os.close(board_fd)
+
+    def _start(self, setup: dict[str, Any], board_fd: int) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-P", "-m", "pytest_gpucap.load.worker"]
+        if threading.current_thread() is threading.main_thread():
+            # The signal comes when the *thread* that started the child ends; only the main thread lives long enough.
+            command.append("--die-with-parent")
+        environment = dict(os.environ)
+        home = str(Path(pytest_gpucap.__file__).parents[1])
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [environment.get("PYTHONPATH"), home]))
+        with theirs:
+            self._sockets.append(ours)
+            self._processes.append(
+                subprocess.Popen(command, stdin=theirs.fileno(), stdout=self._log, stderr=self._log, env=environment)
+            )
+        socket.send_fds(ours, [json.dumps(setup).encode()], [board_fd])
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids of the workers."""
+        return tuple(process.pid for process in self._processes)
+
+    def tell(self, message: dict[str, Any], fd: int | None = None) -> None:
+        """Send every worker a message, and a descriptor along with it.
+
+        Raises:
+            LoadError: if one is dead.
+        """
+        text = json.dumps(message).encode()
+        for worker, sock in enumerate(self._sockets):
+            try:
+                socket.send_fds(sock, [text], [] if fd is None else [fd])
+            except OSError:
+                self._dead(worker)
+
+    def watch(self, timeout_s: float) -> None:
+        """Wait at most this long for messages; they are kept for `heard`.
+
+        Raises:
+            LoadError: if a worker has died or fallen silent.
+        """
+        readable, _, _ = select.select(self._sockets, [], [], max(timeout_s, 0.0))
+        for sock in readable:
+            worker = self._sockets.index(sock)
+            try:
+                data = sock.recv(2**20)
+            except OSError:
+                data = b""
+            if not data:
+                self._dead(worker)
+            message = json.loads(data)
+            if "died" in message:
+                self._dead(worker, message["died"])
+            self.errors[worker] = message.get("errors", self.errors[worker])
+            self._inbox[worker].append(message)
+
+    def check_heartbeats(self) -> None:
+        """Raise when a worker has been silent for too long.
+
+        Raises:
+            LoadError: naming it.
+        """
+        now_s = time.monotonic()
+        for worker in range(self.workers):
+            last_s = max(float(self.board.live[worker, WorkerState.HEARTBEAT_NS]) * 1e-9, self._started_s)
+            if now_s - last_s > SILENCE_S:
+                raise LoadError(
+                    f"load worker {worker} (pid {self._processes[worker].pid}) has been silent for "
+                    f"{now_s - last_s:.0f} s: stopped, or starved of CPU; the measurement is void"
+                )
+
+    def collect(self, kind: str, timeout_s: float) -> None:
+        """Wait until every worker has sent a message of a kind.
+
+        Raises:
+            LoadError: if one does not within the time, or has died.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        for worker in range(self.workers):
+            self._wait_for(worker, kind, deadline_s)
+
+    def heard(self, kind: str) -> bool:
+        """Whether every worker has sent a message of this kind; then they are taken."""
+        if not all(any(kind in message for message in inbox) for inbox in self._inbox):
+            return False
+        for worker in range(self.workers):
+            self._take(worker, kind)
+        return True
+
+    def _take(self, worker: int, kind: str) -> bool:
+        for message in self._inbox[worker]:
+            if kind in message:
+                self._inbox[worker].remove(message)
+                return True
+        return False
+
+    def _wait_for(self, worker: int, kind: str, deadline_s: float, *, watch_heartbeat: bool = True) -> None:
+        while not self._take(worker, kind):
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                raise LoadError(f"load worker {worker} did not answer ({kind}) in time; {self._log_tail()}")
+            self.watch(min(left_s, 0.25))
+            if watch_heartbeat:
+                self.check_heartbeats()
+
+    def _dead(self, worker: int, cause: str | None = None) -> None:
+        process = self._processes[worker]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(1.0)
+        code = process.returncode
+        how = cause or (f"signal {-code}" if code is not None and code < 0 else f"exit status {code}")
+        raise LoadError(f"load worker {worker} (pid {process.pid}) died: {how}; {self._log_tail()}")
+
+    def _log_tail(self) -> str:
+        size = os.fstat(self._log.fileno()).st_size
+        text = os.pread(self._log.fileno(), 2000, max(0, size - 2000)).decode("utf-8", "replace").strip()
+        return f"its last words: {text}" if text else "it left no word"
+
+    def close(self) -> None:
+        """End every worker and reap it. Safe to call twice."""
+        for sock in self._sockets:
+            sock.close()  # End of file: the worker cancels what is in flight and ends.
+        deadline_s = time.monotonic() + STOP_TIMEOUT_S
+        for process in self._processes:
+            try:
+                process.wait(max(deadline_s - time.monotonic(), 0.0))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._sockets, self._processes = [], []
+        self._log.close()

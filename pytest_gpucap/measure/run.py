@@ -1,0 +1,195 @@
+"""One measurement under way: carries phases, keeps the books on time, samples and problems."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from pytest_gpucap.estimate.samples import sample_of
+from pytest_gpucap.load import schedule
+from pytest_gpucap.load.protocol import ERRORS, Journal, LoadRunner, Phase, PhaseSpan, Progress, Status
+from pytest_gpucap.measure import constants as c
+from pytest_gpucap.measure.settings import Observer, Settings
+from pytest_gpucap.requirement import Requirement
+from pytest_gpucap.results.measured import Sample
+
+
+class OutOfTime(Exception):  # noqa: N818 - an event of the procedure, not an error of the program
+    """The GPU-time limit leaves no room for another phase."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A phase as it went, from when it counts."""
+
+    span: PhaseSpan
+    start_s: float
+    samples: tuple[Sample, ...]
+
+    @property
+    def end_s(self) -> float:
+        """When it ended."""
+        return self.span.end_s
+
+
+class MeasuringRun:
+    """The state of one measurement."""
+
+    def __init__(self, runner: LoadRunner, requirement: Requirement, settings: Settings, observer: Observer) -> None:
+        self.runner = runner
+        self.requirement = requirement
+        self.settings = settings
+        self.observer = observer
+        self.samples: list[Sample] = []
+        self.problems: list[str] = []
+        self.spent: dict[str, float] = {}
+        self.journal: Journal = runner.journal()
+        self._began_s = self._idle_since_s = runner.clock.now()
+        self._stream = 0
+        self._next_prompt = 0
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds of server time so far."""
+        return self.runner.clock.now() - self._began_s
+
+    @property
+    def in_flight(self) -> int:
+        """Requests in flight at the end of the last phase."""
+        return int((self.journal.status == Status.IN_FLIGHT).sum())
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the limit."""
+        return self.settings.max_time_s - self.spent_s
+
+    def hold(
+        self, label: str, concurrency: int, duration_s: float, *, discard_s: float = 0.0, hot: bool = True
+    ) -> Window:
+        """A closed loop at `concurrency`; the first `discard_s` do not count.
+
+        With `hot`, the rows that fill slots not yet in flight start mid-life, and only those.
+        """
+        total_s = self._fitting(duration_s + discard_s)
+        mean_output = max(1.0, self.requirement.workload.output_tokens.mean)
+        missing = max(1, concurrency - self.in_flight) if hot else concurrency
+        phase = schedule.closed_loop(
+            self.requirement.workload,
+            missing,
+            total_s,
+            concurrency / (mean_output * c.TOKEN_FLOOR_S),
+            self.settings.seed,
+            self._stream,
+            hot=hot and self.in_flight < concurrency,
+            first_prompt=self._next_prompt,
+        )
+        phase = replace(phase, concurrency=concurrency)
+        return self._carry(label, "hold", phase, min(discard_s, 0.75 * total_s), overload=None)
+
+    def open_loop(
+        self, label: str, rate_rps: float, duration_s: float, *, overload: int | None, discard_s: float = 0.0
+    ) -> Window:
+        """An open loop at `rate_rps`, called off when more than `overload` requests are in flight."""
+        total_s = self._fitting(duration_s + discard_s)
+        phase = schedule.open_loop(
+            self.requirement.workload, rate_rps, total_s, self.settings.seed, self._stream, self._next_prompt
+        )
+        return self._carry(label, "open loop", phase, min(discard_s, 0.5 * total_s), overload=overload)
+
+    def settle(self) -> None:
+        """End what is in flight: nothing more is measured."""
+        self.runner.settle(c.SETTLE_S, cancel=True)
+        now = self.runner.clock.now()
+        self._spend("settling", now - self._idle_since_s)
+        self._idle_since_s = now
+        self.journal = self.runner.journal()
+
+    def _fitting(self, duration_s: float) -> float:
+        duration_s = min(duration_s, self.left_s)
+        if duration_s < c.LEAST_PHASE_S:
+            raise OutOfTime
+        return duration_s
+
+    def _carry(self, label: str, kind: str, phase: Phase, discard_s: float, *, overload: int | None) -> Window:
+        rows = int(phase.prompt_tokens.size)
+        rate = getattr(phase, "rate_rps", None)
+        concurrency = getattr(phase, "concurrency", None)
+        self.observer.phase(
+            label, rate_rps=rate, concurrency=concurrency, duration_s=phase.duration_s, spent_s=self.spent_s
+        )
+        latency, latency_s, limit_s = self._nearest_limit()
+
+        def should_stop(progress: Progress) -> bool:
+            self.observer.progress(
+                label,
+                in_flight=progress.in_flight,
+                completed=progress.completed,
+                latency=latency,
+                latency_s=latency_s,
+                limit_s=limit_s,
+                spent_s=self.spent_s,
+                left_s=self.left_s,
+            )
+            ended = progress.completed + progress.failed
+            if ended >= 20 and progress.failed > c.MOST_ERRORS_SEEN * ended:  # noqa: PLR2004 - enough to say so
+                return True
+            return overload is not None and progress.in_flight > overload
+
+        self._stream += 1
+        self._next_prompt += rows
+        span = self.runner.run(phase, should_stop)
+        # The server waits while the procedure thinks, and is paid for all the same.
+        self._spend("between phases", span.start_s - self._idle_since_s)
+        self._idle_since_s = span.end_s
+        self.journal = self.runner.journal()
+        start_s = min(span.end_s, span.start_s + discard_s)
+        if discard_s > 0:
+            self._spend("warm-up", start_s - span.start_s)
+        self._spend(kind, span.end_s - start_s)
+        problems = tuple(span.check.problems)
+        if self.settings.trust is not None:
+            problems += tuple(self.settings.trust(span.start_s, span.end_s))
+        self.problems.extend(p for p in problems if p not in self.problems)
+        width = (span.end_s - start_s) / c.SLICES
+        samples = [
+            sample_of(
+                self.journal,
+                span,
+                f"{label} ({i + 1}/{c.SLICES})",
+                self.requirement.slo.limits,
+                start_s + i * width,
+                start_s + (i + 1) * width,
+                problems[len(span.check.problems) :],
+            )
+            for i in range(c.SLICES if width > 0 else 0)
+        ]
+        self.samples.extend(samples)
+        return Window(span, start_s, tuple(samples))
+
+    def _nearest_limit(self) -> tuple[str, float, float]:
+        """Name, latest percentile and limit of the latency nearest to its limit."""
+        best = ("", math.nan, math.nan)
+        nearest = -1.0
+        for limit in self.requirement.slo.limits:
+            for sample in reversed(self.samples[-c.SLICES :]):
+                found = sample.latencies.get(limit.metric.value)
+                if found is not None:
+                    level = min((q for q in (0.5, 0.9, 0.95, 0.99)), key=lambda q: abs(q - float(limit.quantile)))
+                    value = {0.5: found.p50_s, 0.9: found.p90_s, 0.95: found.p95_s, 0.99: found.p99_s}[level]
+                    if value / limit.limit_s > nearest:
+                        nearest, best = value / limit.limit_s, (limit.name, value, limit.limit_s)
+                    break
+            else:
+                if nearest < 0:
+                    best = (limit.name, math.nan, limit.limit_s)
+        return best
+
+    def _spend(self, kind: str, seconds: float) -> None:
+        if seconds > 0:
+            self.spent[kind] = self.spent.get(kind, 0.0) + seconds
+
+    def errors(self) -> tuple[int, int]:
+        """Failed and ended requests so far."""
+        status = self.journal.status
+        failed = int(sum((status == s).sum() for s in ERRORS))
+        return failed, failed + int((status == 0).sum())

@@ -1,0 +1,82 @@
+"""What surrounds a measurement in its record: environment, telemetry, physical limit, and what limited it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from pytest_gpucap.load.self_check import is_own_limit
+from pytest_gpucap.markers import Declaration
+from pytest_gpucap.results.measured import Sample
+from pytest_gpucap.results.record import Context
+from pytest_gpucap.roofline.limits import NoLimit, Roofline
+from pytest_gpucap.roofline.plausibility import LEAST_WINDOW_S, share_of
+from pytest_gpucap.session.environment import environment
+from pytest_gpucap.session.server_manager import SystemUnderTest
+from pytest_gpucap.telemetry.bottleneck import Bottleneck, BottleneckKind, KnownLimits, diagnose
+from pytest_gpucap.telemetry.over_time import series
+from pytest_gpucap.telemetry.sampler import Telemetry
+
+_EVERY_READING = sys.maxsize
+_AROUND_S = 2.0
+
+
+def context_of(
+    target: SystemUnderTest, samples: Sequence[Sample], roofline: Roofline | NoLimit, declared: Declaration, test: str
+) -> Context:
+    """What surrounds the samples that were just measured on a target; to be asked for while it still runs."""
+    startup_s, target.startup_s = target.startup_s, 0.0  # spent once, whichever test shares the server
+    watched = bottleneck = over_time = None
+    if samples and target.telemetry is not None:
+        start_s, end_s = min(each.start_s for each in samples), max(each.end_s for each in samples)
+        watched = target.telemetry.summary(start_s, end_s)
+        # A little more than the span: what a counter did at its ends is known from the readings around them.
+        readings = target.telemetry.series(start_s - _AROUND_S, end_s + _AROUND_S, points=_EVERY_READING)
+        over_time = series(readings, start_s, end_s)
+        bottleneck = _diagnosis(target, target.telemetry, samples, roofline)
+    limit = _limit(samples, roofline, bottleneck)
+    return Context(
+        test=test,
+        line=int(declared.place.rpartition(":")[2]),
+        environment=environment(target),
+        telemetry=watched,
+        bottleneck=bottleneck,
+        startup_s=startup_s,
+        series=over_time,
+        limit=None if isinstance(limit, NoLimit) else limit,
+        no_limit=limit.reason if isinstance(limit, NoLimit) else None,
+    )
+
+
+def _limit(
+    samples: Sequence[Sample], roofline: Roofline | NoLimit, bottleneck: Bottleneck | None
+) -> dict[str, Any] | NoLimit:
+    if isinstance(roofline, NoLimit):
+        return roofline
+    share = share_of(samples, roofline)
+    if share is None:
+        return NoLimit(f"no window of at least {LEAST_WINDOW_S:g} s had requests in flight")
+    told = bottleneck is not None and bottleneck.kind not in {BottleneckKind.NONE, BottleneckKind.UNKNOWN}
+    return share.record(bottleneck.kind.value if bottleneck and told else None)
+
+
+def _diagnosis(
+    target: SystemUnderTest, telemetry: Telemetry, samples: Sequence[Sample], roofline: Roofline | NoLimit
+) -> Bottleneck:
+    # What limits a server shows where it is driven hardest.
+    hardest = max(samples, key=lambda sample: sample.in_flight_mean)
+    own = [problem for problem in hardest.problems if is_own_limit(problem)]
+    limits = None if isinstance(roofline, NoLimit) else roofline
+    known = KnownLimits(
+        parameters=None if limits is None else limits.model.active,
+        weight_bytes=None if limits is None else limits.weights_read_bytes(1) / limits.hardware.gpus_per_engine,
+        max_num_seqs=None if target.server is None else target.server.max_num_seqs,
+        in_flight=hardest.in_flight_mean,
+        client_problems=own,
+        gpu_class=target.gpu_class,
+        cores=os.cpu_count(),
+        loopback=True,  # telemetry watches servers of our own only, and those listen on loopback
+    )
+    return diagnose(telemetry.summary(hardest.start_s, hardest.end_s), known)

@@ -1,0 +1,261 @@
+"""The ``gpucap`` fixture's object: the measuring procedure pointed at the test's server, and its results recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+
+from pytest_gpucap.measure import procedure
+from pytest_gpucap.options import Options
+from pytest_gpucap.report import terminal
+from pytest_gpucap.requirement import Number, Requirement, RequirementError, duration_s, positive, whole
+from pytest_gpucap.results.measured import Accuracy, Curve, Measurement, Outcome, Sample, Verdict
+from pytest_gpucap.results.record import (
+    Context,
+    Record,
+    curve_record,
+    measurement_record,
+    sample_record,
+    verdict_record,
+)
+from pytest_gpucap.roofline.limits import NoLimit, Roofline
+from pytest_gpucap.roofline.plausibility import checked, checked_sample, checked_verdict
+from pytest_gpucap.roofline.served import roofline_of
+from pytest_gpucap.session.base_and_head import BaseAndHead, PairInvalid
+from pytest_gpucap.session.baselines import Comparing
+from pytest_gpucap.session.context import context_of
+from pytest_gpucap.session.harness import Harness, MeasurementInvalid
+from pytest_gpucap.session.server_manager import SystemUnderTest
+
+
+class GpuCap:
+    """What a test asks: ``check()`` for the verdict, ``measure()``, ``sweep()`` and ``sample()`` for figures.
+
+    The server starts at the first call, and is shared with the other tests that declare the same one.
+    """
+
+    def __init__(
+        self,
+        instrument: Harness,
+        options: Options,
+        *,
+        test: str,
+        keep: Callable[[Record], None],
+        comparing: Comparing,
+        pairing: BaseAndHead | None = None,
+    ) -> None:
+        self._with = instrument
+        self._declared, self._live = instrument.declared, instrument.live
+        self._options = options
+        self._test = test
+        self._keep = keep
+        self._comparing = comparing
+        self._pairing = pairing
+
+    def check(self) -> Verdict:
+        """Decide whether the declared budget holds; the failure text is the report.
+
+        Returns:
+            The verdict: PASS, or INCONCLUSIVE under ``--gpucap-inconclusive=pass``.
+
+        Raises:
+            pytest.fail.Exception: on FAIL, and on INCONCLUSIVE unless the options say otherwise.
+            MeasurementInvalid: if the measurement cannot be trusted.
+        """
+        requirement = self._declared.requirement
+        if requirement is None:
+            pytest.fail(
+                f"{self._declared.place}: check() needs a rate: gpucap(qps=...) or --target-qps",
+                pytrace=False,
+            )
+        verdict, record = self._checked(requirement)
+        self._keep(record)
+        if verdict.outcome is Outcome.INVALID:
+            raise MeasurementInvalid(terminal.failure(record))
+        undecided = verdict.outcome is Outcome.INCONCLUSIVE
+        passes = verdict.outcome is Outcome.PASS or (undecided and self._options.inconclusive == "pass")
+        if self._pairing is not None:
+            try:
+                record["comparison"] = self._pairing.comparison(requirement, record)
+            except PairInvalid as error:
+                if passes:
+                    raise
+                self._live.say(str(error))  # the verdict that follows must not be lost for it
+        elif passes:
+            self._compare_check(requirement, record)
+        else:  # a test that fails already needs no confirmation of why else it would
+            self._comparing.compare(record)
+        report = terminal.failure(record)
+        if verdict.outcome is Outcome.FAIL or (undecided and self._options.inconclusive == "fail"):
+            pytest.fail(report, pytrace=False)
+        if undecided and self._options.inconclusive == "skip":
+            pytest.skip(report)
+        self._comparing.refuse_regression(record)
+        return verdict
+
+    def measure(self) -> Measurement:
+        """Measure the sustainable rate of one replica under the test's workload and limits.
+
+        Raises:
+            MeasurementInvalid: if the measurement cannot be trusted.
+        """
+        measurement, record = self._measured()
+        self._keep(record)
+        _trusted(measurement)
+        self._compared(record)
+        return measurement
+
+    def sweep(self) -> Curve:
+        """Measure latency against rate, up to saturation.
+
+        Raises:
+            MeasurementInvalid: if the measurement cannot be trusted.
+        """
+        with self._with.driven() as (runner, settings, target):
+            curve = procedure.sweep(runner, self._with.requirement, settings, self._live)
+            roofline = self._roofline(target)
+            curve = replace(curve, measurement=self._bounded(curve.measurement, roofline))
+            record = curve_record(curve, self._context(target, curve.measurement.samples, roofline))
+        self._keep(record)
+        _trusted(curve.measurement)
+        self._compared(record)
+        return curve
+
+    def sample(self, *, rate: Number | None = None, concurrency: int | None = None, duration: Number = "30s") -> Sample:
+        """Drive the server for one window at a rate (open loop) or a concurrency (closed loop).
+
+        Args:
+            rate: requests a second.
+            concurrency: requests in flight; one of the two must be given.
+            duration: such as "30s".
+
+        Raises:
+            RequirementError: if neither or both are given, or a value cannot be meant.
+        """
+        if (rate is None) == (concurrency is None):
+            raise ValueError("sample() takes either rate= or concurrency=")
+        rate_rps = None if rate is None else float(positive(rate, "rate"))
+        held = None if concurrency is None else whole(concurrency, "concurrency")
+        length_s = duration_s(duration, "duration")
+        requirement = self._with.requirement
+        with self._with.driven() as (runner, settings, target):
+            sample = procedure.sample(
+                runner, requirement, settings, self._live, rate_rps=rate_rps, concurrency=held, duration_s=length_s
+            )
+            roofline = self._roofline(target)
+            sample = checked_sample(sample, roofline)
+            context = self._context(target, (sample,), roofline)
+            self._keep(
+                sample_record(sample, requirement, context, simulated=runner.simulated, seed=self._declared.seed)
+            )
+        return sample
+
+    def accuracy(self) -> Accuracy:
+        """Ask the workload's questions in five samples and count right answers; no load, no verdict.
+
+        Raises:
+            RequirementError: if the test declares no questions.
+            MeasurementInvalid: if no answer came.
+        """
+        declared = self._declared
+        if declared.workload.questions is None:
+            raise RequirementError(f'{declared.place}: accuracy() needs gpucap(questions=FILE), or "arithmetic"')
+        from pytest_gpucap.accuracy.measuring import measure_accuracy
+
+        with self._with.driven():
+            found = measure_accuracy(
+                self._with.server(),
+                declared.workload,
+                min_accuracy=declared.slo.min_accuracy,
+                max_error_rate=declared.slo.max_error_rate,
+                seed=declared.seed,
+                time_s=declared.max_time_s,
+            )
+        if found.share is None:
+            raise MeasurementInvalid(f"{declared.name}: the answers could not be judged: {found.problem}")
+        return found
+
+    def _checked(self, requirement: Requirement, start: int = 0) -> tuple[Verdict, Record]:
+        """One run of the check."""
+        with self._with.driven(start) as (runner, settings, target):
+            verdict = procedure.check(runner, requirement, settings, self._live)
+            roofline = self._roofline(target)
+            verdict = self._answered(checked_verdict(verdict, roofline))
+            return verdict, verdict_record(verdict, self._context(target, verdict.measurement.samples, roofline))
+
+    def _answered(self, verdict: Verdict) -> Verdict:
+        """The verdict with the answers judged, where the requirement says how many must be right."""
+        if verdict.measurement.requirement.slo.min_accuracy is None:
+            return verdict
+        from pytest_gpucap.accuracy.measuring import with_answers
+
+        self._live.say("asking the workload's questions")
+        return with_answers(verdict, self._with.server(), max_time_s=self._declared.max_time_s)
+
+    def _measured(self, start: int = 0) -> tuple[Measurement, Record]:
+        """One run of the measurement."""
+        with self._with.driven(start) as (runner, settings, target):
+            measurement = procedure.measure(runner, self._with.requirement, settings, self._live)
+            roofline = self._roofline(target)
+            measurement = self._bounded(measurement, roofline)
+            return measurement, measurement_record(measurement, self._context(target, measurement.samples, roofline))
+
+    def _compare_check(self, requirement: Requirement, record: Record) -> None:
+        """Compare a check that passes; one that is far above its requirement is measured first, to know its rate."""
+        if not self._comparing.wants_more_than(record):
+            self._comparing.compare(record, self._again(lambda: self._checked_sharply(requirement, start=1)))
+            return
+        _, sharper = self._measured()
+        self._keep(sharper)
+        self._comparing.compare(record, self._again(lambda: self._measured(start=1)[1]), sharper)
+
+    def _checked_sharply(self, requirement: Requirement, start: int) -> Record:
+        """One run of the check, or of the measurement where the check did not learn the rate well enough."""
+        _, record = self._checked(requirement, start)
+        if record["problems"] or not self._comparing.wants_more_than(record):
+            return record
+        _, sharper = self._measured(start)
+        sharper["spent_s"]["check"] = sum(filter(None, record["spent_s"].values()))
+        return sharper
+
+    def _compared(self, record: Record) -> None:
+        """Compare with the session's baseline, or its base; a confirmed regression fails the test."""
+        if self._pairing is not None:
+            record["comparison"] = self._pairing.comparison(self._with.requirement, record)
+            self._comparing.refuse_regression(record)
+            return
+        self._comparing.compare(record, self._again(lambda: self._measured(start=1)[1]))
+        self._comparing.refuse_regression(record)
+
+    def _again(self, once: Callable[[], Record]) -> Callable[[str], Record]:
+        """Measures once more from a fresh start of the server, where it is ours to start; told why."""
+
+        def again(why: str) -> Record:
+            fresh = "" if self._with.placement.url else " from a fresh start"
+            self._live.say(f"{why}: measuring again{fresh}")
+            self._with.start_afresh()
+            record = once()
+            if record["problems"] or record["sustainable_rate"] is None:
+                reason = "; ".join(record["problems"]) or "it found no sustainable rate"
+                raise MeasurementInvalid(f"{self._declared.name}: {why}, and a second measurement failed: {reason}")
+            return record
+
+        return again
+
+    def _roofline(self, target: SystemUnderTest) -> Roofline | NoLimit:
+        return roofline_of(target, self._declared)
+
+    def _bounded(self, measurement: Measurement, roofline: Roofline | NoLimit) -> Measurement:
+        """The measurement held against physics, and marked with whether there is a budget to hold it against."""
+        return replace(checked(measurement, roofline), budgeted=self._declared.requirement is not None)
+
+    def _context(self, target: SystemUnderTest, samples: Sequence[Sample], roofline: Roofline | NoLimit) -> Context:
+        return context_of(target, samples, roofline, self._declared, self._test)
+
+
+def _trusted(measurement: Measurement) -> Measurement:
+    if measurement.problems:
+        raise MeasurementInvalid(f"{measurement.requirement.name} was not measured: {'; '.join(measurement.problems)}")
+    return measurement

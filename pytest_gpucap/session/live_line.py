@@ -1,0 +1,130 @@
+"""The measurement as it goes: one live line on a terminal, a plain line a phase everywhere else."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable
+from typing import Final
+
+from pytest_gpucap.report.clean import visible
+from pytest_gpucap.report.formatting import limit_name, rate, seconds
+
+_CLEAR: Final = "\r\x1b[K"
+_TAKEN_BACK: Final = f"{_CLEAR}\x1b[A\n"
+"""Up and down again: pytest counts its columns from the last line break, whatever was cleared since."""
+_REPEAT_S: Final = 30.0
+_RENEW_S: Final = 0.2
+_LEAST_NAME: Final = 8
+
+
+class LiveLine:
+    """Follows one measurement and says where it is.
+
+    Args:
+        name: of the requirement.
+        write: takes text for the terminal, past pytest's capture; None says nothing.
+        interactive: the terminal can rewrite its last line.
+        clock: seconds of the person who reads, whatever clock the measurement runs on.
+
+    Attributes:
+        gpu: says what the devices are doing, ``GPU 97% 412 W``; set while they are watched.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        write: Callable[[str], None] | None,
+        *,
+        interactive: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._name = visible(name)
+        self._write = write
+        self._interactive = interactive
+        self._clock = clock
+        self._open_line = False
+        self._said_at = -math.inf
+        self._began_s = 0.0
+        self.gpu: Callable[[], str] | None = None
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        if self._write is not None:
+            self._write(f"{_CLEAR if self._open_line else ''}{self._name}: {visible(text)}\n")
+            self._open_line = False
+
+    def waiting(self, text: str) -> None:
+        """What a wait is for; rewritten in place on a terminal, elsewhere said twice a minute."""
+        if self._write is None:
+            return
+        if self._interactive:
+            self._rewrite(visible(text))
+        elif self._clock() - self._said_at >= _REPEAT_S:
+            self._said_at = self._clock()
+            self.say(text)
+
+    def phase(
+        self, label: str, *, rate_rps: float | None, concurrency: int | None, duration_s: float, spent_s: float
+    ) -> None:
+        """A phase begins."""
+        self._began_s = spent_s
+        load = f" at {rate(rate_rps)}" if rate_rps is not None else ""
+        load += f" with {concurrency} in flight" if concurrency is not None else ""
+        text = f"{label}{load}, {duration_s:.0f} s ({spent_s:.0f} s spent)"
+        if self._interactive:
+            self.waiting(text)
+        else:
+            self.say(text)
+
+    def progress(
+        self,
+        label: str,
+        *,
+        in_flight: int,
+        completed: int,
+        latency: str,
+        latency_s: float,
+        limit_s: float,
+        spent_s: float,
+        left_s: float,
+    ) -> None:
+        """A few times a second while a phase runs; only an interactive terminal shows it."""
+        if self._write is None or not self._interactive or self._clock() - self._said_at < _RENEW_S:
+            return
+        self._said_at = self._clock()
+        said = [visible(label)]
+        if completed and spent_s > self._began_s:
+            said.append(rate(completed / (spent_s - self._began_s)))
+        if latency and not math.isnan(latency_s):
+            said.append(f"{limit_name(latency)} {seconds(latency_s)} of {seconds(limit_s)}")
+        if self.gpu is not None and (devices := self.gpu()):
+            said.append(devices)
+        said += [f"{spent_s:.0f} s", f"{left_s:.0f} s left"]
+        wide = [said[0], f"{in_flight} in flight", *said[1:]]
+        room = _room() - len(self._name) - len(": ")
+        self._rewrite(", ".join(wide if len(", ".join(wide)) <= room else said))
+
+    def _rewrite(self, text: str) -> None:
+        """Replace the live line; on a narrow screen the name gives way, then the end."""
+        room = _room()
+        name = self._name
+        if len(name) + len(": ") + len(text) > room and len(name) > _LEAST_NAME:
+            kept = max(_LEAST_NAME, room - len(": ") - len(text))
+            name = f"{name[: kept - 3]}..."
+        if self._write is not None:
+            self._write(f"{_CLEAR}{f'{name}: {text}'[:room]}")
+            self._open_line = True
+
+    def done(self) -> None:
+        """Leave the terminal on a fresh line."""
+        self.gpu = None
+        if self._open_line and self._write is not None:
+            self._write(_TAKEN_BACK)
+            self._open_line = False
+
+
+def _room() -> int:
+    # A line of full width wraps on some terminals, and then cannot be taken back.
+    return shutil.get_terminal_size().columns - 1

@@ -1,0 +1,206 @@
+"""What is measured: the leased GPU, the server on it, and the telemetry that watches both.
+
+A rig holds at most one server at a time. It is set up when a test first asks, shared by the tests that declare the same
+server, and taken down before another is set up or as soon as no test that follows needs it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from pytest_gpucap.engines.server import Server
+from pytest_gpucap.engines.url import attach
+from pytest_gpucap.engines.vllm import VllmServer, start_vllm
+from pytest_gpucap.gpu.classes import GpuClass, find_class
+from pytest_gpucap.gpu.inventory import Inventory, NoGpu, WrongGpuClass, detect, select, take_inventory
+from pytest_gpucap.gpu.lease import Lease, lease, lease_cpu
+from pytest_gpucap.gpu.memory import wait_memory_returned
+from pytest_gpucap.options import Options
+from pytest_gpucap.report.formatting import shown
+from pytest_gpucap.session.live_line import LiveLine
+from pytest_gpucap.session.placement import SIMULATED, Placement, own_classes
+from pytest_gpucap.telemetry.sampler import Telemetry
+
+MEMORY_RETURN_S = 60.0
+"""GPU memory of a killed server is back within seconds; a minute is a driver in trouble."""
+
+
+@dataclass(slots=True)
+class SystemUnderTest:
+    """One thing to measure, as it stands now."""
+
+    placement: Placement
+    gpu_class: GpuClass | None = None
+    inventory: Inventory | None = None
+    lease: Lease | None = None
+    server: Server | None = None
+    telemetry: Telemetry | None = None
+    startup_s: float = 0.0
+    _closing: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def endpoint(self) -> Server:
+        """The server, which `ServerManager.server` or `ServerManager.pair` has made ready."""
+        assert self.server is not None  # noqa: S101 - what those two are for
+        return self.server
+
+    def close(self) -> None:
+        """Take down everything, last started first."""
+        self._closing.close()
+
+
+Pair = tuple[SystemUnderTest, SystemUnderTest]
+Trust = Callable[[float, float], Sequence[str]]
+"""Reasons to distrust the span [start, end] on the machine's monotonic clock."""
+
+
+class ServerManager:
+    """Sets targets up and takes them down."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._target: SystemUnderTest | None = None
+
+    def check_class(self, name: str) -> None:
+        """See that this machine has the GPU class of the command line.
+
+        Raises:
+            pytest.UsageError: if it does not; one line with what it has.
+        """
+        if name.startswith(SIMULATED):
+            return
+        own = own_classes(self._options)
+        try:
+            select(take_inventory(), find_class(name, own), own)
+        except WrongGpuClass as error:
+            raise pytest.UsageError(f"--gpu-class: {error}") from None
+
+    def target(self, placement: Placement, live: LiveLine) -> SystemUnderTest:
+        """The target of a test, without its server; the one that stands, if it is the same."""
+        if self._target is not None and self._target.placement.key != placement.key:
+            self.keep_only(None)
+        if self._target is None:
+            self._target = self._open(placement, live)
+        return self._target
+
+    def server(self, placement: Placement, live: LiveLine) -> SystemUnderTest:
+        """The target of a test with its server ready."""
+        target = self.target(placement, live)
+        if target.server is None:
+            try:
+                self._serve(target, live)
+            except BaseException:
+                # A server that failed to start must not hold the GPU against the next test.
+                self.keep_only(None)
+                raise
+        return target
+
+    @contextmanager
+    def pair(self, base: Placement, head: Placement, live: LiveLine, *, fresh: bool) -> Iterator[tuple[Pair, Trust]]:
+        """Two servers on the same devices; the base's goes at the end, the head's stays for the tests that share it.
+
+        Args:
+            base: of a vLLM server to start.
+            head: of the vLLM server that may be standing already.
+            live: says what is waited for.
+            fresh: start the head anew as well.
+
+        Yields:
+            The targets of base and head with their servers ready, and what there is to distrust in a span of time.
+        """
+        if fresh:
+            self.keep_only(None)
+        target = self.server(head, live)
+        lease = target.lease
+        assert lease is not None  # noqa: S101 - made by `_open` for a server of our own
+        # The base ends while the head keeps its memory, which may grow meanwhile: that the base's processes are off the
+        # devices is all that can be asked for then; that all memory is back is seen when the head ends.
+        beside = replace(lease, baseline={})
+        other = SystemUnderTest(base, target.gpu_class, target.inventory, beside)
+        try:
+            first = self._start(other, live)
+            second = target.server
+            assert isinstance(second, VllmServer)  # noqa: S101 - what a placement with a spec has
+            with Telemetry(lease.devices, lambda: first.pids() | second.pids()) as watched:
+                yield (other, target), watched.problems
+        finally:
+            other.close()
+
+    def keep_only(self, key: Hashable | None) -> None:
+        """Take the target down unless it is the one with that key."""
+        if self._target is not None and (key is None or self._target.placement.key != key):
+            target, self._target = self._target, None
+            target.close()
+
+    def _open(self, placement: Placement, live: LiveLine) -> SystemUnderTest:
+        target = SystemUnderTest(placement)
+        if placement.profile is not None or placement.url is not None:
+            target.gpu_class = placement.gpu_class  # of a URL's server as declared
+            return target
+        own = own_classes(self._options)
+        target.inventory = take_inventory()
+        try:
+            target.gpu_class = placement.gpu_class or detect(target.inventory, own)
+            devices = select(target.inventory, target.gpu_class, own)
+        except (NoGpu, WrongGpuClass) as error:
+            absent = self._absent(str(error), named=placement.gpu_class is not None)
+            raise absent from None
+        wait_s = self._options.gpu_wait_s
+        if target.gpu_class.is_cpu:
+            target.lease = lease_cpu(wait_s=wait_s, on_wait=live.waiting)
+        else:
+            target.lease = lease(devices, placement.devices, wait_s=wait_s, on_wait=live.waiting)
+        target._closing.callback(target.lease.release)  # noqa: SLF001 - one object in two classes' hands
+        return target
+
+    def _absent(self, reason: str, *, named: bool) -> BaseException:
+        hint = "" if named else '; name a class with --gpu-class ("cpu" measures the CPU build of vLLM)'
+        if self._options.require:
+            return pytest.fail.Exception(f"{reason}{hint}", pytrace=False)
+        return pytest.skip.Exception(f"{reason}{hint}")
+
+    def _serve(self, target: SystemUnderTest, live: LiveLine) -> None:
+        placement, options = target.placement, self._options
+        if placement.profile is not None:
+            from pytest_gpucap.simulator.serve import start_simulator
+
+            target.server = start_simulator(placement.profile)
+        elif placement.url is not None:
+            target.server = attach(placement.url, model=options.model, api_key_env=options.api_key_env)
+        else:
+            target.telemetry = self._watch(target, self._start(target, live))
+            return
+        target._closing.callback(target.server.close)  # noqa: SLF001 - see above
+
+    def _start(self, target: SystemUnderTest, live: LiveLine) -> VllmServer:
+        placement = target.placement
+        assert placement.spec is not None  # noqa: S101 - placements without a spec have no server to ask for
+        assert target.lease is not None  # noqa: S101 - made by `_open`
+        started = time.monotonic()
+        live.say(f"starting vLLM with {placement.spec.model}")
+        server = start_vllm(placement.spec, devices=target.lease.uuids, on_wait=live.waiting)
+        target._closing.callback(self._stop, server, target.lease)  # noqa: SLF001 - see above
+        target.startup_s = time.monotonic() - started
+        target.server = server
+        ready = f"vLLM {server.version or '?'} is ready after {target.startup_s:.0f} s"
+        live.say(f"{ready}, log {shown(server.log.path)}")
+        return server
+
+    @staticmethod
+    def _watch(target: SystemUnderTest, server: VllmServer) -> Telemetry:
+        devices = target.lease.devices if target.lease is not None else ()
+        telemetry = Telemetry(devices, server.pids, lambda: server.request("/metrics"))
+        target._closing.enter_context(telemetry)  # noqa: SLF001 - see above
+        return telemetry
+
+    @staticmethod
+    def _stop(server: VllmServer, held: Lease) -> None:
+        pids = set(server.pids())
+        server.close()
+        if held.devices:
+            wait_memory_returned(held.devices, held.baseline, pids, MEMORY_RETURN_S)

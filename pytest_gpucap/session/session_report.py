@@ -1,0 +1,90 @@
+"""The session's records: written down as they come, summed up at the end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from pytest_gpucap.report import comparison, rows
+from pytest_gpucap.report import terminal as text
+from pytest_gpucap.report.formatting import shown
+from pytest_gpucap.report.publish import publish
+from pytest_gpucap.results import result_file
+from pytest_gpucap.results.record import Record
+
+_COLOURS: Final[dict[str, dict[str, bool]]] = {
+    "PASS": {"green": True},
+    "FAIL": {"red": True},
+    "INVALID": {"red": True},
+    "INCONCLUSIVE": {"yellow": True},
+}
+"""By a line's first word; the word says it all to whoever sees no colour."""
+
+
+class SessionReport:
+    """Collects records, keeps the result files up to date, writes the terminal summary."""
+
+    def __init__(
+        self, paths: Sequence[Path], config: pytest.Config, *, markdown: Path | None = None, html: Path | None = None
+    ) -> None:
+        self._files = [result_file.GrowingResultFile(path) for path in paths]
+        self._markdown, self._html = markdown, html
+        self._root = config.rootpath
+        self._started = datetime.now(UTC)
+        self._arguments = [str(argument) for argument in config.invocation_params.args]
+        self._records: list[Record] = []
+        self._unwritten: dict[Path, str] = {}
+        self._notes: list[str] = []
+
+    def add(self, records: Sequence[Record], *, expected: bool = False) -> None:
+        """Keep the records of one test, which may have been `expected` to fail, and write them down."""
+        for record in records:
+            if expected and (record["outcome"] not in {"PASS", None} or rows.regressed(record)):
+                record["expected_failure"] = True
+        self._records += records
+        content = self.document()
+        for file in self._files:
+            try:
+                file.write(content)
+            except OSError as error:
+                # A full disk must not cost the verdicts that are still to come; it is said at the end.
+                self._unwritten[file.path] = f"{file.path} could not be written: {error}"
+            else:
+                self._unwritten.pop(file.path, None)
+
+    def document(self) -> dict[str, Any]:
+        """The result file of the session so far."""
+        return result_file.document(self._records, started=self._started, arguments=self._arguments)
+
+    def close(self) -> None:
+        """No result comes any more."""
+        for file in self._files:
+            file.close()
+
+    def note(self, line: str) -> None:
+        """A line for the end of the summary."""
+        self._notes.append(line)
+
+    def summarise(self, terminal: Any) -> None:
+        """Write the summary to pytest's terminal reporter."""
+        terminal.section("GPU capacity")
+        for line in text.summary(self._records).splitlines():
+            terminal.write_line(line, **_COLOURS.get(line.lstrip("- ").partition(" ")[0].rstrip(":"), {}))
+        for line in comparison.summary(self._records):
+            terminal.write_line(line)
+        for line in self._unwritten.values() or [f"result file: {shown(self._files[-1].path)}"]:
+            terminal.write_line(line)
+        published = publish(
+            self.document(),
+            markdown_file=self._markdown,
+            html_file=self._html,
+            root=self._root,
+            environ=os.environ,
+        )
+        for line in (*self._notes, *published):
+            terminal.write_line(line)

@@ -1,0 +1,324 @@
+"""What held the server back, from the evidence of one window, and what to try.
+
+The rules are asked in an order in which an earlier cause would make the later signs appear too: a client that cannot
+send leaves the server idle; requests that wait for KV cache keep the batch small; a starved GPU is not the limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pytest_gpucap.gpu.classes import GpuClass
+from pytest_gpucap.telemetry.probes import API_SERVER, ENGINE, HELPER, WORKER
+from pytest_gpucap.telemetry.summary import KV_FULL, ProcessSummary, TelemetrySummary
+
+
+class BottleneckKind(StrEnum):
+    """What can be the bottleneck."""
+
+    CLIENT = "client"
+    KV_CACHE = "KV cache"
+    MAX_NUM_SEQS = "max_num_seqs"
+    ENGINE_CPU = "engine CPU"
+    API_SERVER_CPU = "API server CPU"
+    GPU_BANDWIDTH = "GPU memory bandwidth"
+    GPU_COMPUTE = "GPU compute"
+    NETWORK = "network"
+    NONE = "none"
+    """Nothing was seen at its limit."""
+    UNKNOWN = "unknown"
+    """Too little was seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bottleneck:
+    """What held the server back.
+
+    Attributes:
+        kind: of which there is one, the first cause.
+        evidence: the figures it was concluded from, one clause each.
+        advice: what to try, with the flag.
+    """
+
+    kind: BottleneckKind
+    evidence: tuple[str, ...]
+    advice: str
+
+    def describe(self) -> str:
+        """One line: the kind, what says so, and what to try."""
+        evidence = "; ".join(self.evidence)
+        return f"{self.kind.value}: {evidence}" + (f"; try {self.advice}" if self.advice else "")
+
+
+@dataclass(frozen=True, slots=True)
+class KnownLimits:
+    """What is known of the measurement besides telemetry; None where it is not.
+
+    Attributes:
+        max_num_seqs: of the server.
+        in_flight: requests that the client had open, mean over the window.
+        client_problems: what the load generator found wrong with itself.
+        gpu_class: for the peak rates.
+        parameters: of the model; with them, the share of the GPU's peak rate is worked out.
+        weight_bytes: of the model on one device, as quantised; with them, the least share of the bandwidth.
+        cores: that the machine has.
+        loopback: the client and the server share the machine, so that no network is between them.
+    """
+
+    max_num_seqs: int | None = None
+    in_flight: float | None = None
+    client_problems: Sequence[str] = ()
+    gpu_class: GpuClass | None = None
+    parameters: float | None = None
+    weight_bytes: float | None = None
+    cores: int | None = None
+    loopback: bool = False
+
+
+_ENGINE_ADVICE = (
+    "no --enforce-eager (CUDA graphs spare the CPU), --async-scheduling, faster cores; or several replicas on one GPU"
+)
+_API_ADVICE = "--api-server-count 2 or more, --stream-interval above 1 (fewer, larger chunks)"
+
+BUSY_THREAD = 0.9
+"""A thread on the processor 90% of the time has no room left; the rest is jitter of the scheduler."""
+BUSY_GPU = 0.9
+BUSY_SHARE = 0.4
+"""Above this share of a peak, compute is taken for the limit; kernels bound by it reach about half to three quarters.
+Of NVML's memory use, the share of time in which memory was busy at all, the same is asked."""
+BUSY_CORES = 0.85
+WAITING = 0.5
+FULL_BATCH = 0.95
+LOST_SHARE = 0.2
+
+
+def diagnose(summary: TelemetrySummary, known: KnownLimits | None = None) -> Bottleneck:
+    """The bottleneck in a window, with the figures that say so."""
+    known = known or KnownLimits()
+    for rule in (_client, _kv_cache, _max_num_seqs, _processor, _gpu, _cpu_class, _network):
+        found = rule(summary, known)
+        if found is not None:
+            return found
+    return _nothing(summary)
+
+
+def _client(_: TelemetrySummary, known: KnownLimits) -> Bottleneck | None:
+    if not known.client_problems:
+        return None
+    advice = "give the load generator cores of its own (--gpucap-workers), or a machine of its own"
+    return Bottleneck(BottleneckKind.CLIENT, tuple(known.client_problems), advice)
+
+
+def _kv_cache(summary: TelemetrySummary, _: KnownLimits) -> Bottleneck | None:
+    server = summary.server
+    evidence = []
+    if server.preemptions:
+        evidence.append(f"{server.preemptions:.0f} preemptions")
+    if server.full_while_waiting is not None and server.full_while_waiting > WAITING:
+        evidence.append(
+            f"requests waited while over {KV_FULL:.0%} of the KV cache was used in "
+            f"{server.full_while_waiting:.0%} of the readings"
+        )
+    if not evidence:
+        return None
+    if server.kv_use is not None and server.kv_use_max is not None:
+        evidence.append(f"KV cache use {server.kv_use:.0%} on average, {server.kv_use_max:.0%} at most")
+    if server.waiting is not None:
+        evidence.append(f"{server.waiting:.1f} requests waiting on average")
+    advice = (
+        "--kv-cache-dtype fp8, a higher --gpu-memory-utilization (VLLM_CPU_KVCACHE_SPACE on a CPU), a lower "
+        "--max-model-len or quantised weights; or more GPUs a replica (--tensor-parallel-size)"
+    )
+    return Bottleneck(BottleneckKind.KV_CACHE, tuple(evidence), advice)
+
+
+def _max_num_seqs(summary: TelemetrySummary, known: KnownLimits) -> Bottleneck | None:
+    server, limit = summary.server, known.max_num_seqs
+    if limit is None or server.running is None or server.waiting_share is None:
+        return None
+    if server.running < FULL_BATCH * limit or server.waiting_share < WAITING:
+        return None
+    evidence = [
+        f"{server.running:.1f} of max_num_seqs={limit} requests running on average",
+        f"requests waiting in {server.waiting_share:.0%} of the readings",
+    ]
+    if server.kv_use is not None:
+        evidence.append(f"only {server.kv_use:.0%} of the KV cache used")
+    return Bottleneck(
+        BottleneckKind.MAX_NUM_SEQS, tuple(evidence), f"--max-num-seqs above {limit}, as far as latency allows"
+    )
+
+
+def _processor(summary: TelemetrySummary, _: KnownLimits) -> Bottleneck | None:
+    """One thread at its limit while the GPU has time to spare. A GPU that is busy keeps that thread spinning too."""
+    use = _gpu_use(summary)
+    if use is None or use >= BUSY_GPU:
+        return None
+    idle = f"GPU idle {1 - use:.0%} of the time"
+    for candidates, kind, advice in (
+        (_engines(summary), BottleneckKind.ENGINE_CPU, _ENGINE_ADVICE),
+        (_api_servers(summary), BottleneckKind.API_SERVER_CPU, _API_ADVICE),
+    ):
+        busiest = _busiest_thread(candidates)
+        if busiest is not None and busiest.main_thread is not None and busiest.main_thread >= BUSY_THREAD:
+            thread = (
+                f"the {busiest.role}'s main thread (pid {busiest.pid}) on a core {busiest.main_thread:.0%} of the time"
+            )
+            return Bottleneck(kind, (thread, idle, *_load(summary)), advice)
+    return None
+
+
+def _gpu(summary: TelemetrySummary, known: KnownLimits) -> Bottleneck | None:
+    use = _gpu_use(summary)
+    if use is None or use < BUSY_GPU:
+        return None
+    evidence = [f"GPU busy {use:.0%} of the time"]
+    traffic = _mean(device.memory_use for device in summary.devices)
+    if traffic is not None:
+        evidence.append(f"its memory {traffic:.0%} of the time")
+    compute = _compute_share(summary, known)
+    if compute is not None:
+        evidence.append(f"{compute:.0%} of the peak rate for the tokens processed (2 operations a parameter)")
+    bandwidth = _bandwidth_share(summary, known)
+    if bandwidth is not None:
+        evidence.append(f"at least {bandwidth:.0%} of the peak bandwidth (all weights, once a step)")
+    power = [d.power_w / d.power_limit_w for d in summary.devices if d.power_w and d.power_limit_w]
+    if power:
+        evidence.append(f"power at {max(power):.0%} of its limit")
+    evidence += [
+        f"{reason} in {share:.0%} of the readings" for reason, share in summary.slowdowns.items() if "cap" in reason
+    ]
+    evidence += _load(summary)
+    if _bound_by_bandwidth(traffic, compute, bandwidth):
+        advice = (
+            "fewer bytes a token: quantised weights (--quantization fp8 or awq), --kv-cache-dtype fp8; or a GPU class "
+            "with more memory bandwidth; a larger batch costs latency, not bandwidth"
+        )
+        return Bottleneck(BottleneckKind.GPU_BANDWIDTH, tuple(evidence), advice)
+    advice = (
+        "--quantization fp8 where the GPU has FP8, --enable-prefix-caching for prompts that share a beginning, "
+        "--max-num-batched-tokens; or more GPUs a replica (--tensor-parallel-size)"
+    )
+    return Bottleneck(BottleneckKind.GPU_COMPUTE, tuple(evidence), advice)
+
+
+def _cpu_class(summary: TelemetrySummary, known: KnownLimits) -> Bottleneck | None:
+    """Without a GPU, the engine computes on the CPU itself."""
+    if summary.devices or not summary.processes:
+        return None
+    engines = _engines(summary)
+    api = _busiest_thread(_api_servers(summary))
+    if not engines:
+        return None
+    engine = max(engines, key=lambda process: process.cores)
+    evidence = [f"the {engine.role} (pid {engine.pid}) used {engine.cores:.2f} cores"]
+    if known.cores:
+        evidence.append(f"the machine has {known.cores}")
+    if api is not None:
+        evidence.append(f"the API server {api.cores:.2f}")
+    evidence += _load(summary)
+    thread = engine.main_thread if engine.main_thread is not None else engine.cores
+    if thread >= BUSY_THREAD or (known.cores and engine.cores >= BUSY_CORES * known.cores):
+        advice = "VLLM_CPU_OMP_THREADS_BIND to all physical cores of one socket, --dtype bfloat16; or a GPU"
+        return Bottleneck(BottleneckKind.ENGINE_CPU, tuple(evidence), advice)
+    if api is not None and (api.main_thread or 0.0) >= BUSY_THREAD:
+        return Bottleneck(BottleneckKind.API_SERVER_CPU, tuple(evidence), _API_ADVICE)
+    return None
+
+
+def _network(summary: TelemetrySummary, known: KnownLimits) -> Bottleneck | None:
+    """The client has more open than the server knows of, and nothing in the server is at its limit."""
+    server = summary.server
+    if not known.in_flight or server.running is None or server.waiting is None:
+        return None
+    inside = server.running + server.waiting
+    if inside >= known.in_flight * (1 - LOST_SHARE) or known.in_flight - inside < 1:
+        return None
+    evidence = [
+        f"the client had {known.in_flight:.1f} requests open, the server {inside:.1f} inside",
+        *(f"the {process.role} used {process.cores:.2f} cores" for process in summary.processes[:2]),
+    ]
+    if (use := _gpu_use(summary)) is not None:
+        evidence.append(f"GPU idle {1 - use:.0%} of the time")
+    if known.loopback:
+        # Between a client and a server of one machine there is only the API server to wait for.
+        return Bottleneck(BottleneckKind.API_SERVER_CPU, tuple(evidence), _API_ADVICE)
+    advice = "measure from the server's own machine, without a proxy; look at the latency of the connection"
+    return Bottleneck(BottleneckKind.NETWORK, tuple(evidence), advice)
+
+
+def _nothing(summary: TelemetrySummary) -> Bottleneck:
+    if not summary.server.readings and not summary.processes and not any(d.readings for d in summary.devices):
+        return Bottleneck(BottleneckKind.UNKNOWN, ("no telemetry in the window",), "")
+    evidence = list(_load(summary))
+    evidence += [f"the {process.role} used {process.cores:.2f} cores" for process in summary.processes[:2]]
+    use = _gpu_use(summary)
+    if summary.devices and use is None:
+        return Bottleneck(
+            BottleneckKind.UNKNOWN, ("the GPU does not tell how busy it is, as MIG slices do not", *evidence), ""
+        )
+    if use is not None:
+        evidence.append(f"GPU idle {1 - use:.0%} of the time")
+    # Capacity that is missed all the same was taken by what is not watched: a container's quota, other processes.
+    advice = "nothing was seen at its limit: the server takes more than was offered here, or others had its cores"
+    return Bottleneck(BottleneckKind.NONE, tuple(evidence), advice)
+
+
+def _bound_by_bandwidth(traffic: float | None, compute: float | None, bandwidth: float | None) -> bool:
+    """A batch that is decoded reads all weights for few tokens; a prefill computes much on each byte."""
+    if compute is not None and bandwidth is not None:
+        return bandwidth >= compute
+    if compute is not None:
+        return compute < BUSY_SHARE
+    return traffic is not None and traffic >= BUSY_SHARE
+
+
+def _compute_share(summary: TelemetrySummary, known: KnownLimits) -> float | None:
+    """Share of the peak bf16 rate that the tokens took: 2 operations a parameter and token, attention left out."""
+    server, gpu_class = summary.server, known.gpu_class
+    peak = (gpu_class.bf16_flops or gpu_class.fp16_flops) if gpu_class else None
+    if not peak or not known.parameters or server.prompt_tokens_per_s is None or server.output_tokens_per_s is None:
+        return None
+    computed = server.prompt_tokens_per_s * (1 - (server.prefix_hit_rate or 0.0)) + server.output_tokens_per_s
+    return 2 * known.parameters * computed / (peak * max(1, len(summary.devices)))
+
+
+def _bandwidth_share(summary: TelemetrySummary, known: KnownLimits) -> float | None:
+    """Least share of the bandwidth: each step gives every running request a token, and reads all weights once."""
+    server, gpu_class = summary.server, known.gpu_class
+    peak = gpu_class.bandwidth_bytes_per_s if gpu_class else None
+    if not peak or not known.weight_bytes or not server.running or server.output_tokens_per_s is None:
+        return None
+    return known.weight_bytes * server.output_tokens_per_s / server.running / peak
+
+
+def _gpu_use(summary: TelemetrySummary) -> float | None:
+    return _mean(device.gpu_use for device in summary.devices)
+
+
+def _engines(summary: TelemetrySummary) -> list[ProcessSummary]:
+    """Where no process bears an engine's title (a vLLM without setproctitle), those that bear none."""
+    titled = [process for process in summary.processes if process.role in {ENGINE, WORKER}]
+    return titled or [process for process in summary.processes if process.role == HELPER]
+
+
+def _api_servers(summary: TelemetrySummary) -> list[ProcessSummary]:
+    return [process for process in summary.processes if process.role == API_SERVER]
+
+
+def _busiest_thread(processes: Sequence[ProcessSummary]) -> ProcessSummary | None:
+    return max(processes, key=lambda process: process.main_thread or 0.0, default=None)
+
+
+def _load(summary: TelemetrySummary) -> list[str]:
+    server = summary.server
+    if server.running is None or server.waiting is None:
+        return []
+    return [f"{server.running:.1f} requests running and {server.waiting:.1f} waiting on average"]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None

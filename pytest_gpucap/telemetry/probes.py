@@ -1,0 +1,187 @@
+"""One reading each of a device and of a process, as cheap as they can be had."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pytest_gpucap.gpu.device import Device
+from pytest_gpucap.gpu.nvml import handle_of, memory_used
+from pytest_gpucap.telemetry.time_series import NAN
+
+DEVICE_FIELDS = (
+    "gpu_use",  # share of the last sampling period in which a kernel ran, 0 to 1
+    "memory_use",  # share of it in which device memory was read or written, 0 to 1
+    "power_w",
+    "sm_clock_mhz",
+    "reasons",  # NVML's bit mask of why clocks are below their maximum
+    "memory_bytes",
+    "memory_clock_mhz",
+    "temperature_c",
+    "energy_j",  # since the driver was loaded
+)
+SLOW_FROM = 4
+"""Position of the first question whose answer changes slowly, or adds up by itself."""
+SLOW_PERIOD_S = 1.0
+CLOSE_S = 0.01
+"""A reading this little before its time is not put off to the next turn."""
+
+
+class DeviceProbe:
+    """Reads one device. A field that the device does not support is asked for once; other failures give NaN.
+
+    Power, energy, clocks, temperature and reasons of a MIG slice are its whole GPU's.
+    """
+
+    def __init__(self, pynvml: Any, device: Device) -> None:
+        self.device = device
+        self.lost: str | None = None
+        """Why the device is gone, once it is."""
+        self._pynvml = pynvml
+        own = handle_of(pynvml, device.uuid)
+        board = handle_of(pynvml, device.parent_uuid) if device.parent_uuid else own
+        self.handle, self.board = own, board
+        self._hopeless = {
+            pynvml.NVML_ERROR_NOT_SUPPORTED,
+            pynvml.NVML_ERROR_NO_PERMISSION,
+            pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+            pynvml.NVML_ERROR_INVALID_ARGUMENT,
+        }
+        clock, temperature = pynvml.nvmlDeviceGetClockInfo, pynvml.nvmlDeviceGetTemperature
+        sm, memory, core = pynvml.NVML_CLOCK_SM, pynvml.NVML_CLOCK_MEM, pynvml.NVML_TEMPERATURE_GPU
+        # In the order of DEVICE_FIELDS; the first question answers two of them.
+        self._questions: list[Callable[[], tuple[float, ...]] | None] = [
+            lambda: _two(pynvml.nvmlDeviceGetUtilizationRates(own)),
+            lambda: (pynvml.nvmlDeviceGetPowerUsage(board) / 1000,),
+            lambda: (float(clock(board, sm)),),
+            lambda: (float(_reasons(pynvml, board)),),
+            lambda: (float(memory_used(pynvml, own)[0]),),
+            lambda: (float(clock(board, memory)),),
+            lambda: (float(temperature(board, core)),),
+            lambda: (pynvml.nvmlDeviceGetTotalEnergyConsumption(board) / 1000,),
+        ]
+        self._slow_due_s = -math.inf
+
+    def read(self, now_s: float) -> list[float]:
+        """In the order of `DEVICE_FIELDS`; NaN for the slow ones where they are not due yet."""
+        slow = now_s >= self._slow_due_s
+        if slow:
+            self._slow_due_s = now_s + SLOW_PERIOD_S - CLOSE_S
+        values: list[float] = []
+        for position, question in enumerate(self._questions):
+            asked = question if slow or position < SLOW_FROM else None
+            answer = self._ask(position, asked)
+            values.extend(answer if answer is not None else ((NAN, NAN) if position == 0 else (NAN,)))
+        return values
+
+    def pcie_bytes_per_s(self) -> tuple[float, float]:
+        """(sent, received) by the GPU over PCIe; NVML counts for 20 ms each, and the call takes as long."""
+        pynvml = self._pynvml
+        try:
+            sent = pynvml.nvmlDeviceGetPcieThroughput(self.board, pynvml.NVML_PCIE_UTIL_TX_BYTES)
+            received = pynvml.nvmlDeviceGetPcieThroughput(self.board, pynvml.NVML_PCIE_UTIL_RX_BYTES)
+        except pynvml.NVMLError:
+            return NAN, NAN
+        return sent * 1024.0, received * 1024.0
+
+    def ecc_errors(self) -> float:
+        """Uncorrected memory errors since the driver was loaded; NaN where it cannot be told."""
+        pynvml = self._pynvml
+        kind, since = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC
+        try:
+            return float(pynvml.nvmlDeviceGetTotalEccErrors(self.board, kind, since))
+        except pynvml.NVMLError:
+            return NAN
+
+    def _ask(self, position: int, question: Callable[[], tuple[float, ...]] | None) -> tuple[float, ...] | None:
+        if question is None:
+            return None
+        try:
+            return question()
+        except self._pynvml.NVMLError as error:
+            if error.value in self._hopeless:
+                self._questions[position] = None
+            elif error.value == self._pynvml.NVML_ERROR_GPU_IS_LOST:
+                self.lost = str(error)
+            return None
+
+
+def _reasons(pynvml: Any, handle: Any) -> int:
+    """The bit mask of why clocks are below their maximum, under its name of today or of drivers before R535."""
+    try:
+        return int(pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
+    except pynvml.NVMLError as error:
+        if error.value != pynvml.NVML_ERROR_FUNCTION_NOT_FOUND:
+            raise
+        return int(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
+
+
+def _two(rates: Any) -> tuple[float, float]:
+    return rates.gpu / 100, rates.memory / 100
+
+
+ENGINE, WORKER, API_SERVER, HELPER = "engine", "worker", "API server", "helper"
+PROCESS_FIELDS = ("cpu_s", "main_thread_s")
+MAX_LOOKS = 20
+
+
+class ProcessProbe:
+    """Reads the CPU time of one process of the server.
+
+    The main thread is read by itself, because it is what limits: an engine schedules and an API server answers on one
+    thread each, however many others the process has.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._process = psutil.Process(pid)
+        self._stat = Path(f"/proc/{pid}/task/{pid}/stat")
+        self._looks = 0
+        self.role = role_of(self._process)
+
+    def read(self) -> tuple[float, float]:
+        """In the order of `PROCESS_FIELDS`, in seconds since it started.
+
+        Raises:
+            psutil.Error: if the process has ended.
+        """
+        if self.role == HELPER and self._looks < MAX_LOOKS:  # a process sets its title some time after its start
+            self._looks += 1
+            self.role = role_of(self._process)
+        times = self._process.cpu_times()
+        return times.user + times.system, self._main_thread_s()
+
+    def _main_thread_s(self) -> float:
+        if not sys.platform.startswith("linux"):
+            return NAN
+        try:
+            # The name in parentheses may hold anything; fields 14 and 15 are user and system time (proc(5)).
+            fields = self._stat.read_bytes().rpartition(b")")[2].split()
+        except OSError:
+            return NAN
+        return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+
+
+def role_of(process: psutil.Process) -> str:
+    """What a process of a vLLM server does, from the title that it gives itself or its command line."""
+    try:
+        title = " ".join(process.cmdline())
+    except psutil.Error:
+        return HELPER
+    if "EngineCore" in title:
+        return ENGINE
+    if re.search(r"\bVLLM::Worker|\bWorker_", title):
+        return WORKER
+    if re.search(r"APIServer|api_server|\bvllm serve\b|/vllm serve\b", title):
+        return API_SERVER
+    return HELPER

@@ -1,0 +1,317 @@
+"""What the GPUs, the server and its processes did while it was measured.
+
+Two threads sample: one the devices through NVML, up to ten times a second; one the server's ``/metrics``, the CPU of
+its processes, PCIe traffic and the neighbours, twice a second, so that a server that answers late delays no device
+reading. Some drivers spend half a millisecond of CPU on every figure (an H100 under driver 580: 4.3 ms for all nine),
+on cores that the server needs; so devices are read as often as a fixed share of one core pays for.
+All times are `time.monotonic`, the clock of the load generator, so windows of the measurement can be looked up.
+
+On a machine without GPUs the same object watches the server and its processes alone.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import astuple, dataclass, fields
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+
+from pytest_gpucap.gpu.device import Device
+from pytest_gpucap.gpu.neighbours import Neighbours, describe
+from pytest_gpucap.gpu.nvml import NvmlUnavailable, process_list, session
+from pytest_gpucap.gpu.occupancy import GpuProcess
+from pytest_gpucap.telemetry import health
+from pytest_gpucap.telemetry.probes import DEVICE_FIELDS, PROCESS_FIELDS, DeviceProbe, ProcessProbe
+from pytest_gpucap.telemetry.server_metrics import ServerFigures, read_figures
+from pytest_gpucap.telemetry.summary import TelemetrySummary, summarise
+from pytest_gpucap.telemetry.time_series import TimeSeries, thin
+
+DEVICE_PERIOD_S = 0.1
+LONGEST_PERIOD_S = 1.0
+"""Devices are read this often however dear it is: a slowdown of a few seconds must not go unseen."""
+DEVICE_SHARE = 0.006
+"""Of one core, for reading devices; with the server's figures (0.3 to 0.4%) the whole stays below 1%."""
+PACE_MEMORY_S = 1.0
+"""How long what readings cost is remembered, in deciding how often they are taken."""
+SERVER_PERIOD_S = 0.5
+PIDS_PERIOD_S = 5.0
+STOP_S = 5.0
+"""How long `stop` waits for a reading under way; a server that does not answer must not hold up its own end."""
+SERVER_FIELDS = tuple(field.name for field in fields(ServerFigures))
+LINK_FIELDS = ("pcie_sent_bytes_per_s", "pcie_received_bytes_per_s", "ecc_errors")
+
+
+@dataclass
+class WatchedDevice:
+    """A device and what was seen of it."""
+
+    device: Device
+    series: TimeSeries
+    link: TimeSeries
+
+
+@dataclass
+class WatchedProcess:
+    """A process of the server and what was seen of it."""
+
+    pid: int
+    role: str
+    series: TimeSeries
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """Somebody else's process on a device, at a time."""
+
+    time_s: float
+    uuid: str
+    pid: int
+    text: str
+
+
+class ReadingPace:
+    """How long to wait between readings so that they cost no more than a share of one core.
+
+    The first reading counts for nothing: it sets up the driver's side, for as much as a hundred others take.
+
+    Args:
+        shortest_s, longest_s: bounds of the period.
+        share: of one core, that readings may take.
+    """
+
+    def __init__(self, shortest_s: float, longest_s: float, share: float) -> None:
+        self._shortest_s, self._longest_s, self._share = shortest_s, longest_s, share
+        self._cost_s = 0.0
+        self._weight = 0.0
+        """Of the next reading, in the mean of what readings cost."""
+
+    def period_s(self, cost_s: float) -> float:
+        """The period to keep after a reading that took so many seconds of CPU; follows the mean of some seconds."""
+        self._cost_s += (cost_s - self._cost_s) * self._weight
+        period_s = min(max(self._cost_s / self._share, self._shortest_s), self._longest_s)
+        # By time and not by readings: one that was dear must not slow down the next minute.
+        self._weight = 1 - math.exp(-period_s / PACE_MEMORY_S) if self._weight else 1.0
+        return period_s
+
+
+class Telemetry:
+    """Samples from `start` (or the start of a ``with`` block) until `stop`.
+
+    Args:
+        devices: the leased ones; empty for the CPU.
+        server_pids: the server's processes at the moment of the call.
+        fetch: reads the server's ``/metrics``; None where it has none.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        devices: Sequence[Device],
+        server_pids: Callable[[], Iterable[int]],
+        fetch: Callable[[], str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._server_pids, self._fetch, self._clock = server_pids, fetch, clock
+        self.devices = [WatchedDevice(d, TimeSeries(DEVICE_FIELDS), TimeSeries(LINK_FIELDS)) for d in devices]
+        self.server = TimeSeries(SERVER_FIELDS)
+        self.processes: dict[int, WatchedProcess] = {}
+        self.sightings: list[Sighting] = []
+        self.faults: dict[str, str] = {}
+        """What could not be sampled, by what it is: the last reason of each."""
+        self._pids: frozenset[int] = frozenset()
+        self._pids_due_s = -math.inf
+        self._dead: set[int] = set()
+        self._probes: dict[str, DeviceProbe] = {}
+        self._process_probes: dict[int, ProcessProbe] = {}
+        self._neighbours = {d.uuid: Neighbours() for d in devices}
+        self._turn = 0
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._open = ExitStack()
+        self._pynvml: Any = None
+
+    def attach(self) -> None:
+        """Find the devices, without sampling yet; `start` does both."""
+        if not self.devices or self._pynvml is not None:
+            return
+        try:
+            self._pynvml = self._open.enter_context(session())
+        except NvmlUnavailable as error:
+            self.faults["NVML"] = str(error)
+            return
+        for watched in self.devices:
+            try:
+                self._probes[watched.device.uuid] = DeviceProbe(self._pynvml, watched.device)
+            except self._pynvml.NVMLError as error:
+                self.faults[watched.device.label] = str(error)
+
+    def start(self) -> None:
+        """Begin to sample, in daemon threads."""
+        if self._threads:
+            return
+        self.attach()
+        # The server's figures are always due: the verdict on what limits it rests on them, and they are cheap.
+        loops = [("gpucap-server", ReadingPace(SERVER_PERIOD_S, SERVER_PERIOD_S, 1.0), self.sample_server)]
+        if self._probes:
+            pace = ReadingPace(DEVICE_PERIOD_S, LONGEST_PERIOD_S, DEVICE_SHARE)
+            loops.append(("gpucap-devices", pace, self.sample_devices))
+        self._stop.clear()
+        for name, pace, sample in loops:
+            thread = threading.Thread(target=self._loop, args=(pace, sample), name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def stop(self) -> None:
+        """Stop sampling; what was sampled stays. Safe to call twice."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(STOP_S)
+        self._threads.clear()
+        self._open.close()
+        self._pynvml = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def summary(self, start_s: float, end_s: float) -> TelemetrySummary:
+        """What happened in a window of `clock` time; None in it for what was not sampled."""
+        return summarise(
+            start_s,
+            end_s,
+            devices=[(watched.device, watched.series, watched.link) for watched in self.devices],
+            server=self.server,
+            processes=[(watched.pid, watched.role, watched.series) for watched in self.processes.copy().values()],
+        )
+
+    def problems(self, start_s: float, end_s: float) -> list[str]:
+        """Why a measurement in that window cannot be trusted; one sentence each, none if it can."""
+        found: list[str] = []
+        for watched in self.devices:
+            found += health.device_problems(watched.device, watched.series, watched.link, start_s, end_s)
+            seen = {
+                s.pid: s.text
+                for s in self.sightings.copy()
+                if s.uuid == watched.device.uuid and start_s <= s.time_s <= end_s
+            }
+            found += [f"a neighbour was on {watched.device.label}: {text}" for text in seen.values()]
+            probe = self._probes.get(watched.device.uuid)
+            if probe is not None and probe.lost is not None:
+                found.append(f"{watched.device.label} was lost: {probe.lost}")
+        return found
+
+    def series(self, start_s: float = 0.0, end_s: float = float("inf"), points: int = 600) -> dict[str, Any]:
+        """Plain lists for reports: of each series at most `points` rows, each the mean of those it stands for."""
+        return {
+            "devices": {
+                watched.device.uuid: {
+                    **thin(watched.series.window(start_s, end_s), points),
+                    "link": thin(watched.link.window(start_s, end_s), points),
+                }
+                for watched in self.devices
+            },
+            "server": thin(self.server.window(start_s, end_s), points),
+            "processes": {
+                str(watched.pid): {"role": watched.role, **thin(watched.series.window(start_s, end_s), points)}
+                for watched in self.processes.copy().values()
+            },
+        }
+
+    def sample_devices(self) -> None:
+        """One reading of every device now; by hand only while the threads do not run."""
+        for watched in self.devices:
+            probe = self._probes.get(watched.device.uuid)
+            if probe is not None:
+                now_s = self._clock()
+                watched.series.append(now_s, probe.read(now_s))
+
+    def sample_server(self) -> None:
+        """One reading of the server, its processes, the neighbours and one device's links now; see `sample_devices`."""
+        if self._clock() >= self._pids_due_s:
+            self._ask_for_pids()
+        self._sample_processes()
+        self._sample_figures()
+        if self._probes:
+            self._sample_neighbours()
+            self._sample_link()
+
+    def _loop(self, pace: ReadingPace, sample: Callable[[], None]) -> None:
+        due = self._clock()
+        while not self._stop.is_set():
+            began = time.thread_time()
+            try:
+                sample()
+            except Exception as error:  # noqa: BLE001 - a reading that fails must not end the watch; it is told
+                self.faults[sample.__name__] = f"{type(error).__name__}: {error}"
+            period_s = pace.period_s(time.thread_time() - began)
+            # A late reading is not made up for: the next one is due at the next full period.
+            due += period_s * max(1, -(-(self._clock() - due) // period_s))
+            self._stop.wait(max(0.0, due - self._clock()))
+
+    def _ask_for_pids(self) -> None:
+        """Not every time: to find a process's descendants, all processes of the machine are read."""
+        # Whoever was the server's stays its own: a process may be gone from our list and not yet from the driver's.
+        self._pids |= frozenset(self._server_pids())
+        self._pids_due_s = self._clock() + PIDS_PERIOD_S
+
+    def _sample_processes(self) -> None:
+        for pid in self._pids - self._dead:
+            try:
+                probe = self._process_probes.get(pid) or self._process_probes.setdefault(pid, ProcessProbe(pid))
+                values = probe.read()
+            except psutil.Error:
+                self._dead.add(pid)
+                self._pids_due_s = self._clock()
+                continue
+            watched = self.processes.setdefault(pid, WatchedProcess(pid, probe.role, TimeSeries(PROCESS_FIELDS)))
+            watched.role = probe.role
+            watched.series.append(self._clock(), values)
+
+    def _sample_figures(self) -> None:
+        if self._fetch is None:
+            return
+        asked = self._clock()
+        try:
+            page = self._fetch()
+        except Exception as error:  # noqa: BLE001 - whatever the caller's way of fetching raises
+            self.faults["/metrics"] = f"{type(error).__name__}: {error}"
+            return
+        # The server wrote the page somewhere between question and answer.
+        self.server.append((asked + self._clock()) / 2, astuple(read_figures(page)))
+
+    def _sample_neighbours(self) -> None:
+        for watched in self.devices:
+            uuid = watched.device.uuid
+            probe = self._probes.get(uuid)
+            if probe is None:
+                continue
+            try:
+                listed = [GpuProcess(*process) for process in process_list(self._pynvml, probe.handle)]
+            except self._pynvml.NVMLError as error:
+                self.faults[f"processes of {watched.device.label}"] = str(error)
+                continue
+            strangers = self._neighbours[uuid].strangers(listed, self._pids)
+            if strangers:  # or a process that the server has started since it was asked
+                self._ask_for_pids()
+                strangers = self._neighbours[uuid].strangers(listed, self._pids)
+            now = self._clock()
+            self.sightings += [Sighting(now, uuid, stranger.pid, describe(stranger)) for stranger in strangers]
+
+    def _sample_link(self) -> None:
+        """Of one device a turn: NVML counts PCIe traffic for 20 ms a direction before it answers."""
+        self._turn += 1
+        watched = self.devices[self._turn % len(self.devices)]
+        probe = self._probes.get(watched.device.uuid)
+        if probe is not None:
+            watched.link.append(self._clock(), (*probe.pcie_bytes_per_s(), probe.ecc_errors()))

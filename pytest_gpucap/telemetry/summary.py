@@ -1,0 +1,240 @@
+"""A window of telemetry in a few figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from pytest_gpucap.gpu.device import Device
+from pytest_gpucap.telemetry.health import reason_shares
+from pytest_gpucap.telemetry.time_series import TimeSeries, growth, highest, mean
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSummary:
+    """One device over a window. None for what the device does not tell.
+
+    Attributes:
+        readings: how many are behind the figures.
+        gpu_use: share of the time in which a kernel ran (says nothing of how much of the GPU it filled).
+        memory_use: share of the time in which device memory was read or written.
+        memory_bytes: the most that was in use.
+        energy_j: from the board's counter, or from power over time where it has none; None for a MIG slice, whose
+            share of the board's energy is not known.
+        slowdowns: share of the readings in which clocks were held back, by reason.
+        pcie_sent_bytes_per_s, pcie_received_bytes_per_s: as the GPU sees it.
+    """
+
+    uuid: str
+    name: str
+    readings: int
+    gpu_use: float | None
+    memory_use: float | None
+    memory_bytes: float | None
+    power_w: float | None
+    power_max_w: float | None
+    power_limit_w: float | None
+    energy_j: float | None
+    sm_clock_mhz: float | None
+    sm_clock_min_mhz: float | None
+    memory_clock_mhz: float | None
+    temperature_max_c: float | None
+    slowdowns: Mapping[str, float]
+    pcie_sent_bytes_per_s: float | None
+    pcie_received_bytes_per_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSummary:
+    """The server's own figures over a window.
+
+    Attributes:
+        running, waiting: requests, mean over the readings; `running_max`, `waiting_max` the most.
+        waiting_share: share of the readings with at least one request waiting.
+        kv_use, kv_use_max: share of the KV cache.
+        full_while_waiting: share of the readings in which requests waited while at least 95% of the KV cache was used.
+        preemptions: how many in the window.
+        prompt_tokens_per_s, output_tokens_per_s: rates.
+        prefix_hit_rate: cached prompt tokens over all that were looked up.
+    """
+
+    readings: int = 0
+    running: float | None = None
+    running_max: float | None = None
+    waiting: float | None = None
+    waiting_max: float | None = None
+    waiting_share: float | None = None
+    kv_use: float | None = None
+    kv_use_max: float | None = None
+    full_while_waiting: float | None = None
+    preemptions: float | None = None
+    prompt_tokens: float | None = None
+    output_tokens: float | None = None
+    prompt_tokens_per_s: float | None = None
+    output_tokens_per_s: float | None = None
+    prefix_hit_rate: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSummary:
+    """One process of the server over a window: cores in use, of the whole process and of its main thread."""
+
+    pid: int
+    role: str
+    cores: float
+    main_thread: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetrySummary:
+    """Everything that was seen in a window, in seconds of the telemetry's clock.
+
+    Attributes:
+        energy_j: of all devices; None where one of them does not tell.
+        energy_per_1000_tokens_j: GPU energy for 1,000 output tokens, prompts included; None without both figures.
+    """
+
+    start_s: float
+    end_s: float
+    devices: tuple[DeviceSummary, ...] = ()
+    server: ServerSummary = ServerSummary()
+    processes: tuple[ProcessSummary, ...] = ()
+    energy_j: float | None = None
+    energy_per_1000_tokens_j: float | None = None
+    slowdowns: Mapping[str, float] = field(default_factory=dict)
+
+
+KV_FULL = 0.95
+
+
+def summarise(
+    start_s: float,
+    end_s: float,
+    *,
+    devices: Iterable[tuple[Device, TimeSeries, TimeSeries]],
+    server: TimeSeries,
+    processes: Iterable[tuple[int, str, TimeSeries]],
+) -> TelemetrySummary:
+    """Boil series down to the window."""
+    seen = tuple(_device(device, series, link, start_s, end_s) for device, series, link in devices)
+    figures = _server(server, start_s, end_s)
+    energies = [device.energy_j for device in seen]
+    energy_j = sum(e for e in energies if e is not None) if seen and None not in energies else None
+    tokens = figures.output_tokens
+    return TelemetrySummary(
+        start_s=start_s,
+        end_s=end_s,
+        devices=seen,
+        server=figures,
+        processes=_processes(processes, start_s, end_s),
+        energy_j=energy_j,
+        energy_per_1000_tokens_j=energy_j / tokens * 1000 if energy_j is not None and tokens else None,
+        slowdowns=_worst(device.slowdowns for device in seen),
+    )
+
+
+def _device(device: Device, series: TimeSeries, link: TimeSeries, start_s: float, end_s: float) -> DeviceSummary:
+    columns = series.window(start_s, end_s)
+    links = link.window(start_s, end_s)
+    clock = columns["sm_clock_mhz"]
+    lowest = -(highest(-clock) or 0.0) if clock.size else None
+    return DeviceSummary(
+        uuid=device.uuid,
+        name=device.name,
+        readings=int(columns["time_s"].size),
+        gpu_use=mean(columns["gpu_use"]),
+        memory_use=mean(columns["memory_use"]),
+        memory_bytes=highest(columns["memory_bytes"]),
+        power_w=mean(columns["power_w"]),
+        power_max_w=highest(columns["power_w"]),
+        power_limit_w=device.power_limit_w,
+        energy_j=None if device.mig_profile else _energy_j(series, start_s, end_s),
+        sm_clock_mhz=mean(clock),
+        sm_clock_min_mhz=lowest or None,
+        memory_clock_mhz=mean(columns["memory_clock_mhz"]),
+        temperature_max_c=highest(columns["temperature_c"]),
+        slowdowns=reason_shares(columns["reasons"]),
+        pcie_sent_bytes_per_s=mean(links["pcie_sent_bytes_per_s"]),
+        pcie_received_bytes_per_s=mean(links["pcie_received_bytes_per_s"]),
+    )
+
+
+def _energy_j(series: TimeSeries, start_s: float, end_s: float) -> float | None:
+    """Of the whole window, known from as much of it as was watched."""
+    columns = series.all()
+    grown = growth(columns["time_s"], columns["energy_j"], start_s, end_s)
+    if grown is None:
+        power = columns["power_w"]
+        known = ~np.isnan(power)
+        time_s, power = columns["time_s"][known], power[known]
+        if time_s.size:
+            steps = np.diff(time_s) * (power[1:] + power[:-1]) / 2
+            grown = growth(time_s, np.concatenate(([0.0], np.cumsum(steps))), start_s, end_s)
+    return None if grown is None else grown[0] / grown[1] * (end_s - start_s)
+
+
+def _server(server: TimeSeries, start_s: float, end_s: float) -> ServerSummary:
+    columns = server.window(start_s, end_s)
+    everything = server.all()
+
+    def grown(name: str) -> tuple[float, float] | None:
+        return growth(everything["time_s"], everything[name], start_s, end_s)
+
+    def total(name: str) -> float | None:
+        pair = grown(name)
+        return None if pair is None else pair[0] / pair[1] * (end_s - start_s)
+
+    def rate(name: str) -> float | None:
+        pair = grown(name)
+        return None if pair is None else pair[0] / pair[1]
+
+    waiting, kv_use = columns["waiting"], columns["kv_use"]
+    asked, hit = total("prefix_queries"), total("prefix_hits")
+    preempted = grown("preemptions")
+    return ServerSummary(
+        readings=int(columns["time_s"].size),
+        running=mean(columns["running"]),
+        running_max=highest(columns["running"]),
+        waiting=mean(waiting),
+        waiting_max=highest(waiting),
+        waiting_share=_share(waiting > 0, ~np.isnan(waiting)),
+        kv_use=mean(kv_use),
+        kv_use_max=highest(kv_use),
+        full_while_waiting=_share((waiting > 0) & (kv_use >= KV_FULL), ~np.isnan(waiting) & ~np.isnan(kv_use)),
+        preemptions=None if preempted is None else preempted[0],
+        prompt_tokens=total("prompt_tokens"),
+        output_tokens=total("output_tokens"),
+        prompt_tokens_per_s=rate("prompt_tokens"),
+        output_tokens_per_s=rate("output_tokens"),
+        prefix_hit_rate=hit / asked if asked and hit is not None else None,
+    )
+
+
+def _processes(
+    processes: Iterable[tuple[int, str, TimeSeries]], start_s: float, end_s: float
+) -> tuple[ProcessSummary, ...]:
+    """Busiest first."""
+    seen = []
+    for pid, role, series in processes:
+        columns = series.all()
+        cpu = growth(columns["time_s"], columns["cpu_s"], start_s, end_s)
+        main = growth(columns["time_s"], columns["main_thread_s"], start_s, end_s)
+        if cpu is not None:
+            seen.append(ProcessSummary(pid, role, cpu[0] / cpu[1], None if main is None else main[0] / main[1]))
+    return tuple(sorted(seen, key=lambda process: -process.cores))
+
+
+def _share(condition: npt.NDArray[np.bool_], known: npt.NDArray[np.bool_]) -> float | None:
+    chosen = condition[known]
+    return float(chosen.mean()) if chosen.size else None
+
+
+def _worst(shares: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    worst: dict[str, float] = {}
+    for device in shares:
+        for reason, share in device.items():
+            worst[reason] = max(share, worst.get(reason, 0.0))
+    return worst

@@ -1,0 +1,157 @@
+"""Asking: whole answers in order, so many at a time, within the time; against a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from pytest_gpucap.accuracy.asking import NOT_ASKED, Reply, ask, context_tokens
+from pytest_gpucap.load.address import ServerAddress
+from tests.load.tokenserver import TokenServer
+
+
+def reply(content: str | None, finish: str = "stop", **message: Any) -> web.Response:
+    choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": content, **message}}
+    return web.json_response({"choices": [choice]})
+
+
+def bodies(*texts: str) -> list[dict[str, Any]]:
+    return [{"model": "m", "messages": [{"role": "user", "content": text}]} for text in texts]
+
+
+async def said(request: web.Request) -> str:
+    return str((await request.json())["messages"][0]["content"])
+
+
+def test_answers_come_in_the_order_of_the_questions_and_so_many_at_a_time() -> None:
+    now, most = 0, 0
+
+    async def answer(request: web.Request) -> web.Response:
+        nonlocal now, most
+        text = await said(request)
+        now += 1
+        most = max(most, now)
+        # The first question is answered last of its batch.
+        await asyncio.sleep(0.2 if text == "0" else 0.02)
+        now -= 1
+        return reply(f"re {text}")
+
+    with TokenServer(handler=answer) as server:
+        replies = ask(ServerAddress.parse(server.url, "k"), bodies(*map(str, range(12))), in_flight=4, time_s=30)
+    assert [each.text for each in replies] == [f"re {number}" for number in range(12)]
+    assert most == 4
+
+
+def test_every_kind_of_reply_is_told_apart() -> None:
+    told = {
+        "cut": lambda: reply("and so on", "length"),
+        "newer": lambda: reply("4", reasoning="2 and 2"),
+        "older": lambda: reply("4", reasoning_content="2 and 2"),
+        "nothing": lambda: reply(None),
+        "refused": lambda: web.json_response({"error": {"message": "maximum context length is 10"}}, status=400),
+        "odd": lambda: web.json_response({"hello": "there"}),
+    }
+
+    async def answer(request: web.Request) -> web.Response:
+        text = await said(request)
+        if text == "gone":
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
+        return told[text]()
+
+    with TokenServer(handler=answer) as server:
+        cut, newer, older, nothing, refused, odd, gone = ask(
+            ServerAddress.parse(server.url, None),
+            bodies("cut", "newer", "older", "nothing", "refused", "odd", "gone"),
+            in_flight=1,
+            time_s=30,
+        )
+    assert cut == Reply("and so on", cut=True)
+    assert newer == older == Reply("4", reasoning="2 and 2")
+    assert nothing == Reply("")
+    assert refused.error is not None
+    assert refused.error.startswith("HTTP 400: ")
+    assert "maximum context length is 10" in refused.error
+    assert odd.error is not None
+    assert odd.error.startswith("an answer that is no chat completion: ")
+    assert gone.error is not None
+
+
+def test_what_is_not_answered_in_time_is_given_up() -> None:
+    async def answer(request: web.Request) -> web.Response:
+        if await said(request) == "slow":
+            await asyncio.sleep(60)
+        return reply("quick")
+
+    with TokenServer(handler=answer) as server:
+        began_s = time.monotonic()
+        replies = ask(ServerAddress.parse(server.url, None), bodies("quick", "slow", "late"), in_flight=1, time_s=1)
+    assert time.monotonic() - began_s < 30
+    assert replies == [Reply("quick"), NOT_ASKED, NOT_ASKED]
+
+
+def test_an_interrupt_ends_what_is_under_way() -> None:
+    gone = threading.Event()
+
+    async def answer(_: web.Request) -> web.Response:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(60)
+        finally:
+            gone.set()
+        return reply("never")
+
+    server = TokenServer(handler=answer, cancel=True)
+    with server:
+        with pytest.raises(KeyboardInterrupt):
+            ask(ServerAddress.parse(server.url, None), bodies("2 + 2?"), in_flight=1, time_s=60)
+        assert gone.wait(10), "the server sees that nobody waits any more"
+
+
+def test_a_server_that_is_gone_is_an_error_for_each_question() -> None:
+    with TokenServer() as server:
+        url = server.url
+    replies = ask(ServerAddress.parse(url, None), bodies("a", "b"), in_flight=2, time_s=30)
+    assert all(each.error is not None and "ConnectError" in each.error for each in replies)
+
+
+def test_a_test_that_is_a_coroutine_may_ask() -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return reply("4")
+
+    async def test() -> list[Reply]:
+        return ask(ServerAddress.parse(server.url, None), bodies("2 + 2?"), in_flight=1, time_s=30)
+
+    with TokenServer(handler=answer) as server:
+        assert asyncio.run(test()) == [Reply("4")]
+
+
+@pytest.mark.parametrize(
+    ("cards", "tokens"),
+    [
+        ([{"id": "m", "max_model_len": 4096}], 4096),
+        ([{"id": "other", "max_model_len": 1}, {"id": "m"}], None),
+        ([], None),
+    ],
+)
+def test_the_context_is_what_the_server_lists(cards: list[dict[str, Any]], tokens: int | None) -> None:
+    async def models(_: web.Request) -> web.Response:
+        return web.json_response({"data": cards})
+
+    server = TokenServer()
+    server.app.router.add_get("/v1/models", models)
+    with server:
+        assert context_tokens(ServerAddress.parse(server.url, None), "m") == tokens
+
+
+def test_a_server_without_a_list_has_no_known_context() -> None:
+    with TokenServer() as server:
+        assert context_tokens(ServerAddress.parse(server.url, None), "m") is None

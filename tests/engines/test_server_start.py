@@ -1,0 +1,218 @@
+"""From a spec to a server that answers, and every way in which that fails, with a light stand-in for vLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pytest_gpucap.engines.errors import MetricsUnavailable, ServerStartError
+from pytest_gpucap.engines.vllm import start_vllm
+from pytest_gpucap.engines.vllm_arguments import ServerSpec
+from tests.engines.server_family import TREE, Family, wait_for
+
+StandIn = Callable[..., ServerSpec]
+
+
+@pytest.fixture
+def memory_group(family: Family) -> Iterator[Path]:
+    """A control group of 64 MiB, under version 1 or 2 of control groups; only root can make one."""
+    root = Path("/sys/fs/cgroup")
+    parent, limit = (root / "memory", "memory.limit_in_bytes") if (root / "memory").is_dir() else (root, "memory.max")
+    group = parent / f"gpucap-test-{family.mark}"
+    try:
+        group.mkdir()
+        (group / limit).write_text(str(64 * 2**20))
+    except OSError as error:
+        if group.exists():
+            group.rmdir()
+        pytest.skip(f"no control group with a memory limit can be made here: {error}")
+    yield group
+    wait_for(lambda: not (group / "cgroup.procs").read_text(), "end of the group's processes")
+    group.rmdir()
+
+
+def test_a_server_is_all_that_was_promised(stand_in: StandIn, family: Family) -> None:
+    told: list[str] = []
+    with start_vllm(stand_in(max_num_seqs=8), on_wait=told.append) as server:
+        assert server.running
+        assert len(server.pids()) == TREE
+        assert server.base_url.startswith("http://127.0.0.1:")
+        assert server.base_url.endswith("/v1")
+        assert server.model.startswith("gpucap-stand-in-")
+        assert server.version == "0.0.stand-in"
+        assert server.max_num_seqs == 8
+        assert server.kv_tokens == 1600
+        assert server.metrics().value("vllm:generation_tokens_total") == 7
+        assert server.reset_caches() is False  # it has no such endpoint
+        assert server.log.path.is_absolute()
+        assert "serving" in server.log.text()
+        assert server.log.tail(1) == "serving"
+        assert told
+        assert "asking it for a first answer" in told[-1]
+        reply = server.client.chat.completions.create(model=server.model, messages=[{"role": "user", "content": "Hi"}])
+        assert reply.choices[0].message.content == "x"
+
+        async def ask() -> str | None:
+            async with server.async_client as client:
+                answer = await client.chat.completions.create(
+                    model=server.model, messages=[{"role": "user", "content": "Hi"}]
+                )
+            return answer.choices[0].message.content
+
+        assert asyncio.run(ask()) == "x"
+    assert not server.running
+    assert family.alive() == []
+    assert server.pids() == set()
+    server.close()
+
+
+def test_the_key_stands_on_no_command_line_and_in_no_repr(stand_in: StandIn, family: Family) -> None:
+    with start_vllm(stand_in()) as server:
+        key = "".join(server.api_key)
+        assert len(key) >= 32
+        assert f"Bearer {server.api_key}" == f"Bearer {key}"
+        assert json.dumps(server.api_key) == json.dumps(key)
+        for shown in (
+            repr(server),
+            repr(server.api_key),
+            repr(server.__dict__),
+            repr(server.spec),
+            str(server.command),
+        ):
+            assert key not in shown
+        for process in family.alive():
+            assert key not in " ".join(process.cmdline())
+
+
+def test_two_servers_share_neither_key_nor_name_nor_port(stand_in: StandIn) -> None:
+    with start_vllm(stand_in()) as one, start_vllm(stand_in()) as two:
+        assert one.model != two.model
+        assert one.api_key != two.api_key
+        assert one.base_url != two.base_url
+
+
+def test_a_proxy_in_the_environment_is_not_for_loopback(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as dead:
+        dead.bind(("127.0.0.1", 0))
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{dead.getsockname()[1]}")
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        with start_vllm(stand_in()) as server:
+            assert server.client.models.list().data[0].id == server.model
+
+
+def test_a_model_without_a_chat_template_is_asked_for_completions(stand_in: StandIn) -> None:
+    with start_vllm(stand_in("completions")) as server:
+        assert server.running
+
+
+def test_an_early_death_names_cause_tail_and_log(stand_in: StandIn, family: Family, tmp_path: Path) -> None:
+    lines = [f"line {number}" for number in range(100)]
+    log = "\n".join([*lines, "api_server.py: error: unrecognized arguments: --no-such-flag"])
+    with pytest.raises(ServerStartError) as caught:
+        start_vllm(stand_in("die", env={"STAND_IN_LOG": log}))
+    error = caught.value
+    assert error.cause.startswith("this vLLM does not know --no-such-flag; ")
+    first, *_ = str(error).splitlines()
+    assert first == f"the vLLM server did not start: {error.cause}"
+    assert error.log_tail.splitlines() == [*lines[-29:], log.splitlines()[-1]]
+    assert error.log_path is not None
+    assert error.log_path.parent == tmp_path / "logs"
+    assert str(error).endswith(f"whole log: {error.log_path}")
+    assert "line 0" in error.log_path.read_text()
+    assert family.alive() == []
+
+
+def test_a_killed_server_is_told_as_such(stand_in: StandIn, family: Family) -> None:
+    with pytest.raises(ServerStartError, match="killed with SIGKILL, which is what the kernel does"):
+        start_vllm(stand_in("killed"))
+    assert family.alive() == []
+
+
+def test_a_start_that_takes_too_long(stand_in: StandIn, family: Family) -> None:
+    with pytest.raises(ServerStartError, match=r"not ready after 1 s \(starting\).*--gpucap-startup-timeout") as caught:
+        start_vllm(stand_in("hang", startup_timeout_s=1.0))
+    assert caught.value.log_path is not None
+    assert family.alive() == []
+
+
+def test_a_server_that_lists_its_model_but_answers_nothing(stand_in: StandIn, family: Family) -> None:
+    with pytest.raises(ServerStartError, match="RuntimeError: the engine fell over"):
+        start_vllm(stand_in("mute"))
+    assert family.alive() == []
+
+
+def test_an_interpreter_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(
+        ServerStartError, match=r"there is no interpreter /no/such/python.*--gpucap-vllm-python"
+    ) as caught:
+        start_vllm(ServerSpec("m", python="/no/such/python", log_dir=tmp_path))
+    assert caught.value.log_path is None
+
+
+def test_an_interpreter_without_vllm(tmp_path: Path) -> None:
+    """The interpreter of these tests has none."""
+    with pytest.raises(ServerStartError, match="the interpreter has no vLLM; install vLLM there or choose another"):
+        start_vllm(ServerSpec("m", log_dir=tmp_path))
+
+
+def test_an_error_while_waiting_ends_the_server(stand_in: StandIn, family: Family) -> None:
+    def interrupt(_: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        start_vllm(stand_in("hang"), on_wait=interrupt)
+    assert family.alive() == []
+
+
+def test_somebody_elses_server_is_never_met(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A foreign server runs throughout: ours is found by its own sockets, and the foreign one takes not our key."""
+    with start_vllm(stand_in()) as foreign:
+        port = int(foreign.base_url.removesuffix("/v1").rpartition(":")[2])
+        with start_vllm(stand_in()) as ours:
+            ours_port = int(ours.base_url.removesuffix("/v1").rpartition(":")[2])
+            listening = {
+                connection.laddr.port
+                for pid in ours.pids()
+                for connection in psutil.Process(pid).net_connections("tcp")
+                if connection.status == psutil.CONN_LISTEN
+            }
+            assert listening == {ours_port}
+            assert port not in listening
+            assert ours.client.models.list().data[0].id == ours.model
+
+
+def test_the_kernels_out_of_memory_killer_is_named(
+    stand_in: StandIn, family: Family, memory_group: Path, tmp_path: Path
+) -> None:
+    """A real one: the server runs in a control group that grants less memory than it takes."""
+    spec = stand_in("eat")
+    confined = tmp_path / "confined"
+    confined.write_text(f'#!/bin/sh -e\necho $$ > {memory_group}/cgroup.procs\nexec {spec.python} "$@"\n')
+    confined.chmod(0o755)
+    with pytest.raises(ServerStartError, match="the kernel's out-of-memory killer struck while it started"):
+        start_vllm(replace(spec, python=str(confined)))
+    assert family.alive() == []
+
+
+def test_metrics_of_a_dead_server(stand_in: StandIn) -> None:
+    with start_vllm(stand_in()) as server:
+        pass
+    with pytest.raises(MetricsUnavailable, match=r"/metrics gives no Prometheus metrics: GET .* failed"):
+        server.metrics()
+
+
+def test_logs_go_where_the_spec_says_even_if_the_folder_is_new(stand_in: StandIn, tmp_path: Path) -> None:
+    assert not (tmp_path / "logs").exists()
+    with start_vllm(stand_in()) as server:
+        assert server.log.path.parent == tmp_path / "logs"
+    assert os.listdir(tmp_path / "logs") == [server.log.path.name]  # noqa: PTH208

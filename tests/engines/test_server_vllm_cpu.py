@@ -1,0 +1,209 @@
+"""The real vLLM on the CPU: what it accepts, what it tells, how its failures read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pytest_gpucap.engines.errors import ServerStartError
+from pytest_gpucap.engines.url import attach
+from pytest_gpucap.engines.vllm import VllmServer, start_vllm
+from pytest_gpucap.engines.vllm_arguments import ServerSpec
+from pytest_gpucap.load.protocol import Status
+from pytest_gpucap.load.runner import HttpLoadRunner
+from pytest_gpucap.load.schedule import closed_loop
+from pytest_gpucap.requirement import ApiKind, Length, Workload
+from tests.engines.server_family import Family, wait_for
+
+pytestmark = [pytest.mark.vllm_cpu, pytest.mark.slow]
+
+
+def ask(server: VllmServer, content: str, tokens: int) -> tuple[int, int]:
+    """Prompt and completion tokens as the server counted them."""
+    reply = server.client.chat.completions.create(
+        model=server.model,
+        messages=[{"role": "user", "content": content}],
+        max_tokens=tokens,
+        extra_body={"ignore_eos": True},
+    )
+    assert reply.usage is not None
+    return reply.usage.prompt_tokens, reply.usage.completion_tokens
+
+
+def test_it_tells_what_it_is(vllm_cpu_server: VllmServer) -> None:
+    server = vllm_cpu_server
+    assert server.running
+    assert server.version is not None
+    assert server.version[0].isdigit()
+    assert server.max_num_seqs == 64
+    # 128 MiB over 2 (key, value) x 2 layers x 2 heads x 32 wide x 4 bytes
+    assert server.kv_tokens == 128 * 2**20 // (2 * 2 * 2 * 32 * 4)
+    assert "Application startup complete" in server.log.text()
+
+
+def test_a_prompt_has_one_token_a_byte_and_chat_adds_none(vllm_cpu_server: VllmServer) -> None:
+    for content in ["x", "Hello, world", "two\nlines and a ä", "a" * 1000]:
+        assert ask(vllm_cpu_server, content, 3) == (len(content.encode()), 3)
+
+
+def test_a_stream_brings_every_token_its_own_event(vllm_cpu_server: VllmServer) -> None:
+    # A busy machine sends tokens together that wait for each other, so the best of a few streams counts; and a few ids
+    # are bytes that only join into text.
+    assert max(pieces(vllm_cpu_server, 50) for _ in range(5)) >= 40
+
+
+def pieces(server: VllmServer, tokens: int) -> int:
+    """Events with text that an answer of so many tokens comes in."""
+    stream = server.client.chat.completions.create(
+        model=server.model,
+        messages=[{"role": "user", "content": "Hello"}],
+        max_tokens=tokens,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"ignore_eos": True},
+    )
+    chunks = list(stream)
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == tokens
+    return sum(1 for chunk in chunks for choice in chunk.choices if choice.delta.content)
+
+
+def test_its_own_counters_agree_with_what_was_asked(vllm_cpu_server: VllmServer) -> None:
+    server = vllm_cpu_server
+    before = server.metrics()
+    counted = [ask(server, f"{number} of some", 5 + number) for number in range(4)]
+    after = server.metrics()
+
+    def grown(name: str) -> float:
+        return after.value(name) - before.value(name)
+
+    assert grown("vllm:prompt_tokens_total") == sum(prompt for prompt, _ in counted)
+    assert grown("vllm:generation_tokens_total") == sum(completion for _, completion in counted)
+    assert grown("vllm:request_success_total") == len(counted)
+
+
+def test_caches_can_be_emptied(vllm_cpu_server: VllmServer) -> None:
+    server = vllm_cpu_server
+    content = "the same long prompt " * 40
+
+    def hits() -> float:
+        return server.metrics().value("vllm:prefix_cache_hits_total")
+
+    ask(server, content, 1)
+    before = hits()
+    ask(server, content, 1)
+    assert hits() > before
+    assert server.reset_caches() is True
+    before = hits()
+    ask(server, content, 1)
+    assert hits() == before
+
+
+def test_it_listens_on_loopback_only_and_wants_its_key(
+    vllm_cpu_server: VllmServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = vllm_cpu_server
+    addresses = set()
+    for pid in server.pids():
+        for connection in psutil.Process(pid).net_connections("inet"):
+            if connection.status == psutil.CONN_LISTEN:
+                addresses.add(connection.laddr.ip)
+    assert addresses == {"127.0.0.1"}
+    key = str.__str__(server.api_key)
+    assert all(key not in " ".join(psutil.Process(pid).cmdline()) for pid in server.pids())
+    assert key not in server.log.text()
+    monkeypatch.setenv("SOME_KEY", "wrong")
+    with pytest.raises(RuntimeError, match=r"401 Unauthorized; the key is read from \$SOME_KEY"):
+        attach(server.root_url, api_key_env="SOME_KEY")
+    monkeypatch.setenv("SOME_KEY", key)
+    assert attach(server.root_url, api_key_env="SOME_KEY").model == server.model
+
+
+@pytest.fixture(scope="module")
+def sized(vllm_python: str, tmp_path_factory: pytest.TempPathFactory, shared_family: Family) -> Iterator[VllmServer]:
+    """The command of the sizing guide, less the AWQ build, which needs a GPU."""
+    spec = ServerSpec(
+        "synthetic:tiny",
+        args={
+            "tensor_parallel_size": 1,
+            "dtype": "auto",
+            "max_model_len": 4096,
+            "gpu_memory_utilization": 0.8,
+            "enforce_eager": True,
+            "enable_prefix_caching": True,
+            # Beyond the guide: a mapping, a list, a switch turned off, one left out.
+            "override_generation_config": {"temperature": 0.6},
+            "cudagraph_capture_sizes": [1, 2],
+            "enable_log_requests": False,
+            "quantization": None,
+            "stream_interval": 8,
+        },
+        python=vllm_python,
+        env=shared_family.env,
+        log_dir=tmp_path_factory.mktemp("sized"),
+    )
+    with start_vllm(spec) as server:
+        yield server
+    assert shared_family.alive() == []
+
+
+def test_the_flags_of_the_sizing_guide_are_taken(sized: VllmServer) -> None:
+    given = next(line for line in sized.log.text().splitlines() if "non-default args" in line)
+    for part in ["'max_model_len': 4096", "'gpu_memory_utilization': 0.8", "'enforce_eager': True"]:
+        assert part in given
+    assert "'enable_prefix_caching': True" in given
+    assert "'cudagraph_capture_sizes': [1, 2]" in given
+    assert "'override_generation_config': {'temperature': 0.6}" in given
+    config = sized.metrics().find("vllm:cache_config_info")[0].labels
+    assert config["enable_prefix_caching"] == "True"
+    assert config["gpu_memory_utilization"] == "0.8"
+    assert ask(sized, "Hello", 3) == (5, 3)
+
+
+@pytest.mark.parametrize("endpoint", list(ApiKind))
+def test_tokens_under_way_are_counted_where_an_event_holds_several(sized: VllmServer, endpoint: ApiKind) -> None:
+    def generated() -> float:
+        return sized.metrics().value("vllm:generation_tokens_total")
+
+    workload = Workload(Length.fixed(64), Length.fixed(512), endpoint=endpoint)
+    with HttpLoadRunner(sized.base_url, sized.model, str(sized.api_key), workload, 5, workers=1) as runner:
+        runner.prepare()
+        before = generated()
+        span = runner.run(closed_loop(workload, 8, 6.0, 20.0, 5, 0))
+        assert runner.settle(30.0, cancel=True)
+        wait_for(lambda: sized.metrics().value("vllm:num_requests_running") == 0, "idle server")
+        journal, told = runner.journal(), generated() - before
+    assert (journal.end_s >= span.end_s).sum() == 8  # one may have ended with the phase
+    assert (journal.status == Status.CANCELLED).any()
+    whole = journal.counted_output_tokens.sum()
+    assert whole > 0
+    # The server is up to one event ahead in every answer.
+    assert 0.8 * (told - whole) < journal.tokens.sum() - whole < 1.1 * (told - whole)
+
+
+@pytest.mark.parametrize(
+    ("model", "args", "cause"),
+    [
+        ("synthetic:tiny", {"no_such_flag": 3}, "this vLLM does not know --no-such-flag; "),
+        ("/no/such/model", {}, "the model was not found; "),
+        (
+            "synthetic:tiny",
+            {"max_model_len": 8192, "kv_cache_memory_bytes": 4 * 2**20},
+            "the KV cache is too small for max_model_len 8192: 0.01 GiB needed, ",
+        ),
+    ],
+)
+def test_a_failed_start_names_its_cause(
+    vllm_python: str, tmp_path: Path, family: Family, model: str, args: dict[str, int], cause: str
+) -> None:
+    with pytest.raises(ServerStartError) as caught:
+        start_vllm(ServerSpec(model, args=args, python=vllm_python, env=family.env, log_dir=tmp_path))
+    assert caught.value.cause.startswith(cause)
+    assert len(caught.value.log_tail.splitlines()) == 30
+    assert "nanobind" not in caught.value.log_tail
+    assert caught.value.log_path is not None
+    assert caught.value.log_path.exists()
+    assert family.alive() == []

@@ -1,0 +1,160 @@
+"""Servers that already run, and the samples of any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import pytest
+
+from pytest_gpucap.engines.errors import EndpointError, MetricsUnavailable
+from pytest_gpucap.engines.prometheus import Metrics
+from pytest_gpucap.engines.url import attach
+from pytest_gpucap.engines.vllm import VllmServer, start_vllm
+from pytest_gpucap.engines.vllm_arguments import ServerSpec
+
+
+@pytest.fixture
+def running(stand_in: Callable[..., ServerSpec], monkeypatch: pytest.MonkeyPatch) -> Iterator[VllmServer]:
+    with start_vllm(stand_in()) as server:
+        monkeypatch.setenv("MY_KEY", str.__str__(server.api_key))
+        yield server
+
+
+def test_attach_uses_the_server_and_never_stops_it(running: VllmServer) -> None:
+    with attach(running.root_url, api_key_env="MY_KEY") as server:
+        assert server.model == running.model
+        assert server.base_url == running.base_url
+        assert server.running
+        assert server.log is None
+        assert server.pids() == set()
+        assert server.max_num_seqs is None
+        assert server.version == "0.0.stand-in"
+        assert server.metrics().value("vllm:generation_tokens_total", model_name="b") == 4
+        assert server.client.models.list().data[0].id == running.model
+        assert str.__str__(running.api_key) not in repr(server)
+    assert running.running
+
+
+@pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/"])
+def test_the_url_may_end_in_v1(running: VllmServer, suffix: str) -> None:
+    assert attach(running.root_url + suffix, api_key_env="MY_KEY").base_url == running.base_url
+
+
+def test_a_wrong_key_is_told_with_the_name_of_its_variable(
+    running: VllmServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", "wrong")
+    with pytest.raises(EndpointError, match=r"401 Unauthorized; the key is read from \$MY_KEY") as caught:
+        attach(running.root_url, api_key_env="MY_KEY")
+    assert "wrong" not in str(caught.value)
+
+
+def test_a_model_it_does_not_serve(running: VllmServer) -> None:
+    with pytest.raises(EndpointError, match=f"serves no other; it serves {running.model}"):
+        attach(running.root_url, model="other", api_key_env="MY_KEY")
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("localhost:8000", "is no URL of a server: write http://HOST:PORT/v1"),
+        ("ftp://localhost", "is no URL of a server"),
+        ("http://", "is no URL of a server"),
+        ("http://user:secret@localhost", "carries a user or password"),
+        ("http://localhost/v1?key=secret", "has a query or fragment"),
+    ],
+)
+def test_a_url_that_cannot_be_meant(url: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        attach(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_nobody_there() -> None:
+    with pytest.raises(EndpointError, match=r"no OpenAI-compatible server at http://127.0.0.1:1: .* refused"):
+        attach("http://127.0.0.1:1")
+
+
+ANSWERS = {
+    "/two/v1/models": '{"data": [{"id": "a"}, {"id": "b"}]}',
+    "/one/v1/models": '{"data": [{"id": "a"}]}',
+    "/none/v1/models": '{"data": []}',
+    "/page/v1/models": "<html>welcome</html>",
+    "/page/metrics": "<html>welcome</html>",
+}
+
+
+@pytest.fixture(scope="module")
+def elsewhere() -> Iterator[str]:
+    """Servers of several kinds, none of them vLLM."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            answer = ANSWERS.get(self.path, "")
+            self.send_response(200 if answer else 404)
+            self.end_headers()
+            self.wfile.write(answer.encode())
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_which_model_where_there_are_several(elsewhere: str) -> None:
+    with pytest.raises(EndpointError, match="serves a, b: name one of them"):
+        attach(f"{elsewhere}/two")
+    with pytest.raises(EndpointError, match="serves no model at all: name one"):
+        attach(f"{elsewhere}/none")
+    assert attach(f"{elsewhere}/two", model="b").model == "b"
+
+
+def test_a_server_without_metrics_says_so(elsewhere: str) -> None:
+    server = attach(f"{elsewhere}/one")
+    with pytest.raises(MetricsUnavailable, match=r"/one/metrics gives no Prometheus metrics: GET .* answered 404"):
+        server.metrics()
+    assert server.version is None
+    assert server.kv_tokens is None
+    assert server.reset_caches() is False
+
+
+def test_a_page_is_no_server(elsewhere: str) -> None:
+    with pytest.raises(EndpointError, match="does not answer as an OpenAI-compatible server"):
+        attach(f"{elsewhere}/page")
+
+
+TEXT = """# HELP vllm:num_requests_running Running.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0"} 2.0
+vllm:num_requests_running{engine="1"} 3.0
+# TYPE vllm:request_success_total counter
+vllm:request_success_total{engine="0",finished_reason="length"} 5.0
+vllm:request_success_total{engine="0",finished_reason="stop"} 1.0
+"""
+
+
+def test_values_sum_over_what_the_labels_leave_open() -> None:
+    metrics = Metrics.parse(TEXT)
+    assert metrics.value("vllm:num_requests_running") == 5
+    assert metrics.value("vllm:num_requests_running", engine="1") == 3
+    assert metrics.value("vllm:request_success_total", finished_reason="stop") == 1
+    assert len(metrics.find("vllm:request_success_total")) == 2
+    assert metrics.find("nothing") == []
+    assert len(list(metrics)) == 4
+
+
+def test_a_name_that_is_not_there_gets_near_matches() -> None:
+    metrics = Metrics.parse(TEXT)
+    with pytest.raises(KeyError, match="no metric vllm:num_request_running; near it: vllm:num_requests_running"):
+        metrics.value("vllm:num_request_running")
+    with pytest.raises(KeyError, match=r"vllm:num_requests_running has no sample with .*'engine': '7'"):
+        metrics.value("vllm:num_requests_running", engine="7")
+    with pytest.raises(KeyError, match="near it: none at all"):
+        Metrics.parse("").value("x")

@@ -1,0 +1,98 @@
+"""A window in detail agrees with the percentiles that decide, and stays small."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_gpucap.estimate import detail
+from pytest_gpucap.estimate.samples import quantile
+from pytest_gpucap.load.protocol import Histogram, Journal
+
+
+def journal(due: list[float], end: list[float]) -> Journal:
+    due_s, end_s = np.array(due), np.array(end)
+    tokens = np.ones(due_s.size, dtype=np.int32)
+    return Journal(
+        due_s=due_s,
+        sent_s=due_s,
+        first_s=end_s,
+        last_s=end_s,
+        end_s=end_s,
+        prompt_tokens=tokens,
+        output_tokens=tokens,
+        counted_prompt_tokens=tokens,
+        counted_output_tokens=tokens,
+        status=np.zeros(due_s.size, dtype=np.uint8),
+        hot=np.zeros(due_s.size, dtype=np.bool_),
+        bin_s=1.0,
+        bins_start_s=0.0,
+        tokens=np.zeros(1, dtype=np.int64),
+    )
+
+
+LATENCIES = st.lists(st.floats(1e-6, 1e4), min_size=1, max_size=200).map(np.array)
+
+
+@given(LATENCIES)
+def test_a_histogram_counts_everything_in_the_right_bin(latency: np.ndarray) -> None:
+    found = detail.histogram(latency)
+    edges = np.array(found.edges_s)
+    assert len(found.counts) == edges.size - 1
+    assert sum(found.counts) == latency.size
+    assert found.counts[0] > 0
+    assert found.counts[-1] > 0
+    for low, high, count in zip(edges, edges[1:], found.counts, strict=False):
+        near = 1 + 1e-9  # a value on an edge may fall to either side of it by rounding
+        assert ((latency > low * near) & (latency <= high / near)).sum() <= count
+        assert count <= ((latency > low / near) & (latency <= high * near)).sum()
+
+
+@given(LATENCIES)
+def test_a_percentile_read_off_a_histogram_is_right_to_its_step(latency: np.ndarray) -> None:
+    found = detail.histogram(latency)
+    for q in (0.5, 0.95):
+        rank = max(1, math.ceil(q * latency.size - 1e-9))
+        at = int(np.searchsorted(np.cumsum(found.counts), rank))
+        exact = quantile(np.sort(latency), q)
+        assert found.edges_s[at] * (1 - 1e-9) <= exact <= max(detail.LOWEST_S, found.edges_s[at + 1]) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("growth", [1.002, 1.02, 1.08, 1.2])
+def test_gaps_keep_their_number_and_their_place_in_coarser_bins(growth: float) -> None:
+    counts = np.zeros(600, dtype=np.int64)
+    counts[[0, 1, 137, 138, 599]] = [5, 1, 40, 2, 3]
+    fine = Histogram(1e-4, growth, counts)
+    found = detail.histogram_of_gaps(fine)
+    assert sum(found.counts) == fine.total
+    assert found.edges_s[0] == 0.0
+    assert found.counts[0] == 5
+    steps = [high / low for low, high in zip(found.edges_s[1:], found.edges_s[2:], strict=False)]
+    assert max(steps) < max(1.12, growth * 1.001)
+    for position in (137, 138, 599):
+        value = 1e-4 * growth ** (position - 0.5)
+        bin_of = int(np.searchsorted(found.edges_s, value)) - 1
+        assert found.counts[bin_of] >= counts[position]
+
+
+def test_a_timeline_has_the_percentiles_of_each_bin_and_holes_where_nothing_ended() -> None:
+    when = np.array([0.1, 0.2, 0.3, 1.6])
+    latency = np.array([3.0, 1.0, 2.0, 9.0])
+    found = detail.timeline(journal([0.0], [2.0]), {"e2e": (when, latency)}, 0.0, 2.0)
+    assert found["t_s"] == (0.25, 0.75, 1.25, 1.75)
+    assert found["e2e_p50_s"] == pytest.approx((2.0, math.nan, math.nan, 9.0), nan_ok=True)
+    assert found["e2e_p95_s"] == pytest.approx((3.0, math.nan, math.nan, 9.0), nan_ok=True)
+
+
+def test_a_timeline_knows_the_requests_in_flight() -> None:
+    found = detail.timeline(journal([-1.0, 0.5, 1.0], [1.0, 1.5, math.nan]), {}, 0.0, 2.0)
+    assert found["in_flight"] == pytest.approx((1.0, 2.0, 2.0, 1.0))
+
+
+def test_a_long_window_has_few_bins_and_an_empty_one_none() -> None:
+    assert len(detail.timeline(journal([0.0], [1.0]), {}, 0.0, 600.0)["t_s"]) == detail.MOST_BINS
+    assert detail.timeline(journal([0.0], [1.0]), {}, 5.0, 5.0) == {}

@@ -1,0 +1,418 @@
+"""The compiled read path: it knows what is ordinary, says the same of it as the parser, and leaves everything else."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pytest_gpucap
+from pytest_gpucap.engines.vllm import VllmServer
+from pytest_gpucap.load import event_loop as engine_module
+from pytest_gpucap.load.answer import TEXT, Answer
+from pytest_gpucap.load.connection import Connection, RequestHead
+from pytest_gpucap.load.event_loop import EventLoop
+from pytest_gpucap.load.fastpath.event_grammar import OPENING, STRANGE, TOKEN, USAGE, shape
+from pytest_gpucap.load.fastpath.stream_state import FEW_SLOTS, LINE_BYTES, StreamStates
+from pytest_gpucap.load.prompts import Composer, Recipe
+from pytest_gpucap.load.protocol import ClosedLoop, OpenLoop, Progress, Status
+from pytest_gpucap.load.recorder import Recorder
+from pytest_gpucap.load.runner import HttpLoadRunner
+from pytest_gpucap.load.shared_memory import BINS, Count, PhaseTable, WorkerBoard, bin_at, bin_of, shared_memory
+from pytest_gpucap.requirement import ApiKind, Length, Workload
+from tests.load.rawserver import HEAD, RawServer, Script, token, usage
+from tests.load.tokenserver import TokenServer
+
+TOKENS = 4
+WORKLOAD = Workload(Length.fixed(32), Length.fixed(TOKENS), endpoint=ApiKind.COMPLETIONS)
+
+
+# -- shapes ------------------------------------------------------------------------------------------------------------
+
+
+def said(data: bytes) -> tuple[int, int, int]:
+    """What `shape` says of data that stands in the middle of something else."""
+    text = np.frombuffer(b'"}' + data + b'"1,{', np.uint8)
+    return shape(text, 2, 2 + len(data))
+
+
+TEXTS = st.text(max_size=12)
+CHOICES = st.one_of(
+    st.builds(
+        lambda text, end: {"index": 0, "text": text, "finish_reason": end}, TEXTS, st.sampled_from([None, "stop"])
+    ),
+    st.builds(lambda index, text: {"index": index, "delta": {"content": text}}, st.integers(0, 1), TEXTS),
+    st.builds(lambda text: {"index": 0, "delta": {"role": "assistant", "content": text}}, st.just("") | TEXTS),
+    st.builds(lambda text: {"index": 0, "delta": {"reasoning": text}}, TEXTS),
+)
+COUNTS = st.builds(
+    lambda prompt, total, output: {"prompt_tokens": prompt, "total_tokens": total, "completion_tokens": output},
+    *[st.integers(0, 10**12)] * 3,
+)
+EVENTS = st.builds(
+    lambda name, kind, created, model, choices, more: {
+        "id": name,
+        "object": kind,
+        "created": created,
+        "model": model,
+        "choices": choices,
+        **more,
+    },
+    st.just("cmpl-1") | TEXTS,
+    st.sampled_from(["text_completion", "chat.completion.chunk"]),
+    st.integers(0, 2 * 10**9),
+    st.just("m") | TEXTS,
+    st.lists(CHOICES, max_size=2),
+    st.just({}) | st.builds(lambda counts: {"usage": counts}, st.none() | COUNTS),
+)
+
+
+@settings(deadline=None)
+@given(EVENTS, st.booleans())
+def test_what_an_event_is_said_to_be_it_is(event: dict[str, Any], ascii_only: bool) -> None:
+    data = json.dumps(event, separators=(",", ":"), ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+    kind, first, second = said(data)
+    choices, counts = event["choices"], event.get("usage") or {}
+    if kind == TOKEN:
+        choice = choices[0]
+        assert choice.get("text") is not None or choice["delta"]["content"]
+        assert data[:first].endswith(b'"choices":[{')
+        assert second == len(TEXT.findall(data[first:])[0])
+    elif kind == OPENING:
+        assert choices[0]["delta"] == {"role": "assistant", "content": ""}
+    elif kind == USAGE:
+        assert not choices
+        assert (first, second) == (counts["prompt_tokens"], counts["completion_tokens"])
+    else:
+        assert kind == STRANGE
+        # Only what vLLM does not write is left to the parser.
+        first_choice = choices[0] if choices else {}
+        if first_choice.get("index") == 0:
+            assert "text" not in first_choice
+            assert "role" in first_choice["delta"] or not first_choice["delta"].get("content")
+        assert choices or not counts or max(counts.values()) >= 10**9
+
+
+@settings(deadline=None)
+@given(EVENTS, st.data())
+def test_what_is_cut_or_spoilt_is_never_a_usage_of_other_numbers(event: dict[str, Any], draw: st.DataObject) -> None:
+    data = json.dumps(event, separators=(",", ":")).encode()
+    end = draw.draw(st.integers(0, len(data)))
+    kind, first, second = said(data[:end])
+    if kind == USAGE:
+        assert (first, second) == (event["usage"]["prompt_tokens"], event["usage"]["completion_tokens"])
+    elif kind != STRANGE:
+        assert kind == said(data)[0]
+
+
+@settings(deadline=None)
+@given(st.floats(-1.0, 1e9) | st.floats(1e-7, 1.0))
+def test_a_single_value_falls_into_the_bin_that_it_has_among_many(seconds: float) -> None:
+    assert bin_at(seconds) == bin_of(np.array([seconds]))[0] < BINS
+
+
+def test_where_nothing_can_be_kept_on_disk_it_is_compiled_every_time() -> None:
+    code = (
+        "import numba.core.caching as caching; caching.CacheImpl._locator_classes = []\n"
+        "import numpy as np; from pytest_gpucap.load.fastpath.event_grammar import shape\n"
+        "print(shape(np.frombuffer(b'[DONE]', np.uint8), 0, 6), shape.stats.cache_path)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "(0, 0, 0) None\n"
+
+
+def test_compiled_code_is_not_kept_beyond_a_change_of_another_module(tmp_path: Path) -> None:
+    copy = tmp_path / "pytest_gpucap"
+    shutil.copytree(Path(pytest_gpucap.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def run() -> str:
+        code = (
+            "import numpy as np; from pytest_gpucap.load.fastpath.reader import _chunk\n"
+            "data = np.frombuffer(b'9\\r\\ndata: 7\\n\\n\\r\\n', np.uint8)\n"
+            "print(_chunk(data, 0, data.size), sum(_chunk.stats.cache_hits.values()))"
+        )
+        ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return ran.stdout
+
+    assert run() == "(9, 10) 0\n"
+    assert run() == "(9, 10) 1\n"
+    shapes = copy / "load" / "shapes.py"
+    shapes.write_text(shapes.read_text().replace("    return at + literal.size", "    return -1"))
+    assert run() == "(0, 0) 0\n"
+
+
+# -- slots -------------------------------------------------------------------------------------------------------------
+
+
+def test_answers_keep_their_numbers_when_there_are_more_than_ever_before() -> None:
+    slots = StreamStates()
+    taken = [slots.take() for _ in range(FEW_SLOTS)]
+    assert sorted(taken) == list(range(FEW_SLOTS))
+    for slot in taken:
+        slots.events[slot] = slot
+        slots.set_line(slot, b"line %d" % slot)
+    more = [slots.take() for _ in range(FEW_SLOTS + 1)]
+    assert not set(more) & set(taken)
+    assert [(slots.events[slot], slots.line_of(slot)) for slot in taken] == [(s, b"line %d" % s) for s in taken]
+    slots.give(taken[0])
+    again = slots.take()
+    assert again == taken[0]
+    assert (slots.events[again], slots.line_of(again)) == (0, b"")
+    assert np.isnan(slots.first_s[again])
+    slots.set_line(again, b"x" * (LINE_BYTES + 1))
+    assert slots.line_of(again) == b""
+
+
+# -- the same records as the parser's ----------------------------------------------------------------------------------
+
+
+def chunked(body: bytes, *, odd: bool) -> bytes:
+    """A chunk; an odd one has an extension, which means nothing and is left to the parser."""
+    return b"%x%b\r\n%b\r\n" % (len(body), b";n=1" if odd else b"", body)
+
+
+def with_usage(completion: int) -> bytes:
+    counts = json.loads(usage(completion=completion))["usage"]
+    return json.dumps({**json.loads(token()), "usage": counts}, separators=(",", ":")).encode()
+
+
+CHAT = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+
+
+def chat(delta: dict[str, Any], **more: Any) -> bytes:
+    return json.dumps({**CHAT, "choices": [{"index": 0, "delta": delta, **more}]}, separators=(",", ":")).encode()
+
+
+PIECES = [
+    *[token()] * 6,
+    token("\\u00e4 \\n " * 9),
+    token(finish="length"),
+    token().replace(b'"created":1', b'"created":2'),
+    token()[:-1] + b',"usage":null}',
+    json.dumps(json.loads(token())).encode(),
+    with_usage(2),
+    chat({"role": "assistant", "content": ""}, finish_reason=None),
+    chat({"role": "assistant", "content": "", "reasoning": None}, finish_reason=None),
+    chat({"content": "t"}),
+    chat({"reasoning": "t"}),
+    chat({}, finish_reason="stop"),
+    b'{"error":{"message":"engine died"}}',
+    b"<html>",
+]
+FRAMES = [
+    *[b"data: %b\n\n"] * 12,
+    b"data:%b\n\n",
+    b"data: %b\r\n\r\n",
+    b": ping\n\ndata: %b\n\n",
+    b"id: 3\ndata: %b\n\n",
+]
+ENDS = [*[[usage(completion=4), b"[DONE]"]] * 4, [b"[DONE]"], [usage(completion=9), b"[DONE]"], [usage()], []]
+
+
+def answers(seed: int, *, odd: bool) -> list[Script]:
+    """Answers of all sorts, the same for a seed but for how they are chunked; cut into packets anywhere."""
+    draw = random.Random(seed)
+    scripts: list[Script] = []
+    for _ in range(150):
+        events = [draw.choice(PIECES[: -2 if draw.random() < 0.9 else None]) for _ in range(draw.randint(0, 6))]
+        events += draw.choice(ENDS)
+        bodies = [draw.choice(FRAMES) % event for event in events]
+        if len(bodies) > 1 and draw.random() < 0.2:
+            bodies[:2] = [bodies[0] + bodies[1]]
+        whole = HEAD + b"".join(chunked(body, odd=odd) for body in bodies) + b"0\r\n\r\n"
+        places = sorted(draw.random() for _ in range(draw.choice([0, 0, 1, 3])))
+        cuts = [0, *(round(place * len(whole)) for place in places), len(whole)]
+        scripts.append([whole[start:end] for start, end in itertools.pairwise(cuts) if start < end])
+    return scripts
+
+
+@dataclass(frozen=True)
+class Records:
+    """Of each answer what is known of it; of all together the tokens and the gaps, and what went wrong how often."""
+
+    rows: list[list[int]]
+    tokens: int
+    gaps: int
+    errors: dict[str, int]
+
+
+def records(scripts: list[Script]) -> Records:
+    with (
+        RawServer(*scripts) as server,
+        HttpLoadRunner(server.url, "m", "secret", WORKLOAD, 1, workers=1, request_timeout_s=20.0) as runner,
+    ):
+        n = len(scripts)
+        due_s = np.arange(n, dtype=np.float64) * 0.01
+        phase = OpenLoop(n * 0.01, due_s, np.full(n, 32, np.int32), np.full(n, TOKENS, np.int32))
+        span = runner.run(phase)
+        assert runner.settle(20.0)
+        journal = runner.journal()
+        columns = (journal.status, journal.counted_prompt_tokens, journal.counted_output_tokens, journal.first_s > 0)
+        rows = [list(map(int, row)) for row in zip(*columns, strict=True)]
+        return Records(rows, int(journal.tokens.sum()), span.gaps.total, runner.error_texts())
+
+
+@pytest.fixture(scope="module")
+def parsed() -> Records:
+    """What the parser makes of `answers`."""
+    return records(answers(5, odd=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "uncompiled"])
+def test_answers_of_all_sorts_are_recorded_as_by_the_parser(
+    monkeypatch: pytest.MonkeyPatch, parsed: Records, compiled: bool
+) -> None:
+    if not compiled:
+        monkeypatch.setenv("GPUCAP_NO_NUMBA", "1")
+    found = records(answers(5, odd=False))
+    assert found == parsed
+    assert {Status(row[0]) for row in found.rows} >= {Status.OK, Status.SHORT, Status.RESET, Status.STREAM_ERROR}
+    assert found.tokens > 300
+
+
+# -- nothing of the ordinary comes to Python ---------------------------------------------------------------------------
+
+
+@dataclass
+class Handed:
+    """What came to Python."""
+
+    whole: int = 0
+    other: int = 0
+    tokens: int = 0
+    """Counted in the end."""
+
+
+def in_this_process(
+    monkeypatch: pytest.MonkeyPatch, port: int, recipe: Recipe, key: str, answers: int, at_once: int
+) -> tuple[Handed, PhaseTable]:
+    """A closed loop in this process."""
+    handed = Handed()
+
+    class Watched(Connection):
+        __slots__ = ()
+
+        def whole(self, time_s: float) -> None:
+            handed.whole += 1
+            super().whole(time_s)
+
+        def found(self, found: int, time_s: float) -> None:
+            handed.other += 1
+            super().found(found, time_s)
+
+    monkeypatch.setattr(engine_module, "Connection", Watched)
+    board_fd = shared_memory(WorkerBoard.size(1))
+    table, fd = PhaseTable.create(answers, 1)
+    path = "/v1/chat/completions" if recipe.endpoint == ApiKind.CHAT.value else "/v1/completions"
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {key}\r\n"
+    head += "Content-Type: application/json\r\nContent-Length: "
+    engine = EventLoop(
+        RequestHead((socket.AF_INET, ("127.0.0.1", port)), head.encode(), True),
+        Composer(recipe),
+        WorkerBoard.attach(board_fd, 1),
+        0,
+        bins_start_s=time.monotonic(),
+        request_timeout_s=60.0,
+    )
+    os.close(board_fd)
+    os.close(fd)
+    table.prompt_tokens[:], table.output_tokens[:] = max(32, recipe.least_tokens), 8
+    counted = engine._count
+
+    def count(answer: Answer, end_s: float) -> None:
+        counted(answer, end_s)
+        if (table.status != Status.IN_FLIGHT).all():
+            engine.stop()
+
+    monkeypatch.setattr(engine, "_count", count)
+    start_s = time.monotonic()
+    engine.begin(table, start_s=start_s, end_s=start_s + 60.0, share=at_once, first_prompt=0)
+    engine.run()
+    engine.recorder.flush()
+    engine.close()
+    handed.tokens = int(engine.recorder.tokens.sum())
+    return handed, table
+
+
+@pytest.mark.parametrize("endpoint", list(ApiKind))
+def test_ordinary_answers_are_read_without_python(monkeypatch: pytest.MonkeyPatch, endpoint: ApiKind) -> None:
+    with TokenServer() as server:
+        recipe = Recipe("m", endpoint.value, ("a", "b"))
+        handed, table = in_this_process(monkeypatch, server.port, recipe, "", 400, 4)
+        assert handed.tokens == server.seen.output_tokens == 8 * 400 == table.counts[0, Count.EVENTS]
+    assert (table.status == Status.OK).all()
+    # The server's head has the time in it: some are new.
+    assert handed.whole > 300
+    assert handed.other < 100
+
+
+@pytest.mark.vllm_cpu
+@pytest.mark.slow
+@pytest.mark.parametrize("endpoint", list(ApiKind))
+def test_answers_of_the_real_vllm_are_read_without_python(
+    monkeypatch: pytest.MonkeyPatch, vllm_cpu_server: VllmServer, endpoint: ApiKind
+) -> None:
+    server = vllm_cpu_server
+    workload = Workload(Length.fixed(64), Length.fixed(8), endpoint=endpoint)
+    with HttpLoadRunner(server.base_url, server.model, str(server.api_key), workload, 1, workers=1) as runner:
+        recipe = runner.prepare()
+    port = int(server.base_url.split(":")[2].split("/")[0])
+    handed, table = in_this_process(monkeypatch, port, recipe, str(server.api_key), 120, 4)
+    assert (table.status == Status.OK).all()
+    assert handed.tokens == table.counted_output_tokens.sum() == 8 * 120
+    assert handed.whole > 60
+    assert handed.other < 60
+
+
+@pytest.mark.slow
+def test_more_streams_than_there_is_room_for_at_first() -> None:
+    streams = 1100  # more than a lane's first descriptors, and several times a worker's first slots
+    with (
+        TokenServer(gap_s=0.05, hold_after=1) as server,
+        HttpLoadRunner(server.url, "m", None, WORKLOAD, 1, workers=1) as runner,
+    ):
+
+        def enough(progress: Progress) -> bool:
+            if server.seen.most_in_flight == streams:
+                server.release()
+            return progress.completed >= 2 * streams
+
+        n = 4 * streams
+        span = runner.run(ClosedLoop(120.0, streams, np.full(n, 32, np.int32), np.full(n, TOKENS, np.int32)), enough)
+        assert runner.settle(30.0)
+        journal = runner.journal()
+        assert (journal.status == Status.OK).all(), runner.error_texts()
+        assert server.seen.most_in_flight == streams
+        assert journal.tokens.sum() == server.seen.output_tokens == TOKENS * journal.status.size
+    assert span.check.open_sockets == streams
+
+
+def test_an_answer_alone_is_recorded_without_a_lane() -> None:
+    recorder = Recorder(np.zeros(10, np.int64), 0.0, 0)
+    table, fd = PhaseTable.create(1, 1)
+    os.close(fd)
+    table.prompt_tokens[:], table.output_tokens[:] = 32, 2
+    recorder.begin(table)
+    answer = Answer(table, 0, recorder)
+    for event, time_s in ((token(), 0.15), (token(), 0.35), (usage(completion=2), 0.35), (b"[DONE]", 0.35)):
+        answer.event(event, time_s)
+    assert answer.finish(0.4, ignore_eos=True) is Status.OK
+    recorder.flush()
+    assert recorder.tokens.tolist() == [0, 1, 0, 1, 0, 0, 0, 0, 0, 0]
+    assert (table.first_s[0], table.last_s[0], table.end_s[0]) == (0.15, 0.35, 0.4)
+    assert answer.slot == StreamStates.take(recorder.slots)  # given back

@@ -1,0 +1,216 @@
+"""The load generator's judgement of itself: no false alarm, and a word for everything that spoils a measurement."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import threading
+import time
+
+import numpy as np
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_gpucap.load.clocks import STEP_NS, Offset
+from pytest_gpucap.load.protocol import Histogram, OpenLoop, SelfCheck, Status
+from pytest_gpucap.load.recorder import Recorder
+from pytest_gpucap.load.runner import HttpLoadRunner
+from pytest_gpucap.load.schedule import open_loop
+from pytest_gpucap.load.self_check import check_phase
+from pytest_gpucap.load.shared_memory import (
+    BINS,
+    GROWTH,
+    LOWEST_S,
+    Count,
+    PhaseTable,
+    Spread,
+    WorkerBoard,
+    bin_of,
+    shared_memory,
+)
+from pytest_gpucap.requirement import Length, Workload
+from tests.load.tokenserver import TokenServer
+
+ROWS = 1000
+
+
+def made(*, late_s: np.ndarray | None = None, ttft_s: float = 0.1, **counts: int) -> SelfCheck:
+    """The judgement of a phase of 1,000 requests in 10 s that went well but for what is given."""
+    table, fd = PhaseTable.create(ROWS, 1)
+    os.close(fd)
+    late = np.full(ROWS, 1e-4) if late_s is None else late_s
+    table.due_s[:] = np.linspace(0, 10, ROWS, endpoint=False)
+    table.sent_s[:] = table.due_s + late
+    table.first_s[:] = table.sent_s + ttft_s
+    table.status[:] = Status.OK
+    recorder = Recorder(np.zeros(1000, np.int64), 0.0, 0)
+    recorder.begin(table)
+    recorder.lateness.extend(late.tolist())
+    recorder.lags.extend([1e-4] * 100)
+    recorder.flush()
+    values = {"SENT": ROWS, "CPU_NS": 10**9, "WALL_NS": 10**10, "EVENTS": 100, **counts}
+    for name, value in values.items():
+        table.counts[0, Count[name]] = value
+    phase = OpenLoop(10.0, table.due_s.copy(), np.ones(ROWS, np.int32), np.ones(ROWS, np.int32))
+    return check_phase(phase, table, start_s=0.0, end_s=10.0, due=table.due_s)
+
+
+def late(share: float, seconds: float) -> np.ndarray:
+    lateness = np.full(ROWS, 1e-4)
+    lateness[: round(share * ROWS)] = seconds
+    return lateness
+
+
+def test_a_good_phase_has_no_problem_and_all_figures() -> None:
+    check = made()
+    assert check.problems == ()
+    assert check.send_lateness_p99_s == pytest.approx(1e-4, rel=0.011)
+    assert check.timestamp_lag_p99_s == pytest.approx(1e-4, rel=0.011)
+    assert check.worker_cpu_share == (0.1,)
+    assert check.intended_rps == check.achieved_rps == 100.0
+    assert check.timestamps == "kernel"
+
+
+def test_lateness_decides_relative_to_what_is_measured() -> None:
+    (problem,) = made(late_s=late(0.02, 0.041)).problems
+    assert problem.startswith("the load generator, not the GPU, was the bottleneck: send lateness p99 41")
+    assert "taskset" in problem
+    assert made(late_s=late(0.02, 0.041), ttft_s=1.0).problems == ()  # lost in a TTFT of a second
+    assert made(late_s=late(0.02, 0.009), ttft_s=0.01).problems == ()  # a scheduler slice or two
+    assert made(late_s=late(0.005, 0.5)).problems == ()  # one hiccup in 200 requests
+    # A client that falls behind makes up what it measures: the limit does not grow away from it.
+    assert made(late_s=np.linspace(0, 2.0, ROWS)).problems
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ({"CPU_NS": 95 * 10**8}, "a worker used 95% of a core"),
+        ({"SENT": 900}, "900 of 1000 due requests were sent"),
+        ({"CLOCK_STEPS": 1}, "the system clock was set during the phase"),
+        ({"WRONG_PROMPT": 3}, "the server counted other prompt tokens than were asked for in 3 requests"),
+    ],
+)
+def test_what_else_spoils_a_phase(counts: dict[str, int], words: str) -> None:
+    (problem,) = made(late_s=None, ttft_s=0.1, **counts).problems
+    assert words in problem
+
+
+def test_stamps_of_user_space_are_called_so() -> None:
+    assert made(USER_STAMPS=1000).timestamps == "user"
+    assert made(USER_STAMPS=10).timestamps == "kernel"
+
+
+WORKLOAD = Workload(Length.fixed(40), Length.fixed(4))
+
+
+def test_a_stalled_worker_is_noticed() -> None:
+    """The worker is stopped for a third of a second in the middle of a phase: the lateness of its requests says so."""
+    with (
+        TokenServer() as server,
+        HttpLoadRunner(server.url, "m", None, WORKLOAD, 1, workers=1) as runner,
+    ):
+        runner.prepare()
+        (pid,) = runner.worker_pids
+
+        def stall() -> None:
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.35)
+            os.kill(pid, signal.SIGCONT)
+
+        timer = threading.Timer(0.5, stall)
+        timer.start()
+        span = runner.run(open_loop(WORKLOAD, 100.0, 1.5, 1, 0))
+        timer.join()
+        assert runner.settle(10.0)
+        journal = runner.journal()
+    assert any("send lateness p99" in problem for problem in span.check.problems), span.check
+    assert span.check.send_lateness_p99_s > 0.1
+    # Nothing is left out, and the latencies hold the wait: they count from when requests were due.
+    assert (journal.status == Status.OK).all()
+    assert journal.ttft_s.max() > 0.2
+    assert journal.status.size == span.phase.prompt_tokens.size
+
+
+def test_too_few_sockets_are_counted_against_the_client() -> None:
+    workload = Workload(Length.fixed(40), Length.fixed(50))
+    with (
+        TokenServer(gap_s=0.05) as server,
+        HttpLoadRunner(server.url, "m", None, workload, 1, workers=1) as runner,
+    ):
+        runner.prepare()
+        (pid,) = runner.worker_pids
+        limit = psutil.Process(pid).num_fds() + 10
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, limit))
+        phase = OpenLoop(0.6, np.linspace(0, 0.3, 30), np.full(30, 40, np.int32), np.full(30, 50, np.int32))
+        span = runner.run(phase)
+        assert runner.settle(5.0, cancel=True)
+        statuses = runner.journal().status
+    dropped = int(np.count_nonzero(statuses == Status.DROPPED))
+    assert 18 <= dropped <= 21
+    assert any(f"could not send {dropped} requests" in problem for problem in span.check.problems)
+    assert span.check.open_sockets in range(9, 13)
+
+
+@given(st.lists(st.floats(1e-9, 1e4), min_size=1, max_size=300), st.floats(0.01, 1.0))
+def test_a_histogram_is_right_to_its_stated_error(values: list[float], quantile: float) -> None:
+    counts = np.bincount(bin_of(np.array(values)), minlength=BINS)
+    found = Histogram(LOWEST_S, GROWTH, counts).quantile_s(quantile)
+    rank = max(1, int(np.ceil(quantile * len(values) - 1e-9)))
+    truth = min(max(sorted(values)[rank - 1], LOWEST_S), LOWEST_S * GROWTH ** (BINS - 1))
+    assert truth / GROWTH * (1 - 1e-9) <= found <= truth * GROWTH * (1 + 1e-9)
+
+
+def test_percentiles_of_a_histogram_have_no_bias() -> None:
+    values = np.random.default_rng(1).normal(0.010, 5e-5, 20_000)
+    found = Histogram(LOWEST_S, GROWTH, np.bincount(bin_of(values), minlength=BINS))
+    for quantile in (0.1, 0.5, 0.9):
+        assert found.quantile_s(quantile) == pytest.approx(np.quantile(values, quantile), abs=1e-6)
+
+
+def test_a_step_of_the_wall_clock_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    offset = Offset()
+    offset.resample()
+    assert offset.steps == 0
+    real = time.time_ns
+    monkeypatch.setattr("pytest_gpucap.load.clocks.time.time_ns", lambda: real() + 5 * STEP_NS)
+    before = offset.ns
+    offset.resample()
+    assert offset.steps == 1
+    assert offset.ns - before == pytest.approx(5 * STEP_NS, abs=STEP_NS / 2)
+
+
+@pytest.mark.slow
+def test_memory_stays_flat() -> None:
+    """200,000 requests of 512 tokens through the real book-keeping: what is kept does not grow with the tokens."""
+    from pytest_gpucap.load.answer import Answer
+
+    requests, tokens = 200_000, 512
+    board_fd = shared_memory(WorkerBoard.size(1))
+    board = WorkerBoard.attach(board_fd, 1)
+    table, fd = PhaseTable.create(requests, 1)
+    os.close(fd)
+    os.close(board_fd)
+    table.prompt_tokens[:], table.output_tokens[:] = 16, tokens
+    recorder = Recorder(board.tokens[0], 0.0, 0)
+    recorder.begin(table)
+    before = psutil.Process().memory_info().rss
+    for row in range(requests):
+        answer = Answer(table, row, recorder)
+        answer.token(row * 1e-3)
+        answer.token(row * 1e-3 + 0.02)
+        slots, slot = recorder.slots, answer.slot
+        slots.events[slot] += tokens - 2
+        recorder.gaps.extend([0.01] * (tokens - 2))
+        recorder.times.extend([row * 1e-3] * (tokens - 2))
+        slots.counted_prompt[slot], slots.counted_output[slot], slots.done[slot] = 16, tokens, 1
+        answer.finish(row * 1e-3 + 0.03, ignore_eos=True)
+        recorder.flush_if_full()
+    recorder.flush()
+    assert psutil.Process().memory_info().rss - before < 100 * 2**20
+    assert board.tokens.sum() == requests * tokens
+    assert table.histogram(Spread.GAPS).total == requests * (tokens - 1)
+    assert (table.status == Status.OK).all()

@@ -1,0 +1,98 @@
+"""Lines of a pull request are marked with what is wrong there."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import given, settings
+
+from pytest_gpucap.report.annotations import MOST, code_quality, findings, workflow_commands
+from pytest_gpucap.report.clean import visible
+from pytest_gpucap.results.measured import Outcome
+from tests.report import made
+from tests.report.test_escape import TEXTS, runner_reads
+
+
+def test_a_failure_is_an_error_at_the_test() -> None:
+    (line,) = workflow_commands(findings(made.document(made.check()), "services/chat"))
+    name, properties, message = runner_reads(line)
+    assert name == "error"
+    assert properties == {"file": "services/chat/tests/test_chat.py", "line": "12", "title": "GPU capacity FAIL: chat"}
+    assert message.splitlines() == [
+        "chat needs 3 GPUs, budget 2: 100 req/s x 1.3 / 52.1 req/s = 2.50",
+        "bound by: p95 E2E, limit 20 s",
+        "bottleneck: KV cache: KV cache 99% full",
+        "try: --kv-cache-dtype fp8",
+    ]
+
+
+def test_what_holds_is_no_finding() -> None:
+    assert not findings(made.document(made.check(Outcome.PASS), made.measured()))
+    assert not findings(made.document({**made.check(), "expected_failure": True}))
+
+
+def test_levels_and_order() -> None:
+    document = made.document(
+        made.check(Outcome.INCONCLUSIVE, "undecided"),
+        made.compared(made.check(Outcome.PASS, "slower")),
+        made.check(Outcome.INVALID, "shared"),
+        made.check(Outcome.FAIL, "short"),
+    )
+    assert [(found.level, found.title) for found in findings(document)] == [
+        ("error", "GPU capacity INVALID: shared"),
+        ("error", "GPU capacity FAIL: short"),
+        ("warning", "GPU capacity INCONCLUSIVE: undecided"),
+        ("error", "GPU capacity REGRESSED: slower"),
+    ]
+
+
+def test_github_shows_ten_and_the_tenth_counts_the_rest() -> None:
+    records = [made.check(name=f"n{number}") for number in range(MOST + 3)]
+    lines = workflow_commands(findings(made.document(*records)))
+    assert len(lines) == MOST
+    assert runner_reads(lines[-1])[2].endswith("... and 3 more, see the result file")
+
+
+def test_without_a_line_the_file_is_marked() -> None:
+    (found,) = findings(made.document({**made.check(), "line": None}))
+    assert (found.file, found.line) == ("tests/test_chat.py", 1)
+
+
+def test_code_quality_is_what_gitlab_asks_for() -> None:
+    report = json.loads(code_quality(findings(made.document(made.check(), made.check(Outcome.INVALID, "b")))))
+    assert {issue["severity"] for issue in report} == {"critical"}
+    assert len({issue["fingerprint"] for issue in report}) == 2
+    for issue in report:
+        assert set(issue) == {"description", "check_name", "fingerprint", "severity", "location"}
+        assert issue["location"] == {"path": "tests/test_chat.py", "lines": {"begin": 12}}
+    assert code_quality([]) == "[]\n"
+
+
+def test_two_findings_of_one_test_are_two_to_gitlab() -> None:
+    report = json.loads(code_quality(findings(made.document(made.check(), made.check()))))
+    first, second = (issue["fingerprint"] for issue in report)
+    assert first != second
+    assert first == json.loads(code_quality(findings(made.document(made.check()))))[0]["fingerprint"]
+
+
+def test_a_finding_keeps_its_fingerprint_when_its_figures_change() -> None:
+    other = made.check()
+    other["sustainable_rate"]["value"] = 40.0
+    other["line"] = 99
+    first, second = (json.loads(code_quality(findings(made.document(each))))[0] for each in (made.check(), other))
+    assert first["fingerprint"] == second["fingerprint"]
+    assert first["description"] != second["description"]
+
+
+@settings(deadline=None)
+@given(TEXTS)
+def test_texts_from_outside_stay_in_their_place(hostile: str) -> None:
+    record = made.check(name=hostile)
+    record["test"] = f"tests/{hostile}.py::test"
+    document = made.document(record)
+    (line,) = workflow_commands(findings(document))
+    name, properties, message = runner_reads(line)
+    assert (name, set(properties)) == ("error", {"file", "line", "title"})
+    assert properties["title"] == f"GPU capacity FAIL: {visible(hostile)}"
+    assert message.startswith(f"{visible(hostile)} needs 3 GPUs")
+    assert json.loads(code_quality(findings(document)))[0]["check_name"] == "gpucap"

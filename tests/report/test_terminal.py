@@ -1,0 +1,101 @@
+"""What the terminal shows at the end: worst first, 80 columns, and nothing that a terminal would obey."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+
+from pytest_gpucap.report import terminal
+from pytest_gpucap.results.measured import Outcome
+from tests.report import made
+from tests.report.test_escape import TEXTS
+
+EVERYTHING = [
+    made.measured("a"),
+    made.check(Outcome.PASS, "b"),
+    made.compared(made.check(Outcome.PASS, "c")),
+    {**made.check(Outcome.FAIL, "d"), "expected_failure": True},
+    made.check(Outcome.INCONCLUSIVE, "e"),
+    made.check(Outcome.FAIL, "f"),
+    made.check(Outcome.INVALID, "g"),
+]
+
+
+def rows(summary: str) -> list[list[str]]:
+    lines = summary.splitlines()
+    return [line.split() for line in lines[2 : lines.index("")]]
+
+
+def test_the_worst_is_first_and_what_was_expected_is_not_among_it() -> None:
+    assert [row[1] for row in rows(terminal.summary(EVERYTHING))] == ["g", "f", "e", "c", "d", "b", "a"]
+
+
+def test_a_failure_gives_the_arithmetic_the_limit_the_bottleneck_and_what_to_try() -> None:
+    summary = terminal.summary([made.check()])
+    assert summary[summary.index("- FAIL") :].startswith(
+        "- FAIL: chat needs 3 GPUs, budget 2: 100 req/s x 1.3 / 52.1 req/s = 2.50\n"
+        "  bound by: p95 E2E, limit 20 s\n"
+        "  bottleneck: KV cache: KV cache 99% full\n"
+        "  try: --kv-cache-dtype fp8\n"
+    )
+
+
+def test_nothing_is_said_of_what_was_not_compared() -> None:
+    for record in EVERYTHING[:2]:
+        assert "baseline" not in terminal.summary([record]) + terminal.details(record)
+
+
+def test_the_physical_limit_and_the_accuracy_have_a_row() -> None:
+    record = made.check()
+    record["limit"] = {"text": "61% of what the memory bandwidth allows", "share": 0.61}
+    record["accuracy"] = {
+        "value": 0.81, "low": 0.74, "high": 0.87, "confidence": 0.95, "answers": 120, "right": 97, "min_accuracy": 0.75,
+    }  # fmt: skip
+    told = " ".join(terminal.details(record).split())
+    assert "physical limit 61% of what the memory bandwidth allows" in told
+    assert "accuracy 81.0% (74.0% to 87.0%), 97 of 120 answers right, at least 75.0% required" in told
+
+
+def test_where_there_is_no_physical_limit_the_reason_is_said_once_and_a_simulation_needs_none() -> None:
+    reason = "no bandwidth is known of class cpu"
+    records = [{**made.measured(name), "simulated": False, "no_limit": reason} for name in "ab"]
+    summary = terminal.summary([*records, {**made.measured("c"), "simulated": True, "no_limit": "it has no hardware"}])
+    assert f"- no physical limit for a, b: {reason}\n" in summary
+    assert "no hardware" not in summary
+    assert f"physical limit not known: {reason}" in " ".join(terminal.section(records[0]).split())
+
+
+@pytest.mark.parametrize("rate", [0.0123, 0.881, 52.1, 1230.0, 98765.0])
+def test_80_columns_whatever_the_names_and_figures(rate: float) -> None:
+    records: list[dict[str, Any]] = []
+    for outcome in Outcome:
+        record = made.check(outcome, "a requirement whose name is much too long for any table " * 2)
+        if record["sustainable_rate"]:
+            record["sustainable_rate"] |= {"value": rate, "low": rate * 0.9, "high": rate * 1.1}
+        record["design_rate_rps"] = rate * 1.2345
+        records.append(record)
+    assert max(map(len, terminal.summary(records).splitlines())) <= 80
+    for record in records:
+        # A name that alone is longer stays whole, so that it can be searched for.
+        assert max(map(len, terminal.details(record).splitlines())) <= 80
+
+
+def test_windows_are_one_row_each_with_their_worst_third() -> None:
+    record = made.check()
+    record["samples"][4]["latencies"]["e2e"]["p95_s"] = 17.5
+    lines = [line for line in terminal.details(record).splitlines() if line.startswith("30 req/s")]
+    assert [line.split() for line in lines] == [["30", "req/s", "90", "180", "30", "15400", "17.5", "s", "480", "ms"]]
+
+
+@settings(deadline=None, max_examples=50)
+@given(TEXTS)
+def test_nothing_from_outside_reaches_the_terminal_as_a_command(hostile: str) -> None:
+    document = made.document(made.compared(made.check()), made.check(Outcome.INVALID))
+    changed = made.with_texts(
+        document, lambda value: value + hostile, frozenset({"kind", "outcome", "decision", "binding"})
+    )
+    whole = terminal.summary(changed["results"]) + "".join(map(terminal.failure, changed["results"]))
+    whole.encode("utf-8")
+    assert not set(whole) & set("\x1b\x07\x08\x00\r\x9b\u202e\u2066\u2028")

@@ -1,0 +1,211 @@
+"""Where a server's model, arguments and class become limits, and where nothing is said because something is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from pytest_gpucap.engines.synthetic import architecture
+from pytest_gpucap.engines.url import ExternalServer
+from pytest_gpucap.engines.vllm import VllmServer
+from pytest_gpucap.engines.vllm_arguments import ServerSpec
+from pytest_gpucap.gpu.classes import GpuClass, find_class, parse_class
+from pytest_gpucap.load.trace import with_trace_lengths
+from pytest_gpucap.markers import Declaration
+from pytest_gpucap.requirement import ArrivalKind, Arrivals, Slo, Workload
+from pytest_gpucap.roofline.limits import NoLimit, Roofline
+from pytest_gpucap.roofline.served import config_of, hardware_of, roofline_of
+from pytest_gpucap.session.placement import Placement
+from pytest_gpucap.session.server_manager import SystemUnderTest
+
+Limits = Callable[..., Roofline | NoLimit]
+
+
+def declaration(workload: Workload | None = None, **given: Any) -> Declaration:
+    """What a test declares, as far as limits ask."""
+    given = {"model": None, **given}
+    return Declaration("test_it.py:1", "it", None, workload or Workload(), Slo(), 1, **given)
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> Limits:
+    """The limits of a server that is not started: only what it was asked to be counts."""
+    monkeypatch.setattr(VllmServer, "max_num_seqs", 256)
+    monkeypatch.setattr(VllmServer, "kv_tokens", 100_000)
+
+    def of(
+        model: str = "synthetic:qwen2-1.5b",
+        gpu_class: str | GpuClass | None = "h200",
+        workload: Workload | None = None,
+        **arguments: Any,
+    ) -> Roofline | NoLimit:
+        server = VllmServer(
+            process=cast("Any", SimpleNamespace(poll=lambda: 0, close=lambda: None)),
+            log=cast("Any", None),
+            spec=ServerSpec(model, arguments),
+            devices=(),
+            command=(),
+            model="m",
+            api_key="k",
+            base_url="http://127.0.0.1:1/v1",
+            startup_s=0.0,
+        )
+        found = find_class(gpu_class) if isinstance(gpu_class, str) else gpu_class
+        return roofline_of(SystemUnderTest(Placement(), gpu_class=found, server=server), declaration(workload))
+
+    return of
+
+
+def test_a_server_of_ours_on_a_known_class_has_limits(limits: Limits) -> None:
+    found = limits(tensor_parallel_size=2, quantization="fp8", kv_cache_dtype="fp8")
+    assert isinstance(found, Roofline)
+    assert (found.hardware.name, found.hardware.gpus) == ("h200", 2)
+    assert (found.precision.weight_bits, found.precision.kv_bits) == (8, 8)
+    assert (found.deployment.max_num_seqs, found.deployment.kv_tokens) == (256, 100_000)
+    assert found.model.parameters == 1777088000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"gpu_class": "cpu"}, "no bandwidth is known of class cpu: --gpucap-gpu-file can give it one"),
+        ({"gpu_class": None}, "the GPU class behind the URL is not known: name it with --gpu-class"),
+        ({"model": "nobody/nothing"}, "no config.json of nobody/nothing is at hand"),
+        ({"quantization": "magic"}, "quantization 'magic' is not understood"),
+        ({"cpu_offload_gb": 4}, "what cpu_offload_gb does to speed is not known"),
+        ({"speculative_config": {"method": "ngram"}}, "speculative_config names no num_speculative_tokens"),
+    ],
+)
+def test_where_something_is_not_known_the_reason_is_said(limits: Limits, arguments: dict[str, Any], said: str) -> None:
+    assert limits(**arguments) == NoLimit(said)
+
+
+def test_engines_side_by_side_share_the_requests(limits: Limits) -> None:
+    one, four = limits(), limits(data_parallel_size=4, **{"tensor-parallel-size": 1})
+    assert isinstance(one, Roofline)
+    assert isinstance(four, Roofline)
+    assert four.hardware.gpus == 4
+    assert four.at(256).rate_rps == pytest.approx(4 * one.at(64).rate_rps)
+    assert four.at(256).tpot_s == one.at(64).tpot_s
+    assert four.at(1).rate_rps == one.at(1).rate_rps  # a lone request has one engine to itself
+    assert four.most_tokens_per_s(256) == pytest.approx(4 * one.most_tokens_per_s(64))
+    assert four.weight_bytes == 4 * one.weight_bytes
+
+
+def test_a_trace_has_limits_by_its_own_token_counts(limits: Limits, tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"  # long answers follow short prompts
+    path.write_text("arrival_s,input_tokens,output_tokens\n0,4000,10\n1,100,990\n")
+    workload = with_trace_lengths(Workload(arrivals=Arrivals(ArrivalKind.TRACE, trace=path)))
+    found = limits(workload=workload)
+    assert isinstance(found, Roofline)
+    assert found.workload.output_tokens.mean == 500
+    steps_of = {4000 + 10 / 2: 10, 100 + 990 / 2: 990}
+    assert found.context == pytest.approx(sum(at * steps for at, steps in steps_of.items()) / 1000)  # 629, not 2300
+    assert "x 629 tokens" in found.at(8).formula
+    assert found.certain().context == 100 + 10 / 2
+
+
+def test_a_cpu_with_figures_of_its_own_has_limits(limits: Limits) -> None:
+    found = limits(gpu_class=parse_class("cpu: bandwidth_gb_s=50", "here"))
+    assert isinstance(found, Roofline)
+    assert found.at(1).bound == "bandwidth"
+
+
+def test_speculation_allows_so_many_tokens_a_pass(limits: Limits) -> None:
+    found = limits(speculative_config={"method": "ngram", "num_speculative_tokens": 4})
+    assert isinstance(found, Roofline)
+    assert found.deployment.tokens_per_pass == 5
+
+
+def behind(
+    served: str, gpu_class: str | None = "h200", origin: str | None = None, told: Any = None, **given: Any
+) -> Roofline | NoLimit:
+    """The limits of a server behind a URL that serves `served` and tells `origin` and `told` of itself."""
+    server = ExternalServer("http://127.0.0.1:1/v1", served, "k")
+    server.origin = origin
+    server.__dict__ |= {"config": told or {}, "version": "0.26.0"}
+    found = None if gpu_class is None else find_class(gpu_class)
+    target = SystemUnderTest(Placement(gpu_class=found, url=server.base_url), gpu_class=found, server=server)
+    return roofline_of(target, declaration(**given))
+
+
+def test_the_server_of_a_url_has_limits_where_class_and_model_are_known() -> None:
+    by_name = behind("synthetic:qwen2-1.5b")
+    assert isinstance(by_name, Roofline)
+    assert by_name.declared == "GPU class"
+    by_origin = behind("chat", origin="synthetic:qwen2-1.5b", model="synthetic:tiny")
+    assert isinstance(by_origin, Roofline)
+    assert (by_origin.model, by_origin.declared) == (by_name.model, "GPU class")  # the server knows best
+    by_marker = behind("chat", model="synthetic:qwen2-1.5b", vllm_args={"data_parallel_size": 2, "dtype": "float16"})
+    assert isinstance(by_marker, Roofline)
+    assert (by_marker.hardware.gpus, by_marker.declared) == (2, "GPU class and model")
+
+
+def test_what_the_server_of_a_url_tells_of_itself_counts_before_what_is_declared() -> None:
+    told = {
+        "model_config": {"dtype": "torch.bfloat16", "quantization": "fp8"},
+        "parallel_config": {"tensor_parallel_size": 2, "pipeline_parallel_size": 1, "data_parallel_size": 1},
+        "cache_config": {"cache_dtype": "auto", "cpu_offload_gb": 0},
+        "speculative_config": {"num_speculative_tokens": 3, "method": "eagle"},
+    }
+    found = behind("synthetic:qwen2-1.5b", told=told, vllm_args={"tensor_parallel_size": 1, "kv_cache_dtype": "fp8"})
+    assert isinstance(found, Roofline)
+    assert (found.hardware.tensor, found.precision.weight_bits, found.precision.kv_bits) == (2, 8, 16)
+    assert found.deployment.tokens_per_pass == 4
+
+
+def test_the_server_of_a_url_has_no_limits_where_nothing_is_known() -> None:
+    assert behind("synthetic:tiny", gpu_class=None) == NoLimit(
+        "the GPU class behind the URL is not known: name it with --gpu-class"
+    )
+    assert behind("chat", origin="/nowhere/chat") == NoLimit(
+        "no config.json of /nowhere/chat or chat is at hand: name its folder with vllm(model=...)"
+    )
+    assert isinstance(behind("x" * 5000), NoLimit)
+    misspelt = behind("chat", model="synthetic:tinny")
+    assert isinstance(misspelt, NoLimit)
+    assert "did you mean synthetic:tiny" in misspelt.reason
+    server = ExternalServer("http://127.0.0.1:1/v1", "synthetic:tiny", "k")
+    server.__dict__["version"] = "SIMULATED 1.0 fast"
+    h200 = find_class("h200")
+    simulated = SystemUnderTest(Placement(gpu_class=h200, url=server.base_url), gpu_class=h200, server=server)
+    assert roofline_of(simulated, declaration()) == NoLimit("a SIMULATED server has no hardware")
+
+
+def test_configs_are_found_in_folders_files_and_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dict(architecture("synthetic:tiny").config)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    folder.joinpath("config.json").write_text(json.dumps(config))
+    assert config_of(str(folder)) == config
+    assert config_of(str(folder / "config.json")) == config
+    snapshot = tmp_path / "hub" / "models--maker--thing" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    snapshot.joinpath("config.json").write_text(json.dumps(config))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert config_of("maker/thing") == config
+    assert config_of("maker/other") is None
+    folder.joinpath("config.json").write_text("[")
+    assert config_of(str(folder)) is None
+
+
+def test_fp4_is_computed_at_twice_the_rate_of_fp8_where_there_is_such_a_path() -> None:
+    blackwell, hopper = hardware_of(find_class("b200")), hardware_of(find_class("h200"))
+    assert blackwell is not None
+    assert hopper is not None
+    assert blackwell.operations("fp4") == 2 * blackwell.operations("fp8") == 9e15
+    assert hopper.operations("fp4") == hopper.operations("bf16")
+
+
+def test_every_class_with_a_bandwidth_makes_hardware() -> None:
+    assert hardware_of(find_class("cpu")) is None
+    slice_of = hardware_of(find_class("h200-1g.18gb"))
+    whole = hardware_of(find_class("h200"))
+    assert slice_of is not None
+    assert whole is not None
+    assert slice_of.bandwidth_bytes_per_s == whole.bandwidth_bytes_per_s / 8
