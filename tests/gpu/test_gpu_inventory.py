@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import pytest_gpucap.gpu
+import pytest_gpucap
 from pytest_gpucap.gpu.classes import GpuClass, find_class, parse_class
 from pytest_gpucap.gpu.description import describe_devices, environment_facts
 from pytest_gpucap.gpu.inventory import Inventory, NoGpu, WrongGpuClass, class_of, detect, select, take_inventory
@@ -272,14 +272,14 @@ def test_a_machine_recorded_from_the_fake_library_is_the_recording(name: str) ->
 
 
 def test_nothing_here_can_change_a_setting() -> None:
-    folder = Path(pytest_gpucap.gpu.__file__).parent
-    calls = {call for path in folder.glob("*.py") for call in re.findall(r"\bnvml[A-Z]\w+", path.read_text())}
+    package = Path(pytest_gpucap.__file__).parent
+    calls = {call for path in package.rglob("*.py") for call in re.findall(r"\bnvml[A-Z]\w+", path.read_text())}
     changing = {call for call in calls if re.match(r"nvml(Device|Unit|System)?(Set|Clear|Reset|Create|Destroy)", call)}
     assert "nvmlDeviceGetPowerUsage" in calls
     assert not changing
 
 
-@pytest.mark.parametrize("module", ["classes", "device", "inventory", "nvml", "visible", "facts"])
+@pytest.mark.parametrize("module", ["classes", "device", "inventory", "nvml", "cuda_visible_devices", "description"])
 def test_what_collection_needs_is_light(module: str) -> None:
     heavy = "{'numpy', 'pynvml', 'psutil', 'scipy', 'filelock'}"
     script = f"import sys, pytest_gpucap.gpu.{module}; print(*sorted({heavy} & set(sys.modules)))"

@@ -24,7 +24,7 @@ from pytest_gpucap.results.result_file import ResultFileError
 from tests.history.made_records import ENVIRONMENT, REQUIREMENT, STARTED, document, named, record, windows
 
 H200 = Path(__file__).parents[2] / "benchmarks" / "results" / "h200"
-SCHEMA = json.loads((Path(pytest_gpucap.__file__).parent / "report" / "result.schema.json").read_text())
+SCHEMA = json.loads((Path(pytest_gpucap.__file__).parent / "results" / "result.schema.json").read_text())
 ALLOWED = 0.05
 
 

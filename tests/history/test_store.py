@@ -18,7 +18,7 @@ from pytest_gpucap.results.result_file import ResultFileError
 from tests.history.made_records import STARTED, document, named, record
 
 H200 = Path(__file__).parents[2] / "benchmarks" / "results" / "h200"
-SCHEMA = json.loads((Path(pytest_gpucap.__file__).parent / "report" / "result.schema.json").read_text())
+SCHEMA = json.loads((Path(pytest_gpucap.__file__).parent / "results" / "result.schema.json").read_text())
 
 
 def saved(folder: Path, name: str, *records: Any, simulated: bool = False, **settings: Any) -> Path:

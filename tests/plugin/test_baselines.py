@@ -19,7 +19,7 @@ SUITE = """
     def test_chat(gpucap):
         gpucap.check()
 """
-SCHEMA = json.loads(Path(str(files("pytest_gpucap.report") / "result.schema.json")).read_text())
+SCHEMA = json.loads(Path(str(files("pytest_gpucap.results") / "result.schema.json")).read_text())
 FAST = Path(str(files("pytest_gpucap.simulator") / "profiles" / "fast.toml")).read_text()
 SIM = "--gpu-class=sim:mine.toml"
 

@@ -43,4 +43,4 @@ def test_the_assertion_in_the_docs_is_explained_so() -> None:
 
 def test_the_live_line_in_the_docs_is_the_tested_one() -> None:
     (line,) = samples("docs/reports.md", "chat: hold 1")
-    assert line in (REPOSITORY / "tests" / "report" / "test_live.py").read_text(encoding="utf-8")
+    assert line in (REPOSITORY / "tests" / "session" / "test_live_line.py").read_text(encoding="utf-8")

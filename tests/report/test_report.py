@@ -21,7 +21,7 @@ from pytest_gpucap.results import result_file
 from pytest_gpucap.results.measured import Interval, Latency, Measurement, Outcome, Sample, Verdict
 from pytest_gpucap.results.record import Context, measurement_record, plain, sample_record, verdict_record
 
-SCHEMA = json.loads((Path(pytest_gpucap.__file__).parent / "report" / "result.schema.json").read_text())
+SCHEMA = json.loads((Path(pytest_gpucap.__file__).parent / "results" / "result.schema.json").read_text())
 
 REQUIREMENT = Requirement(
     "chat",

@@ -122,7 +122,7 @@ def test_a_result_that_cannot_be_written_costs_nothing_that_was(tmp_path: Path) 
 GROW = """
 import sys
 from pathlib import Path
-from tests.report.test_resultfile import document, resultfile
+from tests.results.test_result_file import document, result_file
 file = result_file.GrowingResultFile(Path(sys.argv[1]))
 for results in range(1, 10**9):
     content = document(20)

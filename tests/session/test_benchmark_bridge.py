@@ -157,11 +157,11 @@ def test_benchmarks_of_others_stay_theirs(pytester: pytest.Pytester) -> None:
         import pytest
 
         @pytest.mark.gpucap(qps=10, gpus=1, input_tokens=256, output_tokens=512, e2e_p95="4s")
-        def test_both(gpucap, benchmark_bridge):
+        def test_both(gpucap, benchmark):
             gpucap.check()
             assert benchmark(sum, [1, 2]) == 3
 
-        def test_plain(benchmark_bridge):
+        def test_plain(benchmark):
             assert benchmark(sum, [1, 2]) == 3
         """
     )
@@ -253,9 +253,7 @@ def test_a_blocked_session_object_means_hands_off(suite: pytest.Pytester) -> Non
 
 @pytest.mark.skipif(find_spec("pytest_codspeed") is None, reason="needs pytest-codspeed")
 def test_codspeed_itself_runs_what_is_its_own(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(
-        test_suite=SUITE, test_other="def test_fast(benchmark_bridge):\n    assert benchmark(int) == 0\n"
-    )
+    pytester.makepyfile(test_suite=SUITE, test_other="def test_fast(benchmark):\n    assert benchmark(int) == 0\n")
     options = ("--codspeed", "--codspeed-max-time=0.1", "--benchmark-json=out.json")
     pytester.runpytest_subprocess(SIMULATED, *options).assert_outcomes(passed=1, deselected=2)
     assert not (pytester.path / "out.json").exists()

@@ -29,7 +29,7 @@ from pytest_gpucap.telemetry.server_metrics import read_figures
 from tests.gpu import fake_nvml
 
 DEADLINE_S = 60.0
-PAGE = (Path(__file__).parent / "recordings" / "vllm_0_32_metrics.txt").read_text()
+PAGE = (Path(__file__).parents[1] / "gpu" / "recordings" / "vllm_0_32_metrics.txt").read_text()
 
 
 def until(condition: Callable[[], bool]) -> None:
