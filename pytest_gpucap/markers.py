@@ -6,8 +6,7 @@ up; the closest one wins, keyword by keyword.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -36,6 +35,7 @@ from pytest_gpucap.requirement import (
     share,
     whole,
 )
+from pytest_gpucap.vllm_arguments import VllmArguments
 from pytest_gpucap.workloads.presets import find_preset
 
 
@@ -48,7 +48,7 @@ class Declaration:
         requirement: None when no rate was declared anywhere; `check` then says so.
         workload, slo: declared even without a rate, so that `measure` and `sweep` work without one.
         model: model of the vLLM server; None when no marker and no option names one.
-        vllm_args: every other keyword of the ``vllm`` marker, in the order written.
+        vllm_args: every other keyword of the ``vllm`` markers.
         gpu_class: the class this test is about, from its marker; None when it names none.
         max_time_s: server time that one verdict may take.
         seed: of arrivals, lengths and prompts.
@@ -59,12 +59,16 @@ class Declaration:
     requirement: Requirement | None
     workload: Workload
     slo: Slo
-    gpus_per_replica: int
     model: str | None
-    vllm_args: Mapping[str, Any] = field(default_factory=dict)
+    vllm_args: VllmArguments = field(default_factory=VllmArguments)
     gpu_class: str | None = None
     max_time_s: float = 600.0
     seed: int = 0
+
+    @property
+    def gpus_per_replica(self) -> int:
+        """GPUs that one replica occupies."""
+        return self.vllm_args.gpus_per_replica
 
 
 def declare(item: pytest.Item, options: Options, place: str) -> Declaration:
@@ -73,9 +77,8 @@ def declare(item: pytest.Item, options: Options, place: str) -> Declaration:
     Raises:
         RequirementError: one line, the mistake and the mend.
     """
-    vllm = _merged(item, "vllm", positional="model")
-    model = vllm.pop("model", None) or options.model
-    gpus_per_replica = _gpus_per_replica(vllm)
+    model, vllm_args = _server(item)
+    model = model or options.model
     values = _gpucap_values(_with_preset(_merged(item, "gpucap"), options, item), item)
     slo = Slo(
         limits=tuple(values.pop("limits")),
@@ -85,19 +88,31 @@ def declare(item: pytest.Item, options: Options, place: str) -> Declaration:
     _check_questions(workload, slo)
     own_class = _merged(item, "gpu_class", positional="name").get("name")
     name = values.get("name") or getattr(item, "originalname", None) or item.name
+    # A budget of the whole session says nothing of a test that only asks for the server.
+    if "gpus" in values or _MEASURING in getattr(item, "fixturenames", ()):
+        _check_budget(values.get("gpus") or options.gpus, vllm_args)
     return Declaration(
         place=place,
         name=name,
-        requirement=_requirement(name, values, options, workload, slo, gpus_per_replica),
+        requirement=_requirement(name, values, options, workload, slo, vllm_args.gpus_per_replica),
         workload=workload,
         slo=slo,
-        gpus_per_replica=gpus_per_replica,
         model=None if model is None else str(model),
-        vllm_args=vllm,
+        vllm_args=vllm_args,
         gpu_class=None if own_class is None else str(own_class),
         max_time_s=values.get("max_time", options.max_time_s),
         seed=values.get("seed", options.seed),
     )
+
+
+def _check_budget(gpus: int | None, arguments: VllmArguments) -> None:
+    """See that a budget holds one replica at least, whatever is measured and against what."""
+    needed = arguments.gpus_per_replica
+    if gpus is not None and gpus < needed:
+        context = "" if arguments.prefill_context_parallel_size == 1 else " x prefill-context"
+        raise RequirementError(
+            f"gpus={gpus} cannot hold one replica: tensor x pipeline x data{context} parallel size is {needed}"
+        )
 
 
 def _requirement(
@@ -106,16 +121,11 @@ def _requirement(
     qps = values.get("qps", options.target_qps)
     if qps is None:
         return None
-    gpus = values.get("gpus") or options.gpus or gpus_per_replica
-    if gpus < gpus_per_replica:
-        raise RequirementError(
-            f"gpus={gpus} cannot hold one replica: tensor x pipeline x data parallel size is {gpus_per_replica}"
-        )
     factor = values.get("headroom") or options.headroom
     return Requirement(
         name=name,
         qps=qps,
-        gpus=gpus,
+        gpus=values.get("gpus") or options.gpus or gpus_per_replica,
         gpus_per_replica=gpus_per_replica,
         workload=workload,
         slo=slo,
@@ -123,24 +133,34 @@ def _requirement(
     )
 
 
-def _merged(item: pytest.Item, name: str, positional: str | None = None) -> dict[str, Any]:
-    """The keywords of all markers of a name; the closest marker wins. One positional argument may have a name."""
-    merged: dict[str, Any] = {}
+def _marks(item: pytest.Item, name: str, positional: str | None = None) -> Iterator[dict[str, Any]]:
+    """The keywords of each marker of a name, the closest marker last. One positional argument may have a name."""
     for mark in reversed(list(item.iter_markers(name))):
-        arguments = list(mark.args)
+        keywords, arguments = dict(mark.kwargs), list(mark.args)
         if arguments and positional is not None:
-            if positional in mark.kwargs:
+            if positional in keywords:
                 raise RequirementError(f"{name}({arguments[0]!r}) names {positional} twice")
-            merged[positional] = arguments.pop(0)
+            keywords[positional] = arguments.pop(0)
         if arguments:
             raise RequirementError(f"{name}({', '.join(map(repr, arguments))}) takes keywords only")
-        merged |= mark.kwargs
+        yield keywords
+
+
+def _merged(item: pytest.Item, name: str, positional: str | None = None) -> dict[str, Any]:
+    """The keywords of all markers of a name; the closest marker wins."""
+    merged: dict[str, Any] = {}
+    for keywords in _marks(item, name, positional):
+        merged |= keywords
     return merged
 
 
-def _gpus_per_replica(vllm: Mapping[str, Any]) -> int:
-    sizes = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
-    return math.prod(whole(vllm.get(name, 1), name) for name in sizes)
+def _server(item: pytest.Item) -> tuple[Any, VllmArguments]:
+    """The model and the server arguments of all ``vllm`` markers; the closest wins, however it spells an argument."""
+    model, arguments = None, VllmArguments()
+    for keywords in _marks(item, "vllm", positional="model"):
+        model = keywords.pop("model", model)
+        arguments = arguments.overlaid(VllmArguments(keywords))
+    return model, arguments
 
 
 def _choice(kind: type[ArrivalKind | ApiKind], value: Any, what: str) -> ArrivalKind | ApiKind:
@@ -200,6 +220,8 @@ _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "min_accuracy": share,
 }
 
+_MEASURING: Final = "gpucap"
+"""The fixture of a test that measures."""
 _WORDING: Final = ("system", "fold_system", "opening", "instruction")
 _SAMPLING: Final = ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty")
 

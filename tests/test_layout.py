@@ -21,25 +21,26 @@ ROOMS: dict[str, set[str]] = {
     "requirement": set(),
     "jit": set(),
     "sizing": {"requirement"},
+    "vllm_arguments": {"requirement"},
     # What is found.
-    "results": {"requirement", "sizing"},
+    "results": {"requirement", "sizing", "vllm_arguments"},
     # The stages of a measurement, earliest first.
     "options": {"requirement"},
     "workloads": {"requirement"},
     "gpu": set(),
-    "engines": set(),
+    "engines": {"vllm_arguments"},
     "telemetry": {"gpu"},
     "load": {"requirement", "jit"},
     "accuracy": {"requirement", "results", "load", "engines"},
-    "markers": {"options", "requirement", "workloads", "accuracy"},
+    "markers": {"options", "requirement", "vllm_arguments", "workloads", "accuracy"},
     "estimate": {"requirement", "jit", "results", "load"},
     "decisions": {"requirement", "sizing", "results"},
-    "roofline": {"requirement", "results", "load", "gpu", "engines"},
+    "roofline": {"requirement", "vllm_arguments", "results", "load", "gpu", "engines"},
     "measure": {"requirement", "results", "load", "estimate", "decisions", "roofline"},
     "simulator": {"requirement", "jit", "load", "accuracy", "engines"},
     # What is made of results.
     "report": {"requirement", "sizing", "results"},
-    "history": {"requirement", "results", "decisions", "report"},
+    "history": {"requirement", "vllm_arguments", "results", "decisions", "report"},
     "planning": {"requirement", "sizing", "results", "roofline"},
     # The wiring: one pytest session, and the commands.
     "session": {
@@ -47,6 +48,7 @@ ROOMS: dict[str, set[str]] = {
             "options",
             "markers",
             "requirement",
+            "vllm_arguments",
             "results",
             "gpu",
             "engines",
@@ -60,7 +62,19 @@ ROOMS: dict[str, set[str]] = {
     "fixtures": {"engines", "session"},
     "plugin": {"options", "fixtures", "session", "report"},
     "cli": {
-        *("options", "requirement", "sizing", "results", "gpu", "engines", "roofline", "report", "history", "planning"),
+        *(
+            "options",
+            "requirement",
+            "vllm_arguments",
+            "sizing",
+            "results",
+            "gpu",
+            "engines",
+            "roofline",
+            "report",
+            "history",
+            "planning",
+        ),
     },
     "__init__": {"results", "engines", "session"},
     "__main__": {"cli"},
@@ -85,6 +99,7 @@ FORBIDDEN = {
     "cli": {"pytest"},
     "simulator": {"pytest", "pynvml"},
     "requirement": {"pytest", "numpy"},
+    "vllm_arguments": {"pytest", "numpy"},
     "*": {"vllm", "torch"},
 }
 """Room -> top-level modules that it may never import; ``*``: no room may."""

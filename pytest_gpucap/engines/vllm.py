@@ -18,10 +18,10 @@ from pytest_gpucap.engines.log import ServerLog
 from pytest_gpucap.engines.process import OwnedProcess
 from pytest_gpucap.engines.readiness import Readiness
 from pytest_gpucap.engines.server import Server
+from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.startup_errors import diagnose, oom_kills
-from pytest_gpucap.engines.vllm_arguments import ServerSpec
+from pytest_gpucap.vllm_arguments import ENTRY_POINT
 
-ENTRY_POINT = "vllm.entrypoints.openai.api_server"
 _TAIL_LINES = 30
 _LOG_KV_TOKENS = re.compile(r"KV cache size: ([\d,]+) tokens")
 
@@ -69,12 +69,13 @@ class VllmServer(Server):
     @cached_property
     def max_num_seqs(self) -> int | None:  # type: ignore[override]
         """How many requests it runs at once, over all engines; None where it does not tell."""
-        given = self.spec.args.get("max_num_seqs")
-        try:
-            each = int(str(self.config["scheduler_config"]["max_num_seqs"] if given is None else given))
-        except (ValueError, KeyError, TypeError):
-            return None
-        return each * int(str(self.spec.args.get("data_parallel_size") or 1))
+        each = self.spec.args.max_num_seqs
+        if each is None:
+            try:
+                each = int(str(self.config["scheduler_config"]["max_num_seqs"]))
+            except (ValueError, KeyError, TypeError):
+                return None
+        return each * self.spec.args.data_parallel_size
 
     @cached_property
     def kv_tokens(self) -> int | None:  # type: ignore[override]
@@ -132,7 +133,7 @@ def start_vllm(
     name = f"gpucap-{_slug(spec.model)}-{secrets.token_hex(6)}"
     api_key = secrets.token_urlsafe(24)
     log = ServerLog(_log_path(spec, name))
-    command = [python, "-m", ENTRY_POINT, "--model", model_path, *spec.flags()]
+    command = [python, "-m", ENTRY_POINT, "--model", model_path, *spec.args.flags()]
     command += ["--host", "127.0.0.1", "--port", "0", "--served-model-name", name]
     process = OwnedProcess(command, env=environment(spec, devices, api_key), log_path=log.path)
     try:

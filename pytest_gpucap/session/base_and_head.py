@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pytest_gpucap.decisions.paired import PAIR_START_SD
 from pytest_gpucap.decisions.regression import RegressionDecision
 from pytest_gpucap.engines.errors import ServerError
-from pytest_gpucap.engines.vllm_arguments import ServerSpec
 from pytest_gpucap.gpu.lease import LeaseError
 from pytest_gpucap.history import latencies
 from pytest_gpucap.markers import Declaration
@@ -31,11 +30,15 @@ from pytest_gpucap.requirement import Requirement, positive
 from pytest_gpucap.results.measured import Interval
 from pytest_gpucap.results.record import Record, plain, slo_record
 from pytest_gpucap.roofline.limits import Roofline
-from pytest_gpucap.roofline.served import roofline_of
+from pytest_gpucap.session.context import limits_of
 from pytest_gpucap.session.harness import load_on
 from pytest_gpucap.session.live_line import LiveLine
 from pytest_gpucap.session.placement import Placement
 from pytest_gpucap.session.server_manager import ServerManager
+from pytest_gpucap.vllm_arguments import VllmArguments
+
+if TYPE_CHECKING:
+    from pytest_gpucap.simulator.profile import Profile
 
 DEFAULT_SHARE: Final = 0.92
 """vLLM's ``gpu_memory_utilization`` where none is given."""
@@ -68,57 +71,27 @@ def base_of(head: Placement, options: Options) -> Placement | None:
     if options.base_python is not None and "/" in options.base_python and not Path(options.base_python).exists():
         raise ValueError(f"--gpucap-base-python: there is no interpreter at {options.base_python}")
     try:
-        given = parsed(options.base_args or "")
+        given = VllmArguments.parse(options.base_args or "")
         if head.profile is not None:
             return replace(head, profile=_simulated(head.profile, given))
         if head.spec is None:
             return None
-        return replace(head, spec=_spec(head.spec, given, options.base_python))
+        args = head.spec.args.overlaid(given)
     except ValueError as error:
         raise ValueError(f"--gpucap-base-args: {error}") from None
+    if args.gpus_per_replica > head.devices:
+        raise ValueError(
+            f"--gpucap-base-args: a replica of the base takes {args.gpus_per_replica} GPUs, and one of the head, on "
+            f"whose GPUs it stands, takes {head.devices}"
+        )
+    return replace(head, spec=replace(head.spec, args=args, python=options.base_python or head.spec.python))
 
 
-def parsed(text: str) -> dict[str, Any]:
-    """Server arguments as they stand on a command line, by name with underscores.
-
-    ``--max-num-seqs 64 --no-enable-prefix-caching`` is ``{"max_num_seqs": "64", "no_enable_prefix_caching": True}``;
-    several values become a tuple, and ``--max-num-seqs=`` is None: the head's own argument is left out.
-
-    Raises:
-        ValueError: for a word that belongs to no argument, or an unclosed quote.
-    """
-    found: dict[str, Any] = {}
-    name = ""
-    for word in shlex.split(text):
-        if word.startswith("--") and len(word) > 2:  # noqa: PLR2004 - more than the dashes
-            name, given, value = word[2:].partition("=")
-            name = name.replace("-", "_")
-            found[name] = (value or None) if given else True
-        elif not name:
-            raise ValueError(f"{word!r} follows no --argument")
-        elif found[name] is True:
-            found[name] = word
-        else:
-            before = found[name] if isinstance(found[name], tuple) else (found[name],)
-            found[name] = (*before, word)
-    return found
-
-
-def _spec(head: ServerSpec, given: Mapping[str, Any], python: str | None) -> ServerSpec:
-    changed = {_plain_name(name) for name in given}
-    kept = {name: value for name, value in head.args.items() if _plain_name(name) not in changed}
-    return replace(head, args={**kept, **given}, python=python or head.python)
-
-
-def _plain_name(name: str) -> str:
-    return name.replace("-", "_").removeprefix("no_")
-
-
-def _simulated(head: Any, given: Mapping[str, Any]) -> Any:
+def _simulated(head: Profile, given: VllmArguments) -> Profile:
     """A simulated base: the arguments are those of ``python -m pytest_gpucap.simulator`` and vLLM's that it models."""
     from pytest_gpucap.simulator.profile import load
 
-    rest = dict(given)
+    rest: dict[str, Any] = dict(given.values)
     profile = load(str(rest.pop("profile"))) if "profile" in rest else head
     engine = profile.engine
     if "time_scale" in rest:
@@ -247,7 +220,7 @@ class BaseAndHead:
                     for target in targets:
                         workload, workers = self.declared.workload, self.options.workers
                         loaded = load_on(target.endpoint, workload, settings, workers, trust)
-                        limit = roofline_of(target, self.declared)
+                        limit = limits_of(target, self.declared)
                         sides.append(PairedServer(*loaded, limit if isinstance(limit, Roofline) else None))
                     yield sides[0], sides[1]
                 finally:
@@ -256,7 +229,7 @@ class BaseAndHead:
         except (LeaseError, ServerError) as error:
             shares = ""
             if base is not self.base and base.spec is not None:
-                share = base.spec.args.get("gpu_memory_utilization")
+                share = base.spec.args.gpu_memory_utilization
                 shares = f" (base and head share the GPU's memory; the base asked for {share} of it)"
             raise PairInvalid(f"{self.declared.name} was not compared with its base{shares}: {error}") from error
 
@@ -276,11 +249,11 @@ class BaseAndHead:
         ):
             if self.base.spec.python != self.head.spec.python:
                 found.append(f"interpreter: {self.base.spec.python} -> {self.head.spec.python}")
-            before, after = shlex.join(self.base.spec.flags()), shlex.join(self.head.spec.flags())
+            before, after = shlex.join(self.base.spec.args.flags()), shlex.join(self.head.spec.args.flags())
             if before != after:
                 found.append(f"arguments: {before or 'none'} -> {after or 'none'}")
             if base is not self.base:
-                share = head.spec.args["gpu_memory_utilization"]
+                share = head.spec.args.gpu_memory_utilization
                 found.append(f"for the comparison alone, gpu_memory_utilization {share} each, so that both fit")
         return found
 
@@ -290,24 +263,12 @@ def fitting(base: Placement, head: Placement) -> tuple[Placement, Placement]:
     on_cpu = head.gpu_class is not None and head.gpu_class.is_cpu
     if base.spec is None or head.spec is None or on_cpu:
         return base, head
-    shares = [_share(placement.spec) for placement in (base, head)]
+    shares = [spec.args.gpu_memory_utilization or DEFAULT_SHARE for spec in (base.spec, head.spec)]
     if sum(shares) <= MOST_SHARE:
         return base, head
     factor = DEFAULT_SHARE / sum(shares)
     scaled = [
-        replace(placement, spec=_with_share(placement.spec, round(share * factor, 3)))
-        for placement, share in zip((base, head), shares, strict=True)
+        replace(spec, args=spec.args.overlaid(VllmArguments({"gpu_memory_utilization": round(share * factor, 3)})))
+        for spec, share in zip((base.spec, head.spec), shares, strict=True)
     ]
-    return scaled[0], scaled[1]
-
-
-def _share(spec: ServerSpec | None) -> float:
-    args = {} if spec is None else {_plain_name(name): value for name, value in spec.args.items()}
-    given = args.get("gpu_memory_utilization")
-    return DEFAULT_SHARE if given is None else float(given)
-
-
-def _with_share(spec: ServerSpec | None, share: float) -> ServerSpec:
-    assert spec is not None  # noqa: S101 - the caller's condition
-    kept = {name: value for name, value in spec.args.items() if _plain_name(name) != "gpu_memory_utilization"}
-    return replace(spec, args={**kept, "gpu_memory_utilization": share})
+    return replace(base, spec=scaled[0]), replace(head, spec=scaled[1])

@@ -13,6 +13,7 @@ from pytest_gpucap.results.measured import Sample
 from pytest_gpucap.results.record import Context
 from pytest_gpucap.roofline.limits import NoLimit, Roofline
 from pytest_gpucap.roofline.plausibility import LEAST_WINDOW_S, share_of
+from pytest_gpucap.roofline.served import roofline_of
 from pytest_gpucap.session.environment import environment
 from pytest_gpucap.session.server_manager import SystemUnderTest
 from pytest_gpucap.telemetry.bottleneck import Bottleneck, BottleneckKind, KnownLimits, diagnose
@@ -48,6 +49,13 @@ def context_of(
         limit=None if isinstance(limit, NoLimit) else limit,
         no_limit=limit.reason if isinstance(limit, NoLimit) else None,
     )
+
+
+def limits_of(target: SystemUnderTest, declared: Declaration) -> Roofline | NoLimit:
+    """The physical limits of what a test measures, or why they are not known."""
+    # A simulation in virtual time stays one where a test has also asked for its server over HTTP.
+    server = None if target.placement.profile is not None else target.endpoint
+    return roofline_of(server, target.gpu_class, declared.workload, model=declared.model, arguments=declared.vllm_args)
 
 
 def _limit(

@@ -53,7 +53,7 @@ def _server(server: Server) -> dict[str, Any]:
     facts: dict[str, Any] = {"server": f"vLLM {server.version}" if server.version else server.base_url}
     if isinstance(server, VllmServer):
         facts["model"] = server.spec.model
-        facts["server_args"] = dict(server.spec.args)
+        facts["server_args"] = dict(server.spec.args.values)
         facts |= _weights(server)
         facts["command"] = shlex.join(server.command)
         facts["log"] = str(server.log.path)

@@ -22,10 +22,9 @@ from pytest_gpucap.results.record import (
 )
 from pytest_gpucap.roofline.limits import NoLimit, Roofline
 from pytest_gpucap.roofline.plausibility import checked, checked_sample, checked_verdict
-from pytest_gpucap.roofline.served import roofline_of
 from pytest_gpucap.session.base_and_head import BaseAndHead, PairInvalid
 from pytest_gpucap.session.baselines import Comparing
-from pytest_gpucap.session.context import context_of
+from pytest_gpucap.session.context import context_of, limits_of
 from pytest_gpucap.session.harness import Harness, MeasurementInvalid
 from pytest_gpucap.session.server_manager import SystemUnderTest
 
@@ -245,7 +244,7 @@ class GpuCap:
         return again
 
     def _roofline(self, target: SystemUnderTest) -> Roofline | NoLimit:
-        return roofline_of(target, self._declared)
+        return limits_of(target, self._declared)
 
     def _bounded(self, measurement: Measurement, roofline: Roofline | NoLimit) -> Measurement:
         """The measurement held against physics, and marked with whether there is a budget to hold it against."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from pytest_gpucap.engines.vllm_arguments import ServerSpec
+from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.gpu.classes import GpuClass, find_class, read_classes
 from pytest_gpucap.markers import Declaration
 from pytest_gpucap.options import Options

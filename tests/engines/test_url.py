@@ -10,9 +10,9 @@ import pytest
 
 from pytest_gpucap.engines.errors import EndpointError, MetricsUnavailable
 from pytest_gpucap.engines.prometheus import Metrics
+from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.url import attach
 from pytest_gpucap.engines.vllm import VllmServer, start_vllm
-from pytest_gpucap.engines.vllm_arguments import ServerSpec
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.vllm import VllmServer, start_vllm
-from pytest_gpucap.engines.vllm_arguments import ServerSpec
 from pytest_gpucap.telemetry.bottleneck import BottleneckKind, KnownLimits, diagnose
 from pytest_gpucap.telemetry.probes import API_SERVER, ENGINE
 from pytest_gpucap.telemetry.sampler import Telemetry
