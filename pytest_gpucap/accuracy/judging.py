@@ -17,6 +17,7 @@ import numpy as np
 from scipy.special import betaincinv, stdtrit
 
 from pytest_gpucap.results.measured import Accuracy, Interval, Outcome, Verdict
+from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
 
 CONFIDENCE = 0.95
 
@@ -67,7 +68,8 @@ def judged(verdict: Verdict, accuracy: Accuracy) -> Verdict:
     if decided:
         measurement = verdict.measurement
         if outcome is Outcome.INVALID:
-            measurement = replace(measurement, problems=(*measurement.problems, reason))
+            problem = Problem(ProblemSource.ANSWERS, ProblemKind.NO_ANSWERS, reason)
+            measurement = replace(measurement, problems=(*measurement.problems, problem))
         return replace(verdict, outcome=outcome, reason=reason, measurement=measurement)
     if verdict.outcome is Outcome.FAIL and outcome is not Outcome.PASS:
         return replace(verdict, reason=f"{verdict.reason}; {reason}")

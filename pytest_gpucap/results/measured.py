@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fractions import Fraction
 
 from pytest_gpucap.requirement import Requirement
+from pytest_gpucap.results.problems import Problem
+from pytest_gpucap.results.windows import WindowId
 from pytest_gpucap.sizing import gpus_for_rate
 
 
@@ -53,21 +54,13 @@ class LatencyHistogram:
     counts: tuple[int, ...]
 
 
-_SLICE = re.compile(r" \(\d+/\d+\)$")
-
-
-def window_label(label: str) -> str:
-    """The window that a sample's label names: it is recorded in slices, ``hold 1 (2/3)``."""
-    return _SLICE.sub("", label)
-
-
 @dataclass(frozen=True, slots=True)
 class Sample:
     """What one measuring window at one rate (open loop) or concurrency (closed loop) showed.
 
     Attributes:
         kind: ``open`` or ``closed``.
-        label: what the window was for, such as ``hold 2`` or ``design rate 1``.
+        window: which window of the measurement this is, or which slice of one.
         start_s, end_s: on the runner's clock; telemetry is matched by these.
         offered_rps: intended rate; None for a closed loop.
         concurrency: requests held in flight; 0 for an open loop.
@@ -83,7 +76,7 @@ class Sample:
     """
 
     kind: str
-    label: str
+    window: WindowId
     start_s: float
     end_s: float
     offered_rps: float | None
@@ -97,12 +90,12 @@ class Sample:
     attainment: Mapping[str, float] = field(default_factory=dict)
     errors: Mapping[str, int] = field(default_factory=dict)
     checks: Mapping[str, float | int | str] = field(default_factory=dict)
-    problems: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
     timeline: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     histograms: Mapping[str, LatencyHistogram] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        return f"<Sample {self.label}: {self.completed_rps:.4g} req/s, {self.in_flight_mean:.4g} in flight>"
+        return f"<Sample {self.window.text}: {self.completed_rps:.4g} req/s, {self.in_flight_mean:.4g} in flight>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +124,7 @@ class Measurement:
     binding: str | None = None
     single_rate: Interval | None = None
     spent_s: Mapping[str, float] = field(default_factory=dict)
-    problems: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
     simulated: bool = False
     seed: int = 0
     budgeted: bool = True

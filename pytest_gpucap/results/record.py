@@ -16,6 +16,8 @@ from typing import Any, Final
 
 from pytest_gpucap.requirement import Length, Requirement, Slo, Workload
 from pytest_gpucap.results.measured import Accuracy, Curve, Measurement, Sample, Verdict
+from pytest_gpucap.results.problems import Problem
+from pytest_gpucap.results.windows import WindowId
 from pytest_gpucap.sizing import gpus_interval
 
 SCHEMA_VERSION: Final = 1
@@ -119,7 +121,7 @@ def _measurement(measurement: Measurement, context: Context, kind: str) -> Recor
         ),
         "samples": lean(plain(measurement.samples)),
         "spent_s": {"start-up": plain(context.startup_s), **plain(measurement.spent_s)},
-        "problems": list(measurement.problems),
+        "problems": plain(measurement.problems),
         "seed": measurement.seed,
         "environment": plain(context.environment),
         "telemetry": plain(context.telemetry),
@@ -194,6 +196,10 @@ def lean(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return samples
 
 
+_KEYS: Final = {"window": "label"}
+"""Fields that the result file names differently."""
+
+
 def plain(value: Any) -> Any:  # noqa: PLR0911 - one line a kind of value
     """A value as JSON can hold it; figures that are not finite become null."""
     match value:
@@ -205,12 +211,14 @@ def plain(value: Any) -> Any:  # noqa: PLR0911 - one line a kind of value
             return _rounded(float(value)) if math.isfinite(value) else None
         case Path():
             return str(value)
+        case WindowId() | Problem():
+            return value.text
         case Mapping():
             return {str(key): plain(each) for key, each in value.items()}
         case list() | tuple() | set() | frozenset():
             return [plain(each) for each in value]
     if is_dataclass(value) and not isinstance(value, type):
-        return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
+        return {_KEYS.get(each.name, each.name): plain(getattr(value, each.name)) for each in fields(value)}
     if hasattr(value, "tolist"):  # NumPy scalars and arrays
         return plain(value.tolist())
     raise TypeError(f"a result may not hold a {type(value).__name__}: {value!r}")

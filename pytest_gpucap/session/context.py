@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pytest_gpucap.load.self_check import is_own_limit
 from pytest_gpucap.markers import Declaration
 from pytest_gpucap.results.measured import Sample
+from pytest_gpucap.results.problems import ProblemSource
 from pytest_gpucap.results.record import Context
 from pytest_gpucap.roofline.limits import NoLimit, Roofline
 from pytest_gpucap.roofline.plausibility import LEAST_WINDOW_S, share_of
@@ -75,7 +75,7 @@ def _diagnosis(
 ) -> Bottleneck:
     # What limits a server shows where it is driven hardest.
     hardest = max(samples, key=lambda sample: sample.in_flight_mean)
-    own = [problem for problem in hardest.problems if is_own_limit(problem)]
+    own = [problem.text for problem in hardest.problems if problem.source is ProblemSource.LOAD_GENERATOR]
     limits = None if isinstance(roofline, NoLimit) else roofline
     known = KnownLimits(
         parameters=None if limits is None else limits.model.active,

@@ -256,5 +256,6 @@ class GpuCap:
 
 def _trusted(measurement: Measurement) -> Measurement:
     if measurement.problems:
-        raise MeasurementInvalid(f"{measurement.requirement.name} was not measured: {'; '.join(measurement.problems)}")
+        why = "; ".join(problem.text for problem in measurement.problems)
+        raise MeasurementInvalid(f"{measurement.requirement.name} was not measured: {why}")
     return measurement

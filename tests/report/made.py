@@ -12,8 +12,11 @@ from typing import Any
 from pytest_gpucap.requirement import LatencyLimit, Length, Requirement, Slo, Workload
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.measured import Interval, Latency, Measurement, Outcome, Sample, Verdict
+from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
 from pytest_gpucap.results.record import Context, Record, curve_record, measurement_record, verdict_record
+from pytest_gpucap.results.windows import Phase, WindowId
 
+SHARED = Problem(ProblemSource.GPU, ProblemKind.SHARED, "GPU 0 is shared with pid 42")
 STARTED = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 REQUIREMENT = Requirement(
     "chat",
@@ -31,11 +34,11 @@ CONTEXT = Context(
 )
 
 
-def sample(label: str, rate_rps: float, e2e_s: float, *, kind: str = "open", start_s: float = 0.0) -> Sample:
+def sample(window: WindowId, rate_rps: float, e2e_s: float, *, kind: str = "open", start_s: float = 0.0) -> Sample:
     """A window of 30 s."""
     return Sample(
         kind=kind,
-        label=label,
+        window=window,
         start_s=start_s,
         end_s=start_s + 30.0,
         offered_rps=rate_rps,
@@ -53,7 +56,7 @@ def sample(label: str, rate_rps: float, e2e_s: float, *, kind: str = "open", sta
 
 
 SAMPLES = tuple(
-    sample(f"{rate_rps:g} req/s ({third}/3)", rate_rps, e2e_s)
+    sample(WindowId(Phase.POINT, rate_rps=rate_rps).part(third, 3), rate_rps, e2e_s)
     for rate_rps, e2e_s in ((10.0, 4.0), (30.0, 6.0), (50.0, 15.0), (60.0, 40.0))
     for third in (1, 2, 3)
 )
@@ -67,7 +70,7 @@ def check(outcome: Outcome = Outcome.FAIL, name: str = "chat") -> Record:
     """The record of a check that ended so."""
     measurement = replace(MEASUREMENT, requirement=replace(REQUIREMENT, name=name))
     if outcome is Outcome.INVALID:
-        measurement = replace(measurement, sustainable_rate=None, problems=("GPU 0 is shared with pid 42",))
+        measurement = replace(measurement, sustainable_rate=None, problems=(SHARED,))
         return verdict_record(
             Verdict(outcome, measurement, 65.0, None, None, None, "GPU 0 is shared with pid 42"), CONTEXT
         )

@@ -19,7 +19,9 @@ from pytest_gpucap.report.junit import properties
 from pytest_gpucap.requirement import LatencyLimit, Length, Requirement, Slo, Workload
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.measured import Interval, Latency, Measurement, Outcome, Sample, Verdict
+from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
 from pytest_gpucap.results.record import Context, measurement_record, plain, sample_record, verdict_record
+from pytest_gpucap.results.windows import Phase, WindowId
 
 SCHEMA = json.loads((Path(pytest_gpucap.__file__).parent / "results" / "result.schema.json").read_text())
 
@@ -32,7 +34,7 @@ REQUIREMENT = Requirement(
 )
 SAMPLE = Sample(
     kind="open",
-    label="design rate 1",
+    window=WindowId(Phase.DESIGN_RATE, 1),
     start_s=10.0,
     end_s=40.0,
     offered_rps=65.0,
@@ -77,7 +79,8 @@ def test_an_undecided_verdict_gives_the_range() -> None:
 
 
 def test_an_invalid_measurement_says_no_word_on_capacity() -> None:
-    measurement = replace(MEASUREMENT, sustainable_rate=None, problems=("GPU 0 is shared with pid 42",))
+    shared = Problem(ProblemSource.GPU, ProblemKind.SHARED, "GPU 0 is shared with pid 42")
+    measurement = replace(MEASUREMENT, sustainable_rate=None, problems=(shared,))
     verdict = Verdict(Outcome.INVALID, measurement, 65.0, None, None, None, "GPU 0 is shared with pid 42")
     report = terminal.failure(verdict_record(verdict, CONTEXT))
     assert report.startswith("INVALID: chat was not measured: GPU 0 is shared with pid 42\n")
