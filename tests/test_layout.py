@@ -28,7 +28,7 @@ ROOMS: dict[str, set[str]] = {
     "workloads": {"requirement"},
     "gpu": set(),
     "engines": set(),
-    "telemetry": {"gpu"},
+    "telemetry": {"gpu", "results"},
     "load": {"requirement", "jit"},
     "accuracy": {"requirement", "results", "load", "engines"},
     "markers": {"options", "requirement", "workloads", "accuracy"},
