@@ -29,7 +29,7 @@ import numpy as np
 from tabulate import tabulate
 
 from pytest_gpucap.decisions.paired import PAIR_START_SD
-from pytest_gpucap.decisions.regression import RegressionDecision, decide, mean_of, ratio_of
+from pytest_gpucap.decisions.regression import decide, mean_of, ratio_of
 from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.vllm import VllmServer, start_vllm
 from pytest_gpucap.measure import alternation as pairing
@@ -38,6 +38,7 @@ from pytest_gpucap.measure.alternation import Paired, PairedServer, compare
 from pytest_gpucap.measure.procedure import measure
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.requirement import LatencyLimit, Length, Requirement, Slo, Workload
+from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.measured import Interval, Measurement
 from pytest_gpucap.session.harness import load_on
 from pytest_gpucap.simulator import profile as profiles

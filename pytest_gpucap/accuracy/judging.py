@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 from scipy.special import betaincinv, stdtrit
 
@@ -64,7 +65,7 @@ def judged(verdict: Verdict, accuracy: Accuracy) -> Verdict:
     decided = outcome is not Outcome.PASS and (
         verdict.outcome is Outcome.PASS or (verdict.outcome, outcome) == (Outcome.INCONCLUSIVE, Outcome.FAIL)
     )
-    verdict = replace(verdict, accuracy=replace(accuracy, decided=decided))
+    verdict = replace(verdict, accuracy=msgspec.structs.replace(accuracy, decided=decided))
     if decided:
         measurement = verdict.measurement
         if outcome is Outcome.INVALID:
@@ -82,7 +83,7 @@ def _outcome(accuracy: Accuracy) -> tuple[Outcome, str]:
         return Outcome.PASS, ""
     if accuracy.share is None:
         return Outcome.INVALID, f"the answers could not be judged: {accuracy.problem}"
-    least = float(accuracy.min_accuracy)
+    least = accuracy.min_accuracy
     share = accuracy.share
     if share.high < least:
         return Outcome.FAIL, sentence(accuracy)
@@ -99,7 +100,7 @@ def sentence(accuracy: Accuracy) -> str:
     if accuracy.share is None:
         return f"answers not judged: {accuracy.problem}"
     share = accuracy.share
-    needs = "" if accuracy.min_accuracy is None else f", needs {_percent(float(accuracy.min_accuracy))}%"
+    needs = "" if accuracy.min_accuracy is None else f", needs {_percent(accuracy.min_accuracy)}%"
     return f"answers right {_percent(share.value)}% ({_percent(share.low)}-{_percent(share.high)}%){needs}"
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Final
 
+import msgspec
+
 from pytest_gpucap.accuracy.asking import Reply, ask, context_tokens
 from pytest_gpucap.accuracy.grading import Grade, grade, thought
 from pytest_gpucap.accuracy.judging import judged, share_interval
@@ -64,8 +66,9 @@ def measure_accuracy(
     questions = read_questions(workload.questions)
     began_s = time.monotonic()
     asked = _ask(server, workload, questions, seed=seed, in_flight=in_flight, time_s=time_s)
-    found = _count(asked, replace(Accuracy(None, min_accuracy=min_accuracy), spent_s=time.monotonic() - began_s))
-    return replace(found, problem=_problem(asked, found, max_error_rate, time_s))
+    least = None if min_accuracy is None else float(min_accuracy)
+    found = _count(asked, Accuracy(None, min_accuracy=least, spent_s=time.monotonic() - began_s))
+    return msgspec.structs.replace(found, problem=_problem(asked, found, max_error_rate, time_s))
 
 
 def good_rate(rate: Interval | None, share: Interval | None) -> Interval | None:
@@ -122,7 +125,7 @@ def _count(asked: Sequence[_Asked], found: Accuracy) -> Accuracy:
     answered = [each for each in asked if each.reply.asked and each.reply.error is None]
     failed = sum(each.reply.error is not None for each in asked)
     if not answered:
-        return replace(found, failed=failed)
+        return msgspec.structs.replace(found, failed=failed)
     grades = grade([(each.reply.text, each.answer) for each in answered])
     right = [one is Grade.RIGHT for one in grades]
     perhaps = [one is not Grade.WRONG for one in grades]
@@ -131,9 +134,9 @@ def _count(asked: Sequence[_Asked], found: Accuracy) -> Accuracy:
     for each, good in zip(answered, right, strict=True):
         samples.setdefault(each.sample, []).append(good)
     reasoned = [bool(each.reply.reasoning.strip()) or thought(each.reply.text) for each in answered]
-    return replace(
+    return msgspec.structs.replace(
         found,
-        share=replace(share, high=share_interval(*_by_question(answered, perhaps)).high),
+        share=msgspec.structs.replace(share, high=share_interval(*_by_question(answered, perhaps)).high),
         answers=len(answered),
         right=sum(right),
         samples=tuple(sum(goods) / len(goods) for goods in samples.values()),
@@ -189,6 +192,6 @@ def with_answers(verdict: Verdict, server: Server, *, max_time_s: float) -> Verd
         time_s=max(LEAST_TIME_S, max_time_s - sum(measurement.spent_s.values())),
         in_flight=in_flight_of(measurement.samples),
     )
-    accuracy = replace(accuracy, good_rps=good_rate(measurement.sustainable_rate, accuracy.share))
+    accuracy = msgspec.structs.replace(accuracy, good_rps=good_rate(measurement.sustainable_rate, accuracy.share))
     spent_s = {**measurement.spent_s, "answers": accuracy.spent_s}
     return judged(replace(verdict, measurement=replace(measurement, spent_s=spent_s)), accuracy)

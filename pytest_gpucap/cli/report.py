@@ -11,6 +11,7 @@ from typing import Any
 
 from pytest_gpucap.cli import CommandError
 from pytest_gpucap.results import result_file
+from pytest_gpucap.results.record import as_document
 
 HELP = "make reports anew from result files"
 
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return result_file.read(path)
+        return as_document(result_file.read(path))
     except result_file.ResultFileError as error:
         raise CommandError(str(error)) from None
 

@@ -15,7 +15,8 @@ from typing import Final
 
 from scipy.stats import t as student
 
-from pytest_gpucap.decisions.regression import RegressionDecision, decide
+from pytest_gpucap.decisions.regression import decide
+from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.measured import Interval
 
 LEAST_PAIRS: Final = 4

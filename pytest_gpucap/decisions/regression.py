@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from statistics import NormalDist, fmean, median
 from typing import Final
 
+from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.measured import Interval
 
 Z_95: Final = 1.96
@@ -36,19 +36,6 @@ LEAST_SCATTER: Final = 5
 """Runs from which their own scatter is looked at."""
 MOST_RUNS: Final = 20
 """More further measurements than this are no advice."""
-
-
-class RegressionDecision(StrEnum):
-    """What became of the rate."""
-
-    REGRESSED = "REGRESSED"
-    """Lower by more than allowed, and not by chance."""
-    IMPROVED = "IMPROVED"
-    """Higher by as much as would be a regression downwards, and not by chance."""
-    SAME = "SAME"
-    """A loss beyond the one allowed is ruled out."""
-    INCONCLUSIVE = "INCONCLUSIVE"
-    """The evidence neither shows such a loss nor rules it out."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from pytest_gpucap.decisions import regression
-from pytest_gpucap.decisions.regression import ComparedRate, RegressionDecision
+from pytest_gpucap.decisions.regression import ComparedRate
 from pytest_gpucap.history import latencies
 from pytest_gpucap.history.baseline import MEDIAN_RUNS, Baseline
 from pytest_gpucap.history.comparable import changed, differences
 from pytest_gpucap.history.store import Run
 from pytest_gpucap.report.formatting import percent, shown
+from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.measured import Interval
 from pytest_gpucap.results.record import Record, plain
 

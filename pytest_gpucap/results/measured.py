@@ -1,13 +1,19 @@
-"""What a measurement found, as plain frozen values: the one thing that reports, history and tests read."""
+"""What a measurement found, as frozen values.
+
+`Interval`, `Latency`, `LatencyHistogram`, `Sample` and `Accuracy` stand in the result file as they are. `Measurement`,
+`Verdict` and `Curve` hold the declared requirement with its exact fractions; `results.build` makes a `Result` of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from fractions import Fraction
+
+import msgspec
 
 from pytest_gpucap.requirement import Requirement
+from pytest_gpucap.results.figures import Figure, HighEnd, LowEnd
 from pytest_gpucap.results.problems import Problem
 from pytest_gpucap.results.windows import WindowId
 from pytest_gpucap.sizing import gpus_for_rate
@@ -24,44 +30,40 @@ class Outcome(StrEnum):
     """The measurement cannot be trusted; never a word on capacity."""
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """An estimate with its interval; numbers without one are not shown as estimates."""
+class Interval(msgspec.Struct, frozen=True):
+    """An estimate with its interval. An end that is infinite is open: null in the result file."""
 
-    value: float
-    low: float
-    high: float
+    value: Figure
+    low: LowEnd
+    high: HighEnd
     confidence: float = 0.95
 
 
-@dataclass(frozen=True, slots=True)
-class Latency:
+class Latency(msgspec.Struct, frozen=True):
     """Percentiles of one latency over one sample, in seconds, and how many values are behind them."""
 
     count: int
-    mean_s: float
-    p50_s: float
-    p90_s: float
-    p95_s: float
-    p99_s: float
+    mean_s: Figure
+    p50_s: Figure
+    p90_s: Figure
+    p95_s: Figure
+    p99_s: Figure
 
 
-@dataclass(frozen=True, slots=True)
-class LatencyHistogram:
-    """How latencies were distributed: ``counts[i]`` of them in (edges_s[i], edges_s[i + 1]]; empty bins within stay."""
+class LatencyHistogram(msgspec.Struct, frozen=True):
+    """How latencies were distributed: ``counts[i]`` of them lie in (edges_s[i], edges_s[i + 1]]."""
 
     edges_s: tuple[float, ...]
     counts: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(msgspec.Struct, frozen=True):
     """What one measuring window at one rate (open loop) or concurrency (closed loop) showed.
 
     Attributes:
         kind: ``open`` or ``closed``.
-        window: which window of the measurement this is, or which slice of one.
-        start_s, end_s: on the runner's clock; telemetry is matched by these.
+        window: which window of the measurement this is.
+        start_s, end_s: on the runner's monotonic clock; telemetry is matched by these.
         offered_rps: intended rate; None for a closed loop.
         concurrency: requests held in flight; 0 for an open loop.
         completed_rps, output_tokens_per_s: what the server delivered.
@@ -71,8 +73,9 @@ class Sample:
         errors: by kind, lower case (``http_5xx``).
         checks: the load generator's own figures, by name.
         problems: why this window cannot be trusted; empty when it can.
-        timeline: latency and requests in flight over the window's time, a column each; see `estimate.detail.timeline`.
-        histograms: by metric name.
+        timeline: the window in bins of equal width, a column each: ``t_s`` (their middles, on the clock of `start_s`),
+            ``in_flight``, and ``METRIC_p50_s`` and ``METRIC_p95_s`` of what ended in the bin; None or NaN for nothing.
+        histograms: by metric name. ITL is counted by phase, and only the first window of a phase has its histogram.
     """
 
     kind: str
@@ -82,17 +85,17 @@ class Sample:
     offered_rps: float | None
     concurrency: int
     requests: int
-    completed_rps: float
-    output_tokens_per_s: float
-    in_flight_mean: float
+    completed_rps: Figure
+    output_tokens_per_s: Figure
+    in_flight_mean: Figure
     in_flight_end: int
-    latencies: Mapping[str, Latency] = field(default_factory=dict)
-    attainment: Mapping[str, float] = field(default_factory=dict)
-    errors: Mapping[str, int] = field(default_factory=dict)
-    checks: Mapping[str, float | int | str] = field(default_factory=dict)
+    latencies: Mapping[str, Latency] = msgspec.field(default_factory=dict)
+    attainment: Mapping[str, Figure] = msgspec.field(default_factory=dict)
+    errors: Mapping[str, int] = msgspec.field(default_factory=dict)
+    checks: Mapping[str, float | int | str | None] = msgspec.field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
-    timeline: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    histograms: Mapping[str, LatencyHistogram] = field(default_factory=dict)
+    timeline: Mapping[str, tuple[float | None, ...]] = msgspec.field(default_factory=dict)
+    histograms: Mapping[str, LatencyHistogram] = msgspec.field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<Sample {self.window.text}: {self.completed_rps:.4g} req/s, {self.in_flight_mean:.4g} in flight>"
@@ -146,8 +149,7 @@ class Measurement:
         return f"<Measurement of {self.requirement.name}: {_found(self)}>"
 
 
-@dataclass(frozen=True, slots=True)
-class Accuracy:
+class Accuracy(msgspec.Struct, frozen=True):
     """How many of a workload's questions were answered right.
 
     Attributes:
@@ -171,7 +173,7 @@ class Accuracy:
     right: int = 0
     samples: tuple[float, ...] = ()
     questions: int = 0
-    min_accuracy: Fraction | None = None
+    min_accuracy: float | None = None
     cut: int = 0
     skipped: int = 0
     ungraded: int = 0

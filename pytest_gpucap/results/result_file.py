@@ -7,71 +7,56 @@ whole document; GPU time is too dear to lose a finished result to a crash in the
 from __future__ import annotations
 
 import glob
-import itertools
-import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+import psutil
+
 from pytest_gpucap import __version__
-from pytest_gpucap.results.measured import Outcome
-from pytest_gpucap.results.migrate import current
-from pytest_gpucap.results.record import SCHEMA_VERSION, Record
+from pytest_gpucap.results import migrate
+from pytest_gpucap.results.encoding import encoded, from_builtins
+from pytest_gpucap.results.result import SCHEMA_VERSION, Result, ResultFile
 
 
 class ResultFileError(ValueError):
     """Not a result file that this version can read; the message names the file and why."""
 
 
-def document(records: Sequence[Record], *, started: datetime, arguments: Sequence[str]) -> dict[str, Any]:
-    """The whole document of one session."""
-    return {
-        "schema": "pytest-gpucap",
-        "schema_version": SCHEMA_VERSION,
-        "plugin_version": __version__,
-        "python_version": platform.python_version(),
-        "started": started.astimezone(UTC).isoformat(timespec="seconds"),
-        "arguments": list(arguments),
-        "results": list(records),
-        # What changes from result to result stands behind them: `GrowingResultFile` writes only the end anew.
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "simulated": any(record["simulated"] for record in records),
-    }
+def session_file(results: Iterable[Result], *, started: datetime, arguments: Iterable[str]) -> ResultFile:
+    """What one session writes.
+
+    Args:
+        results: in the order in which tests ended.
+        started: when the session began, with its time zone.
+        arguments: pytest's command line.
+    """
+    kept = tuple(results)
+    return ResultFile(
+        plugin_version=__version__,
+        python_version=platform.python_version(),
+        started=started.astimezone(UTC).replace(microsecond=0),
+        arguments=tuple(arguments),
+        results=kept,
+        written=datetime.now(UTC).replace(microsecond=0),
+        simulated=any(result.simulated for result in kept),
+    )
 
 
-def write(path: Path, content: dict[str, Any]) -> None:
-    """Write the document, whole or not at all. The folder is made when it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(f"{_json(content)}\n")
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-@dataclass(frozen=True, slots=True)
-class _Copy:
-    """A file with the first `held` results, the last of which ends at byte `end`."""
-
-    path: Path
-    held: int = 0
-    end: int = 0
+def write(path: Path, content: ResultFile) -> None:
+    """Write the file, whole or not at all. The folder is made when it is missing."""
+    _replace(path, _around(content, [_encoded(result) for result in content.results]))
 
 
 class GrowingResultFile:
-    """A result file that is written after every test, each time at the cost of that test's results alone.
+    """A result file that is written after every test. Every result is encoded once.
 
-    As whole at every moment as what `write` writes, and the same in the end. Two copies take turns: new results go to
-    the end of the one that lies beside the file, which then takes the file's name; the one that had the name stays
-    beside it, and is the next to grow. Where that cannot be (no hard links, another session's file in our place), the
-    next copy is a new one.
+    The file is what `write` writes, byte by byte. All results are written each time: 1,000 of 40 kB take 50 ms.
 
     Args:
         path: of the result file.
@@ -79,160 +64,124 @@ class GrowingResultFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._chunks: list[bytes] = []
-        self._beside: _Copy | None = None
-        self._shown: tuple[_Copy, tuple[int, ...]] | None = None
+        self._results: list[bytes] = []
 
-    def write(self, content: Mapping[str, Any]) -> None:
+    def write(self, content: ResultFile) -> None:
         """Bring the file up to date.
 
         Args:
-            content: the document of the last call, with further results behind those that it had.
+            content: that of the last call, with further results behind those that it had.
 
         Raises:
             OSError: if it cannot be written; what was written before is still there.
         """
-        self._take(content)
-        if self._shown is None:
-            self._clear()
-        copy, self._beside = self._beside, None
-        if copy is None or not copy.path.exists():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            copy = _Copy(self._part("a"))
-        try:
-            with copy.path.open("r+b" if copy.held else "wb") as file:
-                file.seek(copy.end)
-                file.writelines(self._chunks[copy.held :])
-                grown = _Copy(copy.path, len(self._chunks), file.tell())
-                file.write(_tail(content))
-                file.truncate()
-            self._beside = self._kept(self._part("b" if copy.path == self._part("a") else "a"))
-            copy.path.replace(self.path)
-        except BaseException:
-            copy.path.unlink(missing_ok=True)
-            raise
-        self._shown = grown, _identity(self.path.stat())
-
-    def close(self) -> None:
-        """Leave nothing beside the file."""
-        if self._beside is not None:
-            self._beside.path.unlink(missing_ok=True)
-            self._beside = None
-
-    def _take(self, content: Mapping[str, Any]) -> None:
-        """The text of what is new."""
-        for record in content["results"][len(self._chunks) :]:
-            before = ",\n  " if self._chunks else f'{_json(_head(content))[:-2]},\n "results": [\n  '
-            # As `write` has it, two levels deep; a line break inside a string is no line break in JSON.
-            self._chunks.append((before + _json(record).replace("\n", "\n  ")).encode())
-
-    def _kept(self, path: Path) -> _Copy | None:
-        """The file as it is, under another name as well; None if it is not the one that we wrote, or not ours alone."""
-        if self._shown is None:
-            return None
-        copy, identity = self._shown
-        try:
-            path.unlink(missing_ok=True)
-            os.link(self.path, path)
-            found = path.stat()
-        except OSError:
-            return None
-        if _identity(found) != identity or found.st_nlink > len((self.path, path)):
-            path.unlink(missing_ok=True)
-            return None
-        return replace(copy, path=path)
-
-    def _part(self, turn: str) -> Path:
-        return self.path.with_name(f".{self.path.name}.{os.getpid()}.{turn}.part")
-
-    def _clear(self) -> None:
-        """Remove what a session that was killed has left; one that still runs does without its copy."""
-        for part in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.part"):
-            part.unlink(missing_ok=True)
+        if not self._results:
+            _clear(self.path)
+        self._results += [_encoded(result) for result in content.results[len(self._results) :]]
+        _replace(self.path, _around(content, self._results))
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=1, allow_nan=False)
+def _encoded(result: Result) -> bytes:
+    """As it stands in the whole document, two levels deep; a line break inside a string is no line break in JSON."""
+    return encoded(result).replace(b"\n", b"\n  ")
 
 
-def _head(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What stands before the results."""
-    return dict(itertools.takewhile(lambda entry: entry[0] != "results", content.items()))
+def _around(content: ResultFile, results: Sequence[bytes]) -> Iterable[bytes]:
+    """The document in pieces: what stands around its results, and the results, which are encoded already."""
+    whole = encoded(msgspec.structs.replace(content, results=()))
+    before, found, behind = whole.partition(b'"results": []')
+    assert found  # noqa: S101 - a quotation mark inside a string is escaped
+    yield before + b'"results": ['
+    for number, result in enumerate(results):
+        yield b",\n  " if number else b"\n  "
+        yield result
+    yield (b"\n ]" if results else b"]") + behind + b"\n"
 
 
-def _tail(content: Mapping[str, Any]) -> bytes:
-    """From the end of the last result to the end of the file."""
-    before = {*_head(content), "results"}
-    behind = {key: value for key, value in content.items() if key not in before}
-    return f"\n ],{_json(behind)[1:]}\n".encode()
+def _replace(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(path, str(os.getpid()))
+    try:
+        with partial.open("wb") as file:
+            file.writelines(pieces)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
-def _identity(found: os.stat_result) -> tuple[int, ...]:
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+def _partial(path: Path, process: str) -> Path:
+    """The temporary name."""
+    return path.with_name(f".{path.name}.{process}.tmp")
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The document in a result file, in today's form whichever version wrote it.
+def _clear(path: Path) -> None:
+    """Remove what sessions that were killed while they wrote have left."""
+    for partial in path.parent.glob(_partial(Path(glob.escape(path.name)), "*").name):
+        process = partial.name.rpartition(".tmp")[0].rpartition(".")[2]
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            partial.unlink(missing_ok=True)
+
+
+def read(path: Path) -> ResultFile:
+    """The content of a result file, whichever version wrote it.
 
     Raises:
-        ResultFileError: if the file is missing, corrupt, foreign or from a newer version; one line that names it.
+        ResultFileError: if the file is missing, damaged, foreign or from a newer version; one line that names it, and
+            the place of the damage.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = msgspec.json.decode(path.read_bytes())
     except OSError as error:
         raise ResultFileError(f"{path}: {error.strerror or error}") from None
-    except ValueError as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise ResultFileError(f"{path}: not JSON ({error})") from None
-    if not isinstance(content, dict) or content.get("schema") != "pytest-gpucap":
-        raise ResultFileError(f"{path}: not a result of pytest-gpucap")
-    found = content.get("schema_version")
-    if not isinstance(found, int) or isinstance(found, bool):
-        raise ResultFileError(f"{path}: schema version {found!r} is none")
-    if found > SCHEMA_VERSION:
-        raise ResultFileError(
-            f"{path}: schema version {found} is newer than this plugin's ({SCHEMA_VERSION}); upgrade pytest-gpucap"
-        )
-    if (wrong := _damage(content)) is not None:
-        raise ResultFileError(f"{path}: damaged: {wrong}")
     try:
-        return current(content, SCHEMA_VERSION)
+        return from_document(content)
     except ValueError as error:
         raise ResultFileError(f"{path}: {error}") from None
 
 
-_NEEDED: Final[Mapping[str, tuple[type, ...]]] = {
-    "kind": (str,),
-    "test": (str,),
-    "name": (str,),
-    "simulated": (bool,),
-    "requirement": (dict,),
-    "workload": (dict,),
-    "slo": (dict,),
-    "sustainable_rate": (dict, type(None)),
-    "samples": (list,),
-    "spent_s": (dict,),
-    "problems": (list,),
-    "environment": (dict,),
-    "outcome": (str, type(None)),
-    "binding": (str, type(None)),
-    "bottleneck": (dict, type(None)),
-    "seed": (int,),
-}
-"""What every reader takes for granted of a result, so that half a document is refused where it is read."""
-_OUTCOMES: Final = frozenset({*(outcome.value for outcome in Outcome), None})
+def from_document(content: Any) -> ResultFile:
+    """The typed form of a document of any version, as JSON gives it.
+
+    Raises:
+        ValueError: if it is damaged, foreign or from a newer version; one line.
+    """
+    if not isinstance(content, dict) or content.get("schema") != "pytest-gpucap":
+        raise ValueError("not a result of pytest-gpucap")
+    found = content.get("schema_version")
+    if type(found) is not int:
+        raise ValueError(f"schema version {found!r} is none")
+    if found > SCHEMA_VERSION:
+        raise ValueError(
+            f"schema version {found} is newer than this plugin's ({SCHEMA_VERSION}); upgrade pytest-gpucap"
+        )
+    content = migrate.current(content, SCHEMA_VERSION, migrate.STEPS)
+    try:
+        return from_builtins(content, ResultFile)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"damaged: {_where(str(error), content)}") from None
 
 
-def _damage(content: Mapping[str, Any]) -> str | None:
-    """What makes the document unreadable; None if nothing does."""
-    results = content.get("results")
-    if not isinstance(results, list):
-        return "it has no list of results"
-    for number, record in enumerate(results, 1):
-        if not isinstance(record, dict):
-            return f"result {number} is no object"
-        for key, kinds in _NEEDED.items():
-            if key not in record or not isinstance(record[key], kinds):
-                return f"result {number} has no {key}"
-        if record["outcome"] not in _OUTCOMES:
-            return f"result {number} has an outcome that is none: {record['outcome']!r}"
-    return None
+_PLACE: Final = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<place>.*)`)?", re.DOTALL)
+_RESULT: Final = re.compile(r"results\[(?P<number>\d+)\]")
+_MISSING: Final = re.compile(r"Object missing required field `(?P<field>.*)`")
+_EXPECTED: Final = re.compile(r"Expected `(?P<wanted>.*?)`(?:, got `(?P<got>.*)`)?")
+
+
+def _where(message: str, content: dict[str, Any]) -> str:
+    """``results[2].samples[0].start_s (of chat): a number is needed, not a string`` of msgspec's message."""
+    match = _PLACE.fullmatch(message)
+    what, place = (match["what"], match["place"] or "") if match else (message, "")
+    if missing := _MISSING.fullmatch(what):
+        place = ".".join(filter(None, [place, missing["field"]]))
+        what = "is missing"
+    elif expected := _EXPECTED.fullmatch(what):
+        got = f", not {expected['got']}" if expected["got"] else ""
+        what = f"must be {expected['wanted']}{got}"
+    result = _RESULT.match(place)
+    named = content["results"][int(result["number"])] if result else None
+    name = f" (of {named['name']!r})" if isinstance(named, dict) and isinstance(named.get("name"), str) else ""
+    return f"{place}{name}: {what}" if place else what

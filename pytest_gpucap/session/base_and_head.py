@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_gpucap.decisions.paired import PAIR_START_SD
-from pytest_gpucap.decisions.regression import RegressionDecision
 from pytest_gpucap.engines.errors import ServerError
 from pytest_gpucap.gpu.lease import LeaseError
 from pytest_gpucap.history import latencies
@@ -27,6 +26,7 @@ from pytest_gpucap.measure.constants import DRIFT_SD
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.options import Options
 from pytest_gpucap.requirement import Requirement, positive
+from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.measured import Interval
 from pytest_gpucap.results.record import Record, plain, slo_record
 from pytest_gpucap.roofline.limits import Roofline

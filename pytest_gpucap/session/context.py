@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from pytest_gpucap.markers import Declaration
+from pytest_gpucap.results.build import Context
 from pytest_gpucap.results.measured import Sample
 from pytest_gpucap.results.problems import ProblemSource
-from pytest_gpucap.results.record import Context
+from pytest_gpucap.results.telemetry import Bottleneck, BottleneckKind
 from pytest_gpucap.roofline.limits import NoLimit, Roofline
 from pytest_gpucap.roofline.plausibility import LEAST_WINDOW_S, share_of
 from pytest_gpucap.roofline.served import roofline_of
 from pytest_gpucap.session.environment import environment
 from pytest_gpucap.session.server_manager import SystemUnderTest
-from pytest_gpucap.telemetry.bottleneck import Bottleneck, BottleneckKind, KnownLimits, diagnose
+from pytest_gpucap.telemetry.bottleneck import KnownLimits, diagnose
 from pytest_gpucap.telemetry.over_time import series
 from pytest_gpucap.telemetry.sampler import Telemetry
 

@@ -8,48 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 from pytest_gpucap.gpu.classes import GpuClass
+from pytest_gpucap.results.telemetry import Bottleneck, BottleneckKind, ProcessSummary, TelemetrySummary
 from pytest_gpucap.telemetry.probes import API_SERVER, ENGINE, HELPER, WORKER
-from pytest_gpucap.telemetry.summary import KV_FULL, ProcessSummary, TelemetrySummary
-
-
-class BottleneckKind(StrEnum):
-    """What can be the bottleneck."""
-
-    CLIENT = "client"
-    KV_CACHE = "KV cache"
-    MAX_NUM_SEQS = "max_num_seqs"
-    ENGINE_CPU = "engine CPU"
-    API_SERVER_CPU = "API server CPU"
-    GPU_BANDWIDTH = "GPU memory bandwidth"
-    GPU_COMPUTE = "GPU compute"
-    NETWORK = "network"
-    NONE = "none"
-    """Nothing was seen at its limit."""
-    UNKNOWN = "unknown"
-    """Too little was seen."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bottleneck:
-    """What held the server back.
-
-    Attributes:
-        kind: of which there is one, the first cause.
-        evidence: the figures it was concluded from, one clause each.
-        advice: what to try, with the flag.
-    """
-
-    kind: BottleneckKind
-    evidence: tuple[str, ...]
-    advice: str
-
-    def describe(self) -> str:
-        """One line: the kind, what says so, and what to try."""
-        evidence = "; ".join(self.evidence)
-        return f"{self.kind.value}: {evidence}" + (f"; try {self.advice}" if self.advice else "")
+from pytest_gpucap.telemetry.summary import KV_FULL
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Telemetry -> the time series of a record: every figure on one time axis, few enough points for a file and a page.
+"""Telemetry -> the time series of a result: every figure on one time axis, few enough points for a file and a page.
 
 Devices are read ten times a second and the server twice; here both are averaged over bins of the same edges, which
 line up with the measuring windows because all of them are on the machine's monotonic clock.
@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+
+from pytest_gpucap.results.telemetry import TelemetryOverTime
 
 Floats = npt.NDArray[np.float64]
 Rows = Mapping[str, Any]
@@ -35,7 +37,7 @@ _COUNTERS: Final = {
 }
 
 
-def series(watched: Mapping[str, Any], start_s: float, end_s: float) -> dict[str, Any] | None:
+def series(watched: Mapping[str, Any], start_s: float, end_s: float) -> TelemetryOverTime | None:
     """The span [start_s, end_s] in at most `MOST_POINTS` bins of equal width.
 
     Args:
@@ -45,9 +47,7 @@ def series(watched: Mapping[str, Any], start_s: float, end_s: float) -> dict[str
         end_s: on the clock of the readings.
 
     Returns:
-        ``t_s``, the middles of the bins on the same clock, and ``columns`` by name: means over each bin, None where
-        nothing was read. Of several GPUs: mean utilisation, lowest SM clock, power and memory of all, highest
-        temperature. Columns without any reading are left out; None if that is all of them.
+        The bins on the same clock. Columns without any reading are left out; None if that is all of them.
     """
     seconds = end_s - start_s
     if seconds <= 0:
@@ -69,7 +69,7 @@ def series(watched: Mapping[str, Any], start_s: float, end_s: float) -> dict[str
         cores = _rates(process["time_s"], process.get("cpu_s", ()), edges)
         columns["server_cpu_cores"] = _added(columns.get("server_cpu_cores"), cores)
     read = {name: _listed(column) for name, column in columns.items() if not np.isnan(column).all()}
-    return {"t_s": ((edges[1:] + edges[:-1]) / 2).tolist(), "columns": read} if read else None
+    return TelemetryOverTime(tuple(((edges[1:] + edges[:-1]) / 2).tolist()), read) if read else None
 
 
 def _known(time_s: Sequence[float], values: Sequence[float | None]) -> tuple[Floats, Floats]:
@@ -112,5 +112,5 @@ def _added(one: Floats | None, other: Floats) -> Floats:
     return both
 
 
-def _listed(column: Floats) -> list[float | None]:
-    return [None if np.isnan(value) else float(value) for value in column]
+def _listed(column: Floats) -> tuple[float | None, ...]:
+    return tuple(None if np.isnan(value) else float(value) for value in column)

@@ -3,109 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from pytest_gpucap.gpu.device import Device
+from pytest_gpucap.results.telemetry import DeviceSummary, ProcessSummary, ServerSummary, TelemetrySummary
 from pytest_gpucap.telemetry.health import reason_shares
 from pytest_gpucap.telemetry.time_series import TimeSeries, growth, highest, mean
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceSummary:
-    """One device over a window. None for what the device does not tell.
-
-    Attributes:
-        readings: how many are behind the figures.
-        gpu_use: share of the time in which a kernel ran (says nothing of how much of the GPU it filled).
-        memory_use: share of the time in which device memory was read or written.
-        memory_bytes: the most that was in use.
-        energy_j: from the board's counter, or from power over time where it has none; None for a MIG slice, whose
-            share of the board's energy is not known.
-        slowdowns: share of the readings in which clocks were held back, by reason.
-        pcie_sent_bytes_per_s, pcie_received_bytes_per_s: as the GPU sees it.
-    """
-
-    uuid: str
-    name: str
-    readings: int
-    gpu_use: float | None
-    memory_use: float | None
-    memory_bytes: float | None
-    power_w: float | None
-    power_max_w: float | None
-    power_limit_w: float | None
-    energy_j: float | None
-    sm_clock_mhz: float | None
-    sm_clock_min_mhz: float | None
-    memory_clock_mhz: float | None
-    temperature_max_c: float | None
-    slowdowns: Mapping[str, float]
-    pcie_sent_bytes_per_s: float | None
-    pcie_received_bytes_per_s: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class ServerSummary:
-    """The server's own figures over a window.
-
-    Attributes:
-        running, waiting: requests, mean over the readings; `running_max`, `waiting_max` the most.
-        waiting_share: share of the readings with at least one request waiting.
-        kv_use, kv_use_max: share of the KV cache.
-        full_while_waiting: share of the readings in which requests waited while at least 95% of the KV cache was used.
-        preemptions: how many in the window.
-        prompt_tokens_per_s, output_tokens_per_s: rates.
-        prefix_hit_rate: cached prompt tokens over all that were looked up.
-    """
-
-    readings: int = 0
-    running: float | None = None
-    running_max: float | None = None
-    waiting: float | None = None
-    waiting_max: float | None = None
-    waiting_share: float | None = None
-    kv_use: float | None = None
-    kv_use_max: float | None = None
-    full_while_waiting: float | None = None
-    preemptions: float | None = None
-    prompt_tokens: float | None = None
-    output_tokens: float | None = None
-    prompt_tokens_per_s: float | None = None
-    output_tokens_per_s: float | None = None
-    prefix_hit_rate: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessSummary:
-    """One process of the server over a window: cores in use, of the whole process and of its main thread."""
-
-    pid: int
-    role: str
-    cores: float
-    main_thread: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class TelemetrySummary:
-    """Everything that was seen in a window, in seconds of the telemetry's clock.
-
-    Attributes:
-        energy_j: of all devices; None where one of them does not tell.
-        energy_per_1000_tokens_j: GPU energy for 1,000 output tokens, prompts included; None without both figures.
-    """
-
-    start_s: float
-    end_s: float
-    devices: tuple[DeviceSummary, ...] = ()
-    server: ServerSummary = ServerSummary()
-    processes: tuple[ProcessSummary, ...] = ()
-    energy_j: float | None = None
-    energy_per_1000_tokens_j: float | None = None
-    slowdowns: Mapping[str, float] = field(default_factory=dict)
-
 
 KV_FULL = 0.95
 

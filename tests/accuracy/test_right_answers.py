@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from fractions import Fraction
 
+import msgspec
 import numpy as np
 import pytest
 from scipy.stats import binomtest
@@ -65,14 +65,14 @@ def verdict(outcome: Outcome) -> Verdict:
 
 
 def answers(value: float, low: float, high: float) -> Accuracy:
-    return Accuracy(Interval(value, low, high), 480, 288, min_accuracy=Fraction(9, 10), questions=96)
+    return Accuracy(Interval(value, low, high), 480, 288, min_accuracy=0.9, questions=96)
 
 
 RIGHT = answers(0.97, 0.94, 0.99)
 WRONG = answers(0.61, 0.52, 0.7)
 UNCLEAR = answers(0.91, 0.86, 0.95)
-NONE = Accuracy(None, min_accuracy=Fraction(9, 10), failed=480, problem="HTTP 500")
-SHORT = replace(RIGHT, problem="only 2 of 5 samples were answered within 60 s")
+NONE = Accuracy(None, min_accuracy=0.9, failed=480, problem="HTTP 500")
+SHORT = msgspec.structs.replace(RIGHT, problem="only 2 of 5 samples were answered within 60 s")
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ SHORT = replace(RIGHT, problem="only 2 of 5 samples were answered within 60 s")
         (Outcome.FAIL, RIGHT, Outcome.FAIL, False),
         (Outcome.FAIL, WRONG, Outcome.FAIL, False),
         (Outcome.FAIL, UNCLEAR, Outcome.FAIL, False),
-        (Outcome.PASS, replace(WRONG, min_accuracy=None), Outcome.PASS, False),
+        (Outcome.PASS, msgspec.structs.replace(WRONG, min_accuracy=None), Outcome.PASS, False),
     ],
 )
 def test_what_answers_do_to_a_verdict(capacity: Outcome, found: Accuracy, outcome: Outcome, decided: bool) -> None:
@@ -108,7 +108,7 @@ def test_the_reasons_say_what_was_found() -> None:
     assert judged(verdict(Outcome.PASS), NONE).reason == "the answers could not be judged: HTTP 500"
     assert judged(verdict(Outcome.FAIL), WRONG).reason == ("capacity says so; answers right 61% (52-70%), needs 90%")
     assert judged(verdict(Outcome.PASS), RIGHT).reason == "capacity says so"
-    assert sentence(replace(RIGHT, min_accuracy=None)) == "answers right 97% (94-99%)"
+    assert sentence(msgspec.structs.replace(RIGHT, min_accuracy=None)) == "answers right 97% (94-99%)"
 
 
 def test_good_throughput_is_what_is_answered_right() -> None:

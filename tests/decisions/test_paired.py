@@ -18,7 +18,8 @@ from pytest_gpucap.decisions.paired import (
     pairs_to_settle,
     ratio_of,
 )
-from pytest_gpucap.decisions.regression import RegressionDecision, decide
+from pytest_gpucap.decisions.regression import decide
+from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.measured import Interval
 
 

@@ -1,17 +1,18 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.vllm import VllmServer, start_vllm
-from pytest_gpucap.telemetry.bottleneck import BottleneckKind, KnownLimits, diagnose
+from pytest_gpucap.results.telemetry import BottleneckKind
+from pytest_gpucap.telemetry.bottleneck import KnownLimits, diagnose
 from pytest_gpucap.telemetry.probes import API_SERVER, ENGINE
 from pytest_gpucap.telemetry.sampler import Telemetry
 from pytest_gpucap.telemetry.server_metrics import read_figures
@@ -67,4 +68,4 @@ def test_a_real_server_is_watched(tmp_path: Path) -> None:
     # Which of the two it is depends on who else uses the machine; that it is neither the GPU nor the cache does not.
     assert diagnose(seen, KnownLimits(cores=os.cpu_count())).kind in {BottleneckKind.ENGINE_CPU, BottleneckKind.NONE}
     assert after.output_tokens - before.output_tokens == REQUESTS * TOKENS
-    json.dumps(dataclasses.asdict(seen), allow_nan=False)
+    json.dumps(msgspec.to_builtins(seen), allow_nan=False)

@@ -5,9 +5,16 @@ from typing import Any
 import pytest
 
 from pytest_gpucap.gpu.classes import find_class
-from pytest_gpucap.telemetry.bottleneck import Bottleneck, BottleneckKind, KnownLimits, diagnose
+from pytest_gpucap.results.telemetry import (
+    Bottleneck,
+    BottleneckKind,
+    DeviceSummary,
+    ProcessSummary,
+    ServerSummary,
+    TelemetrySummary,
+)
+from pytest_gpucap.telemetry.bottleneck import KnownLimits, diagnose
 from pytest_gpucap.telemetry.probes import API_SERVER, ENGINE, HELPER, WORKER
-from pytest_gpucap.telemetry.summary import DeviceSummary, ProcessSummary, ServerSummary, TelemetrySummary
 
 UNREAD: dict[str, Any] = dict.fromkeys(
     (

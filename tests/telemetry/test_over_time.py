@@ -5,17 +5,23 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import msgspec
 import pytest
 
-from pytest_gpucap.results.record import lean, plain
+from pytest_gpucap.results.build import lean
+from pytest_gpucap.results.encoding import rounded
+from pytest_gpucap.results.measured import LatencyHistogram, Sample
 from pytest_gpucap.telemetry.over_time import MOST_POINTS, series
 from tests.report.pages import readings
+from tests.results import made
 
 
-def columns(watched: dict[str, Any], start_s: float, end_s: float) -> tuple[list[float], dict[str, list[float | None]]]:
+def columns(
+    watched: dict[str, Any], start_s: float, end_s: float
+) -> tuple[tuple[float, ...], dict[str, list[float | None]]]:
     found = series(watched, start_s, end_s)
     assert found is not None
-    return found["t_s"], found["columns"]
+    return found.t_s, {name: list(column) for name, column in found.columns.items()}
 
 
 def test_bins_are_even_and_named_by_their_middle_on_the_windows_clock() -> None:
@@ -73,17 +79,18 @@ def test_a_span_without_length_has_no_series() -> None:
 
 
 def test_what_the_windows_of_a_phase_share_is_kept_once() -> None:
-    def sample(itl: list[int]) -> dict[str, Any]:
-        histogram = {"edges_s": [0.0, 0.0012345678, 0.0013333333], "counts": itl}
-        return {"histograms": {"itl": histogram, "ttft": {"edges_s": [1.0, 1.08], "counts": [4]}}}
+    def sample(*itl: int) -> Sample:
+        histogram = LatencyHistogram((0.0, 0.0012345678, 0.0013333333), itl)
+        histograms = {"itl": histogram, "ttft": LatencyHistogram((1.0, 1.08), (4,))}
+        return msgspec.structs.replace(made.SAMPLES[0], histograms=histograms)
 
-    found = lean([sample([3, 4]), sample([3, 4]), sample([3, 4]), sample([9, 9]), sample([3, 4])])
-    assert ["itl" in each["histograms"] for each in found] == [True, False, False, True, True]
-    assert all(each["histograms"]["ttft"]["counts"] == [4] for each in found)
-    assert found[0]["histograms"]["itl"]["edges_s"] == [0.0, 0.0012346, 0.0013333]
+    found = lean([sample(3, 4), sample(3, 4), sample(3, 4), sample(9, 9), sample(3, 4)])
+    assert ["itl" in each.histograms for each in found] == [True, False, False, True, True]
+    assert all(each.histograms["ttft"].counts == (4,) for each in found)
+    assert found[0].histograms["itl"].edges_s == (0.0, 0.0012346, 0.0013333)
 
 
 def test_times_keep_their_milliseconds_on_a_machine_that_is_up_for_months() -> None:
-    assert plain(9_000_000.1234) == 9_000_000.123
-    assert plain(12345.6789) == 12345.679
-    assert plain(0.00012345678) == 0.0001234568
+    assert rounded(9_000_000.1234) == 9_000_000.123
+    assert rounded(12345.6789) == 12345.679
+    assert rounded(0.00012345678) == 0.0001234568

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -171,7 +171,7 @@ def test_what_real_drivers_answered(name: str, gpu_class: str, power_w: float, c
     assert not m.telemetry.faults
     assert device.power_w == pytest.approx(power_w, abs=0.1)
     assert device.sm_clock_mhz == clock_mhz
-    assert None not in dataclasses.astuple(device)
+    assert None not in msgspec.structs.astuple(device)
     # The H100 ran at its own power limit, which is what an H100 under such a load does: told, and no fault.
     assert device.slowdowns == ({"power cap": 1.0} if name == "h100-busy" else {"idle": 1.0})
     assert problems == []
@@ -258,7 +258,7 @@ def test_nothing_seen_is_none_and_not_zero() -> None:
     assert seen.devices[0].energy_j is None
     assert seen.server.running is None
     assert seen.energy_per_1000_tokens_j is None
-    json.dumps(dataclasses.asdict(seen), allow_nan=False)
+    json.dumps(msgspec.to_builtins(seen), allow_nan=False)
 
 
 THERMAL = [(0x20, "software thermal slowdown"), (0x40, "hardware thermal slowdown"), (0x80, "power brake")]

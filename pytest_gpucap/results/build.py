@@ -1,0 +1,195 @@
+"""What a measurement found, with what surrounds it -> the `Result` that is written and reported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from pytest_gpucap.requirement import Length, Requirement, Slo, Workload
+from pytest_gpucap.results.encoding import normalised
+from pytest_gpucap.results.environment import Environment
+from pytest_gpucap.results.measured import Curve, LatencyHistogram, Measurement, Sample, Verdict
+from pytest_gpucap.results.result import (
+    DeclaredBudget,
+    DeclaredSlo,
+    DeclaredWorkload,
+    PhysicalLimit,
+    Result,
+    ResultKind,
+)
+from pytest_gpucap.results.telemetry import Bottleneck, TelemetryOverTime, TelemetrySummary
+from pytest_gpucap.sizing import gpus_interval
+
+START_UP = "start-up"
+"""Where `Result.spent_s` has the time before the first request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What surrounds a measurement; every report names it.
+
+    Attributes:
+        test: pytest's node id.
+        startup_s: server time spent before the first request; 0 where the server was already running.
+        limit: the physical limit and the share of it that was measured; None where it is not known.
+        no_limit: why it is not known, in one line; None where it is.
+        line: of the test in its file, from 1; None where unknown.
+        telemetry, bottleneck, series: None where nothing was watched.
+    """
+
+    test: str
+    environment: Environment = field(default_factory=Environment)
+    telemetry: TelemetrySummary | None = None
+    bottleneck: Bottleneck | None = None
+    startup_s: float = 0.0
+    series: TelemetryOverTime | None = None
+    limit: PhysicalLimit | None = None
+    no_limit: str | None = None
+    line: int | None = None
+
+
+def check_result(verdict: Verdict, context: Context) -> Result:
+    """The result of one `check`."""
+    return _result(
+        verdict.measurement,
+        context,
+        ResultKind.CHECK,
+        outcome=verdict.outcome,
+        reason=verdict.reason,
+        design_rate_rps=verdict.design_rate_rps,
+        gpus_required=verdict.gpus_required,
+        gpus_interval=verdict.gpus_interval,
+        slack=verdict.slack,
+        accuracy=verdict.accuracy,
+    )
+
+
+def measure_result(measurement: Measurement, context: Context) -> Result:
+    """The result of one `measure`."""
+    return _result(measurement, context, ResultKind.MEASURE)
+
+
+def sweep_result(curve: Curve, context: Context) -> Result:
+    """The result of one `sweep`."""
+    # The points' windows are among the samples, and those carry the detail.
+    points = tuple(msgspec.structs.replace(point, timeline={}, histograms={}) for point in curve.points)
+    return _result(
+        curve.measurement,
+        context,
+        ResultKind.SWEEP,
+        points=points,
+        knee_rps=curve.knee_rps,
+        batching_gain=curve.batching_gain,
+    )
+
+
+def sample_result(sample: Sample, requirement: Requirement, context: Context, *, simulated: bool, seed: int) -> Result:
+    """The result of one window of `sample`."""
+    alone = Measurement(
+        requirement, (sample,), None, problems=sample.problems, simulated=simulated, seed=seed, budgeted=False
+    )
+    return _result(alone, context, ResultKind.SAMPLE)
+
+
+def _result(measurement: Measurement, context: Context, kind: ResultKind, **found: Any) -> Result:
+    """What all kinds have in common, and what was `found` beside it."""
+    requirement, rate = measurement.requirement, measurement.sustainable_rate
+    if measurement.budgeted:
+        found = {"design_rate_rps": float(requirement.design_rate)} | found
+        if rate is not None:
+            interval = gpus_interval(requirement, low_rps=rate.low, high_rps=rate.high)
+            found = {"gpus_required": measurement.gpus_required, "gpus_interval": interval} | found
+    result = Result(
+        kind=kind,
+        test=context.test,
+        line=context.line,
+        name=requirement.name,
+        simulated=measurement.simulated,
+        requirement=declared_budget(requirement),
+        workload=declared_workload(requirement.workload),
+        slo=declared_slo(requirement.slo),
+        sustainable_rate=measurement.sustainable_rate,
+        saturated_rate=measurement.saturated_rate,
+        single_rate=measurement.single_rate,
+        binding=measurement.binding,
+        samples=lean(measurement.samples),
+        spent_s={START_UP: context.startup_s, **measurement.spent_s},
+        problems=measurement.problems,
+        seed=measurement.seed,
+        environment=context.environment,
+        telemetry=context.telemetry,
+        bottleneck=context.bottleneck,
+        series=context.series,
+        limit=context.limit,
+        no_limit=context.no_limit,
+        **found,
+    )
+    return normalised(result)
+
+
+def declared_budget(requirement: Requirement) -> DeclaredBudget:
+    """The budget as floats."""
+    return DeclaredBudget(
+        qps=float(requirement.qps),
+        gpus=requirement.gpus,
+        headroom=float(requirement.headroom),
+        gpus_per_replica=requirement.gpus_per_replica,
+    )
+
+
+def declared_workload(workload: Workload) -> DeclaredWorkload:
+    """The workload, lengths as they are written in a marker."""
+    return DeclaredWorkload(
+        input_tokens=_length(workload.input_tokens),
+        output_tokens=_length(workload.output_tokens),
+        arrivals=workload.arrivals.kind,
+        burstiness=workload.arrivals.burstiness,
+        endpoint=workload.endpoint,
+        trace=None if workload.arrivals.trace is None else workload.arrivals.trace.name,
+        trace_sha256=workload.arrivals.trace_sha256,
+        shared_prefix_tokens=workload.shared_prefix_tokens,
+        ignore_eos=workload.ignore_eos,
+        sampling=dict(workload.sampling),
+        preset=workload.preset,
+        questions=None if workload.questions is None else workload.questions.name,
+        wording=workload.wording,
+    )
+
+
+def declared_slo(slo: Slo) -> DeclaredSlo:
+    """Limits by the name that declares them, in seconds."""
+    return DeclaredSlo(
+        limits={limit.name: limit.limit_s for limit in slo.limits},
+        max_error_rate=float(slo.max_error_rate),
+        min_accuracy=None if slo.min_accuracy is None else float(slo.min_accuracy),
+    )
+
+
+def _length(length: Length) -> int | str:
+    if length.low == length.high:
+        return length.low
+    if length.cv:
+        return f"lognormal:mean={length.mean:g},cv={length.cv:g},low={length.low},high={length.high}"
+    return f"uniform:{length.low}-{length.high}"
+
+
+def lean(samples: Sequence[Sample]) -> tuple[Sample, ...]:
+    """The samples with smaller histograms: edges in five figures, and a histogram that windows share kept once.
+
+    ITL is counted by phase: every window of one has the same histogram, and the first keeps it.
+    """
+    found = []
+    before: LatencyHistogram | None = None
+    for sample in samples:
+        shared = sample.histograms.get("itl")
+        histograms = {
+            metric: LatencyHistogram(tuple(float(f"{edge:.5g}") for edge in histogram.edges_s), histogram.counts)
+            for metric, histogram in sample.histograms.items()
+            if metric != "itl" or shared != before
+        }
+        before = shared
+        found.append(msgspec.structs.replace(sample, histograms=histograms))
+    return tuple(found)

@@ -1,0 +1,109 @@
+"""A result against a baseline, or against the base of a pull request."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from pytest_gpucap.results.figures import Figure
+from pytest_gpucap.results.measured import Interval
+
+
+class RegressionDecision(StrEnum):
+    """What became of the rate."""
+
+    REGRESSED = "REGRESSED"
+    """Lower by more than allowed, and not by chance."""
+    IMPROVED = "IMPROVED"
+    """Higher by as much as would be a regression downwards, and not by chance."""
+    SAME = "SAME"
+    """A loss beyond the one allowed is ruled out."""
+    INCONCLUSIVE = "INCONCLUSIVE"
+    """The evidence neither shows such a loss nor rules it out."""
+    NOT_COMPARABLE = "NOT COMPARABLE"
+    """The baseline has no result that may be compared."""
+
+
+class ComparedBaseline(msgspec.Struct, frozen=True):
+    """What a result is compared with; None for what is not known, and for the base of a pull request."""
+
+    name: str
+    path: str | None = None
+    started: str | None = None
+    plugin_version: str | None = None
+
+
+class LatencyComparison(msgspec.Struct, frozen=True):
+    """One limit's percentile in both results.
+
+    Attributes:
+        limit: its name, such as ``ttft_p95``.
+        load: at which load, for people.
+        base_s, head_s: the percentile.
+        ratio: head over base; above 1: slower than the baseline.
+    """
+
+    limit: str
+    load: str
+    base_s: Figure
+    head_s: Figure
+    ratio: Interval | None
+    decision: RegressionDecision
+
+
+class BlockPair(msgspec.Struct, frozen=True):
+    """Two neighbouring blocks of an alternation: engine seconds of the base that each server delivered in a second."""
+
+    base: float
+    head: float
+    base_first: bool
+
+
+class PairedComparison(msgspec.Struct, frozen=True):
+    """Base and head measured in alternation.
+
+    Attributes:
+        concurrency: requests held in flight on either server.
+        pace: what the head delivers there, over the base.
+        elasticity: relative loss of sustainable rate for a relative loss of pace.
+        pairs: in the order in which they were measured.
+    """
+
+    concurrency: int
+    pace: Interval | None
+    elasticity: Figure
+    pairs: tuple[BlockPair, ...]
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of the sustainable rate.
+
+    Attributes:
+        ratio: sustainable rate of this run over the baseline's.
+        head_rate: the mean of both where a second measurement was made.
+        second_rate: of the measurement that was to confirm a REGRESSED.
+        max_regression: share of the rate that may be lost.
+        differs: what keeps the two from being compared.
+        changed: what differs and may.
+        more_gpu_s: server time that would settle an INCONCLUSIVE.
+        confirmed: whether a second measurement confirmed a REGRESSED; None: none was made.
+        reason: one sentence.
+        latencies: of the limits' percentiles; they fail no test.
+        paired: how base and head were measured in alternation; None where they were not.
+    """
+
+    baseline: ComparedBaseline
+    decision: RegressionDecision
+    ratio: Interval | None = None
+    base_rate: Interval | None = None
+    head_rate: Interval | None = None
+    second_rate: Interval | None = None
+    max_regression: float
+    differs: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    more_gpu_s: float | None = None
+    confirmed: bool | None = None
+    reason: str
+    latencies: tuple[LatencyComparison, ...] = ()
+    paired: PairedComparison | None = None

@@ -1,0 +1,223 @@
+"""The result file as types: one `ResultFile` a session, one `Result` a measurement.
+
+Times are seconds, rates requests a second of one replica, sizes tokens. Every report is made from these values alone.
+`result.schema.json` beside this file is generated from them (`results.schema`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
+from typing import Final, Literal
+
+import msgspec
+
+from pytest_gpucap.requirement import ApiKind, ArrivalKind, Wording
+from pytest_gpucap.results.comparison import Comparison
+from pytest_gpucap.results.environment import Environment
+from pytest_gpucap.results.figures import Figure
+from pytest_gpucap.results.measured import Accuracy, Interval, Outcome, Sample
+from pytest_gpucap.results.problems import Problem
+from pytest_gpucap.results.telemetry import Bottleneck, TelemetryOverTime, TelemetrySummary
+
+SCHEMA_VERSION: Final = 2
+"""Goes up when a reader of the old form would misread the new one, or could not read it."""
+
+
+class ResultKind(StrEnum):
+    """What a test asked for."""
+
+    CHECK = "check"
+    MEASURE = "measure"
+    SWEEP = "sweep"
+    SAMPLE = "sample"
+
+
+class DeclaredBudget(msgspec.Struct, frozen=True):
+    """The requirement's rate and GPUs as floats; placeholders where a test declares no budget.
+
+    Attributes:
+        qps: requests a second that all replicas together must carry.
+        gpus: the budget.
+        headroom: factor on `qps`.
+        gpus_per_replica: GPUs that one server takes.
+    """
+
+    qps: float
+    gpus: int
+    headroom: float
+    gpus_per_replica: int
+
+
+class DeclaredWorkload(msgspec.Struct, frozen=True):
+    """The workload as it was declared.
+
+    Attributes:
+        input_tokens, output_tokens: a number, or a distribution as it is written in a marker.
+        burstiness: standard deviation of the gaps between arrivals over their mean.
+        trace: name of the file.
+        trace_sha256: of what the trace holds: arrivals in microseconds, input and output tokens. None in early files.
+        shared_prefix_tokens: at the start of every prompt, the same in all.
+        ignore_eos: exactly the output tokens asked for are generated.
+        sampling: sampling parameters of the requests.
+        preset: the workload preset it began with.
+        questions: name of the file of questions.
+        wording: what stands around every prompt.
+    """
+
+    input_tokens: int | str
+    output_tokens: int | str
+    arrivals: ArrivalKind
+    burstiness: float
+    endpoint: ApiKind
+    trace: str | None = None
+    trace_sha256: str | None = None
+    shared_prefix_tokens: int = 0
+    ignore_eos: bool = True
+    sampling: Mapping[str, float | int] = msgspec.field(default_factory=dict)
+    preset: str | None = None
+    questions: str | None = None
+    wording: Wording = Wording()
+
+
+class DeclaredSlo(msgspec.Struct, frozen=True):
+    """The limits as they were declared.
+
+    Attributes:
+        limits: seconds by the name that declares them, such as ``ttft_p95``.
+        max_error_rate: share of the requests that may fail.
+        min_accuracy: share of the questions that must be answered right; None: answers are not looked at.
+    """
+
+    limits: Mapping[str, float]
+    max_error_rate: float
+    min_accuracy: float | None = None
+
+
+class PhysicalLimit(msgspec.Struct, frozen=True):
+    """What no server can beat with this model on this GPU class, at the requests in flight of the fastest window.
+
+    Attributes:
+        bound: ``bandwidth`` or ``compute``.
+        rate_rps: at most.
+        ttft_s: at least, for a request alone.
+        tpot_s: at least, at this batch.
+        output_tokens_per_s: at most.
+        batch: requests in flight.
+        share: measured tokens a second over `output_tokens_per_s`.
+        text: one line with the share and the limit.
+        formula: one line with the arithmetic.
+    """
+
+    bound: str
+    rate_rps: Figure
+    ttft_s: Figure
+    tpot_s: Figure
+    output_tokens_per_s: Figure
+    batch: Figure
+    share: Figure
+    text: str
+    formula: str
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """One measurement of one test.
+
+    Attributes:
+        kind: what the test asked for.
+        test: pytest's node id.
+        line: of the test in its file, from 1; None where unknown.
+        name: of the requirement.
+        outcome: None unless `kind` is ``check``.
+        reason: one sentence on why this outcome and no other; empty unless `kind` is ``check``.
+        expected_failure: the test was marked to fail (xfail) and did.
+        simulated: no real server was measured.
+        sustainable_rate: what one replica keeps for good within the SLO and without a growing backlog.
+        saturated_rate: at the highest concurrency held.
+        single_rate: of one request at a time.
+        binding: the limit that binds at the sustainable rate: a limit's name, ``backlog`` or ``errors``.
+        design_rate_rps: the rate that one replica must sustain; None without a budget.
+        gpus_required: from the point estimate by exact arithmetic.
+        gpus_interval: GPUs from the high and the low end of the sustainable rate's interval.
+        slack: sustainable rate over design rate, minus one.
+        knee_rps, batching_gain: of a sweep; see `Curve`.
+        points: of a sweep, in rising order; their windows are among the samples, and those carry the detail.
+        samples: the measuring windows, in the order in which they were measured.
+        spent_s: seconds of server time by phase, ``start-up`` included.
+        problems: why the measurement cannot be trusted; empty when it can.
+        seed: of arrivals, lengths and prompts.
+        telemetry, bottleneck, series: None where nothing was watched.
+        comparison: with a baseline; None where nothing was compared.
+        accuracy: None where the requirement does not ask.
+        limit: the physical limit; None where `no_limit` says why.
+        no_limit: why it is not known, in one line.
+    """
+
+    kind: ResultKind
+    test: str
+    line: int | None = None
+    name: str
+    outcome: Outcome | None = None
+    reason: str = ""
+    expected_failure: bool = False
+    simulated: bool
+    requirement: DeclaredBudget
+    workload: DeclaredWorkload
+    slo: DeclaredSlo
+    sustainable_rate: Interval | None
+    saturated_rate: Interval | None = None
+    single_rate: Interval | None = None
+    binding: str | None = None
+    design_rate_rps: float | None = None
+    gpus_required: int | None = None
+    gpus_interval: tuple[int, int] | None = None
+    slack: Interval | None = None
+    accuracy: Accuracy | None = None
+    knee_rps: float | None = None
+    batching_gain: Interval | None = None
+    points: tuple[Sample, ...] = ()
+    samples: tuple[Sample, ...]
+    spent_s: Mapping[str, float]
+    problems: tuple[Problem, ...] = ()
+    seed: int = 0
+    environment: Environment
+    telemetry: TelemetrySummary | None = None
+    bottleneck: Bottleneck | None = None
+    comparison: Comparison | None = None
+    series: TelemetryOverTime | None = None
+    limit: PhysicalLimit | None = None
+    no_limit: str | None = None
+
+    @property
+    def trusted(self) -> bool:
+        """Nothing speaks against the measurement."""
+        return not self.problems and self.outcome is not Outcome.INVALID
+
+    @property
+    def total_spent_s(self) -> float:
+        """Seconds of server time."""
+        return sum(self.spent_s.values())
+
+
+class ResultFile(msgspec.Struct, frozen=True, kw_only=True):
+    """One session.
+
+    Attributes:
+        schema: says whose file this is.
+        started: when the session began, in UTC.
+        arguments: pytest's command line.
+        results: in the order in which tests ended.
+        written: when the file was written, in UTC.
+        simulated: at least one result comes from a simulator; each result says so for itself as well.
+    """
+
+    schema: Literal["pytest-gpucap"] = "pytest-gpucap"
+    schema_version: int = SCHEMA_VERSION
+    plugin_version: str = "?"
+    python_version: str = "?"
+    started: datetime
+    arguments: tuple[str, ...] = ()
+    results: tuple[Result, ...]
+    written: datetime | None = None
+    simulated: bool = False

@@ -1,0 +1,148 @@
+"""What the devices and the server showed during a measurement, and what held the server back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+import msgspec
+
+
+class DeviceSummary(msgspec.Struct, frozen=True):
+    """One device over a window. None for what the device does not tell.
+
+    Attributes:
+        readings: how many are behind the figures.
+        gpu_use: share of the time in which a kernel ran (says nothing of how much of the GPU it filled).
+        memory_use: share of the time in which device memory was read or written.
+        memory_bytes: the most that was in use.
+        energy_j: from the board's counter, or from power over time where it has none; None for a MIG slice, whose
+            share of the board's energy is not known.
+        slowdowns: share of the readings in which clocks were held back, by reason.
+        pcie_sent_bytes_per_s, pcie_received_bytes_per_s: as the GPU sees it.
+    """
+
+    uuid: str
+    name: str
+    readings: int
+    gpu_use: float | None = None
+    memory_use: float | None = None
+    memory_bytes: float | None = None
+    power_w: float | None = None
+    power_max_w: float | None = None
+    power_limit_w: float | None = None
+    energy_j: float | None = None
+    sm_clock_mhz: float | None = None
+    sm_clock_min_mhz: float | None = None
+    memory_clock_mhz: float | None = None
+    temperature_max_c: float | None = None
+    slowdowns: Mapping[str, float] = msgspec.field(default_factory=dict)
+    pcie_sent_bytes_per_s: float | None = None
+    pcie_received_bytes_per_s: float | None = None
+
+
+class ServerSummary(msgspec.Struct, frozen=True):
+    """The server's own figures over a window. None for what the server does not tell.
+
+    Attributes:
+        running, waiting: requests, mean over the readings; `running_max`, `waiting_max` the most.
+        waiting_share: share of the readings with at least one request waiting.
+        kv_use, kv_use_max: share of the KV cache.
+        full_while_waiting: share of the readings in which requests waited while at least 95% of the KV cache was used.
+        preemptions: how many in the window.
+        prompt_tokens_per_s, output_tokens_per_s: rates.
+        prefix_hit_rate: cached prompt tokens over all that were looked up.
+    """
+
+    readings: int = 0
+    running: float | None = None
+    running_max: float | None = None
+    waiting: float | None = None
+    waiting_max: float | None = None
+    waiting_share: float | None = None
+    kv_use: float | None = None
+    kv_use_max: float | None = None
+    full_while_waiting: float | None = None
+    preemptions: float | None = None
+    prompt_tokens: float | None = None
+    output_tokens: float | None = None
+    prompt_tokens_per_s: float | None = None
+    output_tokens_per_s: float | None = None
+    prefix_hit_rate: float | None = None
+
+
+class ProcessSummary(msgspec.Struct, frozen=True):
+    """One process of the server over a window: cores in use, of the whole process and of its main thread."""
+
+    pid: int
+    role: str
+    cores: float
+    main_thread: float | None
+
+
+class TelemetrySummary(msgspec.Struct, frozen=True):
+    """Everything that was seen in a window, in seconds of the machine's monotonic clock.
+
+    Attributes:
+        energy_j: of all devices; None where one of them does not tell.
+        energy_per_1000_tokens_j: GPU energy for 1,000 output tokens, prompts included; None without both figures.
+        slowdowns: the highest share of any device, by reason.
+    """
+
+    start_s: float
+    end_s: float
+    devices: tuple[DeviceSummary, ...] = ()
+    server: ServerSummary = ServerSummary()
+    processes: tuple[ProcessSummary, ...] = ()
+    energy_j: float | None = None
+    energy_per_1000_tokens_j: float | None = None
+    slowdowns: Mapping[str, float] = msgspec.field(default_factory=dict)
+
+
+class TelemetryOverTime(msgspec.Struct, frozen=True):
+    """Telemetry over a measurement in at most 300 bins of equal width.
+
+    Attributes:
+        t_s: middles of the bins, on the clock of the samples' `start_s`.
+        columns: by name, each as long as `t_s`: means over each bin, None where nothing was read. Of several GPUs: mean
+            utilisation, lowest SM clock, power and memory of all, highest temperature.
+    """
+
+    t_s: tuple[float, ...]
+    columns: Mapping[str, tuple[float | None, ...]]
+
+
+class BottleneckKind(StrEnum):
+    """What can be the bottleneck."""
+
+    CLIENT = "client"
+    KV_CACHE = "KV cache"
+    MAX_NUM_SEQS = "max_num_seqs"
+    ENGINE_CPU = "engine CPU"
+    API_SERVER_CPU = "API server CPU"
+    GPU_BANDWIDTH = "GPU memory bandwidth"
+    GPU_COMPUTE = "GPU compute"
+    NETWORK = "network"
+    NONE = "none"
+    """Nothing was seen at its limit."""
+    UNKNOWN = "unknown"
+    """Too little was seen."""
+
+
+class Bottleneck(msgspec.Struct, frozen=True):
+    """What held the server back.
+
+    Attributes:
+        kind: the first cause; there is one.
+        evidence: the figures it was concluded from, one clause each.
+        advice: what to try, with the flag.
+    """
+
+    kind: BottleneckKind
+    evidence: tuple[str, ...]
+    advice: str
+
+    def describe(self) -> str:
+        """One line: the kind, what says so, and what to try."""
+        evidence = "; ".join(self.evidence)
+        return f"{self.kind.value}: {evidence}" + (f"; try {self.advice}" if self.advice else "")
