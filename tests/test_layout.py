@@ -38,9 +38,9 @@ ROOMS: dict[str, set[str]] = {
     "measure": {"requirement", "results", "load", "estimate", "decisions", "roofline"},
     "simulator": {"requirement", "jit", "load", "accuracy", "engines"},
     # What is made of results.
-    "report": {"requirement", "sizing", "results"},
+    "planning": {"requirement", "sizing", "results", "gpu", "roofline"},
+    "report": {"requirement", "sizing", "results", "planning"},
     "history": {"requirement", "results", "decisions", "report"},
-    "planning": {"requirement", "sizing", "results", "roofline"},
     # The wiring: one pytest session, and the commands.
     "session": {
         *(
