@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from pytest_gpucap.__main__ import main
 from pytest_gpucap.engines.synthetic import architecture
+from pytest_gpucap.planning.plan import Plan
 
 H200 = Path(__file__).parents[2] / "benchmarks" / "results" / "h200" / "suite.json"
 MODEL = ("--model", "synthetic:qwen2-1.5b", "--output-tokens", "512")
@@ -126,6 +128,13 @@ def test_the_measured_runs_of_the_h200_become_fleets(
     assert [re.split(r"\s{2,}", line) for line in text.splitlines() if line.startswith("h200 ")] == [cells]
     (line,) = (line for line in markdown.splitlines() if line.startswith("| h200 "))
     assert [cell.strip() for cell in line.strip("|").split("|")] == cells
+
+
+def test_the_printed_document_is_the_typed_plan(plan: Any) -> None:
+    known = ("--result", str(H200), "--name", "fails", "--qps-table", "10,50", "--guide", "--prices", "prices.toml")
+    document = plan(*known, "--format", "json")
+    assert list(document) == list(Plan.__struct_fields__)
+    assert json.loads(msgspec.json.encode(msgspec.convert(document, Plan, strict=True))) == document
 
 
 def test_what_is_over_the_budget_at_its_best_is_not_worth_measuring(plan: Any) -> None:
