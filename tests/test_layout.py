@@ -39,9 +39,9 @@ ROOMS: dict[str, set[str]] = {
     "measure": {"requirement", "results", "load", "estimate", "decisions", "roofline"},
     "simulator": {"requirement", "jit", "load", "accuracy", "engines"},
     # What is made of results.
-    "report": {"requirement", "sizing", "results"},
+    "planning": {"requirement", "sizing", "vllm_arguments", "results", "gpu", "roofline"},
+    "report": {"requirement", "sizing", "results", "planning"},
     "history": {"requirement", "vllm_arguments", "results", "decisions", "report"},
-    "planning": {"requirement", "sizing", "results", "roofline"},
     # The wiring: one pytest session, and the commands.
     "session": {
         *(
