@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_gpucap.engines.server import Server
+    from pytest_gpucap.engines.protocol import Server
     from pytest_gpucap.results.measured import Accuracy, Curve, Interval, Measurement, Outcome, Sample, Verdict
     from pytest_gpucap.session.gpucap import GpuCap
     from pytest_gpucap.session.harness import MeasurementInvalid
