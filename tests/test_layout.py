@@ -78,7 +78,7 @@ ROOMS: dict[str, set[str]] = {
             "planning",
         ),
     },
-    "__init__": {"results", "engines", "session"},
+    "__init__": {"results", "engines", "gpu", "session"},
     "__main__": {"cli"},
 }
 """Folder or file -> what it may import beside itself. A room stands below everything that it may import."""
