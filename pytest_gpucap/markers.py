@@ -6,7 +6,7 @@ up; the closest one wins, keyword by keyword.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,6 +15,8 @@ from typing import Any, Final
 import pytest
 
 from pytest_gpucap.accuracy.questions import questions_file, read_questions
+from pytest_gpucap.engines.protocol import Engine
+from pytest_gpucap.engines.vllm_engine import VllmEngine
 from pytest_gpucap.options import Options
 from pytest_gpucap.requirement import (
     ApiKind,
@@ -38,6 +40,8 @@ from pytest_gpucap.requirement import (
 from pytest_gpucap.vllm_arguments import VllmArguments
 from pytest_gpucap.workloads.presets import find_preset
 
+VLLM: Final = VllmEngine.name
+
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
@@ -47,8 +51,11 @@ class Declaration:
         place: ``file:line`` of the test, for messages.
         requirement: None when no rate was declared anywhere; `check` then says so.
         workload, slo: declared even without a rate, so that `measure` and `sweep` work without one.
-        model: model of the vLLM server; None when no marker and no option names one.
-        vllm_args: every other keyword of the ``vllm`` markers.
+        gpus_per_replica: GPUs that one server occupies.
+        model: model of the server; None when no marker and no option names one.
+        engine: the name of the engine that starts the server.
+        arguments: of the server: every other keyword of the ``vllm`` or ``engine`` markers.
+        vllm_args: the same, read as vLLM's; none for another engine.
         gpu_class: the class this test is about, from its marker; None when it names none.
         max_time_s: server time that one verdict may take.
         seed: of arrivals, lengths and prompts.
@@ -59,16 +66,14 @@ class Declaration:
     requirement: Requirement | None
     workload: Workload
     slo: Slo
+    gpus_per_replica: int
     model: str | None
+    engine: str = VLLM
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     vllm_args: VllmArguments = field(default_factory=VllmArguments)
     gpu_class: str | None = None
     max_time_s: float = 600.0
     seed: int = 0
-
-    @property
-    def gpus_per_replica(self) -> int:
-        """GPUs that one replica occupies."""
-        return self.vllm_args.gpus_per_replica
 
 
 def declare(item: pytest.Item, options: Options, place: str) -> Declaration:
@@ -77,7 +82,8 @@ def declare(item: pytest.Item, options: Options, place: str) -> Declaration:
     Raises:
         RequirementError: one line, the mistake and the mend.
     """
-    model, vllm_args = _server(item)
+    engine, model, arguments = _engine(item)
+    gpus_per_replica = engine_type(engine, options).gpus_per_replica(arguments)
     model = model or options.model
     values = _gpucap_values(_with_preset(_merged(item, "gpucap"), options, item), item)
     slo = Slo(
@@ -94,11 +100,14 @@ def declare(item: pytest.Item, options: Options, place: str) -> Declaration:
     return Declaration(
         place=place,
         name=name,
-        requirement=_requirement(name, values, options, workload, slo, vllm_args.gpus_per_replica),
+        requirement=_requirement(name, values, options, workload, slo, gpus_per_replica),
         workload=workload,
         slo=slo,
+        gpus_per_replica=gpus_per_replica,
         model=None if model is None else str(model),
-        vllm_args=vllm_args,
+        engine=engine,
+        arguments=arguments,
+        vllm_args=VllmArguments(arguments if engine == VLLM else {}),
         gpu_class=None if own_class is None else str(own_class),
         max_time_s=values.get("max_time", options.max_time_s),
         seed=values.get("seed", options.seed),
@@ -154,13 +163,54 @@ def _merged(item: pytest.Item, name: str, positional: str | None = None) -> dict
     return merged
 
 
-def _server(item: pytest.Item) -> tuple[Any, VllmArguments]:
-    """The model and the server arguments of all ``vllm`` markers; the closest wins, however it spells an argument."""
+def engine_type(name: str, options: Options) -> type[Engine]:
+    """The engine of a name.
+
+    Raises:
+        RequirementError: if there is none; the message offers what comes near.
+    """
+    known: dict[str, type[Engine]] = {VLLM: VllmEngine, **options.extensions.engines}
+    if name not in known:
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, known, n=2, cutoff=0.5)
+        offer = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+        raise RequirementError(f"engine({name!r}): there is no such engine; {offer}")
+    return known[name]
+
+
+def _engine(item: pytest.Item) -> tuple[str, Any, Mapping[str, Any]]:
+    """Name, model and arguments of the test's engine, from its ``engine`` markers or from ``vllm``, their shorthand.
+
+    The closest marker wins, argument by argument. What a marker says of another engine than the closest does not count.
+    """
+    vllm, engines = list(_marks(item, "vllm", positional="model")), list(_marks(item, "engine", positional="name"))
+    if vllm and engines:
+        raise RequirementError('vllm(...) is short for engine("vllm", ...): mark a test with one of the two')
+    if not engines:
+        return VLLM, *_merged_vllm(vllm)
+    name = None
+    since: list[dict[str, Any]] = []
+    for keywords in engines:
+        named = keywords.pop("name", name)
+        if not isinstance(named, str):
+            raise RequirementError('engine(...) needs the name of an engine: engine("vllm", model=..., ...)')
+        since = [*since, keywords] if named == name else [keywords]
+        name = named
+    assert name is not None  # noqa: S101 - there is a marker, and each has a name
+    if name == VLLM:
+        return VLLM, *_merged_vllm(since)
+    merged = {key: value for keywords in since for key, value in keywords.items()}
+    return name, merged.pop("model", None), merged
+
+
+def _merged_vllm(marks: Sequence[dict[str, Any]]) -> tuple[Any, Mapping[str, Any]]:
+    """Model and arguments; the closest marker wins, however it spells an argument."""
     model, arguments = None, VllmArguments()
-    for keywords in _marks(item, "vllm", positional="model"):
+    for keywords in marks:
         model = keywords.pop("model", model)
         arguments = arguments.overlaid(VllmArguments(keywords))
-    return model, arguments
+    return model, arguments.values
 
 
 def _choice(kind: type[ArrivalKind | ApiKind], value: Any, what: str) -> ArrivalKind | ApiKind:
@@ -247,7 +297,7 @@ def _with_preset(given: dict[str, Any], options: Options, item: pytest.Item) -> 
     name = given.get("workload", options.workload)
     if name is None:
         return given
-    preset = find_preset(str(name), options.workload_file)
+    preset = find_preset(str(name), options.workload_file, options.extensions.presets)
     try:
         _gpucap_values(preset.keywords, item)
     except RequirementError as error:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import pytest
 
+from pytest_gpucap import extensions
+
 if TYPE_CHECKING:  # every pytest run imports this file: exact arithmetic is loaded when there is something to parse
     from fractions import Fraction
 
@@ -190,6 +192,7 @@ class Options:
     base_args: str | None = None
     workload: str | None = None
     workload_file: Path | None = None
+    extensions: extensions.Extensions = extensions.NONE
 
     def __init__(self, **given: Any) -> None:
         if unknown := given.keys() - self.__annotations__.keys():
@@ -250,7 +253,7 @@ def parse_options(config: pytest.Config) -> Options:
     if "url" in given and "api_key_env" in given and given["api_key_env"] not in os.environ:
         raise pytest.UsageError(f"--gpucap-api-key-env: the environment variable {given['api_key_env']} is not set")
     folders = {name: config.rootpath / getattr(Options, name) for name in ("dir", "baselines")}
-    return Options(**folders | given)
+    return Options(**folders | given, extensions=extensions.read_extensions(config))
 
 
 def _raw(config: pytest.Config, option: _Option) -> tuple[Any, str]:

@@ -25,19 +25,21 @@ ROOMS: dict[str, set[str]] = {
     # What is found.
     "results": {"requirement", "sizing", "vllm_arguments"},
     # The stages of a measurement, earliest first.
-    "options": {"requirement"},
+    "hookspecs": {"engines", "gpu"},
+    "extensions": {"engines", "gpu", "workloads"},
+    "options": {"requirement", "extensions"},
     "workloads": {"requirement"},
     "gpu": set(),
-    "engines": {"vllm_arguments"},
-    "telemetry": {"gpu", "results"},
+    "engines": {"requirement", "vllm_arguments", "load"},
+    "telemetry": {"gpu", "engines", "results"},
     "load": {"requirement", "jit", "results"},
     "accuracy": {"requirement", "results", "load", "engines"},
-    "markers": {"options", "requirement", "vllm_arguments", "workloads", "accuracy"},
+    "markers": {"options", "requirement", "vllm_arguments", "workloads", "accuracy", "engines"},
     "estimate": {"requirement", "jit", "results", "load"},
     "decisions": {"requirement", "sizing", "results"},
     "roofline": {"requirement", "vllm_arguments", "results", "load", "gpu", "engines"},
     "measure": {"requirement", "results", "load", "estimate", "decisions", "roofline"},
-    "simulator": {"requirement", "jit", "load", "accuracy", "engines"},
+    "simulator": {"requirement", "vllm_arguments", "jit", "load", "accuracy", "engines"},
     # What is made of results.
     "planning": {"requirement", "sizing", "vllm_arguments", "results", "gpu", "roofline"},
     "report": {"requirement", "sizing", "results", "planning"},
@@ -60,7 +62,7 @@ ROOMS: dict[str, set[str]] = {
         *("roofline", "measure", "simulator", "report", "history"),
     },
     "fixtures": {"engines", "session"},
-    "plugin": {"options", "fixtures", "session", "report"},
+    "plugin": {"hookspecs", "options", "fixtures", "session", "report"},
     "cli": {
         *(
             "options",
@@ -76,7 +78,7 @@ ROOMS: dict[str, set[str]] = {
             "planning",
         ),
     },
-    "__init__": {"results", "engines", "session"},
+    "__init__": {"results", "engines", "gpu", "session"},
     "__main__": {"cli"},
 }
 """Folder or file -> what it may import beside itself. A room stands below everything that it may import."""

@@ -232,7 +232,8 @@ class GpuCap:
         """Measures once more from a fresh start of the server, where it is ours to start; told why."""
 
         def again(why: str) -> Record:
-            fresh = "" if self._with.placement.url else " from a fresh start"
+            engine = self._with.placement.engine
+            fresh = " from a fresh start" if engine is not None and engine.restarts else ""
             self._live.say(f"{why}: measuring again{fresh}")
             self._with.start_afresh()
             record = once()

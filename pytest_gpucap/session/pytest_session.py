@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_gpucap.engines.errors import ServerError
-from pytest_gpucap.engines.server import Server
+from pytest_gpucap.engines.protocol import Engine, EnginePair, Server
 from pytest_gpucap.gpu.lease import LeaseError
 from pytest_gpucap.gpu.memory import MemoryNotReturned
 from pytest_gpucap.history.baseline import Baseline
@@ -28,7 +28,7 @@ from pytest_gpucap.session.server_manager import ServerManager, SystemUnderTest
 
 DECLARATION = pytest.StashKey[Declaration]()
 PLACEMENT = pytest.StashKey[Placement]()
-_BASE = pytest.StashKey[Placement | None]()
+_BASE = pytest.StashKey[EnginePair[Engine] | None]()
 _RECORDS = pytest.StashKey[list[Record]]()
 
 _SERVED = frozenset({"gpucap", "vllm_server"})
