@@ -29,7 +29,7 @@ ROOMS: dict[str, set[str]] = {
     "gpu": set(),
     "engines": set(),
     "telemetry": {"gpu", "results"},
-    "load": {"requirement", "jit"},
+    "load": {"requirement", "jit", "results"},
     "accuracy": {"requirement", "results", "load", "engines"},
     "markers": {"options", "requirement", "workloads", "accuracy"},
     "estimate": {"requirement", "jit", "results", "load"},
@@ -58,7 +58,7 @@ ROOMS: dict[str, set[str]] = {
         *("roofline", "measure", "simulator", "report", "history"),
     },
     "fixtures": {"engines", "session"},
-    "plugin": {"options", "fixtures", "session", "report"},
+    "plugin": {"options", "fixtures", "results", "session", "report"},
     "cli": {
         *("options", "requirement", "sizing", "results", "gpu", "engines", "roofline", "report", "history", "planning"),
     },

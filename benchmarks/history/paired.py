@@ -206,7 +206,7 @@ class Bench:
         with start_vllm(self._spec) as base, start_vllm(self._spec) as head:
             known = self._measured(base, 1)
             if (rate := known.sustainable_rate) is None:
-                why = "; ".join(known.problems) or "time ended"
+                why = "; ".join(map(str, known.problems)) or "time ended"
                 self.say(f"what the base sustains was not found, so --rate {self._rate:g} stands: {why}")
             else:
                 self.say(f"the base sustains {rate.value:.1f} req/s within {self._limit.limit_s:g} s")
@@ -217,7 +217,7 @@ class Bench:
         """Both in alternation."""
         with self._side(base, 1000 + number) as one, self._side(head, 1000 + number) as other:
             found = compare(one, other, self._requirement(), ALLOWED, latencies_after=())
-        return Row(number, "paired", found.about.spent_s, found.ratio, "; ".join(found.problems))
+        return Row(number, "paired", found.about.spent_s, found.ratio, "; ".join(map(str, found.problems)))
 
     def separate(self, base: VllmServer, head: VllmServer, number: int) -> Row:
         """The base measured by itself, then the head."""
@@ -226,7 +226,7 @@ class Bench:
         before, after = (found.sustainable_rate for found in results)
         if before is None or after is None:
             return Row(
-                number, "separate", spent_s, None, "; ".join(each for found in results for each in found.problems)
+                number, "separate", spent_s, None, "; ".join(str(each) for found in results for each in found.problems)
             )
         return Row(number, "separate", spent_s, ratio_of(mean_of([before]), mean_of([after])))
 

@@ -47,7 +47,7 @@ print(
             },
             "ks_schedule": {"statistic": float(schedule.statistic), "p": float(schedule.pvalue)},
             "cpu": span.check.worker_cpu_share,
-            "problems": span.check.problems,
+            "problems": [problem.text for problem in span.check.problems],
         }
     )
 )

@@ -69,7 +69,7 @@ def through_the_runner(port: int, concurrency: int, requests: int, tokens: int, 
         "itl_p99_ms": gaps.quantile_s(0.99) * 1e3,
         "rps": done / busy_s,
         "lag_p99_us": span.check.timestamp_lag_p99_s * 1e6,
-        "problems": span.check.problems,
+        "problems": [problem.text for problem in span.check.problems],
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +27,7 @@ from pytest_gpucap.requirement import (
     positive,
 )
 from pytest_gpucap.results.measured import Interval, Sample
+from pytest_gpucap.results.record import sample_of
 
 DEFAULT_RESULT: Final = Path(".gpucap/result.json")
 BOUNDING: Final = (
@@ -137,20 +137,8 @@ def _finding(record: Mapping[str, Any], place: str, provenance: Provenance) -> M
         headroom=positive(declared["headroom"], "headroom"),
         declared=record["environment"].get("url") is not None,
         arguments=_arguments(record["environment"]),
-        samples=tuple(_sample(each) for each in record["samples"] if each["output_tokens_per_s"] is not None),
+        samples=tuple(sample_of(each) for each in record["samples"] if each["output_tokens_per_s"] is not None),
     )
-
-
-_LOAD: Final = (
-    "kind", "label", "start_s", "end_s", "offered_rps", "concurrency", "requests", "output_tokens_per_s",
-    "in_flight_mean", "in_flight_end",
-)  # fmt: skip
-
-
-def _sample(record: Mapping[str, Any]) -> Sample:
-    """Load and throughput of a window; its latencies are of no use here."""
-    completed = math.nan if record["completed_rps"] is None else record["completed_rps"]
-    return Sample(**{name: record[name] for name in _LOAD}, completed_rps=completed)
 
 
 def _arguments(environment: Mapping[str, Any]) -> dict[str, str]:

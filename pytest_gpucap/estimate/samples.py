@@ -12,6 +12,8 @@ from pytest_gpucap.estimate.step_time import integral
 from pytest_gpucap.load.protocol import ERRORS, ClosedLoop, Floats, Histogram, Journal, OpenLoop, PhaseSpan, Status
 from pytest_gpucap.requirement import LatencyLimit, Metric
 from pytest_gpucap.results.measured import Latency, Sample
+from pytest_gpucap.results.problems import Problem
+from pytest_gpucap.results.windows import WindowId
 
 
 def quantile(values: Floats, q: float) -> float:
@@ -40,11 +42,11 @@ def latency_of_gaps(gaps: Histogram) -> Latency:
 def sample_of(
     journal: Journal,
     span: PhaseSpan,
-    label: str,
+    window: WindowId,
     limits: tuple[LatencyLimit, ...],
     start_s: float,
     end_s: float,
-    problems: tuple[str, ...] = (),
+    problems: tuple[Problem, ...] = (),
 ) -> Sample:
     """The window [start_s, end_s) of a phase.
 
@@ -96,7 +98,7 @@ def sample_of(
             checks[field.name] = value
     return Sample(
         kind="closed" if closed else "open",
-        label=label,
+        window=window,
         start_s=start_s,
         end_s=end_s,
         offered_rps=span.phase.rate_rps if isinstance(span.phase, OpenLoop) else None,

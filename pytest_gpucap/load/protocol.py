@@ -17,6 +17,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pytest_gpucap.results.problems import Problem
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
 Bytes = npt.NDArray[np.uint8]
@@ -153,8 +155,7 @@ class Histogram:
 class SelfCheck:
     """What the load generator found out about itself in one phase. NaN where a figure does not apply.
 
-    `problems` is what decides: each is one sentence that says what was wrong and what to do; none in a phase that can
-    be trusted.
+    `problems` decides: a phase that can be trusted has none.
     """
 
     send_lateness_p99_s: float = float("nan")
@@ -169,7 +170,7 @@ class SelfCheck:
     """Where receive times came from: ``kernel``, ``user`` or ``virtual``."""
     shared_packet_share: float = float("nan")
     """Share of the events that arrived in one packet with another, and so share its time."""
-    problems: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import numpy as np
 
 from pytest_gpucap.load.protocol import Floats, OpenLoop, Phase, SelfCheck, Status
 from pytest_gpucap.load.shared_memory import Count, PhaseTable, Spread
+from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
 
 LATENESS_FLOOR_S = 0.010
 """Send lateness at p99 below this is never held against anyone. A process that shares its core waits for a few
@@ -42,40 +43,45 @@ def check_phase(phase: Phase, table: PhaseTable, *, start_s: float, end_s: float
     with np.errstate(invalid="ignore"):
         ttft = table.first_s - table.due_s
     ttft = ttft[np.isfinite(ttft)]
-    problems = []
+    problems: list[Problem] = []
+
+    def own(kind: ProblemKind, text: str) -> None:
+        problems.append(Problem(ProblemSource.LOAD_GENERATOR, kind, f"the load generator{text}"))
+
     limit_s = max(LATENESS_FLOOR_S, LATENESS_SHARE * float(np.quantile(ttft, 0.95)) if ttft.size else 0.0)
     late = lateness.share_above(limit_s) * lateness.total
     if is_open and lateness_p99 > limit_s and late >= LEAST_LATE:
-        problems.append(
-            f"{_OWN}, not the GPU, was the bottleneck: send lateness p99 {_ms(lateness_p99)} "
-            f"(limit {_ms(limit_s)}); {_ADVICE}"
+        own(
+            ProblemKind.LATE,
+            f"{_BOTTLENECK}: send lateness p99 {_ms(lateness_p99)} (limit {_ms(limit_s)}); {_ADVICE}",
         )
     user = int(counts[Count.USER_STAMPS])
     busiest = max(shares, default=0.0)
     if busiest > CPU_LIMIT:
-        problems.append(
-            f"{_OWN}, not the GPU, was the bottleneck: a worker used {busiest:.0%} of a core "
-            f"(limit {CPU_LIMIT:.0%}); {_ADVICE}"
+        own(
+            ProblemKind.CPU,
+            f"{_BOTTLENECK}: a worker used {busiest:.0%} of a core (limit {CPU_LIMIT:.0%}); {_ADVICE}",
         )
     dropped = int(np.count_nonzero(table.status == Status.DROPPED))
     if dropped:
-        problems.append(
-            f"{_OWN} could not send {dropped} requests that were due: no socket, port or time was left; "
-            "raise the limit on open files (ulimit -n) or lower the rate"
+        own(
+            ProblemKind.DROPPED,
+            f" could not send {dropped} requests that were due: no socket, port or time was left; "
+            "raise the limit on open files (ulimit -n) or lower the rate",
         )
     behind = due.size - sent - dropped
     if is_open and behind > max(RATE_SHARE * due.size, LEAST_LATE):
-        problems.append(
-            f"{_OWN}, not the GPU, was the bottleneck: {sent} of {due.size} due requests were sent; {_ADVICE}"
-        )
+        own(ProblemKind.BEHIND, f"{_BOTTLENECK}: {sent} of {due.size} due requests were sent; {_ADVICE}")
     if counts[Count.CLOCK_STEPS]:
-        problems.append(
+        text = (
             "the system clock was set during the phase, which spoils kernel timestamps; "
             "stop what sets it (a one-off time synchronisation) and run again"
         )
+        problems.append(Problem(ProblemSource.HOST, ProblemKind.CLOCK_SET, text))
     wrong = int(counts[Count.WRONG_PROMPT])
     if wrong:
-        problems.append(f"the server counted other prompt tokens than were asked for in {wrong} requests")
+        text = f"the server counted other prompt tokens than were asked for in {wrong} requests"
+        problems.append(Problem(ProblemSource.SERVER, ProblemKind.PROMPT_TOKENS, text))
     return SelfCheck(
         send_lateness_p99_s=lateness_p99,
         timestamp_lag_p99_s=lag_p99,
@@ -90,12 +96,7 @@ def check_phase(phase: Phase, table: PhaseTable, *, start_s: float, end_s: float
     )
 
 
-def is_own_limit(problem: str) -> bool:
-    """Whether a problem says that the load generator, and not what it measures, was the limit."""
-    return problem.startswith(_OWN)
-
-
-_OWN = "the load generator"
+_BOTTLENECK = ", not the GPU, was the bottleneck"
 _ADVICE = "give it a core of its own (taskset), more workers, or a machine beside the server's"
 
 

@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from scipy.stats import trim_mean
 
@@ -25,16 +26,19 @@ from pytest_gpucap.decisions.paired import (
     pairs_to_settle,
     ratio_of,
 )
-from pytest_gpucap.decisions.regression import RegressionDecision, decide
+from pytest_gpucap.decisions.regression import decide
 from pytest_gpucap.estimate.step_time import SpeedError, bins_of
 from pytest_gpucap.load.protocol import Floats, LoadError, LoadRunner
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.estimate import critical_concurrency, estimate, fitted, typical_step_s
-from pytest_gpucap.measure.run import MeasuringRun, OutOfTime, Window
+from pytest_gpucap.measure.run import MeasuringRun, OutOfTime, Window, no_load
 from pytest_gpucap.measure.settings import Observer, Settings, SilentObserver
 from pytest_gpucap.measure.traffic import traffic_for
 from pytest_gpucap.requirement import Requirement
+from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.measured import Interval, Sample
+from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
+from pytest_gpucap.results.windows import Phase, WindowId
 from pytest_gpucap.roofline.limits import Roofline
 from pytest_gpucap.roofline.plausibility import impossible
 
@@ -84,7 +88,7 @@ class EqualRate:
     """Open loops that brought both servers the very same requests.
 
     Attributes:
-        base, head: their windows, those of one label with the same arrivals; empty where there is a problem.
+        base, head: their windows, those of one window with the same arrivals; empty where there is a problem.
         problem: why they tell nothing of latencies.
     """
 
@@ -123,7 +127,7 @@ class Paired:
     pairs: tuple[Pair, ...] = ()
     more_pairs: int | None = None
     equal_rate: EqualRate | None = None
-    problems: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
 
     @property
     def more_s(self) -> float | None:
@@ -168,7 +172,7 @@ def compare(
     found: _Decided | None = None
     base_rate: Interval | None = None
     equal_rate: EqualRate | None = None
-    problems: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
     try:
         found = _alternated(alternation, max_regression, most_pairs)
         problems, decided_s = alternation.problems(), clock.now()
@@ -178,12 +182,15 @@ def compare(
             if found.change in latencies_after:
                 equal_rate = alternation.equal_rate([rate.value for rate in (base_rate, head_rate) if rate is not None])
             sides = (("base", base, base_rate), ("head", head, head_rate))
-            reasons = {name: _impossible(side, rate, alternation.samples(name)) for name, side, rate in sides}
-            problems = tuple(f"{name}: {reason}" for name, reason in reasons.items() if reason is not None)
+            problems = tuple(
+                Problem(ProblemSource.MEASUREMENT, ProblemKind.IMPOSSIBLE, f"{name}: {reason}")
+                for name, side, rate in sides
+                if (reason := _impossible(side, rate, alternation.samples(name))) is not None
+            )
         for name in ("base", "head"):
             alternation.empty(name)
     except LoadError as error:
-        problems = (*alternation.problems(), str(error))
+        problems = (*alternation.problems(), no_load(error))
     simulated = base.runner.simulated or head.runner.simulated
     about = _About(alternation.concurrency, simulated, clock.now() - began_s, decided_s - began_s)
     if found is None or problems:
@@ -229,6 +236,8 @@ def _alternated(alternation: _Alternation, max_regression: float, most_pairs: in
                 if alternation.problems():
                     return None
                 alternation.pair()
+            if alternation.problems():
+                return None
             if number < LEAST_PAIRS:
                 continue
             pairs, elasticity = alternation.pairs(), alternation.elasticity()
@@ -283,7 +292,7 @@ class _Alternation:
         """Load on both before anything counts, and a hold at fewer in flight, which gives the curve its slope."""
         low = max(1, round(c.LOW_SHARE * self.concurrency))
         for name, session in self._sessions.items():
-            window = session.hold(f"{name}: warm-up and low hold", low, c.LOW_HOLD_S, discard_s=c.WARM_UP_S)
+            window = session.hold(WindowId(Phase.WARM_UP, server=name), low, c.LOW_HOLD_S, discard_s=c.WARM_UP_S)
             self._windows[name].append(window)
             self._lead_s = max(self._lead_s, min(MOST_LEAD_S, LEAD_MARGIN * _prefill_s(session, window) / c.LOW_SHARE))
             self.empty(name)
@@ -293,10 +302,13 @@ class _Alternation:
         number = len(self._blocks["base"]) + 1
         for name in ("base", "head") if number % 2 else ("head", "base"):
             session = self._sessions[name]
-            window = session.hold(f"{name} {number}", self.concurrency, BLOCK_S, discard_s=self._lead_s)
+            which = WindowId(Phase.ALTERNATION, number, server=name)
+            window = session.hold(which, self.concurrency, BLOCK_S, discard_s=self._lead_s)
             block = _block(session, window)
             if not block.tokens.any():
-                raise LoadError(f"the {name} server delivered no token with {self.concurrency} requests in flight")
+                text = f"the server generated no token with {self.concurrency} requests in flight"
+                session.problems.append(Problem(ProblemSource.SERVER, ProblemKind.NO_TOKENS, text))
+                return
             self._windows[name].append(window)
             self._blocks[name].append(block)
             self.empty(name)
@@ -360,11 +372,11 @@ class _Alternation:
             windows = []
             for number in range(1, EQUAL_RATE_PHASES + 1):
                 discard_s = lead_s if number == 1 else 0.0
-                label, phase_s = f"equal rate {number}", counted_s / EQUAL_RATE_PHASES
-                windows.append(session.open_loop(label, rate, phase_s, overload=overload, discard_s=discard_s))
+                which, phase_s = WindowId(Phase.EQUAL_RATE, number), counted_s / EQUAL_RATE_PHASES
+                windows.append(session.open_loop(which, rate, phase_s, overload=overload, discard_s=discard_s))
             self.empty(name)
             if problems := self.problems():
-                return EqualRate(problem=problems[0])
+                return EqualRate(problem=problems[0].text)
             if any(window.span.stopped for window in windows):
                 return EqualRate(problem=f"{name}: more than {overload} requests piled up at {rate:.3g} req/s")
             shown[name] = tuple(sample for window in windows for sample in window.samples)
@@ -386,14 +398,15 @@ class _Alternation:
         session.runner.settle(c.SETTLE_S, cancel=True)
         session.journal = session.runner.journal()
 
-    def problems(self) -> tuple[str, ...]:
+    def problems(self) -> tuple[Problem, ...]:
         """Why either server's blocks cannot be trusted."""
         found = []
         for name, session in self._sessions.items():
-            found += [f"{name}: {problem}" for problem in session.problems]
+            found += [msgspec.structs.replace(each, text=f"{name}: {each.text}") for each in session.problems]
             failed, ended = session.errors()
             if failed > max(1.0, float(session.requirement.slo.max_error_rate) * ended):
-                found.append(f"{name}: {failed} of {ended} requests failed")
+                text = f"{name}: {failed} of {ended} requests failed"
+                found.append(Problem(ProblemSource.SERVER, ProblemKind.FAILED_REQUESTS, text))
         return tuple(found)
 
 
@@ -430,7 +443,7 @@ def _over(rate: Interval, ratio: Interval) -> Interval:
 def describe(found: Paired, max_regression: float) -> str:
     """One sentence on what the alternation showed, and why it ended."""
     if found.problems:
-        return f"base and head could not be compared: {found.problems[0]}"
+        return f"base and head could not be compared: {found.problems[0].text}"
     if found.ratio is None or found.pace is None:
         return f"only {len(found.pairs)} pairs of blocks fitted the time"
     counted = f"{len(found.pairs)} pairs of blocks in alternation with {found.about.concurrency} in flight"

@@ -13,11 +13,12 @@ from pytest_gpucap.measure.direct import run_direct
 from pytest_gpucap.measure.estimate import RateEstimate, critical_concurrency, estimate, fitted, model_of
 from pytest_gpucap.measure.model_check import ModelCheck, replay
 from pytest_gpucap.measure.ramp import Ramp, climbed, drowned
-from pytest_gpucap.measure.run import MeasuringRun, OutOfTime, Window
+from pytest_gpucap.measure.run import MeasuringRun, OutOfTime, Window, no_load
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.measure.traffic import traffic_for
 from pytest_gpucap.requirement import Requirement
 from pytest_gpucap.results.measured import Interval, Measurement, Outcome, Verdict
+from pytest_gpucap.results.windows import Phase, WindowId
 
 
 @dataclass(slots=True)
@@ -41,14 +42,14 @@ def run_check(runner: LoadRunner, requirement: Requirement, settings: Settings, 
             session, state
         )
     except LoadError as error:
-        session.problems.append(str(error))
+        session.problems.append(no_load(error))
         outcome, reason = Outcome.INVALID, str(error)
     try:
         session.settle()
     except LoadError as error:
-        session.problems.append(str(error))
+        session.problems.append(no_load(error))
     if session.problems:
-        outcome, reason = Outcome.INVALID, session.problems[0]
+        outcome, reason = Outcome.INVALID, session.problems[0].text
     return verdict_of(outcome, measurement_of(session, state.found, state.saturated), reason)
 
 
@@ -82,8 +83,8 @@ def _decide(session: MeasuringRun, state: _State) -> tuple[Outcome, str]:  # noq
     for cycle in range(1, c.MOST_CYCLES + 1):
         if cycle > 1:
             lead_s = c.TOP_UP_S if session.in_flight else c.REFILL_S
-            state.windows.append(session.hold(f"hold {cycle}", climb.level, c.HOLD_S, discard_s=lead_s))
-        open_loop = session.open_loop(f"design rate {cycle}", design, c.OPEN_S, overload=overload)
+            state.windows.append(session.hold(WindowId(Phase.HOLD, cycle), climb.level, c.HOLD_S, discard_s=lead_s))
+        open_loop = session.open_loop(WindowId(Phase.DESIGN_RATE, cycle), design, c.OPEN_S, overload=overload)
         state.windows.append(open_loop)
         if ended := _ended(session):
             return ended
@@ -137,7 +138,7 @@ def _after_climb(session: MeasuringRun, state: _State, climb: Ramp) -> tuple[Out
 def _ended(session: MeasuringRun) -> tuple[Outcome, str] | None:
     """The ending that problems or errors have brought about."""
     if session.problems:
-        return Outcome.INVALID, session.problems[0]
+        return Outcome.INVALID, session.problems[0].text
     return _too_many_errors(session)
 
 

@@ -11,6 +11,7 @@ from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.run import MeasuringRun, Window
 from pytest_gpucap.requirement import LatencyLimit, Metric
 from pytest_gpucap.results.measured import Outcome
+from pytest_gpucap.results.windows import Phase, WindowId
 
 
 def run_direct(session: MeasuringRun, design_rps: float, overload: int) -> tuple[Outcome, str]:
@@ -18,9 +19,9 @@ def run_direct(session: MeasuringRun, design_rps: float, overload: int) -> tuple
 
     Blocks, because neighbouring requests share a busy period and are no independent trials (method of batch means).
     """
-    window = session.open_loop("direct run", design_rps, c.DIRECT_S, overload=overload)
+    window = session.open_loop(WindowId(Phase.DIRECT), design_rps, c.DIRECT_S, overload=overload)
     if session.problems:
-        return Outcome.INVALID, session.problems[0]
+        return Outcome.INVALID, session.problems[0].text
     if window.span.stopped:
         return (
             Outcome.FAIL,

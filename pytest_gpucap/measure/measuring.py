@@ -20,11 +20,12 @@ from pytest_gpucap.measure.ramp import (
     throughput_rps,
     turned_back,
 )
-from pytest_gpucap.measure.run import MeasuringRun, OutOfTime, Window
+from pytest_gpucap.measure.run import MeasuringRun, OutOfTime, Window, no_load
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.measure.traffic import traffic_for
 from pytest_gpucap.requirement import Requirement
 from pytest_gpucap.results.measured import Measurement
+from pytest_gpucap.results.windows import Phase, WindowId
 
 
 def run_measure(runner: LoadRunner, requirement: Requirement, settings: Settings, observer: Observer) -> Measurement:
@@ -35,7 +36,7 @@ def run_measure(runner: LoadRunner, requirement: Requirement, settings: Settings
         found, _ = measured(session)
         session.settle()
     except LoadError as error:
-        session.problems.append(str(error))
+        session.problems.append(no_load(error))
     return measurement_of(session, found)
 
 
@@ -55,13 +56,17 @@ def measured(session: MeasuringRun) -> tuple[RateEstimate | None, list[Window]]:
                 session.settle()
             emptied = session.in_flight == 0
             hold = session.hold(
-                f"hold {cycle}", climb.level, c.HOLD_S, discard_s=c.REFILL_S if emptied else 0.0, hot=emptied
+                WindowId(Phase.HOLD, cycle),
+                climb.level,
+                c.HOLD_S,
+                discard_s=c.REFILL_S if emptied else 0.0,
+                hot=emptied,
             )
             windows.append(extended(session, hold, climb.level) if cycle == 1 else hold)
             if session.problems:
                 break
             window = session.open_loop(
-                f"open loop {cycle}",
+                WindowId(Phase.OPEN_LOOP, cycle),
                 found.rate.value * share * (c.TURNED_RATE_SHARE if climb.turned else 1.0),
                 c.OPEN_S,
                 overload=int(c.OVERLOAD * (climb.turned or climb.level)) + c.OVERLOAD_MARGIN,
@@ -112,7 +117,7 @@ def _search(session: MeasuringRun) -> tuple[Ramp, RateEstimate | None]:  # noqa:
     best, best_rps = level, 0.0
     for move in range(c.SEARCH_MOVES):
         lead_s = c.WARM_UP_S if move == 0 else c.TOP_UP_S
-        window = session.hold(f"search {move + 1}", climb.level, c.SEARCH_HOLD_S, discard_s=lead_s)
+        window = session.hold(WindowId(Phase.SEARCH, move + 1), climb.level, c.SEARCH_HOLD_S, discard_s=lead_s)
         if session.problems:
             return climb, None
         if climb.level > best:

@@ -17,6 +17,7 @@ from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.estimate import typical_step_s
 from pytest_gpucap.measure.run import MeasuringRun, Window
 from pytest_gpucap.measure.traffic import traffic_for
+from pytest_gpucap.results.windows import Phase, WindowId
 
 
 @dataclass(slots=True)
@@ -51,7 +52,7 @@ def climbed(session: MeasuringRun, top: int, enough_rps: float) -> Ramp:
     holds then go back to somewhat below the best.
     """
     level = min(top, max(1, round(c.LOW_SHARE * top)), c.FIRST_HOLD)
-    window = session.hold("warm-up and low hold", level, c.LOW_HOLD_S, discard_s=c.WARM_UP_S)
+    window = session.hold(WindowId(Phase.WARM_UP), level, c.LOW_HOLD_S, discard_s=c.WARM_UP_S)
     climb = Ramp([extended(session, window, level)], level)
     best, best_rps = level, throughput_rps(session, climb.windows[-1])
     # Even steps: the last is no mere remainder, and a little more than 1 / LOW_SHARE is better than one step more.
@@ -64,7 +65,7 @@ def climbed(session: MeasuringRun, top: int, enough_rps: float) -> Ramp:
             break
         level = min(top, max(level + 1, round(level * factor)))
         seconds = c.HOLD_S if level == top else c.LOW_HOLD_S
-        window = session.hold(f"hold at {level}", level, seconds, discard_s=c.TOP_UP_S)
+        window = session.hold(WindowId(Phase.RAMP, concurrency=level), level, seconds, discard_s=c.TOP_UP_S)
         window, rps = steady_throughput(session, window, level, best_rps * c.DOUBTFUL_RISE)
         if rps < best_rps * (1.0 - c.FALL_SHARE) and turned_back(session, climb, best, rps):
             break
@@ -79,7 +80,7 @@ def steady_throughput(session: MeasuringRun, window: Window, level: int, doubtfu
     """A hold and its throughput; those of a second hold where it was doubtfully low or still slowing down."""
     rps = throughput_rps(session, window)
     if rps < doubtful_rps or trend(session, window) > 0:
-        window = session.hold(f"hold at {level}, again", level, c.HOLD_S, hot=False)
+        window = session.hold(WindowId(Phase.RAMP_AGAIN, concurrency=level), level, c.HOLD_S, hot=False)
         rps = throughput_rps(session, window)
     return window, rps
 
@@ -94,7 +95,7 @@ def turned_back(session: MeasuringRun, climb: Ramp, best: int, fallen_rps: float
     """
     level = max(1, round(c.TURNED_SHARE * best))
     session.settle()
-    window = session.hold("hold below the fall", level, c.HOLD_S, discard_s=c.REFILL_S)
+    window = session.hold(WindowId(Phase.BELOW_PEAK), level, c.HOLD_S, discard_s=c.REFILL_S)
     climb.windows.append(window)
     if throughput_rps(session, window) < fallen_rps * (1.0 - c.REFUTED_SHARE):
         return False
@@ -107,7 +108,7 @@ def extended(session: MeasuringRun, hold: Window, concurrency: int) -> Window:
     for _ in range(c.MOST_EXTENSIONS):
         if trend(session, hold) == 0.0:
             break
-        hold = session.hold("hold, extended", concurrency, c.HOLD_S, hot=False)
+        hold = session.hold(WindowId(Phase.EXTENDED), concurrency, c.HOLD_S, hot=False)
     return hold
 
 

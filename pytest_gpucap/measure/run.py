@@ -7,11 +7,18 @@ from dataclasses import dataclass, replace
 
 from pytest_gpucap.estimate.samples import sample_of
 from pytest_gpucap.load import schedule
-from pytest_gpucap.load.protocol import ERRORS, Journal, LoadRunner, Phase, PhaseSpan, Progress, Status
+from pytest_gpucap.load.protocol import ERRORS, Journal, LoadError, LoadRunner, Phase, PhaseSpan, Progress, Status
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.requirement import Requirement
 from pytest_gpucap.results.measured import Sample
+from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
+from pytest_gpucap.results.windows import WindowId
+
+
+def no_load(error: LoadError) -> Problem:
+    """The load could not be produced."""
+    return Problem(ProblemSource.LOAD_GENERATOR, ProblemKind.NO_LOAD, str(error))
 
 
 class OutOfTime(Exception):  # noqa: N818 - an event of the procedure, not an error of the program
@@ -41,7 +48,7 @@ class MeasuringRun:
         self.settings = settings
         self.observer = observer
         self.samples: list[Sample] = []
-        self.problems: list[str] = []
+        self.problems: list[Problem] = []
         self.spent: dict[str, float] = {}
         self.journal: Journal = runner.journal()
         self._began_s = self._idle_since_s = runner.clock.now()
@@ -64,7 +71,7 @@ class MeasuringRun:
         return self.settings.max_time_s - self.spent_s
 
     def hold(
-        self, label: str, concurrency: int, duration_s: float, *, discard_s: float = 0.0, hot: bool = True
+        self, window: WindowId, concurrency: int, duration_s: float, *, discard_s: float = 0.0, hot: bool = True
     ) -> Window:
         """A closed loop at `concurrency`; the first `discard_s` do not count.
 
@@ -84,17 +91,17 @@ class MeasuringRun:
             first_prompt=self._next_prompt,
         )
         phase = replace(phase, concurrency=concurrency)
-        return self._carry(label, "hold", phase, min(discard_s, 0.75 * total_s), overload=None)
+        return self._carry(window, "hold", phase, min(discard_s, 0.75 * total_s), overload=None)
 
     def open_loop(
-        self, label: str, rate_rps: float, duration_s: float, *, overload: int | None, discard_s: float = 0.0
+        self, window: WindowId, rate_rps: float, duration_s: float, *, overload: int | None, discard_s: float = 0.0
     ) -> Window:
         """An open loop at `rate_rps`, called off when more than `overload` requests are in flight."""
         total_s = self._fitting(duration_s + discard_s)
         phase = schedule.open_loop(
             self.requirement.workload, rate_rps, total_s, self.settings.seed, self._stream, self._next_prompt
         )
-        return self._carry(label, "open loop", phase, min(discard_s, 0.5 * total_s), overload=overload)
+        return self._carry(window, "open loop", phase, min(discard_s, 0.5 * total_s), overload=overload)
 
     def settle(self) -> None:
         """End what is in flight: nothing more is measured."""
@@ -110,10 +117,11 @@ class MeasuringRun:
             raise OutOfTime
         return duration_s
 
-    def _carry(self, label: str, kind: str, phase: Phase, discard_s: float, *, overload: int | None) -> Window:
+    def _carry(self, window: WindowId, kind: str, phase: Phase, discard_s: float, *, overload: int | None) -> Window:
         rows = int(phase.prompt_tokens.size)
         rate = getattr(phase, "rate_rps", None)
         concurrency = getattr(phase, "concurrency", None)
+        label = window.text
         self.observer.phase(
             label, rate_rps=rate, concurrency=concurrency, duration_s=phase.duration_s, spent_s=self.spent_s
         )
@@ -155,7 +163,7 @@ class MeasuringRun:
             sample_of(
                 self.journal,
                 span,
-                f"{label} ({i + 1}/{c.SLICES})",
+                window.part(i + 1, c.SLICES),
                 self.requirement.slo.limits,
                 start_s + i * width,
                 start_s + (i + 1) * width,

@@ -9,6 +9,7 @@ from pytest_gpucap.measure.run import MeasuringRun
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.requirement import Requirement
 from pytest_gpucap.results.measured import Sample
+from pytest_gpucap.results.windows import Phase, WindowId
 
 
 def run_sample(
@@ -27,12 +28,12 @@ def run_sample(
     session = MeasuringRun(runner, requirement, settings, observer)
     lead_s = c.WARM_UP_S
     if concurrency is not None:
-        label = f"{concurrency} in flight"
-        window = session.hold(label, concurrency, duration_s, discard_s=lead_s)
+        which = WindowId(Phase.SAMPLE, concurrency=concurrency)
+        window = session.hold(which, concurrency, duration_s, discard_s=lead_s)
     else:
         assert rate_rps is not None  # noqa: S101 - one of the two is given
-        label = f"{rate_rps:g} req/s"
-        window = session.open_loop(label, rate_rps, duration_s, overload=None, discard_s=lead_s)
+        which = WindowId(Phase.SAMPLE, rate_rps=rate_rps)
+        window = session.open_loop(which, rate_rps, duration_s, overload=None, discard_s=lead_s)
     # Requests of the window that are still in flight belong to it.
     runner.settle(c.SETTLE_S)
     session.journal = runner.journal()
@@ -40,7 +41,7 @@ def run_sample(
     return sample_of(
         session.journal,
         window.span,
-        label,
+        which,
         requirement.slo.limits,
         window.start_s,
         window.end_s,

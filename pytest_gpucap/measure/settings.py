@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from pytest_gpucap.results.problems import Problem
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -25,7 +27,7 @@ class Settings:
     seed: int = 0
     max_num_seqs: int | None = None
     kv_tokens: int | None = None
-    trust: Callable[[float, float], Sequence[str]] | None = None
+    trust: Callable[[float, float], Sequence[Problem]] | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant.

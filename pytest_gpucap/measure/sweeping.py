@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,11 +15,12 @@ from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.checking import measurement_of
 from pytest_gpucap.measure.estimate import NORMAL_95, RateEstimate
 from pytest_gpucap.measure.measuring import measured
-from pytest_gpucap.measure.run import MeasuringRun, OutOfTime, Window
+from pytest_gpucap.measure.run import MeasuringRun, OutOfTime, Window, no_load
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.measure.traffic import traffic_for
 from pytest_gpucap.requirement import Requirement
 from pytest_gpucap.results.measured import Curve, Interval, Sample
+from pytest_gpucap.results.windows import Phase, WindowId
 
 
 def run_sweep(runner: LoadRunner, requirement: Requirement, settings: Settings, observer: Observer) -> Curve:
@@ -36,7 +38,7 @@ def run_sweep(runner: LoadRunner, requirement: Requirement, settings: Settings, 
             single, saturated = _points(session, found, points)
         session.settle()
     except LoadError as error:
-        session.problems.append(str(error))
+        session.problems.append(no_load(error))
     measurement = measurement_of(session, found, saturated)
     gain = None
     if measurement.sustainable_rate is not None and single is not None:
@@ -54,26 +56,27 @@ def _points(
     saturated: Interval | None = None
     try:
         session.settle()  # alone means alone
-        window = session.hold(
-            "one at a time", 1, max(c.SINGLE_S, _alone_s(session, found) * 2.5), discard_s=1.0, hot=False
-        )
-        points.append(_whole(session, window, "one at a time"))
-        single = _single(session)
+        which = WindowId(Phase.ALONE)
+        window = session.hold(which, 1, max(c.SINGLE_S, _alone_s(session, found) * 2.5), discard_s=1.0, hot=False)
+        points.append(_whole(session, window, which))
+        # A stop of the engine may leave a third of it without a token.
+        single = _throughput(session, [each for each in window.samples if each.output_tokens_per_s > 0])
         most = min(found.model.most_running, math.ceil(found.speed.most))
         for rate, in_flight in placed(found, session.requirement, c.POINTS):
             level = min(in_flight, most)
-            session.hold(f"to {rate:.3g} req/s", level, c.LEAST_PHASE_S, hot=False)
-            label = f"{rate:.3g} req/s"
+            session.hold(WindowId(Phase.APPROACH, rate_rps=rate), level, c.LEAST_PHASE_S, hot=False)
+            which = WindowId(Phase.POINT, rate_rps=rate)
             overload = int(c.OVERLOAD * max(level, most)) + c.OVERLOAD_MARGIN
-            window = session.open_loop(label, rate, c.POINT_S, discard_s=c.POINT_LEAD_S, overload=overload)
-            points.append(_whole(session, window, label))
+            window = session.open_loop(which, rate, c.POINT_S, discard_s=c.POINT_LEAD_S, overload=overload)
+            points.append(_whole(session, window, which))
             if window.span.stopped:
                 # Higher rates would drown the server as well, and a drowned one is slow to come back.
                 session.settle()
                 break
-        window = session.hold("saturation", most, c.HOLD_S, discard_s=3.0, hot=session.in_flight == 0)
-        points.append(_whole(session, window, "saturation"))
-        saturated = _saturated(session, window)
+        which = WindowId(Phase.SATURATION)
+        window = session.hold(which, most, c.HOLD_S, discard_s=3.0, hot=session.in_flight == 0)
+        points.append(_whole(session, window, which))
+        saturated = _throughput(session, window.samples)
     except OutOfTime:
         pass
     return single, saturated
@@ -120,26 +123,17 @@ def _alone_s(session: MeasuringRun, found: RateEstimate) -> float:
     return float(found.model.speed[1]) * session.requirement.workload.output_tokens.mean
 
 
-def _whole(session: MeasuringRun, window: Window, label: str) -> Sample:
-    return sample_of(session.journal, window.span, label, session.requirement.slo.limits, window.start_s, window.end_s)
+def _whole(session: MeasuringRun, window: Window, which: WindowId) -> Sample:
+    return sample_of(session.journal, window.span, which, session.requirement.slo.limits, window.start_s, window.end_s)
 
 
-def _single(session: MeasuringRun) -> Interval | None:
-    """One-at-a-time throughput from the windows' pace: whole requests of one slot are few, tokens are many."""
-    samples = [s for s in session.samples if s.label.startswith("one at a time")]
+def _throughput(session: MeasuringRun, samples: Sequence[Sample]) -> Interval | None:
+    """Requests per second that the tokens of a hold's slices amount to.
+
+    Tokens, because one slot completes few whole requests. None where one slice or none is left, or one had no token.
+    """
     mean_output = traffic_for(session.requirement.workload).mean_output
-    rates = np.array([s.output_tokens_per_s / mean_output for s in samples if s.output_tokens_per_s > 0])
-    if rates.size < 2:  # noqa: PLR2004 - no spread of one
-        return None
-    error = max(float(rates.std(ddof=1) / math.sqrt(rates.size) / rates.mean()), c.DRIFT_SD)
-    mean = float(rates.mean())
-    return Interval(mean, mean * math.exp(-NORMAL_95 * error), mean * math.exp(NORMAL_95 * error))
-
-
-def _saturated(session: MeasuringRun, window: Window) -> Interval | None:
-    """Completions a second at the highest concurrency held, from its tokens."""
-    mean_output = traffic_for(session.requirement.workload).mean_output
-    rates = np.array([s.output_tokens_per_s / mean_output for s in window.samples])
+    rates = np.array([s.output_tokens_per_s / mean_output for s in samples])
     if rates.size < 2 or rates.min() <= 0:  # noqa: PLR2004 - no spread of one
         return None
     error = max(float(rates.std(ddof=1) / math.sqrt(rates.size) / rates.mean()), c.DRIFT_SD)

@@ -5,11 +5,11 @@ A part of the record that is absent gives no row, so a report shows what was mea
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_gpucap.report.formatting import bound_by, gpus, limit_name, percent, rate, seconds, significant
-from pytest_gpucap.results.measured import window_label
 
 Row = tuple[str, str]
 
@@ -102,11 +102,14 @@ def limits(slo: Mapping[str, Any]) -> str:
     return ", ".join([*latencies, f"errors {percent(slo['max_error_rate'])}"])
 
 
+_SLICE = re.compile(r" \(\d+/\d+\)$")
+
+
 def grouped(samples: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
     """Label and samples of each measuring window: a window is recorded in thirds, ``hold 1 (2/3)``."""
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for sample in samples:
-        groups.setdefault((sample["kind"], window_label(sample["label"])), []).append(sample)
+        groups.setdefault((sample["kind"], _SLICE.sub("", sample["label"])), []).append(sample)
     return [(label, group) for (_, label), group in groups.items()]
 
 

@@ -10,9 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from pytest_gpucap.results.measured import Interval, Measurement, Outcome, Sample, Verdict, window_label
+import msgspec
+
+from pytest_gpucap.results.measured import Interval, Measurement, Outcome, Sample, Verdict
+from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
+from pytest_gpucap.results.result import PhysicalLimit
+from pytest_gpucap.results.windows import WindowId
 from pytest_gpucap.roofline.limits import Limit, NoLimit, Roofline
 
 TOLERANCE = 0.05
@@ -25,7 +29,7 @@ LEAST_WINDOW_S = 2.0
 class PhaseWindow:
     """The slices of one phase together."""
 
-    label: str
+    window: WindowId
     duration_s: float
     in_flight: float
     output_tokens_per_s: float
@@ -56,34 +60,34 @@ class LimitShare:
         )
         return f"{found}: {limited_by}" if limited_by else found
 
-    def record(self, limited_by: str | None = None) -> dict[str, Any]:
-        """As the result file has it, under ``limit``."""
-        return {
-            "bound": self.limit.bound,
-            "rate_rps": self.limit.rate_rps,
-            "ttft_s": self.limit.ttft_s,
-            "tpot_s": self.limit.tpot_s,
-            "output_tokens_per_s": self.limit.output_tokens_per_s,
-            "batch": self.limit.batch,
-            "share": self.share,
-            "text": self.text(limited_by),
-            "formula": self.limit.formula,
-        }
+    def physical_limit(self, limited_by: str | None = None) -> PhysicalLimit:
+        """As a result has it."""
+        return PhysicalLimit(
+            bound=self.limit.bound,
+            rate_rps=self.limit.rate_rps,
+            ttft_s=self.limit.ttft_s,
+            tpot_s=self.limit.tpot_s,
+            output_tokens_per_s=self.limit.output_tokens_per_s,
+            batch=self.limit.batch,
+            share=self.share,
+            text=self.text(limited_by),
+            formula=self.limit.formula,
+        )
 
 
 def windows(samples: Iterable[Sample]) -> list[PhaseWindow]:
     """The samples, slices of one phase joined; those too short to mean anything are left out."""
-    phases: dict[str, list[Sample]] = {}
+    phases: dict[WindowId, list[Sample]] = {}
     for sample in samples:
-        phases.setdefault(window_label(sample.label), []).append(sample)
+        phases.setdefault(sample.window.whole, []).append(sample)
     joined = []
-    for label, slices in phases.items():
+    for whole, slices in phases.items():
         spans = [sample.end_s - sample.start_s for sample in slices]
         total = sum(spans)
         if total >= LEAST_WINDOW_S:
             tokens = sum(s.output_tokens_per_s * t for s, t in zip(slices, spans, strict=True)) / total
             in_flight = sum(s.in_flight_mean * t for s, t in zip(slices, spans, strict=True)) / total
-            joined.append(PhaseWindow(label, total, in_flight, tokens))
+            joined.append(PhaseWindow(whole, total, in_flight, tokens))
     return [window for window in joined if window.in_flight > 0 and math.isfinite(window.output_tokens_per_s)]
 
 
@@ -166,7 +170,7 @@ def checked(measurement: Measurement, roofline: Roofline | NoLimit, points: Sequ
         return measurement
     return replace(
         measurement,
-        problems=(*measurement.problems, problem),
+        problems=(*measurement.problems, _impossible(problem)),
         sustainable_rate=None,
         saturated_rate=None,
         single_rate=None,
@@ -177,7 +181,15 @@ def checked(measurement: Measurement, roofline: Roofline | NoLimit, points: Sequ
 def checked_sample(sample: Sample, roofline: Roofline | NoLimit) -> Sample:
     """The sample; with a problem where physics rules it out."""
     problem = None if isinstance(roofline, NoLimit) else impossible([sample], roofline)
-    return sample if problem is None else replace(sample, problems=(*sample.problems, problem))
+    return (
+        sample
+        if problem is None
+        else msgspec.structs.replace(sample, problems=(*sample.problems, _impossible(problem)))
+    )
+
+
+def _impossible(text: str) -> Problem:
+    return Problem(ProblemSource.MEASUREMENT, ProblemKind.IMPOSSIBLE, text)
 
 
 def checked_verdict(verdict: Verdict, roofline: Roofline | NoLimit) -> Verdict:
@@ -192,7 +204,7 @@ def checked_verdict(verdict: Verdict, roofline: Roofline | NoLimit) -> Verdict:
         gpus_required=None,
         gpus_interval=None,
         slack=None,
-        reason=verdict.reason if verdict.outcome is Outcome.INVALID else measurement.problems[-1],
+        reason=verdict.reason if verdict.outcome is Outcome.INVALID else measurement.problems[-1].text,
     )
 
 

@@ -1,16 +1,16 @@
-"""What surrounds a measurement in its record: environment, telemetry, physical limit, and what limited it."""
+"""What surrounds a measurement in its result: environment, telemetry, physical limit, and what limited it."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
-from pytest_gpucap.load.self_check import is_own_limit
 from pytest_gpucap.markers import Declaration
 from pytest_gpucap.results.build import Context
 from pytest_gpucap.results.measured import Sample
+from pytest_gpucap.results.problems import ProblemSource
+from pytest_gpucap.results.result import PhysicalLimit
 from pytest_gpucap.results.telemetry import Bottleneck, BottleneckKind
 from pytest_gpucap.roofline.limits import NoLimit, Roofline
 from pytest_gpucap.roofline.plausibility import LEAST_WINDOW_S, share_of
@@ -53,14 +53,14 @@ def context_of(
 
 def _limit(
     samples: Sequence[Sample], roofline: Roofline | NoLimit, bottleneck: Bottleneck | None
-) -> dict[str, Any] | NoLimit:
+) -> PhysicalLimit | NoLimit:
     if isinstance(roofline, NoLimit):
         return roofline
     share = share_of(samples, roofline)
     if share is None:
         return NoLimit(f"no window of at least {LEAST_WINDOW_S:g} s had requests in flight")
     told = bottleneck is not None and bottleneck.kind not in {BottleneckKind.NONE, BottleneckKind.UNKNOWN}
-    return share.record(bottleneck.kind.value if bottleneck and told else None)
+    return share.physical_limit(bottleneck.kind.value if bottleneck and told else None)
 
 
 def _diagnosis(
@@ -68,7 +68,7 @@ def _diagnosis(
 ) -> Bottleneck:
     # What limits a server shows where it is driven hardest.
     hardest = max(samples, key=lambda sample: sample.in_flight_mean)
-    own = [problem for problem in hardest.problems if is_own_limit(problem)]
+    own = [problem.text for problem in hardest.problems if problem.source is ProblemSource.LOAD_GENERATOR]
     limits = None if isinstance(roofline, NoLimit) else roofline
     known = KnownLimits(
         parameters=None if limits is None else limits.model.active,

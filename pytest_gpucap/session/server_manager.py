@@ -22,6 +22,7 @@ from pytest_gpucap.gpu.lease import Lease, lease, lease_cpu
 from pytest_gpucap.gpu.memory import wait_memory_returned
 from pytest_gpucap.options import Options
 from pytest_gpucap.report.formatting import shown
+from pytest_gpucap.results.problems import Problem
 from pytest_gpucap.session.live_line import LiveLine
 from pytest_gpucap.session.placement import SIMULATED, Placement, own_classes
 from pytest_gpucap.telemetry.sampler import Telemetry
@@ -55,7 +56,7 @@ class SystemUnderTest:
 
 
 Pair = tuple[SystemUnderTest, SystemUnderTest]
-Trust = Callable[[float, float], Sequence[str]]
+Trust = Callable[[float, float], Sequence[Problem]]
 """Reasons to distrust the span [start, end] on the machine's monotonic clock."""
 
 

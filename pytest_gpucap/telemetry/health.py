@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_gpucap.gpu.device import Device
+from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
 from pytest_gpucap.telemetry.time_series import Floats, TimeSeries
 
 # Bits of nvmlDeviceGetCurrentClocksEventReasons (nvml.h).
@@ -49,30 +50,36 @@ def reason_shares(reasons: Floats) -> dict[str, float]:
     return {name: share for name, share in shares.items() if share > 0}
 
 
-def device_problems(device: Device, series: TimeSeries, link: TimeSeries, start_s: float, end_s: float) -> list[str]:
-    """What was wrong with a device in a window, one sentence each."""
+def device_problems(
+    device: Device, series: TimeSeries, link: TimeSeries, start_s: float, end_s: float
+) -> list[Problem]:
+    """What was wrong with a device in a window."""
     columns = series.all()
     inside = (columns["time_s"] >= start_s) & (columns["time_s"] <= end_s)
     window = {name: column[inside] for name, column in columns.items()}
     shares = reason_shares(window["reasons"])
-    found = []
+    found: list[Problem] = []
+
+    def blame(kind: ProblemKind, text: str) -> None:
+        found.append(Problem(ProblemSource.GPU, kind, f"{device.label} {text}"))
+
     for bit in _FAULTS:
         share = shares.get(REASONS[bit], 0.0)
         if share > MAX_SHARE and not (bit == HARDWARE and shares.keys() & _NAMED):
-            found.append(f"{device.label} had {REASONS[bit]} in {share:.0%} of the readings{_heat(window, bit)}")
+            blame(ProblemKind.SLOWED_DOWN, f"had {REASONS[bit]} in {share:.0%} of the readings{_heat(window, bit)}")
     limit, own = device.power_limit_w, device.default_power_limit_w
     capped = shares.get(REASONS[POWER_CAP], 0.0)
     if limit is not None and own is not None and limit < own and capped > MAX_SHARE:
-        found.append(
-            f"{device.label} was held by a power limit of {limit:.0f} W, lowered from {own:.0f} W, "
-            f"in {capped:.0%} of the readings"
+        blame(
+            ProblemKind.POWER_LIMIT,
+            f"was held by a power limit of {limit:.0f} W, lowered from {own:.0f} W, in {capped:.0%} of the readings",
         )
     if lower := _lower_clock(columns, start_s, inside):
-        found.append(f"{device.label} {lower}")
+        blame(ProblemKind.SLOWED_DOWN, lower)
     ecc = link.window(start_s, end_s)["ecc_errors"]
     ecc = ecc[~np.isnan(ecc)]
     if ecc.size and ecc[-1] > ecc[0]:
-        found.append(f"{device.label} had {ecc[-1] - ecc[0]:.0f} uncorrected memory errors")
+        blame(ProblemKind.MEMORY_ERRORS, f"had {ecc[-1] - ecc[0]:.0f} uncorrected memory errors")
     return found
 
 

@@ -26,10 +26,12 @@ from pytest_gpucap.gpu.device import Device
 from pytest_gpucap.gpu.neighbours import Neighbours, describe
 from pytest_gpucap.gpu.nvml import NvmlUnavailable, process_list, session
 from pytest_gpucap.gpu.occupancy import GpuProcess
+from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
+from pytest_gpucap.results.telemetry import TelemetrySummary
 from pytest_gpucap.telemetry import health
 from pytest_gpucap.telemetry.probes import DEVICE_FIELDS, PROCESS_FIELDS, DeviceProbe, ProcessProbe
 from pytest_gpucap.telemetry.server_metrics import ServerFigures, read_figures
-from pytest_gpucap.telemetry.summary import TelemetrySummary, summarise
+from pytest_gpucap.telemetry.summary import summarise
 from pytest_gpucap.telemetry.time_series import TimeSeries, thin
 
 DEVICE_PERIOD_S = 0.1
@@ -195,9 +197,9 @@ class Telemetry:
             processes=[(watched.pid, watched.role, watched.series) for watched in self.processes.copy().values()],
         )
 
-    def problems(self, start_s: float, end_s: float) -> list[str]:
-        """Why a measurement in that window cannot be trusted; one sentence each, none if it can."""
-        found: list[str] = []
+    def problems(self, start_s: float, end_s: float) -> list[Problem]:
+        """Why a measurement in that window cannot be trusted; none if it can."""
+        found: list[Problem] = []
         for watched in self.devices:
             found += health.device_problems(watched.device, watched.series, watched.link, start_s, end_s)
             seen = {
@@ -205,10 +207,14 @@ class Telemetry:
                 for s in self.sightings.copy()
                 if s.uuid == watched.device.uuid and start_s <= s.time_s <= end_s
             }
-            found += [f"a neighbour was on {watched.device.label}: {text}" for text in seen.values()]
+            found += [
+                Problem(ProblemSource.HOST, ProblemKind.SHARED, f"a neighbour was on {watched.device.label}: {text}")
+                for text in seen.values()
+            ]
             probe = self._probes.get(watched.device.uuid)
             if probe is not None and probe.lost is not None:
-                found.append(f"{watched.device.label} was lost: {probe.lost}")
+                text = f"{watched.device.label} was lost: {probe.lost}"
+                found.append(Problem(ProblemSource.GPU, ProblemKind.LOST, text))
         return found
 
     def series(self, start_s: float = 0.0, end_s: float = float("inf"), points: int = 600) -> dict[str, Any]:

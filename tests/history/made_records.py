@@ -10,9 +10,13 @@ from fractions import Fraction
 from typing import Any
 
 from pytest_gpucap.requirement import LatencyLimit, Length, Requirement, Slo, Workload
-from pytest_gpucap.results import result_file
+from pytest_gpucap.results.build import Context
+from pytest_gpucap.results.encoding import from_builtins
+from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.measured import Interval, Latency, Measurement, Outcome, Sample, Verdict
-from pytest_gpucap.results.record import Context, Record, measurement_record, verdict_record
+from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
+from pytest_gpucap.results.record import Record, document_of, measurement_record, verdict_record
+from pytest_gpucap.results.windows import Phase, WindowId
 
 REQUIREMENT = Requirement(
     "chat",
@@ -41,11 +45,11 @@ STARTED = datetime(2026, 11, 20, 3, 0, tzinfo=UTC)
 OWN_SD = 0.012
 
 
-def window(label: str, *, ttft_s: float, e2e_s: float, rate_rps: float | None = None, held: int = 0) -> Sample:
+def window(which: WindowId, *, ttft_s: float, e2e_s: float, rate_rps: float | None = None, held: int = 0) -> Sample:
     """A measuring window: open at a rate, or closed with so many held."""
     return Sample(
         kind="closed" if rate_rps is None else "open",
-        label=label,
+        window=which,
         start_s=0.0,
         end_s=4.0,
         offered_rps=rate_rps,
@@ -62,10 +66,16 @@ def window(label: str, *, ttft_s: float, e2e_s: float, rate_rps: float | None = 
 def windows(slower: float = 1.0) -> tuple[Sample, ...]:
     """Three windows with 70 in flight, three at 16.25 req/s; latencies times `slower`."""
     wobble = (0.99, 1.0, 1.01)
+    hold, design_rate = WindowId(Phase.HOLD, 1), WindowId(Phase.DESIGN_RATE, 1)
     return (
-        *(window(f"hold 1 ({n}/3)", ttft_s=0.09, e2e_s=3.0 * slower * w, held=70) for n, w in enumerate(wobble, 1)),
+        *(window(hold.part(n, 3), ttft_s=0.09, e2e_s=3.0 * slower * w, held=70) for n, w in enumerate(wobble, 1)),
         *(
-            window(f"design rate 1 ({n}/3)", ttft_s=0.05 * slower * w, e2e_s=2.5 * slower * w, rate_rps=16.25)
+            window(
+                design_rate.part(n, 3),
+                ttft_s=0.05 * slower * w,
+                e2e_s=2.5 * slower * w,
+                rate_rps=16.25,
+            )
             for n, w in enumerate(wobble, 1)
         ),
     )
@@ -96,11 +106,11 @@ def record(
         rated,
         binding="e2e_p95",
         spent_s={"hold": 30.0, "open loop": 20.0},
-        problems=problems,
+        problems=tuple(Problem(ProblemSource.GPU, ProblemKind.SHARED, text) for text in problems),
         simulated=simulated,
         seed=seed,
     )
-    context = Context(test, {**ENVIRONMENT, **environment}, startup_s=50.0)
+    context = Context(test, from_builtins({**ENVIRONMENT, **environment}, Environment), startup_s=50.0)
     if kind == "measure":
         return measurement_record(measurement, context)
     outcome = Outcome.INVALID if problems else Outcome.PASS
@@ -113,4 +123,4 @@ def named(name: str) -> Requirement:
 
 
 def document(*records: Record, started: datetime = STARTED, arguments: Sequence[str] = ()) -> dict[str, Any]:
-    return result_file.document(records, started=started, arguments=arguments)
+    return document_of(records, started=started, arguments=arguments)

@@ -32,6 +32,7 @@ from pytest_gpucap.load.shared_memory import (
     shared_memory,
 )
 from pytest_gpucap.requirement import Length, Workload
+from pytest_gpucap.results.problems import ProblemKind, ProblemSource
 from tests.load.tokenserver import TokenServer
 
 ROWS = 1000
@@ -76,8 +77,9 @@ def test_a_good_phase_has_no_problem_and_all_figures() -> None:
 
 def test_lateness_decides_relative_to_what_is_measured() -> None:
     (problem,) = made(late_s=late(0.02, 0.041)).problems
-    assert problem.startswith("the load generator, not the GPU, was the bottleneck: send lateness p99 41")
-    assert "taskset" in problem
+    assert problem.text.startswith("the load generator, not the GPU, was the bottleneck: send lateness p99 41")
+    assert "taskset" in problem.text
+    assert (problem.source, problem.kind) == (ProblemSource.LOAD_GENERATOR, ProblemKind.LATE)
     assert made(late_s=late(0.02, 0.041), ttft_s=1.0).problems == ()  # lost in a TTFT of a second
     assert made(late_s=late(0.02, 0.009), ttft_s=0.01).problems == ()  # a scheduler slice or two
     assert made(late_s=late(0.005, 0.5)).problems == ()  # one hiccup in 200 requests
@@ -86,17 +88,23 @@ def test_lateness_decides_relative_to_what_is_measured() -> None:
 
 
 @pytest.mark.parametrize(
-    ("counts", "words"),
+    ("counts", "source", "kind", "words"),
     [
-        ({"CPU_NS": 95 * 10**8}, "a worker used 95% of a core"),
-        ({"SENT": 900}, "900 of 1000 due requests were sent"),
-        ({"CLOCK_STEPS": 1}, "the system clock was set during the phase"),
-        ({"WRONG_PROMPT": 3}, "the server counted other prompt tokens than were asked for in 3 requests"),
+        ({"CPU_NS": 95 * 10**8}, ProblemSource.LOAD_GENERATOR, ProblemKind.CPU, "a worker used 95% of a core"),
+        ({"SENT": 900}, ProblemSource.LOAD_GENERATOR, ProblemKind.BEHIND, "900 of 1000 due requests were sent"),
+        ({"CLOCK_STEPS": 1}, ProblemSource.HOST, ProblemKind.CLOCK_SET, "the system clock was set during the phase"),
+        (
+            {"WRONG_PROMPT": 3},
+            ProblemSource.SERVER,
+            ProblemKind.PROMPT_TOKENS,
+            "the server counted other prompt tokens than were asked for in 3 requests",
+        ),
     ],
 )
-def test_what_else_spoils_a_phase(counts: dict[str, int], words: str) -> None:
+def test_what_else_spoils_a_phase(counts: dict[str, int], source: ProblemSource, kind: ProblemKind, words: str) -> None:
     (problem,) = made(late_s=None, ttft_s=0.1, **counts).problems
-    assert words in problem
+    assert (problem.source, problem.kind) == (source, kind)
+    assert words in problem.text
 
 
 def test_stamps_of_user_space_are_called_so() -> None:
@@ -127,7 +135,7 @@ def test_a_stalled_worker_is_noticed() -> None:
         timer.join()
         assert runner.settle(10.0)
         journal = runner.journal()
-    assert any("send lateness p99" in problem for problem in span.check.problems), span.check
+    assert any(problem.kind is ProblemKind.LATE for problem in span.check.problems), span.check
     assert span.check.send_lateness_p99_s > 0.1
     # Nothing is left out, and the latencies hold the wait: they count from when requests were due.
     assert (journal.status == Status.OK).all()
@@ -151,7 +159,7 @@ def test_too_few_sockets_are_counted_against_the_client() -> None:
         statuses = runner.journal().status
     dropped = int(np.count_nonzero(statuses == Status.DROPPED))
     assert 18 <= dropped <= 21
-    assert any(f"could not send {dropped} requests" in problem for problem in span.check.problems)
+    assert any(f"could not send {dropped} requests" in problem.text for problem in span.check.problems)
     assert span.check.open_sockets in range(9, 13)
 
 

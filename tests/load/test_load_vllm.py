@@ -10,6 +10,7 @@ from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.load.schedule import closed_loop, open_loop
 from pytest_gpucap.requirement import ApiKind, Length, Workload
+from pytest_gpucap.results.problems import ProblemSource
 
 COUNTERS = ("vllm:request_success_total", "vllm:prompt_tokens_total", "vllm:generation_tokens_total")
 
@@ -55,7 +56,7 @@ def test_the_servers_counters_agree_exactly(vllm_cpu_server: VllmServer, endpoin
     for span in spans:
         assert span.check.timestamps == "kernel"
         # Server and generator share the cores here, so the generator may be late.
-        assert not [problem for problem in span.check.problems if "load generator" not in problem]
+        assert not [problem for problem in span.check.problems if problem.source is not ProblemSource.LOAD_GENERATOR]
     assert (journal.ttft_s > 0).all()
     # A gap for every token but the first; those of requests that outlasted the second phase came after its end.
     gaps = sum(span.gaps.total for span in spans)

@@ -9,15 +9,17 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from pytest_gpucap.decisions.regression import RegressionDecision
 from pytest_gpucap.engines.synthetic import architecture
 from pytest_gpucap.gpu.classes import find_class
-from pytest_gpucap.load import schedule
-from pytest_gpucap.load.protocol import LoadError, OpenLoop, Phase, Status
+from pytest_gpucap.load import protocol, schedule
+from pytest_gpucap.load.protocol import LoadError, OpenLoop, Status
 from pytest_gpucap.measure.alternation import Paired, PairedServer, compare, concurrency_of, describe
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.requirement import Requirement
+from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.measured import Interval
+from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
+from pytest_gpucap.results.windows import Phase, WindowId
 from pytest_gpucap.roofline.limits import Roofline
 from pytest_gpucap.roofline.model_shape import model_of
 from pytest_gpucap.roofline.precision import precision_of
@@ -25,6 +27,8 @@ from pytest_gpucap.roofline.served import hardware_of
 from pytest_gpucap.simulator import profile as profiles
 from pytest_gpucap.simulator.machine import Machine, SharedRunner
 from pytest_gpucap.simulator.profile import EngineModel
+
+THROTTLED = Problem(ProblemSource.GPU, ProblemKind.SLOWED_DOWN, "the GPU was throttled")
 
 PROFILE = profiles.load("fast")
 DRIFTING = replace(PROFILE.engine, drift_sd=0.05, drift_tau_s=600.0)
@@ -97,7 +101,7 @@ def test_rates_belong_together() -> None:
 
 
 def test_both_are_sent_the_same_requests_in_balanced_order_and_left_idle() -> None:
-    sent: list[tuple[str, Phase]] = []
+    sent: list[tuple[str, protocol.Phase]] = []
 
     class Recording(SharedRunner):
         name = ""
@@ -138,7 +142,9 @@ def test_latencies_are_looked_at_under_an_equal_rate_below_both_capacities() -> 
     assert found.head_rate is not None
     assert found.equal_rate.problem == ""
     for windows in (found.equal_rate.base, found.equal_rate.head):
-        assert [window.label for window in windows] == [f"equal rate {i} ({j}/3)" for i in (1, 2) for j in (1, 2, 3)]
+        assert [window.window for window in windows] == [
+            WindowId(Phase.EQUAL_RATE, number).part(part, 3) for number in (1, 2) for part in (1, 2, 3)
+        ]
         assert np.mean([w.offered_rps for w in windows]) == pytest.approx(0.8 * found.head_rate.value, rel=0.15)
         # A request is a while in flight: windows that counted from the first arrival on would have fewer.
         in_flight = [window.in_flight_mean for window in windows]
@@ -166,7 +172,7 @@ def test_what_spoils_the_equal_rate_spoils_no_decision() -> None:
     plain = compare(*sides(*engines), requirement(), 0.05)
     base, head = sides(*engines)
     decided_s = plain.about.alternated_s
-    throttled = replace(head.settings, trust=lambda start, _end: ["the GPU was throttled"] if start > decided_s else [])
+    throttled = replace(head.settings, trust=lambda start, _end: [THROTTLED] if start > decided_s else [])
     found = compare(base, replace(head, settings=throttled), requirement(), 0.05)
     assert (found.change, found.ratio, found.problems) == (plain.change, plain.ratio, ())
     assert found.equal_rate is not None
@@ -189,12 +195,13 @@ def test_no_side_may_be_faster_than_physics() -> None:
     base, head = sides(PROFILE.engine, PROFILE.engine)
     found = compare(base, replace(head, roofline=roofline("t4")), requirement(), 0.05)
     [problem] = found.problems
-    assert problem.startswith("head: ")
-    assert "limit of" in problem
+    assert problem.text.startswith("head: ")
+    assert "limit of" in problem.text
+    assert problem.kind is ProblemKind.IMPOSSIBLE
     assert found.ratio is None
     base, head = sides(PROFILE.engine, PROFILE.engine)
     found = compare(replace(base, roofline=roofline("t4")), head, requirement(), 0.05)
-    assert found.problems[0].startswith("base: ")
+    assert found.problems[0].text.startswith("base: ")
 
 
 def test_time_that_ends_early_says_so() -> None:
@@ -224,16 +231,16 @@ def test_a_server_that_fails_spoils_the_comparison() -> None:
     base = PairedServer(SharedRunner(PROFILE.engine, machine), Settings(max_num_seqs=256))
     head = PairedServer(Failing(PROFILE.engine, machine, seed=1), Settings(max_num_seqs=256))
     found = compare(base, head, requirement(), 0.05)
-    assert found.problems == ("the server is gone",)
+    assert [problem.text for problem in found.problems] == ["the server is gone"]
     assert found.change is RegressionDecision.INCONCLUSIVE
     assert describe(found, 0.05) == "base and head could not be compared: the server is gone"
 
 
 def test_what_cannot_be_trusted_on_one_side_is_a_problem_of_both() -> None:
     base, head = sides(PROFILE.engine, PROFILE.engine)
-    distrusted = replace(head, settings=replace(head.settings, trust=lambda _start, _end: ["the GPU was throttled"]))
+    distrusted = replace(head, settings=replace(head.settings, trust=lambda _start, _end: [THROTTLED]))
     found = compare(base, distrusted, requirement(), 0.05)
-    assert found.problems == ("head: the GPU was throttled",)
+    assert found.problems == (Problem(THROTTLED.source, THROTTLED.kind, "head: the GPU was throttled"),)
     assert found.ratio is None
 
 

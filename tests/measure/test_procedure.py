@@ -13,6 +13,8 @@ from pytest_gpucap.measure.procedure import check, measure, sample, sweep
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.requirement import LatencyLimit, Requirement, Slo
 from pytest_gpucap.results.measured import Outcome
+from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
+from pytest_gpucap.results.windows import Phase
 from pytest_gpucap.simulator import profile as profiles
 from pytest_gpucap.simulator.runner import SimRunner
 
@@ -150,7 +152,7 @@ def test_a_best_that_was_luck_is_no_fall(seed: int) -> None:
     """Low holds that happened to draw short prompts: what is held next is slower by more than a tenth, twice."""
     profile = profiles.load("longprompt")
     verdict = check(SimRunner(profile.engine, 10_000 + seed), requirement(0.95, profile), settings(profile, seed=seed))
-    assert any("below the fall" in window.label for window in verdict.measurement.samples)
+    assert any(window.window.phase is Phase.BELOW_PEAK for window in verdict.measurement.samples)
     assert verdict.measurement.sustainable_rate is not None
     assert verdict.measurement.sustainable_rate.value == pytest.approx(profile.true_rate_rps, rel=0.05)
 
@@ -192,5 +194,6 @@ class Broken(SimRunner):
 def test_a_worker_that_dies_is_invalid_in_every_entry_point() -> None:
     verdict = check(Broken(FAST.engine, 1), requirement(), settings())
     assert (verdict.outcome, verdict.reason) == (Outcome.INVALID, "a load worker died")
-    assert measure(Broken(FAST.engine, 1), requirement(), settings()).problems == ("a load worker died",)
-    assert sweep(Broken(FAST.engine, 1), requirement(), settings()).measurement.problems == ("a load worker died",)
+    died = Problem(ProblemSource.LOAD_GENERATOR, ProblemKind.NO_LOAD, "a load worker died")
+    assert measure(Broken(FAST.engine, 1), requirement(), settings()).problems == (died,)
+    assert sweep(Broken(FAST.engine, 1), requirement(), settings()).measurement.problems == (died,)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from pytest_gpucap.engines.synthetic import architecture
 from pytest_gpucap.gpu.classes import find_class
 from pytest_gpucap.requirement import Length, Requirement, Workload
 from pytest_gpucap.results.measured import Interval, Latency, Measurement, Outcome, Sample, Verdict
+from pytest_gpucap.results.windows import Phase, WindowId
 from pytest_gpucap.roofline.limits import Deployment, NoLimit, Roofline
 from pytest_gpucap.roofline.model_shape import model_of
 from pytest_gpucap.roofline.plausibility import checked, checked_sample, checked_verdict, impossible, share_of, windows
@@ -32,12 +35,15 @@ def roofline(gpu_class: str = "h200", **changes: Any) -> Roofline:
     return replace(Roofline(model_of(CONFIG), precision_of(CONFIG), hardware, workload), **changes)
 
 
+HOLD = WindowId(Phase.HOLD, 1)
+
+
 def sample(
-    tokens_per_s: float, in_flight: float, label: str = "hold 1", length_s: float = 7.0, **latencies: float
+    tokens_per_s: float, in_flight: float, window: WindowId = HOLD, length_s: float = 7.0, **latencies: float
 ) -> Sample:
     return Sample(
         kind="closed",
-        label=label,
+        window=window,
         start_s=0.0,
         end_s=length_s,
         offered_rps=None,
@@ -49,6 +55,14 @@ def sample(
         in_flight_end=round(in_flight),
         latencies={name: Latency(100, value, value, value, value, value) for name, value in latencies.items()},
     )
+
+
+def windows_of_labels(label: str) -> WindowId:
+    """A window of its own for every label of a recorded file; ``hold 1 (2/3)`` and its like are slices of one."""
+    name, _, part = label.removesuffix(")").partition(" (")
+    number, _, count = part.partition("/")
+    phase = Phase.ALONE if name == "one at a time" else Phase.HOLD
+    return WindowId(phase, zlib.crc32(name.encode())).part(int(number or 0), int(count or 0))
 
 
 def recorded(name: str) -> list[tuple[str, list[Sample]]]:
@@ -63,8 +77,10 @@ def recorded(name: str) -> list[tuple[str, list[Sample]]]:
                 )
                 for metric, each in window["latencies"].items()
             }
-            plain = sample(window["output_tokens_per_s"], window["in_flight_mean"], window["label"])
-            samples.append(replace(plain, start_s=window["start_s"], end_s=window["end_s"], latencies=latencies))
+            plain = sample(window["output_tokens_per_s"], window["in_flight_mean"], windows_of_labels(window["label"]))
+            samples.append(
+                msgspec.structs.replace(plain, start_s=window["start_s"], end_s=window["end_s"], latencies=latencies)
+            )
         found.append((record["name"], samples))
     return found
 
@@ -89,7 +105,7 @@ def test_nothing_measured_on_the_h200_is_above_its_limit(samples: list[Sample]) 
 
 def test_one_request_alone_on_the_h200_reached_31_percent() -> None:
     (curve,) = (samples for name, samples in recorded("suite.json") if name == "curve")
-    alone = [each for each in curve if each.label.startswith("one at a time")]
+    alone = [each for each in curve if each.window.phase is Phase.ALONE]
     share = share_of(alone, roofline())
     assert share is not None
     assert share.share == pytest.approx(0.31, abs=0.01)
@@ -101,13 +117,9 @@ def test_the_line_that_reports_show() -> None:
     assert share is not None
     assert share.text() == "38.9 req/s, 26% of the bandwidth limit at 64 in flight (149 req/s)"
     assert share.text("engine CPU").endswith("(149 req/s): engine CPU")
-    record = share.record("engine CPU")
-    assert set(record) == {
-        "bound", "rate_rps", "ttft_s", "tpot_s", "output_tokens_per_s", "batch", "share", "text", "formula",
-    }  # fmt: skip
-    assert record["formula"].startswith(
-        "a pass reads 3.09 GB of weights and 0.94 GB of KV cache (64 x 512 tokens) at 4800"
-    )
+    limit = share.physical_limit("engine CPU")
+    assert (limit.bound, limit.text, limit.share) == ("bandwidth", share.text("engine CPU"), share.share)
+    assert limit.formula.startswith("a pass reads 3.09 GB of weights and 0.94 GB of KV cache (64 x 512 tokens) at 4800")
 
 
 def test_what_was_declared_and_not_seen_is_said() -> None:
@@ -123,7 +135,7 @@ def test_what_was_declared_and_not_seen_is_said() -> None:
 def test_a_single_window_above_the_limit_is_a_problem_of_its_own() -> None:
     good, bad = sample(0.9 * LIMIT_AT_8, 8), sample(1.15 * LIMIT_AT_8, 8)
     assert checked_sample(good, roofline()) is good
-    assert "above the bandwidth limit" in checked_sample(bad, roofline()).problems[-1]
+    assert "above the bandwidth limit" in checked_sample(bad, roofline()).problems[-1].text
     assert checked_sample(bad, NoLimit("nobody knows")) is bad
 
 
@@ -138,10 +150,11 @@ def test_a_stuck_server_may_hold_answers_longer_than_the_mean_ones() -> None:
 
 
 def test_slices_of_one_phase_are_one_window_and_short_ones_none() -> None:
-    slices = [sample(1000 * i, 8, f"hold 1 ({i}/3)", 1.0) for i in (1, 2, 3)]
-    (window,) = windows([*slices, sample(9e9, 1, "blink", 0.5)])
-    assert (window.label, window.duration_s, window.output_tokens_per_s) == ("hold 1", 3.0, 2000)
-    assert share_of([sample(9e9, 1, "blink", 0.5)], roofline()) is None
+    slices = [sample(1000 * i, 8, HOLD.part(i, 3), 1.0) for i in (1, 2, 3)]
+    blink = sample(9e9, 1, WindowId(Phase.HOLD, 2), 0.5)
+    (window,) = windows([*slices, blink])
+    assert (window.window, window.duration_s, window.output_tokens_per_s) == (HOLD, 3.0, 2000)
+    assert share_of([blink], roofline()) is None
 
 
 LIMIT_AT_8 = roofline().most_tokens_per_s(8)
@@ -202,7 +215,7 @@ def test_an_estimate_is_ruled_out_only_with_its_whole_interval(low: float, ruled
     if ruled_out:
         assert (
             "the sustainable rate of 550 req/s (500 to 600) is above the compute limit of 430 req/s"
-            in found.problems[0]
+            in found.problems[0].text
         )
 
 
@@ -213,7 +226,7 @@ def test_a_verdict_on_an_impossible_measurement_is_invalid(outcome: Outcome) -> 
     verdict = Verdict(outcome, measurement, 1.3, 1, (1, 1), Interval(1, 0.5, 2), "fine")
     found = checked_verdict(verdict, roofline())
     assert found.outcome is Outcome.INVALID
-    assert found.reason == found.measurement.problems[-1]
+    assert found.reason == found.measurement.problems[-1].text
     assert (found.gpus_required, found.slack, found.measurement.sustainable_rate) == (None, None, None)
     honest = replace(verdict, measurement=replace(measurement, samples=(sample(0.3 * LIMIT_AT_8, 8),)))
     assert checked_verdict(honest, roofline()) is honest

@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pytest_gpucap.gpu.inventory import detect, take_inventory
 from pytest_gpucap.gpu.neighbours import Neighbours
 from pytest_gpucap.gpu.occupancy import GpuProcess
+from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
 from pytest_gpucap.telemetry.probes import API_SERVER, ENGINE, HELPER, WORKER, DeviceProbe, role_of
 from pytest_gpucap.telemetry.sampler import ReadingPace, Telemetry
 from pytest_gpucap.telemetry.server_metrics import read_figures
@@ -270,21 +271,21 @@ def test_a_slowdown_invalidates(bit: int, name: str) -> None:
         window = m.run(3.0, clock_reasons=bit, temperature=91)
         (problem,) = m.telemetry.problems(*window)
         assert m.telemetry.summary(*window).slowdowns == {name: 1.0}
-    assert f"GPU 0 (NVIDIA H200) had {name} in 100% of the readings" in problem
-    assert ("91 C" in problem) == ("thermal" in name)
+    assert f"GPU 0 (NVIDIA H200) had {name} in 100% of the readings" in problem.text
+    assert ("91 C" in problem.text) == ("thermal" in name)
 
 
 def test_drivers_of_before_the_new_name_tell_their_reasons_too() -> None:
     with machine() as m:
         (problem,) = m.telemetry.problems(*m.run(2.0, **{**BUSY, "clock_reasons": 0x40, "old_driver": 1}))
-    assert "hardware thermal slowdown" in problem
+    assert "hardware thermal slowdown" in problem.text
 
 
 def test_the_general_bit_says_nothing_beside_a_particular_one() -> None:
     with machine() as m:
         problems = m.telemetry.problems(*m.run(2.0, **{**BUSY, "clock_reasons": 0x8 | 0x40}))
     assert len(problems) == 1
-    assert "hardware thermal" in problems[0]
+    assert "hardware thermal" in problems[0].text
 
 
 def test_a_single_reading_in_hundreds_does_not() -> None:
@@ -309,7 +310,7 @@ def test_a_lowered_power_limit_is_one() -> None:
         assert m.telemetry.problems(*m.run(2.0, **BUSY)) == [], "lowered, but not reached"
         (problem,) = m.telemetry.problems(*m.run(2.0, clock_reasons=0x4))
         m.telemetry.stop()
-    assert "was held by a power limit of 400 W, lowered from 700 W, in 100% of the readings" in problem
+    assert "was held by a power limit of 400 W, lowered from 700 W, in 100% of the readings" in problem.text
 
 
 def test_clocks_lower_than_before_invalidate() -> None:
@@ -317,7 +318,7 @@ def test_clocks_lower_than_before_invalidate() -> None:
         m.run(3.0, **BUSY)
         window = m.run(3.0, clocks={"sm": 1410, "memory": 3201})
         (problem,) = m.telemetry.problems(*window)
-    assert problem.endswith("ran at an SM clock of 1410 MHz, 29% lower than the 1980 MHz before")
+    assert problem.text.endswith("ran at an SM clock of 1410 MHz, 29% lower than the 1980 MHz before")
 
 
 @pytest.mark.parametrize(
@@ -339,14 +340,20 @@ def test_memory_errors_invalidate() -> None:
     with machine() as m:
         start, _ = m.run(2.0, **BUSY)
         _, end = m.run(2.0, ecc={"mode": 1, "uncorrected": 2})
-        assert m.telemetry.problems(start, end) == ["GPU 0 (NVIDIA H200) had 2 uncorrected memory errors"]
+        assert m.telemetry.problems(start, end) == [
+            Problem(
+                ProblemSource.GPU,
+                ProblemKind.MEMORY_ERRORS,
+                "GPU 0 (NVIDIA H200) had 2 uncorrected memory errors",
+            )
+        ]
 
 
 def test_a_lost_gpu_invalidates() -> None:
     with machine() as m:
         m.run(1.0, **BUSY)
         problems = m.telemetry.problems(*m.run(1.0, power={"error": 15}))
-    assert problems == ["GPU 0 (NVIDIA H200) was lost: GPU is lost"]
+    assert problems == [Problem(ProblemSource.GPU, ProblemKind.LOST, "GPU 0 (NVIDIA H200) was lost: GPU is lost")]
 
 
 def test_a_field_that_is_not_supported_is_asked_for_once_and_the_others_go_on() -> None:
@@ -387,8 +394,8 @@ def test_a_neighbour_invalidates_and_is_named() -> None:
         after = m.run(1.0, processes=[ours])
         (problem,) = m.telemetry.problems(*window)
         assert m.telemetry.problems(*after) == [], "it is gone"
-    assert problem.startswith(f"a neighbour was on GPU 0 (NVIDIA H200): pid {other.pid} of ")
-    assert problem.endswith("with 3.0 GiB")
+    assert problem.text.startswith(f"a neighbour was on GPU 0 (NVIDIA H200): pid {other.pid} of ")
+    assert problem.text.endswith("with 3.0 GiB")
 
 
 def test_a_process_that_the_server_starts_later_is_its_own() -> None:
