@@ -25,7 +25,6 @@ import numpy as np
 from pytest_gpucap.decisions.regression import (
     START_SD,
     ComparedRate,
-    RegressionDecision,
     confirmed,
     decide,
     median_of,
@@ -36,6 +35,7 @@ from pytest_gpucap.history.compare import PRECISE
 from pytest_gpucap.measure.procedure import check, measure
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.requirement import Requirement
+from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.measured import Interval
 from pytest_gpucap.simulator import profile as profiles
 from pytest_gpucap.simulator.profile import Profile

@@ -21,7 +21,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from pytest_gpucap.report.html import render
 from pytest_gpucap.results import result_file
-from pytest_gpucap.results.record import plain
+from pytest_gpucap.results.record import plain, read_document
 from pytest_gpucap.telemetry.over_time import MOST_POINTS, series
 from tests.report import pages
 
@@ -67,13 +67,12 @@ def shown_s(page: Path) -> tuple[float, float] | None:
 
 def grown_s(path: Path, document: dict[str, Any]) -> list[float]:
     """Seconds that each result costs when its test ends."""
-    file, costs = result_file.GrowingResultFile(path), []
+    file, costs = result_file.GrowingResultFile(path), list[float]()
     for results in range(1, len(document["results"]) + 1):
         content = {**document, "results": document["results"][:results]}
         began = time.perf_counter()
-        file.write(content)
+        file.write(result_file.from_document(content))
         costs.append(time.perf_counter() - began)
-    file.close()
     return costs
 
 
@@ -90,7 +89,7 @@ def main() -> None:
         turns = []
         for _ in range(options.turns):
             began = time.perf_counter()
-            page.write_text(render(result_file.read(result)), encoding="utf-8")
+            page.write_text(render(read_document(result)), encoding="utf-8")
             turns.append(time.perf_counter() - began)
         print(f"{options.tests} tests, {requests} requests, result file {result.stat().st_size / 1e6:.2f} MB")
         early, late = (1000 * statistics.median(part) for part in (costs[1:11], costs[-10:]))

@@ -15,6 +15,7 @@ import pytest
 if TYPE_CHECKING:  # every pytest run imports this file
     from pytest_gpucap.engines.protocol import Engine
     from pytest_gpucap.gpu.classes import GpuClass
+    from pytest_gpucap.results.result import Result, ResultFile
 
 
 @pytest.hookspec
@@ -44,7 +45,7 @@ def pytest_gpucap_gpu_classes(config: pytest.Config) -> Sequence[GpuClass]:
 
 
 @pytest.hookspec
-def pytest_gpucap_result(config: pytest.Config, result: Mapping[str, Any]) -> None:
+def pytest_gpucap_result(config: pytest.Config, result: Result) -> None:
     """Report one finished result, an entry of ``results`` in the result file.
 
     Called in the process that talks to the user, also under pytest-xdist, as tests finish. An exception is told at the
@@ -53,7 +54,7 @@ def pytest_gpucap_result(config: pytest.Config, result: Mapping[str, Any]) -> No
 
 
 @pytest.hookspec
-def pytest_gpucap_results(config: pytest.Config, results: Mapping[str, Any]) -> None:
+def pytest_gpucap_results(config: pytest.Config, results: ResultFile) -> None:
     """Report the whole result file, once, when the session ends; not called for a session without results.
 
     The same holds of exceptions.

@@ -96,7 +96,7 @@ def declare(item: pytest.Item, options: Options, place: str) -> Declaration:
     name = values.get("name") or getattr(item, "originalname", None) or item.name
     # A budget of the whole session says nothing of a test that only asks for the server.
     if "gpus" in values or _MEASURING in getattr(item, "fixturenames", ()):
-        _check_budget(values.get("gpus") or options.gpus, vllm_args)
+        _check_budget(values.get("gpus") or options.gpus, gpus_per_replica)
     return Declaration(
         place=place,
         name=name,
@@ -114,13 +114,12 @@ def declare(item: pytest.Item, options: Options, place: str) -> Declaration:
     )
 
 
-def _check_budget(gpus: int | None, arguments: VllmArguments) -> None:
-    """See that a budget holds one replica at least, whatever is measured and against what."""
-    needed = arguments.gpus_per_replica
-    if gpus is not None and gpus < needed:
-        context = "" if arguments.prefill_context_parallel_size == 1 else " x prefill-context"
+def _check_budget(gpus: int | None, gpus_per_replica: int) -> None:
+    """See that a budget holds at least one replica, whatever is measured and against what."""
+    if gpus is not None and gpus < gpus_per_replica:
         raise RequirementError(
-            f"gpus={gpus} cannot hold one replica: tensor x pipeline x data{context} parallel size is {needed}"
+            f"gpus={gpus} cannot hold one replica: it takes {gpus_per_replica} GPUs "
+            "(tensor x pipeline x data x prefill-context parallel size)"
         )
 
 

@@ -138,16 +138,21 @@ def pytest_assertrepr_compare(config: pytest.Config, op: str, left: object, righ
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Hand the test's records to whoever reports: the attribute travels with the report, through xdist as well."""
+    """Hand the test's results to whoever reports: the attribute travels with the report, through xdist as well."""
     measuring = item.config.stash.get(SESSION, None)
-    records = measuring.take_records(item) if measuring is not None and call.when == "call" else []
-    if records:
+    results = measuring.take_results(item) if measuring is not None and call.when == "call" else []
+    records: list[dict[str, Any]] = []
+    if results:
         from pytest_gpucap.report.junit import properties
+        from pytest_gpucap.results.record import as_record
 
+        records = [as_record(result) for result in results]
         item.user_properties += properties(records)
     report = yield
-    if records:
-        report.gpucap = records  # type: ignore[attr-defined]
+    if results:
+        from pytest_gpucap.results.encoding import to_builtins
+
+        report.gpucap = to_builtins(results)  # type: ignore[attr-defined]  # xdist carries builtins alone
     if records and call.excinfo is not None and call.excinfo.errisinstance(AssertionError):
         from pytest_gpucap.report.terminal import section
 
@@ -177,25 +182,29 @@ def _ours(items: Sequence[pytest.Item]) -> list[pytest.Item]:
 
 
 class _Results:
-    """The records of the session, in the order in which tests finished."""
+    """The results of the session, in the order in which tests finished."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._book: Any = None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        records = getattr(report, "gpucap", None)
-        if not records:
+        carried = getattr(report, "gpucap", None)
+        if not carried:
             return
+        from pytest_gpucap.results.encoding import from_builtins
+        from pytest_gpucap.results.result import Result
+
         if self._book is None:
             from pytest_gpucap.session.session_report import SessionReport
 
             options = self._config.stash[OPTIONS]
             paths = [options.dir / "result.json", *filter(None, [options.json])]
             self._book = SessionReport(paths, self._config, markdown=options.markdown, html=options.html)
-        self._book.add(records, expected=report.skipped and hasattr(report, "wasxfail"))
-        for record in records:
-            self._tell("pytest_gpucap_result", result=record)
+        results = from_builtins(carried, list[Result])
+        self._book.add(results, expected=report.skipped and hasattr(report, "wasxfail"))
+        for result in results:
+            self._tell("pytest_gpucap_result", result=result)
 
     def _tell(self, hook: str, **what: Any) -> None:
         """Call a reporter's hook; one that fails must not cost the results that are still to come."""
@@ -211,14 +220,10 @@ class _Results:
         if self._book is not None and finished and self._config.stash[OPTIONS].save is not None:
             from pytest_gpucap.session.baselines import save
 
-            self._book.note(save(self._config.stash[OPTIONS], self._book.document()))
+            self._book.note(save(self._config.stash[OPTIONS], self._book.content()))
         if self._book is not None:
-            self._tell("pytest_gpucap_results", results=self._book.document())
+            self._tell("pytest_gpucap_results", results=self._book.content())
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._book is not None:
             self._book.summarise(terminalreporter)
-
-    def pytest_unconfigure(self) -> None:
-        if self._book is not None:
-            self._book.close()

@@ -25,7 +25,7 @@ ROOMS: dict[str, set[str]] = {
     # What is found.
     "results": {"requirement", "sizing", "vllm_arguments"},
     # The stages of a measurement, earliest first.
-    "hookspecs": {"engines", "gpu"},
+    "hookspecs": {"engines", "gpu", "results"},
     "extensions": {"engines", "gpu", "workloads"},
     "options": {"requirement", "extensions"},
     "workloads": {"requirement"},
@@ -62,7 +62,7 @@ ROOMS: dict[str, set[str]] = {
         *("roofline", "measure", "simulator", "report", "history"),
     },
     "fixtures": {"engines", "session"},
-    "plugin": {"hookspecs", "options", "fixtures", "session", "report"},
+    "plugin": {"hookspecs", "options", "fixtures", "results", "session", "report"},
     "cli": {
         *(
             "options",

@@ -26,7 +26,7 @@ from pytest_gpucap.planning.service import BOUNDING, Service
 from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.report.plan import plan_markdown, plan_text
 from pytest_gpucap.requirement import LatencyLimit, Length, RequirementError, Slo, Workload, headroom, positive, whole
-from pytest_gpucap.results.record import from_record
+from pytest_gpucap.results import result_file
 from pytest_gpucap.roofline.model_shape import UnknownModel
 from pytest_gpucap.roofline.served import config_of
 from pytest_gpucap.vllm_arguments import VllmArguments
@@ -133,7 +133,7 @@ def _rates(given: list[str], folder: Path, provenance: Provenance) -> tuple[list
     rates: list[MeasuredRate] = []
     left_out: list[str] = []
     for run in [find_run(each, folder) for each in given]:
-        usable, others = measured_rates(map(from_record, run.results), shown(run.path), provenance)
+        usable, others = measured_rates(result_file.read(run.path).results, shown(run.path), provenance)
         rates += usable
         left_out += others
     return rates, left_out

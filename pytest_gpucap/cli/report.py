@@ -11,7 +11,7 @@ from typing import Any
 
 from pytest_gpucap.cli import CommandError
 from pytest_gpucap.results import result_file
-from pytest_gpucap.results.record import as_document
+from pytest_gpucap.results.record import read_document
 
 HELP = "make reports anew from result files"
 
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return as_document(result_file.read(path))
+        return read_document(path)
     except result_file.ResultFileError as error:
         raise CommandError(str(error)) from None
 

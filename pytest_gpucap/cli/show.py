@@ -25,11 +25,10 @@ def run(options: argparse.Namespace) -> int:
     """
     # Late, as everywhere in these commands: the help needs none of it.
     from pytest_gpucap.report import markdown, terminal
-    from pytest_gpucap.results import result_file
-    from pytest_gpucap.results.record import as_document
+    from pytest_gpucap.results.record import read_document
 
     found = find_run(options.file, options.baselines)
-    document = as_document(result_file.read(found.path))
+    document = read_document(found.path)
     match options.format:
         case "json":
             shown = json.dumps(document, indent=1, ensure_ascii=False)

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pytest_gpucap.history.scrub import scrubbed
-from pytest_gpucap.results import result_file
-from pytest_gpucap.results.record import Record, as_document, as_result_file
+from pytest_gpucap.results.record import Record, read_document, write_document
 from pytest_gpucap.results.result_file import ResultFileError
 
 LATEST: Final = "latest"
@@ -76,7 +75,7 @@ def read_run(path: Path) -> Run:
     Raises:
         ResultFileError: if the file is missing, corrupt, foreign or from a newer version; one line that names it.
     """
-    content = as_document(result_file.read(path))
+    content = read_document(path)
     try:
         started = datetime.fromisoformat(content["started"])
     except (KeyError, TypeError, ValueError):
@@ -162,7 +161,7 @@ def save(path: Path, content: dict[str, Any], *, simulated: bool) -> dict[str, A
     form = saved_form(content, simulated=simulated)
     if not form["results"]:
         raise ResultFileError(f"{path}: there is no result to save: every one is without a rate or not to be trusted")
-    result_file.write(path, as_result_file(form))
+    write_document(path, form)
     return form
 
 

@@ -36,7 +36,8 @@ def current(content: Document, version: int, steps: Mapping[int, Callable[[Docum
 
 
 def _to_version_2(content: Document) -> Document:
-    return {**content, "results": _each(content.get("results"), _result)}
+    results = {"results": _each(content["results"], _result)} if "results" in content else {}
+    return {**content, **results}
 
 
 def _each(values: Any, change: Callable[[Document], Document]) -> Any:
@@ -118,7 +119,7 @@ _READ: Final[Mapping[str, Callable[[str], Any]]] = {
 
 def window_of(label: str, sample: Mapping[str, Any]) -> Document:
     """The window that a label of version 1 names; one that no build wrote is taken by the sample's load."""
-    rest, found = label, {}
+    rest, found = label, dict[str, str]()
     for part in (_SLICE, _SERVER):
         if match := part.search(rest):
             found |= match.groupdict()
@@ -146,7 +147,8 @@ _PROBLEMS: Final = tuple(
         (r"GPU \d.* was held by a power limit", ProblemSource.GPU, ProblemKind.POWER_LIMIT),
         (r"GPU \d.* uncorrected memory errors", ProblemSource.GPU, ProblemKind.MEMORY_ERRORS),
         (r"GPU \d.* (?:(?:slowdown|brake) in |ran at an SM clock)", ProblemSource.GPU, ProblemKind.SLOWED_DOWN),
-        (r"a neighbour was on |GPU \d.* is shared with", ProblemSource.GPU, ProblemKind.SHARED),
+        ("a neighbour was on ", ProblemSource.HOST, ProblemKind.SHARED),
+        (r"GPU \d.* was lost: ", ProblemSource.GPU, ProblemKind.LOST),
         (r"GPU \d", ProblemSource.GPU, ProblemKind.OTHER),
         (".* limit of .* (?:tokens|req)/s on ", ProblemSource.MEASUREMENT, ProblemKind.IMPOSSIBLE),
         (".* is below the least possible of ", ProblemSource.MEASUREMENT, ProblemKind.IMPOSSIBLE),

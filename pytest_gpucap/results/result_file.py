@@ -151,18 +151,21 @@ def from_document(content: Any) -> ResultFile:
     """
     if not isinstance(content, dict) or content.get("schema") != "pytest-gpucap":
         raise ValueError("not a result of pytest-gpucap")
-    found = content.get("schema_version")
-    if type(found) is not int:
-        raise ValueError(f"schema version {found!r} is none")
-    if found > SCHEMA_VERSION:
+    version = content.get("schema_version")
+    if type(version) is not int:
+        raise ValueError(f"schema version {version!r} is none")
+    if version > SCHEMA_VERSION:
         raise ValueError(
-            f"schema version {found} is newer than this plugin's ({SCHEMA_VERSION}); upgrade pytest-gpucap"
+            f"schema version {version} is newer than this plugin's ({SCHEMA_VERSION}); upgrade pytest-gpucap"
         )
     content = migrate.current(content, SCHEMA_VERSION, migrate.STEPS)
     try:
-        return from_builtins(content, ResultFile)
+        found = from_builtins(content, ResultFile)
     except msgspec.ValidationError as error:
         raise ValueError(f"damaged: {_where(str(error), content)}") from None
+    if found.started.tzinfo is None:
+        found = msgspec.structs.replace(found, started=found.started.replace(tzinfo=UTC))
+    return found
 
 
 _PLACE: Final = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<place>.*)`)?", re.DOTALL)
@@ -172,7 +175,7 @@ _EXPECTED: Final = re.compile(r"Expected `(?P<wanted>.*?)`(?:, got `(?P<got>.*)`
 
 
 def _where(message: str, content: dict[str, Any]) -> str:
-    """``results[2].samples[0].start_s (of chat): a number is needed, not a string`` of msgspec's message."""
+    """``results[2].samples[0].start_s (of 'chat') must be float, not str`` of msgspec's message."""
     match = _PLACE.fullmatch(message)
     what, place = (match["what"], match["place"] or "") if match else (message, "")
     if missing := _MISSING.fullmatch(what):
@@ -181,7 +184,9 @@ def _where(message: str, content: dict[str, Any]) -> str:
     elif expected := _EXPECTED.fullmatch(what):
         got = f", not {expected['got']}" if expected["got"] else ""
         what = f"must be {expected['wanted']}{got}"
+    else:
+        what = f"is wrong: {what}"
     result = _RESULT.match(place)
     named = content["results"][int(result["number"])] if result else None
     name = f" (of {named['name']!r})" if isinstance(named, dict) and isinstance(named.get("name"), str) else ""
-    return f"{place}{name}: {what}" if place else what
+    return f"{place or 'the document'}{name} {what}"

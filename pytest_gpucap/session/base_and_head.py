@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from pytest_gpucap.decisions.paired import PAIR_START_SD
 from pytest_gpucap.engines.errors import ServerError
@@ -26,12 +26,21 @@ from pytest_gpucap.measure.constants import DRIFT_SD
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.options import Options
 from pytest_gpucap.requirement import Requirement
-from pytest_gpucap.results.comparison import RegressionDecision
+from pytest_gpucap.results.comparison import (
+    BlockPair,
+    ComparedBaseline,
+    Comparison,
+    LatencyComparison,
+    PairedComparison,
+    RegressionDecision,
+)
+from pytest_gpucap.results.encoding import from_builtins, to_builtins
 from pytest_gpucap.results.measured import Interval
-from pytest_gpucap.results.record import Record, plain, slo_record
+from pytest_gpucap.results.record import as_plain_sample, slo_record
 from pytest_gpucap.roofline.limits import Roofline
 from pytest_gpucap.session.context import limits_of
 from pytest_gpucap.session.harness import settings_on
+from pytest_gpucap.session.kept import KeptResult
 from pytest_gpucap.session.live_line import LiveLine
 from pytest_gpucap.session.placement import Placement
 from pytest_gpucap.session.server_manager import ServerManager, SystemUnderTest
@@ -89,48 +98,47 @@ class BaseAndHead:
     options: Options
     live: LiveLine
 
-    def comparison(self, requirement: Requirement, record: Record) -> Record:
-        """Measure both in alternation, a REGRESSED twice and from fresh servers; the record's ``comparison``.
+    def compare(self, requirement: Requirement, kept: KeptResult) -> None:
+        """Measure both in alternation, a REGRESSED twice and from fresh servers; add the comparison to the result.
 
         Raises:
             PairInvalid: if the alternation cannot be trusted, or the base does not start.
         """
-        known = record["sustainable_rate"]
-        head_rate = None if known is None else Interval(known["value"], known["low"], known["high"])
+        head_rate = kept.result.sustainable_rate
         allowed = self.options.max_regression
         first = self._once(requirement, head_rate, start=0)
-        record["spent_s"]["comparison with base"] = plain(first.about.spent_s)
+        kept.spend("comparison with base", first.about.spent_s)
         reason, found, confirmed = describe(first, allowed), first, None
         if first.change is RegressionDecision.REGRESSED:
             self.live.say(f"{describe(first, allowed)}: measuring both again from fresh servers")
             second = self._once(requirement, head_rate, start=1)
-            record["spent_s"]["confirmation"] = plain(second.about.spent_s)
+            kept.spend("confirmation", second.about.spent_s)
             confirmed = second.change is RegressionDecision.REGRESSED
             # The first was looked at because it was low; the second is not biased by that.
             found, first_said = second, "" if first.ratio is None else f" after {first.ratio.value - 1:+.1%}"
             said = "confirmed" if confirmed else f"{second.change}"
             reason = f"from fresh servers{first_said}, {said}: {describe(second, allowed)}"
-        return {
-            "baseline": {"name": BASE, "path": None, "started": None, "plugin_version": None},
-            "decision": (RegressionDecision.INCONCLUSIVE if confirmed is False else found.change).value,
-            "ratio": plain(found.ratio),
-            "base_rate": plain(found.base_rate),
-            "head_rate": plain(found.head_rate),
-            "second_rate": None,
-            "max_regression": plain(allowed),
-            "differs": [],
-            "changed": self._fitted().changes(),
-            "more_gpu_s": plain(found.more_s),
-            "confirmed": confirmed,
-            "reason": reason,
-            "latencies": self._latencies(requirement, found),
-            "paired": {
-                "concurrency": found.about.concurrency,
-                "pace": plain(found.pace),
-                "elasticity": plain(found.elasticity),
-                "pairs": plain(windows_of(found.pairs)),
-            },
-        }
+        kept.compare(
+            Comparison(
+                baseline=ComparedBaseline(BASE),
+                decision=RegressionDecision.INCONCLUSIVE if confirmed is False else found.change,
+                ratio=found.ratio,
+                base_rate=found.base_rate,
+                head_rate=found.head_rate,
+                max_regression=allowed,
+                changed=tuple(self._fitted().changes()),
+                more_gpu_s=found.more_s,
+                confirmed=confirmed,
+                reason=reason,
+                latencies=self._latencies(requirement, found),
+                paired=PairedComparison(
+                    concurrency=found.about.concurrency,
+                    pace=found.pace,
+                    elasticity=found.elasticity,
+                    pairs=from_builtins(windows_of(found.pairs), tuple[BlockPair, ...]),
+                ),
+            )
+        )
 
     def _once(self, requirement: Requirement, head_rate: Interval | None, start: int) -> Paired:
         allowed = self.options.max_regression
@@ -142,15 +150,16 @@ class BaseAndHead:
             raise PairInvalid(f"{self.declared.name}: {describe(found, allowed)}")
         return found
 
-    def _latencies(self, requirement: Requirement, found: Paired) -> list[dict[str, Any]]:
+    def _latencies(self, requirement: Requirement, found: Paired) -> tuple[LatencyComparison, ...]:
         """Percentiles of both servers at the equal rate; empty where none was measured."""
         if found.equal_rate is None:
-            return []
+            return ()
         base, head = (
-            {"slo": slo_record(requirement.slo), "samples": plain(samples)}
+            {"slo": slo_record(requirement.slo), "samples": [*map(as_plain_sample, to_builtins(samples))]}
             for samples in (found.equal_rate.base, found.equal_rate.head)
         )
-        return latencies.compared(base, head, self.options.max_regression, start_sd=LATENCY_SD)
+        compared = latencies.compared(base, head, self.options.max_regression, start_sd=LATENCY_SD)
+        return from_builtins(compared, tuple[LatencyComparison, ...])
 
     @contextmanager
     def _sides(self, start: int) -> Iterator[tuple[PairedServer, PairedServer]]:

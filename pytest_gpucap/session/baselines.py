@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -13,8 +12,12 @@ from pytest_gpucap.history.compare import compare, precise
 from pytest_gpucap.options import Options
 from pytest_gpucap.report.comparison import failure
 from pytest_gpucap.report.formatting import shown
-from pytest_gpucap.results.record import Record
+from pytest_gpucap.results.comparison import Comparison
+from pytest_gpucap.results.encoding import from_builtins
+from pytest_gpucap.results.record import Record, as_document, as_record
+from pytest_gpucap.results.result import Result, ResultFile
 from pytest_gpucap.results.result_file import ResultFileError
+from pytest_gpucap.session.kept import KeptResult
 from pytest_gpucap.session.placement import SIMULATED
 
 _BASELINE = pytest.StashKey[Baseline | None]()
@@ -52,20 +55,21 @@ def _checked(options: Options, config: pytest.Config) -> Baseline | None:
         raise pytest.UsageError(f"--gpucap-compare: {error}") from None
 
 
-def save(options: Options, document: dict[str, Any]) -> str:
+def save(options: Options, session: ResultFile) -> str:
     """Save the session's results under the name of ``--gpucap-save``; one line that says what became of it.
 
     A session that measured servers keeps nothing of a simulator: what a baseline holds was measured, or none of it was.
     """
     assert options.save is not None  # noqa: S101 - the caller's condition
     path = store.path_of(options.baselines, options.save)
-    simulated = all(record["simulated"] for record in document["results"])
+    document = as_document(session)
+    simulated = all(result.simulated for result in session.results)
     try:
         before = {record["test"] for record in store.read_run(path).results} if path.exists() else set()
         saved = store.save(path, document, simulated=simulated)
     except (ResultFileError, OSError) as error:
         return f"baseline {options.save} was NOT saved: {error}"
-    kept, measured = len(saved["results"]), len(document["results"])
+    kept, measured = len(saved["results"]), len(session.results)
     left_out = (
         f", {measured - kept} left out (simulated, without a rate or not to be trusted)" if kept < measured else ""
     )
@@ -88,17 +92,17 @@ class Comparing:
         self._max_regression = options.max_regression
         self._saves = options.save is not None
 
-    def wants_more_than(self, record: Record) -> bool:
+    def wants_more_than(self, result: Result) -> bool:
         """Whether a result is to be compared or saved, and its rate is not known well enough for that."""
-        return (self._saves or self._baseline is not None) and not precise(record)
+        return (self._saves or self._baseline is not None) and not precise(as_record(result))
 
     def compare(
-        self, record: Record, again: Callable[[str], Record] | None = None, sharper: Record | None = None
+        self, kept: KeptResult, again: Callable[[str], Result] | None = None, sharper: Result | None = None
     ) -> None:
-        """Write the comparison into the record.
+        """Add the comparison to a result.
 
         Args:
-            record: the result of the test.
+            kept: the result of the test.
             again: measures once more, from a fresh start, and is told why; None where there is no need.
             sharper: another result of the same test and server, whose rate is known better.
         """
@@ -108,21 +112,22 @@ class Comparing:
         def confirm(why: str) -> Record:
             assert again is not None  # noqa: S101 - passed on only where there is one
             second = again(why)
-            record["spent_s"]["confirmation"] = sum(filter(None, second["spent_s"].values()))
-            return second
+            kept.spend("confirmation", second.total_spent_s)
+            return as_record(second)
 
         confirming = None if again is None else confirm
-        record["comparison"] = compare(
-            record, self._baseline, self._max_regression, confirming, sharper, fresh=self._fresh
+        better = None if sharper is None else as_record(sharper)
+        compared = compare(
+            as_record(kept.result), self._baseline, self._max_regression, confirming, better, fresh=self._fresh
         )
+        kept.compare(from_builtins(compared, Comparison))
 
     @staticmethod
-    def refuse_regression(record: Record) -> None:
+    def refuse_regression(result: Result) -> None:
         """Fail the test for a confirmed regression.
 
         Raises:
             pytest.fail.Exception: its first line is the decision with its arithmetic.
         """
-        comparison = record.get("comparison")
-        if comparison is not None and comparison["decision"] == "REGRESSED" and comparison["confirmed"]:
-            pytest.fail(failure(record), pytrace=False)
+        if result.regressed and result.comparison is not None and result.comparison.confirmed:
+            pytest.fail(failure(as_record(result)), pytrace=False)

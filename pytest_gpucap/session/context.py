@@ -1,16 +1,16 @@
-"""What surrounds a measurement in its record: environment, telemetry, physical limit, and what limited it."""
+"""What surrounds a measurement in its result: environment, telemetry, physical limit, and what limited it."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from pytest_gpucap.markers import Declaration
 from pytest_gpucap.results.build import Context
 from pytest_gpucap.results.measured import Sample
 from pytest_gpucap.results.problems import ProblemSource
+from pytest_gpucap.results.result import PhysicalLimit
 from pytest_gpucap.results.telemetry import Bottleneck, BottleneckKind
 from pytest_gpucap.roofline.limits import NoLimit, Roofline
 from pytest_gpucap.roofline.plausibility import LEAST_WINDOW_S, share_of
@@ -61,14 +61,14 @@ def limits_of(target: SystemUnderTest, declared: Declaration) -> Roofline | NoLi
 
 def _limit(
     samples: Sequence[Sample], roofline: Roofline | NoLimit, bottleneck: Bottleneck | None
-) -> dict[str, Any] | NoLimit:
+) -> PhysicalLimit | NoLimit:
     if isinstance(roofline, NoLimit):
         return roofline
     share = share_of(samples, roofline)
     if share is None:
         return NoLimit(f"no window of at least {LEAST_WINDOW_S:g} s had requests in flight")
     told = bottleneck is not None and bottleneck.kind not in {BottleneckKind.NONE, BottleneckKind.UNKNOWN}
-    return share.record(bottleneck.kind.value if bottleneck and told else None)
+    return share.physical_limit(bottleneck.kind.value if bottleneck and told else None)
 
 
 def _diagnosis(

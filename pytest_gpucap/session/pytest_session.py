@@ -15,12 +15,14 @@ from pytest_gpucap.history.baseline import Baseline
 from pytest_gpucap.markers import Declaration, declare
 from pytest_gpucap.options import Options
 from pytest_gpucap.report import assertion
-from pytest_gpucap.results.record import Record
+from pytest_gpucap.results.record import as_record
+from pytest_gpucap.results.result import Result
 from pytest_gpucap.session.base_and_head import BaseAndHead, PairInvalid, base_of
 from pytest_gpucap.session.baselines import Comparing, check_files
 from pytest_gpucap.session.benchmark_machine import REQUEST, replay
 from pytest_gpucap.session.gpucap import GpuCap
 from pytest_gpucap.session.harness import Harness, MeasurementInvalid
+from pytest_gpucap.session.kept import KeptResults
 from pytest_gpucap.session.live_line import LiveLine
 from pytest_gpucap.session.placement import Placement, place
 from pytest_gpucap.session.screen import live
@@ -29,7 +31,7 @@ from pytest_gpucap.session.server_manager import ServerManager, SystemUnderTest
 DECLARATION = pytest.StashKey[Declaration]()
 PLACEMENT = pytest.StashKey[Placement]()
 _BASE = pytest.StashKey[EnginePair[Engine] | None]()
-_RECORDS = pytest.StashKey[list[Record]]()
+_RESULTS = pytest.StashKey[KeptResults]()
 
 _SERVED = frozenset({"gpucap", "vllm_server"})
 
@@ -42,7 +44,7 @@ class PytestSession:
         self._options = options
         self._rig = ServerManager(options)
         self._mistakes = ""
-        self._measured: list[Record] = []
+        self._measured = KeptResults()
         self._baseline: Baseline | None = None
 
     def declare(self, items: Sequence[pytest.Item]) -> str:
@@ -103,14 +105,14 @@ class PytestSession:
         """The object behind the ``gpucap`` fixture."""
         item: pytest.Item = request.node
         item.stash[REQUEST] = request
-        self._measured = item.stash.setdefault(_RECORDS, [])
+        self._measured = item.stash.setdefault(_RESULTS, KeptResults())
         placed, declared, live = self._placed(item), item.stash[DECLARATION], self._live(item)
         base = item.stash[_BASE]
         return GpuCap(
             Harness(declared, placed, self._rig, self._options, live),
             self._options,
             test=item.nodeid,
-            keep=lambda record: item.stash.setdefault(_RECORDS, []).append(record),
+            results=self._measured,
             comparing=Comparing(self._baseline, self._options),
             pairing=None if base is None else BaseAndHead(base, placed, self._rig, declared, self._options, live),
         )
@@ -130,7 +132,7 @@ class PytestSession:
 
     def explain(self, operator: str, left: object, right: object) -> list[str] | None:
         """What a failed comparison in the running test was about; None where it is no figure that the test measured."""
-        return assertion.explain(operator, left, right, self._measured)
+        return assertion.explain(operator, left, right, [*map(as_record, self._measured.results)])
 
     @staticmethod
     def explains(error: BaseException) -> bool:
@@ -138,17 +140,14 @@ class PytestSession:
         return isinstance(error, MeasurementInvalid | PairInvalid | ServerError | LeaseError | MemoryNotReturned)
 
     @staticmethod
-    def take_records(item: pytest.Item) -> list[Record]:
+    def take_results(item: pytest.Item) -> list[Result]:
         """The results of a test since the last call."""
-        records = item.stash.get(_RECORDS, [])
-        item.stash[_RECORDS] = []
-        return records
+        return item.stash.setdefault(_RESULTS, KeptResults()).take()
 
     @staticmethod
     def replay(item: pytest.Item) -> None:
         """Let pytest-benchmark report what the test has measured so far."""
-        records = item.stash.get(_RECORDS, [])
-        replay(item, records)
+        replay(item, item.stash.setdefault(_RESULTS, KeptResults()).results)
 
     def close(self) -> None:
         """End everything that was started."""

@@ -28,10 +28,11 @@ from pytest_gpucap.gpu.neighbours import Neighbours, describe
 from pytest_gpucap.gpu.nvml import NvmlUnavailable, process_list, session
 from pytest_gpucap.gpu.occupancy import GpuProcess
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
+from pytest_gpucap.results.telemetry import TelemetrySummary
 from pytest_gpucap.telemetry import health
 from pytest_gpucap.telemetry.probes import DEVICE_FIELDS, PROCESS_FIELDS, DeviceProbe, ProcessProbe
 from pytest_gpucap.telemetry.server_metrics import ServerFigures, read_figures
-from pytest_gpucap.telemetry.summary import TelemetrySummary, summarise
+from pytest_gpucap.telemetry.summary import summarise
 from pytest_gpucap.telemetry.time_series import TimeSeries, thin
 
 DEVICE_PERIOD_S = 0.1

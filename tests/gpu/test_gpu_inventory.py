@@ -11,8 +11,9 @@ import pytest
 
 import pytest_gpucap
 from pytest_gpucap.gpu.classes import GpuClass, find_class, parse_class
-from pytest_gpucap.gpu.description import describe_devices, environment_facts
+from pytest_gpucap.gpu.description import describe_devices
 from pytest_gpucap.gpu.inventory import Inventory, NoGpu, WrongGpuClass, class_of, detect, select, take_inventory
+from pytest_gpucap.session.environment import device_state
 from tests.gpu import fake_nvml
 
 
@@ -213,15 +214,13 @@ def test_slices_are_visible_by_their_names(value: str, profiles: list[str]) -> N
     assert [device.mig_profile for device in found.devices] == profiles
 
 
-def test_facts_for_the_report() -> None:
+def test_a_description_for_the_report() -> None:
     with fake_nvml.answers("t4") as nvml:
         nvml.set(power_limit=50000)
         found = take_inventory({})
-    facts = environment_facts(found, found.devices, detect(found))
-    assert facts["driver"] == "535.247.01"
-    assert facts["gpu_class"] == "t4"
-    assert facts["devices"][0]["power_limit_w"] == 50
-    assert facts["devices"][0]["unreadable"] == {"mig_mode": "Not Supported"}
+    (device,) = map(device_state, found.devices)
+    assert device.power_limit_w == 50
+    assert device.unreadable == {"mig_mode": "Not Supported"}
     lines = describe_devices(found, found.devices)
     assert lines[0] == "1x Tesla T4, 15 GiB, driver 535.247.01, CUDA 12.2"
     assert lines[1] == "GPU 0 (Tesla T4): power limit 50 W, 70 W as shipped"

@@ -10,10 +10,12 @@ from fractions import Fraction
 from typing import Any
 
 from pytest_gpucap.requirement import LatencyLimit, Length, Requirement, Slo, Workload
-from pytest_gpucap.results import result_file
+from pytest_gpucap.results.build import Context
+from pytest_gpucap.results.encoding import from_builtins
+from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.measured import Interval, Latency, Measurement, Outcome, Sample, Verdict
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
-from pytest_gpucap.results.record import Context, Record, measurement_record, verdict_record
+from pytest_gpucap.results.record import Record, document_of, measurement_record, verdict_record
 from pytest_gpucap.results.windows import Phase, WindowId
 
 REQUIREMENT = Requirement(
@@ -108,7 +110,7 @@ def record(
         simulated=simulated,
         seed=seed,
     )
-    context = Context(test, {**ENVIRONMENT, **environment}, startup_s=50.0)
+    context = Context(test, from_builtins({**ENVIRONMENT, **environment}, Environment), startup_s=50.0)
     if kind == "measure":
         return measurement_record(measurement, context)
     outcome = Outcome.INVALID if problems else Outcome.PASS
@@ -121,4 +123,4 @@ def named(name: str) -> Requirement:
 
 
 def document(*records: Record, started: datetime = STARTED, arguments: Sequence[str] = ()) -> dict[str, Any]:
-    return result_file.document(records, started=started, arguments=arguments)
+    return document_of(records, started=started, arguments=arguments)

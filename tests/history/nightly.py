@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pytest_gpucap.results import result_file
+from pytest_gpucap.results.record import write_document
 from tests.history.made_records import STARTED, document, record
 
 SD = 0.017
@@ -30,5 +30,5 @@ def write_nights(
     for number, value in enumerate(values):
         paths.append(folder / f"night-{number:03}.json")
         result = record(value, **environment(number), **settings)
-        result_file.write(paths[-1], document(result, started=STARTED + timedelta(days=number)))
+        write_document(paths[-1], document(result, started=STARTED + timedelta(days=number)))
     return paths

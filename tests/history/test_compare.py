@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import msgspec
 import pytest
 
 import pytest_gpucap
@@ -19,6 +20,8 @@ from pytest_gpucap.history.baseline import MEDIAN_RUNS, Baseline, open_baseline
 from pytest_gpucap.history.compare import against, compare, precise
 from pytest_gpucap.history.store import Run, read_run
 from pytest_gpucap.requirement import ArrivalKind, Arrivals, LatencyLimit, Length, Slo
+from pytest_gpucap.results import result_file
+from pytest_gpucap.results.encoding import to_builtins
 from pytest_gpucap.results.record import Record
 from pytest_gpucap.results.result_file import ResultFileError
 from tests.history.made_records import ENVIRONMENT, REQUIREMENT, STARTED, document, named, record, windows
@@ -43,7 +46,7 @@ def compared(base: Record, head: Record, again: Callable[[str], Record] | None =
 def test_the_comparison_has_the_documented_form() -> None:
     head = record(24.9, server="vLLM 0.27.0", driver="590.1", seed=5)
     head["comparison"] = compared(record(25.0), head)
-    jsonschema.validate(document(head), SCHEMA)
+    jsonschema.validate(to_builtins(result_file.from_document(document(head))), SCHEMA)
     found = head["comparison"]
     assert found["decision"] == "SAME"
     assert found["baseline"] == {
@@ -285,7 +288,7 @@ def test_latencies_of_other_loads_are_not_compared() -> None:
     only_closed = compared(record(25.0), record(25.0, samples=closed))["latencies"]
     # TTFT in a full closed loop is the time until another request ends.
     assert [(each["limit"], each["load"]) for each in only_closed] == [("e2e_p95", "70 in flight")]
-    elsewhere = [replace(each, concurrency=71) for each in closed]
+    elsewhere = [msgspec.structs.replace(each, concurrency=71) for each in closed]
     assert compared(record(25.0), record(25.0, samples=elsewhere))["latencies"] == []
     assert compared(record(25.0), record(25.0, samples=closed[:2]))["latencies"] == []
 

@@ -20,7 +20,7 @@ from pytest_gpucap.history.nightly import NightlySeries, read_folder, series_of
 from pytest_gpucap.history.trend import Trend, trend, trends
 from pytest_gpucap.history.trend import record as trend_record
 from pytest_gpucap.requirement import ArrivalKind, Arrivals, Length, Workload
-from pytest_gpucap.results import result_file
+from pytest_gpucap.results.record import write_document
 from tests.history.made_records import REQUIREMENT, STARTED, document, record
 from tests.history.nightly import rates, write_nights
 
@@ -112,7 +112,7 @@ def test_each_test_model_workload_and_limit_has_a_series_of_its_own(tmp_path: Pa
         record(36.0, kind="measure"),
     ]
     for night in range(2):
-        result_file.write(tmp_path / f"{night}.json", document(*results, started=STARTED + timedelta(days=night)))
+        write_document(tmp_path / f"{night}.json", document(*results, started=STARTED + timedelta(days=night)))
     series = read(tmp_path)
     assert [len(each.points) for each in series] == [2] * 7
     assert sorted(each.points[0].rate.value for each in series) == [30, 31, 32, 33, 34, 35, 36]
@@ -124,7 +124,7 @@ def test_a_trace_that_changed_under_its_name_begins_a_series(tmp_path: Path) -> 
     for night, (name, contents) in enumerate([("june.csv", "6" * 64), ("moved.csv", "6" * 64), ("june.csv", "7" * 64)]):
         arrivals = Arrivals(ArrivalKind.TRACE, trace=Path(name), trace_sha256=contents)
         result = record(30.0, requirement=replace(REQUIREMENT, workload=Workload(arrivals=arrivals)))
-        result_file.write(tmp_path / f"{night}.json", document(result, started=STARTED + timedelta(days=night)))
+        write_document(tmp_path / f"{night}.json", document(result, started=STARTED + timedelta(days=night)))
     assert sorted(len(each.points) for each in read(tmp_path)) == [1, 2]
 
 
@@ -164,7 +164,7 @@ def test_files_that_are_no_results_cost_one_line_each_and_nothing_else(tmp_path:
 
 def test_results_that_say_nothing_of_capacity_are_left_out(tmp_path: Path) -> None:
     results = [record(30.0), record(None), record(25.0, problems=("the GPU was shared",))]
-    result_file.write(tmp_path / "night.json", document(*results))
+    write_document(tmp_path / "night.json", document(*results))
     (series,) = read(tmp_path)
     assert [point.rate.value for point in series.points] == [30.0]
 
@@ -183,7 +183,7 @@ def test_a_copy_of_a_run_counts_once(tmp_path: Path) -> None:
 def test_the_confirming_run_of_a_night_belongs_to_it(tmp_path: Path) -> None:
     for number, hours in enumerate([0, 1, 24, 30, 48]):
         started = STARTED + timedelta(hours=hours)
-        result_file.write(tmp_path / f"{number}.json", document(record(30.0 + number), started=started))
+        write_document(tmp_path / f"{number}.json", document(record(30.0 + number), started=started))
     (series,) = read(tmp_path)
     assert [point.night for point in series.points] == [0, 0, 1, 1, 2]
 

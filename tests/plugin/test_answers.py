@@ -18,7 +18,7 @@ from pytest_gpucap.accuracy.questions import questions_file
 from pytest_gpucap.engines.vllm import VllmServer
 from pytest_gpucap.load.trace import read_trace
 from pytest_gpucap.requirement import Workload
-from pytest_gpucap.results import result_file
+from pytest_gpucap.results.record import read_document
 from pytest_gpucap.simulator.serve import SimulatedServer, start_simulator
 
 CHECKED = """
@@ -42,7 +42,7 @@ def serve() -> Iterator[Serve]:
 
 
 def only_record(pytester: pytest.Pytester) -> dict[str, Any]:
-    (record,) = result_file.read(pytester.path / ".gpucap" / "result.json")["results"]
+    (record,) = read_document(pytester.path / ".gpucap" / "result.json")["results"]
     assert isinstance(record, dict)
     return record
 
@@ -172,7 +172,7 @@ def test_a_preset_comes_from_marker_option_or_ini_and_keywords_override_it(pytes
     found = []
     for options in ([], ["--gpucap-workload=chat"]):
         pytester.runpytest("--gpu-class=sim:fast", *options).assert_outcomes(passed=3)
-        content = result_file.read(pytester.path / ".gpucap" / "result.json")
+        content = read_document(pytester.path / ".gpucap" / "result.json")
         found += [entry["workload"] for entry in content["results"]]
     assert [(each["preset"], each["input_tokens"], each["output_tokens"]) for each in found] == [
         ("desk", 300, 512),

@@ -13,7 +13,7 @@ from pytest_gpucap.engines.protocol import ServerRequest
 from pytest_gpucap.engines.vllm_engine import VllmEngine, VllmPair
 from pytest_gpucap.gpu.classes import find_class
 from pytest_gpucap.options import Options
-from pytest_gpucap.results import result_file
+from pytest_gpucap.results.record import read_document
 from pytest_gpucap.session.base_and_head import base_of
 from pytest_gpucap.session.placement import Placement
 from pytest_gpucap.vllm_arguments import VllmArguments
@@ -35,7 +35,7 @@ def suite(pytester: pytest.Pytester) -> pytest.Pytester:
 
 
 def comparison(folder: Path) -> dict[str, Any]:
-    [entry] = result_file.read(folder / ".gpucap" / "result.json")["results"]
+    [entry] = read_document(folder / ".gpucap" / "result.json")["results"]
     found: dict[str, Any] = entry["comparison"]
     assert found["baseline"]["name"] == "base"
     return found
@@ -50,7 +50,7 @@ def test_a_confirmed_regression_fails_a_test_whose_budget_holds(suite: pytest.Py
             "REGRESSED: chat sustains * req/s, * base * req/s: -1*% (*), 5.0% allowed",
         ]
     )
-    [entry] = result_file.read(suite.path / ".gpucap" / "result.json")["results"]
+    [entry] = read_document(suite.path / ".gpucap" / "result.json")["results"]
     assert entry["outcome"] == "PASS"
     found = entry["comparison"]
     assert found["confirmed"] is True
@@ -114,7 +114,7 @@ def test_measure_is_compared_and_a_failing_budget_as_well(pytester: pytest.Pytes
     result = pytester.runpytest(SIMULATED, "--gpucap-base-args=--time-scale 1")
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines(["FAIL: test_too_much needs *"])
-    entries = result_file.read(pytester.path / ".gpucap" / "result.json")["results"]
+    entries = read_document(pytester.path / ".gpucap" / "result.json")["results"]
     assert [(entry.get("comparison") or {}).get("decision") for entry in entries] == ["SAME", "SAME", None]
 
 
@@ -150,7 +150,7 @@ def test_a_base_that_cannot_be_measured_never_hides_a_failing_budget(pytester: p
     result.stdout.fnmatch_lines(
         [f"test_too_much: test_too_much: {shared}", f"test_enough: {shared}", "FAIL: test_too_much needs *"]
     )
-    entries = result_file.read(pytester.path / ".gpucap" / "result.json")["results"]
+    entries = read_document(pytester.path / ".gpucap" / "result.json")["results"]
     assert [entry["outcome"] for entry in entries] == ["PASS", "FAIL"]
     assert all(entry.get("comparison") is None for entry in entries)
 

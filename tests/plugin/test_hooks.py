@@ -53,14 +53,15 @@ def test_a_plugins_engine_preset_and_report_serve_a_whole_check(
     )
     result = documented.runpytest(*PLUGIN, "--gpu-class=cpu", "--gpucap-inconclusive=pass")
     result.assert_outcomes(passed=1)
-    [record] = result_file.read(documented.path / ".gpucap" / "result.json")["results"]
-    assert record["workload"]["preset"] == "support"
-    assert record["environment"]["server"] == "llama.cpp"
-    assert "--ctx-size 65536" in record["environment"]["command"]
-    assert "--parallel 64" in record["environment"]["command"]
-    assert record["telemetry"]["server"]["running"] > 0
-    assert record["no_limit"] is not None
-    assert f"test_suite.py::test_check: {record['outcome']}" in result.stderr.str()
+    (found,) = result_file.read(documented.path / ".gpucap" / "result.json").results
+    assert found.workload.preset == "support"
+    assert found.environment.server == "llama.cpp"
+    assert "--ctx-size 65536" in (found.environment.command or "")
+    assert "--parallel 64" in (found.environment.command or "")
+    assert found.telemetry is not None
+    assert (found.telemetry.server.running or 0) > 0
+    assert found.no_limit is not None
+    assert f"test_suite.py::test_check: {found.outcome}" in result.stderr.str()
 
 
 def test_a_plugins_gpu_class_is_known(documented: pytest.Pytester, no_gpu: None) -> None:

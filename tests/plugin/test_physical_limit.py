@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_gpucap.results import result_file
+from pytest_gpucap.results.record import read_document
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +68,7 @@ def test_a_server_faster_than_its_memory_is_invalid(
     assert output.count("the server stops early, has seen these prompts before or is not this model, or the GPU") >= 3
     verdict = "INVALID: test_check was not measured: *above the bandwidth limit of * tokens/s on 1x cpu*"
     result.stdout.fnmatch_lines([verdict])
-    records = result_file.read(pytester.path / ".gpucap" / "result.json")["results"]
+    records = read_document(pytester.path / ".gpucap" / "result.json")["results"]
     assert [record["kind"] for record in records] == ["check", "measure", "sweep"]
     for record in records:
         assert record["sustainable_rate"] is None
@@ -83,7 +83,7 @@ def test_a_server_below_its_limit_shows_its_share(
 ) -> None:
     result = run("synthetic:tiny", 50, "-k", "check")
     result.assert_outcomes(passed=1)
-    for record in result_file.read(pytester.path / ".gpucap" / "result.json")["results"]:
+    for record in read_document(pytester.path / ".gpucap" / "result.json")["results"]:
         assert 0 < record["limit"]["share"] < 1
         assert "% of the bandwidth limit at" in record["limit"]["text"]
     result.stdout.fnmatch_lines(["*% of the bandwidth limit at *"])
@@ -137,7 +137,7 @@ def test_behind_a_url_the_share_is_of_the_class_that_is_declared(
 ) -> None:
     result = behind_url("synthetic:tiny", "--gpu-class=card")
     result.assert_outcomes(passed=1)
-    (record,) = result_file.read(pytester.path / ".gpucap" / "result.json")["results"]
+    (record,) = read_document(pytester.path / ".gpucap" / "result.json")["results"]
     assert record["workload"]["trace"] == "trace.csv"
     assert 0 < record["limit"]["share"] < 1
     assert record["no_limit"] is None

@@ -13,8 +13,9 @@ from typing import Any
 from pytest_gpucap.measure import procedure
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.requirement import LatencyLimit, Length, Requirement, Slo, Workload
-from pytest_gpucap.results import result_file
-from pytest_gpucap.results.record import Context, curve_record, plain, verdict_record
+from pytest_gpucap.results.build import Context
+from pytest_gpucap.results.environment import Environment
+from pytest_gpucap.results.record import curve_record, document_of, plain, verdict_record
 from pytest_gpucap.session.live_line import LiveLine
 from pytest_gpucap.simulator import profile
 from pytest_gpucap.simulator.runner import SimRunner
@@ -25,7 +26,7 @@ HOSTILE = '</script><img src=x onerror="window.pwned=1"><b>&lt;{{7*7}}${8*8}\u20
 
 SLO = Slo((LatencyLimit.parse("e2e_p95", "3s"), LatencyLimit.parse("ttft_p95", "500ms")))
 WORKLOAD = Workload(Length.fixed(128), Length.fixed(32))
-ENVIRONMENT = {"gpu": "SIMULATED (fast)", "server": "simulator", "model": "fast", "gpu_class": "sim:fast"}
+ENVIRONMENT = Environment(gpu="SIMULATED (fast)", server="simulator", model="fast", gpu_class="sim:fast")
 
 
 @cache
@@ -45,7 +46,7 @@ def _simulated() -> dict[str, Any]:
         verdict_record(fails, Context("tests/test_chat.py::test_launch_day", ENVIRONMENT)),
         curve_record(swept, Context("tests/test_chat.py::test_curve", ENVIRONMENT)),
     ]
-    return result_file.document(records, started=datetime(2026, 11, 22, 21, 30, tzinfo=UTC), arguments=["tests", "-v"])
+    return document_of(records, started=datetime(2026, 11, 22, 21, 30, tzinfo=UTC), arguments=["tests", "-v"])
 
 
 def simulated() -> dict[str, Any]:

@@ -13,7 +13,7 @@ pytest.importorskip("jinja2")
 pytest.importorskip("playwright")
 
 from pytest_gpucap.report.html import render
-from pytest_gpucap.results import result_file
+from pytest_gpucap.results.record import read_document
 from tests.report import pages
 from tests.report.conftest import Open
 
@@ -67,7 +67,7 @@ def data(page: Page) -> Any:
 
 @pytest.mark.parametrize("made", ["watched", "simulated", "hostile", "measured"])
 def test_every_chart_is_drawn_without_network_or_complaint(open_page: Open, made: str) -> None:
-    document = result_file.read(MEASURED) if made == "measured" else getattr(pages, made)()
+    document = read_document(MEASURED) if made == "measured" else getattr(pages, made)()
     page = open_page(render(document, [pages.trend(20)]))
     hosts = page.locator("figure[data-chart]")
     assert hosts.count() >= 5

@@ -19,7 +19,7 @@ pytest.importorskip("jinja2")
 import pytest_gpucap
 from pytest_gpucap.report.html import render
 from pytest_gpucap.report.html.page import LIBRARY, embedded
-from pytest_gpucap.results import result_file
+from pytest_gpucap.results.record import read_document, write_document
 from tests.report import pages
 
 MEASURED = Path(__file__).parents[2] / "benchmarks" / "results" / "h200" / "suite.json"
@@ -174,7 +174,7 @@ def test_the_physical_limit_is_shown_with_the_share_reached() -> None:
     assert "57%" in shown
     assert "bandwidth: 900 req/s at 64 in flight" in shown
     assert "Of the physical limit" not in Page(render(pages.simulated())).shown
-    unknown = result_file.read(MEASURED)
+    unknown = read_document(MEASURED)
     unknown["results"][0]["no_limit"] = "no bandwidth is known of class cpu"
     shown = Page(render(unknown)).shown
     assert "Of the physical limit" in shown
@@ -226,7 +226,7 @@ def test_a_session_without_results_has_a_page() -> None:
 
 
 def test_results_of_early_builds_without_time_series_are_drawn_from_their_windows() -> None:
-    document = result_file.read(MEASURED)
+    document = read_document(MEASURED)
     page = Page(render(document))
     data = json.loads(page.raw["script"][0])
     assert "1x NVIDIA H200" in page.shown
@@ -316,7 +316,7 @@ def test_the_command_draws_the_history_of_a_folder(tmp_path: Path, capsys: pytes
     for night in range(1, 13):
         document = pages.simulated()
         document["started"] = f"2026-11-{night:02}T03:17:00+00:00"
-        result_file.write(tmp_path / "nights" / f"night-{night:02}.json", document)
+        write_document(tmp_path / "nights" / f"night-{night:02}.json", document)
     (tmp_path / "nights" / "torn.json").write_text("{")
     newest = str(tmp_path / "nights" / "night-12.json")
     page = tmp_path / "report.html"

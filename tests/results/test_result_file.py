@@ -16,7 +16,7 @@ import jsonschema
 import msgspec
 import pytest
 
-from pytest_gpucap.results import result_file, schema
+from pytest_gpucap.results import encoding, result_file, schema
 from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.measured import Interval, Outcome
 from pytest_gpucap.results.result import Result
@@ -184,7 +184,7 @@ def test_it_is_after_every_test_what_a_file_written_at_once_would_be(tmp_path: P
 
 def test_every_result_is_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[object] = []
-    encode = result_file.encoded
+    encode = encoding.encoded
 
     def counted(value: Any) -> bytes:
         encoded.append(value)
