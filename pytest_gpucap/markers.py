@@ -94,6 +94,9 @@ def declare(item: pytest.Item, options: Options, place: str) -> Declaration:
     _check_questions(workload, slo)
     own_class = _merged(item, "gpu_class", positional="name").get("name")
     name = values.get("name") or getattr(item, "originalname", None) or item.name
+    # A budget of the whole session says nothing of a test that only asks for the server.
+    if "gpus" in values or _MEASURING in getattr(item, "fixturenames", ()):
+        _check_budget(values.get("gpus") or options.gpus, vllm_args)
     return Declaration(
         place=place,
         name=name,
@@ -111,14 +114,19 @@ def declare(item: pytest.Item, options: Options, place: str) -> Declaration:
     )
 
 
+def _check_budget(gpus: int | None, arguments: VllmArguments) -> None:
+    """See that a budget holds one replica at least, whatever is measured and against what."""
+    needed = arguments.gpus_per_replica
+    if gpus is not None and gpus < needed:
+        context = "" if arguments.prefill_context_parallel_size == 1 else " x prefill-context"
+        raise RequirementError(
+            f"gpus={gpus} cannot hold one replica: tensor x pipeline x data{context} parallel size is {needed}"
+        )
+
+
 def _requirement(
     name: str, values: Mapping[str, Any], options: Options, workload: Workload, slo: Slo, gpus_per_replica: int
 ) -> Requirement | None:
-    gpus = values.get("gpus") or options.gpus or gpus_per_replica
-    if gpus < gpus_per_replica:
-        raise RequirementError(
-            f"gpus={gpus} cannot hold one replica: tensor x pipeline x data parallel size is {gpus_per_replica}"
-        )
     qps = values.get("qps", options.target_qps)
     if qps is None:
         return None
@@ -126,7 +134,7 @@ def _requirement(
     return Requirement(
         name=name,
         qps=qps,
-        gpus=gpus,
+        gpus=values.get("gpus") or options.gpus or gpus_per_replica,
         gpus_per_replica=gpus_per_replica,
         workload=workload,
         slo=slo,
@@ -262,6 +270,8 @@ _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "min_accuracy": share,
 }
 
+_MEASURING: Final = "gpucap"
+"""The fixture of a test that measures."""
 _WORDING: Final = ("system", "fold_system", "opening", "instruction")
 _SAMPLING: Final = ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty")
 
