@@ -114,12 +114,11 @@ def declare(item: pytest.Item, options: Options, place: str) -> Declaration:
     )
 
 
-def _check_budget(gpus: int | None, gpus_per_replica: int) -> None:
+def _check_budget(gpus: int | None, needed: int) -> None:
     """See that a budget holds at least one replica, whatever is measured and against what."""
-    if gpus is not None and gpus < gpus_per_replica:
+    if gpus is not None and gpus < needed:
         raise RequirementError(
-            f"gpus={gpus} cannot hold one replica: it takes {gpus_per_replica} GPUs "
-            "(tensor x pipeline x data x prefill-context parallel size)"
+            f"gpus={gpus} cannot hold one replica: by the arguments of its server it takes {needed} GPUs"
         )
 
 
