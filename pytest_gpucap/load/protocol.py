@@ -17,6 +17,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pytest_gpucap.errors import GpuCapError
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
 Bytes = npt.NDArray[np.uint8]
@@ -249,7 +251,7 @@ class Progress:
     """Errors in this phase so far (`ERRORS`)."""
 
 
-class LoadError(RuntimeError):
+class LoadError(GpuCapError):
     """The load cannot be produced at all (no connection at the start, the worker died): no verdict can come of it."""
 
 

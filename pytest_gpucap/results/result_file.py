@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from pytest_gpucap import __version__
+from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.results.migrate import current
 from pytest_gpucap.results.record import SCHEMA_VERSION, Record
 
 
-class ResultFileError(ValueError):
+class ResultFileError(GpuCapError, ValueError):
     """Not a result file that this version can read; the message names the file and why."""
 
 

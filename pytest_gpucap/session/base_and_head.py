@@ -20,6 +20,7 @@ from pytest_gpucap.decisions.paired import PAIR_START_SD
 from pytest_gpucap.decisions.regression import RegressionDecision
 from pytest_gpucap.engines.errors import ServerError
 from pytest_gpucap.engines.vllm_arguments import ServerSpec
+from pytest_gpucap.errors import PairInvalid
 from pytest_gpucap.gpu.lease import LeaseError
 from pytest_gpucap.history import latencies
 from pytest_gpucap.markers import Declaration
@@ -47,10 +48,6 @@ BASE: Final = "base"
 LATENCY_SD: Final = math.hypot(PAIR_START_SD, DRIFT_SD)
 """Of ln(pace) between the open loops of base and head: their starts, and what a minute changes."""
 NOT_REGRESSED: Final = frozenset(RegressionDecision) - {RegressionDecision.REGRESSED}
-
-
-class PairInvalid(Exception):  # noqa: N818 - like the verdict's own word
-    """Base and head were not compared; says why, and never a word on either's capacity."""
 
 
 def base_of(head: Placement, options: Options) -> Placement | None:

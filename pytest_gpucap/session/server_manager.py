@@ -16,14 +16,14 @@ import pytest
 from pytest_gpucap.engines.server import Server
 from pytest_gpucap.engines.url import attach
 from pytest_gpucap.engines.vllm import VllmServer, start_vllm
-from pytest_gpucap.gpu.classes import GpuClass, find_class
+from pytest_gpucap.gpu.classes import GpuClass
 from pytest_gpucap.gpu.inventory import Inventory, NoGpu, WrongGpuClass, detect, select, take_inventory
 from pytest_gpucap.gpu.lease import Lease, lease, lease_cpu
 from pytest_gpucap.gpu.memory import wait_memory_returned
 from pytest_gpucap.options import Options
 from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.session.live_line import LiveLine
-from pytest_gpucap.session.placement import SIMULATED, Placement, own_classes
+from pytest_gpucap.session.placement import Placement, own_classes
 from pytest_gpucap.telemetry.sampler import Telemetry
 
 MEMORY_RETURN_S = 60.0
@@ -65,20 +65,6 @@ class ServerManager:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._target: SystemUnderTest | None = None
-
-    def check_class(self, name: str) -> None:
-        """See that this machine has the GPU class of the command line.
-
-        Raises:
-            pytest.UsageError: if it does not; one line with what it has.
-        """
-        if name.startswith(SIMULATED):
-            return
-        own = own_classes(self._options)
-        try:
-            select(take_inventory(), find_class(name, own), own)
-        except WrongGpuClass as error:
-            raise pytest.UsageError(f"--gpu-class: {error}") from None
 
     def target(self, placement: Placement, live: LiveLine) -> SystemUnderTest:
         """The target of a test, without its server; the one that stands, if it is the same."""
