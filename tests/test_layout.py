@@ -25,7 +25,8 @@ ROOMS: dict[str, set[str]] = {
     # What is found.
     "results": {"requirement", "sizing"},
     # The stages of a measurement, earliest first.
-    "options": {"requirement"},
+    "option_values": {"requirement"},
+    "options": {"option_values"},
     "workloads": {"requirement"},
     "gpu": set(),
     "engines": set(),
@@ -63,10 +64,13 @@ ROOMS: dict[str, set[str]] = {
     "cli": {
         *("options", "requirement", "sizing", "results", "gpu", "engines", "roofline", "report", "history", "planning"),
     },
-    "__init__": {"requirement", "results", "gpu", "engines", "load", "roofline", "history", "session"},
+    "__init__": {"requirement", "results", "gpu", "engines", "load", "telemetry", "session"},
     "__main__": {"cli"},
 }
-"""Folder or file -> what it may import beside itself and the base of the errors. A room stands below everything that it may import."""
+"""Folder or file -> what it may import beside itself and ``errors.py``.
+
+A room stands below everything that it may import.
+"""
 
 FORBIDDEN = {
     "results": {"pytest", "numpy", "openai", "asyncio", "socket"},

@@ -1,4 +1,4 @@
-"""The commands of ``python -m pytest_gpucap``, a module each: `HELP`, `add_arguments`, and `run` for the exit code.
+"""The commands of ``gpucap``, a module each: `HELP`, `add_arguments`, and `run` for the exit code.
 
 A command reads its arguments, calls the room that knows, and prints. What it prints goes to standard output; mistakes
 of the user are a `CommandError`, one line on standard error.

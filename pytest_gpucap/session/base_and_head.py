@@ -58,7 +58,7 @@ def base_of(head: Placement, options: Options) -> Placement | None:
     """
     if (options.base_python is None and options.base_args is None) or head.skip is not None:
         return None
-    if options.baseline is not None:
+    if options.compare is not None:
         raise ValueError("--gpucap-compare and --gpucap-base-...: a result holds one comparison; give one of the two")
     if head.url is not None:
         raise ValueError("--gpucap-base-... needs servers of our own to start, and --gpucap-url names one that runs")

@@ -1,6 +1,6 @@
 """The ``gpucap`` fixture's object: the measuring procedure pointed at the test's server, and its results recorded.
 
-A test file may import `GpuCap` for its annotations, so what only measuring needs is imported by the methods that measure.
+A test file may import `GpuCap` for its annotations, so the methods that measure import what only measuring needs.
 """
 
 from __future__ import annotations

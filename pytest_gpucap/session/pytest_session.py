@@ -111,7 +111,7 @@ class PytestSession:
             pytest.UsageError: one line on the file that cannot; in an xdist worker, which it would crash, every test of
                 ours fails with it instead.
         """
-        if self._options.baseline is None and self._options.save is None:
+        if self._options.compare is None and self._options.save is None:
             return
         from pytest_gpucap.session.baselines import check_files
 
