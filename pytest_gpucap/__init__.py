@@ -17,9 +17,11 @@ if TYPE_CHECKING:
         ServerStartError,
         ServerStopError,
     )
+    from pytest_gpucap.engines.launch import LaunchedServer, launch
     from pytest_gpucap.engines.log import ServerLog
     from pytest_gpucap.engines.prometheus import Metrics
-    from pytest_gpucap.engines.server import Server
+    from pytest_gpucap.engines.protocol import Capabilities, Engine, MetricNames, Server, ServerRequest
+    from pytest_gpucap.engines.server import HttpServer
     from pytest_gpucap.errors import GpuCapError, MeasurementInvalid, NoSustainableRate, PairInvalid
     from pytest_gpucap.gpu.classes import GpuClass
     from pytest_gpucap.gpu.device import Device
@@ -45,16 +47,20 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Accuracy",
+    "Capabilities",
     "Curve",
     "Device",
     "EndpointError",
+    "Engine",
     "GpuCap",
     "GpuCapError",
     "GpuClass",
     "GpuShared",
+    "HttpServer",
     "Interval",
     "Latency",
     "LatencyLimit",
+    "LaunchedServer",
     "Lease",
     "LeaseError",
     "LeaseTimeout",
@@ -63,6 +69,7 @@ __all__ = [
     "MeasurementInvalid",
     "MemoryNotReturned",
     "Metric",
+    "MetricNames",
     "Metrics",
     "MetricsUnavailable",
     "NoSustainableRate",
@@ -74,6 +81,7 @@ __all__ = [
     "Server",
     "ServerError",
     "ServerLog",
+    "ServerRequest",
     "ServerStartError",
     "ServerStopError",
     "Slo",
@@ -81,13 +89,16 @@ __all__ = [
     "Telemetry",
     "Verdict",
     "Workload",
+    "launch",
 ]
 
 _NAMES_BY_MODULE = {
     "engines.errors": ("EndpointError", "MetricsUnavailable", "ServerError", "ServerStartError", "ServerStopError"),
+    "engines.launch": ("LaunchedServer", "launch"),
     "engines.log": ("ServerLog",),
     "engines.prometheus": ("Metrics",),
-    "engines.server": ("Server",),
+    "engines.protocol": ("Capabilities", "Engine", "MetricNames", "Server", "ServerRequest"),
+    "engines.server": ("HttpServer",),
     "errors": ("GpuCapError", "MeasurementInvalid", "NoSustainableRate", "PairInvalid"),
     "gpu.classes": ("GpuClass",),
     "gpu.device": ("Device",),

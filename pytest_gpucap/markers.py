@@ -6,8 +6,7 @@ up; the closest one wins, keyword by keyword.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fractions import Fraction
@@ -16,6 +15,8 @@ from typing import Any, Final
 
 import pytest
 
+from pytest_gpucap.engines.protocol import Engine
+from pytest_gpucap.engines.vllm_engine import VllmEngine
 from pytest_gpucap.options import Options
 from pytest_gpucap.requirement import (
     ApiKind,
@@ -36,6 +37,9 @@ from pytest_gpucap.requirement import (
     share,
     whole,
 )
+from pytest_gpucap.vllm_arguments import VllmArguments
+
+VLLM: Final = VllmEngine.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +50,11 @@ class Declaration:
         place: ``file:line`` of the test, for messages.
         requirement: None when no rate was declared anywhere; `check` then says so.
         workload, slo: declared even without a rate, so that `measure` and `sweep` work without one.
-        model: model of the vLLM server; None when no marker and no option names one.
-        vllm_args: every other keyword of the ``vllm`` marker, in the order written.
+        gpus_per_replica: GPUs that one server occupies.
+        model: model of the server; None when no marker and no option names one.
+        engine: the name of the engine that starts the server.
+        arguments: of the server: every other keyword of the ``vllm`` or ``engine`` markers.
+        vllm_args: the same, read as vLLM's; none for another engine.
         gpu_class: the class this test is about, from its marker; None when it names none.
         max_time_s: server time that one verdict may take.
         seed: of arrivals, lengths and prompts.
@@ -61,7 +68,9 @@ class Declaration:
     slo: Slo
     gpus_per_replica: int
     model: str | None
-    vllm_args: Mapping[str, Any] = field(default_factory=dict)
+    engine: str = VLLM
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    vllm_args: VllmArguments = field(default_factory=VllmArguments)
     gpu_class: str | None = None
     max_time_s: float = 600.0
     seed: int = 0
@@ -108,9 +117,9 @@ def declare(item: pytest.Item, options: Options) -> Declaration:
     Raises:
         RequirementError: one line, the mistake and the mend.
     """
-    vllm = _merged(item, "vllm", positional="model")
-    model = vllm.pop("model", None) or options.model
-    gpus_per_replica = _gpus_per_replica(vllm)
+    engine, model, arguments = _engine(item)
+    gpus_per_replica = engine_type(engine, options).gpus_per_replica(arguments)
+    model = model or options.model
     values = _gpucap_values(_with_preset(_merged(item, "gpucap"), options, item), item)
     slo = Slo(
         limits=tuple(values.pop("limits")),
@@ -128,7 +137,9 @@ def declare(item: pytest.Item, options: Options) -> Declaration:
         slo=slo,
         gpus_per_replica=gpus_per_replica,
         model=None if model is None else str(model),
-        vllm_args=vllm,
+        engine=engine,
+        arguments=arguments,
+        vllm_args=VllmArguments(arguments if engine == VLLM else {}),
         gpu_class=None if own_class is None else str(own_class),
         max_time_s=values.get("max_time", options.max_time_s),
         seed=values.get("seed", options.seed),
@@ -139,14 +150,14 @@ def declare(item: pytest.Item, options: Options) -> Declaration:
 def _requirement(
     name: str, values: Mapping[str, Any], options: Options, workload: Workload, slo: Slo, gpus_per_replica: int
 ) -> Requirement | None:
-    qps = values.get("qps", options.target_qps)
-    if qps is None:
-        return None
     gpus = values.get("gpus") or options.gpus or gpus_per_replica
     if gpus < gpus_per_replica:
         raise RequirementError(
             f"gpus={gpus} cannot hold one replica: tensor x pipeline x data parallel size is {gpus_per_replica}"
         )
+    qps = values.get("qps", options.target_qps)
+    if qps is None:
+        return None
     factor = values.get("headroom") or options.headroom
     return Requirement(
         name=name,
@@ -159,24 +170,75 @@ def _requirement(
     )
 
 
-def _merged(item: pytest.Item, name: str, positional: str | None = None) -> dict[str, Any]:
-    """The keywords of all markers of a name; the closest marker wins. One positional argument may have a name."""
-    merged: dict[str, Any] = {}
+def _marks(item: pytest.Item, name: str, positional: str | None = None) -> Iterator[dict[str, Any]]:
+    """The keywords of each marker of a name, the closest marker last. One positional argument may have a name."""
     for mark in reversed(list(item.iter_markers(name))):
-        arguments = list(mark.args)
+        keywords, arguments = dict(mark.kwargs), list(mark.args)
         if arguments and positional is not None:
-            if positional in mark.kwargs:
+            if positional in keywords:
                 raise RequirementError(f"{name}({arguments[0]!r}) names {positional} twice")
-            merged[positional] = arguments.pop(0)
+            keywords[positional] = arguments.pop(0)
         if arguments:
             raise RequirementError(f"{name}({', '.join(map(repr, arguments))}) takes keywords only")
-        merged |= mark.kwargs
+        yield keywords
+
+
+def _merged(item: pytest.Item, name: str, positional: str | None = None) -> dict[str, Any]:
+    """The keywords of all markers of a name; the closest marker wins."""
+    merged: dict[str, Any] = {}
+    for keywords in _marks(item, name, positional):
+        merged |= keywords
     return merged
 
 
-def _gpus_per_replica(vllm: Mapping[str, Any]) -> int:
-    sizes = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
-    return math.prod(whole(vllm.get(name, 1), name) for name in sizes)
+def engine_type(name: str, options: Options) -> type[Engine]:
+    """The engine of a name.
+
+    Raises:
+        RequirementError: if there is none; the message offers what comes near.
+    """
+    known: dict[str, type[Engine]] = {VLLM: VllmEngine, **options.extensions.engines}
+    if name not in known:
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, known, n=2, cutoff=0.5)
+        offer = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+        raise RequirementError(f"engine({name!r}): there is no such engine; {offer}")
+    return known[name]
+
+
+def _engine(item: pytest.Item) -> tuple[str, Any, Mapping[str, Any]]:
+    """Name, model and arguments of the test's engine, from its ``engine`` markers or from ``vllm``, their shorthand.
+
+    The closest marker wins, argument by argument. What a marker says of another engine than the closest does not count.
+    """
+    vllm, engines = list(_marks(item, "vllm", positional="model")), list(_marks(item, "engine", positional="name"))
+    if vllm and engines:
+        raise RequirementError('vllm(...) is short for engine("vllm", ...): mark a test with one of the two')
+    if not engines:
+        return VLLM, *_merged_vllm(vllm)
+    name = None
+    since: list[dict[str, Any]] = []
+    for keywords in engines:
+        named = keywords.pop("name", name)
+        if not isinstance(named, str):
+            raise RequirementError('engine(...) needs the name of an engine: engine("vllm", model=..., ...)')
+        since = [*since, keywords] if named == name else [keywords]
+        name = named
+    assert name is not None  # noqa: S101 - there is a marker, and each has a name
+    if name == VLLM:
+        return VLLM, *_merged_vllm(since)
+    merged = {key: value for keywords in since for key, value in keywords.items()}
+    return name, merged.pop("model", None), merged
+
+
+def _merged_vllm(marks: Sequence[dict[str, Any]]) -> tuple[Any, Mapping[str, Any]]:
+    """Model and arguments; the closest marker wins, however it spells an argument."""
+    model, arguments = None, VllmArguments()
+    for keywords in marks:
+        model = keywords.pop("model", model)
+        arguments = arguments.overlaid(VllmArguments(keywords))
+    return model, arguments.values
 
 
 def _choice(kind: type[ArrivalKind | ApiKind], value: Any, what: str) -> ArrivalKind | ApiKind:
@@ -236,7 +298,7 @@ _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "min_accuracy": share,
 }
 
-_MARKERS: Final = frozenset({"gpucap", "vllm", "gpu_class"})
+_MARKERS: Final = frozenset({"gpucap", "engine", "vllm", "gpu_class"})
 _WORDING: Final = ("system", "fold_system", "opening", "instruction")
 _SAMPLING: Final = ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty")
 
@@ -266,7 +328,7 @@ def _with_preset(given: dict[str, Any], options: Options, item: pytest.Item) -> 
         return given
     from pytest_gpucap.workloads.presets import find_preset
 
-    preset = find_preset(str(name), options.workload_file)
+    preset = find_preset(str(name), options.workload_file, options.extensions.presets)
     try:
         _gpucap_values(preset.keywords, item)
     except RequirementError as error:

@@ -18,6 +18,7 @@ from typing import Any, Final, Generic, NoReturn, Self, TypeVar, overload
 
 import pytest
 
+from pytest_gpucap import extensions
 from pytest_gpucap import option_values as values
 
 UNSET: Final = None
@@ -249,6 +250,9 @@ class Options:
         default=None,
     )
 
+    extensions: extensions.Extensions = extensions.NONE
+    """What other plugins add; the one setting that is no option."""
+
     def __init__(self, **given: Any) -> None:
         if unknown := given.keys() - vars(Options).keys():
             raise TypeError(f"no such setting: {', '.join(sorted(unknown))}")
@@ -314,7 +318,7 @@ def parse_options(config: pytest.Config) -> Options:
         raise pytest.UsageError("--gpucap-url and --gpu-class=sim:PROFILE exclude each other: one of them is measured")
     if "url" in given and "api_key_env" in given and given["api_key_env"] not in os.environ:
         raise pytest.UsageError(f"--gpucap-api-key-env: the environment variable {given['api_key_env']} is not set")
-    return Options(**given)
+    return Options(**given, extensions=extensions.read_extensions(config))
 
 
 def _raw(config: pytest.Config, row: Option[Any]) -> tuple[Any, str]:

@@ -17,9 +17,17 @@ OPTIONS = pytest.StashKey[Options]()
 MARKERS = (
     "gpucap(qps, gpus, headroom, input_tokens, METRIC_pPERCENT, ...): the capacity this test requires, and under what",
     "vllm(model, ...): the vLLM server this test runs against; every keyword becomes a flag of the server",
+    'engine(name, model, ...): the engine whose server this test runs against; vllm(...) is engine("vllm", ...)',
     "gpu_class(name): the GPU class this test is about; it is skipped on any other --gpu-class",
 )
 FIXTURES = frozenset({"gpucap", "vllm_server", "gpu"})
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Hooks for other plugins."""
+    from pytest_gpucap import hookspecs
+
+    pluginmanager.add_hookspecs(hookspecs)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -186,6 +194,15 @@ class _Results:
             paths = [options.dir / "result.json", *filter(None, [options.json])]
             self._book = SessionReport(paths, self._config, markdown=options.markdown, html=options.html)
         self._book.add(records, expected=report.skipped and hasattr(report, "wasxfail"))
+        for record in records:
+            self._tell("pytest_gpucap_result", result=record)
+
+    def _tell(self, hook: str, **what: Any) -> None:
+        """Call a reporter's hook; one that fails must not cost the results that are still to come."""
+        try:
+            getattr(self._config.hook, hook)(config=self._config, **what)
+        except Exception as error:  # noqa: BLE001 - whatever a reporter raises
+            self._book.note(f"{hook} failed: {type(error).__name__}: {error}")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, exitstatus: int) -> None:
@@ -195,6 +212,8 @@ class _Results:
             from pytest_gpucap.session.baselines import save
 
             self._book.note(save(self._config.stash[OPTIONS], self._book.document()))
+        if self._book is not None:
+            self._tell("pytest_gpucap_results", results=self._book.document())
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._book is not None:

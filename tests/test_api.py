@@ -73,7 +73,7 @@ def test_the_console_command_is_the_module() -> None:
 
 
 @pytest.mark.parametrize(
-    ("called", "name"), [("/usr/bin/gpucap", "gpucap"), ("/x/pytest_gpucap/__main__.py", "python -m pytest_gpucap")]
+    ("called", "name"), [("/usr/bin/gpucap", "gpucap"), (str(command.__file__), "python -m pytest_gpucap")]
 )
 def test_the_usage_names_what_was_called(
     called: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -31,7 +31,8 @@ HEAVY = (
 
 SUITE = """
 import pytest
-from pytest_gpucap import Device, GpuCap, GpuClass, Lease, MeasurementInvalid, Server, ServerError
+from pytest_gpucap import Device, Engine, GpuCap, GpuClass, Lease, MeasurementInvalid, Server, ServerError
+from pytest_gpucap import SystemUnderTest
 
 @pytest.mark.vllm("synthetic:tiny", tensor_parallel_size=1)
 @pytest.mark.gpucap(qps=10, gpus=4, workload="chat", ttft_p95="500ms")
@@ -43,7 +44,7 @@ def test_simulated(gpucap: GpuCap) -> None: ...
 
 @pytest.mark.vllm("synthetic:tiny")
 @pytest.mark.gpu_class("a10g")
-def test_server(vllm_server: Server, gpu) -> None: ...
+def test_server(vllm_server: Server, gpu: SystemUnderTest) -> None: ...
 
 def test_of_others() -> None: ...
 """

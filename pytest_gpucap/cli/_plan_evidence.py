@@ -11,10 +11,11 @@ from pytest_gpucap.gpu.classes import GpuClass, find_class
 from pytest_gpucap.planning.fleet import Evidence, FleetTarget, Provenance
 from pytest_gpucap.planning.other_class import Operation, what_if
 from pytest_gpucap.planning.references import judge, references, roofline_for
-from pytest_gpucap.requirement import Workload, positive, whole
+from pytest_gpucap.requirement import Workload
 from pytest_gpucap.roofline.limits import Deployment, Roofline
 from pytest_gpucap.roofline.plausibility import share_of
-from pytest_gpucap.roofline.served import build, hardware_of
+from pytest_gpucap.roofline.served import build, hardware_of, hardware_under
+from pytest_gpucap.vllm_arguments import VllmArguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,23 +25,20 @@ class Subject:
     target: FleetTarget
     model: str
     config: Mapping[str, Any] | None
-    arguments: Mapping[str, str]
+    arguments: VllmArguments
     workload: Workload
-    tensor: int
-    pipeline: int
-    data: int
 
     def roofline(self, gpu_class: GpuClass) -> Roofline | None:
         """Its limits on one class; None where they are not known."""
-        hardware = hardware_of(gpu_class, self.tensor, self.pipeline, self.data)
-        if self.config is None or hardware is None:
+        given = self.arguments
+        hardware = hardware_under(gpu_class, given)
+        if self.config is None or hardware is None or given.prefill_context_parallel_size > 1:
             return None
-        sequences, share = self.arguments.get("max_num_seqs"), self.arguments.get("gpu_memory_utilization")
         deployment = Deployment(
-            max_num_seqs=None if sequences is None else whole(sequences, "--max-num-seqs") * self.data,
-            memory_share=1.0 if share is None else float(positive(share, "--gpu-memory-utilization")),
+            max_num_seqs=None if given.max_num_seqs is None else given.max_num_seqs * given.data_parallel_size,
+            memory_share=given.gpu_memory_utilization or 1.0,
         )
-        return build(self.config, self.arguments, hardware, self.workload, deployment)
+        return build(self.config, given, hardware, self.workload, deployment)
 
 
 def measured(finding: MeasuredRate) -> Evidence:
@@ -61,7 +59,8 @@ def published(subject: Subject, classes: Sequence[GpuClass]) -> tuple[list[tuple
         if (
             mine is None
             or hardware is None
-            or (reference.tensor, 1, 1) != (subject.tensor, subject.pipeline, subject.data)
+            or subject.arguments.tensor_parallel_size != reference.tensor
+            or subject.arguments.gpus_per_replica != reference.tensor
         ):
             continue
         if not _same(mine, roofline_for(reference, hardware)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,11 +27,13 @@ from pytest_gpucap.requirement import (
     positive,
 )
 from pytest_gpucap.results.measured import Interval, Sample
+from pytest_gpucap.vllm_arguments import VllmArguments, recorded
 
 DEFAULT_RESULT: Final = Path(".gpucap/result.json")
 BOUNDING: Final = (
     "dtype", "quantization", "kv_cache_dtype", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size",
-    "max_num_seqs", "max_model_len", "gpu_memory_utilization", "speculative_config",
+    "prefill_context_parallel_size", "decode_context_parallel_size", "max_num_seqs", "max_model_len",
+    "gpu_memory_utilization", "speculative_config",
 )  # fmt: skip
 """Server arguments that decide what a rate is a rate of, besides the model."""
 
@@ -61,7 +62,7 @@ class MeasuredRate:
     qps: Fraction | None
     headroom: Fraction
     declared: bool = False
-    arguments: Mapping[str, str] = field(default_factory=dict)
+    arguments: VllmArguments = field(default_factory=VllmArguments)
     samples: tuple[Sample, ...] = ()
 
     def same_subject(self, other: MeasuredRate) -> bool:
@@ -153,15 +154,9 @@ def _sample(record: Mapping[str, Any]) -> Sample:
     return Sample(**{name: record[name] for name in _LOAD}, completed_rps=completed)
 
 
-def _arguments(environment: Mapping[str, Any]) -> dict[str, str]:
-    """The server's arguments that bound its speed; from its command line where the file does not list them."""
-    given = environment.get("server_args")
-    if not isinstance(given, Mapping):
-        words = shlex.split(str(environment.get("command", "")))
-        pairs = zip(words, [*words[1:], ""], strict=True)
-        given = {word[2:].replace("-", "_"): value for word, value in pairs if word.startswith("--")}
-    named = {str(name).replace("-", "_"): value for name, value in given.items()}
-    return {name: str(named[name]) for name in BOUNDING if named.get(name) is not None}
+def _arguments(environment: Mapping[str, Any]) -> VllmArguments:
+    """The server's arguments that bound its speed."""
+    return VllmArguments(recorded(environment.get("server_args") or {})).only(BOUNDING)
 
 
 @dataclass(frozen=True, slots=True)

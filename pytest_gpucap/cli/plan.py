@@ -35,6 +35,7 @@ from pytest_gpucap.roofline.limits import Roofline
 from pytest_gpucap.roofline.model_shape import UnknownModel
 from pytest_gpucap.roofline.served import config_of
 from pytest_gpucap.sizing import Rate, decimal_text, table
+from pytest_gpucap.vllm_arguments import VllmArguments
 
 HELP: Final = "GPUs, memory and cost for a target rate, by GPU class"
 _DEFAULT_TOKENS: Final = 256
@@ -123,7 +124,7 @@ def plan_document(options: argparse.Namespace) -> dict[str, Any]:
                 gpu_class.name,
                 subject.roofline(gpu_class),
                 found,
-                gpus_per_replica=subject.tensor * subject.pipeline * subject.data,
+                gpus_per_replica=subject.arguments.gpus_per_replica,
                 memory_gb=memory,
                 price=prices.per_hour.get(gpu_class.name),
             )
@@ -159,11 +160,8 @@ def _subject(options: argparse.Namespace, chosen: MeasuredRate | None) -> Subjec
         raise CommandError(f"--model: {error}") from None
     if config is None and options.model is not None:
         raise CommandError(f"--model {options.model}: no config.json there, and the hub's cache has none of that name")
-    arguments = {} if chosen is None else dict(chosen.arguments)
-    for name in BOUNDING:
-        value = getattr(options, name, None)
-        if value is not None:
-            arguments[name] = value
+    named_here = {name: value for name in BOUNDING if (value := getattr(options, name, None)) is not None}
+    arguments = (VllmArguments() if chosen is None else chosen.arguments).overlaid(VllmArguments(named_here))
     factor = options.headroom or (chosen.headroom if chosen else "1.3")
     limits = [_limit(text) for text in options.slo]
     slo = Slo(tuple(limits)) if limits or chosen is None else chosen.slo
@@ -178,9 +176,6 @@ def _subject(options: argparse.Namespace, chosen: MeasuredRate | None) -> Subjec
         config=config,
         arguments=arguments,
         workload=_workload(options, chosen),
-        tensor=whole(arguments.get("tensor_parallel_size", 1), "--tensor-parallel-size"),
-        pipeline=whole(arguments.get("pipeline_parallel_size", 1), "--pipeline-parallel-size"),
-        data=whole(arguments.get("data_parallel_size", 1), "--data-parallel-size"),
     )
 
 
@@ -210,7 +205,7 @@ def _applies(finding: MeasuredRate, chosen: MeasuredRate, subject: Subject) -> b
         finding.model == subject.model
         and finding.workload == subject.workload
         and frozenset(finding.slo.limits) == frozenset(subject.target.slo.limits)
-        and dict(finding.arguments) == dict(subject.arguments)
+        and finding.arguments == subject.arguments
     )
 
 
@@ -248,7 +243,7 @@ def _document(
         },
         "model": {
             "name": subject.model,
-            "arguments": dict(subject.arguments),
+            "arguments": {name: str(value) for name, value in subject.arguments.values.items()},
             "parameters": None if roofline is None else roofline.model.parameters,
             "precision": None if roofline is None else roofline.precision.name,
             "weights_gb": None if roofline is None else roofline.weight_bytes / 1e9,

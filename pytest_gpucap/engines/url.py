@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Final
 from urllib.parse import urlsplit
 
 from pytest_gpucap.engines.errors import EndpointError
-from pytest_gpucap.engines.server import Server
+from pytest_gpucap.engines.protocol import Capabilities, Engine, EnginePair, Server, ServerRequest
+from pytest_gpucap.engines.server import NO_KEY, HttpServer
+from pytest_gpucap.vllm_arguments import VllmArguments
 
-NO_KEY = "none"
-"""What is sent where the endpoint needs no key; the OpenAI client insists on one."""
+_PARALLEL: Final = (
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "data_parallel_size",
+    "prefill_context_parallel_size",
+    "decode_context_parallel_size",
+)
+_SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
+    "model_config": {"dtype": "dtype", "quantization": "quantization"},
+    "cache_config": {"cache_dtype": "kv_cache_dtype", "cpu_offload_gb": "cpu_offload_gb"},
+    "parallel_config": {name: name for name in _PARALLEL},
+    "speculative_config": {"num_speculative_tokens": "speculative_config.num_speculative_tokens"},
+}
+"""Where vLLM's configuration keeps which argument."""
 
 
-class ExternalServer(Server):
+class ExternalServer(HttpServer):
     """An OpenAI-compatible server that somebody else runs. `close` closes our connections to it and nothing else.
 
     Attributes:
         origin: the folder or hub name that it loaded the model from, where it tells.
     """
 
+    software = "vLLM"  # the only one that is known to tell a version
     origin: str | None = None
 
     @property
@@ -30,9 +47,62 @@ class ExternalServer(Server):
             return False
         return True
 
-    def pids(self) -> set[int]:
-        """Empty: its processes are not ours."""
-        return set()
+    def capabilities(self) -> Capabilities:
+        """See `Server.capabilities`. By the server's own word where it gives one."""
+        return Capabilities(
+            simulated=self.simulated,
+            loopback=self.loopback,
+            started=False,
+            models=tuple(dict.fromkeys([*filter(None, [self.origin]), self.model])),
+            arguments=self._told_arguments(),
+        )
+
+    def facts(self) -> Mapping[str, object]:
+        """See `Server.facts`."""
+        return {**super().facts(), **({} if self.version else {"server": self.base_url})}
+
+    def _told_arguments(self) -> VllmArguments:
+        """Those of vLLM's arguments that decide its limits, as its configuration has them; none if it tells none."""
+        found: dict[str, object] = {}
+        for section, names in _SECTIONS.items():
+            values = self.config.get(section) or {}
+            found |= {argument: values[name] for name, argument in names.items() if values.get(name) is not None}
+        return VllmArguments(found)
+
+
+class UrlEngine(Engine):
+    """Measures a server that already runs, whatever the test's own engine is.
+
+    Args:
+        request: its model says which of the server's models is meant.
+        url: of ``--gpucap-url``.
+        api_key_env: the environment variable that holds the key.
+    """
+
+    name = "url"
+    leases_devices = False
+    restarts = False
+
+    def __init__(self, request: ServerRequest, url: str, api_key_env: str) -> None:
+        super().__init__(request)
+        self._url, self._api_key_env = url, api_key_env
+
+    @property
+    def key(self) -> Hashable:
+        """See `Engine.key`."""
+        return self._url
+
+    def start(self, devices: Sequence[str], on_wait: Callable[[str], None]) -> Server:  # noqa: ARG002 - it runs
+        """Attach to it.
+
+        Raises:
+            EndpointError: see `attach`.
+        """
+        return attach(self._url, model=self.request.model, api_key_env=self._api_key_env)
+
+    def with_base(self, base_args: str, base_python: str | None) -> EnginePair[Engine]:  # noqa: ARG002 - none is meant
+        """See `Engine.with_base`."""
+        raise ValueError("--gpucap-base-... needs servers of our own to start, and --gpucap-url names one that runs")
 
 
 def attach(

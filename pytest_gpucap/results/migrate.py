@@ -8,9 +8,10 @@ new one) is filled in by `_complete`, so that readers find every key.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Mapping
 from typing import Any, Final
+
+from pytest_gpucap.vllm_arguments import recorded_command
 
 Document = dict[str, Any]
 
@@ -18,9 +19,6 @@ FIRST_VERSION: Final = 1
 STEPS: Final[Mapping[int, Callable[[Document], Document]]] = {}
 """From a version to the next. Version 1 is the first; version 2 brings ``STEPS[1]``."""
 
-_ENTRY_POINT: Final = "vllm.entrypoints.openai.api_server"
-_OWN_FLAGS: Final = frozenset({"model", "host", "port", "served_model_name"})
-"""Flags that the plugin gives every server; they are not arguments that a test declared."""
 _DRIVER_AND_CUDA: Final = re.compile(r"(?P<driver>[\d.]+) \(CUDA (?P<cuda>[\d.]+)\)")
 _SIMULATED: Final = re.compile(r"SIMULATED \((?P<profile>.+)\)")
 _FILLED: Final = ("limit", "no_limit", "accuracy", "comparison", "series")
@@ -66,22 +64,4 @@ def arguments_of(command: str) -> dict[str, Any] | None:
 
     ``--max-model-len 4096`` is ``{"max_model_len": "4096"}``, ``--enforce-eager`` True, ``--no-enforce-eager`` False.
     """
-    _, found, rest = command.partition(f"-m {_ENTRY_POINT}")
-    if not found:
-        return None
-    words = shlex.split(rest)
-    arguments: dict[str, Any] = {}
-    name = ""
-    for word in words:
-        if word.startswith("--"):
-            flag, equals, value = word[2:].partition("=")
-            name = flag.replace("-", "_")
-            off = name.startswith("no_") and not equals
-            name = name.removeprefix("no_") if off else name
-            arguments[name] = value if equals else not off
-        elif name:
-            before = arguments[name]
-            arguments[name] = (
-                word if isinstance(before, bool) else [*([before] if isinstance(before, str) else before), word]
-            )
-    return {name: value for name, value in arguments.items() if name not in _OWN_FLAGS}
+    return recorded_command(command)

@@ -245,7 +245,8 @@ class GpuCap:
         """Measures once more from a fresh start of the server, where it is ours to start; told why."""
 
         def again(why: str) -> Record:
-            fresh = "" if self._with.placement.url else " from a fresh start"
+            engine = self._with.placement.engine
+            fresh = " from a fresh start" if engine is not None and engine.restarts else ""
             self._live.say(f"{why}: measuring again{fresh}")
             self._with.start_afresh()
             record = once()
@@ -257,9 +258,9 @@ class GpuCap:
         return again
 
     def _roofline(self, target: SystemUnderTest) -> Roofline | NoLimit:
-        from pytest_gpucap.roofline.served import roofline_of
+        from pytest_gpucap.session.context import limits_of
 
-        return roofline_of(target, self._declared)
+        return limits_of(target, self._declared)
 
     def _bounded(self, measurement: Measurement, roofline: Roofline | NoLimit) -> Measurement:
         """The measurement held against physics, and marked with whether there is a budget to hold it against."""

@@ -17,7 +17,7 @@ from pytest_gpucap.options import Options
 from pytest_gpucap.session.placement import Placement, check_gpu_class, place
 
 if TYPE_CHECKING:
-    from pytest_gpucap.engines.server import Server
+    from pytest_gpucap.engines.protocol import Engine, EnginePair, Server
     from pytest_gpucap.history.baseline import Baseline
     from pytest_gpucap.results.record import Record
     from pytest_gpucap.session.gpucap import GpuCap
@@ -32,7 +32,7 @@ class _Plan(NamedTuple):
 
     declared: Declaration
     placed: Placement
-    base: Placement | None
+    base: EnginePair[Engine] | None
 
 
 _PLAN: pytest.StashKey[_Plan] = pytest.StashKey()
