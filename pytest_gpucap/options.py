@@ -153,7 +153,7 @@ class Options:
     vllm_python = Option(
         "--gpucap-vllm-python",
         values.interpreter,
-        "Python interpreter that has vLLM",
+        "Python interpreter that has vLLM; a missing one in an ini file stops only runs that need it",
         "PATH",
         default=None,
         otherwise="the one that runs pytest",
@@ -169,7 +169,8 @@ class Options:
     url = Option(
         "--gpucap-url",
         values.url,
-        "measure the OpenAI-compatible server at this base URL; never stops it (--gpu-class says what it runs on)",
+        "measure the OpenAI-compatible server at this base URL; never stops it; --gpu-class says what it runs on, "
+        "which cannot be checked",
         "URL",
         default=None,
     )
@@ -201,7 +202,11 @@ class Options:
     )
     json = Option("--gpucap-json", values.path, "write the result file here as well", "FILE", default=None)
     markdown = Option(
-        "--gpucap-markdown", values.path, "write the report for a pull request here", "FILE", default=None
+        "--gpucap-markdown",
+        values.path,
+        "write the report for a pull request here; GitHub and Buildkite show it without this option",
+        "FILE",
+        default=None,
     )
     html = Option(
         "--gpucap-html",
