@@ -95,7 +95,8 @@ def same_declaration(item: pytest.Item) -> Hashable:
     Comparing markers is cheaper than reading them, and a suite repeats a few declarations in thousands of tests.
     """
     marks = [mark for mark in item.iter_markers() if mark.name in _MARKERS]
-    return item.path.parent, *((mark.name, _hashable(mark.args), _hashable(mark.kwargs)) for mark in marks)
+    measures = _MEASURING in getattr(item, "fixturenames", ())
+    return measures, item.path.parent, *((mark.name, _hashable(mark.args), _hashable(mark.kwargs)) for mark in marks)
 
 
 def _hashable(value: object) -> Hashable:
@@ -129,6 +130,9 @@ def declare(item: pytest.Item, options: Options) -> Declaration:
     _check_questions(workload, slo)
     own_class = _merged(item, "gpu_class", positional="name").get("name")
     name = values.get("name") or _own_name(item)
+    # A budget of the whole session says nothing of a test that only asks for the server.
+    if "gpus" in values or _MEASURING in getattr(item, "fixturenames", ()):
+        _check_budget(values.get("gpus") or options.gpus, vllm_args)
     return Declaration(
         place=place_of(item),
         name=name,
@@ -147,14 +151,19 @@ def declare(item: pytest.Item, options: Options) -> Declaration:
     )
 
 
+def _check_budget(gpus: int | None, arguments: VllmArguments) -> None:
+    """See that a budget holds one replica at least, whatever is measured and against what."""
+    needed = arguments.gpus_per_replica
+    if gpus is not None and gpus < needed:
+        context = "" if arguments.prefill_context_parallel_size == 1 else " x prefill-context"
+        raise RequirementError(
+            f"gpus={gpus} cannot hold one replica: tensor x pipeline x data{context} parallel size is {needed}"
+        )
+
+
 def _requirement(
     name: str, values: Mapping[str, Any], options: Options, workload: Workload, slo: Slo, gpus_per_replica: int
 ) -> Requirement | None:
-    gpus = values.get("gpus") or options.gpus or gpus_per_replica
-    if gpus < gpus_per_replica:
-        raise RequirementError(
-            f"gpus={gpus} cannot hold one replica: tensor x pipeline x data parallel size is {gpus_per_replica}"
-        )
     qps = values.get("qps", options.target_qps)
     if qps is None:
         return None
@@ -162,7 +171,7 @@ def _requirement(
     return Requirement(
         name=name,
         qps=qps,
-        gpus=gpus,
+        gpus=values.get("gpus") or options.gpus or gpus_per_replica,
         gpus_per_replica=gpus_per_replica,
         workload=workload,
         slo=slo,
@@ -299,6 +308,8 @@ _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
 }
 
 _MARKERS: Final = frozenset({"gpucap", "engine", "vllm", "gpu_class"})
+_MEASURING: Final = "gpucap"
+"""The fixture of a test that measures."""
 _WORDING: Final = ("system", "fold_system", "opening", "instruction")
 _SAMPLING: Final = ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty")
 

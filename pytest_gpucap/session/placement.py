@@ -56,14 +56,14 @@ def place(declared: Declaration, options: Options, *, needs_server: bool) -> Pla
         return Placement(skip=f"this test is about {own}, and --gpu-class is {options.gpu_class}")
     wanted = options.gpu_class or own
     if options.url is not None:
-        from pytest_gpucap.engines.url import UrlEngine
+        from pytest_gpucap.engines.url_engine import UrlEngine
 
         if options.gpu_class is None and own is not None:
             return Placement(skip=f"this test is about {own}: say what is behind --gpucap-url with --gpu-class")
         gpu_class = None if options.gpu_class is None else find_class(options.gpu_class, classes)
         return Placement(UrlEngine(ServerRequest(model=options.model), options.url, options.api_key_env), gpu_class)
     if wanted is not None and wanted.startswith(SIMULATED):
-        from pytest_gpucap.simulator.serve import SimulatorEngine
+        from pytest_gpucap.simulator.simulator_engine import SimulatorEngine
 
         return Placement(SimulatorEngine(ServerRequest(model=declared.model), _profile(wanted)))
     gpu_class = None if wanted is None else find_class(wanted, classes)
