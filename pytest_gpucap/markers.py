@@ -132,7 +132,7 @@ def declare(item: pytest.Item, options: Options) -> Declaration:
     name = values.get("name") or _own_name(item)
     # A budget of the whole session says nothing of a test that only asks for the server.
     if "gpus" in values or _MEASURING in getattr(item, "fixturenames", ()):
-        _check_budget(values.get("gpus") or options.gpus, vllm_args)
+        _check_budget(values.get("gpus") or options.gpus, gpus_per_replica)
     return Declaration(
         place=place_of(item),
         name=name,
@@ -151,13 +151,11 @@ def declare(item: pytest.Item, options: Options) -> Declaration:
     )
 
 
-def _check_budget(gpus: int | None, arguments: VllmArguments) -> None:
-    """See that a budget holds one replica at least, whatever is measured and against what."""
-    needed = arguments.gpus_per_replica
+def _check_budget(gpus: int | None, needed: int) -> None:
+    """See that a budget holds at least one replica, whatever is measured and against what."""
     if gpus is not None and gpus < needed:
-        context = "" if arguments.prefill_context_parallel_size == 1 else " x prefill-context"
         raise RequirementError(
-            f"gpus={gpus} cannot hold one replica: tensor x pipeline x data{context} parallel size is {needed}"
+            f"gpus={gpus} cannot hold one replica: by the arguments of its server it takes {needed} GPUs"
         )
 
 

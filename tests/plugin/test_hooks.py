@@ -190,4 +190,4 @@ def test_the_engine_marker_names_vllm_as_its_shorthand_does(pytester: pytest.Pyt
     )
     result = pytester.runpytest("--gpu-class=cpu")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*gpus=1 cannot hold one replica*2"])
+    result.stderr.fnmatch_lines(["*gpus=1 cannot hold one replica: * takes 2 GPUs"])
