@@ -6,15 +6,15 @@ up; the closest one wins, keyword by keyword.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from difflib import get_close_matches
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from pytest_gpucap.accuracy.questions import questions_file, read_questions
 from pytest_gpucap.engines.protocol import Engine
 from pytest_gpucap.engines.vllm_engine import VllmEngine
 from pytest_gpucap.options import Options
@@ -38,7 +38,6 @@ from pytest_gpucap.requirement import (
     whole,
 )
 from pytest_gpucap.vllm_arguments import VllmArguments
-from pytest_gpucap.workloads.presets import find_preset
 
 VLLM: Final = VllmEngine.name
 
@@ -59,6 +58,7 @@ class Declaration:
         gpu_class: the class this test is about, from its marker; None when it names none.
         max_time_s: server time that one verdict may take.
         seed: of arrivals, lengths and prompts.
+        named: whether a marker gives `name`; otherwise it is the name of the test function.
     """
 
     place: str
@@ -74,10 +74,46 @@ class Declaration:
     gpu_class: str | None = None
     max_time_s: float = 600.0
     seed: int = 0
+    named: bool = False
+
+    def of(self, item: pytest.Item) -> Declaration:
+        """The declaration of a test with equal markers: only its place differs, and its name unless `named`."""
+        name = self.name if self.named else _own_name(item)
+        requirement = self.requirement and replace(self.requirement, name=name)
+        return replace(self, place=place_of(item), name=name, requirement=requirement)
 
 
-def declare(item: pytest.Item, options: Options, place: str) -> Declaration:
-    """What a test declares, its markers laid over the session's options; `place` is its ``file:line``.
+def place_of(item: pytest.Item) -> str:
+    """``file:line`` of a test."""
+    path, line, _ = item.location
+    return f"{path}:{(line or 0) + 1}"
+
+
+def same_declaration(item: pytest.Item) -> Hashable:
+    """Equal for tests that declare the same: equal markers of ours, and the same folder for the files that they name.
+
+    Comparing markers is cheaper than reading them, and a suite repeats a few declarations in thousands of tests.
+    """
+    marks = [mark for mark in item.iter_markers() if mark.name in _MARKERS]
+    measures = _MEASURING in getattr(item, "fixturenames", ())
+    return measures, item.path.parent, *((mark.name, _hashable(mark.args), _hashable(mark.kwargs)) for mark in marks)
+
+
+def _hashable(value: object) -> Hashable:
+    """Equal for values of equal type and content, so 1, 1.0 and True differ; a type unknown here equals only itself."""
+    if isinstance(value, dict):
+        return dict, tuple((key, _hashable(each)) for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return type(value), tuple(map(_hashable, value))
+    return type(value), value if isinstance(value, str | int | float | Fraction | Decimal | Path | None) else id(value)
+
+
+def _own_name(item: pytest.Item) -> str:
+    return str(getattr(item, "originalname", None) or item.name)
+
+
+def declare(item: pytest.Item, options: Options) -> Declaration:
+    """What a test declares: its markers laid over the session's options.
 
     Raises:
         RequirementError: one line, the mistake and the mend.
@@ -93,12 +129,12 @@ def declare(item: pytest.Item, options: Options, place: str) -> Declaration:
     workload = _workload(values)
     _check_questions(workload, slo)
     own_class = _merged(item, "gpu_class", positional="name").get("name")
-    name = values.get("name") or getattr(item, "originalname", None) or item.name
+    name = values.get("name") or _own_name(item)
     # A budget of the whole session says nothing of a test that only asks for the server.
     if "gpus" in values or _MEASURING in getattr(item, "fixturenames", ()):
         _check_budget(values.get("gpus") or options.gpus, gpus_per_replica)
     return Declaration(
-        place=place,
+        place=place_of(item),
         name=name,
         requirement=_requirement(name, values, options, workload, slo, gpus_per_replica),
         workload=workload,
@@ -111,6 +147,7 @@ def declare(item: pytest.Item, options: Options, place: str) -> Declaration:
         gpu_class=None if own_class is None else str(own_class),
         max_time_s=values.get("max_time", options.max_time_s),
         seed=values.get("seed", options.seed),
+        named=bool(values.get("name")),
     )
 
 
@@ -268,6 +305,7 @@ _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "min_accuracy": share,
 }
 
+_MARKERS: Final = frozenset({"gpucap", "engine", "vllm", "gpu_class"})
 _MEASURING: Final = "gpucap"
 """The fixture of a test that measures."""
 _WORDING: Final = ("system", "fold_system", "opening", "instruction")
@@ -286,6 +324,8 @@ def _gpucap_values(given: Mapping[str, Any], item: pytest.Item) -> dict[str, Any
     if "trace" in values:
         values["trace"] = _trace_file(values["trace"], item)
     if "questions" in values:
+        from pytest_gpucap.accuracy.questions import questions_file
+
         values["questions"] = questions_file(values["questions"], item.path.parent)
     return values
 
@@ -295,6 +335,8 @@ def _with_preset(given: dict[str, Any], options: Options, item: pytest.Item) -> 
     name = given.get("workload", options.workload)
     if name is None:
         return given
+    from pytest_gpucap.workloads.presets import find_preset
+
     preset = find_preset(str(name), options.workload_file, options.extensions.presets)
     try:
         _gpucap_values(preset.keywords, item)
@@ -304,6 +346,8 @@ def _with_preset(given: dict[str, Any], options: Options, item: pytest.Item) -> 
 
 
 def _near(keyword: str) -> str:
+    from difflib import get_close_matches
+
     known = [*_KEYWORDS, *(f"{metric.value}_p95" for metric in Metric)]
     near = get_close_matches(keyword, known, n=2, cutoff=0.6)
     return f"; did you mean {' or '.join(near)}?" if near else f"; it has {', '.join(known)}"
@@ -319,6 +363,8 @@ def _trace_file(trace: Path, item: pytest.Item) -> Path:
 
 def _check_questions(workload: Workload, slo: Slo) -> None:
     if workload.questions is not None:
+        from pytest_gpucap.accuracy.questions import read_questions
+
         read_questions(workload.questions)
     elif slo.min_accuracy is not None:
         raise RequirementError(

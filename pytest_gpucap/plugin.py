@@ -44,7 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_gpucap.session.placement import check_names
 
         check_names(options)
-    if not hasattr(config, "workerinput") and (config.option.gpucap_baseline or config.option.gpucap_save):
+    if not hasattr(config, "workerinput") and (config.option.gpucap_compare or config.option.gpucap_save):
         from pytest_gpucap.session.baselines import check_files
 
         check_files(options, config)  # xdist's own process collects no tests that would have it looked at

@@ -44,10 +44,15 @@ def loaded_once() -> None:
     every run, takes a second.
     """
     for module in (
+        "filelock",
         "hypothesis",
         "openai",
         "pytest_gpucap.load.runner",
+        "pytest_gpucap.session.base_and_head",
+        "pytest_gpucap.session.benchmark_machine",
+        "pytest_gpucap.session.context",
         "pytest_gpucap.session.pytest_session",
+        "pytest_gpucap.session.session_report",
         "pytest_gpucap.simulator.runner",
     ):
         import_module(module)

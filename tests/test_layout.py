@@ -17,6 +17,7 @@ import pytest_gpucap
 PACKAGE = Path(pytest_gpucap.__file__).parent
 
 ROOMS: dict[str, set[str]] = {
+    "errors": set(),
     # What is declared, and the arithmetic on it.
     "requirement": set(),
     "jit": set(),
@@ -27,7 +28,8 @@ ROOMS: dict[str, set[str]] = {
     # The stages of a measurement, earliest first.
     "hookspecs": {"engines", "gpu", "results"},
     "extensions": {"engines", "gpu", "workloads"},
-    "options": {"requirement", "extensions"},
+    "option_values": {"requirement"},
+    "options": {"option_values", "extensions"},
     "workloads": {"requirement"},
     "gpu": set(),
     "engines": {"requirement", "vllm_arguments", "load"},
@@ -78,10 +80,13 @@ ROOMS: dict[str, set[str]] = {
             "planning",
         ),
     },
-    "__init__": {"results", "engines", "gpu", "session"},
+    "__init__": {"requirement", "results", "gpu", "engines", "load", "telemetry", "session"},
     "__main__": {"cli"},
 }
-"""Folder or file -> what it may import beside itself. A room stands below everything that it may import."""
+"""Folder or file -> what it may import beside itself and ``errors.py``.
+
+A room stands below everything that it may import.
+"""
 
 FORBIDDEN = {
     "results": {"pytest", "numpy", "openai", "asyncio", "socket"},
@@ -129,7 +134,7 @@ def _imports() -> Iterator[tuple[str, str, str]]:
 def _allowed(stage: str, module: str) -> bool:
     own, _, rest = module.partition(".")
     target = rest.partition(".")[0]
-    if own != "pytest_gpucap" or target in {"", "__version__", stage}:
+    if own != "pytest_gpucap" or target in {"", "__version__", "errors", stage}:
         return True
     if stage in {"estimate", "measure"} and target == "load":
         return any(f"{module}.".startswith(f"{pure}.") for pure in PURE_LOAD)

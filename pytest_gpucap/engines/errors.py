@@ -13,9 +13,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pytest_gpucap.errors import GpuCapError
 
-class ServerError(RuntimeError):
+
+class ServerError(GpuCapError):
     """Base of everything a server can raise."""
+
+    needs_traceback = False
 
 
 class ServerStartError(ServerError):

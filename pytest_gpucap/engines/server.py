@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from functools import cached_property
 from types import TracebackType
@@ -13,11 +11,12 @@ from urllib.parse import urlsplit
 
 from pytest_gpucap.engines.errors import EndpointError, MetricsUnavailable
 from pytest_gpucap.engines.log import ServerLog
-from pytest_gpucap.engines.prometheus import Metrics
 from pytest_gpucap.engines.protocol import Capabilities
 
 if TYPE_CHECKING:
     import openai
+
+    from pytest_gpucap.engines.prometheus import Metrics
 
 
 NO_KEY: Final = "none"
@@ -133,6 +132,8 @@ class HttpServer:
         Raises:
             MetricsUnavailable: if the server has no ``/metrics``.
         """
+        from pytest_gpucap.engines.prometheus import Metrics
+
         try:
             return Metrics.parse(self.request("/metrics"))
         except (EndpointError, ValueError) as error:
@@ -179,15 +180,18 @@ class HttpServer:
         Raises:
             EndpointError: on anything but a good answer.
         """
+        from urllib.error import HTTPError
+        from urllib.request import ProxyHandler, Request, build_opener
+
         url = self.root_url + path
-        request = urllib.request.Request(url, method=method)  # noqa: S310  (checked to be http or https)
+        request = Request(url, method=method)  # noqa: S310  (checked to be http or https)
         if self.api_key:
             request.add_header("Authorization", f"Bearer {self.api_key:s}")
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        opener = build_opener(ProxyHandler({}))
         try:
             with opener.open(request, timeout=timeout_s) as answer:
                 body: bytes = answer.read()
-        except urllib.error.HTTPError as error:
+        except HTTPError as error:
             error.close()
             raise EndpointError(f"{method} {url} answered {error.code} {error.reason}") from None
         except (OSError, ValueError) as error:

@@ -17,6 +17,7 @@ from typing import Final
 from pytest_gpucap.decisions.paired import PAIR_START_SD
 from pytest_gpucap.engines.errors import ServerError
 from pytest_gpucap.engines.protocol import Engine, EnginePair, LoadRequest
+from pytest_gpucap.errors import PairInvalid
 from pytest_gpucap.gpu.lease import LeaseError
 from pytest_gpucap.history import latencies
 from pytest_gpucap.load.protocol import LoadRunner
@@ -53,10 +54,6 @@ LATENCY_SD: Final = math.hypot(PAIR_START_SD, DRIFT_SD)
 NOT_REGRESSED: Final = frozenset(RegressionDecision) - {RegressionDecision.REGRESSED}
 
 
-class PairInvalid(Exception):  # noqa: N818 - like the verdict's own word
-    """Base and head were not compared; says why, and never a word on either's capacity."""
-
-
 def base_of(head: Placement, options: Options) -> EnginePair[Engine] | None:
     """The engines of a test's head and of the base that it is compared with; None if the session names no base.
 
@@ -66,7 +63,7 @@ def base_of(head: Placement, options: Options) -> EnginePair[Engine] | None:
     named = options.base_python is not None or options.base_args is not None
     if not named or head.skip is not None or head.engine is None:
         return None
-    if options.baseline is not None:
+    if options.compare is not None:
         raise ValueError("--gpucap-compare and --gpucap-base-...: a result holds one comparison; give one of the two")
     if options.base_python is not None and shutil.which(options.base_python) is None:
         raise ValueError(f"--gpucap-base-python: there is no interpreter at {options.base_python}")

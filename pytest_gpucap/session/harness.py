@@ -8,6 +8,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 from pytest_gpucap.engines.protocol import LoadRequest, Server
+from pytest_gpucap.errors import MeasurementInvalid
 from pytest_gpucap.gpu.lease import LeaseError
 from pytest_gpucap.load.protocol import LoadRunner
 from pytest_gpucap.markers import Declaration
@@ -18,10 +19,6 @@ from pytest_gpucap.session.live_line import LiveLine
 from pytest_gpucap.session.placement import Placement
 from pytest_gpucap.session.screen import glance
 from pytest_gpucap.session.server_manager import ServerManager, SystemUnderTest, Trust
-
-
-class MeasurementInvalid(Exception):  # noqa: N818 - the verdict's own word
-    """The measurement cannot be trusted; says which check broke and never a word on capacity."""
 
 
 def settings_on(server: Server, settings: Settings, trust: Trust | None) -> Settings:

@@ -15,7 +15,7 @@ from pytest_gpucap.gpu.classes import GpuClass, find_class, read_classes
 from pytest_gpucap.markers import Declaration, engine_type
 from pytest_gpucap.options import Options
 
-if TYPE_CHECKING:  # loads NumPy, which a session that measures no simulator can do without until it measures
+if TYPE_CHECKING:  # only tests on a simulator need it
     from pytest_gpucap.simulator.profile import Profile
 
 SIMULATED: Final = "sim:"
@@ -87,6 +87,23 @@ def check_names(options: Options) -> None:
         elif options.gpu_class is not None:
             find_class(options.gpu_class, own)
     except ValueError as error:
+        raise pytest.UsageError(f"--gpu-class: {error}") from None
+
+
+def check_gpu_class(name: str, options: Options) -> None:
+    """See that this machine has the GPU class of ``--gpu-class``; a simulator is always there.
+
+    Raises:
+        pytest.UsageError: one line with what the machine has.
+    """
+    from pytest_gpucap.gpu.inventory import WrongGpuClass, select, take_inventory
+
+    if name.startswith(SIMULATED):
+        return
+    own = own_classes(options)
+    try:
+        select(take_inventory(), find_class(name, own), own)
+    except WrongGpuClass as error:
         raise pytest.UsageError(f"--gpu-class: {error}") from None
 
 

@@ -10,20 +10,22 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_gpucap.engines.protocol import Engine, MetricNames, Server
-from pytest_gpucap.gpu.classes import GpuClass, find_class
+from pytest_gpucap.gpu.classes import GpuClass
 from pytest_gpucap.gpu.inventory import Inventory, NoGpu, WrongGpuClass, detect, select, take_inventory
 from pytest_gpucap.gpu.lease import Lease, lease, lease_cpu
 from pytest_gpucap.gpu.memory import wait_memory_returned
 from pytest_gpucap.options import Options
-from pytest_gpucap.report.formatting import shown
-from pytest_gpucap.results.problems import Problem
-from pytest_gpucap.session.live_line import LiveLine
-from pytest_gpucap.session.placement import SIMULATED, Placement, own_classes
-from pytest_gpucap.telemetry.sampler import Telemetry
+from pytest_gpucap.session.placement import Placement, own_classes
+
+if TYPE_CHECKING:  # a test file may import `SystemUnderTest` for its annotations
+    from pytest_gpucap.results.problems import Problem
+    from pytest_gpucap.session.live_line import LiveLine
+    from pytest_gpucap.telemetry.sampler import Telemetry
 
 MEMORY_RETURN_S = 60.0
 """GPU memory of a killed server is back within seconds; a minute is a driver in trouble."""
@@ -60,7 +62,7 @@ class SystemUnderTest:
 
 
 Pair = tuple[SystemUnderTest, SystemUnderTest]
-Trust = Callable[[float, float], Sequence[Problem]]
+Trust = Callable[[float, float], "Sequence[Problem]"]
 """Reasons to distrust the span [start, end] on the machine's monotonic clock."""
 
 
@@ -70,20 +72,6 @@ class ServerManager:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._target: SystemUnderTest | None = None
-
-    def check_class(self, name: str) -> None:
-        """See that this machine has the GPU class of the command line.
-
-        Raises:
-            pytest.UsageError: if it does not; one line with what it has.
-        """
-        if name.startswith(SIMULATED):
-            return
-        own = own_classes(self._options)
-        try:
-            select(take_inventory(), find_class(name, own), own)
-        except WrongGpuClass as error:
-            raise pytest.UsageError(f"--gpu-class: {error}") from None
 
     def target(self, placement: Placement, live: LiveLine) -> SystemUnderTest:
         """The target of a test, without its server; the one that stands, if it is the same."""
@@ -128,6 +116,8 @@ class ServerManager:
         # devices is all that can be asked for then; that all memory is back is seen when the head ends.
         beside = None if lease is None else replace(lease, baseline={})
         other = SystemUnderTest(base, target.gpu_class, target.inventory, beside)
+        from pytest_gpucap.telemetry.sampler import Telemetry
+
         try:
             first, second = self._start(other, live), target.endpoint
             if lease is None:
@@ -174,12 +164,16 @@ class ServerManager:
     def _serve(self, target: SystemUnderTest, live: LiveLine) -> None:
         server = self._start(target, live)
         if target.lease is not None:
+            from pytest_gpucap.telemetry.sampler import Telemetry
+
             names = server.capabilities().metrics
             fetch = None if names == MetricNames() else lambda: server.request("/metrics")
             target.telemetry = Telemetry(target.lease.devices, server.pids, fetch, names=names)
             target._closing.enter_context(target.telemetry)  # noqa: SLF001 - one object in two classes' hands
 
     def _start(self, target: SystemUnderTest, live: LiveLine) -> Server:
+        from pytest_gpucap.report.formatting import shown
+
         engine, held = target.engine, target.lease
         if held is None:
             target.server = server = engine.start((), live.waiting)

@@ -1,4 +1,4 @@
-"""``python -m pytest_gpucap plan``: what it prints, what it takes for known, and what it refuses."""
+"""``gpucap plan``: what it prints, what it takes for known, and what it refuses."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ SHOW = """
     import pytest
 
     def shown(request):
-        from pytest_gpucap.session.pytest_session import DECLARATION
-        return request.node.stash[DECLARATION]
+        from pytest_gpucap.session.pytest_session import declaration
+        return declaration(request.node)
 """
 
 
