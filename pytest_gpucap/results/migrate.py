@@ -47,13 +47,10 @@ def _each(values: Any, change: Callable[[Document], Document]) -> Any:
 
 def _result(result: Document) -> Document:
     found = {key: value for key, value in result.items() if value is not None or key not in _NOT_NULL}
+    point = Phase.SAMPLE if found.get("kind") == "sample" else Phase.POINT
     for part in ("samples", "points"):
         if part in found:
-            found[part] = _each(found[part], _sample)
-    if found.get("kind") == "sample":  # its window at a rate had the label of a sweep's point
-        for sample in found.get("samples") or ():
-            if isinstance(sample, dict) and sample.get("window", {}).get("phase") == Phase.POINT:
-                sample["window"]["phase"] = Phase.SAMPLE.value
+            found[part] = _each(found[part], lambda sample: _sample(sample, point))
     if "problems" in found:
         found["problems"] = _problems(found["problems"])
     if isinstance(spent := found.get("spent_s"), dict):
@@ -76,10 +73,12 @@ def _accuracy(accuracy: Document) -> Document:
     return {"share": None if share.get("value") is None else share, **rest}
 
 
-def _sample(sample: Document) -> Document:
+def _sample(sample: Document, point: Phase) -> Document:
+    """A sample; a window at one rate is a `point` of a sweep, or what `sample()` was asked for: both had one label."""
     found = {key: value for key, value in sample.items() if key != "label"}
     if isinstance(label := sample.get("label"), str):
-        found["window"] = window_of(label, sample)
+        window = window_of(label, sample)
+        found["window"] = window | ({"phase": point.value} if window["phase"] == Phase.POINT else {})
     if "problems" in found:
         found["problems"] = _problems(found["problems"])
     return found
@@ -89,7 +88,7 @@ _SLICE: Final = re.compile(r" \((?P<slice>\d+)/(?P<slices>\d+)\)$")
 _SERVER: Final = re.compile(r"(?P<server>base|head): ")
 _NUMBER: Final = r"(?P<cycle>\d+)"
 _LEVEL: Final = r"(?P<concurrency>\d+)"
-_RATE: Final = r"(?P<rate_rps>[\d.e+-]+) req/s"
+_RATE: Final = r"(?P<rate_rps>\d+(?:\.\d+)?(?:e[+-]?\d+)?) req/s"
 _LABELS: Final = tuple(
     (re.compile(pattern), phase)
     for pattern, phase in (
@@ -187,7 +186,7 @@ def _environment(environment: Document) -> Document:
         *([found.pop("gpu_state")] if "gpu_state" in found else []),
     ]
     if told:
-        found["gpu_remarks"] = [*found.get("gpu_remarks", []), *told]
+        found["gpu_remarks"] = told
     if isinstance(uuids := found.pop("gpu_uuids", None), list) and "devices" not in found:
         found["devices"] = [{"index": index, "uuid": uuid} for index, uuid in enumerate(uuids)]
     return found

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import psutil
 
 from pytest_gpucap import __version__
 from pytest_gpucap.errors import GpuCapError
@@ -119,6 +118,8 @@ def _partial(path: Path, process: str) -> Path:
 
 def _clear(path: Path) -> None:
     """Remove what sessions that were killed while they wrote have left."""
+    import psutil
+
     for partial in path.parent.glob(_partial(Path(glob.escape(path.name)), "*").name):
         process = partial.name.rpartition(".tmp")[0].rpartition(".")[2]
         if process.isdecimal() and not psutil.pid_exists(int(process)):
