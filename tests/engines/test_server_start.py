@@ -16,7 +16,8 @@ import pytest
 from pytest_gpucap.engines.errors import MetricsUnavailable, ServerStartError
 from pytest_gpucap.engines.vllm import start_vllm
 from pytest_gpucap.engines.vllm_arguments import ServerSpec
-from tests.engines.server_family import TREE, Family, wait_for
+from tests.engines.server_family import TREE, Family
+from tests.waiting import until
 
 StandIn = Callable[..., ServerSpec]
 
@@ -35,7 +36,7 @@ def memory_group(family: Family) -> Iterator[Path]:
             group.rmdir()
         pytest.skip(f"no control group with a memory limit can be made here: {error}")
     yield group
-    wait_for(lambda: not (group / "cgroup.procs").read_text(), "end of the group's processes")
+    until(lambda: not (group / "cgroup.procs").read_text())
     group.rmdir()
 
 
