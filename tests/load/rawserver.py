@@ -53,10 +53,8 @@ def taken_in(sock: socket.socket) -> bool:
     """Whether the other end, a process of this machine, has read all that was sent to it, or is gone."""
     ours, theirs = sock.getsockname()[1], sock.getpeername()[1]
     # Of its socket: addresses and ports, state, bytes to send and bytes to read (proc(5)).
-    end = re.search(
-        r" [0-9A-F]{8}:%04X [0-9A-F]{8}:%04X 01 [0-9A-F]{8}:([0-9A-F]{8}) " % (theirs, ours),
-        Path("/proc/net/tcp").read_text(),
-    )
+    row = rf" [0-9A-F]{{8}}:{theirs:04X} [0-9A-F]{{8}}:{ours:04X} 01 [0-9A-F]{{8}}:([0-9A-F]{{8}}) "
+    end = re.search(row, Path("/proc/net/tcp").read_text())
     return end is None or int(end[1], 16) == 0
 
 
