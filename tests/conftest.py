@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -36,7 +37,21 @@ def nowhere_special(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def loaded_once() -> None:
+def patience() -> Iterator[None]:
+    """Load workers and simulated servers may take any time to start or to answer: a busy machine is no failure."""
+    with pytest.MonkeyPatch.context() as patch:
+        for limit in (
+            "load.worker_pool.START_TIMEOUT_S",
+            "load.worker_pool.SILENCE_S",
+            "load.runner.PHASE_END_TIMEOUT_S",
+            "simulator.serve.START_TIMEOUT_S",
+        ):
+            patch.setattr(f"pytest_gpucap.{limit}", math.inf)
+        yield
+
+
+@pytest.fixture(scope="session")
+def loaded_once(patience: None) -> None:
     """What inner runs in this process would load, forget and then load again.
 
     NumPy and numba cannot be loaded twice (and numba loads some of itself when it first compiles), an error of

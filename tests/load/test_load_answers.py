@@ -32,7 +32,6 @@ class Result:
         return [Status(code) for code in self.journal.status.tolist()]
 
 
-
 def drive(server: RawServer, requests: int = 1) -> Result:
     """Requests at a steady pace; more than one connection where an answer takes longer than that."""
     with HttpLoadRunner(server.url, "m", "secret", WORKLOAD, 1, workers=1) as runner:

@@ -400,7 +400,9 @@ def test_more_streams_than_there_is_room_for_at_first() -> None:
             return progress.completed >= 2 * streams
 
         n = 100 * streams
-        span = runner.run(ClosedLoop(UNTIL_STOPPED_S, streams, np.full(n, 32, np.int32), np.full(n, TOKENS, np.int32)), enough)
+        span = runner.run(
+            ClosedLoop(UNTIL_STOPPED_S, streams, np.full(n, 32, np.int32), np.full(n, TOKENS, np.int32)), enough
+        )
         assert runner.settle(FOREVER_S)
         journal = runner.journal()
         assert (journal.status == Status.OK).all(), runner.error_texts()

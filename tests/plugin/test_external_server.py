@@ -31,7 +31,7 @@ def simulator() -> Iterator[str]:
         finally:
             assert process.poll() is None, "the plugin must not end a server that it did not start"
             process.stdin.close()
-            process.wait(20)
+            process.wait()
 
 
 def run(pytester: pytest.Pytester, url: str, *arguments: str) -> pytest.RunResult:

@@ -14,7 +14,7 @@ from pytest_gpucap.results import result_file
 
 pytestmark = pytest.mark.slow
 
-START = "--gpucap-startup-timeout=60s"
+START = "--gpucap-startup-timeout=3600s"
 SERVER = Path(__file__).with_name("fast_vllm.py")
 SUITE = """
     import pytest
