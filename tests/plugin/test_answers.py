@@ -243,13 +243,9 @@ def test_a_long_file_is_asked_in_parts_and_time_that_runs_out_is_told(serve: Ser
     path = tmp_path / "many.jsonl"
     known = questions_file("arithmetic", Path()).read_text()
     path.write_text(known * 2)
+    workload = Workload(questions=path)
     found = measure_accuracy(
-        serve(1.0),
-        Workload(questions=path),
-        min_accuracy=None,
-        max_error_rate=Fraction(1, 100),
-        seed=0,
-        time_s=FOREVER_S,
+        serve(1.0), workload, min_accuracy=None, max_error_rate=Fraction(1, 100), seed=0, time_s=FOREVER_S
     )
     assert (found.answers, found.questions, found.problem) == (500, 192, "")
     slow = start_simulator("fast", time_scale=20.0)
