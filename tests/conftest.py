@@ -11,6 +11,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from pytest_gpucap.engines.vllm import VllmServer, start_vllm
@@ -19,6 +20,11 @@ from pytest_gpucap.engines.vllm_arguments import ServerSpec
 REPOSITORY = Path(__file__).parents[1]
 # Helpers of the tests are imported as tests.FOLDER.NAME; pytest's importlib mode adds no folder to the path.
 sys.path.append(str(REPOSITORY))
+# An example that takes long says something about the machine, not about the code.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session", autouse=True)
