@@ -14,7 +14,7 @@ import pytest
 from pytest_gpucap.measure import constants
 from pytest_gpucap.results import result_file
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lateness_forgiven")]
 
 SERVER = Path(__file__).with_name("fast_vllm.py")
 SUITE = """
