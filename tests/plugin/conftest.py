@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_lease(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Runs in this process measure nothing real, so they need not wait for the machine's processor or GPUs."""
+    monkeypatch.setattr("pytest_gpucap.gpu.lease.MACHINE_DIRECTORY", tmp_path / "locks")
 
 
 @pytest.fixture

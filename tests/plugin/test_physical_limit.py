@@ -35,12 +35,6 @@ SUITE = """
 """
 
 
-@pytest.fixture(autouse=True)
-def own_lease(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """These servers measure nothing, so they need not wait for the machine's processor."""
-    monkeypatch.setattr("pytest_gpucap.gpu.lease.MACHINE_DIRECTORY", tmp_path / "locks")
-
-
 @pytest.fixture
 def run(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
     """Runs the suite with a model, on a "GPU class" of a bandwidth: the CPU, whose figures a file may give."""
