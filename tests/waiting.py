@@ -1,4 +1,4 @@
-"""Waiting for what must happen.
+"""Waiting for what must happen, and an address where nothing does.
 
 A busy machine may take any time for anything, so no wait has a limit of its own: the one limit is pytest-timeout's, for
 a whole test (pyproject.toml). Its report shows where a test was waiting.
@@ -7,8 +7,10 @@ a whole test (pyproject.toml). Its report shows where a test was waiting.
 from __future__ import annotations
 
 import math
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final, TypeVar
 
 T = TypeVar("T")
@@ -24,3 +26,11 @@ def until(condition: Callable[[], T]) -> T:
     while not (value := condition()):
         time.sleep(0.01)
     return value
+
+
+@contextmanager
+def refused_url() -> Iterator[str]:
+    """A URL of this machine that refuses connections: its port is taken, and nobody listens."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{holder.getsockname()[1]}"
