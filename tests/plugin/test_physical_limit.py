@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from pytest_gpucap.results import result_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lateness_forgiven")]
 
+IMPOSSIBLE = "is above the bandwidth limit of|is below the least possible of"
+"""Which of them shows first depends on how long the windows are that a busy machine lets the server answer in."""
 START = "--gpucap-startup-timeout=3600s"
 SERVER = Path(__file__).with_name("fast_vllm.py")
 SUITE = """
@@ -55,20 +58,19 @@ def run(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
 def test_a_server_faster_than_its_memory_is_invalid(
     run: Callable[..., pytest.RunResult], pytester: pytest.Pytester
 ) -> None:
-    # 1.5 billion parameters at 5 GB/s are 0.6 s a token in bfloat16, and twice that in the CPU's float32: some hundred
+    # 1.5 billion parameters at 50 GB/s are 62 ms a token in bfloat16, and twice that in the CPU's float32: some twenty
     # times what the server takes.
-    result = run("synthetic:qwen2-1.5b", 5)
+    result = run("synthetic:qwen2-1.5b", 50)
     result.assert_outcomes(failed=3)
     output = result.stdout.str()
     assert output.count("the server stops early, has seen these prompts before or is not this model, or the GPU") >= 3
-    verdict = "INVALID: test_check was not measured: *above the bandwidth limit of * tokens/s on 1x cpu*"
-    result.stdout.fnmatch_lines([verdict])
+    result.stdout.fnmatch_lines(["INVALID: test_check was not measured: * on 1x cpu (a pass reads * at 50 GB/s = *"])
     records = result_file.read(pytester.path / ".gpucap" / "result.json")["results"]
     assert [record["kind"] for record in records] == ["check", "measure", "sweep"]
     for record in records:
         assert record["sustainable_rate"] is None
         assert record["limit"]["share"] > 1
-        assert any("bandwidth limit" in problem for problem in record["problems"])
+        assert any(re.search(IMPOSSIBLE, problem) for problem in record["problems"])
     assert records[0]["outcome"] == "INVALID"
     assert records[0]["gpus_required"] is None
 
@@ -144,5 +146,5 @@ def test_behind_a_url_nothing_above_the_limit_is_believed(behind_url: Callable[.
     result = behind_url("synthetic:qwen2-1.5b", "--gpu-class=card")
     result.assert_outcomes(failed=1)
     said = " ".join(result.stdout.str().split())
-    assert "is above the bandwidth limit of" in said
+    assert re.search(IMPOSSIBLE, said)
     assert "or it runs with arguments that vllm(...) does not name (quantization, speculation, more GPUs)" in said
