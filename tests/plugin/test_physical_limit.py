@@ -69,8 +69,10 @@ def test_a_server_faster_than_its_memory_is_invalid(
     assert [record["kind"] for record in records] == ["check", "measure", "sweep"]
     for record in records:
         assert record["sustainable_rate"] is None
-        assert record["limit"]["share"] > 1
+        # Where a window was long enough to have one.
+        assert record["limit"] is None or record["limit"]["share"] > 1
         assert any(re.search(IMPOSSIBLE, problem) for problem in record["problems"])
+    assert any(record["limit"] is not None for record in records)
     assert records[0]["outcome"] == "INVALID"
     assert records[0]["gpus_required"] is None
 
