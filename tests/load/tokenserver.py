@@ -11,7 +11,6 @@ import contextlib
 import json
 import ssl
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -28,15 +27,10 @@ class Seen:
     prompt_tokens: int = 0
     in_flight: int = 0
     most_in_flight: int = 0
-    sent: list[tuple[float, int]] = field(default_factory=list)
-    """When (monotonic clock), and how many output tokens."""
+    output_tokens: int = 0
+    """Sent so far."""
     held: int = 0
     """Answers that wait for `release`."""
-
-    @property
-    def output_tokens(self) -> int:
-        """All of them."""
-        return sum(tokens for _, tokens in self.sent)
 
 
 class TokenServer:
@@ -145,7 +139,7 @@ class TokenServer:
                     seen.held -= 1
                 await response.write(event)
                 if b'"finish_reason"' in event:
-                    seen.sent.append((time.monotonic(), min(left, per_event)))
+                    seen.output_tokens += min(left, per_event)
                     left -= per_event
                 if self.gap_s:
                     await asyncio.sleep(self.gap_s)
