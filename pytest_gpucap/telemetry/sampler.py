@@ -192,6 +192,10 @@ class Telemetry:
     ) -> None:
         self.stop()
 
+    def now(self) -> float:
+        """Seconds on the clock that readings are stamped by."""
+        return self._clock()
+
     def summary(self, start_s: float, end_s: float) -> TelemetrySummary:
         """What happened in a window of `clock` time; None in it for what was not sampled."""
         return summarise(

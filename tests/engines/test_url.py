@@ -13,6 +13,7 @@ from pytest_gpucap.engines.prometheus import Metrics
 from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.url import attach
 from pytest_gpucap.engines.vllm import VllmServer, start_vllm
+from tests.waiting import refused_url
 
 
 @pytest.fixture
@@ -73,8 +74,8 @@ def test_a_url_that_cannot_be_meant(url: str, message: str) -> None:
 
 
 def test_nobody_there() -> None:
-    with pytest.raises(EndpointError, match=r"no OpenAI-compatible server at http://127.0.0.1:1: .* refused"):
-        attach("http://127.0.0.1:1")
+    with refused_url() as url, pytest.raises(EndpointError, match=rf"no OpenAI-compatible server at {url}: .* refused"):
+        attach(url)
 
 
 ANSWERS = {

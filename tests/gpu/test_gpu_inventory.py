@@ -232,9 +232,7 @@ def test_a_machine_without_nvml_has_no_gpu() -> None:
     environment = {key: value for key, value in os.environ.items() if key not in {"LD_LIBRARY_PATH", "LD_PRELOAD"}}
     if Path("/dev/nvidiactl").exists():
         pytest.skip("this machine has a driver")
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert re.fullmatch(r"\('NVML: NVML Shared Library Not Found',\)\n", done.stdout)
 
 
@@ -243,7 +241,7 @@ def test_a_child_process_finds_the_fake_library_by_path() -> None:
     with fake_nvml.answers("h200") as nvml:
         environment = {**os.environ, **nvml.environment}
         done = subprocess.run(
-            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, timeout=60
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
         )
     assert done.stdout == "NVIDIA H200\n"
 
@@ -263,7 +261,6 @@ def test_a_machine_recorded_from_the_fake_library_is_the_recording(name: str) ->
             capture_output=True,
             text=True,
             check=True,
-            timeout=60,
         )
         recorded = json.loads(done.stdout)
         assert recorded["system"] == nvml.content["system"]
@@ -282,5 +279,5 @@ def test_nothing_here_can_change_a_setting() -> None:
 def test_what_collection_needs_is_light(module: str) -> None:
     heavy = "{'numpy', 'pynvml', 'psutil', 'scipy', 'filelock'}"
     script = f"import sys, pytest_gpucap.gpu.{module}; print(*sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "\n"

@@ -14,7 +14,7 @@ import pytest
 from pytest_gpucap.measure import constants
 from pytest_gpucap.results.record import read_document
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lateness_forgiven")]
 
 SERVER = Path(__file__).with_name("fast_vllm.py")
 SUITE = """

@@ -172,7 +172,7 @@ def test_benchmarks_of_others_stay_theirs(pytester: pytest.Pytester) -> None:
     )
     pytester.runpytest(SIMULATED, "--benchmark-json=out.json").assert_outcomes(passed=2)
     for bench in stored(pytester.path / "out.json").values():
-        assert bench["stats"]["mean"] < 0.01
+        assert bench["stats"]["min"] < 0.01  # a busy machine may hold up any but the shortest
         assert bench["options"]["timer"] == "perf_counter"
         assert bench["extra_info"] == {}
 
