@@ -13,15 +13,15 @@ import msgspec
 
 from pytest_gpucap.measure import procedure
 from pytest_gpucap.measure.settings import Settings
-from pytest_gpucap.report.html.trend import DrawnChange, DrawnLevel, DrawnRun, DrawnTrend
 from pytest_gpucap.requirement import LatencyLimit, Length, Requirement, Slo, Workload
 from pytest_gpucap.results.build import Context, check_result, sweep_result
 from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.measured import Interval, Sample
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
-from pytest_gpucap.results.result import PhysicalLimit, Result, ResultFile
+from pytest_gpucap.results.result import PhysicalLimit, Result, ResultFile, ResultKind
 from pytest_gpucap.results.result_file import session_file
 from pytest_gpucap.results.telemetry import Bottleneck, BottleneckKind
+from pytest_gpucap.results.trend import AlarmState, LevelChange, Segment, Trend, TrendPoint
 from pytest_gpucap.session.live_line import LiveLine
 from pytest_gpucap.simulator import profile
 from pytest_gpucap.simulator.runner import SimRunner
@@ -138,23 +138,39 @@ def _hostile(result: Result, number: int) -> Result:
     )
 
 
-def trend(runs: int, name: str = "chat", test: str = "tests/test_chat.py::test_chat") -> DrawnTrend:
+def trend(runs: int, name: str = "chat", test: str = "tests/test_chat.py::test_chat") -> Trend:
     """The trend of nightly runs with one drop, two thirds in."""
     noise = random.Random(7)
     drop = runs * 2 // 3
     rates = [(500 if at < drop else 440) * math.exp(noise.gauss(0, 0.017)) for at in range(runs)]
     nights = [datetime(2024, 1, 1, 3, 17, tzinfo=UTC) + timedelta(days=at) for at in range(runs)]
-    return DrawnTrend(
-        name=name,
+    change = LevelChange(
+        index=drop,
+        earliest=drop,
+        latest=drop,
+        ratio=Interval(0.88, 0.87, 0.89),
+        confirmed=None,
+        changed=("server vLLM 0.26.0 -> vLLM 0.27.0",),
+        when=nights[drop],
+        file=f"night-{drop}.json",
+    )
+    return Trend(
         test=test,
+        name=name,
+        kind=ResultKind.CHECK,
         gpu_class="sim:fast",
         model="fast",
         workload="128 in, 32 out",
         simulated=True,
         run_sd=0.017,
+        state=AlarmState.QUIET,
+        suspected_since=None,
+        standing=None,
         points=tuple(
-            DrawnRun(
+            TrendPoint(
                 when=night,
+                file=f"night-{at}.json",
+                night=at,
                 rate=Interval(rate, rate * 0.96, rate * 1.04),
                 judged=True,
                 versions={"server": "vLLM 0.26.0" if at < drop else "vLLM 0.27.0"},
@@ -162,8 +178,8 @@ def trend(runs: int, name: str = "chat", test: str = "tests/test_chat.py::test_c
             for at, (night, rate) in enumerate(zip(nights, rates, strict=True))
         ),
         segments=(
-            DrawnLevel(0, drop, Interval(500.0, 499.0, 501.0)),
-            DrawnLevel(drop, runs, Interval(440.0, 439.0, 441.0)),
+            Segment(0, drop, Interval(500.0, 499.0, 501.0)),
+            Segment(drop, runs, Interval(440.0, 439.0, 441.0)),
         ),
-        changes=(DrawnChange(drop, Interval(0.88, 0.87, 0.89), ("server vLLM 0.26.0 -> vLLM 0.27.0",)),),
+        changes=(change,),
     )

@@ -21,8 +21,7 @@ from pytest_gpucap.report.html.charts import (
 )
 from pytest_gpucap.report.html.distributions import SHOWN_PHASES, DistributionChart, distribution_charts
 from pytest_gpucap.report.html.page import page_title
-from pytest_gpucap.report.html.trend import drawn_trend, trend_panels
-from pytest_gpucap.results.encoding import to_builtins
+from pytest_gpucap.report.html.trend import trend_panels
 from pytest_gpucap.results.measured import LatencyHistogram, Outcome, Sample
 from pytest_gpucap.results.result import DeclaredSlo, Result, ResultKind
 from pytest_gpucap.results.windows import LEADING_UP, Phase, WindowId
@@ -226,14 +225,6 @@ def test_a_trend_says_when_it_changed_by_how_much_and_what_else_changed() -> Non
     levels = [(level.first, level.last, level.rate_rps) for level in first.chart.levels]
     assert levels == [(0, 19, 500.0), (20, 29, 440.0)]
     assert trend_panels([msgspec.structs.replace(other, points=())]) == []
-
-
-def test_a_trend_is_read_from_builtins_and_from_a_struct_alike() -> None:
-    builtins = {**to_builtins(pages.trend(5)), "state": "quiet", "kind": "check"}
-    assert drawn_trend(builtins) == drawn_trend(drawn_trend(builtins))
-    assert drawn_trend(builtins).points[0].when == pages.trend(5).points[0].when
-    with pytest.raises(msgspec.ValidationError, match="points"):
-        drawn_trend({**builtins, "points": None})
 
 
 @pytest.mark.parametrize(

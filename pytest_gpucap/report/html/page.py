@@ -24,9 +24,10 @@ from pytest_gpucap.report.formatting import seconds
 from pytest_gpucap.report.html.cards import EMPTY_CELL, Badge, badge, result_cards, time_text
 from pytest_gpucap.report.html.charts import CurveChart, StripChart, curve_chart, strip_chart
 from pytest_gpucap.report.html.distributions import DistributionChart, distribution_charts
-from pytest_gpucap.report.html.trend import TrendChart, drawn_trend, trend_panels
+from pytest_gpucap.report.html.trend import TrendChart, trend_panels
 from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.results.result import Result, ResultFile
+from pytest_gpucap.results.trend import Trend
 
 SCRIPTS: Final = ("tools", "frame", "curve", "strips", "spread", "trend", "tables", "start")
 """Our own, in the order in which they need each other; one script element."""
@@ -48,23 +49,20 @@ class PageData(msgspec.Struct, frozen=True):
     trends: list[TrendChart]
 
 
-def render(content: ResultFile, history: Iterable[object] = ()) -> str:
+def render(content: ResultFile, history: Iterable[Trend] = ()) -> str:
     """One self-contained HTML file.
 
     Args:
         content: of the result file.
-        history: the trends of earlier runs, each to be read by `report.html.trend.drawn_trend`.
+        history: the trends of earlier runs; there is a panel for each.
 
     Returns:
         The file's text, to be written as UTF-8. It fetches nothing when opened.
-
-    Raises:
-        msgspec.ValidationError: if `history` holds something else than trends.
     """
     content = cleaned(content)
     results = rows.worst_first(content.results)
     charts = [ResultCharts(curve_chart(each), strip_chart(each), distribution_charts(each)) for each in results]
-    panels = trend_panels([cleaned(drawn_trend(each)) for each in history], results)
+    panels = trend_panels(map(cleaned, history), results)
     title, tone = page_title(results)
     style, library, script = _asset("assets/page.css"), _asset(LIBRARY), _scripts()
     return _template().render(

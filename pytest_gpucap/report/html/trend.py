@@ -1,10 +1,9 @@
-"""Earlier runs -> the lines and tables of the page's history."""
+"""Trends of earlier runs -> the panels of the page's history: what each says and what it draws."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Final
 
 import msgspec
@@ -12,58 +11,12 @@ import msgspec
 from pytest_gpucap.report.formatting import percent, percent_interval, significant
 from pytest_gpucap.report.html.cards import Fact, time_text
 from pytest_gpucap.report.html.charts import compact
-from pytest_gpucap.results.encoding import from_builtins, to_builtins
-from pytest_gpucap.results.figures import Figure
 from pytest_gpucap.results.measured import Interval
 from pytest_gpucap.results.result import Result
+from pytest_gpucap.results.trend import LevelChange, Trend
 
 _NAMED: Final = 4
 """Changed versions named for one change; where its place is unsure there may be many."""
-
-
-class DrawnRun(msgspec.Struct, frozen=True):
-    """One run: when it began, its sustainable rate, and what it ran on.
-
-    Attributes:
-        judged: its interval is narrow enough to be judged.
-        versions: by what they are of, such as ``server``.
-    """
-
-    when: datetime
-    rate: Interval
-    judged: bool
-    versions: Mapping[str, str]
-
-
-class DrawnLevel(msgspec.Struct, frozen=True):
-    """Runs `start` to `stop` - 1 are on one level, `rate`."""
-
-    start: int
-    stop: int
-    rate: Interval
-
-
-class DrawnChange(msgspec.Struct, frozen=True):
-    """A change of level: the run that it began with, the level after over the level before, and what else changed."""
-
-    index: int
-    ratio: Interval
-    changed: tuple[str, ...]
-
-
-class DrawnTrend(msgspec.Struct, frozen=True):
-    """What the page reads of the trend of one requirement; `run_sd` is the run-to-run standard deviation, relative."""
-
-    name: str
-    test: str
-    gpu_class: str
-    model: str
-    workload: str
-    simulated: bool
-    run_sd: Figure
-    points: tuple[DrawnRun, ...]
-    segments: tuple[DrawnLevel, ...]
-    changes: tuple[DrawnChange, ...]
 
 
 class LevelLine(msgspec.Struct, frozen=True, array_like=True):
@@ -110,16 +63,7 @@ class TrendPanel:
     chart: TrendChart
 
 
-def drawn_trend(trend: object) -> DrawnTrend:
-    """What the page reads of a trend, which comes as a Struct of the history or as builtins with the same names.
-
-    Raises:
-        msgspec.ValidationError: if it is no trend.
-    """
-    return from_builtins(to_builtins(trend), DrawnTrend)
-
-
-def trend_panels(trends: Iterable[DrawnTrend], results: Iterable[Result] = ()) -> list[TrendPanel]:
+def trend_panels(trends: Iterable[Trend], results: Iterable[Result] = ()) -> list[TrendPanel]:
     """A panel for each trend that has points, those of the page's own tests first.
 
     Args:
@@ -131,7 +75,7 @@ def trend_panels(trends: Iterable[DrawnTrend], results: Iterable[Result] = ()) -
     return sorted(found, key=lambda panel: (panel.test, panel.name) not in designs)
 
 
-def _panel(trend: DrawnTrend, design_rps: float | None) -> TrendPanel:
+def _panel(trend: Trend, design_rps: float | None) -> TrendPanel:
     points = trend.points
     last = points[-1]
     runs = f"{len(points)} run{'' if len(points) == 1 else 's'}"
@@ -142,7 +86,7 @@ def _panel(trend: DrawnTrend, design_rps: float | None) -> TrendPanel:
         place=f"{trend.gpu_class}, {trend.model}, {trend.workload}",
         note=f"{runs}, run-to-run standard deviation {percent(trend.run_sd)}, {latest}",
         simulated=trend.simulated,
-        changes=tuple(Fact(time_text(points[each.index].when), _sentence(each)) for each in trend.changes),
+        changes=tuple(Fact(time_text(each.when), _sentence(each)) for each in trend.changes),
         chart=TrendChart(
             name=trend.name,
             t=[point.when.isoformat(timespec="seconds") for point in points],
@@ -160,11 +104,11 @@ def _panel(trend: DrawnTrend, design_rps: float | None) -> TrendPanel:
     )
 
 
-def _step(change: DrawnChange) -> str:
+def _step(change: LevelChange) -> str:
     return percent(change.ratio.value - 1, signed=True)
 
 
-def _sentence(change: DrawnChange) -> str:
+def _sentence(change: LevelChange) -> str:
     """``-12.1% (-14.0% to -10.2%); changed there: vLLM 0.26.0 -> 0.27.0``."""
     ratio = change.ratio
     line = percent_interval(Interval(ratio.value - 1, ratio.low - 1, ratio.high - 1))
