@@ -141,22 +141,19 @@ def pytest_runtest_makereport(
     """Hand the test's results to whoever reports: the attribute travels with the report, through xdist as well."""
     measuring = item.config.stash.get(SESSION, None)
     results = measuring.take_results(item) if measuring is not None and call.when == "call" else []
-    records: list[dict[str, Any]] = []
     if results:
         from pytest_gpucap.report.junit import properties
-        from pytest_gpucap.results.record import as_record
 
-        records = [as_record(result) for result in results]
-        item.user_properties += properties(records)
+        item.user_properties += properties(results)
     report = yield
     if results:
         from pytest_gpucap.results.encoding import to_builtins
 
         report.gpucap = to_builtins(results)  # type: ignore[attr-defined]  # xdist carries builtins alone
-    if records and call.excinfo is not None and call.excinfo.errisinstance(AssertionError):
+    if results and call.excinfo is not None and call.excinfo.errisinstance(AssertionError):
         from pytest_gpucap.report.terminal import section
 
-        report.sections += [("GPU capacity", section(record)) for record in records]
+        report.sections += [("GPU capacity", section(result)) for result in results]
     if measuring is not None and call.excinfo is not None and measuring.explains(call.excinfo.value):
         report.longrepr = call.excinfo.getrepr(style="value")
         if hasattr(report, "wasxfail") and not any("raises" in mark.kwargs for mark in item.iter_markers("xfail")):

@@ -63,7 +63,6 @@ class GpuCap:
         """
         from pytest_gpucap.report import terminal
         from pytest_gpucap.results.measured import Outcome
-        from pytest_gpucap.results.record import as_record
 
         requirement = self._declared.requirement
         if requirement is None:
@@ -74,7 +73,7 @@ class GpuCap:
         verdict, result = self._checked(requirement)
         kept = self._keep(result)
         if verdict.outcome is Outcome.INVALID:
-            raise MeasurementInvalid(terminal.failure(as_record(result)))
+            raise MeasurementInvalid(terminal.failure(result))
         undecided = verdict.outcome is Outcome.INCONCLUSIVE
         passes = verdict.outcome is Outcome.PASS or (undecided and self._options.inconclusive == "pass")
         if self._pairing is not None:
@@ -88,7 +87,7 @@ class GpuCap:
             self._compare_check(requirement, kept)
         else:  # a test that fails already needs no confirmation of why else it would
             self._comparing.compare(kept)
-        report = terminal.failure(as_record(kept.result))
+        report = terminal.failure(kept.result)
         if verdict.outcome is Outcome.FAIL or (undecided and self._options.inconclusive == "fail"):
             pytest.fail(report, pytrace=False)
         if undecided and self._options.inconclusive == "skip":

@@ -164,9 +164,8 @@ class PytestSession:
         if self._measured is None or not self._measured.results:
             return None
         from pytest_gpucap.report import assertion
-        from pytest_gpucap.results.record import as_record
 
-        return assertion.explain(operator, left, right, [*map(as_record, self._measured.results)])
+        return assertion.explain(operator, left, right, self._measured.results)
 
     @staticmethod
     def explains(error: BaseException) -> bool:

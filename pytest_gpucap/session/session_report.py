@@ -11,12 +11,11 @@ from typing import Any, Final
 import msgspec
 import pytest
 
-from pytest_gpucap.report import comparison
+from pytest_gpucap.report import rows
 from pytest_gpucap.report import terminal as text
+from pytest_gpucap.report.comparison import comparison_summary
 from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.report.publish import publish
-from pytest_gpucap.results.measured import Outcome
-from pytest_gpucap.results.record import as_document, as_record
 from pytest_gpucap.results.result import Result, ResultFile
 from pytest_gpucap.results.result_file import GrowingResultFile, session_file
 
@@ -47,7 +46,7 @@ class SessionReport:
     def add(self, results: Sequence[Result], *, expected: bool = False) -> None:
         """Keep the results of one test, which may have been `expected` to fail, and write them down."""
         self._results += [
-            msgspec.structs.replace(each, expected_failure=expected and _failed(each)) for each in results
+            msgspec.structs.replace(each, expected_failure=expected and (rows.failed(each) or rows.regressed(each))) for each in results
         ]
         content = self.content()
         for file in self._files:
@@ -70,15 +69,14 @@ class SessionReport:
     def summarise(self, terminal: Any) -> None:
         """Write the summary to pytest's terminal reporter."""
         terminal.section("GPU capacity")
-        records = [as_record(result) for result in self._results]
-        for line in text.summary(records).splitlines():
+        for line in text.summary(self._results).splitlines():
             terminal.write_line(line, **_COLOURS.get(line.lstrip("- ").partition(" ")[0].rstrip(":"), {}))
-        for line in comparison.summary(records):
+        for line in comparison_summary(self._results):
             terminal.write_line(line)
         for line in self._unwritten.values() or [f"result file: {shown(self._files[-1].path)}"]:
             terminal.write_line(line)
         published = publish(
-            as_document(self.content()),
+            self.content(),
             markdown_file=self._markdown,
             html_file=self._html,
             root=self._root,
@@ -86,8 +84,3 @@ class SessionReport:
         )
         for line in (*self._notes, *published):
             terminal.write_line(line)
-
-
-def _failed(result: Result) -> bool:
-    """Whether a result is what fails a test."""
-    return result.outcome not in {Outcome.PASS, None} or result.regressed

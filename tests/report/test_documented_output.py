@@ -6,7 +6,6 @@ import copy
 from pathlib import Path
 
 from pytest_gpucap.report import assertion, terminal
-from pytest_gpucap.results import result_file
 from tests.results import made
 
 REPOSITORY = Path(__file__).parents[2]
