@@ -27,6 +27,7 @@ from pytest_gpucap.requirement import (
     positive,
 )
 from pytest_gpucap.results.measured import Interval, Sample
+from pytest_gpucap.results.record import as_record
 from pytest_gpucap.vllm_arguments import VllmArguments, recorded
 
 DEFAULT_RESULT: Final = Path(".gpucap/result.json")
@@ -76,7 +77,7 @@ def findings(runs: Iterable[Run], provenance: Provenance) -> tuple[list[Measured
     found: list[MeasuredRate] = []
     left_out: list[str] = []
     for run in runs:
-        for record in run.results:
+        for record in map(as_record, run.results):
             reason = _unusable(record)
             if reason:
                 left_out.append(f"{record.get('name', '?')} in {shown(run.path)}: {reason}")

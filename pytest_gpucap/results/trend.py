@@ -1,0 +1,131 @@
+"""What the result files of many nights say together: one `Trend` per series of runs.
+
+``gpucap history --format json`` prints trends in this form, and the HTML page draws its history from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
+
+import msgspec
+
+from pytest_gpucap.results.figures import Figure
+from pytest_gpucap.results.measured import Interval
+from pytest_gpucap.results.result import ResultKind
+
+
+class AlarmState(StrEnum):
+    """What the nightly alarm says after a run."""
+
+    LEARNING = "learning"
+    """There are too few runs since the last change to compare anything with."""
+    QUIET = "quiet"
+    DROP_SUSPECTED = "drop suspected"
+    """A drop may have begun; one more run, from a fresh server, confirms or refutes it."""
+    RISE_SUSPECTED = "rise suspected"
+    DROP = "drop"
+    RISE = "rise"
+
+
+class TrendPoint(msgspec.Struct, frozen=True):
+    """One run of a series.
+
+    Attributes:
+        when: when the run's session began, with its time zone.
+        file: path of its result file.
+        night: number of its night, from 0.
+        rate: sustainable rate of one replica, req/s.
+        judged: whether the rate is known well enough to be compared.
+        versions: of server, driver and plugin, and which GPU and host, by name; what is not known is left out.
+    """
+
+    when: datetime
+    file: str
+    night: int
+    rate: Interval
+    judged: bool
+    versions: Mapping[str, str]
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """Neighbouring runs on one level.
+
+    Attributes:
+        start, stop: the runs are ``points[start:stop]``.
+        rate: the level, req/s, with its interval.
+    """
+
+    start: int
+    stop: int
+    rate: Interval
+
+
+class LevelChange(msgspec.Struct, frozen=True):
+    """One change of level.
+
+    Attributes:
+        index: the point at which it most likely began.
+        earliest, latest: points between which it began, with 95% confidence.
+        ratio: level after over level before.
+        confirmed: the point at which the alarm confirmed it; None where only the search over all runs found it.
+        changed: what else changed where it may have begun (99.5% confidence), such as ``server: vLLM 0.26.0 -> vLLM
+            0.27.0``.
+        when, file: those of the point at `index`.
+    """
+
+    index: int
+    earliest: int
+    latest: int
+    ratio: Interval
+    confirmed: int | None
+    changed: tuple[str, ...]
+    when: datetime
+    file: str
+
+
+class Trend(msgspec.Struct, frozen=True, kw_only=True):
+    """What the runs of one series say. All indices count `points`.
+
+    Attributes:
+        test: pytest's node id.
+        name: of the requirement.
+        kind: of measurement.
+        gpu_class, model, workload: for people.
+        simulated: no real server was measured.
+        run_sd: run-to-run standard deviation of the logarithm of the rate (0.017 is 1.7%).
+        state: of the alarm after the newest run.
+        suspected_since: the point from which a change is suspected; None where none is.
+        standing: index, among `changes`, of the confirmed drop that has not been recovered; None where there is none.
+        points: the runs, oldest first.
+        segments: the levels, oldest first; they cover all points. Empty where no point can be judged.
+        changes: between the segments, oldest first: ``changes[i].index == segments[i + 1].start``.
+    """
+
+    test: str
+    name: str
+    kind: ResultKind
+    gpu_class: str
+    model: str
+    workload: str
+    simulated: bool
+    run_sd: Figure
+    state: AlarmState
+    suspected_since: int | None
+    standing: int | None
+    points: tuple[TrendPoint, ...]
+    segments: tuple[Segment, ...]
+    changes: tuple[LevelChange, ...]
+
+    @property
+    def title(self) -> str:
+        """One line for people."""
+        place = f"{self.gpu_class}, {self.model}, {self.workload}"
+        kind = "" if self.kind is ResultKind.CHECK else f"{self.kind}() in "
+        return f"{'SIMULATED ' if self.simulated else ''}{kind}{self.test} ({place})"
+
+    @property
+    def standing_drop(self) -> LevelChange | None:
+        """The confirmed drop that has not been recovered."""
+        return None if self.standing is None else self.changes[self.standing]

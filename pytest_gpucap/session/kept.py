@@ -1,0 +1,53 @@
+"""The results of the test that runs: kept as soon as there is one, whatever becomes of the test."""
+
+from __future__ import annotations
+
+import msgspec
+
+from pytest_gpucap.results.comparison import Comparison
+from pytest_gpucap.results.encoding import normalised
+from pytest_gpucap.results.result import Result
+
+
+class KeptResult:
+    """A result that the test may still add to: a comparison, and the server time that it took.
+
+    Attributes:
+        result: as it is by now.
+    """
+
+    def __init__(self, result: Result) -> None:
+        self.result = result
+
+    def spend(self, phase: str, seconds: float) -> None:
+        """Count server time that was spent on the result after it was measured."""
+        self._change(spent_s={**self.result.spent_s, phase: seconds})
+
+    def compare(self, comparison: Comparison) -> None:
+        """Add the comparison."""
+        self._change(comparison=comparison)
+
+    def _change(self, **fields: object) -> None:
+        self.result = normalised(msgspec.structs.replace(self.result, **fields))
+
+
+class KeptResults:
+    """What one test has measured so far."""
+
+    def __init__(self) -> None:
+        self._kept: list[KeptResult] = []
+
+    def keep(self, result: Result) -> KeptResult:
+        """Keep a result; the one returned may be added to."""
+        self._kept.append(kept := KeptResult(result))
+        return kept
+
+    @property
+    def results(self) -> list[Result]:
+        """In the order in which they were measured."""
+        return [kept.result for kept in self._kept]
+
+    def take(self) -> list[Result]:
+        """The results since the last call."""
+        results, self._kept = self.results, []
+        return results
