@@ -12,15 +12,18 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import jsonschema
+import msgspec
 import pytest
 
 from pytest_gpucap.__main__ import main
 from pytest_gpucap.report import comparison, markdown, terminal
 from pytest_gpucap.results import result_file
+from pytest_gpucap.results.comparison import RegressionDecision
+from pytest_gpucap.results.encoding import to_builtins
 from pytest_gpucap.results.measured import Outcome
-from tests.report import made
+from tests.results import made
 
-FAILED = made.document(made.check())
+FAILED = made.session(made.check())
 RECORDED = sorted((Path(__file__).parents[2] / "benchmarks" / "results" / "h200").glob("*.json"))
 
 
@@ -40,7 +43,7 @@ def test_text_is_what_is_made_when_nothing_is_named(result: Path, capsys: pytest
 def test_a_regression_is_told_even_where_the_budget_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "result.json"
     record = made.compared(made.check(Outcome.PASS))
-    result_file.write(path, made.document(record))
+    result_file.write(path, made.session(record))
     assert main(["report", str(path)]) == 0
     told = capsys.readouterr().out
     assert "against baseline main: 1 REGRESSED" in told
@@ -63,14 +66,14 @@ def test_every_report_at_once(result: Path, tmp_path: Path, capsys: pytest.Captu
 
 def test_several_files_make_one_report(result: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = tmp_path / "other.json"
-    result_file.write(other, made.document(made.check(Outcome.INVALID, "shared")))
+    result_file.write(other, made.session(made.check(Outcome.INVALID, "shared")))
     assert main(["report", str(result), str(other), "--markdown", "-"]) == 0
     page = capsys.readouterr().out
     assert page.startswith("⚠️ **shared was not measured**")
     assert "chat needs 3 GPUs" in page
 
 
-DAMAGED = json.dumps(made.document({**made.check(), "outcome": "<b>"}))
+DAMAGED = json.dumps(to_builtins(FAILED)).replace('"FAIL"', '"<b>"')
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"schema": "pytest-gpucap", "schema_version": 99}', DAMAGED])
@@ -113,7 +116,7 @@ def test_files_recorded_on_a_gpu_make_every_report(path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_a_terminal_that_lacks_a_character_gets_its_escape(result: Path, encoding: str) -> None:
     name = "größer 👍"
-    result_file.write(result, made.document(made.check(name=name)))
+    result_file.write(result, made.session(made.check(name=name)))
     command = [sys.executable, "-m", "pytest_gpucap", "report", str(result), "--markdown", "-"]
     environ = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
     done = subprocess.run(command, capture_output=True, env=environ, timeout=60, check=True)
@@ -127,11 +130,13 @@ def test_a_reader_that_has_seen_enough_is_no_error(result: Path) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_the_records_of_these_tests_keep_the_schema() -> None:
+def test_the_results_of_these_tests_keep_the_schema() -> None:
     schema = json.loads((Path(result_file.__file__).parent / "result.schema.json").read_text())
-    compared = [made.compared(made.check(), decision) for decision in ("REGRESSED", "NOT COMPARABLE")]
-    records = [*map(made.check, Outcome), *compared, made.measured(), made.swept()]
-    jsonschema.validate(made.document(*records, {**made.check(), "expected_failure": True}), schema)
+    decisions = (RegressionDecision.REGRESSED, RegressionDecision.NOT_COMPARABLE)
+    compared = [made.compared(made.check(), decision) for decision in decisions]
+    expected = msgspec.structs.replace(made.check(), expected_failure=True)
+    results = [*map(made.check, Outcome), *compared, made.measured(), made.swept(), expected]
+    jsonschema.validate(to_builtins(made.session(*results)), schema)
 
 
 def commands_of_the_documentation() -> list[tuple[str, str]]:
