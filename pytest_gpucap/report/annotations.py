@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, Final
+from typing import Final
 
-from pytest_gpucap.report import comparison, rows
+from pytest_gpucap.report import rows
 from pytest_gpucap.report.clean import cleaned
+from pytest_gpucap.report.comparison import comparison_headline
 from pytest_gpucap.report.escape import command_data, command_property
 from pytest_gpucap.report.formatting import headline
+from pytest_gpucap.results.measured import Outcome
+from pytest_gpucap.results.result import Result, ResultFile
 
 MOST: Final = 10
 """Annotations of one kind that GitHub shows of a step."""
@@ -39,34 +42,34 @@ class Annotation:
     test: str
 
 
-def findings(document: Mapping[str, Any], folder: str = "") -> list[Annotation]:
-    """The findings of a document, the worst first; a failure that was expected is none.
+def annotations_of(content: ResultFile, folder: str = "") -> list[Annotation]:
+    """What is wrong in a result file, the worst first; a failure that was expected is not.
 
     Args:
-        document: of a result file.
+        content: of a result file.
         folder: of pytest's rootdir inside the repository.
     """
-    records = rows.worst_first([cleaned(record) for record in document["results"]])
-    return [_finding(record, folder) for record in records if _level(record) and not rows.expected(record)]
+    results = rows.worst_first(map(cleaned, content.results))
+    return [_annotation(result, folder) for result in results if _level(result) and not result.expected_failure]
 
 
-def _level(record: Mapping[str, Any]) -> str:
-    if record["outcome"] in {"FAIL", "INVALID"} or rows.regressed(record):
+def _level(result: Result) -> str:
+    if result.outcome in {Outcome.FAIL, Outcome.INVALID} or rows.regressed(result):
         return "error"
-    return "warning" if record["outcome"] == "INCONCLUSIVE" else ""
+    return "warning" if result.outcome is Outcome.INCONCLUSIVE else ""
 
 
-def _finding(record: Mapping[str, Any], folder: str) -> Annotation:
-    failed = record["outcome"] not in {"PASS", None}
-    word, head = (record["outcome"], headline(record)) if failed else ("REGRESSED", comparison.headline(record))
-    details = [f"{name}: {value}" if name else value for name, value in rows.reasons(record)]
+def _annotation(result: Result, folder: str) -> Annotation:
+    failed = rows.failed(result)
+    word, head = (result.outcome, headline(result)) if failed else ("REGRESSED", comparison_headline(result))
+    details = [f"{name}: {value}" if name else value for name, value in rows.reasons(result)]
     return Annotation(
-        level=_level(record),
-        file=str(PurePosixPath(folder) / record["test"].partition("::")[0]),
-        line=record.get("line") or 1,
-        title=f"GPU capacity {word}: {record['name']}",
+        level=_level(result),
+        file=str(PurePosixPath(folder) / result.test.partition("::")[0]),
+        line=result.line or 1,
+        title=f"GPU capacity {word}: {result.name}",
         message="\n".join([head, *details]),
-        test=record["test"],
+        test=result.test,
     )
 
 
@@ -74,13 +77,13 @@ def workflow_commands(found: Sequence[Annotation]) -> list[str]:
     """GitHub workflow commands, one a line; at most `MOST` of a level, the last of which counts the rest."""
     lines: list[str] = []
     for level in ("error", "warning"):
-        own = [finding for finding in found if finding.level == level]
-        for number, finding in enumerate(own[:MOST], 1):
+        own = [annotation for annotation in found if annotation.level == level]
+        for number, annotation in enumerate(own[:MOST], 1):
             rest = len(own) - MOST
             more = f"\n... and {rest} more, see the result file" if number == MOST and rest > 0 else ""
             lines.append(
-                f"::{level} file={command_property(finding.file)},line={finding.line},"
-                f"title={command_property(finding.title)}::{command_data(finding.message + more)}"
+                f"::{level} file={command_property(annotation.file)},line={annotation.line},"
+                f"title={command_property(annotation.title)}::{command_data(annotation.message + more)}"
             )
     return lines
 
@@ -89,19 +92,19 @@ def code_quality(found: Sequence[Annotation]) -> str:
     """GitLab's code quality report (a JSON list), which marks the lines of a merge request."""
     issues = []
     seen: Counter[tuple[str, str]] = Counter()
-    for finding in found:
-        # The same finding keeps its fingerprint from run to run, so figures and lines stay out of it; of two with one
+    for annotation in found:
+        # An annotation keeps its fingerprint from run to run, so figures and lines stay out of it. Of two with one
         # fingerprint GitLab shows the first alone.
-        seen[finding.test, finding.title] += 1
-        again = seen[finding.test, finding.title]
-        identity = "\0".join([finding.test, finding.title, *([str(again)] if again > 1 else [])])
+        seen[annotation.test, annotation.title] += 1
+        again = seen[annotation.test, annotation.title]
+        identity = "\0".join([annotation.test, annotation.title, *([str(again)] if again > 1 else [])])
         issues.append(
             {
-                "description": f"{finding.title}: {finding.message.splitlines()[0]}",
+                "description": f"{annotation.title}: {annotation.message.splitlines()[0]}",
                 "check_name": "gpucap",
                 "fingerprint": hashlib.sha256(identity.encode()).hexdigest(),
-                "severity": _SEVERITY[finding.level],
-                "location": {"path": finding.file, "lines": {"begin": finding.line}},
+                "severity": _SEVERITY[annotation.level],
+                "location": {"path": annotation.file, "lines": {"begin": annotation.line}},
             }
         )
     return json.dumps(issues, indent=1) + "\n"

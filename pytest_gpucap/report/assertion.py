@@ -1,4 +1,4 @@
-"""What a failed comparison was about: the record that its figure comes from, in a few lines.
+"""What a failed comparison was about: the result that its figure comes from, in a few lines.
 
 Results hold plain numbers, so that they can be stored, sent and computed with. When a comparison of such a number
 fails, it is looked up among the figures that the running test has measured: a float that agrees in seven digits is that
@@ -7,78 +7,83 @@ figure; a whole number may be another one, so only a count of GPUs in a comparis
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 from pytest_gpucap.report import rows
 from pytest_gpucap.report.clean import cleaned
 from pytest_gpucap.report.formatting import arithmetic
-from pytest_gpucap.results.record import plain
+from pytest_gpucap.report.formatting import interval as formatted
+from pytest_gpucap.results.encoding import rounded
+from pytest_gpucap.results.measured import Interval, Latency
+from pytest_gpucap.results.result import Result
 
 _OPERATORS: Final = frozenset({"<", "<=", ">", ">=", "==", "!="})
 _INTERVALS: Final = ("sustainable_rate", "saturated_rate", "single_rate", "slack", "batching_gain")
 _NUMBERS: Final = ("design_rate_rps", "knee_rps")
+_OF_A_SAMPLE: Final = ("completed_rps", "output_tokens_per_s", "in_flight_mean")
+_ENDS: Final = ("value", "low", "high")
 _WIDTH: Final = 100
 """pytest cuts an explanation at eight lines and 640 characters."""
 
 
-def explain(operator: str, left: object, right: object, records: Sequence[Mapping[str, Any]]) -> list[str] | None:
-    """Lines for pytest's assertion explanation; None where neither side is a figure of `records`.
+def explain(operator: str, left: object, right: object, results: Sequence[Result]) -> list[str] | None:
+    """Lines for pytest's assertion explanation; None where neither side is a figure of `results`.
 
     Args:
         operator: the comparison, such as ``<=``.
         left: its left side.
         right: its right side.
-        records: what the running test has measured so far.
+        results: what the running test has measured so far.
     """
     if operator not in _OPERATORS:
         return None
     for side in (left, right):
         # The last measurement is the likeliest to be spoken of.
-        for record in reversed(records):
-            name = _name(side, record)
+        for result in reversed(results):
+            name = _name(side, result)
             if name is not None:
-                first, *others = _lines(name, cleaned(record))
+                first, *others = _lines(name, cleaned(result))
                 return [_cut(f"{left!r} {operator} {right!r}: {first}"), *map(_cut, others)]
     return None
 
 
-def _name(value: object, record: Mapping[str, Any]) -> str | None:
+def _name(value: object, result: Result) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if isinstance(value, int):
-        counts = {"gpus_required": record.get("gpus_required")}
-        counts |= dict(zip(("gpus_interval[0]", "gpus_interval[1]"), record.get("gpus_interval") or (), strict=False))
+        counts = {"gpus_required": result.gpus_required}
+        counts |= dict(zip(("gpus_interval[0]", "gpus_interval[1]"), result.gpus_interval or (), strict=False))
         return next((name for name, count in counts.items() if count == value), None)
-    kept = plain(value)
-    return None if kept is None else next((name for name, figure in _figures(record) if figure == kept), None)
+    kept = rounded(value)
+    return None if kept is None else next((name for name, figure in _figures(result) if figure == kept), None)
 
 
-def _figures(record: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
+def _figures(result: Result) -> Iterator[tuple[str, float | None]]:
     for name in _INTERVALS:
-        for end in ("value", "low", "high"):
-            yield f"{name}.{end}", (record.get(name) or {}).get(end)
+        interval: Interval | None = getattr(result, name)
+        if interval is not None:
+            yield from ((f"{name}.{end}", getattr(interval, end)) for end in _ENDS)
     for name in _NUMBERS:
-        yield name, record.get(name)
-    for sample in record["samples"]:
-        for name in ("completed_rps", "output_tokens_per_s", "in_flight_mean"):
-            yield f"{name} ({sample['label']})", sample[name]
-        for metric, latency in sample["latencies"].items():
-            for name, figure in latency.items():
-                yield f"{metric} {name} ({sample['label']})", figure
+        yield name, getattr(result, name)
+    for sample in result.samples:
+        yield from ((f"{name} ({sample.window.text})", getattr(sample, name)) for name in _OF_A_SAMPLE)
+        for metric, latency in sample.latencies.items():
+            for name in Latency.__struct_fields__:
+                yield f"{metric} {name} ({sample.window.text})", getattr(latency, name)
 
 
-def _lines(name: str, record: Mapping[str, Any]) -> Iterator[str]:
-    simulated = " (SIMULATED)" if record["simulated"] else ""
-    yield f"{name} of {record['name']}{simulated}{f': {_source(record)}' if name.startswith('gpus') else ''}"
-    if found := rows.interval(record["sustainable_rate"]):
-        confidence = record["sustainable_rate"]["confidence"]
-        yield f"sustainable rate {found} req/s a replica ({confidence * 100:g}% interval)"
-    yield from (f"{key}: {value}" for key, value in rows.causes(record))
+def _lines(name: str, result: Result) -> Iterator[str]:
+    simulated = " (SIMULATED)" if result.simulated else ""
+    yield f"{name} of {result.name}{simulated}{f': {_source(result)}' if name.startswith('gpus') else ''}"
+    rate = result.sustainable_rate
+    if rate is not None and (found := formatted(rate)):
+        yield f"sustainable rate {found} req/s a replica ({rate.confidence * 100:g}% interval)"
+    yield from (f"{key}: {value}" for key, value in rows.causes(result))
 
 
-def _source(record: Mapping[str, Any]) -> str:
-    return arithmetic(record) if record["sustainable_rate"] else ""
+def _source(result: Result) -> str:
+    return arithmetic(result) if result.sustainable_rate else ""
 
 
 def _cut(line: str) -> str:

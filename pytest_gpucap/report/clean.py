@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping
-from typing import Any
+from enum import Enum
+from typing import TypeVar
+
+import msgspec
+
+T = TypeVar("T")
 
 _DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Marks that make text read in another order than it is stored in."""
 _NUMBERS = frozenset({"series", "timeline", "histograms"})
-"""Parts of a record that hold hundreds of thousands of numbers, and no text that is shown."""
+"""Parts of a result that hold hundreds of thousands of numbers, and no text that is shown."""
 _NOT_XML = frozenset("\ufffe\uffff")
 _UNSHOWABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
@@ -31,13 +36,22 @@ def visible(text: str) -> str:
     )
 
 
-def cleaned(value: Any) -> Any:
-    """A part of a document with every string, keys included, made `visible`; the original is left as it is."""
+def cleaned(value: T) -> T:
+    """A result, or a part of one, with every string made `visible`, keys included; the original is left as it is."""
+    return _cleaned(value)  # type: ignore[return-value] # the same kind of value
+
+
+def _cleaned(value: object) -> object:
     match value:
+        case Enum():
+            return value
         case str():
             return visible(value)
+        case msgspec.Struct():
+            fields = {name: getattr(value, name) for name in value.__struct_fields__ if name not in _NUMBERS}
+            return msgspec.structs.replace(value, **{name: _cleaned(each) for name, each in fields.items()})
         case Mapping():
-            return {cleaned(key): each if key in _NUMBERS else cleaned(each) for key, each in value.items()}
-        case list():
-            return [cleaned(each) for each in value]
+            return {_cleaned(key): _cleaned(each) for key, each in value.items()}
+        case tuple() | list():
+            return type(value)(map(_cleaned, value))
     return value

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
+
+from pytest_gpucap.results.measured import Interval, Outcome
+from pytest_gpucap.results.result import Result
 
 NOT_MEASURED = "no GPU and no server was measured"
 """What every report says of simulated results."""
 _MINUTES_FROM_S = 600
 
 
+def known(value: float | None) -> float | None:
+    """The figure; None for one that nobody knows, which a result holds as NaN or as an infinite end of an interval."""
+    return value if value is not None and math.isfinite(value) else None
+
+
 def rate(rps: float | None) -> str:
     """A rate with three significant figures: ``52.1 req/s``."""
-    return "?" if rps is None else f"{significant(rps)} req/s"
+    found = known(rps)
+    return "?" if found is None else f"{significant(found)} req/s"
+
+
+def interval(found: Interval | None) -> str:
+    """``52.1 (50.9-53.4)``; empty where there is no estimate."""
+    if found is None or known(found.value) is None:
+        return ""
+    low, high = ("?" if known(end) is None else significant(end) for end in (found.low, found.high))
+    return f"{significant(found.value)} ({low}-{high})"
+
+
+def percent_interval(found: Interval) -> str:
+    """``-12.1% (-14.0% to -10.0%)``, for a share that is a gain or a loss."""
+    value, low, high = (percent(end, signed=True) for end in (found.value, found.low, found.high))
+    return f"{value} ({low} to {high})"
 
 
 def significant(value: float, figures: int = 3) -> str:
@@ -29,7 +52,7 @@ def significant(value: float, figures: int = 3) -> str:
 
 def seconds(value: float | None) -> str:
     """A duration as people say it: ``412 ms``, ``3.21 s``, ``95 s``, ``12 min``."""
-    if value is None:
+    if value is None or not math.isfinite(value):
         return "?"
     if value < 1:
         return f"{significant(value * 1000)} ms"
@@ -40,7 +63,8 @@ def seconds(value: float | None) -> str:
 
 def percent(value: float | None, *, signed: bool = False) -> str:
     """A share as per cent: ``+4.2%``."""
-    return "?" if value is None else f"{value * 100:{'+' if signed else ''}.1f}%"
+    share = known(value)
+    return "?" if share is None else f"{share * 100:{'+' if signed else ''}.1f}%"
 
 
 def limit_name(keyword: str) -> str:
@@ -49,14 +73,14 @@ def limit_name(keyword: str) -> str:
     return f"p{quantile.replace('_', '.')} {metric.upper()}" if quantile else keyword
 
 
-def bound_by(record: Mapping[str, Any]) -> str:
+def bound_by(result: Result) -> str:
     """``p95 E2E, limit 20 s``; empty where nothing is known to bind, or the answers decided."""
-    binding = record["binding"]
-    if not binding or (record.get("accuracy") or {}).get("decided"):
+    binding = result.binding
+    if not binding or (result.accuracy is not None and result.accuracy.decided):
         return ""
-    limit = record["slo"]["limits"].get(binding)
+    limit = result.slo.limits.get(binding)
     if binding == "errors":
-        return f"errors, at most {percent(record['slo']['max_error_rate'])} allowed"
+        return f"errors, at most {percent(result.slo.max_error_rate)} allowed"
     if binding == "backlog":
         return "a backlog that grows"
     return f"{limit_name(binding)}{'' if limit is None else f', limit {seconds(limit)}'}"
@@ -73,58 +97,59 @@ def shown(path: Path) -> str:
 
 
 _UNCOUNTED: Final = {
-    "PASS": "keeps its budget",
-    "FAIL": "does not keep its budget",
-    "INCONCLUSIVE": "is undecided",
+    Outcome.PASS: "keeps its budget",
+    Outcome.FAIL: "does not keep its budget",
+    Outcome.INCONCLUSIVE: "is undecided",
 }
 """What is said where no GPUs can be counted."""
 
 
-def headline(record: Mapping[str, Any]) -> str:
+def headline(result: Result) -> str:
     """The verdict with its arithmetic, in one line.
 
     ``chat needs 3 GPUs, budget 2: 100 req/s x 1.3 / 52.1 req/s = 2.50``
     """
-    return ": ".join(headline_parts(record))
+    return ": ".join(headline_parts(result))
 
 
-def headline_parts(record: Mapping[str, Any]) -> tuple[str, str]:
+def headline_parts(result: Result) -> tuple[str, str]:
     """The claim, and the arithmetic or the reason it rests on."""
-    name, outcome = record["name"], record["outcome"]
+    name, outcome = result.name, result.outcome
     if outcome is None:
-        return name, _figure(record)
-    if outcome == "INVALID":
-        return f"{name} was not measured", record["reason"]
-    budget = record["requirement"]["gpus"]
-    if (record.get("accuracy") or {}).get("decided"):
+        return name, _figure(result)
+    if outcome is Outcome.INVALID:
+        return f"{name} was not measured", result.reason
+    budget = result.requirement.gpus
+    if result.accuracy is not None and result.accuracy.decided:
         # Of the answers: "answers right 61% (52-70%), needs 90%", and why they do not decide where they do not.
-        claim, _, more = record["reason"].partition("; ")
-        return f"{name} {claim}", more or f"fast enough, {arithmetic(record)}"
-    if record["sustainable_rate"] is None or record["gpus_required"] is None:
-        return f"{name} {_UNCOUNTED[outcome]}", record["reason"]
-    if outcome == "INCONCLUSIVE":
-        low, high = record["gpus_interval"]
+        claim, _, more = result.reason.partition("; ")
+        return f"{name} {claim}", more or f"fast enough, {arithmetic(result)}"
+    if result.sustainable_rate is None or result.gpus_required is None:
+        return f"{name} {_UNCOUNTED[outcome]}", result.reason
+    if outcome is Outcome.INCONCLUSIVE and result.gpus_interval is not None:
+        low, high = result.gpus_interval
         needs = f"{gpus(high)}" if low == high else f"{low} to {gpus(high)}"
-        return f"{name} may need {needs}, budget {budget}", arithmetic(record)
-    return f"{name} needs {gpus(record['gpus_required'])}, budget {budget}", arithmetic(record)
+        return f"{name} may need {needs}, budget {budget}", arithmetic(result)
+    return f"{name} needs {gpus(result.gpus_required)}, budget {budget}", arithmetic(result)
 
 
-def _figure(record: Mapping[str, Any]) -> str:
+def _figure(result: Result) -> str:
     """What was measured without a verdict."""
-    found, samples = record["sustainable_rate"], record["samples"]
+    found, samples = result.sustainable_rate, result.samples
     if found is not None:
-        return f"one replica sustains {rate(found['value'])}"
-    return f"{rate(samples[0]['completed_rps'])} in one window" if len(samples) == 1 else "no sustainable rate"
+        return f"one replica sustains {rate(found.value)}"
+    return f"{rate(samples[0].completed_rps)} in one window" if len(samples) == 1 else "no sustainable rate"
 
 
-def arithmetic(record: Mapping[str, Any]) -> str:
-    """``100 req/s x 1.3 / 52.1 req/s = 2.50``; the record must have a sustainable rate."""
-    declared, found = record["requirement"], record["sustainable_rate"]
-    per_replica = declared["gpus_per_replica"]
+def arithmetic(result: Result) -> str:
+    """``100 req/s x 1.3 / 52.1 req/s = 2.50``; the result must have a sustainable rate."""
+    declared, found = result.requirement, result.sustainable_rate
+    assert found is not None  # noqa: S101 - what the docstring asks for
+    per_replica = declared.gpus_per_replica
     # From the figures as printed, in exact arithmetic, so that a reader who checks the line gets the same.
-    replicas = _exact(declared["qps"]) * _exact(declared["headroom"]) / _exact(significant(found["value"]))
+    replicas = _exact(declared.qps) * _exact(declared.headroom) / _exact(significant(found.value))
     return (
-        f"{declared['qps']:g} req/s x {declared['headroom']:g} / {rate(found['value'])} = {float(replicas):.2f}"
+        f"{declared.qps:g} req/s x {declared.headroom:g} / {rate(found.value)} = {float(replicas):.2f}"
         f"{'' if per_replica == 1 else f' replicas of {per_replica} GPUs'}"
     )
 

@@ -1,52 +1,54 @@
-"""Records -> JUnit: pytest's ``user_properties`` while tests run, and a whole file from a document afterwards."""
+"""Results -> JUnit: pytest's ``user_properties`` while tests run, and a whole file from a result file afterwards."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable
 from xml.etree import ElementTree as ET
 
-from pytest_gpucap.report import comparison, rows, terminal
-from pytest_gpucap.report.clean import cleaned, visible
-from pytest_gpucap.report.formatting import headline
+from pytest_gpucap.report import rows, terminal
+from pytest_gpucap.report.clean import cleaned
+from pytest_gpucap.report.comparison import comparison_headline, regression_failure
+from pytest_gpucap.report.formatting import headline, known
+from pytest_gpucap.results.measured import Outcome
+from pytest_gpucap.results.result import Result, ResultFile
 
 
-def properties(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str | float]]:
+def properties(results: Iterable[Result]) -> list[tuple[str, str | float]]:
     """Pairs named ``gpucap_...``, plain text and numbers only; the verdict first, because viewers cut long lists."""
     pairs: list[tuple[str, str | float]] = []
-    for record in map(cleaned, records):
-        if record["outcome"] is not None:
-            pairs += [("gpucap_verdict", record["outcome"]), ("gpucap_headline", headline(record))]
-        if compared := record.get("comparison"):
-            pairs.append(("gpucap_baseline", f"{compared['decision']}{rows.change(compared)}"))
-        pairs += [(name, value) for name, value in _figures(record) if value is not None]
-        if record["simulated"]:
+    for result in map(cleaned, results):
+        if result.outcome is not None:
+            pairs += [("gpucap_verdict", result.outcome.value), ("gpucap_headline", headline(result))]
+        if (found := result.comparison) is not None:
+            told = [found.decision.value, *filter(None, [rows.change(found)])]
+            pairs.append(("gpucap_baseline", ", ".join(told)))
+        pairs += [(name, value) for name, value in _figures(result) if value is not None]
+        if result.simulated:
             pairs.append(("gpucap_simulated", "SIMULATED"))
     return pairs
 
 
-def _figures(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    found = record["sustainable_rate"] or {}
-    slack = record.get("slack") or {}
-    accuracy = record.get("accuracy") or {}
-    needed = record.get("gpus_required")
+def _figures(result: Result) -> list[tuple[str, str | float | None]]:
+    rate, slack, accuracy = result.sustainable_rate, result.slack, result.accuracy
+    share = None if accuracy is None else accuracy.share
+    needed = result.gpus_required
     return [
         ("gpucap_gpus_required", needed),
-        ("gpucap_gpus", None if needed is None else record["requirement"]["gpus"]),
-        ("gpucap_rate_rps", found.get("value")),
-        ("gpucap_rate_low_rps", found.get("low")),
-        ("gpucap_rate_high_rps", found.get("high")),
-        ("gpucap_design_rate_rps", record.get("design_rate_rps")),
-        ("gpucap_slack", slack.get("value")),
-        ("gpucap_binding", record["binding"] if found else None),
-        ("gpucap_accuracy", accuracy.get("value")),
-        ("gpucap_gpu", record["environment"].get("gpu")),
-        ("gpucap_server", record["environment"].get("server")),
+        ("gpucap_gpus", None if needed is None else result.requirement.gpus),
+        ("gpucap_rate_rps", None if rate is None else known(rate.value)),
+        ("gpucap_rate_low_rps", None if rate is None else known(rate.low)),
+        ("gpucap_rate_high_rps", None if rate is None else known(rate.high)),
+        ("gpucap_design_rate_rps", result.design_rate_rps),
+        ("gpucap_slack", None if slack is None else known(slack.value)),
+        ("gpucap_binding", None if rate is None else result.binding),
+        ("gpucap_accuracy", None if share is None else known(share.value)),
+        ("gpucap_gpu", result.environment.gpu),
+        ("gpucap_server", result.environment.server),
     ]
 
 
-def render(document: Mapping[str, Any]) -> str:
+def junit(content: ResultFile) -> str:
     """A JUnit file: a suite for every result, so that its properties stand where every schema has them.
 
     A FAIL or a regression is a failure, an INVALID measurement an error, INCONCLUSIVE a failure as well (the file does
@@ -55,10 +57,10 @@ def render(document: Mapping[str, Any]) -> str:
     root = ET.Element("testsuites", name="pytest-gpucap")
     totals = {"tests": 0, "failures": 0, "errors": 0}
     seen: Counter[tuple[str, str]] = Counter()
-    for record in map(cleaned, document["results"]):
+    for result in map(cleaned, content.results):
         # A test may measure several times under one name, and of cases with one name GitLab reads the first alone.
-        seen[record["test"], record["name"]] += 1
-        counts = _suite(root, record, visible(str(document["started"])), seen[record["test"], record["name"]])
+        seen[result.test, result.name] += 1
+        counts = _suite(root, result, content.started.isoformat(), seen[result.test, result.name])
         totals = {key: totals[key] + counts[key] for key in totals}
     for key, count in totals.items():
         root.set(key, str(count))
@@ -68,22 +70,22 @@ def render(document: Mapping[str, Any]) -> str:
     )
 
 
-def _suite(root: ET.Element, record: Mapping[str, Any], started: str, turn: int) -> dict[str, int]:
-    path, _, test = record["test"].partition("::")
+def _suite(root: ET.Element, result: Result, started: str, turn: int) -> dict[str, int]:
+    path, _, test = result.test.partition("::")
     inside, _, own = test.rpartition("::")
     classname = ".".join(
         part for part in (path.removesuffix(".py").replace("/", "."), inside.replace("::", ".")) if part
     )
-    spent = f"{sum(filter(None, record['spent_s'].values())):.3f}"
-    suite = ET.SubElement(root, "testsuite", name=f"gpucap: {record['name']}", tests="1", time=spent, timestamp=started)
+    spent = f"{result.total_spent_s:.3f}"
+    suite = ET.SubElement(root, "testsuite", name=f"gpucap: {result.name}", tests="1", time=spent, timestamp=started)
     holder = ET.SubElement(suite, "properties")
-    for name, value in properties([record]):
+    for name, value in properties([result]):
         ET.SubElement(holder, "property", name=name, value=str(value))
-    name = f"{own or test} [{record['name']}]{f' #{turn}' if turn > 1 else ''}"
+    name = f"{own or test} [{result.name}]{f' #{turn}' if turn > 1 else ''}"
     case = ET.SubElement(suite, "testcase", classname=classname, name=name, time=spent)
-    kind = _ending(record)
+    kind = _ending(result)
     if kind is not None:
-        word, head, body = _told(record)
+        word, head, body = _told(result)
         ET.SubElement(case, kind, message=head, type=f"gpucap.{word}").text = body
     counts = {"tests": 1, "failures": int(kind == "failure"), "errors": int(kind == "error")}
     for key in ("failures", "errors"):
@@ -92,18 +94,18 @@ def _suite(root: ET.Element, record: Mapping[str, Any], started: str, turn: int)
     return counts
 
 
-def _told(record: Mapping[str, Any]) -> tuple[str, str, str]:
+def _told(result: Result) -> tuple[str, str, str]:
     """The word for what happened, one line, and the whole text."""
-    outcome = record["outcome"]
-    if outcome in {"PASS", None}:
-        return "REGRESSED", comparison.headline(record), comparison.failure(record)
-    return outcome, f"{outcome}: {headline(record)}", terminal.failure(record)
+    outcome = result.outcome
+    if not rows.failed(result):
+        return "REGRESSED", comparison_headline(result), regression_failure(result)
+    return str(outcome), f"{outcome}: {headline(result)}", terminal.failure(result)
 
 
-def _ending(record: Mapping[str, Any]) -> str | None:
+def _ending(result: Result) -> str | None:
     """The element that says how it ended; None for what passed."""
-    if record["outcome"] in {"PASS", None} and not rows.regressed(record):
+    if not (rows.failed(result) or rows.regressed(result)):
         return None
-    if rows.expected(record):
+    if result.expected_failure:
         return "skipped"
-    return "error" if record["outcome"] == "INVALID" else "failure"
+    return "error" if result.outcome is Outcome.INVALID else "failure"

@@ -1,20 +1,22 @@
-"""A result file's document -> Markdown for a pull request: the verdict, one table, and the rest folded away.
+"""A result file -> Markdown for a pull request: the verdict, one table, and the rest folded away.
 
-Written for GitHub (step summary, comment), and plain enough for GitLab and Buildkite. Every string that the document
+Written for GitHub (step summary, comment), and plain enough for GitLab and Buildkite. Every string that the file
 holds is escaped, and none begins a line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from typing import Final
 
-from pytest_gpucap.report import comparison
-from pytest_gpucap.report import rows as facts
+from pytest_gpucap.report import rows
 from pytest_gpucap.report.clean import cleaned
+from pytest_gpucap.report.comparison import comparison_headline_parts, latency_lines
 from pytest_gpucap.report.escape import code_block, prose, table_row
-from pytest_gpucap.report.formatting import NOT_MEASURED, headline_parts, percent, seconds
+from pytest_gpucap.report.formatting import NOT_MEASURED, headline_parts, interval, known, percent_interval, seconds
 from pytest_gpucap.report.mermaid import chart
+from pytest_gpucap.results.measured import Interval, Outcome
+from pytest_gpucap.results.result import Result, ResultFile
 from pytest_gpucap.sizing import gpus_required
 
 LIMIT: Final = 64_000
@@ -24,30 +26,33 @@ _LEAST_DETAILS: Final = 1_000
 _TOO_LONG: Final = " " * _LEAST_DETAILS
 _RESERVE: Final = 600
 """Bytes kept for the sentence that says what was left out."""
-_ICONS: Final = {"PASS": "✅", "FAIL": "❌", "INCONCLUSIVE": "❔", "INVALID": "⚠️", None: "📈"}
+_ICONS: Final = {Outcome.PASS: "✅", Outcome.FAIL: "❌", Outcome.INCONCLUSIVE: "❔", Outcome.INVALID: "⚠️", None: "📈"}
 _REGRESSED: Final = "🔻"
-_WORDS: Final = {"PASS": "holds", "FAIL": "fails", "INCONCLUSIVE": "is undecided", "INVALID": "was not measured"}
+_WORDS: Final = {
+    Outcome.PASS: "holds",
+    Outcome.FAIL: "fails",
+    Outcome.INCONCLUSIVE: "is undecided",
+    Outcome.INVALID: "was not measured",
+}
 
-Line = Mapping[str, Any]
 
-
-def render(document: Mapping[str, Any], limit: int = LIMIT) -> str:
+def pull_request_page(content: ResultFile, limit: int = LIMIT) -> str:
     """The report, of at most `limit` bytes in UTF-8; what had to be left out is said.
 
     Verdicts come before reasons, reasons before charts and folded detail, and the worst result before the others, so
     what is cut is what matters least.
     """
-    records = facts.worst_first([cleaned(record) for record in document["results"]])
+    results = rows.worst_first(map(cleaned, content.results))
     page = _Page(limit - _RESERVE)
-    page.add(_verdict(records))
-    if document["simulated"]:
+    page.add(_verdict(results))
+    if content.simulated:
         page.add(f"> **SIMULATED**: {NOT_MEASURED}.")
-    _table(page, records)
-    page.add(_footer(document, records))
-    for number, record in enumerate(records):
-        page.offer("reasons", _reasons(record, named=number < _LEADING))
-    for record in records:
-        page.offer("details", _details(record) if page.room > _LEAST_DETAILS else _TOO_LONG)
+    _table(page, results)
+    page.add(_footer(content, results))
+    for number, result in enumerate(results):
+        page.offer("reasons", _reasons(result, named=number < _LEADING))
+    for result in results:
+        page.offer("details", _details(result) if page.room > _LEAST_DETAILS else _TOO_LONG)
     return page.text()
 
 
@@ -93,25 +98,25 @@ class _Page:
         return "\n\n".join(blocks) + "\n"
 
 
-def _verdict(records: Sequence[Line]) -> str:
+def _verdict(results: Sequence[Result]) -> str:
     """The worst verdicts with their arithmetic, and how many there are of each kind."""
-    judged = [record for record in records if record["outcome"] is not None]
+    judged = [result for result in results if result.outcome is not None]
     if not judged:
-        return f"{_ICONS[None]} **GPU capacity measured**: {len(records)} results, no budget declared"
-    bad = [record for record in judged if record["outcome"] != "PASS" and not facts.expected(record)]
-    regressed = [record for record in records if facts.regressed(record)]
+        return f"{_ICONS[None]} **GPU capacity measured**: {len(results)} results, no budget declared"
+    bad = [result for result in judged if rows.failed(result) and not result.expected_failure]
+    regressed = [result for result in results if rows.regressed(result)]
     lines = []
-    for record in bad[:_LEADING]:
-        claim, why = headline_parts(record)
-        lines.append(f"{_ICONS[record['outcome']]} **{prose(claim, 200)}**: {prose(why)}")
-    for record in regressed[:_LEADING]:
-        decision, _, rest = comparison.headline(record).partition(": ")
+    for result in bad[:_LEADING]:
+        claim, why = headline_parts(result)
+        lines.append(f"{_ICONS[result.outcome]} **{prose(claim, 200)}**: {prose(why)}")
+    for result in regressed[:_LEADING]:
+        decision, rest = comparison_headline_parts(result)
         lines.append(f"{_REGRESSED} **{prose(decision)}**: {prose(rest)}")
     if not bad:
-        held = sum(record["outcome"] == "PASS" for record in judged)
-        lines.append(f"{_ICONS['PASS']} **{held} of {len(judged)} GPU budgets hold**")
-    counts = {word: sum(record["outcome"] == outcome for record in judged) for outcome, word in _WORDS.items()}
-    expected = sum(facts.expected(record) for record in judged)
+        held = sum(result.outcome is Outcome.PASS for result in judged)
+        lines.append(f"{_ICONS[Outcome.PASS]} **{held} of {len(judged)} GPU budgets hold**")
+    counts = {word: sum(result.outcome is outcome for result in judged) for outcome, word in _WORDS.items()}
+    expected = sum(result.expected_failure for result in judged)
     said = [f"{count} {word}" for word, count in counts.items() if count]
     said += [f"{expected} as expected"] if expected else []
     if len(judged) > 1 or expected:
@@ -123,102 +128,95 @@ _LEADING: Final = 3
 """Failures named above the table."""
 
 
-def _table(page: _Page, records: Sequence[Line]) -> None:
-    compared = any(record.get("comparison") for record in records)
+def _table(page: _Page, results: Sequence[Result]) -> None:
+    compared = any(result.comparison is not None for result in results)
     rate_head = "base → head, req/s a replica (95% interval)" if compared else "req/s a replica (95% interval)"
     gpu_head = "GPUs base → head / budget" if compared else "GPUs / budget"
     heads = ["verdict", "requirement", rate_head, gpu_head, "slack (95% interval)"]
-    page.rows(f"{table_row(heads)}\n{table_row(['---'] * len(heads))}", (table_row(_row(record)) for record in records))
+    page.rows(f"{table_row(heads)}\n{table_row(['---'] * len(heads))}", (table_row(_row(result)) for result in results))
 
 
-def _row(record: Line) -> list[str]:
-    outcome = record["outcome"]
-    found = facts.interval(record["sustainable_rate"])
-    compared = record.get("comparison") or {}
-    base = compared.get("base_rate")
-    if base and base["value"] is not None:
-        found = f"{facts.interval(base)} → {facts.interval(compared.get('head_rate') or record['sustainable_rate'])}"
-    elif compared:
+def _row(result: Result) -> list[str]:
+    outcome = result.outcome
+    found = interval(result.sustainable_rate)
+    compared = result.comparison
+    base = None if compared is None else compared.base_rate
+    if compared is not None and base is not None and known(base.value) is not None:
+        found = f"{interval(base)} → {interval(compared.head_rate or result.sustainable_rate)}"
+    elif compared is not None:
         found = f"no comparable base → {found}"
-    marks = f"{' (expected)' if facts.expected(record) else ''}{f' {_REGRESSED}' if facts.regressed(record) else ''}"
+    marks = f"{' (expected)' if result.expected_failure else ''}{f' {_REGRESSED}' if rows.regressed(result) else ''}"
     return [
-        f"{_ICONS[outcome]} {outcome or prose(record['kind'])}{marks}",
-        prose(record["name"], 120),
+        f"{_ICONS[outcome]} {outcome or prose(result.kind)}{marks}",
+        prose(result.name, 120),
         prose(found),
-        _gpus(record, base),
-        _slack(record),
+        _gpus(result, base),
+        _slack(result),
     ]
 
 
-def _gpus(record: Line, base: Mapping[str, Any] | None) -> str:
-    needed, declared = record.get("gpus_required"), record["requirement"]
+def _gpus(result: Result, base: Interval | None) -> str:
+    needed, declared = result.gpus_required, result.requirement
     if needed is None:
         return ""
     before = ""
-    if base and base["value"]:
-        count = gpus_required(
-            declared["qps"], declared["headroom"], f"{base['value']:.7g}", declared["gpus_per_replica"]
-        )
+    if base is not None and known(base.value):
+        count = gpus_required(declared.qps, declared.headroom, f"{base.value:.7g}", declared.gpus_per_replica)
         before = f"{count} → "
-    return f"{before}{needed} / {declared['gpus']}"
+    return f"{before}{needed} / {declared.gpus}"
 
 
-def _slack(record: Line) -> str:
-    slack = record.get("slack")
-    if not slack:
-        return ""
-    value, low, high = (percent(slack[key], signed=True) for key in ("value", "low", "high"))
-    return prose(f"{value} ({low} to {high})")
+def _slack(result: Result) -> str:
+    return "" if result.slack is None else prose(percent_interval(result.slack))
 
 
-def _reasons(record: Line, *, named: bool) -> str:
+def _reasons(result: Result, *, named: bool) -> str:
     """Why a requirement fails or regressed; the arithmetic again unless it was `named` at the top."""
-    rows = facts.reasons(record)
-    if not rows:
+    because = rows.reasons(result)
+    if not because:
         return ""
-    claim, why = headline_parts(record) if record["outcome"] is not None else (record["name"], "")
+    claim, why = headline_parts(result) if result.outcome is not None else (result.name, "")
     arithmetic = "" if named or not why else f": {prose(why)}"
-    bullets = [f"- {name or 'because'}: {prose(value)}" for name, value in rows]
-    bullets += [f"- latency: {prose(line)}" for line in _latencies(record)]
+    bullets = [f"- {name or 'because'}: {prose(value)}" for name, value in because]
+    bullets += [f"- latency: {prose(line)}" for line in _latencies(result)]
     return "\n".join([f"**{prose(claim, 200)}**{arithmetic}", "", *bullets])
 
 
-def _latencies(record: Line) -> list[str]:
-    found = record.get("comparison")
-    return comparison.latencies(found) if found else []
+def _latencies(result: Result) -> list[str]:
+    return [] if result.comparison is None else latency_lines(result.comparison.latencies)
 
 
-def _details(record: Line) -> str:
+def _details(result: Result) -> str:
     """Everything a verdict rests on, folded."""
-    title = f"{prose(record['name'], 120)}: limits, windows, environment"
+    title = f"{prose(result.name, 120)}: limits, windows, environment"
     blocks = [
         f"<details>\n<summary>{title}</summary>",
-        _facts_table(facts.rows(record)),
+        _rows_table(rows.rows(result)),
     ]
-    if drawn := chart(record):
+    if drawn := chart(result):
         picture, caption = drawn
         blocks += [f"Latency against rate. {prose(caption)}", picture]
-    if record["samples"]:
-        headers, body = facts.windows(record)
+    if result.samples:
+        headers, body = rows.windows(result)
         table = [table_row(headers), table_row(["---"] + ["--:"] * (len(headers) - 1))]
         blocks.append("\n".join([*table, *(table_row([prose(cell) for cell in row]) for row in body)]))
-    known = [(name, value) for name, value in facts.environment(record) if value]
-    blocks.append(code_block([f"{name}: {value}" for name, value in [("test", record["test"]), *known]]))
+    known = [(name, value) for name, value in rows.environment(result) if value]
+    blocks.append(code_block([f"{name}: {value}" for name, value in [("test", result.test), *known]]))
     blocks.append("</details>")
     return "\n\n".join(blocks)
 
 
-def _facts_table(rows: Sequence[facts.Row]) -> str:
+def _rows_table(named: Sequence[rows.Row]) -> str:
     return "\n".join(
-        [table_row(["", ""]), table_row(["---", "---"]), *(table_row([name, prose(value)]) for name, value in rows)]
+        [table_row(["", ""]), table_row(["---", "---"]), *(table_row([name, prose(value)]) for name, value in named)]
     )
 
 
-def _footer(document: Line, records: Sequence[Line]) -> str:
-    places = sorted({place for record in records if (place := facts.place(record))})
-    spent = sum(sum(filter(None, record["spent_s"].values())) for record in records)
+def _footer(content: ResultFile, results: Sequence[Result]) -> str:
+    places = sorted({place for result in results if (place := rows.place(result))})
+    spent = sum(result.total_spent_s for result in results)
     where = f"Measured on {prose('; '.join(places), 1000)}. " if places else ""
     return (
-        f"{where}Server time {seconds(spent)}; pytest-gpucap {prose(str(document['plugin_version']))}, "
-        f"{prose(str(document['started']))}."
+        f"{where}Server time {seconds(spent)}; pytest-gpucap {prose(content.plugin_version)}, "
+        f"{content.started.isoformat(timespec='seconds')}."
     )

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Final
+from typing import Final
 
 from pytest_gpucap.report import rows
 from pytest_gpucap.report.formatting import limit_name, rate, seconds, significant
+from pytest_gpucap.results.result import Result
+from pytest_gpucap.results.windows import ON_THE_WAY
 
 _STEPS: Final = 48
 _NEEDLE: Final = 120
@@ -27,19 +29,18 @@ _HEIGHT: Final = 2.5
 """The vertical axis ends at this many times the limit: the saturated end would flatten everything that matters."""
 _BLUE, _RED, _GREY = "#2563eb", "#dc2626", "#94a3b8"
 """Of middle brightness: they show on a light and on a dark page."""
-_UNSETTLED: Final = ("search", "to ")
 
 Point = tuple[float, float]
 
 
-def chart(record: Mapping[str, Any]) -> tuple[str, str] | None:
+def chart(result: Result) -> tuple[str, str] | None:
     """A Mermaid chart and the sentence that explains it; None where too few rates were measured for a curve."""
-    limit = _limit(record)
+    limit = _limit(result)
     metric, percentile = rows.kept_percentile(limit) if limit else ("e2e", "p95")
-    curve = _curve(record, metric, percentile)
+    curve = _curve(result, metric, percentile)
     if len(curve) < _LEAST_RATES or curve[-1][0] < _LEAST_SPAN * curve[0][0]:
         return None
-    limit_s = record["slo"]["limits"].get(limit)
+    limit_s = result.slo.limits.get(limit)
     highest = max(latency for _, latency in curve)
     top = max(highest, limit_s or 0.0) * 1.1 if limit_s is None else min(max(highest, limit_s) * 1.1, limit_s * _HEIGHT)
     if not top > 0:
@@ -53,7 +54,7 @@ def chart(record: Mapping[str, Any]) -> tuple[str, str] | None:
     if limit_s is not None:
         plots.append((_RED, f"line {_list([limit_s * scale] * 2)}"))
         said.append(f"red: its limit, {seconds(limit_s)}")
-    design = record.get("design_rate_rps")
+    design = result.design_rate_rps
     if design is not None and low <= design <= high:
         # A needle: of a bar Mermaid alone would choose the width. First, so that the curve is drawn over it.
         needle = [0.0] * (_NEEDLE + 1)
@@ -73,19 +74,19 @@ def chart(record: Mapping[str, Any]) -> tuple[str, str] | None:
     return "\n".join(["```mermaid", *lines, "```"]), f"{'; '.join(said)}."
 
 
-def _limit(record: Mapping[str, Any]) -> str:
-    limits: Mapping[str, float] = record["slo"]["limits"]
-    return record["binding"] if record["binding"] in limits else next(iter(limits), "")
+def _limit(result: Result) -> str:
+    limits = result.slo.limits
+    return result.binding if result.binding is not None and result.binding in limits else next(iter(limits), "")
 
 
-def _curve(record: Mapping[str, Any], metric: str, percentile: str) -> list[Point]:
+def _curve(result: Result, metric: str, percentile: str) -> list[Point]:
     """(req/s, seconds) in rising order of rate, one point for each rate that differs."""
     points = []
-    for label, window in rows.grouped(record.get("points") or record["samples"]):
-        seen = rows.latency(window, metric, percentile)
-        done = rows.mean(window, "completed_rps")
+    for window, slices in rows.grouped(result.points or result.samples):
+        seen = rows.latency(slices, metric, percentile)
+        done = rows.mean(slices, lambda sample: sample.completed_rps)
         # The windows that look for a first guess, or lead from one rate to the next, are too short to be a point.
-        if seen and done and not label.startswith(_UNSETTLED):
+        if seen and done and window.phase not in ON_THE_WAY:
             points.append((done, sum(seen) / len(seen)))
     points.sort()
     merged: list[list[Point]] = []

@@ -6,11 +6,14 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from pytest_gpucap.report import markdown, rows
-from pytest_gpucap.report.annotations import findings, workflow_commands
+from pytest_gpucap.report import rows
+from pytest_gpucap.report.annotations import annotations_of, workflow_commands
 from pytest_gpucap.report.formatting import shown
+from pytest_gpucap.report.markdown import pull_request_page
+from pytest_gpucap.results.measured import Outcome
+from pytest_gpucap.results.result import ResultFile
 
 _AGENT: Final = "buildkite-agent"
 _AGENT_S: Final = 30.0
@@ -18,7 +21,7 @@ _AGENT_S: Final = 30.0
 
 
 def publish(
-    document: Mapping[str, Any],
+    content: ResultFile,
     *,
     markdown_file: Path | None,
     root: Path,
@@ -28,7 +31,7 @@ def publish(
     """Write the reports wherever they are wanted.
 
     Args:
-        document: of the result file.
+        content: of the result file.
         markdown_file: from ``--gpucap-markdown``.
         root: pytest's rootdir, which the tests' paths are relative to.
         environ: says where we run: ``GITHUB_STEP_SUMMARY``, ``GITHUB_ACTIONS``, ``BUILDKITE``.
@@ -41,20 +44,20 @@ def publish(
     summary = environ.get("GITHUB_STEP_SUMMARY")
     agent = shutil.which(_AGENT, path=environ.get("PATH")) if environ.get("BUILDKITE") == "true" else None
     if markdown_file or summary or agent:
-        page = markdown.render(document)
+        page = pull_request_page(content)
         if markdown_file:
             lines.append(_written(markdown_file, page, append=False) or f"Markdown report: {shown(markdown_file)}")
         if summary:
             # What else the step wrote there stays.
             lines.append(_written(Path(summary), f"{page}\n", append=True))
         if agent:
-            lines.append(_annotated(agent, page, document, environ))
+            lines.append(_annotated(agent, page, content, environ))
     if html_file:
         from pytest_gpucap.report import html
 
-        lines.append(_written(html_file, html.render(document), append=False) or f"HTML report: {shown(html_file)}")
+        lines.append(_written(html_file, html.render(content), append=False) or f"HTML report: {shown(html_file)}")
     if environ.get("GITHUB_ACTIONS") == "true":
-        lines += workflow_commands(findings(document, _folder(root, environ.get("GITHUB_WORKSPACE"))))
+        lines += workflow_commands(annotations_of(content, _folder(root, environ.get("GITHUB_WORKSPACE"))))
     return [line for line in lines if line]
 
 
@@ -69,12 +72,12 @@ def _written(path: Path, page: str, *, append: bool) -> str:
     return ""
 
 
-def _annotated(agent: str, page: str, document: Mapping[str, Any], environ: Mapping[str, str]) -> str:
+def _annotated(agent: str, page: str, content: ResultFile, environ: Mapping[str, str]) -> str:
     """Empty, or why Buildkite's agent did not take the page."""
     # One annotation a step, which a retry of its job replaces and the jobs of other GPU classes do not.
     parts = (environ.get("BUILDKITE_STEP_ID"), environ.get("BUILDKITE_PARALLEL_JOB"))
     context = "-".join(["gpucap", *filter(None, parts)])
-    command = [agent, "annotate", "--style", _style(document), "--context", context]
+    command = [agent, "annotate", "--style", _style(content), "--context", context]
     try:
         done = subprocess.run(command, input=page.encode(), capture_output=True, timeout=_AGENT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -85,15 +88,15 @@ def _annotated(agent: str, page: str, document: Mapping[str, Any], environ: Mapp
     return f"{_AGENT} annotate: exit {done.returncode}{f': {said[-1]}' if said else ''}"
 
 
-def _style(document: Mapping[str, Any]) -> str:
+def _style(content: ResultFile) -> str:
     """The colour of the page, by the worst result."""
-    records = [record for record in document["results"] if not rows.expected(record)]
-    outcomes = {record["outcome"] for record in records}
-    if outcomes & {"FAIL", "INVALID"} or any(rows.regressed(record) for record in records):
+    results = [result for result in content.results if not result.expected_failure]
+    outcomes = {result.outcome for result in results}
+    if outcomes & {Outcome.FAIL, Outcome.INVALID} or any(rows.regressed(result) for result in results):
         return "error"
-    if "INCONCLUSIVE" in outcomes:
+    if Outcome.INCONCLUSIVE in outcomes:
         return "warning"
-    return "success" if "PASS" in outcomes else "info"
+    return "success" if Outcome.PASS in outcomes else "info"
 
 
 def _folder(root: Path, workspace: str | None) -> str:

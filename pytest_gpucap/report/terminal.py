@@ -1,16 +1,18 @@
-"""Records -> plain text for a terminal: the summary table and the text of a failure; 80 columns, no colour."""
+"""Results -> plain text for a terminal: the summary table and the text of a failure; 80 columns, no colour."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 from tabulate import tabulate
 
-from pytest_gpucap.report import rows as facts
+from pytest_gpucap.report import rows
 from pytest_gpucap.report.clean import cleaned
-from pytest_gpucap.report.formatting import NOT_MEASURED, headline, percent, seconds, significant
+from pytest_gpucap.report.formatting import NOT_MEASURED, headline, interval, percent, seconds, significant
+from pytest_gpucap.results.result import Result
+from pytest_gpucap.results.telemetry import Bottleneck
 
 _WIDTH = 80
 _LEAST_NAME = 8
@@ -20,128 +22,128 @@ _NAME = 18
 SIMULATED: Final = f"SIMULATED: {NOT_MEASURED}"
 
 
-def summary(records: Sequence[Mapping[str, Any]]) -> str:
+def summary(results: Iterable[Result]) -> str:
     """One table, worst first; then what every failure rests on; then where and how long it was measured."""
-    ordered = facts.worst_first([cleaned(record) for record in records])
+    ordered = rows.worst_first([cleaned(result) for result in results])
     parts = [_table(ordered)]
-    parts += ["\n".join(_reasons(record)) for record in ordered if _failed(record)]
+    parts += ["\n".join(_reasons(result)) for result in ordered if rows.failed(result)]
     if limits := _limits(ordered):
         parts.append("\n".join(_bullets(limits)))
     return "\n\n".join([*parts, "\n".join(_footnotes(ordered))])
 
 
-def _limits(records: Sequence[Mapping[str, Any]]) -> list[str]:
+def _limits(results: Sequence[Result]) -> list[str]:
     """Each result as a share of its physical limit; those without one by the reason. Simulated ones have none."""
-    lines = [f"{record['name']}: {record['limit']['text']}" for record in records if record.get("limit")]
+    lines = [f"{result.name}: {result.limit.text}" for result in results if result.limit is not None]
     unknown: dict[str, list[str]] = {}
-    for record in records:
-        if record.get("no_limit") and not record["simulated"]:
-            unknown.setdefault(record["no_limit"], []).append(record["name"])
+    for result in results:
+        if result.no_limit and not result.simulated:
+            unknown.setdefault(result.no_limit, []).append(result.name)
     return lines + [f"no physical limit for {', '.join(names)}: {reason}" for reason, names in unknown.items()]
 
 
-def failure(record: Mapping[str, Any]) -> str:
+def failure(result: Result) -> str:
     """The text of a failed check: the arithmetic first, then what it rests on."""
-    record = cleaned(record)
-    lines = [f"{record['outcome']}: {headline(record)}"]
-    if record["simulated"]:
+    result = cleaned(result)
+    lines = [f"{result.outcome}: {headline(result)}"]
+    if result.simulated:
         lines.append(SIMULATED)
-    if record["reason"] not in lines[0]:
-        lines += ["", *wrapped(record["reason"])]
-    return "\n".join([*lines, "", details(record)])
+    if result.reason not in lines[0]:
+        lines += ["", *wrapped(result.reason)]
+    return "\n".join([*lines, "", details(result)])
 
 
-def section(record: Mapping[str, Any]) -> str:
+def section(result: Result) -> str:
     """What a test measured that then failed an assertion of its own."""
-    head = f"{record['outcome'] or record['kind']}: {headline(cleaned(record))}"
-    return "\n".join([head, *([SIMULATED] if record["simulated"] else []), "", details(record)])
+    head = f"{result.outcome or result.kind}: {headline(cleaned(result))}"
+    return "\n".join([head, *([SIMULATED] if result.simulated else []), "", details(result)])
 
 
-def details(record: Mapping[str, Any]) -> str:
-    """What a record rests on: its figures, windows, bottleneck and surroundings."""
-    record = cleaned(record)
-    lines = _aligned(facts.rows(record))
-    if record["samples"]:
-        headers, body = facts.windows(record)
+def details(result: Result) -> str:
+    """What a result rests on: its figures, windows, bottleneck and surroundings."""
+    result = cleaned(result)
+    lines = _aligned(rows.rows(result))
+    if result.samples:
+        headers, body = rows.windows(result)
         body = [[_short(name, _NAME), *figures] for name, *figures in body]
         lines += ["", str(tabulate(body, headers=headers, disable_numparse=True, tablefmt="plain"))]
-    if record["problems"]:
-        lines += ["", "why the measurement cannot be trusted:", *_bullets(record["problems"])]
-    if record["bottleneck"]:
-        lines += ["", *_bottleneck(record["bottleneck"])]
-    lines += ["", *_aligned(facts.environment(record))]
+    if result.problems:
+        lines += [
+            "",
+            "why the measurement cannot be trusted:",
+            *_bullets([problem.text for problem in result.problems]),
+        ]
+    if result.bottleneck:
+        lines += ["", *_bottleneck(result.bottleneck)]
+    lines += ["", *_aligned(rows.environment(result))]
     return "\n".join(lines)
 
 
-def _table(records: Sequence[Mapping[str, Any]]) -> str:
+def _table(results: Sequence[Result]) -> str:
     headers = ["verdict", "requirement", "req/s a replica", "needed", "GPUs", "slack"]
-    rows = [_row(record) for record in records]
-    table = _tabulated(headers, rows)
+    body = [_row(result) for result in results]
+    table = _tabulated(headers, body)
     # The name gives way, so that the figures fit the screen.
     too_wide = max(map(len, table.splitlines())) - _WIDTH
     if too_wide <= 0:
         return table
-    room = max(_LEAST_NAME, max(len(row[1]) for row in rows) - too_wide)
-    return _tabulated(headers, [[verdict, _short(name, room), *figures] for verdict, name, *figures in rows])
+    room = max(_LEAST_NAME, max(len(row[1]) for row in body) - too_wide)
+    return _tabulated(headers, [[verdict, _short(name, room), *figures] for verdict, name, *figures in body])
 
 
 def _tabulated(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return str(tabulate(rows, headers=headers, disable_numparse=True))
 
 
-def _row(record: Mapping[str, Any]) -> list[str]:
-    needed = record.get("gpus_required")
-    design = record.get("design_rate_rps")
-    slack = record.get("slack")
+def _row(result: Result) -> list[str]:
+    needed = result.gpus_required
+    design = result.design_rate_rps
+    slack = result.slack
     return [
-        record["outcome"] or record["kind"],
-        record["name"].strip(),
-        facts.interval(record["sustainable_rate"]),
+        result.outcome or result.kind,
+        result.name.strip(),
+        interval(result.sustainable_rate),
         significant(design) if design else "",
-        f"{needed} of {record['requirement']['gpus']}" if needed is not None else "",
-        percent(slack["value"], signed=True) if slack else "",
+        f"{needed} of {result.requirement.gpus}" if needed is not None else "",
+        percent(slack.value, signed=True) if slack else "",
     ]
 
 
-def _reasons(record: Mapping[str, Any]) -> list[str]:
+def _reasons(result: Result) -> list[str]:
     """A verdict in a few lines: the arithmetic, the limit that binds, the bottleneck, what to try."""
-    expected = " (expected)" if facts.expected(record) else ""
-    lines = _bullets([f"{record['outcome']}{expected}: {headline(record)}"])
-    for name, value in facts.causes(record):
+    expected = " (expected)" if result.expected_failure else ""
+    lines = _bullets([f"{result.outcome}{expected}: {headline(result)}"])
+    for name, value in rows.causes(result):
         lines += wrapped(f"{name}: {value}", indent="  ", hang="    ")
     return lines
 
 
-def _failed(record: Mapping[str, Any]) -> bool:
-    return record["outcome"] not in {"PASS", None}
-
-
-def _footnotes(records: Sequence[Mapping[str, Any]]) -> list[str]:
+def _footnotes(results: Sequence[Result]) -> list[str]:
     notes = []
-    if any(record["sustainable_rate"] for record in records):
+    if any(result.sustainable_rate for result in results):
         notes.append("(95% intervals; needed: QPS x headroom / replicas in the budget)")
-    places = {place for record in records if (place := facts.place(record))}
+    places = {place for result in results if (place := rows.place(result))}
     notes += [line for place in sorted(places) for line in wrapped(f"measured on {place}", hang="  ")]
-    spent = sum(sum(filter(None, record["spent_s"].values())) for record in records)
+    spent = sum(result.total_spent_s for result in results)
     notes.append(f"server time: {seconds(spent)}")
-    if any(record["simulated"] for record in records):
+    if any(result.simulated for result in results):
         notes.append(SIMULATED)
     return notes
 
 
-def _bottleneck(found: Mapping[str, Any]) -> list[str]:
-    lines = [*wrapped(f"bottleneck: {found['kind']}"), *_bullets(found["evidence"])]
-    return lines + (wrapped(f"try: {found['advice']}") if found.get("advice") else [])
+def _bottleneck(found: Bottleneck) -> list[str]:
+    lines = [*wrapped(f"bottleneck: {found.kind}"), *_bullets(found.evidence)]
+    return lines + (wrapped(f"try: {found.advice}") if found.advice else [])
 
 
 def _short(name: str, width: int) -> str:
     return name if len(name) <= width else f"{name[: width - 3]}..."
 
 
-def _aligned(rows: Sequence[facts.Row]) -> list[str]:
-    width = max(len(name) for name, _ in rows) + 2
+def _aligned(named: Sequence[rows.Row]) -> list[str]:
+    width = max(len(name) for name, _ in named) + 2
     return [
-        line for name, value in rows for line in wrapped(value, indent=name.ljust(width), hang=" " * width) or [name]
+        line for name, value in named for line in wrapped(value, indent=name.ljust(width), hang=" " * width) or [name]
     ]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from pytest_gpucap.report.assertion import explain
 from pytest_gpucap.results.measured import Curve, Interval, Outcome
-from tests.report import made
+from tests.results import made
 
 
 def test_a_count_of_gpus_gives_the_arithmetic() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pytest_gpucap.report import assertion, terminal
 from pytest_gpucap.results import result_file
-from tests.report import made
+from tests.results import made
 
 REPOSITORY = Path(__file__).parents[2]
 

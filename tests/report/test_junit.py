@@ -6,16 +6,17 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 from hypothesis import given, settings
+from msgspec.structs import replace
 
 from pytest_gpucap.report.clean import visible
-from pytest_gpucap.report.junit import properties, render
+from pytest_gpucap.report.junit import junit, properties
 from pytest_gpucap.results.measured import Outcome
-from tests.report import made
 from tests.report.test_escape import TEXTS
+from tests.results import made
 
 
 def suites(*records: dict[str, Any]) -> list[ET.Element]:
-    return list(ET.fromstring(render(made.document(*records))))
+    return list(ET.fromstring(junit(made.session(*records))))
 
 
 def test_every_result_is_a_suite_with_its_properties_and_one_case() -> None:
@@ -48,7 +49,7 @@ def test_every_outcome_has_its_ending() -> None:
     outcomes = [made.check(outcome) for outcome in Outcome]
     endings = {}
     regressed = made.compared(made.check(Outcome.PASS, "slower"))
-    for suite in suites(*outcomes, made.measured(), {**made.check(), "expected_failure": True}, regressed):
+    for suite in suites(*outcomes, made.measured(), replace(made.check(), expected_failure=True), regressed):
         case = suite[1]
         key = f"{suite.get('name')} {suite[0][0].get('value')}{' expected' if case.find('skipped') is not None else ''}"
         endings[key] = ([child.tag for child in case], suite.get("failures"), suite.get("errors"), suite.get("skipped"))
@@ -58,7 +59,7 @@ def test_every_outcome_has_its_ending() -> None:
     assert endings["gpucap: chat INCONCLUSIVE"] == (["failure"], "1", "0", "0")
     assert endings["gpucap: chat INVALID"] == (["error"], "0", "1", "0")
     assert endings["gpucap: chat FAIL expected"] == (["skipped"], "0", "0", "1")
-    root = ET.fromstring(render(made.document(*outcomes)))
+    root = ET.fromstring(junit(made.session(*outcomes)))
     assert (root.get("tests"), root.get("failures"), root.get("errors")) == ("4", "2", "1")
 
 

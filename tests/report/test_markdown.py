@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from pytest_gpucap.report.markdown import LIMIT, render
+from pytest_gpucap.report.markdown import LIMIT, pull_request_page
 from pytest_gpucap.results.measured import Outcome
-from tests.report import made
 from tests.report.gfm import rendered, tags, words
 from tests.report.test_escape import HOSTILE
+from tests.results import made
 
 OURS = frozenset({"kind", "outcome", "decision", "schema", "binding", "endpoint", "arrivals"})
 """Texts that a result file takes from a fixed list."""
@@ -28,7 +29,7 @@ def cells(page: str, row: str) -> list[str]:
 
 
 def test_it_starts_with_the_verdict_and_its_arithmetic() -> None:
-    page = render(made.document(made.check(Outcome.PASS, "small"), made.check()))
+    page = pull_request_page(made.session(made.check(Outcome.PASS, "small"), made.check()))
     first = page.splitlines()[0]
     assert first == "❌ **chat needs 3 GPUs, budget 2**: 100 req/s x 1.3 / 52.1 req/s = 2.50"
     assert "1 holds, 1 fails" in page
@@ -36,8 +37,8 @@ def test_it_starts_with_the_verdict_and_its_arithmetic() -> None:
 
 def test_the_table_has_the_worst_first() -> None:
     outcomes = (Outcome.PASS, Outcome.INCONCLUSIVE, Outcome.INVALID, Outcome.FAIL)
-    page = render(
-        made.document(made.measured("m"), *(made.check(outcome, outcome.value.lower()) for outcome in outcomes))
+    page = pull_request_page(
+        made.session(made.measured("m"), *(made.check(outcome, outcome.value.lower()) for outcome in outcomes))
     )
     table = page[page.index("| verdict") :].split("\n\n")[0].splitlines()[2:]
     assert [line.split("|")[2].strip() for line in table] == ["invalid", "fail", "inconclusive", "pass", "m"]
@@ -46,7 +47,7 @@ def test_the_table_has_the_worst_first() -> None:
 
 
 def test_a_comparison_shows_base_and_head() -> None:
-    page = render(made.document(made.compared(made.check())))
+    page = pull_request_page(made.session(made.compared(made.check())))
     assert "base → head, req/s a replica (95% interval)" in page
     assert cells(page, "chat")[2:4] == ["59.9 (58-62) → 52.1 (50.9-53.4)", "3 → 3 / 2"]
     assert page.splitlines()[2] == (
@@ -57,31 +58,31 @@ def test_a_comparison_shows_base_and_head() -> None:
 
 
 def test_a_base_that_cannot_be_compared_is_said() -> None:
-    page = render(made.document(made.compared(made.check(), "NOT COMPARABLE")))
+    page = pull_request_page(made.session(made.compared(made.check(), RegressionDecision.NOT_COMPARABLE)))
     assert cells(page, "chat")[2] == "no comparable base → 52.1 (50.9-53.4)"
     assert "NVIDIA A10G, not NVIDIA H200" in page
 
 
 def test_without_a_comparison_there_is_no_word_of_a_base() -> None:
-    assert "base" not in render(made.document(made.check()))
+    assert "base" not in pull_request_page(made.session(made.check()))
 
 
 def test_a_regression_of_a_budget_that_holds_is_not_hidden() -> None:
-    page = render(made.document(made.compared(made.check(Outcome.PASS))))
+    page = pull_request_page(made.session(made.compared(made.check(Outcome.PASS))))
     assert page.startswith("🔻 **REGRESSED**: chat sustains 80 req/s, baseline main 59.9 req/s")
     assert cells(page, "chat")[0] == "✅ PASS 🔻"
     assert "bottleneck: KV cache" in page
 
 
 def test_a_failure_gives_the_limit_the_bottleneck_and_what_to_try() -> None:
-    page = render(made.document(made.check()))
+    page = pull_request_page(made.session(made.check()))
     assert "- bound by: p95 E2E, limit 20 s" in page
     assert "- bottleneck: KV cache: KV cache 99% full" in page
     assert "- try: --kv-cache-dtype fp8" in page
 
 
 def test_the_detail_is_folded() -> None:
-    page = rendered(render(made.document(made.check())))
+    page = rendered(pull_request_page(made.session(made.check())))
     folded = page[page.index("<details>") :]
     for part in ("requirement", "p95 E2E 20 s", "NVIDIA H200", "vllm serve", "seed: 0", "10 req/s", "xychart-beta"):
         assert part in folded
@@ -89,27 +90,27 @@ def test_the_detail_is_folded() -> None:
 
 
 def test_a_failure_that_was_expected_leads_nowhere() -> None:
-    expected = {**made.check(name="launch"), "expected_failure": True}
-    page = render(made.document(expected, made.check(Outcome.PASS)))
+    expected = replace(made.check(name="launch"), expected_failure=True)
+    page = pull_request_page(made.session(expected, made.check(Outcome.PASS)))
     assert page.splitlines()[0] == "✅ **1 of 2 GPU budgets hold**"
     assert "1 holds, 1 fails, 1 as expected" in page
     assert cells(page, "launch")[0] == "❌ FAIL (expected)"
 
 
 def test_a_simulated_result_says_so() -> None:
-    simulated = {**made.document(made.check()), "simulated": True}
-    assert "SIMULATED" in render(simulated).split("| verdict")[0]
+    simulated = {**made.session(made.check()), "simulated": True}
+    assert "SIMULATED" in pull_request_page(simulated).split("| verdict")[0]
 
 
 def test_measurements_without_a_budget() -> None:
-    page = render(made.document(made.measured(), made.swept()))
+    page = pull_request_page(made.session(made.measured(), made.swept()))
     assert page.startswith("📈 **GPU capacity measured**: 2 results, no budget declared")
 
 
 @pytest.mark.parametrize("count", [1, 40, 400, 1500])
 def test_it_is_cut_to_size_with_the_verdicts_kept(count: int) -> None:
     records = [made.check(Outcome.PASS, f"requirement {number}") for number in range(count)]
-    page = render(made.document(*records, made.check(name="the one that fails")))
+    page = pull_request_page(made.session(*records, made.check(name="the one that fails")))
     assert len(page.encode()) <= LIMIT
     assert page.startswith("❌ **the one that fails needs 3 GPUs, budget 2**")
     assert f"{count} holds, 1 fails" in page
@@ -126,8 +127,8 @@ def test_it_is_cut_to_size_with_the_verdicts_kept(count: int) -> None:
 
 
 def test_the_longest_strings_do_not_break_the_size() -> None:
-    long = made.with_texts(made.document(made.compared(made.check())), lambda text: text + "<" * 100_000, OURS)
-    assert len(render(long).encode()) <= LIMIT
+    long = made.with_texts(made.session(made.compared(made.check())), lambda text: text + "<" * 100_000, OURS)
+    assert len(pull_request_page(long).encode()) <= LIMIT
 
 
 def benign(document: dict[str, Any]) -> dict[str, Any]:
@@ -139,11 +140,13 @@ def benign(document: dict[str, Any]) -> dict[str, Any]:
 @given(TEXTS)
 def test_nothing_from_outside_changes_the_page(hostile: str) -> None:
     # Every text of the document at once: names, reasons, evidence, model, command, baseline, problems.
-    whole = made.document(
-        made.compared(made.check()), made.check(Outcome.INVALID), made.compared(made.measured(), "NOT COMPARABLE")
+    whole = made.session(
+        made.compared(made.check()),
+        made.check(Outcome.INVALID),
+        made.compared(made.measured(), RegressionDecision.NOT_COMPARABLE),
     )
-    page = rendered(render(made.with_texts(whole, lambda _: f"n{hostile}", OURS)))
-    assert tags(page) == tags(rendered(render(benign(whole))))
+    page = rendered(pull_request_page(made.with_texts(whole, lambda _: f"n{hostile}", OURS)))
+    assert tags(page) == tags(rendered(pull_request_page(benign(whole))))
     outside_code = html.unescape(re.sub(r"<[^>]*>", "", re.sub(r"(?s)<pre.*?</pre>", "", page)))
     assert not re.search(r"[@#!~$&^][\w\"{*\[]|https?://|www\.|GH-\d", outside_code, re.IGNORECASE)
 
@@ -152,12 +155,12 @@ def test_nothing_from_outside_changes_the_page(hostile: str) -> None:
 @given(TEXTS)
 def test_no_line_starts_with_what_came_from_outside(hostile: str) -> None:
     # GitLab obeys a line that starts with a command such as /close, and a workflow log one that starts with ::error.
-    whole = made.document(made.compared(made.check()), made.check(Outcome.INVALID))
-    page = render(made.with_texts(whole, lambda _: f"/close ::error::{hostile}", OURS))
+    whole = made.session(made.compared(made.check()), made.check(Outcome.INVALID))
+    page = pull_request_page(made.with_texts(whole, lambda _: f"/close ::error::{hostile}", OURS))
     assert not [line for line in page.splitlines() if line.lstrip().startswith(("/", "::"))]
 
 
 def test_the_text_from_outside_is_still_readable() -> None:
     hostile = "a|b `c` <d> @e"
-    page = rendered(render(made.document(made.check(name=hostile))))
+    page = rendered(pull_request_page(made.session(made.check(name=hostile))))
     assert words(page).count("a|b `c` <d> @e") >= 3

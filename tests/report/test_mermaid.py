@@ -14,7 +14,7 @@ import pytest
 
 from pytest_gpucap.report.mermaid import chart
 from pytest_gpucap.results.measured import Outcome
-from tests.report import made
+from tests.results import made
 
 NUMBER = r"-?\d+(?:\.\d+)?"
 LIST = rf"\[{NUMBER}(?:, {NUMBER})*\]"
@@ -52,7 +52,7 @@ def series(picture: str, kind: str) -> list[list[float]]:
 
 
 def test_the_curve_goes_through_the_windows_and_the_limit_is_a_line() -> None:
-    picture, caption = drawn(made.document(made.check())["results"][0])
+    picture, caption = drawn(made.session(made.check())["results"][0])
     assert GRAMMAR.fullmatch(picture)
     assert 'x-axis "requests a second, one replica" 10 --> 60' in picture
     curve, limit = series(picture, "line")
@@ -65,19 +65,19 @@ def test_the_curve_goes_through_the_windows_and_the_limit_is_a_line() -> None:
 
 
 def test_the_design_rate_is_marked_where_it_lies_on_the_axis() -> None:
-    picture, caption = drawn({**made.document(made.check())["results"][0], "design_rate_rps": 40.0})
+    picture, caption = drawn({**made.session(made.check())["results"][0], "design_rate_rps": 40.0})
     needle, curve, limit = series(picture, "line")
     assert [index for index, height in enumerate(needle) if height] == [round((40 - 10) / 50 * (len(needle) - 1))]
     assert max(needle) >= max(limit)
     assert len(curve) > 2
     assert "grey: the design rate, 40 req/s" in caption
-    off_the_axis, said = drawn(made.document(made.check())["results"][0])
+    off_the_axis, said = drawn(made.session(made.check())["results"][0])
     assert len(series(off_the_axis, "line")) == 2
     assert "design rate" not in said
 
 
 def test_saturation_is_cut_so_that_the_rest_can_be_seen() -> None:
-    record = made.document(made.check())["results"][0]
+    record = made.session(made.check())["results"][0]
     for sample in record["samples"]:
         if sample["completed_rps"] == 60.0:
             sample["latencies"]["e2e"]["p95_s"] = 900.0
@@ -87,13 +87,13 @@ def test_saturation_is_cut_so_that_the_rest_can_be_seen() -> None:
 
 
 def test_below_a_second_the_axis_is_in_milliseconds() -> None:
-    picture, _ = drawn({**made.document(made.check())["results"][0], "binding": "ttft_p95"})
+    picture, _ = drawn({**made.session(made.check())["results"][0], "binding": "ttft_p95"})
     assert "in ms" in picture
     assert series(picture, "line")[1] == [500.0, 500.0]
 
 
 def test_without_limits_there_is_a_curve_and_no_limit() -> None:
-    record = made.document(made.measured())["results"][0]
+    record = made.session(made.measured())["results"][0]
     record["slo"]["limits"] = {}
     picture, caption = drawn({**record, "binding": "backlog"})
     assert len(series(picture, "line")) == 1
@@ -101,7 +101,7 @@ def test_without_limits_there_is_a_curve_and_no_limit() -> None:
 
 
 def test_too_few_rates_are_no_curve() -> None:
-    record = made.document(made.check(Outcome.FAIL))["results"][0]
+    record = made.session(made.check(Outcome.FAIL))["results"][0]
     assert chart({**record, "samples": record["samples"][:6]}) is None
     assert chart({**record, "samples": []}) is None
     assert chart({**record, "samples": record["samples"][3:]}) is not None
@@ -114,12 +114,12 @@ def test_too_few_rates_are_no_curve() -> None:
 
 
 def test_a_sweep_is_drawn_from_its_points() -> None:
-    picture, _ = drawn(made.document(made.swept())["results"][0])
+    picture, _ = drawn(made.session(made.swept())["results"][0])
     assert GRAMMAR.fullmatch(picture)
 
 
 def test_a_name_from_outside_never_gets_into_a_chart() -> None:
-    record = made.document(made.check())["results"][0]
+    record = made.session(made.check())["results"][0]
     evil = 'e2e_p95"]\n  click x "javascript:alert(1)"'
     record["slo"]["limits"] = {evil: 20.0}
     for sample in record["samples"]:
@@ -138,7 +138,7 @@ def test_mermaid_itself_reads_it(record: dict[str, Any], tmp_path: Path) -> None
     script = folder / f"gpucap-{tmp_path.name}.mjs"
     script.write_text(MERMAID)
     try:
-        picture = drawn(made.document(record)["results"][0])[0].removeprefix("```mermaid\n").removesuffix("\n```")
+        picture = drawn(made.session(record)["results"][0])[0].removeprefix("```mermaid\n").removesuffix("\n```")
         run = ["node", str(script)]
         done = subprocess.run(run, input=picture, capture_output=True, text=True, timeout=60, check=False)
         assert (done.stdout.strip(), done.returncode) == ("xychart", 0), done.stderr

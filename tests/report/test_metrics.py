@@ -7,10 +7,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as prometheus
 
 from pytest_gpucap.report.clean import visible
-from pytest_gpucap.report.metrics import render
+from pytest_gpucap.report.metrics import openmetrics
 from pytest_gpucap.results.measured import Outcome
-from tests.report import made
 from tests.report.test_escape import TEXTS
+from tests.results import made
 
 
 def read(text: str) -> dict[tuple[str, str], float]:
@@ -25,14 +25,14 @@ def read(text: str) -> dict[tuple[str, str], float]:
 
 
 def test_figures_are_gauges_by_requirement() -> None:
-    found = read(render(made.document(made.check(), made.check(Outcome.PASS, "small"))))
+    found = read(openmetrics(made.session(made.check(), made.check(Outcome.PASS, "small"))))
     assert found["gpucap_sustainable_rate_rps", "chat"] == 52.1
     assert found["gpucap_gpus_required", "chat"] == 3
     assert (found["gpucap_budget_holds", "chat"], found["gpucap_budget_holds", "small"]) == (0, 1)
 
 
 def test_what_is_not_known_is_left_out() -> None:
-    found = read(render(made.document(made.check(Outcome.INVALID, "shared"), made.measured("free"))))
+    found = read(openmetrics(made.session(made.check(Outcome.INVALID, "shared"), made.measured("free"))))
     assert {name for name, requirement in found if requirement == "shared"} == {
         "gpucap_budget_holds",
         "gpucap_design_rate_rps",
@@ -43,5 +43,5 @@ def test_what_is_not_known_is_left_out() -> None:
 @settings(deadline=None)
 @given(TEXTS)
 def test_a_name_from_outside_is_a_label_and_nothing_else(hostile: str) -> None:
-    found = read(render(made.document(made.check(name=hostile))))
+    found = read(openmetrics(made.session(made.check(name=hostile))))
     assert {requirement for _, requirement in found} == {visible(hostile)}

@@ -6,13 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from pytest_gpucap.report import markdown
 from pytest_gpucap.report.publish import publish
 from pytest_gpucap.results.measured import Outcome
-from tests.report import made
+from tests.results import made
 
-FAILED = made.document(made.check())
+FAILED = made.session(made.check())
 PAGE = markdown.render(FAILED)
 
 
@@ -73,14 +74,14 @@ def test_annotations_only_for_github(tmp_path: Path) -> None:
         ([made.check(Outcome.INVALID)], "error"),
         ([made.check(Outcome.INCONCLUSIVE)], "warning"),
         ([made.compared(made.check(Outcome.PASS))], "error"),
-        ([made.check(Outcome.PASS), {**made.check(), "expected_failure": True}], "success"),
+        ([made.check(Outcome.PASS), replace(made.check(), expected_failure=True)], "success"),
         ([made.measured()], "info"),
     ],
 )
 def test_buildkite_gets_the_page_through_its_agent(
     tmp_path: Path, records: list[dict[str, object]], style: str
 ) -> None:
-    document = made.document(*records)
+    document = made.session(*records)
     assert publish(document, markdown_file=None, root=tmp_path, environ=agent(tmp_path)) == []
     assert (tmp_path / "arguments").read_text() == f"annotate --style {style} --context gpucap\n"
     assert (tmp_path / "body").read_text() == markdown.render(document)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from enum import Enum
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -19,6 +21,8 @@ from pytest_gpucap.results.result import Result, ResultFile
 from pytest_gpucap.results.result_file import session_file
 from pytest_gpucap.results.telemetry import Bottleneck, BottleneckKind
 from pytest_gpucap.results.windows import Phase, WindowId
+
+T = TypeVar("T")
 
 STARTED = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 REQUIREMENT = Requirement(
@@ -121,3 +125,26 @@ def compared(result: Result, decision: RegressionDecision = RegressionDecision.R
 def session(*results: Result) -> ResultFile:
     """What a session writes."""
     return session_file(results, started=STARTED, arguments=["tests"])
+
+
+def with_texts(value: T, change: Callable[[str], str], keep: frozenset[str] = frozenset()) -> T:
+    """A result, or a part of one, with every text changed, but for those of the fields in `keep`."""
+    return _changed(value, change, keep)  # type: ignore[no-any-return]
+
+
+def _changed(value: Any, change: Callable[[str], str], keep: frozenset[str]) -> Any:
+    match value:
+        case Enum():
+            return value
+        case str():
+            return change(value)
+        case msgspec.Struct():
+            fields = {name: getattr(value, name) for name in value.__struct_fields__ if name not in keep}
+            return msgspec.structs.replace(
+                value, **{name: _changed(each, change, keep) for name, each in fields.items()}
+            )
+        case dict():
+            return {key: _changed(each, change, keep) for key, each in value.items()}
+        case tuple() | list():
+            return type(value)(_changed(each, change, keep) for each in value)
+    return value
