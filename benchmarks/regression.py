@@ -1,14 +1,14 @@
-"""How often a comparison with a baseline is wrong, and what it sees: the tables of docs/baselines.md, SIMULATED.
+"""How often a comparison with a baseline is wrong, and what it finds: the tables of docs/baselines.md, SIMULATED.
 
     python benchmarks/regression.py [--times 20000]
     python benchmarks/regression.py --profiles fast slow [--checks 120]
 
-Every run draws ln(rate) from the loss that is true, a measurement's own error (sd 1.2%), what one start differs from
-the next (sd 1.2%; together 1.7% from run to run), and in 2% of the runs an odd start of -10%. 5% may be lost.
+Every run draws ln(rate) around the true loss. Its error has three parts: the measurement's own (sd 1.2%), that of one
+server start (sd 1.2%; together 1.7% from run to run), and in 2% of the runs an odd start of -10%. 5% may be lost.
 
-With profiles, runs are not drawn but measured: so many sessions on simulated servers that differ by 1.2% of their rate
-from start to start, each a check at 85% of the true rate, and `measure` where that did not learn the rate well enough,
-as the plugin does. Of these sessions every comparison draws a base, a head and the head's second run.
+With profiles, runs are measured instead of drawn: `--checks` sessions on simulated servers whose rates differ by 1.2%
+from start to start. Each is a check at 85% of the true rate, and a `measure` where the check did not learn the rate
+well enough, as in the plugin. Every comparison draws a base, a head and the head's second run from these sessions.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ ALLOWED = 0.05
 NIGHTS = 10
 OUTCOMES = ("REGRESSED", "not confirmed", "INCONCLUSIVE", "SAME", "IMPROVED")
 ELASTICITIES = {"fast": 1.6, "slow": 2.6}
-"""Relative loss of a profile's sustainable rate for steps longer by as much."""
+"""Relative loss of a profile's sustainable rate per relative increase of its step times."""
 
 
 def run(rng: np.random.Generator, loss: float) -> Interval:
@@ -64,12 +64,12 @@ def compare(rng: np.random.Generator, loss: float, nights: int) -> str:
 
 
 def drawn(rng: np.random.Generator, bases: Sequence[Interval], heads: Sequence[Interval]) -> str:
-    """The same with runs drawn from those that were measured."""
+    """The same, with runs drawn from measured ones."""
     return decided(ComparedRate(bases[int(rng.integers(len(bases)))]), lambda: heads[int(rng.integers(len(heads)))])
 
 
 def decided(base: ComparedRate, head: Callable[[], Interval]) -> str:
-    """The decision on a head, of which a second run confirms a REGRESSED."""
+    """The decision on a head; a second run confirms a REGRESSED."""
     first = head()
     decision = decide(ratio_of(base, ComparedRate(first, repeat=base.repeat)), ALLOWED)
     if decision is RegressionDecision.REGRESSED and not confirmed(base, first, head(), ALLOWED):
@@ -88,7 +88,7 @@ def session(profile: Profile, requirement: Requirement, pace: float, seed: int) 
 
 
 def measured(name: str, checks: int) -> dict[float, list[Interval]]:
-    """Sessions by the loss that is true: without one, and with steps so much longer that about 10% are lost."""
+    """Sessions by the true loss: none, and steps long enough to lose about 10%."""
     profile = profiles.load(name)
     rate = Fraction(0.85 * profile.true_rate_rps).limit_denominator(1000)
     requirement = Requirement(name, rate, gpus=1, headroom=Fraction(1), workload=profile.workload, slo=profile.slo)
@@ -127,7 +127,7 @@ def main() -> None:
 
 
 def print_row(label: str, loss: float, outcomes: Iterable[str], times: int) -> None:
-    """One row: how often each outcome came."""
+    """One row: the share of each outcome."""
     counts = Counter(outcomes)
     shares = " | ".join(f"{100 * counts[outcome] / times:.2f}%" for outcome in OUTCOMES)
     print(f"| {label} | {100 * loss:.0f}% | {shares} |", flush=True)

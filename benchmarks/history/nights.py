@@ -17,11 +17,11 @@ class Nights:
 
     Attributes:
         sd: of the logarithm of the rate, from run to run.
-        outliers: share of runs that are off by far more.
+        outliers: share of runs with a much larger error.
         kind: what an outlier adds to the logarithm: ``symmetric`` (normal, 5 sd), ``low`` (3% to 15% lost).
-        shared: an outlier belongs to the night, so the confirming run is hit as well; otherwise every run has its own.
+        shared: an outlier affects the whole night, its confirming run too; otherwise every run has its own.
         reference: nights before the drop.
-        lasting: sd of a part that a night hands on to the next one but for a fifth: weather, neighbours, the host.
+        lasting: sd of a part of which a night hands 80% on to the next: weather, neighbours, the host.
     """
 
     sd: float = 0.017
@@ -33,7 +33,7 @@ class Nights:
 
 
 class Night:
-    """One night: `measure` gives the rate of one run, each time anew."""
+    """One night: `measure` draws the rate of one more run."""
 
     def __init__(self, nights: Nights, drop: float, random: np.random.Generator, carried: float = 0.0) -> None:
         self._nights, self._random = nights, random

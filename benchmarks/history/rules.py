@@ -1,4 +1,4 @@
-"""Alarm rules, side by side: each is shown one night after the other and may ask for a second run."""
+"""Alarm rules to compare: each is shown one night after the other, and may measure a second run."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 from nights import LEVEL_RPS, Nights  # type: ignore[import-not-found,unused-ignore]
 from scipy import stats
 
-from pytest_gpucap.history.alarm import AlarmState, Watch
-from pytest_gpucap.history.alarm import Rule as Thresholds
-from pytest_gpucap.history.changes import change_points
+from pytest_gpucap.history.detection import ChangeDetector, change_points
+from pytest_gpucap.history.detection import Rule as Thresholds
+from pytest_gpucap.results.trend import AlarmState
 
 Measure = Callable[[], float]
 
 
 class Rule(Protocol):
-    """Says "drop" or "rise" on the night that raises the alarm, and starts anew from there."""
+    """Returns "drop" or "rise" on the night that raises the alarm, and starts anew from there."""
 
     def night(self, number: int, measure: Measure, /) -> str | None:
         """Take the night's run."""
@@ -28,18 +28,18 @@ class Ours:
     """The plugin's."""
 
     def __init__(self, thresholds: Thresholds, *, confirm: bool) -> None:
-        self._watch, self._confirm = Watch(thresholds), confirm
+        self._detector, self._confirm = ChangeDetector(thresholds), confirm
 
     def night(self, number: int, measure: Measure) -> str | None:
         """See `Rule`."""
-        state = self._watch.add(measure(), number)
+        state = self._detector.add(measure(), number)
         if self._confirm and state is AlarmState.DROP_SUSPECTED:
-            state = self._watch.add(measure(), number)
+            state = self._detector.add(measure(), number)
         return {AlarmState.DROP: "drop", AlarmState.RISE: "rise"}.get(state)
 
 
 class OneRun:
-    """One run against the median of the last ten: by a fixed share, and where asked beyond what a t test allows."""
+    """One run against the median of the last ten: lower by a fixed share, and with `tail` also by a t test."""
 
     def __init__(self, share: float, *, tail: float | None, confirm: bool) -> None:
         self._floor, self._tail, self._confirm = math.log(1 - share), tail, confirm
@@ -64,7 +64,7 @@ class OneRun:
 
 
 class Cusum:
-    """Two-sided memory: k 0.5, clipped at 4 sd; told the true level and noise, or learning them from 60 nights."""
+    """Two-sided CUSUM: k 0.5, clipped at 4 sd. It is told the true level and noise, or learns them from 60 nights."""
 
     def __init__(self, sd: float | None, h: float = 5.0) -> None:
         self._sd, self._h = sd, h
@@ -96,8 +96,8 @@ class Cusum:
 class Looking:
     """A change-point search over the last 100 nights, every night.
 
-    A change is an alarm unless one in the same direction was seen within five nights of it before: places move a little
-    as nights come in.
+    A change is an alarm unless one in the same direction was already found within five nights of it: places move a
+    little with every night.
     """
 
     def __init__(self, search: Callable[[list[float]], list[int]]) -> None:
@@ -145,4 +145,4 @@ RULES: dict[str, Callable[[Nights], Rule]] = {
     "ours, no second run": lambda _: Ours(Thresholds(), confirm=False),
     "ours": lambda _: Ours(Thresholds(), confirm=True),
 }
-"""Name in the table -> a rule at its beginning, for nights of that kind (told to the one rule that must be told)."""
+"""Name in the table -> a new rule for nights of that kind, whose noise one of the rules is told."""

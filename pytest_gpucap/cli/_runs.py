@@ -1,4 +1,4 @@
-"""What `compare` and `show` share: a run found by path or by the name that it was saved under, and the output."""
+"""What `compare` and `show` share: they find a run by its path or by the name of a baseline, and print."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FOLDER = Options().baselines
 
 
 def add_folder(parser: argparse.ArgumentParser) -> None:
-    """The option that says where names are looked up."""
+    """The option for the folder in which names are looked up."""
     parser.add_argument(
         "--baselines", type=Path, default=FOLDER, metavar="DIR", help=f"folder in which names are looked up ({FOLDER})"
     )
@@ -40,13 +40,12 @@ def find_run(given: str, folder: Path) -> Run:
 
 
 def described(run: Run) -> str:
-    """A run in a line: where, when, by what."""
-    return (
-        f"{shown(run.path)}, {run.started.isoformat(sep=' ', timespec='minutes')}, pytest-gpucap {run.plugin_version}"
-    )
+    """A run in one line: its file, when it began, and the plugin's version."""
+    started = run.started.isoformat(sep=" ", timespec="minutes")
+    return f"{shown(run.path)}, {started}, pytest-gpucap {run.content.plugin_version}"
 
 
 def put(text: str) -> None:
-    """Print a text; a character that the output cannot show becomes its escape."""
+    """Print a text. A character that the output cannot show becomes its escape."""
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, errors="backslashreplace").decode(encoding) + "\n")

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pytest_gpucap.cli import CommandError
 from pytest_gpucap.cli._runs import add_folder, described, find_run, put
+
+if TYPE_CHECKING:
+    from pytest_gpucap.history.store import Run
+    from pytest_gpucap.results.result import Result
 
 HELP = "what became of the sustainable rates from one run to another"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The two runs, and how to say it."""
+    """The two runs, what may be lost, and the format of the output."""
     parser.add_argument("base", metavar="A", help="the run to compare with: a result file, or a baseline's name")
     parser.add_argument("head", metavar="B", help="the run to look at")
     parser.add_argument(
@@ -39,39 +44,49 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         CommandError: for a run that cannot be read, a test that it does not have, or a share that cannot be meant.
     """
-    # Late, as everywhere in these commands: the help needs none of it.
-    from pytest_gpucap.history.baseline import Baseline
-    from pytest_gpucap.history.compare import against, of_variants
-    from pytest_gpucap.report import comparison
+    # Imported here, as in all commands, because the help needs none of it.
+    from pytest_gpucap.history.compare import compare_runs, compare_variants
+    from pytest_gpucap.history.store import Baseline
+    from pytest_gpucap.report.comparison import comparison_markdown, comparison_text
+    from pytest_gpucap.results.comparison import RegressionDecision
 
     base, head = (find_run(given, options.baselines) for given in (options.base, options.head))
     share = _share(options.max_regression)
     if options.variants:
         try:
-            compared = of_variants((base, options.variants[0]), (head, options.variants[1]), share)
+            compared = compare_variants((base, options.variants[0]), (head, options.variants[1]), share)
         except LookupError as error:
             raise CommandError(f"--variants: {error.args[0]}") from None
     else:
-        compared = against(head, Baseline(base.name, (base,)), share)
-    records = [{**record, "comparison": found} for record, found in compared]
+        compared = compare_runs(head, Baseline(base.name, (base,)), share)
     match options.format:
         case "json":
-            shown = json.dumps(_plain(base, head, records), indent=1, ensure_ascii=False)
+            shown = _json(base, head, compared)
         case "markdown":
-            shown = comparison.markdown(records, described(base), described(head)).rstrip("\n")
+            shown = comparison_markdown(compared, described(base), described(head)).rstrip("\n")
         case _:
-            shown = comparison.text(records, described(base), described(head))
+            shown = comparison_text(compared, described(base), described(head))
     put(shown)
-    return int(any(record["comparison"]["decision"] == "REGRESSED" for record in records))
+    decisions = {result.comparison.decision for result in compared if result.comparison is not None}
+    return int(RegressionDecision.REGRESSED in decisions)
 
 
-def _plain(base: Any, head: Any, records: list[dict[str, Any]]) -> dict[str, Any]:
-    keys = ("test", "name", "kind", "simulated", "comparison")
-    return {
-        "base": described(base),
-        "head": described(head),
-        "results": [{key: record[key] for key in keys} for record in records],
-    }
+def _json(base: Run, head: Run, compared: Sequence[Result]) -> str:
+    from pytest_gpucap.results.encoding import to_builtins
+
+    results = [
+        {
+            "test": result.test,
+            "name": result.name,
+            "kind": result.kind,
+            "simulated": result.simulated,
+            "comparison": to_builtins(result.comparison),
+        }
+        for result in compared
+    ]
+    return json.dumps(
+        {"base": described(base), "head": described(head), "results": results}, indent=1, ensure_ascii=False
+    )
 
 
 def _share(given: str) -> float:

@@ -13,7 +13,7 @@ from pytest_gpucap.cli import CommandError
 
 if TYPE_CHECKING:
     from pytest_gpucap.history.nightly import NightlySeries
-    from pytest_gpucap.history.trend import Trend
+    from pytest_gpucap.results.trend import Trend
 
 HELP = "the trend of nightly runs, and where it changed"
 
@@ -22,7 +22,7 @@ DROP, SUSPECTED = 1, 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The folder and what to do with it."""
+    """The folder, and what is made of it."""
     parser.add_argument("folder", type=Path, metavar="DIR", help="result files, in it and below: one run each")
     parser.add_argument("--format", choices=("text", "markdown", "json"), default="text")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture: .svg, .png or .pdf")
@@ -30,12 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--since",
         type=_day,
         metavar="YYYY-MM-DD",
-        help="leave older runs out: how a drop that is meant to be is accepted",
+        help="leave older runs out, for instance to accept an intended drop",
     )
     parser.add_argument(
         "--fail-on-drop",
         action="store_true",
-        help="exit 1 while a confirmed drop stands, 3 when the newest run only raises the suspicion: run once more",
+        help="exit 1 while a confirmed drop stands, 3 while a drop is only suspected: run once more",
     )
 
 
@@ -43,35 +43,35 @@ def run(options: argparse.Namespace) -> int:
     """Print the trends.
 
     Raises:
-        CommandError: without a folder, without any result in it, or without the extra that a wish needs.
+        CommandError: without a folder, without any result in it, or without the extra that an option needs.
     """
-    # Late, as everywhere in these commands: the help needs none of it.
-    from pytest_gpucap.history import trendplot, trendtext
-    from pytest_gpucap.history.changes import MissingLibraryError
-    from pytest_gpucap.history.trend import trend
+    # Imported here, as in all commands, because the help needs none of it.
+    from pytest_gpucap.history import trend_report
+    from pytest_gpucap.history.detection import MissingLibraryError
+    from pytest_gpucap.history.trend import trend_of
 
-    if options.plot is not None and options.plot.suffix.removeprefix(".") not in trendplot.FORMATS:
+    if options.plot is not None and options.plot.suffix.removeprefix(".") not in trend_report.FORMATS:
         raise CommandError(f"--plot {options.plot}: must end in .svg, .png or .pdf")
     series, skipped = _series(options.folder, options.since)
     try:
-        trends = [trend(each) for each in series]
+        trends = [trend_of(each) for each in series]
         if options.plot is not None:
-            trendplot.plot(trends, options.plot)
+            trend_report.plot_trends(trends, options.plot)
     except (MissingLibraryError, OSError) as error:
         raise CommandError(str(error)) from None
     match options.format:
         case "json":
-            shown = trendtext.as_json(trends, skipped)
+            shown = trend_report.trends_json(trends, skipped)
         case "markdown":
-            shown = trendtext.markdown(trends, skipped)
+            shown = trend_report.trends_markdown(trends, skipped)
         case _:
-            shown = trendtext.text(trends, skipped, heights=_heights())
+            shown = trend_report.trends_text(trends, skipped, heights=_heights())
     print(shown)  # noqa: T201 - a command
     return _exit_code(trends) if options.fail_on_drop else 0
 
 
 def _series(folder: Path, since: datetime | None) -> tuple[list[NightlySeries], list[str]]:
-    """What can be read, and one line for everything else."""
+    """The series that can be read, and one line for everything else."""
     from pytest_gpucap.history.nightly import read_folder, series_of
 
     try:
@@ -87,7 +87,7 @@ def _series(folder: Path, since: datetime | None) -> tuple[list[NightlySeries], 
 
 
 def _exit_code(trends: Sequence[Trend]) -> int:
-    from pytest_gpucap.history.alarm import AlarmState
+    from pytest_gpucap.results.trend import AlarmState
 
     if any(trend.standing is not None for trend in trends):
         return DROP
@@ -95,7 +95,7 @@ def _exit_code(trends: Sequence[Trend]) -> int:
 
 
 def _heights() -> str:
-    from pytest_gpucap.history.trendtext import ASCII, BLOCKS
+    from pytest_gpucap.history.trend_report import ASCII, BLOCKS
 
     try:
         BLOCKS.encode(sys.stdout.encoding or "ascii")

@@ -1,17 +1,22 @@
-"""Make every report anew from result files."""
+"""Makes reports anew from result files."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from pytest_gpucap.cli import CommandError
 from pytest_gpucap.results import result_file
-from pytest_gpucap.results.record import read_document
+from pytest_gpucap.results.result import ResultFile
+
+if TYPE_CHECKING:
+    from pytest_gpucap.results.trend import Trend
 
 HELP = "make reports anew from result files"
 
@@ -19,13 +24,13 @@ _STDOUT = "-"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The files, and which reports to make of them."""
+    """The files, and which reports are made of them."""
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="result files, such as .gpucap/result.json")
-    parser.add_argument("--text", metavar="FILE", help="the terminal's report; what is made when nothing is named")
+    parser.add_argument("--text", metavar="FILE", help="the terminal's report; made when no other is named")
     parser.add_argument("--markdown", metavar="FILE", help="for a pull request, at most 64 KB")
     parser.add_argument("--html", metavar="FILE", help="one page that opens offline (pytest-gpucap[html])")
     parser.add_argument("--history", type=Path, metavar="DIR", help="earlier result files, whose trend --html draws")
-    parser.add_argument("--junit", metavar="FILE", help="JUnit XML, a suite for every result")
+    parser.add_argument("--junit", metavar="FILE", help="JUnit XML, one suite per result")
     parser.add_argument("--code-quality", metavar="FILE", help="GitLab's code quality report")
     parser.add_argument("--metrics", metavar="FILE", help="GitLab's metrics report, in OpenMetrics text")
     parser.epilog = "FILE may be - for standard output."
@@ -39,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     """
     if options.history is not None and options.html is None:
         raise CommandError("--history is for the HTML report: name its file with --html")
-    document = _together([_read(path) for path in options.files])
+    content = _together([_read(path) for path in options.files])
     renderers = _RENDERERS
     if options.history is not None:
         from pytest_gpucap.cli._past import past
@@ -47,74 +52,75 @@ def run(options: argparse.Namespace) -> int:
         renderers = {**_RENDERERS, "html": partial(_html, history=past(options.history))}
     asked = [(render, target) for name, render in renderers.items() if (target := getattr(options, name)) is not None]
     for render, target in asked or [(_text, _STDOUT)]:
-        _write(target, render(document))
+        _write(target, render(content))
     return 0
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> ResultFile:
     try:
-        return read_document(path)
+        return result_file.read(path)
     except result_file.ResultFileError as error:
         raise CommandError(str(error)) from None
 
 
-def _together(documents: list[dict[str, Any]]) -> dict[str, Any]:
-    """One document with the results of all of them; the first one's session stands for the rest."""
-    return {
-        **documents[0],
-        "simulated": any(document["simulated"] for document in documents),
-        "results": [record for document in documents for record in document["results"]],
-    }
+def _together(files: Sequence[ResultFile]) -> ResultFile:
+    """One file with the results of all, and the session of the first."""
+    return msgspec.structs.replace(
+        files[0],
+        simulated=any(file.simulated for file in files),
+        results=tuple(result for file in files for result in file.results),
+    )
 
 
-def _text(document: Mapping[str, Any]) -> str:
-    from pytest_gpucap.report import comparison, rows, terminal
+def _text(content: ResultFile) -> str:
+    from pytest_gpucap.report import rows, terminal
+    from pytest_gpucap.report.comparison import comparison_summary, regression_failure
 
-    records = rows.worst_first(document["results"])
-    parts = ["\n".join([terminal.summary(records), *comparison.summary(records)])]
-    for record in records:
-        if record["outcome"] not in {"PASS", None}:
-            parts.append(terminal.failure(record))
-        elif rows.regressed(record):
-            parts.append(comparison.failure(record))
+    results = rows.worst_first(content.results)
+    parts = ["\n".join([terminal.summary(results), *comparison_summary(results)])]
+    for result in results:
+        if rows.failed(result):
+            parts.append(terminal.failure(result))
+        elif rows.regressed(result):
+            parts.append(regression_failure(result))
     return "\n\n\n".join(parts) + "\n"
 
 
-def _markdown(document: Mapping[str, Any]) -> str:
-    from pytest_gpucap.report import markdown
+def _markdown(content: ResultFile) -> str:
+    from pytest_gpucap.report.markdown import pull_request_page
 
-    return markdown.render(document)
-
-
-def _junit(document: Mapping[str, Any]) -> str:
-    from pytest_gpucap.report import junit
-
-    return junit.render(document)
+    return pull_request_page(content)
 
 
-def _code_quality(document: Mapping[str, Any]) -> str:
-    from pytest_gpucap.report.annotations import code_quality, findings
+def _junit(content: ResultFile) -> str:
+    from pytest_gpucap.report.junit import junit
 
-    return code_quality(findings(document))
-
-
-def _metrics(document: Mapping[str, Any]) -> str:
-    from pytest_gpucap.report import metrics
-
-    return metrics.render(document)
+    return junit(content)
 
 
-def _html(document: Mapping[str, Any], history: Sequence[Mapping[str, Any]] = ()) -> str:
+def _code_quality(content: ResultFile) -> str:
+    from pytest_gpucap.report.annotations import annotations_of, code_quality
+
+    return code_quality(annotations_of(content))
+
+
+def _metrics(content: ResultFile) -> str:
+    from pytest_gpucap.report.metrics import openmetrics
+
+    return openmetrics(content)
+
+
+def _html(content: ResultFile, history: Sequence[Trend] = ()) -> str:
     try:
         from pytest_gpucap.report import html
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("pytest_gpucap"):
             raise
         raise CommandError(f'--html needs {error.name}: pip install "pytest-gpucap[html]"') from None
-    return html.render(document, history)
+    return html.render(content, history)
 
 
-_RENDERERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+_RENDERERS: dict[str, Callable[[ResultFile], str]] = {
     "text": _text,
     "markdown": _markdown,
     "html": _html,
@@ -126,7 +132,7 @@ _RENDERERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 
 def _write(target: str, content: str) -> None:
     if target == _STDOUT:
-        # A terminal that cannot show a character gets its escape, not a traceback.
+        # A character that the terminal cannot show becomes its escape instead of a traceback.
         encoding = sys.stdout.encoding or "utf-8"
         sys.stdout.write(content.encode(encoding, errors="backslashreplace").decode(encoding))
         sys.stdout.flush()

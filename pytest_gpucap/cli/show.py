@@ -6,12 +6,13 @@ import argparse
 import json
 
 from pytest_gpucap.cli._runs import add_folder, described, find_run, put
+from pytest_gpucap.results.result import Result
 
 HELP = "everything that a result file says"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The file, and how to say it."""
+    """The file, and the format of the output."""
     parser.add_argument("file", metavar="FILE", help="a result file, or a baseline's name")
     parser.add_argument("--format", choices=("text", "markdown", "json"), default="text")
     add_folder(parser)
@@ -23,26 +24,24 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         CommandError: for a file that cannot be read.
     """
-    # Late, as everywhere in these commands: the help needs none of it.
-    from pytest_gpucap.report import markdown, terminal
-    from pytest_gpucap.results.record import read_document
+    # Imported here, as in all commands, because the help needs none of it.
+    from pytest_gpucap.report import terminal
+    from pytest_gpucap.report.markdown import pull_request_page
+    from pytest_gpucap.results.encoding import to_builtins
 
     found = find_run(options.file, options.baselines)
-    document = read_document(found.path)
     match options.format:
         case "json":
-            shown = json.dumps(document, indent=1, ensure_ascii=False)
+            shown = json.dumps(to_builtins(found.content), indent=1, ensure_ascii=False)
         case "markdown":
-            shown = markdown.render(document).rstrip("\n")
+            shown = pull_request_page(found.content).rstrip("\n")
         case _:
-            parts = [described(found), terminal.summary(document["results"])]
-            shown = "\n\n".join(
-                [*parts, *(_result(record, terminal.details(record)) for record in document["results"])]
-            )
+            parts = [described(found), terminal.summary(found.results)]
+            shown = "\n\n".join([*parts, *(_section(result, terminal.details(result)) for result in found.results)])
     put(shown)
     return 0
 
 
-def _result(record: dict[str, object], details: str) -> str:
-    title = f"{record['outcome'] or record['kind']}: {record['name']} ({record['test']})"
+def _section(result: Result, details: str) -> str:
+    title = f"{result.outcome or result.kind}: {result.name} ({result.test})"
     return f"{title}\n{'-' * min(len(title), 80)}\n{details}"

@@ -1,72 +1,91 @@
-"""Which results may be compared: what must be equal by name, and what may differ because it is what is being tested."""
+"""Which results may be compared: what must be equal, and what may differ because it may be what is being tested."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from enum import Flag, auto
+from typing import Final
 
-from pytest_gpucap.history.scrub import scrubbed
-from pytest_gpucap.results.record import Record
+import msgspec
+
+from pytest_gpucap.history.store import scrubbed
+from pytest_gpucap.results.environment import DeviceState, Environment
+from pytest_gpucap.results.result import DeclaredWorkload, Result
 from pytest_gpucap.vllm_arguments import recorded
 
 _UNKNOWN: Final = "unknown"
 _NONE: Final = "none"
 _CPU_CLASS: Final = "cpu"
-WEIGHTS: Final = {"quantization": "quantisation", "dtype": "dtype"}
-"""How weights are held, with what to call it: an argument of the server, or what its model's own files decide."""
-_TRACE: Final = "trace_sha256"
-"""What a trace holds is what counts; the name of its file only where a file is too old to tell the rest."""
-TOLD: Final = frozenset({*WEIGHTS, _TRACE})
-"""What only some files tell."""
-_MAY_DIFFER: Final = (
-    ("server", "server"),
-    ("driver", "driver"),
-    ("CUDA", "cuda"),
-    ("plugin", "plugin"),
-    ("host", "host"),
-)
+_MODEL: Final = "model"
+_QUANTISATION: Final = "quantisation"
+_DTYPE: Final = "dtype"
+_ARGUMENT: Final = "server argument "
 _KV_SHARE: Final = 0.01
-"""The KV cache's size differs a little from start to start; beyond this share it is worth a word."""
+"""The KV cache's size differs a little from start to start; a change is named beyond this share."""
 
 
-def identity(record: Record, *, told: frozenset[str] = TOLD) -> dict[str, str]:
-    """What makes results comparable, each by the name a person would give it.
+class Told(Flag):
+    """What only some builds wrote into their files."""
 
-    GPU class (for `cpu` the processor), GPUs a replica, model, quantisation, every part of the workload, every limit
+    QUANTIZATION = auto()
+    """How the server says that it quantises the weights; else its argument is compared."""
+    DTYPE = auto()
+    """The data type that the server says it holds the weights in; else its argument is compared."""
+    TRACE = auto()
+    """What a trace holds; else the name of its file is compared."""
+
+
+EVERYTHING: Final = Told.QUANTIZATION | Told.DTYPE | Told.TRACE
+
+
+def identity(result: Result, *, told: Told = EVERYTHING) -> dict[str, str]:
+    """What must be equal for results to be comparable, by the names that people read.
+
+    GPU class (for `cpu` the processor), GPUs per replica, model, quantisation, every part of the workload, every limit
     and every server argument. Values are texts, because an early file holds ``"4096"`` where a later one holds 4096.
 
     Args:
-        record: the result.
-        told: of `TOLD`, what is taken from the record. Else `quantization` and `dtype` are those of the arguments, not
-            the server's own word, and a trace is the name of its file.
+        result: the result.
+        told: what is taken from the result's own words; see `Told`.
     """
-    environment = scrubbed(record["environment"])
-    arguments = recorded(environment.get("server_args") or {})
+    environment = scrubbed(result.environment)
+    arguments = recorded(environment.server_args or {})
+    quantization, dtype = arguments.pop("quantization", None), arguments.pop("dtype", None)
     names = {
-        "measured or SIMULATED": "SIMULATED" if record["simulated"] else "measured",
-        "GPU class": _text(environment.get("gpu_class"), _UNKNOWN),
-        "GPUs a replica": _text(record["requirement"].get("gpus_per_replica")),
-        "model": _text(environment.get("model"), _UNKNOWN),
+        "measured or SIMULATED": "SIMULATED" if result.simulated else "measured",
+        "GPU class": _text(environment.gpu_class, _UNKNOWN),
+        "GPUs per replica": _text(result.requirement.gpus_per_replica),
+        _MODEL: _text(environment.model, _UNKNOWN),
+        _QUANTISATION: _text(environment.quantization if Told.QUANTIZATION in told else quantization),
+        _DTYPE: _text(environment.dtype if Told.DTYPE in told else dtype),
     }
-    for key, name in WEIGHTS.items():
-        names[name] = _text((environment if key in told else arguments).get(key))
-    if environment.get("gpu_class") == _CPU_CLASS:
-        names["processor"] = _text(environment.get("gpu"), _UNKNOWN)
-    if profiles := {device.get("mig_profile") for device in environment.get("devices") or ()} - {None}:
-        names["MIG profile"] = ", ".join(sorted(map(str, profiles)))
-    workload = {key: value for key, value in record["workload"].items() if key != "preset"}  # it names what follows
-    contents = workload.pop(_TRACE, None)
-    if contents is not None and _TRACE in told:
-        del workload["trace"]
-        names["workload trace's contents"] = f"{contents[:12]}..."
-    names |= {f"workload {key}": _text(value) for key, value in _flat(workload).items()}
-    names |= {f"limit {key}": _text(value) for key, value in _flat(record["slo"]).items()}
-    names |= {f"server argument {key}": _text(value) for key, value in arguments.items() if key not in WEIGHTS}
+    if environment.gpu_class == _CPU_CLASS:
+        names["processor"] = _text(environment.gpu, _UNKNOWN)
+    if profiles := {device.mig_profile for device in environment.devices if device.mig_profile is not None}:
+        names["MIG profile"] = ", ".join(sorted(profiles))
+    names |= _workload(result.workload, contents=Told.TRACE in told)
+    names |= {f"limit {name}": _text(value) for name, value in _leaves(result.slo)}
+    names |= {f"{_ARGUMENT}{name}": _text(value) for name, value in arguments.items()}
     return names
 
 
-def differences(base: Record, head: Record, *, variants: bool = False) -> list[str]:
+def _workload(workload: DeclaredWorkload, *, contents: bool) -> dict[str, str]:
+    """Every part of the workload but the preset, which only names the others.
+
+    Args:
+        workload: as declared.
+        contents: a trace is compared by what it holds, where that is known.
+    """
+    left_out, names = {"preset", "trace_sha256"}, {}
+    if contents and workload.trace_sha256 is not None:
+        left_out.add("trace")
+        names["workload trace's contents"] = f"{workload.trace_sha256[:12]}..."
+    return names | {f"workload {name}": _text(value) for name, value in _leaves(workload) if name not in left_out}
+
+
+def differences(base: Result, head: Result, *, variants: bool = False) -> list[str]:
     """What keeps two results from being compared, as ``name: base -> head``; empty when they may be.
 
     Args:
@@ -74,12 +93,11 @@ def differences(base: Record, head: Record, *, variants: bool = False) -> list[s
         head: the result to look at.
         variants: how the model is served (`_is_served`) is what is being tested, and may differ.
     """
-    found = _unlike(base, head)
-    return [text for name, text in found.items() if not (variants and _is_served(name))]
+    return [text for name, text in _unlike(base, head).items() if not (variants and _is_served(name))]
 
 
-def _unlike(base: Record, head: Record) -> dict[str, str]:
-    told = TOLD & _told(base) & _told(head)
+def _unlike(base: Result, head: Result) -> dict[str, str]:
+    told = _told(base) & _told(head)
     ours, theirs = identity(base, told=told), identity(head, told=told)
     return {
         name: f"{name}: {ours.get(name, _NONE)} -> {theirs.get(name, _NONE)}"
@@ -90,59 +108,83 @@ def _unlike(base: Record, head: Record) -> dict[str, str]:
 
 def _is_served(name: str) -> bool:
     """Whether a part of the identity is the server's: its arguments, the model's name, and how weights are held."""
-    return name == "model" or name in WEIGHTS.values() or name.startswith("server argument ")
+    return name in {_MODEL, _QUANTISATION, _DTYPE} or name.startswith(_ARGUMENT)
 
 
-def _told(record: Record) -> set[str]:
-    """What a record's build knew to say: of weights that there is nothing to say counts, of a trace it does not."""
-    return {*record["environment"], *([_TRACE] if record["workload"].get(_TRACE) else [])}
+def _told(result: Result) -> Told:
+    """What a result's build wrote. For weights None is an answer; for a trace it is not."""
+    environment, told = result.environment, Told(0)
+    if environment.quantization is not msgspec.UNSET:
+        told |= Told.QUANTIZATION
+    if environment.dtype is not msgspec.UNSET:
+        told |= Told.DTYPE
+    return told | Told.TRACE if result.workload.trace_sha256 else told
 
 
 def _same(one: str | None, other: str | None) -> bool:
-    """Whether two values are the same; a key that a build did not know yet stands for its empty value."""
+    """Whether two values are the same. A name that one build did not know yet has its empty value there."""
     return one == other or (None in {one, other} and {one, other} <= {None, _NONE, "", "false"})
 
 
-def changed(base: Record, head: Record, *, variants: bool = False) -> list[str]:
-    """What differs and may: it is what the comparison is about, or may explain it; arguments as of `differences`."""
+def changed(base: Result, head: Result, *, variants: bool = False) -> list[str]:
+    """What differs and may, because it is what is being tested or may explain a change; arguments as `differences`."""
     served = [text for name, text in _unlike(base, head).items() if _is_served(name)] if variants else []
-    ours, theirs = scrubbed(base["environment"]), scrubbed(head["environment"])
+    ours, theirs = scrubbed(base.environment), scrubbed(head.environment)
+    before, after = _versions(ours), _versions(theirs)
     found = served + [
-        f"{name}: {_text(ours.get(key), _UNKNOWN)} -> {_text(theirs.get(key), _UNKNOWN)}"
-        for name, key in _MAY_DIFFER
-        if ours.get(key) != theirs.get(key)
+        f"{name}: {_text(before[name], _UNKNOWN)} -> {_text(after[name], _UNKNOWN)}"
+        for name in before
+        if before[name] != after[name]
     ]
-    found += [
-        f"{name}: {_text(one, _UNKNOWN)} -> {_text(other, _UNKNOWN)}"
-        for name, key in (("power limit W", "power_limit_w"), ("highest SM clock MHz", "max_sm_clock_mhz"))
-        if (one := _device(ours, key)) != (other := _device(theirs, key)) and None not in {one, other}
-    ]
-    one, other = ours.get("kv_tokens"), theirs.get("kv_tokens")
-    if one and other and abs(other / one - 1) > _KV_SHARE:
-        found.append(f"KV cache tokens: {one} -> {other}")
-    if base["seed"] != head["seed"]:
-        found.append(f"seed: {base['seed']} -> {head['seed']}")
+    for name, one, other in zip(_SETTINGS, _settings(ours), _settings(theirs), strict=True):
+        if one is not None and other is not None and one != other:
+            found.append(f"{name}: {_text(one)} -> {_text(other)}")
+    if ours.kv_tokens and theirs.kv_tokens and abs(theirs.kv_tokens / ours.kv_tokens - 1) > _KV_SHARE:
+        found.append(f"KV cache tokens: {ours.kv_tokens} -> {theirs.kv_tokens}")
+    if base.seed != head.seed:
+        found.append(f"seed: {base.seed} -> {head.seed}")
     return found
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings by dotted names less their own: ``limits: {ttft_p95: 1}`` is ``ttft_p95``."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value)
+def _versions(environment: Environment) -> dict[str, str | None]:
+    return {
+        "server": environment.server,
+        "driver": environment.driver,
+        "CUDA": environment.cuda,
+        "plugin": environment.plugin,
+        "host": environment.host,
+    }
+
+
+_SETTINGS: Final = ("power limit W", "highest SM clock MHz")
+
+
+def _settings(environment: Environment) -> tuple[float | None, float | None]:
+    """Those of the first device; all have the same."""
+    device = environment.devices[0] if environment.devices else DeviceState()
+    return device.power_limit_w, device.max_sm_clock_mhz
+
+
+def _leaves(declared: object) -> Iterator[tuple[str, object]]:
+    """Fields by name. What stands inside a field has no prefix: ``limits: {ttft_p95: 1}`` is ``ttft_p95``."""
+    for name, value in _fields(declared):
+        if isinstance(value, Mapping | msgspec.Struct) or is_dataclass(value):
+            yield from _leaves(value)
         else:
-            flat[key] = value
-    return flat
+            yield name, value
 
 
-def _device(environment: Mapping[str, Any], key: str) -> Any:
-    devices = environment.get("devices") or ()
-    return devices[0].get(key) if devices else None
+def _fields(value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, Mapping):
+        yield from value.items()
+    elif isinstance(value, msgspec.Struct):
+        yield from ((name, getattr(value, name)) for name in value.__struct_fields__)
+    elif is_dataclass(value):
+        yield from ((field.name, getattr(value, field.name)) for field in fields(value))
 
 
-def _text(value: Any, absent: str = _NONE) -> str:
-    if value is None:
+def _text(value: object, absent: str = _NONE) -> str:
+    if value is None or value is msgspec.UNSET:
         return absent
     if isinstance(value, bool):
         return str(value).lower()

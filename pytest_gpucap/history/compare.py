@@ -2,289 +2,121 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
+
+import msgspec
 
 from pytest_gpucap.decisions import regression
 from pytest_gpucap.decisions.regression import ComparedRate
-from pytest_gpucap.history import latencies
-from pytest_gpucap.history.baseline import MEDIAN_RUNS, Baseline
 from pytest_gpucap.history.comparable import changed, differences
-from pytest_gpucap.history.store import Run
+from pytest_gpucap.history.latencies import compare_latencies
+from pytest_gpucap.history.store import MEDIAN_RUNS, Baseline, Run
 from pytest_gpucap.report.formatting import percent, shown
-from pytest_gpucap.results.comparison import RegressionDecision
+from pytest_gpucap.results.comparison import ComparedBaseline, Comparison, RegressionDecision
+from pytest_gpucap.results.encoding import normalised
 from pytest_gpucap.results.measured import Interval
-from pytest_gpucap.results.record import Record, plain
+from pytest_gpucap.results.result import Result, ResultKind
 
-NOT_COMPARABLE: Final = "NOT COMPARABLE"
-MAX_REGRESSION: Final = 0.05
-"""A loss below it is lost in the noise of two single runs; histories find smaller ones."""
 PRECISE: Final = 2 * regression.START_SD
-"""Standard error of ln(rate) beyond which a measurement adds more noise than what no measurement removes."""
+"""A rate whose ln has a larger standard error than this adds more noise than server starts do."""
 
 
-def of_test(run: Run, record: Record) -> list[Record]:
-    """The results of a run that belong to a result's test, those of its kind first.
-
-    The node id finds them, or else the name: that finds tests that moved to another file, if it is theirs alone.
-    """
-    found = [each for each in run.results if each["test"] == record["test"]]
-    if not found:
-        named = [each for each in run.results if each["name"] == record["name"]]
-        found = named if len({each["test"] for each in named}) == 1 else []
-    return sorted(found, key=lambda each: each["kind"] != record["kind"])
-
-
-def precise(record: Record) -> bool:
-    """Whether a result's rate is known well enough to compare: a check far from its requirement only knows that."""
-    rate = _rate_or_none(record)
+def is_precise(result: Result) -> bool:
+    """Whether a result's rate is known well enough to compare; that of a check far from its requirement is not."""
+    rate = _rate(result)
     return rate is not None and max(regression.own_errors(rate)) <= PRECISE
 
 
-def _sharpest(records: Sequence[Record]) -> Record | None:
-    """The result with the smallest error; all of one test measured the same thing."""
-    rated = [(max(regression.own_errors(rate)), each) for each in records if (rate := _rate_or_none(each)) is not None]
-    return min(rated, key=lambda pair: pair[0])[1] if rated else None
-
-
-def compare(
-    record: Record,
+def compare_result(
+    result: Result,
     baseline: Baseline,
     max_regression: float,
-    again: Callable[[str], Record] | None = None,
-    sharper: Record | None = None,
+    again: Callable[[str], Result] | None = None,
+    sharper: Result | None = None,
     *,
     fresh: bool = True,
     variants: bool = False,
-) -> dict[str, Any]:
-    """The ``comparison`` of a result.
+) -> Comparison:
+    """The comparison of a result with a baseline.
 
     Args:
-        record: of this session.
+        result: of this session.
         baseline: what it is compared with.
         max_regression: the share of the rate that may be lost.
-        again: measures once more, to confirm a REGRESSED; told why in a few words. None: there is no need.
+        again: measures once more, to confirm a REGRESSED; it is told why in a few words. None: nothing is confirmed.
         sharper: another result of the same test and server, whose rate is known better.
-        fresh: `again` starts the server afresh; not so where it is not ours.
-        variants: how the model is served may differ; see `of_variants`.
+        fresh: `again` starts the server afresh; False where the server is not ours to start.
+        variants: how the model is served may differ; see `compare_variants`.
     """
-    found = _candidates(record, baseline, variants=variants)
-    if isinstance(found, _Nothing):
-        return _comparison(
-            baseline, found.run, NOT_COMPARABLE, max_regression, differs=found.differs, reason=found.reason
+    found = _candidates(result, baseline, variants=variants)
+    if isinstance(found, _NothingComparable):
+        return normalised(
+            Comparison(
+                baseline=_named(baseline, found.run),
+                decision=RegressionDecision.NOT_COMPARABLE,
+                max_regression=max_regression,
+                differs=found.differs,
+                reason=found.reason,
+            )
         )
-    runs, records, alike = found
-    rates = [_rate(each) for each in records]
-    base = regression.median_of(rates) if len(rates) > 1 else ComparedRate(rates[0])
-    measured = _sharpest([record, *([] if sharper is None else [sharper])]) or record
-    head_rate = _rate_or_none(measured)
-    about = {
-        "base_rate": plain(base.rate),
-        "changed": changed(records[0], record, variants=variants),
-        "latencies": latencies.compared(alike, record, max_regression),
-    }
-    label = f"the median of {len(runs)} runs in {baseline.name}" if len(runs) > 1 else None
-    if head_rate is None:
-        reason = "this run found no sustainable rate"
-        return _comparison(
-            baseline, runs[0], RegressionDecision.INCONCLUSIVE, max_regression, reason=reason, label=label, **about
-        )
-    heads = [head_rate]
-    decision = _decided(base, heads, max_regression)
+    base = found.rate()
+    comparison = Comparison(
+        baseline=_named(baseline, found.runs[0], median_of=len(found.runs)),
+        decision=RegressionDecision.INCONCLUSIVE,
+        base_rate=base.rate,
+        max_regression=max_regression,
+        changed=tuple(changed(found.sharpest[0], result, variants=variants)),
+        reason="this run found no sustainable rate",
+        latencies=compare_latencies(found.alike.slo.limits, found.alike.samples, result.samples, max_regression),
+    )
+    measured = _sharpest([result, *([] if sharper is None else [sharper])])
+    first = None if measured is None else _rate(measured)
+    if measured is None or first is None:
+        return normalised(comparison)
+    heads = _Heads(base, (first,), max_regression)
+    decision = heads.decision
     confirmed: bool | None = None
     if decision is RegressionDecision.REGRESSED and again is not None:
-        second_rate = _rate_or_none(again(f"{_loss(base, heads)} against {baseline.name}"))
-        if second_rate is not None:
-            heads.append(second_rate)
-            confirmed = regression.confirmed(base, head_rate, second_rate, max_regression)
-            decision = RegressionDecision.REGRESSED if confirmed else _unconfirmed(base, heads, max_regression)
-            about["second_rate"] = plain(second_rate)
-    head = _head(base, heads)
-    more = None
+        second = _rate(again(f"{heads.loss} against {baseline.name}"))
+        if second is not None:
+            heads = _Heads(base, (first, second), max_regression)
+            confirmed = regression.confirmed(base, first, second, max_regression)
+            decision = RegressionDecision.REGRESSED if confirmed else heads.unconfirmed
+    more_s = None
     if decision is RegressionDecision.INCONCLUSIVE:
-        runs_more = regression.runs_to_settle(base, head, max_regression)
-        more = None if runs_more is None else runs_more * sum(filter(None, measured["spent_s"].values()))
-    return _comparison(
-        baseline,
-        runs[0],
-        decision,
-        max_regression,
-        ratio=plain(regression.ratio_of(base, head)),
-        head_rate=plain(head.rate),
-        more_gpu_s=plain(more),
-        confirmed=confirmed,
-        reason=_reason(decision, base, heads, max_regression, confirmed, more, fresh=fresh),
-        label=label,
-        **about,
+        runs = regression.runs_to_settle(base, heads.mean, max_regression)
+        more_s = None if runs is None else runs * measured.total_spent_s
+    return normalised(
+        msgspec.structs.replace(
+            comparison,
+            decision=decision,
+            ratio=regression.ratio_of(base, heads.mean),
+            head_rate=heads.mean.rate,
+            second_rate=None if confirmed is None else heads.rates[-1],
+            more_gpu_s=more_s,
+            confirmed=confirmed,
+            reason=heads.reason(decision, confirmed, more_s, fresh=fresh),
+        )
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Nothing:
-    """No comparable result, and why."""
-
-    run: Run | None
-    reason: str
-    differs: list[str]
-
-
-def _candidates(
-    record: Record, baseline: Baseline, *, variants: bool
-) -> tuple[list[Run], list[Record], Record] | _Nothing:
-    """The newest runs with a comparable result of the test (one, unless the median counts).
-
-    With the sharpest result of each run, and the newest run's result of the same kind, for its latencies.
-    """
-    runs: list[Run] = []
-    records: list[Record] = []
-    alike: Record | None = None
-    nearest: _Nothing | None = None
-    for run in baseline.runs:
-        bases = of_test(run, record)
-        if not bases:
-            continue
-        differs = differences(bases[0], record, variants=variants)
-        sharpest = _sharpest(bases)
-        if differs:
-            nearest = nearest or _Nothing(run, "no comparable baseline", differs)
-        elif sharpest is None:
-            nearest = nearest or _Nothing(run, f"{run.name} found no sustainable rate for this test", [])
-        else:
-            runs.append(run)
-            records.append(sharpest)
-            alike = alike or bases[0]
-            if len(runs) == (MEDIAN_RUNS if baseline.median else 1):
-                break
-    if alike is not None:
-        return runs, records, alike
-    if nearest is not None:
-        return nearest
-    newest = baseline.runs[0] if baseline.runs else None
-    return _Nothing(newest, baseline.missing or f"{baseline.name} has no result of this test", [])
-
-
-def _rate_or_none(record: Record) -> Interval | None:
-    found = record["sustainable_rate"]
-    if found is None or not found["value"]:
-        return None
-    low, high = found["low"], found["high"]
-    # An open end is written as null.
-    return Interval(found["value"], low or 0.0, math.inf if high is None else high, found["confidence"])
-
-
-def _rate(record: Record) -> Interval:
-    rate = _rate_or_none(record)
-    assert rate is not None  # noqa: S101 - candidates have one
-    return rate
-
-
-def _head(base: ComparedRate, heads: Sequence[Interval]) -> ComparedRate:
-    # As the runs of the baseline repeat, so does the head.
-    mean = regression.mean_of(heads)
-    return ComparedRate(mean.rate, mean.starts, base.repeat)
-
-
-def _decided(base: ComparedRate, heads: Sequence[Interval], max_regression: float) -> RegressionDecision:
-    return regression.decide(regression.ratio_of(base, _head(base, heads)), max_regression)
-
-
-def _unconfirmed(base: ComparedRate, heads: Sequence[Interval], max_regression: float) -> RegressionDecision:
-    """What both measurements together say where the second did not confirm the first: never REGRESSED."""
-    together = _decided(base, heads, max_regression)
-    return RegressionDecision.INCONCLUSIVE if together is RegressionDecision.REGRESSED else together
-
-
-def _loss(base: ComparedRate, heads: Sequence[Interval]) -> str:
-    return percent(_head(base, heads).rate.value / base.rate.value - 1, signed=True)
-
-
-def _reason(
-    decision: RegressionDecision,
-    base: ComparedRate,
-    heads: Sequence[Interval],
-    max_regression: float,
-    confirmed: bool | None,
-    more_s: float | None,
-    *,
-    fresh: bool,
-) -> str:
-    allowed = percent(max_regression)
-    second = f"a second measurement {'from a fresh start' if fresh else 'of the same server'}"
-    match decision:
-        case RegressionDecision.REGRESSED if confirmed:
-            return f"more than {allowed} lost; {second} bears it out"
-        case RegressionDecision.REGRESSED:
-            return f"more than {allowed} lost, in one measurement"
-        case RegressionDecision.IMPROVED:
-            return "faster, by more than chance"
-        case RegressionDecision.SAME:
-            return f"a loss of more than {allowed} is ruled out"
-    text = f"a loss of more than {allowed} is neither shown nor ruled out"
-    if confirmed is False:
-        losses = f"{_loss(base, heads[:1])}, then {_loss(base, heads[1:])}"
-        text = f"{second} does not bear the loss out ({losses})"
-    if more_s is None:
-        return f"{text}; the baseline would have to be measured better, or the change is too near the limit"
-    return f"{text}; about {more_s:.0f} more GPU seconds would settle it"
-
-
-def _comparison(
-    baseline: Baseline,
-    run: Run | None,
-    decision: str,
-    max_regression: float,
-    *,
-    reason: str,
-    label: str | None = None,
-    **found: Any,
-) -> dict[str, Any]:
-    return {
-        "baseline": {
-            "name": label or (run.name if run is not None else baseline.name),
-            "path": None if run is None else _portable(run.path),
-            "started": None if run is None else run.started.isoformat(timespec="seconds"),
-            "plugin_version": None if run is None else run.plugin_version,
-        },
-        "decision": str(decision),
-        "ratio": None,
-        "base_rate": None,
-        "head_rate": None,
-        "second_rate": None,
-        "max_regression": plain(max_regression),
-        "differs": [],
-        "changed": [],
-        "more_gpu_s": None,
-        "confirmed": None,
-        "latencies": [],
-        **found,
-        "reason": reason,
-    }
-
-
-def _portable(path: Path) -> str:
-    """The path as it can be said from here; of one elsewhere only its name, since results are shared."""
-    short = shown(path)
-    return path.name if Path(short).is_absolute() else short
-
-
-def against(head: Run, base: Baseline, max_regression: float) -> list[tuple[Record, dict[str, Any]]]:
+def compare_runs(head: Run, base: Baseline, max_regression: float) -> list[Result]:
     """Every test of a run with its comparison, in their order: its first result, and the rate of its sharpest."""
-    tests: dict[str, list[Record]] = {}
-    for record in head.results:
-        if record["kind"] != "sample":  # one window concludes nothing
-            tests.setdefault(record["test"], []).append(record)
+    tests: dict[str, list[Result]] = {}
+    for result in head.results:
+        if result.kind is not ResultKind.SAMPLE:  # one window concludes nothing
+            tests.setdefault(result.test, []).append(result)
     return [
-        (first, compare(first, base, max_regression, sharper=_sharpest(others))) for first, *others in tests.values()
+        _with_comparison(first, compare_result(first, base, max_regression, sharper=_sharpest(others)))
+        for first, *others in tests.values()
     ]
 
 
-def of_variants(
-    base: tuple[Run, str], head: tuple[Run, str], max_regression: float
-) -> list[tuple[Record, dict[str, Any]]]:
-    """One test with another that serves the model differently: quantised, say, or with prefix caching.
+def compare_variants(base: tuple[Run, str], head: tuple[Run, str], max_regression: float) -> list[Result]:
+    """One test against another that serves the model differently: quantised, say, or with prefix caching.
 
     Server arguments, model and the way weights are held may differ and are listed as changed. Everything else must be
     equal, as between runs of one test.
@@ -294,22 +126,192 @@ def of_variants(
         head: a run, which may be the same, and the test in it to look at.
         max_regression: the share of the rate that may be lost.
 
+    Returns:
+        The head's first result, with its comparison.
+
     Raises:
-        LookupError: one line, for a test that its run does not have, or that several have the name of.
+        LookupError: one line, for a test that its run does not have, or a name that several tests have.
     """
-    first, *others = _named(*head)
-    ours = tuple({**each, "test": first["test"]} for each in _named(*base))
-    run = replace(base[0], results=ours)
-    compared = compare(first, Baseline(run.name, (run,)), max_regression, sharper=_sharpest(others), variants=True)
-    return [(first, compared)]
+    first, *others = _results_named(*head)
+    ours = tuple(msgspec.structs.replace(each, test=first.test) for each in _results_named(*base))
+    run = replace(base[0], content=msgspec.structs.replace(base[0].content, results=ours))
+    baseline = Baseline(run.name, (run,))
+    comparison = compare_result(first, baseline, max_regression, sharper=_sharpest(others), variants=True)
+    return [_with_comparison(first, comparison)]
 
 
-def _named(run: Run, name: str) -> list[Record]:
-    found = [each for each in run.results if name in {each["test"], each["name"]} and each["kind"] != "sample"]
-    tests = sorted({each["test"] for each in found})
+def _with_comparison(result: Result, comparison: Comparison) -> Result:
+    return msgspec.structs.replace(result, comparison=comparison)
+
+
+def _results_named(run: Run, name: str) -> list[Result]:
+    results = [result for result in run.results if result.kind is not ResultKind.SAMPLE]
+    found = [result for result in results if name in {result.test, result.name}]
+    tests = sorted({result.test for result in found})
     if len(tests) > 1:
         raise LookupError(f"{run.path}: several tests have the name {name!r}; give one of {', '.join(tests)}")
     if not found:
-        names = sorted({str(each["name"]) for each in run.results if each["kind"] != "sample"})
+        names = sorted({result.name for result in results})
         raise LookupError(f"{run.path} has no test {name!r}; it has {', '.join(names) or 'none'}")
     return found
+
+
+# The baseline's side
+
+
+@dataclass(frozen=True, slots=True)
+class _Comparable:
+    """Comparable results of the test.
+
+    Attributes:
+        runs: newest first; one, unless the median counts.
+        sharpest: of each run, its result with the smallest error.
+        alike: the newest run's result of the same kind, for its latencies.
+    """
+
+    runs: list[Run]
+    sharpest: list[Result]
+    alike: Result
+
+    def rate(self) -> ComparedRate:
+        """The baseline's rate."""
+        rates = [rate for result in self.sharpest if (rate := _rate(result)) is not None]
+        return regression.median_of(rates) if len(rates) > 1 else ComparedRate(rates[0])
+
+
+@dataclass(frozen=True, slots=True)
+class _NothingComparable:
+    """No result may be compared, and why."""
+
+    run: Run | None
+    reason: str
+    differs: tuple[str, ...] = ()
+
+
+def _candidates(result: Result, baseline: Baseline, *, variants: bool) -> _Comparable | _NothingComparable:
+    """The newest runs with a comparable result of the test."""
+    runs: list[Run] = []
+    sharpest: list[Result] = []
+    alike: Result | None = None
+    nearest: _NothingComparable | None = None
+    for run in baseline.runs:
+        bases = _of_test(run, result)
+        if not bases:
+            continue
+        differs = differences(bases[0], result, variants=variants)
+        best = _sharpest(bases)
+        if differs:
+            nearest = nearest or _NothingComparable(run, "no comparable baseline", tuple(differs))
+        elif best is None:
+            nearest = nearest or _NothingComparable(run, f"{run.name} found no sustainable rate for this test")
+        else:
+            runs.append(run)
+            sharpest.append(best)
+            alike = alike or bases[0]
+            if len(runs) == (MEDIAN_RUNS if baseline.median else 1):
+                break
+    if alike is not None:
+        return _Comparable(runs, sharpest, alike)
+    if nearest is not None:
+        return nearest
+    newest = baseline.runs[0] if baseline.runs else None
+    return _NothingComparable(newest, baseline.missing or f"{baseline.name} has no result of this test")
+
+
+def _of_test(run: Run, result: Result) -> list[Result]:
+    """The results of a run that belong to a result's test, those of its kind first.
+
+    They are found by node id. Where there is none, a name finds a test that moved to another file, if no other test has
+    that name.
+    """
+    found = [each for each in run.results if each.test == result.test]
+    if not found:
+        named = [each for each in run.results if each.name == result.name]
+        found = named if len({each.test for each in named}) == 1 else []
+    return sorted(found, key=lambda each: each.kind is not result.kind)
+
+
+def _sharpest(results: Sequence[Result]) -> Result | None:
+    """The result with the smallest error; all of one test measured the same thing."""
+    rated = [(max(regression.own_errors(rate)), result) for result in results if (rate := _rate(result)) is not None]
+    return min(rated, key=lambda pair: pair[0])[1] if rated else None
+
+
+def _rate(result: Result) -> Interval | None:
+    """The sustainable rate, if one was found; an open low end is 0."""
+    rate = result.sustainable_rate
+    if rate is None or not rate.value > 0:
+        return None
+    return msgspec.structs.replace(rate, low=max(rate.low, 0.0))
+
+
+def _named(baseline: Baseline, run: Run | None, median_of: int = 1) -> ComparedBaseline:
+    if run is None:
+        return ComparedBaseline(baseline.name)
+    return ComparedBaseline(
+        name=run.name if median_of == 1 else f"the median of {median_of} runs in {baseline.name}",
+        path=_portable(run.path),
+        started=run.started.isoformat(timespec="seconds"),
+        plugin_version=run.content.plugin_version,
+    )
+
+
+def _portable(path: Path) -> str:
+    """The path relative to this folder. Of a path elsewhere only the name, since results are shared."""
+    short = shown(path)
+    return path.name if Path(short).is_absolute() else short
+
+
+# This run's side
+
+
+@dataclass(frozen=True, slots=True)
+class _Heads:
+    """One measurement of this run, or that and the second one that was to confirm a REGRESSED, against the baseline."""
+
+    base: ComparedRate
+    rates: tuple[Interval, ...]
+    max_regression: float
+
+    @property
+    def mean(self) -> ComparedRate:
+        """Their mean; this run repeats as the runs of the baseline do."""
+        mean = regression.mean_of(self.rates)
+        return ComparedRate(mean.rate, mean.starts, self.base.repeat)
+
+    @property
+    def decision(self) -> RegressionDecision:
+        """The decision on their mean."""
+        return regression.decide(regression.ratio_of(self.base, self.mean), self.max_regression)
+
+    @property
+    def unconfirmed(self) -> RegressionDecision:
+        """The decision where the second did not confirm the first: never REGRESSED."""
+        together = self.decision
+        return RegressionDecision.INCONCLUSIVE if together is RegressionDecision.REGRESSED else together
+
+    @property
+    def loss(self) -> str:
+        """``-12.0%``."""
+        return percent(self.mean.rate.value / self.base.rate.value - 1, signed=True)
+
+    def reason(self, decision: RegressionDecision, confirmed: bool | None, more_s: float | None, *, fresh: bool) -> str:
+        """One sentence on the decision."""
+        allowed = percent(self.max_regression)
+        second = f"a second measurement {'from a fresh start' if fresh else 'of the same server'}"
+        match decision:
+            case RegressionDecision.REGRESSED if confirmed:
+                return f"more than {allowed} lost; {second} confirms it"
+            case RegressionDecision.REGRESSED:
+                return f"more than {allowed} lost, in one measurement"
+            case RegressionDecision.IMPROVED:
+                return "faster, by more than chance"
+            case RegressionDecision.SAME:
+                return f"a loss of more than {allowed} is ruled out"
+        text = f"a loss of more than {allowed} is neither shown nor ruled out"
+        if confirmed is False:
+            losses = ", then ".join(replace(self, rates=(rate,)).loss for rate in self.rates)
+            text = f"{second} does not confirm the loss ({losses})"
+        if more_s is None:
+            return f"{text}; the baseline must be measured more precisely, or the change is too near the limit"
+        return f"{text}; about {more_s:.0f} more GPU seconds would settle it"

@@ -3,125 +3,174 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean, variance
-from typing import Any, Final
+from typing import Final
+
+import msgspec
 
 from pytest_gpucap.decisions.regression import START_SD, decide
 from pytest_gpucap.report.formatting import significant
-from pytest_gpucap.results.measured import Interval
-from pytest_gpucap.results.record import Record, plain
+from pytest_gpucap.results.comparison import LatencyComparison
+from pytest_gpucap.results.measured import Interval, Latency, Sample
+from pytest_gpucap.results.windows import WindowId
 
 _SAME_RATE: Final = 1e-6
-"""Rates within this share are the same: arrivals of one seed at one rate repeat exactly, and so do their windows."""
+"""Rates within this share are the same: one seed at one rate gives the same arrivals, and so the same windows."""
 _LEAST_WINDOWS: Final = 3
 """Fewer windows have no scatter to judge by."""
-_KEPT: Final = frozenset({"p50", "p90", "p95", "p99"})
-"""Percentiles that a result holds."""
+_PERCENTILES: Final[Mapping[str, Callable[[Latency], float]]] = {
+    "p50": lambda latency: latency.p50_s,
+    "p90": lambda latency: latency.p90_s,
+    "p95": lambda latency: latency.p95_s,
+    "p99": lambda latency: latency.p99_s,
+}
+"""Those that a result holds."""
 _USUAL: Final = ("ttft_p95", "e2e_p95")
 _LOOP_GAIN: Final = 2.0
-"""At a given rate a slower engine holds more requests, which slows it further: its latency rises by about twice its own
-slowness at the loads of a check. At a given concurrency by just that."""
+"""At a given rate a slower engine holds more requests, which slows it further: at the loads of a check its latency
+rises by about twice its own slowness. At a given concurrency it rises by just that."""
 _NEIGHBOURS: Final = 1.5
-"""Windows next to each other share their fate: their standard error is taken this much larger."""
+"""Neighbouring windows are correlated: their standard error is multiplied by this."""
 
-_Window = Mapping[str, Any]
+_Pick = Callable[[Latency], float]
 
 
-def compared(base: Record, head: Record, max_regression: float, *, start_sd: float = START_SD) -> list[dict[str, Any]]:
+def compare_latencies(
+    limits: Iterable[str],
+    base: Sequence[Sample],
+    head: Sequence[Sample],
+    max_regression: float,
+    *,
+    start_sd: float = START_SD,
+) -> tuple[LatencyComparison, ...]:
     """Each limit's percentile in both results, in seconds, with the ratio head over base (above 1: slower).
 
-    Compared over the open-loop windows that had the same arrivals in both, or else in the closed loop with the most
-    requests in flight that both held; TTFT only over the former, since in a full closed loop it is the time until
-    another request ends. Limits whose percentile no result keeps are left out, and so is everything where no load was
-    the same. Without any limit p95 TTFT and p95 E2E are compared.
+    They are compared over the open-loop windows that had the same arrivals in both, or else in the closed loop with the
+    most requests in flight that both held. TTFT is compared in open loops only: in a full closed loop it is the time
+    until another request ends. Limits whose percentile no result holds are left out, and so is everything where no load
+    was the same. Without any limit p95 TTFT and p95 E2E are compared.
 
-    The decision is that on rates, with `max_regression` of the speed allowed to be lost. It fails no test: what a
-    latency costs in capacity is in the sustainable rate already.
+    The decision is the one made on rates, with `max_regression` of the speed allowed to be lost. It fails no test: the
+    sustainable rate already holds what a latency costs in capacity.
 
     Args:
-        base: a result, or what has its limits and samples.
-        head: another, likewise.
+        limits: their names, such as ``ttft_p95``.
+        base: samples of the base.
+        head: samples of the head.
         max_regression: share of the speed that may be lost.
-        start_sd: of ln(pace), what the windows of either do not see of their server: what its next start differs by.
+        start_sd: standard deviation of ln(pace) from one start of a server to the next, which no window shows.
     """
     found = []
-    for limit in base["slo"]["limits"] or dict.fromkeys(_USUAL):
+    for limit in tuple(limits) or _USUAL:
         metric, _, percentile = limit.partition("_")
-        if percentile not in _KEPT:
+        if percentile not in _PERCENTILES:
             continue
-        key = f"{percentile}_s"
-        result = _open(base["samples"], head["samples"], metric, key, start_sd)
-        if result is None and metric != "ttft":
-            result = _closed(base["samples"], head["samples"], metric, key, start_sd)
-        if result is not None:
-            ratio = result["ratio"]
-            speed = Interval(1 / ratio.value, 1 / ratio.high, 1 / ratio.low)
-            found.append({"limit": limit, **plain(result), "decision": decide(speed, max_regression).value})
-    return found
+        pick = _PERCENTILES[percentile]
+        load = _open(base, head, metric, pick, start_sd)
+        if load is None and metric != "ttft":
+            load = _closed(base, head, metric, pick, start_sd)
+        if load is not None:
+            speed = Interval(1 / load.ratio.value, 1 / load.ratio.high, 1 / load.ratio.low)
+            decision = decide(speed, max_regression)
+            found.append(LatencyComparison(limit, load.text, load.base_s, load.head_s, load.ratio, decision))
+    return tuple(found)
 
 
-def _open(
-    base: Sequence[_Window], head: Sequence[_Window], metric: str, key: str, start_sd: float
-) -> dict[str, Any] | None:
-    """Windows with the same arrivals, paired: what the arrivals do to a latency they do to both."""
-    theirs = {window["label"]: window for window in head if window["kind"] == "open" and window["offered_rps"]}
-    pairs = [
-        (window["offered_rps"], one, other)
-        for window in base
-        if window["kind"] == "open"
-        and (partner := theirs.get(window["label"])) is not None
-        and math.isclose(window["offered_rps"] or 0.0, partner["offered_rps"], rel_tol=_SAME_RATE)
-        and (one := _value(window, metric, key)) is not None
-        and (other := _value(partner, metric, key)) is not None
-    ]
-    if len(pairs) < _LEAST_WINDOWS:
+@dataclass(frozen=True, slots=True)
+class _AtLoad:
+    """One percentile of both at a load that both had."""
+
+    text: str
+    base_s: float
+    head_s: float
+    ratio: Interval
+
+
+def _open(base: Sequence[Sample], head: Sequence[Sample], metric: str, pick: _Pick, start_sd: float) -> _AtLoad | None:
+    """Windows with the same arrivals, in pairs: what the arrivals do to a latency, they do to both."""
+    theirs: dict[WindowId, list[Sample]] = {}
+    for sample in head:
+        theirs.setdefault(_without_rate(sample.window), []).append(sample)
+    rates, ours_log, theirs_log = [], [], []
+    for sample in base:
+        partner = _partner(sample, theirs.get(_without_rate(sample.window), ()))
+        if partner is None or sample.offered_rps is None:
+            continue
+        one, other = _log(sample, metric, pick), _log(partner, metric, pick)
+        if one is not None and other is not None:
+            rates.append(sample.offered_rps)
+            ours_log.append(one)
+            theirs_log.append(other)
+    if len(rates) < _LEAST_WINDOWS:
         return None
-    differences = [other - one for _, one, other in pairs]
-    return {
-        "load": f"{significant(fmean(rate for rate, _, _ in pairs))} req/s",
-        "base_s": math.exp(fmean(one for _, one, _ in pairs)),
-        "head_s": math.exp(fmean(other for _, _, other in pairs)),
-        "ratio": _ratio(fmean(differences), [differences], _LOOP_GAIN * start_sd),
-    }
+    steps = [other - one for one, other in zip(ours_log, theirs_log, strict=True)]
+    return _AtLoad(
+        text=f"{significant(fmean(rates))} req/s",
+        base_s=math.exp(fmean(ours_log)),
+        head_s=math.exp(fmean(theirs_log)),
+        ratio=_ratio(fmean(steps), [steps], _LOOP_GAIN * start_sd),
+    )
+
+
+def _without_rate(window: WindowId) -> WindowId:
+    """The window less its rate, which files of schema version 1 hold in three figures; the sample has it in full."""
+    return msgspec.structs.replace(window, rate_rps=None)
+
+
+def _partner(sample: Sample, others: Iterable[Sample]) -> Sample | None:
+    """Of the same windows of the other side, the one that had the same arrivals."""
+    if not _is_open(sample):
+        return None
+    rate = sample.offered_rps or 0.0
+    return next(
+        (each for each in others if _is_open(each) and math.isclose(rate, each.offered_rps or 0.0, rel_tol=_SAME_RATE)),
+        None,
+    )
+
+
+def _is_open(sample: Sample) -> bool:
+    return sample.kind == "open" and bool(sample.offered_rps)
 
 
 def _closed(
-    base: Sequence[_Window], head: Sequence[_Window], metric: str, key: str, start_sd: float
-) -> dict[str, Any] | None:
+    base: Sequence[Sample], head: Sequence[Sample], metric: str, pick: _Pick, start_sd: float
+) -> _AtLoad | None:
     """The highest concurrency that both held."""
-    for held in sorted({window["concurrency"] for window in base if window["kind"] == "closed"}, reverse=True):
+    for held in sorted({sample.concurrency for sample in base if sample.kind == "closed"}, reverse=True):
         ours, theirs = (
             [
                 value
-                for window in side
-                if window["kind"] == "closed"
-                and window["concurrency"] == held
-                and (value := _value(window, metric, key)) is not None
+                for sample in side
+                if sample.kind == "closed"
+                and sample.concurrency == held
+                and (value := _log(sample, metric, pick)) is not None
             ]
             for side in (base, head)
         )
         if min(len(ours), len(theirs)) >= _LEAST_WINDOWS:
-            return {
-                "load": f"{held} in flight",
-                "base_s": math.exp(fmean(ours)),
-                "head_s": math.exp(fmean(theirs)),
-                "ratio": _ratio(fmean(theirs) - fmean(ours), [ours, theirs], start_sd),
-            }
+            return _AtLoad(
+                text=f"{held} in flight",
+                base_s=math.exp(fmean(ours)),
+                head_s=math.exp(fmean(theirs)),
+                ratio=_ratio(fmean(theirs) - fmean(ours), [ours, theirs], start_sd),
+            )
     return None
 
 
-def _value(window: _Window, metric: str, key: str) -> float | None:
+def _log(sample: Sample, metric: str, pick: _Pick) -> float | None:
     """Logarithm of a percentile in seconds."""
-    value = (window["latencies"].get(metric) or {}).get(key)
-    return math.log(value) if value else None
+    latency = sample.latencies.get(metric)
+    value = math.nan if latency is None else pick(latency)
+    return math.log(value) if value > 0 else None
 
 
 def _ratio(difference: float, scattered: Sequence[Sequence[float]], start_sd: float) -> Interval:
     """A ratio from its logarithm, with the 95% interval by Student's t.
 
-    From the scatter of each of `scattered` (degrees of freedom by Satterthwaite 1946, as Welch has it), and the noise
-    of one start on either side, which is known.
+    Its error is the scatter of each of `scattered` (degrees of freedom by Satterthwaite 1946, as in Welch's test) and
+    the known noise of one start on either side.
     """
     from scipy.stats import t  # a heavy import that most sessions never need
 

@@ -1,59 +1,76 @@
-"""Saved runs: one result file a run, in a folder that is safe to commit to git.
+"""Saved runs and baselines: one result file per run, in a folder that is safe to commit to git.
 
-A saved run has the form of the result file (``docs/result-file.md``), less what belongs to one machine or one user
-(`pytest_gpucap.history.scrub`) and with its results in the order of their tests, so that two saved runs differ where
-they measured something else and nowhere else.
+A saved run has the form of the result file (``docs/result-file.md``). What belongs to one machine or one user is taken
+out (`scrubbed`), and the results are in the order of their tests. So two saved runs differ only where their
+measurements do.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypeVar
 
-from pytest_gpucap.history.scrub import scrubbed
-from pytest_gpucap.results.record import Record, read_document, write_document
+import msgspec
+
+from pytest_gpucap.report.formatting import shown
+from pytest_gpucap.results import result_file
+from pytest_gpucap.results.encoding import from_builtins, to_builtins
+from pytest_gpucap.results.measured import Sample
+from pytest_gpucap.results.result import Result, ResultFile, ResultKind
 from pytest_gpucap.results.result_file import ResultFileError
 
 LATEST: Final = "latest"
-"""The name that means the newest run of a folder; no run can be saved under it."""
+"""The name of a folder's newest run; no run can be saved under it."""
 SUFFIX: Final = ".json"
+MEDIAN_RUNS: Final = 10
+"""The median of a folder is that of its newest 10 comparable runs: enough to average out their noise, and recent."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One session's results, as read from a file.
+    """One session's result file.
 
     Attributes:
         path: of the file.
-        started: when the session began, with its time zone.
-        plugin_version: of the session.
-        simulated: at least one result comes from a simulator; each result says so for itself as well.
-        results: the records, in the form of ``docs/result-file.md``, early forms brought up to date.
+        content: what it holds.
     """
 
     path: Path
-    started: datetime
-    plugin_version: str
-    simulated: bool
-    results: tuple[Record, ...]
+    content: ResultFile
 
     @property
     def name(self) -> str:
         """The name it was saved under."""
         return self.path.name.removesuffix(SUFFIX)
 
+    @property
+    def started(self) -> datetime:
+        """When the session began; UTC where the file names no time zone."""
+        started = self.content.started
+        return started if started.tzinfo is not None else started.replace(tzinfo=UTC)
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """The session's results."""
+        return self.content.results
+
+    @property
+    def simulated(self) -> bool:
+        """At least one result comes from a simulator; each result says so for itself as well."""
+        return any(result.simulated for result in self.results)
+
 
 def check_name(name: str) -> str:
-    """The name of a run to save, if it can be one.
+    """The name of a run to save, if it is a valid one.
 
     Raises:
-        ValueError: one line, for a name that would be a path or means something else.
+        ValueError: one line, for a name that would be a path or has another meaning.
     """
     if name == LATEST:
         raise ValueError(f"{LATEST!r} means the newest saved run: choose another name")
@@ -65,7 +82,7 @@ def check_name(name: str) -> str:
 
 
 def path_of(folder: Path, name: str) -> Path:
-    """Where the run of a name is kept."""
+    """The file of the run of this name."""
     return folder / f"{name}{SUFFIX}"
 
 
@@ -75,22 +92,11 @@ def read_run(path: Path) -> Run:
     Raises:
         ResultFileError: if the file is missing, corrupt, foreign or from a newer version; one line that names it.
     """
-    content = read_document(path)
-    try:
-        started = datetime.fromisoformat(content["started"])
-    except (KeyError, TypeError, ValueError):
-        raise ResultFileError(f"{path}: does not say when it was started") from None
-    return Run(
-        path=path,
-        started=started if started.tzinfo is not None else started.replace(tzinfo=UTC),
-        plugin_version=str(content.get("plugin_version", "?")),
-        simulated=any(record["simulated"] for record in content["results"]),
-        results=tuple(content["results"]),
-    )
+    return Run(path, result_file.read(path))
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """The runs of a folder, oldest first; every ``*.json`` in it (not in folders below) must be one.
+    """The runs of a folder, oldest first. Every ``*.json`` in it (not in folders below) must be a run.
 
     Raises:
         ResultFileError: for a file that is no run; one line that names it.
@@ -98,7 +104,7 @@ def read_runs(folder: Path) -> list[Run]:
     """
     if not folder.is_dir():
         raise NotADirectoryError(f"there is no folder {folder}")
-    # Names with a leading dot are files that are being written.
+    # Files that are being written have names with a leading dot.
     files = (path for path in folder.glob(f"*{SUFFIX}") if not path.name.startswith("."))
     return oldest_first(read_run(path) for path in files)
 
@@ -108,8 +114,68 @@ def oldest_first(runs: Iterable[Run]) -> list[Run]:
     return sorted(runs, key=lambda run: (run.started, run.name))
 
 
+# What a comparison is made with
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """What ``--gpucap-compare`` names.
+
+    Attributes:
+        name: as given.
+        runs: newest first. Results are compared with the newest comparable run, or with the median of several.
+        median: compare with the median of the runs.
+        missing: why there are no runs yet; empty where there are.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+    median: bool = False
+    missing: str = ""
+
+
+def open_baseline(named: str, folder: Path, root: Path, *, required: bool = True) -> Baseline:
+    """The baseline of a name in `folder`, of a result file, of a folder (the median of its runs), or the ``latest``.
+
+    Args:
+        named: the name or path; a path holds a ``/`` or ends in ``.json``.
+        folder: where names are looked up.
+        root: what relative paths start from.
+        required: a name that is not saved yet is an error. ``latest`` never is one: the first run has none.
+
+    Raises:
+        ResultFileError: one line, for a file that is missing, corrupt, foreign or from a newer version.
+    """
+    if named == LATEST:
+        runs = read_runs(folder) if folder.is_dir() else []
+        return Baseline(
+            named, tuple(reversed(runs)), missing="" if runs else f"nothing is saved in {shown(folder)} yet"
+        )
+    if "/" not in named and not named.endswith(SUFFIX):
+        try:
+            path = path_of(folder, check_name(named))
+        except ValueError as error:
+            raise ResultFileError(str(error)) from None
+        if not path.exists():
+            missing = f"no baseline {named!r} is saved in {shown(folder)}"
+            if required:
+                raise ResultFileError(f"{missing}; save one with --gpucap-save {named}")
+            return Baseline(named, (), missing=missing)
+        return Baseline(named, (read_run(path),))
+    path = root / Path(named).expanduser()
+    if path.is_dir():
+        runs = read_runs(path)
+        return Baseline(
+            named, tuple(reversed(runs)), median=True, missing="" if runs else f"{shown(path)} holds no runs"
+        )
+    return Baseline(named, (read_run(path),))
+
+
+# Saving
+
+
 def check_writable(path: Path) -> None:
-    """See that a run may be saved here: nothing is there, or a run that we can read.
+    """Check that a run may be saved here: there is no file yet, or one that holds a run.
 
     Raises:
         ResultFileError: for a file that is corrupt, foreign or newer, which is never overwritten.
@@ -122,7 +188,7 @@ def check_writable(path: Path) -> None:
 
 
 def check_kind(path: Path, *, simulated: bool) -> None:
-    """See that a simulated run does not replace a measured one, nor the other way round.
+    """Check that a simulated run does not replace a measured one, nor a measured run a simulated one.
 
     Raises:
         ResultFileError: if it would.
@@ -132,25 +198,42 @@ def check_kind(path: Path, *, simulated: bool) -> None:
         raise ResultFileError(f"{path}: holds {theirs} results and is not overwritten by {ours} ones")
 
 
-def saved_form(content: dict[str, Any], *, simulated: bool) -> dict[str, Any]:
-    """A session's document as it is saved: scrubbed, sorted, and either simulated or measured throughout.
+def saved_form(content: ResultFile, *, simulated: bool) -> ResultFile:
+    """A session's result file as it is saved: scrubbed, sorted, and with only simulated or only measured results.
 
-    Results that say nothing (INVALID, or without a sustainable rate) are left out; they would stand in for better ones.
+    Results that show nothing (INVALID, or without a sustainable rate) are left out, so that they replace no better
+    ones.
     """
-    kept = [each for each in content["results"] if each["simulated"] == simulated and _says_something(each)]
+    kept = [result for result in content.results if result.simulated == simulated and _shows_something(result)]
     # Stable: several results of one test and kind stay in the order in which they were measured.
-    kept.sort(key=lambda record: (record["test"], record["kind"]))
-    return {**content, "arguments": scrubbed(content["arguments"]), "simulated": simulated, "results": _lean(kept)}
+    kept.sort(key=lambda result: (result.test, result.kind))
+    return msgspec.structs.replace(
+        content, arguments=scrubbed(content.arguments), simulated=simulated, results=tuple(map(_saved_result, kept))
+    )
 
 
-def _says_something(record: Record) -> bool:
-    if record["outcome"] == "INVALID" or record["problems"]:
-        return False
-    return record["sustainable_rate"] is not None or record["kind"] == "sample"
+def _shows_something(result: Result) -> bool:
+    return result.trusted and (result.sustainable_rate is not None or result.kind is ResultKind.SAMPLE)
 
 
-def save(path: Path, content: dict[str, Any], *, simulated: bool) -> dict[str, Any]:
-    """Write a session's document as a saved run, whole or not at all; returns what was written.
+def _saved_result(result: Result) -> Result:
+    """The result scrubbed, and without what only the report of its own session needs: series and telemetry."""
+    kept = msgspec.structs.replace(
+        result,
+        telemetry=None,
+        series=None,
+        samples=tuple(map(_without_detail, result.samples)),
+        points=tuple(map(_without_detail, result.points)),
+    )
+    return msgspec.structs.replace(scrubbed(kept), test=result.test)
+
+
+def _without_detail(sample: Sample) -> Sample:
+    return msgspec.structs.replace(sample, timeline={}, histograms={})
+
+
+def save_run(path: Path, content: ResultFile, *, simulated: bool) -> ResultFile:
+    """Write a session's result file as a saved run, whole or not at all; returns what was written.
 
     Raises:
         ResultFileError: if there is nothing to save, or the file there must not be overwritten: it is corrupt, foreign
@@ -159,26 +242,74 @@ def save(path: Path, content: dict[str, Any], *, simulated: bool) -> dict[str, A
     check_writable(path)
     check_kind(path, simulated=simulated)
     form = saved_form(content, simulated=simulated)
-    if not form["results"]:
+    if not form.results:
         raise ResultFileError(f"{path}: there is no result to save: every one is without a rate or not to be trusted")
-    write_document(path, form)
+    result_file.write(path, form)
     return form
 
 
-_BULKY: Final = {"series": None, "telemetry": None}
-_BULKY_OF_SAMPLE: Final = frozenset({"timeline", "histograms"})
+# Privacy: paths of a user, keys and host names do not belong in a repository.
+
+T = TypeVar("T")
+
+_PATH: Final = re.compile(r"(?<![\w.:/~-])(?:~|/[\w.@+~-]+)(?:/[\w.@+~-]+)+/?")
+"""An absolute path of two parts or more, or one under ``~``; a lone ``/v1`` or ``req/s`` is none."""
+_URL: Final = re.compile(r"(?P<scheme>\bhttps?://)(?:[^\s/@]*@)?(?P<host>\[[^\]]+\]|[^\s/:?#'\"]+)(?P<port>:\d+)?")
+_LOOPBACK: Final = re.compile(r"127\.\d+\.\d+\.\d+|localhost|\[::1\]")
+_SECRET_NAME: Final = re.compile(r"(?:^|[-_])(?:api[-_]?key|token|secret|password)$", re.IGNORECASE)
+_SECRET_FLAG: Final = re.compile(
+    r"(?P<flag>--[A-Za-z0-9_-]*(?:api[-_]?key|token|secret|password))(?P<gap>[= ])(?P<value>'[^']*'|\S+)", re.IGNORECASE
+)
+_SECRET_VALUE: Final = re.compile(r"\b(?:hf_|sk-)[A-Za-z0-9_-]{16,}")
+_MASK: Final = "***"
+_DROPPED: Final = frozenset({"log"})
+"""Names whose value has no meaning on another machine."""
 
 
-def _lean(records: Sequence[Record]) -> list[Record]:
-    """Without what only the report of the very run needs: time series and telemetry."""
-    lean = []
-    for record in records:
-        kept = {**scrubbed(record), **{key: None for key in _BULKY if key in record}, "test": record["test"]}
-        for part in ("samples", "points"):
-            if part in kept:
-                kept[part] = [
-                    {key: value for key, value in sample.items() if key not in _BULKY_OF_SAMPLE}
-                    for sample in kept[part]
-                ]
-        lean.append(kept)
-    return lean
+def scrubbed(value: T) -> T:
+    """The value with paths cut to their last part, secrets masked, and the hosts of URLs replaced by ``HOST``.
+
+    Loopback hosts stay, because they name no machine. All other text stays as it is.
+
+    Args:
+        value: a result, a part of one, or a string.
+    """
+    return from_builtins(_scrubbed(to_builtins(value)), type(value))
+
+
+def _scrubbed(value: object) -> object:
+    match value:
+        case str():
+            return _scrubbed_text(value)
+        case Mapping():
+            return {
+                key: _MASK if isinstance(each, str) and each and _SECRET_NAME.search(str(key)) else _scrubbed(each)
+                for key, each in value.items()
+                if key not in _DROPPED
+            }
+        case list():
+            return _scrubbed_list(value)
+    return value
+
+
+def _scrubbed_list(values: list[object]) -> list[object]:
+    """A list. Where it holds the words of a command line, the word after ``--api-key`` is a secret."""
+    found: list[object] = []
+    secret = False
+    for value in values:
+        found.append(_MASK if secret and isinstance(value, str) else _scrubbed(value))
+        secret = isinstance(value, str) and value.startswith("--") and _SECRET_NAME.search(value) is not None
+    return found
+
+
+def _scrubbed_text(text: str) -> str:
+    text = _SECRET_FLAG.sub(rf"\g<flag>\g<gap>{_MASK}", text)
+    text = _SECRET_VALUE.sub(_MASK, text)
+    text = _URL.sub(_without_host, text)
+    return _PATH.sub(lambda match: match[0].rstrip("/").rpartition("/")[2], text)
+
+
+def _without_host(match: re.Match[str]) -> str:
+    if _LOOPBACK.fullmatch(match["host"]):
+        return f"{match['scheme']}{match['host']}{match['port'] or ''}"
+    return f"{match['scheme']}HOST"

@@ -19,7 +19,7 @@ from pytest_gpucap.engines.errors import ServerError
 from pytest_gpucap.engines.protocol import Engine, EnginePair, LoadRequest
 from pytest_gpucap.errors import PairInvalid
 from pytest_gpucap.gpu.lease import LeaseError
-from pytest_gpucap.history import latencies
+from pytest_gpucap.history.latencies import compare_latencies
 from pytest_gpucap.load.protocol import LoadRunner
 from pytest_gpucap.markers import Declaration
 from pytest_gpucap.measure.alternation import Paired, PairedServer, compare, describe, windows_of
@@ -35,9 +35,8 @@ from pytest_gpucap.results.comparison import (
     PairedComparison,
     RegressionDecision,
 )
-from pytest_gpucap.results.encoding import from_builtins, to_builtins
+from pytest_gpucap.results.encoding import from_builtins
 from pytest_gpucap.results.measured import Interval
-from pytest_gpucap.results.record import as_plain_sample, slo_record
 from pytest_gpucap.roofline.limits import Roofline
 from pytest_gpucap.session.context import limits_of
 from pytest_gpucap.session.harness import settings_on
@@ -151,12 +150,13 @@ class BaseAndHead:
         """Percentiles of both servers at the equal rate; empty where none was measured."""
         if found.equal_rate is None:
             return ()
-        base, head = (
-            {"slo": slo_record(requirement.slo), "samples": [*map(as_plain_sample, to_builtins(samples))]}
-            for samples in (found.equal_rate.base, found.equal_rate.head)
+        return compare_latencies(
+            [limit.name for limit in requirement.slo.limits],
+            found.equal_rate.base,
+            found.equal_rate.head,
+            self.options.max_regression,
+            start_sd=LATENCY_SD,
         )
-        compared = latencies.compared(base, head, self.options.max_regression, start_sd=LATENCY_SD)
-        return from_builtins(compared, tuple[LatencyComparison, ...])
 
     @contextmanager
     def _sides(self, start: int) -> Iterator[tuple[PairedServer, PairedServer]]:

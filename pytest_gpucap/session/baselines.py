@@ -7,14 +7,12 @@ from collections.abc import Callable
 import pytest
 
 from pytest_gpucap.history import store
-from pytest_gpucap.history.baseline import Baseline, open_baseline
-from pytest_gpucap.history.compare import compare, precise
+from pytest_gpucap.history.compare import compare_result, is_precise
+from pytest_gpucap.history.store import Baseline, open_baseline
 from pytest_gpucap.options import Options
-from pytest_gpucap.report.comparison import failure
+from pytest_gpucap.report.comparison import regression_failure
 from pytest_gpucap.report.formatting import shown
-from pytest_gpucap.results.comparison import Comparison
-from pytest_gpucap.results.encoding import from_builtins
-from pytest_gpucap.results.record import Record, as_document, as_record
+from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.result import Result, ResultFile
 from pytest_gpucap.results.result_file import ResultFileError
 from pytest_gpucap.session.kept import KeptResult
@@ -24,9 +22,9 @@ _BASELINE = pytest.StashKey[Baseline | None]()
 
 
 def check_files(options: Options, config: pytest.Config) -> Baseline | None:
-    """See that the baseline to save may be written, and read the one to compare with; None where there is none.
+    """Check that the baseline to save may be written, and read the one to compare with; None where there is none.
 
-    Once a session, however often it is asked for: a folder of nightly runs is a thousand files.
+    Done once per session, since a folder of nightly runs may hold a thousand files.
 
     Raises:
         pytest.UsageError: one line that names the file and what is wrong with it.
@@ -47,7 +45,7 @@ def _checked(options: Options, config: pytest.Config) -> Baseline | None:
             raise pytest.UsageError(f"--gpucap-save: {error}") from None
     if options.compare is None:
         return None
-    # Who saves under the name that he compares with may be the first to do so.
+    # A session that compares with the name that it saves under may be the first to save it.
     first = options.compare == options.save
     try:
         return open_baseline(options.compare, options.baselines, config.rootpath, required=not first)
@@ -56,24 +54,23 @@ def _checked(options: Options, config: pytest.Config) -> Baseline | None:
 
 
 def save(options: Options, session: ResultFile) -> str:
-    """Save the session's results under the name of ``--gpucap-save``; one line that says what became of it.
+    """Save the session's results under the name of ``--gpucap-save``; returns one line on what was saved.
 
-    A session that measured servers keeps nothing of a simulator: what a baseline holds was measured, or none of it was.
+    Simulated results are left out where any was measured: a baseline holds measured results only, or simulated only.
     """
     assert options.save is not None  # noqa: S101 - the caller's condition
     path = store.path_of(options.baselines, options.save)
-    document = as_document(session)
     simulated = all(result.simulated for result in session.results)
     try:
-        before = {record["test"] for record in store.read_run(path).results} if path.exists() else set()
-        saved = store.save(path, document, simulated=simulated)
+        before = {result.test for result in store.read_run(path).results} if path.exists() else set()
+        saved = store.save_run(path, session, simulated=simulated)
     except (ResultFileError, OSError) as error:
         return f"baseline {options.save} was NOT saved: {error}"
-    kept, measured = len(saved["results"]), len(session.results)
+    kept, measured = len(saved.results), len(session.results)
     left_out = (
         f", {measured - kept} left out (simulated, without a rate or not to be trusted)" if kept < measured else ""
     )
-    gone = before - {record["test"] for record in saved["results"]}
+    gone = before - {result.test for result in saved.results}
     lost = f"; it no longer holds {', '.join(sorted(gone))}" if gone else ""
     return f"baseline {options.save}: {kept} result{'' if kept == 1 else 's'} saved in {shown(path)}{left_out}{lost}"
 
@@ -94,7 +91,7 @@ class Comparing:
 
     def wants_more_than(self, result: Result) -> bool:
         """Whether a result is to be compared or saved, and its rate is not known well enough for that."""
-        return (self._saves or self._baseline is not None) and not precise(as_record(result))
+        return (self._saves or self._baseline is not None) and not is_precise(result)
 
     def compare(
         self, kept: KeptResult, again: Callable[[str], Result] | None = None, sharper: Result | None = None
@@ -103,24 +100,23 @@ class Comparing:
 
         Args:
             kept: the result of the test.
-            again: measures once more, from a fresh start, and is told why; None where there is no need.
+            again: measures once more, from a fresh start, and is told why. None: nothing is confirmed.
             sharper: another result of the same test and server, whose rate is known better.
         """
         if self._baseline is None:
             return
 
-        def confirm(why: str) -> Record:
+        def confirm(why: str) -> Result:
             assert again is not None  # noqa: S101 - passed on only where there is one
             second = again(why)
             kept.spend("confirmation", second.total_spent_s)
-            return as_record(second)
+            return second
 
         confirming = None if again is None else confirm
-        better = None if sharper is None else as_record(sharper)
-        compared = compare(
-            as_record(kept.result), self._baseline, self._max_regression, confirming, better, fresh=self._fresh
+        comparison = compare_result(
+            kept.result, self._baseline, self._max_regression, confirming, sharper, fresh=self._fresh
         )
-        kept.compare(from_builtins(compared, Comparison))
+        kept.compare(comparison)
 
     @staticmethod
     def refuse_regression(result: Result) -> None:
@@ -129,5 +125,6 @@ class Comparing:
         Raises:
             pytest.fail.Exception: its first line is the decision with its arithmetic.
         """
-        if result.regressed and result.comparison is not None and result.comparison.confirmed:
-            pytest.fail(failure(as_record(result)), pytrace=False)
+        comparison = result.comparison
+        if comparison is not None and comparison.decision is RegressionDecision.REGRESSED and comparison.confirmed:
+            pytest.fail(regression_failure(result), pytrace=False)

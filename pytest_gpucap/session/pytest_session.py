@@ -18,7 +18,7 @@ from pytest_gpucap.session.placement import Placement, check_gpu_class, place
 
 if TYPE_CHECKING:
     from pytest_gpucap.engines.protocol import Engine, EnginePair, Server
-    from pytest_gpucap.history.baseline import Baseline
+    from pytest_gpucap.history.store import Baseline
     from pytest_gpucap.results.result import Result
     from pytest_gpucap.session.gpucap import GpuCap
     from pytest_gpucap.session.kept import KeptResults

@@ -45,9 +45,9 @@ class SessionReport:
 
     def add(self, results: Sequence[Result], *, expected: bool = False) -> None:
         """Keep the results of one test, which may have been `expected` to fail, and write them down."""
-        self._results += [
-            msgspec.structs.replace(each, expected_failure=expected and (rows.failed(each) or rows.regressed(each))) for each in results
-        ]
+        for result in results:
+            failed = rows.failed(result) or rows.regressed(result)
+            self._results.append(msgspec.structs.replace(result, expected_failure=expected and failed))
         content = self.content()
         for file in self._files:
             try:

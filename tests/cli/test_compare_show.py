@@ -13,8 +13,8 @@ import pytest
 
 from pytest_gpucap.__main__ import main
 from pytest_gpucap.history import store
-from pytest_gpucap.results.record import Record
-from tests.history.made_records import STARTED, document, named, record, windows
+from pytest_gpucap.results.result import Result
+from tests.history.made import STARTED, named, result, session, windows
 
 H200 = Path(__file__).parents[2] / "benchmarks" / "results" / "h200"
 
@@ -26,9 +26,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "gpucap-baselines"
 
 
-def save(folder: Path, name: str, *records: Record, simulated: bool = False, days: int = 0) -> None:
-    content = document(*records, started=STARTED + timedelta(days=days))
-    store.save(store.path_of(folder, name), content, simulated=simulated)
+def save(folder: Path, name: str, *results: Result, simulated: bool = False, days: int = 0) -> None:
+    content = session(*results, started=STARTED + timedelta(days=days))
+    store.save_run(store.path_of(folder, name), content, simulated=simulated)
 
 
 def run(*arguments: str) -> int:
@@ -38,9 +38,9 @@ def run(*arguments: str) -> int:
 @pytest.fixture
 def two_runs(folder: Path) -> None:
     other = named("code")
-    save(folder, "base", record(25.0), record(10.0, requirement=other, test="t.py::code"))
-    head = record(21.0, server="vLLM 0.27.0", samples=windows(slower=1.4))
-    save(folder, "head", head, record(10.0, requirement=other, test="t.py::code", gpu_class="h100"), days=1)
+    save(folder, "base", result(25.0), result(10.0, requirement=other, test="t.py::code"))
+    head = result(21.0, server="vLLM 0.27.0", samples=windows(slower=1.4))
+    save(folder, "head", head, result(10.0, requirement=other, test="t.py::code", gpu_class="h100"), days=1)
 
 
 @pytest.mark.usefixtures("two_runs")
@@ -73,7 +73,7 @@ def test_compare_as_json_holds_the_documented_comparison(capsys: pytest.CaptureF
 @pytest.mark.usefixtures("two_runs")
 def test_compare_as_markdown_escapes_what_files_say(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evil = named("<img src=x> | @everyone")
-    save(folder, "evil", record(25.0, requirement=evil), days=2)
+    save(folder, "evil", result(25.0, requirement=evil), days=2)
     assert run("compare", "evil", "evil", "--format", "markdown") == 0
     shown = capsys.readouterr().out
     assert "<img" not in shown
@@ -86,8 +86,8 @@ def test_compare_as_markdown_escapes_what_files_say(folder: Path, capsys: pytest
 
 
 def test_simulated_runs_say_so_and_do_not_mix(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save(folder, "sim", record(25.0, simulated=True), simulated=True)
-    save(folder, "real", record(25.0))
+    save(folder, "sim", result(25.0, simulated=True), simulated=True)
+    save(folder, "real", result(25.0))
     assert run("compare", "real", "sim") == 0
     shown = capsys.readouterr().out
     assert "differs: measured or SIMULATED: measured -> SIMULATED" in shown
@@ -137,7 +137,7 @@ def test_a_variant_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[s
 
 
 def test_show_in_every_format(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save(folder, "main", record(25.0))
+    save(folder, "main", result(25.0))
     assert run("show", "main", "--format", "json") == 0
     content = json.loads(capsys.readouterr().out)
     assert content["results"][0]["sustainable_rate"]["value"] == 25.0
@@ -169,7 +169,7 @@ def test_mistakes_are_one_line_and_exit_2(
     tmp_path: Path, arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for folder in ("gpucap-baselines", "kept"):
-        save(tmp_path / folder, "main", record(25.0))
+        save(tmp_path / folder, "main", result(25.0))
     (tmp_path / "broken.json").write_text("{")
     assert run(*arguments) == 2
     output = capsys.readouterr()
@@ -179,7 +179,7 @@ def test_mistakes_are_one_line_and_exit_2(
 
 
 def test_a_terminal_that_cannot_show_a_character_gets_its_escape(folder: Path) -> None:
-    save(folder, "main", record(25.0))
+    save(folder, "main", result(25.0))
     command = [sys.executable, "-m", "pytest_gpucap", "compare", "main", "main", "--format", "markdown"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     ended = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)

@@ -1,4 +1,4 @@
-"""``gpucap report``: every report from the file alone."""
+"""``python -m pytest_gpucap report``: every report from the file alone."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import jsonschema
+import msgspec
 import pytest
 
 from pytest_gpucap.__main__ import main
 from pytest_gpucap.report import comparison, markdown, terminal
+from pytest_gpucap.results import result_file
+from pytest_gpucap.results.comparison import RegressionDecision
+from pytest_gpucap.results.encoding import to_builtins
 from pytest_gpucap.results.measured import Outcome
-from pytest_gpucap.results.record import write_document
-from tests.report import made
+from tests.results import made
 
-FAILED = made.document(made.check())
+FAILED = made.session(made.check())
 RECORDED = sorted((Path(__file__).parents[2] / "benchmarks" / "results" / "h200").glob("*.json"))
 
 
 @pytest.fixture
 def result(tmp_path: Path) -> Path:
     path = tmp_path / "result.json"
-    write_document(path, FAILED)
+    result_file.write(path, FAILED)
     return path
 
 
@@ -39,7 +43,7 @@ def test_text_is_what_is_made_when_nothing_is_named(result: Path, capsys: pytest
 def test_a_regression_is_told_even_where_the_budget_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "result.json"
     record = made.compared(made.check(Outcome.PASS))
-    write_document(path, made.document(record))
+    result_file.write(path, made.session(record))
     assert main(["report", str(path)]) == 0
     told = capsys.readouterr().out
     assert "against baseline main: 1 REGRESSED" in told
@@ -62,14 +66,14 @@ def test_every_report_at_once(result: Path, tmp_path: Path, capsys: pytest.Captu
 
 def test_several_files_make_one_report(result: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = tmp_path / "other.json"
-    write_document(other, made.document(made.check(Outcome.INVALID, "shared")))
+    result_file.write(other, made.session(made.check(Outcome.INVALID, "shared")))
     assert main(["report", str(result), str(other), "--markdown", "-"]) == 0
     page = capsys.readouterr().out
     assert page.startswith("⚠️ **shared was not measured**")
     assert "chat needs 3 GPUs" in page
 
 
-DAMAGED = json.dumps(made.document({**made.check(), "outcome": "<b>"}))
+DAMAGED = json.dumps(to_builtins(FAILED)).replace('"FAIL"', '"<b>"')
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"schema": "pytest-gpucap", "schema_version": 99}', DAMAGED])
@@ -78,19 +82,19 @@ def test_a_file_that_is_no_result_is_one_line(tmp_path: Path, content: str, caps
     path.write_text(content)
     assert main(["report", str(path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"gpucap report: {path}: ")
+    assert line.startswith(f"pytest_gpucap report: {path}: ")
 
 
 def test_a_report_that_cannot_be_written_is_one_line(result: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(result), "--junit", "/nowhere/at/all.xml"]) == 2
-    assert capsys.readouterr().err == "gpucap report: /nowhere/at/all.xml: No such file or directory\n"
+    assert capsys.readouterr().err == "pytest_gpucap report: /nowhere/at/all.xml: No such file or directory\n"
 
 
 def test_without_the_extra_the_html_report_says_what_to_install(result: Path) -> None:
     without = "import sys; sys.modules['jinja2'] = None; from pytest_gpucap.__main__ import main; sys.exit(main())"
     command = [sys.executable, "-c", without, "report", str(result), "--html", "-"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    expected = 'gpucap report: --html needs jinja2: pip install "pytest-gpucap[html]"\n'
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    expected = 'pytest_gpucap report: --html needs jinja2: pip install "pytest-gpucap[html]"\n'
     assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
 
 
@@ -112,18 +116,27 @@ def test_files_recorded_on_a_gpu_make_every_report(path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_a_terminal_that_lacks_a_character_gets_its_escape(result: Path, encoding: str) -> None:
     name = "größer 👍"
-    write_document(result, made.document(made.check(name=name)))
+    result_file.write(result, made.session(made.check(name=name)))
     command = [sys.executable, "-m", "pytest_gpucap", "report", str(result), "--markdown", "-"]
     environ = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
-    done = subprocess.run(command, capture_output=True, env=environ, check=True)
+    done = subprocess.run(command, capture_output=True, env=environ, timeout=60, check=True)
     shown = done.stdout.decode(encoding)
     assert name.encode(encoding, errors="backslashreplace").decode(encoding) in shown
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(result: Path) -> None:
     command = f"{sys.executable} -m pytest_gpucap report {result} --text - | head -n 1"
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, check=False)
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_the_results_of_these_tests_keep_the_schema() -> None:
+    schema = json.loads((Path(result_file.__file__).parent / "result.schema.json").read_text())
+    decisions = (RegressionDecision.REGRESSED, RegressionDecision.NOT_COMPARABLE)
+    compared = [made.compared(made.check(), decision) for decision in decisions]
+    expected = msgspec.structs.replace(made.check(), expected_failure=True)
+    results = [*map(made.check, Outcome), *compared, made.measured(), made.swept(), expected]
+    jsonschema.validate(to_builtins(made.session(*results)), schema)
 
 
 def commands_of_the_documentation() -> list[tuple[str, str]]:
@@ -145,7 +158,7 @@ def test_every_command_that_is_documented_works(
         pytest.importorskip("jinja2")
     monkeypatch.chdir(tmp_path)
     for name in ("a.json", "b.json", ".gpucap/result.json"):
-        write_document(tmp_path / name, FAILED)
+        result_file.write(tmp_path / name, FAILED)
     assert main(shlex.split(command)) == 0, place
     assert capsys.readouterr().err == ""
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pytest_gpucap.results.record import write_document
-from tests.history.made_records import STARTED, document, record
+from pytest_gpucap.results import result_file
+from tests.history.made import STARTED, result, session
 
 SD = 0.017
 
@@ -25,10 +25,10 @@ def rates(count: int, *, drop: float = 0.0, at: int = 0, seed: int = 0, sd: floa
 def write_nights(
     folder: Path, values: Sequence[float], environment: Callable[[int], dict[str, Any]] = lambda _: {}, **settings: Any
 ) -> list[Path]:
-    """One result file a night; `environment` says what was different that night, `settings` go to every record."""
+    """One result file per night; `environment` says what was different that night, `settings` go to every result."""
     paths = []
     for number, value in enumerate(values):
         paths.append(folder / f"night-{number:03}.json")
-        result = record(value, **environment(number), **settings)
-        write_document(paths[-1], document(result, started=STARTED + timedelta(days=number)))
+        measured = result(value, **environment(number), **settings)
+        result_file.write(paths[-1], session(measured, started=STARTED + timedelta(days=number)))
     return paths

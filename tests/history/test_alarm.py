@@ -11,16 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pytest_gpucap.history.alarm import Alarm, AlarmState, Rule, Watch, run_sd
+from pytest_gpucap.history.detection import Alarm, ChangeDetector, Rule, run_sd
+from pytest_gpucap.results.trend import AlarmState
 from tests.history.nightly import rates
 
 OUTLIERS = 0.02
 
 
-def watched(values: Sequence[float], rule: Rule | None = None) -> tuple[Watch, list[AlarmState]]:
-    """A watch shown one run a night, and what it said."""
-    watch = Watch(rule)
-    return watch, [watch.add(value, night) for night, value in enumerate(values)]
+def watched(values: Sequence[float], rule: Rule | None = None) -> tuple[ChangeDetector, list[AlarmState]]:
+    """A detector that was shown one run per night, and its states."""
+    detector = ChangeDetector(rule)
+    return detector, [detector.add(value, night) for night, value in enumerate(values)]
 
 
 def test_the_first_runs_are_learnt_from() -> None:
@@ -32,9 +33,9 @@ def test_a_drop_that_no_night_shows_is_found_and_the_new_level_is_then_the_usual
     values = rates(120, drop=0.03, at=60, seed=1)
     # No run is beyond three standard deviations of the runs before the drop: no night shows it.
     assert min(values) > 30 * math.exp(-3 * 0.017) * 0.97
-    watch, states = watched(values)
-    assert len(watch.alarms) == 1
-    alarm = watch.alarms[0]
+    detector, states = watched(values)
+    assert len(detector.alarms) == 1
+    alarm = detector.alarms[0]
     assert alarm.kind is AlarmState.DROP
     assert 60 <= alarm.index <= 72
     assert abs(alarm.since - 60) <= 4
@@ -45,22 +46,22 @@ def test_a_drop_that_no_night_shows_is_found_and_the_new_level_is_then_the_usual
 
 def test_a_drop_is_confirmed_by_the_next_run_only() -> None:
     steady = rates(60, seed=2)
-    watch, states = watched([*steady, 27.0])
+    detector, states = watched([*steady, 27.0])
     assert states[-1] is AlarmState.DROP_SUSPECTED
-    assert watch.suspected_since == 60
-    assert not watch.alarms
+    assert detector.suspected_since == 60
+    assert not detector.alarms
     # The confirming run of that night disagrees: it was an outlier.
-    assert watch.add(30.0, 60) is AlarmState.QUIET
-    assert watch.suspected_since is None
+    assert detector.add(30.0, 60) is AlarmState.QUIET
+    assert detector.suspected_since is None
 
 
 def test_one_bad_night_is_no_drop_even_where_its_confirming_run_is_bad_as_well() -> None:
-    watch, _ = watched(rates(60, seed=2))
-    assert watch.add(24.0, 60) is AlarmState.DROP_SUSPECTED
-    assert watch.add(24.0, 60) is AlarmState.DROP_SUSPECTED
-    assert not watch.alarms
-    assert watch.add(24.0, 61) is AlarmState.DROP_SUSPECTED
-    assert watch.add(24.0, 61) is AlarmState.DROP, "two nights that agree are one"
+    detector, _ = watched(rates(60, seed=2))
+    assert detector.add(24.0, 60) is AlarmState.DROP_SUSPECTED
+    assert detector.add(24.0, 60) is AlarmState.DROP_SUSPECTED
+    assert not detector.alarms
+    assert detector.add(24.0, 61) is AlarmState.DROP_SUSPECTED
+    assert detector.add(24.0, 61) is AlarmState.DROP, "two nights that agree are one"
 
 
 def test_a_rise_is_seen_as_the_mirror_of_a_drop() -> None:
@@ -115,19 +116,19 @@ def _draw(random: np.random.Generator, level: float) -> float:
     return level * math.exp(error)
 
 
-def _night(watch: Watch, night: int, draw: Draw) -> AlarmState:
+def _night(detector: ChangeDetector, night: int, draw: Draw) -> AlarmState:
     """One night, its confirming run included where one is wanted."""
-    state = watch.add(draw(), night)
-    return watch.add(draw(), night) if state is AlarmState.DROP_SUSPECTED else state
+    state = detector.add(draw(), night)
+    return detector.add(draw(), night) if state is AlarmState.DROP_SUSPECTED else state
 
 
 def _false_alarms(rule: Rule, histories: int, length: int) -> list[Alarm]:
     alarms = []
     for seed in range(histories):
-        watch, random = Watch(rule), np.random.default_rng([11, seed])
+        detector, random = ChangeDetector(rule), np.random.default_rng([11, seed])
         for night in range(length):
-            _night(watch, night, lambda random=random: _draw(random, 30.0))  # type: ignore[misc]
-        alarms += watch.alarms
+            _night(detector, night, lambda random=random: _draw(random, 30.0))  # type: ignore[misc]
+        alarms += detector.alarms
     return alarms
 
 
@@ -135,11 +136,11 @@ def _delays(drop: float, histories: int, reference: int = 60, watched: int = 40)
     """Nights until each drop was found, its first night counting as 1."""
     found: list[int | None] = []
     for seed in range(histories):
-        watch, random = Watch(), np.random.default_rng([12, seed])
+        detector, random = ChangeDetector(), np.random.default_rng([12, seed])
         found.append(None)
         for night in range(reference + watched):
             level = 30.0 * (1 - drop if night >= reference else 1)
-            state = _night(watch, night, lambda random=random, level=level: _draw(random, level))  # type: ignore[misc]
+            state = _night(detector, night, lambda random=random, level=level: _draw(random, level))  # type: ignore[misc]
             if state is AlarmState.DROP and night >= reference:
                 found[-1] = night - reference + 1
                 break

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from pytest_gpucap.history.baseline import Baseline
-from pytest_gpucap.history.compare import compare
-from pytest_gpucap.history.store import Run
+from pytest_gpucap.history.compare import compare_result
+from pytest_gpucap.history.store import Baseline, Run
 from pytest_gpucap.report import comparison
-from pytest_gpucap.results.record import Record
-from tests.history.made_records import STARTED, named, record, windows
+from pytest_gpucap.results.comparison import RegressionDecision
+from pytest_gpucap.results.result import Result
+from tests.history.made import named, result, session, windows
 
 
-def compared(base: Record, head: Record, again: Record | None = None) -> Record:
-    baseline = Baseline("main", (Run(Path("main.json"), STARTED, "0.1.0", simulated=False, results=(base,)),))
-    found = compare(head, baseline, 0.05, None if again is None else lambda _why: again)
-    return {**head, "comparison": found}
+def compared(base: Result, head: Result, again: Result | None = None) -> Result:
+    baseline = Baseline("main", (Run(Path("main.json"), session(base)),))
+    found = compare_result(head, baseline, 0.05, None if again is None else lambda _why: again)
+    return msgspec.structs.replace(head, comparison=found)
 
 
-REGRESSED = compared(record(25.0), record(22.4, server="vLLM 0.27.0", samples=windows(1.4)), again=record(22.5))
+REGRESSED = compared(result(25.0), result(22.4, server="vLLM 0.27.0", samples=windows(1.4)), again=result(22.5))
 
 
 def test_the_headline_is_the_decision_with_its_arithmetic() -> None:
     assert comparison.headline(REGRESSED) == (
         "REGRESSED: chat sustains 22.4 req/s, baseline main 25 req/s: -10.2% (-13.8% to -6.5%), 5.0% allowed"
     )
-    other = compared(record(25.0), record(22.4, gpu_class="h100"))
+    other = compared(result(25.0), result(22.4, gpu_class="h100"))
     assert comparison.headline(other) == "NOT COMPARABLE: chat against main: no comparable baseline"
 
 
@@ -35,7 +36,7 @@ def test_a_failure_leads_with_it_and_names_what_it_rests_on() -> None:
     text = comparison.failure(REGRESSED)
     assert text.splitlines()[0] == comparison.headline(REGRESSED)
     for part in (
-        "a second measurement from a fresh start bears it out",
+        "a second measurement from a fresh start confirms it",
         "- p95 E2E at 16.2 req/s 2.5 s -> 3.5 s, +40.0%",
         "server: vLLM 0.26.0 -> vLLM 0.27.0",
         "256 tokens in, 512 out",
@@ -46,20 +47,21 @@ def test_a_failure_leads_with_it_and_names_what_it_rests_on() -> None:
 
 
 def test_a_summary_names_what_needs_a_look_and_counts_the_rest() -> None:
-    same = compared(record(25.0), record(25.0))
-    other = compared(record(25.0), record(22.4, gpu_class="h100", requirement=named("other")))
-    lines = comparison.summary([same, same, REGRESSED, other, record(25.0)])
+    same = compared(result(25.0), result(25.0))
+    other = compared(result(25.0), result(22.4, gpu_class="h100", requirement=named("other")))
+    lines = comparison.summary([same, same, REGRESSED, other, result(25.0)])
     assert lines[-1] == "against baseline main: 1 REGRESSED, 1 NOT COMPARABLE, 2 SAME"
     assert lines[0].startswith("REGRESSED: chat sustains 22.4 req/s")
     text = "\n".join(lines)
     assert "NOT COMPARABLE: other against main: no comparable baseline\n  GPU class: h200 -> h100" in text
     assert max(map(len, lines)) <= 80
-    assert comparison.summary([record(25.0)]) == []
+    assert comparison.summary([result(25.0)]) == []
 
 
 def test_a_latency_that_rose_is_said_even_where_the_rate_is_the_same() -> None:
-    slower = compared(record(25.0), record(25.0, samples=windows(1.4)))
-    assert slower["comparison"]["decision"] == "SAME"
+    slower = compared(result(25.0), result(25.0, samples=windows(1.4)))
+    assert slower.comparison is not None
+    assert slower.comparison.decision is RegressionDecision.SAME
     text = " ".join(" ".join(comparison.summary([slower])).split())
     assert "chat: p95 TTFT at 16.2 req/s 50 ms -> 70 ms, +40.0%" in text
     assert "REGRESSED, which fails no test" in text
@@ -67,7 +69,7 @@ def test_a_latency_that_rose_is_said_even_where_the_rate_is_the_same() -> None:
 
 @pytest.mark.parametrize("name", ["\x1b[31mred", "a\nFAIL: b", "<b>"])
 def test_names_cannot_forge_a_line(name: str) -> None:
-    forged = compared(record(25.0, requirement=named(name)), record(22.4, requirement=named(name)))
+    forged = compared(result(25.0, requirement=named(name)), result(22.4, requirement=named(name)))
     lines = comparison.summary([forged])
     assert not any("\x1b" in line or line.startswith("FAIL") for line in lines)
     markdown = comparison.markdown([forged], "a", "b")

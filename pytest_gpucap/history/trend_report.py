@@ -1,4 +1,4 @@
-"""Trends as text for a terminal (80 columns, no colour), as Markdown, and as JSON."""
+"""Trends as text for a terminal (80 columns, no colour), as Markdown, as JSON and as a picture."""
 
 from __future__ import annotations
 
@@ -7,38 +7,43 @@ import statistics
 import textwrap
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from tabulate import tabulate
 
-from pytest_gpucap.history.alarm import AlarmState
-from pytest_gpucap.history.trend import LevelChange, Trend, record
+from pytest_gpucap.history.detection import MissingLibraryError
 from pytest_gpucap.report.formatting import percent, significant
+from pytest_gpucap.results.encoding import to_builtins
 from pytest_gpucap.results.measured import Interval
+from pytest_gpucap.results.trend import AlarmState, LevelChange, Trend, TrendPoint
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 BLOCKS: Final = "▁▂▃▄▅▆▇█"
 ASCII: Final = "_.-~=+*#"
-"""For terminals that cannot show the blocks; the same eight heights."""
+"""The same eight heights, for terminals that cannot show the blocks."""
 
 _WIDTH: Final = 78
 _FEW: Final = 4
-"""Changed versions shown for one change; a change whose place is unsure may have seen many."""
+"""Changed versions shown for one change; there may be many where the place of a change is uncertain."""
 
 
-def text(trends: Sequence[Trend], skipped: Sequence[str] = (), *, heights: str = BLOCKS) -> str:
-    """All trends, those with a standing drop first, then one line for each file that was skipped."""
+def trends_text(trends: Sequence[Trend], skipped: Sequence[str] = (), *, heights: str = BLOCKS) -> str:
+    """All trends, those with a standing drop first, then one line per skipped file."""
     parts = [_one(trend, heights) for trend in _worst_first(trends)]
     if skipped:
         parts.append("\n".join(f"skipped {line}" for line in skipped))
     return "\n\n".join(parts)
 
 
-def markdown(trends: Sequence[Trend], skipped: Sequence[str] = ()) -> str:
-    """The same for a pull request or a job's summary: a table of all trends, then what changed in each."""
+def trends_markdown(trends: Sequence[Trend], skipped: Sequence[str] = ()) -> str:
+    """The same for a pull request or the summary of a job: a table of all trends, then what changed in each."""
     rows = [
         [
             _icon(trend),
-            _cell(trend.series.title),
+            _cell(trend.title),
             len(trend.points),
             f"`{sparkline(trend)}`",
             _rate(trend.segments[-1].rate) if trend.segments else "",
@@ -47,24 +52,24 @@ def markdown(trends: Sequence[Trend], skipped: Sequence[str] = ()) -> str:
         ]
         for trend in _worst_first(trends)
     ]
-    headers = ["", "series", "runs", "trend", "req/s a replica now (95%)", "run-to-run sd", ""]
+    headers = ["", "series", "runs", "trend", "req/s per replica now (95%)", "run-to-run sd", ""]
     parts = [tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)]
     for trend in _worst_first(trends):
         if trend.changes:
             lines = "\n".join(f"- {_cell(line)}" for change in trend.changes for line in [_sentence(trend, change)])
-            parts.append(f"**{_cell(trend.series.title)}**\n\n{lines}")
+            parts.append(f"**{_cell(trend.title)}**\n\n{lines}")
     if skipped:
         parts.append("\n".join(f"- skipped {_cell(line)}" for line in skipped))
     return "\n\n".join(parts)
 
 
-def as_json(trends: Sequence[Trend], skipped: Sequence[str] = ()) -> str:
-    """``trends``, as `record` gives them, and ``skipped``."""
-    return json.dumps({"trends": [record(trend) for trend in trends], "skipped": list(skipped)}, indent=1)
+def trends_json(trends: Sequence[Trend], skipped: Sequence[str] = ()) -> str:
+    """``trends`` (the fields of `Trend`) and ``skipped``."""
+    return json.dumps({"trends": to_builtins(trends), "skipped": list(skipped)}, indent=1)
 
 
 def sparkline(trend: Trend, width: int = _WIDTH - 24, heights: str = BLOCKS) -> str:
-    """The judged runs as one row of bars; where there are more than `width`, a bar is the median of its runs."""
+    """The judged runs as one row of bars. Where there are more than `width`, a bar is the median of its runs."""
     rates = [point.rate.value for point in trend.points if point.judged]
     columns = min(width, len(rates))
     bars = [
@@ -84,7 +89,7 @@ def _worst_first(trends: Sequence[Trend]) -> list[Trend]:
 def _one(trend: Trend, heights: str) -> str:
     first, last = trend.points[0].when, trend.points[-1].when
     lines = [
-        trend.series.title,
+        trend.title,
         f"{_runs(len(trend.points))}, {_day(first)} to {_day(last)}, run-to-run sd {percent(trend.run_sd)}",
     ]
     if trend.segments:
@@ -104,7 +109,7 @@ def _bullet(line: str) -> str:
     return textwrap.fill(line, _WIDTH, initial_indent="* ", subsequent_indent="  ", break_on_hyphens=False)
 
 
-_HEADERS: Final = ["level from", "file", "runs", "req/s a replica (95%)", "change (95%)"]
+_HEADERS: Final = ["level from", "file", "runs", "req/s per replica (95%)", "change (95%)"]
 
 
 def _levels(trend: Trend) -> list[list[str]]:
@@ -112,7 +117,7 @@ def _levels(trend: Trend) -> list[list[str]]:
     return [
         [
             _day(trend.points[segment.start].when),
-            trend.points[segment.start].path.name,
+            _file(trend.points[segment.start]),
             str(segment.stop - segment.start),
             _rate(segment.rate),
             "" if ratio is None else _step(ratio),
@@ -129,12 +134,12 @@ def _sentence(trend: Trend, change: LevelChange) -> str:
     line = f"{kind} of {percent(abs(change.ratio.value - 1))} ({percent(sizes[0])} to {percent(sizes[1])})"
     if change.ratio.low < 1 < change.ratio.high:
         line = f"{kind} of {percent(abs(change.ratio.value - 1))}"
-    line += f" from {begin.path.name} ({_day(begin.when)})"
+    line += f" from {_file(begin)} ({_day(begin.when)})"
     if change.earliest != change.latest:
         earliest, latest = trend.points[change.earliest], trend.points[change.latest]
-        line += f", or anywhere from {earliest.path.name} to {latest.path.name} (95%)"
+        line += f", or anywhere from {_file(earliest)} to {_file(latest)} (95%)"
     if change.confirmed is not None:
-        line += f", confirmed by {trend.points[change.confirmed].path.name}"
+        line += f", confirmed by {_file(trend.points[change.confirmed])}"
     if not change.changed:
         return f"{line}; nothing else is known to have changed there"
     more = len(change.changed) - _FEW
@@ -142,10 +147,10 @@ def _sentence(trend: Trend, change: LevelChange) -> str:
 
 
 def _verdict(trend: Trend) -> str:
-    """What the alarm says now, in one line."""
-    if trend.standing is not None:
-        since = trend.points[trend.standing.index]
-        return f"DROP of {percent(1 - trend.standing.ratio.value)} since {_day(since.when)} ({since.path.name})"
+    """What the alarm says after the newest run, in one line."""
+    if (drop := trend.standing_drop) is not None:
+        since = trend.points[drop.index]
+        return f"DROP of {percent(1 - drop.ratio.value)} since {_day(since.when)} ({_file(since)})"
     match trend.state:
         case AlarmState.LEARNING:
             return "too few runs on this level to compare with"
@@ -153,7 +158,7 @@ def _verdict(trend: Trend) -> str:
             assert trend.suspected_since is not None  # noqa: S101 - what the state means
             since = trend.points[trend.suspected_since]
             advice = ": run once more to confirm" if trend.state is AlarmState.DROP_SUSPECTED else ""
-            return f"{trend.state} since {_day(since.when)} ({since.path.name}){advice}"
+            return f"{trend.state} since {_day(since.when)} ({_file(since)}){advice}"
         case _:
             return "no drop"
 
@@ -170,9 +175,13 @@ def _step(ratio: Interval) -> str:
 
 
 def _rate(rate: Interval) -> str:
-    # Levels are known far better than single runs: a fourth figure says something.
+    # Levels are known far better than single runs: their fourth figure is significant.
     value, low, high = (significant(bound, 4) for bound in (rate.value, rate.low, rate.high))
     return f"{value} ({low} to {high})"
+
+
+def _file(point: TrendPoint) -> str:
+    return Path(point.file).name
 
 
 def _runs(count: int) -> str:
@@ -184,5 +193,70 @@ def _day(when: datetime) -> str:
 
 
 def _cell(line: str) -> str:
-    """A text that stays in its table cell and is no markup."""
+    """A text escaped for a table cell."""
     return line.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+FORMATS: Final = ("svg", "png", "pdf")
+_WIDTH_IN: Final = 10.0
+_HEIGHT_IN: Final = 3.2
+
+
+def plot_trends(trends: Sequence[Trend], path: Path) -> None:
+    """Write one picture with one panel per series.
+
+    Args:
+        trends: at least one.
+        path: its suffix is the format, one of `FORMATS`.
+
+    Raises:
+        MissingLibraryError: without Matplotlib.
+        OSError: if the file cannot be written.
+    """
+    try:
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingLibraryError('needs matplotlib: pip install "pytest-gpucap[history]"') from None
+    # With a fixed salt and no date, the same history gives the same bytes.
+    with mpl.rc_context({"svg.hashsalt": "pytest-gpucap", "date.converter": "concise"}):
+        figure = Figure(figsize=(_WIDTH_IN, _HEIGHT_IN * len(trends)), layout="constrained")
+        for axes, trend in zip(figure.subplots(len(trends), squeeze=False)[:, 0], trends, strict=True):
+            _panel(axes, trend)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _panel(axes: Axes, trend: Trend) -> None:
+    # Matplotlib takes times, but the types of its annotations allow only numbers.
+    times: list[Any] = [point.when for point in trend.points]
+    for judged, colour in ((True, "tab:blue"), (False, "lightgrey")):
+        chosen = [index for index, point in enumerate(trend.points) if point.judged is judged]
+        shown = [trend.points[index] for index in chosen]
+        values = [point.rate.value for point in shown]
+        # The wide intervals of runs that are not judged would set the scale for all others.
+        reach = [
+            [point.rate.value - point.rate.low for point in shown],
+            [point.rate.high - point.rate.value for point in shown],
+        ]
+        axes.errorbar(
+            [times[index] for index in chosen], values, reach if judged else None, fmt="o", ms=3, lw=0.6, color=colour
+        )
+    for segment in trend.segments:
+        last = min(segment.stop, len(times) - 1)
+        axes.plot([times[segment.start], times[last]], [segment.rate.value] * 2, color="black", linewidth=1.5)
+    for change in trend.changes:
+        colour = "tab:red" if change.ratio.value < 1 else "tab:green"
+        axes.axvspan(times[change.earliest], times[change.latest], color=colour, alpha=0.15, linewidth=0)
+        axes.axvline(times[change.index], color=colour, linewidth=1)
+        axes.annotate(
+            percent(change.ratio.value - 1, signed=True),
+            (times[change.index], 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, -10),
+            textcoords="offset points",
+            color=colour,
+            fontsize=8,
+        )
+    axes.set_title(trend.title, fontsize=9, loc="left")
+    axes.set_ylabel("req/s per replica")

@@ -1,4 +1,4 @@
-"""Results as a session would record them, with the figures that a test wants."""
+"""Results and result files as a session makes them, with the figures that a test wants."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any
 
+import msgspec
+
 from pytest_gpucap.requirement import LatencyLimit, Length, Requirement, Slo, Workload
-from pytest_gpucap.results.build import Context
-from pytest_gpucap.results.encoding import from_builtins
-from pytest_gpucap.results.environment import Environment
+from pytest_gpucap.results.build import Context, check_result, measure_result
+from pytest_gpucap.results.environment import DeviceState, Environment
 from pytest_gpucap.results.measured import Interval, Latency, Measurement, Outcome, Sample, Verdict
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
-from pytest_gpucap.results.record import Record, document_of, measurement_record, verdict_record
+from pytest_gpucap.results.result import Result, ResultFile, ResultKind
+from pytest_gpucap.results.result_file import session_file
 from pytest_gpucap.results.windows import Phase, WindowId
 
 REQUIREMENT = Requirement(
@@ -25,22 +27,22 @@ REQUIREMENT = Requirement(
     workload=Workload(Length.fixed(256), Length.fixed(512)),
     slo=Slo((LatencyLimit.parse("e2e_p95", "4s"), LatencyLimit.parse("ttft_p95", "500ms"))),
 )
-ENVIRONMENT: dict[str, Any] = {
-    "gpu": "1x NVIDIA H200, 140 GiB, driver 580.1, CUDA 13.0",
-    "gpu_class": "h200",
-    "driver": "580.1",
-    "cuda": "13.0",
-    "devices": [{"name": "NVIDIA H200", "mig_profile": None, "power_limit_w": 700.0, "max_sm_clock_mhz": 1980}],
-    "server": "vLLM 0.26.0",
-    "model": "Qwen/Qwen2-1.5B",
-    "server_args": {"max_model_len": 4096},
-    "quantization": None,
-    "dtype": "bfloat16",
-    "command": "/home/ann/venv/bin/python3 -m vllm.entrypoints.openai.api_server --model Qwen/Qwen2-1.5B",
-    "log": "/home/ann/project/.gpucap/logs/x.log",
-    "host": "Intel(R) Xeon(R) Processor, 16 cores, Linux 6.18",
-    "plugin": "pytest-gpucap 0.1.0, Python 3.12.3",
-}
+ENVIRONMENT = Environment(
+    gpu="1x NVIDIA H200, 140 GiB, driver 580.1, CUDA 13.0",
+    gpu_class="h200",
+    driver="580.1",
+    cuda="13.0",
+    devices=(DeviceState(name="NVIDIA H200", power_limit_w=700.0, max_sm_clock_mhz=1980),),
+    server="vLLM 0.26.0",
+    model="Qwen/Qwen2-1.5B",
+    server_args={"max_model_len": 4096},
+    quantization=None,
+    dtype="bfloat16",
+    command="/home/ann/venv/bin/python3 -m vllm.entrypoints.openai.api_server --model Qwen/Qwen2-1.5B",
+    log="/home/ann/project/.gpucap/logs/x.log",
+    host="Intel(R) Xeon(R) Processor, 16 cores, Linux 6.18",
+    plugin="pytest-gpucap 0.1.0, Python 3.12.3",
+)
 STARTED = datetime(2026, 11, 20, 3, 0, tzinfo=UTC)
 OWN_SD = 0.012
 
@@ -85,19 +87,19 @@ def interval(rate: float, own_sd: float = OWN_SD) -> Interval:
     return Interval(rate, rate * math.exp(-1.96 * own_sd), rate * math.exp(1.96 * own_sd))
 
 
-def record(
+def result(
     rate: float | None = 25.0,
     *,
     own_sd: float = OWN_SD,
     test: str = "tests/test_chat.py::test_chat",
-    kind: str = "check",
+    kind: ResultKind = ResultKind.CHECK,
     requirement: Requirement = REQUIREMENT,
     simulated: bool = False,
     samples: Sequence[Sample] | None = None,
     problems: tuple[str, ...] = (),
     seed: int = 0,
     **environment: Any,
-) -> Record:
+) -> Result:
     """One result; keywords beyond the named ones change its environment."""
     rated = None if rate is None else interval(rate, own_sd)
     measurement = Measurement(
@@ -110,17 +112,18 @@ def record(
         simulated=simulated,
         seed=seed,
     )
-    context = Context(test, from_builtins({**ENVIRONMENT, **environment}, Environment), startup_s=50.0)
-    if kind == "measure":
-        return measurement_record(measurement, context)
+    context = Context(test, msgspec.structs.replace(ENVIRONMENT, **environment), startup_s=50.0)
+    if kind is ResultKind.MEASURE:
+        return measure_result(measurement, context)
     outcome = Outcome.INVALID if problems else Outcome.PASS
     slack = None if rated is None else Interval(0.5, 0.4, 0.6)
-    return verdict_record(Verdict(outcome, measurement, 16.25, 6, (6, 6), slack, "it holds"), context)
+    return check_result(Verdict(outcome, measurement, 16.25, 6, (6, 6), slack, "it holds"), context)
 
 
 def named(name: str) -> Requirement:
     return replace(REQUIREMENT, name=name)
 
 
-def document(*records: Record, started: datetime = STARTED, arguments: Sequence[str] = ()) -> dict[str, Any]:
-    return document_of(records, started=started, arguments=arguments)
+def session(*results: Result, started: datetime = STARTED, arguments: Sequence[str] = ()) -> ResultFile:
+    """What a session writes."""
+    return session_file(results, started=started, arguments=arguments)
