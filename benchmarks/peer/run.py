@@ -25,7 +25,7 @@ from pytest_gpucap.engines import synthetic
 from pytest_gpucap.engines.vllm import VllmServer, start_vllm
 from pytest_gpucap.engines.vllm_arguments import ServerSpec
 from pytest_gpucap.gpu.inventory import take_inventory
-from pytest_gpucap.load.protocol import ERRORS, Phase, Status
+from pytest_gpucap.load.protocol import ERRORS, LoadPhase, Status
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.load.schedule import closed_loop, open_loop
 from pytest_gpucap.requirement import ApiKind, Length, Workload
@@ -66,7 +66,7 @@ def ours(server: VllmServer, options: argparse.Namespace, seed: int) -> dict[str
     return {"ttft_p50_ms": float(np.median(journal.ttft_s) * 1e3), "rps": float(served.sum()) / span_s, **seen}
 
 
-def phase_of(workload: Workload, options: argparse.Namespace, seed: int) -> Phase:
+def phase_of(workload: Workload, options: argparse.Namespace, seed: int) -> LoadPhase:
     """The load of one turn: Poisson arrivals at a rate, or a number of requests kept in flight."""
     if options.concurrency is None:
         return open_loop(workload, options.rate, options.seconds, seed, stream=0)

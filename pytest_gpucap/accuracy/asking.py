@@ -13,8 +13,7 @@ from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pytest_gpucap.load.address import ServerAddress
-from pytest_gpucap.load.http_library import http
+from pytest_gpucap.load.address import ServerAddress, http_library
 from pytest_gpucap.requirement import ApiKind
 
 REQUEST_TIMEOUT_S: Final = 600.0
@@ -75,7 +74,7 @@ def context_tokens(server: ServerAddress, model: str) -> int | None:
 
     try:
         _run(fetch())
-    except (http().HTTPError, ValueError, KeyError, TypeError):
+    except (http_library().HTTPError, ValueError, KeyError, TypeError):
         return None
     return found[0] if found else None
 
@@ -108,10 +107,10 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
 
 
 def _session(server: ServerAddress) -> Any:
-    library = http()
+    library = http_library()
     return library.AsyncClient(
         headers={**server.headers, "Content-Type": "application/json"},
-        trust_env=server.needs_library() is not None,
+        trust_env=server.needs_http_library() is not None,
         http1=not server.http2,
         http2=server.http2,
         limits=library.Limits(max_connections=None),
@@ -142,7 +141,7 @@ async def _one(session: Any, url: str, body: Mapping[str, Any], left_s: float) -
             response = await session.post(url, json=body, timeout=None)
     except TimeoutError:
         return NOT_ASKED if left_s <= REQUEST_TIMEOUT_S else Reply(error=f"no answer in {REQUEST_TIMEOUT_S:g} s")
-    except http().HTTPError as error:
+    except http_library().HTTPError as error:
         return Reply(error=f"{type(error).__name__}: {error}")
     if response.status_code != _OK:
         return Reply(error=f"HTTP {response.status_code}: {' '.join(response.text.split())[:300]}")

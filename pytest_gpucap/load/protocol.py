@@ -80,7 +80,7 @@ class ClosedLoop:
     first_prompt: int = 0
 
 
-Phase = OpenLoop | ClosedLoop
+LoadPhase = OpenLoop | ClosedLoop
 
 
 class Status(IntEnum):
@@ -176,7 +176,7 @@ class SelfCheck:
 class PhaseSpan:
     """One phase as it went. Rows [first_row, end_row) of the journal became due in it."""
 
-    phase: Phase
+    phase: LoadPhase
     start_s: float
     end_s: float
     first_row: int
@@ -266,7 +266,7 @@ class LoadRunner(Protocol):
         """True when no real server answers; every report says so."""
         ...
 
-    def run(self, phase: Phase, should_stop: Callable[[Progress], bool] | None = None) -> PhaseSpan:
+    def run(self, phase: LoadPhase, should_stop: Callable[[Progress], bool] | None = None) -> PhaseSpan:
         """Carry one phase; return when its time is over, leaving its open requests in flight."""
         ...
 

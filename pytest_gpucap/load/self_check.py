@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pytest_gpucap.load.protocol import Floats, OpenLoop, Phase, SelfCheck, Status
-from pytest_gpucap.load.shared_memory import Count, PhaseTable, Spread
+from pytest_gpucap.load.protocol import Floats, LoadPhase, OpenLoop, SelfCheck, Status
+from pytest_gpucap.load.shared_memory import Count, HistogramKind, PhaseTable
 
 LATENESS_FLOOR_S = 0.010
 """Send lateness at p99 below this is never held against anyone. A process that shares its core waits for a few
@@ -25,7 +25,7 @@ RATE_SHARE = 0.02
 """Of the requests that became due in a phase, those that may still wait to be sent at its end."""
 
 
-def check_phase(phase: Phase, table: PhaseTable, *, start_s: float, end_s: float, due: Floats) -> SelfCheck:
+def check_phase(phase: LoadPhase, table: PhaseTable, *, start_s: float, end_s: float, due: Floats) -> SelfCheck:
     """Judge one phase. `due` are the times of the rows that became due in it (journal order does not matter)."""
     counts = table.counts.sum(axis=0)
     sent = int(counts[Count.SENT])
@@ -33,8 +33,8 @@ def check_phase(phase: Phase, table: PhaseTable, *, start_s: float, end_s: float
     wall = np.maximum(table.counts[:, Count.WALL_NS], 1)
     shares = tuple(float(share) for share in table.counts[:, Count.CPU_NS] / wall)
     events = int(counts[Count.EVENTS])
-    lateness = table.histogram(Spread.LATENESS)
-    lag = table.histogram(Spread.LAG)
+    lateness = table.histogram(HistogramKind.LATENESS)
+    lag = table.histogram(HistogramKind.LAG)
     kernel = lag.total
     lateness_p99, lag_p99 = lateness.quantile_s(0.99), lag.quantile_s(0.99)
     is_open = isinstance(phase, OpenLoop)
@@ -79,7 +79,7 @@ def check_phase(phase: Phase, table: PhaseTable, *, start_s: float, end_s: float
     return SelfCheck(
         send_lateness_p99_s=lateness_p99,
         timestamp_lag_p99_s=lag_p99,
-        loop_lag_p99_s=table.histogram(Spread.LOOP).quantile_s(0.99),
+        loop_lag_p99_s=table.histogram(HistogramKind.LOOP).quantile_s(0.99),
         worker_cpu_share=shares,
         open_sockets=int(counts[Count.OPEN_SOCKETS]),
         intended_rps=intended,

@@ -13,8 +13,8 @@ from pytest_gpucap.load.protocol import (
     Histogram,
     Journal,
     LoadError,
+    LoadPhase,
     OpenLoop,
-    Phase,
     PhaseSpan,
     Progress,
     SelfCheck,
@@ -90,7 +90,7 @@ class SimRunner:
                 new[: old.size] = old
             self._columns[name] = new
 
-    def run(self, phase: Phase, should_stop: Callable[[Progress], bool] | None = None) -> PhaseSpan:
+    def run(self, phase: LoadPhase, should_stop: Callable[[Progress], bool] | None = None) -> PhaseSpan:
         """See `LoadRunner.run`.
 
         Raises:
@@ -237,7 +237,7 @@ class SimRunner:
             self._columns[name][rows] = fill
         self._rows = used
 
-    def _fail_some(self, first_row: int, end_row: int, phase: Phase) -> None:
+    def _fail_some(self, first_row: int, end_row: int, phase: LoadPhase) -> None:
         """Requests that fail: they end at once and cost the engine one token of prompt and one of output."""
         bad = first_row + np.flatnonzero(self._rng.random(end_row - first_row) < self._error_rate)
         if isinstance(phase, ClosedLoop):

@@ -20,13 +20,13 @@ import psutil
 import pytest
 
 from pytest_gpucap.load.answer import Answer
-from pytest_gpucap.load.connection import RequestHead
+from pytest_gpucap.load.connection import RequestTemplate
 from pytest_gpucap.load.event_loop import EventLoop
-from pytest_gpucap.load.prompts import Composer, Recipe
+from pytest_gpucap.load.prompts import PromptRecipe, RequestComposer
 from pytest_gpucap.load.protocol import ClosedLoop, LoadError, OpenLoop, Progress, Status
 from pytest_gpucap.load.runner import HttpLoadRunner, workers_for
 from pytest_gpucap.load.schedule import closed_loop, open_loop
-from pytest_gpucap.load.shared_memory import PhaseTable, WorkerBoard, shared_memory
+from pytest_gpucap.load.shared_memory import PhaseTable, RunTable, anonymous_memory
 from pytest_gpucap.load.worker_pool import WorkerPool
 from pytest_gpucap.requirement import ApiKind, ArrivalKind, Arrivals, Length, Workload
 from tests.load.rawserver import RawServer
@@ -103,11 +103,11 @@ def test_the_union_of_the_workers_arrivals_is_the_schedule(workers: int) -> None
 
 
 def test_a_request_that_is_due_does_not_wait_for_what_is_to_be_read() -> None:
-    board_fd = shared_memory(WorkerBoard.size(1))
-    board = WorkerBoard.attach(board_fd, 1)
+    run_table_fd = anonymous_memory(RunTable.size(1))
+    run_table = RunTable.attach(run_table_fd, 1)
     table, fd = PhaseTable.create(1, 1)
     os.close(fd)
-    os.close(board_fd)
+    os.close(run_table_fd)
     begun_s: list[float] = []
     tried_s: list[float] = []
 
@@ -118,10 +118,10 @@ def test_a_request_that_is_due_does_not_wait_for_what_is_to_be_read() -> None:
 
     pairs = [socket.socketpair() for _ in range(60)]
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        engine = Watched(
-            RequestHead((socket.AF_INET, listener.getsockname()), b"POST / HTTP/1.1\r\nContent-Length: ", True),
-            Composer(Recipe("m", "completions", ("a", "b"))),
-            board,
+        loop = Watched(
+            RequestTemplate((socket.AF_INET, listener.getsockname()), b"POST / HTTP/1.1\r\nContent-Length: ", True),
+            RequestComposer(PromptRecipe("m", "completions", ("a", "b"))),
+            run_table,
             0,
             bins_start_s=time.monotonic(),
             request_timeout_s=60.0,
@@ -134,15 +134,15 @@ def test_a_request_that_is_due_does_not_wait_for_what_is_to_be_read() -> None:
             while time.monotonic() < begun_s[-1] + 0.002:
                 pass
             if len(begun_s) == len(pairs):
-                engine.stop()
+                loop.stop()
 
         for mine, other in pairs:
-            engine.attend(mine, lambda mine=mine: read(mine))  # type: ignore[misc]
+            loop.add_handler(mine, lambda mine=mine: read(mine))  # type: ignore[misc]
             other.send(b".")
         table.due_s[:], table.prompt_tokens[:], table.output_tokens[:] = due_s, 16, 8
-        engine.begin(table, start_s=due_s, end_s=due_s + 60.0, share=0, first_prompt=0)
-        engine.run()
-        engine.close()
+        loop.begin(table, start_s=due_s, end_s=due_s + 60.0, concurrency=0, first_prompt=0)
+        loop.run()
+        loop.close()
     for pair in pairs:
         for end in pair:
             end.close()
@@ -244,11 +244,11 @@ def test_what_workers_send_until_they_hear_of_an_early_end_is_recorded(
     with TokenServer(gap_s=0.002) as server, HttpLoadRunner(server.url, "m", None, workload, 1, workers) as runner:
         tell = WorkerPool.tell
 
-        def tell_late(crew: WorkerPool, message: dict[str, object], fd: int | None = None) -> None:
+        def tell_late(pool: WorkerPool, message: dict[str, object], fd: int | None = None) -> None:
             if message["do"] == "cut":
                 already = len(server.seen.bodies)
                 wait_for(lambda: len(server.seen.bodies) >= already + 10, "more requests")
-            tell(crew, message, fd)
+            tell(pool, message, fd)
 
         monkeypatch.setattr(WorkerPool, "tell", tell_late)
         phase = open_loop(workload, 100.0, 30.0, 1, 0) if loop == "open" else closed_loop(workload, 4, 9.0, 999.0, 1, 0)
@@ -408,7 +408,7 @@ def test_a_workers_death_is_an_error_at_once(how: signal.Signals) -> None:
 
 def test_a_hanging_worker_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pytest_gpucap.load.worker_pool.SILENCE_S", 0.5)
-    monkeypatch.setattr("pytest_gpucap.load.worker_pool.STOP_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("pytest_gpucap.load.worker_pool.WORKER_STOP_TIMEOUT_S", 0.5)
     with (
         TokenServer() as server,
         HttpLoadRunner(server.url, "m", None, WORKLOAD, 1, workers=1) as runner,
