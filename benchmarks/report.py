@@ -22,7 +22,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from pytest_gpucap.report.html import render
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.record import plain
-from pytest_gpucap.telemetry.over_time import MOST_POINTS, series
+from pytest_gpucap.telemetry.over_time import MOST_POINTS, binned_series
 from tests.report import pages
 
 
@@ -38,7 +38,7 @@ def session(tests: int) -> dict[str, Any]:
         end_s = start_s + MOST_POINTS
         watched = pages.readings(start_s, end_s)
         watched["devices"] = {f"GPU-{number}": watched["devices"]["GPU-a"] for number in range(8)}
-        record["series"] = plain(series(watched, start_s, end_s))
+        record["series"] = plain(binned_series(watched, start_s, end_s))
     return document
 
 

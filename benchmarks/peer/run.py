@@ -132,7 +132,7 @@ def main() -> int:
     given = {name: str(value) for name, value in vars(options).items() if name != "json"}
     options.vllm_python = str(Path(options.vllm_python).absolute())
     turns: dict[str, list[dict[str, float]]] = {"ours": [], "vllm bench serve": []}
-    devices = [take_inventory().devices[0].uuid] if options.gpu else []
+    devices = [str(take_inventory().devices[0].index)] if options.gpu else []
     longest = max(1024, options.input_tokens + options.output_tokens)
     spec = ServerSpec(options.model, args={"max_model_len": longest}, python=options.vllm_python)
     with start_vllm(spec, devices=devices) as server:

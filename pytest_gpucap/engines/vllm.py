@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 
 from pytest_gpucap.engines import synthetic
-from pytest_gpucap.engines.device_indices import indices
 from pytest_gpucap.engines.errors import MetricsUnavailable, ServerStartError
 from pytest_gpucap.engines.log import ServerLog
 from pytest_gpucap.engines.process import OwnedProcess
@@ -31,7 +30,7 @@ class VllmServer(Server):
 
     Attributes:
         spec: what was asked for, with the defaults of a synthetic model added.
-        devices: the GPUs it may use, by UUID; empty on a CPU.
+        devices: the GPUs it may use, as entries of CUDA_VISIBLE_DEVICES; empty on a CPU.
         command: its command line (no secret stands on it).
         startup_s: seconds from start to ready.
     """
@@ -111,7 +110,8 @@ def start_vllm(
 
     Args:
         spec: what to start.
-        devices: GPUs it may use (UUIDs, for CUDA_VISIBLE_DEVICES); none: it runs on the CPU.
+        devices: GPUs it may use, as entries of CUDA_VISIBLE_DEVICES in the order of the PCI bus; none: it runs on the
+            CPU.
         on_wait: told about once a second what the start is doing.
 
     Raises:
@@ -173,7 +173,7 @@ def environment(spec: ServerSpec, devices: Sequence[str], api_key: str) -> dict[
         "PYTHONUNBUFFERED": "1",
         # The order that NVML, and so every index of ours, counts in.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        "CUDA_VISIBLE_DEVICES": ",".join(indices(devices)),
+        "CUDA_VISIBLE_DEVICES": ",".join(devices),
     }
     defaults: dict[str, str] = {}
     if synthetic.is_synthetic(spec.model):

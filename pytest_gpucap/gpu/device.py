@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One GPU or MIG slice as NVML reports it now; None where a field cannot be read, with the reason in `unreadable`.
+    """One GPU or MIG slice as NVML reports it now. A field that cannot be read is None; `unreadable` has the reason.
 
     Clocks, limits, temperature, ECC and persistence of a slice are its whole GPU's.
 
@@ -16,11 +17,11 @@ class Device:
         index: NVML's index of the GPU (PCI bus order); a slice has its GPU's.
         uuid: ``GPU-...`` or ``MIG-...``.
         name: product name of the GPU.
-        mig_mode: True if the GPU is split into slices; None where the GPU knows no MIG.
+        mig_mode: True if the GPU is split into slices; None if the GPU has no MIG.
         mig_profile: such as ``1g.5gb``, for a slice.
         parent_uuid: of the whole GPU, for a slice.
         sm_clock_mhz, memory_clock_mhz: now; an idle GPU clocks down.
-        max_sm_clock_mhz, max_memory_clock_mhz: the highest that it can be set to.
+        max_sm_clock_mhz, max_memory_clock_mhz: the highest possible.
         power_limit_w, default_power_limit_w: as set, and as the board ships.
         ecc_errors: uncorrected memory errors since the driver was loaded.
         unreadable: field name -> reason.
@@ -53,3 +54,39 @@ class Device:
     def label(self) -> str:
         """Name, index and slice in a few words, for messages."""
         return f"GPU {self.index} ({self.name}" + (f" MIG {self.mig_profile})" if self.mig_profile else ")")
+
+    def facts(self) -> dict[str, Any]:
+        """Settings and state for the report, as plain values for JSON."""
+        capability = self.compute_capability
+        return {
+            "index": self.index,
+            "uuid": self.uuid,
+            "name": self.name,
+            "mig_profile": self.mig_profile,
+            "mig_mode": self.mig_mode,
+            "memory_bytes": self.memory_bytes,
+            "compute_capability": None if capability is None else f"{capability[0]}.{capability[1]}",
+            "sm_clock_mhz": self.sm_clock_mhz,
+            "max_sm_clock_mhz": self.max_sm_clock_mhz,
+            "memory_clock_mhz": self.memory_clock_mhz,
+            "max_memory_clock_mhz": self.max_memory_clock_mhz,
+            "power_limit_w": self.power_limit_w,
+            "default_power_limit_w": self.default_power_limit_w,
+            "temperature_c": self.temperature_c,
+            "ecc_mode": self.ecc_mode,
+            "ecc_errors": self.ecc_errors,
+            "persistence": self.persistence,
+            "unreadable": dict(self.unreadable),
+        }
+
+    def remarks(self) -> list[str]:
+        """What is out of the ordinary about it, one clause each."""
+        remarks = []
+        limit, own = self.power_limit_w, self.default_power_limit_w
+        if limit is not None and own is not None and limit != own:
+            remarks.append(f"{self.label}: power limit {limit:.0f} W, {own:.0f} W as shipped")
+        if self.ecc_errors:
+            remarks.append(f"{self.label}: {self.ecc_errors} uncorrected memory errors since the driver was loaded")
+        if self.persistence is False:
+            remarks.append(f"{self.label}: persistence mode off, the first use after idling is slow")
+        return remarks

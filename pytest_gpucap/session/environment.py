@@ -11,7 +11,6 @@ from typing import Any, Final
 from pytest_gpucap import __version__
 from pytest_gpucap.engines.server import Server
 from pytest_gpucap.engines.vllm import VllmServer
-from pytest_gpucap.gpu.description import describe_devices, environment_facts
 from pytest_gpucap.gpu.device import Device
 from pytest_gpucap.session.placement import SIMULATED
 from pytest_gpucap.session.server_manager import SystemUnderTest
@@ -27,10 +26,10 @@ def environment(target: SystemUnderTest) -> dict[str, Any]:
         facts["gpu_class"] = f"{SIMULATED}{target.placement.profile.name}"
         facts["profile"] = target.placement.profile.source
     if target.inventory is not None and target.lease is not None:
-        described, *remarks = describe_devices(target.inventory, target.lease.devices)
+        described, *remarks = target.inventory.describe(target.lease.devices)
         facts["gpu"] = described if target.lease.devices else f"{described}, {_processor()}"
         facts["gpu_remarks"] = remarks
-        facts |= environment_facts(target.inventory, target.lease.devices, target.gpu_class)
+        facts |= target.inventory.facts(target.lease.devices, target.gpu_class)
         if target.lease.devices:
             facts["clocks"] = _clocks(target.lease.devices[0])
     elif target.gpu_class is not None and target.server is not None and not target.server.simulated:

@@ -10,7 +10,7 @@ import pytest
 from pytest_gpucap.engines.errors import ServerError
 from pytest_gpucap.engines.server import Server
 from pytest_gpucap.gpu.lease import LeaseError
-from pytest_gpucap.gpu.memory import MemoryNotReturned
+from pytest_gpucap.gpu.occupancy import MemoryNotReturned
 from pytest_gpucap.history.baseline import Baseline
 from pytest_gpucap.markers import Declaration, declare
 from pytest_gpucap.options import Options

@@ -17,9 +17,9 @@ from pytest_gpucap.engines.server import Server
 from pytest_gpucap.engines.url import attach
 from pytest_gpucap.engines.vllm import VllmServer, start_vllm
 from pytest_gpucap.gpu.classes import GpuClass, find_class
-from pytest_gpucap.gpu.inventory import Inventory, NoGpu, WrongGpuClass, detect, select, take_inventory
+from pytest_gpucap.gpu.inventory import Inventory, NoGpu, WrongGpuClass, detect_class, devices_of_class, take_inventory
 from pytest_gpucap.gpu.lease import Lease, lease, lease_cpu
-from pytest_gpucap.gpu.memory import wait_memory_returned
+from pytest_gpucap.gpu.occupancy import wait_memory_returned
 from pytest_gpucap.options import Options
 from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.session.live_line import LiveLine
@@ -76,7 +76,7 @@ class ServerManager:
             return
         own = own_classes(self._options)
         try:
-            select(take_inventory(), find_class(name, own), own)
+            devices_of_class(take_inventory(), find_class(name, own), own)
         except WrongGpuClass as error:
             raise pytest.UsageError(f"--gpu-class: {error}") from None
 
@@ -145,8 +145,8 @@ class ServerManager:
         own = own_classes(self._options)
         target.inventory = take_inventory()
         try:
-            target.gpu_class = placement.gpu_class or detect(target.inventory, own)
-            devices = select(target.inventory, target.gpu_class, own)
+            target.gpu_class = placement.gpu_class or detect_class(target.inventory, own)
+            devices = devices_of_class(target.inventory, target.gpu_class, own)
         except (NoGpu, WrongGpuClass) as error:
             absent = self._absent(str(error), named=placement.gpu_class is not None)
             raise absent from None
@@ -183,7 +183,7 @@ class ServerManager:
         assert target.lease is not None  # noqa: S101 - made by `_open`
         started = time.monotonic()
         live.say(f"starting vLLM with {placement.spec.model}")
-        server = start_vllm(placement.spec, devices=target.lease.uuids, on_wait=live.waiting)
+        server = start_vllm(placement.spec, devices=target.lease.cuda_devices, on_wait=live.waiting)
         target._closing.callback(self._stop, server, target.lease)  # noqa: SLF001 - see above
         target.startup_s = time.monotonic() - started
         target.server = server

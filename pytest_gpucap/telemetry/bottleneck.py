@@ -94,7 +94,7 @@ FULL_BATCH = 0.95
 LOST_SHARE = 0.2
 
 
-def diagnose(summary: TelemetrySummary, known: KnownLimits | None = None) -> Bottleneck:
+def find_bottleneck(summary: TelemetrySummary, known: KnownLimits | None = None) -> Bottleneck:
     """The bottleneck in a window, with the figures that say so."""
     known = known or KnownLimits()
     for rule in (_client, _kv_cache, _max_num_seqs, _processor, _gpu, _cpu_class, _network):

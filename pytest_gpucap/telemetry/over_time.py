@@ -10,13 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
-Rows = Mapping[str, Any]
+from pytest_gpucap.telemetry.time_series import Floats
 
 MOST_POINTS: Final = 300
-LEAST_BIN_S: Final = 1.0
+SHORTEST_BIN_S: Final = 1.0
 """Two readings of the server: shorter bins would be left empty by a reading that comes a little late."""
 
 _DEVICE: Final[Mapping[str, tuple[str, Callable[[Floats], Floats]]]] = {
@@ -35,7 +33,7 @@ _COUNTERS: Final = {
 }
 
 
-def series(watched: Mapping[str, Any], start_s: float, end_s: float) -> dict[str, Any] | None:
+def binned_series(watched: Mapping[str, Any], start_s: float, end_s: float) -> dict[str, Any] | None:
     """The span [start_s, end_s] in at most `MOST_POINTS` bins of equal width.
 
     Args:
@@ -52,7 +50,7 @@ def series(watched: Mapping[str, Any], start_s: float, end_s: float) -> dict[str
     seconds = end_s - start_s
     if seconds <= 0:
         return None
-    count = max(1, min(MOST_POINTS, int(seconds / LEAST_BIN_S)))
+    count = max(1, min(MOST_POINTS, int(seconds / SHORTEST_BIN_S)))
     edges = np.linspace(start_s, end_s, count + 1)
     columns: dict[str, Floats] = {}
     devices = list(watched.get("devices", {}).values())

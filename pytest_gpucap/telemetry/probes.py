@@ -1,4 +1,9 @@
-"""One reading each of a device and of a process, as cheap as they can be had."""
+"""One reading of a device, of the server's ``/metrics`` page, or of one of its processes, at little cost.
+
+A vLLM metrics page is mostly histograms. A parser that builds an object for every line of it takes most of the CPU time
+that telemetry may use (`benchmarks/telemetry.py` measures both). So only the lines of the wanted names are looked at.
+They are found by search: their order and whatever else is on the page do not matter.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,10 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +22,6 @@ import psutil
 
 from pytest_gpucap.gpu.device import Device
 from pytest_gpucap.gpu.nvml import handle_of, memory_used
-from pytest_gpucap.telemetry.time_series import NAN
 
 DEVICE_FIELDS = (
     "gpu_use",  # share of the last sampling period in which a kernel ran, 0 to 1
@@ -78,7 +85,7 @@ class DeviceProbe:
         for position, question in enumerate(self._questions):
             asked = question if slow or position < SLOW_FROM else None
             answer = self._ask(position, asked)
-            values.extend(answer if answer is not None else ((NAN, NAN) if position == 0 else (NAN,)))
+            values.extend(answer if answer is not None else ((nan, nan) if position == 0 else (nan,)))
         return values
 
     def pcie_bytes_per_s(self) -> tuple[float, float]:
@@ -88,7 +95,7 @@ class DeviceProbe:
             sent = pynvml.nvmlDeviceGetPcieThroughput(self.board, pynvml.NVML_PCIE_UTIL_TX_BYTES)
             received = pynvml.nvmlDeviceGetPcieThroughput(self.board, pynvml.NVML_PCIE_UTIL_RX_BYTES)
         except pynvml.NVMLError:
-            return NAN, NAN
+            return nan, nan
         return sent * 1024.0, received * 1024.0
 
     def ecc_errors(self) -> float:
@@ -98,7 +105,7 @@ class DeviceProbe:
         try:
             return float(pynvml.nvmlDeviceGetTotalEccErrors(self.board, kind, since))
         except pynvml.NVMLError:
-            return NAN
+            return nan
 
     def _ask(self, position: int, question: Callable[[], tuple[float, ...]] | None) -> tuple[float, ...] | None:
         if question is None:
@@ -125,6 +132,74 @@ def _reasons(pynvml: Any, handle: Any) -> int:
 
 def _two(rates: Any) -> tuple[float, float]:
     return rates.gpu / 100, rates.memory / 100
+
+
+_NAMES: Mapping[str, tuple[str, ...]] = {
+    # Field -> names by vLLM version, newest first. Counters end in _total on the page.
+    "running": ("vllm:num_requests_running",),
+    "waiting": ("vllm:num_requests_waiting",),
+    "kv_use": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
+    "preemptions": ("vllm:num_preemptions_total",),
+    "prompt_tokens": ("vllm:prompt_tokens_total",),
+    "output_tokens": ("vllm:generation_tokens_total",),
+    "prefix_queries": ("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total"),
+    "prefix_hits": ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total"),
+}
+_MEAN = {"kv_use"}  # a share; the others add up over engines
+
+
+@dataclass(frozen=True, slots=True)
+class ServerReading:
+    """One reading; NaN for what the server does not tell. Summed over the server's engines, KV use averaged.
+
+    Attributes:
+        running, waiting: requests being decoded, and queued inside the server.
+        kv_use: share of the KV cache in use, 0 to 1.
+        preemptions, prompt_tokens, output_tokens, prefix_queries, prefix_hits: counters since the server started;
+            the last two in tokens.
+    """
+
+    running: float = nan
+    waiting: float = nan
+    kv_use: float = nan
+    preemptions: float = nan
+    prompt_tokens: float = nan
+    output_tokens: float = nan
+    prefix_queries: float = nan
+    prefix_hits: float = nan
+
+
+def read_metrics(page: str) -> ServerReading:
+    """The figures of one page in the Prometheus text format. Lines that cannot be read count as absent."""
+    text = "\n" + page
+    return ServerReading(**{field: _figure(text, names, mean=field in _MEAN) for field, names in _NAMES.items()})
+
+
+def _figure(text: str, names: tuple[str, ...], *, mean: bool) -> float:
+    for name in names:
+        values = _values(text, name)
+        if values:
+            return sum(values) / len(values) if mean else sum(values)
+    return nan
+
+
+def _values(text: str, name: str) -> list[float]:
+    """The values of every line ``name{labels} value [timestamp]``, and of no longer name that starts the same."""
+    values = []
+    start = f"\n{name}"
+    at = text.find(start)
+    while at >= 0:
+        end = text.find("\n", at + 1)
+        line = text[at + len(start) : end if end >= 0 else None]
+        if line[:1] == "{":
+            # A label's value may hold any character but an unescaped quote, so the last "}" closes the labels.
+            line = line[line.rfind("}") + 1 :]
+        elif line[:1] not in {" ", "\t"}:
+            line = ""  # a longer name
+        with suppress(IndexError, ValueError):
+            values.append(float(line.split()[0]))
+        at = text.find(start, at + 1)
+    return values
 
 
 ENGINE, WORKER, API_SERVER, HELPER = "engine", "worker", "API server", "helper"
@@ -160,12 +235,12 @@ class ProcessProbe:
 
     def _main_thread_s(self) -> float:
         if not sys.platform.startswith("linux"):
-            return NAN
+            return nan
         try:
             # The name in parentheses may hold anything; fields 14 and 15 are user and system time (proc(5)).
             fields = self._stat.read_bytes().rpartition(b")")[2].split()
         except OSError:
-            return NAN
+            return nan
         return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
 
 

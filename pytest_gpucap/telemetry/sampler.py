@@ -23,14 +23,19 @@ from typing import Any, Self
 import psutil
 
 from pytest_gpucap.gpu.device import Device
-from pytest_gpucap.gpu.neighbours import Neighbours, describe
-from pytest_gpucap.gpu.nvml import NvmlUnavailable, process_list, session
-from pytest_gpucap.gpu.occupancy import GpuProcess
+from pytest_gpucap.gpu.nvml import NvmlUnavailable, nvml_session, process_list
+from pytest_gpucap.gpu.occupancy import GpuProcess, Neighbours
 from pytest_gpucap.telemetry import health
-from pytest_gpucap.telemetry.probes import DEVICE_FIELDS, PROCESS_FIELDS, DeviceProbe, ProcessProbe
-from pytest_gpucap.telemetry.server_metrics import ServerFigures, read_figures
+from pytest_gpucap.telemetry.probes import (
+    DEVICE_FIELDS,
+    PROCESS_FIELDS,
+    DeviceProbe,
+    ProcessProbe,
+    ServerReading,
+    read_metrics,
+)
 from pytest_gpucap.telemetry.summary import TelemetrySummary, summarise
-from pytest_gpucap.telemetry.time_series import TimeSeries, thin
+from pytest_gpucap.telemetry.time_series import TimeSeries, thinned
 
 DEVICE_PERIOD_S = 0.1
 LONGEST_PERIOD_S = 1.0
@@ -43,7 +48,7 @@ SERVER_PERIOD_S = 0.5
 PIDS_PERIOD_S = 5.0
 STOP_S = 5.0
 """How long `stop` waits for a reading under way; a server that does not answer must not hold up its own end."""
-SERVER_FIELDS = tuple(field.name for field in fields(ServerFigures))
+SERVER_FIELDS = tuple(field.name for field in fields(ServerReading))
 LINK_FIELDS = ("pcie_sent_bytes_per_s", "pcie_received_bytes_per_s", "ecc_errors")
 
 
@@ -141,7 +146,7 @@ class Telemetry:
         if not self.devices or self._pynvml is not None:
             return
         try:
-            self._pynvml = self._open.enter_context(session())
+            self._pynvml = self._open.enter_context(nvml_session())
         except NvmlUnavailable as error:
             self.faults["NVML"] = str(error)
             return
@@ -216,14 +221,14 @@ class Telemetry:
         return {
             "devices": {
                 watched.device.uuid: {
-                    **thin(watched.series.window(start_s, end_s), points),
-                    "link": thin(watched.link.window(start_s, end_s), points),
+                    **thinned(watched.series.window(start_s, end_s), points),
+                    "link": thinned(watched.link.window(start_s, end_s), points),
                 }
                 for watched in self.devices
             },
-            "server": thin(self.server.window(start_s, end_s), points),
+            "server": thinned(self.server.window(start_s, end_s), points),
             "processes": {
-                str(watched.pid): {"role": watched.role, **thin(watched.series.window(start_s, end_s), points)}
+                str(watched.pid): {"role": watched.role, **thinned(watched.series.window(start_s, end_s), points)}
                 for watched in self.processes.copy().values()
             },
         }
@@ -288,7 +293,7 @@ class Telemetry:
             self.faults["/metrics"] = f"{type(error).__name__}: {error}"
             return
         # The server wrote the page somewhere between question and answer.
-        self.server.append((asked + self._clock()) / 2, astuple(read_figures(page)))
+        self.server.append((asked + self._clock()) / 2, astuple(read_metrics(page)))
 
     def _sample_neighbours(self) -> None:
         for watched in self.devices:
@@ -306,7 +311,7 @@ class Telemetry:
                 self._ask_for_pids()
                 strangers = self._neighbours[uuid].strangers(listed, self._pids)
             now = self._clock()
-            self.sightings += [Sighting(now, uuid, stranger.pid, describe(stranger)) for stranger in strangers]
+            self.sightings += [Sighting(now, uuid, stranger.pid, stranger.describe()) for stranger in strangers]
 
     def _sample_link(self) -> None:
         """Of one device a turn: NVML counts PCIe traffic for 20 ms a direction before it answers."""

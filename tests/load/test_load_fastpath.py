@@ -136,7 +136,7 @@ def test_a_single_value_falls_into_the_bin_that_it_has_among_many(seconds: float
 def test_where_nothing_can_be_kept_on_disk_it_is_compiled_every_time() -> None:
     code = (
         "import numba.core.caching as caching; caching.CacheImpl._locator_classes = []\n"
-        "import numpy as np; from pytest_gpucap.load.fastpath.event_grammar import shape\n"
+        "import numpy as np; from pytest_gpucap.load.fastpath.event_grammar import classify\n"
         "print(classify(np.frombuffer(b'[DONE]', np.uint8), 0, 6), classify.stats.cache_path)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -18,7 +18,7 @@ from pytest_gpucap.results.record import Context, curve_record, plain, verdict_r
 from pytest_gpucap.session.live_line import LiveLine
 from pytest_gpucap.simulator import profile
 from pytest_gpucap.simulator.runner import SimRunner
-from pytest_gpucap.telemetry.over_time import series
+from pytest_gpucap.telemetry.over_time import binned_series
 
 HOSTILE = '</script><img src=x onerror="window.pwned=1"><b>&lt;{{7*7}}${8*8}\u2028\u202e'
 """Ends a script, starts an element, and means something to a template, to JavaScript and to bidirectional text."""
@@ -69,7 +69,7 @@ def watched() -> dict[str, Any]:
             "text": "513 req/s, 57% of the bandwidth limit at 64 in flight (900 req/s)",
             "formula": "weights and KV cache / bandwidth",
         }
-        record["series"] = plain(series(readings(start_s, end_s), start_s, end_s))
+        record["series"] = plain(binned_series(readings(start_s, end_s), start_s, end_s))
     return document
 
 
