@@ -93,7 +93,7 @@ def theirs(server: VllmServer, options: argparse.Namespace, seed: int) -> dict[s
             "--model",
             server.model,
             "--tokenizer",
-            str(synthetic.make(options.model)),
+            str(synthetic.make_model(options.model)),
         ]
         command += ["--dataset-name", "random", "--random-input-len", str(options.input_tokens)]
         command += ["--random-output-len", str(options.output_tokens), "--ignore-eos", "--disable-tqdm"]

@@ -23,7 +23,7 @@ from pytest_gpucap.load.address import ServerAddress
 from pytest_gpucap.requirement import Workload
 from pytest_gpucap.results.measured import Accuracy, Interval
 
-ROUNDS: Final = 5
+ANSWER_ROUNDS: Final = 5
 """Rounds of questions, reported as samples. Fewer would not show how much one server's answers vary."""
 QUESTIONS_PER_ROUND: Final = 100
 """Each round asks other questions of a longer file."""
@@ -127,7 +127,7 @@ def _ask(
     order = list(range(len(questions)))
     random.Random(seed).shuffle(order)  # noqa: S311 - an order, not a secret
     round_size = min(QUESTIONS_PER_ROUND, len(questions))
-    wanted = [(place // round_size, order[place % len(order)]) for place in range(ROUNDS * round_size)]
+    wanted = [(place // round_size, order[place % len(order)]) for place in range(ANSWER_ROUNDS * round_size)]
 
     def body(sample: int, question: int) -> dict[str, Any]:
         return {
@@ -191,6 +191,6 @@ def _problem(asked: Sequence[_Asked], found: Accuracy, max_error_rate: Fraction,
         return f"{found.failed} of {tried} questions got no answer: {error}"
     unfinished = {each.sample for each in asked if not each.reply.asked}
     if unfinished:
-        whole = ROUNDS - len(unfinished)
-        return f"only {whole} of {ROUNDS} samples were answered within {time_s:.0f} s; allow more with max_time"
+        whole = ANSWER_ROUNDS - len(unfinished)
+        return f"only {whole} of {ANSWER_ROUNDS} samples were answered within {time_s:.0f} s; allow more with max_time"
     return ""

@@ -123,7 +123,7 @@ def start_vllm(
     model_path = spec.model
     if synthetic.is_synthetic(spec.model):
         spec = spec.with_defaults(synthetic.architecture(spec.model).server_args(cpu=not devices))
-        model_path = str(synthetic.make(spec.model))
+        model_path = str(synthetic.make_model(spec.model))
     python = shutil.which(spec.python)
     if python is None:
         raise ServerStartError(

@@ -23,7 +23,7 @@ from pytest_gpucap.load.shared_memory import Count, PhaseTable
 
 USAGE_KEY = b'"completion_tokens"'
 """In every usage object and nowhere else: inside a token's text the quotes would be escaped."""
-TOKEN_TEXT = re.compile(rb'"(?:text|content|reasoning|reasoning_content)":\s?"((?:[^"\\]|\\.)*)"')
+EVENT_TEXT = re.compile(rb'"(?:text|content|reasoning|reasoning_content)":\s?"((?:[^"\\]|\\.)*)"')
 """The text of a token event, as it is written."""
 CHOICES_OPENING = re.compile(rb'"choices":\s?\[\{')
 """Near the beginning of every token event's data, and of no other's: the usage chunk's choices are empty."""
@@ -123,7 +123,7 @@ class Answer:
     def _learn(self, data: bytes, prefix: int, time_s: float) -> None:
         """Count a token event. Others will begin with its first `prefix` bytes."""
         self._take(data, time_s)
-        texts = TOKEN_TEXT.findall(data)
+        texts = EVENT_TEXT.findall(data)
         self.streams.frame_bytes[self.stream] = len(FIELD) + len(data) - sum(map(len, texts)) if texts else 0
         self.streams.set_prefix(self.stream, data[:prefix])
 

@@ -1,7 +1,7 @@
-"""Telemetry -> the time series of a record: every figure on one time axis, few enough points for a file and a page.
+"""Telemetry -> the time series of a record: all figures on one time axis, with few enough points for a file and a page.
 
-Devices are read ten times a second and the server twice; here both are averaged over bins of the same edges, which
-line up with the measuring windows because all of them are on the machine's monotonic clock.
+Devices are read ten times a second and the server twice. Here both are averaged over the same bins. The bins match the
+measuring windows in time, because both use the machine's monotonic clock.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pytest_gpucap.telemetry.time_series import Floats
 
 MOST_POINTS: Final = 300
 SHORTEST_BIN_S: Final = 1.0
-"""Two readings of the server: shorter bins would be left empty by a reading that comes a little late."""
+"""Two readings of the server. In shorter bins, a reading that comes a little late would leave one empty."""
 
 _DEVICE: Final[Mapping[str, tuple[str, Callable[[Floats], Floats]]]] = {
-    # Column -> the reading, and what stands for several GPUs: shape (GPUs, bins) to (bins,).
+    # Column -> the reading, and how several GPUs are combined: shape (GPUs, bins) to (bins,).
     "gpu_utilisation": ("gpu_use", lambda each: each.mean(axis=0)),
     "sm_clock_mhz": ("sm_clock_mhz", lambda each: each.min(axis=0)),
     "power_w": ("power_w", lambda each: each.sum(axis=0)),
@@ -34,7 +34,7 @@ _COUNTERS: Final = {
 
 
 def binned_series(watched: Mapping[str, Any], start_s: float, end_s: float) -> dict[str, Any] | None:
-    """The span [start_s, end_s] in at most `MOST_POINTS` bins of equal width.
+    """The time from `start_s` to `end_s` in at most `MOST_POINTS` bins of equal width.
 
     Args:
         watched: ``devices`` by UUID, ``server`` and ``processes`` by pid, each of columns as long as its ``time_s``;
@@ -43,9 +43,9 @@ def binned_series(watched: Mapping[str, Any], start_s: float, end_s: float) -> d
         end_s: on the clock of the readings.
 
     Returns:
-        ``t_s``, the middles of the bins on the same clock, and ``columns`` by name: means over each bin, None where
-        nothing was read. Of several GPUs: mean utilisation, lowest SM clock, power and memory of all, highest
-        temperature. Columns without any reading are left out; None if that is all of them.
+        ``t_s``, the middles of the bins on the same clock, and ``columns`` by name, with the mean over each bin or None
+        where nothing was read. Several GPUs are combined: mean utilisation, lowest SM clock, sum of power and memory,
+        highest temperature. Columns without any reading are left out. None if no column is left.
     """
     seconds = end_s - start_s
     if seconds <= 0:
@@ -71,7 +71,7 @@ def binned_series(watched: Mapping[str, Any], start_s: float, end_s: float) -> d
 
 
 def _known(time_s: Sequence[float], values: Sequence[float | None]) -> tuple[Floats, Floats]:
-    """Times and values of what was read; shape (n,) each."""
+    """The values that are not NaN, and their times; shape (n,) each."""
     when, found = np.asarray(time_s, dtype=np.float64), np.array(values, dtype=np.float64)
     if found.size != when.size:
         return np.empty(0), np.empty(0)
@@ -91,11 +91,11 @@ def _means(time_s: Sequence[float], values: Sequence[float | None], edges: Float
 
 
 def _rates(time_s: Sequence[float], values: Sequence[float | None], edges: Floats) -> Floats:
-    """Growth of a counter a second in each bin, taken to be even between readings; NaN where it is not known."""
+    """Growth of a counter per second in each bin, assumed to be even between readings; NaN where it is not known."""
     when, found = _known(time_s, values)
     if when.size < 2:  # noqa: PLR2004 - growth needs two readings
         return np.full(edges.size - 1, np.nan)
-    # A counter that falls was started anew.
+    # A counter that falls was reset.
     total = np.concatenate(([0.0], np.cumsum(np.maximum(np.diff(found), 0.0))))
     at_edges = np.interp(edges, when, total, left=np.nan, right=np.nan)
     rates: Floats = np.diff(at_edges) / np.diff(edges)

@@ -35,16 +35,16 @@ DEVICE_FIELDS = (
     "energy_j",  # since the driver was loaded
 )
 SLOW_FROM = 4
-"""Position of the first question whose answer changes slowly, or adds up by itself."""
+"""Position of the first question whose answer changes slowly or is a counter; such questions are asked less often."""
 SLOW_PERIOD_S = 1.0
 CLOSE_S = 0.01
-"""A reading this little before its time is not put off to the next turn."""
+"""A slow reading that is due within this time is taken now, not in the next turn."""
 
 
 class DeviceProbe:
     """Reads one device. A field that the device does not support is asked for once; other failures give NaN.
 
-    Power, energy, clocks, temperature and reasons of a MIG slice are its whole GPU's.
+    Power, energy, clocks, temperature and clock reasons of a MIG slice are those of its whole GPU.
     """
 
     def __init__(self, pynvml: Any, device: Device) -> None:
@@ -77,7 +77,7 @@ class DeviceProbe:
         self._slow_due_s = -math.inf
 
     def read(self, now_s: float) -> list[float]:
-        """In the order of `DEVICE_FIELDS`; NaN for the slow ones where they are not due yet."""
+        """Values in the order of `DEVICE_FIELDS`; NaN for slow fields that are not due yet."""
         slow = now_s >= self._slow_due_s
         if slow:
             self._slow_due_s = now_s + SLOW_PERIOD_S - CLOSE_S
@@ -89,7 +89,7 @@ class DeviceProbe:
         return values
 
     def pcie_bytes_per_s(self) -> tuple[float, float]:
-        """(sent, received) by the GPU over PCIe; NVML counts for 20 ms each, and the call takes as long."""
+        """(sent, received) by the GPU over PCIe. NVML counts for 20 ms each, and the call takes as long."""
         pynvml = self._pynvml
         try:
             sent = pynvml.nvmlDeviceGetPcieThroughput(self.board, pynvml.NVML_PCIE_UTIL_TX_BYTES)
@@ -99,7 +99,7 @@ class DeviceProbe:
         return sent * 1024.0, received * 1024.0
 
     def ecc_errors(self) -> float:
-        """Uncorrected memory errors since the driver was loaded; NaN where it cannot be told."""
+        """Uncorrected memory errors since the driver was loaded; NaN where NVML does not tell."""
         pynvml = self._pynvml
         kind, since = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC
         try:
@@ -121,7 +121,7 @@ class DeviceProbe:
 
 
 def _reasons(pynvml: Any, handle: Any) -> int:
-    """The bit mask of why clocks are below their maximum, under its name of today or of drivers before R535."""
+    """The bit mask of why clocks are below their maximum. Drivers before R535 have it under another name."""
     try:
         return int(pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
     except pynvml.NVMLError as error:
@@ -150,7 +150,7 @@ _MEAN = {"kv_use"}  # a share; the others add up over engines
 
 @dataclass(frozen=True, slots=True)
 class ServerReading:
-    """One reading; NaN for what the server does not tell. Summed over the server's engines, KV use averaged.
+    """One reading of the server's metrics; NaN where it has none. Sums over its engines, except for the mean KV use.
 
     Attributes:
         running, waiting: requests being decoded, and queued inside the server.
@@ -170,7 +170,7 @@ class ServerReading:
 
 
 def read_metrics(page: str) -> ServerReading:
-    """The figures of one page in the Prometheus text format. Lines that cannot be read count as absent."""
+    """The figures of one page in the Prometheus text format. Malformed lines are ignored."""
     text = "\n" + page
     return ServerReading(**{field: _figure(text, names, mean=field in _MEAN) for field, names in _NAMES.items()})
 
@@ -184,7 +184,7 @@ def _figure(text: str, names: tuple[str, ...], *, mean: bool) -> float:
 
 
 def _values(text: str, name: str) -> list[float]:
-    """The values of every line ``name{labels} value [timestamp]``, and of no longer name that starts the same."""
+    """The values of all lines ``name{labels} value [timestamp]`` with exactly this name."""
     values = []
     start = f"\n{name}"
     at = text.find(start)
@@ -210,8 +210,8 @@ MAX_LOOKS = 20
 class ProcessProbe:
     """Reads the CPU time of one process of the server.
 
-    The main thread is read by itself, because it is what limits: an engine schedules and an API server answers on one
-    thread each, however many others the process has.
+    The main thread is read separately, because it is the one that can be the limit: an engine schedules on one thread,
+    and an API server answers on one, however many others the process has.
     """
 
     def __init__(self, pid: int) -> None:
@@ -222,7 +222,7 @@ class ProcessProbe:
         self.role = role_of(self._process)
 
     def read(self) -> tuple[float, float]:
-        """In the order of `PROCESS_FIELDS`, in seconds since it started.
+        """Values in the order of `PROCESS_FIELDS`, in seconds of CPU time since the process started.
 
         Raises:
             psutil.Error: if the process has ended.
@@ -248,7 +248,7 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 
 def role_of(process: psutil.Process) -> str:
-    """What a process of a vLLM server does, from the title that it gives itself or its command line."""
+    """The role of a process of a vLLM server, by the title that it sets or its command line."""
     try:
         title = " ".join(process.cmdline())
     except psutil.Error:

@@ -1,4 +1,4 @@
-"""A window of telemetry in a few figures."""
+"""The summary of a window of telemetry: a few figures of each device, of the server and of its processes."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def summarise(
     server: TimeSeries,
     processes: Iterable[tuple[int, str, TimeSeries]],
 ) -> TelemetrySummary:
-    """Boil series down to the window."""
+    """Summarise the series in a window."""
     seen = tuple(_device(device, series, link, start_s, end_s) for device, series, link in devices)
     figures = _server(server, start_s, end_s)
     energies = [device.energy_j for device in seen]
@@ -163,7 +163,7 @@ def _device(device: Device, series: TimeSeries, link: TimeSeries, start_s: float
 
 
 def _energy_j(series: TimeSeries, start_s: float, end_s: float) -> float | None:
-    """Of the whole window, known from as much of it as was watched."""
+    """Energy over the whole window, extrapolated from the part that was sampled."""
     columns = series.all()
     grown = counter_growth(columns["time_s"], columns["energy_j"], start_s, end_s)
     if grown is None:
@@ -216,7 +216,7 @@ def _server(server: TimeSeries, start_s: float, end_s: float) -> ServerSummary:
 def _processes(
     processes: Iterable[tuple[int, str, TimeSeries]], start_s: float, end_s: float
 ) -> tuple[ProcessSummary, ...]:
-    """Busiest first."""
+    """The processes with readings in the window, busiest first."""
     seen = []
     for pid, role, series in processes:
         columns = series.all()

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 import pytest_gpucap
 from pytest_gpucap.engines.vllm import VllmServer
 from pytest_gpucap.load import event_loop as event_loop_module
-from pytest_gpucap.load.answer import TOKEN_TEXT, Answer
+from pytest_gpucap.load.answer import EVENT_TEXT, Answer
 from pytest_gpucap.load.connection import Connection, RequestTemplate
 from pytest_gpucap.load.event_loop import EventLoop
 from pytest_gpucap.load.fastpath.event_grammar import OTHER_EVENT, ROLE_EVENT, TOKEN_EVENT, USAGE_EVENT, classify
@@ -99,7 +99,7 @@ def test_what_an_event_is_said_to_be_it_is(event: dict[str, Any], ascii_only: bo
         choice = choices[0]
         assert choice.get("text") is not None or choice["delta"]["content"]
         assert data[:first].endswith(b'"choices":[{')
-        assert second == len(TOKEN_TEXT.findall(data[first:])[0])
+        assert second == len(EVENT_TEXT.findall(data[first:])[0])
     elif kind == ROLE_EVENT:
         assert choices[0]["delta"] == {"role": "assistant", "content": ""}
     elif kind == USAGE_EVENT:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pytest_gpucap.accuracy.measurement import ROUNDS, measure_accuracy
+from pytest_gpucap.accuracy.measurement import ANSWER_ROUNDS, measure_accuracy
 from pytest_gpucap.accuracy.questions import questions_file
 from pytest_gpucap.engines.vllm import VllmServer
 from pytest_gpucap.load.trace import read_trace
@@ -53,7 +53,7 @@ def test_a_server_that_is_fast_and_right_passes(pytester: pytest.Pytester) -> No
     record = only_record(pytester)
     found = record["accuracy"]
     assert (found["value"], found["answers"], found["right"], found["questions"]) == (1.0, 480, 480, 96)
-    assert len(found["samples"]) == ROUNDS
+    assert len(found["samples"]) == ANSWER_ROUNDS
     assert found["low"] > found["min_accuracy"] == 0.9
     assert found["decided"] is False
     assert found["good_rps"]["value"] == pytest.approx(record["sustainable_rate"]["value"])
@@ -250,4 +250,4 @@ def test_a_long_file_is_asked_in_parts_and_time_that_runs_out_is_told(serve: Ser
             slow, Workload(questions=path), min_accuracy=None, max_error_rate=Fraction(1, 100), seed=0, time_s=4.0
         )
     assert found.answers < 500
-    assert f"of {ROUNDS} samples were answered within 4 s" in found.problem
+    assert f"of {ANSWER_ROUNDS} samples were answered within 4 s" in found.problem
