@@ -13,7 +13,7 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -49,12 +49,10 @@ class Lease:
     Attributes:
         devices: those held; empty for the CPU.
         baseline: UUID -> bytes of memory used when the lease began; see `occupancy.wait_memory_returned`.
-        waited_s: how long it took to get them.
     """
 
     devices: tuple[Device, ...]
     baseline: Mapping[str, int] = field(default_factory=dict)
-    waited_s: float = 0.0
     _held: ExitStack = field(default_factory=ExitStack, repr=False)
 
     @property
@@ -109,8 +107,7 @@ def lease(
     names = [device.uuid for device in devices]
     queue = "queue-" + hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:16]
     locks = _LockFiles(directory or machine_directory())
-    start = time.monotonic()
-    deadline = start + wait_s
+    deadline = time.monotonic() + wait_s
     tell_once = _TellOnce(on_wait)
     with ExitStack() as waiting:
         waiting.enter_context(_first_in_queue(locks, queue, deadline, tell_once))
@@ -119,7 +116,7 @@ def lease(
             attempt = _collect(locks, devices, count)
             now = time.monotonic()
             if attempt.lease is not None:
-                return replace(attempt.lease, waited_s=now - start)
+                return attempt.lease
             taken, shared = attempt.taken, attempt.shared
             if len(devices) - len(shared) < count:  # not enough even if every lease ended
                 shared_since = now if shared_since is None else shared_since
@@ -143,10 +140,9 @@ def lease_cpu(*, wait_s: float, on_wait: Callable[[str], None] | None = None, di
         LeaseError: if the lock file cannot be used.
     """
     locks = _LockFiles(directory or machine_directory())
-    start = time.monotonic()
     held = ExitStack()
-    held.enter_context(_first_in_queue(locks, "cpu", start + wait_s, _TellOnce(on_wait)))
-    return Lease((), waited_s=time.monotonic() - start, _held=held)
+    held.enter_context(_first_in_queue(locks, "cpu", time.monotonic() + wait_s, _TellOnce(on_wait)))
+    return Lease((), _held=held)
 
 
 def machine_directory() -> Path:

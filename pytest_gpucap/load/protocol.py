@@ -242,7 +242,6 @@ class Journal:
 class Progress:
     """What a runner knows while a phase runs; handed to `should_stop` a few times a second."""
 
-    elapsed_s: float
     in_flight: int
     completed: int
     failed: int

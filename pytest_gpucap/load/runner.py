@@ -225,7 +225,6 @@ class HttpLoadRunner:
                 next_ask_s = now_s + PROGRESS_S
                 counts = pool.run_table.progress.sum(axis=0)
                 progress = Progress(
-                    now_s - start_s,
                     int(counts[WorkerProgress.IN_FLIGHT]),
                     int(counts[WorkerProgress.COMPLETED]),
                     int(counts[WorkerProgress.FAILED]),

@@ -1,4 +1,4 @@
-"""Asking: whole answers in order, so many at a time, within the time; against a real server."""
+"""The chat client: whole answers in order, a given number at a time, within the time; against a real server."""
 
 from __future__ import annotations
 

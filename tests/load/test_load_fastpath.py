@@ -158,8 +158,8 @@ def test_compiled_code_is_not_kept_beyond_a_change_of_another_module(tmp_path: P
 
     assert run() == "(9, 10) 0\n"
     assert run() == "(9, 10) 1\n"
-    shapes = copy / "load" / "fastpath" / "event_grammar.py"
-    shapes.write_text(shapes.read_text().replace("    return at + literal.size", "    return -1"))
+    grammar = copy / "load" / "fastpath" / "event_grammar.py"
+    grammar.write_text(grammar.read_text().replace("    return at + literal.size", "    return -1"))
     assert run() == "(0, 0) 0\n"
 
 
