@@ -274,5 +274,5 @@ def _length_quantile(requirement: Requirement, quantile: float) -> float:
     """A percentile of the output tokens."""
     from pytest_gpucap.load import schedule
 
-    drawn = schedule.lengths(requirement.workload.output_tokens, schedule.generator(0, 0), 4096)
+    drawn = schedule.draw_lengths(requirement.workload.output_tokens, schedule.random_generator(0, 0), 4096)
     return float(np.quantile(drawn, quantile))

@@ -13,8 +13,8 @@ from pytest_gpucap.load.protocol import (
     Histogram,
     Journal,
     LoadError,
+    LoadPhase,
     OpenLoop,
-    Phase,
     PhaseSpan,
     Progress,
     SelfCheck,
@@ -90,7 +90,7 @@ class SimRunner:
                 new[: old.size] = old
             self._columns[name] = new
 
-    def run(self, phase: Phase, should_stop: Callable[[Progress], bool] | None = None) -> PhaseSpan:
+    def run(self, phase: LoadPhase, should_stop: Callable[[Progress], bool] | None = None) -> PhaseSpan:
         """See `LoadRunner.run`.
 
         Raises:
@@ -126,7 +126,7 @@ class SimRunner:
             until_s = end_s if should_stop is None else min(end_s, until_s + POLL_S)
             self._advance(gaps, end_row, concurrency, until_s)
             if should_stop is not None:
-                stopped = should_stop(self._progress(start_s, until_s, first_row))
+                stopped = should_stop(self._progress(until_s, first_row))
         self.clock.time_s = until_s
         used = int(self._whole[engine.NEXT_ROW])
         self._drop_rows(used)
@@ -222,12 +222,10 @@ class SimRunner:
             self._noise = self._rng.standard_normal(NOISE_BLOCK)
             self._whole[engine.NOISE_AT] = 0
 
-    def _progress(self, start_s: float, now_s: float, first_row: int) -> Progress:
+    def _progress(self, now_s: float, first_row: int) -> Progress:
         ended = self._columns["end"][first_row : int(self._whole[engine.NEXT_ROW])]
         failed = int(self._columns["failed"][first_row : int(self._whole[engine.NEXT_ROW])].sum())
-        return Progress(
-            now_s - start_s, self.in_flight, int((ended.astype(np.float64) <= now_s).sum()) - failed, failed
-        )
+        return Progress(self.in_flight, int((ended.astype(np.float64) <= now_s).sum()) - failed, failed)
 
     def _drop_rows(self, used: int) -> None:
         """Forget rows that never became due, so that the next phase writes over them."""
@@ -237,7 +235,7 @@ class SimRunner:
             self._columns[name][rows] = fill
         self._rows = used
 
-    def _fail_some(self, first_row: int, end_row: int, phase: Phase) -> None:
+    def _fail_some(self, first_row: int, end_row: int, phase: LoadPhase) -> None:
         """Requests that fail: they end at once and cost the engine one token of prompt and one of output."""
         bad = first_row + np.flatnonzero(self._rng.random(end_row - first_row) < self._error_rate)
         if isinstance(phase, ClosedLoop):

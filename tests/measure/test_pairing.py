@@ -11,8 +11,8 @@ import pytest
 
 from pytest_gpucap.engines.synthetic import architecture
 from pytest_gpucap.gpu.classes import find_class
-from pytest_gpucap.load import protocol, schedule
-from pytest_gpucap.load.protocol import LoadError, OpenLoop, Status
+from pytest_gpucap.load import schedule
+from pytest_gpucap.load.protocol import LoadError, LoadPhase, OpenLoop, Status
 from pytest_gpucap.measure.alternation import Paired, PairedServer, compare, concurrency_of, describe
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.requirement import Requirement
@@ -101,7 +101,7 @@ def test_rates_belong_together() -> None:
 
 
 def test_both_are_sent_the_same_requests_in_balanced_order_and_left_idle() -> None:
-    sent: list[tuple[str, protocol.Phase]] = []
+    sent: list[tuple[str, LoadPhase]] = []
 
     class Recording(SharedRunner):
         name = ""
