@@ -95,7 +95,7 @@ def ratio_of(pace: PaceDifference, elasticity: float, starts: int = 1) -> Interv
 
     Args:
         pace: of what both deliver with the same number of requests in flight.
-        elasticity: relative loss of sustainable rate for a relative loss of pace (`twin.Sustainable.elasticity`).
+        elasticity: relative loss of sustainable rate for a relative loss of pace (`Sustainable.elasticity`).
         starts: starts of each server behind it.
     """
     value = elasticity * pace.difference

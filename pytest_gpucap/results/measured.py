@@ -71,7 +71,7 @@ class Sample:
         errors: by kind, lower case (``http_5xx``).
         checks: the load generator's own figures, by name.
         problems: why this window cannot be trusted; empty when it can.
-        timeline: latency and requests in flight over the window's time, a column each; see `estimate.detail.timeline`.
+        timeline: latency and requests in flight over the window's time, a column each; see `estimate.samples.timeline`.
         histograms: by metric name.
     """
 

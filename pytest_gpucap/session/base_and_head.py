@@ -23,7 +23,7 @@ from pytest_gpucap.engines.vllm_arguments import ServerSpec
 from pytest_gpucap.gpu.lease import LeaseError
 from pytest_gpucap.history import latencies
 from pytest_gpucap.markers import Declaration
-from pytest_gpucap.measure.alternation import Paired, PairedServer, compare, describe, windows_of
+from pytest_gpucap.measure.comparing import Paired, PairedServer, compare, describe, windows_of
 from pytest_gpucap.measure.constants import DRIFT_SD
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.options import Options
