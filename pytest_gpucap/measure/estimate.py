@@ -20,7 +20,10 @@ from pytest_gpucap.requirement import Metric, Requirement
 from pytest_gpucap.results.measured import Interval
 
 NORMAL_95 = 1.96
+"""Standard errors on either side that hold 95% of a normal distribution: every interval is one of 95%."""
 NORMAL_95_ONE_SIDED = 1.64
+"""Standard errors on one side that hold 95%: the highest correlation of neighbouring windows that they do not rule
+out."""
 
 
 @dataclass(frozen=True, slots=True)
