@@ -12,7 +12,8 @@ from pytest_gpucap.planning.fleet import Evidence, FleetTarget, Provenance
 from pytest_gpucap.planning.other_class import Operation, what_if
 from pytest_gpucap.planning.references import judge, references, roofline_for
 from pytest_gpucap.requirement import Workload, positive, whole
-from pytest_gpucap.roofline.limits import Deployment, Roofline
+from pytest_gpucap.roofline.deployment import Deployment
+from pytest_gpucap.roofline.limits import Roofline
 from pytest_gpucap.roofline.plausibility import share_of
 from pytest_gpucap.roofline.served import build, hardware_of
 

@@ -185,7 +185,7 @@ def histogram(latency: Floats) -> LatencyHistogram:
 
 
 def histogram_of_gaps(gaps: Histogram) -> LatencyHistogram:
-    """The load generator's finer histogram in coarser bins: every so many of its own, so that none is cut in two."""
+    """The load generator's finer histogram in coarser bins, each of several whole bins of its own."""
     merged = max(1, round(math.log(GROWTH) / math.log(gaps.growth)))
     # Bin 0 stays alone: it holds whatever is not above the lowest edge.
     counts = np.concatenate(

@@ -76,7 +76,7 @@ class Bins:
     held: Floats
 
     def excess(self, mean_context: float) -> Floats:
-        """KV tokens held beyond `mean_context` a request, shape (b,); zeros where that is unknown (0)."""
+        """KV tokens held beyond `mean_context` per request, shape (b,); zeros where that is unknown (0)."""
         return self.held - self.decoding * mean_context if mean_context else np.zeros_like(self.held)
 
     def join(self, other: Bins) -> Bins:
@@ -171,7 +171,7 @@ class Speed:
 
     Attributes:
         intercept_s, slope_s: of the straight part.
-        knots, bends_s: where it bends upwards, and by how much a request.
+        knots, bends_s: where it bends upwards, and by how much per request.
         prefill_s: engine seconds per prompt token.
         least, most: requests decoding in the bins behind it (5th and 95th percentile).
         error: standard error of ln s in the middle of the data, from the residuals alone, and from how those of

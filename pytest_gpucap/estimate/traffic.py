@@ -24,7 +24,7 @@ class Traffic:
     """Requests for all replications, the same at every rate (common random numbers).
 
     Attributes:
-        gap: shape (m,): gaps between arrivals at one request a second.
+        gap: shape (m,): gaps between arrivals at one request per second.
         prompt, output: shape (m,), tokens.
         pool_left, pool_context: shape (p,): requests found running in steady state: tokens to go, KV held.
         mean_prompt, mean_output: tokens per request.

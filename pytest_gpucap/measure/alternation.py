@@ -48,7 +48,7 @@ MOST_ELASTICITY = 4.0
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """One block in bins, shape (n,): tokens generated and prompt tokens prefilled, a second."""
+    """One block in bins, shape (n,): generated and prefilled tokens per second."""
 
     tokens: Floats
     prompts: Floats

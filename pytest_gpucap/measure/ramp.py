@@ -1,8 +1,8 @@
 """The first holds: concurrency rises as long as throughput rises, and no further than the question needs.
 
-A server may be at its best far below the concurrency that its SLO allows. Where engine and API server are processes of
-their own, each on one core, tokens queue between them beyond some concurrency, and throughput *falls*. Nobody operates
-there, and a server driven there takes long to come back; so the ramp starts low, and goes back where it falls.
+A server's throughput may peak far below the concurrency that its SLO allows. Where engine and API server are separate
+processes, each on one core, tokens queue between them beyond some concurrency, and throughput falls. A server that was
+driven there needs long to recover. So the ramp starts low, and goes back once throughput falls.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Ramp:
 
 
 def throughput_rps(run: MeasuringRun, window: Window) -> float:
-    """Requests a second that the window's tokens amount to: the median over its bins, so that a stop is no slowness."""
+    """Requests per second that the tokens of a window amount to: the median over bins, which ignores engine stops."""
     step_s = typical_step_s(run.journal, [window])
     bins = bins_of(run.journal, window.start_s, window.end_s, bin_width_s(step_s))
     mean_output = traffic_for(run.requirement.workload).mean_output
@@ -46,18 +46,18 @@ def throughput_rps(run: MeasuringRun, window: Window) -> float:
 def ramp_up(run: MeasuringRun, top: int, enough_rps: float) -> Ramp:
     """Hold at rising concurrency up to `top`, until throughput reaches `enough_rps` or falls.
 
-    The first hold warms the server up. A fall counts when a second hold at the same concurrency confirms it; the
-    holds then go back to somewhat below the best.
+    The first hold also warms the server up. A fall counts once a second hold at the same concurrency confirms it. The
+    holds then go back to a concurrency below the best.
     """
     level = min(top, max(1, round(c.LOW_SHARE * top)), c.FIRST_HOLD)
     window = run.hold(WindowId(Phase.WARM_UP), level, c.LOW_HOLD_S, discard_s=c.WARM_UP_S)
     ramp = Ramp([extended(run, window, level)], level)
     best, best_rps = level, throughput_rps(run, ramp.windows[-1])
-    # Even steps: the last is no mere remainder, and a little more than 1 / LOW_SHARE is better than one step more.
+    # Even steps, so that the last is not a remainder; steps slightly larger than 1 / LOW_SHARE save a hold.
     steps = max(1, math.ceil(math.log(top / level) / -math.log(c.LOW_SHARE) - c.STEP_SLACK))
     factor = (top / level) ** (1.0 / steps)
     while level < top and not run.problems:
-        # One batch size tells a pace, but no curve.
+        # One batch size gives a pace, but not a curve.
         if len(ramp.windows) > 1 and best_rps >= enough_rps:
             break
         level = min(top, max(level + 1, round(level * factor)))
@@ -74,7 +74,7 @@ def ramp_up(run: MeasuringRun, top: int, enough_rps: float) -> Ramp:
 
 
 def steady_throughput(run: MeasuringRun, window: Window, level: int, doubtful_rps: float) -> tuple[Window, float]:
-    """A hold and its throughput; those of a second hold where it was doubtfully low or still slowing down."""
+    """A hold and its throughput. A second hold takes its place if throughput is low or the server still slows down."""
     rps = throughput_rps(run, window)
     if rps < doubtful_rps or trend(run, window) > 0:
         window = run.hold(WindowId(Phase.RAMP_AGAIN, concurrency=level), level, c.HOLD_S, hot=False)
@@ -83,12 +83,13 @@ def steady_throughput(run: MeasuringRun, window: Window, level: int, doubtful_rp
 
 
 def peak_confirmed(run: MeasuringRun, ramp: Ramp, best: int, fallen_rps: float) -> bool:
-    """Throughput seems to fall beyond `best`: end what is in flight, and hold on the safe side of it.
+    """Throughput seems to fall beyond `best`: cancel what is in flight, and hold below `best`.
 
-    A backlog that feeds itself takes long to drain, and what the server shows meanwhile is nobody's steady state.
+    A long backlog takes long to drain, and meanwhile the server is in no steady state.
 
     Returns:
-        False where the hold below gives clearly less than the one beyond: then the best was luck, and nothing falls.
+        False if the hold below has clearly less throughput than the one beyond. Then `best` was chance, and throughput
+        does not fall.
     """
     level = max(1, round(c.BELOW_PEAK_SHARE * best))
     run.settle()
@@ -101,7 +102,7 @@ def peak_confirmed(run: MeasuringRun, ramp: Ramp, best: int, fallen_rps: float) 
 
 
 def extended(run: MeasuringRun, hold: Window, concurrency: int) -> Window:
-    """The hold, or a later one when its halves say that the server was still warming up."""
+    """The hold, or a later one if its halves show that the server was still warming up."""
     for _ in range(c.MOST_EXTENSIONS):
         if trend(run, hold) == 0.0:
             break
@@ -131,7 +132,7 @@ def trend(run: MeasuringRun, hold: Window) -> float:
 def overloaded(window: Window, peak: int | None) -> bool:
     """Whether an open loop left the range in which throughput rises with requests in flight.
 
-    Such a window describes another server than the one that answers below that point.
+    Beyond the peak the server behaves differently, so such a window says nothing of it below the peak.
     """
     if peak is None:
         return False

@@ -10,7 +10,8 @@ from importlib.resources import files
 from typing import Any
 
 from pytest_gpucap.requirement import Length, Workload
-from pytest_gpucap.roofline.limits import Deployment, Hardware, Limit, Roofline
+from pytest_gpucap.roofline.deployment import Deployment, Hardware
+from pytest_gpucap.roofline.limits import Limit, Roofline
 from pytest_gpucap.roofline.model_shape import model_of
 from pytest_gpucap.roofline.precision import precision_of
 

@@ -20,7 +20,8 @@ from pytest_gpucap.engines.vllm import VllmServer
 from pytest_gpucap.gpu.classes import GpuClass
 from pytest_gpucap.markers import Declaration
 from pytest_gpucap.requirement import Workload
-from pytest_gpucap.roofline.limits import Deployment, Hardware, NoLimit, Roofline
+from pytest_gpucap.roofline.deployment import Deployment, Hardware
+from pytest_gpucap.roofline.limits import NoLimit, Roofline
 from pytest_gpucap.roofline.model_shape import UnknownModel, model_of
 from pytest_gpucap.roofline.precision import precision_of
 from pytest_gpucap.session.server_manager import SystemUnderTest

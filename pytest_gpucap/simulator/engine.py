@@ -10,8 +10,8 @@ takes
 
 times noise, drift and the warm-up transient, plus now and then a stall.
 
-With `front_token_s` above 0 a second station hands the tokens out: the API server, a process of its own on one core. It
-takes a step's tokens in their order, each for
+With `front_token_s` above 0 a second station sends the tokens: the API server, a separate process on one core. It takes
+a step's tokens in their order, each for
 
     front_token_s * (1 + front_loss * backlog / (backlog + front_backlog_s))
 

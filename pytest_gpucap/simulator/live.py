@@ -202,7 +202,7 @@ class LiveEngine:
                         self._finish(event.row, now)
 
     def _events(self, before: list[int]) -> list[_Token]:
-        """The tokens that the step just made brings, one a request at most."""
+        """The tokens of the step that just ended: at most one per request."""
         found: list[_Token] = []
         running = self._run[: self._whole[engine.RUNNING]]
         still: dict[int, bool] = dict(
