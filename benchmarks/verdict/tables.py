@@ -222,8 +222,8 @@ def write(results: Path, target: Path, machine: str) -> None:
             "SIMULATED servers of known capacity, unless a section says otherwise. r is the true capacity over the "
             "requirement; a verdict is wrong when it is PASS below r = 1 or FAIL above. GPU seconds leave the server's "
             "start out. *Held out* is not strict: durations and thresholds were set on the other profiles, but the "
-            "queue model and the ramp were looked at on all of them, and four flaws were found on profiles so marked and "
-            "mended. The seeds of these checks and measurements are fresh: none was drawn before the last "
+            "queue model and the ramp were looked at on all of them, and four flaws were found on profiles so marked "
+            "and mended. The seeds of these checks and measurements are fresh: none was drawn before the last "
             "constant was set. A dash is a cell that was not run. `h200` is calibrated to a server whose throughput "
             "falls beyond about 120 requests in flight."
         ),
