@@ -1,4 +1,4 @@
-"""One measurement under way: carries phases, keeps the books on time, samples and problems."""
+"""One measurement under way: carries phases, keeps account of time, samples and problems."""
 
 from __future__ import annotations
 
