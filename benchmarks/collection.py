@@ -109,7 +109,7 @@ def compare(folder: Path, case: Case, repeats: int) -> tuple[list[Cost], list[Co
 def row(bare: Sequence[float], loaded: Sequence[float], unit: str) -> str:
     """The medians without and with the plugin, and the median of the differences."""
     added = statistics.median(after - before for before, after in zip(bare, loaded, strict=True))
-    return f"{statistics.median(bare):11.0f} {unit}{statistics.median(loaded):6.0f} {unit}{added:+8.1f} {unit}"
+    return f"{statistics.median(bare):14.0f} {unit}{statistics.median(loaded):6.0f} {unit}{added:+8.1f} {unit}"
 
 
 def main() -> int:
@@ -118,7 +118,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=20, help="pairs of runs of a case; a quarter for 10,000 tests")
     parser.add_argument("--absent-class", default="t4", help="a GPU class that this machine does not have")
     given = parser.parse_args()
-    print(f"{'':16}{'CPU without':>14}{'with':>9}{'added':>11}{'memory without':>14}{'with':>9}{'added':>11}")
+    print(f"{'':16}{'CPU without':>17}{'with':>9}{'added':>11}{'memory without':>17}{'with':>9}{'added':>11}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_tests(folder)
