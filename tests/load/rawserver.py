@@ -82,6 +82,8 @@ class RawServer:
         self.requests: list[bytes] = []
         self.carriers: list[int] = []
         """The number of the connection that each request came over."""
+        self.answered = 0
+        """Answers that the client has read to their end."""
         self._connections = 0
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=256, reuse_port=share_port)
@@ -164,11 +166,15 @@ class RawServer:
         if self._hold_from is not None and number >= self._hold_from:
             self._go.wait()
         script = self.respond(number, request) if self.respond else self.scripts[min(number, len(self.scripts) - 1)]
-        for piece in script:
-            if piece is None:
-                return False
-            if piece:
-                sock.sendall(piece)
-                while not taken_in(sock) and not self._closing:
-                    time.sleep(0.0002)
+        try:
+            for piece in script:
+                if piece is None:
+                    return False
+                if piece:
+                    sock.sendall(piece)
+                    while not taken_in(sock) and not self._closing:
+                        time.sleep(0.0002)
+        finally:
+            with self._lock:
+                self.answered += 1
         return True

@@ -46,7 +46,7 @@ from pytest_gpucap.load.shared_memory import (
 from pytest_gpucap.requirement import ApiKind, Length, Workload
 from tests.load.rawserver import HEAD, RawServer, Script, token, usage
 from tests.load.tokenserver import TokenServer
-from tests.waiting import FOREVER_S, UNTIL_STOPPED_S
+from tests.waiting import FOREVER_S, UNTIL_STOPPED_S, until
 
 TOKENS = 4
 WORKLOAD = Workload(Length.fixed(32), Length.fixed(TOKENS), endpoint=ApiKind.COMPLETIONS)
@@ -264,9 +264,14 @@ class Records:
 
 
 def records(scripts: list[Script]) -> Records:
+    def in_order(_: int, request: dict[str, object]) -> Script:
+        """Requests may come in any order, and tokens are guessed from the answers before: each waits for its turn."""
+        number = len(cast("str", request["prompt"])) - 32
+        until(lambda: server.answered == number)
+        return scripts[number]
+
     with (
-        # Requests may come in another order than they were due in: the length of its prompt tells which one it is.
-        RawServer(respond=lambda _, request: scripts[len(cast("str", request["prompt"])) - 32]) as server,
+        RawServer(respond=in_order) as server,
         HttpLoadRunner(server.url, "m", "secret", WORKLOAD, 1, workers=1) as runner,
     ):
         n = len(scripts)
