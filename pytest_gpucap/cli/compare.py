@@ -63,9 +63,9 @@ def run(options: argparse.Namespace) -> int:
         case "json":
             shown = _json(base, head, compared)
         case "markdown":
-            shown = comparison.markdown(compared, described(base), described(head)).rstrip("\n")
+            shown = comparison.comparison_markdown(compared, described(base), described(head)).rstrip("\n")
         case _:
-            shown = comparison.text(compared, described(base), described(head))
+            shown = comparison.comparison_text(compared, described(base), described(head))
     put(shown)
     decisions = {result.comparison.decision for result in compared if result.comparison is not None}
     return int(RegressionDecision.REGRESSED in decisions)

@@ -13,7 +13,6 @@ import msgspec
 
 from pytest_gpucap.cli import CommandError
 from pytest_gpucap.results import result_file
-from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.results.result import ResultFile
 
 if TYPE_CHECKING:
@@ -77,37 +76,37 @@ def _text(content: ResultFile) -> str:
     from pytest_gpucap.report import comparison, rows, terminal
 
     results = rows.worst_first(content.results)
-    parts = ["\n".join([terminal.summary(results), *comparison.summary(results)])]
+    parts = ["\n".join([terminal.summary(results), *comparison.comparison_summary(results)])]
     for result in results:
-        if result.outcome not in {Outcome.PASS, None}:
+        if rows.failed(result):
             parts.append(terminal.failure(result))
         elif rows.regressed(result):
-            parts.append(comparison.failure(result))
+            parts.append(comparison.regression_failure(result))
     return "\n\n\n".join(parts) + "\n"
 
 
 def _markdown(content: ResultFile) -> str:
     from pytest_gpucap.report import markdown
 
-    return markdown.render(content)
+    return markdown.pull_request_page(content)
 
 
 def _junit(content: ResultFile) -> str:
     from pytest_gpucap.report import junit
 
-    return junit.render(content)
+    return junit.junit(content)
 
 
 def _code_quality(content: ResultFile) -> str:
-    from pytest_gpucap.report.annotations import code_quality, findings
+    from pytest_gpucap.report.annotations import annotations_of, code_quality
 
-    return code_quality(findings(content))
+    return code_quality(annotations_of(content))
 
 
 def _metrics(content: ResultFile) -> str:
     from pytest_gpucap.report import metrics
 
-    return metrics.render(content)
+    return metrics.openmetrics(content)
 
 
 def _html(content: ResultFile, history: Sequence[Trend] = ()) -> str:

@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
         case "json":
             shown = json.dumps(to_builtins(found.content), indent=1, ensure_ascii=False)
         case "markdown":
-            shown = markdown.render(found.content).rstrip("\n")
+            shown = markdown.pull_request_page(found.content).rstrip("\n")
         case _:
             parts = [described(found), terminal.summary(found.results)]
             shown = "\n\n".join([*parts, *(_section(result, terminal.details(result)) for result in found.results)])

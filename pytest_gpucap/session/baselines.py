@@ -10,7 +10,7 @@ from pytest_gpucap.history import store
 from pytest_gpucap.history.compare import compare_result, is_precise
 from pytest_gpucap.history.store import Baseline, open_baseline
 from pytest_gpucap.options import Options
-from pytest_gpucap.report.comparison import failure
+from pytest_gpucap.report.comparison import regression_failure
 from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.result import Result, ResultFile
@@ -127,4 +127,4 @@ class Comparing:
         """
         comparison = result.comparison
         if comparison is not None and comparison.decision is RegressionDecision.REGRESSED and comparison.confirmed:
-            pytest.fail(failure(result), pytrace=False)
+            pytest.fail(regression_failure(result), pytrace=False)

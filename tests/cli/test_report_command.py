@@ -47,7 +47,7 @@ def test_a_regression_is_told_even_where_the_budget_holds(tmp_path: Path, capsys
     assert main(["report", str(path)]) == 0
     told = capsys.readouterr().out
     assert "against baseline main: 1 REGRESSED" in told
-    assert told.endswith(comparison.failure(record) + "\n")
+    assert told.endswith(comparison.regression_failure(record) + "\n")
 
 
 def test_every_report_at_once(result: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,7 +57,7 @@ def test_every_report_at_once(result: Path, tmp_path: Path, capsys: pytest.Captu
     arguments = [argument for option, name in names.items() for argument in (option, str(tmp_path / name))]
     assert main(["report", str(result), *arguments]) == 0
     assert capsys.readouterr().out == ""
-    assert (tmp_path / "r.md").read_text() == markdown.render(FAILED)
+    assert (tmp_path / "r.md").read_text() == markdown.pull_request_page(FAILED)
     assert ET.parse(tmp_path / "r.xml").getroot().get("failures") == "1"
     assert (tmp_path / "r.txt").read_text().startswith("verdict")
     assert len(json.loads((tmp_path / "q.json").read_text())) == 1
