@@ -1,9 +1,9 @@
-"""What the reports of a large session cost: the result file after each test, the HTML page, a browser that shows it.
+"""What the reports of a large session cost: the result file after each test, the HTML page, and showing it.
 
     python benchmarks/report.py [--tests 50] [--turns 5]
 
-Each test is a real simulated `check()` or `sweep()` with the telemetry of eight GPUs at its longest (300 points a
-column) laid over it. With a Chromium on this machine the page is opened as well, and every chart of it drawn.
+Each test is a simulated `check()` or `sweep()`, with the telemetry of eight GPUs at its longest (300 points per column)
+added. Where this machine has a Chromium, the page is opened as well and every chart of it is drawn.
 """
 
 from __future__ import annotations
@@ -15,31 +15,39 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+
+from msgspec.structs import replace
 
 sys.path.append(str(Path(__file__).parents[1]))
 
 from pytest_gpucap.report.html import render
 from pytest_gpucap.results import result_file
-from pytest_gpucap.results.record import plain
+from pytest_gpucap.results.result import Result, ResultFile, ResultKind
+from pytest_gpucap.results.telemetry import TelemetryOverTime
 from pytest_gpucap.telemetry.over_time import MOST_POINTS, series
 from tests.report import pages
 
 
-def session(tests: int) -> dict[str, Any]:
-    """So many results: four checks to a sweep, each with a name of its own."""
-    document = pages.simulated()
-    checks = [record for record in document["results"] if record["kind"] == "check"]
-    sweeps = [record for record in document["results"] if record["kind"] == "sweep"]
+def session(tests: int) -> ResultFile:
+    """Four checks to a sweep until there are enough results, each with a name of its own."""
+    simulated = pages.simulated()
+    checks = [result for result in simulated.results if result.kind is ResultKind.CHECK]
+    sweeps = [result for result in simulated.results if result.kind is ResultKind.SWEEP]
     chosen = [*checks, *checks, *sweeps]
-    document["results"] = [dict(chosen[number % len(chosen)], name=f"test {number}") for number in range(tests)]
-    for record in document["results"]:
-        start_s = record["samples"][0]["start_s"]
-        end_s = start_s + MOST_POINTS
-        watched = pages.readings(start_s, end_s)
-        watched["devices"] = {f"GPU-{number}": watched["devices"]["GPU-a"] for number in range(8)}
-        record["series"] = plain(series(watched, start_s, end_s))
-    return document
+    results = (
+        replace(chosen[number % len(chosen)], name=f"test {number}", series=watched(chosen[number % len(chosen)]))
+        for number in range(tests)
+    )
+    return replace(simulated, results=tuple(results))
+
+
+def watched(result: Result) -> TelemetryOverTime | None:
+    """The telemetry of eight GPUs from the start of a result on."""
+    start_s = result.samples[0].start_s
+    end_s = start_s + MOST_POINTS
+    readings = pages.readings(start_s, end_s)
+    readings["devices"] = {f"GPU-{number}": readings["devices"]["GPU-a"] for number in range(8)}
+    return series(readings, start_s, end_s)
 
 
 def shown_s(page: Path) -> tuple[float, float] | None:
@@ -65,15 +73,14 @@ def shown_s(page: Path) -> tuple[float, float] | None:
         return loaded - began, drawn - loaded
 
 
-def grown_s(path: Path, document: dict[str, Any]) -> list[float]:
+def grown_s(path: Path, content: ResultFile) -> list[float]:
     """Seconds that each result costs when its test ends."""
-    file, costs = result_file.GrowingResultFile(path), []
-    for results in range(1, len(document["results"]) + 1):
-        content = {**document, "results": document["results"][:results]}
+    file, costs = result_file.GrowingResultFile(path), list[float]()
+    for count in range(1, len(content.results) + 1):
+        grown = replace(content, results=content.results[:count])
         began = time.perf_counter()
-        file.write(content)
+        file.write(grown)
         costs.append(time.perf_counter() - began)
-    file.close()
     return costs
 
 
@@ -82,17 +89,17 @@ def main() -> None:
     parser.add_argument("--tests", type=int, default=50)
     parser.add_argument("--turns", type=int, default=5)
     options = parser.parse_args()
-    document = session(options.tests)
-    requests = sum(sample["requests"] for record in document["results"] for sample in record["samples"])
+    content = session(options.tests)
+    requests = sum(sample.requests for result in content.results for sample in result.samples)
     with tempfile.TemporaryDirectory() as folder:
-        result, page = Path(folder, "result.json"), Path(folder, "report.html")
-        costs = grown_s(result, document)
+        file, page = Path(folder, "result.json"), Path(folder, "report.html")
+        costs = grown_s(file, content)
         turns = []
         for _ in range(options.turns):
             began = time.perf_counter()
-            page.write_text(render(result_file.read(result)), encoding="utf-8")
+            page.write_text(render(result_file.read(file)), encoding="utf-8")
             turns.append(time.perf_counter() - began)
-        print(f"{options.tests} tests, {requests} requests, result file {result.stat().st_size / 1e6:.2f} MB")
+        print(f"{options.tests} tests, {requests} requests, result file {file.stat().st_size / 1e6:.2f} MB")
         early, late = (1000 * statistics.median(part) for part in (costs[1:11], costs[-10:]))
         print(f"a result added in {early:.0f} ms (2nd to 11th) and {late:.0f} ms (last ten)")
         print(f"page {page.stat().st_size / 1e6:.2f} MB")
@@ -101,8 +108,9 @@ def main() -> None:
         )
         if shown := shown_s(page):
             print(f"loaded in {shown[0]:.2f} s, all charts drawn at once in {shown[1]:.2f} s")
-        columns = {name: len(column) for name, column in document["results"][0]["series"]["columns"].items()}
-        print(f"points a column: {json.dumps(columns)}")
+        telemetry = content.results[0].series
+        columns = {} if telemetry is None else {name: len(each) for name, each in telemetry.columns.items()}
+        print(f"points per column: {json.dumps(columns)}")
 
 
 def _list(turns: list[float]) -> str:
