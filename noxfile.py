@@ -25,6 +25,7 @@ def pure(session: nox.Session, pytest: str) -> None:
         f"pytest=={pytest}",
         "hypothesis",
         "pytest-benchmark",
+        "pytest-timeout",
         "pytest-xdist",
         "aiohttp",
         "cmarkgfm",

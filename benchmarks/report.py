@@ -1,9 +1,9 @@
-"""What the reports of a large session cost: the result file after each test, the HTML page, and showing it.
+"""What the reports of a large session cost: the result file after each test, the HTML page, a browser that shows it.
 
     python benchmarks/report.py [--tests 50] [--turns 5]
 
-Each test is a simulated `check()` or `sweep()`, with the telemetry of eight GPUs at its longest (300 points per column)
-added. Where this machine has a Chromium, the page is opened as well and every chart of it is drawn.
+Each test is a real simulated `check()` or `sweep()` with the telemetry of eight GPUs at its longest (300 points for
+each column) laid over it. With a Chromium on this machine the page is opened as well, and every chart of it drawn.
 """
 
 from __future__ import annotations
@@ -16,38 +16,33 @@ import tempfile
 import time
 from pathlib import Path
 
-from msgspec.structs import replace
+import msgspec
 
 sys.path.append(str(Path(__file__).parents[1]))
 
 from pytest_gpucap.report.html import render
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.result import Result, ResultFile, ResultKind
-from pytest_gpucap.results.telemetry import TelemetryOverTime
 from pytest_gpucap.telemetry.over_time import MOST_POINTS, series
 from tests.report import pages
 
 
 def session(tests: int) -> ResultFile:
-    """Four checks to a sweep until there are enough results, each with a name of its own."""
-    simulated = pages.simulated()
-    checks = [result for result in simulated.results if result.kind is ResultKind.CHECK]
-    sweeps = [result for result in simulated.results if result.kind is ResultKind.SWEEP]
+    """Results of this many tests: four checks to a sweep, each with a name of its own."""
+    content = pages.simulated()
+    checks = [result for result in content.results if result.kind is ResultKind.CHECK]
+    sweeps = [result for result in content.results if result.kind is ResultKind.SWEEP]
     chosen = [*checks, *checks, *sweeps]
-    results = (
-        replace(chosen[number % len(chosen)], name=f"test {number}", series=watched(chosen[number % len(chosen)]))
-        for number in range(tests)
-    )
-    return replace(simulated, results=tuple(results))
+    results = tuple(_watched(chosen[number % len(chosen)], f"test {number}") for number in range(tests))
+    return msgspec.structs.replace(content, results=results)
 
 
-def watched(result: Result) -> TelemetryOverTime | None:
-    """The telemetry of eight GPUs from the start of a result on."""
+def _watched(result: Result, name: str) -> Result:
     start_s = result.samples[0].start_s
     end_s = start_s + MOST_POINTS
     readings = pages.readings(start_s, end_s)
     readings["devices"] = {f"GPU-{number}": readings["devices"]["GPU-a"] for number in range(8)}
-    return series(readings, start_s, end_s)
+    return msgspec.structs.replace(result, name=name, series=series(readings, start_s, end_s))
 
 
 def shown_s(page: Path) -> tuple[float, float] | None:
@@ -75,9 +70,9 @@ def shown_s(page: Path) -> tuple[float, float] | None:
 
 def grown_s(path: Path, content: ResultFile) -> list[float]:
     """Seconds that each result costs when its test ends."""
-    file, costs = result_file.GrowingResultFile(path), list[float]()
+    file, costs = result_file.GrowingResultFile(path), []
     for count in range(1, len(content.results) + 1):
-        grown = replace(content, results=content.results[:count])
+        grown = msgspec.structs.replace(content, results=content.results[:count])
         began = time.perf_counter()
         file.write(grown)
         costs.append(time.perf_counter() - began)
@@ -108,9 +103,10 @@ def main() -> None:
         )
         if shown := shown_s(page):
             print(f"loaded in {shown[0]:.2f} s, all charts drawn at once in {shown[1]:.2f} s")
-        telemetry = content.results[0].series
-        columns = {} if telemetry is None else {name: len(each) for name, each in telemetry.columns.items()}
-        print(f"points per column: {json.dumps(columns)}")
+        drawn = content.results[0].series
+        assert drawn is not None
+        columns = {name: len(column) for name, column in drawn.columns.items()}
+        print(f"points of each column: {json.dumps(columns)}")
 
 
 def _list(turns: list[float]) -> str:

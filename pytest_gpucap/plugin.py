@@ -17,9 +17,17 @@ OPTIONS = pytest.StashKey[Options]()
 MARKERS = (
     "gpucap(qps, gpus, headroom, input_tokens, METRIC_pPERCENT, ...): the capacity this test requires, and under what",
     "vllm(model, ...): the vLLM server this test runs against; every keyword becomes a flag of the server",
+    'engine(name, model, ...): the engine whose server this test runs against; vllm(...) is engine("vllm", ...)',
     "gpu_class(name): the GPU class this test is about; it is skipped on any other --gpu-class",
 )
 FIXTURES = frozenset({"gpucap", "vllm_server", "gpu"})
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Hooks for other plugins."""
+    from pytest_gpucap import hookspecs
+
+    pluginmanager.add_hookspecs(hookspecs)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,7 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_gpucap.session.placement import check_names
 
         check_names(options)
-    if not hasattr(config, "workerinput") and (config.option.gpucap_baseline or config.option.gpucap_save):
+    if not hasattr(config, "workerinput") and (config.option.gpucap_compare or config.option.gpucap_save):
         from pytest_gpucap.session.baselines import check_files
 
         check_files(options, config)  # xdist's own process collects no tests that would have it looked at
@@ -130,20 +138,22 @@ def pytest_assertrepr_compare(config: pytest.Config, op: str, left: object, righ
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Hand the test's records to whoever reports: the attribute travels with the report, through xdist as well."""
+    """Hand the test's results to whoever reports: the attribute travels with the report, through xdist as well."""
     measuring = item.config.stash.get(SESSION, None)
-    records = measuring.take_records(item) if measuring is not None and call.when == "call" else []
-    if records:
+    results = measuring.take_results(item) if measuring is not None and call.when == "call" else []
+    if results:
         from pytest_gpucap.report.junit import properties
 
-        item.user_properties += properties(records)
+        item.user_properties += properties(results)
     report = yield
-    if records:
-        report.gpucap = records  # type: ignore[attr-defined]
-    if records and call.excinfo is not None and call.excinfo.errisinstance(AssertionError):
+    if results:
+        from pytest_gpucap.results.encoding import to_builtins
+
+        report.gpucap = to_builtins(results)  # type: ignore[attr-defined]  # xdist carries builtins alone
+    if results and call.excinfo is not None and call.excinfo.errisinstance(AssertionError):
         from pytest_gpucap.report.terminal import section
 
-        report.sections += [("GPU capacity", section(record)) for record in records]
+        report.sections += [("GPU capacity", section(result)) for result in results]
     if measuring is not None and call.excinfo is not None and measuring.explains(call.excinfo.value):
         report.longrepr = call.excinfo.getrepr(style="value")
         if hasattr(report, "wasxfail") and not any("raises" in mark.kwargs for mark in item.iter_markers("xfail")):
@@ -169,23 +179,36 @@ def _ours(items: Sequence[pytest.Item]) -> list[pytest.Item]:
 
 
 class _Results:
-    """The records of the session, in the order in which tests finished."""
+    """The results of the session, in the order in which tests finished."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._book: Any = None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        records = getattr(report, "gpucap", None)
-        if not records:
+        carried = getattr(report, "gpucap", None)
+        if not carried:
             return
+        from pytest_gpucap.results.encoding import from_builtins
+        from pytest_gpucap.results.result import Result
+
         if self._book is None:
             from pytest_gpucap.session.session_report import SessionReport
 
             options = self._config.stash[OPTIONS]
             paths = [options.dir / "result.json", *filter(None, [options.json])]
             self._book = SessionReport(paths, self._config, markdown=options.markdown, html=options.html)
-        self._book.add(records, expected=report.skipped and hasattr(report, "wasxfail"))
+        results = from_builtins(carried, list[Result])
+        self._book.add(results, expected=report.skipped and hasattr(report, "wasxfail"))
+        for result in results:
+            self._tell("pytest_gpucap_result", result=result)
+
+    def _tell(self, hook: str, **what: Any) -> None:
+        """Call a reporter's hook; one that fails must not cost the results that are still to come."""
+        try:
+            getattr(self._config.hook, hook)(config=self._config, **what)
+        except Exception as error:  # noqa: BLE001 - whatever a reporter raises
+            self._book.note(f"{hook} failed: {type(error).__name__}: {error}")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, exitstatus: int) -> None:
@@ -194,12 +217,10 @@ class _Results:
         if self._book is not None and finished and self._config.stash[OPTIONS].save is not None:
             from pytest_gpucap.session.baselines import save
 
-            self._book.note(save(self._config.stash[OPTIONS], self._book.document()))
+            self._book.note(save(self._config.stash[OPTIONS], self._book.content()))
+        if self._book is not None:
+            self._tell("pytest_gpucap_results", results=self._book.content())
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._book is not None:
             self._book.summarise(terminalreporter)
-
-    def pytest_unconfigure(self) -> None:
-        if self._book is not None:
-            self._book.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from pytest_gpucap.engines.server_spec import ServerSpec
@@ -18,6 +20,11 @@ from pytest_gpucap.engines.vllm import VllmServer, start_vllm
 REPOSITORY = Path(__file__).parents[1]
 # Helpers of the tests are imported as tests.FOLDER.NAME; pytest's importlib mode adds no folder to the path.
 sys.path.append(str(REPOSITORY))
+# An example that takes long says something about the machine, not about the code.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,7 +43,21 @@ def nowhere_special(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def loaded_once() -> None:
+def patience() -> Iterator[None]:
+    """Load workers and simulated servers may take any time to start or to answer: a busy machine is no failure."""
+    with pytest.MonkeyPatch.context() as patch:
+        for limit in (
+            "load.worker_pool.START_TIMEOUT_S",
+            "load.worker_pool.SILENCE_S",
+            "load.runner.PHASE_END_TIMEOUT_S",
+            "simulator.serve.START_TIMEOUT_S",
+        ):
+            patch.setattr(f"pytest_gpucap.{limit}", math.inf)
+        yield
+
+
+@pytest.fixture(scope="session")
+def loaded_once(patience: None) -> None:
     """What inner runs in this process would load, forget and then load again.
 
     NumPy and numba cannot be loaded twice (and numba loads some of itself when it first compiles), an error of
@@ -44,10 +65,15 @@ def loaded_once() -> None:
     every run, takes a second.
     """
     for module in (
+        "filelock",
         "hypothesis",
         "openai",
         "pytest_gpucap.load.runner",
+        "pytest_gpucap.session.base_and_head",
+        "pytest_gpucap.session.benchmark_machine",
+        "pytest_gpucap.session.context",
         "pytest_gpucap.session.pytest_session",
+        "pytest_gpucap.session.session_report",
         "pytest_gpucap.simulator.runner",
     ):
         import_module(module)

@@ -30,6 +30,7 @@ from tabulate import tabulate
 
 from pytest_gpucap.decisions.paired import PAIR_START_SD
 from pytest_gpucap.decisions.regression import decide, mean_of, ratio_of
+from pytest_gpucap.engines.protocol import LoadRequest, over_http
 from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.vllm import VllmServer, start_vllm
 from pytest_gpucap.measure import alternation as pairing
@@ -40,7 +41,7 @@ from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.requirement import LatencyLimit, Length, Requirement, Slo, Workload
 from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.measured import Interval, Measurement
-from pytest_gpucap.session.harness import load_on
+from pytest_gpucap.session.harness import settings_on
 from pytest_gpucap.simulator import profile as profiles
 from pytest_gpucap.simulator.machine import Machine, SharedRunner
 from pytest_gpucap.simulator.profile import EngineModel
@@ -239,9 +240,9 @@ class Bench:
     @contextmanager
     def _side(self, server: VllmServer, seed: int) -> Iterator[PairedServer]:
         most_s = max(90.0, min(240.0, self.left_s()))
-        runner, settings = load_on(server, self._workload, Settings(seed=seed, max_time_s=most_s), None, None)
+        runner = over_http(server, LoadRequest(workload=self._workload, seed=seed))
         try:
-            yield PairedServer(runner, settings)
+            yield PairedServer(runner, settings_on(server, Settings(seed=seed, max_time_s=most_s), None))
         finally:
             runner.close()
 

@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     # Imported here, as in all commands, because the help needs none of it.
     from pytest_gpucap.history.compare import compare_runs, compare_variants
     from pytest_gpucap.history.store import Baseline
-    from pytest_gpucap.report import comparison
+    from pytest_gpucap.report.comparison import comparison_markdown, comparison_text
     from pytest_gpucap.results.comparison import RegressionDecision
 
     base, head = (find_run(given, options.baselines) for given in (options.base, options.head))
@@ -63,9 +63,9 @@ def run(options: argparse.Namespace) -> int:
         case "json":
             shown = _json(base, head, compared)
         case "markdown":
-            shown = comparison.comparison_markdown(compared, described(base), described(head)).rstrip("\n")
+            shown = comparison_markdown(compared, described(base), described(head)).rstrip("\n")
         case _:
-            shown = comparison.comparison_text(compared, described(base), described(head))
+            shown = comparison_text(compared, described(base), described(head))
     put(shown)
     decisions = {result.comparison.decision for result in compared if result.comparison is not None}
     return int(RegressionDecision.REGRESSED in decisions)

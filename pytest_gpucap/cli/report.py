@@ -73,28 +73,29 @@ def _together(files: Sequence[ResultFile]) -> ResultFile:
 
 
 def _text(content: ResultFile) -> str:
-    from pytest_gpucap.report import comparison, rows, terminal
+    from pytest_gpucap.report import rows, terminal
+    from pytest_gpucap.report.comparison import comparison_summary, regression_failure
 
     results = rows.worst_first(content.results)
-    parts = ["\n".join([terminal.summary(results), *comparison.comparison_summary(results)])]
+    parts = ["\n".join([terminal.summary(results), *comparison_summary(results)])]
     for result in results:
         if rows.failed(result):
             parts.append(terminal.failure(result))
         elif rows.regressed(result):
-            parts.append(comparison.regression_failure(result))
+            parts.append(regression_failure(result))
     return "\n\n\n".join(parts) + "\n"
 
 
 def _markdown(content: ResultFile) -> str:
-    from pytest_gpucap.report import markdown
+    from pytest_gpucap.report.markdown import pull_request_page
 
-    return markdown.pull_request_page(content)
+    return pull_request_page(content)
 
 
 def _junit(content: ResultFile) -> str:
-    from pytest_gpucap.report import junit
+    from pytest_gpucap.report.junit import junit
 
-    return junit.junit(content)
+    return junit(content)
 
 
 def _code_quality(content: ResultFile) -> str:
@@ -104,9 +105,9 @@ def _code_quality(content: ResultFile) -> str:
 
 
 def _metrics(content: ResultFile) -> str:
-    from pytest_gpucap.report import metrics
+    from pytest_gpucap.report.metrics import openmetrics
 
-    return metrics.openmetrics(content)
+    return openmetrics(content)
 
 
 def _html(content: ResultFile, history: Sequence[Trend] = ()) -> str:

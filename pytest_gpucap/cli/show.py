@@ -25,7 +25,8 @@ def run(options: argparse.Namespace) -> int:
         CommandError: for a file that cannot be read.
     """
     # Imported here, as in all commands, because the help needs none of it.
-    from pytest_gpucap.report import markdown, terminal
+    from pytest_gpucap.report import terminal
+    from pytest_gpucap.report.markdown import pull_request_page
     from pytest_gpucap.results.encoding import to_builtins
 
     found = find_run(options.file, options.baselines)
@@ -33,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
         case "json":
             shown = json.dumps(to_builtins(found.content), indent=1, ensure_ascii=False)
         case "markdown":
-            shown = markdown.pull_request_page(found.content).rstrip("\n")
+            shown = pull_request_page(found.content).rstrip("\n")
         case _:
             parts = [described(found), terminal.summary(found.results)]
             shown = "\n\n".join([*parts, *(_section(result, terminal.details(result)) for result in found.results)])

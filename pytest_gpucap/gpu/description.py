@@ -3,46 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from pytest_gpucap.gpu.classes import GIB, GpuClass
+from pytest_gpucap.gpu.classes import GIB
 from pytest_gpucap.gpu.device import Device
 from pytest_gpucap.gpu.inventory import Inventory
-
-
-def environment_facts(inventory: Inventory, devices: Sequence[Device], gpu_class: GpuClass | None) -> dict[str, Any]:
-    """Driver, CUDA and the settings of the leased devices, as plain values for JSON; None where NVML does not tell."""
-    return {
-        "gpu_class": None if gpu_class is None else gpu_class.name,
-        "driver": inventory.driver,
-        "cuda": inventory.cuda,
-        "devices": [device_facts(device) for device in devices],
-        "problems": list(inventory.problems),
-    }
-
-
-def device_facts(device: Device) -> dict[str, Any]:
-    """One device's settings and state, as plain values."""
-    return {
-        "index": device.index,
-        "uuid": device.uuid,
-        "name": device.name,
-        "mig_profile": device.mig_profile,
-        "mig_mode": device.mig_mode,
-        "memory_bytes": device.memory_bytes,
-        "compute_capability": None if device.compute_capability is None else _dotted(device.compute_capability),
-        "sm_clock_mhz": device.sm_clock_mhz,
-        "max_sm_clock_mhz": device.max_sm_clock_mhz,
-        "memory_clock_mhz": device.memory_clock_mhz,
-        "max_memory_clock_mhz": device.max_memory_clock_mhz,
-        "power_limit_w": device.power_limit_w,
-        "default_power_limit_w": device.default_power_limit_w,
-        "temperature_c": device.temperature_c,
-        "ecc_mode": device.ecc_mode,
-        "ecc_errors": device.ecc_errors,
-        "persistence": device.persistence,
-        "unreadable": dict(device.unreadable),
-    }
 
 
 def describe_devices(inventory: Inventory, devices: Sequence[Device]) -> list[str]:
@@ -72,7 +36,3 @@ def _remarks(device: Device) -> list[str]:
     if device.persistence is False:
         remarks.append(f"{device.label}: persistence mode off, the first use after idling is slow")
     return remarks
-
-
-def _dotted(version: tuple[int, int]) -> str:
-    return f"{version[0]}.{version[1]}"

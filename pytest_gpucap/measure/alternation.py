@@ -26,7 +26,7 @@ from pytest_gpucap.decisions.paired import (
     pairs_to_settle,
     ratio_of,
 )
-from pytest_gpucap.decisions.regression import RegressionDecision, decide
+from pytest_gpucap.decisions.regression import decide
 from pytest_gpucap.estimate.step_time import SpeedError, bins_of
 from pytest_gpucap.load.protocol import Floats, LoadError, LoadRunner
 from pytest_gpucap.measure import constants as c
@@ -35,6 +35,7 @@ from pytest_gpucap.measure.run import MeasuringRun, OutOfTime, Window, no_load
 from pytest_gpucap.measure.settings import Observer, Settings, SilentObserver
 from pytest_gpucap.measure.traffic import traffic_for
 from pytest_gpucap.requirement import Requirement
+from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.measured import Interval, Sample
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
 from pytest_gpucap.results.windows import Phase, WindowId

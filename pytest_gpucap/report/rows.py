@@ -58,7 +58,7 @@ def rows(result: Result) -> list[Row]:
         ("limits", limits(result.slo)),
         *_found(result),
         *_physical_limit(result),
-        *_accuracy(result),
+        *accuracy(result),
         *comparison(result),
         ("server time", _server_time(result)),
     ]
@@ -215,7 +215,7 @@ def _physical_limit(result: Result) -> list[Row]:
     return [("physical limit", f"not known: {reason}")] if reason and not result.simulated else []
 
 
-def _accuracy(result: Result) -> list[Row]:
+def accuracy(result: Result) -> list[Row]:
     """The share of answers that were right, and what throughput that leaves."""
     found = result.accuracy
     if found is None:

@@ -36,7 +36,8 @@ def current(content: Document, version: int, steps: Mapping[int, Callable[[Docum
 
 
 def _to_version_2(content: Document) -> Document:
-    return {**content, "results": _each(content.get("results"), _result)}
+    results = {"results": _each(content["results"], _result)} if "results" in content else {}
+    return {**content, **results}
 
 
 def _each(values: Any, change: Callable[[Document], Document]) -> Any:
@@ -46,13 +47,10 @@ def _each(values: Any, change: Callable[[Document], Document]) -> Any:
 
 def _result(result: Document) -> Document:
     found = {key: value for key, value in result.items() if value is not None or key not in _NOT_NULL}
+    point = Phase.SAMPLE if found.get("kind") == "sample" else Phase.POINT
     for part in ("samples", "points"):
         if part in found:
-            found[part] = _each(found[part], _sample)
-    if found.get("kind") == "sample":  # its window at a rate had the label of a sweep's point
-        for sample in found.get("samples") or ():
-            if isinstance(sample, dict) and sample.get("window", {}).get("phase") == Phase.POINT:
-                sample["window"]["phase"] = Phase.SAMPLE.value
+            found[part] = _each(found[part], lambda sample: _sample(sample, point))
     if "problems" in found:
         found["problems"] = _problems(found["problems"])
     if isinstance(spent := found.get("spent_s"), dict):
@@ -75,10 +73,12 @@ def _accuracy(accuracy: Document) -> Document:
     return {"share": None if share.get("value") is None else share, **rest}
 
 
-def _sample(sample: Document) -> Document:
+def _sample(sample: Document, point: Phase) -> Document:
+    """A sample; a window at one rate is a `point` of a sweep, or what `sample()` was asked for: both had one label."""
     found = {key: value for key, value in sample.items() if key != "label"}
     if isinstance(label := sample.get("label"), str):
-        found["window"] = window_of(label, sample)
+        window = window_of(label, sample)
+        found["window"] = window | ({"phase": point.value} if window["phase"] == Phase.POINT else {})
     if "problems" in found:
         found["problems"] = _problems(found["problems"])
     return found
@@ -88,7 +88,7 @@ _SLICE: Final = re.compile(r" \((?P<slice>\d+)/(?P<slices>\d+)\)$")
 _SERVER: Final = re.compile(r"(?P<server>base|head): ")
 _NUMBER: Final = r"(?P<cycle>\d+)"
 _LEVEL: Final = r"(?P<concurrency>\d+)"
-_RATE: Final = r"(?P<rate_rps>[\d.e+-]+) req/s"
+_RATE: Final = r"(?P<rate_rps>\d+(?:\.\d+)?(?:e[+-]?\d+)?) req/s"
 _LABELS: Final = tuple(
     (re.compile(pattern), phase)
     for pattern, phase in (
@@ -118,7 +118,7 @@ _READ: Final[Mapping[str, Callable[[str], Any]]] = {
 
 def window_of(label: str, sample: Mapping[str, Any]) -> Document:
     """The window that a label of version 1 names; one that no build wrote is taken by the sample's load."""
-    rest, found = label, {}
+    rest, found = label, dict[str, str]()
     for part in (_SLICE, _SERVER):
         if match := part.search(rest):
             found |= match.groupdict()
@@ -146,7 +146,8 @@ _PROBLEMS: Final = tuple(
         (r"GPU \d.* was held by a power limit", ProblemSource.GPU, ProblemKind.POWER_LIMIT),
         (r"GPU \d.* uncorrected memory errors", ProblemSource.GPU, ProblemKind.MEMORY_ERRORS),
         (r"GPU \d.* (?:(?:slowdown|brake) in |ran at an SM clock)", ProblemSource.GPU, ProblemKind.SLOWED_DOWN),
-        (r"a neighbour was on |GPU \d.* is shared with", ProblemSource.GPU, ProblemKind.SHARED),
+        ("a neighbour was on ", ProblemSource.HOST, ProblemKind.SHARED),
+        (r"GPU \d.* was lost: ", ProblemSource.GPU, ProblemKind.LOST),
         (r"GPU \d", ProblemSource.GPU, ProblemKind.OTHER),
         (".* limit of .* (?:tokens|req)/s on ", ProblemSource.MEASUREMENT, ProblemKind.IMPOSSIBLE),
         (".* is below the least possible of ", ProblemSource.MEASUREMENT, ProblemKind.IMPOSSIBLE),
@@ -185,7 +186,7 @@ def _environment(environment: Document) -> Document:
         *([found.pop("gpu_state")] if "gpu_state" in found else []),
     ]
     if told:
-        found["gpu_remarks"] = [*found.get("gpu_remarks", []), *told]
+        found["gpu_remarks"] = told
     if isinstance(uuids := found.pop("gpu_uuids", None), list) and "devices" not in found:
         found["devices"] = [{"index": index, "uuid": uuid} for index, uuid in enumerate(uuids)]
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ from pytest_gpucap.results.encoding import from_builtins, to_builtins
 from pytest_gpucap.results.measured import Curve, Measurement, Sample, Verdict
 from pytest_gpucap.results.migrate import STEPS
 from pytest_gpucap.results.result import Result, ResultFile, ResultKind
-from pytest_gpucap.results.result_file import from_document, session_file
+from pytest_gpucap.results.result_file import from_document, read, session_file, write
 from pytest_gpucap.results.windows import WindowId
 
 Record = dict[str, Any]
@@ -61,10 +62,10 @@ def as_plain_sample(sample: dict[str, Any]) -> dict[str, Any]:
     return {"label": from_builtins(window, WindowId).text, **sample, "problems": problems}
 
 
-def from_record(record: Record) -> Result:
-    """The result of a plain form."""
-    content = STEPS[1]({"results": [record]})
-    return from_builtins(to_builtins(content["results"][0]), Result)
+def sample_of(sample: dict[str, Any]) -> Sample:
+    """The sample of a plain form."""
+    (result,) = STEPS[1]({"results": [{"samples": [sample]}]})["results"]
+    return from_builtins(result["samples"][0], Sample)
 
 
 def verdict_record(verdict: Verdict, context: Context) -> Record:
@@ -92,11 +93,23 @@ def slo_record(slo: Slo) -> Record:
     return {**to_builtins(build.declared_slo(slo))}
 
 
-def document(records: Sequence[Record], *, started: datetime, arguments: Sequence[str]) -> dict[str, Any]:
+def document_of(records: Sequence[Record], *, started: datetime, arguments: Sequence[str]) -> dict[str, Any]:
     """The plain form of one session."""
-    return as_document(session_file(map(from_record, records), started=started, arguments=arguments))
+    simulated = any(record["simulated"] for record in records)
+    content = as_document(session_file((), started=started, arguments=arguments))
+    return {**content, "results": list(records), "simulated": simulated}
 
 
 def as_result_file(content: dict[str, Any]) -> ResultFile:
     """The result file of a plain form."""
     return from_document(content)
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """The plain form of what a file holds."""
+    return as_document(read(path))
+
+
+def write_document(path: Path, content: dict[str, Any]) -> None:
+    """Write the result file of a plain form."""
+    write(path, from_document(content))

@@ -14,7 +14,7 @@ from typing import Final, Literal
 import msgspec
 
 from pytest_gpucap.requirement import ApiKind, ArrivalKind, Wording
-from pytest_gpucap.results.comparison import Comparison
+from pytest_gpucap.results.comparison import Comparison, RegressionDecision
 from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.figures import Figure
 from pytest_gpucap.results.measured import Accuracy, Interval, Outcome, Sample
@@ -193,6 +193,11 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     def trusted(self) -> bool:
         """Nothing speaks against the measurement."""
         return not self.problems and self.outcome is not Outcome.INVALID
+
+    @property
+    def regressed(self) -> bool:
+        """The baseline was better, beyond what chance and the allowance explain."""
+        return self.comparison is not None and self.comparison.decision is RegressionDecision.REGRESSED
 
     @property
     def total_spent_s(self) -> float:

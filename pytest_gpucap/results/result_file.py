@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import psutil
 
 from pytest_gpucap import __version__
+from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.results import migrate
 from pytest_gpucap.results.encoding import encoded, from_builtins
 from pytest_gpucap.results.result import SCHEMA_VERSION, Result, ResultFile
 
 
-class ResultFileError(ValueError):
+class ResultFileError(GpuCapError, ValueError):
     """Not a result file that this version can read; the message names the file and why."""
 
 
@@ -118,6 +118,8 @@ def _partial(path: Path, process: str) -> Path:
 
 def _clear(path: Path) -> None:
     """Remove what sessions that were killed while they wrote have left."""
+    import psutil
+
     for partial in path.parent.glob(_partial(Path(glob.escape(path.name)), "*").name):
         process = partial.name.rpartition(".tmp")[0].rpartition(".")[2]
         if process.isdecimal() and not psutil.pid_exists(int(process)):
@@ -151,18 +153,21 @@ def from_document(content: Any) -> ResultFile:
     """
     if not isinstance(content, dict) or content.get("schema") != "pytest-gpucap":
         raise ValueError("not a result of pytest-gpucap")
-    found = content.get("schema_version")
-    if type(found) is not int:
-        raise ValueError(f"schema version {found!r} is none")
-    if found > SCHEMA_VERSION:
+    version = content.get("schema_version")
+    if type(version) is not int:
+        raise ValueError(f"schema version {version!r} is none")
+    if version > SCHEMA_VERSION:
         raise ValueError(
-            f"schema version {found} is newer than this plugin's ({SCHEMA_VERSION}); upgrade pytest-gpucap"
+            f"schema version {version} is newer than this plugin's ({SCHEMA_VERSION}); upgrade pytest-gpucap"
         )
     content = migrate.current(content, SCHEMA_VERSION, migrate.STEPS)
     try:
-        return from_builtins(content, ResultFile)
+        found = from_builtins(content, ResultFile)
     except msgspec.ValidationError as error:
         raise ValueError(f"damaged: {_where(str(error), content)}") from None
+    if found.started.tzinfo is None:
+        found = msgspec.structs.replace(found, started=found.started.replace(tzinfo=UTC))
+    return found
 
 
 _PLACE: Final = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<place>.*)`)?", re.DOTALL)
@@ -172,7 +177,7 @@ _EXPECTED: Final = re.compile(r"Expected `(?P<wanted>.*?)`(?:, got `(?P<got>.*)`
 
 
 def _where(message: str, content: dict[str, Any]) -> str:
-    """``results[2].samples[0].start_s (of chat): a number is needed, not a string`` of msgspec's message."""
+    """``results[2].samples[0].start_s (of 'chat') must be float, not str`` of msgspec's message."""
     match = _PLACE.fullmatch(message)
     what, place = (match["what"], match["place"] or "") if match else (message, "")
     if missing := _MISSING.fullmatch(what):
@@ -181,7 +186,9 @@ def _where(message: str, content: dict[str, Any]) -> str:
     elif expected := _EXPECTED.fullmatch(what):
         got = f", not {expected['got']}" if expected["got"] else ""
         what = f"must be {expected['wanted']}{got}"
+    else:
+        what = f"is wrong: {what}"
     result = _RESULT.match(place)
     named = content["results"][int(result["number"])] if result else None
     name = f" (of {named['name']!r})" if isinstance(named, dict) and isinstance(named.get("name"), str) else ""
-    return f"{place}{name}: {what}" if place else what
+    return f"{place or 'the document'}{name} {what}"

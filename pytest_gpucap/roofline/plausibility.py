@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+
+import msgspec
 
 from pytest_gpucap.results.measured import Interval, Measurement, Outcome, Sample, Verdict
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
+from pytest_gpucap.results.result import PhysicalLimit
 from pytest_gpucap.results.windows import WindowId
 from pytest_gpucap.roofline.limits import Limit, NoLimit, Roofline
 
@@ -58,19 +60,19 @@ class LimitShare:
         )
         return f"{found}: {limited_by}" if limited_by else found
 
-    def record(self, limited_by: str | None = None) -> dict[str, Any]:
-        """As the result file has it, under ``limit``."""
-        return {
-            "bound": self.limit.bound,
-            "rate_rps": self.limit.rate_rps,
-            "ttft_s": self.limit.ttft_s,
-            "tpot_s": self.limit.tpot_s,
-            "output_tokens_per_s": self.limit.output_tokens_per_s,
-            "batch": self.limit.batch,
-            "share": self.share,
-            "text": self.text(limited_by),
-            "formula": self.limit.formula,
-        }
+    def physical_limit(self, limited_by: str | None = None) -> PhysicalLimit:
+        """As a result has it."""
+        return PhysicalLimit(
+            bound=self.limit.bound,
+            rate_rps=self.limit.rate_rps,
+            ttft_s=self.limit.ttft_s,
+            tpot_s=self.limit.tpot_s,
+            output_tokens_per_s=self.limit.output_tokens_per_s,
+            batch=self.limit.batch,
+            share=self.share,
+            text=self.text(limited_by),
+            formula=self.limit.formula,
+        )
 
 
 def windows(samples: Iterable[Sample]) -> list[PhaseWindow]:
@@ -179,7 +181,11 @@ def checked(measurement: Measurement, roofline: Roofline | NoLimit, points: Sequ
 def checked_sample(sample: Sample, roofline: Roofline | NoLimit) -> Sample:
     """The sample; with a problem where physics rules it out."""
     problem = None if isinstance(roofline, NoLimit) else impossible([sample], roofline)
-    return sample if problem is None else replace(sample, problems=(*sample.problems, _impossible(problem)))
+    return (
+        sample
+        if problem is None
+        else msgspec.structs.replace(sample, problems=(*sample.problems, _impossible(problem)))
+    )
 
 
 def _impossible(text: str) -> Problem:

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pytest_gpucap.engines import synthetic
-from pytest_gpucap.engines.server import Server
-from pytest_gpucap.engines.url import ExternalServer
-from pytest_gpucap.engines.vllm import VllmServer
+from pytest_gpucap.engines.protocol import Capabilities, Server
 from pytest_gpucap.gpu.classes import GpuClass
 from pytest_gpucap.requirement import Workload
 from pytest_gpucap.roofline.limits import Deployment, Hardware, NoLimit, Roofline
@@ -29,13 +27,6 @@ _FP4_OVER_FP8: Final = 2.0
 _FP4_FROM: Final = (10, 0)
 _NOT_BOUNDED: Final = ("cpu_offload_gb", "lora_modules", "pooler_config")
 """Arguments under which these limits do not describe the server."""
-_PARALLEL: Final = (
-    "tensor_parallel_size",
-    "pipeline_parallel_size",
-    "data_parallel_size",
-    "prefill_context_parallel_size",
-    "decode_context_parallel_size",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +40,7 @@ class _Served:
 
 
 def roofline_of(
-    server: Server | None,
+    server: Server,
     gpu_class: GpuClass | None,
     workload: Workload,
     *,
@@ -62,7 +53,7 @@ def roofline_of(
     GPU class, and what the server does not tell, are taken as declared.
 
     Args:
-        server: that is measured; None for a simulation in virtual time.
+        server: that is measured.
         gpu_class: of the GPUs that it runs on; None if nobody says.
         workload: of the requests.
         model: as declared; asked for where the server does not tell its own.
@@ -79,15 +70,16 @@ class _Unknown(ValueError):  # noqa: N818 - what is lacking, never seen outside
 
 
 def _limits(
-    server: Server | None, gpu_class: GpuClass | None, workload: Workload, model: str | None, arguments: VllmArguments
+    server: Server, gpu_class: GpuClass | None, workload: Workload, model: str | None, arguments: VllmArguments
 ) -> Roofline:
-    if server is None or (isinstance(server, ExternalServer) and server.simulated):
+    known = server.capabilities()
+    if known.simulated and not known.started:
         raise _Unknown("a SIMULATED server has no hardware")
     if gpu_class is None:
         raise _Unknown("the GPU class behind the URL is not known: name it with --gpu-class")
-    served = _ours(server) if isinstance(server, VllmServer) else _behind_url(server, model, arguments)
+    served = _told(known) if known.started else _declared(known, model, arguments)
     if served.config is None:
-        mend = "" if isinstance(server, VllmServer) else ": name its folder with vllm(model=...)"
+        mend = "" if known.started else ": name its folder with vllm(model=...)"
         raise _Unknown(f"no config.json of {' or '.join(served.names)} is at hand{mend}")
     if odd := [name for name in _NOT_BOUNDED if served.arguments.get(name) not in (None, 0, "0")]:
         raise _Unknown(f"what {odd[0]} does to speed is not known")
@@ -97,8 +89,8 @@ def _limits(
     if hardware is None:
         raise _Unknown(f"no bandwidth is known of class {gpu_class.name}: --gpucap-gpu-file can give it one")
     deployment = Deployment(
-        max_num_seqs=server.max_num_seqs,
-        kv_tokens=server.kv_tokens,
+        max_num_seqs=known.max_num_seqs,
+        kv_tokens=known.kv_tokens,
         tokens_per_pass=1 + served.arguments.speculative_tokens,  # a pass yields one more than is drafted for it
         kv_split=served.arguments.decode_context_parallel_size > 1,
     )
@@ -106,40 +98,24 @@ def _limits(
     return replace(found, decode_context=_decode_context(workload), declared=served.declared)
 
 
-def _ours(server: VllmServer) -> _Served:
-    model = server.spec.model
-    return _Served((model,), config_of(model), server.spec.args)
+def _told(known: Capabilities) -> _Served:
+    """By what the engine says of the server that it started."""
+    if not known.models:
+        raise _Unknown("the engine does not say where the files of its model are")
+    configs = {name: config_of(name) for name in known.models}
+    config = next((each for each in configs.values() if each is not None), None)
+    return _Served(known.models, config, known.arguments)
 
 
-def _behind_url(server: Server, model: str | None, declared: VllmArguments) -> _Served:
-    """By the server's own word where it gives one: the origin of its model, its name, its configuration."""
-    told = [server.origin] if isinstance(server, ExternalServer) and server.origin else []
-    seen = list(dict.fromkeys([*told, server.model]))
-    names = list(dict.fromkeys([*seen, *([model] if model else [])]))
-    arguments = declared.overlaid(_told_arguments(server.config))
+def _declared(known: Capabilities, model: str | None, declared: VllmArguments) -> _Served:
+    """By the server's own word where it gives one, and else as declared."""
+    names = list(dict.fromkeys([*known.models, *([model] if model else [])]))
+    arguments = declared.overlaid(known.arguments)
     for name in names:
         config = config_of(name)
         if config is not None:
-            return _Served((name,), config, arguments, "GPU class" if name in seen else "GPU class and model")
+            return _Served((name,), config, arguments, "GPU class" if name in known.models else "GPU class and model")
     return _Served(tuple(names), None, arguments)
-
-
-def _told_arguments(config: Mapping[str, Any]) -> VllmArguments:
-    """Those of vLLM's arguments that decide its limits, as its configuration has them; nothing where it tells none."""
-    found: dict[str, Any] = {}
-    for section, names in _SECTIONS.items():
-        values = config.get(section) or {}
-        found |= {argument: values[name] for name, argument in names.items() if values.get(name) is not None}
-    return VllmArguments(found)
-
-
-_SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
-    "model_config": {"dtype": "dtype", "quantization": "quantization"},
-    "cache_config": {"cache_dtype": "kv_cache_dtype", "cpu_offload_gb": "cpu_offload_gb"},
-    "parallel_config": {name: name for name in _PARALLEL},
-    "speculative_config": {"num_speculative_tokens": "speculative_config.num_speculative_tokens"},
-}
-"""Where vLLM's configuration keeps which argument."""
 
 
 def _decode_context(workload: Workload) -> float | None:

@@ -1,49 +1,50 @@
 """The pull request's base beside its head: what ``--gpucap-base-python`` and ``--gpucap-base-args`` mean for a test.
 
 Both servers stand on the same leased devices and one of them idles while the other is measured, so on a GPU the memory
-must hold both. Where their shares of it (``gpu_memory_utilization``) fit, the base starts beside the head that is
-there. Where they do not, both start anew for the comparison with their shares scaled down to fit, and the record says
-so.
+must hold both. If it does, the base starts beside the head that is there. If it does not, both start anew for the
+comparison, each with less memory, and the record says so.
 """
 
 from __future__ import annotations
 
 import math
-import shlex
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from pytest_gpucap.decisions.paired import PAIR_START_SD
 from pytest_gpucap.engines.errors import ServerError
+from pytest_gpucap.engines.protocol import Engine, EnginePair, LoadRequest
+from pytest_gpucap.errors import PairInvalid
 from pytest_gpucap.gpu.lease import LeaseError
-from pytest_gpucap.history import latencies
+from pytest_gpucap.history.latencies import compare_latencies
+from pytest_gpucap.load.protocol import LoadRunner
 from pytest_gpucap.markers import Declaration
 from pytest_gpucap.measure.alternation import Paired, PairedServer, compare, describe, windows_of
 from pytest_gpucap.measure.constants import DRIFT_SD
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.options import Options
-from pytest_gpucap.requirement import Requirement, positive
-from pytest_gpucap.results.comparison import RegressionDecision
+from pytest_gpucap.requirement import Requirement
+from pytest_gpucap.results.comparison import (
+    BlockPair,
+    ComparedBaseline,
+    Comparison,
+    LatencyComparison,
+    PairedComparison,
+    RegressionDecision,
+)
+from pytest_gpucap.results.encoding import from_builtins
 from pytest_gpucap.results.measured import Interval
-from pytest_gpucap.results.record import Record, plain, slo_record
 from pytest_gpucap.roofline.limits import Roofline
 from pytest_gpucap.session.context import limits_of
-from pytest_gpucap.session.harness import load_on
+from pytest_gpucap.session.harness import settings_on
+from pytest_gpucap.session.kept import KeptResult
 from pytest_gpucap.session.live_line import LiveLine
 from pytest_gpucap.session.placement import Placement
-from pytest_gpucap.session.server_manager import ServerManager
-from pytest_gpucap.vllm_arguments import VllmArguments
+from pytest_gpucap.session.server_manager import ServerManager, SystemUnderTest
 
-if TYPE_CHECKING:
-    from pytest_gpucap.simulator.profile import Profile
-
-DEFAULT_SHARE: Final = 0.92
-"""vLLM's ``gpu_memory_utilization`` where none is given."""
-MOST_SHARE: Final = 0.95
-"""Of the GPU's memory that both servers may plan with: each also needs what CUDA and its graphs take beside it."""
 SEED_STEP: Final = 1_000_003
 """Prompts of a comparison are not those of the check before it: the head would have them in its prefix cache."""
 BASE: Final = "base"
@@ -52,56 +53,26 @@ LATENCY_SD: Final = math.hypot(PAIR_START_SD, DRIFT_SD)
 NOT_REGRESSED: Final = frozenset(RegressionDecision) - {RegressionDecision.REGRESSED}
 
 
-class PairInvalid(Exception):  # noqa: N818 - like the verdict's own word
-    """Base and head were not compared; says why, and never a word on either's capacity."""
-
-
-def base_of(head: Placement, options: Options) -> Placement | None:
-    """Where the base stands that a test's head is compared with; None where the session names no base.
+def base_of(head: Placement, options: Options) -> EnginePair[Engine] | None:
+    """The engines of a test's head and of the base that it is compared with; None if the session names no base.
 
     Raises:
         ValueError: one line, for arguments that cannot be meant.
     """
-    if (options.base_python is None and options.base_args is None) or head.skip is not None:
+    named = options.base_python is not None or options.base_args is not None
+    if not named or head.skip is not None or head.engine is None:
         return None
-    if options.baseline is not None:
+    if options.compare is not None:
         raise ValueError("--gpucap-compare and --gpucap-base-...: a result holds one comparison; give one of the two")
-    if head.url is not None:
-        raise ValueError("--gpucap-base-... needs servers of our own to start, and --gpucap-url names one that runs")
-    if options.base_python is not None and "/" in options.base_python and not Path(options.base_python).exists():
+    if options.base_python is not None and shutil.which(options.base_python) is None:
         raise ValueError(f"--gpucap-base-python: there is no interpreter at {options.base_python}")
-    try:
-        given = VllmArguments.parse(options.base_args or "")
-        if head.profile is not None:
-            return replace(head, profile=_simulated(head.profile, given))
-        if head.spec is None:
-            return None
-        args = head.spec.args.overlaid(given)
-    except ValueError as error:
-        raise ValueError(f"--gpucap-base-args: {error}") from None
-    if args.gpus_per_replica > head.devices:
+    pair = head.engine.with_base(options.base_args or "", options.base_python)
+    if pair.base.gpus > head.devices:
         raise ValueError(
-            f"--gpucap-base-args: a replica of the base takes {args.gpus_per_replica} GPUs, and one of the head, on "
+            f"--gpucap-base-args: a replica of the base takes {pair.base.gpus} GPUs, and one of the head, on "
             f"whose GPUs it stands, takes {head.devices}"
         )
-    return replace(head, spec=replace(head.spec, args=args, python=options.base_python or head.spec.python))
-
-
-def _simulated(head: Profile, given: VllmArguments) -> Profile:
-    """A simulated base: the arguments are those of ``python -m pytest_gpucap.simulator`` and vLLM's that it models."""
-    from pytest_gpucap.simulator.profile import load
-
-    rest: dict[str, Any] = dict(given.values)
-    profile = load(str(rest.pop("profile"))) if "profile" in rest else head
-    engine = profile.engine
-    if "time_scale" in rest:
-        engine = engine.scaled(float(positive(rest.pop("time_scale"), "--time-scale")))
-    if "max_num_seqs" in rest:
-        engine = replace(engine, max_num_seqs=int(positive(rest.pop("max_num_seqs"), "--max-num-seqs")))
-    if rest:
-        unknown = ", ".join("--" + name.replace("_", "-") for name in rest)
-        raise ValueError(f"{unknown}: a simulated base knows --profile, --time-scale and --max-num-seqs")
-    return replace(profile, engine=engine)
+    return pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,61 +80,61 @@ class BaseAndHead:
     """Compares a test's head with its base.
 
     Attributes:
-        base, head: where they stand.
+        engines: of both.
+        head: where the test is measured.
         rig: that holds the head's server, if it is running.
         declared: by the test.
         options, live: of the session, and of the test.
     """
 
-    base: Placement
+    engines: EnginePair[Engine]
     head: Placement
     rig: ServerManager
     declared: Declaration
     options: Options
     live: LiveLine
 
-    def comparison(self, requirement: Requirement, record: Record) -> Record:
-        """Measure both in alternation, a REGRESSED twice and from fresh servers; the record's ``comparison``.
+    def compare(self, requirement: Requirement, kept: KeptResult) -> None:
+        """Measure both in alternation, a REGRESSED twice and from fresh servers; add the comparison to the result.
 
         Raises:
             PairInvalid: if the alternation cannot be trusted, or the base does not start.
         """
-        known = record["sustainable_rate"]
-        head_rate = None if known is None else Interval(known["value"], known["low"], known["high"])
+        head_rate = kept.result.sustainable_rate
         allowed = self.options.max_regression
         first = self._once(requirement, head_rate, start=0)
-        record["spent_s"]["comparison with base"] = plain(first.about.spent_s)
+        kept.spend("comparison with base", first.about.spent_s)
         reason, found, confirmed = describe(first, allowed), first, None
         if first.change is RegressionDecision.REGRESSED:
             self.live.say(f"{describe(first, allowed)}: measuring both again from fresh servers")
             second = self._once(requirement, head_rate, start=1)
-            record["spent_s"]["confirmation"] = plain(second.about.spent_s)
+            kept.spend("confirmation", second.about.spent_s)
             confirmed = second.change is RegressionDecision.REGRESSED
             # The first was looked at because it was low; the second is not biased by that.
             found, first_said = second, "" if first.ratio is None else f" after {first.ratio.value - 1:+.1%}"
             said = "confirmed" if confirmed else f"{second.change}"
             reason = f"from fresh servers{first_said}, {said}: {describe(second, allowed)}"
-        return {
-            "baseline": {"name": BASE, "path": None, "started": None, "plugin_version": None},
-            "decision": (RegressionDecision.INCONCLUSIVE if confirmed is False else found.change).value,
-            "ratio": plain(found.ratio),
-            "base_rate": plain(found.base_rate),
-            "head_rate": plain(found.head_rate),
-            "second_rate": None,
-            "max_regression": plain(allowed),
-            "differs": [],
-            "changed": self._changed(),
-            "more_gpu_s": plain(found.more_s),
-            "confirmed": confirmed,
-            "reason": reason,
-            "latencies": self._latencies(requirement, found),
-            "paired": {
-                "concurrency": found.about.concurrency,
-                "pace": plain(found.pace),
-                "elasticity": plain(found.elasticity),
-                "pairs": plain(windows_of(found.pairs)),
-            },
-        }
+        kept.compare(
+            Comparison(
+                baseline=ComparedBaseline(BASE),
+                decision=RegressionDecision.INCONCLUSIVE if confirmed is False else found.change,
+                ratio=found.ratio,
+                base_rate=found.base_rate,
+                head_rate=found.head_rate,
+                max_regression=allowed,
+                changed=tuple(self._fitted().changes()),
+                more_gpu_s=found.more_s,
+                confirmed=confirmed,
+                reason=reason,
+                latencies=self._latencies(requirement, found),
+                paired=PairedComparison(
+                    concurrency=found.about.concurrency,
+                    pace=found.pace,
+                    elasticity=found.elasticity,
+                    pairs=from_builtins(windows_of(found.pairs), tuple[BlockPair, ...]),
+                ),
+            )
+        )
 
     def _once(self, requirement: Requirement, head_rate: Interval | None, start: int) -> Paired:
         allowed = self.options.max_regression
@@ -175,100 +146,55 @@ class BaseAndHead:
             raise PairInvalid(f"{self.declared.name}: {describe(found, allowed)}")
         return found
 
-    def _latencies(self, requirement: Requirement, found: Paired) -> list[dict[str, Any]]:
+    def _latencies(self, requirement: Requirement, found: Paired) -> tuple[LatencyComparison, ...]:
         """Percentiles of both servers at the equal rate; empty where none was measured."""
         if found.equal_rate is None:
-            return []
-        base, head = (
-            {"slo": slo_record(requirement.slo), "samples": plain(samples)}
-            for samples in (found.equal_rate.base, found.equal_rate.head)
+            return ()
+        return compare_latencies(
+            [limit.name for limit in requirement.slo.limits],
+            found.equal_rate.base,
+            found.equal_rate.head,
+            self.options.max_regression,
+            start_sd=LATENCY_SD,
         )
-        return latencies.compared(base, head, self.options.max_regression, start_sd=LATENCY_SD)
 
     @contextmanager
     def _sides(self, start: int) -> Iterator[tuple[PairedServer, PairedServer]]:
         seed = self.declared.seed + SEED_STEP * (start + 1)
         settings = Settings(max_time_s=self.declared.max_time_s, seed=seed)
         try:
-            if self.head.profile is not None and self.base.profile is not None:
-                yield self._simulated(settings)
-                return
             with self._served(settings, fresh=start > 0) as sides:
                 yield sides
         finally:
             self.live.done()
 
-    def _simulated(self, settings: Settings) -> tuple[PairedServer, PairedServer]:
-        from pytest_gpucap.simulator.machine import Machine, SharedRunner
-
-        machine = Machine()
-        sides = []
-        for number, placement in enumerate((self.base, self.head)):
-            assert placement.profile is not None  # noqa: S101 - the caller's condition
-            engine = placement.profile.engine
-            known = replace(settings, max_num_seqs=engine.max_num_seqs, kv_tokens=engine.kv_tokens)
-            sides.append(PairedServer(SharedRunner(engine, machine, 2 * settings.seed + number), known))
-        return sides[0], sides[1]
-
     @contextmanager
     def _served(self, settings: Settings, *, fresh: bool) -> Iterator[tuple[PairedServer, PairedServer]]:
-        base, head = fitting(self.base, self.head)
+        pair = self._fitted()
+        placed = replace(self.head, engine=pair.base), replace(self.head, engine=pair.head)
+        load = LoadRequest(workload=self.declared.workload, seed=settings.seed, workers=self.options.workers)
         try:
-            with self.rig.pair(base, head, self.live, fresh=fresh) as (targets, trust):
-                sides = []
+            with self.rig.pair(*placed, self.live, fresh=fresh) as (targets, trust):
+                base, head = (target.endpoint for target in targets)
+                runners = pair.runners(base, head, load)
                 try:
-                    for target in targets:
-                        workload, workers = self.declared.workload, self.options.workers
-                        loaded = load_on(target.endpoint, workload, settings, workers, trust)
-                        limit = limits_of(target, self.declared)
-                        sides.append(PairedServer(*loaded, limit if isinstance(limit, Roofline) else None))
-                    yield sides[0], sides[1]
+                    first, second = (
+                        self._side(target, runner, settings_on(target.endpoint, settings, trust))
+                        for target, runner in zip(targets, runners, strict=True)
+                    )
+                    yield first, second
                 finally:
-                    for side in sides:
-                        side.runner.close()
+                    for runner in runners:
+                        runner.close()
         except (LeaseError, ServerError) as error:
-            shares = ""
-            if base is not self.base and base.spec is not None:
-                share = base.spec.args.gpu_memory_utilization
-                shares = f" (base and head share the GPU's memory; the base asked for {share} of it)"
-            raise PairInvalid(f"{self.declared.name} was not compared with its base{shares}: {error}") from error
+            remark = f" ({pair.remark()})" if pair.remark() else ""
+            raise PairInvalid(f"{self.declared.name} was not compared with its base{remark}: {error}") from error
 
-    def _changed(self) -> list[str]:
-        """What the base has otherwise than the head, and what both have otherwise than the check."""
-        found = []
-        base, head = fitting(self.base, self.head)
-        if self.base.profile is not None and self.head.profile is not None:
-            one, other = self.base.profile, self.head.profile
-            if one != other:
-                found.append(f"simulated server: {one.name} -> {other.name}" if one.name != other.name else "engine")
-        if (
-            base.spec is not None
-            and head.spec is not None
-            and self.base.spec is not None
-            and self.head.spec is not None
-        ):
-            if self.base.spec.python != self.head.spec.python:
-                found.append(f"interpreter: {self.base.spec.python} -> {self.head.spec.python}")
-            before, after = shlex.join(self.base.spec.args.flags()), shlex.join(self.head.spec.args.flags())
-            if before != after:
-                found.append(f"arguments: {before or 'none'} -> {after or 'none'}")
-            if base is not self.base:
-                share = head.spec.args.gpu_memory_utilization
-                found.append(f"for the comparison alone, gpu_memory_utilization {share} each, so that both fit")
-        return found
+    def _side(self, target: SystemUnderTest, runner: LoadRunner, settings: Settings) -> PairedServer:
+        limit = limits_of(target, self.declared)
+        return PairedServer(runner, settings, limit if isinstance(limit, Roofline) else None)
 
-
-def fitting(base: Placement, head: Placement) -> tuple[Placement, Placement]:
-    """The same placements where their shares of GPU memory fit together; otherwise with their shares scaled down."""
-    on_cpu = head.gpu_class is not None and head.gpu_class.is_cpu
-    if base.spec is None or head.spec is None or on_cpu:
-        return base, head
-    shares = [spec.args.gpu_memory_utilization or DEFAULT_SHARE for spec in (base.spec, head.spec)]
-    if sum(shares) <= MOST_SHARE:
-        return base, head
-    factor = DEFAULT_SHARE / sum(shares)
-    scaled = [
-        replace(spec, args=spec.args.overlaid(VllmArguments({"gpu_memory_utilization": round(share * factor, 3)})))
-        for spec, share in zip((base.spec, head.spec), shares, strict=True)
-    ]
-    return replace(base, spec=scaled[0]), replace(head, spec=scaled[1])
+    def _fitted(self) -> EnginePair[Engine]:
+        """The engines, with less memory each if they share a GPU that does not hold both as they are."""
+        on_cpu = self.head.gpu_class is not None and self.head.gpu_class.is_cpu
+        return self.engines if on_cpu else self.engines.fitted()

@@ -13,6 +13,7 @@ figure nothing is stored; with ``--benchmark-skip`` or in an xdist worker nothin
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -21,10 +22,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from pytest_gpucap.results.encoding import to_builtins
+from pytest_gpucap.results.result import Result, ResultKind
+
 _OURS: Final = pytest.StashKey["_Clock"]()
 """Set on tests whose ``benchmark`` fixture was asked for by us, under ``--benchmark-only``."""
 
-_BEST_FIRST: Final = ("check", "measure", "sweep", "sample")
+_BEST_FIRST: Final = (ResultKind.CHECK, ResultKind.MEASURE, ResultKind.SWEEP, ResultKind.SAMPLE)
 EXTRA: Final = "gpucap"
 """The key of ``extra_info`` under which all of ours stands."""
 
@@ -80,29 +84,29 @@ def ask_for_fixture(config: pytest.Config, items: Sequence[pytest.Item]) -> None
             _mark(item, clock)
 
 
-def replay(request: pytest.FixtureRequest, records: Sequence[Mapping[str, Any]]) -> None:
+def replay(request: pytest.FixtureRequest, results: Sequence[Result]) -> None:
     """Let pytest-benchmark measure again what the test that is running has measured."""
     item, config = request.node, request.config
     clock = item.stash.get(_OURS, None)
     if clock is None:
         skipped = config.getoption("benchmark_skip") and not config.getoption("benchmark_only")
-        if skipped or "benchmark" in request.fixturenames or not _chosen(records):
+        if skipped or "benchmark" in request.fixturenames or not _chosen(results):
             return
         clock = _Clock()
         _mark(item, clock)
     benchmark = request.getfixturevalue("benchmark")
     if not all(hasattr(benchmark, name) for name in ("pedantic", "extra_info", "enabled", "has_error")):
         return  # a fixture of the user's own by that name
-    record = _chosen(records)
-    if record is None:
+    result = _chosen(results)
+    if result is None:
         with suppress(NothingMeasured):
             benchmark.pedantic(_nothing)
         return
-    durations_s = rounds(record)
+    durations_s = rounds(result)
     clock.load(durations_s)
-    group = f"requests on {place(record)}"
+    group = f"requests on {place(result)}"
     benchmark.group = f"{benchmark.group}: {group}" if benchmark.group else group
-    benchmark.extra_info[EXTRA] = extra_info(record)
+    benchmark.extra_info[EXTRA] = extra_info(result)
     benchmark.pedantic(clock.pass_round, rounds=len(durations_s), iterations=1)
     expected = 2 * len(durations_s) if benchmark.enabled else 0
     if clock.reads != expected:
@@ -116,51 +120,51 @@ def replay(request: pytest.FixtureRequest, records: Sequence[Mapping[str, Any]])
         )
 
 
-def rounds(record: Mapping[str, Any]) -> list[float]:
-    """Seconds a request, one for each window of the hardest closed loop; their mean is 1 / the record's rate.
+def rounds(result: Result) -> list[float]:
+    """Seconds a request, one for each window of the hardest closed loop; their mean is 1 / the result's rate.
 
     Where windows did not all deliver tokens, or only one was measured, one round stands for all.
     """
-    rate_rps = _rate(record)
-    held = [sample for sample in record["samples"] if sample["kind"] == "closed"]
-    hardest = max((sample["concurrency"] for sample in held), default=0)
-    tokens = [sample["output_tokens_per_s"] for sample in held if sample["concurrency"] == hardest]
-    if record["kind"] == "sample" or not tokens or not all(tokens):
+    rate_rps = _rate(result)
+    held = [sample for sample in result.samples if sample.kind == "closed"]
+    hardest = max((sample.concurrency for sample in held), default=0)
+    tokens = [sample.output_tokens_per_s for sample in held if sample.concurrency == hardest]
+    if result.kind is ResultKind.SAMPLE or not tokens or not all(each > 0 for each in tokens):
         return [1.0 / rate_rps]
     taken = [1.0 / each for each in tokens]
     mean = sum(taken) / len(taken)
     return [each / mean / rate_rps for each in taken]
 
 
-def place(record: Mapping[str, Any]) -> str:
+def place(result: Result) -> str:
     """What was measured, for pytest-benchmark to group by: a GPU class, a simulator's profile or a URL."""
-    environment = record["environment"]
-    if record["simulated"]:
-        return str(environment.get("gpu") or "SIMULATED")
-    if url := environment.get("url"):
-        return urlsplit(str(url)).netloc
-    return str(environment.get("gpu_class") or "an unknown GPU")
+    environment = result.environment
+    if result.simulated:
+        return environment.gpu or "SIMULATED"
+    if environment.url:
+        return urlsplit(environment.url).netloc
+    return environment.gpu_class or "an unknown GPU"
 
 
-def extra_info(record: Mapping[str, Any]) -> dict[str, Any]:
+def extra_info(result: Result) -> dict[str, Any]:
     """What the rounds cannot say: the interval, the verdict, the budget, and on what it was measured."""
-    environment = record["environment"]
+    environment = result.environment
     return {
         "unit": "req/s a replica",
-        "kind": record["kind"],
-        "outcome": record["outcome"],
-        "sustainable_rate_rps": record["sustainable_rate"],
-        "binding": record["binding"],
-        "gpus_required": record.get("gpus_required"),
-        "gpus": record["requirement"]["gpus"] if record["kind"] == "check" else None,
-        "gpus_per_replica": record["requirement"]["gpus_per_replica"],
-        "measured_on": place(record),
-        "simulated": record["simulated"],
-        "gpu": environment.get("gpu"),
-        "driver": environment.get("driver"),
-        "server": environment.get("server"),
-        "model": environment.get("model"),
-        "seed": record["seed"],
+        "kind": result.kind.value,
+        "outcome": None if result.outcome is None else result.outcome.value,
+        "sustainable_rate_rps": to_builtins(result.sustainable_rate),
+        "binding": result.binding,
+        "gpus_required": result.gpus_required,
+        "gpus": result.requirement.gpus if result.kind is ResultKind.CHECK else None,
+        "gpus_per_replica": result.requirement.gpus_per_replica,
+        "measured_on": place(result),
+        "simulated": result.simulated,
+        "gpu": environment.gpu,
+        "driver": environment.driver,
+        "server": environment.server,
+        "model": environment.model,
+        "seed": result.seed,
     }
 
 
@@ -181,19 +185,21 @@ def refuse_other_class(compared: Mapping[str, Any], here: str | None) -> None:
             )
 
 
-def _chosen(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def _chosen(results: Sequence[Result]) -> Result | None:
     """The one measurement of a test that stands for it: the last of the most telling kind that has a figure."""
-    known = [record for record in records if _rate(record) > 0]
-    return min(reversed(known), key=lambda record: _BEST_FIRST.index(record["kind"]), default=None)
+    known = [result for result in results if _rate(result) > 0]
+    return min(reversed(known), key=lambda result: _BEST_FIRST.index(result.kind), default=None)
 
 
-def _rate(record: Mapping[str, Any]) -> float:
-    if record["problems"]:
-        return 0.0  # not to be trusted, and so not to be kept
-    if record["kind"] == "sample":
-        return float(record["samples"][0]["completed_rps"] or 0.0)
-    found = record["sustainable_rate"]
-    return 0.0 if found is None else float(found["value"] or 0.0)
+def _rate(result: Result) -> float:
+    """Requests a second; 0 where there is no figure, or none to be trusted."""
+    if result.problems:
+        return 0.0
+    if result.kind is ResultKind.SAMPLE:
+        rate_rps = result.samples[0].completed_rps
+    else:
+        rate_rps = 0.0 if result.sustainable_rate is None else result.sustainable_rate.value
+    return rate_rps if math.isfinite(rate_rps) else 0.0
 
 
 def _mark(item: pytest.Item, clock: _Clock) -> None:

@@ -1,16 +1,16 @@
-"""What surrounds a measurement in its record: environment, telemetry, physical limit, and what limited it."""
+"""What surrounds a measurement in its result: environment, telemetry, physical limit, and what limited it."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from pytest_gpucap.markers import Declaration
 from pytest_gpucap.results.build import Context
 from pytest_gpucap.results.measured import Sample
 from pytest_gpucap.results.problems import ProblemSource
+from pytest_gpucap.results.result import PhysicalLimit
 from pytest_gpucap.results.telemetry import Bottleneck, BottleneckKind
 from pytest_gpucap.roofline.limits import NoLimit, Roofline
 from pytest_gpucap.roofline.plausibility import LEAST_WINDOW_S, share_of
@@ -54,21 +54,21 @@ def context_of(
 
 def limits_of(target: SystemUnderTest, declared: Declaration) -> Roofline | NoLimit:
     """The physical limits of what a test measures, or why they are not known."""
-    # A simulation in virtual time stays one where a test has also asked for its server over HTTP.
-    server = None if target.placement.profile is not None else target.endpoint
-    return roofline_of(server, target.gpu_class, declared.workload, model=declared.model, arguments=declared.vllm_args)
+    return roofline_of(
+        target.endpoint, target.gpu_class, declared.workload, model=declared.model, arguments=declared.vllm_args
+    )
 
 
 def _limit(
     samples: Sequence[Sample], roofline: Roofline | NoLimit, bottleneck: Bottleneck | None
-) -> dict[str, Any] | NoLimit:
+) -> PhysicalLimit | NoLimit:
     if isinstance(roofline, NoLimit):
         return roofline
     share = share_of(samples, roofline)
     if share is None:
         return NoLimit(f"no window of at least {LEAST_WINDOW_S:g} s had requests in flight")
     told = bottleneck is not None and bottleneck.kind not in {BottleneckKind.NONE, BottleneckKind.UNKNOWN}
-    return share.record(bottleneck.kind.value if bottleneck and told else None)
+    return share.physical_limit(bottleneck.kind.value if bottleneck and told else None)
 
 
 def _diagnosis(
@@ -78,14 +78,15 @@ def _diagnosis(
     hardest = max(samples, key=lambda sample: sample.in_flight_mean)
     own = [problem.text for problem in hardest.problems if problem.source is ProblemSource.LOAD_GENERATOR]
     limits = None if isinstance(roofline, NoLimit) else roofline
+    server = target.endpoint.capabilities()
     known = KnownLimits(
         parameters=None if limits is None else limits.model.active,
         weight_bytes=None if limits is None else limits.weights_read_bytes(1) / limits.hardware.gpus_per_engine,
-        max_num_seqs=None if target.server is None else target.server.max_num_seqs,
+        max_num_seqs=server.max_num_seqs,
         in_flight=hardest.in_flight_mean,
         client_problems=own,
         gpu_class=target.gpu_class,
         cores=os.cpu_count(),
-        loopback=True,  # telemetry watches servers of our own only, and those listen on loopback
+        loopback=server.loopback,
     )
     return diagnose(telemetry.summary(hardest.start_s, hardest.end_s), known)

@@ -4,42 +4,73 @@ from __future__ import annotations
 
 import os
 import platform
-import shlex
 from pathlib import Path
 from typing import Any, Final
 
 from pytest_gpucap import __version__
-from pytest_gpucap.engines.server import Server
-from pytest_gpucap.engines.vllm import VllmServer
-from pytest_gpucap.gpu.description import describe_devices, environment_facts
+from pytest_gpucap.gpu.description import describe_devices
 from pytest_gpucap.gpu.device import Device
-from pytest_gpucap.session.placement import SIMULATED
+from pytest_gpucap.results.environment import DeviceState, Environment
 from pytest_gpucap.session.server_manager import SystemUnderTest
 
 DECLARED: Final = "as declared: what is behind a URL cannot be seen"
 
 
-def environment(target: SystemUnderTest) -> dict[str, Any]:
-    """Names to plain values, the most telling first; what is not known is left out."""
-    facts: dict[str, Any] = {}
-    if target.placement.profile is not None:
-        facts["gpu"] = f"SIMULATED ({target.placement.profile.name})"
-        facts["gpu_class"] = f"{SIMULATED}{target.placement.profile.name}"
-        facts["profile"] = target.placement.profile.source
-    if target.inventory is not None and target.lease is not None:
-        described, *remarks = describe_devices(target.inventory, target.lease.devices)
-        facts["gpu"] = described if target.lease.devices else f"{described}, {_processor()}"
-        facts["gpu_remarks"] = remarks
-        facts |= environment_facts(target.inventory, target.lease.devices, target.gpu_class)
-        if target.lease.devices:
-            facts["clocks"] = _clocks(target.lease.devices[0])
-    elif target.gpu_class is not None and target.server is not None and not target.server.simulated:
-        facts |= {"gpu": f"{target.gpu_class.name}, {DECLARED}", "gpu_class": target.gpu_class.name}
-    if target.server is not None:
-        facts |= _server(target.server)
-    facts["host"] = f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}"
-    facts["plugin"] = f"pytest-gpucap {__version__}, Python {platform.python_version()}"
-    return facts
+def environment(target: SystemUnderTest) -> Environment:
+    """What a target is; what is not known is left out."""
+    facts = {
+        **_place(target),
+        **target.endpoint.facts(),
+        "host": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
+        "plugin": f"pytest-gpucap {__version__}, Python {platform.python_version()}",
+    }
+    return Environment(**facts)
+
+
+def _place(target: SystemUnderTest) -> dict[str, Any]:
+    """Fields on the GPUs, or on what stands for them."""
+    inventory, gpu_class = target.inventory, target.gpu_class
+    if inventory is not None and target.lease is not None:
+        devices = target.lease.devices
+        described, *remarks = describe_devices(inventory, devices)
+        return {
+            "gpu": described if devices else f"{described}, {_processor()}",
+            "gpu_remarks": tuple(remarks),
+            "gpu_class": None if gpu_class is None else gpu_class.name,
+            "driver": inventory.driver,
+            "cuda": inventory.cuda,
+            "devices": tuple(map(device_state, devices)),
+            "problems": tuple(inventory.problems),
+            "clocks": _clocks(devices[0]) if devices else None,
+        }
+    if gpu_class is not None and not target.endpoint.capabilities().simulated:
+        return {"gpu": f"{gpu_class.name}, {DECLARED}", "gpu_class": gpu_class.name}
+    return {}
+
+
+def device_state(device: Device) -> DeviceState:
+    """One device's settings and state."""
+    version = device.compute_capability
+    return DeviceState(
+        index=device.index,
+        uuid=device.uuid,
+        name=device.name,
+        mig_profile=device.mig_profile,
+        mig_mode=device.mig_mode,
+        memory_bytes=device.memory_bytes,
+        compute_capability=None if version is None else f"{version[0]}.{version[1]}",
+        sm_clock_mhz=device.sm_clock_mhz,
+        max_sm_clock_mhz=device.max_sm_clock_mhz,
+        memory_clock_mhz=device.memory_clock_mhz,
+        max_memory_clock_mhz=device.max_memory_clock_mhz,
+        power_limit_w=device.power_limit_w,
+        default_power_limit_w=device.default_power_limit_w,
+        temperature_c=device.temperature_c,
+        ecc_mode=device.ecc_mode,
+        ecc_errors=device.ecc_errors,
+        persistence=device.persistence,
+        unreadable=dict(device.unreadable),
+    )
 
 
 def _clocks(device: Device) -> str:
@@ -47,33 +78,6 @@ def _clocks(device: Device) -> str:
         f"SM at most {device.max_sm_clock_mhz} MHz, memory {device.memory_clock_mhz} MHz, power limit "
         f"{device.power_limit_w} W, {device.temperature_c} C before"
     )
-
-
-def _server(server: Server) -> dict[str, Any]:
-    facts: dict[str, Any] = {"server": f"vLLM {server.version}" if server.version else server.base_url}
-    if isinstance(server, VllmServer):
-        facts["model"] = server.spec.model
-        facts["server_args"] = dict(server.spec.args.values)
-        facts |= _weights(server)
-        facts["command"] = shlex.join(server.command)
-        facts["log"] = str(server.log.path)
-    else:
-        facts["model"] = server.model
-        facts["url"] = server.base_url
-    if server.max_num_seqs is not None:
-        facts["max_num_seqs"] = server.max_num_seqs
-    if server.kv_tokens is not None:
-        facts["kv_tokens"] = server.kv_tokens
-    return facts
-
-
-def _weights(server: VllmServer) -> dict[str, Any]:
-    """How the server holds the weights, which the model's own files may decide; nothing where it does not tell."""
-    try:
-        config = server.config["model_config"]
-        return {"quantization": config["quantization"], "dtype": str(config["dtype"]).removeprefix("torch.")}
-    except (KeyError, TypeError):
-        return {}
 
 
 def _processor() -> str:

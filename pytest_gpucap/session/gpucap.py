@@ -1,32 +1,30 @@
-"""The ``gpucap`` fixture's object: the measuring procedure pointed at the test's server, and its results recorded."""
+"""The ``gpucap`` fixture's object: the measuring procedure pointed at the test's server, and its results recorded.
+
+A test file may import `GpuCap` for its annotations, so the methods that measure import what only measuring needs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_gpucap.measure import procedure
+from pytest_gpucap.errors import MeasurementInvalid, PairInvalid
 from pytest_gpucap.options import Options
-from pytest_gpucap.report import terminal
 from pytest_gpucap.requirement import Number, Requirement, RequirementError, duration_s, positive, whole
-from pytest_gpucap.results.measured import Accuracy, Curve, Measurement, Outcome, Sample, Verdict
-from pytest_gpucap.results.record import (
-    Context,
-    Record,
-    curve_record,
-    measurement_record,
-    sample_record,
-    verdict_record,
-)
-from pytest_gpucap.roofline.limits import NoLimit, Roofline
-from pytest_gpucap.roofline.plausibility import checked, checked_sample, checked_verdict
-from pytest_gpucap.session.base_and_head import BaseAndHead, PairInvalid
-from pytest_gpucap.session.baselines import Comparing
-from pytest_gpucap.session.context import context_of, limits_of
-from pytest_gpucap.session.harness import Harness, MeasurementInvalid
-from pytest_gpucap.session.server_manager import SystemUnderTest
+
+if TYPE_CHECKING:
+    from pytest_gpucap.results.build import Context
+    from pytest_gpucap.results.measured import Accuracy, Curve, Measurement, Sample, Verdict
+    from pytest_gpucap.results.result import Result
+    from pytest_gpucap.roofline.limits import NoLimit, Roofline
+    from pytest_gpucap.session.base_and_head import BaseAndHead
+    from pytest_gpucap.session.baselines import Comparing
+    from pytest_gpucap.session.harness import Harness
+    from pytest_gpucap.session.kept import KeptResult, KeptResults
+    from pytest_gpucap.session.server_manager import SystemUnderTest
 
 
 class GpuCap:
@@ -41,7 +39,7 @@ class GpuCap:
         options: Options,
         *,
         test: str,
-        keep: Callable[[Record], None],
+        results: KeptResults,
         comparing: Comparing,
         pairing: BaseAndHead | None = None,
     ) -> None:
@@ -49,7 +47,7 @@ class GpuCap:
         self._declared, self._live = instrument.declared, instrument.live
         self._options = options
         self._test = test
-        self._keep = keep
+        self._keep = results.keep
         self._comparing = comparing
         self._pairing = pairing
 
@@ -63,35 +61,38 @@ class GpuCap:
             pytest.fail.Exception: on FAIL, and on INCONCLUSIVE unless the options say otherwise.
             MeasurementInvalid: if the measurement cannot be trusted.
         """
+        from pytest_gpucap.report import terminal
+        from pytest_gpucap.results.measured import Outcome
+
         requirement = self._declared.requirement
         if requirement is None:
             pytest.fail(
                 f"{self._declared.place}: check() needs a rate: gpucap(qps=...) or --target-qps",
                 pytrace=False,
             )
-        verdict, record = self._checked(requirement)
-        self._keep(record)
+        verdict, result = self._checked(requirement)
+        kept = self._keep(result)
         if verdict.outcome is Outcome.INVALID:
-            raise MeasurementInvalid(terminal.failure(record))
+            raise MeasurementInvalid(terminal.failure(result))
         undecided = verdict.outcome is Outcome.INCONCLUSIVE
         passes = verdict.outcome is Outcome.PASS or (undecided and self._options.inconclusive == "pass")
         if self._pairing is not None:
             try:
-                record["comparison"] = self._pairing.comparison(requirement, record)
+                self._pairing.compare(requirement, kept)
             except PairInvalid as error:
                 if passes:
                     raise
                 self._live.say(str(error))  # the verdict that follows must not be lost for it
         elif passes:
-            self._compare_check(requirement, record)
+            self._compare_check(requirement, kept)
         else:  # a test that fails already needs no confirmation of why else it would
-            self._comparing.compare(record)
-        report = terminal.failure(record)
+            self._comparing.compare(kept)
+        report = terminal.failure(kept.result)
         if verdict.outcome is Outcome.FAIL or (undecided and self._options.inconclusive == "fail"):
             pytest.fail(report, pytrace=False)
         if undecided and self._options.inconclusive == "skip":
             pytest.skip(report)
-        self._comparing.refuse_regression(record)
+        self._comparing.refuse_regression(kept.result)
         return verdict
 
     def measure(self) -> Measurement:
@@ -100,10 +101,10 @@ class GpuCap:
         Raises:
             MeasurementInvalid: if the measurement cannot be trusted.
         """
-        measurement, record = self._measured()
-        self._keep(record)
+        measurement, result = self._measured()
+        kept = self._keep(result)
         _trusted(measurement)
-        self._compared(record)
+        self._compared(kept)
         return measurement
 
     def sweep(self) -> Curve:
@@ -112,14 +113,17 @@ class GpuCap:
         Raises:
             MeasurementInvalid: if the measurement cannot be trusted.
         """
+        from pytest_gpucap.measure import procedure
+        from pytest_gpucap.results.build import sweep_result
+
         with self._with.driven() as (runner, settings, target):
             curve = procedure.sweep(runner, self._with.requirement, settings, self._live)
             roofline = self._roofline(target)
             curve = replace(curve, measurement=self._bounded(curve.measurement, roofline))
-            record = curve_record(curve, self._context(target, curve.measurement.samples, roofline))
-        self._keep(record)
+            result = sweep_result(curve, self._context(target, curve.measurement.samples, roofline))
+        kept = self._keep(result)
         _trusted(curve.measurement)
-        self._compared(record)
+        self._compared(kept)
         return curve
 
     def sample(self, *, rate: Number | None = None, concurrency: int | None = None, duration: Number = "30s") -> Sample:
@@ -133,8 +137,12 @@ class GpuCap:
         Raises:
             RequirementError: if neither or both are given, or a value cannot be meant.
         """
+        from pytest_gpucap.measure import procedure
+        from pytest_gpucap.results.build import sample_result
+        from pytest_gpucap.roofline.plausibility import checked_sample
+
         if (rate is None) == (concurrency is None):
-            raise ValueError("sample() takes either rate= or concurrency=")
+            raise RequirementError("sample() takes either rate= or concurrency=")
         rate_rps = None if rate is None else float(positive(rate, "rate"))
         held = None if concurrency is None else whole(concurrency, "concurrency")
         length_s = duration_s(duration, "duration")
@@ -147,7 +155,7 @@ class GpuCap:
             sample = checked_sample(sample, roofline)
             context = self._context(target, (sample,), roofline)
             self._keep(
-                sample_record(sample, requirement, context, simulated=runner.simulated, seed=self._declared.seed)
+                sample_result(sample, requirement, context, simulated=runner.simulated, seed=self._declared.seed)
             )
         return sample
 
@@ -176,13 +184,17 @@ class GpuCap:
             raise MeasurementInvalid(f"{declared.name}: the answers could not be judged: {found.problem}")
         return found
 
-    def _checked(self, requirement: Requirement, start: int = 0) -> tuple[Verdict, Record]:
+    def _checked(self, requirement: Requirement, start: int = 0) -> tuple[Verdict, Result]:
         """One run of the check."""
+        from pytest_gpucap.measure import procedure
+        from pytest_gpucap.results.build import check_result
+        from pytest_gpucap.roofline.plausibility import checked_verdict
+
         with self._with.driven(start) as (runner, settings, target):
             verdict = procedure.check(runner, requirement, settings, self._live)
             roofline = self._roofline(target)
             verdict = self._answered(checked_verdict(verdict, roofline))
-            return verdict, verdict_record(verdict, self._context(target, verdict.measurement.samples, roofline))
+            return verdict, check_result(verdict, self._context(target, verdict.measurement.samples, roofline))
 
     def _answered(self, verdict: Verdict) -> Verdict:
         """The verdict with the answers judged, where the requirement says how many must be right."""
@@ -193,64 +205,75 @@ class GpuCap:
         self._live.say("asking the workload's questions")
         return with_answers(verdict, self._with.server(), max_time_s=self._declared.max_time_s)
 
-    def _measured(self, start: int = 0) -> tuple[Measurement, Record]:
+    def _measured(self, start: int = 0) -> tuple[Measurement, Result]:
         """One run of the measurement."""
+        from pytest_gpucap.measure import procedure
+        from pytest_gpucap.results.build import measure_result
+
         with self._with.driven(start) as (runner, settings, target):
             measurement = procedure.measure(runner, self._with.requirement, settings, self._live)
             roofline = self._roofline(target)
             measurement = self._bounded(measurement, roofline)
-            return measurement, measurement_record(measurement, self._context(target, measurement.samples, roofline))
+            return measurement, measure_result(measurement, self._context(target, measurement.samples, roofline))
 
-    def _compare_check(self, requirement: Requirement, record: Record) -> None:
+    def _compare_check(self, requirement: Requirement, kept: KeptResult) -> None:
         """Compare a check that passes; one that is far above its requirement is measured first, to know its rate."""
-        if not self._comparing.wants_more_than(record):
-            self._comparing.compare(record, self._again(lambda: self._checked_sharply(requirement, start=1)))
+        if not self._comparing.wants_more_than(kept.result):
+            self._comparing.compare(kept, self._again(lambda: self._checked_sharply(requirement, start=1)))
             return
         _, sharper = self._measured()
         self._keep(sharper)
-        self._comparing.compare(record, self._again(lambda: self._measured(start=1)[1]), sharper)
+        self._comparing.compare(kept, self._again(lambda: self._measured(start=1)[1]), sharper)
 
-    def _checked_sharply(self, requirement: Requirement, start: int) -> Record:
+    def _checked_sharply(self, requirement: Requirement, start: int) -> Result:
         """One run of the check, or of the measurement where the check did not learn the rate well enough."""
-        _, record = self._checked(requirement, start)
-        if record["problems"] or not self._comparing.wants_more_than(record):
-            return record
-        _, sharper = self._measured(start)
-        sharper["spent_s"]["check"] = sum(filter(None, record["spent_s"].values()))
-        return sharper
+        _, checked = self._checked(requirement, start)
+        if checked.problems or not self._comparing.wants_more_than(checked):
+            return checked
+        from msgspec import structs
 
-    def _compared(self, record: Record) -> None:
+        _, sharper = self._measured(start)
+        return structs.replace(sharper, spent_s={**sharper.spent_s, "check": checked.total_spent_s})
+
+    def _compared(self, kept: KeptResult) -> None:
         """Compare with the session's baseline, or its base; a confirmed regression fails the test."""
         if self._pairing is not None:
-            record["comparison"] = self._pairing.comparison(self._with.requirement, record)
-            self._comparing.refuse_regression(record)
+            self._pairing.compare(self._with.requirement, kept)
+            self._comparing.refuse_regression(kept.result)
             return
-        self._comparing.compare(record, self._again(lambda: self._measured(start=1)[1]))
-        self._comparing.refuse_regression(record)
+        self._comparing.compare(kept, self._again(lambda: self._measured(start=1)[1]))
+        self._comparing.refuse_regression(kept.result)
 
-    def _again(self, once: Callable[[], Record]) -> Callable[[str], Record]:
+    def _again(self, once: Callable[[], Result]) -> Callable[[str], Result]:
         """Measures once more from a fresh start of the server, where it is ours to start; told why."""
 
-        def again(why: str) -> Record:
-            fresh = "" if self._with.placement.url else " from a fresh start"
+        def again(why: str) -> Result:
+            engine = self._with.placement.engine
+            fresh = " from a fresh start" if engine is not None and engine.restarts else ""
             self._live.say(f"{why}: measuring again{fresh}")
             self._with.start_afresh()
-            record = once()
-            if record["problems"] or record["sustainable_rate"] is None:
-                reason = "; ".join(record["problems"]) or "it found no sustainable rate"
+            result = once()
+            if result.problems or result.sustainable_rate is None:
+                reason = "; ".join(map(str, result.problems)) or "it found no sustainable rate"
                 raise MeasurementInvalid(f"{self._declared.name}: {why}, and a second measurement failed: {reason}")
-            return record
+            return result
 
         return again
 
     def _roofline(self, target: SystemUnderTest) -> Roofline | NoLimit:
+        from pytest_gpucap.session.context import limits_of
+
         return limits_of(target, self._declared)
 
     def _bounded(self, measurement: Measurement, roofline: Roofline | NoLimit) -> Measurement:
         """The measurement held against physics, and marked with whether there is a budget to hold it against."""
+        from pytest_gpucap.roofline.plausibility import checked
+
         return replace(checked(measurement, roofline), budgeted=self._declared.requirement is not None)
 
     def _context(self, target: SystemUnderTest, samples: Sequence[Sample], roofline: Roofline | NoLimit) -> Context:
+        from pytest_gpucap.session.context import context_of
+
         return context_of(target, samples, roofline, self._declared, self._test)
 
 

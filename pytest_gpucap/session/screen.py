@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import sys
-import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -75,7 +74,7 @@ def _to_stderr(worker: str) -> Callable[[str], None] | None:
 
 def glance(telemetry: Telemetry) -> str:
     """What the devices did in the last two seconds: ``GPU 97% 412 W``; empty without devices or readings."""
-    now_s = time.monotonic()
+    now_s = telemetry.now()
     recent = [watched.series.window(now_s - _GLANCE_S, now_s) for watched in telemetry.devices]
     use = _mean(value for columns in recent for value in columns["gpu_use"])
     power = [_mean(columns["power_w"]) for columns in recent]

@@ -1,4 +1,4 @@
-"""The session's records: written down as they come, summed up at the end."""
+"""The session's results: written down as they come, summed up at the end."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import pytest
 
-from pytest_gpucap.report import comparison, rows
+from pytest_gpucap.report import rows
 from pytest_gpucap.report import terminal as text
+from pytest_gpucap.report.comparison import comparison_summary
 from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.report.publish import publish
-from pytest_gpucap.results import result_file
-from pytest_gpucap.results.record import Record
+from pytest_gpucap.results.result import Result, ResultFile
+from pytest_gpucap.results.result_file import GrowingResultFile, session_file
 
 _COLOURS: Final[dict[str, dict[str, bool]]] = {
     "PASS": {"green": True},
@@ -27,27 +29,26 @@ _COLOURS: Final[dict[str, dict[str, bool]]] = {
 
 
 class SessionReport:
-    """Collects records, keeps the result files up to date, writes the terminal summary."""
+    """Collects results, keeps the result files up to date, writes the terminal summary."""
 
     def __init__(
         self, paths: Sequence[Path], config: pytest.Config, *, markdown: Path | None = None, html: Path | None = None
     ) -> None:
-        self._files = [result_file.GrowingResultFile(path) for path in paths]
+        self._files = [GrowingResultFile(path) for path in paths]
         self._markdown, self._html = markdown, html
         self._root = config.rootpath
         self._started = datetime.now(UTC)
         self._arguments = [str(argument) for argument in config.invocation_params.args]
-        self._records: list[Record] = []
+        self._results: list[Result] = []
         self._unwritten: dict[Path, str] = {}
         self._notes: list[str] = []
 
-    def add(self, records: Sequence[Record], *, expected: bool = False) -> None:
-        """Keep the records of one test, which may have been `expected` to fail, and write them down."""
-        for record in records:
-            if expected and (record["outcome"] not in {"PASS", None} or rows.regressed(record)):
-                record["expected_failure"] = True
-        self._records += records
-        content = self.document()
+    def add(self, results: Sequence[Result], *, expected: bool = False) -> None:
+        """Keep the results of one test, which may have been `expected` to fail, and write them down."""
+        for result in results:
+            failed = rows.failed(result) or rows.regressed(result)
+            self._results.append(msgspec.structs.replace(result, expected_failure=expected and failed))
+        content = self.content()
         for file in self._files:
             try:
                 file.write(content)
@@ -57,14 +58,9 @@ class SessionReport:
             else:
                 self._unwritten.pop(file.path, None)
 
-    def document(self) -> dict[str, Any]:
+    def content(self) -> ResultFile:
         """The result file of the session so far."""
-        return result_file.document(self._records, started=self._started, arguments=self._arguments)
-
-    def close(self) -> None:
-        """No result comes any more."""
-        for file in self._files:
-            file.close()
+        return session_file(self._results, started=self._started, arguments=self._arguments)
 
     def note(self, line: str) -> None:
         """A line for the end of the summary."""
@@ -73,14 +69,14 @@ class SessionReport:
     def summarise(self, terminal: Any) -> None:
         """Write the summary to pytest's terminal reporter."""
         terminal.section("GPU capacity")
-        for line in text.summary(self._records).splitlines():
+        for line in text.summary(self._results).splitlines():
             terminal.write_line(line, **_COLOURS.get(line.lstrip("- ").partition(" ")[0].rstrip(":"), {}))
-        for line in comparison.summary(self._records):
+        for line in comparison_summary(self._results):
             terminal.write_line(line)
         for line in self._unwritten.values() or [f"result file: {shown(self._files[-1].path)}"]:
             terminal.write_line(line)
         published = publish(
-            self.document(),
+            self.content(),
             markdown_file=self._markdown,
             html_file=self._html,
             root=self._root,

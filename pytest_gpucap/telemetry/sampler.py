@@ -22,15 +22,17 @@ from typing import Any, Self
 
 import psutil
 
+from pytest_gpucap.engines.protocol import MetricNames
 from pytest_gpucap.gpu.device import Device
 from pytest_gpucap.gpu.neighbours import Neighbours, describe
 from pytest_gpucap.gpu.nvml import NvmlUnavailable, process_list, session
 from pytest_gpucap.gpu.occupancy import GpuProcess
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
+from pytest_gpucap.results.telemetry import TelemetrySummary
 from pytest_gpucap.telemetry import health
 from pytest_gpucap.telemetry.probes import DEVICE_FIELDS, PROCESS_FIELDS, DeviceProbe, ProcessProbe
 from pytest_gpucap.telemetry.server_metrics import ServerFigures, read_figures
-from pytest_gpucap.telemetry.summary import TelemetrySummary, summarise
+from pytest_gpucap.telemetry.summary import summarise
 from pytest_gpucap.telemetry.time_series import TimeSeries, thin
 
 DEVICE_PERIOD_S = 0.1
@@ -109,6 +111,7 @@ class Telemetry:
         server_pids: the server's processes at the moment of the call.
         fetch: reads the server's ``/metrics``; None where it has none.
         clock: seconds, monotonic.
+        names: of the figures on that page.
     """
 
     def __init__(
@@ -117,8 +120,11 @@ class Telemetry:
         server_pids: Callable[[], Iterable[int]],
         fetch: Callable[[], str] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        names: MetricNames | None = None,
     ) -> None:
         self._server_pids, self._fetch, self._clock = server_pids, fetch, clock
+        self._names = names or MetricNames()
         self.devices = [WatchedDevice(d, TimeSeries(DEVICE_FIELDS), TimeSeries(LINK_FIELDS)) for d in devices]
         self.server = TimeSeries(SERVER_FIELDS)
         self.processes: dict[int, WatchedProcess] = {}
@@ -185,6 +191,10 @@ class Telemetry:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    def now(self) -> float:
+        """Seconds on the clock that readings are stamped by."""
+        return self._clock()
 
     def summary(self, start_s: float, end_s: float) -> TelemetrySummary:
         """What happened in a window of `clock` time; None in it for what was not sampled."""
@@ -293,7 +303,7 @@ class Telemetry:
             self.faults["/metrics"] = f"{type(error).__name__}: {error}"
             return
         # The server wrote the page somewhere between question and answer.
-        self.server.append((asked + self._clock()) / 2, astuple(read_figures(page)))
+        self.server.append((asked + self._clock()) / 2, astuple(read_figures(page, self._names)))
 
     def _sample_neighbours(self) -> None:
         for watched in self.devices:

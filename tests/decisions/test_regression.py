@@ -14,13 +14,13 @@ from scipy.stats import binomtest
 from pytest_gpucap.decisions import regression
 from pytest_gpucap.decisions.regression import (
     ComparedRate,
-    RegressionDecision,
     confirmed,
     decide,
     median_of,
     ratio_of,
     runs_to_settle,
 )
+from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.measured import Interval
 
 OWN_SD = 0.012

@@ -44,7 +44,7 @@ def stand_in(stand_in_python: str, tmp_path: Path, family: Family) -> Callable[.
     """Makes the spec of a stand-in server: ``stand_in("serve", max_model_len=128)``."""
 
     def make(
-        mode: str = "serve", *, env: dict[str, str] | None = None, startup_timeout_s: float = 60.0, **args: Any
+        mode: str = "serve", *, env: dict[str, str] | None = None, startup_timeout_s: float = 3600.0, **args: Any
     ) -> ServerSpec:
         return ServerSpec(
             "/models/stand-in",

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import time
 import uuid
-from collections.abc import Callable
-from typing import TypeVar
 
 import psutil
+
+from tests.waiting import until
 
 MARK = "GPUCAP_TEST_MARK"
 TREE = 4
 """Processes of a stand-in server: main, child, child in a session of its own, orphaned daemon in another."""
-
-T = TypeVar("T")
-
-
-def wait_for(condition: Callable[[], T], what: str, timeout_s: float = 60.0) -> T:
-    """What the condition gives as soon as that is true."""
-    deadline = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"no {what} within {timeout_s} s"
-        time.sleep(0.02)
-    return value
 
 
 class Family:
@@ -42,13 +30,6 @@ class Family:
                     found.append(process)
         return found
 
-    def survivors(self, timeout_s: float = 30.0) -> list[str]:
-        """What still lives after the time; empty as soon as nothing does."""
-        deadline = time.monotonic() + timeout_s
-        while (left := self.alive()) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        names = []
-        for process in left:
-            with contextlib.suppress(psutil.Error):
-                names.append(f"{process.pid} {' '.join(process.cmdline())}")
-        return names
+    def wait_until_gone(self) -> None:
+        """Wait until none of them lives."""
+        until(lambda: not self.alive())

@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from pytest_gpucap.engines.process import OwnedProcess
-from tests.engines.server_family import TREE, Family, wait_for
+from tests.engines.server_family import TREE, Family
+from tests.waiting import until
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 COMMAND = [sys.executable, "-S", str(STAND_IN), "--host", "127.0.0.1", "--port", "0"]
@@ -31,11 +32,11 @@ def log(tmp_path: Path) -> Path:
 def start(log: Path, family: Family) -> Iterator[Start]:
     started = []
 
-    def make(mode: str = "serve", *, grace_s: float = 10.0) -> OwnedProcess:
+    def make(mode: str = "serve", *, grace_s: float = 1e6) -> OwnedProcess:
         env = {**os.environ, **family.env, "STAND_IN": mode, "STAND_IN_TOLD": os.devnull, "VLLM_API_KEY": "k"}
         owned = OwnedProcess(COMMAND, env=env, log_path=log, grace_s=grace_s)
         started.append(owned)
-        wait_for(lambda: len(owned.pids()) == TREE and "serving" in log.read_text(), "server")
+        until(lambda: len(owned.pids()) == TREE and "serving" in log.read_text())
         return owned
 
     yield make
@@ -77,17 +78,17 @@ def test_what_ignores_sigterm_is_killed_after_the_grace(start: Start, family: Fa
 def test_when_the_main_process_dies_what_it_left_goes_too(start: Start, family: Family) -> None:
     owned = start()
     os.kill(main_of(owned), signal.SIGKILL)
-    assert wait_for(lambda: owned.poll() is not None, "exit code")
+    until(lambda: owned.poll() is not None)
     assert owned.poll() == -signal.SIGKILL
-    assert family.survivors() == []
+    family.wait_until_gone()
 
 
 def test_a_sigkilled_watchdog_leaves_nothing_after_close(start: Start, family: Family) -> None:
     owned = start()
     main = main_of(owned)
     owned._watchdog.kill()
-    assert wait_for(lambda: owned.poll() is not None, "exit code")
-    wait_for(lambda: main not in {each.pid for each in family.alive()}, "end of the main process")
+    until(lambda: owned.poll() is not None)
+    until(lambda: main not in {each.pid for each in family.alive()})
     assert family.alive() != []  # the others live on ...
     owned.close()
     assert family.alive() == []  # ... until they are found by their environment
@@ -96,7 +97,7 @@ def test_a_sigkilled_watchdog_leaves_nothing_after_close(start: Start, family: F
 def test_sigterm_to_the_watchdog_is_an_order_to_end(start: Start, family: Family) -> None:
     owned = start()
     os.kill(owned._watchdog.pid, signal.SIGTERM)
-    assert family.survivors() == []
+    family.wait_until_gone()
 
 
 def test_signals_of_the_terminal_reach_neither_the_server_nor_its_watchdog(start: Start) -> None:
@@ -108,7 +109,7 @@ def test_signals_of_the_terminal_reach_neither_the_server_nor_its_watchdog(start
     # Signals are taken in order: the daemon's end is noticed after SIGINT and SIGHUP were, and nothing else has ended.
     (orphan,) = psutil.Process(owned._watchdog.pid).children()[1:]
     orphan.kill()
-    wait_for(lambda: len(owned.pids()) == TREE - 1 and not orphan.is_running(), "end of the daemon")
+    until(lambda: len(owned.pids()) == TREE - 1 and not orphan.is_running())
     assert owned.poll() is None
 
 
@@ -118,8 +119,7 @@ from pathlib import Path
 from pytest_gpucap.engines.process import OwnedProcess
 
 owned = OwnedProcess({command!r}, env={{**os.environ, "VLLM_API_KEY": "k"}}, log_path=Path({log!r}))
-deadline = time.monotonic() + 60
-while len(owned.pids()) < {tree} and time.monotonic() < deadline:
+while len(owned.pids()) < {tree}:
     time.sleep(0.02)
 if (pid := os.fork()) == 0:
     owned.close()  # not its to close
@@ -143,14 +143,13 @@ def test_a_fork_of_the_owner_neither_ends_the_server_nor_keeps_it(log: Path, fam
         assert len(pids) == TREE
         servers = [psutil.Process(pid) for pid in pids]
         owner.kill()
-    _, alive = psutil.wait_procs(servers, timeout=30)
-    assert alive == []
-    wait_for(lambda: [process.pid for process in family.alive()] == [holder], "end of the watchdog")
+    psutil.wait_procs(servers)
+    until(lambda: [process.pid for process in family.alive()] == [holder])
 
 
 def test_a_command_that_cannot_run_says_so_in_the_log(log: Path) -> None:
     owned = OwnedProcess(["/no/such/python", "-m", "x"], env=dict(os.environ), log_path=log)
-    assert wait_for(lambda: owned.poll() is not None, "exit code")
+    until(lambda: owned.poll() is not None)
     owned.close()
     assert owned.poll() == 127
     assert "cannot start /no/such/python" in log.read_text()

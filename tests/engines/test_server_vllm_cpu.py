@@ -17,7 +17,8 @@ from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.load.schedule import closed_loop
 from pytest_gpucap.requirement import ApiKind, Length, Workload
 from pytest_gpucap.vllm_arguments import VllmArguments
-from tests.engines.server_family import Family, wait_for
+from tests.engines.server_family import Family
+from tests.waiting import FOREVER_S, until
 
 pytestmark = [pytest.mark.vllm_cpu, pytest.mark.slow]
 
@@ -176,8 +177,8 @@ def test_tokens_under_way_are_counted_where_an_event_holds_several(sized: VllmSe
         runner.prepare()
         before = generated()
         span = runner.run(closed_loop(workload, 8, 6.0, 20.0, 5, 0))
-        assert runner.settle(30.0, cancel=True)
-        wait_for(lambda: sized.metrics().value("vllm:num_requests_running") == 0, "idle server")
+        assert runner.settle(FOREVER_S, cancel=True)
+        until(lambda: sized.metrics().value("vllm:num_requests_running") == 0)
         journal, told = runner.journal(), generated() - before
     assert (journal.end_s >= span.end_s).sum() == 8  # one may have ended with the phase
     assert (journal.status == Status.CANCELLED).any()

@@ -10,12 +10,13 @@ import msgspec
 import pytest
 
 from pytest_gpucap.engines.server_spec import ServerSpec
-from pytest_gpucap.engines.vllm import VllmServer, start_vllm
+from pytest_gpucap.engines.vllm import METRICS, VllmServer, start_vllm
 from pytest_gpucap.results.telemetry import BottleneckKind
 from pytest_gpucap.telemetry.bottleneck import KnownLimits, diagnose
 from pytest_gpucap.telemetry.probes import API_SERVER, ENGINE
 from pytest_gpucap.telemetry.sampler import Telemetry
 from pytest_gpucap.telemetry.server_metrics import read_figures
+from tests.waiting import until
 
 PYTHON = Path(os.environ.get("GPUCAP_TEST_VLLM_PYTHON") or Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python")
 REQUESTS, TOKENS = 120, 48
@@ -35,25 +36,23 @@ def ask(server: VllmServer, number: int) -> None:
 
 def await_reading(telemetry: Telemetry) -> None:
     """A reading that was begun from now on."""
-    now, deadline = time.monotonic(), time.monotonic() + 60
-    while not (telemetry.server.all()["time_s"] > now).any():
-        assert time.monotonic() < deadline, f"no reading: {telemetry.faults}"
-        time.sleep(0.01)
+    seen = telemetry.server.all()["time_s"].size
+    until(lambda: telemetry.server.all()["time_s"].size >= seen + 2)  # the next one may be under way
 
 
 def test_a_real_server_is_watched(tmp_path: Path) -> None:
     spec = ServerSpec("synthetic:tiny", python=str(PYTHON), log_dir=tmp_path)
     with start_vllm(spec) as server:
-        with Telemetry((), server.pids, lambda: server.request("/metrics")) as telemetry:
+        with Telemetry((), server.pids, lambda: server.request("/metrics"), names=METRICS) as telemetry:
             await_reading(telemetry)
-            before = read_figures(server.request("/metrics"))
+            before = read_figures(server.request("/metrics"), METRICS)
             start = time.monotonic()
             with ThreadPoolExecutor(8) as pool:
                 list(pool.map(lambda number: ask(server, number), range(REQUESTS)))
             end = time.monotonic()
             await_reading(telemetry)
         seen = telemetry.summary(start, end)
-        after = read_figures(server.request("/metrics"))
+        after = read_figures(server.request("/metrics"), METRICS)
         pids = server.pids()
     assert telemetry.faults == {}
     assert telemetry.problems(start, end) == []

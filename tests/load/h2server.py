@@ -41,7 +41,7 @@ class H2Server:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
+        self._thread.join()
         self._loop.close()
 
     def _serve(self) -> None:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
-
-PIECE_PAUSE_S = 0.002
-"""Between two pieces, so that they travel in packets of their own; nothing depends on how long it is."""
 
 Script = Sequence[bytes | None]
 """Pieces to send; None closes the connection."""
@@ -50,17 +49,42 @@ def good(tokens: int = 4, prompt: int = 32) -> list[bytes]:
     return [HEAD, *(chunk(b"data: %b\n\n" % data) for data in events(tokens, prompt)), b"0\r\n\r\n"]
 
 
-class RawServer:
-    """Answers the i-th streamed request with ``scripts[min(i, last)]``, or whatever `respond` says."""
+def taken_in(sock: socket.socket) -> bool:
+    """Whether the other end, a process of this machine, has read all that was sent to it, or is gone."""
+    ours, theirs = sock.getsockname()[1], sock.getpeername()[1]
+    # Of its socket: addresses and ports, state, bytes to send and bytes to read (proc(5)).
+    row = rf" [0-9A-F]{{8}}:{theirs:04X} [0-9A-F]{{8}}:{ours:04X} 01 [0-9A-F]{{8}}:([0-9A-F]{{8}}) "
+    end = re.search(row, Path("/proc/net/tcp").read_text())
+    return end is None or int(end[1], 16) == 0
 
-    def __init__(self, *scripts: Script, respond: Callable[[int, dict[str, object]], Script] | None = None) -> None:
+
+class RawServer:
+    """Answers the i-th streamed request with ``scripts[min(i, last)]``, or whatever `respond` says.
+
+    A piece is sent when the client has read the one before: each comes to it alone.
+
+    Args:
+        scripts: see above.
+        respond: the script for a request, by its number and its body.
+        hold_from: the number of the first request that is not answered before `release`; None for none.
+        share_port: others may bind the port, too; see `socket.SO_REUSEPORT`.
+    """
+
+    def __init__(
+        self,
+        *scripts: Script,
+        respond: Callable[[int, dict[str, object]], Script] | None = None,
+        hold_from: int | None = None,
+        share_port: bool = False,
+    ) -> None:
         self.scripts, self.respond = scripts, respond
+        self._hold_from, self._go = hold_from, threading.Event()
         self.requests: list[bytes] = []
         self.carriers: list[int] = []
         """The number of the connection that each request came over."""
         self._connections = 0
         self._lock = threading.Lock()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256, reuse_port=share_port)
         self.port: int = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._open: list[socket.socket] = []
@@ -74,11 +98,16 @@ class RawServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closing = True
+        self.release()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes the accepting thread
         self._listener.close()
         for sock in self._open:
             sock.close()
+
+    def release(self) -> None:
+        """Answer what is held."""
+        self._go.set()
 
     def _accept(self) -> None:
         while not self._closing:
@@ -132,11 +161,14 @@ class RawServer:
             number = len(self.requests)
             self.carriers.append(carrier)
             self.requests.append(head + b"\r\n\r\n" + body)
+        if self._hold_from is not None and number >= self._hold_from:
+            self._go.wait()
         script = self.respond(number, request) if self.respond else self.scripts[min(number, len(self.scripts) - 1)]
         for piece in script:
             if piece is None:
                 return False
             if piece:
                 sock.sendall(piece)
-                time.sleep(PIECE_PAUSE_S)
+                while not taken_in(sock) and not self._closing:
+                    time.sleep(0.0002)
         return True

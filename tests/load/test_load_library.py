@@ -20,6 +20,7 @@ from tests.load.h2server import H2Server
 from tests.load.rawserver import HEAD, RawServer, good
 from tests.load.test_load_answers import BROKEN, TOKENS, WAYS, WORKLOAD, assert_good, one_by_one
 from tests.load.tokenserver import TokenServer
+from tests.waiting import FOREVER_S
 
 TLS = Path(__file__).with_name("tls")
 """A self-signed certificate for 127.0.0.1, made for these tests."""
@@ -42,7 +43,7 @@ def test_tls_gives_the_same_records(trusted: ssl.SSLContext) -> None:
         assert runner.uses_library == "TLS"
         one = open_loop(LENGTHS, 40.0, 1.0, 1, 0)
         spans = [runner.run(one), runner.run(closed_loop(LENGTHS, 4, 0.5, 300.0, 1, 1, first_prompt=1000))]
-        assert runner.settle(10.0)
+        assert runner.settle(FOREVER_S)
         journal = runner.journal()
     assert (journal.status == Status.OK).all(), runner.error_texts()
     np.testing.assert_array_equal(journal.counted_prompt_tokens, journal.prompt_tokens)
@@ -64,7 +65,7 @@ def test_a_server_that_speaks_http2_alone(over_tls: bool, trusted: ssl.SSLContex
     ):
         assert runner.uses_library == ("TLS" if over_tls else "HTTP/2")
         runner.run(open_loop(LENGTHS, 40.0, 0.7, 1, 0))
-        assert runner.settle(10.0)
+        assert runner.settle(FOREVER_S)
         journal = runner.journal()
     assert server.versions == {"2"}
     assert journal.status.size == len(server.seen.bodies) > 10
@@ -127,7 +128,7 @@ def test_a_proxy_from_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -
         with HttpLoadRunner("http://model.invalid:80", "m", None, LENGTHS, 1, workers=1) as runner:
             assert runner.uses_library == "a proxy"
             runner.run(open_loop(LENGTHS, 30.0, 0.5, 1, 0))
-            assert runner.settle(5.0)
+            assert runner.settle(FOREVER_S)
             assert (runner.journal().status == Status.OK).all(), runner.error_texts()
         assert proxy.connections > 0
 
@@ -159,12 +160,12 @@ def test_a_time_limit_and_a_cancellation_hold_for_the_library_too(through_the_li
     with RawServer([HEAD, good()[1]]) as server:
         with HttpLoadRunner(server.url, "m", None, WORKLOAD, 1, workers=1, request_timeout_s=0.3) as runner:
             runner.run(phase)
-            assert runner.settle(10.0)
+            assert runner.settle(FOREVER_S)
             assert runner.journal().status.tolist() == [Status.TIMEOUT]
         with HttpLoadRunner(server.url, "m", None, WORKLOAD, 1, workers=1) as runner:
             runner.run(phase)
             assert not runner.settle(0.1)
-            assert runner.settle(10.0, cancel=True)
+            assert runner.settle(FOREVER_S, cancel=True)
             assert runner.journal().status.tolist() == [Status.CANCELLED]
 
 
@@ -172,5 +173,5 @@ def test_completions_by_ids_through_the_library(through_the_library: None) -> No
     workload = Workload(Length.fixed(40), Length.fixed(3), endpoint=ApiKind.COMPLETIONS)
     with TokenServer() as server, HttpLoadRunner(server.url, "m", None, workload, 1, workers=2) as runner:
         runner.run(open_loop(workload, 30.0, 0.5, 1, 0))
-        assert runner.settle(5.0)
+        assert runner.settle(FOREVER_S)
         assert (runner.journal().status == Status.OK).all(), runner.error_texts()

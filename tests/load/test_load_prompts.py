@@ -18,6 +18,7 @@ from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.requirement import ApiKind, Length, Workload
 from pytest_gpucap.results.problems import ProblemKind
 from tests.load.tokenserver import TokenServer
+from tests.waiting import FOREVER_S
 
 BLOCK = 16
 
@@ -189,7 +190,7 @@ def test_every_prompt_of_a_run_is_counted_as_asked_for() -> None:
         with HttpLoadRunner(server.url, "m", None, workload, 1, workers=1) as runner:
             prompts = np.arange(60, 160, dtype=np.int32)
             span = runner.run(OpenLoop(1.0, np.linspace(0, 0.9, 100), prompts, np.full(100, 2, np.int32)))
-            assert runner.settle(10)
+            assert runner.settle(FOREVER_S)
             journal = runner.journal()
         # That the generator was late is possible on a busy machine, and no matter here.
         assert not [problem for problem in span.check.problems if problem.kind is ProblemKind.PROMPT_TOKENS]

@@ -12,7 +12,6 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,25 +20,39 @@ import pytest
 
 from pytest_gpucap.load.answer import Answer
 from pytest_gpucap.load.connection import RequestHead
-from pytest_gpucap.load.event_loop import EventLoop
+from pytest_gpucap.load.event_loop import FAILURE_PAUSE_S, EventLoop
 from pytest_gpucap.load.prompts import Composer, Recipe
 from pytest_gpucap.load.protocol import ClosedLoop, LoadError, OpenLoop, Progress, Status
-from pytest_gpucap.load.runner import HttpLoadRunner, workers_for
+from pytest_gpucap.load.runner import LEAD_S, HttpLoadRunner, MonotonicClock, workers_for
 from pytest_gpucap.load.schedule import closed_loop, open_loop
-from pytest_gpucap.load.shared_memory import PhaseTable, WorkerBoard, shared_memory
+from pytest_gpucap.load.shared_memory import Count, PhaseTable, Spread, WorkerBoard, shared_memory
 from pytest_gpucap.load.worker_pool import WorkerPool
 from pytest_gpucap.requirement import ApiKind, ArrivalKind, Arrivals, Length, Workload
 from tests.load.rawserver import RawServer
 from tests.load.tokenserver import TokenServer
+from tests.waiting import FOREVER_S, UNTIL_STOPPED_S, until
 
 WORKLOAD = Workload(Length.parse("uniform:30-60", "input_tokens"), Length.parse("uniform:2-12", "output_tokens"))
 
 
-def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, f"{what} did not come about"
-        time.sleep(0.01)
+def closed(
+    concurrency: int, output_tokens: int, *, duration_s: float = UNTIL_STOPPED_S, first_prompt: int = 0
+) -> ClosedLoop:
+    """A closed loop of equal requests, with more rows than are ever used."""
+    n = 20_000
+    rows = np.full(n, 30, np.int32), np.full(n, output_tokens, np.int32)
+    return ClosedLoop(duration_s, concurrency, *rows, first_prompt=first_prompt)
+
+
+class ReadClock(MonotonicClock):
+    """A clock that remembers what it said."""
+
+    def __init__(self) -> None:
+        self.said_s: list[float] = []
+
+    def now(self) -> float:
+        self.said_s.append(super().now())
+        return self.said_s[-1]
 
 
 @pytest.mark.parametrize("endpoint", list(ApiKind))
@@ -50,9 +63,13 @@ def test_phases_records_and_the_servers_own_counts(endpoint: ApiKind, workers: i
         with HttpLoadRunner(server.url, "m", None, workload, 1, workers=workers) as runner:
             one = open_loop(workload, 60.0, 1.0, seed=1, stream=0)
             two = closed_loop(workload, 6, 0.7, 500.0, seed=1, stream=1, first_prompt=10_000)
-            spans = [runner.run(one), runner.run(two)]
-            assert runner.settle(10.0)
+            first = runner.run(one)
+            runner.clock = clock = ReadClock()
+            second = runner.run(two)
+            assert runner.settle(FOREVER_S)
             journal = runner.journal()
+            # Of each phase and of what came after its end.
+            all_gaps = [carried.table.histogram(Spread.GAPS).total for carried in runner._carried]
         seen = server.seen
     assert journal.status.size == len(seen.bodies)
     assert (journal.status == Status.OK).all(), runner.error_texts()
@@ -64,22 +81,31 @@ def test_phases_records_and_the_servers_own_counts(endpoint: ApiKind, workers: i
     # Every request was the one that the schedule says, once.
     sent = sorted(body["max_tokens"] for body in seen.bodies)
     assert sent == sorted(journal.output_tokens.tolist())
-    first, second = spans
     assert (first.first_row, first.end_row, second.first_row) == (0, one.due_s.size, one.due_s.size)
     assert second.end_row == journal.status.size
     np.testing.assert_allclose(journal.due_s[: first.end_row], first.start_s + one.due_s, atol=1e-9)
     np.testing.assert_array_equal(journal.prompt_tokens[: first.end_row], one.prompt_tokens)
-    assert 0 <= second.start_s - first.end_s < 0.5
+    # The second began as soon as the runner was told to run it.
+    assert second.start_s == max(first.end_s, clock.said_s[0] + LEAD_S)
     assert (np.diff(journal.due_s) >= 0).all()
     assert journal.hot.sum() == 6
-    # The first ones of the second phase, give or take what another worker started meanwhile.
+    # The first ones of the second phase, whenever their worker came to send them.
     assert not journal.hot[: second.first_row].any()
-    assert np.flatnonzero(journal.hot).max() < second.first_row + 12
-    # Each phase's gaps: a request of k tokens has k - 1, the last of them after the second phase's end.
-    gaps = (journal.counted_output_tokens - 1).sum()
-    assert 0.8 * gaps <= first.gaps.total + second.gaps.total <= gaps
+    for rows, scheduled in (
+        (journal.prompt_tokens, two.prompt_tokens),
+        (journal.output_tokens, two.output_tokens),
+    ):
+        assert sorted(rows[journal.hot].tolist()) == sorted(scheduled[:6].tolist())
+    # Each phase's gaps: a request of k tokens has k - 1, the last of them after a phase's end.
+    assert sum(all_gaps) == (journal.counted_output_tokens - 1).sum()
+    for span, all_of_it in zip((first, second), all_gaps, strict=True):
+        assert 0 < span.gaps.total <= all_of_it
     assert (journal.ttft_s > 0).all()
-    assert 0.002 <= np.nanmedian(journal.tpot_s) < 0.05
+    several = journal.counted_output_tokens > 1
+    np.testing.assert_allclose(
+        (journal.ttft_s + journal.tpot_s * (journal.counted_output_tokens - 1))[several],
+        journal.e2e_s[several],
+    )
     assert len(runner.worker_pids) == 0 or not any(map(psutil.pid_exists, runner.worker_pids))
 
 
@@ -92,12 +118,15 @@ def test_the_union_of_the_workers_arrivals_is_the_schedule(workers: int) -> None
         HttpLoadRunner(server.url, "m", None, workload, 5, workers=workers) as runner,
     ):
         span = runner.run(phase)
-        assert runner.settle(10.0)
+        assert runner.settle(FOREVER_S)
         journal = runner.journal()
+        table = runner._carried[0].table
     np.testing.assert_allclose(journal.due_s - span.start_s, phase.due_s, atol=1e-9)
-    assert np.median(journal.sent_s - journal.due_s) < 0.02
+    # A worker that gets the processor late is as late with everything it does.
+    assert np.median(journal.sent_s - journal.due_s) < 0.02 + table.histogram(Spread.LOOP).quantile_s(0.9)
     assert span.check.intended_rps == pytest.approx(phase.rate_rps)
-    assert span.check.achieved_rps == pytest.approx(phase.rate_rps, rel=0.05)
+    assert 0 < span.check.achieved_rps <= 1.001 * phase.rate_rps
+    assert table.counts[:, Count.SENT].sum() == phase.due_s.size
     prompts = {str(body["messages"]) for body in server.seen.bodies}
     assert len(prompts) == phase.due_s.size
 
@@ -124,7 +153,7 @@ def test_a_request_that_is_due_does_not_wait_for_what_is_to_be_read() -> None:
             board,
             0,
             bins_start_s=time.monotonic(),
-            request_timeout_s=60.0,
+            request_timeout_s=UNTIL_STOPPED_S,
         )
         due_s = time.monotonic() + 0.02
 
@@ -140,7 +169,7 @@ def test_a_request_that_is_due_does_not_wait_for_what_is_to_be_read() -> None:
             engine.attend(mine, lambda mine=mine: read(mine))  # type: ignore[misc]
             other.send(b".")
         table.due_s[:], table.prompt_tokens[:], table.output_tokens[:] = due_s, 16, 8
-        engine.begin(table, start_s=due_s, end_s=due_s + 60.0, share=0, first_prompt=0)
+        engine.begin(table, start_s=due_s, end_s=due_s + UNTIL_STOPPED_S, share=0, first_prompt=0)
         engine.run()
         engine.close()
     for pair in pairs:
@@ -169,47 +198,50 @@ def test_workers_run_in_short_slices_where_the_kernel_grants_them() -> None:
 def test_a_closed_loop_keeps_its_number_in_flight(workers: int) -> None:
     workload = Workload(Length.fixed(30), Length.fixed(10))
     with (
-        TokenServer(gap_s=0.005) as server,
+        TokenServer(gap_s=0.005, hold_after=1) as server,
         HttpLoadRunner(server.url, "m", None, workload, 1, workers=workers) as runner,
     ):
         seen: list[Progress] = []
 
         def watch(progress: Progress) -> bool:
-            seen.append(progress)
-            return False
+            if server.seen.held == 5:  # every worker has begun
+                server.release()
+            if seen or progress.in_flight == 5:
+                seen.append(progress)
+            return len(seen) == 4 and progress.completed > 0
 
-        runner.run(closed_loop(workload, 5, 1.2, 400.0, 1, 0), watch)
+        runner.run(closed(5, 10), watch)
         assert server.seen.most_in_flight == 5
         assert {progress.in_flight for progress in seen} <= {3, 4, 5}
         assert [progress.completed for progress in seen] == sorted(progress.completed for progress in seen)
         # Fewer in the next phase: it waits for the number to fall. More: it tops up at once.
-        runner.run(closed_loop(workload, 2, 0.8, 400.0, 1, 1, first_prompt=1000))
+        runner.run(closed(2, 10, first_prompt=100_000), lambda _: server.seen.in_flight <= 2)
         server.seen.most_in_flight = 0
-        runner.run(closed_loop(workload, 2, 0.5, 400.0, 1, 2, hot=False, first_prompt=2000))
+        runner.run(closed(2, 10, first_prompt=200_000), lambda progress: progress.completed >= 10)
         assert server.seen.most_in_flight == 2
-        assert runner.settle(5.0)
+        assert runner.settle(FOREVER_S)
         assert (runner.journal().status == Status.OK).all()
 
 
 def test_requests_in_flight_go_on_into_the_next_phase() -> None:
     workload = Workload(Length.fixed(30), Length.fixed(20))
-    one = OpenLoop(0.5, np.array([0.05]), np.array([30], np.int32), np.array([20], np.int32))
+    prompt, due_s = np.array([30], np.int32), np.array([0.05])
+    one = OpenLoop(UNTIL_STOPPED_S, due_s, prompt, np.array([20], np.int32))
+    two = OpenLoop(UNTIL_STOPPED_S, due_s, prompt, np.array([2], np.int32), first_prompt=1)
     with (
         # What comes between two phases belongs to neither: nothing does.
         TokenServer(gap_s=0.02, hold_after=5) as server,
         HttpLoadRunner(server.url, "m", None, workload, 1, workers=1) as runner,
     ):
 
-        def go_on(_progress: Progress) -> bool:
+        def go_on(progress: Progress) -> bool:
             server.release()
-            return False
+            return progress.completed == 2
 
-        first = runner.run(one)
+        first = runner.run(one, lambda _: server.seen.held == 1)
         assert runner.journal().status.tolist() == [Status.IN_FLIGHT]
-        second = runner.run(
-            OpenLoop(1.2, np.array([0.1]), np.array([30], np.int32), np.array([2], np.int32), first_prompt=1), go_on
-        )
-        assert runner.settle(5.0)
+        second = runner.run(two, go_on)
+        assert runner.settle(FOREVER_S)
         assert runner.journal().status.tolist() == [Status.OK, Status.OK]
         assert first.gaps.total + second.gaps.total == 19 + 1
         assert first.gaps.total > 0
@@ -222,17 +254,22 @@ def test_should_stop_ends_a_phase_early() -> None:
         TokenServer() as server,
         HttpLoadRunner(server.url, "m", None, workload, 1, workers=1) as runner,
     ):
-        span = runner.run(open_loop(workload, 50.0, 30.0, 1, 0), lambda progress: progress.completed >= 20)
+        phase = open_loop(workload, 50.0, 1800.0, 1, 0)
+        span = runner.run(phase, lambda progress: progress.completed >= 20)
         assert span.stopped
-        assert span.end_s - span.start_s < 25.0
-        assert runner.settle(5.0)
+        assert span.end_s - span.start_s < phase.duration_s
+        assert runner.settle(FOREVER_S)
         journal = runner.journal()
         assert journal.due_s.size == span.end_row
         assert (journal.due_s <= span.end_s).all()
         assert (journal.status == Status.OK).all()
         count = len(server.seen.bodies)
-        time.sleep(0.1)
-        assert len(server.seen.bodies) == count == span.end_row  # nothing more is sent
+        assert count == span.end_row
+        # Nothing more is sent of it, even in the next phase.
+        following = runner.run(open_loop(workload, 50.0, 0.3, 1, 1, first_prompt=1_000_000))
+        assert runner.settle(FOREVER_S)
+        assert len(server.seen.bodies) == following.end_row
+        assert following.end_row - count == following.phase.prompt_tokens.size
 
 
 @pytest.mark.parametrize("loop", ["open", "closed"])
@@ -247,14 +284,14 @@ def test_what_workers_send_until_they_hear_of_an_early_end_is_recorded(
         def tell_late(crew: WorkerPool, message: dict[str, object], fd: int | None = None) -> None:
             if message["do"] == "cut":
                 already = len(server.seen.bodies)
-                wait_for(lambda: len(server.seen.bodies) >= already + 10, "more requests")
+                until(lambda: len(server.seen.bodies) >= already + 10)
             tell(crew, message, fd)
 
         monkeypatch.setattr(WorkerPool, "tell", tell_late)
-        phase = open_loop(workload, 100.0, 30.0, 1, 0) if loop == "open" else closed_loop(workload, 4, 9.0, 999.0, 1, 0)
+        phase = open_loop(workload, 20.0, 1800.0, 1, 0) if loop == "open" else closed(4, 2)
         span = runner.run(phase, lambda progress: progress.completed >= 5)
         following = runner.run(open_loop(workload, 50.0, 0.2, 1, 1, first_prompt=100_000))
-        assert runner.settle(5.0)
+        assert runner.settle(FOREVER_S)
         journal = runner.journal()
         assert span.stopped
         assert journal.status.size == len(server.seen.bodies) == following.end_row
@@ -267,16 +304,16 @@ def test_what_workers_send_until_they_hear_of_an_early_end_is_recorded(
 def test_a_request_is_known_from_its_first_token_on() -> None:
     workload = Workload(Length.fixed(30), Length.fixed(400))
     with (
-        TokenServer(gap_s=0.05) as server,
+        TokenServer(hold_after=5) as server,
         HttpLoadRunner(server.url, "m", None, workload, 1, workers=1) as runner,
     ):
-        runner.run(closed_loop(workload, 3, 30.0, 10.0, 1, 0, hot=False), lambda _: server.seen.output_tokens >= 12)
+        runner.run(closed(3, 400), lambda _: server.seen.held == 3)
         journal = runner.journal()
         assert journal.status.tolist() == [Status.IN_FLIGHT] * 3
         assert (journal.due_s <= journal.sent_s).all()
         assert (journal.sent_s < journal.first_s).all()
         assert np.isnan(journal.last_s).all()
-        assert runner.settle(5.0, cancel=True)
+        assert runner.settle(FOREVER_S, cancel=True)
         ended = runner.journal()
         assert ended.status.tolist() == [Status.CANCELLED] * 3
         np.testing.assert_array_equal(ended.first_s, journal.first_s)
@@ -285,22 +322,14 @@ def test_a_request_is_known_from_its_first_token_on() -> None:
 def test_cancelling_ends_what_is_in_flight() -> None:
     workload = Workload(Length.fixed(30), Length.fixed(1000))
     with (
-        TokenServer(gap_s=0.05) as server,
+        TokenServer(hold_after=1) as server,
         HttpLoadRunner(server.url, "m", None, workload, 1, workers=1) as runner,
     ):
-        runner.run(closed_loop(workload, 3, 0.3, 10.0, 1, 0, hot=False))
+        runner.run(closed(3, 1000), lambda _: server.seen.held == 3)
         assert not runner.settle(0.1)
-        assert runner.settle(5.0, cancel=True)
+        assert runner.settle(FOREVER_S, cancel=True)
         assert runner.journal().status.tolist() == [Status.CANCELLED] * 3
         assert runner.error_texts() == {}
-
-
-def tokens_by(runner: HttpLoadRunner, server: TokenServer, time_s: float) -> tuple[int, int]:
-    """Output tokens in the bins that were over by then, as the journal has them now and as the server sent them."""
-    journal = runner.journal()
-    bins = int((time_s - journal.bins_start_s) / journal.bin_s)
-    end_s = journal.bins_start_s + bins * journal.bin_s
-    return int(journal.tokens[:bins].sum()), sum(tokens for at_s, tokens in server.seen.sent if at_s < end_s)
 
 
 @pytest.mark.parametrize(
@@ -314,19 +343,25 @@ def test_events_of_several_tokens_are_counted_before_their_answer_ends(endpoint:
     """
     workload = Workload(Length.fixed(30), Length.fixed(200), endpoint=endpoint)
     with (
-        TokenServer(gap_s=0.02, per_event=4) as server,
+        TokenServer(gap_s=0.005, per_event=4) as server,
         HttpLoadRunner(server.url, "m", None, workload, 1, workers=1) as runner,
     ):
-        runner.run(closed_loop(workload, 8, 1.5, 10.0, 1, 0))  # some answers end, and are learned from
-        assert runner.settle(10.0)
-        server.per_event, server.gap_s = then, 0.005 * then
-        second = runner.run(closed_loop(workload, 8, 0.5, 10.0, 1, 1, first_prompt=1000))
-        counted, sent = tokens_by(runner, server, second.end_s)
-        before = tokens_by(runner, server, second.start_s)[1]
-        in_flight = int((runner.journal().status == Status.IN_FLIGHT).sum())
-        assert runner.settle(10.0)
+        # Some answers end, and are learned from.
+        runner.run(closed(8, 200), lambda progress: progress.completed >= 8)
+        assert runner.settle(FOREVER_S)
+        before = server.seen.output_tokens
+        # The next ones stop half-way, and so does the phase. A chat begins with an event that holds no token.
+        server.per_event, server.hold_after = then, 100 // then + (endpoint is ApiKind.CHAT)
+        second = runner.run(closed(8, 200, first_prompt=100_000), lambda _: server.seen.held == 8)
+        under_way, sent = runner.journal(), server.seen.output_tokens
+        server.release()
+        assert runner.settle(FOREVER_S)
         journal = runner.journal()
-        assert in_flight >= 6  # the first are shorter, so that they do not end together
+        assert (under_way.status == Status.IN_FLIGHT).sum() == 8
+        assert sent - before == 8 * 100
+        last = int((second.end_s - under_way.bins_start_s) / under_way.bin_s)
+        counted = int(under_way.tokens[: last + 1].sum())
+        assert counted == under_way.tokens.sum()
         assert counted - before == pytest.approx(sent - before, rel=0.1)
         # Whatever was expected, in the end the usage has the last word.
         assert journal.tokens.sum() == server.seen.output_tokens == journal.counted_output_tokens.sum()
@@ -335,14 +370,19 @@ def test_events_of_several_tokens_are_counted_before_their_answer_ends(endpoint:
 def test_events_of_several_tokens_are_counted_in_cancelled_answers() -> None:
     workload = Workload(Length.fixed(30), Length.fixed(200))
     with (
-        TokenServer(gap_s=0.02, per_event=4) as server,
+        TokenServer(gap_s=0.005, per_event=4) as server,
         HttpLoadRunner(server.url, "m", None, workload, 1, workers=1) as runner,
     ):
-        runner.run(closed_loop(workload, 8, 2.5, 10.0, 1, 0))
-        assert runner.settle(10.0, cancel=True)
+
+        def half_way(progress: Progress) -> bool:
+            if progress.completed >= 8:
+                server.hold_after = 25  # of 50 events
+            return server.seen.held == 8
+
+        runner.run(closed(8, 200), half_way)
+        assert runner.settle(FOREVER_S, cancel=True)
         journal = runner.journal()
-        assert (journal.status == Status.CANCELLED).sum() >= 6
-        # What was on its way to a client that hung up is the server's alone.
+        assert (journal.status == Status.CANCELLED).sum() == 8
         assert journal.tokens.sum() == pytest.approx(server.seen.output_tokens, rel=0.05)
         assert journal.counted_output_tokens.sum() < journal.tokens.sum()
 
@@ -366,9 +406,12 @@ def test_running_out_of_rows_is_an_error() -> None:
     with (
         TokenServer() as server,
         HttpLoadRunner(server.url, "m", None, WORKLOAD, 1, workers=1) as runner,
-        pytest.raises(LoadError, match="the closed loop ran out of requests: 5 rows did not last 1 s"),
+        pytest.raises(LoadError, match="the closed loop ran out of requests: 5 rows did not last 3600 s"),
     ):
-        runner.run(ClosedLoop(1.0, 2, few, np.full(5, 2, np.int32)))
+        runner.run(
+            ClosedLoop(3600.0, 2, few, np.full(5, 2, np.int32)),
+            lambda progress: progress.completed == 5,
+        )
 
 
 def test_a_server_that_refuses_everything_is_not_stormed() -> None:
@@ -377,11 +420,11 @@ def test_a_server_that_refuses_everything_is_not_stormed() -> None:
         RawServer([refusal]) as server,
         HttpLoadRunner(server.url, "m", None, WORKLOAD, 1, workers=1) as runner,
     ):
-        runner.run(closed_loop(WORKLOAD, 4, 1.0, 100.0, 1, 0))
-        assert runner.settle(5.0)
+        span = runner.run(closed(4, 2), lambda progress: progress.failed >= 24)
+        assert runner.settle(FOREVER_S)
         journal = runner.journal()
         assert (journal.status == Status.HTTP_5XX).all()
-        assert 4 <= journal.status.size <= 4 * 12
+        assert 24 <= journal.status.size <= 4 * (2 + (span.end_s - span.start_s) / FAILURE_PAUSE_S)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
@@ -390,7 +433,7 @@ def test_a_workers_death_is_an_error_at_once(how: signal.Signals) -> None:
         TokenServer(gap_s=0.01) as server,
         HttpLoadRunner(server.url, "m", None, WORKLOAD, 1, workers=2) as runner,
     ):
-        phase = open_loop(WORKLOAD, 20.0, 60.0, 1, 0)
+        phase = open_loop(WORKLOAD, 20.0, 7200.0, 1, 0)  # longer than a test may take
         runner.prepare(phase)
         victim = runner.worker_pids[1]
 
@@ -398,10 +441,8 @@ def test_a_workers_death_is_an_error_at_once(how: signal.Signals) -> None:
             os.kill(victim, how)
             return False
 
-        began_s = time.monotonic()
         with pytest.raises(LoadError, match=rf"load worker 1 \(pid {victim}\) died: signal {int(how)}"):
             runner.run(phase, kill)
-        assert time.monotonic() - began_s < 30.0
         pids = runner.worker_pids
     assert not any(map(psutil.pid_exists, pids))
 
@@ -453,8 +494,8 @@ def test_workers_die_with_their_parent(ending: str, tmp_path: Path) -> None:
         pids = [int(text) for text in parent.stdout.readline().split()]
         parent.stdout.close()
         assert len(pids) == 2
-        parent.wait(30)
-        wait_for(lambda: not any(map(psutil.pid_exists, pids)), "the end of the workers")
+        parent.wait()
+        until(lambda: not any(map(psutil.pid_exists, pids)))
 
 
 def test_a_runner_made_in_a_short_lived_thread_keeps_its_workers() -> None:
@@ -470,7 +511,7 @@ def test_a_runner_made_in_a_short_lived_thread_keeps_its_workers() -> None:
         thread.join()
         with made[0] as runner:
             runner.run(open_loop(WORKLOAD, 20.0, 0.3, 1, 0))
-            assert runner.settle(5.0)
+            assert runner.settle(FOREVER_S)
             assert (runner.journal().status == Status.OK).all()
 
 

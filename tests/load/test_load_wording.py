@@ -15,6 +15,7 @@ from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.requirement import ArrivalKind, Arrivals, Length, Wording, Workload
 from tests.load.test_load_prompts import TEMPLATES, bpe, counter
 from tests.load.tokenserver import TokenServer
+from tests.waiting import FOREVER_S
 
 WORDING = Wording("You are terse.", fold_system=True, opening="\n", instruction="Put the answer within \\boxed{}.")
 
@@ -27,7 +28,7 @@ def test_prompts_have_the_tokens_asked_for_with_everything_around_them(template:
         with HttpLoadRunner(server.url, "m", None, workload, 1, workers=1) as runner:
             prompts = np.full(20, 120, np.int32)
             runner.run(OpenLoop(0.5, np.linspace(0, 0.4, 20), prompts, np.full(20, 2, np.int32)))
-            assert runner.settle(10)
+            assert runner.settle(FOREVER_S)
             journal = runner.journal()
         np.testing.assert_array_equal(journal.status, Status.OK)
         np.testing.assert_array_equal(journal.counted_prompt_tokens, prompts)
@@ -55,7 +56,7 @@ def test_recorded_prompts_shorter_than_the_template_are_sent_as_short_as_can_be(
         with HttpLoadRunner(server.url, "m", None, workload, 1, workers=1) as runner:
             rows = np.array([3, 90], np.int32)
             runner.run(OpenLoop(0.3, np.array([0.0, 0.1]), rows, np.full(2, 2, np.int32)))
-            assert runner.settle(10)
+            assert runner.settle(FOREVER_S)
             journal = runner.journal()
     np.testing.assert_array_equal(journal.prompt_tokens, [least, 90])
     np.testing.assert_array_equal(journal.counted_prompt_tokens, [least, 90])

@@ -11,7 +11,6 @@ import contextlib
 import json
 import ssl
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -28,13 +27,10 @@ class Seen:
     prompt_tokens: int = 0
     in_flight: int = 0
     most_in_flight: int = 0
-    sent: list[tuple[float, int]] = field(default_factory=list)
-    """When (monotonic clock), and how many output tokens."""
-
-    @property
-    def output_tokens(self) -> int:
-        """All of them."""
-        return sum(tokens for _, tokens in self.sent)
+    output_tokens: int = 0
+    """Sent so far."""
+    held: int = 0
+    """Answers that wait for `release`."""
 
 
 class TokenServer:
@@ -58,7 +54,7 @@ class TokenServer:
         self.count, self.template, self.ids = count, template, ids
         self.ttft_s, self.gap_s = ttft_s, gap_s
         self._tls, self._cancel, self.per_event = tls, cancel, per_event
-        self._hold_after, self._go = hold_after, asyncio.Event()
+        self.hold_after, self._go = hold_after, asyncio.Event()
         self.seen = Seen()
         self.probes = 0
         self.app = web.Application()
@@ -78,14 +74,15 @@ class TokenServer:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._started.wait(10)
+        self._started.wait()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.release()
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join()
         self._loop.close()
 
     def _serve(self) -> None:
@@ -136,11 +133,13 @@ class TokenServer:
                 await asyncio.sleep(self.ttft_s)
             left, per_event = usage["completion_tokens"], self.per_event
             for sent, event in enumerate(stream(body, usage, chat="messages" in body, per_event=per_event)):
-                if sent == self._hold_after:
+                if sent == self.hold_after:
+                    seen.held += 1
                     await self._go.wait()
+                    seen.held -= 1
                 await response.write(event)
                 if b'"finish_reason"' in event:
-                    seen.sent.append((time.monotonic(), min(left, per_event)))
+                    seen.output_tokens += min(left, per_event)
                     left -= per_event
                 if self.gap_s:
                     await asyncio.sleep(self.gap_s)

@@ -9,7 +9,6 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from pytest_gpucap.decisions.regression import RegressionDecision
 from pytest_gpucap.engines.synthetic import architecture
 from pytest_gpucap.gpu.classes import find_class
 from pytest_gpucap.load import protocol, schedule
@@ -17,6 +16,7 @@ from pytest_gpucap.load.protocol import LoadError, OpenLoop, Status
 from pytest_gpucap.measure.alternation import Paired, PairedServer, compare, concurrency_of, describe
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.requirement import Requirement
+from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.measured import Interval
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
 from pytest_gpucap.results.windows import Phase, WindowId

@@ -18,8 +18,9 @@ from pytest_gpucap.accuracy.questions import questions_file
 from pytest_gpucap.engines.vllm import VllmServer
 from pytest_gpucap.load.trace import read_trace
 from pytest_gpucap.requirement import Workload
-from pytest_gpucap.results import result_file
+from pytest_gpucap.results.record import read_document
 from pytest_gpucap.simulator.serve import SimulatedServer, start_simulator
+from tests.waiting import FOREVER_S
 
 CHECKED = """
     import pytest
@@ -42,7 +43,7 @@ def serve() -> Iterator[Serve]:
 
 
 def only_record(pytester: pytest.Pytester) -> dict[str, Any]:
-    (record,) = result_file.read(pytester.path / ".gpucap" / "result.json")["results"]
+    (record,) = read_document(pytester.path / ".gpucap" / "result.json")["results"]
     assert isinstance(record, dict)
     return record
 
@@ -172,7 +173,7 @@ def test_a_preset_comes_from_marker_option_or_ini_and_keywords_override_it(pytes
     found = []
     for options in ([], ["--gpucap-workload=chat"]):
         pytester.runpytest("--gpu-class=sim:fast", *options).assert_outcomes(passed=3)
-        content = result_file.read(pytester.path / ".gpucap" / "result.json")
+        content = read_document(pytester.path / ".gpucap" / "result.json")
         found += [entry["workload"] for entry in content["results"]]
     assert [(each["preset"], each["input_tokens"], each["output_tokens"]) for each in found] == [
         ("desk", 300, 512),
@@ -219,7 +220,7 @@ def test_a_real_vllm_with_dummy_weights_answers_and_is_not_right(vllm_cpu_server
         min_accuracy=Fraction(9, 10),
         max_error_rate=Fraction(1, 100),
         seed=0,
-        time_s=120.0,
+        time_s=FOREVER_S,
     )
     assert found.problem == ""
     assert found.failed == 0
@@ -231,7 +232,9 @@ def test_a_real_vllm_with_dummy_weights_answers_and_is_not_right(vllm_cpu_server
 def test_a_server_that_refuses_every_question_is_no_accuracy(serve: Serve) -> None:
     server = serve(1.0)
     workload = Workload(questions=questions_file("arithmetic", Path()), answer_tokens=10**9)
-    found = measure_accuracy(server, workload, min_accuracy=None, max_error_rate=Fraction(1, 100), seed=0, time_s=60.0)
+    found = measure_accuracy(
+        server, workload, min_accuracy=None, max_error_rate=Fraction(1, 100), seed=0, time_s=FOREVER_S
+    )
     assert found.share is None
     assert found.problem.startswith("480 of 480 questions came to no answer: HTTP 400")
 
@@ -240,14 +243,13 @@ def test_a_long_file_is_asked_in_parts_and_time_that_runs_out_is_told(serve: Ser
     path = tmp_path / "many.jsonl"
     known = questions_file("arithmetic", Path()).read_text()
     path.write_text(known * 2)
+    workload = Workload(questions=path)
     found = measure_accuracy(
-        serve(1.0), Workload(questions=path), min_accuracy=None, max_error_rate=Fraction(1, 100), seed=0, time_s=60.0
+        serve(1.0), workload, min_accuracy=None, max_error_rate=Fraction(1, 100), seed=0, time_s=FOREVER_S
     )
     assert (found.answers, found.questions, found.problem) == (500, 192, "")
     slow = start_simulator("fast", time_scale=20.0)
     with slow:
-        found = measure_accuracy(
-            slow, Workload(questions=path), min_accuracy=None, max_error_rate=Fraction(1, 100), seed=0, time_s=4.0
-        )
+        found = measure_accuracy(slow, workload, min_accuracy=None, max_error_rate=Fraction(1, 100), seed=0, time_s=4.0)
     assert found.answers < 500
     assert f"of {SAMPLES} samples were answered within 4 s" in found.problem

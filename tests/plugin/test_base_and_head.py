@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from pytest_gpucap.engines.server_spec import ServerSpec
+from pytest_gpucap.engines.protocol import ServerRequest
+from pytest_gpucap.engines.vllm_engine import VllmEngine, VllmPair
 from pytest_gpucap.gpu.classes import find_class
 from pytest_gpucap.options import Options
-from pytest_gpucap.results import result_file
-from pytest_gpucap.session.base_and_head import base_of, fitting
+from pytest_gpucap.results.record import read_document
+from pytest_gpucap.session.base_and_head import base_of
 from pytest_gpucap.session.placement import Placement
 from pytest_gpucap.vllm_arguments import VllmArguments
 
@@ -34,7 +35,7 @@ def suite(pytester: pytest.Pytester) -> pytest.Pytester:
 
 
 def comparison(folder: Path) -> dict[str, Any]:
-    [entry] = result_file.read(folder / ".gpucap" / "result.json")["results"]
+    [entry] = read_document(folder / ".gpucap" / "result.json")["results"]
     found: dict[str, Any] = entry["comparison"]
     assert found["baseline"]["name"] == "base"
     return found
@@ -49,7 +50,7 @@ def test_a_confirmed_regression_fails_a_test_whose_budget_holds(suite: pytest.Py
             "REGRESSED: chat sustains * req/s, * base * req/s: -1*% (*), 5.0% allowed",
         ]
     )
-    [entry] = result_file.read(suite.path / ".gpucap" / "result.json")["results"]
+    [entry] = read_document(suite.path / ".gpucap" / "result.json")["results"]
     assert entry["outcome"] == "PASS"
     found = entry["comparison"]
     assert found["confirmed"] is True
@@ -113,7 +114,7 @@ def test_measure_is_compared_and_a_failing_budget_as_well(pytester: pytest.Pytes
     result = pytester.runpytest(SIMULATED, "--gpucap-base-args=--time-scale 1")
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines(["FAIL: test_too_much needs *"])
-    entries = result_file.read(pytester.path / ".gpucap" / "result.json")["results"]
+    entries = read_document(pytester.path / ".gpucap" / "result.json")["results"]
     assert [(entry.get("comparison") or {}).get("decision") for entry in entries] == ["SAME", "SAME", None]
 
 
@@ -121,11 +122,11 @@ def test_a_base_that_cannot_be_measured_never_hides_a_failing_budget(pytester: p
     pytester.makeconftest(
         """
         from pytest_gpucap.session import base_and_head
-        from pytest_gpucap.measure.settings import Settings
+        from pytest_gpucap.session.harness import settings_on
 
         # The machine turns out not to be ours alone once the alternation begins.
-        base_and_head.Settings = lambda *args, **kwargs: Settings(
-            *args, **kwargs, trust=lambda *_: ["the GPU was shared"])
+        base_and_head.settings_on = lambda server, settings, _: settings_on(
+            server, settings, lambda *_: ["the GPU was shared"])
         """
     )
     pytester.makepyfile(
@@ -149,7 +150,7 @@ def test_a_base_that_cannot_be_measured_never_hides_a_failing_budget(pytester: p
     result.stdout.fnmatch_lines(
         [f"test_too_much: test_too_much: {shared}", f"test_enough: {shared}", "FAIL: test_too_much needs *"]
     )
-    entries = result_file.read(pytester.path / ".gpucap" / "result.json")["results"]
+    entries = read_document(pytester.path / ".gpucap" / "result.json")["results"]
     assert [entry["outcome"] for entry in entries] == ["PASS", "FAIL"]
     assert all(entry.get("comparison") is None for entry in entries)
 
@@ -189,20 +190,19 @@ def test_mistakes_cost_one_line_and_no_server_time(suite: pytest.Pytester, optio
     result.stderr.fnmatch_lines([line])
 
 
-def placed(gpu: str, **args: Any) -> Placement:
-    return Placement(
-        gpu_class=find_class(gpu), spec=ServerSpec("m", args=VllmArguments(args), python="/usr/bin/python3")
-    )
+def vllm(**args: Any) -> VllmEngine:
+    return VllmEngine(ServerRequest(model="m", arguments=VllmArguments(args).values, python="/usr/bin/python3"))
 
 
 def test_the_base_has_the_heads_arguments_but_for_those_given() -> None:
-    head = placed("h200", max_num_seqs=128, enable_prefix_caching=True, dtype="half")
+    engine = vllm(max_num_seqs=128, enable_prefix_caching=True, dtype="half")
+    head = Placement(engine, find_class("h200"))
     options = Options(base_args="--max-num-seqs=64 --no-enable-prefix-caching --dtype=", base_python=sys.executable)
-    base = base_of(head, options)
-    assert base is not None
-    assert base.spec is not None
-    assert base.spec.args.flags() == ["--max-num-seqs", "64", "--no-enable-prefix-caching"]
-    assert base.spec.python == sys.executable
+    pair = base_of(head, options)
+    assert isinstance(pair, VllmPair)
+    assert pair.head is engine
+    assert pair.base.spec.args.flags() == ["--max-num-seqs", "64", "--no-enable-prefix-caching"]
+    assert pair.base.spec.python == sys.executable
     assert base_of(head, Options()) is None
     assert base_of(replace(head, skip="another class"), options) is None
 
@@ -217,17 +217,15 @@ def test_the_base_has_the_heads_arguments_but_for_those_given() -> None:
     ],
 )
 def test_both_servers_fit_one_gpu(base: dict[str, Any], head: dict[str, Any], expected: tuple[float, float]) -> None:
-    shares = []
-    for placement in fitting(placed("h200", **base), placed("h200", **head)):
-        assert placement.spec is not None
-        shares.append(placement.spec.args.gpu_memory_utilization)
+    pair = VllmPair(vllm(**base), vllm(**head))
+    fitted = pair.fitted()
+    shares = [engine.spec.args.gpu_memory_utilization for engine in (fitted.base, fitted.head)]
     assert tuple(shares) == expected
     assert sum(filter(None, shares)) <= 0.95
-
-
-def test_a_cpu_has_no_shares() -> None:
-    base, head = placed("cpu"), placed("cpu", max_num_seqs=4)
-    assert fitting(base, head) == (base, head)
+    scaled = sum(expected) == pytest.approx(0.92)
+    assert (fitted is not pair) == scaled
+    assert any("for the comparison alone" in change for change in fitted.changes()) == scaled
+    assert bool(fitted.remark()) == scaled
 
 
 @pytest.mark.vllm_cpu

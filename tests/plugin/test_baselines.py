@@ -10,7 +10,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from pytest_gpucap.results import result_file
+from pytest_gpucap.results.record import read_document
 
 SUITE = """
     import pytest
@@ -50,7 +50,7 @@ def saved(suite: pytest.Pytester) -> pytest.Pytester:
 
 
 def comparison(pytester: pytest.Pytester) -> dict[str, object]:
-    first = result_file.read(pytester.path / ".gpucap" / "result.json")["results"][0]
+    first = read_document(pytester.path / ".gpucap" / "result.json")["results"][0]
     found = first["comparison"]
     assert isinstance(found, dict)
     return found
@@ -87,7 +87,7 @@ def test_a_slower_server_regresses_and_fails_when_a_fresh_start_says_so_too(save
     found = comparison(saved)
     assert (found["decision"], found["confirmed"]) == ("REGRESSED", True)
     assert found["second_rate"] is not None
-    first = result_file.read(saved.path / ".gpucap" / "result.json")["results"][0]
+    first = read_document(saved.path / ".gpucap" / "result.json")["results"][0]
     assert first["outcome"] == "PASS"  # the budget holds; what fails is the comparison
     assert first["spent_s"]["confirmation"] > 20
     # Allowing the loss passes the same server.
@@ -101,7 +101,7 @@ def test_a_check_far_above_its_requirement_is_measured_to_be_compared(pytester: 
     engine(pytester.path / "mine.toml")
     result = pytester.runpytest(SIM, "--gpucap-save=main")
     result.stdout.fnmatch_lines(["baseline main: 2 results saved in gpucap-baselines/main.json"])
-    check, measure = result_file.read(pytester.path / ".gpucap" / "result.json")["results"]
+    check, measure = read_document(pytester.path / ".gpucap" / "result.json")["results"]
     widths = [each["sustainable_rate"]["high"] / each["sustainable_rate"]["low"] for each in (check, measure)]
     assert widths[0] > 1.15
     assert widths[1] < 1.15
@@ -112,7 +112,7 @@ def test_a_check_far_above_its_requirement_is_measured_to_be_compared(pytester: 
     assert found["base_rate"] == measure["sustainable_rate"]
     # Nothing of the kind where nobody compares.
     pytester.runpytest(SIM)
-    assert len(result_file.read(pytester.path / ".gpucap" / "result.json")["results"]) == 1
+    assert len(read_document(pytester.path / ".gpucap" / "result.json")["results"]) == 1
 
 
 def test_another_machine_cannot_be_compared_and_fails_nothing(saved: pytest.Pytester) -> None:
@@ -148,7 +148,7 @@ def test_a_corrupt_file_stops_the_session_before_anything_is_measured(
 @pytest.mark.slow
 def test_a_corrupt_file_named_in_ini_fails_every_test_of_an_xdist_worker(suite: pytest.Pytester) -> None:
     pytest.importorskip("xdist")
-    suite.makeini("[pytest]\ngpucap_baseline = gpucap-baselines/main.json\n")
+    suite.makeini("[pytest]\ngpucap_compare = gpucap-baselines/main.json\n")
     (suite.path / "gpucap-baselines").mkdir()
     (suite.path / "gpucap-baselines" / "main.json").write_text("{")
     assert suite.runpytest(SIM).ret == pytest.ExitCode.USAGE_ERROR
@@ -191,7 +191,7 @@ def test_a_simulated_session_never_replaces_a_measured_baseline(suite: pytest.Py
 
 
 def test_the_first_session_of_all_may_compare_with_what_it_saves_and_ini_names_both(suite: pytest.Pytester) -> None:
-    suite.makeini("[pytest]\ngpucap_baseline = main\ngpucap_baselines = kept\ngpucap_max_regression = 10%\n")
+    suite.makeini("[pytest]\ngpucap_compare = main\ngpucap_baselines = kept\ngpucap_max_regression = 10%\n")
     first = suite.runpytest(SIM, "--gpucap-save=main")
     first.assert_outcomes(passed=1)
     first.stdout.fnmatch_lines(["NOT COMPARABLE: chat against main: no baseline 'main' is saved in kept"])
@@ -205,7 +205,7 @@ def test_the_first_session_of_all_may_compare_with_what_it_saves_and_ini_names_b
 
 
 def test_a_baseline_in_ini_is_no_matter_of_tests_that_measure_nothing(pytester: pytest.Pytester) -> None:
-    pytester.makeini("[pytest]\ngpucap_baseline = main\n")
+    pytester.makeini("[pytest]\ngpucap_compare = main\n")
     pytester.makepyfile("def test_it(): ...")
     pytester.runpytest().assert_outcomes(passed=1)
 
@@ -217,7 +217,7 @@ def test_xdist_workers_compare_and_one_file_is_saved(saved: pytest.Pytester) -> 
     result = saved.runpytest_subprocess(SIM, "-n2", "--gpucap-compare=main", "--gpucap-save=second")
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(["against baseline main: *", "baseline second: * saved in *second.json"])
-    tests = [each["test"] for each in result_file.read(saved.path / "gpucap-baselines" / "second.json")["results"]]
+    tests = [each["test"] for each in read_document(saved.path / "gpucap-baselines" / "second.json")["results"]]
     assert tests == sorted(tests)
     assert len(set(tests)) == 2
 

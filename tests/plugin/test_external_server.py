@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pytest_gpucap.engines.vllm import VllmServer
+from tests.waiting import refused_url
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "external" / "test_external.py"
 pytestmark = pytest.mark.slow
@@ -31,7 +32,7 @@ def simulator() -> Iterator[str]:
         finally:
             assert process.poll() is None, "the plugin must not end a server that it did not start"
             process.stdin.close()
-            process.wait(20)
+            process.wait()
 
 
 def run(pytester: pytest.Pytester, url: str, *arguments: str) -> pytest.RunResult:
@@ -92,9 +93,10 @@ def test_a_simulated_server_behind_a_url_is_called_simulated(
 
 def test_no_server_at_the_url_is_one_clear_error(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "any")
-    result = run(pytester, "http://127.0.0.1:9/v1", "--target-qps=1")
+    with refused_url() as url:
+        result = run(pytester, f"{url}/v1", "--target-qps=1")
     assert result.ret != 0
-    result.stdout.fnmatch_lines(["*127.0.0.1:9*refused*"])
+    result.stdout.fnmatch_lines([f"*{url}*refused*"])
     monkeypatch.delenv("MY_KEY")
     result = run(pytester, "http://127.0.0.1:9/v1", "--target-qps=1")
     assert result.ret == pytest.ExitCode.USAGE_ERROR

@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from pytest_gpucap.measure import constants
-from pytest_gpucap.results import result_file
+from pytest_gpucap.results.record import read_document
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lateness_forgiven")]
 
 SERVER = Path(__file__).with_name("fast_vllm.py")
 SUITE = """
@@ -82,7 +82,7 @@ def test_the_server_is_started_again(suite: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(
         ["*: starting vLLM with *", "*% against main: measuring again from a fresh start", "*: starting vLLM with *"]
     )
-    (record,) = result_file.read(suite.path / ".gpucap" / "result.json")["results"]
+    (record,) = read_document(suite.path / ".gpucap" / "result.json")["results"]
     assert record["comparison"]["confirmed"] is True
     assert record["spent_s"]["confirmation"] > 0
     ours = psutil.Process(os.getpid()).children(recursive=True)

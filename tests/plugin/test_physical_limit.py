@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from pytest_gpucap.results import result_file
+from pytest_gpucap.results.record import read_document
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lateness_forgiven")]
 
-START = "--gpucap-startup-timeout=60s"
+IMPOSSIBLE = "is above the bandwidth limit of|is below the least possible of"
+"""Which of them shows first depends on how long the windows are that a busy machine lets the server answer in."""
+START = "--gpucap-startup-timeout=3600s"
 SERVER = Path(__file__).with_name("fast_vllm.py")
 SUITE = """
     import pytest
@@ -33,12 +36,6 @@ SUITE = """
     def test_sweep(gpucap):
         gpucap.sweep()
 """
-
-
-@pytest.fixture(autouse=True)
-def own_lease(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """These servers measure nothing, so they need not wait for the machine's processor."""
-    monkeypatch.setattr("pytest_gpucap.gpu.lease.MACHINE_DIRECTORY", tmp_path / "locks")
 
 
 @pytest.fixture
@@ -61,19 +58,21 @@ def run(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
 def test_a_server_faster_than_its_memory_is_invalid(
     run: Callable[..., pytest.RunResult], pytester: pytest.Pytester
 ) -> None:
-    # 1.5 billion parameters at 50 GB/s are 62 ms a token in bfloat16, and twice that in the CPU's float32.
+    # 1.5 billion parameters at 50 GB/s are 62 ms a token in bfloat16, and twice that in the CPU's float32: some twenty
+    # times what the server takes.
     result = run("synthetic:qwen2-1.5b", 50)
     result.assert_outcomes(failed=3)
     output = result.stdout.str()
     assert output.count("the server stops early, has seen these prompts before or is not this model, or the GPU") >= 3
-    verdict = "INVALID: test_check was not measured: *above the bandwidth limit of * tokens/s on 1x cpu*"
-    result.stdout.fnmatch_lines([verdict])
-    records = result_file.read(pytester.path / ".gpucap" / "result.json")["results"]
+    result.stdout.fnmatch_lines(["INVALID: test_check was not measured: * on 1x cpu (a pass reads * at 50 GB/s = *"])
+    records = read_document(pytester.path / ".gpucap" / "result.json")["results"]
     assert [record["kind"] for record in records] == ["check", "measure", "sweep"]
     for record in records:
         assert record["sustainable_rate"] is None
-        assert record["limit"]["share"] > 1
-        assert any("bandwidth limit" in problem for problem in record["problems"])
+        # Where a window was long enough to have one.
+        assert record["limit"] is None or record["limit"]["share"] > 1
+        assert any(re.search(IMPOSSIBLE, problem) for problem in record["problems"])
+    assert any(record["limit"] is not None for record in records)
     assert records[0]["outcome"] == "INVALID"
     assert records[0]["gpus_required"] is None
 
@@ -83,7 +82,7 @@ def test_a_server_below_its_limit_shows_its_share(
 ) -> None:
     result = run("synthetic:tiny", 50, "-k", "check")
     result.assert_outcomes(passed=1)
-    for record in result_file.read(pytester.path / ".gpucap" / "result.json")["results"]:
+    for record in read_document(pytester.path / ".gpucap" / "result.json")["results"]:
         assert 0 < record["limit"]["share"] < 1
         assert "% of the bandwidth limit at" in record["limit"]["text"]
     result.stdout.fnmatch_lines(["*% of the bandwidth limit at *"])
@@ -119,10 +118,10 @@ URL_SUITE = """
 
 @pytest.fixture
 def behind_url(pytester: pytest.Pytester, serve: Callable[[str], str]) -> Callable[..., pytest.RunResult]:
-    """Replays a trace against a server behind a URL, with a class of 50 GB/s to declare."""
+    """Replays a trace against a server behind a URL, with a class of 5 GB/s to declare."""
 
     def start(root: str, *arguments: str) -> pytest.RunResult:
-        classes = '[[gpu]]\nname = "card"\nnvml_names = ["Card"]\nbandwidth_gb_s = 50\n'
+        classes = '[[gpu]]\nname = "card"\nnvml_names = ["Card"]\nbandwidth_gb_s = 5\n'
         pytester.path.joinpath("classes.toml").write_text(classes)
         rows = "".join(f"{second / 4},{32 + second % 64},{32 + second % 64}\n" for second in range(40))
         pytester.path.joinpath("trace.csv").write_text(f"arrival_s,input_tokens,output_tokens\n{rows}")
@@ -137,7 +136,7 @@ def test_behind_a_url_the_share_is_of_the_class_that_is_declared(
 ) -> None:
     result = behind_url("synthetic:tiny", "--gpu-class=card")
     result.assert_outcomes(passed=1)
-    (record,) = result_file.read(pytester.path / ".gpucap" / "result.json")["results"]
+    (record,) = read_document(pytester.path / ".gpucap" / "result.json")["results"]
     assert record["workload"]["trace"] == "trace.csv"
     assert 0 < record["limit"]["share"] < 1
     assert record["no_limit"] is None
@@ -149,5 +148,5 @@ def test_behind_a_url_nothing_above_the_limit_is_believed(behind_url: Callable[.
     result = behind_url("synthetic:qwen2-1.5b", "--gpu-class=card")
     result.assert_outcomes(failed=1)
     said = " ".join(result.stdout.str().split())
-    assert "is above the bandwidth limit of" in said
+    assert re.search(IMPOSSIBLE, said)
     assert "or it runs with arguments that vllm(...) does not name (quantization, speculation, more GPUs)" in said

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from pytest_gpucap.results import result_file
+from pytest_gpucap.results.record import read_document
 
 SUITE = """
     import pytest
@@ -50,8 +50,8 @@ def test_a_budget_that_holds_passes_and_one_that_does_not_fails_with_the_arithme
 
 def test_the_result_file_holds_every_measurement(suite: pytest.Pytester) -> None:
     suite.runpytest("--gpu-class=sim:fast", "--gpucap-json=out/mine.json")
-    content = result_file.read(suite.path / "out" / "mine.json")
-    assert content == result_file.read(suite.path / ".gpucap" / "result.json")
+    content = read_document(suite.path / "out" / "mine.json")
+    assert content == read_document(suite.path / ".gpucap" / "result.json")
     assert [entry.name for entry in (suite.path / "out").iterdir()] == ["mine.json"]
     assert [(entry["name"], entry["outcome"]) for entry in content["results"]] == [
         ("fits", "PASS"),
@@ -77,7 +77,7 @@ def test_junit_leads_with_the_verdict(suite: pytest.Pytester) -> None:
 def test_the_same_seed_gives_the_same_result(suite: pytest.Pytester) -> None:
     def rates(name: str) -> list[object]:
         suite.runpytest("--gpu-class=sim:fast", f"--gpucap-json={name}", "--gpucap-seed=5")
-        return [entry["sustainable_rate"] for entry in result_file.read(suite.path / name)["results"]]
+        return [entry["sustainable_rate"] for entry in read_document(suite.path / name)["results"]]
 
     assert rates("one.json") == rates("two.json")
 
@@ -111,7 +111,7 @@ def test_measure_sweep_and_sample(pytester: pytest.Pytester) -> None:
     )
     result = pytester.runpytest("--gpu-class=sim:fast")
     result.assert_outcomes(passed=2)
-    kinds = [entry["kind"] for entry in result_file.read(pytester.path / ".gpucap" / "result.json")["results"]]
+    kinds = [entry["kind"] for entry in read_document(pytester.path / ".gpucap" / "result.json")["results"]]
     assert kinds == ["measure", "sweep", "sample", "sample"]
 
 
@@ -155,7 +155,7 @@ def test_xdist_workers_report_to_one_file_and_one_table(suite: pytest.Pytester) 
     pytest.importorskip("xdist")
     result = suite.runpytest_subprocess("--gpu-class=sim:fast", "-n2")
     result.assert_outcomes(passed=1, failed=1)
-    content = result_file.read(suite.path / ".gpucap" / "result.json")
+    content = read_document(suite.path / ".gpucap" / "result.json")
     assert {entry["name"] for entry in content["results"]} == {"fits", "does not fit"}
     result.stdout.fnmatch_lines(["*= GPU capacity =*", "FAIL * does not fit *", "PASS * fits *"])
 

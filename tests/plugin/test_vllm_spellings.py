@@ -75,7 +75,7 @@ def test_every_spelling_is_placed_on_as_many_gpus_and_shares_one_server(pytester
         f"def test_{number}(request, gpucap):\n"
         "    placed, declared = request.node.stash[PLACEMENT], request.node.stash[DECLARATION]\n"
         "    assert (placed.devices, declared.gpus_per_replica) == (2, 2)\n"
-        "    assert placed.spec.args.flags() == ['--tensor-parallel-size', '2']\n"
+        "    assert placed.engine.spec.args.flags() == ['--tensor-parallel-size', '2']\n"
         "    KEYS.add(placed.key)\n"
         "    assert len(KEYS) == 1\n"
         for number, spelling in enumerate(spellings)

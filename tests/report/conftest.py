@@ -33,7 +33,7 @@ def chromium() -> Iterator[Browser]:
         if path is None:
             pytest.skip("no Chromium: `make browser` installs one, GPUCAP_TEST_CHROMIUM names another")
         # Its own sandbox needs rights that containers do not give; the page is ours.
-        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=0)
         yield browser
         browser.close()
 
@@ -57,6 +57,7 @@ def open_page(chromium: Browser, tmp_path: Path) -> Iterator[Open]:
         context = chromium.new_context(viewport={"width": width, "height": height}, **settings)
         contexts.append(context)
         context.set_offline(True)
+        context.set_default_timeout(0)  # a busy machine may take any time; 0 is none
         page = context.new_page()
         file = tmp_path / f"page-{len(contexts)}.html"
         file.write_text(text, encoding="utf-8")

@@ -1,8 +1,7 @@
-"""Documents to make pages of: simulated measurements, telemetry laid over them, hostile strings, long histories."""
+"""Results to make pages of: simulated measurements, telemetry laid over them, hostile strings, long histories."""
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 from datetime import UTC, datetime, timedelta
@@ -10,11 +9,19 @@ from fractions import Fraction
 from functools import cache
 from typing import Any
 
+import msgspec
+
 from pytest_gpucap.measure import procedure
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.requirement import LatencyLimit, Length, Requirement, Slo, Workload
-from pytest_gpucap.results import result_file
-from pytest_gpucap.results.record import Context, curve_record, plain, verdict_record
+from pytest_gpucap.results.build import Context, check_result, sweep_result
+from pytest_gpucap.results.environment import Environment
+from pytest_gpucap.results.measured import Interval, Sample
+from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
+from pytest_gpucap.results.result import PhysicalLimit, Result, ResultFile, ResultKind
+from pytest_gpucap.results.result_file import session_file
+from pytest_gpucap.results.telemetry import Bottleneck, BottleneckKind
+from pytest_gpucap.results.trend import AlarmState, LevelChange, Segment, Trend, TrendPoint
 from pytest_gpucap.session.live_line import LiveLine
 from pytest_gpucap.simulator import profile
 from pytest_gpucap.simulator.runner import SimRunner
@@ -25,11 +32,23 @@ HOSTILE = '</script><img src=x onerror="window.pwned=1"><b>&lt;{{7*7}}${8*8}\u20
 
 SLO = Slo((LatencyLimit.parse("e2e_p95", "3s"), LatencyLimit.parse("ttft_p95", "500ms")))
 WORKLOAD = Workload(Length.fixed(128), Length.fixed(32))
-ENVIRONMENT = {"gpu": "SIMULATED (fast)", "server": "simulator", "model": "fast", "gpu_class": "sim:fast"}
+ENVIRONMENT = Environment(gpu="SIMULATED (fast)", server="simulator", model="fast", gpu_class="sim:fast")
+LIMIT = PhysicalLimit(
+    bound="bandwidth",
+    rate_rps=900.0,
+    ttft_s=0.01,
+    tpot_s=0.002,
+    output_tokens_per_s=28800.0,
+    batch=64.0,
+    share=0.57,
+    text="513 req/s, 57% of the bandwidth limit at 64 in flight (900 req/s)",
+    formula="weights and KV cache / bandwidth",
+)
 
 
 @cache
-def _simulated() -> dict[str, Any]:
+def simulated() -> ResultFile:
+    """A budget that holds, one that does not, and a sweep, all measured on the simulator."""
     engine = profile.load("fast").engine
     settings = Settings(max_num_seqs=engine.max_num_seqs, kv_tokens=engine.kv_tokens)
     quiet = LiveLine("quiet", None, interactive=False)
@@ -40,37 +59,29 @@ def _simulated() -> dict[str, Any]:
     holds = procedure.check(SimRunner(engine), wanted("chat", 300, 1), settings, quiet)
     fails = procedure.check(SimRunner(engine), wanted("launch day", 2000, 2), settings, quiet)
     swept = procedure.sweep(SimRunner(engine), wanted("curve", 1, 1), settings, quiet)
-    records = [
-        verdict_record(holds, Context("tests/test_chat.py::test_chat", ENVIRONMENT)),
-        verdict_record(fails, Context("tests/test_chat.py::test_launch_day", ENVIRONMENT)),
-        curve_record(swept, Context("tests/test_chat.py::test_curve", ENVIRONMENT)),
+    results = [
+        check_result(holds, Context("tests/test_chat.py::test_chat", ENVIRONMENT)),
+        check_result(fails, Context("tests/test_chat.py::test_launch_day", ENVIRONMENT)),
+        sweep_result(swept, Context("tests/test_chat.py::test_curve", ENVIRONMENT)),
     ]
-    return result_file.document(records, started=datetime(2026, 11, 22, 21, 30, tzinfo=UTC), arguments=["tests", "-v"])
+    return session_file(results, started=datetime(2026, 11, 22, 21, 30, tzinfo=UTC), arguments=["tests", "-v"])
 
 
-def simulated() -> dict[str, Any]:
-    """A budget that holds, one that does not, and a sweep, all measured on the simulator just now."""
-    return copy.deepcopy(_simulated())
+def changed(content: ResultFile, **fields: Any) -> ResultFile:
+    """The file with fields of every result changed."""
+    results = tuple(msgspec.structs.replace(result, **fields) for result in content.results)
+    return msgspec.structs.replace(content, results=results)
 
 
-def watched() -> dict[str, Any]:
+def watched() -> ResultFile:
     """The same, with readings of two GPUs and a server in the form in which telemetry takes them; figures made up."""
-    document = simulated()
-    for record in document["results"]:
-        start_s, end_s = record["samples"][0]["start_s"], record["samples"][-1]["end_s"]
-        record["limit"] = {
-            "bound": "bandwidth",
-            "rate_rps": 900.0,
-            "ttft_s": 0.01,
-            "tpot_s": 0.002,
-            "output_tokens_per_s": 28800.0,
-            "batch": 64.0,
-            "share": 0.57,
-            "text": "513 req/s, 57% of the bandwidth limit at 64 in flight (900 req/s)",
-            "formula": "weights and KV cache / bandwidth",
-        }
-        record["series"] = plain(series(readings(start_s, end_s), start_s, end_s))
-    return document
+    content = simulated()
+    return msgspec.structs.replace(content, results=tuple(map(_watched, content.results)))
+
+
+def _watched(result: Result) -> Result:
+    start_s, end_s = result.samples[0].start_s, result.samples[-1].end_s
+    return msgspec.structs.replace(result, limit=LIMIT, series=series(readings(start_s, end_s), start_s, end_s))
 
 
 def readings(start_s: float, end_s: float) -> dict[str, Any]:
@@ -100,56 +111,75 @@ def readings(start_s: float, end_s: float) -> dict[str, Any]:
     }
 
 
-def hostile() -> dict[str, Any]:
+def hostile() -> ResultFile:
     """`watched`, with every string that comes from outside made hostile."""
-    document = watched()
-    document["arguments"] = [HOSTILE]
-    for number, record in enumerate(document["results"]):
-        record["name"] = f"{HOSTILE}{number}"
-        record["test"] = HOSTILE
-        record["reason"] = HOSTILE
-        record["problems"] = [HOSTILE]
-        record["environment"] = {"gpu": HOSTILE, HOSTILE: HOSTILE, "command": HOSTILE}
-        record["bottleneck"] = {"kind": HOSTILE, "evidence": [HOSTILE], "advice": HOSTILE}
-        record["spent_s"] = {HOSTILE: 3.0}
-        for sample in record["samples"]:
-            sample["label"] = HOSTILE + sample["label"]
-            sample["errors"] = {HOSTILE: 1}
-    return document
+    content = watched()
+    results = tuple(_hostile(result, number) for number, result in enumerate(content.results))
+    return msgspec.structs.replace(content, arguments=(HOSTILE,), results=results)
 
 
-def trend(runs: int, name: str = "chat", test: str = "tests/test_chat.py::test_chat") -> dict[str, Any]:
-    """The plain form of a trend of nightly runs with one drop, two thirds in."""
+def _hostile(result: Result, number: int) -> Result:
+    def hostile_window(sample: Sample) -> Sample:
+        window = msgspec.structs.replace(sample.window, server=HOSTILE)
+        return msgspec.structs.replace(sample, window=window, errors={HOSTILE: 1})
+
+    return msgspec.structs.replace(
+        result,
+        name=f"{HOSTILE}{number}",
+        test=HOSTILE,
+        reason=HOSTILE,
+        problems=(Problem(ProblemSource.SERVER, ProblemKind.OTHER, HOSTILE),),
+        environment=Environment(gpu=HOSTILE, model=HOSTILE, gpu_remarks=(HOSTILE,), command=HOSTILE),
+        workload=msgspec.structs.replace(result.workload, trace=HOSTILE, sampling={HOSTILE: 1}),
+        bottleneck=Bottleneck(BottleneckKind.CLIENT, (HOSTILE,), HOSTILE),
+        spent_s={HOSTILE: 3.0},
+        samples=tuple(map(hostile_window, result.samples)),
+        points=tuple(map(hostile_window, result.points)),
+    )
+
+
+def trend(runs: int, name: str = "chat", test: str = "tests/test_chat.py::test_chat") -> Trend:
+    """The trend of nightly runs with one drop, two thirds in."""
     noise = random.Random(7)
     drop = runs * 2 // 3
     rates = [(500 if at < drop else 440) * math.exp(noise.gauss(0, 0.017)) for at in range(runs)]
     nights = [datetime(2024, 1, 1, 3, 17, tzinfo=UTC) + timedelta(days=at) for at in range(runs)]
-    return {
-        "test": test,
-        "name": name,
-        "gpu_class": "sim:fast",
-        "model": "fast",
-        "workload": "128 in, 32 out",
-        "simulated": True,
-        "run_sd": 0.017,
-        "points": [
-            {
-                "when": night.isoformat(),
-                "rate": {"value": rate, "low": rate * 0.96, "high": rate * 1.04, "confidence": 0.95},
-                "judged": True,
-                "versions": {"server": "vLLM 0.26.0" if at < drop else "vLLM 0.27.0"},
-            }
+    change = LevelChange(
+        index=drop,
+        earliest=drop,
+        latest=drop,
+        ratio=Interval(0.88, 0.87, 0.89),
+        confirmed=None,
+        changed=("server vLLM 0.26.0 -> vLLM 0.27.0",),
+        when=nights[drop],
+        file=f"night-{drop}.json",
+    )
+    return Trend(
+        test=test,
+        name=name,
+        kind=ResultKind.CHECK,
+        gpu_class="sim:fast",
+        model="fast",
+        workload="128 in, 32 out",
+        simulated=True,
+        run_sd=0.017,
+        state=AlarmState.QUIET,
+        suspected_since=None,
+        standing=None,
+        points=tuple(
+            TrendPoint(
+                when=night,
+                file=f"night-{at}.json",
+                night=at,
+                rate=Interval(rate, rate * 0.96, rate * 1.04),
+                judged=True,
+                versions={"server": "vLLM 0.26.0" if at < drop else "vLLM 0.27.0"},
+            )
             for at, (night, rate) in enumerate(zip(nights, rates, strict=True))
-        ],
-        "segments": [
-            {"start": 0, "stop": drop, "rate": {"value": 500.0, "low": 499.0, "high": 501.0, "confidence": 0.95}},
-            {"start": drop, "stop": runs, "rate": {"value": 440.0, "low": 439.0, "high": 441.0, "confidence": 0.95}},
-        ],
-        "changes": [
-            {
-                "index": drop,
-                "ratio": {"value": 0.88, "low": 0.87, "high": 0.89, "confidence": 0.95},
-                "changed": ["server vLLM 0.26.0 -> vLLM 0.27.0"],
-            }
-        ],
-    }
+        ),
+        segments=(
+            Segment(0, drop, Interval(500.0, 499.0, 501.0)),
+            Segment(drop, runs, Interval(440.0, 439.0, 441.0)),
+        ),
+        changes=(change,),
+    )

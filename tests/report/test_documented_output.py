@@ -6,7 +6,6 @@ import copy
 from pathlib import Path
 
 from pytest_gpucap.report import assertion, terminal
-from pytest_gpucap.results import result_file
 from tests.results import made
 
 REPOSITORY = Path(__file__).parents[2]
@@ -20,7 +19,7 @@ def samples(page: str, starts: str) -> list[str]:
 
 
 def test_the_failure_in_the_readme_is_that_of_the_measured_examples() -> None:
-    document = result_file.read(REPOSITORY / "benchmarks" / "results" / "cpu" / "examples.json")
+    document = read_document(REPOSITORY / "benchmarks" / "results" / "cpu" / "examples.json")
     (failed,) = (record for record in document["results"] if record["outcome"] == "FAIL")
     *shown, rest = samples("README.md", "FAIL: ")
     printed = terminal.failure(failed).splitlines()

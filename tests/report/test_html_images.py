@@ -45,8 +45,8 @@ def draw_all(page: Page) -> None:
 
 
 def test_a_failed_budget_on_a_gpu(open_page: Open, folder: Path) -> None:
-    document = result_file.read(RESULTS / "h200-x2" / "budgets.json")
-    page = open_page(render(document), width=1160, height=900, device_scale_factor=1.25)
+    content = result_file.read(RESULTS / "h200-x2" / "budgets.json")
+    page = open_page(render(content), width=1160, height=900, device_scale_factor=1.25)
     draw_all(page)
     end = page.locator('figure[data-chart="curve"]').first.evaluate(
         "(host) => host.getBoundingClientRect().bottom + scrollY"
@@ -55,8 +55,8 @@ def test_a_failed_budget_on_a_gpu(open_page: Open, folder: Path) -> None:
 
 
 def test_a_measurement_over_time_in_the_dark(open_page: Open, folder: Path) -> None:
-    document = result_file.read(RESULTS / "h200-x2" / "budgets.json")
-    page = open_page(render(document), width=1160, height=900, color_scheme="dark", device_scale_factor=1.25)
+    content = result_file.read(RESULTS / "h200-x2" / "budgets.json")
+    page = open_page(render(content), width=1160, height=900, color_scheme="dark", device_scale_factor=1.25)
     draw_all(page)
     top, bottom = page.locator("#result-3").evaluate(
         """(card) => {
@@ -77,7 +77,7 @@ def test_a_thousand_nights(open_page: Open, folder: Path) -> None:
 
 
 def test_a_phone(open_page: Open, folder: Path) -> None:
-    document = result_file.read(RESULTS / "h200-x2" / "budgets.json")
-    page = open_page(render(document), width=390, height=844, device_scale_factor=1.5)
+    content = result_file.read(RESULTS / "h200-x2" / "budgets.json")
+    page = open_page(render(content), width=390, height=844, device_scale_factor=1.5)
     draw_all(page)
     keep(page, folder / "report-phone.png", {"x": 0, "y": 0, "width": 390, "height": 1240})

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import base64
-import copy
 import hashlib
 import json
+import math
 import re
 import sys
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import pytest
 
 pytest.importorskip("jinja2")
@@ -20,7 +21,11 @@ import pytest_gpucap
 from pytest_gpucap.report.html import render
 from pytest_gpucap.report.html.page import LIBRARY, embedded
 from pytest_gpucap.results import result_file
+from pytest_gpucap.results.encoding import encoded
+from pytest_gpucap.results.measured import Interval, Outcome
+from pytest_gpucap.results.result import ResultFile, ResultKind
 from tests.report import pages
+from tests.results import made
 
 MEASURED = Path(__file__).parents[2] / "benchmarks" / "results" / "h200" / "suite.json"
 LIBRARY_SHA256 = "61f13280aba3161f77fc801bf5f9c786f55f10432153a0683fc5cc0700b013d5"
@@ -69,14 +74,14 @@ def digest(text: str) -> str:
 
 
 def test_the_page_says_what_was_decided_and_what_it_rests_on() -> None:
-    document = pages.simulated()
-    shown = Page(render(document)).shown
+    content = pages.simulated()
+    shown = Page(render(content)).shown
     assert "1 of 2 budgets does not hold" in shown
-    for record in document["results"]:
-        assert record["name"] in shown
-        assert record["test"] in shown
-        for sample in record["samples"]:
-            assert sample["label"] in shown
+    for result in content.results:
+        assert result.name in shown
+        assert result.test in shown
+        for sample in result.samples:
+            assert sample.window.text in shown
     assert "launch day needs" in shown
     assert "SIMULATED" in shown
     assert "vLLM" not in shown
@@ -135,18 +140,14 @@ def test_embedded_json_cannot_leave_its_script(text: str) -> None:
 
 
 def test_a_chart_without_figures_leaves_no_frame() -> None:
-    document = pages.simulated()
-    for record in document["results"]:
-        record["samples"], record["points"] = [], []
-        record["sustainable_rate"] = None
-    page = Page(render(document))
+    page = Page(render(pages.changed(pages.simulated(), samples=(), points=(), sustainable_rate=None)))
     assert not page.attributes("figure")
     assert "Latency against rate" not in page.shown
 
 
 def test_what_nobody_watched_has_no_strip() -> None:
-    def titles(document: dict[str, Any]) -> list[str]:
-        data = json.loads(Page(render(document)).raw["script"][0])
+    def titles(content: ResultFile) -> list[str]:
+        data = json.loads(Page(render(content)).raw["script"][0])
         return [strip["title"] for strip in data["results"][0]["strips"]["strips"]]
 
     assert titles(pages.simulated()) == ["Latency", "Requests", "Output"]
@@ -174,60 +175,47 @@ def test_the_physical_limit_is_shown_with_the_share_reached() -> None:
     assert "57%" in shown
     assert "bandwidth: 900 req/s at 64 in flight" in shown
     assert "Of the physical limit" not in Page(render(pages.simulated())).shown
-    unknown = result_file.read(MEASURED)
-    unknown["results"][0]["no_limit"] = "no bandwidth is known of class cpu"
+    unknown = pages.changed(result_file.read(MEASURED), no_limit="no bandwidth is known of class cpu")
     shown = Page(render(unknown)).shown
     assert "Of the physical limit" in shown
     assert "no bandwidth is known of class cpu" in shown
 
 
 def test_an_expected_failure_is_no_failure_of_the_page() -> None:
-    document = pages.simulated()
-    for record in document["results"]:
-        if record["outcome"] == "FAIL":
-            record["expected_failure"] = True
-    shown = Page(render(document)).shown
+    failed = msgspec.structs.replace(made.check(), expected_failure=True)
+    shown = Page(render(made.session(made.check(Outcome.PASS), failed))).shown
     assert "The budget holds" in shown
     assert "FAIL expected" in shown
 
 
 def test_a_regression_is_said_beside_a_budget_that_holds() -> None:
-    document = pages.simulated()
-    document["results"] = [record for record in document["results"] if record["outcome"] == "PASS"]
-    document["results"][0]["comparison"] = {
-        "baseline": {
-            "name": "main",
-            "path": "x.json",
-            "started": "2026-11-01T00:00:00+00:00",
-            "plugin_version": "0.1.0",
-        },
-        "decision": "REGRESSED",
-        "ratio": {"value": 0.9, "low": 0.86, "high": 0.95, "confidence": 0.95},
-        "base_rate": None,
-        "head_rate": None,
-        "max_regression": 0.05,
-        "differs": [],
-        "changed": ["server vLLM 0.26.0 -> vLLM 0.27.0"],
-        "more_gpu_s": None,
-        "confirmed": True,
-        "reason": "slower in both measurements",
-        "latencies": [],
-    }
-    shown = Page(render(document)).shown
+    shown = Page(render(made.session(made.compared(made.check(Outcome.PASS))))).shown
     assert "The budget holds, 1 regressed" in shown
-    assert "slower in both measurements" in shown
-    assert "-10.0% (-14.0% to -5.0%)" in shown
+    assert "one replica sustains 13% less" in shown
+    assert "-13.0% (-15.0% to -11.0%)" in shown
+
+
+def test_figures_that_nobody_knows_have_no_place_on_the_page() -> None:
+    result = made.check()
+    first, *others = result.samples
+    unknown = msgspec.structs.replace(first, completed_rps=math.nan, in_flight_mean=math.nan)
+    opened = Interval(52.1, -math.inf, math.inf)
+    content = made.session(msgspec.structs.replace(result, samples=(unknown, *others), sustainable_rate=opened))
+    page = Page(render(content))
+    assert not re.search(r"\b(nan|inf)\b", page.shown)
+    assert json.loads(page.raw["script"][0])["results"][0]["curve"]["rate"] == {
+        "value": 52.1,
+        "low": None,
+        "high": None,
+    }
 
 
 def test_a_session_without_results_has_a_page() -> None:
-    document = pages.simulated()
-    document["results"] = []
-    assert "Nothing was measured." in Page(render(document)).shown
+    assert "Nothing was measured." in Page(render(made.session())).shown
 
 
 def test_results_of_early_builds_without_time_series_are_drawn_from_their_windows() -> None:
-    document = result_file.read(MEASURED)
-    page = Page(render(document))
+    page = Page(render(result_file.read(MEASURED)))
     data = json.loads(page.raw["script"][0])
     assert "1x NVIDIA H200" in page.shown
     assert all(result["curve"]["series"] for result in data["results"])
@@ -237,19 +225,19 @@ def test_results_of_early_builds_without_time_series_are_drawn_from_their_window
     assert any(value is not None for value in latency["series"][0]["data"])
 
 
-def test_the_document_is_left_as_it_was() -> None:
-    document = pages.hostile()
-    before = copy.deepcopy(document)
-    render(document, [pages.trend(5)])
-    assert document == before
+def test_the_results_are_left_as_they_were() -> None:
+    content = pages.hostile()
+    before = encoded(content)
+    render(content, [pages.trend(5)])
+    assert encoded(content) == before
 
 
 def test_fifty_tests_with_a_hundred_thousand_requests_stay_under_ten_megabytes() -> None:
-    document = pages.watched()
-    record = next(record for record in document["results"] if record["kind"] == "sweep")
-    document["results"] = [{**record, "name": f"sweep {number}"} for number in range(50)]
-    assert sum(sample["requests"] for record in document["results"] for sample in record["samples"]) > 100_000
-    assert len(render(document).encode()) < 10_000_000
+    content = pages.watched()
+    swept = next(result for result in content.results if result.kind is ResultKind.SWEEP)
+    results = tuple(msgspec.structs.replace(swept, name=f"sweep {number}") for number in range(50))
+    assert sum(sample.requests for result in results for sample in result.samples) > 100_000
+    assert len(render(msgspec.structs.replace(content, results=results)).encode()) < 10_000_000
 
 
 def test_the_plotting_library_is_the_published_one_with_its_licence() -> None:
@@ -314,9 +302,8 @@ def test_the_command_draws_the_history_of_a_folder(tmp_path: Path, capsys: pytes
     from pytest_gpucap.__main__ import main
 
     for night in range(1, 13):
-        document = pages.simulated()
-        document["started"] = f"2026-11-{night:02}T03:17:00+00:00"
-        result_file.write(tmp_path / "nights" / f"night-{night:02}.json", document)
+        content = msgspec.structs.replace(pages.simulated(), started=datetime(2026, 11, night, 3, 17, tzinfo=UTC))
+        result_file.write(tmp_path / "nights" / f"night-{night:02}.json", content)
     (tmp_path / "nights" / "torn.json").write_text("{")
     newest = str(tmp_path / "nights" / "night-12.json")
     page = tmp_path / "report.html"

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import replace
 from datetime import UTC, datetime
 from fractions import Fraction
-from pathlib import Path
 
-import jsonschema
-import pytest
-
-import pytest_gpucap
 from pytest_gpucap.report import terminal
 from pytest_gpucap.report.formatting import headline, limit_name, seconds, significant
 from pytest_gpucap.report.junit import properties
 from pytest_gpucap.requirement import LatencyLimit, Length, Requirement, Slo, Workload
-from pytest_gpucap.results import result_file
+from pytest_gpucap.results.build import Context
+from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.measured import Interval, Latency, Measurement, Outcome, Sample, Verdict
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
-from pytest_gpucap.results.record import Context, measurement_record, plain, sample_record, verdict_record
+from pytest_gpucap.results.record import document_of, verdict_record
 from pytest_gpucap.results.windows import Phase, WindowId
-
-SCHEMA = json.loads((Path(pytest_gpucap.__file__).parent / "results" / "result.schema.json").read_text())
 
 REQUIREMENT = Requirement(
     "chat",
@@ -58,7 +50,7 @@ MEASUREMENT = Measurement(
     seed=7,
 )
 FAILED = Verdict(Outcome.FAIL, MEASUREMENT, 65.0, 3, (3, 3), Interval(-0.198, -0.217, -0.178), "capacity is below")
-CONTEXT = Context("tests/test_chat.py::test_chat", {"gpu": "NVIDIA H200", "server": "vLLM 0.26.0"}, startup_s=63.0)
+CONTEXT = Context("tests/test_chat.py::test_chat", Environment(gpu="NVIDIA H200", server="vLLM 0.26.0"), startup_s=63.0)
 
 
 def test_the_headline_is_the_arithmetic() -> None:
@@ -123,7 +115,7 @@ def test_a_simulated_result_says_so_everywhere() -> None:
     assert "SIMULATED" in terminal.failure(record)
     assert "SIMULATED" in terminal.summary([record])
     assert ("gpucap_simulated", "SIMULATED") in properties([record])
-    assert result_file.document([record], started=datetime.now(UTC), arguments=[])["simulated"] is True
+    assert document_of([record], started=datetime.now(UTC), arguments=[])["simulated"] is True
 
 
 def test_properties_are_plain_and_lead_with_the_verdict() -> None:
@@ -133,50 +125,6 @@ def test_properties_are_plain_and_lead_with_the_verdict() -> None:
     assert all(type(value) in {str, int, float} for _, value in pairs)
 
 
-def test_a_result_file_is_read_as_it_was_written_and_keeps_its_schema(tmp_path: Path) -> None:
-    records = [
-        verdict_record(FAILED, CONTEXT),
-        measurement_record(MEASUREMENT, CONTEXT),
-        sample_record(SAMPLE, REQUIREMENT, CONTEXT, simulated=True, seed=1),
-    ]
-    content = result_file.document(records, started=datetime.now(UTC), arguments=["examples"])
-    path = tmp_path / "deep" / "result.json"
-    result_file.write(path, content)
-    found = result_file.read(path)
-    assert [{**new, **old} for new, old in zip(found["results"], records, strict=True)] == found["results"]
-    assert {**found, "results": records} == content
-    jsonschema.validate(content, SCHEMA)
-    assert [entry.name for entry in path.parent.iterdir()] == ["result.json"]
-
-
-def test_a_broken_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "result.json"
-    result_file.write(path, {"schema": "pytest-gpucap", "schema_version": 1, "results": []})
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        result_file.write(path, {"schema": math.nan})
-    assert result_file.read(path) == {"schema": "pytest-gpucap", "schema_version": 1, "results": []}
-    assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "not JSON"),
-        ("[]", "not a result of pytest-gpucap"),
-        ('{"schema": "other"}', "not a result of pytest-gpucap"),
-        ('{"schema": "pytest-gpucap", "schema_version": 99}', "newer than this plugin's"),
-        ('{"schema": "pytest-gpucap"}', "schema version None"),
-    ],
-)
-def test_a_file_that_is_no_result_is_refused_by_name(tmp_path: Path, content: str, message: str) -> None:
-    path = tmp_path / "x.json"
-    path.write_text(content)
-    with pytest.raises(result_file.ResultFileError, match=f"x.json: .*{message}"):
-        result_file.read(path)
-    with pytest.raises(result_file.ResultFileError, match=r"gone.json"):
-        result_file.read(tmp_path / "gone.json")
-
-
 def test_wording() -> None:
     assert [significant(value) for value in (52.137, 0.8812, 1234.5, 100.0, 0, 9.999)] == [
         "52.1", "0.881", "1230", "100", "0", "10",
@@ -184,9 +132,3 @@ def test_wording() -> None:
     assert [seconds(value) for value in (0.0004, 0.412, 1.0, 95, 720)] == ["0.4 ms", "412 ms", "1 s", "95 s", "12 min"]
     assert limit_name("e2e_p99_9") == "p99.9 E2E"
     assert limit_name("backlog") == "backlog"
-
-
-def test_only_plain_values_reach_a_result() -> None:
-    assert plain({"a": (Fraction(13, 10), float("inf"), Outcome.PASS)}) == {"a": [1.3, None, "PASS"]}
-    with pytest.raises(TypeError, match="may not hold a object"):
-        plain(object())

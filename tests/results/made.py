@@ -39,7 +39,7 @@ CONTEXT = Context(
     startup_s=63.0,
     line=12,
 )
-SHARED = Problem(ProblemSource.GPU, ProblemKind.SHARED, "GPU 0 is shared with pid 42")
+SHARED = Problem(ProblemSource.HOST, ProblemKind.SHARED, "GPU 0 is shared with pid 42")
 
 
 def sample(window: WindowId, rate_rps: float, e2e_s: float, *, kind: str = "open", start_s: float = 0.0) -> Sample:

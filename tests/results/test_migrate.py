@@ -103,7 +103,8 @@ def test_a_window_at_a_rate_of_a_sample_is_no_point_of_a_sweep() -> None:
         ("GPU 0 (X) ran at an SM clock of 9 MHz", "GPU", "SLOWED_DOWN"),
         ("GPU 0 (X) was held by a power limit of 9 W", "GPU", "POWER_LIMIT"),
         ("GPU 0 (X) had 3 uncorrected memory errors", "GPU", "MEMORY_ERRORS"),
-        ("a neighbour was on GPU 0 (X): pid 42", "GPU", "SHARED"),
+        ("a neighbour was on GPU 0 (X): pid 42", "HOST", "SHARED"),
+        ("GPU 0 (X) was lost: gone", "GPU", "LOST"),
         (
             "3 tokens/s with 2 in flight is above the limit of 2 tokens/s on 1x H200",
             "MEASUREMENT",

@@ -16,7 +16,7 @@ import jsonschema
 import msgspec
 import pytest
 
-from pytest_gpucap.results import result_file, schema
+from pytest_gpucap.results import encoding, result_file, schema
 from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.measured import Interval, Outcome
 from pytest_gpucap.results.result import Result
@@ -161,6 +161,36 @@ def test_damage_is_named_with_its_place(tmp_path: Path, damage: Callable[[Any], 
     assert "\n" not in str(error.value)
 
 
+def _places(value: Any) -> list[tuple[Any, Any]]:
+    """Every container in a document, with each of its keys or indices."""
+    if not isinstance(value, dict | list):
+        return []
+    keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+    return [*((value, key) for key in keys), *(place for key in keys for place in _places(value[key]))]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_whatever_is_damaged_the_file_is_read_or_refused_in_one_line(version: int) -> None:
+    content = json.loads((RECORDED / "cpu" / "examples.json").read_text())
+    for result in content["results"]:
+        result["samples"], result["series"] = result["samples"][:1], None
+        result["samples"][0] |= {"timeline": {}, "histograms": {}}
+    if version != 1:
+        content = encoding.to_builtins(result_file.from_document(content))
+    refused = 0
+    for container, key in _places(content):
+        kept = container[key]
+        for wrong in (None, "x", -1.5, True, ["x"], {"x": 1}):
+            container[key] = wrong
+            try:
+                result_file.from_document(content)
+            except ValueError as error:
+                refused += 1
+                assert "\n" not in str(error), error  # noqa: PT017 - not every damage is seen
+        container[key] = kept
+    assert refused > 500
+
+
 def test_a_broken_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     content = made.session(made.check())
@@ -184,7 +214,7 @@ def test_it_is_after_every_test_what_a_file_written_at_once_would_be(tmp_path: P
 
 def test_every_result_is_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[object] = []
-    encode = result_file.encoded
+    encode = encoding.encoded
 
     def counted(value: Any) -> bytes:
         encoded.append(value)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from pytest_gpucap.engines.launch import Launched
 from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.synthetic import architecture
 from pytest_gpucap.engines.url import ExternalServer
@@ -36,17 +36,16 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> Limits:
         workload: Workload | None = None,
         **arguments: Any,
     ) -> Roofline | NoLimit:
-        server = VllmServer(
-            process=cast("Any", SimpleNamespace(poll=lambda: 0, close=lambda: None)),
+        launched = Launched(
+            process=cast("Any", None),
             log=cast("Any", None),
-            spec=ServerSpec(model, VllmArguments(arguments)),
-            devices=(),
             command=(),
             model="m",
             api_key="k",
             base_url="http://127.0.0.1:1/v1",
             startup_s=0.0,
         )
+        server = VllmServer(launched, ServerSpec(model, VllmArguments(arguments)))
         found = find_class(gpu_class) if isinstance(gpu_class, str) else gpu_class
         return roofline_of(server, found, workload or Workload())
 

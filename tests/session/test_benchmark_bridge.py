@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -11,10 +12,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from pytest_gpucap.results import result_file
+from pytest_gpucap.results.measured import Interval, Sample
+from pytest_gpucap.results.record import read_document
+from pytest_gpucap.results.result import Result
 from pytest_gpucap.session import benchmark_bridge
+from tests.results import made
 
 pytest.importorskip("pytest_benchmark")
 # Inner runs in this process start from the modules that are loaded now: NumPy cannot be loaded twice.
@@ -47,7 +52,7 @@ MARKER_SUITE = """
 
 def rates(folder: Path) -> dict[str, float]:
     """Sustainable rates of the last run by test."""
-    results = result_file.read(folder / ".gpucap" / "result.json")["results"]
+    results = read_document(folder / ".gpucap" / "result.json")["results"]
     return {entry["test"]: entry["sustainable_rate"]["value"] for entry in results}
 
 
@@ -167,7 +172,7 @@ def test_benchmarks_of_others_stay_theirs(pytester: pytest.Pytester) -> None:
     )
     pytester.runpytest(SIMULATED, "--benchmark-json=out.json").assert_outcomes(passed=2)
     for bench in stored(pytester.path / "out.json").values():
-        assert bench["stats"]["mean"] < 0.01
+        assert bench["stats"]["min"] < 0.01  # a busy machine may hold up any but the shortest
         assert bench["options"]["timer"] == "perf_counter"
         assert bench["extra_info"] == {}
 
@@ -288,22 +293,24 @@ def test_a_timer_read_otherwise_is_not_stored(pytester: pytest.Pytester) -> None
     assert stored(pytester.path / "out.json") == {}
 
 
-def record(**changes: Any) -> dict[str, Any]:
-    """As much of a record as the bridge reads."""
-    held = [
-        {"kind": "closed", "concurrency": 64, "output_tokens_per_s": tokens, "completed_rps": 1.0}
-        for tokens in (900.0, 1000.0, 1100.0)
-    ]
-    easy = [{"kind": "closed", "concurrency": 8, "output_tokens_per_s": 400.0, "completed_rps": 1.0}]
-    return {"kind": "check", "sustainable_rate": {"value": 4.0}, "samples": easy + held, "problems": []} | changes
+def held(concurrency: int, tokens_per_s: float) -> Sample:
+    return msgspec.structs.replace(
+        made.SAMPLES[0], kind="closed", concurrency=concurrency, output_tokens_per_s=tokens_per_s
+    )
+
+
+def result(*samples: Sample) -> Result:
+    """A check that found 4 req/s."""
+    return msgspec.structs.replace(made.check(), sustainable_rate=Interval(4.0, 3.9, 4.1), samples=samples)
 
 
 def test_rounds_keep_the_rate_exactly_and_scatter_as_the_hardest_windows_did() -> None:
-    durations = benchmark_bridge.rounds(record())
+    samples = [held(8, 400.0), *(held(64, tokens_per_s) for tokens_per_s in (900.0, 1000.0, 1100.0))]
+    durations = benchmark_bridge.rounds(result(*samples))
     assert len(durations) / sum(durations) == pytest.approx(4.0)
     assert [durations[0] / each for each in durations] == pytest.approx([1.0, 1000 / 900, 1100 / 900])
 
 
-@pytest.mark.parametrize("samples", [[], [{"kind": "closed", "concurrency": 1, "output_tokens_per_s": 0.0}]])
-def test_without_windows_one_round_stands_for_all(samples: list[dict[str, Any]]) -> None:
-    assert benchmark_bridge.rounds(record(samples=samples)) == [0.25]
+@pytest.mark.parametrize("samples", [[], [held(1, 0.0)], [held(1, math.nan)]])
+def test_without_windows_one_round_stands_for_all(samples: list[Sample]) -> None:
+    assert benchmark_bridge.rounds(result(*samples)) == [0.25]

@@ -1,278 +1,474 @@
-"""Records -> the numbers of the charts, as small as they can be and already in the form in which they are drawn."""
+"""A result -> the numbers of its charts of latency against rate and of everything over time.
+
+The Structs are the JSON that the page embeds. The scripts in ``assets`` read them by field, and by place where a Struct
+is `array_like`. On the page a phase is one measuring window as a whole, and a window is one slice of it.
+"""
 
 from __future__ import annotations
 
 import math
-import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final
+from typing import Final
 
-from pytest_gpucap.report.formatting import limit_name, significant
+import msgspec
 
-Record = Mapping[str, Any]
+from pytest_gpucap.report.formatting import known, limit_name, significant
+from pytest_gpucap.results.measured import Latency, Sample
+from pytest_gpucap.results.result import DeclaredSlo, Result
+from pytest_gpucap.results.telemetry import TelemetryOverTime
+from pytest_gpucap.results.windows import WindowId
 
-_WINDOW_NUMBER: Final = re.compile(r" \(\d+/\d+\)$")
-_KNOWN_QUANTILES: Final = (0.5, 0.9, 0.95, 0.99)
-_TIMELINE_SPLIT: Final = 0.7
-"""Over time there are medians and p95s; a limit from here up is drawn with the p95."""
+_RECORDED: Final[Mapping[int, Callable[[Latency], float]]] = {
+    50: lambda latency: latency.p50_s,
+    90: lambda latency: latency.p90_s,
+    95: lambda latency: latency.p95_s,
+    99: lambda latency: latency.p99_s,
+}
+"""Percentiles that a sample keeps of every latency."""
+_P95_FROM: Final = 70
+"""Timelines hold medians and p95s; a limit at this percentile or above is drawn with the p95."""
+
+
+class PhaseLabel(msgspec.Struct, frozen=True, array_like=True):
+    """What a tooltip says of a phase: its name, its load, ``open`` or ``closed``, and mean requests in flight."""
+
+    name: str
+    load: str
+    kind: str
+    in_flight: float
+
+
+class LimitLine(msgspec.Struct, frozen=True, array_like=True):
+    """A limit in seconds, with the text beside its line."""
+
+    limit_s: float
+    text: str
+
+
+class MetricLimitLine(LimitLine, frozen=True, array_like=True):
+    """A limit line of the chart over time, where several metrics share one strip."""
+
+    metric: str
+
+
+class CurvePoint(msgspec.Struct, frozen=True, array_like=True):
+    """Rate in requests per second, latency in seconds, and the index of the phase that both are of."""
+
+    rate_rps: float
+    latency_s: float
+    phase: int
+
+
+class CurveSeries(msgspec.Struct, frozen=True):
+    """One percentile against rate.
+
+    Attributes:
+        points: one for each phase, by rising requests in flight.
+        joined: a line runs through the points.
+        windows: one point for each window; empty where every phase has only one.
+    """
+
+    name: str
+    metric: str
+    limits: list[LimitLine]
+    points: list[CurvePoint]
+    joined: bool
+    windows: list[CurvePoint]
+
+
+class RateBand(msgspec.Struct, frozen=True):
+    """The sustainable rate with its interval, in requests per second; None is an open end."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class CurveChart(msgspec.Struct, frozen=True):
+    """Latency against rate.
+
+    Attributes:
+        line: the phases that `CurveSeries.points` count.
+        phases: the phases that `CurveSeries.windows` count. They differ from `line` in a sweep only.
+        rate: the sustainable rate; None where there is none.
+        design: the design rate; None without a budget.
+    """
+
+    series: list[CurveSeries]
+    line: list[PhaseLabel]
+    phases: list[PhaseLabel]
+    rate: RateBand | None
+    design: float | None
+
+
+class StripLine(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line of a strip.
+
+    Attributes:
+        metric: of a latency.
+        telemetry: `data` has a value for each of `StripChart.t`; otherwise for each of `StripChart.client_t`.
+        data: the values, None for a gap.
+        pairs: (seconds, value) where the line has times of its own, in place of `data`.
+    """
+
+    name: str
+    metric: str | None = None
+    telemetry: bool = False
+    data: list[float | None] | None = None
+    pairs: list[tuple[float, float | None]] | None = None
+
+
+class Strip(msgspec.Struct, frozen=True):
+    """One of the charts that share a time axis."""
+
+    title: str
+    unit: str
+    series: list[StripLine]
+
+
+class PhaseBand(msgspec.Struct, frozen=True, array_like=True):
+    """When a phase began and ended, in seconds from the first one, and its name."""
+
+    start_s: float
+    end_s: float
+    name: str
+
+
+class StripChart(msgspec.Struct, frozen=True):
+    """Everything over time. Times are seconds from the start of the first phase."""
+
+    strips: list[Strip]
+    limits: list[MetricLimitLine]
+    t: list[float]
+    client_t: list[float]
+    bands: list[PhaseBand]
 
 
 @dataclass(frozen=True, slots=True)
-class Phase:
-    """Consecutive windows of one phase: the procedure cuts each phase into a few."""
+class ChartPhase:
+    """One measuring window as a whole: the slices that it was recorded in, in the order of time."""
 
     name: str
-    samples: tuple[Record, ...]
+    samples: tuple[Sample, ...]
+
+    @property
+    def window(self) -> WindowId:
+        """Which window it was."""
+        return self.samples[0].window.whole
+
+    @property
+    def kind(self) -> str:
+        """``open`` or ``closed``."""
+        return self.samples[0].kind
 
     @property
     def load(self) -> str:
-        """What was asked of the server: ``64 in flight``, ``15.6 req/s``."""
+        """What was asked of the server: ``64 in flight``, ``15.6 req/s offered``."""
         first = self.samples[0]
-        if first["kind"] == "closed":
-            return f"{first['concurrency']} in flight"
-        offered = first["offered_rps"]
-        return "open loop" if offered is None else f"{significant(offered)} req/s offered"
+        if first.kind == "closed":
+            return f"{first.concurrency} in flight"
+        return "open loop" if first.offered_rps is None else f"{significant(first.offered_rps)} req/s offered"
 
     @property
     def in_flight(self) -> float:
         """Requests in flight, mean."""
-        return statistics.fmean(sample["in_flight_mean"] or 0.0 for sample in self.samples)
+        return statistics.fmean(known(sample.in_flight_mean) or 0.0 for sample in self.samples)
+
+    @property
+    def label(self) -> PhaseLabel:
+        """For the tooltip."""
+        return PhaseLabel(self.name, self.load, self.kind, four_figures(self.in_flight))
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
-    """A latency to draw: a limit's metric and percentile, or a usual one where no limits are declared."""
+class DrawnLatency:
+    """A latency to draw: that of a limit, or a usual one where no limits are declared.
+
+    Attributes:
+        percent: the percentile that was declared, such as 99.9.
+        limit_s: None where no limit is declared.
+    """
 
     metric: str
-    quantile: float
+    percent: float
     limit_s: float | None
 
     @property
-    def known(self) -> float:
-        """The recorded percentile that stands for it: the nearest that is not below."""
-        return next((q for q in _KNOWN_QUANTILES if q >= self.quantile - 1e-9), _KNOWN_QUANTILES[-1])
+    def recorded(self) -> int:
+        """The recorded percentile that stands for it: the nearest one that is not below, or the highest."""
+        return next((kept for kept in _RECORDED if kept >= self.percent - 1e-7), max(_RECORDED))
 
     @property
     def name(self) -> str:
         """``p95 E2E``."""
-        return f"p{self.known * 100:.0f} {self.metric.upper()}"
+        return f"p{self.recorded} {self.metric.upper()}"
 
     @property
-    def limit_label(self) -> str:
+    def limit_text(self) -> str:
         """``p95 E2E limit``, by the percentile that was declared."""
-        return f"{limit_name(f'{self.metric}_p{self.quantile * 100:g}')} limit"
+        return f"{limit_name(f'{self.metric}_p{self.percent:g}')} limit"
+
+    @property
+    def name_over_time(self) -> str:
+        """``p95 E2E``, by the percentile that stands for it in a timeline."""
+        return f"p{self._percent_over_time} {self.metric.upper()}"
 
     @property
     def column(self) -> str:
-        """Of a sample's timeline."""
-        return f"{self.metric}_p{95 if self.known >= _TIMELINE_SPLIT else 50}_s"
+        """Its column in `Sample.timeline`."""
+        return f"{self.metric}_p{self._percent_over_time}_s"
+
+    @property
+    def _percent_over_time(self) -> int:
+        return 95 if self.recorded >= _P95_FROM else 50
+
+    def of(self, sample: Sample) -> float | None:
+        """In seconds; None where the sample has none."""
+        latency = sample.latencies.get(self.metric)
+        return None if latency is None else known(_RECORDED[self.recorded](latency))
 
 
-def phases(samples: Iterable[Record]) -> list[Phase]:
+def chart_phases(samples: Iterable[Sample]) -> list[ChartPhase]:
     """The phases in the order in which they ran; a name that comes again gets a number."""
-    runs: list[tuple[tuple[Any, ...], list[Record]]] = []
-    for sample in sorted(samples, key=lambda each: each["start_s"]):
-        name = _WINDOW_NUMBER.sub("", sample["label"])
-        key = (name, sample["kind"], sample["concurrency"], sample["offered_rps"])
-        restarted = sample["label"] in {each["label"] for each in runs[-1][1]} if runs else False
-        if runs and runs[-1][0] == key and not restarted:
-            runs[-1][1].append(sample)
+    runs: list[list[Sample]] = []
+    for sample in sorted(samples, key=lambda each: each.start_s):
+        if runs and _continues(runs[-1][-1], sample):
+            runs[-1].append(sample)
         else:
-            runs.append((key, [sample]))
-    seen: dict[str, int] = {}
+            runs.append([sample])
+    seen: Counter[str] = Counter()
     found = []
-    for (name, *_), group in runs:
-        seen[name] = seen.get(name, 0) + 1
-        found.append(Phase(name if seen[name] == 1 else f"{name} #{seen[name]}", tuple(group)))
+    for run in runs:
+        name = run[0].window.whole.text
+        seen[name] += 1
+        found.append(ChartPhase(name if seen[name] == 1 else f"{name} #{seen[name]}", tuple(run)))
     return found
 
 
-def watched(record: Record) -> list[Watched]:
+def _continues(before: Sample, after: Sample) -> bool:
+    """Both are slices of one window: the same window may run again, and then its slices count from 1 again."""
+    same_load = (before.kind, before.concurrency, before.offered_rps) == (
+        *(after.kind, after.concurrency, after.offered_rps),
+    )
+    return same_load and before.window.whole == after.window.whole and before.window.slice < after.window.slice
+
+
+def drawn_latencies(slo: DeclaredSlo) -> list[DrawnLatency]:
     """The latencies that limits are set on; p95 of TTFT and E2E when there are none."""
-    limits = record["slo"]["limits"]
     found = []
-    for keyword, limit_s in limits.items():
+    for keyword, limit_s in slo.limits.items():
         metric, _, percent = keyword.partition("_p")
-        found.append(Watched(metric, float(percent.replace("_", ".")) / 100, limit_s))
-    return found or [Watched("ttft", 0.95, None), Watched("e2e", 0.95, None)]
+        found.append(DrawnLatency(metric, float(percent.replace("_", ".")), limit_s))
+    return found or [DrawnLatency("ttft", 95.0, None), DrawnLatency("e2e", 95.0, None)]
 
 
-def curve(record: Record) -> dict[str, Any] | None:
-    """Latency against rate: a point a phase, a faint one a window, and what they are held against."""
-    ran = phases(record["samples"])
-    line = phases(record["points"]) if record.get("points") else ran
-    series = []
-    # Limits at percentiles that one recorded percentile stands for are held against one line.
-    by_name: dict[str, list[Watched]] = {}
-    for each in watched(record):
+def curve_chart(result: Result) -> CurveChart | None:
+    """Latency against rate: a point for each phase, a faint one for each window; None where there is no point."""
+    phases = chart_phases(result.samples)
+    line = chart_phases(result.points) if result.points else phases
+    # One recorded percentile can stand for several limits: they share a line.
+    by_name: dict[str, list[DrawnLatency]] = {}
+    for each in drawn_latencies(result.slo):
         by_name.setdefault(each.name, []).append(each)
-    for name, (each, *others) in by_name.items():
-        windows = [
-            [short(sample["completed_rps"]), short(value), index]
-            for index, phase in enumerate(ran)
-            for sample in phase.samples
-            if (value := _percentile(sample, each)) and sample["completed_rps"]
-        ]
-        points = [[*point, index] for index, phase in enumerate(line) if (point := _point(phase, each))]
-        if windows or points:
-            # By requests in flight, so that the line bends back where more load means less throughput.
-            points.sort(key=lambda point: line[point[2]].in_flight)
-            series.append(
-                {
-                    "name": name,
-                    "metric": each.metric,
-                    "limits": [[short(limit.limit_s), limit.limit_label] for limit in (each, *others) if limit.limit_s],
-                    "points": points,
-                    "joined": bool(record.get("points")) or _rising(points),
-                    "windows": windows if any(len(phase.samples) > 1 for phase in ran) else [],
-                }
-            )
+    series = [_curve_series(limits, line, phases, joined=bool(result.points)) for limits in by_name.values()]
+    series = [each for each in series if each.points or each.windows]
     if not series:
         return None
-    rate = record["sustainable_rate"]
-    return {
-        "series": series,
-        "line": [_phase_text(phase) for phase in line],
-        "phases": [_phase_text(phase) for phase in ran],
-        "rate": rate and {key: short(rate[key]) for key in ("value", "low", "high")},
-        "design": short(record.get("design_rate_rps")),
-    }
+    rate = result.sustainable_rate
+    return CurveChart(
+        series=series,
+        line=[phase.label for phase in line],
+        phases=[phase.label for phase in phases],
+        rate=None if rate is None else RateBand(compact(rate.value), compact(rate.low), compact(rate.high)),
+        design=compact(result.design_rate_rps),
+    )
 
 
-def _rising(points: Sequence[Sequence[float]]) -> bool:
-    """Whether a line through them is a curve; through phases in another order than their load it is a scribble."""
-    return len(points) > 2 and all(a[0] <= b[0] for a, b in pairwise(points))  # noqa: PLR2004 - two points are no curve
-
-
-def strips(record: Record) -> dict[str, Any] | None:
-    """Everything over time on one axis; a strip whose figures nobody took is left out."""
-    ran = phases(record["samples"])
-    if not ran:
-        return None
-    start_s = ran[0].samples[0]["start_s"]
-    client = _client(ran, start_s)
-    seen = record.get("series") or {"t_s": [], "columns": {}}
-    server = seen["columns"]
-    latencies = [
-        {"name": f"{each.column[-5:-2]} {each.metric.upper()}", "metric": each.metric, "data": client[each.column]}
-        for each in {each.column: each for each in watched(record)}.values()
-        if each.column in client
+def _curve_series(
+    limits: Sequence[DrawnLatency], line: Sequence[ChartPhase], phases: Sequence[ChartPhase], *, joined: bool
+) -> CurveSeries:
+    """One recorded percentile, with all the limits that it stands for."""
+    latency = limits[0]
+    points = [
+        # A phase shows the mean rate of its windows, and the median of their percentiles.
+        CurvePoint(
+            four_figures(statistics.fmean(rate for rate, _ in pairs)),
+            four_figures(statistics.median(value for _, value in pairs)),
+            index,
+        )
+        for index, phase in enumerate(line)
+        if (pairs := _pairs(phase, latency))
     ]
-    limits = [[short(each.limit_s), each.limit_label, each.metric] for each in watched(record) if each.limit_s]
-    wanted: list[tuple[str, str, float, list[dict[str, Any]]]] = [
-        ("Latency", "s", 1, latencies),
-        (
-            "Requests",
-            "",
-            1,
-            [
-                *([{"name": "in flight", "data": client["in_flight"]}] if "in_flight" in client else []),
-                *_of(server, 1, running="running", waiting="waiting"),
-            ],
-        ),
-        ("Output", "tok/s", 1, _of(server, 1, output_tokens_per_s="output tokens") or _tokens(ran, start_s)),
-        ("KV cache", "%", 1, _of(server, 100, kv_cache_usage="KV cache used")),
-        ("GPU use", "%", 1, _of(server, 100, gpu_utilisation="GPU utilisation")),
-        ("SM clock", "MHz", 1, _of(server, 1, sm_clock_mhz="SM clock")),
-        ("Power", "W", 1, _of(server, 1, power_w="power")),
-        ("CPU", "cores", 1, _of(server, 1, server_cpu_cores="server CPU")),
-    ]
-    drawn = [{"title": title, "unit": unit, "series": rows} for title, unit, _, rows in wanted if rows]
-    if not drawn:
-        return None
-    return {
-        "strips": drawn,
-        "limits": limits,
-        "t": [_moment(t - start_s) for t in seen["t_s"]],
-        "client_t": client["t"],
-        "bands": [
-            [_moment(phase.samples[0]["start_s"] - start_s), _moment(phase.samples[-1]["end_s"] - start_s), phase.name]
-            for phase in ran
+    # By requests in flight, so that the line bends back where more load means less throughput.
+    points.sort(key=lambda point: line[point.phase].in_flight)
+    several = any(len(phase.samples) > 1 for phase in phases)
+    return CurveSeries(
+        name=latency.name,
+        metric=latency.metric,
+        limits=[LimitLine(four_figures(each.limit_s), each.limit_text) for each in limits if each.limit_s],
+        points=points,
+        joined=joined or _rising(points),
+        windows=[
+            CurvePoint(four_figures(rate), four_figures(value), index)
+            for index, phase in enumerate(phases if several else ())
+            for rate, value in _pairs(phase, latency)
         ],
-    }
+    )
 
 
-def _client(ran: Sequence[Phase], start_s: float) -> dict[str, list[Any]]:
-    """The windows' timelines one after the other, with a hole where phases do not touch.
+def _pairs(phase: ChartPhase, latency: DrawnLatency) -> list[tuple[float, float]]:
+    """(req/s, seconds) of each window that has both."""
+    return [
+        (rate, value)
+        for sample in phase.samples
+        if (value := latency.of(sample)) and (rate := known(sample.completed_rps))
+    ]
 
-    A result file without timelines gets a level a window, from the window's own percentiles.
+
+def _rising(points: Sequence[CurvePoint]) -> bool:
+    """Whether a line through them is a curve: through phases in another order than their load it is a scribble."""
+    return len(points) > 2 and all(a.rate_rps <= b.rate_rps for a, b in pairwise(points))  # noqa: PLR2004 - two points are no curve
+
+
+def strip_chart(result: Result) -> StripChart | None:
+    """Everything over time on one axis. A strip without figures is left out; None where no strip is left."""
+    phases = chart_phases(result.samples)
+    if not phases:
+        return None
+    start_s = phases[0].samples[0].start_s
+    client = _client_timeline(phases, start_s)
+    latencies = drawn_latencies(result.slo)
+    strips = [strip for strip in _strips(client, latencies, result.series, phases) if strip.series]
+    if not strips:
+        return None
+    return StripChart(
+        strips=strips,
+        limits=[
+            MetricLimitLine(four_figures(each.limit_s), each.limit_text, each.metric)
+            for each in latencies
+            if each.limit_s
+        ],
+        t=[] if result.series is None else [_moment(t - start_s) for t in result.series.t_s],
+        client_t=client.t,
+        bands=[
+            PhaseBand(
+                _moment(phase.samples[0].start_s - start_s), _moment(phase.samples[-1].end_s - start_s), phase.name
+            )
+            for phase in phases
+        ],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _ClientTimeline:
+    """What the load generator saw.
+
+    Attributes:
+        t: seconds from the start of the first phase.
+        columns: by name, each as long as `t`; columns without a figure are left out.
     """
-    lines = [(each, _timeline(each)) for phase in ran for each in phase.samples]
+
+    t: list[float]
+    columns: dict[str, list[float | None]]
+
+
+def _strips(
+    client: _ClientTimeline,
+    latencies: Sequence[DrawnLatency],
+    telemetry: TelemetryOverTime | None,
+    phases: Sequence[ChartPhase],
+) -> list[Strip]:
+    """All strips, those without figures too."""
+    columns = {} if telemetry is None else telemetry.columns
+
+    def read(factor: float = 1, **names: str) -> list[StripLine]:
+        """The columns that telemetry has, each under the name that is shown."""
+        return [
+            StripLine(shown, telemetry=True, data=[compact(None if v is None else v * factor) for v in columns[name]])
+            for name, shown in names.items()
+            if name in columns
+        ]
+
+    seen = [
+        StripLine(each.name_over_time, metric=each.metric, data=client.columns[each.column])
+        for each in {each.column: each for each in latencies}.values()
+        if each.column in client.columns
+    ]
+    in_flight = [StripLine("in flight", data=client.columns["in_flight"])] if "in_flight" in client.columns else []
+    return [
+        Strip("Latency", "s", seen),
+        Strip("Requests", "", [*in_flight, *read(running="running", waiting="waiting")]),
+        Strip("Output", "tok/s", read(output_tokens_per_s="output tokens") or [_output_tokens(phases)]),
+        Strip("KV cache", "%", read(100, kv_cache_usage="KV cache used")),
+        Strip("GPU use", "%", read(100, gpu_utilisation="GPU utilisation")),
+        Strip("SM clock", "MHz", read(sm_clock_mhz="SM clock")),
+        Strip("Power", "W", read(power_w="power")),
+        Strip("CPU", "cores", read(server_cpu_cores="server CPU")),
+    ]
+
+
+def _client_timeline(phases: Sequence[ChartPhase], start_s: float) -> _ClientTimeline:
+    """The windows' timelines one after the other, with a gap where phases do not touch."""
+    lines = [(each, _timeline(each)) for phase in phases for each in phase.samples]
     names = sorted({name for _, line in lines for name in line if name != "t_s"})
-    columns: dict[str, list[Any]] = {"t": [], **{name: [] for name in names}}
-    before_s = float("-inf")
+    times: list[float] = []
+    columns: dict[str, list[float | None]] = {name: [] for name in names}
+    before_s = -math.inf
     for sample, line in lines:
-        if math.isfinite(before_s) and sample["start_s"] - before_s > 1e-3:  # noqa: PLR2004 - a clock's jitter
-            columns["t"].append(_moment((before_s + sample["start_s"]) / 2 - start_s))
-            for name in names:
-                columns[name].append(None)
-        times = line.get("t_s", [])
-        columns["t"] += [_moment(t - start_s) for t in times if t is not None]
-        for name in names:
-            columns[name] += [short(value) for value in line.get(name) or [None] * len(times)]
-        before_s = sample["end_s"]
-    return {name: column for name, column in columns.items() if name == "t" or any(v is not None for v in column)}
+        if math.isfinite(before_s) and sample.start_s - before_s > 1e-3:  # noqa: PLR2004 - a clock's jitter
+            times.append(_moment((before_s + sample.start_s) / 2 - start_s))
+            for column in columns.values():
+                column.append(None)
+        here = [t for t in line.get("t_s", ()) if t is not None]
+        times += [_moment(t - start_s) for t in here]
+        for name, column in columns.items():
+            column += [compact(value) for value in line.get(name) or [None] * len(here)]
+        before_s = sample.end_s
+    return _ClientTimeline(
+        times, {name: column for name, column in columns.items() if any(value is not None for value in column)}
+    )
 
 
-def _timeline(sample: Record) -> Mapping[str, Sequence[float | None]]:
-    if sample.get("timeline"):
-        return sample["timeline"]  # type: ignore[no-any-return]
-    line: dict[str, list[float | None]] = {"t_s": [sample["start_s"], sample["end_s"]]}
-    line["in_flight"] = [sample["in_flight_mean"]] * 2
-    for metric, latency in sample["latencies"].items():
+def _timeline(sample: Sample) -> Mapping[str, Sequence[float | None]]:
+    """The window's own; of a result file without timelines one level, from the window's own percentiles."""
+    if sample.timeline:
+        return sample.timeline
+    line: dict[str, Sequence[float | None]] = {
+        "t_s": [sample.start_s, sample.end_s],
+        "in_flight": [sample.in_flight_mean] * 2,
+    }
+    for metric, latency in sample.latencies.items():
         if metric != "itl":
-            line |= {f"{metric}_{q}_s": [latency[f"{q}_s"]] * 2 for q in ("p50", "p95")}
+            line |= {f"{metric}_p50_s": [latency.p50_s] * 2, f"{metric}_p95_s": [latency.p95_s] * 2}
     return line
 
 
-def _tokens(ran: Sequence[Phase], start_s: float) -> list[dict[str, Any]]:
-    """Output tokens a second as the client counted them, a level a window."""
-    data: list[list[float | None]] = []
-    for phase in ran:
+def _output_tokens(phases: Sequence[ChartPhase]) -> StripLine:
+    """Output tokens per second as the client counted them: one level for each window."""
+    start_s = phases[0].samples[0].start_s
+    pairs: list[tuple[float, float | None]] = []
+    for phase in phases:
         for each in phase.samples:
-            level = short(each["output_tokens_per_s"])
-            data += [[_moment(each["start_s"] - start_s), level], [_moment(each["end_s"] - start_s), level]]
-        data.append([_moment(phase.samples[-1]["end_s"] - start_s), None])
-    return [{"name": "output tokens", "pairs": data}]
+            level = compact(each.output_tokens_per_s)
+            pairs += [(_moment(each.start_s - start_s), level), (_moment(each.end_s - start_s), level)]
+        pairs.append((_moment(phase.samples[-1].end_s - start_s), None))
+    return StripLine("output tokens", pairs=pairs)
 
 
-def _of(columns: Mapping[str, Sequence[float | None]], factor: float, **names: str) -> list[dict[str, Any]]:
-    return [
-        {"name": shown, "telemetry": True, "data": [short(None if v is None else v * factor) for v in columns[name]]}
-        for name, shown in names.items()
-        if name in columns
-    ]
+def compact(value: float | None) -> float | None:
+    """The figure as a chart holds it; None for one that is not known."""
+    found = known(value)
+    return None if found is None else four_figures(found)
 
 
-def _percentile(sample: Record, each: Watched) -> float | None:
-    latency = sample["latencies"].get(each.metric)
-    return None if latency is None else latency[f"p{each.known * 100:.0f}_s"]
-
-
-def _point(phase: Phase, each: Watched) -> list[Any] | None:
-    """Mean rate and median percentile over the windows of a phase."""
-    pairs = [
-        (sample["completed_rps"], value)
-        for sample in phase.samples
-        if (value := _percentile(sample, each)) and sample["completed_rps"]
-    ]
-    if not pairs:
-        return None
-    return [short(statistics.fmean(x for x, _ in pairs)), short(statistics.median(y for _, y in pairs))]
-
-
-def _phase_text(phase: Phase) -> list[Any]:
-    return [phase.name, phase.load, phase.samples[0]["kind"], short(phase.in_flight)]
-
-
-def short(value: float | None) -> float | int | None:
-    """Four figures: more than a pixel."""
-    if value is None:
-        return None
+def four_figures(value: float) -> float:
+    """Rounded to four significant figures, which is finer than a pixel."""
     rounded = float(f"{value:.4g}")
+    # Without the ".0", which a large page holds thousands of times.
     return int(rounded) if rounded.is_integer() else rounded
 
 

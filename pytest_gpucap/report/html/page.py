@@ -1,7 +1,7 @@
 """The page put together: words and tables by the template, numbers as one block of JSON, code and style inline.
 
-The page fetches nothing and its Content-Security-Policy allows nothing to be fetched: of scripts and styles only those
-whose hashes it names may run, so that a hostile string that slipped through would still be inert.
+The page fetches nothing, and its Content-Security-Policy allows nothing to be fetched. Only scripts and styles whose
+hashes the policy names may run, so a hostile string that slipped through would still be inert.
 """
 
 from __future__ import annotations
@@ -9,69 +9,122 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any, Final
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+import msgspec
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from pytest_gpucap.report import rows
 from pytest_gpucap.report.clean import cleaned
-from pytest_gpucap.report.html import charts, hero, view
-from pytest_gpucap.report.html.spread import spread
-from pytest_gpucap.report.html.trend import trends
-from pytest_gpucap.report.html.windows import NONE
+from pytest_gpucap.report.formatting import seconds
+from pytest_gpucap.report.html.cards import EMPTY_CELL, Badge, badge, result_cards, time_text
+from pytest_gpucap.report.html.charts import CurveChart, StripChart, curve_chart, strip_chart
+from pytest_gpucap.report.html.distributions import DistributionChart, distribution_charts
+from pytest_gpucap.report.html.trend import TrendChart, trend_panels
+from pytest_gpucap.results.measured import Outcome
+from pytest_gpucap.results.result import Result, ResultFile
+from pytest_gpucap.results.trend import Trend
 
 SCRIPTS: Final = ("tools", "frame", "curve", "strips", "spread", "trend", "tables", "start")
-"""Ours, in the order in which they need each other; one script element."""
+"""Our own, in the order in which they need each other; one script element."""
 LIBRARY: Final = "vendor/echarts.common.min.js"
 
 
-def render(document: Mapping[str, Any], history: Sequence[Mapping[str, Any]] = ()) -> str:
+class ResultCharts(msgspec.Struct, frozen=True):
+    """The charts of one result; None where there is nothing to draw."""
+
+    curve: CurveChart | None
+    strips: StripChart | None
+    spread: dict[str, DistributionChart] | None
+
+
+class PageData(msgspec.Struct, frozen=True):
+    """All that the page's scripts draw."""
+
+    results: list[ResultCharts]
+    trends: list[TrendChart]
+
+
+def render(content: ResultFile, history: Iterable[Trend] = ()) -> str:
     """One self-contained HTML file.
 
     Args:
-        document: what `results.result_file.read` returns.
-        history: earlier runs, a mapping for each line to draw; see `report.html.trend.trends`.
+        content: of the result file.
+        history: the trends of earlier runs; there is a panel for each.
 
     Returns:
         The file's text, to be written as UTF-8. It fetches nothing when opened.
     """
-    document = cleaned(document)
-    records = rows.worst_first(document["results"])
-    shown = view.results(records)
-    drawn = [
-        {"curve": charts.curve(record), "strips": charts.strips(record), "spread": spread(record)} for record in records
-    ]
-    past = trends([cleaned(each) for each in history], records)
-    title, tone = hero.title(records)
+    content = cleaned(content)
+    results = rows.worst_first(content.results)
+    charts = [ResultCharts(curve_chart(each), strip_chart(each), distribution_charts(each)) for each in results]
+    panels = trend_panels(map(cleaned, history), results)
+    title, tone = page_title(results)
     style, library, script = _asset("assets/page.css"), _asset(LIBRARY), _scripts()
-    page: str = _template().render(
-        document=document,
-        none_text=NONE,
+    return _template().render(
+        content=content,
+        empty_cell=EMPTY_CELL,
         title=title,
         tone=tone,
-        counts=hero.counts(records),
-        places=hero.places(records),
-        started=hero.moment(document["started"]),
-        server_time=hero.server_time(records),
-        results=list(zip(shown, drawn, strict=True)),
-        trends=past,
+        counts=_counts(results),
+        places=_places(results),
+        started=time_text(content.started),
+        server_time=seconds(sum(result.total_spent_s for result in results)),
+        results=list(zip(result_cards(results), charts, strict=True)),
+        trends=panels,
         policy=_policy(style, (library, script)),
         # Assets are this package's own; everything else goes through the template's escaping.
         style=Markup(style),  # noqa: S704
         library=Markup(library),  # noqa: S704
         script=Markup(script),  # noqa: S704
-        data=embedded({"results": drawn, "trends": [trend.chart for trend in past]}),
+        data=embedded(PageData(charts, [panel.chart for panel in panels])),
     )
-    return page
+
+
+def page_title(results: Sequence[Result]) -> tuple[str, str]:
+    """The page's first line, and its tone: ``fail``, ``pass``, ``inconclusive``, ``invalid`` or ``none``."""
+    outcomes = [result.outcome for result in results if result.outcome and not result.expected_failure]
+    regressed = sum(rows.regressed(result) for result in results)
+    if not outcomes:
+        if regressed:
+            return f"{regressed} of {len(results)} regressed", "fail"
+        return f"{len(results)} measurement{'' if len(results) == 1 else 's'}", "none"
+    worst = min(outcomes, key=rows.WORST_FIRST.index)
+    count, total = outcomes.count(worst), len(outcomes)
+    if worst is Outcome.PASS:
+        held = f"All {total} budgets hold" if total > 1 else "The budget holds"
+        return (f"{held}, {regressed} regressed", "fail") if regressed else (held, "pass")
+    of_all = f"{count} of {total} budgets" if total > 1 else "The budget"
+    said = {
+        Outcome.INVALID: "could not be measured",
+        Outcome.FAIL: "does not hold" if count == 1 else "do not hold",
+        Outcome.INCONCLUSIVE: "is undecided" if count == 1 else "are undecided",
+    }[worst]
+    return f"{of_all} {said}", worst.lower()
+
+
+def _counts(results: Sequence[Result]) -> list[tuple[Badge, int]]:
+    """How many there are of each badge, in the order of the results."""
+    badges = [badge(result) for result in results]
+    return [(each, badges.count(each)) for each in dict.fromkeys(badges)]
+
+
+def _places(results: Sequence[Result]) -> list[str]:
+    """What was measured on what; one line each, usually one."""
+    return [place for place in dict.fromkeys(map(rows.place, results)) if place]
 
 
 def embedded(value: Any) -> Markup:
-    """JSON that can stand inside a script element, whatever its strings hold."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    """JSON that can stand inside a script element, whatever its strings hold.
+
+    Raises:
+        ValueError: for a figure that is not finite.
+    """
+    text = json.dumps(msgspec.to_builtins(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)  # noqa: S704 - no character that HTML gives a meaning is left
@@ -103,7 +156,7 @@ def _scripts() -> str:
 
 
 @cache
-def _template() -> Any:
+def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("pytest_gpucap.report.html"),
         autoescape=True,

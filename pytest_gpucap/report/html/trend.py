@@ -1,17 +1,53 @@
-"""Earlier runs -> the lines and tables of the page's history."""
+"""Trends of earlier runs -> the panels of the page's history: what each says and what it draws."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from pytest_gpucap.report.formatting import percent, significant
-from pytest_gpucap.report.html.hero import moment
-from pytest_gpucap.report.html.view import Fact
+import msgspec
 
-_FEW: Final = 4
-"""Changed versions named for one change; a change whose place is unsure may have seen many."""
+from pytest_gpucap.report.formatting import percent, percent_interval, significant
+from pytest_gpucap.report.html.cards import Fact, time_text
+from pytest_gpucap.report.html.charts import compact
+from pytest_gpucap.results.measured import Interval
+from pytest_gpucap.results.result import Result
+from pytest_gpucap.results.trend import LevelChange, Trend
+
+_NAMED: Final = 4
+"""Changed versions named for one change; where its place is unsure there may be many."""
+
+
+class LevelLine(msgspec.Struct, frozen=True, array_like=True):
+    """First and last run of a level, and its rate in requests per second."""
+
+    first: int
+    last: int
+    rate_rps: float | None
+
+
+class ChangeLine(msgspec.Struct, frozen=True, array_like=True):
+    """The run that a change began with, the text beside its line, and ``up`` or ``down``."""
+
+    index: int
+    text: str
+    direction: str
+
+
+class TrendChart(msgspec.Struct, frozen=True):
+    """The JSON that the page's script reads: from `t` to `label` a value for each run, rates in requests per second."""
+
+    name: str
+    t: list[str]
+    value: list[float | None]
+    low: list[float | None]
+    high: list[float | None]
+    judged: list[bool]
+    label: list[str]
+    levels: list[LevelLine]
+    changes: list[ChangeLine]
+    design: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,67 +60,59 @@ class TrendPanel:
     note: str
     simulated: bool
     changes: tuple[Fact, ...]
-    chart: Mapping[str, Any]
+    chart: TrendChart
 
 
-def trends(history: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]] = ()) -> list[TrendPanel]:
-    """A chart for each trend that has points, those of the page's own tests first.
+def trend_panels(trends: Iterable[Trend], results: Iterable[Result] = ()) -> list[TrendPanel]:
+    """A panel for each trend that has points, those of the page's own tests first.
 
     Args:
-        history: each as `history.trend.record` gives it: ``name``, ``test``, ``gpu_class``, ``model``, ``workload``,
-            ``simulated``, ``run_sd``, ``points`` (``when``, ``rate``, ``judged``, ``versions``), ``segments`` (points
-            ``start`` to ``stop - 1`` and their ``rate``) and ``changes`` (``index``, ``ratio``, ``changed``).
-        records: the page's own results; the design rate is theirs.
+        trends: of the history.
+        results: the page's own; the design rates are theirs.
     """
-    designs = {(record["test"], record["name"]): record.get("design_rate_rps") for record in records}
-    found = [_trend(each, designs.get((each["test"], each["name"]))) for each in history if each["points"]]
-    return sorted(found, key=lambda trend: (trend.test, trend.name) not in designs)
+    designs = {(result.test, result.name): result.design_rate_rps for result in results}
+    found = [_panel(each, designs.get((each.test, each.name))) for each in trends if each.points]
+    return sorted(found, key=lambda panel: (panel.test, panel.name) not in designs)
 
 
-def _trend(history: Mapping[str, Any], design: float | None) -> TrendPanel:
-    points, name = history["points"], str(history["name"])
+def _panel(trend: Trend, design_rps: float | None) -> TrendPanel:
+    points = trend.points
     last = points[-1]
     runs = f"{len(points)} run{'' if len(points) == 1 else 's'}"
-    latest = f"the latest {significant(last['rate']['value'])} req/s on {moment(last['when'])}"
+    latest = f"the latest {significant(last.rate.value)} req/s on {time_text(last.when)}"
     return TrendPanel(
-        name=name,
-        test=str(history["test"]),
-        place=", ".join(str(history[key]) for key in ("gpu_class", "model", "workload")),
-        note=f"{runs}, run-to-run standard deviation {percent(history['run_sd'])}, {latest}",
-        simulated=bool(history["simulated"]),
-        changes=tuple(Fact(moment(points[each["index"]]["when"]), _sentence(each)) for each in history["changes"]),
-        chart={
-            "name": name,
-            "t": [point["when"] for point in points],
-            **{end: [_short(point["rate"][end]) for point in points] for end in ("value", "low", "high")},
-            "judged": [bool(point["judged"]) for point in points],
-            "label": [", ".join(f"{what} {which}" for what, which in point["versions"].items()) for point in points],
-            "levels": [
-                [each["start"], each["stop"] - 1, _short(each["rate"]["value"])] for each in history["segments"]
+        name=trend.name,
+        test=trend.test,
+        place=f"{trend.gpu_class}, {trend.model}, {trend.workload}",
+        note=f"{runs}, run-to-run standard deviation {percent(trend.run_sd)}, {latest}",
+        simulated=trend.simulated,
+        changes=tuple(Fact(time_text(each.when), _sentence(each)) for each in trend.changes),
+        chart=TrendChart(
+            name=trend.name,
+            t=[point.when.isoformat(timespec="seconds") for point in points],
+            value=[compact(point.rate.value) for point in points],
+            low=[compact(point.rate.low) for point in points],
+            high=[compact(point.rate.high) for point in points],
+            judged=[point.judged for point in points],
+            label=[", ".join(f"{what} {which}" for what, which in point.versions.items()) for point in points],
+            levels=[LevelLine(each.start, each.stop - 1, compact(each.rate.value)) for each in trend.segments],
+            changes=[
+                ChangeLine(each.index, _step(each), "down" if each.ratio.value < 1 else "up") for each in trend.changes
             ],
-            "changes": [[each["index"], _step(each), _kind(each)] for each in history["changes"]],
-            "design": _short(design),
-        },
+            design=compact(design_rps),
+        ),
     )
 
 
-def _kind(change: Mapping[str, Any]) -> str:
-    return "down" if change["ratio"]["value"] < 1 else "up"
+def _step(change: LevelChange) -> str:
+    return percent(change.ratio.value - 1, signed=True)
 
 
-def _step(change: Mapping[str, Any]) -> str:
-    return percent(change["ratio"]["value"] - 1, signed=True)
-
-
-def _sentence(change: Mapping[str, Any]) -> str:
+def _sentence(change: LevelChange) -> str:
     """``-12.1% (-14.0% to -10.2%); changed there: vLLM 0.26.0 -> 0.27.0``."""
-    low, high = (percent(change["ratio"][end] - 1, signed=True) for end in ("low", "high"))
-    line = f"{_step(change)} ({low} to {high})"
-    if not change["changed"]:
+    ratio = change.ratio
+    line = percent_interval(Interval(ratio.value - 1, ratio.low - 1, ratio.high - 1))
+    if not change.changed:
         return f"{line}; nothing else is known to have changed there"
-    more = len(change["changed"]) - _FEW
-    return f"{line}; changed there: {', '.join(change['changed'][:_FEW])}{f' and {more} more' if more > 0 else ''}"
-
-
-def _short(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.4g}")
+    more = len(change.changed) - _NAMED
+    return f"{line}; changed there: {', '.join(change.changed[:_NAMED])}{f' and {more} more' if more > 0 else ''}"

@@ -1,0 +1,392 @@
+"""A result -> the words and tables of its card on the page; the template only places them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from pytest_gpucap.report import rows
+from pytest_gpucap.report.formatting import (
+    bound_by,
+    gpus,
+    headline,
+    known,
+    limit_name,
+    percent,
+    rate,
+    seconds,
+    significant,
+)
+from pytest_gpucap.report.html.distributions import LATENCY_METRICS
+from pytest_gpucap.requirement import ArrivalKind
+from pytest_gpucap.results.comparison import RegressionDecision
+from pytest_gpucap.results.environment import Environment
+from pytest_gpucap.results.measured import Interval, Latency, Outcome, Sample
+from pytest_gpucap.results.result import DeclaredWorkload, Result, ResultKind
+
+EMPTY_CELL: Final = "\u2013"
+"""What a cell shows that has nothing to show."""
+_SIGNS: Final = {Outcome.PASS: "✓", Outcome.FAIL: "✕", Outcome.INCONCLUSIVE: "?", Outcome.INVALID: "!", None: "·"}
+_OPEN_AT_FIRST: Final = 6
+_LEAST_SHOWN_S: Final = 0.05
+_RATIO_ENDS: Final = (0.1, 10.0)
+"""Ends of the axis of capacity over design rate; an arrow shows that a value lies beyond them."""
+_TONES: Final = {
+    RegressionDecision.REGRESSED: "bad",
+    RegressionDecision.IMPROVED: "good",
+    RegressionDecision.SAME: "good",
+}
+"""Of a comparison; any other decision is a warning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Badge:
+    """A verdict as it is shown: never by its colour alone."""
+
+    text: str
+    sign: str
+    tone: str
+
+
+@dataclass(frozen=True, slots=True)
+class CapacitySpan:
+    """Capacity over design rate on a logarithmic axis: places in per cent of its width, and the same in words."""
+
+    value: float
+    low: float
+    high: float
+    clipped_low: bool
+    clipped_high: bool
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A figure with its name and what qualifies it."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TimeShare:
+    """A phase's share of the server time: where it starts in the bar and how wide it is, in per cent."""
+
+    name: str
+    value: str
+    start: float
+    width: float
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something to know beside the figures; `tone` is ``bad``, ``warn``, ``good`` or ``plain``."""
+
+    title: str
+    lines: tuple[str, ...]
+    tone: str = "plain"
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowsTable:
+    """The measuring windows in numbers; the first cell of a row names its window."""
+
+    headers: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ResultCard:
+    """One result as the page shows it."""
+
+    anchor: str
+    name: str
+    test: str
+    badge: Badge
+    headline: str
+    reason: str
+    simulated: bool
+    opened: bool
+    rate: str
+    interval: str
+    design: str
+    needed: str
+    slack: str
+    span: CapacitySpan | None
+    facts: tuple[Fact, ...]
+    notes: tuple[Note, ...]
+    spent: tuple[TimeShare, ...]
+    declared: tuple[Fact, ...]
+    windows: WindowsTable
+    environment: tuple[Fact, ...]
+    command: str
+    curve_text: str
+
+
+def badge(result: Result) -> Badge:
+    """The verdict, or what was done where no verdict was asked for."""
+    outcome = result.outcome
+    if outcome is not None and result.expected_failure:
+        return Badge(f"{outcome} expected", _SIGNS[outcome], "expected")
+    if outcome in {Outcome.PASS, None} and rows.regressed(result):
+        return Badge("REGRESSED", "↓", "fail")
+    return Badge(outcome or result.kind, _SIGNS[outcome], (outcome or "none").lower())
+
+
+def time_text(when: datetime) -> str:
+    """A time for people: ``22 Nov 2026, 21:24 UTC``."""
+    zone = f" {when.tzname()}" if when.tzinfo else ""
+    return f"{when.day} {when:%b %Y, %H:%M}{zone}"
+
+
+def result_cards(results: Sequence[Result]) -> list[ResultCard]:
+    """A card for each result, in the order given."""
+    return [_card(result, number) for number, result in enumerate(results, 1)]
+
+
+def _card(result: Result, number: int) -> ResultCard:
+    found, design, needed = result.sustainable_rate, result.design_rate_rps, result.gpus_required
+    return ResultCard(
+        anchor=f"result-{number}",
+        name=result.name,
+        test=result.test,
+        badge=badge(result),
+        headline=headline(result),
+        reason=result.reason,
+        simulated=result.simulated,
+        opened=number <= _OPEN_AT_FIRST,
+        rate=EMPTY_CELL if found is None else _number(found.value),
+        interval=_range(found),
+        design=significant(design) if design else EMPTY_CELL,
+        needed=EMPTY_CELL if needed is None else f"{needed} of {result.requirement.gpus}",
+        slack=EMPTY_CELL if result.slack is None else percent(result.slack.value, signed=True),
+        span=_span(found, design),
+        facts=tuple(_facts(result)),
+        notes=tuple(_notes(result)),
+        spent=tuple(_spent(result.spent_s)),
+        declared=tuple(_declared(result)),
+        windows=windows_table(result),
+        environment=tuple(_environment(result)),
+        command=result.environment.command or "",
+        curve_text=_curve_text(result),
+    )
+
+
+def _range(found: Interval | None) -> str:
+    """``50.9 to 53.4``; empty where an end is open."""
+    if found is None or known(found.low) is None or known(found.high) is None:
+        return ""
+    return f"{significant(found.low)} to {significant(found.high)}"
+
+
+def _facts(result: Result) -> list[Fact]:
+    return [*_capacity(result), *_budget(result), *_throughput(result), *_physical_limit(result)]
+
+
+def _capacity(result: Result) -> list[Fact]:
+    found = result.sustainable_rate
+    if found is None:
+        return []
+    return [
+        Fact(
+            "Sustainable rate",
+            rate(found.value),
+            f"{_range(found)}, {found.confidence * 100:.0f}% interval".removeprefix(", "),
+        )
+    ]
+
+
+def _budget(result: Result) -> list[Fact]:
+    """What the budget asks for, and how far the capacity is from it."""
+    declared, figures = result.requirement, []
+    if result.design_rate_rps:
+        asked = f"{declared.qps:g} req/s x {declared.headroom:g}, per replica"
+        figures.append(Fact("Design rate", rate(result.design_rate_rps), asked))
+    if result.slack is not None:
+        value, low, high = (
+            percent(end, signed=True) for end in (result.slack.value, result.slack.low, result.slack.high)
+        )
+        figures.append(Fact("Slack", value, f"{low} to {high}"))
+    if result.gpus_required is not None:
+        ends = result.gpus_interval
+        note = f"; {ends[0]} to {ends[1]} over the interval" if ends is not None and ends[0] != ends[1] else ""
+        figures.append(Fact("GPUs needed", str(result.gpus_required), f"budget {declared.gpus}{note}"))
+    return figures
+
+
+def _throughput(result: Result) -> list[Fact]:
+    """What binds, and what the server delivers at other loads."""
+    figures = []
+    if bound_by(result):
+        bound, _, detail = bound_by(result).partition(", ")
+        figures.append(Fact("Bound by", bound, detail))
+    for found, name in ((result.saturated_rate, "Saturated"), (result.single_rate, "One at a time")):
+        if found is not None:
+            figures.append(Fact(name, rate(found.value), _range(found)))
+    if gain := result.batching_gain:
+        figures.append(Fact("Batching gain", f"{_number(gain.value)} times", _range(gain)))
+    return figures
+
+
+def _physical_limit(result: Result) -> list[Fact]:
+    """The share of the physical limit, or why it is not known; a simulated server has none."""
+    if limit := result.limit:
+        at = f"{limit.bound}: {rate(limit.rate_rps)} at {_number(limit.batch)} in flight"
+        return [Fact("Of the physical limit", f"{limit.share * 100:.0f}%", at)]
+    if result.no_limit and not result.simulated:
+        return [Fact("Of the physical limit", "not known", result.no_limit)]
+    return []
+
+
+def _notes(result: Result) -> list[Note]:
+    notes = []
+    if result.problems:
+        problems = tuple(problem.text for problem in result.problems)
+        notes.append(Note("Why the measurement cannot be trusted", problems, "bad"))
+    if result.comparison is not None:
+        (_, decided), *others = rows.comparison(result)
+        lines = tuple(f"{name}: {value}" if name else value for name, value in others)
+        notes.append(Note(f"Against the baseline {decided}", lines, _TONES.get(result.comparison.decision, "warn")))
+    if answers := result.accuracy:
+        least, share = answers.min_accuracy, answers.share
+        short = least is not None and share is not None and share.high < least
+        lines = tuple(value for name, value in rows.accuracy(result) if name)
+        notes.append(Note("Accuracy of the answers", lines, "bad" if short else "plain"))
+    if found := result.bottleneck:
+        notes.append(Note(f"Bottleneck: {found.kind}", found.evidence, advice=found.advice))
+    return notes
+
+
+def _spent(spent_s: Mapping[str, float]) -> list[TimeShare]:
+    parts = {phase: value for phase, value in spent_s.items() if value >= _LEAST_SHOWN_S}
+    whole = sum(parts.values())
+    shares, start = [], 0.0
+    for phase, value in parts.items():
+        width = value / whole * 100
+        shares.append(TimeShare(phase, seconds(value), round(start, 2), round(width, 2)))
+        start += width
+    return shares
+
+
+def _declared(result: Result) -> list[Fact]:
+    declared, workload = result.requirement, result.workload
+    shared = f", {workload.shared_prefix_tokens} of them shared" if workload.shared_prefix_tokens else ""
+    sampling = ", ".join(f"{key} {value}" for key, value in workload.sampling.items())
+    facts = []
+    if result.kind is ResultKind.CHECK:
+        budget = f"{declared.qps:g} req/s on {gpus(declared.gpus)}, headroom {declared.headroom:g}"
+        facts.append(Fact("Requirement", budget))
+    if declared.gpus_per_replica != 1:
+        facts.append(Fact("Replica", gpus(declared.gpus_per_replica)))
+    facts += [
+        Fact("Limits", rows.limits(result.slo)),
+        Fact("Prompts", f"{workload.input_tokens} tokens{shared}"),
+        Fact("Answers", f"{workload.output_tokens} tokens{', end of text ignored' if workload.ignore_eos else ''}"),
+        Fact("Arrivals", _arrivals(workload)),
+        Fact("Endpoint", workload.endpoint),
+    ]
+    return [*facts, *([Fact("Sampling", sampling)] if sampling else [])]
+
+
+def _arrivals(workload: DeclaredWorkload) -> str:
+    if workload.arrivals is ArrivalKind.GAMMA:
+        return f"gamma, burstiness {workload.burstiness:g}"
+    return f"trace {workload.trace}" if workload.trace else workload.arrivals
+
+
+def _environment(result: Result) -> list[Fact]:
+    values = ((name.replace("_", " "), getattr(result.environment, name)) for name in Environment.__struct_fields__)
+    listed = [
+        Fact(name, "; ".join(value))
+        for name, value in values
+        if isinstance(value, tuple) and value and all(isinstance(each, str) for each in value)
+    ]
+    return [*(Fact(name, value) for name, value in rows.environment(result) if name != "command"), *listed]
+
+
+def _span(found: Interval | None, design_rps: float | None) -> CapacitySpan | None:
+    if found is None or not design_rps or not all(known(end) for end in (found.value, found.low, found.high)):
+        return None
+    low_end, high_end = _RATIO_ENDS
+    value, low, high = (end / design_rps for end in (found.value, found.low, found.high))
+
+    def place(ratio: float) -> float:
+        inside = min(high_end, max(low_end, ratio))
+        return round(math.log(inside / low_end) / math.log(high_end / low_end) * 100, 2)
+
+    return CapacitySpan(
+        place(value),
+        place(low),
+        place(high),
+        clipped_low=low < low_end,
+        clipped_high=high > high_end,
+        text=f"{significant(value)} times the design rate ({significant(low)} to {significant(high)})",
+    )
+
+
+def _curve_text(result: Result) -> str:
+    """What the chart of latency against rate shows, for those who do not see it."""
+    found, design = result.sustainable_rate, result.design_rate_rps
+    parts = [f"{len(result.samples)} measuring windows"]
+    if found is not None:
+        parts.append(f"sustainable rate {rate(found.value)} ({_range(found)})")
+    if design:
+        parts.append(f"design rate {rate(design)}")
+    parts += [f"{limit_name(name)} limit {seconds(limit)}" for name, limit in result.slo.limits.items()]
+    return ", ".join(parts)
+
+
+def windows_table(result: Result) -> WindowsTable:
+    """Every window with all its percentiles, in the order of time."""
+    samples = sorted(result.samples, key=lambda sample: sample.start_s)
+    metrics = [metric for metric in LATENCY_METRICS if any(metric in sample.latencies for sample in samples)]
+    limits = [name for name in result.slo.limits if any(name in sample.attainment for sample in samples)]
+    headers = ("window", "start", "length", "load", "requests", "req/s", "tok/s", "in flight", "errors")
+    percentiles = (f"{percentile} {metric.upper()}" for metric in metrics for percentile in ("p50", "p95", "p99"))
+    within = (f"within {limit_name(name)}" for name in limits)
+    return WindowsTable(
+        (*headers, *percentiles, *within),
+        tuple(_window(sample, samples[0].start_s, metrics, limits) for sample in samples),
+    )
+
+
+def _window(sample: Sample, origin_s: float, metrics: Sequence[str], limits: Sequence[str]) -> tuple[str, ...]:
+    closed = sample.kind == "closed"
+    return (
+        sample.window.text,
+        seconds(round(sample.start_s - origin_s, 1)),
+        seconds(sample.end_s - sample.start_s),
+        f"{sample.concurrency} in flight" if closed else f"{_number(sample.offered_rps)} req/s",
+        str(sample.requests),
+        _number(sample.completed_rps),
+        _number(sample.output_tokens_per_s),
+        _number(sample.in_flight_mean),
+        ", ".join(f"{count} {kind}" for kind, count in sample.errors.items()) or "0",
+        *(cell for metric in metrics for cell in _percentiles(sample.latencies.get(metric))),
+        *(_share(sample.attainment.get(name)) for name in limits),
+    )
+
+
+def _percentiles(latency: Latency | None) -> tuple[str, str, str]:
+    """Cells of the median, p95 and p99."""
+    if latency is None:
+        return (EMPTY_CELL,) * 3
+    p50, p95, p99 = (
+        EMPTY_CELL if known(value) is None else seconds(value)
+        for value in (latency.p50_s, latency.p95_s, latency.p99_s)
+    )
+    return p50, p95, p99
+
+
+def _number(value: float | None) -> str:
+    found = known(value)
+    return EMPTY_CELL if found is None else significant(found)
+
+
+def _share(value: float | None) -> str:
+    return EMPTY_CELL if known(value) is None else percent(value)
