@@ -23,7 +23,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from pytest_gpucap.report.html import render
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.result import Result, ResultFile, ResultKind
-from pytest_gpucap.telemetry.over_time import MOST_POINTS, series
+from pytest_gpucap.telemetry.over_time import MOST_POINTS, binned_series
 from tests.report import pages
 
 
@@ -42,7 +42,7 @@ def _watched(result: Result, name: str) -> Result:
     end_s = start_s + MOST_POINTS
     readings = pages.readings(start_s, end_s)
     readings["devices"] = {f"GPU-{number}": readings["devices"]["GPU-a"] for number in range(8)}
-    return msgspec.structs.replace(result, name=name, series=series(readings, start_s, end_s))
+    return msgspec.structs.replace(result, name=name, series=binned_series(readings, start_s, end_s))
 
 
 def shown_s(page: Path) -> tuple[float, float] | None:

@@ -28,8 +28,8 @@ sys.path.insert(0, str(ROOT))
 from pytest_gpucap.engines.vllm import METRICS  # noqa: E402
 from pytest_gpucap.gpu.device import Device  # noqa: E402
 from pytest_gpucap.gpu.inventory import take_inventory  # noqa: E402
+from pytest_gpucap.telemetry.probes import read_metrics  # noqa: E402
 from pytest_gpucap.telemetry.sampler import Telemetry  # noqa: E402
-from pytest_gpucap.telemetry.server_metrics import read_figures  # noqa: E402
 
 PAGE = ROOT / "tests" / "gpu" / "recordings" / "vllm_0_32_metrics.txt"
 
@@ -94,7 +94,7 @@ def main() -> None:
         "python": sys.version.split()[0],
     }
 
-    result["parse_us"] = round(per_call_us(lambda: read_figures(page, METRICS), 2000), 1)
+    result["parse_us"] = round(per_call_us(lambda: read_metrics(page, METRICS), 2000), 1)
     result["parse_prometheus_client_us"] = round(per_call_us(lambda: list(text_string_to_metric_families(page)), 20), 1)
     with contextlib.ExitStack() as stack:
         found, what = devices(fake=arguments.fake, stack=stack)

@@ -35,7 +35,7 @@ from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.vllm import VllmServer, start_vllm
 from pytest_gpucap.measure import alternation as pairing
 from pytest_gpucap.measure import constants
-from pytest_gpucap.measure.alternation import Paired, PairedServer, compare
+from pytest_gpucap.measure.comparing import Paired, PairedServer, compare
 from pytest_gpucap.measure.procedure import measure
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.requirement import LatencyLimit, Length, Requirement, Slo, Workload

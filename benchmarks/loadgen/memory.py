@@ -17,19 +17,19 @@ from scipy import stats
 from pytest_gpucap.load.answer import Answer
 from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.load.recorder import Recorder
-from pytest_gpucap.load.shared_memory import PhaseTable, Spread, WorkerBoard, shared_memory
+from pytest_gpucap.load.shared_memory import HistogramKind, PhaseTable, RunTable, anonymous_memory
 
 REQUESTS, TOKENS = 1_000_000, 512
 MEDIAN_S, SIGMA = 0.020, 0.4
 
 
 def main() -> None:
-    board_fd = shared_memory(WorkerBoard.size(1))
-    board = WorkerBoard.attach(board_fd, 1)
+    run_table_fd = anonymous_memory(RunTable.size(1))
+    run_table = RunTable.attach(run_table_fd, 1)
     table, fd = PhaseTable.create(REQUESTS, 1)
     os.close(fd)
-    os.close(board_fd)
-    recorder = Recorder(board.tokens[0], 0.0, 0)
+    os.close(run_table_fd)
+    recorder = Recorder(run_table.tokens[0], 0.0, 0)
     recorder.begin(table)
     table.prompt_tokens[:], table.output_tokens[:] = 16, TOKENS
     rng = np.random.default_rng(1)
@@ -37,20 +37,19 @@ def main() -> None:
     begun_s = time.monotonic()
     for row in range(REQUESTS):
         answer = Answer(table, row, recorder)
-        slots, slot = recorder.slots, answer.slot
+        streams, stream = recorder.streams, answer.stream
         times = (pool[row % 256] + row * 1e-3).tolist()
         # What the read path does for each event, for all of an answer's at once.
-        slots.first_s[slot], slots.last_s[slot], slots.events[slot] = times[0], times[-1], TOKENS
-        slots.gap_s[slot] = times[-1] - times[-2]
+        streams.first_s[stream], streams.last_s[stream], streams.events[stream] = times[0], times[-1], TOKENS
+        streams.gap_s[stream] = times[-1] - times[-2]
         recorder.gaps.extend(np.diff(times[:-1]).tolist())
-        recorder.times.extend(times)
-        recorder.lags.extend(times[:1])
-        slots.counted_prompt[slot], slots.counted_output[slot], slots.done[slot] = 16, TOKENS, 1
-        slots.sent_s[slot] = row * 1e-3
+        recorder.token_times.extend(times)
+        streams.counted_prompt[stream], streams.counted_output[stream], streams.done[stream] = 16, TOKENS, 1
+        streams.sent_s[stream] = row * 1e-3
         answer.finish(times[-1], ignore_eos=True)
         recorder.flush_if_full()
     recorder.flush()
-    gaps = table.histogram(Spread.GAPS)
+    gaps = table.histogram(HistogramKind.GAPS)
     truth = stats.lognorm(SIGMA, scale=MEDIAN_S)
     # The pool's own percentiles: 130,000 draws differ from the distribution by chance.
     drawn = np.concatenate([np.diff(times) for times in pool])
@@ -59,7 +58,7 @@ def main() -> None:
             {
                 "requests": int(np.count_nonzero(table.status == Status.OK)),
                 "gaps": gaps.total,
-                "tokens": int(board.tokens.sum()),
+                "tokens": int(run_table.tokens.sum()),
                 "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
                 "seconds": time.monotonic() - begun_s,
                 "relative_error": {

@@ -2,7 +2,7 @@
 
 Goes through `HttpLoadRunner`, as a measurement does, and prints one line of JSON: CPU seconds of the
 worker in the phase (all book-keeping and self-checks included) and of everything (runner, imports, calibration),
-events, requests. With ``stamps`` the engine runs in this process instead, and every receive time is held against the
+events, requests. With ``stamps`` the loop runs in this process instead, and every receive time is held against the
 send time that the emitter wrote into the event.
 """
 
@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from pytest_gpucap.load.connection import RequestHead
+from pytest_gpucap.load.connection import RequestTemplate
 from pytest_gpucap.load.event_loop import EventLoop
 from pytest_gpucap.load.fastpath.reader import DUE, FastReader
-from pytest_gpucap.load.prompts import Composer, Recipe
+from pytest_gpucap.load.prompts import PromptRecipe, RequestComposer
 from pytest_gpucap.load.protocol import ClosedLoop, Status
 from pytest_gpucap.load.runner import HttpLoadRunner
-from pytest_gpucap.load.shared_memory import Count, PhaseTable, WorkerBoard, shared_memory
+from pytest_gpucap.load.shared_memory import Count, PhaseTable, RunTable, anonymous_memory
 from pytest_gpucap.requirement import ApiKind, Length, Workload
 
 INPUT_TOKENS = 16
@@ -74,15 +74,15 @@ def through_the_runner(port: int, concurrency: int, requests: int, tokens: int, 
 
 
 def in_this_process(port: int, concurrency: int, requests: int, tokens: int) -> dict[str, Any]:
-    """The engine alone, each receive time held against the emitter's send time."""
-    board_fd = shared_memory(WorkerBoard.size(1))
-    board = WorkerBoard.attach(board_fd, 1)
+    """The loop alone, each receive time held against the emitter's send time."""
+    run_table_fd = anonymous_memory(RunTable.size(1))
+    run_table = RunTable.attach(run_table_fd, 1)
     head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: "
-    recipe = Recipe("bench", "completions", tuple(str(i) for i in range(100, 164)), as_ids=True)
-    engine = EventLoop(
-        RequestHead((socket.AF_INET, ("127.0.0.1", port)), head.encode(), True),
-        Composer(recipe),
-        board,
+    recipe = PromptRecipe("bench", "completions", tuple(str(i) for i in range(100, 164)), as_ids=True)
+    loop = EventLoop(
+        RequestTemplate((socket.AF_INET, ("127.0.0.1", port)), head.encode(), True),
+        RequestComposer(recipe),
+        run_table,
         0,
         bins_start_s=time.monotonic(),
         request_timeout_s=60.0,
@@ -90,7 +90,7 @@ def in_this_process(port: int, concurrency: int, requests: int, tokens: int) -> 
     table, fd = PhaseTable.create(requests, 1)
     table.prompt_tokens[:], table.output_tokens[:] = INPUT_TOKENS, tokens
     os.close(fd)
-    os.close(board_fd)
+    os.close(run_table_fd)
     sent_ns: list[int] = []
     received: list[tuple[float, int]] = []
 
@@ -106,15 +106,15 @@ def in_this_process(port: int, concurrency: int, requests: int, tokens: int) -> 
                 said = self._control[0]
                 stamps = STAMP.findall(bytes(self._text[: said["end"]]))
                 # Not while connections are still being made.
-                if len(stamps) == 1 and engine.recorder.slots.events[said["slot"]] > SETTLED:
+                if len(stamps) == 1 and loop.recorder.streams.events[said["stream"]] > SETTLED:
                     sent_ns.append(int(stamps[0]))
                     received.append((float(said["time_s"]), offset_ns))
             return found
 
-    engine.lane.__class__ = Watched
+    loop.reader.__class__ = Watched
     start_s = time.monotonic()
-    engine.begin(table, start_s=start_s, end_s=start_s + 600.0, share=concurrency, first_prompt=0)
-    plain = engine.ended
+    loop.begin(table, start_s=start_s, end_s=start_s + 600.0, concurrency=concurrency, first_prompt=0)
+    plain = loop.ended
     done = 0
 
     def ended(*args: Any, **kwargs: Any) -> None:
@@ -122,13 +122,13 @@ def in_this_process(port: int, concurrency: int, requests: int, tokens: int) -> 
         plain(*args, **kwargs)
         done += 1
         if done >= requests:
-            engine.stop()
+            loop.stop()
 
-    engine.ended = ended  # type: ignore[method-assign]
+    loop.ended = ended  # type: ignore[method-assign]
     cpu_s = time.process_time()
-    engine.run()
+    loop.run()
     cpu_s = time.process_time() - cpu_s
-    engine.recorder.flush()
+    loop.recorder.flush()
     errors = np.array([t * 1e9 + offset - sent for (t, offset), sent in zip(received, sent_ns, strict=True)]) * 1e-3
     return {
         "cpu_s": cpu_s,

@@ -77,9 +77,9 @@ class Bench:
     @property
     def tokenizer(self) -> Path:
         """A folder with a tokenizer."""
-        from pytest_gpucap.engines.synthetic import make
+        from pytest_gpucap.engines.synthetic import make_model
 
-        return make("synthetic:tiny", self.work / "model")
+        return make_model("synthetic:tiny", self.work / "model")
 
     @contextlib.contextmanager
     def emitter(self, ttft_us: int, gap_us: int, burst_us: int = 0) -> Iterator[tuple[int, Run]]:

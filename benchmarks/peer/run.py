@@ -25,7 +25,7 @@ from pytest_gpucap.engines import synthetic
 from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.vllm import VllmServer, start_vllm
 from pytest_gpucap.gpu.inventory import take_inventory
-from pytest_gpucap.load.protocol import ERRORS, Phase, Status
+from pytest_gpucap.load.protocol import ERRORS, LoadPhase, Status
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.load.schedule import closed_loop, open_loop
 from pytest_gpucap.requirement import ApiKind, Length, Workload
@@ -67,7 +67,7 @@ def ours(server: VllmServer, options: argparse.Namespace, seed: int) -> dict[str
     return {"ttft_p50_ms": float(np.median(journal.ttft_s) * 1e3), "rps": float(served.sum()) / span_s, **seen}
 
 
-def phase_of(workload: Workload, options: argparse.Namespace, seed: int) -> Phase:
+def phase_of(workload: Workload, options: argparse.Namespace, seed: int) -> LoadPhase:
     """The load of one turn: Poisson arrivals at a rate, or a number of requests kept in flight."""
     if options.concurrency is None:
         return open_loop(workload, options.rate, options.seconds, seed, stream=0)
@@ -94,7 +94,7 @@ def theirs(server: VllmServer, options: argparse.Namespace, seed: int) -> dict[s
             "--model",
             server.model,
             "--tokenizer",
-            str(synthetic.make(options.model)),
+            str(synthetic.make_model(options.model)),
         ]
         command += ["--dataset-name", "random", "--random-input-len", str(options.input_tokens)]
         command += ["--random-output-len", str(options.output_tokens), "--ignore-eos", "--disable-tqdm"]
@@ -133,7 +133,7 @@ def main() -> int:
     given = {name: str(value) for name, value in vars(options).items() if name != "json"}
     options.vllm_python = str(Path(options.vllm_python).absolute())
     turns: dict[str, list[dict[str, float]]] = {"ours": [], "vllm bench serve": []}
-    devices = [take_inventory().devices[0].uuid] if options.gpu else []
+    devices = [str(take_inventory().devices[0].index)] if options.gpu else []
     longest = max(1024, options.input_tokens + options.output_tokens)
     spec = ServerSpec(options.model, args=VllmArguments({"max_model_len": longest}), python=options.vllm_python)
     with start_vllm(spec, devices=devices) as server:

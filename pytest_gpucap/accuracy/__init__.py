@@ -1,1 +1,1 @@
-"""Accuracy: questions whose answers are known, asked, graded and judged."""
+"""Accuracy: questions with known answers are asked and graded, and the share of right ones joins the verdict."""

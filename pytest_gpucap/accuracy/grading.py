@@ -1,29 +1,39 @@
-r"""Grades answers: the last ``\boxed{}``, or the final answer of plain text, against the result that is right.
+r"""Grades answers: compares the last ``\boxed{}``, or the final answer of plain text, with the right result.
 
-Numbers are compared exactly, here. Everything else goes to ``math-verify`` where it is installed, in a process of its
-own: it brings SymPy, it may compute for ever, and it bounds that by signals that belong to the caller's process.
+Numbers are compared here, exactly. Everything else goes to ``math-verify`` where it is installed, in a separate
+process: it imports SymPy, it may compute for ever, and it limits that by signals, which would reach the caller.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
+from fractions import Fraction
+from functools import cache
 from typing import Final
 
-from pytest_gpucap.accuracy.numbers import NUMBER, exact_number
-from pytest_gpucap.accuracy.questions import has_maths_parser
-
 PARSER_S: Final = 120.0
-"""What all answers together may take in the parser's process; an answer takes milliseconds, SymPy's start seconds."""
+"""Time limit of the parser's process for all answers. An answer takes milliseconds, SymPy's import seconds."""
 _MOST_TEXT: Final = 4_000
-"""Characters at the end of an answer that are looked at; the result stands there."""
+"""Characters at the end of an answer that are searched; the result stands there."""
 _ANCHOR: Final = re.compile(r"(?:answer|result)\b[^\d\n]{0,40}?(?:is|:|=)[^\d\n+.-]{0,20}", re.IGNORECASE)
 _JUDGED: Final = {b"true": True, b"false": False}
 _UNITS: Final = re.compile(r"\\(?:text|mathrm|textbf)\s*\{[^{}]*\}|\\(?:,|;|!|quad|circ)|\^\{?\\circ\}?")
+
+_FRACTION: Final = re.compile(r"([-+]?)\\[dt]?frac\s*\{\s*([-+]?\d+)\s*\}\s*\{\s*([-+]?\d+)\s*\}")
+_PLAIN: Final = re.compile(r"([-+]?)(\d+(?:\.\d*)?|\.\d+)(?:/([1-9]\d*))?(%?)")
+_THOUSANDS: Final = re.compile(r"(?<=\d)(?:,|\{,\}|\\,|\\!|\s)(?=\d{3}(?!\d))")
+_DRESSING: Final = re.compile(r"^(?:\\\(|\\\[|\$|\*|\s)+|(?:\\\)|\\\]|\$|\*|\s|\.(?!\d))+$")
+_MOST_DIGITS: Final = 400
+"""Longer than any intended answer; a model that repeats itself writes numbers without end."""
+
+NUMBER_IN_TEXT: Final = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/[1-9]\d*)?%?")
+"""A number within a sentence."""
 
 
 class Grade(StrEnum):
@@ -32,7 +42,7 @@ class Grade(StrEnum):
     RIGHT = "right"
     WRONG = "wrong"
     UNGRADED = "ungraded"
-    """It may be either: no maths parser is installed, or it could not read the answer in time."""
+    """Unknown: no maths parser is installed, or it could not read the answer in time."""
 
 
 def grade(answers: Sequence[tuple[str, str]]) -> list[Grade]:
@@ -54,15 +64,15 @@ def grade(answers: Sequence[tuple[str, str]]) -> list[Grade]:
 
 
 def final_text(text: str) -> str:
-    """What an answer says after its thinking; empty where the thinking never ends."""
+    """An answer's text after its reasoning; empty where the reasoning never ends."""
     _, closed, said = text.rpartition("</think>")
     if not closed and "<think>" in text:
         return ""
     return said.strip()[-_MOST_TEXT:]
 
 
-def thought(text: str) -> bool:
-    """Whether an answer shows reasoning between think tags; templates that open the tag leave only the closing one."""
+def has_reasoning(text: str) -> bool:
+    """Whether an answer has reasoning between think tags. Where the chat template opens the tag, only the end shows."""
     before, closed, said = text.rpartition("</think>")
     shown = before if closed else said.partition("<think>")[2]
     return bool(shown.replace("<think>", "").strip())
@@ -83,7 +93,7 @@ def boxed(text: str) -> str | None:
 
 
 def _by_number(said: str, expected: str) -> bool | None:
-    """Whether an answer is right, as far as numbers tell; None: that takes a parser."""
+    """Whether an answer is right, by its numbers; None if that needs a parser."""
     if not said:
         return False
     wanted = exact_number(expected)
@@ -106,15 +116,15 @@ def _by_number(said: str, expected: str) -> bool | None:
 def _final_number(said: str) -> str | None:
     """The number after the last "answer is", or else the last number."""
     anchors = list(_ANCHOR.finditer(said))
-    if anchors and (match := NUMBER.match(said, anchors[-1].end())):
+    if anchors and (match := NUMBER_IN_TEXT.match(said, anchors[-1].end())):
         return match[0]
-    numbers = NUMBER.findall(said)
+    numbers = NUMBER_IN_TEXT.findall(said)
     return numbers[-1].rstrip(",") if numbers else None
 
 
 def _by_parser(answers: Sequence[tuple[str, str]]) -> list[bool | None]:
-    """The same by ``math-verify``; None for what its process did not come to."""
-    command = [sys.executable, "-P", "-m", "pytest_gpucap.accuracy.judge"]
+    """Whether answers are right, by ``math-verify``; None for those that its process did not decide."""
+    command = [sys.executable, "-P", "-m", "pytest_gpucap.accuracy.math_verify_process"]
     try:
         done = subprocess.run(
             command, input=json.dumps(answers).encode(), capture_output=True, timeout=PARSER_S, check=False
@@ -122,6 +132,33 @@ def _by_parser(answers: Sequence[tuple[str, str]]) -> list[bool | None]:
         told = done.stdout
     except subprocess.TimeoutExpired as late:
         told = late.stdout or b""
-    # A line for each answer as soon as it is known: what came before the end stands.
+    # The process writes each line as soon as it is known, so lines before a timeout count.
     judged = [_JUDGED.get(line.strip()) for line in told.splitlines()[: len(answers)]]
     return judged + [None] * (len(answers) - len(judged))
+
+
+def exact_number(text: str) -> Fraction | None:
+    r"""The number that a text writes, such as ``1,024``, ``\frac{3}{4}`` or ``25\%``; None if it is anything else.
+
+    A percentage is its share: ``25%`` is 1/4.
+    """
+    if len(text) > _MOST_DIGITS:
+        return None
+    bare = _DRESSING.sub("", text.strip()).replace("\u2212", "-").replace("\\%", "%")
+    while (joined := _THOUSANDS.sub("", bare)) != bare:
+        bare = joined
+    bare = bare.replace(" ", "")
+    if match := _FRACTION.fullmatch(bare):
+        sign, above, below = match.groups()
+        return None if int(below) == 0 else Fraction(int(above), int(below)) * (-1 if sign == "-" else 1)
+    if match := _PLAIN.fullmatch(bare):
+        sign, digits, below, percent = match.groups()
+        number = Fraction(digits if not digits.endswith(".") else digits[:-1]) / int(below or 1)
+        return (number / 100 if percent else number) * (-1 if sign == "-" else 1)
+    return None
+
+
+@cache
+def has_maths_parser() -> bool:
+    """Whether ``math-verify`` is installed. It is not imported for that: its SymPy takes seconds."""
+    return importlib.util.find_spec("math_verify") is not None

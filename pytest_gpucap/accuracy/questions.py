@@ -1,21 +1,20 @@
 """Questions whose answers are known: JSON Lines of ``{"question": ..., "answer": ...}``.
 
-``answer`` is the bare result: a number, or, with the ``accuracy`` extra installed, any mathematical expression in LaTeX
-or plain notation. Other keys are ignored.
+``answer`` is the result alone: a number, or, with the ``accuracy`` extra installed, any mathematical expression in
+LaTeX or plain notation. Other keys are ignored.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-from pytest_gpucap.accuracy.numbers import exact_number
+from pytest_gpucap.accuracy.grading import exact_number, has_maths_parser
 from pytest_gpucap.requirement import RequirementError
 
 SHIPPED: Final = {"arithmetic": "arithmetic.jsonl"}
@@ -25,7 +24,7 @@ MAX_QUESTIONS: Final = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question and the bare result that is right."""
+    """A question and its right result, without any words around it."""
 
     text: str
     answer: str
@@ -49,8 +48,8 @@ def read_questions(path: Path) -> tuple[Question, ...]:
     """Read a file of questions.
 
     Raises:
-        RequirementError: if the file cannot be read, a line is not what it must be, or an answer is one that cannot be
-            graded as things are installed; names the file and the line.
+        RequirementError: if the file cannot be read, a line is malformed, or grading an answer needs a maths parser
+            that is not installed; names the file and the line.
     """
     try:
         changed = path.stat()
@@ -67,7 +66,7 @@ def _read(path: Path, _changed_ns: int, _size: int) -> tuple[Question, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise RequirementError(f"{path}: the questions cannot be read: {error}") from None
     if not found:
-        raise RequirementError(f"{path}: there is no question in it")
+        raise RequirementError(f"{path}: the file has no question")
     return found
 
 
@@ -86,18 +85,12 @@ def _rows(path: Path, lines: Iterable[str]) -> Iterator[Question]:
         except (ValueError, TypeError, KeyError):
             raise RequirementError(f'{where}: not a JSON object with "question" and "answer"') from None
         if not isinstance(text, str) or not text.strip():
-            raise RequirementError(f"{where}: question must be a text that is not empty")
+            raise RequirementError(f"{where}: question must be text and not empty")
         if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
-            raise RequirementError(f"{where}: answer must be a number or a text that is not empty, not {answer!r}")
+            raise RequirementError(f"{where}: answer must be a number, or text that is not empty, not {answer!r}")
         if exact_number(str(answer)) is None and not has_maths_parser():
             raise RequirementError(
-                f"{where}: the answer {answer!r} is no plain number, and grading it takes a maths parser: "
+                f"{where}: the answer {answer!r} is not a plain number, and grading it needs a maths parser: "
                 'pip install "pytest-gpucap[accuracy]"'
             )
         yield Question(text, str(answer))
-
-
-@cache
-def has_maths_parser() -> bool:
-    """Whether ``math-verify`` is installed; found, not imported: it brings SymPy, which takes seconds."""
-    return importlib.util.find_spec("math_verify") is not None

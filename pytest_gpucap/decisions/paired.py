@@ -20,17 +20,22 @@ from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.measured import Interval
 
 LEAST_PAIRS: Final = 4
-"""Two of each order: the fewest that leave degrees of freedom beside the mean and the drift within a pair."""
+"""Two pairs of each order: the fewest that leave degrees of freedom beside the mean and the drift within a pair."""
 MOST_PAIRS: Final = 16
+"""Most pairs of a comparison. They take four minutes or more. What is undecided by then is so near to the allowed loss
+that it would take many more to settle."""
 LOOK_LEVEL: Final = 0.02
-"""Two-sided level of every look at the evidence. There is a look after every second pair from `LEAST_PAIRS` on, and
-stopping at the first that decides keeps the interval reported at 95% or better (`benchmarks/history/PAIRED.md`)."""
+"""Two-sided level of every look at the evidence. There is a look after every second pair from `LEAST_PAIRS` on.
+Although the first look that decides ends the comparison, the reported interval then holds at 95% or better
+(`benchmarks/history/PAIRED.md`)."""
 PAIR_START_SD: Final = 0.004
-"""Of ln(pace) between two starts of one server on one machine within minutes: half of what nights differ by
-(`regression.START_SD`, which is of the rate), since those differ in clocks, temperature and host as well."""
+"""Standard deviation of ln(pace) between two starts of one server on one machine within minutes. Two nights differ by
+more (`regression.START_SD`, which is of the rate), because clocks, temperature and host differ as well."""
 ELASTICITY_ERROR: Final = 0.25
-"""Relative standard error of the factor that turns a loss of pace into a loss of rate."""
+"""Relative standard error of the factor that turns a loss of pace into a loss of rate: the queue model's slope is known
+to about a quarter."""
 Z_95: Final = 1.96
+"""Standard errors on either side of a 95% interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,7 @@ def ratio_of(pace: PaceDifference, elasticity: float, starts: int = 1) -> Interv
 
     Args:
         pace: of what both deliver with the same number of requests in flight.
-        elasticity: relative loss of sustainable rate for a relative loss of pace (`twin.Sustainable.elasticity`).
+        elasticity: relative loss of sustainable rate for a relative loss of pace (`Sustainable.elasticity`).
         starts: starts of each server behind it.
     """
     value = elasticity * pace.difference

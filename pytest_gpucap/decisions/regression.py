@@ -19,28 +19,30 @@ from pytest_gpucap.results.measured import Interval
 Z_95: Final = 1.96
 """Two-sided 95%: REGRESSED and IMPROVED need the interval to leave 1 out."""
 Z_CONFIRMED: Final = 2.65
-"""Two-sided 99.2%, of both measurements together."""
+"""Two-sided 99.2%, for a regression that a second measurement must confirm: both together are then hardly ever
+wrong."""
 Z_SAME: Final = 1.645
-"""One-sided 95%: SAME rules out a loss beyond the one allowed, one direction only."""
+"""One-sided 95%: SAME only has to rule out a loss that is larger than allowed."""
 START_SD: Final = 0.012
-"""Of ln(rate) from one start of a server to the next: compilation, clocks, memory layout, host. With the 1.2% that a
-measurement of a minute has by itself it makes 1.7% from run to run, the figure that nightly runs are planned with."""
+"""Standard deviation of ln(rate) from one start of a server to the next: compilation, clocks, memory layout, host. A
+measurement of a minute adds 1.2% of its own, which makes 1.7% from run to run, as nightly runs are planned for."""
 MEDIAN_COST: Final = 1.2533
-"""sqrt(pi / 2): standard error of a median over that of a mean, for normal noise. One run in fifty is far off, and a
-mean would follow it."""
+"""sqrt(pi / 2): standard error of a median over that of a mean, for normal noise. The median costs that, but one run in
+fifty is far off, and a mean would follow it."""
 MAD_TO_SD: Final = 1.4826
-"""Standard deviation of normal noise over its median absolute deviation, which odd runs do not move either."""
+"""Standard deviation of normal noise over its median absolute deviation, which a few odd runs do not change."""
 MAD_EFFICIENCY: Final = 0.37
-"""Of the median absolute deviation against the standard deviation: so many degrees of freedom a run."""
+"""Efficiency of the median absolute deviation against the standard deviation: degrees of freedom that each run
+counts."""
 LEAST_SCATTER: Final = 5
-"""Runs from which their own scatter is looked at."""
+"""Fewest runs whose own scatter is taken into account: of fewer, it is mostly noise."""
 MOST_RUNS: Final = 20
-"""More further measurements than this are no advice."""
+"""Most further measurements that are advised: nobody would run more."""
 
 
 @dataclass(frozen=True, slots=True)
 class ComparedRate:
-    """One side of a comparison.
+    """One of the two rates of a comparison.
 
     Attributes:
         rate: with its own interval, which knows nothing of other starts.

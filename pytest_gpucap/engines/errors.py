@@ -2,8 +2,8 @@
 
 ```
 ServerError
-├── ServerStartError      it did not become ready; says why, shows the log
-├── ServerStopError       something of it would not end
+├── ServerStartError      it did not become ready; has the cause and the log
+├── ServerStopError       a process of it did not end
 ├── MetricsUnavailable    it has no /metrics
 └── EndpointError         a running endpoint cannot be measured as it stands
 ```
@@ -17,7 +17,7 @@ from pytest_gpucap.errors import GpuCapError
 
 
 class ServerError(GpuCapError):
-    """Base of everything a server can raise."""
+    """Base of all errors about a server."""
 
     needs_traceback = False
 
@@ -26,8 +26,8 @@ class ServerStartError(ServerError):
     """The server did not become ready.
 
     Attributes:
-        cause: one line, the cause found and what to do about it.
-        log_tail: last lines of the log; empty if there was none.
+        cause: one line, the cause and what to do about it.
+        log_tail: the last lines of the log; empty if there are none.
         log_path: the whole log; None if the server never ran.
 
     Args:

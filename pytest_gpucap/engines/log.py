@@ -16,12 +16,12 @@ class ServerLog:
     path: Path
 
     def text(self) -> str:
-        """All of it so far; empty if nothing was written."""
+        """The whole log so far; empty if nothing was written."""
         try:
             return self.path.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return ""
 
     def tail(self, lines: int = 30) -> str:
-        """Its last lines, less the leak reports of C++ bindings, which end every failed start."""
+        """The last lines, without the leak reports of C++ bindings, which end the log of every failed start."""
         return "\n".join([line for line in self.text().splitlines() if not _NOISE.search(line)][-lines:])

@@ -1,9 +1,9 @@
-"""A server's processes, owned: started in a session of their own, ended to the last one.
+"""A server's processes: started in a session of their own, and ended to the last one.
 
-The server is no child of pytest but of a small watchdog process (`watchdog.py`), which stands in its own session, so
-that neither the terminal's Ctrl-C nor a signal to pytest's process group reaches the server before we end it. Pytest
-holds the watchdog's control pipe; when pytest is gone, however it went, the kernel closes that pipe and the watchdog
-ends everything.
+The server is the child of a small watchdog process (`watchdog.py`), not of pytest. The watchdog has its own session, so
+neither the terminal's Ctrl-C nor a signal to pytest's process group reaches the server before we end it. Pytest holds
+the watchdog's control pipe. When pytest ends, in whatever way, the kernel closes that pipe, and the watchdog ends
+everything.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ import psutil
 
 from pytest_gpucap.engines.errors import ServerStopError
 
-TOKEN = "GPUCAP_SERVER_ID"  # noqa: S105  (the name of a variable)
-"""Environment variable that marks every process of one server, for the last sweep."""
+SERVER_ID_VARIABLE = "GPUCAP_SERVER_ID"
+"""Environment variable that marks every process of one server, so that the last sweep finds them."""
 
 _WATCHDOG = Path(__file__).with_name("watchdog.py")
 _KILL_PATIENCE_S = 90.0
-"""The watchdog repeats SIGKILL for 60 s and then ends by itself."""
+"""The watchdog repeats SIGKILL for 60 s, and then ends by itself."""
 
 
 class OwnedProcess:
@@ -63,7 +63,7 @@ class OwnedProcess:
             with log_path.open("ab") as log:
                 self._watchdog = subprocess.Popen(
                     [sys.executable, "-I", "-S", str(_WATCHDOG), *arguments],
-                    env={**env, TOKEN: self._token},
+                    env={**env, SERVER_ID_VARIABLE: self._token},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -71,7 +71,7 @@ class OwnedProcess:
                     start_new_session=True,
                 )
         except BaseException:
-            # Closed, the control pipe ends a watchdog that may have been started all the same.
+            # The watchdog may have started all the same; closing the control pipe ends it.
             os.close(self._control)
             os.close(self._status)
             raise
@@ -81,12 +81,12 @@ class OwnedProcess:
 
     @property
     def pid(self) -> int | None:
-        """The main process; None until it was started."""
+        """The main process's id; None until it has started."""
         self._read_news()
         return self._pid
 
     def poll(self) -> int | None:
-        """The main process's exit code (negative: the signal that ended it), None while it runs."""
+        """The main process's exit code, negative for the signal that ended it; None while it runs."""
         self._read_news()
         if self._exit_code is None and self._watchdog.poll() is not None:
             self._read_news()
@@ -95,7 +95,7 @@ class OwnedProcess:
         return self._exit_code
 
     def pids(self) -> set[int]:
-        """The main process and every living descendant of it, in whatever session."""
+        """The main process and all its living descendants, in any session."""
         try:
             below = psutil.Process(self._watchdog.pid).children(recursive=True)
         except psutil.NoSuchProcess:
@@ -103,7 +103,7 @@ class OwnedProcess:
         return {process.pid for process in below if _alive(process)}
 
     def close(self) -> None:
-        """End everything; returns when all of it is reaped. Safe to call twice, and in a fork (where it does nothing).
+        """End everything; returns when all processes are reaped. Safe to call twice. In a fork it does nothing.
 
         Raises:
             ServerStopError: if a process outlived SIGKILL.
@@ -119,7 +119,7 @@ class OwnedProcess:
                     self._order(b"k")
                     self._wait(_KILL_PATIENCE_S)
             except BaseException:
-                # A second Ctrl-C: no more grace, but still nothing left behind.
+                # A second Ctrl-C ends the grace, but still nothing is left behind.
                 self._order(b"k")
                 self._wait(_KILL_PATIENCE_S)
                 raise
@@ -147,11 +147,11 @@ class OwnedProcess:
             self._exit_code = self._unreported_exit()
 
     def _unreported_exit(self) -> int:
-        """For a watchdog that ended without a word: killed, and the main process with it; or never able to start."""
+        """The exit code where the watchdog reports none: it was killed with the main process, or did not start it."""
         return self._watchdog.returncode if self._pid is None else -signal.SIGKILL
 
     def _sweep(self) -> None:
-        """Find by their environment what the watchdog could not end, or left behind because it was killed itself."""
+        """Find processes that the watchdog did not end, by their environment, and kill them."""
         deadline = time.monotonic() + 10.0
         while survivors := marked(self._token):
             for process in survivors:
@@ -176,7 +176,7 @@ class OwnedProcess:
             self._stubborn = news.get("ended", self._stubborn)
 
     def wait_news(self, timeout_s: float) -> None:
-        """Sleep until the watchdog has news (such as the end of the main process), at most `timeout_s`."""
+        """Sleep until the watchdog reports something, such as the end of the main process, or `timeout_s` is over."""
         if self._status < 0:
             return
         with selectors.DefaultSelector() as selector:
@@ -189,7 +189,7 @@ def marked(token: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if _alive(process) and process.environ().get(TOKEN) == token:
+            if _alive(process) and process.environ().get(SERVER_ID_VARIABLE) == token:
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
             continue

@@ -18,7 +18,7 @@ class Metrics:
 
     @classmethod
     def parse(cls, text: str) -> Metrics:
-        """From the text exposition format.
+        """Parse the text exposition format.
 
         Raises:
             ValueError: if the text is not in that format.
@@ -29,15 +29,15 @@ class Metrics:
         return iter(self.samples)
 
     def find(self, name: str, **labels: str) -> list[Sample]:
-        """The samples of that name whose labels include these; empty if there is none."""
+        """The samples with that name and at least these labels; empty if there are none."""
         wanted = labels.items()
         return [sample for sample in self.samples if sample.name == name and wanted <= sample.labels.items()]
 
     def value(self, name: str, **labels: str) -> float:
-        """The sum over the samples of that name whose labels include these.
+        """The sum over the samples with that name and at least these labels.
 
         Raises:
-            KeyError: if there is none; the message names what comes near.
+            KeyError: if there is none; the message offers similar names.
         """
         found = self.find(name, **labels)
         if found:
@@ -46,4 +46,4 @@ class Metrics:
             raise KeyError(f"{name} has no sample with {labels}; its labels are {same[:5]}")
         names = {sample.name for sample in self.samples}
         near = difflib.get_close_matches(name, names, n=5, cutoff=0.5) or sorted(names)[:5]
-        raise KeyError(f"the server has no metric {name}; near it: {', '.join(near) or 'none at all'}")
+        raise KeyError(f"the server has no metric {name}; similar: {', '.join(near) or 'none at all'}")

@@ -1,4 +1,4 @@
-"""When a started server is ready: not when a port answers, but when our own process has answered a real chat."""
+"""When a started server is ready: when our own process has answered a real chat, not when a port is open."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _POLL_S = 0.2
 _FIND_S = 2.0
 """Longest wait for an answer on a port that may not be the API's."""
 _HEALTH_S = 10.0
-"""Longest wait for one answer of a health check; a chat may take what is left of the start-up time."""
+"""Longest wait for the answer to a health check. A chat may take the rest of the start-up time."""
 _DYING_S = 20.0
-"""An engine that dies takes its API server along within this time."""
+"""When an engine dies, its API server ends within this time."""
 _LINE = 100
 _PROMPT = "Please say hello and then count to three."
 """Not too short: on CPUs with AMX, vLLM 0.32 dies when the first prompt of all has fewer than five tokens."""
@@ -31,15 +31,15 @@ _TOKENS = 4
 
 
 class Readiness:
-    """Wait for one server.
+    """Waits for one server.
 
     Args:
         process: its processes.
         log: its log.
-        model: the unique name it must list.
-        api_key: the key it must take.
+        model: the unique name that it must list.
+        api_key: the key that it must accept.
         deadline: on `time.monotonic`.
-        on_wait: told about once a second what the start is doing.
+        on_wait: called about once a second with what the start is doing.
         title: how messages call the server.
     """
 
@@ -65,7 +65,7 @@ class Readiness:
         self._next_news = self._started
 
     def wait(self) -> str:
-        """The base URL, once the server has answered.
+        """Wait until the server has answered; returns its base URL.
 
         Raises:
             ServerStartError: if the process ends, the time is over, or a chat is refused.
@@ -81,7 +81,7 @@ class Readiness:
         return endpoint.base_url
 
     def _find(self) -> HttpServer:
-        """The endpoint that lists our model on a port our own processes listen on."""
+        """The server that lists our model on a port that our own process listens on."""
         while True:
             for port in self._ports():
                 endpoint = HttpServer(f"http://127.0.0.1:{port}/v1", self._model, self._api_key)
@@ -111,7 +111,7 @@ class Readiness:
         return True
 
     def _ask(self, endpoint: HttpServer) -> None:
-        """One plain and one streamed chat; completions where the model has no chat template."""
+        """Ask for one plain and one streamed chat, or for completions where the model has no chat template."""
         import openai
 
         client = endpoint.client.with_options(timeout=max(1.0, self._deadline - time.monotonic()))
@@ -125,7 +125,7 @@ class Readiness:
             raise ServerStartError(f"it listens but does not answer a request: {error}") from None
 
     def _expect_death(self) -> None:
-        """After a failed request: wait for the end of a process that is dying, and say why it died."""
+        """After a failed request, wait whether the process ends; if so, raise its end as the error."""
         until = min(self._deadline, time.monotonic() + _DYING_S)
         while time.monotonic() < until:
             self._check()
@@ -159,7 +159,7 @@ class Readiness:
 
 
 def chat(client: openai.OpenAI, model: str) -> None:
-    """One plain and one streamed chat.
+    """Ask for one plain and one streamed chat.
 
     Raises:
         openai.OpenAIError: if either is not answered with tokens.
@@ -180,7 +180,7 @@ def chat(client: openai.OpenAI, model: str) -> None:
 
 
 def complete(client: openai.OpenAI, model: str) -> None:
-    """One plain and one streamed completion, for a model without a chat template.
+    """Ask for one plain and one streamed completion, for a model without a chat template.
 
     Raises:
         openai.OpenAIError: if either is not answered with tokens.

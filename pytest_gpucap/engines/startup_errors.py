@@ -1,4 +1,4 @@
-"""Why a vLLM server did not start: patterns of its log, each with its cause and what to do."""
+"""Why a vLLM server did not start: patterns in its log, each with a cause and a fix."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """One known way to fail.
+    """A known cause of failure.
 
     Attributes:
         name: short and stable, for tests and reports.
-        log: regular expression looked for in the log (``^`` and ``$`` at every line); its groups fill `cause`.
+        log: regular expression to find in the log (``^`` and ``$`` match at every line); its groups fill `cause`.
         cause: what happened.
         fix: what to do about it.
     """
@@ -25,7 +25,7 @@ class Pattern:
     fix: str
 
     def describe(self, match: re.Match[str]) -> str:
-        """One line: the cause with what the log said of it, and the fix."""
+        """One line: the cause with the log's details, and the fix."""
         groups = {key: value.strip() for key, value in match.groupdict(default="?").items()}
         return f"{self.cause.format(**groups)}; {self.fix.format(**groups)}"
 
@@ -40,12 +40,12 @@ def _pattern(name: str, log: str, cause: str, fix: str) -> Pattern:
     return Pattern(name, re.compile(log, re.MULTILINE), cause, fix)
 
 
-# The first pattern found wins, so what is special stands before what is general: a server that runs out of
-# memory also logs "Engine core initialization failed".
+# The first pattern found wins, so special causes stand before general ones: a server that runs out of memory also logs
+# "Engine core initialization failed".
 PATTERNS = (
     _pattern(
         "no vllm",
-        # Not "vllm._C": builds for one device say that of the others' kernels and run all the same.
+        # Not "vllm._C": a build for one device logs that about other devices' kernels, and runs all the same.
         r"Error while finding module specification for 'vllm|No module named '?(?:vllm|torch)'?\)?$",
         "the interpreter has no vLLM",
         "install vLLM there or choose another with --gpucap-vllm-python",
@@ -243,7 +243,7 @@ _ENGINE_FAILED = "Engine core initialization failed"
 
 
 def find(log: str) -> tuple[Pattern, re.Match[str]] | None:
-    """The first known way to fail that the log shows."""
+    """The first known cause that the log shows, and its match; None if it shows none."""
     for pattern in PATTERNS:
         if match := pattern.log.search(log):
             return pattern, match
@@ -251,12 +251,12 @@ def find(log: str) -> tuple[Pattern, re.Match[str]] | None:
 
 
 def diagnose(log: str, exit_code: int | None = None, oom_kills: int = 0) -> str:
-    """The cause in one line, with what to do where that is known.
+    """The cause in one line, with the fix where one is known.
 
     Args:
         log: the whole log.
         exit_code: of the main process, negative for a signal; None while it runs.
-        oom_kills: how often the kernel's out-of-memory killer struck during the start (`oom_kills`).
+        oom_kills: processes that the kernel's out-of-memory killer ended during the start (see `oom_kills`).
     """
     if found := find(log):
         pattern, match = found
@@ -269,12 +269,12 @@ def diagnose(log: str, exit_code: int | None = None, oom_kills: int = 0) -> str:
     if raised:
         return f"{raised[-1][1]}: {raised[-1]['text']}"
     if _ENGINE_FAILED in log:
-        return "its engine process ended without a word, as one does that is killed; look for its end in dmesg"
+        return "its engine process ended without a message, so it was probably killed; look for its end in dmesg"
     return ended(exit_code)
 
 
 def oom_kills() -> int:
-    """How often the kernel's out-of-memory killer has struck since boot; 0 if the kernel does not tell."""
+    """How many processes the kernel's out-of-memory killer has ended since boot; 0 if the kernel does not tell."""
     try:
         counters = Path("/proc/vmstat").read_text(encoding="ascii")
     except OSError:

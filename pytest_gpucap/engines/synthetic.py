@@ -1,8 +1,8 @@
 """Models made on the spot: a published architecture, a byte-level tokenizer, dummy weights.
 
-The tokenizer counts one token for every byte of UTF-8, so the length of an ASCII prompt is its token count, and the
-chat template adds none. All other token ids are words that only ever come out: every id the model can sample decodes
-to text, as with a real model, while no text is ever encoded to them.
+The tokenizer makes one token of every byte of UTF-8, so the length of an ASCII prompt is its token count. The chat
+template adds no token. All other token ids are words that only appear in answers: every id that the model can sample
+decodes to text, as with a real model, but no text is encoded to these ids.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 PREFIX = "synthetic:"
-END_TOKEN = "<|end|>"  # noqa: S105  (a token of the model's kind)
+END_TOKEN = "<|end|>"  # noqa: S105  (a token of a model, not a secret)
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 _FORMAT = 1
-"""Raise it when `make` writes something else for the same architecture."""
+"""Increase it when `make_model` writes something else for the same architecture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +41,19 @@ class Architecture:
     cpu_env: Mapping[str, str]
 
     def server_args(self, *, cpu: bool) -> dict[str, Any]:
-        """The vLLM arguments it starts with, where the user gives none."""
+        """The vLLM arguments that it starts with where the user gives none."""
         return {"load_format": "dummy", **self.args, **(self.cpu_args if cpu else {})}
 
     @property
     def digest(self) -> str:
-        """Hash over everything that decides the folder's content."""
+        """Hash of everything that determines the folder's content."""
         content = json.dumps([_FORMAT, CHAT_TEMPLATE, self.config], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 @cache
 def architectures() -> Mapping[str, Architecture]:
-    """Every architecture known, by name."""
+    """All known architectures, by name."""
     with Path(__file__).with_name("architectures.toml").open("rb") as file:
         table = tomllib.load(file)
     return {
@@ -70,7 +70,7 @@ def architectures() -> Mapping[str, Architecture]:
 
 
 def is_synthetic(model: str) -> bool:
-    """Whether the model's name asks for one made on the spot."""
+    """Whether a model's name asks for a synthetic model."""
     return model.startswith(PREFIX)
 
 
@@ -78,7 +78,7 @@ def architecture(model: str) -> Architecture:
     """The architecture that ``synthetic:NAME`` names.
 
     Raises:
-        ValueError: if there is none of that name; the message names what comes near and all there are.
+        ValueError: if there is none of that name; the message offers similar names, and lists all.
     """
     name = model.removeprefix(PREFIX)
     known = architectures()
@@ -89,10 +89,10 @@ def architecture(model: str) -> Architecture:
     raise ValueError(f"unknown model {model!r}{meant}; there are {', '.join(PREFIX + each for each in sorted(known))}")
 
 
-def make(model: str, cache_dir: Path | None = None) -> Path:
-    """The folder of a synthetic model, made if the cache does not hold it yet.
+def make_model(model: str, cache_dir: Path | None = None) -> Path:
+    """The folder of a synthetic model; it is made if it is not in the cache.
 
-    Several processes may ask at once: each makes its own folder and renames it into place, the first one wins.
+    Several processes may call this at once. Each makes its own folder and renames it into place; the first one wins.
 
     Args:
         model: ``synthetic:NAME``.
@@ -150,13 +150,13 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _write_tokenizer(path: Path, vocab_size: int) -> None:
-    # Imported here: a compiled library that only this function needs.
+    # Imported late: a compiled library that only this function needs.
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = itertools.islice(_words(), vocab_size - len(alphabet) - 1)
     vocabulary = {token: number for number, token in enumerate(itertools.chain(alphabet, words))}
-    # Without merges no word is ever put together: encoding stays one token a byte.
+    # Without merges, encoding stays at one token per byte.
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import Final
 
 from pytest_gpucap.engines import synthetic
-from pytest_gpucap.engines.device_indices import indices
 from pytest_gpucap.engines.errors import MetricsUnavailable, ServerStartError
 from pytest_gpucap.engines.launch import Launched, LaunchedServer, launch
 from pytest_gpucap.engines.protocol import Capabilities, MetricNames
@@ -122,7 +121,8 @@ def start_vllm(
 
     Args:
         spec: what to start.
-        devices: GPUs it may use (UUIDs, for CUDA_VISIBLE_DEVICES); none: it runs on the CPU.
+        devices: GPUs it may use, as entries of CUDA_VISIBLE_DEVICES in the order of the PCI bus; none: it runs on the
+            CPU.
         on_wait: told about once a second what the start is doing.
 
     Raises:
@@ -132,7 +132,7 @@ def start_vllm(
     model_path = spec.model
     if synthetic.is_synthetic(spec.model):
         spec = spec.with_defaults(synthetic.architecture(spec.model).server_args(cpu=not devices))
-        model_path = str(synthetic.make(spec.model))
+        model_path = str(synthetic.make_model(spec.model))
     python = shutil.which(spec.python)
     if python is None:
         cause = f"there is no interpreter {spec.python}; choose one that has vLLM with --gpucap-vllm-python"
@@ -167,7 +167,7 @@ def environment(spec: ServerSpec, devices: Sequence[str], api_key: str) -> dict[
         "PYTHONUNBUFFERED": "1",
         # The order that NVML, and so every index of ours, counts in.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        "CUDA_VISIBLE_DEVICES": ",".join(indices(devices)),
+        "CUDA_VISIBLE_DEVICES": ",".join(devices),
     }
     defaults: dict[str, str] = {}
     if synthetic.is_synthetic(spec.model):

@@ -1,18 +1,18 @@
-"""Own a server's processes, and end every one of them when their owner lets go or is gone.
+"""Start a server's processes, and end every one of them when their owner asks for it or is gone.
 
-Run as a script with ``python -I -S``; never imported by the plugin. It is the parent of the server and a *subreaper*:
-a descendant whose own parent dies is handed to this process by the kernel, whatever session or process group it moved
-to. So "no children left" means "nothing left", with no guessing by name.
+It runs as a script with ``python -I -S``; the plugin never imports it. It is the parent of the server and a
+*subreaper*: when a descendant's own parent dies, the kernel makes this process its parent, whatever session or process
+group it moved to. So when no children are left, nothing is left.
 
 It ends the server when
 
 - the owner asks for it (a byte on the control pipe),
-- the owner closes the control pipe, which the kernel does for it after SIGKILL, ``os._exit`` or a crash,
-- the owner's process ends although a fork of it still holds the pipe (pidfd of the owner),
-- the server's main process ends: what it left behind goes too.
+- the owner closes the control pipe; the kernel closes it after SIGKILL, ``os._exit`` or a crash,
+- the owner's process ends while a fork of it still holds the pipe (pidfd of the owner),
+- the server's main process ends; then its descendants are ended too.
 
-Usage: ``watchdog.py CONTROL_FD STATUS_FD OWNER_PID GRACE_S LOG_PATH COMMAND...``. STATUS_FD gets one JSON
-object a line: ``{"started": pid}``, ``{"exited": code}`` (negative: the signal), ``{"ended": [pids that live on]}``.
+Usage: ``watchdog.py CONTROL_FD STATUS_FD OWNER_PID GRACE_S LOG_PATH COMMAND...``. It writes JSON Lines to STATUS_FD:
+``{"started": pid}``, ``{"exited": code}`` (negative: the signal), ``{"ended": [pids that could not be ended]}``.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from types import FrameType
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 ABANDONED_GRACE_S = 5.0
-"""Longest grace when the owner is gone: whoever started the next run waits for this GPU memory."""
+"""Longest grace when the owner is gone: the next run may be waiting for this GPU memory."""
 ORPHAN_GRACE_S = 2.0
-"""What the server left behind gets this long between SIGTERM and SIGKILL."""
+"""Grace of the server's descendants between SIGTERM and SIGKILL."""
 KILL_S = 60.0
-"""SIGKILL is repeated this long; a process in uninterruptible sleep may need it."""
+"""SIGKILL is repeated for this long; a process in uninterruptible sleep may need it."""
 
 KILL = b"k"
-"""On the control pipe: no (more) grace. Any other byte, and the end of the pipe: end everything, with grace."""
+"""On the control pipe: end everything without grace. Any other byte, or the end of the pipe: end it with grace."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 
 def prctl(option: int, value: int) -> None:
-    """Set one attribute of this process of the kernel's list.
+    """Set one attribute of this process (prctl(2)).
 
     Raises:
         OSError: if the kernel refuses.
@@ -55,20 +55,20 @@ def prctl(option: int, value: int) -> None:
 
 
 def parents() -> dict[int, int]:
-    """Parent of every process that can be seen."""
+    """The parent's pid of every visible process, by pid."""
     found = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         with contextlib.suppress(OSError):
-            # The name in parentheses may hold spaces and parentheses: the fields start after the last one.
+            # The name in parentheses may itself hold spaces and parentheses: the fields start after the last one.
             stat = (entry / "stat").read_text(errors="replace")
             found[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
     return found
 
 
 def descendants() -> list[int]:
-    """Every living or unreaped process below this one, parents before children."""
+    """All living or unreaped descendants of this process, parents before children."""
     children: dict[int, list[int]] = {}
     for pid, parent in parents().items():
         children.setdefault(parent, []).append(pid)
@@ -108,23 +108,23 @@ class Watchdog:
             self.poll.register(self.owner_fd, select.POLLIN)
 
     def order(self, grace_s: float) -> None:
-        """Have everything ended, with at most this grace."""
+        """Order the end of everything, with at most this grace."""
         self.grace_s = min(self.grace_s, grace_s)
         self.ordered = True
 
     def report(self, **news: object) -> None:
-        """Tell the owner, if there still is one."""
+        """Tell the owner, if it still exists."""
         with contextlib.suppress(OSError):
             os.write(self.status, json.dumps(news).encode() + b"\n")
 
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
-        """SIGTERM to this process is an order; the terminal's signals are for the owner to act on."""
+        """Take SIGTERM as an order to end everything. The owner acts on the terminal's signals."""
         if number == signal.SIGTERM:
             self.order(self.grace_s)
 
     def start(self, log_path: str, command: list[str]) -> None:
         """Start the server's main process in a session of its own, writing to the log."""
-        # Handlers, not SIG_IGN: what is ignored stays ignored across exec, and the server needs its signals.
+        # Handlers, not SIG_IGN: ignored signals stay ignored across exec, and the server needs them.
         for number in SIGNALS:
             signal.signal(number, self.on_signal)
         signal.set_wakeup_fd(self.wake_write, warn_on_full_buffer=False)
@@ -140,13 +140,13 @@ class Watchdog:
 
     @staticmethod
     def become_server(watchdog: int, log_path: str, command: list[str]) -> None:
-        """In the fork: turn into the server. Does not return."""
+        """In the fork, become the server. Does not return."""
         try:
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             os.setsid()
-            # Should this watchdog itself be killed, the main process at least goes with it.
+            # If this watchdog itself is killed, at least the main process ends with it.
             prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != watchdog:
                 os._exit(1)
@@ -155,12 +155,12 @@ class Watchdog:
             for fd, target in ((null, 0), (log, 1), (log, 2)):
                 os.dup2(fd, target)
             os.execvp(command[0], command)  # noqa: S606  (no shell is the point)
-        except BaseException as error:  # noqa: BLE001  (a fork must never run on into the parent's code)
+        except BaseException as error:  # noqa: BLE001  (a fork must never continue in the parent's code)
             os.write(2, f"cannot start {command[0]}: {error}\n".encode())
             os._exit(127)
 
     def reap(self) -> bool:
-        """Take in every process that ended; True when none is left."""
+        """Reap every process that has ended; True when none is left."""
         while True:
             try:
                 pid, wait_status = os.waitpid(-1, os.WNOHANG)
@@ -173,7 +173,7 @@ class Watchdog:
                 self.report(exited=os.waitstatus_to_exitcode(wait_status))
 
     def wait(self, timeout_s: float | None) -> None:
-        """Sleep until a child ended, an order came, or the time is over."""
+        """Sleep until a child ends, an order comes, or the time is over."""
         for fd, _ in self.poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000):
             if fd == self.wake_read:
                 with contextlib.suppress(BlockingIOError):
@@ -192,7 +192,7 @@ class Watchdog:
                     self.order(self.grace_s)
 
     def run(self) -> None:
-        """Watch until there is a reason to end, then end everything."""
+        """Wait until there is a reason to end, then end everything."""
         while True:
             empty = self.reap()
             if empty or self.ordered or not self.main_running:
@@ -201,7 +201,7 @@ class Watchdog:
         self.end()
 
     def end(self) -> None:
-        """SIGTERM to the main process, later to what it left, later SIGKILL to all."""
+        """Send SIGTERM to the main process, then to its descendants, then SIGKILL to all."""
         empty = self.reap()
         if self.main_running:
             self.send(self.main, signal.SIGTERM)
@@ -212,7 +212,7 @@ class Watchdog:
             empty = self.wait_until_empty(min(ORPHAN_GRACE_S, self.grace_s))
         deadline = time.monotonic() + KILL_S
         while not empty and time.monotonic() < deadline:
-            # A process may fork while it is being counted: ask again until nothing is left.
+            # A process may fork while descendants are listed: repeat until nothing is left.
             for pid in descendants():
                 self.send(pid, signal.SIGKILL)
             self.wait(0.05)
@@ -220,7 +220,7 @@ class Watchdog:
         self.report(ended=[] if empty else descendants())
 
     def wait_until_empty(self, timeout_s: float, *, main_only: bool = False) -> bool:
-        """Wait for all processes (or only the main one) to end, for the owner's patience, or the time."""
+        """Wait until all processes (or only the main one) have ended, or the time or the grace is over."""
         deadline = time.monotonic() + timeout_s
         while True:
             empty = self.reap()
@@ -231,13 +231,13 @@ class Watchdog:
 
     @staticmethod
     def send(pid: int, number: int) -> None:
-        """Send a signal to a process that may have ended."""
+        """Send a signal to a process that may have ended already."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
 def main(arguments: list[str]) -> None:
-    """Parse the arguments, run."""
+    """Run with these command line arguments."""
     control, status, owner, grace_s, log_path, *command = arguments
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     for fd in (int(control), int(status)):

@@ -1,13 +1,17 @@
-"""The queue on top of an engine whose speed is known: many short simulations ("lanes"), event by event.
+"""The queue on top of an engine whose speed is known: many short, independent replications, event by event.
 
-Between two events every running request gets its tokens at the same pace, ``speed[n]`` seconds a token with n running,
-so only arrivals, completions and a full KV cache are events. A prompt's prefill holds everybody up for its length,
-which on average is what mixed steps of chunked prefill do.
+Between two events every running request gets its tokens at the same pace, ``speed[n]`` seconds per token with n
+running. So only arrivals, completions, stops of the engine and a full KV cache are events. A prompt's prefill delays
+all others by its length, which on average is what mixed steps of chunked prefill do.
+
+Everything here is compiled by numba where it is installed. Arrays are grouped in named tuples, which compiled code
+passes by value.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +22,69 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 GAP_LOWEST_S = 1e-4
+"""Upper edge of the first bin of inter-token gaps: no server generates tokens of one request faster."""
 GAP_GROWTH = 1.02
+"""Factor between the edges of neighbouring bins of gaps: a percentile read off them is right to 2%."""
 GAP_BINS = 700
+"""Bins of gaps: the last one begins at about 100 s, longer than any gap of a server that works."""
 LEAST_PACE = 0.5
-"""Requests that hold few KV tokens run at this share of the curve's time at least."""
-_STEP_PHASE = 0.6180339887498949
-"""Golden ratio: spreads the moments at which requests meet a running step evenly."""
-_STALL_PHASE = 0.7548776662466927
-"""The plastic number's inverse: spreads stalls evenly, and unlike the step phases."""
+"""Requests that hold few KV tokens run at no less than this share of the curve's time, which is that of requests of
+mean context: however little they hold, the weights must be read."""
+STEP_PHASE = 0.6180339887498949
+"""The inverse golden ratio. Its multiples, modulo 1, spread the moments at which requests meet a running step
+evenly."""
+STALL_PHASE = 0.7548776662466927
+"""The inverse plastic number. Its multiples spread stops evenly as well, and independently of the step phases."""
+
+UNTIL, ARRIVAL, COMPLETION, FULL, STALL = range(5)
+"""What happens next: the end of the simulation, an arrival, a completion, a full KV cache, a stop of the engine."""
+
+
+class QueueServer(NamedTuple):
+    """What the simulation knows of the server.
+
+    Attributes:
+        speed: shape (m,): seconds per token with n running, by n from 0; beyond the end its last slope goes on.
+        prefill_s: engine seconds per prompt token.
+        max_seqs, kv_tokens: the server's limits.
+        kv_token_s, mean_context: seconds per step for each KV token held beyond `mean_context` per running request.
+        stall_per_s, stall_s: stops of the engine per second, and how long each lasts.
+    """
+
+    speed: Floats
+    prefill_s: float
+    max_seqs: int
+    kv_tokens: float
+    kv_token_s: float
+    mean_context: float
+    stall_per_s: float
+    stall_s: float
+
+
+class QueueArrivals(NamedTuple):
+    """Requests in order of arrival, shape (r,) each: seconds from the start, prompt tokens, output tokens."""
+
+    due_s: Floats
+    prompt: Ints
+    output: Ints
+
+
+class QueueStart(NamedTuple):
+    """Requests that run at time 0, shape (k,) each: tokens to go, and KV tokens held."""
+
+    left: Ints
+    context: Ints
+
+
+class QueueLatencies(NamedTuple):
+    """What arrivals meet, shape (r,) each, written as far as they get.
+
+    TTFT and E2E from being due, and requests in flight at the moment of arrival.
+    """
+
+    ttft_s: Floats
+    e2e_s: Floats
+    seen: Floats
 
 
 @compiled
@@ -37,7 +96,7 @@ def _gap_bin(seconds: float) -> int:
 
 @compiled
 def _push(key: Floats, item: Ints, size: int, k: float, i: int) -> int:
-    """Push onto the binary heap of (key, item) and return its new size."""
+    """Push onto the binary heap of (key, item), the smallest key first; return its new size."""
     at = size
     while at > 0:
         parent = (at - 1) >> 1
@@ -74,120 +133,134 @@ def _pop(key: Floats, item: Ints, size: int) -> int:
 
 
 @compiled
-def run_lane(  # noqa: C901, PLR0912, PLR0915 - one event loop, read top to bottom
-    speed: Floats,
-    factor: float,
-    prefill_s: float,
-    max_seqs: int,
-    kv_tokens: float,
-    kv_token_s: float,
-    mean_context: float,
-    stall_per_s: float,
-    stall_s: float,
-    stall_phase: float,
-    due_s: Floats,
-    prompt: Ints,
-    output: Ints,
-    start_left: Ints,
-    start_context: Ints,
-    measure_from: int,
-    measure_to: int,
-    ttft_s: Floats,
-    e2e_s: Floats,
-    seen: Floats,
-    gaps: Floats,
-    want_gaps: bool,
-    until_s: float,
-    load: Floats,
-) -> int:
-    """Simulate one lane until the rows [measure_from, measure_to) are complete, or until `until_s`.
+def _pace_s(speed: Floats, n: int, kv_excess_s: float) -> float:
+    """Seconds per token with n running, whose KV tokens beyond the mean cost `kv_excess_s` a step."""
+    last = speed.size - 1
+    pace: float = speed[n] if n <= last else speed[last] + (speed[last] - speed[last - 1]) * (n - last)
+    return max(LEAST_PACE * pace, pace + kv_excess_s)
 
-    Arguments by name:
-        speed: shape (m,): seconds a token with n running, by n; the last entry's slope of the end goes on.
-        factor: on all times of this lane (its drift).
-        prefill_s: engine seconds a prompt token.
-        max_seqs, kv_tokens: the server's limits.
-        kv_token_s, mean_context: seconds a step for each KV token held beyond `mean_context` a request running.
-        stall_per_s, stall_s: stops of the engine, a second, and how long each lasts.
-        stall_phase: in [0, 1): when in this lane the first one comes.
-        due_s, prompt, output: shape (r,): the arrivals.
-        start_left, start_context: shape (k,): tokens to go and KV held of the requests running at time 0.
-        ttft_s, e2e_s, seen: shape (r,), written for each arrival that got so far: latencies from being due, and
-            requests in flight that it met.
-        gaps: histogram of inter-token gaps, written if `want_gaps`.
+
+@compiled
+def _next_event(
+    time: float, n: int, decoding_s: float, finish_tokens: float, full_tokens: float, pace: float, due_s: float,
+    stall_at_s: float, until_s: float,
+) -> tuple[int, float]:  # fmt: skip
+    """What happens next, and when.
+
+    Args:
+        time: now.
+        n: requests running.
+        decoding_s: when those that run get their next tokens.
+        finish_tokens: tokens until the next of them completes.
+        full_tokens: tokens that each of them gets until the KV cache is full.
+        pace: seconds per token.
+        due_s: the next arrival; infinite where there is none.
+        stall_at_s: when the engine stops next.
+        until_s: end of the simulation.
+    """
+    event_s = until_s
+    kind = UNTIL
+    if due_s < event_s:
+        event_s = max(time, due_s)
+        kind = ARRIVAL
+    if n > 0:
+        finish_s = decoding_s + max(0.0, finish_tokens) * pace
+        if finish_s < event_s:
+            event_s = finish_s
+            kind = COMPLETION
+        full_s = decoding_s + max(0.0, full_tokens) * pace
+        if n > 1 and full_s < event_s:
+            event_s = full_s
+            kind = FULL
+    if stall_at_s < event_s and (n > 0 or due_s < np.inf):
+        event_s = max(time, stall_at_s)
+        kind = STALL
+    return kind, event_s
+
+
+@compiled
+def _latest(admitted: Ints, newest: int, target: Floats) -> int:
+    """Where the request that was admitted last, of those that still run, stands in the list."""
+    newest -= 1
+    while target[admitted[newest]] < 0.0:
+        newest -= 1
+    return newest
+
+
+@compiled
+def _pause_s(speed: Floats, n: int, pace: float, factor: float, prefill: float, wait: float) -> tuple[float, float]:
+    """By how long one more request delays n others, and seconds per token before that.
+
+    In the step under way, and in the one that prefills it, only the others decode.
+    """
+    last = speed.size - 1
+    before = speed[n] * factor if n <= last else pace
+    after = speed[min(n + 1, last)] * factor if n <= last else pace
+    return max(0.0, prefill - (1.0 + wait) * (after - before)), after
+
+
+@compiled
+def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays in registers
+    server: QueueServer,
+    factor: float,
+    stall_phase: float,
+    arrivals: QueueArrivals,
+    running: QueueStart,
+    measured: tuple[int, int],
+    found: QueueLatencies,
+    gaps: Floats,
+    until_s: float,
+) -> float:
+    """Simulate one replication until the arrivals [measured[0], measured[1]) are complete, or until `until_s`.
+
+    Args:
+        server: and its limits.
+        factor: on all times of this replication: its drift.
+        stall_phase: in [0, 1): when in this replication the first stop of the engine comes.
+        arrivals: all of them.
+        running: requests that run at time 0.
+        measured: first and end of the arrivals that must be complete.
+        found: written.
+        gaps: histogram of inter-token gaps, shape (`GAP_BINS`,), added to; empty: they are not counted.
         until_s: simulate no longer than this.
-        load: shape (3,), written: the time integral of requests in flight, tokens made, and the end time.
 
     Returns:
-        Measured rows that completed.
+        The time integral of requests in flight.
     """
-    starters = start_left.size
-    rows = due_s.size
+    # Taken out once: taking an array out of a tuple costs, and each of these is used for every event.
+    speed, prefill_s, max_seqs, kv_tokens, kv_token_s, mean_context, stall_per_s, stall_s = server
+    due_s, _, output = arrivals
+    ttft_s, e2e_s, seen = found
+    starters, rows = running.left.size, due_s.size
     total = starters + rows
-    key = np.empty(2 * total + 16)
-    item = np.empty(2 * total + 16, np.int64)
-    size = 0
-    target = np.full(total, -1.0)  # token clock at which it completes; -1 while not running
-    left = np.empty(total, np.int64)
-    need = np.empty(total, np.int64)
-    admitted = np.empty(4 * total + 64, np.int64)  # ids in order of admission; entries of ended ones are skipped
-    newest = 0
-    front = np.empty(total + 1, np.int64)
-    fronts = 0
-    clock = 0.0
-    kv = 0.0
-    n = 0
+    # One entry per request: those running at the start, then the arrivals. `need`: tokens to prefill when it is
+    # admitted; `target`: the token clock at which it completes, -1 while it does not run.
+    left = np.concatenate((running.left, arrivals.output))
+    need = np.concatenate((running.context, arrivals.prompt))
+    whole = left + need
+    target = np.full(total, -1.0)
+    key, item = np.empty(2 * total + 16), np.empty(2 * total + 16, np.int64)
+    admitted, preempted = np.empty(4 * total + 64, np.int64), np.empty(total + 1, np.int64)
+    size = waiting_again = arrived = taken = completed = stalls = 0
+    time = pause = clock = in_flight_s = 0.0
+    n = newest = starters
     for i in range(starters):
-        left[i] = start_left[i]
-        need[i] = start_context[i]
-        target[i] = float(start_left[i])
+        target[i] = float(left[i])
         size = _push(key, item, size, target[i], i)
-        admitted[newest] = i
-        newest += 1
-        n += 1
-        kv += start_context[i]
-    for r in range(rows):
-        left[starters + r] = output[r]
-        need[starters + r] = prompt[r]
-    time = 0.0
-    pause = 0.0
-    head = 0
-    arrived = 0
-    completed = 0
-    last = speed.size - 1
-    in_flight_s = 0.0
-    made = 0.0
-    stalls = 0
-    next_stall_s = np.inf
-    if stall_per_s > 0.0:
-        next_stall_s = -math.log(1.0 - stall_phase) / stall_per_s
-    while completed < measure_to - measure_from and time < until_s:
+        admitted[i] = i
+    kv = float(running.context.sum())
+    stall_at_s = -math.log(1.0 - stall_phase) / stall_per_s if stall_per_s > 0.0 else np.inf
+    while completed < measured[1] - measured[0] and time < until_s:
         while size > 0 and target[item[0]] != key[0]:  # entries of preempted requests
             size = _pop(key, item, size)
-        pace = speed[n] if n <= last else speed[last] + (speed[last] - speed[last - 1]) * (n - last)
-        # The curve is for requests of mean context; whatever they lack of it, the weights must be read.
-        pace = max(LEAST_PACE * pace, pace + kv_token_s * (kv - n * mean_context)) * factor
-        event_s = until_s
-        kind = 0
-        if arrived < rows and due_s[arrived] < event_s:
-            event_s = max(time, due_s[arrived])
-            kind = 1
-        if n > 0:
-            finish_s = time + pause + max(0.0, key[0] - clock) * pace
-            if finish_s < event_s:
-                event_s = finish_s
-                kind = 2
-            full_s = time + pause + max(0.0, (kv_tokens - kv) / n) * pace
-            if n > 1 and full_s < event_s:
-                event_s = full_s
-                kind = 3
-        if kind == 0 and arrived >= rows and n == 0:
-            break
-        if next_stall_s < event_s:
-            event_s = max(time, next_stall_s)
-            kind = 4
+        pace = _pace_s(speed, n, kv_token_s * (kv - n * mean_context)) * factor
+        kind, event_s = _next_event(
+            time, n, time + pause, key[0] - clock, (kv_tokens - kv) / max(n, 1), pace,
+            due_s[arrived] if arrived < rows else np.inf, stall_at_s, until_s,
+        )  # fmt: skip
         passed = event_s - time
-        in_flight_s += passed * (n + arrived - head + fronts)
+        in_flight = n + arrived - taken + waiting_again
+        in_flight_s += passed * in_flight
         if passed <= pause:
             pause -= passed
         else:
@@ -195,71 +268,57 @@ def run_lane(  # noqa: C901, PLR0912, PLR0915 - one event loop, read top to bott
             pause = 0.0
             clock += tokens
             kv += n * tokens
-            made += n * tokens
-            if want_gaps and n > 0:
+            if gaps.size > 0 and n > 0:
                 gaps[_gap_bin(pace)] += n * tokens
         time = event_s
-        if kind == 0:
+        if kind == UNTIL:
             break
-        if kind == 4:  # noqa: PLR2004 - a stall
-            if n > 0:
-                pause += stall_s
+        if kind == STALL:
+            pause += stall_s if n > 0 else 0.0
             stalls += 1
-            next_stall_s = time - math.log(1.0 - (stall_phase + stalls * _STALL_PHASE) % 1.0) / stall_per_s
+            stall_at_s = time - math.log(1.0 - (stall_phase + stalls * STALL_PHASE) % 1.0) / stall_per_s
             continue
-        if kind == 1:
-            seen[arrived] = n + arrived - head + fronts
+        if kind == FULL:
+            newest = _latest(admitted, newest, target)
+            i = admitted[newest]
+            to_go = target[i] - clock
+            kv -= whole[i] - max(0.0, to_go)
+            left[i] = max(1, math.ceil(to_go))
+            need[i] = whole[i] - left[i]
+            target[i] = -1.0
+            n -= 1
+            preempted[waiting_again] = i
+            waiting_again += 1
+            continue  # nobody is admitted in the step that preempts
+        if kind == ARRIVAL:
+            seen[arrived] = in_flight
             arrived += 1
-        elif kind == 2:  # noqa: PLR2004 - a completion
+        else:
             i = item[0]
             size = _pop(key, item, size)
             target[i] = -1.0
             n -= 1
+            kv -= whole[i]
             if i >= starters:
-                r = i - starters
-                kv -= prompt[r] + output[r]
-                e2e_s[r] = time - due_s[r]
-                if measure_from <= r < measure_to:
-                    completed += 1
-            else:
-                kv -= start_context[i] + start_left[i]
-        else:
-            newest -= 1
-            while target[admitted[newest]] < 0.0:
-                newest -= 1
-            i = admitted[newest]
-            going = max(1, math.ceil(target[i] - clock))
-            whole = start_context[i] + start_left[i] if i < starters else prompt[i - starters] + output[i - starters]
-            kv -= whole - max(0.0, target[i] - clock)
-            left[i] = going
-            need[i] = whole - going
-            target[i] = -1.0
-            n -= 1
-            front[fronts] = i
-            fronts += 1
-            continue  # nobody is admitted in the step that preempts
-        while n < max_seqs and (fronts > 0 or head < arrived):
-            i = front[fronts - 1] if fronts > 0 else starters + head
+                e2e_s[i - starters] = time - due_s[i - starters]
+                completed += measured[0] <= i - starters < measured[1]
+        while n < max_seqs and (waiting_again > 0 or taken < arrived):
+            i = preempted[waiting_again - 1] if waiting_again > 0 else starters + taken
             if n > 0 and kv + need[i] + n > kv_tokens:
                 break
-            if fronts > 0:
-                fronts -= 1
+            if waiting_again > 0:
+                waiting_again -= 1
             else:
-                head += 1
+                taken += 1
+            # A step already under way must end before this request's first one begins.
+            wait = 0.0 if n == 0 else (i * STEP_PHASE) % 1.0
             prefill = prefill_s * need[i] * factor
-            if n <= last:
-                before = speed[n] * factor
-                after = speed[min(n + 1, last)] * factor
-            else:
-                before = pace
-                after = pace
-            if want_gaps and n > 0 and pause <= 0.0:
+            if gaps.size > 0 and n > 0 and pause <= 0.0:
+                before = speed[n] * factor if n < speed.size else pace
                 gaps[_gap_bin(before + prefill)] += n
                 gaps[_gap_bin(before)] -= n
-            # A step already under way must end before this request's first one begins.
-            wait = 0.0 if n == 0 else (i * _STEP_PHASE) % 1.0
-            # In the step under way, and in the one that prefills it, only the others decode.
-            pause += max(0.0, prefill - (1.0 + wait) * (after - before))
+            delay, after = _pause_s(speed, n, pace, factor, prefill, wait)
+            pause += delay
             kv += need[i]
             n += 1
             if i >= starters and left[i] == output[i - starters]:
@@ -269,86 +328,87 @@ def run_lane(  # noqa: C901, PLR0912, PLR0915 - one event loop, read top to bott
             if newest < admitted.size:
                 admitted[newest] = i
                 newest += 1
-    load[0] = in_flight_s
-    load[1] = made
-    load[2] = time
-    return completed
+    return in_flight_s
+
+
+class Replications(NamedTuple):
+    """Every replication of an evaluation: how each starts, and which arrivals it gets.
+
+    Attributes:
+        factors, in_flight: shape (l,): each replication's drift, and requests in flight at its start.
+        rows: arrivals of each.
+        burn_in: arrivals before the measured ones; those that wait at the start come on top.
+        measured: arrivals measured in each.
+    """
+
+    factors: Floats
+    in_flight: Ints
+    rows: int
+    burn_in: int
+    measured: int
 
 
 @compiled
-def run_lanes(
-    speed: Floats,
-    factors: Floats,
-    prefill_s: float,
-    max_seqs: int,
-    kv_tokens: float,
-    kv_token_s: float,
-    mean_context: float,
-    stall_per_s: float,
-    stall_s: float,
+def _running_at_start(server: QueueServer, pool: QueueStart, offset: int, in_flight: int) -> QueueStart:
+    """The first of `in_flight` requests from the pool that sequences and KV cache allow to run."""
+    running = 0
+    kv = 0.0
+    while running < min(in_flight, server.max_seqs):
+        at = (offset + running) % pool.left.size
+        if kv + pool.context[at] + running > server.kv_tokens:
+            break
+        kv += pool.context[at]
+        running += 1
+    left = np.empty(running, np.int64)
+    context = np.empty(running, np.int64)
+    for i in range(running):
+        at = (offset + i) % pool.left.size
+        left[i] = pool.left[at]
+        context[i] = pool.context[at]
+    return QueueStart(left, context)
+
+
+@compiled
+def simulate_replications(
+    server: QueueServer,
+    replications: Replications,
     rate_rps: float,
-    gap: Floats,
-    prompt: Ints,
-    output: Ints,
-    rows: int,
-    in_flight: Ints,
-    pool_left: Ints,
-    pool_context: Ints,
-    burn: int,
-    measured: int,
-    ttft_s: Floats,
-    e2e_s: Floats,
-    seen: Floats,
+    unit: QueueArrivals,
+    pool: QueueStart,
+    found: QueueLatencies,
     outputs: Ints,
     gaps: Floats,
-    want_gaps: bool,
 ) -> None:
-    """Simulate every lane at one rate.
+    """Simulate every replication at one rate.
 
-    Arguments by name:
-        factors, in_flight: shape (l,): each lane's drift and requests in flight at its start.
-        gap: shape (l * rows,): gaps between arrivals at one a second; `prompt`, `output` alike.
-        rows: arrivals a lane.
-        pool_left, pool_context: shape (p,): stationary tokens to go and KV held of running requests.
-        burn: arrivals before the measured ones; those that wait at the start come on top.
-        measured: arrivals measured a lane.
-        ttft_s, e2e_s, seen, outputs: shape (l, measured), written.
+    Args:
+        server: and its limits.
+        replications: l of them, `measured` arrivals each.
+        rate_rps: of the arrivals.
+        unit: shape (l * rows,) and more: `due_s` has the gaps between arrivals at one request per second.
+        pool: stationary running requests to start from, shape (p,).
+        found: shape (l, measured), written.
+        outputs: shape (l, measured), written: output tokens of the measured arrivals.
+        gaps: as for `simulate`.
     """
-    load = np.zeros(3)
-    for lane in range(in_flight.size):
-        offset = (lane * 7919) % pool_left.size
-        running = 0
-        kv = 0.0
-        while running < min(in_flight[lane], max_seqs):
-            at = (offset + running) % pool_left.size
-            if kv + pool_context[at] + running > kv_tokens:
-                break
-            kv += pool_context[at]
-            running += 1
-        left = np.empty(running, np.int64)
-        context = np.empty(running, np.int64)
-        for i in range(running):
-            at = (offset + i) % pool_left.size
-            left[i] = pool_left[at]
-            context[i] = pool_context[at]
-        waiting = min(in_flight[lane] - running, rows - burn - measured)
-        start = lane * rows
-        due = np.zeros(rows)
-        # The lane begins with an arrival: what arrivals meet is the stationary law (PASTA), what the first arrival
+    rows, measured = replications.rows, replications.measured
+    for number in range(replications.in_flight.size):
+        running = _running_at_start(server, pool, (number * 7919) % pool.left.size, replications.in_flight[number])
+        waiting = min(replications.in_flight[number] - running.left.size, rows - replications.burn_in - measured)
+        start = number * rows
+        due_s = np.zeros(rows)
+        # A replication begins with an arrival. What arrivals meet is the stationary law (PASTA); what the first arrival
         # after a fixed time meets is a little less.
         for r in range(waiting + 1, rows):
-            due[r] = due[r - 1] + gap[start + r] / rate_rps
-        first = waiting + burn
-        lane_ttft = np.full(rows, np.inf)
-        lane_e2e = np.full(rows, np.inf)
-        lane_seen = np.zeros(rows)
-        run_lane(
-            speed, factors[lane], prefill_s, max_seqs, kv_tokens, kv_token_s, mean_context,
-            stall_per_s, stall_s, (lane * _STEP_PHASE) % 1.0, due,
-            prompt[start : start + rows], output[start : start + rows], left, context, first, first + measured,
-            lane_ttft, lane_e2e, lane_seen, gaps, want_gaps, 1e12, load,
+            due_s[r] = due_s[r - 1] + unit.due_s[start + r] / rate_rps
+        first = waiting + replications.burn_in
+        own = QueueLatencies(np.full(rows, np.inf), np.full(rows, np.inf), np.zeros(rows))
+        arrivals = QueueArrivals(due_s, unit.prompt[start : start + rows], unit.output[start : start + rows])
+        simulate(
+            server, replications.factors[number], (number * STEP_PHASE) % 1.0, arrivals, running,
+            (first, first + measured), own, gaps, 1e12,
         )  # fmt: skip
-        ttft_s[lane] = lane_ttft[first : first + measured]
-        e2e_s[lane] = lane_e2e[first : first + measured]
-        seen[lane] = lane_seen[first : first + measured]
-        outputs[lane] = output[start + first : start + first + measured]
+        found.ttft_s[number] = own.ttft_s[first : first + measured]
+        found.e2e_s[number] = own.e2e_s[first : first + measured]
+        found.seen[number] = own.seen[first : first + measured]
+        outputs[number] = unit.output[start + first : start + first + measured]

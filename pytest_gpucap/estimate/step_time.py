@@ -1,12 +1,12 @@
-"""The engine's speed from a journal: seconds a token with n requests decoding, and seconds a prompt token.
+"""The engine's speed from a journal: seconds per token with n requests decoding, and seconds per prompt token.
 
 In every bin of time the engine spent its seconds on decode steps and on prefill::
 
     width = steps * (s(n) + (held - n * mean context) * k) + prompt_tokens * p,    steps = tokens / n
 
-with `held` the KV tokens of the requests decoding. Dividing by the steps leaves a linear model of s(n), k and p. s is
-taken as convex, rising and non-negative (a sum of hinges with non-negative weights), which is what a batch that first
-hides behind the weights' traffic and then pays for every sequence looks like.
+with `held` the KV tokens of the requests decoding. Divided by the steps, that is a linear model of s(n), k and p. s is
+convex, rising and non-negative: a sum of hinges with non-negative weights. For in a small batch a step takes as long as
+reading the weights, and in a large one every further sequence adds its own time.
 """
 
 from __future__ import annotations
@@ -22,34 +22,45 @@ from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.load.protocol import Floats, Journal, Status
 
 STEPS_PER_BIN = 16
-"""Engine steps in a bin: the step cut by its edge is then 6% of it, and evens out with the next bin."""
-LEAST_BIN_S, MOST_BIN_S = 0.4, 2.0
+"""Engine steps in a bin. The step that the bin's edge cuts is then 6% of it, and the next bin has the rest."""
+LEAST_BIN_S = 0.4
+"""Shortest bin: tokens are counted in bins of 0.1 s, whose edges do not fall on those of a bin."""
+MOST_BIN_S = 2.0
+"""Longest bin: a phase of 7 s must still have several, or nothing would tell its noise."""
 LEAST_DECODING = 0.5
-"""Bins with fewer requests decoding, on average, say nothing of the speed."""
+"""Bins with fewer requests decoding, on average, say nothing of the speed: the engine idles for part of them."""
 STALL_EXCESS = 0.15
-"""A bin slower than the model by more than this share, and by more than `STALL_STEPS`, holds a stop of the engine: it
-is left out, and counted."""
+"""A bin that is slower than the model by more than this share, and by more than `STALL_STEPS`, contains a stop of the
+engine. It is left out of the fit and counted. The noise of a bin is a few percent."""
 STALL_STEPS = 3.0
+"""A stop must also last for this many engine steps. With few steps in a bin, one slow step is a large share of it."""
 HUBER = 2.0
-"""Residuals beyond this many standard deviations weigh by their inverse (Huber 1964)."""
+"""Residuals beyond this many standard deviations weigh by their inverse (Huber 1964). Normal noise keeps 95% of its
+weight."""
 ROUNDS = 3
+"""Rounds of fitting, each with the weights and the bins that the residuals of the round before leave. The set of bins
+with a stop no longer changes after the third."""
 FIRST_SPREAD = 0.02
+"""Spread of the residuals that the first round assumes, to weigh the priors: that of a server without stops."""
 BEND_PRIOR = 0.3
-"""Before the data, a bend at any knot changes the pace of the largest batch by about this share, not by multiples."""
+"""Before the data, a bend at a knot changes the pace of the largest batch by about this share. A few batch sizes leave
+open where the curve bends, and without evidence it should not."""
 PREFILL_PRIOR = 0.5
-"""Before the data, prefill takes about this share of the time. At one batch size alone, prompts and tokens keep a fixed
-ratio and their costs cannot be told apart: without evidence the tokens bear them."""
-RELATED_PRIOR, RELATED_PRIOR_BINS = 1.8, 20.0
-"""Variance of a sum of neighbouring bins' residuals over that of unrelated ones: before the data, and the number of
-bins that this counts for. The data mostly say less than 1: the step cut by an edge gives one bin what it takes from the
-next."""
+"""Before the data, prefill takes about this share of the time. At a single batch size, prompts and tokens keep a fixed
+ratio and their costs cannot be told apart. Without evidence the tokens bear them."""
+RELATED_PRIOR = 1.8
+"""Before the data, the variance of a sum of neighbouring bins' residuals over that of unrelated ones. The data mostly
+say less than 1: what the cut step gives one bin, it takes from the next."""
+RELATED_PRIOR_BINS = 20.0
+"""Number of bins that `RELATED_PRIOR` counts for: with as many bins, the data decide half of it."""
 KV_PRIOR = 0.3
-"""Before the data, reading the KV cache takes about this share of a step, not multiples. Lengths that hardly vary say
-nothing of it."""
+"""Before the data, reading the KV cache takes about this share of a step. Lengths that hardly vary say nothing of
+it."""
 PACE_FLOOR = 0.1
-"""No batch is faster than this share of the fastest pace seen: a curve through noise must not reach zero."""
+"""No batch is faster than this share of the fastest pace seen. A curve through noise must not reach zero."""
 KNOTS = (0.4, 0.7, 0.9)
-"""Hinges, as shares of the highest number decoding: enough for a curve that bends once between the points measured."""
+"""Where the curve may bend, as shares of the highest number decoding. Enough for a curve that bends once between the
+points measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +77,7 @@ class Bins:
     held: Floats
 
     def excess(self, mean_context: float) -> Floats:
-        """KV tokens held beyond `mean_context` a request, shape (b,); zeros where that is unknown (0)."""
+        """KV tokens held beyond `mean_context` per request, shape (b,); zeros where that is unknown (0)."""
         return self.held - self.decoding * mean_context if mean_context else np.zeros_like(self.held)
 
     def join(self, other: Bins) -> Bins:
@@ -113,10 +124,10 @@ def bins_of(journal: Journal, start_s: float, end_s: float, width_s: float) -> B
 
 
 def _held(journal: Journal, edges: Floats, ticks: Floats, made: Floats) -> Floats:
-    """KV tokens of the requests decoding, mean of each bin: prompts begun and tokens made, less all of requests ended.
+    """KV tokens of the requests decoding, mean of each bin: prompts begun and tokens made, less all of ended requests.
 
-    `ticks`: the edges of the journal's own bins; `made`: tokens up to each of `edges`. Of a request that did not end
-    well, it is told by the pace while it ran.
+    `ticks`: the edges of the journal's own bins; `made`: tokens up to each of `edges`. The tokens of a request that
+    failed are estimated from the pace while it ran.
     """
     begun = ~np.isnan(journal.first_s)
     over = begun & ~np.isnan(journal.end_s)
@@ -161,8 +172,8 @@ class Speed:
 
     Attributes:
         intercept_s, slope_s: of the straight part.
-        knots, bends_s: where it bends upwards, and by how much a request.
-        prefill_s: engine seconds a prompt token.
+        knots, bends_s: where it bends upwards, and by how much per request.
+        prefill_s: engine seconds per prompt token.
         least, most: requests decoding in the bins behind it (5th and 95th percentile).
         error: standard error of ln s in the middle of the data, from the residuals alone, and from how those of
             neighbouring bins are related (`related`).
@@ -170,7 +181,7 @@ class Speed:
         stalled_s: seconds lost to stops in bins left out.
         stalls: such stops; neighbouring bins are one.
         seconds: of bins behind it, those left out included.
-        kv_token_s: seconds a step for each KV token held beyond `mean_context` a request; the curve itself is for
+        kv_token_s: seconds per step for each KV token held beyond `mean_context` per request; the curve itself is for
             requests of that context.
         mean_context: 0 where unknown.
     """
@@ -191,21 +202,21 @@ class Speed:
     mean_context: float = 0.0
 
     def at(self, n: Floats) -> Floats:
-        """Seconds a token with n decoding."""
+        """Seconds per token with n decoding."""
         s: Floats = self.intercept_s + self.slope_s * n
         for knot, bend in zip(self.knots, self.bends_s, strict=True):
             s = s + bend * np.maximum(0.0, n - knot)
         return s
 
     def taken_s(self, bins: Bins) -> Floats:
-        """Engine seconds that what was done in each bin takes, shape (b,); NaN where nobody decodes."""
+        """Engine seconds that the work of each bin takes by the model, shape (b,); NaN where nobody decodes."""
         with np.errstate(invalid="ignore", divide="ignore"):
             steps = bins.tokens / bins.decoding
         pace = self.at(bins.decoding) + self.kv_token_s * bins.excess(self.mean_context)
         return steps * pace + self.prefill_s * bins.prompt_tokens
 
     def table(self, most: int) -> Floats:
-        """`at` for n from 0 to `most`; that of 0 is that of 1, for no token is made by nobody."""
+        """`at` for n from 0 to `most`; the entry of 0, which is never used, is that of 1."""
         return self.at(np.maximum(1.0, np.arange(most + 1, dtype=np.float64)))
 
     def pessimistic(self, most: int) -> Floats:
@@ -227,8 +238,8 @@ class Speed:
 def related(residual: Floats, keep: npt.NDArray[np.bool_]) -> float:
     """Variance of a sum of residuals over that of unrelated ones: 1 + 2 * correlation of neighbours, held to a prior.
 
-    A long-run variance (Newey and West 1987) of one lag at full weight: an edge touches two bins, and what goes on for
-    longer is drift. `residual` and `keep`, shape (b,), in order of time; bins left out have no neighbours.
+    A long-run variance (Newey and West 1987) of one lag at full weight: an edge touches two bins, and whatever lasts
+    longer is drift. `residual` and `keep`, shape (b,), are in order of time; bins left out have no neighbours.
     """
     kept = residual[keep]
     centred = np.where(keep, residual - kept.mean(), 0.0)
@@ -244,7 +255,7 @@ class SpeedError(GpuCapError, ValueError):
 
 
 def fit(bins: Bins, mean_context: float = 0.0) -> Speed:
-    """Fit the curve, for requests that hold `mean_context` KV tokens on average; 0 leaves what they hold out of it.
+    """Fit the curve for requests that hold `mean_context` KV tokens on average; 0 leaves KV tokens out of the model.
 
     Raises:
         SpeedError: with fewer than 4 usable bins.

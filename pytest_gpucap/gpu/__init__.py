@@ -1,1 +1,1 @@
-"""The GPU: classes, inventory, lease, telemetry, diagnosis. NVML is read, never written to."""
+"""The GPU: classes, inventory, leases, and who uses a device. NVML is read, never written to."""

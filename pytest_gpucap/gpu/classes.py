@@ -1,7 +1,7 @@
 """GPU classes: what ``--gpu-class`` may name, and what each can do at most.
 
-The figures stand in ``gpus.toml`` next to their sources. They are upper bounds (dense rates at boost clock, full memory
-bandwidth): good for saying that a number is impossible, useless as a forecast.
+The figures stand in ``gpus.toml`` next to their sources. They are upper bounds: dense rates at boost clock and full
+memory bandwidth. They tell that a number is impossible; they forecast nothing.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ GIB = 2**30
 
 
 class GpuClassError(GpuCapError, ValueError):
-    """A GPU class that cannot be used as declared; the message names the place and the mend in one line."""
+    """A GPU class that cannot be used as declared; the message names the place and the fix in one line."""
 
 
 class UnknownGpuClass(GpuClassError):  # noqa: N818 - reads as what is wrong
-    """No class has that name; the message offers those that come near."""
+    """No class has that name; the message offers similar names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class GpuClass:
     Attributes:
         name: what ``--gpu-class`` takes, lower case.
         aliases: other spellings.
-        family: classes that are easily taken for each other share one.
-        nvml_names: product names that NVML reports for it. A MIG slice has its parent's.
+        family: shared by classes that are easily confused.
+        nvml_names: product names that NVML reports for it; for a MIG slice, its parent's.
         memory_bytes: memory of one device.
         bandwidth_bytes_per_s: memory bandwidth.
         bf16_flops, fp16_flops, fp8_flops, int8_ops: dense tensor-core operations a second.
@@ -88,7 +88,7 @@ def find_class(name: str, extra: Iterable[GpuClass] = ()) -> GpuClass:
     """The class of that name or alias, in any case; classes in `extra` come before the built-in ones.
 
     Raises:
-        UnknownGpuClass: if there is none; the message offers what comes near.
+        UnknownGpuClass: if there is none; the message offers similar names.
     """
     known = known_classes(extra)
     wanted = _normal(name)
@@ -107,7 +107,7 @@ def find_class(name: str, extra: Iterable[GpuClass] = ()) -> GpuClass:
 
 
 def known_classes(extra: Iterable[GpuClass] = ()) -> tuple[GpuClass, ...]:
-    """Every class: those in `extra` first, then the built-in ones that they do not replace by name."""
+    """Every class: first those in `extra`, then the built-in ones with other names."""
     own = tuple(extra)
     replaced = {gpu_class.name for gpu_class in own}
     return own + tuple(gpu_class for gpu_class in _built_in() if gpu_class.name not in replaced)
@@ -117,7 +117,7 @@ def read_classes(path: Path) -> tuple[GpuClass, ...]:
     """The classes of a TOML file in the form of ``gpus.toml``, and their MIG slices.
 
     Raises:
-        GpuClassError: if the file cannot be read or a value in it cannot be meant.
+        GpuClassError: if the file cannot be read, or a value in it is invalid.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -126,38 +126,10 @@ def read_classes(path: Path) -> tuple[GpuClass, ...]:
     return _parse(text, str(path))
 
 
-def parse_class(line: str, where: str) -> GpuClass:
-    """One class from one line, as an ini file holds it: ``mycard: nvml=NVIDIA X; memory_gb=24; bandwidth_gb_s=600``.
-
-    The figures are those of ``gpus.toml``; ``nvml`` names the product as NVML reports it, and may be repeated.
-
-    Raises:
-        GpuClassError: if the line cannot be read so; `where` opens the message.
-    """
-    name, colon, rest = line.partition(":")
-    table: dict[str, Any] = {"name": name.strip(), "nvml_names": []}
-    pairs = [part.partition("=") for part in rest.split(";") if part.strip()]
-    if not (colon and name.strip() and pairs and all(equals for _, equals, _ in pairs)):
-        raise GpuClassError(f'{where}: write "NAME: nvml=PRODUCT NAME; memory_gb=24; bandwidth_gb_s=600", not {line!r}')
-    for key, _, value in ((k.strip(), e, v.strip()) for k, e, v in pairs):
-        if key == "nvml":
-            table["nvml_names"].append(value)
-        elif key in _NUMBERS:
-            try:
-                table[key] = float(value)
-            except ValueError:
-                raise GpuClassError(
-                    f"{where}: {key} of GPU class {name.strip()} must be a number, not {value!r}"
-                ) from None
-        else:
-            table[key] = value
-    return _from_table(table, where)[0]
-
-
 def class_named_by_nvml(
     nvml_name: str, mig_profile: str | None = None, extra: Iterable[GpuClass] = ()
 ) -> GpuClass | None:
-    """The class of a device from the name NVML gives it (and its MIG profile); None where it has none."""
+    """The class of a device, by its name in NVML and its MIG profile; None where there is none."""
     name = nvml_name.casefold().strip()
     for gpu_class in known_classes(extra):
         if gpu_class.mig_profile == mig_profile and name in {known.casefold() for known in gpu_class.nvml_names}:
@@ -198,7 +170,7 @@ def _parse(text: str, where: str) -> tuple[GpuClass, ...]:
         raise GpuClassError(f"GPU class file {where}: {error}") from None
     gpus = tables.get("gpu")
     if set(tables) != {"gpu"} or not isinstance(gpus, list) or not all(isinstance(table, dict) for table in gpus):
-        raise GpuClassError(f"GPU class file {where}: write one [[gpu]] table a class, and nothing else")
+        raise GpuClassError(f"GPU class file {where}: write one [[gpu]] table per class, and nothing else")
     return tuple(gpu_class for table in gpus for gpu_class in _from_table(table, where))
 
 

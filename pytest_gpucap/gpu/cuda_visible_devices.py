@@ -1,9 +1,9 @@
 """``CUDA_VISIBLE_DEVICES`` as CUDA reads it.
 
-The rules (CUDA programming guide, environment variables): entries are indices, UUIDs, or beginnings of UUIDs that fit
-one device; the first entry that names nothing ends the list; an empty list hides everything. Indices count in CUDA's
-order, which is NVML's only under ``CUDA_DEVICE_ORDER=PCI_BUS_ID``: the default, ``FASTEST_FIRST``, sorts by a rule that
-NVIDIA does not publish, so that indices on a machine of unlike GPUs cannot be told, and are refused.
+The rules (CUDA programming guide, environment variables): an entry is an index, a UUID, or the beginning of a UUID that
+fits one device. The first entry that names no device ends the list. An empty list hides everything. Indices count in
+CUDA's order, which equals NVML's only under ``CUDA_DEVICE_ORDER=PCI_BUS_ID``. The default, ``FASTEST_FIRST``, is a rule
+that NVIDIA does not publish. On a machine of unlike GPUs indices are therefore refused under the default order.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import NamedTuple
 from pytest_gpucap.gpu.device import Device
 
 
-class Visible(NamedTuple):
-    """The devices that are left, in CUDA's order, and what was wrong with the variable."""
+class VisibleDevices(NamedTuple):
+    """The devices that CUDA shows, in its order, and what was wrong with the variable."""
 
     devices: list[Device]
     problems: list[str]
 
 
-def visible(gpus: Sequence[Sequence[Device]], environment: Mapping[str, str]) -> Visible:
-    """What the variable leaves of the GPUs, given in NVML's order, each as itself or as its MIG slices."""
+def visible_devices(gpus: Sequence[Sequence[Device]], environment: Mapping[str, str]) -> VisibleDevices:
+    """The devices that the variable leaves visible. `gpus`: in NVML's order, each as itself or as its MIG slices."""
     value = environment.get("CUDA_VISIBLE_DEVICES")
     everything = [device for gpu in gpus for device in gpu]
     if value is None:
-        return Visible(everything, [])
+        return VisibleDevices(everything, [])
     order = environment.get("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
     alike = len({device.name for device in everything}) <= 1
     chosen: list[Device] = []
@@ -38,18 +38,20 @@ def visible(gpus: Sequence[Sequence[Device]], environment: Mapping[str, str]) ->
                     f"CUDA_VISIBLE_DEVICES={value} names GPUs by index, and without CUDA_DEVICE_ORDER=PCI_BUS_ID "
                     "the order of unlike GPUs is not known: set it, or name UUIDs (nvidia-smi -L)"
                 )
-                return Visible([], [problem])
+                return VisibleDevices([], [problem])
             # CUDA uses the first slice of a GPU that is split and named by index.
             found = gpus[int(entry)][:1] if int(entry) < len(gpus) else []
         else:
             found = _by_uuid(everything, entry)
         if len(found) != 1:
             problem = f"CUDA_VISIBLE_DEVICES={value}: {entry!r} names no device here, and ends the list"
-            return Visible(chosen, [problem] if entry not in {"", "-1", "NoDevFiles", "none"} else [])
+            return VisibleDevices(chosen, [problem] if entry not in {"", "-1", "NoDevFiles", "none"} else [])
         if found[0] in chosen:
-            return Visible([], [f"CUDA_VISIBLE_DEVICES={value}: {entry!r} names a device twice; CUDA then shows none"])
+            return VisibleDevices(
+                [], [f"CUDA_VISIBLE_DEVICES={value}: {entry!r} names a device twice; CUDA then shows none"]
+            )
         chosen.append(found[0])
-    return Visible(chosen, [])
+    return VisibleDevices(chosen, [])
 
 
 def _by_uuid(devices: Sequence[Device], entry: str) -> Sequence[Device]:

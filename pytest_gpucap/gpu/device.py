@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One GPU or MIG slice as NVML reports it now; None where a field cannot be read, with the reason in `unreadable`.
+    """One GPU or MIG slice as NVML reports it now. A field that cannot be read is None; `unreadable` has the reason.
 
     Clocks, limits, temperature, ECC and persistence of a slice are its whole GPU's.
 
@@ -16,11 +16,11 @@ class Device:
         index: NVML's index of the GPU (PCI bus order); a slice has its GPU's.
         uuid: ``GPU-...`` or ``MIG-...``.
         name: product name of the GPU.
-        mig_mode: True if the GPU is split into slices; None where the GPU knows no MIG.
+        mig_mode: True if the GPU is split into slices; None if the GPU has no MIG.
         mig_profile: such as ``1g.5gb``, for a slice.
         parent_uuid: of the whole GPU, for a slice.
         sm_clock_mhz, memory_clock_mhz: now; an idle GPU clocks down.
-        max_sm_clock_mhz, max_memory_clock_mhz: the highest that it can be set to.
+        max_sm_clock_mhz, max_memory_clock_mhz: the highest possible.
         power_limit_w, default_power_limit_w: as set, and as the board ships.
         ecc_errors: uncorrected memory errors since the driver was loaded.
         unreadable: field name -> reason.
@@ -53,3 +53,15 @@ class Device:
     def label(self) -> str:
         """Name, index and slice in a few words, for messages."""
         return f"GPU {self.index} ({self.name}" + (f" MIG {self.mig_profile})" if self.mig_profile else ")")
+
+    def remarks(self) -> list[str]:
+        """What is out of the ordinary about it, one clause each."""
+        remarks = []
+        limit, own = self.power_limit_w, self.default_power_limit_w
+        if limit is not None and own is not None and limit != own:
+            remarks.append(f"{self.label}: power limit {limit:.0f} W, {own:.0f} W as shipped")
+        if self.ecc_errors:
+            remarks.append(f"{self.label}: {self.ecc_errors} uncorrected memory errors since the driver was loaded")
+        if self.persistence is False:
+            remarks.append(f"{self.label}: persistence mode off, the first use after idling is slow")
+        return remarks

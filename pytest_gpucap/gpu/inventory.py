@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.gpu.classes import GIB, GpuClass, class_named_by_nvml, known_classes
-from pytest_gpucap.gpu.cuda_visible_devices import visible
+from pytest_gpucap.gpu.cuda_visible_devices import visible_devices
 from pytest_gpucap.gpu.device import Device
-from pytest_gpucap.gpu.nvml import NvmlUnavailable, Reader, memory_used, session
+from pytest_gpucap.gpu.nvml import FieldReader, NvmlUnavailable, memory_used, nvml_session
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +21,9 @@ class Inventory:
     """The machine's GPUs.
 
     Attributes:
-        devices: those that CUDA would show to this process, in its order; a GPU split by MIG is represented by its
-            slices alone.
-        hidden: there, but kept from this process by ``CUDA_VISIBLE_DEVICES``.
+        devices: those that CUDA shows to this process, in CUDA's order. Of a GPU split by MIG only the slices are
+            listed.
+        hidden: those that ``CUDA_VISIBLE_DEVICES`` hides from this process.
         driver, cuda: versions, such as ``570.124.06`` and ``12.8``.
         problems: one sentence each: NVML missing or broken, a GPU lost, a ``CUDA_VISIBLE_DEVICES`` that names nothing.
     """
@@ -34,27 +34,43 @@ class Inventory:
     cuda: str | None = None
     problems: tuple[str, ...] = ()
 
+    def describe(self, devices: Sequence[Device]) -> list[str]:
+        """One line on the leased devices, then one for each thing about them that is out of the ordinary."""
+        if not devices:
+            return ["CPU only"]
+        first = devices[0]
+        line = f"{len(devices)}x {first.name}"
+        if first.mig_profile:
+            line += f" MIG {first.mig_profile}"
+        if first.memory_bytes is not None:
+            line += f", {first.memory_bytes / GIB:.0f} GiB"
+        if self.driver:
+            line += f", driver {self.driver}"
+        if self.cuda:
+            line += f", CUDA {self.cuda}"
+        return [line, *(remark for device in devices for remark in device.remarks())]
+
 
 class NoGpu(GpuCapError):  # noqa: N818 - reads as what is wrong
-    """No GPU that this process may use, and none was asked for by class."""
+    """There is no GPU that this process may use, and no class was named."""
 
 
 class WrongGpuClass(GpuCapError):  # noqa: N818 - reads as what is wrong
-    """The machine has no device of the class; the message says what it has and how near that comes."""
+    """The machine has no device of the class; the message says what it has, and how that differs."""
 
 
 def take_inventory(environment: Mapping[str, str] | None = None) -> Inventory:
-    """What NVML reports, and what ``CUDA_VISIBLE_DEVICES`` of `environment` (the process's own) leaves of it."""
+    """Ask NVML for the devices, and apply ``CUDA_VISIBLE_DEVICES`` of `environment` (None: this process's own)."""
     environment = os.environ if environment is None else environment
     try:
-        with session() as pynvml:
+        with nvml_session() as pynvml:
             return _read(pynvml, environment)
     except NvmlUnavailable as error:
         return Inventory(problems=(str(error),))
 
 
-def select(inventory: Inventory, gpu_class: GpuClass, extra: Iterable[GpuClass] = ()) -> tuple[Device, ...]:
-    """The devices of a class, in CUDA's order; none for the class ``cpu``.
+def devices_of_class(inventory: Inventory, gpu_class: GpuClass, extra: Iterable[GpuClass] = ()) -> tuple[Device, ...]:
+    """The devices of a class, in CUDA's order; empty for the class ``cpu``.
 
     Raises:
         WrongGpuClass: if there is none.
@@ -67,10 +83,10 @@ def select(inventory: Inventory, gpu_class: GpuClass, extra: Iterable[GpuClass] 
     raise WrongGpuClass(f"GPU class {gpu_class.name}: {_what_is_there(inventory, gpu_class, tuple(extra))}")
 
 
-def detect(inventory: Inventory, extra: Iterable[GpuClass] = ()) -> GpuClass:
+def detect_class(inventory: Inventory, extra: Iterable[GpuClass] = ()) -> GpuClass:
     """The class of this machine's GPUs, for a session that names none.
 
-    A GPU that no class knows gets a class of its own, with the memory that NVML reports and no other figures.
+    A GPU of no known class gets a class of its own, with the memory that NVML reports and no other figures.
 
     Raises:
         NoGpu: if there is no GPU to use; the message says why.
@@ -86,7 +102,7 @@ def detect(inventory: Inventory, extra: Iterable[GpuClass] = ()) -> GpuClass:
 
 
 def class_of(device: Device, extra: Iterable[GpuClass] = ()) -> GpuClass:
-    """The class of one device; a class made up from NVML's answers where none is known."""
+    """The class of one device; where none is known, one made from NVML's answers."""
     known = class_named_by_nvml(device.name, device.mig_profile, extra)
     if known is not None:
         return known
@@ -129,7 +145,7 @@ def _what_is_there(inventory: Inventory, wanted: GpuClass, extra: tuple[GpuClass
 
 
 def _near_miss(wanted: GpuClass, other: GpuClass, extra: tuple[GpuClass, ...]) -> str:
-    """How a device that is there differs from the class asked for; empty where nobody would mix them up."""
+    """How a device that is there differs from the wanted class; empty if nobody would confuse them."""
     if wanted.family != other.family:
         return ""
     if other.mig_profile and not wanted.mig_profile:
@@ -153,7 +169,7 @@ def _count(devices: Iterable[Device]) -> str:
 
 
 def _read(pynvml: Any, environment: Mapping[str, str]) -> Inventory:
-    reader = Reader(pynvml)
+    reader = FieldReader(pynvml)
     driver = reader.ask("driver", pynvml.nvmlSystemGetDriverVersion)
     cuda = reader.ask("cuda", pynvml.nvmlSystemGetCudaDriverVersion)
     count = reader.ask("count", pynvml.nvmlDeviceGetCount)
@@ -166,7 +182,7 @@ def _read(pynvml: Any, environment: Mapping[str, str]) -> Inventory:
         except pynvml.NVMLError as error:
             gpus.append(())  # its index stays taken
             problems.append(f"GPU {index} cannot be used: {error}")
-    seen = visible([list(gpu) for gpu in gpus], environment)
+    seen = visible_devices([list(gpu) for gpu in gpus], environment)
     problems += seen.problems
     return Inventory(
         devices=tuple(seen.devices),
@@ -184,13 +200,13 @@ def _gpu(pynvml: Any, handle: Any, index: int) -> tuple[Device, ...]:
         pynvml.NVMLError: if not even its name or UUID can be read.
     """
     name, uuid = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetUUID(handle)
-    reader = Reader(pynvml)
+    reader = FieldReader(pynvml)
     fields = _settings(pynvml, handle, reader)
     whole = Device(index=index, uuid=uuid, name=name, **fields, unreadable=reader.unreadable)
     return tuple(_slices(pynvml, handle, whole)) if whole.mig_mode else (whole,)
 
 
-def _settings(pynvml: Any, handle: Any, reader: Reader) -> dict[str, Any]:
+def _settings(pynvml: Any, handle: Any, reader: FieldReader) -> dict[str, Any]:
     ask = reader.ask
     memory = ask("memory_bytes", memory_used, pynvml, handle)
     pci = ask("pci_bus_id", pynvml.nvmlDeviceGetPciInfo, handle)
@@ -232,8 +248,8 @@ def _slices(pynvml: Any, handle: Any, whole: Device) -> Iterable[Device]:
         try:
             piece = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, position)
         except pynvml.NVMLError:
-            continue  # that many slices could be made; fewer were
-        reader = Reader(pynvml)
+            continue  # fewer slices were made than the GPU can have
+        reader = FieldReader(pynvml)
         memory = reader.ask("memory_bytes", memory_used, pynvml, piece)
         attributes = reader.ask("mig_profile", pynvml.nvmlDeviceGetAttributes, piece)
         yield Device(

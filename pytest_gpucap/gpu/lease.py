@@ -1,8 +1,8 @@
 """Leases: the devices one measurement has to itself.
 
-One lock file a device, named by its UUID, in a directory that all users of the machine share. The lock is the kernel's
-(``flock``), so it goes when its holder does, however that ends. Processes that know nothing of these locks are found by
-asking NVML, and a device they use is not handed out.
+Each device has a lock file, named by its UUID, in a directory that all users of the machine share. The kernel holds the
+lock (``flock``), so it ends with its holder, however that ends. NVML tells of processes that do not use these locks; a
+device that one of them uses is not leased.
 """
 
 from __future__ import annotations
@@ -13,34 +13,34 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
 from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.gpu.device import Device
-from pytest_gpucap.gpu.occupancy import describe_pid, look
+from pytest_gpucap.gpu.occupancy import occupancy_of, user_of
 
-POLL_S = 0.25
+LOCK_POLL_S = 0.25
 MACHINE_DIRECTORY = Path("/tmp/gpucap-leases")  # noqa: S108 - one place for all users; see `machine_directory`
 """Fixed, and not below TMPDIR: jobs with temporary directories of their own still share the GPUs."""
 GRACE_S = 5.0
-"""How long memory of a process that has just ended may take to come back before a device counts as shared."""
+"""A device counts as shared when it is in use for this long: memory of an ended process may take a while to return."""
 
 
 class LeaseError(GpuCapError):
-    """No lease can be had; the message says of what and why."""
+    """No lease can be had; the message says why."""
 
     needs_traceback = False
 
 
 class LeaseTimeout(LeaseError):  # noqa: N818 - reads as what is wrong
-    """Others held the devices for as long as the caller would wait."""
+    """Other leases held the devices for as long as the caller was ready to wait."""
 
 
 class GpuShared(LeaseError):  # noqa: N818 - reads as what is wrong
-    """Somebody who takes no leases uses the devices: a measurement there would be invalid."""
+    """Processes without a lease use the devices: a measurement there would be invalid."""
 
 
 @dataclass
@@ -49,24 +49,21 @@ class Lease:
 
     Attributes:
         devices: those held; empty for the CPU.
-        baseline: UUID -> bytes of memory used when the lease began; see `memory.wait_memory_returned`.
-        waited_s: how long it took to get them.
+        baseline: UUID -> bytes of memory used when the lease began; see `occupancy.wait_memory_returned`.
     """
 
     devices: tuple[Device, ...]
     baseline: Mapping[str, int] = field(default_factory=dict)
-    waited_s: float = 0.0
     _held: ExitStack = field(default_factory=ExitStack, repr=False)
 
     @property
-    def uuids(self) -> tuple[str, ...]:
-        """UUIDs of the devices."""
-        return tuple(device.uuid for device in self.devices)
+    def cuda_devices(self) -> tuple[str, ...]:
+        """The entries of ``CUDA_VISIBLE_DEVICES`` under ``CUDA_DEVICE_ORDER=PCI_BUS_ID``; empty for the CPU.
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """What a server's environment must hold, so that it sees these devices and no others; empty for the CPU."""
-        return {"CUDA_VISIBLE_DEVICES": ",".join(self.uuids)} if self.devices else {}
+        Whole GPUs go by their index: up to 0.20 at least, vLLM itself turned every entry into an integer
+        (vllm-project/vllm#20939). MIG slices have no index, and go by their UUID.
+        """
+        return tuple(device.uuid if device.mig_profile else str(device.index) for device in self.devices)
 
     def release(self) -> None:
         """Give the devices back. Safe to call twice."""
@@ -91,18 +88,18 @@ def lease(
 ) -> Lease:
     """Hold `count` of `devices`, each free of other leases and of other processes.
 
-    Those who want the same devices queue up, and only the first in the queue collects, so that a test that needs four
-    GPUs is not starved by tests that need one.
+    Processes that want the same devices queue up, and only the first in the queue takes devices. So tests that need one
+    GPU do not starve a test that needs four.
 
     Args:
         devices: the candidates, best first.
         count: how many are needed.
         wait_s: how long to wait for other leases to end.
-        on_wait: told once, in one line, that and for whom there is waiting.
+        on_wait: tell_once once, in one line, that and for whom there is waiting.
         directory: of the lock files; one for the whole machine by default.
 
     Raises:
-        LeaseTimeout: if others held too many of them for that long.
+        LeaseTimeout: if other leases held too many of them for that long.
         GpuShared: if processes without a lease use too many of them.
         LeaseError: if there are fewer than `count` candidates, or the lock files cannot be used.
     """
@@ -110,20 +107,19 @@ def lease(
         raise LeaseError(f"{count} GPUs are needed and {len(devices)} of the class are here")
     names = [device.uuid for device in devices]
     queue = "queue-" + hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:16]
-    room = _Room(directory or machine_directory())
-    start = time.monotonic()
-    deadline = start + wait_s
-    told = _Once(on_wait)
+    locks = _LockFiles(directory or machine_directory())
+    deadline = time.monotonic() + wait_s
+    tell_once = _TellOnce(on_wait)
     with ExitStack() as waiting:
-        waiting.enter_context(_first_in_queue(room, queue, deadline, told))
+        waiting.enter_context(_first_in_queue(locks, queue, deadline, tell_once))
         shared_since: float | None = None
         while True:
-            attempt = _collect(room, devices, count)
+            attempt = _collect(locks, devices, count)
             now = time.monotonic()
             if attempt.lease is not None:
-                return replace(attempt.lease, waited_s=now - start)
+                return attempt.lease
             taken, shared = attempt.taken, attempt.shared
-            if len(devices) - len(shared) < count:  # even the end of every lease would not do
+            if len(devices) - len(shared) < count:  # not enough even if every lease ended
                 shared_since = now if shared_since is None else shared_since
                 if now - shared_since >= min(GRACE_S, wait_s):
                     raise GpuShared("; ".join(shared))
@@ -133,31 +129,30 @@ def lease(
                 raise LeaseTimeout(
                     f"no {count} free of {len(devices)} GPUs within {wait_s:g} s: " + "; ".join(taken + shared)
                 )
-            told(f"waiting for {count} of {len(devices)} GPUs: " + "; ".join(taken + shared))
-            time.sleep(min(POLL_S, max(0.0, deadline - now)))
+            tell_once(f"waiting for {count} of {len(devices)} GPUs: " + "; ".join(taken + shared))
+            time.sleep(min(LOCK_POLL_S, max(0.0, deadline - now)))
 
 
 def lease_cpu(*, wait_s: float, on_wait: Callable[[str], None] | None = None, directory: Path | None = None) -> Lease:
-    """Hold the machine's CPU, of which there is one lease: two measurements on class ``cpu`` would measure each other.
+    """Hold the machine's CPU. There is one lease of it: two measurements on class ``cpu`` would disturb each other.
 
     Raises:
-        LeaseTimeout: if another held it for `wait_s`.
+        LeaseTimeout: if another lease held it for `wait_s`.
         LeaseError: if the lock file cannot be used.
     """
-    room = _Room(directory or machine_directory())
-    start = time.monotonic()
+    locks = _LockFiles(directory or machine_directory())
     held = ExitStack()
-    held.enter_context(_first_in_queue(room, "cpu", start + wait_s, _Once(on_wait)))
-    return Lease((), waited_s=time.monotonic() - start, _held=held)
+    held.enter_context(_first_in_queue(locks, "cpu", time.monotonic() + wait_s, _TellOnce(on_wait)))
+    return Lease((), _held=held)
 
 
 def machine_directory() -> Path:
     """The directory of the lock files, made on first use, for every user of the machine.
 
-    Without the sticky bit on purpose: Linux refuses to open a file for creation that another user owns in a sticky
-    directory that all may write to (``fs.protected_regular``), which is exactly what sharing a lock is. What a hostile
-    user could do here is to take away a lock file, and then two measurements would meet: the check for foreign
-    processes finds that. Lock files are never read, never truncated, and symbolic links are not followed.
+    The directory has no sticky bit on purpose. In a sticky directory that all may write to, Linux refuses to open
+    another user's file for creation (``fs.protected_regular``), and sharing a lock needs exactly that. A hostile user
+    could remove a lock file, so that two measurements run on one device; the check for foreign processes finds that.
+    Lock files are never read and never truncated, and symbolic links are not followed.
 
     Raises:
         LeaseError: if something else has that name, or it cannot be made.
@@ -165,7 +160,7 @@ def machine_directory() -> Path:
     directory = MACHINE_DIRECTORY
     try:
         directory.mkdir(mode=0o777)
-        directory.chmod(0o777)  # the umask took bits away
+        directory.chmod(0o777)  # the umask removed bits
     except FileExistsError:
         pass
     except OSError as error:
@@ -175,7 +170,7 @@ def machine_directory() -> Path:
     return directory
 
 
-class _Room:
+class _LockFiles:
     """The lock files of one directory."""
 
     def __init__(self, directory: Path) -> None:
@@ -185,12 +180,12 @@ class _Room:
         return self._directory / f"{name}.lock"
 
     def hold(self, name: str, timeout_s: float = 0.0) -> ExitStack | None:
-        """The lock, held until the stack closes; None if somebody else has it for that long."""
+        """The lock, held until the stack closes; None if another process holds it for that long."""
         from filelock import FileLock, Timeout  # loads asyncio
 
         lock = FileLock(self.path(name), mode=0o666, timeout=timeout_s, thread_local=False)
         try:
-            lock.acquire(poll_interval=POLL_S)
+            lock.acquire(poll_interval=LOCK_POLL_S)
         except Timeout:
             return None
         except OSError as error:
@@ -204,7 +199,9 @@ class _Room:
         return _describe_holder(self.path(name))
 
 
-class _Once:
+class _TellOnce:
+    """Calls a function the first time only."""
+
     def __init__(self, call: Callable[[str], None] | None) -> None:
         self._call = call
 
@@ -214,39 +211,39 @@ class _Once:
             self._call = None
 
 
-def _first_in_queue(room: _Room, name: str, deadline: float, told: _Once) -> ExitStack:
-    held = room.hold(name)
+def _first_in_queue(locks: _LockFiles, name: str, deadline: float, tell_once: _TellOnce) -> ExitStack:
+    held = locks.hold(name)
     if held is not None:
         return held
-    told(f"waiting for the lease that {room.holder(name)} holds or waits for first")
+    tell_once(f"waiting for the lease that {locks.holder(name)} holds or waits for first")
     started = time.monotonic()
-    held = room.hold(name, max(0.0, deadline - started))
+    held = locks.hold(name, max(0.0, deadline - started))
     if held is None:
-        raise LeaseTimeout(f"{room.holder(name)} came first and held its lease for {deadline - started:.0f} s")
+        raise LeaseTimeout(f"{locks.holder(name)} came first and held its lease for {deadline - started:.0f} s")
     return held
 
 
 class _Attempt(NamedTuple):
-    """One go at the devices: a lease on enough of them, or nothing held, and why each could not be taken."""
+    """One attempt: a lease on enough devices, or None with nothing held; and why other devices could not be had."""
 
     lease: Lease | None
     taken: list[str]
     shared: list[str]
 
 
-def _collect(room: _Room, devices: Sequence[Device], count: int) -> _Attempt:
+def _collect(locks: _LockFiles, devices: Sequence[Device], count: int) -> _Attempt:
     taken: list[str] = []
     shared: list[str] = []
     chosen: list[Device] = []
     baseline: dict[str, int] = {}
     with ExitStack() as all_held:
         for device in devices:
-            held = room.hold(device.uuid)
+            held = locks.hold(device.uuid)
             if held is None:
-                taken.append(f"{device.label} is leased by {room.holder(device.uuid)}")
+                taken.append(f"{device.label} is leased by {locks.holder(device.uuid)}")
                 continue
             all_held.enter_context(held)
-            occupancy = look(device)
+            occupancy = occupancy_of(device)
             if not occupancy.free:
                 held.close()
                 shared.append(occupancy.describe())
@@ -263,11 +260,23 @@ def _describe_holder(path: Path) -> str:
     pids = list(_holders(path))
     if not pids:
         return "another process"
-    return " and ".join(describe_pid(pid) for pid in pids)
+    return " and ".join(map(_describe_pid, pids))
+
+
+def _describe_pid(pid: int) -> str:
+    """``pid 123 (alice: python -m pytest tests)``, as far as it is known."""
+    user = user_of(pid)
+    if user is None:
+        return f"pid {pid}"
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        command = ""
+    return f"pid {pid} ({user}{': ' + command[:60] if command else ''})"
 
 
 def _holders(path: Path) -> Iterable[int]:
-    """Pids that hold a ``flock`` on the file, from ``/proc/locks``; nothing where the kernel does not tell."""
+    """Pids that hold a ``flock`` on the file, from ``/proc/locks``; none where the kernel does not tell."""
     try:
         inode = path.stat().st_ino
         device = path.stat().st_dev

@@ -1,7 +1,7 @@
 """NVML through nvidia-ml-py, asked one field at a time.
 
-A driver too old for a field, a virtual machine that hides it, a user without permission: each costs that field and no
-other. Only getters are ever called; nothing here can change a GPU's settings.
+A field may be missing: the driver is too old for it, a virtual machine hides it, or the user has no permission. The
+other fields are read all the same. Only getters are called; nothing here can change a GPU's settings.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pytest_gpucap.errors import GpuCapError
 
 
 class NvmlUnavailable(GpuCapError):  # noqa: N818 - reads as what is wrong
-    """NVML cannot be used at all: no library, no driver, a driver of another version, no permission."""
+    """NVML cannot be used: no library, no driver, a driver of another version, or no permission."""
 
 
 @contextmanager
-def session() -> Iterator[Any]:
+def nvml_session() -> Iterator[Any]:
     """The ``pynvml`` module, initialised. Sessions may nest and may be open in several threads.
 
     Raises:
@@ -36,19 +36,19 @@ def session() -> Iterator[Any]:
     try:
         yield pynvml
     finally:
-        with suppress(pynvml.NVMLError):  # the driver went away meanwhile: whoever asked it next has said so
+        with suppress(pynvml.NVMLError):  # the driver went away meanwhile; the next question to it reports that
             pynvml.nvmlShutdown()
 
 
-class Reader:
-    """Asks for single fields; one that cannot be read gives None, and the reason is kept under its name."""
+class FieldReader:
+    """Asks for single fields. A field that cannot be read is None; `unreadable` keeps the reason under its name."""
 
     def __init__(self, pynvml: Any) -> None:
         self._error: type[Exception] = pynvml.NVMLError
         self.unreadable: dict[str, str] = {}
 
     def ask(self, field: str, question: Callable[..., Any], *args: Any) -> Any:
-        """The answer, or None; `field` is the name that the reason is kept under."""
+        """The answer, or None; the reason is kept under `field`."""
         try:
             return question(*args)
         except (self._error, UnicodeDecodeError) as error:
@@ -59,7 +59,7 @@ class Reader:
 def process_list(pynvml: Any, handle: Any) -> list[tuple[int, int | None]]:
     """(pid, bytes of GPU memory or None) of every compute process on a device.
 
-    Pids are those of the namespace that the driver answers for, which inside a container need not be ours.
+    Pids are those of the driver's PID namespace, which inside a container may not be ours.
 
     Raises:
         pynvml.NVMLError: if the driver does not tell.
@@ -69,7 +69,7 @@ def process_list(pynvml: Any, handle: Any) -> list[tuple[int, int | None]]:
 
 
 def memory_used(pynvml: Any, handle: Any) -> tuple[int, int]:
-    """(bytes used, bytes in total) of a device, without what the driver keeps for itself where it can tell them apart.
+    """(bytes used, bytes in total) of a device, without the driver's own memory where NVML reports it separately.
 
     Raises:
         pynvml.NVMLError: if the driver does not tell.

@@ -1,24 +1,37 @@
-"""Who uses a device: processes and memory."""
+"""Who uses a device: processes and memory, a server's own processes and others, and memory that must come back."""
 
 from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.gpu.classes import GIB
 from pytest_gpucap.gpu.device import Device
-from pytest_gpucap.gpu.nvml import NvmlUnavailable, Reader, handle_of, memory_used, process_list, session
+from pytest_gpucap.gpu.nvml import FieldReader, NvmlUnavailable, handle_of, memory_used, nvml_session, process_list
 
 IDLE_SHARE, IDLE_BYTES = 0.02, 512 * 2**20
 """An idle device uses less than 2% of its memory or 512 MiB, whichever is more: the driver's own."""
+RETURN_SLACK_BYTES = 64 * 2**20
+"""Memory that the driver may keep after the first use of a device."""
+RETURN_POLL_S = 0.25
+_INITIAL_PID_NAMESPACE = 0xEFFFFFFC
+"""Inode of the first PID namespace (PROC_PID_INIT_INO in the kernel's proc_ns.h)."""
+
+
+class MemoryNotReturned(GpuCapError):  # noqa: N818 - reads as what is wrong
+    """The server ended and its memory did not come back in time; the message names who has it."""
+
+    needs_traceback = False
 
 
 @dataclass(frozen=True, slots=True)
 class GpuProcess:
-    """A compute process on a device. The pid is the driver's, which in a container need not mean anything here."""
+    """A compute process on a device. The pid is the driver's; in a container it may be in another PID namespace."""
 
     pid: int
     memory_bytes: int | None
@@ -40,7 +53,7 @@ class Occupancy:
 
     @property
     def free(self) -> bool:
-        """No process on it, and no more memory used than an idle driver keeps."""
+        """No process is on it, and no more memory is used than an idle driver keeps."""
         return not self.processes and not self._memory_in_use
 
     @property
@@ -56,14 +69,14 @@ class Occupancy:
         if self.memory_used_bytes is None:
             return f"{self.device.label}: NVML tells neither processes nor memory"
         in_use = f"{self.memory_used_bytes / GIB:.1f} GiB of its memory in use"
-        return f"{self.device.label} has {in_use}, by nobody that NVML names (another container?)"
+        return f"{self.device.label} has {in_use}, and NVML names no process (another container?)"
 
 
-def look(device: Device) -> Occupancy:
-    """Ask NVML who uses a device. Where NVML cannot be asked at all, nothing is known, and nothing is in the way."""
+def occupancy_of(device: Device) -> Occupancy:
+    """Ask NVML who uses a device. Without NVML nothing is known, and the device counts as free."""
     try:
-        with session() as pynvml:
-            reader = Reader(pynvml)
+        with nvml_session() as pynvml:
+            reader = FieldReader(pynvml)
             handle = reader.ask("handle", handle_of, pynvml, device.uuid)
             if handle is None:
                 return Occupancy(device, None, None, None)
@@ -79,11 +92,6 @@ def look(device: Device) -> Occupancy:
     )
 
 
-def look_all(devices: Iterable[Device]) -> tuple[Occupancy, ...]:
-    """`look` at each."""
-    return tuple(look(device) for device in devices)
-
-
 def user_of(pid: int) -> str | None:
     """The user who owns a process; None if there is no such process here."""
     try:
@@ -96,13 +104,75 @@ def user_of(pid: int) -> str | None:
         return f"uid {uid}"
 
 
-def describe_pid(pid: int) -> str:
-    """``pid 123 (alice: python -m pytest tests)``, as far as it can be told."""
-    user = user_of(pid)
-    if user is None:
-        return f"pid {pid}"
+class Neighbours:
+    """Tells the server's processes on one device from those of others.
+
+    Inside a container the driver may name processes by the host's pids, which tell nothing about the server's. The
+    device was free when it was leased. So the first processes with unknown pids are taken for the server's, if they are
+    no more than the server has; any later one is a neighbour.
+    """
+
+    def __init__(self, *, contained: bool | None = None) -> None:
+        self._contained = in_container() if contained is None else contained
+        self._adopted: frozenset[int] | None = None
+
+    def strangers(self, listed: Sequence[GpuProcess], ours: frozenset[int]) -> list[GpuProcess]:
+        """The processes in `listed` that are not the server's; `ours`: the server's pids in our namespace."""
+        pids = {process.pid for process in listed}
+        if self._adopted is None and pids and self._contained and not pids & ours and len(pids) <= len(ours):
+            self._adopted = frozenset(pids)
+        known = ours | (self._adopted or frozenset())
+        return [process for process in listed if process.pid not in known]
+
+
+def in_container() -> bool:
+    """Whether our pids may differ from the machine's."""
     try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        return Path("/proc/self/ns/pid").stat().st_ino != _INITIAL_PID_NAMESPACE
     except OSError:
-        command = ""
-    return f"pid {pid} ({user}{': ' + command[:60] if command else ''})"
+        return True
+
+
+def wait_memory_returned(
+    devices: Sequence[Device], baseline: Mapping[str, int], pids: Iterable[int], timeout_s: float
+) -> float:
+    """Wait until none of `pids` is on the devices any more and their memory is back to `baseline`.
+
+    Args:
+        devices: those that the server had.
+        baseline: UUID -> bytes used before the server started, such as `Lease.baseline`.
+        pids: every process that the server ever had.
+        timeout_s: how long to wait.
+
+    Returns:
+        Seconds waited.
+
+    Raises:
+        MemoryNotReturned: if processes or memory are still there after that time.
+    """
+    ours = set(pids)
+    start = time.monotonic()
+    while True:
+        late = _not_returned(devices, baseline, ours)
+        waited = time.monotonic() - start
+        if not late:
+            return waited
+        if waited >= timeout_s:
+            raise MemoryNotReturned(f"GPU memory did not come back within {timeout_s:g} s of the server's end: {late}")
+        time.sleep(RETURN_POLL_S)
+
+
+def _not_returned(devices: Sequence[Device], baseline: Mapping[str, int], ours: set[int]) -> str:
+    complaints = []
+    for seen in map(occupancy_of, devices):
+        mine = [process for process in seen.processes or () if process.pid in ours]
+        if mine:
+            complaints.append(f"{seen.device.label} still has {', '.join(process.describe() for process in mine)}")
+            continue
+        used, before = seen.memory_used_bytes, baseline.get(seen.device.uuid)
+        if used is not None and before is not None and used > before + RETURN_SLACK_BYTES:
+            complaints.append(
+                f"{seen.device.label} has {used / GIB:.1f} GiB in use, {before / GIB:.1f} GiB before the server; "
+                + (seen.describe() if seen.processes else "NVML names no process")
+            )
+    return "; ".join(complaints)

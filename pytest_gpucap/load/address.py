@@ -1,37 +1,53 @@
-"""Where a server is, and how to get there."""
+"""Where a server is, and how to reach it: by a socket of our own, or through an HTTP library.
+
+The library is for what is not worth a client of our own: calibration, TLS, proxies, HTTP/2. ``httpx2`` comes with
+openai 3, ``httpx`` with older versions; both have the same interface. It is imported on first use.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
 import socket
 import urllib.request
 from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from pytest_gpucap.load.protocol import LoadError
 from pytest_gpucap.requirement import ApiKind
 
+PROBE_TIMEOUT_S = 60.0
+"""A probe is one short request; a server that is ready answers within seconds even on a CPU."""
 _PATHS = {ApiKind.CHAT: "/v1/chat/completions", ApiKind.COMPLETIONS: "/v1/completions"}
 
 
 @dataclass(frozen=True, slots=True)
 class ServerAddress:
-    """An OpenAI-compatible server: its URL without ``/v1``, and its key (never shown)."""
+    """Where an OpenAI-compatible server is.
+
+    Attributes:
+        root: its URL without ``/v1``.
+        api_key: sent as a bearer token, and never shown; None for none.
+        http2: it speaks HTTP/2 only, and does not negotiate it.
+    """
 
     root: str
     api_key: str | None = field(default=None, repr=False)
     http2: bool = False
-    """It speaks HTTP/2 only, and without being asked."""
 
     @classmethod
     def parse(cls, base_url: str, api_key: str | None, *, http2: bool = False) -> ServerAddress:
-        """From a URL with or without ``/v1``.
+        """The address in a URL with or without ``/v1``.
 
         Raises:
-            LoadError: if it is no http or https URL with a host.
+            LoadError: if it is no http or https URL with a host, or holds a password.
         """
         parts = urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise LoadError(f"{base_url!r} is no URL of a server: write http://HOST:PORT/v1")
+            raise LoadError(f"{base_url!r} is not the URL of a server: write http://HOST:PORT/v1")
         if parts.username or parts.password:
             raise LoadError(f"the URL of {parts.hostname} holds a password: give the key by the environment instead")
         path = parts.path.rstrip("/").removesuffix("/v1")
@@ -39,23 +55,23 @@ class ServerAddress:
 
     @property
     def parts(self) -> SplitResult:
-        """The URL in pieces."""
+        """The parts of the URL."""
         return urlsplit(self.root)
 
     def url(self, api: ApiKind) -> str:
-        """Where requests are posted."""
+        """The URL that requests are posted to."""
         return self.root + _PATHS[api]
 
     @property
     def headers(self) -> dict[str, str]:
-        """Sent with every request."""
+        """The headers of every request."""
         headers = {"Accept-Encoding": "identity", "User-Agent": "pytest-gpucap"}
         if self.api_key is not None:
             headers["Authorization"] = f"Bearer {self.api_key}"
         return headers
 
-    def needs_library(self) -> str | None:
-        """Why the raw client cannot be used: TLS, HTTP/2, or a proxy on the way; None where it can."""
+    def needs_http_library(self) -> str | None:
+        """Why requests must go through an HTTP library: TLS, HTTP/2, or a proxy on the way; None if not."""
         parts = self.parts
         if parts.scheme == "https":
             return "TLS"
@@ -67,15 +83,15 @@ class ServerAddress:
         return None
 
     def request_head(self, api: ApiKind) -> str:
-        """A request up to the value of Content-Length."""
+        """The head of every request, up to the value of Content-Length."""
         parts = self.parts
         lines = [f"POST {parts.path}{_PATHS[api]} HTTP/1.1", f"Host: {parts.netloc}"]
         lines += [f"{name}: {value}" for name, value in self.headers.items()]
         lines += ["Content-Type: application/json", "Accept: text/event-stream", "Content-Length: "]
         return "\r\n".join(lines)
 
-    def address(self) -> tuple[int, tuple[str | int, ...]]:
-        """The first resolved address that accepts a connection: family and socket address.
+    def socket_address(self) -> tuple[int, tuple[str | int, ...]]:
+        """Family and socket address of the first resolved address that accepts a connection.
 
         Raises:
             LoadError: if none does.
@@ -97,3 +113,32 @@ class ServerAddress:
             else:
                 return int(family), (str(address[0]), *(int(part) for part in address[1:]))
         raise LoadError(f"no connection to {self.root}: {reason}")
+
+    def client(self, timeout_s: float = PROBE_TIMEOUT_S) -> Any:
+        """A blocking client of the HTTP library, for probes.
+
+        Raises:
+            LoadError: if no library is installed.
+        """
+        return http_library().Client(
+            headers=self.headers,
+            timeout=timeout_s,
+            trust_env=self.needs_http_library() is not None,
+            http1=not self.http2,
+            http2=self.http2 or importlib.util.find_spec("h2") is not None,
+        )
+
+
+@functools.cache
+def http_library() -> ModuleType:
+    """The HTTP library.
+
+    Raises:
+        LoadError: if neither is installed.
+    """
+    for name in ("httpx2", "httpx"):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    raise LoadError("neither httpx2 nor httpx can be imported, though openai needs one: pip install --upgrade openai")

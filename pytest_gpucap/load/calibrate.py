@@ -1,8 +1,8 @@
-"""Finds out how a server counts prompt tokens, so that prompts can be made to an exact count.
+"""Finds out how a server counts prompt tokens, so that prompts can have an exact number of tokens.
 
-What is needed is a set of texts that cost one token each wherever they stand, and the number of tokens that the server
-adds by itself (chat template, begin of text). Counting goes through vLLM's ``/tokenize`` where the server has it, and
-through the usage of one-token requests where not; the result is always verified by the usage of real requests.
+Two things are needed: a set of texts that cost one token each wherever they stand, and the number of tokens that the
+server adds by itself (chat template, begin of text). vLLM's ``/tokenize`` counts where the server has it, else the
+usage of one-token requests. The usage of real requests always verifies the result.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pytest_gpucap.load.address import ServerAddress
-from pytest_gpucap.load.http_library import client, http
-from pytest_gpucap.load.prompts import Composer, Recipe, mix
+from pytest_gpucap.load.address import ServerAddress, http_library
+from pytest_gpucap.load.prompts import PromptRecipe, RequestComposer, hash64
 from pytest_gpucap.load.protocol import LoadError
 from pytest_gpucap.requirement import ApiKind, Workload
 
@@ -29,31 +28,31 @@ WORDS = tuple(" " + word for word in _COMMON.split())
 LETTERS = tuple("etaoinshrdlcumwfgypbvkjxqz")
 SPACED_LETTERS = tuple(" " + letter for letter in LETTERS)
 IDS = tuple(str(token) for token in range(100, 228))
-"""Above the control tokens and single bytes of common vocabularies, and inside every practical one."""
+"""Token ids above the control tokens and single bytes of common vocabularies, and inside every practical one."""
 OPENER = "A"
 MOST_UNITS = 64
 LEAST_UNITS = 4
 MOST_COUNTS = 400
-"""Countings that finding the units may take."""
+"""Requests to count tokens that finding the units may take."""
 
-Counter = Callable[[str], int]
+CountTokens = Callable[[str], int]
 """Prompt tokens of a request whose prompt is this text."""
 
 
-def calibrate(server: ServerAddress, model: str, workload: Workload, seed: int, nonce: int) -> Recipe:
+def calibrate(server: ServerAddress, model: str, workload: Workload, seed: int, nonce: int) -> PromptRecipe:
     """Find out how this server counts, and verify it.
 
     Raises:
-        LoadError: if the server does not answer, or exact prompts cannot be made for it; says why and what to do.
+        LoadError: if the server does not answer, or exact prompts cannot be made for it; names the cause and the fix.
     """
-    with client(server) as session:
+    with server.client() as session:
         probe = _Probe(session, server, model, workload)
         if workload.endpoint is ApiKind.COMPLETIONS:
             recipe = _by_ids(probe, model, workload, seed, nonce)
             if recipe is not None:
                 return recipe
         units, overhead = _find_units(probe.count)
-        recipe = Recipe.of(workload, model, units, opener=OPENER, overhead=overhead, seed=seed, nonce=nonce)
+        recipe = PromptRecipe.of(workload, model, units, opener=OPENER, overhead=overhead, seed=seed, nonce=nonce)
         _verify(probe, recipe, workload)
         return recipe
 
@@ -70,7 +69,7 @@ class _Probe:
         """Prompt tokens of a request with this prompt."""
         self._counts += 1
         if self._counts > MOST_COUNTS:
-            raise LoadError(f"this server's tokenizer was not understood after {MOST_COUNTS} countings; {_ADVICE}")
+            raise LoadError(f"no units of one token were found for this server in {MOST_COUNTS} counts; {_ADVICE}")
         if self._has_tokenize is not False:
             counted = self._tokenize(text)
             self._has_tokenize = counted is not None
@@ -108,7 +107,7 @@ class _Probe:
         return counted
 
     def try_usage(self, body: bytes) -> int | str:
-        """The same, or why not."""
+        """Prompt tokens by the usage of a real request, or why the server reports none."""
         url = self._server.url(self._workload.endpoint)
         response = self._post(url, body)
         if response.status_code != 200:  # noqa: PLR2004 - OK
@@ -125,31 +124,31 @@ class _Probe:
     def _post(self, url: str, body: bytes) -> Any:
         try:
             return self._session.post(url, content=body, headers={"Content-Type": "application/json"})
-        except http().HTTPError as error:
+        except http_library().HTTPError as error:
             raise LoadError(f"{url} does not answer: {type(error).__name__}: {error}") from error
 
 
 _ADVICE = 'exact prompts need a tokenizer that splits at spaces; try endpoint="completions", which sends token ids'
 
 
-def _by_ids(probe: _Probe, model: str, workload: Workload, seed: int, nonce: int) -> Recipe | None:
+def _by_ids(probe: _Probe, model: str, workload: Workload, seed: int, nonce: int) -> PromptRecipe | None:
     """A recipe of token ids; None where the server does not take them."""
-    recipe = Recipe.of(workload, model, IDS, as_ids=True, seed=seed, nonce=nonce)
-    composer = Composer(recipe)
+    recipe = PromptRecipe.of(workload, model, IDS, as_ids=True, seed=seed, nonce=nonce)
+    composer = RequestComposer(recipe)
     every_id = json.loads(composer.probe(0, recipe.least_tokens)) | {"prompt": [int(token) for token in IDS]}
     counted = probe.try_usage(json.dumps(every_id).encode())
     if isinstance(counted, str) or counted < len(IDS):
         return None
-    recipe = Recipe.of(workload, model, IDS, as_ids=True, overhead=counted - len(IDS), seed=seed, nonce=nonce)
+    recipe = PromptRecipe.of(workload, model, IDS, as_ids=True, overhead=counted - len(IDS), seed=seed, nonce=nonce)
     _verify(probe, recipe, workload)
     return recipe
 
 
-def _find_units(count: Counter) -> tuple[tuple[str, ...], int]:
+def _find_units(count: CountTokens) -> tuple[tuple[str, ...], int]:
     """Units of one token each, and what the server adds to them."""
     bare = count(OPENER)
     for candidates in (WORDS, LETTERS, SPACED_LETTERS):
-        # Once in order and once shuffled: units that merge with a neighbour show in one of them.
+        # Counted in order and shuffled: two units that merge into one token show in one of the orders.
         if _cost(count, bare, candidates) == len(candidates) and _cost(count, bare, _shuffled(candidates)) == len(
             candidates
         ):
@@ -164,8 +163,8 @@ def _find_units(count: Counter) -> tuple[tuple[str, ...], int]:
     raise LoadError(f"no texts of exactly one token were found for this server's tokenizer; {_ADVICE}")
 
 
-def _search(count: Counter, bare: int, candidates: Sequence[str], found: list[str]) -> None:
-    """Halve the candidates until those of one token each are apart from the others; enough is enough."""
+def _search(count: CountTokens, bare: int, candidates: Sequence[str], found: list[str]) -> None:
+    """Halve the candidates until each part has one token per text; collect such parts up to `MOST_UNITS` texts."""
     if len(found) >= MOST_UNITS or not candidates:
         return
     if _cost(count, bare, candidates) == len(candidates):
@@ -176,12 +175,12 @@ def _search(count: Counter, bare: int, candidates: Sequence[str], found: list[st
         _search(count, bare, candidates[half:], found)
 
 
-def _cost(count: Counter, bare: int, units: Sequence[str]) -> int:
+def _cost(count: CountTokens, bare: int, units: Sequence[str]) -> int:
     return count(OPENER + "".join(units)) - bare
 
 
 def _shuffled(units: Sequence[str]) -> list[str]:
-    return sorted(units, key=lambda unit: mix(int.from_bytes(unit.encode(), "big")))
+    return sorted(units, key=lambda unit: hash64(int.from_bytes(unit.encode(), "big")))
 
 
 def _power_of_two(units: Sequence[str]) -> tuple[str, ...]:
@@ -189,19 +188,19 @@ def _power_of_two(units: Sequence[str]) -> tuple[str, ...]:
     return tuple(units[: 1 << (most.bit_length() - 1)]) if most else ()
 
 
-def _verify(probe: _Probe, recipe: Recipe, workload: Workload) -> None:
-    """Real requests of the workload's shape must cost what they should.
+def _verify(probe: _Probe, recipe: PromptRecipe, workload: Workload) -> None:
+    """Check that the server counts the intended tokens in requests with the workload's lengths.
 
     Raises:
-        LoadError: if one does not, or the workload asks for fewer tokens than a prompt must have.
+        LoadError: if it does not, or the workload asks for fewer tokens than a prompt must have.
     """
-    composer = Composer(recipe)
+    composer = RequestComposer(recipe)
     length = workload.input_tokens
-    # Of a trace the shortest prompts are lengthened to what the template takes.
+    # A trace's shortest prompts are lengthened to what the template takes.
     low = length.low if workload.arrivals.trace is None else max(length.low, recipe.least_tokens)
     recipe.check(low)
     middle = max(low, round(length.mean))
-    # Numbers far above those of a measurement: what a probe leaves in the server's prefix cache is of no use later.
+    # Numbers far above those of a measurement, so that it finds no probe in the server's prefix cache.
     for probe_number, tokens in enumerate(sorted({low, middle, max(low, min(length.high, 2 * middle))})):
         body = composer.probe((1 << 39) + probe_number, tokens)
         counted = probe.usage(body)

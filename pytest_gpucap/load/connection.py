@@ -1,7 +1,7 @@
-"""One kept-alive HTTP/1.1 connection: what it sends, and what comes back that `lane` does not know.
+"""One kept-alive HTTP/1.1 connection: what it sends, and what comes back that the fast reader does not know.
 
-`httptools` (Node's llhttp) parses HTTP. It gets what begins with a byte of no ordinary shape, behind a head of the same
-meaning as the one that it has not seen, until everything is ordinary again.
+`httptools` (Node's llhttp) parses HTTP. It gets the rest of a read from the first byte that is out of the ordinary,
+until everything is ordinary again. Where it has not seen the answer's head, it first gets one of the same meaning.
 """
 
 from __future__ import annotations
@@ -17,58 +17,63 @@ from typing import Protocol
 
 import httptools
 
-from pytest_gpucap.load.answer import Answer
-from pytest_gpucap.load.clocks import enable_timestamps
+from pytest_gpucap.load.answer import HTTP_OK, Answer
 from pytest_gpucap.load.event_stream import EventStream, EventStreamError
 from pytest_gpucap.load.fastpath.reader import EVENT, REST, FastReader
-from pytest_gpucap.load.fastpath.stream_state import StreamPhase
+from pytest_gpucap.load.fastpath.stream_state import ReadState
 from pytest_gpucap.load.protocol import Status
-from pytest_gpucap.load.reply_status import OK, judge_head, judge_status
+from pytest_gpucap.load.timestamps import enable_timestamps
 
 MAX_ERROR_BODY = 65_536
 HEAD_END = b"\r\n\r\n"
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-"""What every head comes down to that `FastReader.learn` is told."""
+MINIMAL_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+"""The meaning of every head that `FastReader.learn_head` is told."""
 READABLE, WRITABLE = select.EPOLLIN | select.EPOLLRDHUP, select.EPOLLOUT
 _BUSY = (errno.EAGAIN, errno.EINTR)
 _LOCAL_LIMITS = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)
 """The client's own limits: no socket left, no port left, no memory."""
 
-Address = tuple[socket.AddressFamily, tuple[str | int, ...]]
+SocketAddress = tuple[socket.AddressFamily, tuple[str | int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class RequestHead:
-    """Where requests go; `head` is the request up to the value of Content-Length."""
+class RequestTemplate:
+    """What all requests have in common.
 
-    address: Address
+    Attributes:
+        address: where they go.
+        head: a request up to the value of Content-Length; empty where an HTTP library makes the head.
+        ignore_eos: answers must have the number of tokens that was asked for.
+    """
+
+    address: SocketAddress
     head: bytes
     ignore_eos: bool
 
     def request(self, body: bytes) -> bytes:
-        """The whole request; the body alone where a library adds the rest (no head)."""
+        """The whole request; the body alone where there is no head."""
         return body if not self.head else b"%b%d\r\n\r\n%b" % (self.head, len(body), body)
 
 
-class Owner(Protocol):
-    """What a connection tells the engine."""
+class ConnectionOwner(Protocol):
+    """What a connection tells the event loop."""
 
-    lane: FastReader
+    reader: FastReader
 
     def watch(self, connection: Connection, events: int, *, known: bool) -> None:
-        """Wait for these epoll events; `whole`, `found` and `ready` are called with what comes of it."""
+        """Wait for these epoll events, and call the connection's ``on_...`` methods when they come."""
         ...
 
     def forget(self, connection: Connection) -> None:
-        """The socket is about to be closed."""
+        """Forget a connection whose socket is about to be closed."""
         ...
 
     def ended(self, connection: Connection, answer: Answer, end_s: float, *, reusable: bool) -> None:
-        """An answer is over, well or not."""
+        """Take an answer that is over, well or not."""
         ...
 
     def resend(self, answer: Answer, request: bytes) -> None:
-        """The kept connection had been closed by the server before it saw the request."""
+        """Send a request again: the server had closed the kept connection before it saw the request."""
         ...
 
 
@@ -87,15 +92,15 @@ class Connection:
         "_in_chunk",
         "_interim",
         "_keep_alive",
-        "_lane",
         "_now_s",
         "_owner",
         "_parser",
+        "_reader",
         "_request",
         "_sent",
         "_status",
         "_stream",
-        "_target",
+        "_template",
         "_watched",
         "answer",
         "connected",
@@ -104,14 +109,14 @@ class Connection:
         "sock",
     )
 
-    def __init__(self, target: RequestHead, owner: Owner) -> None:
+    def __init__(self, template: RequestTemplate, owner: ConnectionOwner) -> None:
         """Begin to connect.
 
         Raises:
-            OSError: if the connection cannot even be begun.
+            OSError: if no socket can be had, or the connection is refused at once.
         """
-        self._target, self._owner, self._lane = target, owner, owner.lane
-        family, address = target.address
+        self._template, self._owner, self._reader = template, owner, owner.reader
+        family, address = template.address
         self.sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self.fd = self.sock.fileno()
         self._closed = False
@@ -154,7 +159,7 @@ class Connection:
         if answer is None:
             return
         if not self._sent:
-            self._lane.read(self.fd, answer.slot)
+            self._reader.add(self.fd, answer.stream)
         try:
             self._sent += self.sock.send(request[self._sent :] if self._sent else request)
         except OSError as error:
@@ -162,9 +167,9 @@ class Connection:
                 self._broken(f"sending failed: {error.strerror}")
                 return
         if self._sent >= len(request):
-            slots, slot = answer.slots, answer.slot
-            if slots.sent_s[slot] != slots.sent_s[slot]:  # NaN: not one sent again
-                slots.sent_s[slot] = now_s
+            streams, stream = answer.streams, answer.stream
+            if streams.sent_s[stream] != streams.sent_s[stream]:  # NaN: not one sent again
+                streams.sent_s[stream] = now_s
             if self._watched != READABLE:
                 self._watch(READABLE)
         else:
@@ -175,8 +180,8 @@ class Connection:
             self._owner.watch(self, events, known=self._watched != 0)
             self._watched = events
 
-    def ready(self) -> None:
-        """Epoll says something that is not the lane's."""
+    def on_ready(self) -> None:
+        """Epoll has an event that is not the fast reader's."""
         if not self.connected:
             code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
@@ -186,42 +191,42 @@ class Connection:
         if self.answer is not None:
             self._write(time.monotonic())
         else:
-            self.close()  # Nothing was asked: the server says goodbye (or talks out of turn).
+            self.close()  # Nothing was asked: the server closes the connection, or sends what nobody asked for.
 
-    def whole(self, time_s: float) -> None:
-        """The lane has read the answer to its end."""
+    def on_whole_answer(self, time_s: float) -> None:
+        """The fast reader has read the answer to its end."""
         answer, self.answer = self.answer, None
         if answer is not None:
             self.idle_since_s = time_s
             self._owner.ended(self, answer, time_s, reusable=True)
 
-    def found(self, found: int, time_s: float) -> None:
-        """The lane has come to something that it does not know."""
-        lane, answer = self._lane, self.answer
+    def on_unusual(self, found: int, time_s: float) -> None:
+        """The fast reader has come to something that it does not know."""
+        reader, answer = self._reader, self.answer
         if answer is None:
             return
         if found == EVENT:
-            answer.event(lane.data(), time_s)
-            if lane.at_end:
-                answer.recorder.add_shared(answer.events - lane.events_before)
+            answer.event(reader.data(), time_s)
+            if reader.at_end:
+                answer.recorder.add_shared(answer.events - reader.events_before)
             if answer.status is not None:
                 self._end(answer, time_s, reusable=False)
         else:
-            state = answer.slots.state[answer.slot]
-            if state == StreamPhase.BODY:
-                self._status, self._chunked, self._close_delimited = OK, True, False
+            read_state = answer.streams.read_state[answer.stream]
+            if read_state == ReadState.BODY:
+                self._status, self._chunked, self._close_delimited = HTTP_OK, True, False
             if found == REST:
-                self._parse(answer, lane.data(), time_s, state)
-            elif lane.error:
-                self._broken(f"the connection broke: {os.strerror(lane.error)}")
+                self._parse(answer, reader.data(), time_s, read_state)
+            elif reader.error:
+                self._broken(f"the connection broke: {os.strerror(reader.error)}")
             else:
                 self._end_of_file(time_s)
 
-    def _parse(self, answer: Answer, data: bytes, time_s: float, state: int) -> None:
+    def _parse(self, answer: Answer, data: bytes, time_s: float, read_state: int) -> None:
         self._now_s = time_s
-        if state == StreamPhase.BODY:
-            data = HEAD + data
-        elif state == StreamPhase.HEAD and HEAD_END in data:
+        if read_state == ReadState.BODY:
+            data = MINIMAL_HEAD + data
+        elif read_state == ReadState.HEAD and HEAD_END in data:
             self._head = data[: data.index(HEAD_END) + len(HEAD_END)]
         try:
             self._parser.feed_data(data)
@@ -232,17 +237,17 @@ class Connection:
             return
         if self._closed or self.answer is not answer:
             return
-        answer.recorder.add_shared(answer.events - self._lane.events_before)
-        chunks = self._status == OK and self._chunked
+        answer.recorder.add_shared(answer.events - self._reader.events_before)
+        chunks = self._status == HTTP_OK and self._chunked
         ordinary = chunks and not self._in_chunk and self._stream.empty and data.endswith(b"\r\n")
-        answer.slots.state[answer.slot] = StreamPhase.PARSED if ordinary else StreamPhase.RAW
+        answer.streams.read_state[answer.stream] = ReadState.PARSED if ordinary else ReadState.RAW
         if answer.status in (Status.STREAM_ERROR, Status.PROTOCOL) or self._finished:
             self._over(time_s)
 
     # -- httptools callbacks ------------------------------------------------------------------------------------------
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One response header."""
+        """Note a response header."""
         name = name.lower()
         if name == b"content-type":
             self._content_type = value.lower()
@@ -255,32 +260,32 @@ class Connection:
             self._close_delimited = False
 
     def on_headers_complete(self) -> None:
-        """The status is known."""
+        """Check the head: its status and headers are known."""
         self._status = self._parser.get_status_code()
         self._interim = 100 <= self._status < 200  # noqa: PLR2004 - the class of interim answers
         head, self._head = self._head, b""
         answer = self.answer
         if answer is None or self._interim:
             return
-        judge_head(answer, self._status, self._content_type.decode("latin-1"), self._encoding.decode("latin-1"))
-        plain = self._status == OK and answer.status is None and self._chunked
+        answer.check_headers(self._status, self._content_type.decode("latin-1"), self._encoding.decode("latin-1"))
+        plain = self._status == HTTP_OK and answer.status is None and self._chunked
         if plain and head and self._parser.should_keep_alive():
-            self._lane.learn(head)
+            self._reader.learn_head(head)
 
     def on_chunk_header(self) -> None:
-        """A chunk begins."""
+        """Note that a chunk begins."""
         self._in_chunk = True
 
     def on_chunk_complete(self) -> None:
-        """A chunk is whole."""
+        """Note that a chunk is whole."""
         self._in_chunk = False
 
     def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
+        """Take a piece of the body."""
         answer = self.answer
         if answer is None:
             return
-        if self._status != OK or answer.status is not None:
+        if self._status != HTTP_OK or answer.status is not None:
             if len(self._body) < MAX_ERROR_BODY:
                 self._body += body
             return
@@ -288,23 +293,23 @@ class Connection:
             answer.event(data, self._now_s)
 
     def on_message_complete(self) -> None:
-        """The answer is whole, unless it was an interim one."""
+        """Note that the answer is whole, unless it was an interim one."""
         if self._interim:
             self._content_type = self._encoding = b""
             self._close_delimited, self._chunked = True, False
         else:
             self._finished = True
-            # Asked here: between two messages the parser no longer knows.
+            # Asked here, because between two messages the parser no longer knows.
             self._keep_alive = not self._close_delimited and self._parser.should_keep_alive()
 
     # -- ends ---------------------------------------------------------------------------------------------------------
 
     def _over(self, time_s: float) -> None:
-        """The answer ended, or can no longer be one."""
+        """End an answer that has ended, or can no longer be one."""
         answer = self.answer
         if answer is None:
             return
-        judge_status(answer, self._status, self._body)
+        answer.check_http_status(self._status, self._body)
         reusable = self._finished and self._keep_alive
         if reusable:
             if not self._stream.empty:
@@ -315,7 +320,7 @@ class Connection:
     def _end(self, answer: Answer, time_s: float, *, reusable: bool) -> None:
         self.answer = None
         if reusable:
-            self._lane.leave(self.fd)
+            self._reader.remove(self.fd)
             self.idle_since_s = time_s
         else:
             self.close()
@@ -328,16 +333,16 @@ class Connection:
         elif self._status == 0 and not self._interim:
             self._broken("the server closed the connection without an answer")
         else:
-            if self._close_delimited and self._status == OK and self._stream.empty:
+            if self._close_delimited and self._status == HTTP_OK and self._stream.empty:
                 self._finished = True  # HTTP/1.0: the end of the connection is the end of the answer.
-            elif not answer.done and self._status == OK:
+            elif not answer.done and self._status == HTTP_OK:
                 answer.fail(Status.RESET, "the server closed the connection within the answer")
             self._over(time_s)
 
     def _broken(self, error: str) -> None:
-        """The connection is gone. A kept one may have been closed before the server saw the request: try a new one."""
+        """Handle a lost connection. A kept one may have closed before the server saw the request: try a new one."""
         answer = self.answer
-        unseen = answer is not None and answer.slots.state[answer.slot] == StreamPhase.HEAD and not self._status
+        unseen = answer is not None and answer.streams.read_state[answer.stream] == ReadState.HEAD and not self._status
         if answer is not None and unseen and self.idle_since_s:
             self.answer = None
             request = self._request
@@ -361,11 +366,11 @@ class Connection:
         """Close the socket; safe to call twice."""
         if not self._closed:
             self._closed = True
-            self._lane.leave(self.fd)
+            self._reader.remove(self.fd)
             self._owner.forget(self)
             self.sock.close()
 
 
 def is_local_limit(error: OSError) -> bool:
-    """Whether a socket could not be had for a reason on the client's own side."""
+    """Whether no socket could be had because of a limit on the client's own side."""
     return error.errno in _LOCAL_LIMITS

@@ -1,8 +1,8 @@
-"""A worker's event loop: sends what is due, has read what has come, keeps what is known of itself.
+"""A worker's event loop: sends requests when they are due, reads what has come, and keeps the worker's own figures.
 
-An epoll loop of its own rather than uvloop's: uvloop's timers tick in whole milliseconds, which alone would make
-requests up to a millisecond late, and each of its callbacks costs a handle and a context. What is left to do here is
-little: one timer for the next request that is due, one for the ticks, and what `lane` knows nothing of.
+It is an epoll loop of its own, not uvloop's: uvloop's timers tick in whole milliseconds, which alone would make
+requests up to a millisecond late, and each of its callbacks costs a handle and a context. Little is left to do here:
+one timer for the next request that is due, one for the ticks, and what the fast reader does not know.
 """
 
 from __future__ import annotations
@@ -16,39 +16,42 @@ from collections.abc import Callable
 from typing import Protocol
 
 from pytest_gpucap.load.answer import Answer
-from pytest_gpucap.load.clocks import RESAMPLE_S, Offset, enable_timestamps
-from pytest_gpucap.load.connection import Connection, RequestHead, is_local_limit
+from pytest_gpucap.load.connection import Connection, RequestTemplate, is_local_limit
 from pytest_gpucap.load.fastpath.reader import DUE, ENDED, NOTHING, READY, FastReader
-from pytest_gpucap.load.prompts import Composer
+from pytest_gpucap.load.prompts import RequestComposer
 from pytest_gpucap.load.protocol import ERRORS, Status
 from pytest_gpucap.load.recorder import Recorder
-from pytest_gpucap.load.shared_memory import Count, PhaseTable, WorkerBoard, WorkerState
+from pytest_gpucap.load.shared_memory import Count, PhaseTable, RunTable, WorkerProgress
+from pytest_gpucap.load.timestamps import RESAMPLE_S, ClockOffset, enable_timestamps
 
 KEEP_IDLE_S = 3.0
-"""Idle connections are closed after this: uvicorn, and so vLLM, closes its own after 5 s, and a request sent into a
-connection that is just being closed is lost."""
-BATCH = 64
+"""Idle connections are closed after this. uvicorn, and so vLLM, closes its own after 5 s, and a request that is sent
+while the server closes the connection is lost."""
+SEND_BATCH = 64
 """Due requests sent before anything is read again."""
 FINE_S = 0.002
-"""epoll waits in whole milliseconds; nearer to a due time than this, the wait goes through select, in microseconds."""
+"""epoll waits in whole milliseconds. Nearer to a due time than this, select waits instead, in microseconds."""
 SPIN_S = 0.00006
-"""This near to a due time nothing waits: waking up takes some 30 us, and never the same."""
+"""This near to a due time nothing waits: waking up takes about 30 us, and not always the same."""
 GATHER_S, LEAST_GATHER_S, GATHER_BELOW = 0.00075, 0.0005, 32
-"""After a turn of few events, so long a rest before the next: streams that are out of step would otherwise wake the
-process for every single token, at several times the cost, and take the CPU from a server beside it. Kernel timestamps
-make it harmless to latencies; a closed loop refills a slot 0.4 ms later on average. Never into a due time: half of what
-is left until then at most."""
+"""After a turn that read fewer connections than GATHER_BELOW, the loop sleeps this long.
+
+Otherwise streams that are out of step would wake the process for every single token. That costs several times as much
+CPU, and takes it from a server on the same machine. Kernel timestamps keep the sleep out of the latencies; a closed
+loop replaces a request 0.4 ms later on average. The sleep never reaches a due time: it takes at most half of what is
+left until then, and is skipped where less than twice LEAST_GATHER_S is left."""
 FEW_REQUESTS, AT_ONCE = 48, 8
-"""Requests are composed ahead in idle moments: while there are fewer than this, so many at once."""
+"""Requests are composed ahead in idle moments, AT_ONCE at a time, while fewer than FEW_REQUESTS are ready."""
 COMPOSE_S = 0.0001
-"""An idle moment is longer than this: composing takes some 2 us a request, and more for long prompts."""
+"""An idle moment is longer than this: composing takes about 2 us per request, and more for long prompts."""
 MAX_ERROR_TEXTS = 50
 FAILURE_PAUSE_S = 0.1
-"""A closed loop does not replace a failed request at once: a server that refuses everything would be stormed."""
+"""A closed loop waits this long before it replaces a failed request. Otherwise it would flood a server that refuses
+everything."""
 
 
-class Rows:
-    """This worker's part of a phase's rows: `first`, `first` + `step` ...; requests are numbered across phases."""
+class WorkerRows:
+    """This worker's part of a phase's rows: every row whose number modulo the number of workers is the worker's."""
 
     __slots__ = ("_first_prompt", "_step", "next_row", "table")
 
@@ -72,23 +75,23 @@ class Rows:
         return self._first_prompt + row
 
     def upcoming(self, ahead: int) -> int | None:
-        """The row that comes `ahead` rows after the next one."""
+        """This worker's row that comes `ahead` rows after its next one; None where there is none."""
         row = self.next_row + ahead * self._step
         return row if row < self.table.rows else None
 
     def take(self) -> int:
-        """The next row; it is taken."""
+        """Take the next row."""
         row = self.next_row
         self.next_row += self._step
         return row
 
 
-class Carrier(Protocol):
-    """What carries one request: a connection, or an exchange of a library."""
+class RequestCarrier(Protocol):
+    """What carries one request: a connection, or a request of an HTTP library."""
 
     @property
     def answer(self) -> Answer | None:
-        """What has come of it."""
+        """The request's answer so far."""
         ...
 
     def abandon(self, status: Status, error: str) -> None:
@@ -101,35 +104,36 @@ class EventLoop:
 
     def __init__(
         self,
-        target: RequestHead,
-        composer: Composer,
-        board: WorkerBoard,
+        template: RequestTemplate,
+        composer: RequestComposer,
+        run_table: RunTable,
         worker: int,
         *,
         bins_start_s: float,
         request_timeout_s: float,
     ) -> None:
-        self.offset = Offset()
-        self.recorder = Recorder(board.tokens[worker], bins_start_s, worker)
+        self.offset = ClockOffset()
+        self.recorder = Recorder(run_table.tokens[worker], bins_start_s, worker)
         self.errors: dict[str, int] = {}
-        self._target, self._composer, self._worker = target, composer, worker
-        self._live = board.live[worker]
+        self._template, self._composer, self._worker = template, composer, worker
+        self._progress = run_table.progress[worker]
         self._timeout_s = request_timeout_s
         self._epoll = select.epoll()
-        self.lane = FastReader(self._epoll.fileno(), self.recorder)
-        # Nothing is ready yet: it is compiled now, or fetched from where it is kept.
-        self.lane.drain(0, math.inf, self.offset.ns)
+        self.reader = FastReader(self._epoll.fileno(), self.recorder)
+        # Nothing is ready yet: this call compiles the reader, or loads its compiled code from disk.
+        self.reader.drain(0, math.inf, self.offset.ns)
         self._handlers: dict[int, Callable[[], None]] = {}
         self._connections: dict[int, Connection] = {}
         self._idle: deque[Connection] = deque()
-        self._busy: dict[Carrier, float] = {}
-        self._rows: Rows | None = None
+        self._busy: dict[RequestCarrier, float] = {}
+        self._rows: WorkerRows | None = None
         self._requests: deque[bytes] = deque()
         self._next_due_s = math.inf
         self._end_s = math.inf
-        self._share = 0
+        self._concurrency = 0
         """Requests to keep in flight; 0 in an open loop."""
-        self._opening = False
+        self._filling = False
+        """A closed loop is sending its first requests."""
         self._phase_open = False
         self._completed = self._failed = 0
         self._cpu_ns = self._wall_ns = 0
@@ -141,7 +145,7 @@ class EventLoop:
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
-    def attend(self, sock: socket.socket, handler: Callable[[], None]) -> None:
+    def add_handler(self, sock: socket.socket, handler: Callable[[], None]) -> None:
         """Call `handler` whenever a socket other than a connection has something to read."""
         self._handlers[sock.fileno()] = handler
         self._epoll.register(sock.fileno(), select.EPOLLIN)
@@ -151,7 +155,7 @@ class EventLoop:
         self._closing = True
 
     def run(self) -> None:
-        """Until `stop`."""
+        """Run until `stop`."""
         monotonic = time.monotonic
         now_s = monotonic()
         self._next_tick_s = now_s + RESAMPLE_S
@@ -172,31 +176,31 @@ class EventLoop:
                 self._tick(now_s)
 
     def _turn(self, wait_ms: int) -> int:
-        """Read what has come, waiting for it `wait_ms` at most; how many connections had something."""
-        drain, offset_ns = self.lane.drain, self.offset.ns
+        """Read what has come, or comes within `wait_ms`; returns how many connections had something."""
+        drain, offset_ns = self.reader.drain, self.offset.ns
         while True:
             found, fd, time_s = drain(wait_ms, self._next_due_s, offset_ns)
             if found == NOTHING:
                 return fd
             if found == ENDED:
-                self._connections[fd].whole(time_s)
+                self._connections[fd].on_whole_answer(time_s)
             elif found == READY:
                 connection = self._connections.get(fd)
-                handler = connection.ready if connection is not None else self._handlers.get(fd)
-                if handler is not None:  # closed earlier in this very batch
+                handler = connection.on_ready if connection is not None else self._handlers.get(fd)
+                if handler is not None:  # None: closed earlier in this very batch
                     handler()
             elif found != DUE:
-                self._connections[fd].found(found, time_s)
-            # A burst of events holds up no request that is due: what has come already keeps its time.
+                self._connections[fd].on_unusual(found, time_s)
+            # A burst of events must not hold up a request that is due; events that have come keep their time.
             if (now_s := time.monotonic()) >= self._next_due_s:
                 self._send_due(now_s)
 
     def _wait(self, wait_s: float) -> int:
-        """How many milliseconds epoll, which knows nothing finer, is to wait for events; less is waited here."""
+        """How many milliseconds epoll must wait for events. What epoll is too coarse for is waited here."""
         if self._next_tick_s < self._next_due_s:
             return math.ceil(wait_s * 1e3)
         if wait_s > FINE_S:
-            return math.ceil((wait_s - FINE_S / 2) * 1e3)  # Rounded up: aim before the due time.
+            return math.ceil((wait_s - FINE_S / 2) * 1e3)  # Rounded up, so it aims before the due time.
         select.select((self._epoll,), (), (), wait_s - SPIN_S)
         return 0
 
@@ -216,40 +220,40 @@ class EventLoop:
             if now_s - since_s <= self._timeout_s:
                 break
             connection.abandon(Status.TIMEOUT, f"no whole answer within {self._timeout_s:g} s")
-        self._show(now_s)
+        self._report_progress(now_s)
         if self._phase_open and now_s >= self._end_s:
             self._end_phase(now_s)
 
-    def _show(self, now_s: float) -> None:
-        live = self._live
-        live[WorkerState.IN_FLIGHT] = len(self._busy)
-        live[WorkerState.COMPLETED], live[WorkerState.FAILED] = self._completed, self._failed
-        live[WorkerState.UNSENT] = self._unsent(now_s)
-        live[WorkerState.HEARTBEAT_NS] = int(now_s * 1e9)
+    def _report_progress(self, now_s: float) -> None:
+        progress = self._progress
+        progress[WorkerProgress.IN_FLIGHT] = len(self._busy)
+        progress[WorkerProgress.COMPLETED], progress[WorkerProgress.FAILED] = self._completed, self._failed
+        progress[WorkerProgress.UNSENT] = self._unsent(now_s)
+        progress[WorkerProgress.HEARTBEAT_NS] = int(now_s * 1e9)
 
     def _unsent(self, now_s: float) -> int:
-        return 1 if self._share == 0 and self._next_due_s <= min(now_s, self._end_s) else 0
+        return 1 if self._concurrency == 0 and self._next_due_s <= min(now_s, self._end_s) else 0
 
     # -- phases -------------------------------------------------------------------------------------------------------
 
-    def begin(self, table: PhaseTable, *, start_s: float, end_s: float, share: int, first_prompt: int) -> None:
-        """Begin a phase; `share` requests are kept in flight, or 0 for an open loop."""
+    def begin(self, table: PhaseTable, *, start_s: float, end_s: float, concurrency: int, first_prompt: int) -> None:
+        """Begin a phase; `concurrency` requests are kept in flight, or 0 for an open loop."""
         self._drop_unsent()
         self.recorder.begin(table)
-        self._rows = Rows(table, self._worker, first_prompt)
+        self._rows = WorkerRows(table, self._worker, first_prompt)
         self._requests.clear()
-        self._end_s, self._share = end_s, share
+        self._end_s, self._concurrency = end_s, concurrency
         self._completed = self._failed = 0
         self._phase_open = True
         self._cpu_ns, self._wall_ns = time.process_time_ns(), time.monotonic_ns()
-        self._opening = True
+        self._filling = True
         self._next_due_s = start_s
-        if not share:
+        if not concurrency:
             self._next_due_s = self._rows.due_s
-        self._show(time.monotonic())
+        self._report_progress(time.monotonic())
 
-    def cut(self, end_s: float) -> None:
-        """The phase ends now; what became due before is still sent."""
+    def end_early(self, end_s: float) -> None:
+        """End the phase at `end_s`; what became due before is still sent."""
         self._end_s = min(self._end_s, end_s)
         self._next_tick_s = 0.0
 
@@ -259,32 +263,32 @@ class EventLoop:
         recorder.add(Count.CPU_NS, time.process_time_ns() - self._cpu_ns)
         recorder.add(Count.WALL_NS, time.monotonic_ns() - self._wall_ns)
         self._count_in_flight()
-        recorder.highest(Count.OPEN_SOCKETS, len(self._idle) + len(self._busy))
-        self._show(now_s)
-        recorder.highest(Count.ENDED, 1)
+        recorder.keep_highest(Count.OPEN_SOCKETS, len(self._idle) + len(self._busy))
+        self._report_progress(now_s)
+        recorder.keep_highest(Count.ENDED, 1)
         self.on_phase_end()
 
     def settle(self, *, cancel: bool) -> None:
-        """Send nothing more; with `cancel`, end what is in flight."""
+        """Send nothing more. With `cancel`, end what is in flight."""
         self._drop_unsent()
         if cancel:
             for connection in list(self._busy):
                 connection.abandon(Status.CANCELLED, "cancelled")
         self._count_in_flight()
-        self._show(time.monotonic())
+        self._report_progress(time.monotonic())
 
     def _count_in_flight(self) -> None:
-        """Have everything that has come by now counted."""
+        """Count everything that has come by now."""
         per_byte = self.recorder.tokens_per_byte
         for carrier in self._busy:
             if carrier.answer is not None:
-                carrier.answer.spread_expected(per_byte)
+                carrier.answer.count_expected_tokens(per_byte)
         self.recorder.flush()
 
     def _drop_unsent(self) -> None:
-        """What was due and is not sent by now never will be."""
+        """Give up the requests that were due and are not sent by now."""
         rows, self._rows, self._next_due_s = self._rows, None, math.inf
-        if rows is None or self._share:
+        if rows is None or self._concurrency:
             return
         while rows.left and rows.table.due[rows.next_row] < self._end_s:
             rows.table.state[rows.take()] = Status.DROPPED
@@ -302,15 +306,15 @@ class EventLoop:
         rows = self._rows
         if rows is None:
             self._next_due_s = math.inf
-        elif self._share:
+        elif self._concurrency:
             self._next_due_s = math.inf
             failed = self._failed
-            while self._phase_open and len(self._busy) < self._share and now_s < self._end_s:
+            while self._phase_open and len(self._busy) < self._concurrency and now_s < self._end_s:
                 if not self._send_next(now_s) or self._failed > failed:
                     break
-            self._opening = False
+            self._filling = False
         else:
-            for _ in range(BATCH):
+            for _ in range(SEND_BATCH):
                 due_s = self._next_due_s
                 if due_s > now_s or due_s >= self._end_s:
                     break
@@ -324,31 +328,31 @@ class EventLoop:
         """Send the next row; False when there is none."""
         rows = self._rows
         if rows is None or not rows.left:
-            if rows is not None and self._share:
+            if rows is not None and self._concurrency:
                 self.recorder.add(Count.OUT_OF_ROWS)
             return False
         request = self._requests.popleft() if self._requests else self._compose(rows, rows.next_row)
         row = rows.take()
-        if self._share:
+        if self._concurrency:
             rows.table.due[row] = due_s
         recorder = self.recorder
         recorder.add(Count.SENT)
         sent_s = self._send(Answer(rows.table, row, recorder), request)
-        # Not when a closed loop fills up: those are sent at once, and "due" means nothing more.
-        if not (self._share and self._opening):
+        # A closed loop sends its first requests at once: none of them is late.
+        if not (self._concurrency and self._filling):
             recorder.lateness.append(sent_s - due_s)
         return True
 
     def _send(self, answer: Answer, request: bytes, *, fresh: bool = False) -> float:
-        """Send a request, or begin to; when that was."""
+        """Send a request, or begin to; returns when that was."""
         try:
-            connection = self._idle.pop() if self._idle and not fresh else Connection(self._target, self)
+            connection = self._idle.pop() if self._idle and not fresh else Connection(self._template, self)
         except OSError as error:
             status = Status.DROPPED if is_local_limit(error) else Status.CONNECT
             answer.fail(status, f"no connection: {error.strerror or error}")
             now_s = time.monotonic()
             self._count(answer, now_s)
-            if self._share:
+            if self._concurrency:
                 self._refill_after_failure()
             return now_s
         # Before the call: a server on this machine may have answered by the time it returns.
@@ -359,12 +363,12 @@ class EventLoop:
     def _refill_after_failure(self) -> None:
         self._next_due_s = min(self._next_due_s, time.monotonic() + FAILURE_PAUSE_S)
 
-    def _compose(self, rows: Rows, row: int) -> bytes:
+    def _compose(self, rows: WorkerRows, row: int) -> bytes:
         table = rows.table
-        return self._target.request(self._composer.body(rows.number(row), table.prompt[row], table.output[row]))
+        return self._template.request(self._composer.body(rows.number(row), table.prompt[row], table.output[row]))
 
     def _compose_ahead(self) -> bool:
-        """Compose some more requests while there is nothing else to do; False when there are enough."""
+        """Compose some requests while there is nothing else to do; False when there are enough."""
         rows, requests = self._rows, self._requests
         before = len(requests)
         if rows is None or before >= FEW_REQUESTS:
@@ -376,16 +380,16 @@ class EventLoop:
     # -- what connections report --------------------------------------------------------------------------------------
 
     def watch(self, connection: Connection, events: int, *, known: bool) -> None:
-        """See `Owner`."""
+        """See `ConnectionOwner`."""
         if known:
             self._epoll.modify(connection.fd, events)
         else:
             self._connections[connection.fd] = connection
             self._epoll.register(connection.fd, events)
-            self.recorder.highest(Count.OPEN_SOCKETS, len(self._connections))
+            self.recorder.keep_highest(Count.OPEN_SOCKETS, len(self._connections))
 
     def forget(self, connection: Connection) -> None:
-        """See `Owner`."""
+        """See `ConnectionOwner`."""
         if self._connections.pop(connection.fd, None) is not None:
             self._epoll.unregister(connection.fd)
         self._busy.pop(connection, None)
@@ -393,17 +397,22 @@ class EventLoop:
             self._idle.remove(connection)
 
     def resend(self, answer: Answer, request: bytes) -> None:
-        """See `Owner`."""
+        """See `ConnectionOwner`."""
         self.recorder.add(Count.RESENT)
         self._send(answer, request, fresh=True)
 
-    def ended(self, connection: Carrier, answer: Answer, end_s: float, *, reusable: bool) -> None:
-        """See `Owner`."""
+    def ended(self, connection: RequestCarrier, answer: Answer, end_s: float, *, reusable: bool) -> None:
+        """See `ConnectionOwner`."""
         self._busy.pop(connection, None)
         if reusable and isinstance(connection, Connection):
             self._idle.append(connection)
         self._count(answer, end_s)
-        if not self._share or not self._phase_open or len(self._busy) >= self._share or end_s >= self._end_s:
+        if (
+            not self._concurrency
+            or not self._phase_open
+            or len(self._busy) >= self._concurrency
+            or end_s >= self._end_s
+        ):
             return
         if answer.status is None or answer.status is Status.SHORT:
             self._send_next(end_s)
@@ -411,7 +420,7 @@ class EventLoop:
             self._refill_after_failure()
 
     def _count(self, answer: Answer, end_s: float) -> None:
-        status = answer.finish(end_s, ignore_eos=self._target.ignore_eos)
+        status = answer.finish(end_s, ignore_eos=self._template.ignore_eos)
         if status is Status.OK:
             self._completed += 1
         elif status in ERRORS:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pytest_gpucap.errors import GpuCapError
 
 FIELD = b"data: "
-"""What an event's data comes after, as servers write it."""
+"""What stands before an event's data, as servers write it."""
 MAX_EVENT_BYTES = 16 * 2**20
-"""One event may not be longer: no answer of a language model comes near, and memory stays bounded."""
+"""The longest event that is accepted. No answer of a language model comes near, and memory stays bounded."""
 
 
 class EventStreamError(GpuCapError, ValueError):
@@ -25,7 +25,7 @@ class EventStream:
 
     @property
     def empty(self) -> bool:
-        """Nothing is held back: the next byte begins an event."""
+        """Whether nothing is held back: the next byte begins an event."""
         return not self._pending and not self._data
 
     def feed(self, body: bytes) -> list[bytes]:

@@ -1,8 +1,8 @@
-"""The event loop for servers that the raw client does not speak to: TLS, proxies, HTTP/2. Slower; the same records.
+"""The event loop for servers behind TLS, a proxy or HTTP/2, which `EventLoop` does not speak. Slower; the same records.
 
-Everything but the transport is `EventLoop`'s: schedules, phases, timeouts, book-keeping. Requests go through httpx
-(which brings TLS, proxies from the environment, and HTTP/2 where ``h2`` is installed) on an asyncio loop, and are
-stamped in user space when their bytes come out of the library; the self-check says so.
+Everything but the transport is `EventLoop`'s: schedules, phases, timeouts, records. Requests go through httpx on an
+asyncio loop. It brings TLS, proxies from the environment, and HTTP/2 where ``h2`` is installed. Answers are stamped in
+user space when their bytes come out of the library; the self-check says so.
 """
 
 from __future__ import annotations
@@ -15,28 +15,27 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pytest_gpucap.load.answer import Answer
-from pytest_gpucap.load.clocks import RESAMPLE_S
-from pytest_gpucap.load.connection import MAX_ERROR_BODY, RequestHead
+from pytest_gpucap.load.address import http_library
+from pytest_gpucap.load.answer import HTTP_OK, Answer
+from pytest_gpucap.load.connection import MAX_ERROR_BODY, RequestTemplate
 from pytest_gpucap.load.event_loop import KEEP_IDLE_S, EventLoop
 from pytest_gpucap.load.event_stream import EventStream, EventStreamError
-from pytest_gpucap.load.http_library import http
-from pytest_gpucap.load.prompts import Composer
+from pytest_gpucap.load.prompts import RequestComposer
 from pytest_gpucap.load.protocol import Status
-from pytest_gpucap.load.reply_status import OK, judge_head, judge_status
-from pytest_gpucap.load.shared_memory import Count, WorkerBoard
+from pytest_gpucap.load.shared_memory import Count, RunTable
+from pytest_gpucap.load.timestamps import RESAMPLE_S
 
 NEAREST_S = 0.0005
-"""Loop timers are no finer than a millisecond; anything nearer is awaited by yielding."""
+"""The loop's timers are no finer than a millisecond: a nearer time is awaited by yielding to other tasks."""
 
 
-class Exchange:
-    """One request under way; in the place of a connection."""
+class LibraryRequest:
+    """One request under way; it stands in for a connection."""
 
-    __slots__ = ("_engine", "answer", "task")
+    __slots__ = ("_loop", "answer", "task")
 
-    def __init__(self, engine: LibraryEventLoop, answer: Answer) -> None:
-        self._engine, self.answer = engine, answer
+    def __init__(self, loop: LibraryEventLoop, answer: Answer) -> None:
+        self._loop, self.answer = loop, answer
         self.task: asyncio.Task[None] | None = None
 
     def abandon(self, status: Status, error: str) -> None:
@@ -44,17 +43,17 @@ class Exchange:
         self.answer.fail(status, error)
         if self.task is not None:
             self.task.cancel()
-        self._engine.ended(self, self.answer, time.monotonic(), reusable=False)
+        self._loop.ended(self, self.answer, time.monotonic(), reusable=False)
 
 
 class LibraryEventLoop(EventLoop):
-    """One worker's requests to one server, through httpx; `http2` is for servers that speak nothing else."""
+    """One worker's requests to one server, through httpx. `http2`: the server speaks nothing else."""
 
     def __init__(
         self,
-        target: RequestHead,
-        composer: Composer,
-        board: WorkerBoard,
+        template: RequestTemplate,
+        composer: RequestComposer,
+        run_table: RunTable,
         worker: int,
         *,
         bins_start_s: float,
@@ -64,25 +63,25 @@ class LibraryEventLoop(EventLoop):
         http2: bool,
     ) -> None:
         super().__init__(
-            target, composer, board, worker, bins_start_s=bins_start_s, request_timeout_s=request_timeout_s
+            template, composer, run_table, worker, bins_start_s=bins_start_s, request_timeout_s=request_timeout_s
         )
         self._url = url
         self._headers = headers | {"Content-Type": "application/json", "Accept": "text/event-stream"}
         self._http2 = http2
-        self._attended: tuple[socket.socket, Callable[[], None]] | None = None
+        self._control: tuple[socket.socket, Callable[[], None]] | None = None
         self._session: Any = None
         self._wake = asyncio.Event()
 
-    def attend(self, sock: socket.socket, handler: Callable[[], None]) -> None:
-        """See `EventLoop.attend`."""
-        self._attended = sock, handler
+    def add_handler(self, sock: socket.socket, handler: Callable[[], None]) -> None:
+        """See `EventLoop.add_handler`."""
+        self._control = sock, handler
 
     def run(self) -> None:
         """See `EventLoop.run`."""
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:
-        library = http()
+        library = http_library()
         self._session = library.AsyncClient(
             headers=self._headers,
             timeout=None,
@@ -90,8 +89,8 @@ class LibraryEventLoop(EventLoop):
             http1=not self._http2,
             http2=self._http2 or importlib.util.find_spec("h2") is not None,
         )
-        if self._attended is not None:
-            sock, handler = self._attended
+        if self._control is not None:
+            sock, handler = self._control
             asyncio.get_running_loop().add_reader(sock, self._command, handler)
         self._next_tick_s = time.monotonic() + RESAMPLE_S
         async with self._session:
@@ -125,14 +124,14 @@ class LibraryEventLoop(EventLoop):
 
     def _send(self, answer: Answer, request: bytes, *, fresh: bool = False) -> float:
         del fresh
-        exchange = Exchange(self, answer)
-        self._busy[exchange] = answer.sent_s = now_s = time.monotonic()
-        exchange.task = asyncio.get_running_loop().create_task(self._carry(exchange, request))
-        self.recorder.highest(Count.OPEN_SOCKETS, len(self._busy))
+        pending = LibraryRequest(self, answer)
+        self._busy[pending] = answer.sent_s = now_s = time.monotonic()
+        pending.task = asyncio.get_running_loop().create_task(self._carry(pending, request))
+        self.recorder.keep_highest(Count.OPEN_SOCKETS, len(self._busy))
         return now_s
 
-    async def _carry(self, exchange: Exchange, body: bytes) -> None:
-        library, answer = http(), exchange.answer
+    async def _carry(self, pending: LibraryRequest, body: bytes) -> None:
+        library, answer = http_library(), pending.answer
         try:
             async with self._session.stream("POST", self._url, content=body) as response:
                 await self._read_answer(response, answer)
@@ -144,18 +143,19 @@ class LibraryEventLoop(EventLoop):
                 answer.fail(Status.RESET if broken else Status.PROTOCOL, f"{type(error).__name__}: {error}")
         except (library.HTTPError, EventStreamError) as error:
             answer.fail(Status.PROTOCOL, f"{type(error).__name__}: {error}")
-        if exchange in self._busy:  # not abandoned meanwhile
-            self.ended(exchange, answer, time.monotonic(), reusable=False)
+        if pending in self._busy:  # not abandoned meanwhile
+            self.ended(pending, answer, time.monotonic(), reusable=False)
 
     async def _read_answer(self, response: Any, answer: Answer) -> None:
         status: int = response.status_code
         headers = response.headers
-        judge_head(answer, status, headers.get("content-type", "").lower(), headers.get("content-encoding", "").lower())
+        content_type, encoding = headers.get("content-type", "").lower(), headers.get("content-encoding", "").lower()
+        answer.check_headers(status, content_type, encoding)
         stream, text = EventStream(), b""
         async for data in response.aiter_raw():
             now_s = time.monotonic()
             self.recorder.add(Count.USER_STAMPS)
-            if status != OK or answer.status is not None:
+            if status != HTTP_OK or answer.status is not None:
                 text += data[: MAX_ERROR_BODY - len(text)]
                 continue
             before = answer.events
@@ -164,4 +164,4 @@ class LibraryEventLoop(EventLoop):
             self.recorder.add_shared(answer.events - before)
             if answer.status is not None:
                 return
-        judge_status(answer, status, text)
+        answer.check_http_status(status, text)

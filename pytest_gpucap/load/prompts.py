@@ -1,9 +1,9 @@
 """Request bodies whose prompts have an exact number of tokens and share no first block.
 
-A prompt is a row of units, each of exactly one token (a word with its space, a letter, or a token id; `calibrate`
-finds out which): first the units that all prompts share (`Workload.shared_prefix_tokens`), then the prompt's number
-written in units, which no other prompt of the measurement has, then filler from a fixed ring. Slicing a ring is all it
-takes, so a body costs microseconds whatever its length.
+A prompt is a sequence of units of exactly one token each: words with a space, letters, or token ids (`calibrate` finds
+out which). First come the units that all prompts share (`Workload.shared_prefix_tokens`). Then comes the prompt's
+number written in units, which no other prompt of the measurement has. The rest is a slice of a fixed ring of units, so
+a body costs microseconds whatever its length.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pytest_gpucap.load.protocol import LoadError
 from pytest_gpucap.requirement import ApiKind, Wording, Workload
 
 NUMBER_BITS = 40
-"""Prompt numbers go up to 2**40; written in 64 units that takes 7 tokens, well inside a first block of 16."""
+"""Prompt numbers go up to 2**40. Written in 64 units, that takes 7 tokens, well inside a first block of 16."""
 RING_UNITS = 8192
 _HOLE = "\x00"
-"""Stands for the prompt in the template; in no JSON text by itself."""
+"""Stands for the prompt in the template. No JSON text holds this character."""
 
 
-def mix(value: int) -> int:
+def hash64(value: int) -> int:
     """A 64-bit hash (splitmix64's finaliser)."""
     value = (value + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
@@ -34,25 +34,25 @@ def mix(value: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """How prompts are made for one server; plain values, so that it can be handed to a worker as JSON.
+class PromptRecipe:
+    """How prompts are made for one server, in plain values that go to a worker as JSON.
 
     Attributes:
         model: the model's name at the server.
-        endpoint: ``chat`` or ``completions``.
-        units: texts of one token each, a power of two of them, in any order; or, with `as_ids`, token ids.
+        api: an `ApiKind`'s value, ``chat`` or ``completions``.
+        units: texts of one token each, or token ids with `as_ids`; a power of two of them, in any order.
         as_ids: send prompts as lists of token ids (completions only).
-        opener: text before the first unit; it keeps a server that trims prompts from changing the first unit.
+        opener: text before the first unit, so that a server that trims prompts does not change the first unit.
         overhead: tokens that the server counts beyond the units: chat template, begin-of-text, opener, wording.
         shared: units at the start that all prompts share.
-        seed, nonce: prompts are made from both; the nonce is what differs between runs of one seed, so that a replayed
-            run finds nothing of an earlier one in a server's prefix cache.
+        seed, nonce: prompts are made from both. The nonce differs between runs with the same seed, so that a run finds
+            nothing of an earlier one in the server's prefix cache.
         ignore_eos, sampling: fields of the body.
         wording: what stands around the prompt of a chat request.
     """
 
     model: str
-    endpoint: str
+    api: str
     units: tuple[str, ...]
     as_ids: bool = False
     opener: str = ""
@@ -65,8 +65,8 @@ class Recipe:
     wording: Wording = field(default_factory=Wording)
 
     @classmethod
-    def of(cls, workload: Workload, model: str, units: tuple[str, ...], **rest: Any) -> Recipe:
-        """The recipe of a workload; `rest` as the attributes."""
+    def of(cls, workload: Workload, model: str, units: tuple[str, ...], **rest: Any) -> PromptRecipe:
+        """The recipe of a workload; `rest`: the other attributes by name."""
         return cls(
             model,
             workload.endpoint.value,
@@ -84,10 +84,10 @@ class Recipe:
         return self.overhead + max(self.shared, 1)
 
     def check(self, prompt_tokens: int) -> None:
-        """Whether a prompt of so many tokens can be made.
+        """Check that a prompt of this many tokens can be made.
 
         Raises:
-            LoadError: if it is to be shorter than what every request has (template and shared prefix).
+            LoadError: if it is shorter than what every request has (template and shared prefix).
         """
         if prompt_tokens < self.least_tokens:
             raise LoadError(
@@ -96,23 +96,23 @@ class Recipe:
             )
 
     def to_json(self) -> str:
-        """For `from_json`."""
+        """The recipe as JSON; see `from_json`."""
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Recipe:
+    def from_json(cls, text: str) -> PromptRecipe:
         """The inverse of `to_json`."""
         values = json.loads(text)
         return cls(**{**values, "units": tuple(values["units"]), "wording": Wording(**values["wording"])})
 
 
-class Composer:
-    """Makes bodies by a recipe."""
+class RequestComposer:
+    """Makes the bodies of requests by a recipe."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: PromptRecipe) -> None:
         units = recipe.units
         if len(units) < 2 or len(units) & (len(units) - 1):  # noqa: PLR2004 - a digit needs two values
-            raise ValueError(f"a power of two of units is needed, not {len(units)}")
+            raise ValueError(f"the number of units must be a power of two and at least 2, not {len(units)}")
         self.recipe = recipe
         self._least, self._taken = recipe.least_tokens, recipe.overhead + recipe.shared
         separator = "," if recipe.as_ids else ""
@@ -121,8 +121,8 @@ class Composer:
         self._digits = -(-NUMBER_BITS // self._digit_bits)
         # Two digits at a time.
         self._pairs = [low + high for high in self._units for low in self._units]
-        self._key = mix(mix(recipe.seed) ^ recipe.nonce)
-        # The ring is of the seed alone: what prompts are made of does not depend on the nonce.
+        self._key = hash64(hash64(recipe.seed) ^ recipe.nonce)
+        # The ring comes from the seed alone, so the filler's units do not depend on the nonce.
         picks = np.random.Generator(np.random.Philox(recipe.seed)).bit_generator.random_raw(RING_UNITS)
         ring = [self._units[int(pick) % len(units)] for pick in picks]
         self._ring = b"".join(ring) * 2
@@ -131,11 +131,11 @@ class Composer:
         self._head, self._middle = self._template(stream=True)
 
     def _template(self, *, stream: bool) -> tuple[bytes, bytes]:
-        """What stands before the prompt, and between it and the number of output tokens (which ends the body)."""
+        """The body before the prompt, and between the prompt and the number of output tokens, which ends the body."""
         recipe = self.recipe
         hole: Any = [_HOLE] if recipe.as_ids else recipe.opener + _HOLE
         body: dict[str, Any] = {"model": recipe.model}
-        if recipe.endpoint == ApiKind.CHAT.value:
+        if recipe.api == ApiKind.CHAT.value:
             body["messages"] = recipe.wording.messages(hole)
         else:
             body["prompt"] = hole
@@ -152,26 +152,26 @@ class Composer:
         """The body of request `number`.
 
         Raises:
-            LoadError: if the prompt is to be shorter than what every request has (template and shared prefix).
+            LoadError: as `PromptRecipe.check`.
         """
         return b"%b%b%b%d}" % (self._head, self.prompt(number, prompt_tokens), self._middle, output_tokens)
 
     def probe(self, number: int, prompt_tokens: int) -> bytes:
-        """The same for one output token, not streamed."""
+        """The body of a request that asks for one output token, not streamed."""
         head, middle = self._template(stream=False)
         return b"%b%b%b1}" % (head, self.prompt(number, prompt_tokens), middle)
 
     def prompt(self, number: int, prompt_tokens: int) -> bytes:
-        """The prompt's units as they stand in the body."""
+        """The prompt's units, as they are written in the body."""
         if prompt_tokens < self._least:
             self.recipe.check(prompt_tokens)
         own = prompt_tokens - self._taken
         digits = min(self._digits, own)
-        text = self._shared + self._number(number, digits) + self._filler(mix(number ^ self._key), own - digits)
+        text = self._shared + self._number(number, digits) + self._filler(hash64(number ^ self._key), own - digits)
         return text[1:] if self.recipe.as_ids else text
 
     def _number(self, number: int, digits: int) -> bytes:
-        # The lowest digit first: prompts too short for all digits still differ as long as they can.
+        # The lowest digit comes first, so that prompts too short for all digits still differ as long as possible.
         value = number ^ self._key
         bits, pairs, units = self._digit_bits, self._pairs, self._units
         mask = len(pairs) - 1

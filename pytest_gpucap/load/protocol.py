@@ -1,10 +1,10 @@
 """The small protocol between the measuring procedure and whatever carries its requests.
 
-The procedure (`measure/`) is written against `Clock` and `LoadRunner` alone. The HTTP client implements them in real
-time, the simulator in virtual time; so the code whose error rates are known is the code that runs.
+The procedure (`measure/`) uses `Clock` and `LoadRunner` alone. The HTTP client implements them in real time, the
+simulator in virtual time. So the code that runs is the code whose error rates are known from simulations.
 
-Every time is a float of seconds on the runner's own clock. Every per-request figure is a column of `Journal`, one row a
-request in the order of being due, because a million rows of Python objects would not fit the memory they may take.
+Every time is a float of seconds on the runner's own clock. Every per-request figure is a column of `Journal`, with one
+row per request in the order of being due. A million rows of Python objects would take too much memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class Clock(Protocol):
-    """A monotonic clock in seconds: the machine's own, or a simulation's."""
+    """A monotonic clock in seconds: the machine's or a simulation's."""
 
     def now(self) -> float:
         """Seconds since a fixed but arbitrary start."""
@@ -35,10 +35,10 @@ class Clock(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OpenLoop:
-    """Requests sent when they are due, whatever the server does.
+    """Requests are sent when they are due, whatever the server does.
 
     Attributes:
-        duration_s: how long the phase lasts; requests still in flight at its end go on into the next phase.
+        duration_s: how long the phase lasts; requests in flight at its end go on into the next phase.
         due_s: shape (n,), increasing; seconds from the start of the phase.
         prompt_tokens: shape (n,), tokens of each prompt as the server counts them.
         output_tokens: shape (n,), tokens that each request asks for.
@@ -60,18 +60,18 @@ class OpenLoop:
 
 @dataclass(frozen=True, slots=True)
 class ClosedLoop:
-    """A fixed number of requests kept in flight: one that ends is replaced at once by the next.
+    """A fixed number of requests is kept in flight: the next request replaces one that ends at once.
 
-    Requests already in flight from the phase before count towards `concurrency`, so a phase tops up or waits to fall.
-    The first `hot` rows may start mid-life (a longer prompt, fewer tokens to go), which brings a server to its steady
-    state in seconds; their latencies describe no whole request and are left out of percentiles.
+    Requests in flight from the phase before count towards `concurrency`: a phase sends what is missing, or waits until
+    enough have ended. The first `hot` rows may start in mid-life (a longer prompt, fewer tokens to go), which brings a
+    server to its steady state in seconds. Their latencies are not those of whole requests, and stay out of percentiles.
 
     Attributes:
         duration_s: how long the phase lasts.
         concurrency: requests kept in flight.
-        prompt_tokens, output_tokens: shape (n,), the rows in sending order; n must outlast the phase. A runner that
-            sends the last row before the end raises `LoadError`.
-        hot: how many rows at the start are mid-life.
+        prompt_tokens, output_tokens: shape (n,), the rows in sending order. A runner that has sent the last row before
+            the phase ends raises `LoadError`.
+        hot: how many rows at the start are in mid-life.
         first_prompt: see `OpenLoop`.
     """
 
@@ -83,7 +83,7 @@ class ClosedLoop:
     first_prompt: int = 0
 
 
-Phase = OpenLoop | ClosedLoop
+LoadPhase = OpenLoop | ClosedLoop
 
 
 class Status(IntEnum):
@@ -92,7 +92,7 @@ class Status(IntEnum):
     OK = 0
     IN_FLIGHT = 1
     CANCELLED = 2
-    """Ended by us: the measurement was over or called off."""
+    """Ended by us, because the measurement was over or aborted."""
     HTTP_4XX = 3
     HTTP_5XX = 4
     REDIRECT = 5
@@ -102,13 +102,13 @@ class Status(IntEnum):
     """The server closed the connection before the answer was whole."""
     TIMEOUT = 8
     PROTOCOL = 9
-    """Not the HTTP or the event stream that was asked for."""
+    """The answer was not HTTP, or not an event stream."""
     SHORT = 10
-    """Whole, but with fewer tokens than asked for under ``ignore_eos``."""
+    """Whole, but with fewer tokens than asked for, under ``ignore_eos``."""
     STREAM_ERROR = 11
     """An error object inside the event stream."""
     DROPPED = 12
-    """Due, but never sent: the load generator could not (its own limit; always counted against the client)."""
+    """Due, but never sent, because of a limit of the load generator; the self-check counts it."""
 
 
 ERRORS = frozenset(Status) - {Status.OK, Status.IN_FLIGHT, Status.CANCELLED}
@@ -116,7 +116,7 @@ ERRORS = frozenset(Status) - {Status.OK, Status.IN_FLIGHT, Status.CANCELLED}
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Counts in bins whose edges grow by a constant factor; percentiles are right to ``growth - 1`` in relative terms.
+    """Counts in bins whose edges grow by a constant factor. Percentiles have a relative error of up to ``growth - 1``.
 
     Bin 0 holds everything up to `lowest_s`; bin i > 0 holds (lowest_s * growth**(i-1), lowest_s * growth**i].
     """
@@ -131,7 +131,7 @@ class Histogram:
         return int(self.counts.sum())
 
     def quantile_s(self, quantile: float) -> float:
-        """The quantile (nearest rank), its bin's values taken as spread evenly over the bin; NaN of nothing."""
+        """The quantile by nearest rank, with values spread evenly over their bin; NaN without values."""
         total = self.total
         if total == 0:
             return float("nan")
@@ -144,7 +144,7 @@ class Histogram:
         return float(self.lowest_s * self.growth ** (at - 1 + within))
 
     def share_above(self, limit_s: float) -> float:
-        """Share of the values above the limit, to the nearest bin edge; NaN of nothing."""
+        """Share of the values above the limit, to the nearest bin edge; NaN without values."""
         total = self.total
         if total == 0:
             return float("nan")
@@ -161,7 +161,7 @@ class SelfCheck:
 
     send_lateness_p99_s: float = float("nan")
     timestamp_lag_p99_s: float = float("nan")
-    """From the kernel's receive timestamp to our reading of the data: what a user-space clock would have added."""
+    """From the kernel's receive timestamp to our reading of the data: the error of a user-space timestamp."""
     loop_lag_p99_s: float = float("nan")
     worker_cpu_share: tuple[float, ...] = ()
     open_sockets: int = 0
@@ -176,9 +176,9 @@ class SelfCheck:
 
 @dataclass(frozen=True, slots=True)
 class PhaseSpan:
-    """One phase as it went. Rows [first_row, end_row) of the journal became due in it."""
+    """A phase that has run. Rows [first_row, end_row) of the journal became due in it."""
 
-    phase: Phase
+    phase: LoadPhase
     start_s: float
     end_s: float
     first_row: int
@@ -192,15 +192,15 @@ class PhaseSpan:
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """Everything known of every request so far, one row a request; NaN or 0 where not (yet) known.
+    """What is known of all requests so far, one row per request; NaN or 0 where something is not yet known.
 
     Attributes:
-        due_s, sent_s, first_s, last_s, end_s: shape (n,): when it was due, handed to the kernel, when its first and
-            last tokens arrived, when the answer was whole or failed.
+        due_s, sent_s, first_s, last_s, end_s: shape (n,): when it was due, when it was handed to the kernel, when its
+            first and last tokens arrived, when the answer was whole or failed.
         prompt_tokens, output_tokens: shape (n,), as asked for.
         counted_prompt_tokens, counted_output_tokens: shape (n,), from the server's usage chunk; 0 where it sent none.
         status: shape (n,), of `Status`.
-        hot: shape (n,), true for rows that started mid-life.
+        hot: shape (n,), true for rows that started in mid-life.
         bin_s: width of the token bins.
         bins_start_s: when bin 0 starts.
         tokens: shape (m,), output tokens received in each bin.
@@ -228,12 +228,12 @@ class Journal:
 
     @property
     def e2e_s(self) -> Floats:
-        """From being due to the last token."""
+        """End-to-end latency: from being due to the last token."""
         return self.last_s - self.due_s
 
     @property
     def tpot_s(self) -> Floats:
-        """Time per output token after the first; NaN where there was no second."""
+        """Time per output token after the first; NaN where there is only one."""
         after_first = self.counted_output_tokens.astype(np.float64) - 1.0
         after_first[after_first <= 0] = np.nan
         tpot: Floats = (self.last_s - self.first_s) / after_first
@@ -244,7 +244,6 @@ class Journal:
 class Progress:
     """What a runner knows while a phase runs; handed to `should_stop` a few times a second."""
 
-    elapsed_s: float
     in_flight: int
     completed: int
     failed: int
@@ -252,34 +251,34 @@ class Progress:
 
 
 class LoadError(GpuCapError):
-    """The load cannot be produced at all (no connection at the start, the worker died): no verdict can come of it."""
+    """The load cannot be produced (no connection at the start, a worker died), so no verdict is possible."""
 
 
 class LoadRunner(Protocol):
-    """Carries requests to one server. One thread uses it; phases run one after the other without a gap in between."""
+    """Carries requests to one server. One thread uses it. Phases follow each other without a gap."""
 
     @property
     def clock(self) -> Clock:
-        """What every time of the journal is on."""
+        """The clock of every time in the journal."""
         ...
 
     @property
     def simulated(self) -> bool:
-        """True when no real server answers; every report says so."""
+        """Whether no real server answers; every report says so."""
         ...
 
-    def run(self, phase: Phase, should_stop: Callable[[Progress], bool] | None = None) -> PhaseSpan:
-        """Carry one phase; return when its time is over, leaving its open requests in flight."""
+    def run(self, phase: LoadPhase, should_stop: Callable[[Progress], bool] | None = None) -> PhaseSpan:
+        """Run one phase; returns when its time is over, with its open requests still in flight."""
         ...
 
     def settle(self, timeout_s: float, *, cancel: bool = False) -> bool:
-        """Wait until nothing is in flight (`cancel`: end what is); True when so within the time."""
+        """Wait until nothing is in flight, or end it (`cancel`); True if that was reached within the time."""
         ...
 
     def journal(self) -> Journal:
-        """Everything so far, as arrays the caller may keep."""
+        """What is known so far, in arrays that the caller may keep."""
         ...
 
     def close(self) -> None:
-        """Cancel what is in flight and free everything. Safe to call twice."""
+        """Cancel what is in flight, and free all resources. Safe to call twice."""
         ...

@@ -1,4 +1,4 @@
-"""The load runner for real servers: `LoadRunner` over HTTP, carried by worker processes."""
+"""The load runner for real servers: `LoadRunner` over HTTP. Worker processes carry the requests."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ import numpy.typing as npt
 
 from pytest_gpucap.load.address import ServerAddress
 from pytest_gpucap.load.calibrate import calibrate
-from pytest_gpucap.load.prompts import Recipe
-from pytest_gpucap.load.protocol import ClosedLoop, Journal, LoadError, OpenLoop, Phase, PhaseSpan, Progress
+from pytest_gpucap.load.prompts import PromptRecipe
+from pytest_gpucap.load.protocol import ClosedLoop, Journal, LoadError, LoadPhase, OpenLoop, PhaseSpan, Progress
 from pytest_gpucap.load.self_check import check_phase
-from pytest_gpucap.load.shared_memory import TOKEN_BIN_S, TOKEN_BINS, Count, PhaseTable, Spread, WorkerState
+from pytest_gpucap.load.shared_memory import TOKEN_BIN_S, TOKEN_BINS, Count, HistogramKind, PhaseTable, WorkerProgress
 from pytest_gpucap.load.worker_pool import WorkerPool
 from pytest_gpucap.requirement import ArrivalKind, Workload
 
 PROGRESS_S = 0.25
-LEAD_S = 0.002
-"""Between the order to begin and the start of a phase: the message is there before the first request is due."""
+START_LEAD_S = 0.002
+"""From the order to begin until a phase starts, so that the order arrives before the first request is due."""
 PHASE_END_TIMEOUT_S = 30.0
 REQUESTS_PER_WORKER = 1_500.0
 EVENTS_PER_WORKER = 80_000.0
-"""A worker carries more than twice as much on one core (see the load generator's benchmark); half leaves room for
-bursts."""
+"""Events a second. A worker carries more than twice as many on one core (see the load generator's benchmark); half of
+that leaves room for bursts."""
 TYPICAL_TPOT_S = 0.01
-"""To estimate a closed loop's events before anything is known of the server."""
+"""For the events of a closed loop, before anything is known of the server."""
 CORES_PER_WORKER = 4
-"""The server's own processes need most of the cores; on a machine of 2 beside the server it is one worker."""
+"""The server's own processes need most of the cores. There is always one worker."""
 
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
@@ -50,8 +50,8 @@ class MonotonicClock:
 
 
 @dataclass(slots=True)
-class _Carried:
-    """One phase's rows after it has ended: the rows that became due, in the order of being due."""
+class _FinishedPhase:
+    """A phase that has ended, and the rows that became due in it, in the order of being due."""
 
     table: PhaseTable
     rows: npt.NDArray[np.int64]
@@ -64,17 +64,17 @@ class HttpLoadRunner:
         base_url: the server, with or without ``/v1``.
         model: the name it serves the model under.
         api_key: sent as a bearer token; None for none.
-        workload: endpoint, prompts and sampling of every request. Lengths come with the phases.
+        workload: API, prompts and sampling of every request. Lengths come with the phases.
         seed: prompts are made from it.
-        workers: processes; None: as many as the first phase's load and this machine's cores call for.
+        workers: processes; None: as many as the first phase's load calls for and this machine's cores allow.
         request_timeout_s: a request without a whole answer after this is counted as `Status.TIMEOUT`.
-        nonce: what sets the prompts of this run apart from an earlier run's of the same seed (see `Recipe`); None:
-            drawn afresh.
-        http2: the server speaks HTTP/2 and nothing else, without negotiating it (needs the ``h2`` package).
-        simulated: it says of itself that it is a simulation; reports must say so too.
+        nonce: makes the prompts of this run differ from those of an earlier run with the same seed (see
+            `PromptRecipe`); None: drawn at random.
+        http2: the server speaks HTTP/2 only, and does not negotiate it (needs the ``h2`` package).
+        simulated: the server says that it is a simulation; reports must say so too.
 
     TLS, proxies (from the environment) and HTTP/2 go through httpx, which costs more CPU and stamps in user space.
-    Nothing is started before the first phase; `prepare` does so earlier.
+    The workers start with the first phase, or earlier with `prepare`.
     """
 
     def __init__(
@@ -97,12 +97,12 @@ class HttpLoadRunner:
         self.simulated = simulated
         self.server = ServerAddress.parse(base_url, api_key, http2=http2)
         self.nonce = secrets.randbits(40) if nonce is None else nonce
-        self.recipe: Recipe | None = None
+        self.recipe: PromptRecipe | None = None
         self._model, self._workload, self._seed = model, workload, seed
         self._workers, self._timeout_s = workers, request_timeout_s
-        self._crew: WorkerPool | None = None
+        self._pool: WorkerPool | None = None
         self._bins_start_s = 0.0
-        self._carried: list[_Carried] = []
+        self._finished: list[_FinishedPhase] = []
         self._rows_so_far = 0
         self._last_end_s = 0.0
         self._closed = False
@@ -117,7 +117,7 @@ class HttpLoadRunner:
 
     # -- the protocol -------------------------------------------------------------------------------------------------
 
-    def prepare(self, phase: Phase | None = None) -> Recipe:
+    def prepare(self, phase: LoadPhase | None = None) -> PromptRecipe:
         """Calibrate the prompts and start the workers, if not yet done.
 
         Raises:
@@ -127,10 +127,10 @@ class HttpLoadRunner:
             raise LoadError("this load runner has been closed")
         if self.recipe is None:
             self.recipe = calibrate(self.server, self._model, self._workload, self._seed, self.nonce)
-        if self._crew is None:
+        if self._pool is None:
             workers = self._workers if self._workers is not None else workers_for(phase)
             self._bins_start_s = self.clock.now()
-            self._crew = WorkerPool(
+            self._pool = WorkerPool(
                 workers,
                 {
                     **self._transport(),
@@ -143,62 +143,62 @@ class HttpLoadRunner:
         return self.recipe
 
     def _transport(self) -> dict[str, Any]:
-        """How the workers are to reach the server."""
+        """How the workers reach the server."""
         api = self._workload.endpoint
         if self.uses_library is None:
-            return {"address": self.server.address(), "head": self.server.request_head(api), "library": None}
+            return {"address": self.server.socket_address(), "head": self.server.request_head(api), "library": None}
         library = {"url": self.server.url(api), "headers": self.server.headers, "http2": self.server.http2}
         return {"address": (int(socket.AF_INET), ()), "head": "", "library": library}
 
     @property
     def uses_library(self) -> str | None:
-        """Why requests go through an HTTP library, stamped in user space; None: they do not."""
-        return self.server.needs_library()
+        """Why requests go through an HTTP library, and are stamped in user space; None: they do not."""
+        return self.server.needs_http_library()
 
-    def run(self, phase: Phase, should_stop: Callable[[Progress], bool] | None = None) -> PhaseSpan:
+    def run(self, phase: LoadPhase, should_stop: Callable[[Progress], bool] | None = None) -> PhaseSpan:
         """See `LoadRunner.run`.
 
         Raises:
-            LoadError: if the load cannot be produced: no connection, no exact prompts, rows used up, a worker died.
+            LoadError: if the load cannot be produced: no connection, no exact prompts, no row left, a worker died.
         """
         recipe = self.prepare(phase)
         prompts = phase.prompt_tokens
         if self._workload.arrivals.kind is ArrivalKind.TRACE:
-            # Recorded prompts may be shorter than this server's template; they are sent as short as they can be.
+            # Recorded prompts may be shorter than this server's template. They are sent as short as possible.
             prompts = np.maximum(prompts, recipe.least_tokens)
         recipe.check(int(prompts.min(initial=recipe.least_tokens)))
-        crew = self._crew
-        assert crew is not None  # noqa: S101 - made by prepare
+        pool = self._pool
+        assert pool is not None  # noqa: S101 - made by prepare
         closed = isinstance(phase, ClosedLoop)
         n = phase.prompt_tokens.size
-        table, fd = PhaseTable.create(n, crew.workers)
+        table, fd = PhaseTable.create(n, pool.workers)
         try:
             table.prompt_tokens[:], table.output_tokens[:] = prompts, phase.output_tokens
             if isinstance(phase, ClosedLoop):
                 table.hot[: phase.hot] = 1
-            start_s = max(self._last_end_s, self.clock.now() + LEAD_S)
+            start_s = max(self._last_end_s, self.clock.now() + START_LEAD_S)
             end_s = start_s + phase.duration_s
             if isinstance(phase, OpenLoop):
                 table.due_s[:] = start_s + phase.due_s
-            crew.tell(
+            pool.tell(
                 {
                     "do": "begin",
                     "rows": n,
                     "start_s": start_s,
                     "end_s": end_s,
-                    "shares": _shares(phase, crew.workers),
+                    "shares": _shares(phase, pool.workers),
                     "first_prompt": phase.first_prompt,
                 },
                 fd,
             )
         finally:
             os.close(fd)
-        end_s, stopped = self._attend(crew, start_s, end_s, should_stop)
+        end_s, stopped = self._await_end(pool, start_s, end_s, should_stop)
         due = np.flatnonzero((table.due_s < end_s) | table.taken())
         rows = due[np.argsort(table.due_s[due], kind="stable")]
-        # A worker hears of an early end a moment after we decided on it; what it sent until then belongs to the phase.
+        # A worker hears of an early end a moment after it was decided. What it sent until then belongs to the phase.
         self._last_end_s = end_s = max(end_s, float(table.due_s[rows].max(initial=end_s)))
-        self._carried.append(_Carried(table, rows))
+        self._finished.append(_FinishedPhase(table, rows))
         first_row, self._rows_so_far = self._rows_so_far, self._rows_so_far + rows.size
         check = check_phase(phase, table, start_s=start_s, end_s=end_s, due=table.due_s[rows])
         if closed and table.counts[:, Count.OUT_OF_ROWS].any():
@@ -206,72 +206,71 @@ class HttpLoadRunner:
                 f"the closed loop ran out of requests: {n} rows did not last {phase.duration_s:g} s; "
                 f"the server is faster than the rate the phase was made for"
             )
-        gaps = table.histogram(Spread.GAPS)
+        gaps = table.histogram(HistogramKind.GAPS)
         return PhaseSpan(phase, start_s, end_s, first_row, self._rows_so_far, stopped, check, gaps)
 
-    def _attend(
+    def _await_end(
         self,
-        crew: WorkerPool,
+        pool: WorkerPool,
         start_s: float,
         end_s: float,
         should_stop: Callable[[Progress], bool] | None,
     ) -> tuple[float, bool]:
-        """Wait for the phase's end, asking `should_stop` now and then; when it ended, and whether it was stopped."""
+        """Wait for the phase's end, asking `should_stop` now and then; returns (its end, whether it was stopped)."""
         stopped = False
         next_ask_s = start_s + PROGRESS_S
-        while not crew.heard("ended"):
+        while not pool.heard("ended"):
             now_s = self.clock.now()
             if not stopped and should_stop is not None and now_s >= next_ask_s and now_s < end_s:
                 next_ask_s = now_s + PROGRESS_S
-                live = crew.board.live.sum(axis=0)
+                counts = pool.run_table.progress.sum(axis=0)
                 progress = Progress(
-                    now_s - start_s,
-                    int(live[WorkerState.IN_FLIGHT]),
-                    int(live[WorkerState.COMPLETED]),
-                    int(live[WorkerState.FAILED]),
+                    int(counts[WorkerProgress.IN_FLIGHT]),
+                    int(counts[WorkerProgress.COMPLETED]),
+                    int(counts[WorkerProgress.FAILED]),
                 )
                 if should_stop(progress):
                     stopped = True
                     end_s = min(end_s, self.clock.now())
-                    crew.tell({"do": "cut", "end_s": end_s})
+                    pool.tell({"do": "end_early", "end_s": end_s})
             if now_s > end_s + PHASE_END_TIMEOUT_S:
                 raise LoadError(f"the load workers did not end a phase within {PHASE_END_TIMEOUT_S:g} s of its end")
-            crew.watch(min(PROGRESS_S, max(next_ask_s - now_s, 0.001)) if should_stop is not None else PROGRESS_S)
-            crew.check_heartbeats()
+            pool.watch(min(PROGRESS_S, max(next_ask_s - now_s, 0.001)) if should_stop is not None else PROGRESS_S)
+            pool.check_heartbeats()
         return end_s, stopped
 
     def settle(self, timeout_s: float, *, cancel: bool = False) -> bool:
         """See `LoadRunner.settle`; nothing more is sent until the next phase."""
-        crew = self._crew
-        if crew is None or self._closed:
+        pool = self._pool
+        if pool is None or self._closed:
             return True
         deadline_s = self.clock.now() + timeout_s
-        while not cancel and crew.board.live[:, WorkerState.UNSENT].any() and self.clock.now() < deadline_s:
-            crew.watch(0.02)
-        crew.tell({"do": "settle", "cancel": cancel})
-        crew.collect("settled", PHASE_END_TIMEOUT_S)
-        while crew.board.live[:, WorkerState.IN_FLIGHT].any():
+        while not cancel and pool.run_table.progress[:, WorkerProgress.UNSENT].any() and self.clock.now() < deadline_s:
+            pool.watch(0.02)
+        pool.tell({"do": "settle", "cancel": cancel})
+        pool.collect("settled", PHASE_END_TIMEOUT_S)
+        while pool.run_table.progress[:, WorkerProgress.IN_FLIGHT].any():
             left_s = deadline_s - self.clock.now()
             if left_s <= 0:
                 return False
-            crew.watch(min(0.02, left_s))
-            crew.check_heartbeats()
-        # The last gaps and token times are flushed with this.
-        crew.tell({"do": "settle", "cancel": False})
-        crew.collect("settled", PHASE_END_TIMEOUT_S)
+            pool.watch(min(0.02, left_s))
+            pool.check_heartbeats()
+        # This flushes the last gaps and token times.
+        pool.tell({"do": "settle", "cancel": False})
+        pool.collect("settled", PHASE_END_TIMEOUT_S)
         return True
 
     def journal(self) -> Journal:
         """See `LoadRunner.journal`."""
 
         def column(name: str, dtype: type[_Scalar]) -> npt.NDArray[_Scalar]:
-            parts = [getattr(carried.table, name)[carried.rows] for carried in self._carried]
+            parts = [getattr(finished.table, name)[finished.rows] for finished in self._finished]
             return np.concatenate([np.empty(0, dtype), *parts])
 
-        crew = self._crew
-        used = int((self.clock.now() - self._bins_start_s) / TOKEN_BIN_S) + 1 if crew is not None else 0
+        pool = self._pool
+        used = int((self.clock.now() - self._bins_start_s) / TOKEN_BIN_S) + 1 if pool is not None else 0
         tokens = (
-            crew.board.tokens[:, : min(used, TOKEN_BINS)].sum(axis=0) if crew is not None else np.empty(0, np.int64)
+            pool.run_table.tokens[:, : min(used, TOKEN_BINS)].sum(axis=0) if pool is not None else np.empty(0, np.int64)
         )
         return Journal(
             due_s=column("due_s", np.float64),
@@ -291,33 +290,33 @@ class HttpLoadRunner:
         )
 
     def error_texts(self) -> dict[str, int]:
-        """What went wrong, in words, and how often; the first few kinds of texts that each worker saw."""
+        """What went wrong, and how often; only the first few different texts of each worker."""
         texts: dict[str, int] = {}
-        for errors in self._crew.errors if self._crew is not None else ():
+        for errors in self._pool.errors if self._pool is not None else ():
             for text, count in errors.items():
                 texts[text] = texts.get(text, 0) + count
         return texts
 
     @property
     def worker_pids(self) -> tuple[int, ...]:
-        """Process ids of the workers, for the telemetry."""
-        return self._crew.pids if self._crew is not None else ()
+        """Process ids of the workers."""
+        return self._pool.pids if self._pool is not None else ()
 
     def close(self) -> None:
         """See `LoadRunner.close`."""
-        crew = self._crew
-        if crew is None or self._closed:
+        pool = self._pool
+        if pool is None or self._closed:
             self._closed = True
             return
         self._closed = True
         with contextlib.suppress(LoadError):
-            crew.tell({"do": "settle", "cancel": True})
-            crew.collect("settled", PHASE_END_TIMEOUT_S)
-        crew.close()
+            pool.tell({"do": "settle", "cancel": True})
+            pool.collect("settled", PHASE_END_TIMEOUT_S)
+        pool.close()
 
 
-def workers_for(phase: Phase | None, cores: int | None = None) -> int:
-    """Worker processes for a phase: as its load calls for, and as the cores allow."""
+def workers_for(phase: LoadPhase | None, cores: int | None = None) -> int:
+    """Worker processes for a phase: as many as its load calls for and the cores (None: this process's) allow."""
     if cores is None:
         cores = len(os.sched_getaffinity(0))
     if phase is None or phase.output_tokens.size == 0:
@@ -333,7 +332,7 @@ def workers_for(phase: Phase | None, cores: int | None = None) -> int:
     return max(1, min(wanted, cores // CORES_PER_WORKER))
 
 
-def _shares(phase: Phase, workers: int) -> list[int]:
+def _shares(phase: LoadPhase, workers: int) -> list[int]:
     """Requests that each worker keeps in flight; 0 in an open loop."""
     if isinstance(phase, OpenLoop):
         return [0] * workers

@@ -1,12 +1,12 @@
 """Schedules: when requests are due and how long they are, from a seed.
 
-The same seed gives the same schedule on every machine, for every number of workers and under every NumPy release: only
-the raw 64-bit stream of Philox is used, whose values are fixed by its definition, and every distribution is drawn
-by inverting its distribution function (NumPy promises no fixed stream for its own distribution methods). Times are
-rounded to the nanosecond, so a last-bit difference between two machines' logarithms does not show.
+The same seed gives the same schedule on every machine, for every number of workers and under every NumPy release. Only
+Philox's raw 64-bit stream is used, whose values its definition fixes. Every distribution is drawn by inverting its
+distribution function, because NumPy promises no fixed stream for its own distribution methods. Times are rounded to the
+nanosecond, which hides a difference in the last bit between two machines' logarithms.
 
-Arrivals, input and output lengths come from streams of their own: a change of lengths leaves the arrivals as they were,
-and a longer phase begins with the very requests of a shorter one.
+Arrivals, input lengths and output lengths come from separate random streams. A change of lengths therefore leaves the
+arrivals as they were, and a longer phase begins with the very requests of a shorter one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pytest_gpucap.load.trace import Trace, read_trace
 from pytest_gpucap.requirement import ArrivalKind, Length, LengthKind, Workload
 
 _LEAST_BURSTINESS = 1e-3
-"""Gaps that vary by less than a thousandth are constant; below, gamma quantiles lose their digits."""
+"""Gaps with a smaller coefficient of variation are made constant: gamma quantiles would lose their digits."""
 
 
 class _Purpose(IntEnum):
@@ -31,8 +31,8 @@ class _Purpose(IntEnum):
     HOT = 3
 
 
-def generator(seed: int, stream: int, purpose: int = 0) -> np.random.Generator:
-    """The generator of (seed, stream, purpose); distinct keys give independent streams."""
+def random_generator(seed: int, stream: int, purpose: int = 0) -> np.random.Generator:
+    """The random generator of (seed, stream, purpose); distinct keys give independent streams."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(stream, purpose))))
 
 
@@ -43,10 +43,10 @@ def _uniform(rng: np.random.Generator, n: int) -> Floats:
     return open_unit
 
 
-def lengths(length: Length, rng: np.random.Generator, n: int) -> Ints:
+def draw_lengths(length: Length, rng: np.random.Generator, n: int) -> Ints:
     """Token counts, shape (n,), each within [low, high].
 
-    A lognormal draw uses the distribution's mean and coefficient of variation before it is held to the bounds.
+    The mean and coefficient of variation of a lognormal length are those before it is held to the bounds.
     """
     uniform = _uniform(rng, n)
     if length.kind is LengthKind.FIXED:
@@ -54,7 +54,7 @@ def lengths(length: Length, rng: np.random.Generator, n: int) -> Ints:
     if length.kind is LengthKind.UNIFORM:
         drawn = length.low + np.floor(uniform * (length.high - length.low + 1))
     else:
-        from scipy.special import ndtri  # only this kind needs it
+        from scipy.special import ndtri  # imported late: only this kind needs it
 
         variance = math.log1p(length.cv**2)
         drawn = np.rint(np.exp(math.log(length.mean) - variance / 2 + math.sqrt(variance) * ndtri(uniform)))
@@ -65,22 +65,22 @@ def lengths(length: Length, rng: np.random.Generator, n: int) -> Ints:
 def open_loop(
     workload: Workload, rate_rps: float, duration_s: float, seed: int, stream: int, first_prompt: int = 0
 ) -> OpenLoop:
-    """Requests at a mean rate, as the workload's arrivals say.
+    """Requests at a mean rate, with the workload's arrivals.
 
     Poisson and gamma arrivals are stationary renewal processes: the first gap is what is left of a gap that was under
-    way when the phase began. Constant gaps start half a gap in. A trace is stretched to the rate; each phase enters it
-    at a place drawn from (seed, stream) and goes round.
+    way when the phase began. Constant gaps start half a gap in. A trace is stretched to the rate. Each phase enters the
+    trace at a row drawn from (seed, stream), and starts over after the last row.
 
     Args:
         workload: lengths and arrivals.
-        rate_rps: mean arrivals a second.
+        rate_rps: mean arrivals per second.
         duration_s: how long the phase lasts.
         seed: of the whole measurement.
         stream: number of the phase within the measurement; phases with other numbers are independent.
         first_prompt: see `OpenLoop`.
 
     Raises:
-        RequirementError: if the trace file is not what it must be.
+        RequirementError: as `read_trace`.
     """
     rate_rps, duration_s = _above_zero(rate_rps, "rate_rps"), _above_zero(duration_s, "duration_s")
     arrivals = workload.arrivals
@@ -91,14 +91,14 @@ def open_loop(
         due_s: Floats = (np.arange(math.ceil(rate_rps * duration_s) + 1, dtype=np.float64) + 0.5) / rate_rps
     else:
         variation = 1.0 if arrivals.kind is ArrivalKind.POISSON else arrivals.burstiness
-        due_s = _renewals(rate_rps, duration_s, variation, generator(seed, stream, _Purpose.ARRIVALS))
+        due_s = _renewals(rate_rps, duration_s, variation, random_generator(seed, stream, _Purpose.ARRIVALS))
     due_s = due_s[due_s < duration_s]
     n = due_s.size
     return OpenLoop(
         duration_s,
         np.round(due_s, 9),
-        lengths(workload.input_tokens, generator(seed, stream, _Purpose.INPUT), n),
-        lengths(workload.output_tokens, generator(seed, stream, _Purpose.OUTPUT), n),
+        draw_lengths(workload.input_tokens, random_generator(seed, stream, _Purpose.INPUT), n),
+        draw_lengths(workload.output_tokens, random_generator(seed, stream, _Purpose.OUTPUT), n),
         first_prompt,
     )
 
@@ -123,7 +123,7 @@ def closed_loop(
     duration_s, max_rate_rps = _above_zero(duration_s, "duration_s"), _above_zero(max_rate_rps, "max_rate_rps")
     if concurrency < 1:
         raise ValueError(f"concurrency must be at least 1, not {concurrency}")
-    # The stated rate may be met by requests a little shorter than the mean, and every slot is filled once more.
+    # Requests may happen to be shorter than the mean, and each of the concurrent ones is replaced once more at the end.
     expected = max_rate_rps * duration_s
     n = 2 * concurrency + math.ceil(expected + 4.0 * math.sqrt(expected)) + 16
     if workload.arrivals.kind is ArrivalKind.TRACE:
@@ -132,21 +132,29 @@ def closed_loop(
         inputs, outputs = trace.input_tokens[rows], trace.output_tokens[rows]
         pool = trace.input_tokens, trace.output_tokens
     else:
-        input_rng, output_rng = (generator(seed, stream, purpose) for purpose in (_Purpose.INPUT, _Purpose.OUTPUT))
-        inputs, outputs = lengths(workload.input_tokens, input_rng, n), lengths(workload.output_tokens, output_rng, n)
+        input_rng, output_rng = (
+            random_generator(seed, stream, purpose) for purpose in (_Purpose.INPUT, _Purpose.OUTPUT)
+        )
+        inputs, outputs = (
+            draw_lengths(workload.input_tokens, input_rng, n),
+            draw_lengths(workload.output_tokens, output_rng, n),
+        )
         # Drawn after the rows, so that they are the same with and without `hot`.
         many = max(8192, 64 * concurrency)
-        pool = lengths(workload.input_tokens, input_rng, many), lengths(workload.output_tokens, output_rng, many)
+        pool = (
+            draw_lengths(workload.input_tokens, input_rng, many),
+            draw_lengths(workload.output_tokens, output_rng, many),
+        )
     if hot:
         inputs, outputs = inputs.copy(), outputs.copy()
         inputs[:concurrency], outputs[:concurrency] = _in_flight(
-            *pool, concurrency, generator(seed, stream, _Purpose.HOT)
+            *pool, concurrency, random_generator(seed, stream, _Purpose.HOT)
         )
     return ClosedLoop(duration_s, concurrency, inputs, outputs, concurrency if hot else 0, first_prompt)
 
 
 def _in_flight(inputs: Ints, outputs: Ints, n: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
-    """Mid-life: a uniform point on the line of all output tokens is a length-biased request at a uniform age."""
+    """Requests in mid-life: a uniform point among all output tokens is in a length-biased request at a uniform age."""
     ends = np.cumsum(outputs, dtype=np.int64)
     points = np.floor(_uniform(rng, n) * ends[-1]).astype(np.int64)
     which = np.searchsorted(ends, points, side="right")
@@ -155,7 +163,7 @@ def _in_flight(inputs: Ints, outputs: Ints, n: int, rng: np.random.Generator) ->
 
 
 def _renewals(rate_rps: float, duration_s: float, variation: float, rng: np.random.Generator) -> Floats:
-    """Arrival times of a stationary renewal process with gamma gaps, up to beyond `duration_s`."""
+    """Arrival times of a stationary renewal process with gamma gaps; the last one is beyond `duration_s`."""
     shape = 1.0 / variation**2
     scale_s = 1.0 / (rate_rps * shape)
     # The gap under way at time 0 is length-biased (a gamma of shape + 1), and time 0 is uniform within it.
@@ -172,7 +180,7 @@ def _gamma(uniform: Floats, shape: float) -> Floats:
     if shape == 1.0:
         exponential: Floats = -np.log(uniform)
         return exponential
-    from scipy.special import gammaincinv  # only bursty arrivals need it
+    from scipy.special import gammaincinv  # imported late: only bursty arrivals need it
 
     quantiles: Floats = np.asarray(gammaincinv(shape, uniform), np.float64)
     return quantiles
@@ -186,7 +194,7 @@ def _trace(workload: Workload) -> Trace:
 
 def _entry(trace: Trace, seed: int, stream: int) -> int:
     """The row at which a phase enters the trace."""
-    return int(_uniform(generator(seed, stream, _Purpose.ARRIVALS), 1)[0] * trace.arrival_s.size)
+    return int(_uniform(random_generator(seed, stream, _Purpose.ARRIVALS), 1)[0] * trace.arrival_s.size)
 
 
 def _trace_loop(

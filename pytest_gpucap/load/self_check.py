@@ -1,32 +1,33 @@
-"""The load generator's judgement of itself: was it, and not the server, what limited a phase?
+"""The load generator's check of itself: was it, and not the server, the limit of a phase?
 
-Limits are relative to what is being measured where that makes sense: 20 ms of lateness spoil a server whose first
-token takes 30 ms, and mean nothing to one that takes 4 s. Figures without a limit are shown all the same.
+Where possible, limits are relative to what is measured: 20 ms of lateness spoil a TTFT of 30 ms, and do not matter to
+one of 4 s. Figures without a limit are reported as well.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from pytest_gpucap.load.protocol import Floats, OpenLoop, Phase, SelfCheck, Status
-from pytest_gpucap.load.shared_memory import Count, PhaseTable, Spread
+from pytest_gpucap.load.protocol import Floats, LoadPhase, OpenLoop, SelfCheck, Status
+from pytest_gpucap.load.shared_memory import Count, HistogramKind, PhaseTable
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
 
 LATENESS_FLOOR_S = 0.010
-"""Send lateness at p99 below this is never held against anyone. A process that shares its core waits for a few
-scheduler slices of 3 to 4 ms now and then, as it does beside a server on the CPU, and is no bottleneck for it."""
+"""A p99 send lateness below this is never a problem. A process that shares its core, as beside a server on the CPU, now
+and then waits for a few scheduler slices of 3 to 4 ms, and is no bottleneck because of that."""
 LATENESS_SHARE = 0.10
-"""Of TTFT at p95. Latencies count from when a request was due, so lateness is *in* them: a client that is overwhelmed
-makes up most of what it measures, and one request in a hundred that is late by a tenth moves no percentile much."""
+"""Limit of the p99 send lateness, as a share of the p95 TTFT. Latencies count from when a request was due, so they
+include the lateness. An overloaded client causes most of what it measures; a tenth for one request in a hundred hardly
+moves a percentile."""
 LEAST_LATE = 3
-"""p99 of few requests is their maximum: one or two late ones are no saturated client."""
+"""The p99 of few requests is their maximum, and one or two late requests do not show a saturated client."""
 CPU_LIMIT = 0.9
 """Of one core. A worker above it has no room for a burst."""
 RATE_SHARE = 0.02
-"""Of the requests that became due in a phase, those that may still wait to be sent at its end."""
+"""Share of the requests that became due in a phase that may still wait to be sent at its end."""
 
 
-def check_phase(phase: Phase, table: PhaseTable, *, start_s: float, end_s: float, due: Floats) -> SelfCheck:
+def check_phase(phase: LoadPhase, table: PhaseTable, *, start_s: float, end_s: float, due: Floats) -> SelfCheck:
     """Judge one phase. `due` are the times of the rows that became due in it (journal order does not matter)."""
     counts = table.counts.sum(axis=0)
     sent = int(counts[Count.SENT])
@@ -34,8 +35,8 @@ def check_phase(phase: Phase, table: PhaseTable, *, start_s: float, end_s: float
     wall = np.maximum(table.counts[:, Count.WALL_NS], 1)
     shares = tuple(float(share) for share in table.counts[:, Count.CPU_NS] / wall)
     events = int(counts[Count.EVENTS])
-    lateness = table.histogram(Spread.LATENESS)
-    lag = table.histogram(Spread.LAG)
+    lateness = table.histogram(HistogramKind.LATENESS)
+    lag = table.histogram(HistogramKind.LAG)
     kernel = lag.total
     lateness_p99, lag_p99 = lateness.quantile_s(0.99), lag.quantile_s(0.99)
     is_open = isinstance(phase, OpenLoop)
@@ -85,7 +86,7 @@ def check_phase(phase: Phase, table: PhaseTable, *, start_s: float, end_s: float
     return SelfCheck(
         send_lateness_p99_s=lateness_p99,
         timestamp_lag_p99_s=lag_p99,
-        loop_lag_p99_s=table.histogram(Spread.LOOP).quantile_s(0.99),
+        loop_lag_p99_s=table.histogram(HistogramKind.LOOP).quantile_s(0.99),
         worker_cpu_share=shares,
         open_sockets=int(counts[Count.OPEN_SOCKETS]),
         intended_rps=intended,

@@ -1,8 +1,8 @@
-"""Memory shared between the runner and its workers: request records, histograms, counters, token bins.
+"""Memory that the runner shares with its workers: request records, histograms, counters, token bins.
 
-Nothing is pickled per request: a worker writes each figure into its place, the runner reads the same memory. Blocks
-are anonymous (memfd), so nothing is left behind whoever dies first. Rows are dealt to workers, and every other array
-has one part for each worker, so no two processes ever write the same place and no lock is needed.
+Nothing is pickled per request. A worker writes each figure into its place, and the runner reads the same memory. The
+memory is anonymous (memfd), so nothing is left behind when a process dies. Rows are dealt to the workers, and every
+other array has one part per worker. Two processes therefore never write to the same place, and no lock is needed.
 """
 
 from __future__ import annotations
@@ -20,23 +20,27 @@ import numpy.typing as npt
 from pytest_gpucap.jit import compiled
 from pytest_gpucap.load.protocol import Floats, Histogram, Status
 
-LOWEST_S = 1e-6
-GROWTH = 1.0005
+HISTOGRAM_LOWEST_S = 1e-6
+HISTOGRAM_GROWTH = 1.0005
 """Percentiles of gaps, lateness and lags are right to 0.05%, from 1 us to 7 hours: 5 us in 10 ms."""
-BINS = 48_000
+HISTOGRAM_BINS = 48_000
 
 TOKEN_BIN_S = 0.1
 TOKEN_BINS = 864_000
-"""24 hours of token bins; untouched pages of the block take no memory."""
+"""24 hours of token bins. Pages that are never touched take no memory."""
 
 
-class Spread(IntEnum):
+class HistogramKind(IntEnum):
     """What is counted in histograms, for each phase and worker."""
 
     GAPS = 0
+    """Between two tokens (ITL)."""
     LATENESS = 1
+    """From when a request was due to when it was sent."""
     LAG = 2
+    """From the kernel's receive timestamp to our reading of the data."""
     LOOP = 3
+    """From when a tick of the event loop was due to when it came."""
 
 
 class Count(IntEnum):
@@ -45,37 +49,36 @@ class Count(IntEnum):
     EVENTS = 0
     SHARED_EVENTS = 1
     """Events that came in one read with another, and so share its time."""
-    KERNEL_STAMPS = 2
-    USER_STAMPS = 3
-    """Reads that carried no kernel timestamp, or one that cannot be (a clock step)."""
-    CLOCK_STEPS = 4
-    SENT = 5
-    RESENT = 6
-    """Sent again on a new connection, because the kept one had been closed under it."""
-    CPU_NS = 7
-    WALL_NS = 8
-    ENDED = 9
+    USER_STAMPS = 2
+    """Reads without a kernel timestamp."""
+    CLOCK_STEPS = 3
+    SENT = 4
+    RESENT = 5
+    """Sent again on a new connection, because the server had closed the kept one."""
+    CPU_NS = 6
+    WALL_NS = 7
+    ENDED = 8
     """1 once the worker has closed the phase."""
-    OUT_OF_ROWS = 10
-    OPEN_SOCKETS = 11
-    """Highest number in the phase."""
-    WRONG_PROMPT = 12
-    """Answers whose prompt tokens, as the server counted them, are not those asked for."""
-    WITHOUT_USAGE = 13
+    OUT_OF_ROWS = 9
+    OPEN_SOCKETS = 10
+    """The highest number in the phase."""
+    WRONG_PROMPT = 11
+    """Answers to prompts that had another number of tokens than asked for, as the server counted them."""
+    WITHOUT_USAGE = 12
 
 
-class WorkerState(IntEnum):
-    """What a worker says of itself while it runs; int64 each."""
+class WorkerProgress(IntEnum):
+    """What a worker tells about itself while it runs; int64 each."""
 
     HEARTBEAT_NS = 0
     IN_FLIGHT = 1
     COMPLETED = 2
     FAILED = 3
     UNSENT = 4
-    """Rows of an open loop that are due but not yet sent."""
+    """1 while a row of an open loop is due and not yet sent."""
 
 
-def shared_memory(size: int) -> int:
+def anonymous_memory(size: int) -> int:
     """A file descriptor of anonymous memory of `size` bytes."""
     fd = os.memfd_create("gpucap-load", os.MFD_CLOEXEC)
     os.ftruncate(fd, max(size, 1))
@@ -90,26 +93,30 @@ _ROW_BYTES = ("status", "hot")
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
-def view(array: npt.NDArray[np.generic]) -> memoryview[Any]:
-    """The memory of an array, for single items."""
+def item_view(array: npt.NDArray[np.generic]) -> memoryview[Any]:
+    """A memoryview of the array's memory: single items are read and written three times as fast as through NumPy."""
     return memoryview(array)  # type: ignore[arg-type]  # an array is a buffer; its stubs do not say so
 
 
 class PhaseTable:
     """The rows of one phase, and what each worker counted in it.
 
-    Arrays of shape (rows,) named as in `Journal`, `spreads` of shape (workers, len(Spread), BINS) and `counts` of shape
-    (workers, len(Count)). Row i belongs to worker i % workers. `first_address`, `sent_address`: where
-    `first_s` and `sent_s` are.
+    Row i belongs to worker i % workers.
+
+    Attributes:
+        due_s, sent_s, ...: shape (rows,), named as in `Journal`. `due`, `sent`, ... are item views of the same memory.
+        histograms: shape (workers, len(HistogramKind), HISTOGRAM_BINS).
+        counts: shape (workers, len(Count)).
+        first_address, sent_address: memory addresses of `first_s` and `sent_s`, for compiled code.
     """
 
     def __init__(self, fd: int, rows: int, workers: int) -> None:
         self.rows, self.workers = rows, workers
         self._memory = mmap.mmap(fd, self.size(rows, workers))
         self._offset = 0
-        self.spreads: npt.NDArray[np.int64] = self._take(np.int64, workers * len(Spread) * BINS).reshape(
-            workers, len(Spread), BINS
-        )
+        kinds = len(HistogramKind)
+        histograms = self._take(np.int64, workers * kinds * HISTOGRAM_BINS)
+        self.histograms: npt.NDArray[np.int64] = histograms.reshape(workers, kinds, HISTOGRAM_BINS)
         self.counts: npt.NDArray[np.int64] = self._take(np.int64, workers * len(Count)).reshape(workers, len(Count))
         self.due_s, self.sent_s, self.first_s, self.last_s, self.end_s = (
             self._take(np.float64, rows) for _ in _ROW_FLOATS
@@ -118,12 +125,12 @@ class PhaseTable:
             self._take(np.int32, rows) for _ in _ROW_INTS
         )
         self.status, self.hot = (self._take(np.uint8, rows) for _ in _ROW_BYTES)
-        # Single items go through memoryviews of the same memory: a third of the time that NumPy takes.
-        self.due, self.sent = view(self.due_s), view(self.sent_s)
-        self.first, self.last, self.end = view(self.first_s), view(self.last_s), view(self.end_s)
-        self.prompt, self.output = view(self.prompt_tokens), view(self.output_tokens)
-        self.counted_prompt, self.counted_output = view(self.counted_prompt_tokens), view(self.counted_output_tokens)
-        self.state = view(self.status)
+        self.due, self.sent = item_view(self.due_s), item_view(self.sent_s)
+        self.first, self.last, self.end = item_view(self.first_s), item_view(self.last_s), item_view(self.end_s)
+        self.prompt, self.output = item_view(self.prompt_tokens), item_view(self.output_tokens)
+        self.counted_prompt = item_view(self.counted_prompt_tokens)
+        self.counted_output = item_view(self.counted_output_tokens)
+        self.state = item_view(self.status)
         self.first_address, self.sent_address = self.first_s.ctypes.data, self.sent_s.ctypes.data
 
     def _take(self, dtype: type[_Scalar], count: int) -> npt.NDArray[_Scalar]:
@@ -135,12 +142,12 @@ class PhaseTable:
     def size(rows: int, workers: int) -> int:
         """Bytes that a table takes."""
         row = 8 * len(_ROW_FLOATS) + 4 * len(_ROW_INTS) + len(_ROW_BYTES)
-        return row * rows + 8 * workers * (len(Spread) * BINS + len(Count))
+        return row * rows + 8 * workers * (len(HistogramKind) * HISTOGRAM_BINS + len(Count))
 
     @classmethod
     def create(cls, rows: int, workers: int) -> tuple[PhaseTable, int]:
-        """A fresh table, times NaN and every status IN_FLIGHT, and its descriptor (the caller closes it)."""
-        fd = shared_memory(cls.size(rows, workers))
+        """A fresh table, all times NaN and every status IN_FLIGHT, and its descriptor, which the caller closes."""
+        fd = anonymous_memory(cls.size(rows, workers))
         table = cls(fd, rows, workers)
         for name in _ROW_FLOATS:
             getattr(table, name)[:] = np.nan
@@ -148,49 +155,55 @@ class PhaseTable:
         return table, fd
 
     def taken(self) -> npt.NDArray[np.bool_]:
-        """Shape (rows,): which rows have been sent or tried; each worker takes its own in their order."""
+        """Shape (rows,): which rows have been sent or tried. Each worker takes its own rows in their order."""
         turn, worker = np.divmod(np.arange(self.rows), self.workers)
         taken: npt.NDArray[np.bool_] = turn < self.counts[worker, Count.SENT]
         return taken
 
-    def histogram(self, spread: Spread) -> Histogram:
-        """All workers' counts of one kind; a copy."""
-        return Histogram(LOWEST_S, GROWTH, self.spreads[:, spread, :].sum(axis=0))
+    def histogram(self, kind: HistogramKind) -> Histogram:
+        """All workers' values of one kind; a copy."""
+        return Histogram(HISTOGRAM_LOWEST_S, HISTOGRAM_GROWTH, self.histograms[:, kind, :].sum(axis=0))
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerBoard:
-    """What holds across phases: `live`, shape (workers, len(WorkerState)); `tokens`, shape (workers, TOKEN_BINS)."""
+class RunTable:
+    """What the workers write that belongs to no single phase.
 
-    live: npt.NDArray[np.int64]
+    Attributes:
+        progress: shape (workers, len(WorkerProgress)).
+        tokens: shape (workers, TOKEN_BINS), output tokens received in each bin of `TOKEN_BIN_S`.
+    """
+
+    progress: npt.NDArray[np.int64]
     tokens: npt.NDArray[np.int64]
 
     @staticmethod
     def size(workers: int) -> int:
-        """Bytes of the board; most are never touched."""
-        return 8 * workers * (len(WorkerState) + TOKEN_BINS)
+        """Bytes of the table; most are never touched."""
+        return 8 * workers * (len(WorkerProgress) + TOKEN_BINS)
 
     @classmethod
-    def attach(cls, fd: int, workers: int) -> WorkerBoard:
-        """The board behind a descriptor."""
+    def attach(cls, fd: int, workers: int) -> RunTable:
+        """The table behind a descriptor."""
         memory = mmap.mmap(fd, cls.size(workers))
-        live = np.frombuffer(memory, np.int64, workers * len(WorkerState))
-        tokens = np.frombuffer(memory, np.int64, workers * TOKEN_BINS, live.nbytes)
-        return cls(live.reshape(workers, len(WorkerState)), tokens.reshape(workers, TOKEN_BINS))
+        progress = np.frombuffer(memory, np.int64, workers * len(WorkerProgress))
+        tokens = np.frombuffer(memory, np.int64, workers * TOKEN_BINS, progress.nbytes)
+        return cls(progress.reshape(workers, len(WorkerProgress)), tokens.reshape(workers, TOKEN_BINS))
 
 
-def bin_of(seconds: Floats) -> npt.NDArray[np.int64]:
-    """The histogram bin of each value; see `Histogram`. Negative values fall into bin 0."""
+def histogram_bins(seconds: Floats) -> npt.NDArray[np.int64]:
+    """The bin of each value, see `Histogram`; the same shape. Negative values fall into bin 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        bins = np.ceil(np.log(seconds / LOWEST_S) / np.log(GROWTH) - 1e-9)
-    held = np.clip(np.nan_to_num(bins, nan=0.0, neginf=0.0, posinf=BINS), 0, BINS - 1)
+        bins = np.ceil(np.log(seconds / HISTOGRAM_LOWEST_S) / np.log(HISTOGRAM_GROWTH) - 1e-9)
+    held = np.clip(np.nan_to_num(bins, nan=0.0, neginf=0.0, posinf=HISTOGRAM_BINS), 0, HISTOGRAM_BINS - 1)
     index: npt.NDArray[np.int64] = held.astype(np.int64)
     return index
 
 
 @compiled
-def bin_at(seconds: float) -> int:
-    """`bin_of` a single value."""
-    if seconds <= LOWEST_S:
+def histogram_bin(seconds: float) -> int:
+    """`histogram_bins` of a single value."""
+    if seconds <= HISTOGRAM_LOWEST_S:
         return 0
-    return min(math.ceil(math.log(seconds / LOWEST_S) / math.log(GROWTH) - 1e-9), BINS - 1)
+    steps = math.log(seconds / HISTOGRAM_LOWEST_S) / math.log(HISTOGRAM_GROWTH)
+    return min(math.ceil(steps - 1e-9), HISTOGRAM_BINS - 1)

@@ -1,8 +1,8 @@
 """A trace of real traffic: when requests arrived and how long they were.
 
-CSV or JSON Lines, in our own form or as public traces are published (see `pytest_gpucap.load.trace_formats`). Our own:
-the header, or the keys, ``arrival_s``, ``input_tokens`` and ``output_tokens`` (in any order, more columns are ignored);
-times are seconds from any start, in rising order.
+A file is CSV or JSON Lines, in our own format or in one of published traces (`pytest_gpucap.load.trace_formats`). Our
+own format has the columns or keys ``arrival_s``, ``input_tokens`` and ``output_tokens`` in any order; others are
+ignored. Times are seconds from any start, in rising order.
 """
 
 from __future__ import annotations
@@ -25,15 +25,18 @@ from pytest_gpucap.load.trace_formats import CSV_FORMATS, JSON_FORMATS, TraceFor
 from pytest_gpucap.requirement import Length, LengthKind, RequirementError, Workload
 
 MAX_ROWS = 2_000_000
-"""More than any measurement can send; the week-long public traces have ten times as many and would fill the memory."""
+"""More than any measurement can send. Public traces of a week have ten times as many, and would fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Arrivals of shape (n,), seconds from the first one, with the token counts of each.
+    """A trace of n requests.
 
-    `period_s` is the time after which the trace starts over when a phase outlasts it: from the first arrival to the
-    last, and one mean gap. `left_out` counts the rows of failed requests.
+    Attributes:
+        arrival_s: shape (n,), seconds from the first arrival.
+        input_tokens, output_tokens: shape (n,).
+        period_s: the time after which the trace starts over: from the first arrival to the last, and one mean gap.
+        left_out: rows of failed requests, which are not in the trace.
     """
 
     arrival_s: Floats
@@ -44,14 +47,14 @@ class Trace:
 
     @property
     def rate_rps(self) -> float:
-        """Mean rate of the trace as recorded."""
+        """Mean rate of the trace as recorded, in requests per second."""
         return self.arrival_s.size / self.period_s
 
     def sha256(self) -> str:
-        """Of arrivals in whole microseconds from the first, input and output tokens: 64 hex digits.
+        """Hash of arrivals (in whole microseconds from the first), input and output tokens: 64 hex digits.
 
-        The name of the file, its form, line ends, other columns and when the recording began are not in it: two files
-        with one hash bring the very same requests.
+        The file's name and format, its line ends, its other columns and the time of the first arrival are left out: two
+        files with the same hash make the very same requests.
         """
         found = hashlib.sha256()
         for column, form in (
@@ -67,7 +70,7 @@ def read_trace(path: Path) -> Trace:
     """Read a trace file.
 
     Raises:
-        RequirementError: if the file cannot be read, or a row is not what it must be; names the file and the line.
+        RequirementError: if the file cannot be read, or a row is malformed; names the file and the line.
     """
     try:
         changed = path.stat()
@@ -77,9 +80,10 @@ def read_trace(path: Path) -> Trace:
 
 
 def with_trace_lengths(workload: Workload) -> Workload:
-    """The workload with its trace's hash, and lengths of its mean, spread and bounds; as it is without a trace.
+    """The workload with its trace's hash, and with lengths that have the trace's mean, spread and bounds.
 
-    What is sent comes from the trace row by row; estimates and physical limits go by the description.
+    A workload without a trace stays as it is. Requests are sent as the trace has them, row by row. Estimates and
+    physical limits use the lengths set here.
 
     Raises:
         RequirementError: as `read_trace`.
@@ -96,10 +100,10 @@ def with_trace_lengths(workload: Workload) -> Workload:
 
 
 def decode_context(trace: Trace) -> float:
-    """Mean context, in tokens, of the steps in which the trace's output tokens are generated.
+    """Mean context, in tokens, of the decode steps that generate the trace's output tokens.
 
-    Each row's prompt and half of its output, weighted by its output: long answers take most of the steps, and where
-    they follow short prompts (or long ones) the product of two means is not the mean.
+    This is the mean of each row's prompt and half of its output, weighted by its output. Long answers take most of the
+    steps, so the weights matter wherever the lengths of prompt and answer are related.
     """
     read, written = trace.input_tokens.astype(np.float64), trace.output_tokens.astype(np.float64)
     return float(np.sum(written * (read + written / 2)) / np.sum(written))
@@ -147,12 +151,12 @@ def _read(path: Path, _changed_ns: int, _size: int) -> Trace:
     )
 
 
-Row = tuple[int, float, int, int]
+TraceRow = tuple[int, float, int, int]
 """Line number, arrival in seconds, input tokens, output tokens."""
 
 
-def _rows(path: Path, lines: Iterable[str]) -> tuple[TraceFormat, Iterator[Row]]:
-    """The file's form and its rows, read as they are asked for."""
+def _rows(path: Path, lines: Iterable[str]) -> tuple[TraceFormat, Iterator[TraceRow]]:
+    """The file's format and its rows; the rows are read when they are asked for."""
     numbered = enumerate(lines, start=1)
     first = next(((number, line) for number, line in numbered if line.strip()), None)
     if first is None:
@@ -162,13 +166,13 @@ def _rows(path: Path, lines: Iterable[str]) -> tuple[TraceFormat, Iterator[Row]]
     return _csv_rows(path, first[1], (line for _, line in numbered), first[0])
 
 
-def _csv_rows(path: Path, header: str, lines: Iterator[str], offset: int) -> tuple[TraceFormat, Iterator[Row]]:
+def _csv_rows(path: Path, header: str, lines: Iterator[str], offset: int) -> tuple[TraceFormat, Iterator[TraceRow]]:
     names = [name.strip() for name in next(csv.reader([header]))]
-    form = _form(f"{path}:{offset}: the header", CSV_FORMATS, names)
+    form = _recognised(f"{path}:{offset}: the header", CSV_FORMATS, names)
     places = [names.index(name) for name in form.columns]
     reader = csv.reader(lines)
 
-    def rows() -> Iterator[Row]:
+    def rows() -> Iterator[TraceRow]:
         for row in reader:
             number = reader.line_num + offset
             if row:
@@ -178,14 +182,14 @@ def _csv_rows(path: Path, header: str, lines: Iterator[str], offset: int) -> tup
     return form, rows()
 
 
-def _json_rows(path: Path, numbered: Iterator[tuple[int, str]]) -> tuple[TraceFormat, Iterator[Row]]:
+def _json_rows(path: Path, numbered: Iterator[tuple[int, str]]) -> tuple[TraceFormat, Iterator[TraceRow]]:
     number, line = next(numbered)
     where = f"{path}:{number}"
     first = _json_object(where, line)
     inside = [f"{name}.{key}" for name, value in first.items() if isinstance(value, dict) for key in value]
-    form = _form(f"{where}: the object", JSON_FORMATS, [*first, *inside])
+    form = _recognised(f"{where}: the object", JSON_FORMATS, [*first, *inside])
 
-    def rows() -> Iterator[Row]:
+    def rows() -> Iterator[TraceRow]:
         for at, text in itertools.chain([(number, line)], numbered):
             if text.strip():
                 where = f"{path}:{at}"
@@ -198,7 +202,7 @@ def _json_rows(path: Path, numbered: Iterator[tuple[int, str]]) -> tuple[TraceFo
     return form, rows()
 
 
-def _form(what: str, formats: tuple[TraceFormat, ...], names: Collection[str]) -> TraceFormat:
+def _recognised(what: str, formats: tuple[TraceFormat, ...], names: Collection[str]) -> TraceFormat:
     found = recognise(formats, names)
     if found is None:
         known = " or ".join(dict.fromkeys(", ".join(each.columns) for each in formats))
@@ -219,7 +223,7 @@ def _json_object(where: str, line: str) -> Mapping[str, Any]:
     return found
 
 
-def _row(where: str, number: int, form: TraceFormat, values: list[Any]) -> Row:
+def _row(where: str, number: int, form: TraceFormat, values: list[Any]) -> TraceRow:
     try:
         arrival_s = form.seconds(values[0])
     except (TypeError, ValueError):

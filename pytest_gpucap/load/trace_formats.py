@@ -1,6 +1,6 @@
-"""The forms that public traces are published in, told apart by their header or their keys.
+"""The formats that public traces are published in, told apart by their header or their keys.
 
-| form | columns or keys | times | source |
+| format | columns or keys | times | source |
 | --- | --- | --- | --- |
 | ours | ``arrival_s, input_tokens, output_tokens`` | seconds | |
 | Azure LLM inference 2023, 2024 | ``TIMESTAMP, ContextTokens, GeneratedTokens`` | dates | Azure/AzurePublicDataset |
@@ -9,8 +9,8 @@
 | Bailian | the same, and ``chat_id`` | seconds | alibaba-edu/qwen-bailian-usagetraces-anon |
 | RAGPulse | the same, and passages in ``hash_ids`` | seconds, as text | flashserve/RAGPulse |
 
-Rows of published traces without tokens one way or the other are requests that failed (so BurstGPT's description says)
-and are left out; in our own form they are a mistake.
+Rows of published traces without input or without output tokens are requests that failed (BurstGPT's description), and
+are left out. In our own format they are an error.
 """
 
 from __future__ import annotations
@@ -30,22 +30,21 @@ def _milliseconds(value: Any) -> float:
 
 
 def _date(value: Any) -> float:
-    """Seconds of a date, with a zone or without, whatever the number of decimals."""
+    """A date and time, in seconds since 1970; UTC where it names no time zone. Any number of decimals."""
     when = datetime.fromisoformat(str(value))
     return (when if when.tzinfo is not None else when.replace(tzinfo=UTC)).timestamp()
 
 
 @dataclass(frozen=True, slots=True)
 class TraceFormat:
-    """One form: where arrival, input and output tokens stand, and how its times become seconds.
+    """One format: which columns hold arrival, input and output tokens, and how its times become seconds.
 
     Attributes:
         columns: arrival, input tokens, output tokens.
-        seconds: of a time as it is written; raises ValueError or TypeError on what is none.
+        seconds: turns a time as it is written into seconds; raises ValueError or TypeError if it is no time.
         time_is: what a time must be, for messages.
-        published: failed requests (no tokens) are left out and rows are put in order; in our own form both are
-            mistakes.
-        beside: a column that must be there as well; of a JSON object also ``key.key`` of one inside it.
+        published: failed requests (no tokens) are left out, and rows are sorted. In our own format both are errors.
+        beside: another column that must be there; ``key.key`` for a key of an object inside a JSON object.
     """
 
     name: str
@@ -72,7 +71,7 @@ JSON_FORMATS: Final = (
 
 
 def recognise(formats: tuple[TraceFormat, ...], names: Collection[str]) -> tuple[TraceFormat, list[str]] | None:
-    """The form that has most of its columns among the names, and those that it lacks; None where no form has any."""
+    """The format with most of its columns among the names, and the columns it lacks; None if no format has any."""
     possible = [form for form in formats if form.beside is None or form.beside in names]
     best = max(possible, key=lambda form: len({*form.columns} & {*names}))  # the first of equals
     lacking = [name for name in best.columns if name not in names]

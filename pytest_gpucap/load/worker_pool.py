@@ -1,4 +1,4 @@
-"""The worker processes as the runner sees them: started, told, listened to, and never waited for in vain."""
+"""The worker processes as the runner sees them: it starts them, sends them orders, and notices when one fails."""
 
 from __future__ import annotations
 
@@ -17,17 +17,25 @@ from typing import IO, Any
 
 import pytest_gpucap
 from pytest_gpucap.load.protocol import LoadError
-from pytest_gpucap.load.shared_memory import WorkerBoard, WorkerState, shared_memory
+from pytest_gpucap.load.shared_memory import RunTable, WorkerProgress, anonymous_memory
 
-START_TIMEOUT_S = 60.0
+WORKER_START_TIMEOUT_S = 60.0
 """Importing NumPy takes a second even on a busy machine; a minute means that something is wrong."""
 SILENCE_S = 15.0
-"""A worker's heartbeat beats 50 times a second. A machine so busy that none comes for this long measures nothing."""
-STOP_TIMEOUT_S = 5.0
+"""A worker's heartbeat beats 50 times a second. A machine too busy for one beat in this time measures nothing."""
+WORKER_STOP_TIMEOUT_S = 5.0
 
 
 class WorkerPool:
-    """`workers` processes, started at once; `setup` is what every one of them is told first."""
+    """A number of worker processes, started together.
+
+    Args:
+        workers: how many.
+        setup: the first message to every worker.
+
+    Raises:
+        LoadError: if one of them does not start.
+    """
 
     def __init__(self, workers: int, setup: dict[str, Any]) -> None:
         self.workers = workers
@@ -36,26 +44,26 @@ class WorkerPool:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._sockets: list[socket.socket] = []
         self._inbox: list[list[dict[str, Any]]] = [[] for _ in range(workers)]
-        board_fd = shared_memory(WorkerBoard.size(workers))
+        run_table_fd = anonymous_memory(RunTable.size(workers))
         try:
-            self.board = WorkerBoard.attach(board_fd, workers)
+            self.run_table = RunTable.attach(run_table_fd, workers)
             for worker in range(workers):
-                self._start({**setup, "worker": worker, "workers": workers}, board_fd)
+                self._start({**setup, "worker": worker, "workers": workers}, run_table_fd)
             self._started_s = time.monotonic()
-            deadline_s = self._started_s + START_TIMEOUT_S
+            deadline_s = self._started_s + WORKER_START_TIMEOUT_S
             for worker in range(workers):
                 self._wait_for(worker, "ready", deadline_s, watch_heartbeat=False)
         except BaseException:
             self.close()
             raise
         finally:
-            os.close(board_fd)
+            os.close(run_table_fd)
 
-    def _start(self, setup: dict[str, Any], board_fd: int) -> None:
+    def _start(self, setup: dict[str, Any], run_table_fd: int) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-P", "-m", "pytest_gpucap.load.worker"]
         if threading.current_thread() is threading.main_thread():
-            # The signal comes when the *thread* that started the child ends; only the main thread lives long enough.
+            # The signal comes when the *thread* that started the child ends. Only the main thread lives long enough.
             command.append("--die-with-parent")
         environment = dict(os.environ)
         home = str(Path(pytest_gpucap.__file__).parents[1])
@@ -65,7 +73,7 @@ class WorkerPool:
             self._processes.append(
                 subprocess.Popen(command, stdin=theirs.fileno(), stdout=self._log, stderr=self._log, env=environment)
             )
-        socket.send_fds(ours, [json.dumps(setup).encode()], [board_fd])
+        socket.send_fds(ours, [json.dumps(setup).encode()], [run_table_fd])
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -73,7 +81,7 @@ class WorkerPool:
         return tuple(process.pid for process in self._processes)
 
     def tell(self, message: dict[str, Any], fd: int | None = None) -> None:
-        """Send every worker a message, and a descriptor along with it.
+        """Send every worker a message, and a file descriptor along with it.
 
         Raises:
             LoadError: if one is dead.
@@ -86,7 +94,7 @@ class WorkerPool:
                 self._dead(worker)
 
     def watch(self, timeout_s: float) -> None:
-        """Wait at most this long for messages; they are kept for `heard`.
+        """Wait at most this long for messages, and keep them for `heard` and `collect`.
 
         Raises:
             LoadError: if a worker has died or fallen silent.
@@ -107,14 +115,14 @@ class WorkerPool:
             self._inbox[worker].append(message)
 
     def check_heartbeats(self) -> None:
-        """Raise when a worker has been silent for too long.
+        """Check that every worker is alive.
 
         Raises:
-            LoadError: naming it.
+            LoadError: if one has been silent for too long; names it.
         """
         now_s = time.monotonic()
         for worker in range(self.workers):
-            last_s = max(float(self.board.live[worker, WorkerState.HEARTBEAT_NS]) * 1e-9, self._started_s)
+            last_s = max(float(self.run_table.progress[worker, WorkerProgress.HEARTBEAT_NS]) * 1e-9, self._started_s)
             if now_s - last_s > SILENCE_S:
                 raise LoadError(
                     f"load worker {worker} (pid {self._processes[worker].pid}) has been silent for "
@@ -125,14 +133,14 @@ class WorkerPool:
         """Wait until every worker has sent a message of a kind.
 
         Raises:
-            LoadError: if one does not within the time, or has died.
+            LoadError: if one does not send it in time, or has died.
         """
         deadline_s = time.monotonic() + timeout_s
         for worker in range(self.workers):
             self._wait_for(worker, kind, deadline_s)
 
     def heard(self, kind: str) -> bool:
-        """Whether every worker has sent a message of this kind; then they are taken."""
+        """Whether every worker has sent a message of this kind; if so, the messages are taken."""
         if not all(any(kind in message for message in inbox) for inbox in self._inbox):
             return False
         for worker in range(self.workers):
@@ -166,13 +174,13 @@ class WorkerPool:
     def _log_tail(self) -> str:
         size = os.fstat(self._log.fileno()).st_size
         text = os.pread(self._log.fileno(), 2000, max(0, size - 2000)).decode("utf-8", "replace").strip()
-        return f"its last words: {text}" if text else "it left no word"
+        return f"the end of its log: {text}" if text else "its log is empty"
 
     def close(self) -> None:
         """End every worker and reap it. Safe to call twice."""
         for sock in self._sockets:
-            sock.close()  # End of file: the worker cancels what is in flight and ends.
-        deadline_s = time.monotonic() + STOP_TIMEOUT_S
+            sock.close()  # At the end of file the worker cancels what is in flight and ends.
+        deadline_s = time.monotonic() + WORKER_STOP_TIMEOUT_S
         for process in self._processes:
             try:
                 process.wait(max(deadline_s - time.monotonic(), 0.0))

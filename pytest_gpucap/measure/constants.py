@@ -1,130 +1,208 @@
-"""Every constant of the procedure: its value, and why. `docs/statistics.md` lists the same."""
+"""Every constant of the measuring procedure, with the reason for its value; `docs/statistics.md` lists them all."""
 
 from __future__ import annotations
 
+# The first holds
+
 WARM_UP_S = 12.0
-"""Load before anything counts: a fresh engine compiles, captures and caches, and may be a third slower for seconds."""
+"""Load that is discarded before anything counts. A fresh engine compiles kernels, captures graphs and fills caches; for
+its first seconds it may be a third slower."""
 LOW_SHARE = 0.6
-"""Each hold of the climb is at this share of the next; the last is at the critical concurrency."""
+"""Each hold of the ramp has this share of the concurrency of the next hold. The last hold has the critical one. Most
+checks then need two holds, whose paces differ enough to give the curve its slope."""
 FIRST_HOLD = 80
-"""The climb begins at this concurrency at most: far below where any server's front end chokes, and enough to see."""
+"""Highest concurrency of the first hold. An API server of one process falls behind only well above it, and 80 requests
+are enough to measure a pace."""
 STEP_SLACK = 0.35
-"""Steps of a climb are even in the logarithm; so much of a step is rather spread over the others."""
+"""The ramp's steps are equal in the logarithm. If the last step would be shorter than this share of a full step, the
+other steps grow a little instead: a further hold would cost more time than it tells."""
 ENOUGH = 1.3
-"""A climb ends where throughput is so many times the design rate: more in flight would answer nobody's question."""
+"""The ramp ends once a hold reaches this multiple of the design rate. Higher concurrency could not change a verdict."""
 FALL_SHARE = 0.10
-"""Throughput lower by this share at a higher concurrency, twice, is a fall, beyond the noise of a hold."""
+"""Throughput that is lower by this share at a higher concurrency has fallen, if a second hold confirms it. The pace of
+one hold is known to about 1%, so this is far beyond noise."""
 DOUBTFUL_RISE = 1.03
-"""Throughput that rose by less than this from one held concurrency to the next is looked at twice: it falls slowly."""
-TURNED_SHARE = 0.8
-"""After a fall the holds are at this share of the best concurrency, on the safe side of it."""
-REFUTED_SHARE = 0.02
-"""A hold below the fall with throughput lower by this share than beyond it says that there was no fall."""
-TURN_ERROR = 0.018
-"""Added error where throughput falls beyond some concurrency: the best is known to the nearest hold only."""
-STEEPEST = 5.0
-"""A percentile that rises so steeply with the rate is at a bound, and its slope there holds nowhere else."""
-TURNED_RATE_SHARE = 0.97
-"""Where throughput falls beyond some concurrency, `measure` tries rates so far below its estimate: one that tips the
-server over tells little."""
+"""A hold is repeated if its throughput is less than this multiple of the best hold before it. Where throughput falls
+slowly, the first seconds at a higher concurrency do not show it yet."""
+BELOW_PEAK_SHARE = 0.8
+"""Once throughput has fallen, later holds have this share of the peak's concurrency. The peak is known only to the
+nearest hold, and a server just beyond it needs long to recover."""
+NO_PEAK_SHARE = 0.02
+"""If the hold below the peak has less throughput than the hold beyond it, by this share, then the peak was noise."""
+PEAK_ERROR = 0.018
+"""Standard error of ln(rate) that is added where throughput has a peak: the peak is known only to the nearest hold."""
+BELOW_PEAK_RATE_SHARE = 0.97
+"""Where throughput has a peak, `measure` runs its open loops at this share of the estimated rate. An overloaded server
+would say little about the rate that it sustains."""
 REFILL_S = 2.0
-"""Not counted where a server was emptied and filled again."""
-LOW_HOLD_S = 4.0
-HOLD_S = 7.0
-"""A closed-loop hold: hundreds of engine steps, which put the pace within 0.3%."""
+"""Discarded after a server was emptied and filled again: all prompts are prefilled at once, which is no steady
+state."""
 TOP_UP_S = 1.0
-"""Not counted after concurrency was raised: the prefill of so many prompts at once is nobody's steady state."""
-EXTRAPOLATED_ERROR = 0.06
-"""Added error of such an estimate: beyond what was measured, throughput may also fall."""
-OPEN_S = 11.0
-"""An open loop at the design rate: enough arrivals to hold the twin's prediction against what happened."""
-MOST_CYCLES = 4
-"""Hold and open loop, repeated while undecided. Longer does not help: what is left is drift and the twin's error."""
-DECISION_Z = (1.9, 1.6, 1.4, 1.2)
-"""Standard errors of ln(rate / design rate) that decide after each cycle: strict while few windows are in."""
-HOLD_FAIL_LN = 0.10
-"""After a first hold this far below the design rate (in the logarithm), and `HOLD_FAIL_Z` standard errors, it is FAIL:
-the server was seen to be slower than the design rate needs, and an open loop would only drown it."""
-HOLD_FAIL_Z = 4.0
-SHAPE_ERROR = 0.02
-"""Added error of an estimate from holds alone: two batch sizes leave the curve's shape to the prior."""
+"""Discarded after the concurrency was raised: only the added prompts are prefilled, so it is shorter than
+`REFILL_S`."""
+LOW_HOLD_S = 4.0
+"""Length of a hold on the way up. It only has to show the curve's slope and whether throughput rises, so it is shorter
+than `HOLD_S`."""
+HOLD_S = 7.0
+"""Length of a hold that counts. It contains hundreds of engine steps, which give the pace to about 0.3%."""
 UNSTEADY_LN = 0.04
-"""A hold whose halves differ by more (and than `UNSTEADY_Z` standard errors) has not settled, and is extended."""
+"""A hold is extended if the paces of its halves differ by more than this, in the logarithm. A smaller difference moves
+the estimate by less than the interval allows for."""
 UNSTEADY_Z = 4.0
+"""The halves must also differ by this many standard errors: noise alone reaches that once in 16,000 holds."""
 MOST_EXTENSIONS = 2
-DRIFT_SD = 0.007
-"""Slow drift of a server's speed that one short measurement cannot see; see the docs for the measured figures."""
-DRIFT_TAU_S = 90.0
-"""How slowly: longer measurements average over some of it."""
-TWIN_ERROR = 0.006
-"""Standard error of the twin itself: its lanes, and what it leaves out of the engine."""
-EXAMINED_NEAR = 0.06
-"""An estimate within this (in the logarithm) of one that the twin examined thoroughly takes that examination over."""
-FLAT_SLOPE = 0.5
-"""Where a percentile rises more slowly than this with the rate (both in logarithms), the twin's error of the percentile
-is several of the rate."""
-STALL_PRIOR_S = 100.0
-"""Before anything is seen, one stop of `STALL_S` in this many seconds is assumed: garbage collection, I/O."""
-STALL_S = 0.3
+"""A hold is extended at most this often. A server that has not settled after three holds drifts, and the interval
+covers that instead."""
+
+# Check
+
+OPEN_S = 11.0
+"""Length of an open loop at the design rate. It brings enough arrivals to compare the queue model with what happened,
+and costs little more than a hold."""
+MOST_CYCLES = 4
+"""Cycles of hold and open loop. What is still undecided after four is drift and the queue model's own error, and more
+cycles reduce neither."""
+DECISION_Z = (1.9, 1.6, 1.4, 1.2)
+"""Standard errors between ln(rate) and ln(design rate) that decide after each cycle. The first values are strict,
+because few windows are measured by then; all looks together keep the error rates that RESULTS.md reports."""
+HOLD_FAIL_LN = 0.10
+"""The first holds alone decide FAIL if the estimate is below the design rate by more than this, in the logarithm. An
+open loop would only overload such a server."""
+HOLD_FAIL_Z = 4.0
+"""The estimate of the first holds must also be this many standard errors below the design rate: no open loop has
+confirmed the model yet."""
+SHAPE_ERROR = 0.02
+"""Standard error of ln(rate) that is added to an estimate from the first holds alone. Two batch sizes leave the curve's
+shape to the prior."""
 OVERLOAD = 1.6
-"""An open loop is called off when so many times the critical concurrency is in flight: it is drowning."""
+"""An open loop is called off once this multiple of the critical concurrency is in flight. The design rate then exceeds
+what the server sustains, and the rest of the phase would add nothing."""
 OVERLOAD_MARGIN = 12
-GROSS_SHARE = 0.30
-"""PASS needs the open loop itself to break no limit in more than this share of the requests."""
-PACE_TOLERANCE_LN = 0.05
-"""The twin, replaying the open loop's own arrivals, must find the engine's pace within this of the one fitted."""
-OFFSET_QUANTILES = 41
-"""Quantiles kept of what first tokens took beyond the model."""
-OFFSET_SPREAD = 8.0
-"""Interquartile ranges from the median beyond which a first token was caught by a stop of the engine."""
-LEAST_OFFSETS = 20
-"""Fewer first tokens say nothing of their distribution."""
-KV_SHARE = 0.87
-"""Of the KV cache that holds may fill: beyond, preemption begins."""
-UNKNOWN_SEQS = 256
-"""Sequences assumed at most in a hold where the server's limit is unknown; vLLM's common default."""
-HEAT = 1.0
-"""The critical concurrency is raised by this many standard deviations of a Poisson count, so that the curve is measured
-where the tail of the queue lives."""
-TOKEN_FLOOR_S = 0.0003
-"""No server generates a request's tokens faster: bounds the rows a closed loop needs."""
-SLICES = 3
-"""Windows that each phase is cut into, so that at least 5 samples stand behind every estimate."""
-LEAST_SAMPLES = 5
-EXTRAPOLATED, EXTRAPOLATED_MARGIN = 1.4, 2
-"""An estimate whose queue reaches so many times beyond the requests in flight that were measured, and the margin, gets
-the bounds of both extremes."""
-DIRECT_S = 240.0
-"""The direct run that replaces a twin which disagrees: long, because a queue near its knee is a slow thing."""
-DIRECT_BLOCKS = 8
-DIRECT_Z = 2.36
-"""Student's t at 97.5% for 7 degrees of freedom: the direct run's blocks."""
+"""Requests in flight that are allowed on top of `OVERLOAD`. With a critical concurrency of a few requests, chance alone
+exceeds the multiple."""
+MOST_VIOLATIONS = 0.30
+"""PASS requires that the open loop itself breaks no limit in more than this share of its requests. Near the limit, one
+busy period breaks a p95 limit in far more than 5% of the requests of 11 seconds."""
 ERROR_LEVEL = 0.005
-"""Errors fail a requirement when so many would be this improbable at the rate allowed."""
+"""Level of the one-sided binomial test of failed requests: a requirement fails only if chance would produce as many
+failures less often than this."""
 MOST_ERRORS_SEEN = 0.5
-"""A phase in which more than this share of the requests fails is called off."""
+"""A phase is called off once more than this share of its requests failed: its latencies would describe nothing."""
+
+# The interval
+
+DRIFT_SD = 0.007
+"""Standard deviation of the slow drift of a server's speed. One short measurement cannot see it. The simulated servers
+drift by it; a real server that moves more shows it between windows, and its interval grows."""
+DRIFT_TAU_S = 90.0
+"""Time constant of that drift, an Ornstein-Uhlenbeck process: a longer measurement averages over part of it."""
+QUEUE_MODEL_ERROR = 0.006
+"""Standard error of ln(rate) from the queue model itself: its random numbers, and what it leaves out of the engine. Its
+replications alone leave about 0.5%."""
+EXAMINED_NEAR = 0.06
+"""An estimate reuses an earlier thorough examination if both rates differ by less than this in the logarithm. The
+correction hardly changes over that distance, and an examination costs most of an estimate's time."""
+FLAT_SLOPE = 0.5
+"""Slope of ln(percentile) against ln(rate) below which the queue model's error grows in proportion. On a flat curve, 1%
+of latency is several percent of rate."""
+STEEPEST = 5.0
+"""A slope above this is taken next to a bound, such as saturation, and is not reused as the next estimate's slope."""
+STALL_PRIOR_S = 100.0
+"""Before any stop of the engine was seen, one stop in this time is assumed: a garbage collection or a slow write."""
+STALL_S = 0.3
+"""Length of the stop that is assumed beforehand: that of the simulated servers' stops."""
+EXTRAPOLATED = 1.4
+"""An estimate counts as extrapolated if its queue reaches this multiple of the highest concurrency that was measured.
+Up to there the fitted curve is simply continued."""
+EXTRAPOLATED_MARGIN = 2
+"""Requests in flight that are allowed on top of `EXTRAPOLATED`: with a few requests, the next whole number may already
+be beyond the multiple."""
+EXTRAPOLATED_ERROR = 0.06
+"""Standard error of ln(rate) that is added to an extrapolated estimate. The bounds of the curve assume that throughput
+does not fall beyond the measured batch sizes, but it may."""
+
+# The model check
+
+PACE_TOLERANCE_LN = 0.05
+"""The queue model agrees with an open loop if the pace that explains its requests in flight differs from the fitted
+pace by no more than this, in the logarithm. Sampling error alone rarely exceeds it."""
+OFFSET_QUANTILES = 41
+"""Quantiles that are kept of the first-token times beyond the model. They follow the distribution's shape up to its
+98.8th percentile."""
+OFFSET_SPREAD = 8.0
+"""A first token this many interquartile ranges from the median met a stop of the engine. It is left out, because the
+model contains stops already."""
+LEAST_OFFSETS = 20
+"""Fewer requests than this do not describe a distribution: no offset and no share of violations is taken from them."""
+
+# Where to hold
+
+KV_SHARE = 0.87
+"""Share of the KV cache that holds may fill. Lengths vary, so preemption would begin at a fuller cache."""
+UNKNOWN_SEQS = 256
+"""Highest concurrency of a hold where the server's sequence limit is unknown: vLLM's common default."""
+CRITICAL_MARGIN_SD = 1.0
+"""The critical concurrency is raised by this many standard deviations of a Poisson count. The queue's busy periods,
+which decide a p95, lie above its mean."""
+TOKEN_FLOOR_S = 0.0003
+"""No server generates the tokens of one request faster than this. It bounds how many requests a closed loop must have
+in store."""
+SLICES = 3
+"""Each phase is recorded as this many windows. Two phases then already give the `LEAST_SAMPLES` that every estimate
+needs, and the spread within a phase shows."""
+LEAST_SAMPLES = 5
+"""Windows that an estimate needs. With fewer, no rate is reported."""
 SETTLE_S = 20.0
+"""Longest wait for cancelled requests to end. A healthy server drops them within a second; one that does not is no
+longer waited for."""
 LEAST_PHASE_S = 3.0
-"""Less time than this left is no phase."""
+"""Less time than this is not worth a phase: the measurement ends. It is also the length of a sweep's transition from
+one rate to the next."""
+
+# The direct run
+
+DIRECT_S = 240.0
+"""Length of the direct run, which replaces a queue model that disagrees. Near its limit a queue takes minutes from one
+busy period to the next."""
+DIRECT_BLOCKS = 8
+"""Blocks of the direct run (method of batch means). Each lasts 30 s, longer than most busy periods, so that they are
+nearly independent."""
+DIRECT_Z = 2.36
+"""Student's t at 97.5% with 7 degrees of freedom, for the mean over the 8 blocks."""
+
+# Measure
+
 MEASURE_CYCLES = 3
-"""Cycles of `measure`; one more of `hold` and `open loop` each narrows the interval little, see the docs."""
+"""Cycles of `measure`. A fourth narrows the interval little: drift and the queue model's own error remain."""
 SEARCH_MOVES = 11
-"""Changes of the held concurrency while `measure` looks for the critical one."""
+"""Most changes of the held concurrency during the search. From one request, ten steps of `SEARCH_FACTOR` reach 216,
+which is near `UNKNOWN_SEQS`."""
 SEARCH_HOLD_S = 5.0
-SPOILT_SHARE = 0.15
-"""`measure` learns nothing of first tokens from an open loop in which more than this share of requests broke a limit,
-and tries a rate lower by `SPOILT_RATE_SHARE` next."""
-SPOILT_RATE_SHARE = 0.92
+"""Length of a hold during the search. It only has to show the direction, but its window also shapes the curve."""
 SEARCH_NEAR = 0.25
-"""Concurrency within this share of the critical one is near enough."""
+"""The search ends within this distance of the wanted concurrency, in the logarithm: the curve holds that far beyond
+what was measured."""
 SEARCH_FACTOR = 1.6
-"""Most that one move raises the concurrency: a guess from few requests in flight must not drown the server."""
+"""Largest factor by which one move raises the concurrency. A guess from few requests in flight must not overload the
+server."""
+VIOLATIONS_TO_LEARN_FROM = 0.15
+"""`measure` takes first-token offsets only from an open loop that broke limits in no more than this share of its
+requests. Above it, the server was close to overload."""
+RETRY_RATE_SHARE = 0.92
+"""After such an open loop, the next one has this share of the estimated rate: far enough below to be steady, near
+enough to test the estimate."""
+
+# Sweep
+
 SINGLE_S = 6.0
-"""One request at a time, in a sweep."""
+"""Shortest hold of one request at a time. Hundreds of tokens give the pace to 1%."""
 POINT_S = 16.0
-"""One point of a sweep, after `POINT_LEAD_S` that are discarded."""
+"""Length of one point of a sweep. Its latencies are shown and decide nothing, so it need not be longer."""
 POINT_LEAD_S = 6.0
+"""Discarded before each point: the queue needs time to take on the new rate."""
 POINT_RISE = 1.5
-"""Most by which the mean latency is taken to rise to the point beyond the sustainable rate, when points are placed."""
+"""Points are placed by mean latency. The last, beyond the sustainable rate, is taken to have at most this multiple of
+the mean latency before it; otherwise the growing queue there would attract all points."""
 POINTS = 5
-"""Open-loop points of a sweep between the lightest load and the sustainable rate; one more lies beyond."""
+"""Points of a sweep from the lightest load to the sustainable rate; one more lies beyond it. Enough to draw the
+bend."""

@@ -1,4 +1,4 @@
-"""The long direct run, for servers that the twin does not describe: no model, only what the open loop shows."""
+"""The long direct run, for servers that the queue model does not describe: no model, only what the open loop shows."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.results.windows import Phase, WindowId
 
 
-def run_direct(session: MeasuringRun, design_rps: float, overload: int) -> tuple[Outcome, str]:
+def run_direct(run: MeasuringRun, design_rps: float, overload: int) -> tuple[Outcome, str]:
     """Decide on the share of requests within each limit, by blocks of one long open loop.
 
     Blocks, because neighbouring requests share a busy period and are no independent trials (method of batch means).
     """
-    window = session.open_loop(WindowId(Phase.DIRECT), design_rps, c.DIRECT_S, overload=overload)
-    if session.problems:
-        return Outcome.INVALID, session.problems[0].text
+    window = run.open_loop(WindowId(Phase.DIRECT), design_rps, c.DIRECT_S, overload=overload)
+    if run.problems:
+        return Outcome.INVALID, run.problems[0].text
     if window.span.stopped:
         return (
             Outcome.FAIL,
-            "the queue model does not describe this server, and a direct run at the design rate drowned it",
+            "the queue model does not describe this server, and a direct run at the design rate overloaded it",
         )
     why = "the queue model does not describe this server; a direct run at the design rate "
     outcome = Outcome.PASS
-    for limit in session.requirement.slo.limits:
-        shares = block_shares(session, window, limit)
+    for limit in run.requirement.slo.limits:
+        shares = block_shares(run, window, limit)
         if shares.size < 2:  # noqa: PLR2004 - no spread of one
             return Outcome.INCONCLUSIVE, why + f"left {limit.name} undecided"
         mean, error = float(shares.mean()), float(shares.std(ddof=1)) / math.sqrt(shares.size)
@@ -43,9 +43,9 @@ def run_direct(session: MeasuringRun, design_rps: float, overload: int) -> tuple
     return outcome, why + word
 
 
-def block_shares(session: MeasuringRun, window: Window, limit: LatencyLimit) -> Floats:
+def block_shares(run: MeasuringRun, window: Window, limit: LatencyLimit) -> Floats:
     """Share of requests beyond the limit in each block, shape (blocks,). A request in flight counts by its age."""
-    journal, end_s = session.journal, window.end_s
+    journal, end_s = run.journal, window.end_s
     if limit.metric is Metric.ITL:
         return np.array([window.span.gaps.share_above(limit.limit_s)] * 2)
     rows = slice(window.span.first_row, window.span.end_row)

@@ -8,18 +8,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pytest_gpucap.estimate import queue_model
-from pytest_gpucap.estimate.queue_model import Examination, ServerModel, Sustainable, Traffic
+from pytest_gpucap.estimate.queue_model import Calibration, ServerModel, saturation_rps
 from pytest_gpucap.estimate.step_time import Bins, Speed, bin_width_s, bins_of, fit
+from pytest_gpucap.estimate.sustainable_rate import Examination, Sustainable, examine, sustainable
+from pytest_gpucap.estimate.traffic import Traffic, traffic_for
 from pytest_gpucap.load.protocol import Floats, Journal
 from pytest_gpucap.measure import constants as c
-from pytest_gpucap.measure.run import Window
+from pytest_gpucap.measure.run import MeasuringRun, Window
 from pytest_gpucap.measure.settings import Settings
-from pytest_gpucap.measure.traffic import traffic_for
 from pytest_gpucap.requirement import Metric, Requirement
 from pytest_gpucap.results.measured import Interval
 
 NORMAL_95 = 1.96
+"""Standard errors on either side that hold 95% of a normal distribution: every interval is one of 95%."""
 NORMAL_95_ONE_SIDED = 1.64
+"""Standard errors on one side that hold 95%: the highest correlation of neighbouring windows that they do not rule
+out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +35,13 @@ class RateEstimate:
         error: standard error of its logarithm.
         binding: the limit that binds at it.
         in_flight: requests in flight at it, 95th percentile.
-        slope: of the tightest percentile against the rate (see `queue_model.Sustainable`).
+        slope: of the tightest percentile against the rate (see `Sustainable`).
         speed: the curve fitted.
-        model: of the server, as the twin took it.
+        model: of the server, as the queue model took it.
         least, greatest: the rates with the slowest and the fastest course that the curve may take beyond the batch
             sizes measured; both are the rate itself where the queue reaches none of those.
         settled: an open loop is behind it, and its slope may be taken for that of the next estimate.
-        examination: the twin's thorough look that is in it; None where there was none.
+        examination: the queue model's thorough look that is in it; None where there was none.
     """
 
     rate: Interval
@@ -134,7 +138,7 @@ def error_of_mean(paces: Floats, noise: float) -> float:
 
 
 def model_of(speed: Speed, settings: Settings) -> ServerModel:
-    """The twin's view of the server."""
+    """The queue model's view of the server."""
     max_seqs = settings.max_num_seqs or queue_model.NEVER_LIMITED
     most = int(min(max_seqs, max(queue_model.TABLE, 4 * speed.most)))
     stops = speed.stalls + 1.0
@@ -152,69 +156,61 @@ def model_of(speed: Speed, settings: Settings) -> ServerModel:
 
 
 def estimate(
-    journal: Journal,
+    run: MeasuringRun,
     windows: list[Window],
-    traffic: Traffic,
-    requirement: Requirement,
-    settings: Settings,
     guess_rps: float,
-    slope: float | None = None,
-    ttft_offset_s: tuple[float, ...] = (),
-    correction: tuple[tuple[str, float], ...] = (),
-    ttft_offset_rps: float = 0.0,
     *,
+    slope: float | None = None,
+    calibration: Calibration | None = None,
+    peak: int | None = None,
     extremes: bool = True,
-    turned: int | None = None,
     thorough: bool = False,
     examined: Examination | None = None,
 ) -> RateEstimate:
     """Fit the curve, put the queue on top, solve for the rate.
 
-    Without `extremes`, the interval knows nothing of batch sizes that were not measured; a search needs none. Where
-    throughput falls beyond the concurrency `turned`, a queue there feeds itself, so the requests in flight must stay
-    below it as a latency must stay below its limit (see `queue_model.IN_FLIGHT_QUANTILE`). With `thorough`, the root is
-    examined, or the examination `examined` of one nearby is taken over; not where throughput falls, for there the
-    figure belongs to a length of time: the longer the look, the surer a moment that tips the server over.
+    Args:
+        run: its journal, requirement and settings.
+        windows: that count.
+        guess_rps: where the search for the rate begins.
+        slope: of ln(percentile) against ln(rate), where an earlier estimate nearby tells it.
+        calibration: what an open loop showed beyond the model.
+        peak: the concurrency beyond which throughput falls, where one was seen. A longer queue there makes the server
+            slower and so grows by itself, so requests in flight must stay below it as a latency must stay below its
+            limit (see `sustainable_rate.IN_FLIGHT_QUANTILE`).
+        extremes: let the interval allow for batch sizes that were not measured; a search needs no such interval.
+        thorough: examine the rate found, or take over `examined`, of a rate nearby. Not with a `peak`: the figure then
+            belongs to a length of time, since a longer simulation is more likely to meet a moment that overloads the
+            server for good.
+        examined: an earlier examination.
 
     Raises:
         SpeedError: if the windows hold too few tokens.
     """
-    speed = fitted(journal, windows, traffic.mean_context)
-    model = replace(
-        model_of(speed, settings),
-        ttft_offset_s=ttft_offset_s,
-        correction=correction,
-        ttft_offset_rps=ttft_offset_rps,
-    )
-    if turned is not None:
+    limits, traffic = run.requirement.slo.limits, traffic_for(run.requirement.workload)
+    speed = fitted(run.journal, windows, traffic.mean_context)
+    model = replace(model_of(speed, run.settings), calibration=calibration or Calibration())
+    if peak is not None:
         model = replace(model, speed=speed.pessimistic(model.speed.size - 1))
-    found = queue_model.sustainable(model, traffic, requirement.slo.limits, guess_rps, slope, most_in_flight=turned)
-    if thorough and turned is None:
+    found = sustainable(model, traffic, limits, guess_rps, slope, most_in_flight=peak)
+    if thorough and peak is None:
         if examined is None or abs(math.log(found.rate_rps / examined.rate_rps)) > c.EXAMINED_NEAR:
-            examined = queue_model.examine(found, model, traffic, requirement.slo.limits)
+            examined = examine(found, model, traffic, limits)
         found = replace(found, rate_rps=found.rate_rps * math.exp(examined.correction), slope=examined.slope)
-    seconds = windows[-1].end_s - windows[0].start_s
-    drift = max(c.DRIFT_SD * math.sqrt(drift_share(seconds)), between_windows(journal, windows, speed))
-    # How often the engine stops is known from a Poisson count: the stops seen, and the one assumed beforehand.
-    stops = model.stall_share / math.sqrt(speed.stalls + 1.0)
-    pace_error = math.hypot(speed.error, drift, stops)
-    flatness = max(1.0, c.FLAT_SLOPE / found.slope)
-    error = math.hypot(found.elasticity * pace_error, flatness * c.TWIN_ERROR)
-    if turned is not None:
-        error = math.hypot(error, c.TURN_ERROR)
-    least = greatest = found.rate_rps
-    if turned is not None:
+    error = _error(run.journal, windows, speed, model, found)
+    least = greatest = rate = found.rate_rps
+    highest = rate
+    if peak is not None:
+        error = math.hypot(error, c.PEAK_ERROR)
         # At most all that the best concurrency brought.
-        greatest = max(greatest, queue_model.saturation_rps(model, traffic))
+        highest = max(rate, saturation_rps(model, traffic))
     elif extremes and _beyond(found, windows, model, traffic):
-        bounds = _extremes(model, speed, traffic, requirement, found.rate_rps)
-        least, greatest = min(least, *bounds), max(greatest, *bounds)
+        bounds = _extremes(model, speed, traffic, run.requirement, rate)
+        least, greatest = min(rate, *bounds), max(rate, *bounds)
         error = math.hypot(error, c.EXTRAPOLATED_ERROR)
-    low, high = least * math.exp(-NORMAL_95 * error), greatest * math.exp(NORMAL_95 * error)
-    if turned is not None:
-        high = max(found.rate_rps * math.exp(NORMAL_95 * error), greatest)
+    high = max(greatest * math.exp(NORMAL_95 * error), highest)
     return RateEstimate(
-        Interval(found.rate_rps, low, high),
+        Interval(rate, least * math.exp(-NORMAL_95 * error), high),
         error,
         found.binding,
         found.in_flight,
@@ -222,9 +218,20 @@ def estimate(
         speed,
         model,
         least,
-        found.rate_rps if turned is not None else greatest,
+        greatest,
         examination=examined,
     )
+
+
+def _error(journal: Journal, windows: list[Window], speed: Speed, model: ServerModel, found: Sustainable) -> float:
+    """Standard error of ln(rate): of the fit, of drift, of how often the engine stops, and of the queue model."""
+    seconds = windows[-1].end_s - windows[0].start_s
+    drift = max(c.DRIFT_SD * math.sqrt(drift_share(seconds)), between_windows(journal, windows, speed))
+    # How often the engine stops is known from a Poisson count: the stops seen, and the one assumed beforehand.
+    stops = model.stall_share / math.sqrt(speed.stalls + 1.0)
+    pace_error = math.hypot(speed.error, drift, stops)
+    flatness = max(1.0, c.FLAT_SLOPE / found.slope)
+    return math.hypot(found.elasticity * pace_error, flatness * c.QUEUE_MODEL_ERROR)
 
 
 def _beyond(found: Sustainable, windows: list[Window], model: ServerModel, traffic: Traffic) -> bool:
@@ -241,7 +248,7 @@ def _extremes(
     most = model.speed.size - 1
     rates = []
     for table in (speed.pessimistic(most), speed.optimistic(most)):
-        found = queue_model.sustainable(replace(model, speed=table), traffic, requirement.slo.limits, guess)
+        found = sustainable(replace(model, speed=table), traffic, requirement.slo.limits, guess)
         rates.append(found.rate_rps)
     return min(rates), max(rates)
 
@@ -265,7 +272,7 @@ def critical_concurrency(requirement: Requirement, settings: Settings, rate_rps:
         ceiling = min(ceiling, c.KV_SHARE * settings.kv_tokens / traffic_for(workload).mean_context)
     if paces:
         n = rate_rps * mean_output * min(paces)
-        n *= 1.0 + c.HEAT / math.sqrt(max(n, 1.0))
+        n *= 1.0 + c.CRITICAL_MARGIN_SD / math.sqrt(max(n, 1.0))
         ceiling = min(ceiling, n)
     return max(1, math.ceil(ceiling))
 
@@ -274,5 +281,5 @@ def _length_quantile(requirement: Requirement, quantile: float) -> float:
     """A percentile of the output tokens."""
     from pytest_gpucap.load import schedule
 
-    drawn = schedule.lengths(requirement.workload.output_tokens, schedule.generator(0, 0), 4096)
+    drawn = schedule.draw_lengths(requirement.workload.output_tokens, schedule.random_generator(0, 0), 4096)
     return float(np.quantile(drawn, quantile))

@@ -1,4 +1,4 @@
-"""The direct check of the twin: the open loop's own arrivals, replayed, against what happened."""
+"""The model check: an open loop, simulated with its own arrivals, against what happened in it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,21 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 from scipy.optimize import brentq
 
-from pytest_gpucap.estimate.queue_model import ServerModel
-from pytest_gpucap.estimate.queue_simulation import GAP_BINS, GAP_GROWTH, GAP_LOWEST_S, run_lane
+from pytest_gpucap.estimate.queue_model import Calibration, ServerModel, server_of
+from pytest_gpucap.estimate.queue_simulation import (
+    GAP_BINS,
+    GAP_GROWTH,
+    GAP_LOWEST_S,
+    QueueArrivals,
+    QueueLatencies,
+    QueueStart,
+    simulate,
+)
 from pytest_gpucap.estimate.step_time import bins_of, integral
-from pytest_gpucap.load.protocol import ERRORS, Floats, Journal
+from pytest_gpucap.load.protocol import ERRORS, Floats, Journal, OpenLoop
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.run import Window
 from pytest_gpucap.requirement import Metric, Slo
@@ -23,74 +32,92 @@ _TRIAL = 1.04
 _FARTHEST_LN = 0.7
 """A pace off by more (in the logarithm) is not looked for: that would be another server."""
 _CLOCK_BIN_S = 0.25
+"""Width of the bins in which tokens per request are counted: a few engine steps, so that the pace is followed
+closely."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCheck:
-    """What the replay found.
+    """How the queue model compares with an open loop.
 
     Attributes:
-        pace: factor on the fitted pace at which the replay has as many requests in flight as were seen; NaN where
+        pace: factor on the fitted pace at which the model has as many requests in flight as were seen; NaN where
             the pace makes no difference.
-        ttft_offset_s: quantiles of first-token times beyond the model's, shape (k,); empty where too few.
-        correction: observed over modelled percentile, for gaps.
-        gross: largest share of requests that broke a limit.
+        calibration: what the open loop showed beyond the model.
+        violations: the largest share of requests that broke one limit.
     """
 
     pace: float
-    ttft_offset_s: tuple[float, ...]
-    correction: tuple[tuple[str, float], ...]
-    gross: float
+    calibration: Calibration
+    violations: float
 
     @property
     def agrees(self) -> bool:
-        """Whether the twin describes what was seen."""
+        """Whether the queue model describes what was seen."""
         return math.isnan(self.pace) or abs(math.log(self.pace)) <= c.PACE_TOLERANCE_LN
 
 
-def replay(journal: Journal, window: Window, model: ServerModel, slo: Slo) -> ModelCheck:
-    """Start the twin in the state in which the open loop began, give it the same arrivals, and compare."""
+def check_model(journal: Journal, window: Window, model: ServerModel, slo: Slo) -> ModelCheck:
+    """Simulate an open loop from the state in which it began, with its own arrivals, and compare.
+
+    Args:
+        journal: at the end of the open loop or later.
+        window: the open loop.
+        model: to be checked.
+        slo: whose limits the open loop's own requests are held to.
+    """
     start_s, end_s = window.span.start_s, window.span.end_s
     usable = ~np.isin(journal.status, [int(s) for s in ERRORS])
-    running = usable & (journal.first_s <= start_s) & ~(journal.end_s <= start_s)
     waiting = usable & (journal.due_s < start_s) & ~(journal.first_s <= start_s) & ~(journal.end_s <= start_s)
     due = usable & (journal.due_s >= start_s) & (journal.due_s < end_s)
-    done = _tokens_done(journal, start_s, journal.first_s[running])
-    output = journal.output_tokens[running].astype(np.float64)
-    done = np.clip(done, 1.0, output - 1.0)
-    left = np.maximum(1, output - done).astype(np.int64)
-    context = (journal.prompt_tokens[running] + done).astype(np.int64)
     rows = np.concatenate([np.flatnonzero(waiting), np.flatnonzero(due)])
-    due_s = np.maximum(0.0, journal.due_s[rows] - start_s)
-    prompt, tokens = journal.prompt_tokens[rows].astype(np.int64), journal.output_tokens[rows].astype(np.int64)
+    running = _running_at(journal, start_s, usable)
+    arrivals = QueueArrivals(
+        np.maximum(0.0, journal.due_s[rows] - start_s),
+        journal.prompt_tokens[rows].astype(np.int64),
+        journal.output_tokens[rows].astype(np.int64),
+    )
+    # The open loop had its share of the engine's stops, but nobody knows when they came: the simulation has none.
+    server = server_of(model)._replace(stall_per_s=0.0, stall_s=0.0)
 
     @cache
     def run(factor: float) -> tuple[float, Floats, Floats]:
-        ttft, e2e = np.full(rows.size, np.nan), np.full(rows.size, np.nan)
-        seen, gaps, load = np.zeros(rows.size), np.zeros(GAP_BINS), np.zeros(3)
-        run_lane(
-            model.speed, factor, model.prefill_s, model.max_seqs, model.kv_tokens, model.kv_token_s, model.mean_context,
-            0.0, 0.0, 0.0, due_s, prompt, tokens, left, context, 0, rows.size + 1, ttft, e2e, seen, gaps, True,
-            end_s - start_s, load,
-        )  # fmt: skip
-        return float(load[0]), ttft, gaps
+        found = QueueLatencies(np.full(rows.size, np.nan), np.full(rows.size, np.nan), np.zeros(rows.size))
+        gaps = np.zeros(GAP_BINS)
+        in_flight_s = simulate(server, factor, 0.0, arrivals, running, (0, rows.size + 1), found, gaps, end_s - start_s)
+        return in_flight_s, found.ttft_s, gaps
 
     observed = float(np.diff(integral(np.array([start_s, end_s]), journal.due_s[usable], journal.end_s[usable]))[0])
     _, ttft, gaps = run(1.0)
-    # The lane runs without stops of the engine; the open loop had its share of them.
     pace = pace_of(lambda factor: run(factor)[0], observed) / (1.0 + model.stall_share)
     offset = journal.ttft_s[rows] - ttft
     offset = offset[~np.isnan(offset) & (journal.due_s[rows] >= start_s)]
-    quantiles: tuple[float, ...] = ()
+    phase = window.span.phase
+    rate_rps = phase.rate_rps if isinstance(phase, OpenLoop) else 0.0
+    calibration = Calibration(_offset_quantiles(offset), rate_rps, _itl_factor(window, gaps, slo))
+    return ModelCheck(pace, calibration, _violations(journal, window, slo))
+
+
+def _running_at(journal: Journal, at_s: float, usable: npt.NDArray[np.bool_]) -> QueueStart:
+    """The requests that ran at a time, of the `usable` ones: tokens to go, and KV tokens held."""
+    running = usable & (journal.first_s <= at_s) & ~(journal.end_s <= at_s)
+    output = journal.output_tokens[running].astype(np.float64)
+    done = np.clip(_tokens_done(journal, at_s, journal.first_s[running]), 1.0, output - 1.0)
+    return QueueStart(
+        np.maximum(1, output - done).astype(np.int64), (journal.prompt_tokens[running] + done).astype(np.int64)
+    )
+
+
+def _offset_quantiles(offset: Floats) -> tuple[float, ...]:
+    """Quantiles of first-token times beyond the model's; none of too few."""
     if offset.size:
-        # Whom a stop of the engine caught tells nothing of the others: stops are in the model already.
+        # Requests that met a stop of the engine say nothing of the others: stops are in the model already.
         lower, middle, upper = np.quantile(offset, (0.25, 0.5, 0.75))
         offset = offset[np.abs(offset - middle) <= c.OFFSET_SPREAD * max(upper - lower, 1e-4)]
-    if offset.size >= c.LEAST_OFFSETS:
-        quantiles = tuple(
-            float(q) for q in np.quantile(offset, (np.arange(c.OFFSET_QUANTILES) + 0.5) / c.OFFSET_QUANTILES)
-        )
-    return ModelCheck(pace, quantiles, _gap_correction(window, gaps, slo), _gross(journal, window, slo))
+    if offset.size < c.LEAST_OFFSETS:
+        return ()
+    levels = (np.arange(c.OFFSET_QUANTILES) + 0.5) / c.OFFSET_QUANTILES
+    return tuple(float(q) for q in np.quantile(offset, levels))
 
 
 def pace_of(in_flight: Callable[[float], float], observed: float) -> float:
@@ -131,19 +158,19 @@ def _tokens_done(journal: Journal, at_s: float, first_s: Floats) -> Floats:
     return result
 
 
-def _gap_correction(window: Window, gaps: Floats, slo: Slo) -> tuple[tuple[str, float], ...]:
-    """Observed over modelled percentile of the gaps, where a limit is set on them."""
+def _itl_factor(window: Window, gaps: Floats, slo: Slo) -> float:
+    """Observed over modelled percentile of the inter-token gaps, where a limit is set on them; otherwise 1."""
     limits = [limit for limit in slo.limits if limit.metric is Metric.ITL]
     if not limits or window.span.gaps.total == 0:
-        return ()
+        return 1.0
     counts = np.maximum(gaps, 0.0)
     quantile = float(limits[0].quantile)
     at = np.searchsorted(np.cumsum(counts), quantile * counts.sum())
     modelled = GAP_LOWEST_S * GAP_GROWTH ** (float(at) - 0.5)
-    return (("itl", window.span.gaps.quantile_s(quantile) / modelled),)
+    return float(window.span.gaps.quantile_s(quantile) / modelled)
 
 
-def _gross(journal: Journal, window: Window, slo: Slo) -> float:
+def _violations(journal: Journal, window: Window, slo: Slo) -> float:
     """Largest share of the open loop's own requests that broke a limit; undecided requests count for neither side."""
     rows = slice(window.span.first_row, window.span.end_row)
     end_s = window.end_s

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pytest_gpucap.estimate.samples import sample_of
 from pytest_gpucap.load.protocol import LoadRunner
+from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.checking import run_check
 from pytest_gpucap.measure.measuring import run_measure
-from pytest_gpucap.measure.sampling import run_sample
+from pytest_gpucap.measure.run import MeasuringRun
 from pytest_gpucap.measure.settings import Observer, Settings, SilentObserver
 from pytest_gpucap.measure.sweeping import run_sweep
 from pytest_gpucap.requirement import Requirement
 from pytest_gpucap.results.measured import Curve, Measurement, Sample, Verdict
+from pytest_gpucap.results.windows import Phase, WindowId
 
 __all__ = ["check", "measure", "sample", "sweep"]
 
@@ -72,12 +75,26 @@ def sample(
         ValueError: unless exactly one of `rate_rps` and `concurrency` is given.
         LoadError: if the load cannot be produced.
     """
-    return run_sample(
-        runner,
-        requirement,
-        settings or Settings(),
-        observer or SilentObserver(),
-        rate_rps=rate_rps,
-        concurrency=concurrency,
-        duration_s=duration_s,
+    if (rate_rps is None) == (concurrency is None):
+        raise ValueError("give exactly one of rate_rps and concurrency")
+    run = MeasuringRun(runner, requirement, settings or Settings(), observer or SilentObserver())
+    if concurrency is not None:
+        which = WindowId(Phase.SAMPLE, concurrency=concurrency)
+        window = run.hold(which, concurrency, duration_s, discard_s=c.WARM_UP_S)
+    else:
+        assert rate_rps is not None  # noqa: S101 - one of the two is given
+        which = WindowId(Phase.SAMPLE, rate_rps=rate_rps)
+        window = run.open_loop(which, rate_rps, duration_s, overload=None, discard_s=c.WARM_UP_S)
+    # Requests of the window that are still in flight belong to it.
+    runner.settle(c.SETTLE_S)
+    run.journal = runner.journal()
+    run.settle()
+    return sample_of(
+        run.journal,
+        window.span,
+        which,
+        requirement.slo.limits,
+        window.start_s,
+        window.end_s,
+        tuple(p for p in run.problems if p not in window.span.check.problems),
     )

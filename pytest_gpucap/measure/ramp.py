@@ -1,8 +1,8 @@
 """The first holds: concurrency rises as long as throughput rises, and no further than the question needs.
 
-A server may be at its best far below the concurrency that its SLO allows. Where engine and API server are processes of
-their own, each on one core, tokens queue between them beyond some concurrency, and throughput *falls*. Nobody operates
-there, and a server driven there takes long to come back; so the climb starts low, and turns back where it falls.
+A server's throughput may peak far below the concurrency that its SLO allows. Where engine and API server are separate
+processes, each on one core, tokens queue between them beyond some concurrency, and throughput falls. A server that was
+driven there needs long to recover. So the ramp starts low, and goes back once throughput falls.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from pytest_gpucap.estimate.step_time import bin_width_s, bins_of
+from pytest_gpucap.estimate.traffic import traffic_for
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.estimate import typical_step_s
 from pytest_gpucap.measure.run import MeasuringRun, Window
-from pytest_gpucap.measure.traffic import traffic_for
 from pytest_gpucap.results.windows import Phase, WindowId
 
 
@@ -27,95 +27,93 @@ class Ramp:
     Attributes:
         windows: those that count, in order.
         level: concurrency to hold from here on.
-        turned: the concurrency of greatest throughput, where throughput was seen to fall beyond it; else None.
-        enough: whether it ended because the throughput left no doubt.
+        peak: the concurrency of greatest throughput, where throughput was seen to fall beyond it; else None.
     """
 
     windows: list[Window]
     level: int
-    turned: int | None = None
-    enough: bool = False
+    peak: int | None = None
 
 
-def throughput_rps(session: MeasuringRun, window: Window) -> float:
-    """Requests a second that the window's tokens amount to: the median over its bins, so that a stop is no slowness."""
-    step_s = typical_step_s(session.journal, [window])
-    bins = bins_of(session.journal, window.start_s, window.end_s, bin_width_s(step_s))
-    mean_output = traffic_for(session.requirement.workload).mean_output
+def throughput_rps(run: MeasuringRun, window: Window) -> float:
+    """Requests per second that the tokens of a window amount to: the median over bins, which ignores engine stops."""
+    step_s = typical_step_s(run.journal, [window])
+    bins = bins_of(run.journal, window.start_s, window.end_s, bin_width_s(step_s))
+    mean_output = traffic_for(run.requirement.workload).mean_output
     return float(np.median(bins.tokens / bins.width_s)) / mean_output
 
 
-def climbed(session: MeasuringRun, top: int, enough_rps: float) -> Ramp:
+def ramp_up(run: MeasuringRun, top: int, enough_rps: float) -> Ramp:
     """Hold at rising concurrency up to `top`, until throughput reaches `enough_rps` or falls.
 
-    The first hold warms the server up. A fall counts when a second hold at the same concurrency confirms it; the
-    holds then go back to somewhat below the best.
+    The first hold also warms the server up. A fall counts once a second hold at the same concurrency confirms it. The
+    holds then go back to a concurrency below the best.
     """
     level = min(top, max(1, round(c.LOW_SHARE * top)), c.FIRST_HOLD)
-    window = session.hold(WindowId(Phase.WARM_UP), level, c.LOW_HOLD_S, discard_s=c.WARM_UP_S)
-    climb = Ramp([extended(session, window, level)], level)
-    best, best_rps = level, throughput_rps(session, climb.windows[-1])
-    # Even steps: the last is no mere remainder, and a little more than 1 / LOW_SHARE is better than one step more.
+    window = run.hold(WindowId(Phase.WARM_UP), level, c.LOW_HOLD_S, discard_s=c.WARM_UP_S)
+    ramp = Ramp([extended(run, window, level)], level)
+    best, best_rps = level, throughput_rps(run, ramp.windows[-1])
+    # Even steps, so that the last is not a remainder; steps slightly larger than 1 / LOW_SHARE save a hold.
     steps = max(1, math.ceil(math.log(top / level) / -math.log(c.LOW_SHARE) - c.STEP_SLACK))
     factor = (top / level) ** (1.0 / steps)
-    while level < top and not session.problems:
-        # One batch size tells a pace, but no curve.
-        if len(climb.windows) > 1 and best_rps >= enough_rps:
-            climb.enough = True
+    while level < top and not run.problems:
+        # One batch size gives a pace, but not a curve.
+        if len(ramp.windows) > 1 and best_rps >= enough_rps:
             break
         level = min(top, max(level + 1, round(level * factor)))
         seconds = c.HOLD_S if level == top else c.LOW_HOLD_S
-        window = session.hold(WindowId(Phase.RAMP, concurrency=level), level, seconds, discard_s=c.TOP_UP_S)
-        window, rps = steady_throughput(session, window, level, best_rps * c.DOUBTFUL_RISE)
-        if rps < best_rps * (1.0 - c.FALL_SHARE) and turned_back(session, climb, best, rps):
+        window = run.hold(WindowId(Phase.RAMP, concurrency=level), level, seconds, discard_s=c.TOP_UP_S)
+        window, rps = steady_throughput(run, window, level, best_rps * c.DOUBTFUL_RISE)
+        if rps < best_rps * (1.0 - c.FALL_SHARE) and peak_confirmed(run, ramp, best, rps):
             break
-        climb.windows.append(window)
-        climb.level = level
+        ramp.windows.append(window)
+        ramp.level = level
         if rps > best_rps:
             best, best_rps = level, rps
-    return climb
+    return ramp
 
 
-def steady_throughput(session: MeasuringRun, window: Window, level: int, doubtful_rps: float) -> tuple[Window, float]:
-    """A hold and its throughput; those of a second hold where it was doubtfully low or still slowing down."""
-    rps = throughput_rps(session, window)
-    if rps < doubtful_rps or trend(session, window) > 0:
-        window = session.hold(WindowId(Phase.RAMP_AGAIN, concurrency=level), level, c.HOLD_S, hot=False)
-        rps = throughput_rps(session, window)
+def steady_throughput(run: MeasuringRun, window: Window, level: int, doubtful_rps: float) -> tuple[Window, float]:
+    """A hold and its throughput. A second hold takes its place if throughput is low or the server still slows down."""
+    rps = throughput_rps(run, window)
+    if rps < doubtful_rps or trend(run, window) > 0:
+        window = run.hold(WindowId(Phase.RAMP_AGAIN, concurrency=level), level, c.HOLD_S, hot=False)
+        rps = throughput_rps(run, window)
     return window, rps
 
 
-def turned_back(session: MeasuringRun, climb: Ramp, best: int, fallen_rps: float) -> bool:
-    """Throughput seems to fall beyond `best`: end what is in flight, and hold on the safe side of it.
+def peak_confirmed(run: MeasuringRun, ramp: Ramp, best: int, fallen_rps: float) -> bool:
+    """Throughput seems to fall beyond `best`: cancel what is in flight, and hold below `best`.
 
-    A backlog that feeds itself takes long to drain, and what the server shows meanwhile is nobody's steady state.
+    A long backlog takes long to drain, and meanwhile the server is in no steady state.
 
     Returns:
-        False where the hold below gives clearly less than the one beyond: then the best was luck, and nothing falls.
+        False if the hold below has clearly less throughput than the one beyond. Then `best` was chance, and throughput
+        does not fall.
     """
-    level = max(1, round(c.TURNED_SHARE * best))
-    session.settle()
-    window = session.hold(WindowId(Phase.BELOW_PEAK), level, c.HOLD_S, discard_s=c.REFILL_S)
-    climb.windows.append(window)
-    if throughput_rps(session, window) < fallen_rps * (1.0 - c.REFUTED_SHARE):
+    level = max(1, round(c.BELOW_PEAK_SHARE * best))
+    run.settle()
+    window = run.hold(WindowId(Phase.BELOW_PEAK), level, c.HOLD_S, discard_s=c.REFILL_S)
+    ramp.windows.append(window)
+    if throughput_rps(run, window) < fallen_rps * (1.0 - c.NO_PEAK_SHARE):
         return False
-    climb.turned, climb.level = best, level
+    ramp.peak, ramp.level = best, level
     return True
 
 
-def extended(session: MeasuringRun, hold: Window, concurrency: int) -> Window:
-    """The hold, or a later one when its halves say that the server was still warming up."""
+def extended(run: MeasuringRun, hold: Window, concurrency: int) -> Window:
+    """The hold, or a later one if its halves show that the server was still warming up."""
     for _ in range(c.MOST_EXTENSIONS):
-        if trend(session, hold) == 0.0:
+        if trend(run, hold) == 0.0:
             break
-        hold = session.hold(WindowId(Phase.EXTENDED), concurrency, c.HOLD_S, hot=False)
+        hold = run.hold(WindowId(Phase.EXTENDED), concurrency, c.HOLD_S, hot=False)
     return hold
 
 
-def trend(session: MeasuringRun, hold: Window) -> float:
+def trend(run: MeasuringRun, hold: Window) -> float:
     """By how much the hold's second half was slower than its first, in the logarithm; 0 within the noise."""
-    step_s = typical_step_s(session.journal, [hold])
-    bins = bins_of(session.journal, hold.start_s, hold.end_s, min(bin_width_s(step_s), c.HOLD_S / 8))
+    step_s = typical_step_s(run.journal, [hold])
+    bins = bins_of(run.journal, hold.start_s, hold.end_s, min(bin_width_s(step_s), c.HOLD_S / 8))
     usable = (bins.decoding > 1) & (bins.tokens > 0)
     if usable.sum() < 6:  # noqa: PLR2004 - too few bins to compare halves
         return 0.0
@@ -131,11 +129,11 @@ def trend(session: MeasuringRun, hold: Window) -> float:
     return difference if abs(difference) > max(c.UNSTEADY_LN, c.UNSTEADY_Z * noise) else 0.0
 
 
-def drowned(window: Window, turned: int | None) -> bool:
+def overloaded(window: Window, peak: int | None) -> bool:
     """Whether an open loop left the range in which throughput rises with requests in flight.
 
-    Such a window describes another server than the one that answers below that point.
+    Beyond the peak the server behaves differently, so such a window says nothing of it below the peak.
     """
-    if turned is None:
+    if peak is None:
         return False
-    return window.span.stopped or any(s.in_flight_mean > turned for s in window.samples)
+    return window.span.stopped or any(s.in_flight_mean > peak for s in window.samples)

@@ -1,4 +1,4 @@
-"""One measurement under way: carries phases, keeps the books on time, samples and problems."""
+"""One measurement under way: carries phases, keeps account of time, samples and problems."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from pytest_gpucap.estimate.samples import sample_of
 from pytest_gpucap.load import schedule
-from pytest_gpucap.load.protocol import ERRORS, Journal, LoadError, LoadRunner, Phase, PhaseSpan, Progress, Status
+from pytest_gpucap.load.protocol import ERRORS, Journal, LoadError, LoadPhase, LoadRunner, PhaseSpan, Progress, Status
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.requirement import Requirement
@@ -117,7 +117,9 @@ class MeasuringRun:
             raise OutOfTime
         return duration_s
 
-    def _carry(self, window: WindowId, kind: str, phase: Phase, discard_s: float, *, overload: int | None) -> Window:
+    def _carry(
+        self, window: WindowId, kind: str, phase: LoadPhase, discard_s: float, *, overload: int | None
+    ) -> Window:
         rows = int(phase.prompt_tokens.size)
         rate = getattr(phase, "rate_rps", None)
         concurrency = getattr(phase, "concurrency", None)

@@ -1,4 +1,4 @@
-"""What the caller decides about a measurement, and how he follows it."""
+"""What the caller decides about a measurement, and how it is followed."""
 
 from __future__ import annotations
 

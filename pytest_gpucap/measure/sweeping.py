@@ -10,6 +10,7 @@ import numpy as np
 
 from pytest_gpucap.estimate import queue_model
 from pytest_gpucap.estimate.samples import sample_of
+from pytest_gpucap.estimate.traffic import traffic_for
 from pytest_gpucap.load.protocol import LoadError, LoadRunner
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.checking import measurement_of
@@ -17,7 +18,6 @@ from pytest_gpucap.measure.estimate import NORMAL_95, RateEstimate
 from pytest_gpucap.measure.measuring import measured
 from pytest_gpucap.measure.run import MeasuringRun, OutOfTime, Window, no_load
 from pytest_gpucap.measure.settings import Observer, Settings
-from pytest_gpucap.measure.traffic import traffic_for
 from pytest_gpucap.requirement import Requirement
 from pytest_gpucap.results.measured import Curve, Interval, Sample
 from pytest_gpucap.results.windows import Phase, WindowId
@@ -25,21 +25,21 @@ from pytest_gpucap.results.windows import Phase, WindowId
 
 def run_sweep(runner: LoadRunner, requirement: Requirement, settings: Settings, observer: Observer) -> Curve:
     """See `pytest_gpucap.measure.procedure.sweep`."""
-    session = MeasuringRun(runner, requirement, settings, observer)
+    run = MeasuringRun(runner, requirement, settings, observer)
     found: RateEstimate | None = None
     saturated: Interval | None = None
     points: list[Sample] = []
     single: Interval | None = None
     knee: float | None = None
     try:
-        found, _ = measured(session)
-        if found is not None and not session.problems:
+        found, _ = measured(run)
+        if found is not None and not run.problems:
             knee = knee_rps(found, requirement)
-            single, saturated = _points(session, found, points)
-        session.settle()
+            single, saturated = _points(run, found, points)
+        run.settle()
     except LoadError as error:
-        session.problems.append(no_load(error))
-    measurement = measurement_of(session, found, saturated)
+        run.problems.append(no_load(error))
+    measurement = measurement_of(run, found, saturated)
     gain = None
     if measurement.sustainable_rate is not None and single is not None:
         gain = _ratio(measurement.sustainable_rate, single)
@@ -48,42 +48,40 @@ def run_sweep(runner: LoadRunner, requirement: Requirement, settings: Settings, 
     return Curve(measurement, tuple(points), knee, gain)
 
 
-def _points(
-    session: MeasuringRun, found: RateEstimate, points: list[Sample]
-) -> tuple[Interval | None, Interval | None]:
+def _points(run: MeasuringRun, found: RateEstimate, points: list[Sample]) -> tuple[Interval | None, Interval | None]:
     """One at a time, then rising rates, then saturation; what time allows of it."""
     single: Interval | None = None
     saturated: Interval | None = None
     try:
-        session.settle()  # alone means alone
+        run.settle()  # alone means alone
         which = WindowId(Phase.ALONE)
-        window = session.hold(which, 1, max(c.SINGLE_S, _alone_s(session, found) * 2.5), discard_s=1.0, hot=False)
-        points.append(_whole(session, window, which))
+        window = run.hold(which, 1, max(c.SINGLE_S, _alone_s(run, found) * 2.5), discard_s=1.0, hot=False)
+        points.append(_whole(run, window, which))
         # A stop of the engine may leave a third of it without a token.
-        single = _throughput(session, [each for each in window.samples if each.output_tokens_per_s > 0])
+        single = _throughput(run, [each for each in window.samples if each.output_tokens_per_s > 0])
         most = min(found.model.most_running, math.ceil(found.speed.most))
-        for rate, in_flight in placed(found, session.requirement, c.POINTS):
+        for rate, in_flight in placed(found, run.requirement, c.POINTS):
             level = min(in_flight, most)
-            session.hold(WindowId(Phase.APPROACH, rate_rps=rate), level, c.LEAST_PHASE_S, hot=False)
+            run.hold(WindowId(Phase.APPROACH, rate_rps=rate), level, c.LEAST_PHASE_S, hot=False)
             which = WindowId(Phase.POINT, rate_rps=rate)
             overload = int(c.OVERLOAD * max(level, most)) + c.OVERLOAD_MARGIN
-            window = session.open_loop(which, rate, c.POINT_S, discard_s=c.POINT_LEAD_S, overload=overload)
-            points.append(_whole(session, window, which))
+            window = run.open_loop(which, rate, c.POINT_S, discard_s=c.POINT_LEAD_S, overload=overload)
+            points.append(_whole(run, window, which))
             if window.span.stopped:
-                # Higher rates would drown the server as well, and a drowned one is slow to come back.
-                session.settle()
+                # Higher rates would overload the server as well, and an overloaded server is slow to recover.
+                run.settle()
                 break
         which = WindowId(Phase.SATURATION)
-        window = session.hold(which, most, c.HOLD_S, discard_s=3.0, hot=session.in_flight == 0)
-        points.append(_whole(session, window, which))
-        saturated = _throughput(session, window.samples)
+        window = run.hold(which, most, c.HOLD_S, discard_s=3.0, hot=run.in_flight == 0)
+        points.append(_whole(run, window, which))
+        saturated = _throughput(run, window.samples)
     except OutOfTime:
         pass
     return single, saturated
 
 
 def placed(found: RateEstimate, requirement: Requirement, count: int) -> list[tuple[float, int]]:
-    """Rates, with the requests in flight they lead to, at which the twin's mean latency rises by equal factors.
+    """Rates, with the requests in flight they lead to, at which the queue model's mean latency rises by equal factors.
 
     Evenly spaced rates would waste themselves where the curve is flat, and step over its bend. The last is a little
     beyond the sustainable rate.
@@ -118,21 +116,21 @@ def knee_rps(found: RateEstimate, requirement: Requirement) -> float | None:
     return float(rate[best])
 
 
-def _alone_s(session: MeasuringRun, found: RateEstimate) -> float:
+def _alone_s(run: MeasuringRun, found: RateEstimate) -> float:
     """Seconds of one request alone."""
-    return float(found.model.speed[1]) * session.requirement.workload.output_tokens.mean
+    return float(found.model.speed[1]) * run.requirement.workload.output_tokens.mean
 
 
-def _whole(session: MeasuringRun, window: Window, which: WindowId) -> Sample:
-    return sample_of(session.journal, window.span, which, session.requirement.slo.limits, window.start_s, window.end_s)
+def _whole(run: MeasuringRun, window: Window, which: WindowId) -> Sample:
+    return sample_of(run.journal, window.span, which, run.requirement.slo.limits, window.start_s, window.end_s)
 
 
-def _throughput(session: MeasuringRun, samples: Sequence[Sample]) -> Interval | None:
+def _throughput(run: MeasuringRun, samples: Sequence[Sample]) -> Interval | None:
     """Requests per second that the tokens of a hold's slices amount to.
 
     Tokens, because one slot completes few whole requests. None where one slice or none is left, or one had no token.
     """
-    mean_output = traffic_for(session.requirement.workload).mean_output
+    mean_output = traffic_for(run.requirement.workload).mean_output
     rates = np.array([s.output_tokens_per_s / mean_output for s in samples])
     if rates.size < 2 or rates.min() <= 0:  # noqa: PLR2004 - no spread of one
         return None

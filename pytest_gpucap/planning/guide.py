@@ -14,7 +14,7 @@ import msgspec
 
 from pytest_gpucap.gpu.classes import find_class
 from pytest_gpucap.planning.references import Reference, plausibility_of, references, roofline_for
-from pytest_gpucap.roofline.limits import Hardware
+from pytest_gpucap.roofline.deployment import Hardware
 from pytest_gpucap.roofline.served import hardware_of
 from pytest_gpucap.sizing import decimal_text, gpus_required, largest_qps
 

@@ -15,7 +15,8 @@ from pytest_gpucap.gpu.classes import GpuClass
 from pytest_gpucap.planning.evidence import Evidence, Provenance
 from pytest_gpucap.planning.service import Service
 from pytest_gpucap.requirement import Length, Workload
-from pytest_gpucap.roofline.limits import Deployment, Hardware, Limit, Roofline
+from pytest_gpucap.roofline.deployment import Deployment, Hardware
+from pytest_gpucap.roofline.limits import Limit, Roofline
 from pytest_gpucap.roofline.model_shape import model_of
 from pytest_gpucap.roofline.precision import precision_of
 from pytest_gpucap.roofline.served import hardware_of

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from pytest_gpucap.gpu.classes import GpuClass
 from pytest_gpucap.requirement import Slo, Workload
-from pytest_gpucap.roofline.limits import Deployment, Roofline
+from pytest_gpucap.roofline.deployment import Deployment
+from pytest_gpucap.roofline.limits import Roofline
 from pytest_gpucap.roofline.served import build, hardware_under
 from pytest_gpucap.vllm_arguments import VllmArguments
 

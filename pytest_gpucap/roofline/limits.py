@@ -7,9 +7,9 @@ over the arithmetic rate. The terms are those of Pope et al. 2022, "Efficiently 
 survey and roofline model insights" (arXiv:2402.16363, the LLM-Viewer tool):
 
 - decode reads every weight that takes part once a pass, and the KV cache of every sequence in the batch;
-- prefill does 2 operations a parameter and token, and attention's 4 x heads x head size a pair of positions, half of
-  them under a causal mask;
-- both hold at once: of reading and computing the longer one counts (they may overlap perfectly).
+- prefill does 2 operations per parameter and token; attention does 4 x heads x head size per pair of positions, half
+  of them under a causal mask;
+- reading and computing may overlap perfectly, so the longer of the two counts.
 
 Left out, because a limit must not be too low: activations, launches, communication between GPUs, sampling, scheduling.
 Real servers reach 20 to 80% of it.
@@ -18,84 +18,17 @@ Real servers reach 20 to 80% of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from pytest_gpucap.requirement import Length, Metric, Slo, Workload
+from pytest_gpucap.roofline.deployment import Deployment, Hardware
 from pytest_gpucap.roofline.model_shape import Layer, Model
 from pytest_gpucap.roofline.precision import Precision
 
 BANDWIDTH, COMPUTE = "bandwidth", "compute"
-_PLAIN = {"bf16": ("bf16", "fp16"), "fp16": ("fp16", "bf16")}
-"""Arithmetic of 16 bits falls back on the other kind where a GPU has one of them only."""
 _UNBOUNDED_BATCH = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Hardware:
-    """The GPUs of one replica.
-
-    Attributes:
-        name: of the GPU class.
-        bandwidth_bytes_per_s, memory_bytes: of one GPU; the memory may be unknown.
-        operations_per_s: of one GPU, by kind (``bf16``, ``fp16``, ``fp8``, ``int8``, ``fp4``); a kind that is missing
-            is computed in 16 bits, as vLLM does (weights are unpacked). Empty: computing is not bounded.
-        tensor, pipeline: GPUs that share every layer, and stages of layers one after the other.
-        data: engines of tensor x pipeline GPUs that share the requests out. Each holds a copy of what every token uses;
-            a mixture's experts are spread over all of them (vLLM, "Data parallel deployment").
-    """
-
-    name: str
-    bandwidth_bytes_per_s: float
-    memory_bytes: float | None = None
-    operations_per_s: Mapping[str, float] = field(default_factory=dict)
-    tensor: int = 1
-    pipeline: int = 1
-    data: int = 1
-
-    @property
-    def gpus(self) -> int:
-        """GPUs of the replica."""
-        return self.gpus_per_engine * self.data
-
-    @property
-    def gpus_per_engine(self) -> int:
-        """GPUs that hold one copy of what every token uses."""
-        return self.tensor * self.pipeline
-
-    @property
-    def passes(self) -> int:
-        """Passes over the model that run at once, each with a share of the requests in flight."""
-        return self.pipeline * self.data
-
-    def operations(self, arithmetic: str) -> float:
-        """Operations a second of one GPU; infinite where unknown."""
-        for kind in (arithmetic, *_PLAIN.get(arithmetic, _PLAIN["bf16"])):
-            if kind in self.operations_per_s:
-                return self.operations_per_s[kind]
-        return math.inf
-
-
-@dataclass(frozen=True, slots=True)
-class Deployment:
-    """How the server is run, as far as it bounds its speed. None: not known, or no bound.
-
-    Attributes:
-        max_num_seqs: requests that it runs at once, all engines together.
-        kv_tokens: tokens that its KV cache holds, where a running server has told; otherwise memory decides.
-        memory_share: share of the memory that it may use (vLLM's ``gpu_memory_utilization``).
-        tokens_per_pass: tokens that one pass over the model can yield a sequence: 1, or with speculative decoding one
-            more than the tokens drafted.
-        kv_split: whether KV heads are spread over GPUs even where there are fewer heads than GPUs (decode context
-            parallelism); otherwise each GPU keeps a copy.
-    """
-
-    max_num_seqs: int | None = None
-    kv_tokens: int | None = None
-    memory_share: float = 1.0
-    tokens_per_pass: int = 1
-    kv_split: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +69,14 @@ class Roofline:
             one (a trace); None: the prompt and half of the output, each at its mean.
         declared: what of this was declared and could not be seen, such as "GPU class"; empty where all was seen.
         least_experts: count a mixture's experts as if all tokens chose the same ones. Routing spreads them in truth, so
-            the limit is then too high to be near, but certain: what beats it is not physically possible.
+            the limit is then too high to be near, but certain: what exceeds it is not physically possible.
     """
 
     model: Model
     precision: Precision
     hardware: Hardware
     workload: Workload
-    deployment: Deployment = Deployment()
+    deployment: Deployment = field(default_factory=Deployment)
     decode_context: float | None = None
     declared: str = ""
     least_experts: bool = False
@@ -179,7 +112,7 @@ class Roofline:
 
     @cached_property
     def _steps(self) -> float:
-        """Decode passes of a request: the first token comes out of the prefill."""
+        """Decode passes per request: the first token comes from the prefill."""
         return (self.workload.output_tokens.mean - 1) / self.deployment.tokens_per_pass
 
     def kv_read_bytes(self, batch: float, context: float | None = None) -> float:
@@ -252,7 +185,7 @@ class Roofline:
         return read, together * self._token_operations(context) / self._group_operations
 
     def _token_operations(self, context: float) -> float:
-        """Operations to generate one token at a context: 2 a parameter used, and attention over what it reaches."""
+        """Operations to generate one token at a context: 2 per parameter used, and attention over what it reaches."""
         attention = sum(layer.attention * count * layer.reach(context) for layer, count in self.model.blocks)
         return 2 * self.model.active + attention
 
@@ -286,7 +219,7 @@ class Roofline:
         return self.ttft_s() + (self.workload.output_tokens.mean - 1) * self.tpot_s(batch)
 
     def shortest_e2e_s(self) -> float:
-        """Least time of the shortest request that the workload can draw, alone: no request is faster."""
+        """Least time of the shortest request that the workload can draw, when it runs alone."""
         prompt, output = self.workload.input_tokens.low, self.workload.output_tokens.low
         steps = math.floor((output - 1) / self.deployment.tokens_per_pass)
         return self.ttft_s(prompt) + steps * self.tpot_s(1, prompt) * self.deployment.tokens_per_pass
@@ -294,7 +227,7 @@ class Roofline:
     # Rates
 
     def most_tokens_per_s(self, batch: float) -> float:
-        """Output tokens a second that no server can exceed with `batch` in flight, whatever its prefill costs.
+        """Output tokens per second that no server can exceed with `batch` in flight, whatever its prefill costs.
 
         Every token but a request's first takes a pass, at the shortest context that the workload can draw.
         """
@@ -304,9 +237,9 @@ class Roofline:
         return min(decoded, self._group_operations * self.hardware.passes / self._token_operations(context))
 
     def certain(self) -> Roofline:
-        """The limit that no routing of experts and no draw of lengths can exceed: what beats it is not possible.
+        """The limit that no routing of experts and no draw of lengths can exceed.
 
-        It counts the shortest request, and experts as if all tokens chose the same ones.
+        It assumes the shortest request, and that all tokens choose the same experts.
         """
         shortest = replace(
             self.workload,
@@ -316,7 +249,7 @@ class Roofline:
         return replace(self, workload=shortest, decode_context=None, least_experts=True)
 
     def computed_rps(self) -> float:
-        """Requests a second that arithmetic allows at any batch: its rate over a request's prefill and decode."""
+        """Requests per second that arithmetic allows at any batch: its rate over a request's prefill and decode."""
         return self._group_operations * self.hardware.passes / self._request_operations
 
     @cached_property
@@ -346,9 +279,9 @@ class Roofline:
         )
 
     def best(self, slo: Slo | None = None) -> Limit | None:
-        """The limit at the batch that memory, the server's sequences and the latency limits allow; None if none does.
+        """The limit at the largest batch that memory, sequences and the latency limits allow; None if they allow none.
 
-        A latency limit counts whatever its percentile: at a steady batch every request takes at least the time of it.
+        Each latency limit counts, whatever its percentile: at a steady batch, every request takes at least this time.
         """
         most = min(self.memory_batch(), self.deployment.max_num_seqs or _UNBOUNDED_BATCH, _UNBOUNDED_BATCH)
         slo = slo or Slo()

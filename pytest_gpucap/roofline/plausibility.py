@@ -1,8 +1,8 @@
 """A measurement against its physical limit: what share it reaches, and whether it can be true at all.
 
-A measurement above its limit is no good news but a broken one: the server stopped early or answered without the model,
-the GPU is of another class, tokens were counted wrong. The shortest context and the fewest experts decide that, so that
-no good measurement is ever called impossible.
+A measurement above its limit is broken: the server stopped early or answered without the model, the GPU is of another
+class, or tokens were counted wrong. The shortest context and the fewest experts decide, so that no good measurement is
+ever called impossible.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pytest_gpucap.results.windows import WindowId
 from pytest_gpucap.roofline.limits import Limit, NoLimit, Roofline
 
 TOLERANCE = 0.05
-"""Figures of GPU classes are rounded, and clocks are read a little off."""
+"""Share by which a measurement may exceed its limit: figures of GPU classes are rounded, and clocks differ a little."""
 LEAST_WINDOW_S = 2.0
-"""Shorter windows are ruled by such tokens."""
+"""Shorter windows are left out: tokens that were made before them would dominate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class LimitShare:
     """The window in which the server delivered most tokens, and the limit at the requests it had in flight then.
 
     Attributes:
-        measured_rps: its tokens a second over the workload's mean output.
+        measured_rps: its tokens per second over the workload's mean output.
         share: of the limit; 1 is physics.
         declared: as `Roofline.declared`.
     """
@@ -92,7 +92,7 @@ def windows(samples: Iterable[Sample]) -> list[PhaseWindow]:
 
 
 def share_of(samples: Sequence[Sample], roofline: Roofline) -> LimitShare | None:
-    """The share of the limit in the window of the most tokens a second; None where no window tells."""
+    """The share of the limit in the window of the most tokens per second; None without a usable window."""
     found = windows(samples)
     if not found:
         return None
@@ -110,15 +110,15 @@ def impossible(
     Args:
         samples: its windows.
         roofline: the limits of what was measured.
-        rates: estimates by their name, in requests a second; one whose whole interval is above the limit cannot be
-            true. An estimate that reaches beyond what was measured may have its upper end there.
+        rates: estimates by their name, in requests per second. An estimate cannot be true if its whole interval is
+            above the limit. The upper end alone may be, because an estimate may reach beyond what was measured.
     """
     where = f"on {roofline.hardware.gpus}x {roofline.hardware.name}"
     fewest = replace(roofline, least_experts=True)
     for window in windows(samples):
         most = fewest.most_tokens_per_s(max(1.0, window.in_flight))
-        # A server that was stuck hands out in this window what it made before: at most all that was in flight, and of
-        # lengths that differ it is the long ones that are.
+        # A server that was stuck may send tokens in this window that it made before: at most those of all requests in
+        # flight. Where lengths differ, the long ones are in flight.
         held_back = window.in_flight * roofline.workload.output_tokens.high
         if window.output_tokens_per_s * window.duration_s > (1 + TOLERANCE) * most * window.duration_s + held_back:
             limit = fewest.at(max(1.0, window.in_flight))
@@ -126,7 +126,7 @@ def impossible(
                 f"{_short(window.output_tokens_per_s)} tokens/s with {_short(window.in_flight)} in flight is above the "
                 f"{limit.bound} limit of {_short(most)} tokens/s {where} ({limit.formula}): {_causes(roofline)}"
             )
-    # Not by TPOT: a busy API server hands out many tokens at once, and the gaps between them are then no passes.
+    # Not by TPOT: a busy API server sends many tokens at once, and the gaps between them are then not those of passes.
     shortest_s = fewest.shortest_e2e_s()
     for sample in samples:
         e2e = sample.latencies.get("e2e")

@@ -17,7 +17,8 @@ from pytest_gpucap.engines import synthetic
 from pytest_gpucap.engines.protocol import Capabilities, Server
 from pytest_gpucap.gpu.classes import GpuClass
 from pytest_gpucap.requirement import Workload
-from pytest_gpucap.roofline.limits import Deployment, Hardware, NoLimit, Roofline
+from pytest_gpucap.roofline.deployment import Deployment, Hardware
+from pytest_gpucap.roofline.limits import NoLimit, Roofline
 from pytest_gpucap.roofline.model_shape import model_of
 from pytest_gpucap.roofline.precision import precision_of
 from pytest_gpucap.vllm_arguments import VllmArguments

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from pytest_gpucap.gpu.classes import find_class
-from pytest_gpucap.gpu.inventory import NoGpu, WrongGpuClass, detect, select, take_inventory
+from pytest_gpucap.gpu.inventory import NoGpu, WrongGpuClass, detect_class, devices_of_class, take_inventory
 from pytest_gpucap.options import Options
 from pytest_gpucap.results.result import Result
 from pytest_gpucap.session import benchmark_bridge
@@ -38,7 +38,7 @@ def add_machine_info(options: Options, machine_info: dict[str, Any]) -> None:
         own = own_classes(options)
         inventory = take_inventory()
         try:
-            devices = select(inventory, find_class(options.gpu_class, own), own)
+            devices = devices_of_class(inventory, find_class(options.gpu_class, own), own)
         except WrongGpuClass:
             devices = ()  # the session stops for it, with the reason
         if devices:
@@ -64,6 +64,6 @@ def _here(options: Options) -> str | None:
     if options.gpu_class is not None:
         return find_class(options.gpu_class, own).name
     try:
-        return detect(take_inventory(), own).name
+        return detect_class(take_inventory(), own).name
     except (NoGpu, WrongGpuClass):
         return None

@@ -17,8 +17,8 @@ from pytest_gpucap.roofline.plausibility import LEAST_WINDOW_S, share_of
 from pytest_gpucap.roofline.served import roofline_of
 from pytest_gpucap.session.environment import environment
 from pytest_gpucap.session.server_manager import SystemUnderTest
-from pytest_gpucap.telemetry.bottleneck import KnownLimits, diagnose
-from pytest_gpucap.telemetry.over_time import series
+from pytest_gpucap.telemetry.bottleneck import KnownLimits, find_bottleneck
+from pytest_gpucap.telemetry.over_time import binned_series
 from pytest_gpucap.telemetry.sampler import Telemetry
 
 _EVERY_READING = sys.maxsize
@@ -36,7 +36,7 @@ def context_of(
         watched = target.telemetry.summary(start_s, end_s)
         # A little more than the span: what a counter did at its ends is known from the readings around them.
         readings = target.telemetry.series(start_s - _AROUND_S, end_s + _AROUND_S, points=_EVERY_READING)
-        over_time = series(readings, start_s, end_s)
+        over_time = binned_series(readings, start_s, end_s)
         bottleneck = _diagnosis(target, target.telemetry, samples, roofline)
     limit = _limit(samples, roofline, bottleneck)
     return Context(
@@ -89,4 +89,4 @@ def _diagnosis(
         cores=os.cpu_count(),
         loopback=server.loopback,
     )
-    return diagnose(telemetry.summary(hardest.start_s, hardest.end_s), known)
+    return find_bottleneck(telemetry.summary(hardest.start_s, hardest.end_s), known)

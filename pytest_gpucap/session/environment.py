@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from pytest_gpucap import __version__
-from pytest_gpucap.gpu.description import describe_devices
 from pytest_gpucap.gpu.device import Device
 from pytest_gpucap.results.environment import DeviceState, Environment
 from pytest_gpucap.session.server_manager import SystemUnderTest
@@ -32,7 +31,7 @@ def _place(target: SystemUnderTest) -> dict[str, Any]:
     inventory, gpu_class = target.inventory, target.gpu_class
     if inventory is not None and target.lease is not None:
         devices = target.lease.devices
-        described, *remarks = describe_devices(inventory, devices)
+        described, *remarks = inventory.describe(devices)
         return {
             "gpu": described if devices else f"{described}, {_processor()}",
             "gpu_remarks": tuple(remarks),

@@ -169,7 +169,7 @@ class GpuCap:
         declared = self._declared
         if declared.workload.questions is None:
             raise RequirementError(f'{declared.place}: accuracy() needs gpucap(questions=FILE), or "arithmetic"')
-        from pytest_gpucap.accuracy.measuring import measure_accuracy
+        from pytest_gpucap.accuracy.measurement import measure_accuracy
 
         with self._with.driven():
             found = measure_accuracy(
@@ -200,10 +200,10 @@ class GpuCap:
         """The verdict with the answers judged, where the requirement says how many must be right."""
         if verdict.measurement.requirement.slo.min_accuracy is None:
             return verdict
-        from pytest_gpucap.accuracy.measuring import with_answers
+        from pytest_gpucap.accuracy.accuracy_verdict import with_accuracy
 
         self._live.say("asking the workload's questions")
-        return with_answers(verdict, self._with.server(), max_time_s=self._declared.max_time_s)
+        return with_accuracy(verdict, self._with.server(), max_time_s=self._declared.max_time_s)
 
     def _measured(self, start: int = 0) -> tuple[Measurement, Result]:
         """One run of the measurement."""

@@ -96,13 +96,13 @@ def check_gpu_class(name: str, options: Options) -> None:
     Raises:
         pytest.UsageError: one line with what the machine has.
     """
-    from pytest_gpucap.gpu.inventory import WrongGpuClass, select, take_inventory
+    from pytest_gpucap.gpu.inventory import WrongGpuClass, devices_of_class, take_inventory
 
     if name.startswith(SIMULATED):
         return
     own = own_classes(options)
     try:
-        select(take_inventory(), find_class(name, own), own)
+        devices_of_class(take_inventory(), find_class(name, own), own)
     except WrongGpuClass as error:
         raise pytest.UsageError(f"--gpu-class: {error}") from None
 

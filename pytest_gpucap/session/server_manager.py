@@ -16,9 +16,9 @@ import pytest
 
 from pytest_gpucap.engines.protocol import Engine, MetricNames, Server
 from pytest_gpucap.gpu.classes import GpuClass
-from pytest_gpucap.gpu.inventory import Inventory, NoGpu, WrongGpuClass, detect, select, take_inventory
+from pytest_gpucap.gpu.inventory import Inventory, NoGpu, WrongGpuClass, detect_class, devices_of_class, take_inventory
 from pytest_gpucap.gpu.lease import Lease, lease, lease_cpu
-from pytest_gpucap.gpu.memory import wait_memory_returned
+from pytest_gpucap.gpu.occupancy import wait_memory_returned
 from pytest_gpucap.options import Options
 from pytest_gpucap.session.placement import Placement, own_classes
 
@@ -142,8 +142,8 @@ class ServerManager:
         own = own_classes(self._options)
         target.inventory = take_inventory()
         try:
-            target.gpu_class = placement.gpu_class or detect(target.inventory, own)
-            devices = select(target.inventory, target.gpu_class, own)
+            target.gpu_class = placement.gpu_class or detect_class(target.inventory, own)
+            devices = devices_of_class(target.inventory, target.gpu_class, own)
         except (NoGpu, WrongGpuClass) as error:
             absent = self._absent(str(error), named=placement.gpu_class is not None)
             raise absent from None
@@ -181,7 +181,7 @@ class ServerManager:
             return server
         started = time.monotonic()
         live.say(f"starting {engine.title} with {engine.request.model}")
-        server = engine.start(held.uuids, live.waiting)
+        server = engine.start(held.cuda_devices, live.waiting)
         target._closing.callback(self._stop, server, held)  # noqa: SLF001 - see above
         target.startup_s = time.monotonic() - started
         target.server = server

@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from pytest_gpucap.accuracy.numbers import exact_number
+from pytest_gpucap.accuracy.grading import exact_number
 from pytest_gpucap.accuracy.questions import SHIPPED, questions_file, read_questions
 
 

@@ -10,8 +10,8 @@ takes
 
 times noise, drift and the warm-up transient, plus now and then a stall.
 
-With `front_token_s` above 0 a second station hands the tokens out: the API server, a process of its own on one core. It
-takes a step's tokens in their order, each for
+With `front_token_s` above 0 a second station sends the tokens: the API server, a separate process on one core. It takes
+a step's tokens in their order, each for
 
     front_token_s * (1 + front_loss * backlog / (backlog + front_backlog_s))
 
@@ -19,8 +19,8 @@ with `backlog` the seconds of work that wait before it (buffers and collections 
 engine does not wait for it. Beyond the front end's speed a backlog grows, it grows less efficient, and throughput falls
 as requests are added.
 
-The code is one function over arrays, because it runs for millions of steps; numba compiles it where installed. State
-lives in two vectors, `real` and `whole`, indexed by the names below.
+The code works on arrays, because it runs for millions of steps; numba compiles it where it is installed. State lives in
+two vectors, `real` and `whole`, indexed by the names below.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from pytest_gpucap.jit import compiled
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Table = np.ndarray[tuple[int, int], np.dtype[np.int64]]
+Times = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 
 # Model parameters (`params`).
 BASE, PER_SEQ, PER_SEQ_OVER, KNEE, PER_KV, PER_PROMPT = 0, 1, 2, 3, 4, 5
@@ -54,6 +56,26 @@ HEAD, TAIL, FRONT, RUNNING, DECODES, KV, DECODE_STEP, NEXT_ROW, NOISE_AT, PREFIL
 SHOWN_HEAD, SHOWN_TAIL = 12, 13
 WHOLES = 14
 
+# Rows of `table`: whole numbers of each request.
+PROMPT, OUTPUT, CACHED, TARGET, DONE, FINISH_AT = range(6)
+TABLE = 6
+"""`PROMPT`, `OUTPUT`: tokens, as asked for. `CACHED`: KV tokens held. `TARGET`: tokens to prefill before it decodes;
+more than `PROMPT` after a preemption. `DONE`: tokens generated when it last began to decode. `FINISH_AT`: the decode
+step at which it completes; `NEVER` while it does not decode."""
+
+# Rows of `times`: seconds of each request.
+DUE, FIRST, LAST, END = range(4)
+TIMES = 4
+"""When it was due, and when its first token, its last token and its end were shown."""
+
+# Rows of `lists`.
+QUEUE, PREEMPTED, BATCH, ENDED = range(4)
+LISTS = 4
+"""`QUEUE`: requests that wait, in order of arrival, from ``whole[HEAD]`` to ``whole[TAIL]``. `PREEMPTED`:
+``whole[FRONT]`` of them; the last is admitted first. `BATCH`: ``whole[RUNNING]`` of them, in order of admission.
+`ENDED`: those that the engine is done with, in the order in which the front end shows their ends, from
+``whole[SHOWN_HEAD]`` to ``whole[SHOWN_TAIL]``."""
+
 DRIFT_EVERY_S = 0.5
 """The drift moves at this interval; its time constant is minutes."""
 GAP_LOWEST_S = 1e-4
@@ -63,92 +85,78 @@ NEVER = 2**62
 
 
 @compiled
-def step(  # noqa: C901, PLR0912, PLR0915 - one scheduler step, read top to bottom
-    params: Floats,
-    real: Floats,
-    whole: Ints,
-    noise: Floats,
-    queue: Ints,
-    front: Ints,
-    run: Ints,
-    prompt: Ints,
-    output: Ints,
-    cached: Ints,
-    target: Ints,
-    done: Ints,
-    finish_at: Ints,
-    shown: Ints,
-    first_s: Floats,
-    last_s: Floats,
-    end_s: Floats,
-    gaps: Ints,
-) -> int:
-    """Run one step from ``real[TIME]``, and move the time on; return the tokens generated at its end, -1 when idle.
-
-    Request columns (shape (n,), one row a request): `prompt` and `output` as asked for; `cached` KV tokens held;
-    `target` tokens to prefill before it decodes (more than `prompt` after a preemption); `done` tokens generated when
-    it last began to decode; `finish_at` the decode step at which it completes. `shown`, shape (n,), gets the requests
-    that the engine has done with, in the order in which the front end will show their ends.
-    """
-    max_seqs, token_budget, kv_tokens = int(params[MAX_SEQS]), int(params[TOKEN_BUDGET]), int(params[KV_TOKENS])
-    # Decodes need one KV token each; preempt from the back until they fit.
+def _preempt(params: Floats, whole: Ints, lists: Table, table: Table) -> None:
+    """Take requests out of the batch, the last admitted first, until the decodes' next KV tokens fit."""
+    kv_tokens = int(params[KV_TOKENS])
     while whole[KV] + whole[DECODES] > kv_tokens and whole[RUNNING] > 1:
-        victim = run[whole[RUNNING] - 1]
+        victim = lists[BATCH, whole[RUNNING] - 1]
         whole[RUNNING] -= 1
         whole[PREEMPTIONS] += 1
-        if finish_at[victim] != NEVER:
-            left = finish_at[victim] - whole[DECODE_STEP]
-            held = prompt[victim] + output[victim] - left
-            done[victim] = output[victim] - left
-            target[victim] = held
-            finish_at[victim] = NEVER
+        if table[FINISH_AT, victim] != NEVER:
+            left = table[FINISH_AT, victim] - whole[DECODE_STEP]
+            held = table[PROMPT, victim] + table[OUTPUT, victim] - left
+            table[DONE, victim] = table[OUTPUT, victim] - left
+            table[TARGET, victim] = held
+            table[FINISH_AT, victim] = NEVER
             whole[DECODES] -= 1
             whole[KV] -= held
         else:
             whole[PREFILLING] -= 1
-            whole[KV] -= cached[victim]
-        cached[victim] = 0
-        front[whole[FRONT]] = victim
+            whole[KV] -= table[CACHED, victim]
+        table[CACHED, victim] = 0
+        lists[PREEMPTED, whole[FRONT]] = victim
         whole[FRONT] += 1
+
+
+@compiled
+def _prefill(params: Floats, whole: Ints, lists: Table, table: Table) -> tuple[int, int]:
+    """Give what is left of the token budget to prompts: of running requests first, then of those admitted now.
+
+    Returns:
+        Prompt tokens of this step, and requests whose prefill ends in it.
+    """
+    max_seqs, kv_tokens = int(params[MAX_SEQS]), int(params[KV_TOKENS])
     decodes = whole[DECODES]
-    budget = token_budget - decodes
+    budget = int(params[TOKEN_BUDGET]) - decodes
     chunk_tokens = 0
-    fresh = 0  # requests whose prefill ends in this step
+    fresh = 0
     if whole[PREFILLING] > 0:
         for i in range(whole[RUNNING]):
-            r = run[i]
-            if finish_at[r] == NEVER and budget > 0:
-                chunk = min(target[r] - cached[r], budget, kv_tokens - whole[KV] - decodes)
+            r = lists[BATCH, i]
+            if table[FINISH_AT, r] == NEVER and budget > 0:
+                chunk = min(table[TARGET, r] - table[CACHED, r], budget, kv_tokens - whole[KV] - decodes)
                 if chunk <= 0:
                     continue
-                cached[r] += chunk
+                table[CACHED, r] += chunk
                 whole[KV] += chunk
                 budget -= chunk
                 chunk_tokens += chunk
-                if cached[r] == target[r]:
+                if table[CACHED, r] == table[TARGET, r]:
                     fresh += 1
     while budget > 0 and whole[RUNNING] < max_seqs and (whole[FRONT] > 0 or whole[HEAD] < whole[TAIL]):
-        r = front[whole[FRONT] - 1] if whole[FRONT] > 0 else queue[whole[HEAD]]
-        if whole[KV] + decodes + target[r] > kv_tokens and whole[RUNNING] > 0:
+        r = lists[PREEMPTED, whole[FRONT] - 1] if whole[FRONT] > 0 else lists[QUEUE, whole[HEAD]]
+        if whole[KV] + decodes + table[TARGET, r] > kv_tokens and whole[RUNNING] > 0:
             break
         if whole[FRONT] > 0:
             whole[FRONT] -= 1
         else:
             whole[HEAD] += 1
-        run[whole[RUNNING]] = r
+        lists[BATCH, whole[RUNNING]] = r
         whole[RUNNING] += 1
         whole[PREFILLING] += 1
-        chunk = min(target[r], budget)
-        cached[r] = chunk
+        chunk = min(table[TARGET, r], budget)
+        table[CACHED, r] = chunk
         whole[KV] += chunk
         budget -= chunk
         chunk_tokens += chunk
-        if chunk == target[r]:
+        if chunk == table[TARGET, r]:
             fresh += 1
-    if decodes == 0 and chunk_tokens == 0:
-        return -1
+    return chunk_tokens, fresh
 
-    # How long it takes.
+
+@compiled
+def _step_s(params: Floats, real: Floats, whole: Ints, noise: Floats, decodes: int, chunk_tokens: int) -> float:
+    """Seconds of a step, with noise, drift, the warm-up and perhaps a stall; the drift moves on."""
     while real[TIME] - real[DRIFT_AT] >= DRIFT_EVERY_S:
         real[DRIFT_AT] += DRIFT_EVERY_S
         keep = math.exp(-DRIFT_EVERY_S / params[DRIFT_TAU])
@@ -166,19 +174,92 @@ def step(  # noqa: C901, PLR0912, PLR0915 - one scheduler step, read top to bott
     if 0.5 * math.erfc(noise[whole[NOISE_AT]] / math.sqrt(2.0)) < params[STALL_PER_S] * seconds:
         seconds += params[STALL_S]
     whole[NOISE_AT] += 1
-    real[TIME] += seconds
-    real[STEP_S] = seconds
+    return float(seconds)
+
+
+@compiled
+def _show(params: Floats, real: Floats, tokens: int, seconds: float) -> float:
+    """When the front end has handed out the tokens of the step that just ended; sets ``real[SHOWN]``.
+
+    Returns:
+        The gap between the tokens of this step and those of the step before.
+    """
     now = real[TIME]
     gap_s = seconds
     if params[FRONT_TOKEN] > 0.0:
         before = real[SHOWN]
         backlog = max(0.0, before - now)
         lost = params[FRONT_LOSS] * backlog / (backlog + params[FRONT_BACKLOG])
-        now = max(before, now) + (decodes + fresh) * params[FRONT_TOKEN] * (1.0 + lost)
+        now = max(before, now) + tokens * params[FRONT_TOKEN] * (1.0 + lost)
         gap_s = now - before if backlog > 0.0 else seconds
     real[SHOWN] = now
+    return float(gap_s)
 
-    # What it brought.
+
+@compiled
+def _finish(now: float, whole: Ints, lists: Table, table: Table, times: Times) -> None:
+    """Start the decoding of requests whose prefill is done, and let go of those that are complete."""
+    at = whole[DECODE_STEP]
+    kept = 0
+    soonest = NEVER
+    for i in range(whole[RUNNING]):
+        r = lists[BATCH, i]
+        if table[FINISH_AT, r] == NEVER:
+            if table[CACHED, r] == table[TARGET, r]:
+                if table[DONE, r] == 0:
+                    times[FIRST, r] = now
+                table[DONE, r] += 1
+                table[FINISH_AT, r] = at + table[OUTPUT, r] - table[DONE, r]
+                # From here on its tokens are known from finish_at; `held` in a preemption counts this token's KV too.
+                whole[KV] += 1
+                whole[PREFILLING] -= 1
+                whole[DECODES] += 1
+            else:
+                lists[BATCH, kept] = r
+                kept += 1
+                continue
+        if table[FINISH_AT, r] <= at:
+            whole[DECODES] -= 1
+            whole[KV] -= table[PROMPT, r] + table[OUTPUT, r]
+            table[CACHED, r] = 0
+            times[LAST, r] = now
+            times[END, r] = now
+            lists[ENDED, whole[SHOWN_TAIL]] = r
+            whole[SHOWN_TAIL] += 1
+            continue
+        soonest = min(soonest, table[FINISH_AT, r])
+        lists[BATCH, kept] = r
+        kept += 1
+    whole[RUNNING] = kept
+    whole[NEXT_FINISH] = soonest
+
+
+@compiled
+def step(
+    params: Floats, real: Floats, whole: Ints, noise: Floats, lists: Table, table: Table, times: Times, gaps: Ints
+) -> int:
+    """Run one step from ``real[TIME]``, and move the time on.
+
+    Arguments by name:
+        params: of the model, by the names above.
+        real, whole: the state, by the names above; it moves on.
+        noise: shape (k,), standard normal draws, used from ``whole[NOISE_AT]`` on.
+        lists: shape (4, m), rows in each list; see above.
+        table, times: shapes (6, n) and (4, n), a column per request; see above. Written.
+        gaps: histogram of inter-token gaps, shape (`GAP_BINS`,), added to.
+
+    Returns:
+        The tokens generated at the end of the step; -1 when there is nothing to do.
+    """
+    _preempt(params, whole, lists, table)
+    decodes = whole[DECODES]
+    chunk_tokens, fresh = _prefill(params, whole, lists, table)
+    if decodes == 0 and chunk_tokens == 0:
+        return -1
+    seconds = _step_s(params, real, whole, noise, decodes, chunk_tokens)
+    real[TIME] += seconds
+    real[STEP_S] = seconds
+    gap_s = _show(params, real, decodes + fresh, seconds)
     if decodes > 0:
         whole[DECODE_STEP] += 1
         whole[KV] += decodes
@@ -186,64 +267,44 @@ def step(  # noqa: C901, PLR0912, PLR0915 - one scheduler step, read top to bott
         if gap_s > GAP_LOWEST_S:
             gap_bin = min(GAP_BINS - 1, math.ceil(math.log(gap_s / GAP_LOWEST_S) / math.log(GAP_GROWTH)))
         gaps[gap_bin] += decodes
-    at = whole[DECODE_STEP]
-    if fresh == 0 and at < whole[NEXT_FINISH]:
-        return int(decodes)
-    kept = 0
-    soonest = NEVER
-    for i in range(whole[RUNNING]):
-        r = run[i]
-        if finish_at[r] == NEVER:
-            if cached[r] == target[r]:
-                if done[r] == 0:
-                    first_s[r] = now
-                done[r] += 1
-                finish_at[r] = at + output[r] - done[r]
-                # From here on its tokens are known from finish_at; `held` in a preemption counts this token's KV too.
-                whole[KV] += 1
-                whole[PREFILLING] -= 1
-                whole[DECODES] += 1
-            else:
-                run[kept] = r
-                kept += 1
-                continue
-        if finish_at[r] <= at:
-            whole[DECODES] -= 1
-            whole[KV] -= prompt[r] + output[r]
-            cached[r] = 0
-            last_s[r] = now
-            end_s[r] = now
-            shown[whole[SHOWN_TAIL]] = r
-            whole[SHOWN_TAIL] += 1
-            continue
-        soonest = min(soonest, finish_at[r])
-        run[kept] = r
-        kept += 1
-    whole[RUNNING] = kept
-    whole[NEXT_FINISH] = soonest
+    if fresh > 0 or whole[DECODE_STEP] >= whole[NEXT_FINISH]:
+        _finish(real[SHOWN], whole, lists, table, times)
     return int(decodes + fresh)
 
 
 @compiled
-def advance(  # noqa: C901, PLR0912 - one loop, read top to bottom
+def _arrive(
+    now: float, whole: Ints, lists: Table, times: Times, end_row: int, concurrency: int, until_s: float
+) -> bool:
+    """Queue the rows that are due by now; false if a closed loop has no row left."""
+    if concurrency == 0:
+        while whole[NEXT_ROW] < end_row and times[DUE, whole[NEXT_ROW]] <= now:
+            lists[QUEUE, whole[TAIL]] = whole[NEXT_ROW]
+            whole[TAIL] += 1
+            whole[NEXT_ROW] += 1
+        return True
+    in_flight = whole[RUNNING] + whole[FRONT] + whole[TAIL] - whole[HEAD]
+    in_flight += whole[SHOWN_TAIL] - whole[SHOWN_HEAD]
+    while in_flight < concurrency and now < until_s:
+        if whole[NEXT_ROW] >= end_row:
+            return False
+        times[DUE, whole[NEXT_ROW]] = now
+        lists[QUEUE, whole[TAIL]] = whole[NEXT_ROW]
+        whole[TAIL] += 1
+        whole[NEXT_ROW] += 1
+        in_flight += 1
+    return True
+
+
+@compiled
+def advance(
     params: Floats,
     real: Floats,
     whole: Ints,
     noise: Floats,
-    queue: Ints,
-    front: Ints,
-    run: Ints,
-    prompt: Ints,
-    output: Ints,
-    cached: Ints,
-    target: Ints,
-    done: Ints,
-    finish_at: Ints,
-    shown: Ints,
-    due_s: Floats,
-    first_s: Floats,
-    last_s: Floats,
-    end_s: Floats,
+    lists: Table,
+    table: Table,
+    times: Times,
     gaps: Ints,
     tokens: Ints,
     bin_s: float,
@@ -253,47 +314,35 @@ def advance(  # noqa: C901, PLR0912 - one loop, read top to bottom
 ) -> int:
     """Run steps until `until_s`, taking in rows [``whole[NEXT_ROW]``, `end_row`) as they become due.
 
-    `concurrency` 0: rows are due at `due_s` (open loop). Above 0: a row becomes due when fewer are in flight, and its
-    due time is written (closed loop).
+    Arguments by name:
+        params, real, whole, noise, lists, table, times, gaps: as for `step`.
+        tokens: output tokens by when they were shown, in bins of `bin_s`; added to.
+        bin_s: width of these bins.
+        end_row: behind the last row of the phase.
+        concurrency: 0: rows are due at ``times[DUE]`` (open loop). Above 0: a row becomes due when fewer are in flight,
+            and its due time is written (closed loop).
+        until_s: when to return.
 
     Returns:
         0 when the time is reached, 1 when the noise block must be renewed, 2 when a closed loop has no row left.
     """
     while True:
         now = real[TIME]
-        while whole[SHOWN_HEAD] < whole[SHOWN_TAIL] and end_s[shown[whole[SHOWN_HEAD]]] <= now:
+        while whole[SHOWN_HEAD] < whole[SHOWN_TAIL] and times[END, lists[ENDED, whole[SHOWN_HEAD]]] <= now:
             whole[SHOWN_HEAD] += 1
-        if concurrency > 0:
-            in_flight = whole[RUNNING] + whole[FRONT] + whole[TAIL] - whole[HEAD]
-            in_flight += whole[SHOWN_TAIL] - whole[SHOWN_HEAD]
-            while in_flight < concurrency and now < until_s:
-                if whole[NEXT_ROW] >= end_row:
-                    return 2
-                r = whole[NEXT_ROW]
-                due_s[r] = now
-                queue[whole[TAIL]] = r
-                whole[TAIL] += 1
-                whole[NEXT_ROW] += 1
-                in_flight += 1
-        else:
-            while whole[NEXT_ROW] < end_row and due_s[whole[NEXT_ROW]] <= now:
-                queue[whole[TAIL]] = whole[NEXT_ROW]
-                whole[TAIL] += 1
-                whole[NEXT_ROW] += 1
+        if not _arrive(now, whole, lists, times, end_row, concurrency, until_s):
+            return 2
         if now >= until_s:
             return 0
         if whole[NOISE_AT] + 4096 > noise.size:
             return 1
-        made = step(
-            params, real, whole, noise, queue, front, run, prompt, output, cached, target, done, finish_at, shown,
-            first_s, last_s, end_s, gaps,
-        )  # fmt: skip
+        made = step(params, real, whole, noise, lists, table, times, gaps)
         if made < 0:
             wake = until_s
             if concurrency == 0 and whole[NEXT_ROW] < end_row:
-                wake = min(wake, due_s[whole[NEXT_ROW]])
+                wake = min(wake, times[DUE, whole[NEXT_ROW]])
             if whole[SHOWN_HEAD] < whole[SHOWN_TAIL]:
-                wake = min(wake, end_s[shown[whole[SHOWN_HEAD]]])
+                wake = min(wake, times[END, lists[ENDED, whole[SHOWN_HEAD]]])
             # Idle time lets the drift move at most a block at a time; nothing else happens in it.
             real[TIME] = max(now, wake)
             real[DRIFT_AT] = max(real[DRIFT_AT], real[TIME] - 1000.0 * DRIFT_EVERY_S)

@@ -70,11 +70,11 @@ class LiveEngine:
         self._whole[engine.NEXT_FINISH] = engine.NEVER
         self._real[engine.DRIFT] = model.drift_sd * self._rng.standard_normal()
         self._real[engine.TIME] = self._real[engine.DRIFT_AT] = self._real[engine.STARTED] = time.monotonic()
-        self._queue, self._front, self._run = (np.zeros(4 * ROWS, np.int64) for _ in range(3))
-        self._prompt, self._output, self._cached, self._target, self._done, self._finish_at = (
-            np.zeros(ROWS, np.int64) for _ in range(6)
-        )
-        self._first, self._last, self._end = (np.zeros(ROWS) for _ in range(3))
+        self._lists = np.zeros((engine.LISTS, 4 * ROWS), np.int64)
+        self._queue, self._front, self._run, _ = self._lists
+        self._table = np.zeros((engine.TABLE, ROWS), np.int64)
+        self._prompt, self._output, self._cached, self._target, self._done, self._finish_at = self._table
+        self._times = np.zeros((engine.TIMES, ROWS))
         self._gaps = np.zeros(engine.GAP_BINS, np.int64)
         self._free = list(range(ROWS - 1, -1, -1))
         self._deliver: dict[int, Deliver] = {}
@@ -84,7 +84,6 @@ class LiveEngine:
         """Rows that the engine is done with, and the front end not yet."""
         self._made: deque[tuple[float, list[_Token]]] = deque()
         """Steps whose tokens the front end has yet to hand out, and when it will have."""
-        self._shown = np.zeros(ROWS, np.int64)
         self._work = asyncio.Event()
 
     @property
@@ -181,10 +180,8 @@ class LiveEngine:
         self._tokens_before = self._generated()
         self._whole[engine.SHOWN_TAIL] = 0  # this class keeps its own list
         return engine.step(
-            self._params, self._real, self._whole, self._noise, self._queue, self._front, self._run, self._prompt,
-            self._output, self._cached, self._target, self._done, self._finish_at, self._shown, self._first, self._last,
-            self._end, self._gaps,
-        )  # fmt: skip
+            self._params, self._real, self._whole, self._noise, self._lists, self._table, self._times, self._gaps
+        )
 
     def _generated(self) -> dict[int, bool]:
         """Which running rows decode now."""
@@ -205,7 +202,7 @@ class LiveEngine:
                         self._finish(event.row, now)
 
     def _events(self, before: list[int]) -> list[_Token]:
-        """The tokens that the step just made brings, one a request at most."""
+        """The tokens of the step that just ended: at most one per request."""
         found: list[_Token] = []
         running = self._run[: self._whole[engine.RUNNING]]
         still: dict[int, bool] = dict(

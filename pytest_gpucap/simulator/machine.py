@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pytest_gpucap.load.protocol import Phase, PhaseSpan, Progress
+from pytest_gpucap.load.protocol import LoadPhase, PhaseSpan, Progress
 from pytest_gpucap.simulator import engine
 from pytest_gpucap.simulator.profile import EngineModel
 from pytest_gpucap.simulator.runner import SimRunner, VirtualClock
@@ -43,7 +43,7 @@ class SharedRunner(SimRunner):
         self._left_s = self.clock.time_s
         self.clock = machine.clock
 
-    def run(self, phase: Phase, should_stop: Callable[[Progress], bool] | None = None) -> PhaseSpan:
+    def run(self, phase: LoadPhase, should_stop: Callable[[Progress], bool] | None = None) -> PhaseSpan:
         """See `LoadRunner.run`."""
         self._resume()
         try:

@@ -40,7 +40,7 @@ class EngineModel:
         per_seq_over_s: added for every decode beyond `knee`.
         noise: standard deviation of a step's time over its mean, independent from step to step.
         drift_sd, drift_tau_s: slow drift of the logarithm of all times: stationary sd, and time constant.
-        stall_per_s, stall_s: rare stops, a second of running, and how long each lasts.
+        stall_per_s, stall_s: rare stops per second of running, and how long each lasts.
         warm_extra, warm_tau_s: a fresh server is slower by this share, fading exponentially.
         max_num_seqs, max_num_batched_tokens, kv_tokens: the scheduler's limits.
         front_token_s: time of the API server for each token that it hands out; 0: it takes none.

@@ -6,15 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pytest_gpucap.load.protocol import (
     ClosedLoop,
     Histogram,
     Journal,
     LoadError,
+    LoadPhase,
     OpenLoop,
-    Phase,
     PhaseSpan,
     Progress,
     SelfCheck,
@@ -31,6 +30,12 @@ POLL_S = 0.25
 NOISE_BLOCK = 1 << 17
 AHEAD_S = 120.0
 """Tokens that the engine has made and the front end not yet shown lie at most this far ahead, in the token bins."""
+
+# The columns of a request, and the lists of requests, in the engine's order.
+_TABLE = ("prompt", "output", "cached", "target", "done", "finish_at")
+_TIMES = ("due", "first", "last", "end")
+_LISTS = ("queue", "front", "run", "shown")
+_FLAGS = ("hot", "failed", "cancelled")
 
 
 class VirtualClock:
@@ -67,30 +72,30 @@ class SimRunner:
         self._whole[engine.NEXT_FINISH] = engine.NEVER
         self._real[engine.DRIFT] = model.drift_sd * self._rng.standard_normal()
         self._rows = 0
-        # Any: columns of several types under one roof.
+        self._table = np.zeros((engine.TABLE, 0), np.int64)
+        self._times = np.zeros((engine.TIMES, 0))
+        self._lists = np.zeros((engine.LISTS, 0), np.int64)
+        self._flags = np.zeros((len(_FLAGS), 0), np.bool_)
+        # Any: columns of several types under one roof, each a row of one of the arrays above.
         self._columns: dict[str, Any] = {}
         self._tokens = np.zeros(1024, np.int64)
         self._grow(4096)
 
     def _grow(self, rows: int) -> None:
         """Make every column at least `rows` long."""
-        kinds: dict[str, tuple[npt.DTypeLike, float]] = {
-            "prompt": (np.int64, 0), "output": (np.int64, 0), "cached": (np.int64, 0), "target": (np.int64, 0),
-            "done": (np.int64, 0), "finish_at": (np.int64, engine.NEVER), "due": (np.float64, np.nan),
-            "first": (np.float64, np.nan), "last": (np.float64, np.nan), "end": (np.float64, np.nan),
-            "hot": (np.bool_, 0), "failed": (np.bool_, 0), "cancelled": (np.bool_, 0), "queue": (np.int64, 0),
-            "front": (np.int64, 0), "run": (np.int64, 0), "shown": (np.int64, 0),
-        }  # fmt: skip
-        for name, (kind, fill) in kinds.items():
-            old = self._columns.get(name)
-            if old is not None and old.size >= rows:
-                continue
-            new: npt.NDArray[np.generic] = np.full(max(rows, 2 * (0 if old is None else old.size)), fill, kind)
-            if old is not None:
-                new[: old.size] = old
-            self._columns[name] = new
+        size = self._table.shape[1]
+        if size >= rows:
+            return
+        missing = ((0, 0), (0, max(rows, 2 * size) - size))
+        self._table = np.pad(self._table, missing)
+        self._table[engine.FINISH_AT, size:] = engine.NEVER
+        self._times = np.pad(self._times, missing, constant_values=np.nan)
+        self._lists = np.pad(self._lists, missing)
+        self._flags = np.pad(self._flags, missing)
+        arrays = ((_TABLE, self._table), (_TIMES, self._times), (_LISTS, self._lists), (_FLAGS, self._flags))
+        self._columns = {name: column for names, array in arrays for name, column in zip(names, array, strict=True)}
 
-    def run(self, phase: Phase, should_stop: Callable[[Progress], bool] | None = None) -> PhaseSpan:
+    def run(self, phase: LoadPhase, should_stop: Callable[[Progress], bool] | None = None) -> PhaseSpan:
         """See `LoadRunner.run`.
 
         Raises:
@@ -126,7 +131,7 @@ class SimRunner:
             until_s = end_s if should_stop is None else min(end_s, until_s + POLL_S)
             self._advance(gaps, end_row, concurrency, until_s)
             if should_stop is not None:
-                stopped = should_stop(self._progress(start_s, until_s, first_row))
+                stopped = should_stop(self._progress(until_s, first_row))
         self.clock.time_s = until_s
         used = int(self._whole[engine.NEXT_ROW])
         self._drop_rows(used)
@@ -208,12 +213,10 @@ class SimRunner:
         return int(self._whole[engine.PREEMPTIONS])
 
     def _advance(self, gaps: Ints, end_row: int, concurrency: int, until_s: float) -> None:
-        c = self._columns
         while True:
             result = engine.advance(
-                self._params, self._real, self._whole, self._noise, c["queue"], c["front"], c["run"], c["prompt"],
-                c["output"], c["cached"], c["target"], c["done"], c["finish_at"], c["shown"], c["due"], c["first"],
-                c["last"], c["end"], gaps, self._tokens, BIN_S, end_row, concurrency, until_s,
+                self._params, self._real, self._whole, self._noise, self._lists, self._table, self._times, gaps,
+                self._tokens, BIN_S, end_row, concurrency, until_s,
             )  # fmt: skip
             if result == 0:
                 return
@@ -222,12 +225,10 @@ class SimRunner:
             self._noise = self._rng.standard_normal(NOISE_BLOCK)
             self._whole[engine.NOISE_AT] = 0
 
-    def _progress(self, start_s: float, now_s: float, first_row: int) -> Progress:
+    def _progress(self, now_s: float, first_row: int) -> Progress:
         ended = self._columns["end"][first_row : int(self._whole[engine.NEXT_ROW])]
         failed = int(self._columns["failed"][first_row : int(self._whole[engine.NEXT_ROW])].sum())
-        return Progress(
-            now_s - start_s, self.in_flight, int((ended.astype(np.float64) <= now_s).sum()) - failed, failed
-        )
+        return Progress(self.in_flight, int((ended.astype(np.float64) <= now_s).sum()) - failed, failed)
 
     def _drop_rows(self, used: int) -> None:
         """Forget rows that never became due, so that the next phase writes over them."""
@@ -237,7 +238,7 @@ class SimRunner:
             self._columns[name][rows] = fill
         self._rows = used
 
-    def _fail_some(self, first_row: int, end_row: int, phase: Phase) -> None:
+    def _fail_some(self, first_row: int, end_row: int, phase: LoadPhase) -> None:
         """Requests that fail: they end at once and cost the engine one token of prompt and one of output."""
         bad = first_row + np.flatnonzero(self._rng.random(end_row - first_row) < self._error_rate)
         if isinstance(phase, ClosedLoop):

@@ -19,7 +19,7 @@ RUN_S = 3000.0
 CLOSE = 0.004
 """Of ln(percentile / limit): a straight line bridges the rest."""
 FAR = 1e3
-"""Percentiles beyond so many times the limit tell no more."""
+"""Percentiles beyond this multiple of the limit are all the same: the server is overloaded."""
 DISCARD_S = 300.0
 """Its beginning, in which the queue has not found its level."""
 
@@ -65,7 +65,7 @@ def long_run(
 
 
 def saturation_rps(engine: EngineModel, workload: Workload, runs: int = 4) -> float:
-    """Requests a second with the engine never short of work: the bound without any latency limit.
+    """Requests per second with the engine never short of work: the bound without any latency limit.
 
     The engine's alone: with so much in flight a front end (`front_token_s`) would be far beyond its best.
     """

@@ -171,7 +171,7 @@ class ClientConnection(asyncio.Protocol):
             text = {"delta": {"content": TOKEN_TEXT}} if chat else {"text": TOKEN_TEXT}
             return event({"index": 0, **text, "logprobs": None, "finish_reason": finish})
 
-        # Every token but the last is the same bytes: a stream costs one write a token.
+        # Every token but the last is the same bytes: a stream costs one write per token.
         ordinary = token(None)
         last = token("length")
         if usage is not None:

@@ -1,1 +1,1 @@
-"""Telemetry: what devices, server and processes did, what held the server back, and whether all ran as they should."""
+"""Telemetry: what devices, server and processes did, what the bottleneck was, and whether the devices were healthy."""

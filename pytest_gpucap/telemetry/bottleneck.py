@@ -1,7 +1,7 @@
-"""What held the server back, from the evidence of one window, and what to try.
+"""The bottleneck in one window of telemetry, with its evidence and what to try.
 
-The rules are asked in an order in which an earlier cause would make the later signs appear too: a client that cannot
-send leaves the server idle; requests that wait for KV cache keep the batch small; a starved GPU is not the limit.
+The rules have an order, because an earlier cause makes the signs of the later ones appear too: a client that cannot
+send leaves the server idle, requests that wait for KV cache keep the batch small, and a GPU without work is no limit.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ _ENGINE_ADVICE = (
 _API_ADVICE = "--api-server-count 2 or more, --stream-interval above 1 (fewer, larger chunks)"
 
 BUSY_THREAD = 0.9
-"""A thread on the processor 90% of the time has no room left; the rest is jitter of the scheduler."""
+"""A thread that runs 90% of the time has no room left; the rest is the scheduler's jitter."""
 BUSY_GPU = 0.9
 BUSY_SHARE = 0.4
-"""Above this share of a peak, compute is taken for the limit; kernels bound by it reach about half to three quarters.
-Of NVML's memory use, the share of time in which memory was busy at all, the same is asked."""
+"""Above this share of its peak rate, compute counts as the limit: kernels bound by it reach half to three quarters.
+The same limit holds for NVML's memory use, the share of time in which memory was busy at all."""
 BUSY_CORES = 0.85
 WAITING = 0.5
 FULL_BATCH = 0.95
 LOST_SHARE = 0.2
 
 
-def diagnose(summary: TelemetrySummary, known: KnownLimits | None = None) -> Bottleneck:
+def find_bottleneck(summary: TelemetrySummary, known: KnownLimits | None = None) -> Bottleneck:
     """The bottleneck in a window, with the figures that say so."""
     known = known or KnownLimits()
     for rule in (_client, _kv_cache, _max_num_seqs, _processor, _gpu, _cpu_class, _network):
@@ -92,7 +92,7 @@ def _kv_cache(summary: TelemetrySummary, _: KnownLimits) -> Bottleneck | None:
         evidence.append(f"{server.waiting:.1f} requests waiting on average")
     advice = (
         "--kv-cache-dtype fp8, a higher --gpu-memory-utilization (VLLM_CPU_KVCACHE_SPACE on a CPU), a lower "
-        "--max-model-len or quantised weights; or more GPUs a replica (--tensor-parallel-size)"
+        "--max-model-len or quantised weights; or more GPUs per replica (--tensor-parallel-size)"
     )
     return Bottleneck(BottleneckKind.KV_CACHE, tuple(evidence), advice)
 
@@ -115,7 +115,7 @@ def _max_num_seqs(summary: TelemetrySummary, known: KnownLimits) -> Bottleneck |
 
 
 def _processor(summary: TelemetrySummary, _: KnownLimits) -> Bottleneck | None:
-    """One thread at its limit while the GPU has time to spare. A GPU that is busy keeps that thread spinning too."""
+    """One thread at its limit while the GPU has time to spare. A busy GPU also keeps that thread spinning."""
     use = _gpu_use(summary)
     if use is None or use >= BUSY_GPU:
         return None
@@ -162,13 +162,13 @@ def _gpu(summary: TelemetrySummary, known: KnownLimits) -> Bottleneck | None:
         return Bottleneck(BottleneckKind.GPU_BANDWIDTH, tuple(evidence), advice)
     advice = (
         "--quantization fp8 where the GPU has FP8, --enable-prefix-caching for prompts that share a beginning, "
-        "--max-num-batched-tokens; or more GPUs a replica (--tensor-parallel-size)"
+        "--max-num-batched-tokens; or more GPUs per replica (--tensor-parallel-size)"
     )
     return Bottleneck(BottleneckKind.GPU_COMPUTE, tuple(evidence), advice)
 
 
 def _cpu_class(summary: TelemetrySummary, known: KnownLimits) -> Bottleneck | None:
-    """Without a GPU, the engine computes on the CPU itself."""
+    """The CPU as the limit, where the engine computes on it."""
     if summary.devices or not summary.processes:
         return None
     engines = _engines(summary)
@@ -206,7 +206,7 @@ def _network(summary: TelemetrySummary, known: KnownLimits) -> Bottleneck | None
     if (use := _gpu_use(summary)) is not None:
         evidence.append(f"GPU idle {1 - use:.0%} of the time")
     if known.loopback:
-        # Between a client and a server of one machine there is only the API server to wait for.
+        # On one machine, only the API server is between the client and the engine.
         return Bottleneck(BottleneckKind.API_SERVER_CPU, tuple(evidence), _API_ADVICE)
     advice = "measure from the server's own machine, without a proxy; look at the latency of the connection"
     return Bottleneck(BottleneckKind.NETWORK, tuple(evidence), advice)
@@ -224,13 +224,13 @@ def _nothing(summary: TelemetrySummary) -> Bottleneck:
         )
     if use is not None:
         evidence.append(f"GPU idle {1 - use:.0%} of the time")
-    # Capacity that is missed all the same was taken by what is not watched: a container's quota, other processes.
+    # If capacity is missing all the same, something that is not sampled took it: a container's quota, other processes.
     advice = "nothing was seen at its limit: the server takes more than was offered here, or others had its cores"
     return Bottleneck(BottleneckKind.NONE, tuple(evidence), advice)
 
 
 def _bound_by_bandwidth(traffic: float | None, compute: float | None, bandwidth: float | None) -> bool:
-    """A batch that is decoded reads all weights for few tokens; a prefill computes much on each byte."""
+    """Whether memory bandwidth is the limit, as in decode steps, and not compute, as in prefill."""
     if compute is not None and bandwidth is not None:
         return bandwidth >= compute
     if compute is not None:
@@ -239,7 +239,7 @@ def _bound_by_bandwidth(traffic: float | None, compute: float | None, bandwidth:
 
 
 def _compute_share(summary: TelemetrySummary, known: KnownLimits) -> float | None:
-    """Share of the peak bf16 rate that the tokens took: 2 operations a parameter and token, attention left out."""
+    """Share of the peak bf16 rate that the tokens took: 2 operations per parameter and token, without attention."""
     server, gpu_class = summary.server, known.gpu_class
     peak = (gpu_class.bf16_flops or gpu_class.fp16_flops) if gpu_class else None
     if not peak or not known.parameters or server.prompt_tokens_per_s is None or server.output_tokens_per_s is None:
@@ -249,7 +249,7 @@ def _compute_share(summary: TelemetrySummary, known: KnownLimits) -> float | Non
 
 
 def _bandwidth_share(summary: TelemetrySummary, known: KnownLimits) -> float | None:
-    """Least share of the bandwidth: each step gives every running request a token, and reads all weights once."""
+    """Lower bound on the share of the bandwidth: a step reads all weights once, for one token per running request."""
     server, gpu_class = summary.server, known.gpu_class
     peak = gpu_class.bandwidth_bytes_per_s if gpu_class else None
     if not peak or not known.weight_bytes or not server.running or server.output_tokens_per_s is None:
@@ -262,7 +262,7 @@ def _gpu_use(summary: TelemetrySummary) -> float | None:
 
 
 def _engines(summary: TelemetrySummary) -> list[ProcessSummary]:
-    """Where no process bears an engine's title (a vLLM without setproctitle), those that bear none."""
+    """The engine processes. Without setproctitle no process has an engine's title; then all that have no title."""
     titled = [process for process in summary.processes if process.role in {ENGINE, WORKER}]
     return titled or [process for process in summary.processes if process.role == HELPER]
 

@@ -1,9 +1,9 @@
 """Whether a device ran as it should while it was measured.
 
-Two kinds of slowing down are told apart. Heat, a power brake, a power limit below the board's own, clocks that fell
-with no stated reason: the machine was not itself, and a figure measured then says nothing of its class. A board at its
-own power limit is itself: a T4 or an L4 under load always is, and so is an H100 in a long prefill. That is reported
-(`TelemetrySummary`), and invalidates nothing.
+There are two kinds of slowdown. With heat, a power brake, a power limit below the board's own, or clocks that fell for
+no stated reason, the device did not run as its class does, and the measurement is invalid. At its own power limit, a
+board runs as its class does: a T4 or an L4 under load always is at that limit, and so is an H100 in a long prefill.
+That is reported (`TelemetrySummary`), and invalidates nothing.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ REASONS = {
 }
 _FAULTS = (SOFTWARE_THERMAL, HARDWARE_THERMAL, POWER_BRAKE, HARDWARE)
 _EXPLAINED = POWER_CAP | GPU_IDLE
-"""Reasons under which lower clocks are as they should be."""
+"""Lower clocks are expected for these reasons."""
 
 MAX_SHARE = 0.01
-"""A slowdown in up to 1% of the readings moves no figure that a verdict rests on."""
+"""A slowdown in up to 1% of the readings does not change a verdict."""
 BUSY = 0.5
-"""Clocks are compared where kernels ran at least half of the time; idle devices clock down."""
+"""Clocks are compared in readings where kernels ran at least half of the time: idle devices clock down."""
 MIN_READINGS = 10
 MAX_DROP = 0.1
 
@@ -84,7 +84,7 @@ def device_problems(
 
 
 _NAMED = {REASONS[HARDWARE_THERMAL], REASONS[POWER_BRAKE]}
-"""The general hardware bit is set together with these, and then says nothing more."""
+"""The general hardware bit is set together with these, and then adds nothing."""
 
 
 def _heat(window: dict[str, Floats], bit: int) -> str:
@@ -95,7 +95,7 @@ def _heat(window: dict[str, Floats], bit: int) -> str:
 
 
 def _lower_clock(columns: dict[str, Floats], start_s: float, inside: npt.NDArray[np.bool_]) -> str:
-    """A clause on a busy device that now runs slower than it did before, for no reason that it states."""
+    """A clause on a busy device that runs slower than before without a stated reason; empty if it does not."""
     clock = columns["sm_clock_mhz"]
     reasons = np.nan_to_num(columns["reasons"]).astype(np.int64)
     usable = (columns["gpu_use"] >= BUSY) & ((reasons & _EXPLAINED) == 0) & ~np.isnan(clock)

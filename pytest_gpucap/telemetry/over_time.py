@@ -1,7 +1,7 @@
-"""Telemetry -> the time series of a result: every figure on one time axis, few enough points for a file and a page.
+"""Telemetry -> the time series of a result: all figures on one time axis, with few enough points for a file and a page.
 
-Devices are read ten times a second and the server twice; here both are averaged over bins of the same edges, which
-line up with the measuring windows because all of them are on the machine's monotonic clock.
+Devices are read ten times a second and the server twice. Here both are averaged over the same bins. The bins match the
+measuring windows in time, because both use the machine's monotonic clock.
 """
 
 from __future__ import annotations
@@ -10,19 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from pytest_gpucap.results.telemetry import TelemetryOverTime
-
-Floats = npt.NDArray[np.float64]
-Rows = Mapping[str, Any]
+from pytest_gpucap.telemetry.time_series import Floats
 
 MOST_POINTS: Final = 300
-LEAST_BIN_S: Final = 1.0
-"""Two readings of the server: shorter bins would be left empty by a reading that comes a little late."""
+SHORTEST_BIN_S: Final = 1.0
+"""Two readings of the server. In shorter bins, a reading that comes a little late would leave one empty."""
 
 _DEVICE: Final[Mapping[str, tuple[str, Callable[[Floats], Floats]]]] = {
-    # Column -> the reading, and what stands for several GPUs: shape (GPUs, bins) to (bins,).
+    # Column -> the reading, and how several GPUs are combined: shape (GPUs, bins) to (bins,).
     "gpu_utilisation": ("gpu_use", lambda each: each.mean(axis=0)),
     "sm_clock_mhz": ("sm_clock_mhz", lambda each: each.min(axis=0)),
     "power_w": ("power_w", lambda each: each.sum(axis=0)),
@@ -37,8 +34,8 @@ _COUNTERS: Final = {
 }
 
 
-def series(watched: Mapping[str, Any], start_s: float, end_s: float) -> TelemetryOverTime | None:
-    """The span [start_s, end_s] in at most `MOST_POINTS` bins of equal width.
+def binned_series(watched: Mapping[str, Any], start_s: float, end_s: float) -> TelemetryOverTime | None:
+    """The time from `start_s` to `end_s` in at most `MOST_POINTS` bins of equal width.
 
     Args:
         watched: ``devices`` by UUID, ``server`` and ``processes`` by pid, each of columns as long as its ``time_s``;
@@ -47,12 +44,12 @@ def series(watched: Mapping[str, Any], start_s: float, end_s: float) -> Telemetr
         end_s: on the clock of the readings.
 
     Returns:
-        The bins on the same clock. Columns without any reading are left out; None if that is all of them.
+        The bins on the same clock. Columns without any reading are left out. None if no column is left.
     """
     seconds = end_s - start_s
     if seconds <= 0:
         return None
-    count = max(1, min(MOST_POINTS, int(seconds / LEAST_BIN_S)))
+    count = max(1, min(MOST_POINTS, int(seconds / SHORTEST_BIN_S)))
     edges = np.linspace(start_s, end_s, count + 1)
     columns: dict[str, Floats] = {}
     devices = list(watched.get("devices", {}).values())
@@ -73,7 +70,7 @@ def series(watched: Mapping[str, Any], start_s: float, end_s: float) -> Telemetr
 
 
 def _known(time_s: Sequence[float], values: Sequence[float | None]) -> tuple[Floats, Floats]:
-    """Times and values of what was read; shape (n,) each."""
+    """The values that are not NaN, and their times; shape (n,) each."""
     when, found = np.asarray(time_s, dtype=np.float64), np.array(values, dtype=np.float64)
     if found.size != when.size:
         return np.empty(0), np.empty(0)
@@ -93,11 +90,11 @@ def _means(time_s: Sequence[float], values: Sequence[float | None], edges: Float
 
 
 def _rates(time_s: Sequence[float], values: Sequence[float | None], edges: Floats) -> Floats:
-    """Growth of a counter a second in each bin, taken to be even between readings; NaN where it is not known."""
+    """Growth of a counter per second in each bin, assumed to be even between readings; NaN where it is not known."""
     when, found = _known(time_s, values)
     if when.size < 2:  # noqa: PLR2004 - growth needs two readings
         return np.full(edges.size - 1, np.nan)
-    # A counter that falls was started anew.
+    # A counter that falls was reset.
     total = np.concatenate(([0.0], np.cumsum(np.maximum(np.diff(found), 0.0))))
     at_edges = np.interp(edges, when, total, left=np.nan, right=np.nan)
     rates: Floats = np.diff(at_edges) / np.diff(edges)

@@ -1,4 +1,9 @@
-"""One reading each of a device and of a process, as cheap as they can be had."""
+"""One reading of a device, of the server's ``/metrics`` page, or of one of its processes, at little cost.
+
+A vLLM metrics page is mostly histograms. A parser that builds an object for every line of it takes most of the CPU time
+that telemetry may use (`benchmarks/telemetry.py` measures both). So only the lines of the wanted names are looked at.
+They are found by search: their order and whatever else is on the page do not matter.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +12,17 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from math import nan
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from pytest_gpucap.engines.protocol import MetricNames
 from pytest_gpucap.gpu.device import Device
 from pytest_gpucap.gpu.nvml import handle_of, memory_used
-from pytest_gpucap.telemetry.time_series import NAN
 
 DEVICE_FIELDS = (
     "gpu_use",  # share of the last sampling period in which a kernel ran, 0 to 1
@@ -28,16 +36,16 @@ DEVICE_FIELDS = (
     "energy_j",  # since the driver was loaded
 )
 SLOW_FROM = 4
-"""Position of the first question whose answer changes slowly, or adds up by itself."""
+"""Position of the first question whose answer changes slowly or is a counter; such questions are asked less often."""
 SLOW_PERIOD_S = 1.0
 CLOSE_S = 0.01
-"""A reading this little before its time is not put off to the next turn."""
+"""A slow reading that is due within this time is taken now, not in the next turn."""
 
 
 class DeviceProbe:
     """Reads one device. A field that the device does not support is asked for once; other failures give NaN.
 
-    Power, energy, clocks, temperature and reasons of a MIG slice are its whole GPU's.
+    Power, energy, clocks, temperature and clock reasons of a MIG slice are those of its whole GPU.
     """
 
     def __init__(self, pynvml: Any, device: Device) -> None:
@@ -70,7 +78,7 @@ class DeviceProbe:
         self._slow_due_s = -math.inf
 
     def read(self, now_s: float) -> list[float]:
-        """In the order of `DEVICE_FIELDS`; NaN for the slow ones where they are not due yet."""
+        """Values in the order of `DEVICE_FIELDS`; NaN for slow fields that are not due yet."""
         slow = now_s >= self._slow_due_s
         if slow:
             self._slow_due_s = now_s + SLOW_PERIOD_S - CLOSE_S
@@ -78,27 +86,27 @@ class DeviceProbe:
         for position, question in enumerate(self._questions):
             asked = question if slow or position < SLOW_FROM else None
             answer = self._ask(position, asked)
-            values.extend(answer if answer is not None else ((NAN, NAN) if position == 0 else (NAN,)))
+            values.extend(answer if answer is not None else ((nan, nan) if position == 0 else (nan,)))
         return values
 
     def pcie_bytes_per_s(self) -> tuple[float, float]:
-        """(sent, received) by the GPU over PCIe; NVML counts for 20 ms each, and the call takes as long."""
+        """(sent, received) by the GPU over PCIe. NVML counts for 20 ms each, and the call takes as long."""
         pynvml = self._pynvml
         try:
             sent = pynvml.nvmlDeviceGetPcieThroughput(self.board, pynvml.NVML_PCIE_UTIL_TX_BYTES)
             received = pynvml.nvmlDeviceGetPcieThroughput(self.board, pynvml.NVML_PCIE_UTIL_RX_BYTES)
         except pynvml.NVMLError:
-            return NAN, NAN
+            return nan, nan
         return sent * 1024.0, received * 1024.0
 
     def ecc_errors(self) -> float:
-        """Uncorrected memory errors since the driver was loaded; NaN where it cannot be told."""
+        """Uncorrected memory errors since the driver was loaded; NaN where NVML does not tell."""
         pynvml = self._pynvml
         kind, since = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC
         try:
             return float(pynvml.nvmlDeviceGetTotalEccErrors(self.board, kind, since))
         except pynvml.NVMLError:
-            return NAN
+            return nan
 
     def _ask(self, position: int, question: Callable[[], tuple[float, ...]] | None) -> tuple[float, ...] | None:
         if question is None:
@@ -114,7 +122,7 @@ class DeviceProbe:
 
 
 def _reasons(pynvml: Any, handle: Any) -> int:
-    """The bit mask of why clocks are below their maximum, under its name of today or of drivers before R535."""
+    """The bit mask of why clocks are below their maximum. Drivers before R535 have it under another name."""
     try:
         return int(pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
     except pynvml.NVMLError as error:
@@ -127,6 +135,66 @@ def _two(rates: Any) -> tuple[float, float]:
     return rates.gpu / 100, rates.memory / 100
 
 
+_MEAN = {"kv_use"}  # a share; the others add up over engines
+
+
+@dataclass(frozen=True, slots=True)
+class ServerReading:
+    """One reading of the server's metrics; NaN where it has none. Sums over its engines, except for the mean KV use.
+
+    Attributes:
+        running, waiting: requests being decoded, and queued inside the server.
+        kv_use: share of the KV cache in use, 0 to 1.
+        preemptions, prompt_tokens, output_tokens, prefix_queries, prefix_hits: counters since the server started;
+            the last two in tokens.
+    """
+
+    running: float = nan
+    waiting: float = nan
+    kv_use: float = nan
+    preemptions: float = nan
+    prompt_tokens: float = nan
+    output_tokens: float = nan
+    prefix_queries: float = nan
+    prefix_hits: float = nan
+
+
+_READ = tuple(field.name for field in fields(ServerReading))
+
+
+def read_metrics(page: str, names: MetricNames) -> ServerReading:
+    """The figures of one page in the Prometheus text format, by the engine's names. Malformed lines are ignored."""
+    text = "\n" + page
+    return ServerReading(**{field: _figure(text, getattr(names, field), mean=field in _MEAN) for field in _READ})
+
+
+def _figure(text: str, names: tuple[str, ...], *, mean: bool) -> float:
+    for name in names:
+        values = _values(text, name)
+        if values:
+            return sum(values) / len(values) if mean else sum(values)
+    return nan
+
+
+def _values(text: str, name: str) -> list[float]:
+    """The values of all lines ``name{labels} value [timestamp]`` with exactly this name."""
+    values = []
+    start = f"\n{name}"
+    at = text.find(start)
+    while at >= 0:
+        end = text.find("\n", at + 1)
+        line = text[at + len(start) : end if end >= 0 else None]
+        if line[:1] == "{":
+            # A label's value may hold any character but an unescaped quote, so the last "}" closes the labels.
+            line = line[line.rfind("}") + 1 :]
+        elif line[:1] not in {" ", "\t"}:
+            line = ""  # a longer name
+        with suppress(IndexError, ValueError):
+            values.append(float(line.split()[0]))
+        at = text.find(start, at + 1)
+    return values
+
+
 ENGINE, WORKER, API_SERVER, HELPER = "engine", "worker", "API server", "helper"
 PROCESS_FIELDS = ("cpu_s", "main_thread_s")
 MAX_LOOKS = 20
@@ -135,8 +203,8 @@ MAX_LOOKS = 20
 class ProcessProbe:
     """Reads the CPU time of one process of the server.
 
-    The main thread is read by itself, because it is what limits: an engine schedules and an API server answers on one
-    thread each, however many others the process has.
+    The main thread is read separately, because it is the one that can be the limit: an engine schedules on one thread,
+    and an API server answers on one, however many others the process has.
     """
 
     def __init__(self, pid: int) -> None:
@@ -147,7 +215,7 @@ class ProcessProbe:
         self.role = role_of(self._process)
 
     def read(self) -> tuple[float, float]:
-        """In the order of `PROCESS_FIELDS`, in seconds since it started.
+        """Values in the order of `PROCESS_FIELDS`, in seconds of CPU time since the process started.
 
         Raises:
             psutil.Error: if the process has ended.
@@ -160,12 +228,12 @@ class ProcessProbe:
 
     def _main_thread_s(self) -> float:
         if not sys.platform.startswith("linux"):
-            return NAN
+            return nan
         try:
             # The name in parentheses may hold anything; fields 14 and 15 are user and system time (proc(5)).
             fields = self._stat.read_bytes().rpartition(b")")[2].split()
         except OSError:
-            return NAN
+            return nan
         return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
 
 
@@ -173,7 +241,7 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 
 def role_of(process: psutil.Process) -> str:
-    """What a process of a vLLM server does, from the title that it gives itself or its command line."""
+    """The role of a process of a vLLM server, by the title that it sets or its command line."""
     try:
         title = " ".join(process.cmdline())
     except psutil.Error:

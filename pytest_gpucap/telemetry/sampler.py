@@ -1,12 +1,12 @@
-"""What the GPUs, the server and its processes did while it was measured.
+"""Samples what the GPUs, the server and its processes do during a measurement.
 
-Two threads sample: one the devices through NVML, up to ten times a second; one the server's ``/metrics``, the CPU of
-its processes, PCIe traffic and the neighbours, twice a second, so that a server that answers late delays no device
-reading. Some drivers spend half a millisecond of CPU on every figure (an H100 under driver 580: 4.3 ms for all nine),
-on cores that the server needs; so devices are read as often as a fixed share of one core pays for.
-All times are `time.monotonic`, the clock of the load generator, so windows of the measurement can be looked up.
+Two threads sample, so that a server that answers late delays no device reading. One reads the devices through NVML, up
+to ten times a second. The other reads the server's ``/metrics``, the CPU time of its processes, PCIe traffic and the
+neighbours, twice a second. Some drivers spend half a millisecond of CPU on every field (an H100 under driver 580: 4.3
+ms for all nine), on cores that the server needs. So devices are read as often as a fixed share of one core allows.
+All times are `time.monotonic`, the clock of the load generator, so the windows of a measurement can be looked up.
 
-On a machine without GPUs the same object watches the server and its processes alone.
+On a machine without GPUs only the server and its processes are sampled.
 """
 
 from __future__ import annotations
@@ -24,35 +24,40 @@ import psutil
 
 from pytest_gpucap.engines.protocol import MetricNames
 from pytest_gpucap.gpu.device import Device
-from pytest_gpucap.gpu.neighbours import Neighbours, describe
-from pytest_gpucap.gpu.nvml import NvmlUnavailable, process_list, session
-from pytest_gpucap.gpu.occupancy import GpuProcess
+from pytest_gpucap.gpu.nvml import NvmlUnavailable, nvml_session, process_list
+from pytest_gpucap.gpu.occupancy import GpuProcess, Neighbours
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
 from pytest_gpucap.results.telemetry import TelemetrySummary
 from pytest_gpucap.telemetry import health
-from pytest_gpucap.telemetry.probes import DEVICE_FIELDS, PROCESS_FIELDS, DeviceProbe, ProcessProbe
-from pytest_gpucap.telemetry.server_metrics import ServerFigures, read_figures
+from pytest_gpucap.telemetry.probes import (
+    DEVICE_FIELDS,
+    PROCESS_FIELDS,
+    DeviceProbe,
+    ProcessProbe,
+    ServerReading,
+    read_metrics,
+)
 from pytest_gpucap.telemetry.summary import summarise
-from pytest_gpucap.telemetry.time_series import TimeSeries, thin
+from pytest_gpucap.telemetry.time_series import TimeSeries, thinned
 
 DEVICE_PERIOD_S = 0.1
 LONGEST_PERIOD_S = 1.0
-"""Devices are read this often however dear it is: a slowdown of a few seconds must not go unseen."""
+"""Devices are read at least this often, whatever it costs: a slowdown of a few seconds must not go unseen."""
 DEVICE_SHARE = 0.006
-"""Of one core, for reading devices; with the server's figures (0.3 to 0.4%) the whole stays below 1%."""
+"""Share of one core for reading devices. With the server's figures (0.3 to 0.4%) the total stays below 1%."""
 PACE_MEMORY_S = 1.0
-"""How long what readings cost is remembered, in deciding how often they are taken."""
+"""Time constant of the mean cost of a reading, which decides how often readings are taken."""
 SERVER_PERIOD_S = 0.5
 PIDS_PERIOD_S = 5.0
 STOP_S = 5.0
-"""How long `stop` waits for a reading under way; a server that does not answer must not hold up its own end."""
-SERVER_FIELDS = tuple(field.name for field in fields(ServerFigures))
+"""How long `stop` waits for a reading under way. A server that does not answer must not delay its own end."""
+SERVER_FIELDS = tuple(field.name for field in fields(ServerReading))
 LINK_FIELDS = ("pcie_sent_bytes_per_s", "pcie_received_bytes_per_s", "ecc_errors")
 
 
 @dataclass
 class WatchedDevice:
-    """A device and what was seen of it."""
+    """A device and its readings."""
 
     device: Device
     series: TimeSeries
@@ -61,7 +66,7 @@ class WatchedDevice:
 
 @dataclass
 class WatchedProcess:
-    """A process of the server and what was seen of it."""
+    """A process of the server and its readings."""
 
     pid: int
     role: str
@@ -70,7 +75,7 @@ class WatchedProcess:
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """Somebody else's process on a device, at a time."""
+    """Another user's process, seen on a device at a time."""
 
     time_s: float
     uuid: str
@@ -79,9 +84,9 @@ class Sighting:
 
 
 class ReadingPace:
-    """How long to wait between readings so that they cost no more than a share of one core.
+    """The period between readings, chosen so that they cost no more than a share of one core.
 
-    The first reading counts for nothing: it sets up the driver's side, for as much as a hundred others take.
+    The cost of the first reading is ignored: it sets up the driver's side, and takes as long as a hundred others.
 
     Args:
         shortest_s, longest_s: bounds of the period.
@@ -92,13 +97,13 @@ class ReadingPace:
         self._shortest_s, self._longest_s, self._share = shortest_s, longest_s, share
         self._cost_s = 0.0
         self._weight = 0.0
-        """Of the next reading, in the mean of what readings cost."""
+        """Of the next reading, in the mean cost."""
 
     def period_s(self, cost_s: float) -> float:
-        """The period to keep after a reading that took so many seconds of CPU; follows the mean of some seconds."""
+        """The period to wait after a reading that took `cost_s` of CPU time; it follows the mean cost."""
         self._cost_s += (cost_s - self._cost_s) * self._weight
         period_s = min(max(self._cost_s / self._share, self._shortest_s), self._longest_s)
-        # By time and not by readings: one that was dear must not slow down the next minute.
+        # Weighted by time, not by readings: one expensive reading must not slow down the next minute.
         self._weight = 1 - math.exp(-period_s / PACE_MEMORY_S) if self._weight else 1.0
         return period_s
 
@@ -130,7 +135,7 @@ class Telemetry:
         self.processes: dict[int, WatchedProcess] = {}
         self.sightings: list[Sighting] = []
         self.faults: dict[str, str] = {}
-        """What could not be sampled, by what it is: the last reason of each."""
+        """What could not be sampled, and the last reason."""
         self._pids: frozenset[int] = frozenset()
         self._pids_due_s = -math.inf
         self._dead: set[int] = set()
@@ -148,7 +153,7 @@ class Telemetry:
         if not self.devices or self._pynvml is not None:
             return
         try:
-            self._pynvml = self._open.enter_context(session())
+            self._pynvml = self._open.enter_context(nvml_session())
         except NvmlUnavailable as error:
             self.faults["NVML"] = str(error)
             return
@@ -163,7 +168,7 @@ class Telemetry:
         if self._threads:
             return
         self.attach()
-        # The server's figures are always due: the verdict on what limits it rests on them, and they are cheap.
+        # The server is always read at the full rate: its figures decide what the bottleneck is, and they are cheap.
         loops = [("gpucap-server", ReadingPace(SERVER_PERIOD_S, SERVER_PERIOD_S, 1.0), self.sample_server)]
         if self._probes:
             pace = ReadingPace(DEVICE_PERIOD_S, LONGEST_PERIOD_S, DEVICE_SHARE)
@@ -197,7 +202,7 @@ class Telemetry:
         return self._clock()
 
     def summary(self, start_s: float, end_s: float) -> TelemetrySummary:
-        """What happened in a window of `clock` time; None in it for what was not sampled."""
+        """The summary of a window on `clock`; its figures are None where nothing was sampled."""
         return summarise(
             start_s,
             end_s,
@@ -227,24 +232,24 @@ class Telemetry:
         return found
 
     def series(self, start_s: float = 0.0, end_s: float = float("inf"), points: int = 600) -> dict[str, Any]:
-        """Plain lists for reports: of each series at most `points` rows, each the mean of those it stands for."""
+        """All series as plain lists, for reports: at most `points` rows each, every row a mean of readings."""
         return {
             "devices": {
                 watched.device.uuid: {
-                    **thin(watched.series.window(start_s, end_s), points),
-                    "link": thin(watched.link.window(start_s, end_s), points),
+                    **thinned(watched.series.window(start_s, end_s), points),
+                    "link": thinned(watched.link.window(start_s, end_s), points),
                 }
                 for watched in self.devices
             },
-            "server": thin(self.server.window(start_s, end_s), points),
+            "server": thinned(self.server.window(start_s, end_s), points),
             "processes": {
-                str(watched.pid): {"role": watched.role, **thin(watched.series.window(start_s, end_s), points)}
+                str(watched.pid): {"role": watched.role, **thinned(watched.series.window(start_s, end_s), points)}
                 for watched in self.processes.copy().values()
             },
         }
 
     def sample_devices(self) -> None:
-        """One reading of every device now; by hand only while the threads do not run."""
+        """Read every device once now. Call it only while the threads do not run."""
         for watched in self.devices:
             probe = self._probes.get(watched.device.uuid)
             if probe is not None:
@@ -252,7 +257,7 @@ class Telemetry:
                 watched.series.append(now_s, probe.read(now_s))
 
     def sample_server(self) -> None:
-        """One reading of the server, its processes, the neighbours and one device's links now; see `sample_devices`."""
+        """Read the server, its processes, the neighbours and one device's PCIe link once now; see `sample_devices`."""
         if self._clock() >= self._pids_due_s:
             self._ask_for_pids()
         self._sample_processes()
@@ -267,16 +272,16 @@ class Telemetry:
             began = time.thread_time()
             try:
                 sample()
-            except Exception as error:  # noqa: BLE001 - a reading that fails must not end the watch; it is told
+            except Exception as error:  # noqa: BLE001 - one failed reading must not end the sampling; `faults` has it
                 self.faults[sample.__name__] = f"{type(error).__name__}: {error}"
             period_s = pace.period_s(time.thread_time() - began)
-            # A late reading is not made up for: the next one is due at the next full period.
+            # After a late reading, the next one is due at the next full period.
             due += period_s * max(1, -(-(self._clock() - due) // period_s))
             self._stop.wait(max(0.0, due - self._clock()))
 
     def _ask_for_pids(self) -> None:
-        """Not every time: to find a process's descendants, all processes of the machine are read."""
-        # Whoever was the server's stays its own: a process may be gone from our list and not yet from the driver's.
+        """Ask which processes the server has. That is expensive: it reads all processes of the machine."""
+        # The server's former processes stay in the set: the driver may still list a process that has ended.
         self._pids |= frozenset(self._server_pids())
         self._pids_due_s = self._clock() + PIDS_PERIOD_S
 
@@ -303,7 +308,7 @@ class Telemetry:
             self.faults["/metrics"] = f"{type(error).__name__}: {error}"
             return
         # The server wrote the page somewhere between question and answer.
-        self.server.append((asked + self._clock()) / 2, astuple(read_figures(page, self._names)))
+        self.server.append((asked + self._clock()) / 2, astuple(read_metrics(page, self._names)))
 
     def _sample_neighbours(self) -> None:
         for watched in self.devices:
@@ -317,14 +322,14 @@ class Telemetry:
                 self.faults[f"processes of {watched.device.label}"] = str(error)
                 continue
             strangers = self._neighbours[uuid].strangers(listed, self._pids)
-            if strangers:  # or a process that the server has started since it was asked
+            if strangers:  # possibly a process that the server has started since the last time
                 self._ask_for_pids()
                 strangers = self._neighbours[uuid].strangers(listed, self._pids)
             now = self._clock()
-            self.sightings += [Sighting(now, uuid, stranger.pid, describe(stranger)) for stranger in strangers]
+            self.sightings += [Sighting(now, uuid, stranger.pid, stranger.describe()) for stranger in strangers]
 
     def _sample_link(self) -> None:
-        """Of one device a turn: NVML counts PCIe traffic for 20 ms a direction before it answers."""
+        """Read one device's link per turn: NVML counts PCIe traffic for 20 ms per direction before it answers."""
         self._turn += 1
         watched = self.devices[self._turn % len(self.devices)]
         probe = self._probes.get(watched.device.uuid)

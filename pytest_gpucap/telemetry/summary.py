@@ -1,4 +1,4 @@
-"""A window of telemetry in a few figures."""
+"""The summary of a window of telemetry: a few figures of each device, of the server and of its processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pytest_gpucap.gpu.device import Device
 from pytest_gpucap.results.telemetry import DeviceSummary, ProcessSummary, ServerSummary, TelemetrySummary
 from pytest_gpucap.telemetry.health import reason_shares
-from pytest_gpucap.telemetry.time_series import TimeSeries, growth, highest, mean
+from pytest_gpucap.telemetry.time_series import TimeSeries, counter_growth, known_max, known_mean
 
 KV_FULL = 0.95
 
@@ -23,7 +23,7 @@ def summarise(
     server: TimeSeries,
     processes: Iterable[tuple[int, str, TimeSeries]],
 ) -> TelemetrySummary:
-    """Boil series down to the window."""
+    """Summarise the series in a window."""
     seen = tuple(_device(device, series, link, start_s, end_s) for device, series, link in devices)
     figures = _server(server, start_s, end_s)
     energies = [device.energy_j for device in seen]
@@ -45,39 +45,39 @@ def _device(device: Device, series: TimeSeries, link: TimeSeries, start_s: float
     columns = series.window(start_s, end_s)
     links = link.window(start_s, end_s)
     clock = columns["sm_clock_mhz"]
-    lowest = -(highest(-clock) or 0.0) if clock.size else None
+    lowest = -(known_max(-clock) or 0.0) if clock.size else None
     return DeviceSummary(
         uuid=device.uuid,
         name=device.name,
         readings=int(columns["time_s"].size),
-        gpu_use=mean(columns["gpu_use"]),
-        memory_use=mean(columns["memory_use"]),
-        memory_bytes=highest(columns["memory_bytes"]),
-        power_w=mean(columns["power_w"]),
-        power_max_w=highest(columns["power_w"]),
+        gpu_use=known_mean(columns["gpu_use"]),
+        memory_use=known_mean(columns["memory_use"]),
+        memory_bytes=known_max(columns["memory_bytes"]),
+        power_w=known_mean(columns["power_w"]),
+        power_max_w=known_max(columns["power_w"]),
         power_limit_w=device.power_limit_w,
         energy_j=None if device.mig_profile else _energy_j(series, start_s, end_s),
-        sm_clock_mhz=mean(clock),
+        sm_clock_mhz=known_mean(clock),
         sm_clock_min_mhz=lowest or None,
-        memory_clock_mhz=mean(columns["memory_clock_mhz"]),
-        temperature_max_c=highest(columns["temperature_c"]),
+        memory_clock_mhz=known_mean(columns["memory_clock_mhz"]),
+        temperature_max_c=known_max(columns["temperature_c"]),
         slowdowns=reason_shares(columns["reasons"]),
-        pcie_sent_bytes_per_s=mean(links["pcie_sent_bytes_per_s"]),
-        pcie_received_bytes_per_s=mean(links["pcie_received_bytes_per_s"]),
+        pcie_sent_bytes_per_s=known_mean(links["pcie_sent_bytes_per_s"]),
+        pcie_received_bytes_per_s=known_mean(links["pcie_received_bytes_per_s"]),
     )
 
 
 def _energy_j(series: TimeSeries, start_s: float, end_s: float) -> float | None:
-    """Of the whole window, known from as much of it as was watched."""
+    """Energy over the whole window, extrapolated from the part that was sampled."""
     columns = series.all()
-    grown = growth(columns["time_s"], columns["energy_j"], start_s, end_s)
+    grown = counter_growth(columns["time_s"], columns["energy_j"], start_s, end_s)
     if grown is None:
         power = columns["power_w"]
         known = ~np.isnan(power)
         time_s, power = columns["time_s"][known], power[known]
         if time_s.size:
             steps = np.diff(time_s) * (power[1:] + power[:-1]) / 2
-            grown = growth(time_s, np.concatenate(([0.0], np.cumsum(steps))), start_s, end_s)
+            grown = counter_growth(time_s, np.concatenate(([0.0], np.cumsum(steps))), start_s, end_s)
     return None if grown is None else grown[0] / grown[1] * (end_s - start_s)
 
 
@@ -86,7 +86,7 @@ def _server(server: TimeSeries, start_s: float, end_s: float) -> ServerSummary:
     everything = server.all()
 
     def grown(name: str) -> tuple[float, float] | None:
-        return growth(everything["time_s"], everything[name], start_s, end_s)
+        return counter_growth(everything["time_s"], everything[name], start_s, end_s)
 
     def total(name: str) -> float | None:
         pair = grown(name)
@@ -101,13 +101,13 @@ def _server(server: TimeSeries, start_s: float, end_s: float) -> ServerSummary:
     preempted = grown("preemptions")
     return ServerSummary(
         readings=int(columns["time_s"].size),
-        running=mean(columns["running"]),
-        running_max=highest(columns["running"]),
-        waiting=mean(waiting),
-        waiting_max=highest(waiting),
+        running=known_mean(columns["running"]),
+        running_max=known_max(columns["running"]),
+        waiting=known_mean(waiting),
+        waiting_max=known_max(waiting),
         waiting_share=_share(waiting > 0, ~np.isnan(waiting)),
-        kv_use=mean(kv_use),
-        kv_use_max=highest(kv_use),
+        kv_use=known_mean(kv_use),
+        kv_use_max=known_max(kv_use),
         full_while_waiting=_share((waiting > 0) & (kv_use >= KV_FULL), ~np.isnan(waiting) & ~np.isnan(kv_use)),
         preemptions=None if preempted is None else preempted[0],
         prompt_tokens=total("prompt_tokens"),
@@ -121,12 +121,12 @@ def _server(server: TimeSeries, start_s: float, end_s: float) -> ServerSummary:
 def _processes(
     processes: Iterable[tuple[int, str, TimeSeries]], start_s: float, end_s: float
 ) -> tuple[ProcessSummary, ...]:
-    """Busiest first."""
+    """The processes with readings in the window, busiest first."""
     seen = []
     for pid, role, series in processes:
         columns = series.all()
-        cpu = growth(columns["time_s"], columns["cpu_s"], start_s, end_s)
-        main = growth(columns["time_s"], columns["main_thread_s"], start_s, end_s)
+        cpu = counter_growth(columns["time_s"], columns["cpu_s"], start_s, end_s)
+        main = counter_growth(columns["time_s"], columns["main_thread_s"], start_s, end_s)
         if cpu is not None:
             seen.append(ProcessSummary(pid, role, cpu[0] / cpu[1], None if main is None else main[0] / main[1]))
     return tuple(sorted(seen, key=lambda process: -process.cores))

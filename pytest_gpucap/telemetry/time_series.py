@@ -1,4 +1,4 @@
-"""Time series in flat arrays: appended to by the sampling threads, read by whoever asks."""
+"""Time series in flat arrays: the sampling threads append to them, other threads read them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-NAN = float("nan")
 LIMIT_ROWS = 1_000_000
-"""A day at 10 Hz and some; beyond it the older half is dropped, so that memory stays bounded."""
+"""More than a day at 10 Hz. A longer series drops its older half, so that memory stays bounded."""
 
 
 class TimeSeries:
-    """Rows of floats with a time each; NaN where a figure is missing. Safe between threads."""
+    """Rows of floats, each with a time; NaN where a figure is missing. Threads may use it at once."""
 
     def __init__(self, fields: Sequence[str]) -> None:
         self.fields = tuple(fields)
@@ -25,7 +24,7 @@ class TimeSeries:
         self._lock = threading.Lock()
 
     def append(self, time_s: float, values: Sequence[float]) -> None:
-        """One row; `values` in the order of `fields`."""
+        """Add a row; `values` in the order of `fields`."""
         with self._lock:
             if len(self._columns[0]) >= LIMIT_ROWS:
                 for column in self._columns:
@@ -35,7 +34,7 @@ class TimeSeries:
                 column.append(value)
 
     def all(self) -> dict[str, Floats]:
-        """Every column so far under its name, and the times under ``time_s``; copies, shape (n,) each."""
+        """Copies of all columns by name, and the times as ``time_s``; shape (n,) each."""
         with self._lock:
             copies = [column[:] for column in self._columns]
         return dict(zip(("time_s", *self.fields), (np.asarray(copy) for copy in copies), strict=True))
@@ -48,23 +47,23 @@ class TimeSeries:
         return {name: column[first:end] for name, column in columns.items()}
 
 
-def mean(values: Floats) -> float | None:
-    """The mean of what is there; None of nothing."""
+def known_mean(values: Floats) -> float | None:
+    """The mean of the values that are not NaN; None without any."""
     present = values[~np.isnan(values)]
     return float(present.mean()) if present.size else None
 
 
-def highest(values: Floats) -> float | None:
-    """The maximum of what is there; None of nothing."""
+def known_max(values: Floats) -> float | None:
+    """The maximum of the values that are not NaN; None without any."""
     present = values[~np.isnan(values)]
     return float(present.max()) if present.size else None
 
 
-def growth(time_s: Floats, counter: Floats, start_s: float, end_s: float) -> tuple[float, float] | None:
-    """How much a counter grew in a window, and over how many seconds of it that is known.
+def counter_growth(time_s: Floats, counter: Floats, start_s: float, end_s: float) -> tuple[float, float] | None:
+    """How much a counter grew in the part of a window that is between two readings, and that part's seconds.
 
-    Between readings the counter is taken to grow evenly. A counter that falls was started anew; what it lost is not
-    counted. None without two readings around some part of the window.
+    Between readings the counter is assumed to grow evenly. A counter that falls was reset; what it grew before the next
+    reading is not counted. None if no part of the window is between two readings.
     """
     known = ~np.isnan(counter)
     time_s, counter = time_s[known], counter[known]
@@ -79,12 +78,13 @@ def growth(time_s: Floats, counter: Floats, start_s: float, end_s: float) -> tup
     return float(last - first), until - since
 
 
-def thin(columns: dict[str, Floats], points: int) -> dict[str, list[float | None]]:
-    """At most `points` rows as plain lists, each the mean of the rows it stands for; None for what is missing."""
+def thinned(columns: dict[str, Floats], points: int) -> dict[str, list[float | None]]:
+    """At most `points` rows as plain lists. Each is the mean of several rows; None where all of them are missing."""
     rows = columns["time_s"].size
     step = max(1, -(-rows // points))
     if step == 1:
         return {name: [None if np.isnan(v) else float(v) for v in column] for name, column in columns.items()}
     return {
-        name: [mean(column[first : first + step]) for first in range(0, rows, step)] for name, column in columns.items()
+        name: [known_mean(column[first : first + step]) for first in range(0, rows, step)]
+        for name, column in columns.items()
     }

@@ -1,7 +1,7 @@
 """Workload presets: a name stands for keywords of the ``gpucap`` marker, which the marker may override or add to.
 
-The presets that come with the plugin are a data file whose figures carry their sources; a file of the user's own has
-the same form and may extend them.
+The plugin's presets are in a data file, with the sources of their figures. A user's own file has the same format, and
+its presets may extend ours.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pytest_gpucap.requirement import RequirementError
 _OUR_FILE: Final = "presets.toml"
 _NO_KEYWORDS: Final = frozenset({"about", "extends", "sources"})
 _FILES: Final = ("trace", "questions")
-"""Keywords that may name a file; in a preset it stands relative to the preset file."""
+"""Keywords that may name a file. In a preset, the name is relative to the preset's file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Preset:
     """A named workload.
 
     Attributes:
-        about: what it stands for, in one line.
+        about: one line on what it stands for.
         sources: where its figures come from.
         keywords: of the ``gpucap`` marker, as they would be written there.
     """
@@ -40,15 +40,15 @@ class Preset:
 
 
 def find_preset(name: str, own: Path | None = None, added: Mapping[str, Mapping[str, Any]] | None = None) -> Preset:
-    """The preset of a name; one in the user's own file goes before those of plugins and ours.
+    """The preset of a name; the user's own file comes before plugins, and those before ours.
 
     Args:
         name: as given in ``workload=``.
-        own: a TOML file of the same form as ours.
+        own: a TOML file in the same format as ours.
         added: by plugins, name to table.
 
     Raises:
-        RequirementError: if there is none, it extends itself, or the user's file is not what it must be.
+        RequirementError: if there is none, it extends itself, or the user's file is malformed.
     """
     layers = [_Layer(_ours(), _OUR_FILE, None)]
     if added:
@@ -65,7 +65,7 @@ def preset_names() -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """The presets of one file; earlier layers go before later ones."""
+    """The presets of one file. A name is looked up in the first layer that has it."""
 
     tables: Mapping[str, Mapping[str, Any]]
     place: str
@@ -85,7 +85,7 @@ def _resolve(name: str, layers: Sequence[_Layer], through: tuple[str, ...]) -> P
         parent = str(table["extends"])
         if parent in through or (parent == name and layer is layers[-1]):
             raise RequirementError(f"{layer.place}: {' extends '.join([*through, name, parent])}: a circle")
-        # A preset of the user's own may bear the name of ours and extend it.
+        # A user's preset may have the name of one of ours, and extend it.
         below = layers[layers.index(layer) + 1 :] if parent == name else layers
         base = _resolve(parent, below, (*through, name))
     keywords = {key: _placed(key, value, layer.folder) for key, value in table.items() if key not in _NO_KEYWORDS}
@@ -96,7 +96,7 @@ def _resolve(name: str, layers: Sequence[_Layer], through: tuple[str, ...]) -> P
 
 
 def _placed(key: str, value: Any, folder: Path | None) -> Any:
-    """A file that a preset names stands beside the preset, wherever the test is."""
+    """The keyword's value; a file's name becomes absolute where the file is beside the preset's file."""
     if folder is None or key not in _FILES or not isinstance(value, str) or not (folder / value).is_file():
         return value
     return str((folder / value).resolve())

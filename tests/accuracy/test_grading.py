@@ -8,8 +8,7 @@ from fractions import Fraction
 import pytest
 
 from pytest_gpucap.accuracy import grading
-from pytest_gpucap.accuracy.grading import Grade, boxed, final_text, grade, thought
-from pytest_gpucap.accuracy.numbers import exact_number
+from pytest_gpucap.accuracy.grading import Grade, boxed, exact_number, final_text, grade, has_reasoning
 
 RIGHT, WRONG, UNGRADED = Grade.RIGHT, Grade.WRONG, Grade.UNGRADED
 needs_parser = pytest.mark.skipif(
@@ -155,7 +154,7 @@ def test_the_box_may_hold_braces_and_must_end() -> None:
     ],
 )
 def test_empty_thinking_is_noticed(text: str, shown: bool) -> None:
-    assert thought(text) is shown
+    assert has_reasoning(text) is shown
 
 
 def test_only_the_end_of_a_long_answer_is_read() -> None:

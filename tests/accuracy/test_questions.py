@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pytest_gpucap.accuracy import questions
-from pytest_gpucap.accuracy.numbers import exact_number
+from pytest_gpucap.accuracy.grading import exact_number
 from pytest_gpucap.accuracy.questions import Question, questions_file, read_questions
 from pytest_gpucap.requirement import RequirementError
 
@@ -49,12 +49,12 @@ def test_a_file_is_read_relative_to_the_test(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "q.jsonl: there is no question in it"),
+        ("", "q.jsonl: the file has no question"),
         ("nonsense\n", 'q.jsonl:1: not a JSON object with "question" and "answer"'),
         ('{"question": "1 + 1?"}\n', 'q.jsonl:1: not a JSON object with "question" and "answer"'),
-        ('\n{"question": " ", "answer": 2}\n', "q.jsonl:2: question must be a text that is not empty"),
-        ('{"question": "1 + 1?", "answer": true}\n', "q.jsonl:1: answer must be a number or a text"),
-        ('{"question": "1 + 1?", "answer": ""}\n', "q.jsonl:1: answer must be a number or a text"),
+        ('\n{"question": " ", "answer": 2}\n', "q.jsonl:2: question must be text and not empty"),
+        ('{"question": "1 + 1?", "answer": true}\n', "q.jsonl:1: answer must be a number, or text"),
+        ('{"question": "1 + 1?", "answer": ""}\n', "q.jsonl:1: answer must be a number, or text"),
     ],
 )
 def test_a_mistake_is_one_line_with_file_and_line(tmp_path: Path, text: str, message: str) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from pytest_gpucap.accuracy.judging import judged, sentence, share_interval
-from pytest_gpucap.accuracy.measuring import good_rate
+from pytest_gpucap.accuracy.accuracy_verdict import accuracy_text, apply_accuracy, good_rate
+from pytest_gpucap.accuracy.measurement import share_interval
 from pytest_gpucap.requirement import Requirement
 from pytest_gpucap.results.measured import Accuracy, Interval, Measurement, Outcome, Verdict
 
@@ -93,7 +93,7 @@ SHORT = msgspec.structs.replace(RIGHT, problem="only 2 of 5 samples were answere
     ],
 )
 def test_what_answers_do_to_a_verdict(capacity: Outcome, found: Accuracy, outcome: Outcome, decided: bool) -> None:
-    judgement = judged(verdict(capacity), found)
+    judgement = apply_accuracy(verdict(capacity), found)
     assert judgement.outcome is outcome
     assert judgement.accuracy is not None
     assert judgement.accuracy.decided is decided
@@ -102,13 +102,17 @@ def test_what_answers_do_to_a_verdict(capacity: Outcome, found: Accuracy, outcom
 
 
 def test_the_reasons_say_what_was_found() -> None:
-    assert judged(verdict(Outcome.PASS), WRONG).reason == "answers right 61% (52-70%), needs 90%"
-    assert judged(verdict(Outcome.PASS), UNCLEAR).reason.endswith("needs 90%; 96 questions do not separate them")
-    assert judged(verdict(Outcome.PASS), SHORT).reason.endswith("only 2 of 5 samples were answered within 60 s")
-    assert judged(verdict(Outcome.PASS), NONE).reason == "the answers could not be judged: HTTP 500"
-    assert judged(verdict(Outcome.FAIL), WRONG).reason == ("capacity says so; answers right 61% (52-70%), needs 90%")
-    assert judged(verdict(Outcome.PASS), RIGHT).reason == "capacity says so"
-    assert sentence(msgspec.structs.replace(RIGHT, min_accuracy=None)) == "answers right 97% (94-99%)"
+    assert apply_accuracy(verdict(Outcome.PASS), WRONG).reason == "answers right 61% (52-70%), needs 90%"
+    assert apply_accuracy(verdict(Outcome.PASS), UNCLEAR).reason.endswith(
+        "needs 90%; 96 questions do not separate them"
+    )
+    assert apply_accuracy(verdict(Outcome.PASS), SHORT).reason.endswith("only 2 of 5 samples were answered within 60 s")
+    assert apply_accuracy(verdict(Outcome.PASS), NONE).reason == "the answers could not be judged: HTTP 500"
+    assert apply_accuracy(verdict(Outcome.FAIL), WRONG).reason == (
+        "capacity says so; answers right 61% (52-70%), needs 90%"
+    )
+    assert apply_accuracy(verdict(Outcome.PASS), RIGHT).reason == "capacity says so"
+    assert accuracy_text(msgspec.structs.replace(RIGHT, min_accuracy=None)) == "answers right 97% (94-99%)"
 
 
 def test_good_throughput_is_what_is_answered_right() -> None:

@@ -15,7 +15,7 @@ from pytest_gpucap.engines import synthetic
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.make("synthetic:tiny", tmp_path_factory.mktemp("models"))
+    return synthetic.make_model("synthetic:tiny", tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
@@ -71,16 +71,16 @@ def test_the_arguments_are_defaults_of_the_device() -> None:
 
 
 def test_made_once(tmp_path: Path) -> None:
-    first = synthetic.make("synthetic:tiny", tmp_path)
+    first = synthetic.make_model("synthetic:tiny", tmp_path)
     before = (first / "tokenizer.json").stat().st_mtime_ns
-    assert synthetic.make("synthetic:tiny", tmp_path) == first
+    assert synthetic.make_model("synthetic:tiny", tmp_path) == first
     assert (first / "tokenizer.json").stat().st_mtime_ns == before
     assert list(tmp_path.iterdir()) == [first]
 
 
 def test_many_at_once_make_one(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as executor:
-        made = set(executor.map(lambda _: synthetic.make("synthetic:tiny", tmp_path), range(16)))
+        made = set(executor.map(lambda _: synthetic.make_model("synthetic:tiny", tmp_path), range(16)))
     assert len(made) == 1
     assert [path.name for path in tmp_path.iterdir()] == [made.pop().name]
 
@@ -92,9 +92,9 @@ def test_a_maker_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     with monkeypatch.context() as patch:
         patch.setattr(synthetic, "_write_tokenizer", fail)
         with pytest.raises(OSError, match="disk full"):
-            synthetic.make("synthetic:tiny", tmp_path)
+            synthetic.make_model("synthetic:tiny", tmp_path)
     assert list(tmp_path.iterdir()) == []
-    assert synthetic.make("synthetic:tiny", tmp_path).is_dir()
+    assert synthetic.make_model("synthetic:tiny", tmp_path).is_dir()
 
 
 def test_another_content_is_another_folder() -> None:
@@ -114,7 +114,7 @@ def test_the_cache_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 @pytest.mark.parametrize("model", ["synthetic:tyni", "synthetic:qwen2-1.5B", "synthetic:"])
 def test_an_unknown_name_gets_near_matches(model: str) -> None:
     with pytest.raises(ValueError, match=r"there are synthetic:qwen2-1.5b, synthetic:tiny") as caught:
-        synthetic.make(model)
+        synthetic.make_model(model)
     if model != "synthetic:":
         assert "did you mean synthetic:" in str(caught.value)
     assert "\n" not in str(caught.value)

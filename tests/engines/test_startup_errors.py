@@ -217,7 +217,7 @@ def test_an_unknown_log_is_told_as_it_is(log: str, exit_code: int | None, cause:
 
 def test_an_engine_that_was_killed_leaves_no_word() -> None:
     text = (LOGS / "engine_killed.txt").read_text()
-    assert diagnose(text, 1).startswith("its engine process ended without a word, as one does that is killed")
+    assert diagnose(text, 1).startswith("its engine process ended without a message, so it was probably killed")
     assert diagnose(text, 1, oom_kills=1).startswith("the kernel's out-of-memory killer struck while it started")
 
 

@@ -153,9 +153,9 @@ def test_values_sum_over_what_the_labels_leave_open() -> None:
 
 def test_a_name_that_is_not_there_gets_near_matches() -> None:
     metrics = Metrics.parse(TEXT)
-    with pytest.raises(KeyError, match="no metric vllm:num_request_running; near it: vllm:num_requests_running"):
+    with pytest.raises(KeyError, match="no metric vllm:num_request_running; similar: vllm:num_requests_running"):
         metrics.value("vllm:num_request_running")
     with pytest.raises(KeyError, match=r"vllm:num_requests_running has no sample with .*'engine': '7'"):
         metrics.value("vllm:num_requests_running", engine="7")
-    with pytest.raises(KeyError, match="near it: none at all"):
+    with pytest.raises(KeyError, match="similar: none at all"):
         Metrics.parse("").value("x")

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pytest_gpucap.estimate import queue_model
+from pytest_gpucap.estimate import queue_model, sustainable_rate
 from pytest_gpucap.estimate.queue_model import ServerModel
+from pytest_gpucap.estimate.traffic import traffic_for
 from pytest_gpucap.load import schedule
-from pytest_gpucap.measure.traffic import traffic_for
 from pytest_gpucap.requirement import LatencyLimit, Length, Workload
 from pytest_gpucap.simulator.profile import EngineModel
 from pytest_gpucap.simulator.runner import SimRunner
@@ -51,7 +51,7 @@ def test_starts_follow_the_stationary_law() -> None:
 
 def test_without_limits_the_bound_is_saturation() -> None:
     model = replace(processor_sharing(1000.0), max_seqs=16)
-    found = queue_model.sustainable(model, traffic_for(WORKLOAD), (), 1.0)
+    found = sustainable_rate.sustainable(model, traffic_for(WORKLOAD), (), 1.0)
     assert found.binding == "backlog"
     assert found.rate_rps == pytest.approx(1000 / traffic_for(WORKLOAD).mean_output, rel=1e-3)
 
@@ -61,7 +61,8 @@ def test_the_rate_falls_as_the_engine_slows_by_its_elasticity() -> None:
     n = np.arange(1001.0)
     limits = (LatencyLimit.parse("e2e_p95", "1.5s"),)
     fast, slow = (
-        queue_model.sustainable(ServerModel((0.003 + 1e-4 * n) * f, 0.0), traffic, limits, 20.0) for f in (1.0, 1.03)
+        sustainable_rate.sustainable(ServerModel((0.003 + 1e-4 * n) * f, 0.0), traffic, limits, 20.0)
+        for f in (1.0, 1.03)
     )
     assert fast.binding == "e2e_p95"
     drop = math.log(fast.rate_rps / slow.rate_rps) / math.log(1.03)
@@ -74,7 +75,7 @@ def test_kv_tokens_beyond_the_curve_s_own_cost_time() -> None:
     limits = (LatencyLimit.parse("e2e_p95", "1.5s"),)
     curve = ServerModel(0.003 + (5e-5 + 1e-6 * context) * np.arange(1001.0), 0.0)
     models = [curve, *(replace(curve, kv_token_s=1e-6, mean_context=m * context) for m in (1.0, 0.8, 1.2))]
-    plain, same, heavier, lighter = (queue_model.sustainable(m, traffic, limits, 20.0).rate_rps for m in models)
+    plain, same, heavier, lighter = (sustainable_rate.sustainable(m, traffic, limits, 20.0).rate_rps for m in models)
     # Requests as heavy as the curve's change nothing but how evenly the batch runs.
     assert same == pytest.approx(plain, rel=0.03)
     assert heavier < 0.98 * same
@@ -86,8 +87,8 @@ def test_an_examined_slope_predicts_what_a_slower_engine_costs() -> None:
     n = np.arange(1001.0)
     limits = (LatencyLimit.parse("e2e_p95", "1.5s"),)
     models = [ServerModel((0.003 + 1e-4 * n) * f, 0.0) for f in (0.97, 1.0, 1.03)]
-    found = [queue_model.sustainable(model, traffic, limits, 20.0) for model in models]
-    looks = [queue_model.examine(f, model, traffic, limits) for f, model in zip(found, models, strict=True)]
+    found = [sustainable_rate.sustainable(model, traffic, limits, 20.0) for model in models]
+    looks = [sustainable_rate.examine(f, model, traffic, limits) for f, model in zip(found, models, strict=True)]
     fast, _, slow = (math.log(f.rate_rps) + look.correction for f, look in zip(found, looks, strict=True))
     # Times longer by d move the root by d (1 + 1 / slope).
     assert (fast - slow) / math.log(1.03 / 0.97) == pytest.approx(1 + 1 / looks[1].slope, rel=0.15)
@@ -115,7 +116,7 @@ def test_a_request_decodes_from_its_second_token_on() -> None:
 
 def test_a_limit_that_nothing_can_keep_gives_next_to_no_rate() -> None:
     limits = (LatencyLimit.parse("e2e_p95", "10ms"),)
-    found = queue_model.sustainable(processor_sharing(1000.0), traffic_for(WORKLOAD), limits, 5.0)
+    found = sustainable_rate.sustainable(processor_sharing(1000.0), traffic_for(WORKLOAD), limits, 5.0)
     assert found.rate_rps < 0.05
 
 
@@ -125,5 +126,5 @@ def test_a_full_kv_cache_makes_requests_wait() -> None:
     roomy = ServerModel(0.01 + 1e-5 * n, 0.0)
     tight = replace(roomy, kv_tokens=2000.0)
     limits = (LatencyLimit.parse("ttft_p95", "200ms"),)
-    rates = [queue_model.sustainable(model, traffic, limits, 10.0).rate_rps for model in (tight, roomy)]
+    rates = [sustainable_rate.sustainable(model, traffic, limits, 10.0).rate_rps for model in (tight, roomy)]
     assert rates[0] < 0.6 * rates[1]

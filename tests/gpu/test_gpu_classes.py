@@ -11,7 +11,6 @@ from pytest_gpucap.gpu.classes import (
     class_named_by_nvml,
     find_class,
     known_classes,
-    parse_class,
     read_classes,
 )
 
@@ -128,17 +127,10 @@ def test_users_add_classes_by_file(tmp_path: Path) -> None:
         find_class("a40")
 
 
-def test_users_add_classes_by_line() -> None:
-    own = parse_class("a40: nvml=NVIDIA A40; nvml=NVIDIA A40-PCIE; memory_gb=48; compute_capability=8.6", "pytest.ini")
-    assert own.nvml_names == ("NVIDIA A40", "NVIDIA A40-PCIE")
-    assert own.compute_capability == (8, 6)
-    assert own.memory_bytes == 48 * 2**30
-
-
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("x = 1", r"one \[\[gpu\]\] table a class"),
+        ("x = 1", r"one \[\[gpu\]\] table per class"),
         ("[[gpu]]\nnvml_names = []", r'needs a name = "..."'),
         ('[[gpu]]\nname = "x"', "nvml_names must name the product"),
         ('[[gpu]]\nname = "x"\nnvml_names = "X"', "nvml_names must be a list"),
@@ -156,12 +148,6 @@ def test_a_file_that_cannot_be_meant_is_told_in_one_line(tmp_path: Path, text: s
         read_classes(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("line", ["a40", "a40: ", ": nvml=X", "a40: nvml", "a40: nvml=X; memory_gb=lots"])
-def test_a_line_that_cannot_be_meant_is_told_with_its_place(line: str) -> None:
-    with pytest.raises(GpuClassError, match=r"^pytest.ini: "):
-        parse_class(line, "pytest.ini")
 
 
 def test_a_missing_file_is_told() -> None:

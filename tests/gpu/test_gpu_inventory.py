@@ -10,9 +10,16 @@ from pathlib import Path
 import pytest
 
 import pytest_gpucap
-from pytest_gpucap.gpu.classes import GpuClass, find_class, parse_class
-from pytest_gpucap.gpu.description import describe_devices
-from pytest_gpucap.gpu.inventory import Inventory, NoGpu, WrongGpuClass, class_of, detect, select, take_inventory
+from pytest_gpucap.gpu.classes import GpuClass, find_class
+from pytest_gpucap.gpu.inventory import (
+    Inventory,
+    NoGpu,
+    WrongGpuClass,
+    class_of,
+    detect_class,
+    devices_of_class,
+    take_inventory,
+)
 from pytest_gpucap.session.environment import device_state
 from tests.gpu import fake_nvml
 
@@ -36,8 +43,8 @@ def test_an_h200_is_read_through_the_real_binding() -> None:
     assert (device.power_limit_w, device.default_power_limit_w) == (700, 700)
     assert (device.mig_mode, device.ecc_mode, device.ecc_errors, device.persistence) == (False, True, 0, True)
     assert not device.unreadable
-    assert select(found, find_class("h200")) == (device,)
-    assert detect(found).name == "h200"
+    assert devices_of_class(found, find_class("h200")) == (device,)
+    assert detect_class(found).name == "h200"
 
 
 def test_memory_that_the_driver_keeps_is_not_in_use() -> None:
@@ -63,14 +70,14 @@ def test_fields_that_cannot_be_read_cost_only_themselves() -> None:
     assert guarded.power_limit_w is None
     assert guarded.unreadable["power_limit_w"] == "Insufficient Permissions"
     assert set(guarded.unreadable) == {"power_limit_w", "ecc_mode", "ecc_errors", "persistence"}
-    assert [device.index for device in select(found, find_class("h100-sxm"))] == [0, 2]
+    assert [device.index for device in devices_of_class(found, find_class("h100-sxm"))] == [0, 2]
 
 
 def test_a_driver_that_does_not_fit_its_library_is_no_gpu() -> None:
     found = inventory("mismatch")
     assert not found.devices
     with pytest.raises(NoGpu, match="version mismatch"):
-        detect(found)
+        detect_class(found)
 
 
 def test_slices_stand_for_a_gpu_that_is_split() -> None:
@@ -78,7 +85,7 @@ def test_slices_stand_for_a_gpu_that_is_split() -> None:
     assert [device.mig_profile for device in found.devices] == ["3g.20gb", "1g.5gb", "1g.5gb"]
     assert {device.parent_uuid for device in found.devices} == {"GPU-c0ffee11-8c5d-4d1f-9a40-77e8d12b4a05"}
     assert [device.multiprocessors for device in found.devices] == [42, 14, 14]
-    assert [device.uuid for device in select(found, find_class("a100-40gb-1g.5gb"))] == [
+    assert [device.uuid for device in devices_of_class(found, find_class("a100-40gb-1g.5gb"))] == [
         "MIG-2e7a1c2f-7b66-5d1f-9b1c-1a5a6dac2b02",
         "MIG-3f8b2d30-8c77-5e20-ac2d-2b6b7ebd3c03",
     ]
@@ -91,7 +98,7 @@ def test_part_of_the_compute_of_a_slice_is_a_class_of_its_own() -> None:
         found = take_inventory({})
     assert found.devices[0].mig_profile == "1c.3g.20gb"
     with pytest.raises(WrongGpuClass):
-        select(found, find_class("a100-40gb-3g.20gb"))
+        devices_of_class(found, find_class("a100-40gb-3g.20gb"))
 
 
 @pytest.mark.parametrize(
@@ -108,38 +115,38 @@ def test_part_of_the_compute_of_a_slice_is_a_class_of_its_own() -> None:
 )
 def test_a_machine_without_the_class_says_what_it_has(machine: str, wanted: str, said: str) -> None:
     with pytest.raises(WrongGpuClass, match=said) as caught:
-        select(inventory(machine), find_class(wanted))
+        devices_of_class(inventory(machine), find_class(wanted))
     assert "\n" not in str(caught.value)
 
 
 def test_the_cpu_needs_no_gpu() -> None:
-    assert select(Inventory(), find_class("cpu")) == ()
-    assert select(inventory("h200"), find_class("cpu")) == ()
+    assert devices_of_class(Inventory(), find_class("cpu")) == ()
+    assert devices_of_class(inventory("h200"), find_class("cpu")) == ()
 
 
 def test_a_gpu_that_no_class_knows_gets_one() -> None:
     with fake_nvml.answers("h200") as nvml:
         nvml.set(name="NVIDIA X9000 Super")
         found = take_inventory({})
-    gpu_class = detect(found)
+    gpu_class = detect_class(found)
     assert gpu_class.name == "x9000-super"
     assert gpu_class.memory_bytes == 143771 * 2**20
     assert gpu_class.bandwidth_bytes_per_s is None
-    assert select(found, gpu_class) == found.devices
+    assert devices_of_class(found, gpu_class) == found.devices
 
 
 def test_a_users_class_names_a_new_product() -> None:
     with fake_nvml.answers("h200") as nvml:
         nvml.set(name="NVIDIA X9000 Super")
         found = take_inventory({})
-    own: GpuClass = parse_class("x9: nvml=nvidia x9000 super; bandwidth_gb_s=9000", "pytest.ini")
-    assert detect(found, [own]) is own
+    own = GpuClass("x9", nvml_names=("nvidia x9000 super",), bandwidth_bytes_per_s=9e12)
+    assert detect_class(found, [own]) is own
     assert class_of(found.devices[0], [own]) is own
 
 
 def test_gpus_of_several_classes_must_be_told_apart() -> None:
     with pytest.raises(WrongGpuClass, match=r"several classes here \(a10, rtx4090\): name one"):
-        detect(inventory("mixed"))
+        detect_class(inventory("mixed"))
 
 
 X4 = [f"GPU-5a1d9f0{i}-0c3e-4b7a-9d55-1f8a7c2e6b0{i}" for i in range(4)]
@@ -182,9 +189,9 @@ def test_a_name_of_nothing_is_told() -> None:
 def test_hidden_gpus_are_named_as_the_reason() -> None:
     found = inventory("h200-x4", CUDA_VISIBLE_DEVICES="")
     with pytest.raises(NoGpu, match="CUDA_VISIBLE_DEVICES hides 4x NVIDIA H200"):
-        detect(found)
+        detect_class(found)
     with pytest.raises(WrongGpuClass, match="CUDA_VISIBLE_DEVICES hides 4x NVIDIA H200"):
-        select(found, find_class("h200"))
+        devices_of_class(found, find_class("h200"))
 
 
 def test_indices_of_unlike_gpus_need_an_order() -> None:
@@ -221,7 +228,7 @@ def test_a_description_for_the_report() -> None:
     (device,) = map(device_state, found.devices)
     assert device.power_limit_w == 50
     assert device.unreadable == {"mig_mode": "Not Supported"}
-    lines = describe_devices(found, found.devices)
+    lines = found.describe(found.devices)
     assert lines[0] == "1x Tesla T4, 15 GiB, driver 535.247.01, CUDA 12.2"
     assert lines[1] == "GPU 0 (Tesla T4): power limit 50 W, 70 W as shipped"
 
@@ -275,7 +282,7 @@ def test_nothing_here_can_change_a_setting() -> None:
     assert not changing
 
 
-@pytest.mark.parametrize("module", ["classes", "device", "inventory", "nvml", "cuda_visible_devices", "description"])
+@pytest.mark.parametrize("module", ["classes", "device", "inventory", "nvml", "cuda_visible_devices"])
 def test_what_collection_needs_is_light(module: str) -> None:
     heavy = "{'numpy', 'pynvml', 'psutil', 'scipy', 'filelock'}"
     script = f"import sys, pytest_gpucap.gpu.{module}; print(*sorted({heavy} & set(sys.modules)))"

@@ -16,13 +16,12 @@ from pathlib import Path
 import pytest
 
 from pytest_gpucap.gpu import lease as lease_module
-from pytest_gpucap.gpu import memory, occupancy
+from pytest_gpucap.gpu import occupancy
 from pytest_gpucap.gpu.classes import find_class
 from pytest_gpucap.gpu.device import Device
-from pytest_gpucap.gpu.inventory import select, take_inventory
+from pytest_gpucap.gpu.inventory import devices_of_class, take_inventory
 from pytest_gpucap.gpu.lease import GpuShared, Lease, LeaseError, LeaseTimeout, lease, lease_cpu, machine_directory
-from pytest_gpucap.gpu.memory import MemoryNotReturned, memory_in_use, wait_memory_returned
-from pytest_gpucap.gpu.occupancy import Occupancy
+from pytest_gpucap.gpu.occupancy import MemoryNotReturned, Occupancy, occupancy_of, wait_memory_returned
 from tests.gpu import fake_nvml
 from tests.waiting import FOREVER_S
 
@@ -30,18 +29,18 @@ HOLD = """
     import sys
     from pathlib import Path
     from pytest_gpucap.gpu.classes import find_class
-    from pytest_gpucap.gpu.inventory import select, take_inventory
+    from pytest_gpucap.gpu.inventory import devices_of_class, take_inventory
     from pytest_gpucap.gpu.lease import lease
-    devices = select(take_inventory({}), find_class("h200"))
+    devices = devices_of_class(take_inventory({}), find_class("h200"))
     with lease(devices, int(sys.argv[2]), wait_s=float("inf"), directory=Path(sys.argv[1])) as held:
-        print(*held.uuids, flush=True)
+        print(*(device.uuid for device in held.devices), flush=True)
         sys.stdin.readline()
 """
 
 
 @contextmanager
 def holder(nvml: fake_nvml.Answers, directory: Path, count: int) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
-    """A process of its own that holds so many devices; it and their UUIDs."""
+    """A process that holds a number of devices; it and their UUIDs."""
     command = [sys.executable, "-c", textwrap.dedent(HOLD), str(directory), str(count)]
     environment = {**os.environ, **nvml.environment}
     with subprocess.Popen(
@@ -55,16 +54,20 @@ def holder(nvml: fake_nvml.Answers, directory: Path, count: int) -> Iterator[tup
             process.communicate()
 
 
+def uuids_of(held: Lease) -> list[str]:
+    return [device.uuid for device in held.devices]
+
+
 @contextmanager
 def machine(name: str = "h200-x4", wanted: str = "h200") -> Iterator[tuple[fake_nvml.Answers, tuple[Device, ...]]]:
     with fake_nvml.answers(name) as nvml:
-        yield nvml, select(take_inventory({}), find_class(wanted))
+        yield nvml, devices_of_class(take_inventory({}), find_class(wanted))
 
 
 def test_a_lease_names_its_devices_to_the_server(tmp_path: Path) -> None:
     with machine() as (_, devices), lease(devices, 2, wait_s=0, directory=tmp_path) as held:
         assert held.devices == devices[:2]
-        assert held.environment == {"CUDA_VISIBLE_DEVICES": f"{devices[0].uuid},{devices[1].uuid}"}
+        assert held.cuda_devices == ("0", "1")
         assert held.baseline == {devices[0].uuid: 0, devices[1].uuid: 0}
 
 
@@ -72,11 +75,11 @@ def test_two_leases_never_share_a_device(tmp_path: Path) -> None:
     with machine() as (_, devices):
         with lease(devices, 3, wait_s=0, directory=tmp_path) as first:
             with lease(devices, 1, wait_s=0, directory=tmp_path) as second:
-                assert not set(first.uuids) & set(second.uuids)
+                assert not set(uuids_of(first)) & set(uuids_of(second))
             with pytest.raises(LeaseTimeout):
                 lease(devices, 2, wait_s=0, directory=tmp_path)
         with lease(devices, 4, wait_s=0, directory=tmp_path) as everything:
-            assert len(everything.uuids) == 4
+            assert len(everything.devices) == 4
 
 
 def test_a_lease_may_be_given_back_twice(tmp_path: Path) -> None:
@@ -114,7 +117,7 @@ def test_a_process_that_ends_makes_room(tmp_path: Path) -> None:
             end_of_line.flush()
 
         with lease(devices, 4, wait_s=FOREVER_S, on_wait=let_go, directory=tmp_path) as held:
-            assert held.waited_s > 0
+            assert held.devices == devices
 
 
 def test_the_kernel_takes_back_the_lease_of_a_killed_process(tmp_path: Path) -> None:
@@ -128,16 +131,16 @@ CONTENDER = """
     import sys, time
     from pathlib import Path
     from pytest_gpucap.gpu.classes import find_class
-    from pytest_gpucap.gpu.inventory import select, take_inventory
+    from pytest_gpucap.gpu.inventory import devices_of_class, take_inventory
     from pytest_gpucap.gpu.lease import lease
     directory, log, count, turns = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-    devices = select(take_inventory({}), find_class("h200"))
+    devices = devices_of_class(take_inventory({}), find_class("h200"))
     with log.open("a", buffering=1) as lines:
         for turn in range(turns):
             with lease(devices, count, wait_s=float("inf"), directory=directory) as held:
                 start = time.monotonic()
                 time.sleep(0.02)
-                for uuid in held.uuids:
+                for uuid in (device.uuid for device in held.devices):
                     lines.write(f"{uuid} {start} {time.monotonic()}\\n")
 """
 
@@ -180,16 +183,16 @@ XDIST = """
     from pathlib import Path
     import pytest
     from pytest_gpucap.gpu.classes import find_class
-    from pytest_gpucap.gpu.inventory import select, take_inventory
+    from pytest_gpucap.gpu.inventory import devices_of_class, take_inventory
     from pytest_gpucap.gpu.lease import lease
 
     @pytest.fixture(scope="session")
     def held():
-        devices = select(take_inventory({}), find_class("h200"))
+        devices = devices_of_class(take_inventory({}), find_class("h200"))
         with lease(devices[:2], 1, wait_s=float("inf"), directory=Path("room")) as held:
             start = time.monotonic()
             yield held
-            span = [held.uuids[0], start, time.monotonic()]
+            span = [held.devices[0].uuid, start, time.monotonic()]
         Path("seen-" + os.environ["PYTEST_XDIST_WORKER"]).write_text(json.dumps(span))
 
     @pytest.mark.parametrize("number", range(8))
@@ -241,13 +244,13 @@ def test_a_machine_that_somebody_uses_is_refused_with_pid_user_and_memory(tmp_pa
         with pytest.raises(GpuShared, match=expected):
             lease(devices, 4, wait_s=0, directory=tmp_path)
         with lease(devices[1:], 3, wait_s=0, directory=tmp_path) as held:
-            assert len(held.uuids) == 3, "nothing stays locked after a refusal"
+            assert len(held.devices) == 3, "nothing stays locked after a refusal"
 
 
 def test_memory_that_nobody_owns_up_to_is_somebodys(tmp_path: Path) -> None:
     with machine("h200") as (nvml, devices):
         nvml.set(memory={"total": 143771 * 2**20, "used": 40 * 2**30, "reserved": 628 * 2**20})
-        with pytest.raises(GpuShared, match=r"has 40\.0 GiB of its memory in use, by nobody that NVML names"):
+        with pytest.raises(GpuShared, match=r"has 40\.0 GiB of its memory in use, and NVML names no process"):
             lease(devices, 1, wait_s=0, directory=tmp_path)
 
 
@@ -267,7 +270,7 @@ def test_a_process_that_is_just_leaving_is_waited_for(tmp_path: Path) -> None:
             nvml.set(processes=[])
 
         with lease(devices, 1, wait_s=FOREVER_S, on_wait=leave, directory=tmp_path) as held:
-            assert held.uuids == (devices[0].uuid,)
+            assert held.devices == (devices[0],)
         assert f"pid {other.pid}" in said[0]
         assert "memory not told" in said[0]
 
@@ -285,15 +288,15 @@ def test_slices_are_leased_one_by_one(tmp_path: Path) -> None:
         lease(devices, 1, wait_s=0, directory=tmp_path) as first,
         lease(devices, 1, wait_s=0, directory=tmp_path) as second,
     ):
-        assert first.environment == {"CUDA_VISIBLE_DEVICES": devices[0].uuid}
-        assert second.environment == {"CUDA_VISIBLE_DEVICES": devices[1].uuid}
+        assert first.cuda_devices == (devices[0].uuid,)
+        assert second.cuda_devices == (devices[1].uuid,)
 
 
 def test_there_is_one_lease_of_the_cpu(tmp_path: Path) -> None:
     said: list[str] = []
     with lease_cpu(wait_s=0, directory=tmp_path) as held:
         assert held.devices == ()
-        assert held.environment == {}
+        assert held.cuda_devices == ()
         with pytest.raises(LeaseTimeout, match=f"pid {os.getpid()} "):
             lease_cpu(wait_s=0.3, on_wait=said.append, directory=tmp_path)
     assert len(said) == 1
@@ -365,7 +368,7 @@ def test_a_directory_that_cannot_be_used_is_told(tmp_path: Path) -> None:
 
 
 def _served(nvml: fake_nvml.Answers, devices: tuple[Device, ...], pid: int) -> dict[str, int]:
-    baseline = memory_in_use(devices)
+    baseline = {seen.device.uuid: seen.memory_used_bytes or 0 for seen in map(occupancy_of, devices)}
     nvml.set(
         processes=[{"pid": pid, "memory": 100 * 2**30}],
         memory={"total": 143771 * 2**20, "used": 100 * 2**30, "reserved": 628 * 2**20},
@@ -388,14 +391,14 @@ def test_memory_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
         baseline = _served(nvml, devices, server.pid)
         looks = 0
 
-        def look_all(devices: Iterable[Device]) -> tuple[Occupancy, ...]:
+        def counted(device: Device) -> Occupancy:
             nonlocal looks
             looks += 1
             if looks == 3:
                 nvml.set(processes=[], memory=IDLE)
-            return occupancy.look_all(devices)
+            return occupancy_of(device)
 
-        monkeypatch.setattr(memory, "look_all", look_all)
+        monkeypatch.setattr(occupancy, "occupancy_of", counted)
         wait_memory_returned(devices, baseline, [server.pid], FOREVER_S)
     assert looks == 3
 

@@ -12,10 +12,9 @@ import pytest
 from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.vllm import METRICS, VllmServer, start_vllm
 from pytest_gpucap.results.telemetry import BottleneckKind
-from pytest_gpucap.telemetry.bottleneck import KnownLimits, diagnose
-from pytest_gpucap.telemetry.probes import API_SERVER, ENGINE
+from pytest_gpucap.telemetry.bottleneck import KnownLimits, find_bottleneck
+from pytest_gpucap.telemetry.probes import API_SERVER, ENGINE, read_metrics
 from pytest_gpucap.telemetry.sampler import Telemetry
-from pytest_gpucap.telemetry.server_metrics import read_figures
 from tests.waiting import until
 
 PYTHON = Path(os.environ.get("GPUCAP_TEST_VLLM_PYTHON") or Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python")
@@ -45,14 +44,14 @@ def test_a_real_server_is_watched(tmp_path: Path) -> None:
     with start_vllm(spec) as server:
         with Telemetry((), server.pids, lambda: server.request("/metrics"), names=METRICS) as telemetry:
             await_reading(telemetry)
-            before = read_figures(server.request("/metrics"), METRICS)
+            before = read_metrics(server.request("/metrics"), METRICS)
             start = time.monotonic()
             with ThreadPoolExecutor(8) as pool:
                 list(pool.map(lambda number: ask(server, number), range(REQUESTS)))
             end = time.monotonic()
             await_reading(telemetry)
         seen = telemetry.summary(start, end)
-        after = read_figures(server.request("/metrics"), METRICS)
+        after = read_metrics(server.request("/metrics"), METRICS)
         pids = server.pids()
     assert telemetry.faults == {}
     assert telemetry.problems(start, end) == []
@@ -65,6 +64,10 @@ def test_a_real_server_is_watched(tmp_path: Path) -> None:
     assert {process.pid for process in seen.processes} <= pids
     assert 0 < roles[API_SERVER].cores < roles[ENGINE].cores <= (os.cpu_count() or 1) * 1.1
     # Which of the two it is depends on who else uses the machine; that it is neither the GPU nor the cache does not.
-    assert diagnose(seen, KnownLimits(cores=os.cpu_count())).kind in {BottleneckKind.ENGINE_CPU, BottleneckKind.NONE}
+    bottleneck = find_bottleneck(seen, KnownLimits(cores=os.cpu_count()))
+    assert bottleneck.kind in {
+        BottleneckKind.ENGINE_CPU,
+        BottleneckKind.NONE,
+    }
     assert after.output_tokens - before.output_tokens == REQUESTS * TOKENS
     json.dumps(msgspec.to_builtins(seen), allow_nan=False)

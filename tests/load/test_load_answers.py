@@ -208,7 +208,9 @@ def test_all_ways_together_lose_no_token(ways: Result) -> None:
 def test_a_gap_of_an_event_with_two_tokens_is_one_gap_and_one_of_nothing() -> None:
     result = one_by_one([WAYS["two tokens in an event"]])  # the phase ends when that answer has ended
     assert result.span.gaps.total == TOKENS - 1
-    assert result.span.gaps.counts[0] == TOKENS // 2
+    # Where the worker read both events at once, they share their time, and the gap between them is nothing as well.
+    shared = result.span.check.shared_packet_share > 0
+    assert result.span.gaps.counts[0] == TOKENS // 2 + shared
 
 
 @pytest.mark.slow

@@ -23,17 +23,26 @@ from hypothesis import strategies as st
 
 import pytest_gpucap
 from pytest_gpucap.engines.vllm import VllmServer
-from pytest_gpucap.load import event_loop as engine_module
-from pytest_gpucap.load.answer import TEXT, Answer
-from pytest_gpucap.load.connection import Connection, RequestHead
+from pytest_gpucap.load import event_loop as event_loop_module
+from pytest_gpucap.load.answer import EVENT_TEXT, Answer
+from pytest_gpucap.load.connection import Connection, RequestTemplate
 from pytest_gpucap.load.event_loop import EventLoop
-from pytest_gpucap.load.fastpath.event_grammar import OPENING, STRANGE, TOKEN, USAGE, shape
-from pytest_gpucap.load.fastpath.stream_state import FEW_SLOTS, LINE_BYTES, StreamStates
-from pytest_gpucap.load.prompts import Composer, Recipe
+from pytest_gpucap.load.fastpath.event_grammar import OTHER_EVENT, ROLE_EVENT, TOKEN_EVENT, USAGE_EVENT, classify
+from pytest_gpucap.load.fastpath.stream_state import FIRST_STREAMS, PREFIX_BYTES, StreamStates
+from pytest_gpucap.load.prompts import PromptRecipe, RequestComposer
 from pytest_gpucap.load.protocol import ClosedLoop, OpenLoop, Progress, Status
 from pytest_gpucap.load.recorder import Recorder
 from pytest_gpucap.load.runner import HttpLoadRunner
-from pytest_gpucap.load.shared_memory import BINS, Count, PhaseTable, Spread, WorkerBoard, bin_at, bin_of, shared_memory
+from pytest_gpucap.load.shared_memory import (
+    HISTOGRAM_BINS,
+    Count,
+    HistogramKind,
+    PhaseTable,
+    RunTable,
+    anonymous_memory,
+    histogram_bin,
+    histogram_bins,
+)
 from pytest_gpucap.requirement import ApiKind, Length, Workload
 from tests.load.rawserver import HEAD, RawServer, Script, token, usage
 from tests.load.tokenserver import TokenServer
@@ -43,13 +52,13 @@ TOKENS = 4
 WORKLOAD = Workload(Length.fixed(32), Length.fixed(TOKENS), endpoint=ApiKind.COMPLETIONS)
 
 
-# -- shapes ------------------------------------------------------------------------------------------------------------
+# -- event grammar -----------------------------------------------------------------------------------------------------
 
 
 def said(data: bytes) -> tuple[int, int, int]:
-    """What `shape` says of data that stands in the middle of something else."""
+    """What `classify` says of data that stands in the middle of something else."""
     text = np.frombuffer(b'"}' + data + b'"1,{', np.uint8)
-    return shape(text, 2, 2 + len(data))
+    return classify(text, 2, 2 + len(data))
 
 
 TEXTS = st.text(max_size=12)
@@ -89,18 +98,18 @@ def test_what_an_event_is_said_to_be_it_is(event: dict[str, Any], ascii_only: bo
     data = json.dumps(event, separators=(",", ":"), ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
     kind, first, second = said(data)
     choices, counts = event["choices"], event.get("usage") or {}
-    if kind == TOKEN:
+    if kind == TOKEN_EVENT:
         choice = choices[0]
         assert choice.get("text") is not None or choice["delta"]["content"]
         assert data[:first].endswith(b'"choices":[{')
-        assert second == len(TEXT.findall(data[first:])[0])
-    elif kind == OPENING:
+        assert second == len(EVENT_TEXT.findall(data[first:])[0])
+    elif kind == ROLE_EVENT:
         assert choices[0]["delta"] == {"role": "assistant", "content": ""}
-    elif kind == USAGE:
+    elif kind == USAGE_EVENT:
         assert not choices
         assert (first, second) == (counts["prompt_tokens"], counts["completion_tokens"])
     else:
-        assert kind == STRANGE
+        assert kind == OTHER_EVENT
         # Only what vLLM does not write is left to the parser.
         first_choice = choices[0] if choices else {}
         if first_choice.get("index") == 0:
@@ -115,23 +124,23 @@ def test_what_is_cut_or_spoilt_is_never_a_usage_of_other_numbers(event: dict[str
     data = json.dumps(event, separators=(",", ":")).encode()
     end = draw.draw(st.integers(0, len(data)))
     kind, first, second = said(data[:end])
-    if kind == USAGE:
+    if kind == USAGE_EVENT:
         assert (first, second) == (event["usage"]["prompt_tokens"], event["usage"]["completion_tokens"])
-    elif kind != STRANGE:
+    elif kind != OTHER_EVENT:
         assert kind == said(data)[0]
 
 
 @settings(deadline=None)
 @given(st.floats(-1.0, 1e9) | st.floats(1e-7, 1.0))
 def test_a_single_value_falls_into_the_bin_that_it_has_among_many(seconds: float) -> None:
-    assert bin_at(seconds) == bin_of(np.array([seconds]))[0] < BINS
+    assert histogram_bin(seconds) == histogram_bins(np.array([seconds]))[0] < HISTOGRAM_BINS
 
 
 def test_where_nothing_can_be_kept_on_disk_it_is_compiled_every_time() -> None:
     code = (
         "import numba.core.caching as caching; caching.CacheImpl._locator_classes = []\n"
-        "import numpy as np; from pytest_gpucap.load.fastpath.event_grammar import shape\n"
-        "print(shape(np.frombuffer(b'[DONE]', np.uint8), 0, 6), shape.stats.cache_path)"
+        "import numpy as np; from pytest_gpucap.load.fastpath.event_grammar import classify\n"
+        "print(classify(np.frombuffer(b'[DONE]', np.uint8), 0, 6), classify.stats.cache_path)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout == "(0, 0, 0) None\n"
@@ -152,31 +161,33 @@ def test_compiled_code_is_not_kept_beyond_a_change_of_another_module(tmp_path: P
 
     assert run() == "(9, 10) 0\n"
     assert run() == "(9, 10) 1\n"
-    shapes = copy / "load" / "fastpath" / "event_grammar.py"
-    shapes.write_text(shapes.read_text().replace("    return at + literal.size", "    return -1"))
+    grammar = copy / "load" / "fastpath" / "event_grammar.py"
+    grammar.write_text(grammar.read_text().replace("    return at + literal.size", "    return -1"))
     assert run() == "(0, 0) 0\n"
 
 
-# -- slots -------------------------------------------------------------------------------------------------------------
+# -- streams -----------------------------------------------------------------------------------------------------------
 
 
 def test_answers_keep_their_numbers_when_there_are_more_than_ever_before() -> None:
-    slots = StreamStates()
-    taken = [slots.take() for _ in range(FEW_SLOTS)]
-    assert sorted(taken) == list(range(FEW_SLOTS))
-    for slot in taken:
-        slots.events[slot] = slot
-        slots.set_line(slot, b"line %d" % slot)
-    more = [slots.take() for _ in range(FEW_SLOTS + 1)]
+    streams = StreamStates()
+    taken = [streams.acquire() for _ in range(FIRST_STREAMS)]
+    assert sorted(taken) == list(range(FIRST_STREAMS))
+    for stream in taken:
+        streams.events[stream] = stream
+        streams.set_prefix(stream, b"line %d" % stream)
+    more = [streams.acquire() for _ in range(FIRST_STREAMS + 1)]
     assert not set(more) & set(taken)
-    assert [(slots.events[slot], slots.line_of(slot)) for slot in taken] == [(s, b"line %d" % s) for s in taken]
-    slots.give(taken[0])
-    again = slots.take()
+    assert [(streams.events[stream], streams.prefix_of(stream)) for stream in taken] == [
+        (s, b"line %d" % s) for s in taken
+    ]
+    streams.release(taken[0])
+    again = streams.acquire()
     assert again == taken[0]
-    assert (slots.events[again], slots.line_of(again)) == (0, b"")
-    assert np.isnan(slots.first_s[again])
-    slots.set_line(again, b"x" * (LINE_BYTES + 1))
-    assert slots.line_of(again) == b""
+    assert (streams.events[again], streams.prefix_of(again)) == (0, b"")
+    assert np.isnan(streams.first_s[again])
+    streams.set_prefix(again, b"x" * (PREFIX_BYTES + 1))
+    assert streams.prefix_of(again) == b""
 
 
 # -- the same records as the parser's ----------------------------------------------------------------------------------
@@ -212,7 +223,7 @@ PIECES = [
     chat({"content": "t"}),
     chat({"reasoning": "t"}),
     chat({}, finish_reason="stop"),
-    b'{"error":{"message":"engine died"}}',
+    b'{"error":{"message":"loop died"}}',
     b"<html>",
 ]
 FRAMES = [
@@ -265,7 +276,7 @@ def records(scripts: list[Script]) -> Records:
         assert runner.settle(FOREVER_S)
         journal = runner.journal()
         # Of the phase and of what came after its end.
-        gaps = runner._carried[0].table.histogram(Spread.GAPS).total
+        gaps = runner._finished[0].table.histogram(HistogramKind.GAPS).total
         columns = (journal.status, journal.counted_prompt_tokens, journal.counted_output_tokens, journal.first_s > 0)
         rows = [list(map(int, row)) for row in zip(*columns, strict=True)]
         return Records(rows, int(journal.tokens.sum()), gaps, runner.error_texts())
@@ -306,7 +317,7 @@ class Handed:
 
 
 def in_this_process(
-    monkeypatch: pytest.MonkeyPatch, port: int, recipe: Recipe, key: str, answers: int, at_once: int
+    monkeypatch: pytest.MonkeyPatch, port: int, recipe: PromptRecipe, key: str, answers: int, at_once: int
 ) -> tuple[Handed, PhaseTable]:
     """A closed loop in this process."""
     handed = Handed()
@@ -314,53 +325,53 @@ def in_this_process(
     class Watched(Connection):
         __slots__ = ()
 
-        def whole(self, time_s: float) -> None:
+        def on_whole_answer(self, time_s: float) -> None:
             handed.whole += 1
-            super().whole(time_s)
+            super().on_whole_answer(time_s)
 
-        def found(self, found: int, time_s: float) -> None:
+        def on_unusual(self, found: int, time_s: float) -> None:
             handed.other += 1
-            super().found(found, time_s)
+            super().on_unusual(found, time_s)
 
-    monkeypatch.setattr(engine_module, "Connection", Watched)
-    board_fd = shared_memory(WorkerBoard.size(1))
+    monkeypatch.setattr(event_loop_module, "Connection", Watched)
+    run_table_fd = anonymous_memory(RunTable.size(1))
     table, fd = PhaseTable.create(answers, 1)
-    path = "/v1/chat/completions" if recipe.endpoint == ApiKind.CHAT.value else "/v1/completions"
+    path = "/v1/chat/completions" if recipe.api == ApiKind.CHAT.value else "/v1/completions"
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {key}\r\n"
     head += "Content-Type: application/json\r\nContent-Length: "
-    engine = EventLoop(
-        RequestHead((socket.AF_INET, ("127.0.0.1", port)), head.encode(), True),
-        Composer(recipe),
-        WorkerBoard.attach(board_fd, 1),
+    loop = EventLoop(
+        RequestTemplate((socket.AF_INET, ("127.0.0.1", port)), head.encode(), True),
+        RequestComposer(recipe),
+        RunTable.attach(run_table_fd, 1),
         0,
         bins_start_s=time.monotonic(),
         request_timeout_s=UNTIL_STOPPED_S,
     )
-    os.close(board_fd)
+    os.close(run_table_fd)
     os.close(fd)
     table.prompt_tokens[:], table.output_tokens[:] = max(32, recipe.least_tokens), 8
-    counted = engine._count
+    counted = loop._count
 
     def count(answer: Answer, end_s: float) -> None:
         counted(answer, end_s)
         if (table.status != Status.IN_FLIGHT).all():
-            engine.stop()
+            loop.stop()
 
-    monkeypatch.setattr(engine, "_count", count)
+    monkeypatch.setattr(loop, "_count", count)
     start_s = time.monotonic()
-    engine.begin(table, start_s=start_s, end_s=start_s + UNTIL_STOPPED_S, share=at_once, first_prompt=0)
-    engine.run()
+    loop.begin(table, start_s=start_s, end_s=start_s + UNTIL_STOPPED_S, concurrency=at_once, first_prompt=0)
+    loop.run()
     handed.new_heads = at_once * math.ceil(time.monotonic() - start_s + 1.0)
-    engine.recorder.flush()
-    engine.close()
-    handed.tokens = int(engine.recorder.tokens.sum())
+    loop.recorder.flush()
+    loop.close()
+    handed.tokens = int(loop.recorder.tokens.sum())
     return handed, table
 
 
 @pytest.mark.parametrize("endpoint", list(ApiKind))
 def test_ordinary_answers_are_read_without_python(monkeypatch: pytest.MonkeyPatch, endpoint: ApiKind) -> None:
     with TokenServer() as server:
-        recipe = Recipe("m", endpoint.value, ("a", "b"))
+        recipe = PromptRecipe("m", endpoint.value, ("a", "b"))
         handed, table = in_this_process(monkeypatch, server.port, recipe, "", 400, 4)
         assert handed.tokens == server.seen.output_tokens == 8 * 400 == table.counts[0, Count.EVENTS]
     assert (table.status == Status.OK).all()
@@ -388,7 +399,7 @@ def test_answers_of_the_real_vllm_are_read_without_python(
 
 @pytest.mark.slow
 def test_more_streams_than_there_is_room_for_at_first() -> None:
-    streams = 1100  # more than a lane's first descriptors, and several times a worker's first slots
+    streams = 1100  # more than a reader's first descriptors, and several times a worker's first streams
     with (
         TokenServer(gap_s=0.05, hold_after=1) as server,
         HttpLoadRunner(server.url, "m", None, WORKLOAD, 1, workers=1) as runner,
@@ -411,7 +422,7 @@ def test_more_streams_than_there_is_room_for_at_first() -> None:
     assert span.check.open_sockets == streams
 
 
-def test_an_answer_alone_is_recorded_without_a_lane() -> None:
+def test_an_answer_alone_is_recorded_without_the_fast_reader() -> None:
     recorder = Recorder(np.zeros(10, np.int64), 0.0, 0)
     table, fd = PhaseTable.create(1, 1)
     os.close(fd)
@@ -424,4 +435,4 @@ def test_an_answer_alone_is_recorded_without_a_lane() -> None:
     recorder.flush()
     assert recorder.tokens.tolist() == [0, 1, 0, 1, 0, 0, 0, 0, 0, 0]
     assert (table.first_s[0], table.last_s[0], table.end_s[0]) == (0.15, 0.35, 0.4)
-    assert answer.slot == StreamStates.take(recorder.slots)  # given back
+    assert answer.stream == StreamStates.acquire(recorder.streams)  # released

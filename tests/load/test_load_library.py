@@ -135,7 +135,7 @@ def test_a_proxy_from_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def through_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_gpucap.load.address.ServerAddress.needs_library", lambda _: "this test")
+    monkeypatch.setattr("pytest_gpucap.load.address.ServerAddress.needs_http_library", lambda _: "this test")
 
 
 SAME = [way for way in BROKEN if way not in ("HTTP/2 only", "no HTTP")]

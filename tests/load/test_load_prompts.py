@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pytest_gpucap.load.address import ServerAddress
 from pytest_gpucap.load.calibrate import calibrate
-from pytest_gpucap.load.prompts import NUMBER_BITS, Composer, Recipe
+from pytest_gpucap.load.prompts import NUMBER_BITS, PromptRecipe, RequestComposer
 from pytest_gpucap.load.protocol import LoadError, OpenLoop
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.requirement import ApiKind, Length, Workload
@@ -81,7 +81,7 @@ def test_chat_prompts_are_exact(tokenizer: Callable[[], Tokenizer], template: st
     with TokenServer(count, template=TEMPLATES[template], tokenize=tokenize) as server:
         recipe = calibrate(ServerAddress.parse(server.url, None), "m", Workload(Length.fixed(256)), seed=3, nonce=7)
         assert server.probes < 400
-        composer = Composer(recipe)
+        composer = RequestComposer(recipe)
         for number, tokens in enumerate([recipe.least_tokens, recipe.least_tokens + 1, 128, 1000, 20_000]):
             body = json.loads(composer.body(number, tokens, 10))
             assert server.prompt_tokens(body) == tokens
@@ -96,7 +96,7 @@ def test_completions_send_ids_or_text_where_ids_are_refused(ids: bool) -> None:
     with TokenServer(counter(bpe()), ids=ids) as server:
         recipe = calibrate(ServerAddress.parse(server.url, None), "m", workload, seed=3, nonce=7)
         assert recipe.as_ids is ids
-        composer = Composer(recipe)
+        composer = RequestComposer(recipe)
         for number, tokens in enumerate(range(64, 512, 37)):
             assert server.prompt_tokens(json.loads(composer.body(number, tokens, 1))) == tokens
 
@@ -105,13 +105,13 @@ def units(count: int = 64) -> tuple[str, ...]:
     return tuple(f" w{i}" for i in range(count))
 
 
-def firsts(composer: Composer, numbers: range, tokens: int, block: int = BLOCK) -> list[bytes]:
+def firsts(composer: RequestComposer, numbers: range, tokens: int, block: int = BLOCK) -> list[bytes]:
     return [b" ".join(composer.prompt(number, tokens).split()[:block]) for number in numbers]
 
 
 @pytest.mark.parametrize("size", [4, 64])
 def test_no_two_prompts_share_their_first_block(size: int) -> None:
-    composer = Composer(Recipe("m", "chat", units(size), seed=1, nonce=5))
+    composer = RequestComposer(PromptRecipe("m", "chat", units(size), seed=1, nonce=5))
     block = BLOCK if size == 64 else 2 * BLOCK  # 40 bits in digits of 2 take 20 units
     blocks = firsts(composer, range(20_000), 100, block)
     assert len(set(blocks)) == 20_000
@@ -120,7 +120,7 @@ def test_no_two_prompts_share_their_first_block(size: int) -> None:
 
 
 def test_prompts_share_exactly_the_prefix_asked_for() -> None:
-    composer = Composer(Recipe("m", "chat", units(), shared=40, seed=1, nonce=5))
+    composer = RequestComposer(PromptRecipe("m", "chat", units(), shared=40, seed=1, nonce=5))
     texts = [composer.prompt(number, 100).split() for number in range(50)]
     assert {tuple(text[:40]) for text in texts} == {tuple(texts[0][:40])}
     assert all(one[40:56] != other[40:56] for one, other in pairwise(texts))
@@ -128,21 +128,21 @@ def test_prompts_share_exactly_the_prefix_asked_for() -> None:
 
 
 def test_another_run_of_the_same_seed_finds_nothing_of_this_one_in_a_cache() -> None:
-    one, other = (Composer(Recipe("m", "chat", units(), seed=1, nonce=nonce)) for nonce in (5, 6))
-    again = Composer(Recipe("m", "chat", units(), seed=1, nonce=5))
+    one, other = (RequestComposer(PromptRecipe("m", "chat", units(), seed=1, nonce=nonce)) for nonce in (5, 6))
+    again = RequestComposer(PromptRecipe("m", "chat", units(), seed=1, nonce=5))
     assert one.prompt(3, 100) == again.prompt(3, 100)
     assert not set(firsts(one, range(2000), 100)) & set(firsts(other, range(2000), 100))
 
 
 def test_a_prompt_longer_than_the_ring_goes_round() -> None:
-    composer = Composer(Recipe("m", "chat", units(), seed=1))
+    composer = RequestComposer(PromptRecipe("m", "chat", units(), seed=1))
     for tokens in (8191, 8192, 8193, 16_384, 40_001):
         assert len(composer.prompt(9, tokens).split()) == tokens
 
 
 def test_the_sampling_parameters_stand_in_the_body() -> None:
     workload = Workload(sampling={"temperature": 0.6, "top_p": 0.95}, ignore_eos=False)
-    body = json.loads(Composer(Recipe.of(workload, "m", units(), opener="A")).body(0, 20, 7))
+    body = json.loads(RequestComposer(PromptRecipe.of(workload, "m", units(), opener="A")).body(0, 20, 7))
     assert body["temperature"] == 0.6
     assert body["top_p"] == 0.95
     assert "ignore_eos" not in body
@@ -151,10 +151,10 @@ def test_the_sampling_parameters_stand_in_the_body() -> None:
 
 
 def test_a_recipe_travels_as_json() -> None:
-    recipe = Recipe.of(Workload(sampling={"temperature": 1}), "m", units(), seed=2**63, nonce=3)
-    again = Recipe.from_json(recipe.to_json())
+    recipe = PromptRecipe.of(Workload(sampling={"temperature": 1}), "m", units(), seed=2**63, nonce=3)
+    again = PromptRecipe.from_json(recipe.to_json())
     assert again == recipe
-    assert Composer(again).body(5, 40, 1) == Composer(recipe).body(5, 40, 1)
+    assert RequestComposer(again).body(5, 40, 1) == RequestComposer(recipe).body(5, 40, 1)
 
 
 def test_too_few_tokens_for_the_template_is_one_clear_line() -> None:

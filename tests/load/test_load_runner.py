@@ -19,13 +19,13 @@ import psutil
 import pytest
 
 from pytest_gpucap.load.answer import Answer
-from pytest_gpucap.load.connection import RequestHead
+from pytest_gpucap.load.connection import RequestTemplate
 from pytest_gpucap.load.event_loop import FAILURE_PAUSE_S, EventLoop
-from pytest_gpucap.load.prompts import Composer, Recipe
+from pytest_gpucap.load.prompts import PromptRecipe, RequestComposer
 from pytest_gpucap.load.protocol import ClosedLoop, LoadError, OpenLoop, Progress, Status
-from pytest_gpucap.load.runner import LEAD_S, HttpLoadRunner, MonotonicClock, workers_for
+from pytest_gpucap.load.runner import START_LEAD_S, HttpLoadRunner, MonotonicClock, workers_for
 from pytest_gpucap.load.schedule import closed_loop, open_loop
-from pytest_gpucap.load.shared_memory import Count, PhaseTable, Spread, WorkerBoard, shared_memory
+from pytest_gpucap.load.shared_memory import Count, HistogramKind, PhaseTable, RunTable, anonymous_memory
 from pytest_gpucap.load.worker_pool import WorkerPool
 from pytest_gpucap.requirement import ApiKind, ArrivalKind, Arrivals, Length, Workload
 from tests.load.rawserver import RawServer
@@ -69,7 +69,7 @@ def test_phases_records_and_the_servers_own_counts(endpoint: ApiKind, workers: i
             assert runner.settle(FOREVER_S)
             journal = runner.journal()
             # Of each phase and of what came after its end.
-            all_gaps = [carried.table.histogram(Spread.GAPS).total for carried in runner._carried]
+            all_gaps = [finished.table.histogram(HistogramKind.GAPS).total for finished in runner._finished]
         seen = server.seen
     assert journal.status.size == len(seen.bodies)
     assert (journal.status == Status.OK).all(), runner.error_texts()
@@ -86,7 +86,7 @@ def test_phases_records_and_the_servers_own_counts(endpoint: ApiKind, workers: i
     np.testing.assert_allclose(journal.due_s[: first.end_row], first.start_s + one.due_s, atol=1e-9)
     np.testing.assert_array_equal(journal.prompt_tokens[: first.end_row], one.prompt_tokens)
     # The second began as soon as the runner was told to run it.
-    assert second.start_s == max(first.end_s, clock.said_s[0] + LEAD_S)
+    assert second.start_s == max(first.end_s, clock.said_s[0] + START_LEAD_S)
     assert (np.diff(journal.due_s) >= 0).all()
     assert journal.hot.sum() == 6
     # The first ones of the second phase, whenever their worker came to send them.
@@ -120,10 +120,10 @@ def test_the_union_of_the_workers_arrivals_is_the_schedule(workers: int) -> None
         span = runner.run(phase)
         assert runner.settle(FOREVER_S)
         journal = runner.journal()
-        table = runner._carried[0].table
+        table = runner._finished[0].table
     np.testing.assert_allclose(journal.due_s - span.start_s, phase.due_s, atol=1e-9)
     # A worker that gets the processor late is as late with everything it does.
-    assert np.median(journal.sent_s - journal.due_s) < 0.02 + table.histogram(Spread.LOOP).quantile_s(0.9)
+    assert np.median(journal.sent_s - journal.due_s) < 0.02 + table.histogram(HistogramKind.LOOP).quantile_s(0.9)
     assert span.check.intended_rps == pytest.approx(phase.rate_rps)
     assert 0 < span.check.achieved_rps <= 1.001 * phase.rate_rps
     assert table.counts[:, Count.SENT].sum() == phase.due_s.size
@@ -132,11 +132,11 @@ def test_the_union_of_the_workers_arrivals_is_the_schedule(workers: int) -> None
 
 
 def test_a_request_that_is_due_does_not_wait_for_what_is_to_be_read() -> None:
-    board_fd = shared_memory(WorkerBoard.size(1))
-    board = WorkerBoard.attach(board_fd, 1)
+    run_table_fd = anonymous_memory(RunTable.size(1))
+    run_table = RunTable.attach(run_table_fd, 1)
     table, fd = PhaseTable.create(1, 1)
     os.close(fd)
-    os.close(board_fd)
+    os.close(run_table_fd)
     begun_s: list[float] = []
     tried_s: list[float] = []
 
@@ -147,10 +147,10 @@ def test_a_request_that_is_due_does_not_wait_for_what_is_to_be_read() -> None:
 
     pairs = [socket.socketpair() for _ in range(60)]
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        engine = Watched(
-            RequestHead((socket.AF_INET, listener.getsockname()), b"POST / HTTP/1.1\r\nContent-Length: ", True),
-            Composer(Recipe("m", "completions", ("a", "b"))),
-            board,
+        loop = Watched(
+            RequestTemplate((socket.AF_INET, listener.getsockname()), b"POST / HTTP/1.1\r\nContent-Length: ", True),
+            RequestComposer(PromptRecipe("m", "completions", ("a", "b"))),
+            run_table,
             0,
             bins_start_s=time.monotonic(),
             request_timeout_s=UNTIL_STOPPED_S,
@@ -163,15 +163,15 @@ def test_a_request_that_is_due_does_not_wait_for_what_is_to_be_read() -> None:
             while time.monotonic() < begun_s[-1] + 0.002:
                 pass
             if len(begun_s) == len(pairs):
-                engine.stop()
+                loop.stop()
 
         for mine, other in pairs:
-            engine.attend(mine, lambda mine=mine: read(mine))  # type: ignore[misc]
+            loop.add_handler(mine, lambda mine=mine: read(mine))  # type: ignore[misc]
             other.send(b".")
         table.due_s[:], table.prompt_tokens[:], table.output_tokens[:] = due_s, 16, 8
-        engine.begin(table, start_s=due_s, end_s=due_s + UNTIL_STOPPED_S, share=0, first_prompt=0)
-        engine.run()
-        engine.close()
+        loop.begin(table, start_s=due_s, end_s=due_s + UNTIL_STOPPED_S, concurrency=0, first_prompt=0)
+        loop.run()
+        loop.close()
     for pair in pairs:
         for end in pair:
             end.close()
@@ -281,11 +281,11 @@ def test_what_workers_send_until_they_hear_of_an_early_end_is_recorded(
     with TokenServer(gap_s=0.002) as server, HttpLoadRunner(server.url, "m", None, workload, 1, workers) as runner:
         tell = WorkerPool.tell
 
-        def tell_late(crew: WorkerPool, message: dict[str, object], fd: int | None = None) -> None:
+        def tell_late(pool: WorkerPool, message: dict[str, object], fd: int | None = None) -> None:
             if message["do"] == "cut":
                 already = len(server.seen.bodies)
                 until(lambda: len(server.seen.bodies) >= already + 10)
-            tell(crew, message, fd)
+            tell(pool, message, fd)
 
         monkeypatch.setattr(WorkerPool, "tell", tell_late)
         phase = open_loop(workload, 20.0, 1800.0, 1, 0) if loop == "open" else closed(4, 2)
@@ -449,7 +449,7 @@ def test_a_workers_death_is_an_error_at_once(how: signal.Signals) -> None:
 
 def test_a_hanging_worker_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pytest_gpucap.load.worker_pool.SILENCE_S", 0.5)
-    monkeypatch.setattr("pytest_gpucap.load.worker_pool.STOP_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("pytest_gpucap.load.worker_pool.WORKER_STOP_TIMEOUT_S", 0.5)
     with (
         TokenServer() as server,
         HttpLoadRunner(server.url, "m", None, WORKLOAD, 1, workers=1) as runner,
@@ -520,7 +520,7 @@ def test_no_server_is_one_clear_error() -> None:
         url = server.url
     with HttpLoadRunner(url, "m", None, WORKLOAD, 1) as runner, pytest.raises(LoadError, match="does not answer"):
         runner.prepare()
-    with pytest.raises(LoadError, match=r"no URL of a server: write http://HOST:PORT/v1"):
+    with pytest.raises(LoadError, match=r"is not the URL of a server: write http://HOST:PORT/v1"):
         HttpLoadRunner("localhost:8000", "m", None, WORKLOAD, 1)
 
 

@@ -13,23 +13,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_gpucap.load.clocks import STEP_NS, Offset
 from pytest_gpucap.load.protocol import Histogram, OpenLoop, Progress, SelfCheck, Status
 from pytest_gpucap.load.recorder import Recorder
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.load.schedule import open_loop
 from pytest_gpucap.load.self_check import check_phase
 from pytest_gpucap.load.shared_memory import (
-    BINS,
-    GROWTH,
-    LOWEST_S,
+    HISTOGRAM_BINS,
+    HISTOGRAM_GROWTH,
+    HISTOGRAM_LOWEST_S,
     Count,
+    HistogramKind,
     PhaseTable,
-    Spread,
-    WorkerBoard,
-    bin_of,
-    shared_memory,
+    RunTable,
+    anonymous_memory,
+    histogram_bin,
+    histogram_bins,
 )
+from pytest_gpucap.load.timestamps import STEP_NS, ClockOffset
 from pytest_gpucap.requirement import Length, Workload
 from pytest_gpucap.results.problems import ProblemKind, ProblemSource
 from tests.load.tokenserver import TokenServer
@@ -50,7 +51,7 @@ def made(*, late_s: np.ndarray | None = None, ttft_s: float = 0.1, **counts: int
     recorder = Recorder(np.zeros(1000, np.int64), 0.0, 0)
     recorder.begin(table)
     recorder.lateness.extend(late.tolist())
-    recorder.lags.extend([1e-4] * 100)
+    table.histograms[0, HistogramKind.LAG, histogram_bin(1e-4)] = 100
     recorder.flush()
     values = {"SENT": ROWS, "CPU_NS": 10**9, "WALL_NS": 10**10, "EVENTS": 100, **counts}
     for name, value in values.items():
@@ -171,16 +172,20 @@ def test_too_few_sockets_are_counted_against_the_client() -> None:
 
 @given(st.lists(st.floats(1e-9, 1e4), min_size=1, max_size=300), st.floats(0.01, 1.0))
 def test_a_histogram_is_right_to_its_stated_error(values: list[float], quantile: float) -> None:
-    counts = np.bincount(bin_of(np.array(values)), minlength=BINS)
-    found = Histogram(LOWEST_S, GROWTH, counts).quantile_s(quantile)
+    counts = np.bincount(histogram_bins(np.array(values)), minlength=HISTOGRAM_BINS)
+    found = Histogram(HISTOGRAM_LOWEST_S, HISTOGRAM_GROWTH, counts).quantile_s(quantile)
     rank = max(1, int(np.ceil(quantile * len(values) - 1e-9)))
-    truth = min(max(sorted(values)[rank - 1], LOWEST_S), LOWEST_S * GROWTH ** (BINS - 1))
-    assert truth / GROWTH * (1 - 1e-9) <= found <= truth * GROWTH * (1 + 1e-9)
+    truth = min(
+        max(sorted(values)[rank - 1], HISTOGRAM_LOWEST_S), HISTOGRAM_LOWEST_S * HISTOGRAM_GROWTH ** (HISTOGRAM_BINS - 1)
+    )
+    assert truth / HISTOGRAM_GROWTH * (1 - 1e-9) <= found <= truth * HISTOGRAM_GROWTH * (1 + 1e-9)
 
 
 def test_percentiles_of_a_histogram_have_no_bias() -> None:
     values = np.random.default_rng(1).normal(0.010, 5e-5, 20_000)
-    found = Histogram(LOWEST_S, GROWTH, np.bincount(bin_of(values), minlength=BINS))
+    found = Histogram(
+        HISTOGRAM_LOWEST_S, HISTOGRAM_GROWTH, np.bincount(histogram_bins(values), minlength=HISTOGRAM_BINS)
+    )
     for quantile in (0.1, 0.5, 0.9):
         assert found.quantile_s(quantile) == pytest.approx(np.quantile(values, quantile), abs=1e-6)
 
@@ -194,9 +199,9 @@ def test_a_step_of_the_wall_clock_is_noticed(monkeypatch: pytest.MonkeyPatch) ->
             now[each] += 1000
         return now[clock]
 
-    monkeypatch.setattr("pytest_gpucap.load.clocks.time.monotonic_ns", lambda: tick("monotonic"))
-    monkeypatch.setattr("pytest_gpucap.load.clocks.time.time_ns", lambda: tick("real"))
-    offset = Offset()
+    monkeypatch.setattr("pytest_gpucap.load.timestamps.time.monotonic_ns", lambda: tick("monotonic"))
+    monkeypatch.setattr("pytest_gpucap.load.timestamps.time.time_ns", lambda: tick("real"))
+    offset = ClockOffset()
     offset.resample()
     assert offset.steps == 0
     now["real"] += 5 * STEP_NS
@@ -212,28 +217,28 @@ def test_memory_stays_flat() -> None:
     from pytest_gpucap.load.answer import Answer
 
     requests, tokens = 50_000, 512
-    board_fd = shared_memory(WorkerBoard.size(1))
-    board = WorkerBoard.attach(board_fd, 1)
+    run_table_fd = anonymous_memory(RunTable.size(1))
+    run_table = RunTable.attach(run_table_fd, 1)
     table, fd = PhaseTable.create(requests, 1)
     os.close(fd)
-    os.close(board_fd)
+    os.close(run_table_fd)
     table.prompt_tokens[:], table.output_tokens[:] = 16, tokens
-    recorder = Recorder(board.tokens[0], 0.0, 0)
+    recorder = Recorder(run_table.tokens[0], 0.0, 0)
     recorder.begin(table)
     before = psutil.Process().memory_info().rss
     for row in range(requests):
         answer = Answer(table, row, recorder)
         answer.token(row * 1e-3)
         answer.token(row * 1e-3 + 0.02)
-        slots, slot = recorder.slots, answer.slot
-        slots.events[slot] += tokens - 2
+        streams, stream = recorder.streams, answer.stream
+        streams.events[stream] += tokens - 2
         recorder.gaps.extend([0.01] * (tokens - 2))
-        recorder.times.extend([row * 1e-3] * (tokens - 2))
-        slots.counted_prompt[slot], slots.counted_output[slot], slots.done[slot] = 16, tokens, 1
+        recorder.token_times.extend([row * 1e-3] * (tokens - 2))
+        streams.counted_prompt[stream], streams.counted_output[stream], streams.done[stream] = 16, tokens, 1
         answer.finish(row * 1e-3 + 0.03, ignore_eos=True)
         recorder.flush_if_full()
     recorder.flush()
     assert psutil.Process().memory_info().rss - before < 50 * 2**20  # 200 MB would be 8 bytes a token
-    assert board.tokens.sum() == requests * tokens
-    assert table.histogram(Spread.GAPS).total == requests * (tokens - 1)
+    assert run_table.tokens.sum() == requests * tokens
+    assert table.histogram(HistogramKind.GAPS).total == requests * (tokens - 1)
     assert (table.status == Status.OK).all()

@@ -9,7 +9,7 @@ from pytest_gpucap.engines.vllm import VllmServer
 from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.load.schedule import closed_loop, open_loop
-from pytest_gpucap.load.shared_memory import Spread
+from pytest_gpucap.load.shared_memory import HistogramKind
 from pytest_gpucap.requirement import ApiKind, Length, Workload
 from pytest_gpucap.results.problems import ProblemSource
 from tests.waiting import FOREVER_S
@@ -45,7 +45,7 @@ def test_the_servers_counters_agree_exactly(vllm_cpu_server: VllmServer, endpoin
         ]
         assert runner.settle(FOREVER_S)
         journal = runner.journal()
-        all_gaps = [carried.table.histogram(Spread.GAPS).total for carried in runner._carried]
+        all_gaps = [finished.table.histogram(HistogramKind.GAPS).total for finished in runner._finished]
         done, prompt_tokens, output_tokens = (
             after - earlier for after, earlier in zip(counters(server), before, strict=True)
         )

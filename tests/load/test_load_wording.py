@@ -9,7 +9,7 @@ import pytest
 
 from pytest_gpucap.load.address import ServerAddress
 from pytest_gpucap.load.calibrate import calibrate
-from pytest_gpucap.load.prompts import Composer, Recipe
+from pytest_gpucap.load.prompts import PromptRecipe, RequestComposer
 from pytest_gpucap.load.protocol import OpenLoop, Status
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.requirement import ArrivalKind, Arrivals, Length, Wording, Workload
@@ -40,10 +40,10 @@ def test_prompts_have_the_tokens_asked_for_with_everything_around_them(template:
 
 
 def test_the_wording_travels_with_the_recipe() -> None:
-    recipe = Recipe.of(Workload(wording=WORDING), "m", ("a", "b"))
-    again = Recipe.from_json(recipe.to_json())
+    recipe = PromptRecipe.of(Workload(wording=WORDING), "m", ("a", "b"))
+    again = PromptRecipe.from_json(recipe.to_json())
     assert again == recipe
-    assert Composer(again).body(5, 40, 1) == Composer(recipe).body(5, 40, 1)
+    assert RequestComposer(again).body(5, 40, 1) == RequestComposer(recipe).body(5, 40, 1)
 
 
 def test_recorded_prompts_shorter_than_the_template_are_sent_as_short_as_can_be(tmp_path: Path) -> None:

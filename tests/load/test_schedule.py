@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from pytest_gpucap.load.schedule import closed_loop, generator, lengths, open_loop
+from pytest_gpucap.load.schedule import closed_loop, draw_lengths, open_loop, random_generator
 from pytest_gpucap.load.trace import read_trace
 from pytest_gpucap.requirement import ArrivalKind, Arrivals, Length, RequirementError, Workload
 
@@ -21,17 +21,19 @@ UNIFORM = Length.parse("uniform:10-20", "input_tokens")
 
 
 def test_lengths_follow_their_distribution() -> None:
-    drawn = lengths(LOGNORMAL, generator(1, 0), 200_000)
+    drawn = draw_lengths(LOGNORMAL, random_generator(1, 0), 200_000)
     assert drawn.dtype == np.int32
     assert drawn.min() >= 16
     assert drawn.max() <= 2048
-    wide = lengths(Length.parse("lognormal:mean=256,cv=0.8,low=1,high=1000000", "x"), generator(1, 0), 200_000)
+    wide = draw_lengths(
+        Length.parse("lognormal:mean=256,cv=0.8,low=1,high=1000000", "x"), random_generator(1, 0), 200_000
+    )
     assert wide.mean() == pytest.approx(256, rel=0.01)
     assert wide.std() / wide.mean() == pytest.approx(0.8, rel=0.03)
-    counts = np.bincount(lengths(UNIFORM, generator(2, 0), 110_000))[10:]
+    counts = np.bincount(draw_lengths(UNIFORM, random_generator(2, 0), 110_000))[10:]
     assert counts.size == 11
     assert stats.chisquare(counts).pvalue > 1e-4
-    assert (lengths(Length.fixed(7), generator(3, 0), 5) == 7).all()
+    assert (draw_lengths(Length.fixed(7), random_generator(3, 0), 5) == 7).all()
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def test_hot_rows_are_the_stationary_distribution() -> None:
     assert left.min() >= 1
     assert age.min() >= 0
     # Length-biased: the mean of a whole in-flight request is E[L^2] / E[L].
-    drawn = lengths(LOGNORMAL, generator(1, 1), 400_000).astype(float)
+    drawn = draw_lengths(LOGNORMAL, random_generator(1, 1), 400_000).astype(float)
     assert (left + age).mean() == pytest.approx((drawn**2).mean() / drawn.mean(), rel=0.02)
     # Uniformly aged within its life.
     assert stats.kstest((age + 0.5) / (left + age), "uniform").statistic < 0.012

@@ -11,7 +11,7 @@ from pytest_gpucap.planning.guide import SOURCE
 from pytest_gpucap.planning.other_class import what_if
 from pytest_gpucap.planning.references import Reference, plausibility_of, references, roofline_for
 from pytest_gpucap.results.measured import Interval
-from pytest_gpucap.roofline.limits import Hardware
+from pytest_gpucap.roofline.deployment import Hardware
 from pytest_gpucap.roofline.served import hardware_of
 
 

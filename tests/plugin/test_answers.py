@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pytest_gpucap.accuracy.measuring import SAMPLES, measure_accuracy
+from pytest_gpucap.accuracy.measurement import ANSWER_ROUNDS, measure_accuracy
 from pytest_gpucap.accuracy.questions import questions_file
 from pytest_gpucap.engines.vllm import VllmServer
 from pytest_gpucap.load.trace import read_trace
@@ -54,7 +54,7 @@ def test_a_server_that_is_fast_and_right_passes(pytester: pytest.Pytester) -> No
     record = only_record(pytester)
     found = record["accuracy"]
     assert (found["value"], found["answers"], found["right"], found["questions"]) == (1.0, 480, 480, 96)
-    assert len(found["samples"]) == SAMPLES
+    assert len(found["samples"]) == ANSWER_ROUNDS
     assert found["low"] > found["min_accuracy"] == 0.9
     assert found["decided"] is False
     assert found["good_rps"]["value"] == pytest.approx(record["sustainable_rate"]["value"])
@@ -112,8 +112,8 @@ def test_nothing_is_asked_unless_a_test_asks_for_it(pytester: pytest.Pytester) -
         CHECKED.replace(', min_accuracy="90%"', "")
         + """
         import sys
-        assert "pytest_gpucap.accuracy.measuring" not in sys.modules
-        assert "pytest_gpucap.accuracy.asking" not in sys.modules
+        assert "pytest_gpucap.accuracy.measurement" not in sys.modules
+        assert "pytest_gpucap.accuracy.chat_client" not in sys.modules
         """
     )
     pytester.runpytest_subprocess("--gpu-class=sim:fast").assert_outcomes(passed=1)
@@ -236,7 +236,7 @@ def test_a_server_that_refuses_every_question_is_no_accuracy(serve: Serve) -> No
         server, workload, min_accuracy=None, max_error_rate=Fraction(1, 100), seed=0, time_s=FOREVER_S
     )
     assert found.share is None
-    assert found.problem.startswith("480 of 480 questions came to no answer: HTTP 400")
+    assert found.problem.startswith("480 of 480 questions got no answer: HTTP 400")
 
 
 def test_a_long_file_is_asked_in_parts_and_time_that_runs_out_is_told(serve: Serve, tmp_path: Path) -> None:
@@ -252,4 +252,4 @@ def test_a_long_file_is_asked_in_parts_and_time_that_runs_out_is_told(serve: Ser
     with slow:
         found = measure_accuracy(slow, workload, min_accuracy=None, max_error_rate=Fraction(1, 100), seed=0, time_s=4.0)
     assert found.answers < 500
-    assert f"of {SAMPLES} samples were answered within 4 s" in found.problem
+    assert f"of {ANSWER_ROUNDS} samples were answered within 4 s" in found.problem

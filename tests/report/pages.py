@@ -25,7 +25,7 @@ from pytest_gpucap.results.trend import AlarmState, LevelChange, Segment, Trend,
 from pytest_gpucap.session.live_line import LiveLine
 from pytest_gpucap.simulator import profile
 from pytest_gpucap.simulator.runner import SimRunner
-from pytest_gpucap.telemetry.over_time import series
+from pytest_gpucap.telemetry.over_time import binned_series
 
 HOSTILE = '</script><img src=x onerror="window.pwned=1"><b>&lt;{{7*7}}${8*8}\u2028\u202e'
 """Ends a script, starts an element, and means something to a template, to JavaScript and to bidirectional text."""
@@ -81,7 +81,7 @@ def watched() -> ResultFile:
 
 def _watched(result: Result) -> Result:
     start_s, end_s = result.samples[0].start_s, result.samples[-1].end_s
-    return msgspec.structs.replace(result, limit=LIMIT, series=series(readings(start_s, end_s), start_s, end_s))
+    return msgspec.structs.replace(result, limit=LIMIT, series=binned_series(readings(start_s, end_s), start_s, end_s))
 
 
 def readings(start_s: float, end_s: float) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from pytest_gpucap.requirement import LatencyLimit, Length, Slo, Workload
-from pytest_gpucap.roofline.limits import Deployment, Hardware, Roofline
+from pytest_gpucap.roofline.deployment import Deployment, Hardware
+from pytest_gpucap.roofline.limits import Roofline
 from pytest_gpucap.roofline.model_shape import model_of
 from pytest_gpucap.roofline.precision import precision_of
 

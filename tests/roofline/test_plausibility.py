@@ -18,7 +18,8 @@ from pytest_gpucap.gpu.classes import find_class
 from pytest_gpucap.requirement import Length, Requirement, Workload
 from pytest_gpucap.results.measured import Interval, Latency, Measurement, Outcome, Sample, Verdict
 from pytest_gpucap.results.windows import Phase, WindowId
-from pytest_gpucap.roofline.limits import Deployment, NoLimit, Roofline
+from pytest_gpucap.roofline.deployment import Deployment
+from pytest_gpucap.roofline.limits import NoLimit, Roofline
 from pytest_gpucap.roofline.model_shape import model_of
 from pytest_gpucap.roofline.plausibility import checked, checked_sample, checked_verdict, impossible, share_of, windows
 from pytest_gpucap.roofline.precision import precision_of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.synthetic import architecture
 from pytest_gpucap.engines.url import ExternalServer
 from pytest_gpucap.engines.vllm import VllmServer
-from pytest_gpucap.gpu.classes import GpuClass, find_class, parse_class
+from pytest_gpucap.gpu.classes import GpuClass, find_class
 from pytest_gpucap.load.trace import with_trace_lengths
 from pytest_gpucap.requirement import ArrivalKind, Arrivals, Workload
 from pytest_gpucap.roofline.limits import NoLimit, Roofline
@@ -102,7 +103,7 @@ def test_a_trace_has_limits_by_its_own_token_counts(limits: Limits, tmp_path: Pa
 
 
 def test_a_cpu_with_figures_of_its_own_has_limits(limits: Limits) -> None:
-    found = limits(gpu_class=parse_class("cpu: bandwidth_gb_s=50", "here"))
+    found = limits(gpu_class=replace(find_class("cpu"), bandwidth_bytes_per_s=50e9))
     assert isinstance(found, Roofline)
     assert found.at(1).bound == "bandwidth"
 

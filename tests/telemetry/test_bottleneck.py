@@ -13,7 +13,7 @@ from pytest_gpucap.results.telemetry import (
     ServerSummary,
     TelemetrySummary,
 )
-from pytest_gpucap.telemetry.bottleneck import KnownLimits, diagnose
+from pytest_gpucap.telemetry.bottleneck import KnownLimits, find_bottleneck
 from pytest_gpucap.telemetry.probes import API_SERVER, ENGINE, HELPER, WORKER
 
 UNREAD: dict[str, Any] = dict.fromkeys(
@@ -51,7 +51,7 @@ def test_a_small_model_on_a_large_gpu_is_held_by_one_core() -> None:
     seen = summary(
         server={"running": 64}, devices=(device(gpu_use=0.62),), processes=(engine(0.99, 1.05), api_server(0.6))
     )
-    found = diagnose(seen)
+    found = find_bottleneck(seen)
     assert found.kind is BottleneckKind.ENGINE_CPU
     assert "the engine's main thread (pid 20) on a core 99% of the time" in found.evidence
     assert "GPU idle 38% of the time" in found.evidence
@@ -62,19 +62,19 @@ def test_a_small_model_on_a_large_gpu_is_held_by_one_core() -> None:
 
 def test_an_engine_that_spins_while_the_gpu_is_busy_is_not_the_limit() -> None:
     seen = summary(server={}, devices=(device(gpu_use=0.99, memory_use=0.7),), processes=(engine(1.0),))
-    assert diagnose(seen).kind is BottleneckKind.GPU_BANDWIDTH
+    assert find_bottleneck(seen).kind is BottleneckKind.GPU_BANDWIDTH
 
 
 def test_an_api_server_with_a_full_core() -> None:
     seen = summary(server={}, devices=(device(gpu_use=0.4),), processes=(api_server(0.97), engine(0.6)))
-    found = diagnose(seen)
+    found = find_bottleneck(seen)
     assert found.kind is BottleneckKind.API_SERVER_CPU
     assert "--api-server-count" in found.advice
 
 
 def test_a_worker_of_a_tensor_parallel_server_counts_as_engine() -> None:
     seen = summary(server={}, devices=(device(gpu_use=0.5),) * 2, processes=(engine(0.95, role=WORKER), engine(0.3)))
-    assert diagnose(seen).kind is BottleneckKind.ENGINE_CPU
+    assert find_bottleneck(seen).kind is BottleneckKind.ENGINE_CPU
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_worker_of_a_tensor_parallel_server_counts_as_engine() -> None:
 )
 def test_a_busy_gpu_is_bound_by_what_its_memory_does(use: dict[str, float], kind: BottleneckKind) -> None:
     seen = summary(server={}, devices=(device(gpu_use=0.98, power_w=680.0, power_limit_w=700.0, **use),))
-    found = diagnose(seen)
+    found = find_bottleneck(seen)
     assert found.kind is kind
     assert "GPU busy 98% of the time" in found.evidence
     assert "power at 97% of its limit" in found.evidence
@@ -93,7 +93,7 @@ def test_a_busy_gpu_is_bound_by_what_its_memory_does(use: dict[str, float], kind
 def test_the_share_of_the_peak_rate_is_worked_out_where_the_model_is_known() -> None:
     rates = {"prompt_tokens_per_s": 100_000.0, "output_tokens_per_s": 10_000.0}
     known = KnownLimits(gpu_class=find_class("h200"), parameters=1.5e9)
-    found = diagnose(summary(server=rates, devices=(device(gpu_use=0.95),)), known)
+    found = find_bottleneck(summary(server=rates, devices=(device(gpu_use=0.95),)), known)
     # 110,000 tokens x 3e9 operations over 989.5e12 a second: 33%.
     assert "33% of the peak rate" in said(found)
     assert found.kind is BottleneckKind.GPU_BANDWIDTH
@@ -115,28 +115,28 @@ def test_the_share_of_the_peak_rate_is_worked_out_where_the_model_is_known() -> 
 )
 def test_shares_of_both_peaks_decide_where_the_model_is_known(rates: dict[str, float], kind: BottleneckKind) -> None:
     known = KnownLimits(gpu_class=find_class("h200"), parameters=7e9, weight_bytes=14e9)
-    found = diagnose(summary(server=rates, devices=(device(gpu_use=0.97, memory_use=0.45),)), known)
+    found = find_bottleneck(summary(server=rates, devices=(device(gpu_use=0.97, memory_use=0.45),)), known)
     assert found.kind is kind
     assert "of the peak bandwidth (all weights, once a step)" in said(found)
 
 
 def test_waiting_for_kv_cache() -> None:
     figures = {"waiting": 12.0, "waiting_share": 0.9, "full_while_waiting": 0.85, "kv_use": 0.97, "kv_use_max": 1.0}
-    found = diagnose(summary(server=figures, devices=(device(gpu_use=0.99, memory_use=0.8),)))
+    found = find_bottleneck(summary(server=figures, devices=(device(gpu_use=0.99, memory_use=0.8),)))
     assert found.kind is BottleneckKind.KV_CACHE
     assert "requests waited while over 95% of the KV cache was used in 85% of the readings" in found.evidence
     assert "--gpu-memory-utilization" in found.advice
 
 
 def test_preemptions_are_kv_cache_whatever_else() -> None:
-    found = diagnose(summary(server={"preemptions": 3.0}, devices=(device(gpu_use=0.99),)))
+    found = find_bottleneck(summary(server={"preemptions": 3.0}, devices=(device(gpu_use=0.99),)))
     assert found.kind is BottleneckKind.KV_CACHE
     assert found.evidence[0] == "3 preemptions"
 
 
 def test_a_full_batch_with_room_in_the_cache() -> None:
     figures = {"running": 63.8, "waiting": 9.0, "waiting_share": 0.95, "kv_use": 0.3, "preemptions": 0.0}
-    found = diagnose(summary(server=figures, devices=(device(gpu_use=0.99),)), KnownLimits(max_num_seqs=64))
+    found = find_bottleneck(summary(server=figures, devices=(device(gpu_use=0.99),)), KnownLimits(max_num_seqs=64))
     assert found.kind is BottleneckKind.MAX_NUM_SEQS
     assert "63.8 of max_num_seqs=64 requests running on average" in found.evidence
     assert found.advice.startswith("--max-num-seqs above 64")
@@ -144,33 +144,35 @@ def test_a_full_batch_with_room_in_the_cache() -> None:
 
 @pytest.mark.parametrize("figures", [{"running": 63.8}, {"running": 30.0, "waiting": 9.0, "waiting_share": 0.95}])
 def test_a_batch_that_is_not_both_full_and_waited_for_is_not(figures: dict[str, float]) -> None:
-    assert diagnose(summary(server=figures), KnownLimits(max_num_seqs=64)).kind is not BottleneckKind.MAX_NUM_SEQS
+    assert (
+        find_bottleneck(summary(server=figures), KnownLimits(max_num_seqs=64)).kind is not BottleneckKind.MAX_NUM_SEQS
+    )
 
 
 def test_a_client_that_cannot_keep_up_comes_first() -> None:
     seen = summary(server={"preemptions": 3.0}, devices=(device(gpu_use=0.99),))
-    found = diagnose(seen, KnownLimits(client_problems=("requests left 40 ms late",)))
+    found = find_bottleneck(seen, KnownLimits(client_problems=("requests left 40 ms late",)))
     assert found.kind is BottleneckKind.CLIENT
     assert found.evidence == ("requests left 40 ms late",)
 
 
 def test_requests_lost_on_the_way() -> None:
     seen = summary(server={"running": 5.0}, devices=(device(gpu_use=0.2),), processes=(engine(0.3), api_server(0.1)))
-    found = diagnose(seen, KnownLimits(in_flight=50.0))
+    found = find_bottleneck(seen, KnownLimits(in_flight=50.0))
     assert found.kind is BottleneckKind.NETWORK
     assert "the client had 50.0 requests open, the server 5.0 inside" in found.evidence
 
 
 def test_a_server_with_room_is_not_blamed() -> None:
     seen = summary(server={"running": 5.0}, devices=(device(gpu_use=0.3),), processes=(engine(0.4), api_server(0.1)))
-    found = diagnose(seen, KnownLimits(in_flight=5.2, max_num_seqs=64))
+    found = find_bottleneck(seen, KnownLimits(in_flight=5.2, max_num_seqs=64))
     assert found.kind is BottleneckKind.NONE
     assert "GPU idle 70% of the time" in found.evidence
 
 
 def test_on_a_cpu_the_engine_is_the_limit_when_its_cores_are_full() -> None:
     seen = summary(server={}, processes=(engine(0.97, 1.9), api_server(0.2), ProcessSummary(30, HELPER, 0.0, 0.0)))
-    found = diagnose(seen, KnownLimits(cores=2))
+    found = find_bottleneck(seen, KnownLimits(cores=2))
     assert found.kind is BottleneckKind.ENGINE_CPU
     assert "the engine (pid 20) used 1.90 cores" in found.evidence
     assert "the machine has 2" in found.evidence
@@ -179,28 +181,28 @@ def test_on_a_cpu_the_engine_is_the_limit_when_its_cores_are_full() -> None:
 
 def test_on_a_cpu_with_time_to_spare_nothing_is() -> None:
     assert (
-        diagnose(summary(server={}, processes=(engine(0.3), api_server(0.1))), KnownLimits(cores=8)).kind
+        find_bottleneck(summary(server={}, processes=(engine(0.3), api_server(0.1))), KnownLimits(cores=8)).kind
         is BottleneckKind.NONE
     )
 
 
 def test_without_telemetry_nothing_is_claimed() -> None:
-    assert diagnose(TelemetrySummary(0.0, 1.0)).kind is BottleneckKind.UNKNOWN
+    assert find_bottleneck(TelemetrySummary(0.0, 1.0)).kind is BottleneckKind.UNKNOWN
 
 
 def test_a_slice_that_does_not_tell_how_busy_it_is_is_not_called_idle() -> None:
-    found = diagnose(summary(server={}, devices=(device(),), processes=(engine(1.0), api_server(0.1))))
+    found = find_bottleneck(summary(server={}, devices=(device(),), processes=(engine(1.0), api_server(0.1))))
     assert found.kind is BottleneckKind.UNKNOWN
     assert "the engine used 1.00 cores" in found.evidence
 
 
 def test_an_engine_without_a_title_is_found_by_what_is_left() -> None:
     seen = summary(server={}, devices=(device(gpu_use=0.5),), processes=(engine(0.98, role=HELPER), api_server(0.5)))
-    assert diagnose(seen).kind is BottleneckKind.ENGINE_CPU
+    assert find_bottleneck(seen).kind is BottleneckKind.ENGINE_CPU
 
 
 def test_between_a_client_and_a_server_of_one_machine_there_is_no_network() -> None:
     server = ServerSummary(readings=10, running=20.0, waiting=0.0)
     summary = TelemetrySummary(0.0, 10.0, server=server)
-    assert diagnose(summary, KnownLimits(in_flight=64.0)).kind is BottleneckKind.NETWORK
-    assert diagnose(summary, KnownLimits(in_flight=64.0, loopback=True)).kind is BottleneckKind.API_SERVER_CPU
+    assert find_bottleneck(summary, KnownLimits(in_flight=64.0)).kind is BottleneckKind.NETWORK
+    assert find_bottleneck(summary, KnownLimits(in_flight=64.0, loopback=True)).kind is BottleneckKind.API_SERVER_CPU

@@ -11,7 +11,7 @@ import pytest
 from pytest_gpucap.results.build import lean
 from pytest_gpucap.results.encoding import rounded
 from pytest_gpucap.results.measured import LatencyHistogram, Sample
-from pytest_gpucap.telemetry.over_time import MOST_POINTS, series
+from pytest_gpucap.telemetry.over_time import MOST_POINTS, binned_series
 from tests.report.pages import readings
 from tests.results import made
 
@@ -19,7 +19,7 @@ from tests.results import made
 def columns(
     watched: dict[str, Any], start_s: float, end_s: float
 ) -> tuple[tuple[float, ...], dict[str, list[float | None]]]:
-    found = series(watched, start_s, end_s)
+    found = binned_series(watched, start_s, end_s)
     assert found is not None
     return found.t_s, {name: list(column) for name, column in found.columns.items()}
 
@@ -64,7 +64,7 @@ def test_what_is_missing_stays_missing() -> None:
     assert found["waiting"] == [None if 2 <= i < 4 else 3.0 for i in range(10)]
     assert "temperature_c" not in found
     assert "preemptions_per_s" not in found
-    assert series({"devices": {}, "server": {"time_s": []}, "processes": {}}, 0.0, 10.0) is None
+    assert binned_series({"devices": {}, "server": {"time_s": []}, "processes": {}}, 0.0, 10.0) is None
 
 
 def test_a_long_measurement_has_no_more_points_than_a_short_one() -> None:
@@ -75,7 +75,7 @@ def test_a_long_measurement_has_no_more_points_than_a_short_one() -> None:
 
 
 def test_a_span_without_length_has_no_series() -> None:
-    assert series(readings(0.0, 1.0), 5.0, 5.0) is None
+    assert binned_series(readings(0.0, 1.0), 5.0, 5.0) is None
 
 
 def test_what_the_windows_of_a_phase_share_is_kept_once() -> None:

@@ -22,13 +22,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pytest_gpucap.engines.vllm import METRICS
-from pytest_gpucap.gpu.inventory import detect, take_inventory
-from pytest_gpucap.gpu.neighbours import Neighbours
-from pytest_gpucap.gpu.occupancy import GpuProcess
+from pytest_gpucap.gpu.inventory import detect_class, take_inventory
+from pytest_gpucap.gpu.occupancy import GpuProcess, Neighbours
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
-from pytest_gpucap.telemetry.probes import API_SERVER, ENGINE, HELPER, WORKER, DeviceProbe, role_of
+from pytest_gpucap.telemetry.probes import API_SERVER, ENGINE, HELPER, WORKER, DeviceProbe, read_metrics, role_of
 from pytest_gpucap.telemetry.sampler import ReadingPace, Telemetry
-from pytest_gpucap.telemetry.server_metrics import read_figures
 from tests.gpu import fake_nvml
 from tests.waiting import until
 
@@ -184,7 +182,7 @@ def test_slow_figures_are_read_once_a_second_and_quick_ones_every_time() -> None
 )
 def test_what_real_drivers_answered(name: str, gpu_class: str, power_w: float, clock_mhz: float) -> None:
     with machine(f"real/{name}", {398, os.getpid()}) as m:
-        assert detect(take_inventory({})).name == gpu_class
+        assert detect_class(take_inventory({})).name == gpu_class
         window = m.run(3.0)
         seen, problems = m.telemetry.summary(*window), m.telemetry.problems(*window)
     (device,) = seen.devices
@@ -414,8 +412,8 @@ def test_a_neighbour_invalidates_and_is_named() -> None:
         after = m.run(1.0, processes=[ours])
         (problem,) = m.telemetry.problems(*window)
         assert m.telemetry.problems(*after) == [], "it is gone"
-    assert problem.text.startswith(f"a neighbour was on GPU 0 (NVIDIA H200): pid {other.pid} of ")
-    assert problem.text.endswith("with 3.0 GiB")
+    assert problem.text.startswith(f"a neighbour was on GPU 0 (NVIDIA H200): pid {other.pid} (")
+    assert problem.text.endswith(", 3.0 GiB)")
 
 
 def test_a_process_that_the_server_starts_later_is_its_own() -> None:
@@ -465,6 +463,11 @@ def busy_or_idle(script: str) -> Iterator[psutil.Process]:
 def cpu_s(process: psutil.Process) -> float:
     """Processor time that a process has used so far, as the kernel tells it in ticks of 10 ms."""
     times = process.cpu_times()
+    return times.user + times.system
+
+
+def cpu_seconds(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
     return times.user + times.system
 
 
@@ -586,7 +589,7 @@ def test_a_real_page_reads_as_the_reference_parser_reads_it() -> None:
     for family in text_string_to_metric_families(PAGE):
         for sample in family.samples:
             reference[sample.name] = reference.get(sample.name, 0.0) + sample.value
-    figures = read_figures(PAGE, METRICS)
+    figures = read_metrics(PAGE, METRICS)
     assert figures.running == reference["vllm:num_requests_running"]
     assert figures.waiting == reference["vllm:num_requests_waiting"]
     assert figures.kv_use == reference["vllm:kv_cache_usage_perc"]
@@ -613,7 +616,7 @@ def test_any_model_name_is_read_as_the_reference_writes_it(models: list[str], va
         by_reason.labels(model).set(7)
         tokens.labels(model).inc(value)
         use.labels(model).set(0.25)
-    figures = read_figures(generate_latest(registry).decode(), METRICS)
+    figures = read_metrics(generate_latest(registry).decode(), METRICS)
     assert figures.running == pytest.approx(value * len(models))
     assert figures.output_tokens == pytest.approx(value * len(models))
     assert figures.kv_use == 0.25
@@ -625,8 +628,8 @@ def test_any_model_name_is_read_as_the_reference_writes_it(models: list[str], va
     ["", "vllm:num_requests_running", "vllm:num_requests_running{a} x", "vllm:num_requests_running2 5", "<html>"],
 )
 def test_a_page_that_is_none_gives_nothing(page: str) -> None:
-    assert math.isnan(read_figures(page, METRICS).running)
+    assert math.isnan(read_metrics(page, METRICS).running)
 
 
 def test_names_of_older_versions_are_known() -> None:
-    assert read_figures('vllm:gpu_cache_usage_perc{model_name="m"} 0.5\n', METRICS).kv_use == 0.5
+    assert read_metrics('vllm:gpu_cache_usage_perc{model_name="m"} 0.5\n', METRICS).kv_use == 0.5

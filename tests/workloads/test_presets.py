@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import tomllib
+from importlib.resources import files
 from pathlib import Path
 from statistics import NormalDist
 
 import pytest
 
 from pytest_gpucap.requirement import Length, RequirementError, Wording
-from pytest_gpucap.workloads.presets import find_preset, preset_names
+from pytest_gpucap.workloads.presets import find_preset
+
+PRESETS = tuple(tomllib.loads(files("pytest_gpucap.workloads").joinpath("presets.toml").read_text()))
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_says_what_it_is_and_where_it_comes_from(name: str) -> None:
     preset = find_preset(name)
     assert preset.about
@@ -70,7 +74,7 @@ def test_what_is_said_of_a_fit_is_what_it_gives(name: str, keyword: str, quantil
 
 def test_help_names_every_preset(pytester: pytest.Pytester) -> None:
     told = " ".join(pytester.runpytest("--help").stdout.str().split())
-    assert f"({', '.join(preset_names())})" in told
+    assert f"({', '.join(PRESETS)})" in told
 
 
 def test_deepseek_r1_does_what_its_guide_says() -> None:

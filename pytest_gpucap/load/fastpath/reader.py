@@ -1,9 +1,10 @@
-"""The read path as machine code: what an ordinary answer consists of is read and counted without a line of Python.
+"""The read path as machine code: an ordinary answer is read and counted without a line of Python.
 
-`drain` fetches what epoll has, reads each connection, stamps it by the kernel's clock and takes what is of a known
-shape: a head that the parser has found good before, whole chunks of one whole event of one data line each, the last
-chunk. Skipping whole chunks leaves the parser's state as it was, and a head can be given to it later; so at the first
-byte that is of no such shape it hands over to Python, which has the parser (`wire`).
+`FastReader.drain` fetches what epoll has, reads each connection, stamps the data by the kernel's clock, and takes what
+has a known form: a head that the parser has accepted before, whole chunks that each hold one whole event of one data
+line, and the last chunk. At the first byte of another form it hands over to Python, which has the parser
+(`connection.py`). That is safe: skipping whole chunks leaves the parser's state as it was, and the parser can be given
+a head later.
 """
 
 from __future__ import annotations
@@ -19,42 +20,56 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_gpucap.jit import compiled, foreign
-from pytest_gpucap.load.clocks import ANCILLARY_BYTES, SO_TIMESTAMPNS
 from pytest_gpucap.load.event_stream import FIELD
-from pytest_gpucap.load.fastpath.event_grammar import OPENING, STRANGE, TOKEN, USAGE, after, shape
-from pytest_gpucap.load.fastpath.stream_state import LINE_BYTES, SLOT, StreamPhase
+from pytest_gpucap.load.fastpath.event_grammar import OTHER_EVENT, ROLE_EVENT, TOKEN_EVENT, USAGE_EVENT, after, classify
+from pytest_gpucap.load.fastpath.stream_state import PREFIX_BYTES, STREAM_STATE, ReadState
+from pytest_gpucap.load.protocol import Bytes
 from pytest_gpucap.load.recorder import Recorder
-from pytest_gpucap.load.shared_memory import TOKEN_BIN_S, TOKEN_BINS, Count, Spread, bin_at, view
+from pytest_gpucap.load.shared_memory import TOKEN_BIN_S, TOKEN_BINS, Count, HistogramKind, histogram_bin, item_view
+from pytest_gpucap.load.timestamps import ANCILLARY_BYTES, SO_TIMESTAMPNS
 
-Ints = npt.NDArray[np.int64]
-Bytes = npt.NDArray[np.uint8]
-Records = npt.NDArray[Any]
-Record = Any
+_Int64s = npt.NDArray[np.int64]
+_Records = npt.NDArray[Any]
+_Record = Any
 """One item of a structured array."""
 
-BATCH = 256
-"""Connections fetched at a time."""
-FEW_DESCRIPTORS = 1024
+EPOLL_BATCH = 256
+"""Connections fetched from epoll at a time."""
+FIRST_DESCRIPTORS = 1024
+"""File descriptors that there is room for at the start; it doubles when more are needed."""
 READ_BYTES = 65_536
 MAX_HEADS, HEAD_BYTES = 16, 1024
-"""Known heads: with a date in it, a head comes again for a second; with a request's id, never."""
+"""Known heads. A head with a date in it is good for a second; one with a request's id never comes again."""
 
 
 NOTHING, READY, EVENT, REST, ENDED, BROKEN, DUE = range(7)
-"""What `FastReader.drain` comes back for."""
+"""Why `FastReader.drain` returns; see there."""
 
 CONTROL = np.dtype(
     [
         (name, np.float64 if name.endswith("_s") else np.int64)
         for name in (
             *("epoll", "bins_start_s", "heads"),
-            *("polled", "fetched", "turn"),
-            *("fd", "slot", "error", "time_s", "now_s"),
-            *("at", "end", "data_at", "data_end", "before"),
+            *("polled", "ready_count", "ready_at"),
+            *("fd", "stream", "error", "time_s", "now_s"),
+            *("at", "end", "data_at", "data_end", "events_before"),
         )
     ]
 )
-"""What `drain` is told, keeps between two calls, and says; see `FastReader`."""
+"""What compiled code is told, keeps between two calls, and returns.
+
+epoll: the descriptor of the epoll instance.
+bins_start_s: when token bin 0 starts.
+heads: how many heads are known.
+polled: 1 after epoll was asked in this call.
+ready_count, ready_at: how many descriptors epoll reported, and which of them comes next.
+fd, stream: the connection that was read last, and the index of its stream state.
+error: errno of a failed read; 0 where the server closed the connection.
+time_s, now_s: when the data of the last read arrived, and when it was read.
+at, end: the part of the buffer that is still to be taken.
+data_at, data_end: the part of the buffer that Python is handed.
+events_before: token events that the answer had before this read.
+"""
 
 _epoll_wait = foreign("epoll_wait", 4)
 _recvmsg = foreign("recvmsg", 3, wide=True)
@@ -66,22 +81,22 @@ _find = foreign("memchr", 3, wide=True)
 
 # struct epoll_event (epoll_ctl(2)) in 32-bit words: packed on x86-64 only.
 _EVENT_WORDS, _EVENT_FD = (3, 1) if platform.machine() == "x86_64" else (4, 2)
-# `message` in 64-bit words: a struct msghdr, its iovec, its ancillary data (a cmsghdr and a timespec), a timespec.
+# `message` in 64-bit words: a struct msghdr, its iovec, its ancillary data (a cmsghdr and a timespec), and a timespec.
 _CONTROL_LENGTH, _IOVEC, _ANCILLARY, _NOW, _MESSAGE_WORDS = 5, 7, 9, 13, 15
 _STAMPED = socket.SOL_SOCKET | SO_TIMESTAMPNS << 32
-"""Level and type of the ancillary data, little-endian; elsewhere stamps are user space's, and said to be."""
+"""Level and type of the ancillary data, little-endian. Elsewhere user space stamps, and the self-check says so."""
 _CLOCK_MONOTONIC = 1
 _DONTWAIT, _WRITABLE = int(socket.MSG_DONTWAIT), int(select.EPOLLOUT)
 _AGAIN, _INTERRUPTED = errno.EAGAIN, errno.EINTR
 
-_HEAD, _BODY, _RAW = int(StreamPhase.HEAD), int(StreamPhase.BODY), int(StreamPhase.RAW)
+_HEAD, _BODY, _RAW = int(ReadState.HEAD), int(ReadState.BODY), int(ReadState.RAW)
 _EVENTS, _SHARED_EVENTS, _USER_STAMPS = int(Count.EVENTS), int(Count.SHARED_EVENTS), int(Count.USER_STAMPS)
-_GAPS, _LAG = int(Spread.GAPS), int(Spread.LAG)
-_FIRST_S, _SENT_S = (int(SLOT.fields[name][1]) for name in ("first_s", "sent_s"))  # type: ignore[index]
+_GAPS, _LAG = int(HistogramKind.GAPS), int(HistogramKind.LAG)
+_FIRST_S, _SENT_S = (int(STREAM_STATE.fields[name][1]) for name in ("first_s", "sent_s"))  # type: ignore[index]
 
-SLOT_BYTES = SLOT.itemsize
-MAX_DIGITS = 6
-"""Of a chunk's size; a longer chunk would not fit into a read."""
+STREAM_STATE_BYTES = STREAM_STATE.itemsize
+MAX_SIZE_DIGITS = 6
+"""Hexadecimal digits of a chunk's size; a longer chunk would not fit into a read."""
 _CR, _LF = 0x0D, 0x0A
 _FIELD = np.frombuffer(FIELD, np.uint8)
 _CRLF_FIELD = np.frombuffer(b"\r\n" + FIELD, np.uint8)
@@ -93,58 +108,58 @@ _NULL_END = np.frombuffer(b"null}", np.uint8)
 
 
 @compiled
-def drain(
+def _drain(
     timeout_ms: int,
     due_s: float,
     offset_ns: int,
-    control: Records,
-    slots: Records,
-    lines: Bytes,
-    where: Ints,
+    control: _Records,
+    streams: _Records,
+    prefixes: Bytes,
+    stream_of: _Int64s,
     heads: Bytes,
-    head_sizes: Ints,
+    head_sizes: _Int64s,
     buffer: Bytes,
     ready: npt.NDArray[np.int32],
-    message: Ints,
-    tokens: Ints,
-    counts: Ints,
-    spreads: Ints,
+    message: _Int64s,
+    tokens: _Int64s,
+    counts: _Int64s,
+    histograms: _Int64s,
 ) -> tuple[int, int, float]:
-    """Go on until there is nothing more, or Python has something to do; see `FastReader.drain`."""
+    """Read until nothing is left, or Python has something to do; see `FastReader.drain`."""
     c = control[0]
     while True:
         if c["at"] < c["end"]:
-            found = _take(c, slots, lines, heads, head_sizes, buffer, tokens, counts, spreads)
+            found = _take(c, streams, prefixes, heads, head_sizes, buffer, tokens, counts, histograms)
             if found == ENDED:
-                where[c["fd"]] = -1
+                stream_of[c["fd"]] = -1
             if found != NOTHING:
                 return found, c["fd"], c["time_s"]
             if c["now_s"] >= due_s:
                 return DUE, c["fd"], c["now_s"]
-        if c["turn"] >= c["fetched"]:
+        if c["ready_at"] >= c["ready_count"]:
             if c["polled"]:
                 c["polled"] = 0
-                return NOTHING, c["fetched"], c["now_s"]
+                return NOTHING, c["ready_count"], c["now_s"]
             c["polled"] = 1
-            c["turn"] = 0
-            c["fetched"] = max(_epoll_wait(c["epoll"], ready.ctypes.data, BATCH, timeout_ms), 0)
+            c["ready_at"] = 0
+            c["ready_count"] = max(_epoll_wait(c["epoll"], ready.ctypes.data, EPOLL_BATCH, timeout_ms), 0)
             continue
-        fd = ready[c["turn"] * _EVENT_WORDS + _EVENT_FD]
+        fd = ready[c["ready_at"] * _EVENT_WORDS + _EVENT_FD]
         c["fd"] = fd
-        events = ready[c["turn"] * _EVENT_WORDS]
-        c["turn"] += 1
-        c["slot"] = where[fd] if fd < where.size else -1
-        if c["slot"] < 0 or events == _WRITABLE:
+        events = ready[c["ready_at"] * _EVENT_WORDS]
+        c["ready_at"] += 1
+        c["stream"] = stream_of[fd] if fd < stream_of.size else -1
+        if c["stream"] < 0 or events == _WRITABLE:
             return READY, c["fd"], c["now_s"]
-        found = _receive(c, offset_ns, message, counts, spreads)
+        found = _receive(c, offset_ns, message, counts, histograms)
         if found != NOTHING:
             return found, c["fd"], c["now_s"]
-        c["before"] = slots[c["slot"]]["events"]
+        c["events_before"] = streams[c["stream"]]["events"]
 
 
 @compiled
-def _receive(c: Record, offset_ns: int, message: Ints, counts: Ints, spreads: Ints) -> int:
-    """Read a connection into the buffer, and say when what was read had come."""
+def _receive(c: _Record, offset_ns: int, message: _Int64s, counts: _Int64s, histograms: _Int64s) -> int:
+    """Read a connection into the buffer, and note when the data had arrived."""
     message[_CONTROL_LENGTH] = ANCILLARY_BYTES
     read = _recvmsg(c["fd"], message.ctypes.data, _DONTWAIT)
     _clock_gettime(_CLOCK_MONOTONIC, message.ctypes.data + 8 * _NOW)
@@ -155,7 +170,7 @@ def _receive(c: Record, offset_ns: int, message: Ints, counts: Ints, spreads: In
     if read <= 0:
         c["error"] = 0
         if read < 0:
-            # The low half of a word: errno is 32 bits wide.
+            # errno is 32 bits wide: the low half of a word.
             message[_ANCILLARY] = 0
             _copy(message.ctypes.data + 8 * _ANCILLARY, _errno_at(), 4)
             c["error"] = message[_ANCILLARY]
@@ -164,10 +179,10 @@ def _receive(c: Record, offset_ns: int, message: Ints, counts: Ints, spreads: In
         return BROKEN
     c["end"] = read
     if message[_CONTROL_LENGTH] >= ANCILLARY_BYTES and message[_ANCILLARY + 1] == _STAMPED:
-        # Never later than now: that would be a wall clock just set.
+        # A time later than now means that the wall clock was just set.
         stamp_ns = message[_ANCILLARY + 2] * 1_000_000_000 + message[_ANCILLARY + 3] - offset_ns
         c["time_s"] = min(stamp_ns * 1e-9, c["now_s"])
-        spreads[_LAG, bin_at(c["now_s"] - c["time_s"])] += 1
+        histograms[_LAG, histogram_bin(c["now_s"] - c["time_s"])] += 1
     else:
         counts[_USER_STAMPS] += 1
     return NOTHING
@@ -175,37 +190,37 @@ def _receive(c: Record, offset_ns: int, message: Ints, counts: Ints, spreads: In
 
 @compiled
 def _take(
-    c: Record,
-    slots: Records,
-    lines: Bytes,
+    c: _Record,
+    streams: _Records,
+    prefixes: Bytes,
     heads: Bytes,
-    head_sizes: Ints,
+    head_sizes: _Int64s,
     buffer: Bytes,
-    tokens: Ints,
-    counts: Ints,
-    spreads: Ints,
+    tokens: _Int64s,
+    counts: _Int64s,
+    histograms: _Int64s,
 ) -> int:
-    """Take what is of a known shape from the rest of a read."""
-    s = slots[c["slot"]]
+    """Take what has a known form from the rest of a read."""
+    s = streams[c["stream"]]
     end = c["end"]
-    if s["state"] == _HEAD:
+    if s["read_state"] == _HEAD:
         c["at"] = _known_head(c["heads"], heads, head_sizes, buffer, end)
         if c["at"]:
-            s["state"] = _BODY
-    if s["state"] == _HEAD or s["state"] == _RAW:
+            s["read_state"] = _BODY
+    if s["read_state"] == _HEAD or s["read_state"] == _RAW:
         return _hand_over(c, REST)
     while c["at"] < end:
         start, stop = _chunk(buffer, c["at"], end)
         if start == stop:
-            if s["state"] == _BODY and after(buffer, c["at"], end, _LAST_CHUNK) == end:
+            if s["read_state"] == _BODY and after(buffer, c["at"], end, _LAST_CHUNK) == end:
                 _count_shared(c, s, counts)
                 return _hand_over(c, ENDED)
             return _hand_over(c, REST)
         c["at"] = stop + _EVENT_END.size
-        kind = _kind(c, s, lines, buffer, start, stop)
-        if kind == TOKEN:
-            _token(c, s, slots, stop - start, tokens, counts, spreads)
-        elif kind == STRANGE:
+        kind = _kind(c, s, prefixes, buffer, start, stop)
+        if kind == TOKEN_EVENT:
+            _token(c, s, streams, stop - start, tokens, counts, histograms)
+        elif kind == OTHER_EVENT:
             c["data_at"] = start
             c["data_end"] = stop
             return EVENT
@@ -214,8 +229,8 @@ def _take(
 
 
 @compiled
-def _known_head(known: int, heads: Bytes, head_sizes: Ints, buffer: Bytes, end: int) -> int:
-    """The size of the known head that the buffer begins with; 0 if it is none."""
+def _known_head(known: int, heads: Bytes, head_sizes: _Int64s, buffer: Bytes, end: int) -> int:
+    """The size of the known head that the buffer begins with; 0 if it begins with none."""
     for i in range(known):
         size: int = head_sizes[i]
         if size <= end and _compare(buffer.ctypes.data, heads.ctypes.data + i * HEAD_BYTES, size) == 0:
@@ -224,35 +239,35 @@ def _known_head(known: int, heads: Bytes, head_sizes: Ints, buffer: Bytes, end: 
 
 
 @compiled
-def _kind(c: Record, s: Record, lines: Bytes, buffer: Bytes, start: int, stop: int) -> int:
-    """What an event's data is, and what is to be kept of it: how tokens begin, the usage, that it was the last one."""
+def _kind(c: _Record, s: _Record, prefixes: Bytes, buffer: Bytes, start: int, stop: int) -> int:
+    """The kind of an event. Keeps what it tells of the answer: how token events begin, the usage, that it is done."""
     size = stop - start
     text = buffer.ctypes.data + start
-    line = lines.ctypes.data + c["slot"] * LINE_BYTES
-    kind = TOKEN
-    if not s["line"] or size < s["line"] or _compare(text, line, s["line"]) != 0:
-        kind, first, second = shape(buffer, start, stop)
-        if kind == TOKEN:
-            s["line"] = first if first <= LINE_BYTES else 0
-            _copy(line, text, s["line"])
-            s["around"] = _FIELD.size + size - second
-        elif kind == USAGE:
+    prefix = prefixes.ctypes.data + c["stream"] * PREFIX_BYTES
+    kind = TOKEN_EVENT
+    if not s["prefix"] or size < s["prefix"] or _compare(text, prefix, s["prefix"]) != 0:
+        kind, first, second = classify(buffer, start, stop)
+        if kind == TOKEN_EVENT:
+            s["prefix"] = first if first <= PREFIX_BYTES else 0
+            _copy(prefix, text, s["prefix"])
+            s["frame_bytes"] = _FIELD.size + size - second
+        elif kind == USAGE_EVENT:
             s["counted_prompt"] = first
             s["counted_output"] = second
-        elif kind == STRANGE and after(buffer, start, stop, _DONE) == stop:
+        elif kind == OTHER_EVENT and after(buffer, start, stop, _DONE) == stop:
             s["done"] = 1
-            return OPENING
-    # Where something follows the choices, a usage may be in there.
-    if kind == TOKEN and after(buffer, stop - _CHOICES_END.size, stop, _CHOICES_END) < 0:
-        return TOKEN if after(buffer, stop - _NULL_END.size, stop, _NULL_END) > 0 else STRANGE
+            return ROLE_EVENT
+    # What follows the choices may hold a usage.
+    if kind == TOKEN_EVENT and after(buffer, stop - _CHOICES_END.size, stop, _CHOICES_END) < 0:
+        return TOKEN_EVENT if after(buffer, stop - _NULL_END.size, stop, _NULL_END) > 0 else OTHER_EVENT
     return kind
 
 
 @compiled
 def _chunk(buffer: Bytes, at: int, end: int) -> tuple[int, int]:
-    """Where the data of the one event of one line begins and ends that is all of the chunk at `at`; else 0, 0."""
+    """Where the event's data begins and ends, if the chunk at `at` is one event of one data line; else 0, 0."""
     size, start = 0, at
-    while start < min(end, at + MAX_DIGITS):
+    while start < min(end, at + MAX_SIZE_DIGITS):
         digit = _hexadecimal(int(buffer[start]))
         if digit < 0:
             break
@@ -279,17 +294,19 @@ def _hexadecimal(byte: int) -> int:
 
 
 @compiled
-def _token(c: Record, s: Record, slots: Records, size: int, tokens: Ints, counts: Ints, spreads: Ints) -> None:
-    """`Answer.token`, and what the recorder makes of it."""
+def _token(
+    c: _Record, s: _Record, streams: _Records, size: int, tokens: _Int64s, counts: _Int64s, histograms: _Int64s
+) -> None:
+    """Count a token event, as `Answer.token` and the recorder do."""
     time_s = c["time_s"]
     if s["events"]:
         if s["gap_s"] == s["gap_s"]:  # not NaN
-            spreads[_GAPS, bin_at(s["gap_s"])] += 1
+            histograms[_GAPS, histogram_bin(s["gap_s"])] += 1
         s["gap_s"] = time_s - s["last_s"]
-        s["size"] += _FIELD.size + size
+        s["event_bytes"] += _FIELD.size + size
     else:
         s["first_s"] = time_s
-        at = slots.ctypes.data + c["slot"] * SLOT_BYTES
+        at = streams.ctypes.data + c["stream"] * STREAM_STATE_BYTES
         _copy(s["first_address"], at + _FIRST_S, 8)
         _copy(s["sent_address"], at + _SENT_S, 8)
     s["events"] += 1
@@ -299,14 +316,14 @@ def _token(c: Record, s: Record, slots: Records, size: int, tokens: Ints, counts
 
 
 @compiled
-def _count_shared(c: Record, s: Record, counts: Ints) -> None:
-    """What came in one read shares its time."""
-    if s["events"] > c["before"] + 1:
-        counts[_SHARED_EVENTS] += s["events"] - c["before"]
+def _count_shared(c: _Record, s: _Record, counts: _Int64s) -> None:
+    """Count the events that came in one read, and so share its time."""
+    if s["events"] > c["events_before"] + 1:
+        counts[_SHARED_EVENTS] += s["events"] - c["events_before"]
 
 
 @compiled
-def _hand_over(c: Record, found: int) -> int:
+def _hand_over(c: _Record, found: int) -> int:
     """Leave the rest of the read to Python."""
     c["data_at"] = c["at"]
     c["data_end"] = c["end"]
@@ -315,68 +332,75 @@ def _hand_over(c: Record, found: int) -> int:
 
 
 class FastReader:
-    """A worker's connections, the ordinary ones read by compiled code. Properties speak of what it came back for."""
+    """Reads a worker's connections in compiled code. The properties describe why `drain` returned last."""
 
     __slots__ = (
         "_buffer",
         "_control",
+        "_control_view",
         "_head_sizes",
         "_heads",
         "_learned",
         "_message",
         "_ready",
         "_recorder",
-        "_said",
+        "_stream_of",
+        "_stream_view",
         "_text",
-        "_to_be_read",
-        "_where",
     )
 
     def __init__(self, epoll: int, recorder: Recorder) -> None:
         self._recorder = recorder
         self._control = np.zeros(1, CONTROL)
         self._control["epoll"], self._control["bins_start_s"] = epoll, recorder.bins_start_s
-        self._said: dict[str, memoryview[Any]] = {name: view(self._control[name]) for name in CONTROL.names or ()}
-        self._where = np.full(FEW_DESCRIPTORS, -1, np.int64)
-        self._to_be_read = view(self._where)
+        self._control_view: dict[str, memoryview[Any]] = {
+            name: item_view(self._control[name]) for name in CONTROL.names or ()
+        }
+        self._stream_of = np.full(FIRST_DESCRIPTORS, -1, np.int64)
+        self._stream_view = item_view(self._stream_of)
         self._heads = np.zeros((MAX_HEADS, HEAD_BYTES), np.uint8)
         self._head_sizes = np.zeros(MAX_HEADS, np.int64)
         self._learned = 0
         self._buffer = np.zeros(READ_BYTES, np.uint8)
-        self._text = view(self._buffer)
-        self._ready = np.zeros(BATCH * _EVENT_WORDS, np.int32)
+        self._text = item_view(self._buffer)
+        self._ready = np.zeros(EPOLL_BATCH * _EVENT_WORDS, np.int32)
         self._message = np.zeros(_MESSAGE_WORDS, np.int64)
         at = self._message.ctypes.data
         self._message[2:5] = at + 8 * _IOVEC, 1, at + 8 * _ANCILLARY
         self._message[_IOVEC : _IOVEC + 2] = self._buffer.ctypes.data, READ_BYTES
 
     def drain(self, timeout_ms: int, due_s: float, offset_ns: int) -> tuple[int, int, float]:
-        """Read what is ready, waiting for it `timeout_ms` at most, until there is something for Python to do.
+        """Read what is ready until Python has something to do.
 
-        `offset_ns` is what the kernel's stamps are ahead of the monotonic clock.
+        Call it again until it returns NOTHING; each call goes on where the last one stopped.
+
+        Args:
+            timeout_ms: longest wait for something to become ready.
+            due_s: when the next request is due.
+            offset_ns: by how much the kernel's stamps are ahead of the monotonic clock.
 
         Returns:
-            What it is, which descriptor it is about, and when that had come (BROKEN: when it was read). To be called
-            again, which goes on, until it is NOTHING. It is one of
+            The reason, the file descriptor, and when the data had arrived (BROKEN: when it was read). The reason is
+            one of
 
             NOTHING: everything that was ready has been read; instead of a descriptor, how many were ready.
-            READY: epoll has a descriptor that is not to be read here.
-            EVENT: `data` is that of a whole event of no ordinary shape; what comes after it is taken next.
-            REST: `data` is all that is left of the read, of no known shape.
-            ENDED: the answer is whole, and the connection is not to be read any more.
-            BROKEN: the connection failed with an `error`, or the server closed it (0).
-            DUE: it is `due_s`, and a request is to be sent.
+            READY: epoll reports a descriptor that is not read here.
+            EVENT: `data` is the data of one whole event that is out of the ordinary.
+            REST: `data` is all that is left of the read, of no known form.
+            ENDED: the answer is whole, and the connection is no longer read.
+            BROKEN: the connection failed with `error`, or the server closed it (0).
+            DUE: it is `due_s`, and a request must be sent.
         """
         recorder = self._recorder
-        slots = recorder.slots
-        return drain(
+        streams = recorder.streams
+        return _drain(
             timeout_ms,
             due_s,
             offset_ns,
             self._control,
-            slots.records,
-            slots.lines,
-            self._where,
+            streams.records,
+            streams.prefixes,
+            self._stream_of,
             self._heads,
             self._head_sizes,
             self._buffer,
@@ -384,50 +408,50 @@ class FastReader:
             self._message,
             recorder.tokens,
             recorder.counts,
-            recorder.spreads,
+            recorder.histograms,
         )
 
-    def read(self, fd: int, slot: int) -> None:
-        """Read this connection into this answer from now on."""
-        while fd >= self._where.size:
-            self._where = np.concatenate([self._where, np.full_like(self._where, -1)])
-            self._to_be_read = view(self._where)
-        self._to_be_read[fd] = slot
+    def add(self, fd: int, stream: int) -> None:
+        """Read this connection into this stream state from now on."""
+        while fd >= self._stream_of.size:
+            self._stream_of = np.concatenate([self._stream_of, np.full_like(self._stream_of, -1)])
+            self._stream_view = item_view(self._stream_of)
+        self._stream_view[fd] = stream
 
-    def leave(self, fd: int) -> None:
-        """Read this connection no more, and forget what is left of a read of it."""
-        if fd < self._where.size:
-            self._to_be_read[fd] = -1
-        if fd == self._said["fd"][0]:
-            self._said["at"][0] = self._said["end"][0]
+    def remove(self, fd: int) -> None:
+        """Stop reading this connection, and forget what is left of a read of it."""
+        if fd < self._stream_of.size:
+            self._stream_view[fd] = -1
+        if fd == self._control_view["fd"][0]:
+            self._control_view["at"][0] = self._control_view["end"][0]
 
-    def learn(self, head: bytes) -> None:
-        """The parser has found this head to begin an event stream in chunks on a connection that is kept."""
+    def learn_head(self, head: bytes) -> None:
+        """Know this head: the parser found that it begins an event stream in chunks on a kept connection."""
         if len(head) <= HEAD_BYTES:
             at = self._learned % MAX_HEADS
             self._heads[at, : len(head)] = np.frombuffer(head, np.uint8)
             self._head_sizes[at] = len(head)
             self._learned += 1
-            self._said["heads"][0] = min(self._learned, MAX_HEADS)
+            self._control_view["heads"][0] = min(self._learned, MAX_HEADS)
 
     @property
     def error(self) -> int:
         """Why the connection is broken (errno); 0 where the server closed it."""
-        error: int = self._said["error"][0]
+        error: int = self._control_view["error"][0]
         return error
 
     @property
     def events_before(self) -> int:
         """Token events that the answer had before this read."""
-        before: int = self._said["before"][0]
+        before: int = self._control_view["events_before"][0]
         return before
 
     @property
     def at_end(self) -> bool:
         """Nothing is left of this read."""
-        at_end: bool = self._said["at"][0] == self._said["end"][0]
+        at_end: bool = self._control_view["at"][0] == self._control_view["end"][0]
         return at_end
 
     def data(self) -> bytes:
         """The event's data, or the rest of the read."""
-        return bytes(self._text[self._said["data_at"][0] : self._said["data_end"][0]])
+        return bytes(self._text[self._control_view["data_at"][0] : self._control_view["data_end"][0]])

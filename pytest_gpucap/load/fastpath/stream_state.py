@@ -1,4 +1,4 @@
-"""The numbers of the answers under way, where compiled code and Python both reach them: a slot for each answer."""
+"""The state of the streams under way, in arrays that compiled code and Python both reach: one row per answer."""
 
 from __future__ import annotations
 
@@ -8,27 +8,42 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pytest_gpucap.load.shared_memory import view
+from pytest_gpucap.load.shared_memory import item_view
 
-SLOT = np.dtype(
+STREAM_STATE = np.dtype(
     [
         (name, np.float64 if name.endswith("_s") else np.int64)
         for name in (
             *("first_s", "last_s", "gap_s", "sent_s"),
             *("first_address", "sent_address"),  # of the row's `first_s` and `sent_s`
-            *("events", "size", "around", "line"),
-            *("counted_prompt", "counted_output", "done", "state"),
+            *("events", "event_bytes", "frame_bytes", "prefix"),
+            *("counted_prompt", "counted_output", "done", "read_state"),
         )
     ]
 )
-"""What is known of one answer; the names are those of `Answer`, except for the addresses and `state`."""
-LINE_BYTES = 448
+"""What is known of one answer.
+
+first_s, last_s: when its first and last tokens came.
+gap_s: the gap before the last event, not yet recorded: the event may turn out to hold no token.
+sent_s: when the request was handed to the kernel.
+first_address, sent_address: memory addresses of the row's `first_s` and `sent_s` in the phase table.
+events: events with a token.
+event_bytes: bytes of the lines of events with a token, after the first. The first may repeat the end of the prompt.
+frame_bytes: bytes of such a line without its text; 0 until it is known.
+prefix: bytes of how the data of token events begins, up to their choices. It is renewed when it changes, as a time in
+    it does.
+counted_prompt, counted_output: tokens by the usage.
+done: 1 after [DONE].
+read_state: a `ReadState`.
+"""
+PREFIX_BYTES = 448
 """Room for how the data of an answer's token events begins."""
-FEW_SLOTS = 256
+FIRST_STREAMS = 256
+"""Rows at the start; they double when more are needed."""
 
 
-class StreamPhase(IntEnum):
-    """How far a connection is with its answer, between two reads."""
+class ReadState(IntEnum):
+    """How far a connection has read its answer, between two reads."""
 
     HEAD = 0
     """The answer's head comes next."""
@@ -41,12 +56,12 @@ class StreamPhase(IntEnum):
 
 
 class StreamStates:
-    """As many slots as there are answers at once, used again.
+    """A row per answer under way; rows are used again.
 
     Attributes:
-        records: shape (n,), of `SLOT`. Another array after it has grown, as are `lines` and the views.
-        lines: shape (n, LINE_BYTES), of which ``records["line"]`` bytes count.
-        first_s, last_s, ...: views of single fields, for Python.
+        records: shape (n,), of `STREAM_STATE`. After growing it is another array, as are `prefixes` and the views.
+        prefixes: shape (n, PREFIX_BYTES), of which the first ``records["prefix"]`` bytes count.
+        first_s, last_s, ...: item views of single fields, for Python code.
     """
 
     first_s: memoryview[Any]
@@ -56,55 +71,55 @@ class StreamStates:
     first_address: memoryview[Any]
     sent_address: memoryview[Any]
     events: memoryview[Any]
-    size: memoryview[Any]
-    around: memoryview[Any]
-    line: memoryview[Any]
+    event_bytes: memoryview[Any]
+    frame_bytes: memoryview[Any]
+    prefix: memoryview[Any]
     counted_prompt: memoryview[Any]
     counted_output: memoryview[Any]
     done: memoryview[Any]
-    state: memoryview[Any]
+    read_state: memoryview[Any]
 
     def __init__(self) -> None:
         self._free: list[int] = []
         self._blank = bytes(_blank())
-        self._hold(np.zeros(FEW_SLOTS, SLOT), np.zeros((FEW_SLOTS, LINE_BYTES), np.uint8))
-        self._free.extend(range(FEW_SLOTS - 1, -1, -1))
+        self._hold(np.zeros(FIRST_STREAMS, STREAM_STATE), np.zeros((FIRST_STREAMS, PREFIX_BYTES), np.uint8))
+        self._free.extend(range(FIRST_STREAMS - 1, -1, -1))
 
-    def _hold(self, records: npt.NDArray[Any], lines: npt.NDArray[np.uint8]) -> None:
-        self.records, self.lines = records, lines
-        self._bytes = view(records.view(np.uint8))
-        self._text = view(lines.reshape(-1))
-        for name in SLOT.names or ():
-            setattr(self, name, view(records[name]))
+    def _hold(self, records: npt.NDArray[Any], prefixes: npt.NDArray[np.uint8]) -> None:
+        self.records, self.prefixes = records, prefixes
+        self._bytes = item_view(records.view(np.uint8))
+        self._text = item_view(prefixes.reshape(-1))
+        for name in STREAM_STATE.names or ():
+            setattr(self, name, item_view(records[name]))
 
-    def take(self) -> int:
-        """A slot of which nothing is known yet."""
+    def acquire(self) -> int:
+        """The index of a row of which nothing is known yet."""
         if not self._free:
             held = self.records.size
-            more = np.zeros(held, SLOT)
-            self._hold(np.concatenate([self.records, more]), np.concatenate([self.lines, np.zeros_like(self.lines)]))
+            records = np.concatenate([self.records, np.zeros(held, STREAM_STATE)])
+            self._hold(records, np.concatenate([self.prefixes, np.zeros_like(self.prefixes)]))
             self._free.extend(range(2 * held - 1, held - 1, -1))
-        slot = self._free.pop()
-        self._bytes[slot * SLOT.itemsize : (slot + 1) * SLOT.itemsize] = self._blank
-        return slot
+        stream = self._free.pop()
+        self._bytes[stream * STREAM_STATE.itemsize : (stream + 1) * STREAM_STATE.itemsize] = self._blank
+        return stream
 
-    def give(self, slot: int) -> None:
-        """A slot whose answer is over."""
-        self._free.append(slot)
+    def release(self, stream: int) -> None:
+        """Free the row of an answer that is over."""
+        self._free.append(stream)
 
-    def line_of(self, slot: int) -> bytes:
+    def prefix_of(self, stream: int) -> bytes:
         """How the data of this answer's token events begins; empty until it is known."""
-        return bytes(self._text[slot * LINE_BYTES : slot * LINE_BYTES + self.line[slot]])
+        return bytes(self._text[stream * PREFIX_BYTES : stream * PREFIX_BYTES + self.prefix[stream]])
 
-    def set_line(self, slot: int, line: bytes) -> None:
-        """Token events of this answer begin so; what is too long is not kept."""
-        held = len(line) if len(line) <= LINE_BYTES else 0
-        self._text[slot * LINE_BYTES : slot * LINE_BYTES + held] = line[:held]
-        self.line[slot] = held
+    def set_prefix(self, stream: int, prefix: bytes) -> None:
+        """Set how the data of this answer's token events begins; a prefix that is too long is not kept."""
+        held = len(prefix) if len(prefix) <= PREFIX_BYTES else 0
+        self._text[stream * PREFIX_BYTES : stream * PREFIX_BYTES + held] = prefix[:held]
+        self.prefix[stream] = held
 
 
 def _blank() -> npt.NDArray[Any]:
-    blank = np.zeros(1, SLOT)
+    blank = np.zeros(1, STREAM_STATE)
     for name in ("first_s", "last_s", "gap_s", "sent_s"):
         blank[name] = np.nan
     return blank

@@ -250,11 +250,14 @@ def chart_phases(samples: Iterable[Sample]) -> list[ChartPhase]:
 
 
 def _continues(before: Sample, after: Sample) -> bool:
-    """Both are slices of one window: the same window may run again, and then its slices count from 1 again."""
-    same_load = (before.kind, before.concurrency, before.offered_rps) == (
-        *(after.kind, after.concurrency, after.offered_rps),
+    """Both are slices of one window. Where a window runs again, its slices count from 1 again."""
+    return (
+        before.window.whole == after.window.whole
+        and before.window.slice < after.window.slice
+        and before.kind == after.kind
+        and before.concurrency == after.concurrency
+        and before.offered_rps == after.offered_rps
     )
-    return same_load and before.window.whole == after.window.whole and before.window.slice < after.window.slice
 
 
 def drawn_latencies(slo: DeclaredSlo) -> list[DrawnLatency]:

@@ -21,7 +21,7 @@ SHOWN_PHASES: Final = 4
 _MERGED_BINS: Final = ((150, 3), (600, 2))
 """(values, bins): up to this many values, this many recorded bins become one. Narrower bins would show chance."""
 
-Bins = dict[tuple[float, float], int]
+_Bins = dict[tuple[float, float], int]
 """Number of values by the edges of their bin, in seconds."""
 
 
@@ -76,10 +76,10 @@ def _interest(phase: ChartPhase) -> tuple[bool, bool, int]:
     return phase.kind == "open", phase.window.phase not in LEADING_UP, requests
 
 
-def _counted(phase: ChartPhase, metric: str) -> Bins:
+def _counted(phase: ChartPhase, metric: str) -> _Bins:
     """The windows of a phase in one histogram."""
     histograms = [each.histograms[metric] for each in phase.samples if metric in each.histograms]
-    bins: Bins = {}
+    bins: _Bins = {}
     # ITL is counted by phase, so one window has all of it.
     for histogram in histograms[:1] if metric == "itl" else histograms:
         for edges, count in zip(pairwise(histogram.edges_s), histogram.counts, strict=True):
@@ -90,7 +90,7 @@ def _counted(phase: ChartPhase, metric: str) -> Bins:
 class _Grid:
     """Bins of one metric that grow by one factor, the same for all phases. Each is one or more recorded bins."""
 
-    def __init__(self, counted: Collection[Bins]) -> None:
+    def __init__(self, counted: Collection[_Bins]) -> None:
         steps = [high / low for bins in counted for low, high in bins if low > 0]
         # All windows are counted on one grid. Its edges are rounded in the file.
         self._log_step = math.log(statistics.median(steps)) if steps else math.log(2)

@@ -1,4 +1,4 @@
-/* Latency against rate: a point a phase on a line, a faint point a window; limits, sustainable interval, design rate. */
+/* Latency against rate: a point on a line for each phase, a faint point for each window; limits, sustainable interval, design rate. */
 function curve(chart) {
   const { rate, design } = chart;
   const rates = chart.series.flatMap((series) => [...series.points, ...series.windows].map(([x]) => x));
@@ -75,7 +75,7 @@ function curve(chart) {
       option: {
         grid: { left: 8, right: 14, top: narrow ? 12 : 40, bottom: 26, containLabel: true },
         xAxis: axis({
-          type: far ? "log" : "value", min: x.min, max: most, name: "requests completed a second, one replica", nameLocation: "middle", nameGap: 28,
+          type: far ? "log" : "value", min: x.min, max: most, name: "requests completed per second, one replica", nameLocation: "middle", nameGap: 28,
           axisLabel: { formatter: (value) => figure(value), ...(far ? { customValues: x.ticks } : {}), showMaxLabel: far },
           axisTick: far ? { customValues: x.ticks } : {}, splitLine: { show: false },
         }),

@@ -73,7 +73,7 @@ function strips(chart) {
     };
   };
 
-  /* Of the two points around a time the nearer one; at the edge of a hole, only one that is near. */
+  /* The nearer one of the two points around a time. At the edge of a gap there is only one: it counts if it is near. */
   function valueAt(points, time) {
     let low = 0, high = points.length;
     while (low < high) {
@@ -87,7 +87,7 @@ function strips(chart) {
     return near.length ? near[0][1] : null;
   }
 
-  /* A value between two holes has no line: it gets a dot. */
+  /* A value between two gaps has no line: it gets a dot. */
   function alone(data) {
     const there = (at) => at >= 0 && at < data.length && data[at][1] !== null;
     return (value, { dataIndex }) => (there(dataIndex - 1) || there(dataIndex + 1) ? "none" : "circle");

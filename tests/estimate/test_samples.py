@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_gpucap.estimate import detail
+from pytest_gpucap.estimate import samples
 from pytest_gpucap.estimate.samples import quantile
 from pytest_gpucap.load.protocol import Histogram, Journal
 
@@ -40,7 +40,7 @@ LATENCIES = st.lists(st.floats(1e-6, 1e4), min_size=1, max_size=200).map(np.arra
 
 @given(LATENCIES)
 def test_a_histogram_counts_everything_in_the_right_bin(latency: np.ndarray) -> None:
-    found = detail.histogram(latency)
+    found = samples.histogram(latency)
     edges = np.array(found.edges_s)
     assert len(found.counts) == edges.size - 1
     assert sum(found.counts) == latency.size
@@ -54,12 +54,12 @@ def test_a_histogram_counts_everything_in_the_right_bin(latency: np.ndarray) -> 
 
 @given(LATENCIES)
 def test_a_percentile_read_off_a_histogram_is_right_to_its_step(latency: np.ndarray) -> None:
-    found = detail.histogram(latency)
+    found = samples.histogram(latency)
     for q in (0.5, 0.95):
         rank = max(1, math.ceil(q * latency.size - 1e-9))
         at = int(np.searchsorted(np.cumsum(found.counts), rank))
         exact = quantile(np.sort(latency), q)
-        assert found.edges_s[at] * (1 - 1e-9) <= exact <= max(detail.LOWEST_S, found.edges_s[at + 1]) * (1 + 1e-9)
+        assert found.edges_s[at] * (1 - 1e-9) <= exact <= max(samples.LOWEST_S, found.edges_s[at + 1]) * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("growth", [1.002, 1.02, 1.08, 1.2])
@@ -67,7 +67,7 @@ def test_gaps_keep_their_number_and_their_place_in_coarser_bins(growth: float) -
     counts = np.zeros(600, dtype=np.int64)
     counts[[0, 1, 137, 138, 599]] = [5, 1, 40, 2, 3]
     fine = Histogram(1e-4, growth, counts)
-    found = detail.histogram_of_gaps(fine)
+    found = samples.histogram_of_gaps(fine)
     assert sum(found.counts) == fine.total
     assert found.edges_s[0] == 0.0
     assert found.counts[0] == 5
@@ -82,17 +82,17 @@ def test_gaps_keep_their_number_and_their_place_in_coarser_bins(growth: float) -
 def test_a_timeline_has_the_percentiles_of_each_bin_and_holes_where_nothing_ended() -> None:
     when = np.array([0.1, 0.2, 0.3, 1.6])
     latency = np.array([3.0, 1.0, 2.0, 9.0])
-    found = detail.timeline(journal([0.0], [2.0]), {"e2e": (when, latency)}, 0.0, 2.0)
+    found = samples.timeline(journal([0.0], [2.0]), {"e2e": (when, latency)}, 0.0, 2.0)
     assert found["t_s"] == (0.25, 0.75, 1.25, 1.75)
     assert found["e2e_p50_s"] == pytest.approx((2.0, math.nan, math.nan, 9.0), nan_ok=True)
     assert found["e2e_p95_s"] == pytest.approx((3.0, math.nan, math.nan, 9.0), nan_ok=True)
 
 
 def test_a_timeline_knows_the_requests_in_flight() -> None:
-    found = detail.timeline(journal([-1.0, 0.5, 1.0], [1.0, 1.5, math.nan]), {}, 0.0, 2.0)
+    found = samples.timeline(journal([-1.0, 0.5, 1.0], [1.0, 1.5, math.nan]), {}, 0.0, 2.0)
     assert found["in_flight"] == pytest.approx((1.0, 2.0, 2.0, 1.0))
 
 
 def test_a_long_window_has_few_bins_and_an_empty_one_none() -> None:
-    assert len(detail.timeline(journal([0.0], [1.0]), {}, 0.0, 600.0)["t_s"]) == detail.MOST_BINS
-    assert detail.timeline(journal([0.0], [1.0]), {}, 5.0, 5.0) == {}
+    assert len(samples.timeline(journal([0.0], [1.0]), {}, 0.0, 600.0)["t_s"]) == samples.MOST_BINS
+    assert samples.timeline(journal([0.0], [1.0]), {}, 5.0, 5.0) == {}

@@ -1,39 +1,41 @@
-"""Asks a server the workload's questions and counts right answers: after the measurement, through the chat endpoint."""
+"""Asks a server the workload's questions and measures the share of right answers.
+
+This comes after the measurement of capacity, when the server is idle. Questions go to the chat API.
+"""
 
 from __future__ import annotations
 
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Final
 
 import msgspec
+import numpy as np
+from scipy.special import betaincinv, stdtrit
 
-from pytest_gpucap.accuracy.asking import Reply, ask, context_tokens
-from pytest_gpucap.accuracy.grading import Grade, grade, thought
-from pytest_gpucap.accuracy.judging import judged, share_interval
+from pytest_gpucap.accuracy.chat_client import Reply, ask_all, context_tokens
+from pytest_gpucap.accuracy.grading import Grade, grade, has_reasoning
 from pytest_gpucap.accuracy.questions import Question, read_questions
 from pytest_gpucap.engines.protocol import Server
 from pytest_gpucap.load.address import ServerAddress
 from pytest_gpucap.requirement import Workload
-from pytest_gpucap.results.measured import Accuracy, Interval, Outcome, Sample, Verdict
+from pytest_gpucap.results.measured import Accuracy, Interval
 
-SAMPLES: Final = 5
-"""Rounds of questions; fewer say nothing of how much one server's answers vary."""
-PER_SAMPLE: Final = 100
-"""Questions a round: of a longer file each round asks others."""
+ANSWER_ROUNDS: Final = 5
+"""Rounds of questions, reported as samples. Fewer would not show how much one server's answers vary."""
+QUESTIONS_PER_ROUND: Final = 100
+"""Each round asks other questions of a longer file."""
 ANSWER_TOKENS: Final = 2048
-LEAST_TIME_S: Final = 60.0
-"""The answers get the verdict's time that is left, and this at least."""
 IN_FLIGHT: Final = 16
-MOST_IN_FLIGHT: Final = 64
+ACCURACY_CONFIDENCE: Final = 0.95
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """One question in one sample, and what came back."""
+    """One question in one round, and what came back."""
 
     sample: int
     question: int
@@ -56,8 +58,8 @@ def measure_accuracy(
     Args:
         server: ready, and not under load.
         workload: its questions, wording and sampling parameters.
-        min_accuracy: what is required; it only travels with the result.
-        max_error_rate: share of questions that may come to no answer.
+        min_accuracy: what is required; the result carries it along.
+        max_error_rate: share of questions that may get no answer.
         seed: of the order of the questions and of each answer's sampling.
         time_s: server time that all answers together may take.
         in_flight: questions under way at once.
@@ -71,18 +73,43 @@ def measure_accuracy(
     return msgspec.structs.replace(found, problem=_problem(asked, found, max_error_rate, time_s))
 
 
-def good_rate(rate: Interval | None, share: Interval | None) -> Interval | None:
-    """Right answers a second: both intervals' ends multiplied, which is wider than either asks for."""
-    if rate is None or share is None:
-        return None
-    ends = (rate.value * share.value, rate.low * share.low, rate.high * share.high)
-    return Interval(*ends, min(rate.confidence, share.confidence))
+def share_interval(right: Sequence[int], asked: Sequence[int], confidence: float = ACCURACY_CONFIDENCE) -> Interval:
+    """The share of right answers, with an interval for questions of this kind.
 
+    The same questions are asked several times, so answers are not independent: a question that is answered wrong once
+    is mostly answered wrong again. The interval is that of Korn and Graubard ("Confidence intervals for proportions
+    with small expected number of positive counts estimated from survey data", Survey Methodology 24, 1998). It is
+    Clopper and Pearson's exact interval for the number of independent answers that would vary as much, reduced for the
+    degrees of freedom. A server that always gives the same answer to a question thus counts with one answer per
+    question, however often it is asked.
 
-def in_flight_of(samples: Sequence[Sample]) -> int:
-    """As many questions at once as the measurement had requests under way at its hardest, within bounds."""
-    held = [sample.in_flight_mean for sample in samples if sample.in_flight_mean == sample.in_flight_mean]
-    return min(MOST_IN_FLIGHT, max(1, round(max(held, default=IN_FLIGHT))))
+    Args:
+        right: right answers to each question, shape (q,).
+        asked: answers to each question, shape (q,), none of them 0.
+        confidence: of the two-sided interval.
+
+    Raises:
+        ValueError: if there is no question, a question without an answer, or more right answers than answers.
+    """
+    hits, counts = np.asarray(right, float), np.asarray(asked, float)
+    questions = counts.size
+    if questions == 0 or (counts < 1).any() or (hits > counts).any() or (hits < 0).any():
+        raise ValueError("an accuracy needs questions with at least one answer each, and no more right ones than those")
+    n = counts.sum()
+    share = hits.sum() / n
+    independent = n if (counts == 1).all() else float(questions)
+    if questions > 1 and 0 < share < 1 and not (counts == 1).all():
+        # Linearised variance of a ratio of totals over clusters.
+        variance = questions / (questions - 1) * ((hits - share * counts) ** 2).sum() / n**2
+        independent = float(np.clip(share * (1 - share) / variance, 1.0, n)) if variance > 0 else n
+    if questions > 1 and not (counts == 1).all():
+        half = (1 + confidence) / 2
+        independent *= min(1.0, float(stdtrit(max(n - 1, 1), half) / stdtrit(questions - 1, half)) ** 2)
+    good, bad = share * independent, (1 - share) * independent
+    tail = (1 - confidence) / 2
+    low = 0.0 if good <= 0 else float(betaincinv(good, bad + 1, tail))
+    high = 1.0 if bad <= 0 else float(betaincinv(good + 1, bad, 1 - tail))
+    return Interval(float(share), low, high, confidence)
 
 
 def _ask(
@@ -101,8 +128,8 @@ def _ask(
         most = ANSWER_TOKENS if context is None else max(1, min(ANSWER_TOKENS, context // 2))
     order = list(range(len(questions)))
     random.Random(seed).shuffle(order)  # noqa: S311 - an order, not a secret
-    round_size = min(PER_SAMPLE, len(questions))
-    wanted = [(place // round_size, order[place % len(order)]) for place in range(SAMPLES * round_size)]
+    round_size = min(QUESTIONS_PER_ROUND, len(questions))
+    wanted = [(place // round_size, order[place % len(order)]) for place in range(ANSWER_ROUNDS * round_size)]
 
     def body(sample: int, question: int) -> dict[str, Any]:
         return {
@@ -113,7 +140,7 @@ def _ask(
             "seed": random.Random(f"{seed} {sample} {question}").getrandbits(31),  # noqa: S311 - the same
         }
 
-    replies = ask(endpoint, [body(*each) for each in wanted], in_flight=in_flight, time_s=time_s)
+    replies = ask_all(endpoint, [body(*each) for each in wanted], in_flight=in_flight, time_s=time_s)
     return [
         _Asked(sample, question, questions[question].answer, reply)
         for (sample, question), reply in zip(wanted, replies, strict=True)
@@ -121,7 +148,7 @@ def _ask(
 
 
 def _count(asked: Sequence[_Asked], found: Accuracy) -> Accuracy:
-    """The figures of what was answered."""
+    """The figures of the answers."""
     answered = [each for each in asked if each.reply.asked and each.reply.error is None]
     failed = sum(each.reply.error is not None for each in asked)
     if not answered:
@@ -133,7 +160,7 @@ def _count(asked: Sequence[_Asked], found: Accuracy) -> Accuracy:
     samples: dict[int, list[bool]] = {}
     for each, good in zip(answered, right, strict=True):
         samples.setdefault(each.sample, []).append(good)
-    reasoned = [bool(each.reply.reasoning.strip()) or thought(each.reply.text) for each in answered]
+    reasoned = [bool(each.reply.reasoning.strip()) or has_reasoning(each.reply.text) for each in answered]
     return msgspec.structs.replace(
         found,
         share=msgspec.structs.replace(share, high=share_interval(*_by_question(answered, perhaps)).high),
@@ -149,7 +176,7 @@ def _count(asked: Sequence[_Asked], found: Accuracy) -> Accuracy:
 
 
 def _by_question(answered: Sequence[_Asked], good: Sequence[bool]) -> tuple[list[int], list[int]]:
-    """Good answers and all answers of each question."""
+    """Good answers and all answers, per question."""
     counts: dict[int, list[int]] = {}
     for each, one in zip(answered, good, strict=True):
         count = counts.setdefault(each.question, [0, 0])
@@ -159,39 +186,13 @@ def _by_question(answered: Sequence[_Asked], good: Sequence[bool]) -> tuple[list
 
 
 def _problem(asked: Sequence[_Asked], found: Accuracy, max_error_rate: Fraction, time_s: float) -> str:
-    """What keeps the answers from saying what they should."""
+    """Why the answers are not enough to judge by; empty if they are."""
     error = next((each.reply.error for each in asked if each.reply.error), "")
     tried = found.answers + found.failed
     if found.failed > max_error_rate * tried:
-        return f"{found.failed} of {tried} questions came to no answer: {error}"
+        return f"{found.failed} of {tried} questions got no answer: {error}"
     unfinished = {each.sample for each in asked if not each.reply.asked}
     if unfinished:
-        whole = SAMPLES - len(unfinished)
-        return f"only {whole} of {SAMPLES} samples were answered within {time_s:.0f} s; allow more with max_time"
+        whole = ANSWER_ROUNDS - len(unfinished)
+        return f"only {whole} of {ANSWER_ROUNDS} samples were answered within {time_s:.0f} s; allow more with max_time"
     return ""
-
-
-def with_answers(verdict: Verdict, server: Server, *, max_time_s: float) -> Verdict:
-    """The verdict, with the answers asked for and judged; as it was where the requirement does not ask for them.
-
-    Args:
-        verdict: on capacity.
-        server: the one that was measured, idle now.
-        max_time_s: what the whole verdict may take.
-    """
-    measurement = verdict.measurement
-    requirement = measurement.requirement
-    if requirement.slo.min_accuracy is None or verdict.outcome is Outcome.INVALID:
-        return verdict
-    accuracy = measure_accuracy(
-        server,
-        requirement.workload,
-        min_accuracy=requirement.slo.min_accuracy,
-        max_error_rate=requirement.slo.max_error_rate,
-        seed=measurement.seed,
-        time_s=max(LEAST_TIME_S, max_time_s - sum(measurement.spent_s.values())),
-        in_flight=in_flight_of(measurement.samples),
-    )
-    accuracy = msgspec.structs.replace(accuracy, good_rps=good_rate(measurement.sustainable_rate, accuracy.share))
-    spent_s = {**measurement.spent_s, "answers": accuracy.spent_s}
-    return judged(replace(verdict, measurement=replace(measurement, spent_s=spent_s)), accuracy)

@@ -1,7 +1,7 @@
-"""``python -m pytest_gpucap.accuracy.judge``: the process in which ``math-verify`` grades; see `grading`.
+"""``python -m pytest_gpucap.accuracy.math_verify_process``: the process in which ``math-verify`` grades; see `grading`.
 
-Reads a JSON list of [answer, right result] from standard input and writes a line for each: true, false, or null where
-it cannot be read.
+Reads a JSON list of [answer, right result] from standard input. Writes a line for each: true, false, or null where it
+cannot read one of them.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ TIMEOUT_S: Final = 5
 
 def main() -> int:
     """Grade everything on standard input."""
-    # Its log would say of every answer that it could not read; the null says so already.
+    # It logs every answer that it cannot read; the null says so already.
     logging.disable(logging.CRITICAL)
     pairs: list[tuple[str, str]] = json.load(sys.stdin)
     for said, expected in pairs:
-        print(json.dumps(_judge(said, expected)), flush=True)  # noqa: T201 - a command
+        print(json.dumps(_is_right(said, expected)), flush=True)  # noqa: T201 - a command
     return 0
 
 
-def _judge(said: str, expected: str) -> bool | None:
+def _is_right(said: str, expected: str) -> bool | None:
     from math_verify import parse, verify  # type: ignore[import-untyped]
 
     try:
@@ -32,9 +32,9 @@ def _judge(said: str, expected: str) -> bool | None:
         given = parse(said, parsing_timeout=TIMEOUT_S)
         if not gold:
             return None
-        # It found nothing that is mathematics, so nothing right either.
+        # An answer in which it finds no mathematics is wrong.
         return bool(given) and bool(verify(gold, given, timeout_seconds=TIMEOUT_S))
-    except Exception:  # noqa: BLE001 - SymPy raises whatever it likes on what a model writes
+    except Exception:  # noqa: BLE001 - SymPy raises any kind of error on what a model writes
         return None
 
 

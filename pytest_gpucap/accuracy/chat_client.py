@@ -1,6 +1,6 @@
-"""Asks a server questions and keeps what it says: whole answers over the chat endpoint, a given number at a time.
+"""Sends chat requests and keeps the answers' text, a given number of requests at a time.
 
-No part of a measurement: nothing here is timed, and the load generator's workers, which are, keep no text.
+Nothing is timed here. The load generator's workers measure times, and keep no text.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pytest_gpucap.load.address import ServerAddress
-from pytest_gpucap.load.http_library import http
+from pytest_gpucap.load.address import ServerAddress, http_library
 from pytest_gpucap.requirement import ApiKind
 
 REQUEST_TIMEOUT_S: Final = 600.0
 _OK: Final = 200
 _END_S: Final = 10.0
-"""Closing what was under way when the user interrupts."""
+"""How long closing the requests under way may take when the user interrupts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +29,9 @@ class Reply:
     Attributes:
         text: the answer; empty where there is none.
         reasoning: what a reasoning parser of the server took out of the answer.
-        cut: the answer used up the tokens it may take.
+        cut: the answer ended because it had used all its tokens.
         error: why there is no answer; None where there is one.
-        asked: False: the time was over before the question was sent, or before it was answered.
+        asked: False if the time was over before the question was sent or answered.
     """
 
     text: str = ""
@@ -45,26 +44,28 @@ class Reply:
 NOT_ASKED: Final = Reply(asked=False)
 
 
-def ask(server: ServerAddress, bodies: Iterable[Mapping[str, Any]], *, in_flight: int, time_s: float) -> list[Reply]:
+def ask_all(
+    server: ServerAddress, bodies: Iterable[Mapping[str, Any]], *, in_flight: int, time_s: float
+) -> list[Reply]:
     """Send every body as a chat request, `in_flight` at a time, and wait for the answers.
 
     Args:
         server: where to.
         bodies: request bodies, without ``stream``.
         in_flight: requests under way at once.
-        time_s: after this nothing is sent any more, and what is under way is given up.
+        time_s: after this, nothing more is sent, and requests under way are given up.
 
     Returns:
         A reply for each body, in their order. A request that fails is a reply with its error.
     """
     bodies = list(bodies)
     replies = [NOT_ASKED] * len(bodies)
-    _run(_ask_all(server, bodies, replies, max(1, in_flight), time.monotonic() + time_s))
+    _run(_send_all(server, bodies, replies, max(1, in_flight), time.monotonic() + time_s))
     return replies
 
 
 def context_tokens(server: ServerAddress, model: str) -> int | None:
-    """The tokens that prompt and answer may have together, as vLLM lists them with its model; None where unknown."""
+    """The tokens that prompt and answer may have together, as vLLM lists them with the model; None where unknown."""
     found: list[int] = []
 
     async def fetch() -> None:
@@ -75,13 +76,13 @@ def context_tokens(server: ServerAddress, model: str) -> int | None:
 
     try:
         _run(fetch())
-    except (http().HTTPError, ValueError, KeyError, TypeError):
+    except (http_library().HTTPError, ValueError, KeyError, TypeError):
         return None
     return found[0] if found else None
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
-    """Run on an event loop of its own: a test that is a coroutine itself has one running already."""
+    """Run on a separate event loop, in a thread: a test that is a coroutine has a running loop already."""
     loop = asyncio.new_event_loop()
     task = loop.create_task(work)
     failed: list[BaseException] = []
@@ -94,7 +95,7 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
         finally:
             loop.close()
 
-    thread = threading.Thread(target=serve, name="gpucap-ask", daemon=True)
+    thread = threading.Thread(target=serve, name="gpucap-chat", daemon=True)
     thread.start()
     try:
         thread.join()
@@ -108,17 +109,17 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
 
 
 def _session(server: ServerAddress) -> Any:
-    library = http()
+    library = http_library()
     return library.AsyncClient(
         headers={**server.headers, "Content-Type": "application/json"},
-        trust_env=server.needs_library() is not None,
+        trust_env=server.needs_http_library() is not None,
         http1=not server.http2,
         http2=server.http2,
         limits=library.Limits(max_connections=None),
     )
 
 
-async def _ask_all(
+async def _send_all(
     server: ServerAddress, bodies: list[Mapping[str, Any]], replies: list[Reply], in_flight: int, deadline_s: float
 ) -> None:
     left = iter(range(len(bodies)))
@@ -142,15 +143,15 @@ async def _one(session: Any, url: str, body: Mapping[str, Any], left_s: float) -
             response = await session.post(url, json=body, timeout=None)
     except TimeoutError:
         return NOT_ASKED if left_s <= REQUEST_TIMEOUT_S else Reply(error=f"no answer in {REQUEST_TIMEOUT_S:g} s")
-    except http().HTTPError as error:
+    except http_library().HTTPError as error:
         return Reply(error=f"{type(error).__name__}: {error}")
     if response.status_code != _OK:
         return Reply(error=f"HTTP {response.status_code}: {' '.join(response.text.split())[:300]}")
     try:
         choice = response.json()["choices"][0]
         message = choice["message"]
-        # What holds the reasoning is named after the server's version.
+        # The field with the reasoning has another name in older servers.
         reasoning = message.get("reasoning") or message.get("reasoning_content") or ""
         return Reply(str(message.get("content") or ""), str(reasoning), choice.get("finish_reason") == "length")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        return Reply(error=f"an answer that is no chat completion: {response.text[:200]!r}")
+        return Reply(error=f"the answer is not a chat completion: {response.text[:200]!r}")

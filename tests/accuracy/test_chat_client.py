@@ -1,4 +1,4 @@
-"""Asking: whole answers in order, so many at a time, within the time; against a real server."""
+"""The chat client: whole answers in order, a given number at a time, within the time; against a real server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from pytest_gpucap.accuracy.asking import NOT_ASKED, Reply, ask, context_tokens
+from pytest_gpucap.accuracy.chat_client import NOT_ASKED, Reply, ask_all, context_tokens
 from pytest_gpucap.load.address import ServerAddress
 from tests.load.tokenserver import TokenServer
 from tests.waiting import FOREVER_S
@@ -52,7 +52,9 @@ def test_answers_come_in_the_order_of_the_questions_and_so_many_at_a_time() -> N
         return reply(f"re {text}")
 
     with TokenServer(handler=answer) as server:
-        replies = ask(ServerAddress.parse(server.url, "k"), bodies(*map(str, range(12))), in_flight=4, time_s=FOREVER_S)
+        replies = ask_all(
+            ServerAddress.parse(server.url, "k"), bodies(*map(str, range(12))), in_flight=4, time_s=FOREVER_S
+        )
     assert [each.text for each in replies] == [f"re {number}" for number in range(12)]
     assert most == 4
 
@@ -76,7 +78,7 @@ def test_every_kind_of_reply_is_told_apart() -> None:
         return told[text]()
 
     with TokenServer(handler=answer) as server:
-        cut, newer, older, nothing, refused, odd, gone = ask(
+        cut, newer, older, nothing, refused, odd, gone = ask_all(
             ServerAddress.parse(server.url, None),
             bodies("cut", "newer", "older", "nothing", "refused", "odd", "gone"),
             in_flight=1,
@@ -89,7 +91,7 @@ def test_every_kind_of_reply_is_told_apart() -> None:
     assert refused.error.startswith("HTTP 400: ")
     assert "maximum context length is 10" in refused.error
     assert odd.error is not None
-    assert odd.error.startswith("an answer that is no chat completion: ")
+    assert odd.error.startswith("the answer is not a chat completion: ")
     assert gone.error is not None
 
 
@@ -106,7 +108,7 @@ def test_what_is_not_answered_in_time_is_given_up() -> None:
     time_s = 1.0
     with TokenServer(handler=answer, cancel=True) as server:
         while "slow" not in asked:  # a busy machine may not have come to the second question within the time
-            replies = ask(
+            replies = ask_all(
                 ServerAddress.parse(server.url, None), bodies("quick", "slow", "late"), in_flight=1, time_s=time_s
             )
             time_s *= 2
@@ -128,14 +130,14 @@ def test_an_interrupt_ends_what_is_under_way() -> None:
     server = TokenServer(handler=answer, cancel=True)
     with server:
         with pytest.raises(KeyboardInterrupt):
-            ask(ServerAddress.parse(server.url, None), bodies("2 + 2?"), in_flight=1, time_s=FOREVER_S)
+            ask_all(ServerAddress.parse(server.url, None), bodies("2 + 2?"), in_flight=1, time_s=FOREVER_S)
         gone.wait()  # the server sees that nobody waits any more
 
 
 def test_a_server_that_is_gone_is_an_error_for_each_question() -> None:
     with TokenServer() as server:
         url = server.url
-    replies = ask(ServerAddress.parse(url, None), bodies("a", "b"), in_flight=2, time_s=FOREVER_S)
+    replies = ask_all(ServerAddress.parse(url, None), bodies("a", "b"), in_flight=2, time_s=FOREVER_S)
     assert all(each.error is not None and "ConnectError" in each.error for each in replies)
 
 
@@ -144,7 +146,7 @@ def test_a_test_that_is_a_coroutine_may_ask() -> None:
         return reply("4")
 
     async def test() -> list[Reply]:
-        return ask(ServerAddress.parse(server.url, None), bodies("2 + 2?"), in_flight=1, time_s=FOREVER_S)
+        return ask_all(ServerAddress.parse(server.url, None), bodies("2 + 2?"), in_flight=1, time_s=FOREVER_S)
 
     with TokenServer(handler=answer) as server:
         assert asyncio.run(test()) == [Reply("4")]

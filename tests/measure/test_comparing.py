@@ -11,9 +11,9 @@ import pytest
 
 from pytest_gpucap.engines.synthetic import architecture
 from pytest_gpucap.gpu.classes import find_class
-from pytest_gpucap.load import protocol, schedule
-from pytest_gpucap.load.protocol import LoadError, OpenLoop, Status
-from pytest_gpucap.measure.alternation import Paired, PairedServer, compare, concurrency_of, describe
+from pytest_gpucap.load import schedule
+from pytest_gpucap.load.protocol import LoadError, LoadPhase, OpenLoop, Status
+from pytest_gpucap.measure.comparing import Paired, PairedServer, compare, concurrency_of, describe
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.requirement import Requirement
 from pytest_gpucap.results.comparison import RegressionDecision
@@ -39,7 +39,7 @@ def requirement(qps: float = 20.0) -> Requirement:
     return Requirement("chat", Fraction(qps), gpus=1, headroom=Fraction(1), workload=PROFILE.workload, slo=PROFILE.slo)
 
 
-def sides(
+def servers(
     base: EngineModel, head: EngineModel, seed: int = 0, max_time_s: float = 600.0
 ) -> tuple[PairedServer, PairedServer]:
     machine = Machine()
@@ -53,7 +53,7 @@ def sides(
 
 
 def compared(base: EngineModel, head: EngineModel, seed: int = 0) -> Paired:
-    return compare(*sides(base, head, seed), requirement(), 0.05)
+    return compare(*servers(base, head, seed), requirement(), 0.05)
 
 
 @pytest.mark.parametrize(
@@ -96,12 +96,12 @@ def test_rates_belong_together() -> None:
     # A rate that is known better is taken, one that is known worse is not.
     exact, vague = Interval(22.0, 21.9, 22.1), Interval(40.0, 20.0, 60.0)
     engines = PROFILE.engine, PROFILE.engine.scaled(1.1)
-    assert compare(*sides(*engines), requirement(), 0.05, exact).head_rate == exact
-    assert compare(*sides(*engines), requirement(), 0.05, vague).head_rate != vague
+    assert compare(*servers(*engines), requirement(), 0.05, exact).head_rate == exact
+    assert compare(*servers(*engines), requirement(), 0.05, vague).head_rate != vague
 
 
 def test_both_are_sent_the_same_requests_in_balanced_order_and_left_idle() -> None:
-    sent: list[tuple[str, protocol.Phase]] = []
+    sent: list[tuple[str, LoadPhase]] = []
 
     class Recording(SharedRunner):
         name = ""
@@ -132,8 +132,8 @@ def test_both_are_sent_the_same_requests_in_balanced_order_and_left_idle() -> No
         assert isinstance(one, OpenLoop) == isinstance(other, OpenLoop)
         if isinstance(one, OpenLoop) and isinstance(other, OpenLoop):
             assert one.due_s.tolist() == other.due_s.tolist()
-    for side in both:
-        assert (side.runner.journal().status != Status.IN_FLIGHT).all()
+    for server in both:
+        assert (server.runner.journal().status != Status.IN_FLIGHT).all()
 
 
 def test_latencies_are_looked_at_under_an_equal_rate_below_both_capacities() -> None:
@@ -150,18 +150,19 @@ def test_latencies_are_looked_at_under_an_equal_rate_below_both_capacities() -> 
         in_flight = [window.in_flight_mean for window in windows]
         assert in_flight[0] > 0.7 * max(in_flight)
     p95 = [
-        [window.latencies["e2e"].p95_s for window in side] for side in (found.equal_rate.base, found.equal_rate.head)
+        [window.latencies["e2e"].p95_s for window in server]
+        for server in (found.equal_rate.base, found.equal_rate.head)
     ]
     assert 1.05 < float(np.mean(p95[1]) / np.mean(p95[0])) < 1.35
     assert found.about.alternated_s < found.about.spent_s
 
 
 def test_latencies_cost_nothing_where_nobody_wants_them_or_time_is_short() -> None:
-    unasked = compare(*sides(PROFILE.engine, PROFILE.engine.scaled(1.1)), requirement(), 0.05, latencies_after=())
+    unasked = compare(*servers(PROFILE.engine, PROFILE.engine.scaled(1.1)), requirement(), 0.05, latencies_after=())
     assert unasked.change is RegressionDecision.REGRESSED
     assert unasked.equal_rate is None
     assert unasked.about.alternated_s == unasked.about.spent_s
-    hurried = compare(*sides(PROFILE.engine, PROFILE.engine, max_time_s=100.0), requirement(), 0.05)
+    hurried = compare(*servers(PROFILE.engine, PROFILE.engine, max_time_s=100.0), requirement(), 0.05)
     assert hurried.change is RegressionDecision.SAME
     assert hurried.equal_rate is None
     assert hurried.about.spent_s <= 100
@@ -169,8 +170,8 @@ def test_latencies_cost_nothing_where_nobody_wants_them_or_time_is_short() -> No
 
 def test_what_spoils_the_equal_rate_spoils_no_decision() -> None:
     engines = PROFILE.engine, PROFILE.engine.scaled(1.1)
-    plain = compare(*sides(*engines), requirement(), 0.05)
-    base, head = sides(*engines)
+    plain = compare(*servers(*engines), requirement(), 0.05)
+    base, head = servers(*engines)
     decided_s = plain.about.alternated_s
     throttled = replace(head.settings, trust=lambda start, _end: [THROTTLED] if start > decided_s else [])
     found = compare(base, replace(head, settings=throttled), requirement(), 0.05)
@@ -189,23 +190,23 @@ def roofline(gpu_class: str) -> Roofline:
 
 def test_no_side_may_be_faster_than_physics() -> None:
     # This engine hands out 15,000 tokens a second with 70 in flight: more than a T4 can, less than an H200.
-    base, head = (replace(side, roofline=roofline("h200")) for side in sides(PROFILE.engine, PROFILE.engine))
+    base, head = (replace(server, roofline=roofline("h200")) for server in servers(PROFILE.engine, PROFILE.engine))
     possible = compare(base, head, requirement(), 0.05)
     assert (possible.change, possible.problems) == (RegressionDecision.SAME, ())
-    base, head = sides(PROFILE.engine, PROFILE.engine)
+    base, head = servers(PROFILE.engine, PROFILE.engine)
     found = compare(base, replace(head, roofline=roofline("t4")), requirement(), 0.05)
     [problem] = found.problems
     assert problem.text.startswith("head: ")
     assert "limit of" in problem.text
     assert problem.kind is ProblemKind.IMPOSSIBLE
     assert found.ratio is None
-    base, head = sides(PROFILE.engine, PROFILE.engine)
+    base, head = servers(PROFILE.engine, PROFILE.engine)
     found = compare(replace(base, roofline=roofline("t4")), head, requirement(), 0.05)
     assert found.problems[0].text.startswith("base: ")
 
 
 def test_time_that_ends_early_says_so() -> None:
-    found = compare(*sides(DRIFTING, DRIFTING, max_time_s=50.0), requirement(), 0.05)
+    found = compare(*servers(DRIFTING, DRIFTING, max_time_s=50.0), requirement(), 0.05)
     assert found.change is RegressionDecision.INCONCLUSIVE
     assert found.ratio is None
     assert describe(found, 0.05) == "only 0 pairs of blocks fitted the time"
@@ -213,7 +214,7 @@ def test_time_that_ends_early_says_so() -> None:
 
 def test_an_undecided_ratio_says_what_would_settle_it() -> None:
     noisy = replace(PROFILE.engine, noise=0.0, stall_per_s=0.5, stall_s=0.8)
-    found = compare(*sides(noisy, noisy.scaled(1.015), seed=2), requirement(), 0.05, most_pairs=4)
+    found = compare(*servers(noisy, noisy.scaled(1.015), seed=2), requirement(), 0.05, most_pairs=4)
     assert found.change is RegressionDecision.INCONCLUSIVE
     assert found.ratio is not None
     assert "would settle it" in describe(found, 0.05) or "too near" in describe(found, 0.05)
@@ -237,7 +238,7 @@ def test_a_server_that_fails_spoils_the_comparison() -> None:
 
 
 def test_what_cannot_be_trusted_on_one_side_is_a_problem_of_both() -> None:
-    base, head = sides(PROFILE.engine, PROFILE.engine)
+    base, head = servers(PROFILE.engine, PROFILE.engine)
     distrusted = replace(head, settings=replace(head.settings, trust=lambda _start, _end: [THROTTLED]))
     found = compare(base, distrusted, requirement(), 0.05)
     assert found.problems == (Problem(THROTTLED.source, THROTTLED.kind, "head: the GPU was throttled"),)
@@ -245,7 +246,7 @@ def test_what_cannot_be_trusted_on_one_side_is_a_problem_of_both() -> None:
 
 
 def test_a_head_that_lost_most_of_its_capacity_is_held_where_the_base_can_show_its_own() -> None:
-    base, head = sides(PROFILE.engine, replace(PROFILE.engine, max_num_seqs=8))
+    base, head = servers(PROFILE.engine, replace(PROFILE.engine, max_num_seqs=8))
     few = concurrency_of(requirement(), base, head, Interval(2.0, 1.9, 2.1))
     assert few == concurrency_of(requirement(), base, base, None)
     assert few > 8

@@ -1,8 +1,8 @@
-"""When data arrived, by the kernel: SO_TIMESTAMPNS turned into the monotonic clock.
+"""When data arrived, by the kernel: receive timestamps (SO_TIMESTAMPNS) on the monotonic clock.
 
-The kernel stamps each packet with CLOCK_REALTIME as it is received, long before a busy process gets to read it. All
-other times are CLOCK_MONOTONIC, which nobody sets; the difference of the two is sampled anew all the time, so clock
-adjustments in between cost at most what the clock is slewed between two samples.
+The kernel stamps each packet with CLOCK_REALTIME when it is received, long before a busy process reads it. All other
+times are CLOCK_MONOTONIC, which nobody sets. The difference of the two clocks is sampled every `RESAMPLE_S`, so a clock
+adjustment costs at most what the clock is slewed between two samples.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import socket
 import time
 
 SO_TIMESTAMPNS = 35
-"""Of Linux on every architecture but parisc and sparc (asm-generic/socket.h); the socket module has no name for it."""
+"""Linux's number on every architecture but parisc and sparc (asm-generic/socket.h); the socket module lacks it."""
 ANCILLARY_BYTES = socket.CMSG_SPACE(16)
 
 RESAMPLE_S = 0.02
 """The kernel slews a clock by at most 500 ppm: 10 us between two samples."""
 STEP_NS = 1_000_000
-"""A difference that moves by more was not slewed but set; stamps taken before it would be off by as much."""
+"""A difference that moves by more than this was set, not slewed; stamps taken before are off by as much."""
 
 
 def enable_timestamps(sock: socket.socket) -> bool:
@@ -29,8 +29,13 @@ def enable_timestamps(sock: socket.socket) -> bool:
     return True
 
 
-class Offset:
-    """CLOCK_REALTIME minus CLOCK_MONOTONIC, in nanoseconds."""
+class ClockOffset:
+    """CLOCK_REALTIME minus CLOCK_MONOTONIC.
+
+    Attributes:
+        ns: the difference in nanoseconds, at the last sample.
+        steps: how often the wall clock was set.
+    """
 
     __slots__ = ("ns", "steps")
 
@@ -39,7 +44,7 @@ class Offset:
         self.steps = 0
 
     def resample(self) -> None:
-        """Take the difference again; counts a step when the wall clock was set in between."""
+        """Sample the difference again. Counts a step when the wall clock was set in between."""
         fresh = self._sample()
         if abs(fresh - self.ns) > STEP_NS:
             self.steps += 1
