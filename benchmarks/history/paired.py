@@ -3,9 +3,9 @@
     python benchmarks/history/paired.py simulate [--profile fast] [--runs 200] [--drift 0.02]
     python benchmarks/history/paired.py cpu --python .venv-vllm/bin/python [--minutes 12] [--slower 0.05] [--write]
 
-`simulate` draws machines that drift slowly and servers that differ a little from start to start. `cpu` has two equal
-vLLM servers on this machine, one of them slowed by a share that is known, and compares them by either procedure in
-turn, so that what else the machine does hits both alike. Tables go to standard output.
+`simulate` draws machines that drift slowly and servers that differ a little from start to start. `cpu` starts two equal
+vLLM servers on this machine and slows one of them by a known share. It compares them by both procedures in turn, so
+that other work of the machine affects both alike. Tables go to standard output.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ DRIFT_TAU_S = 1200.0
 
 
 def simulate(options: argparse.Namespace) -> None:
-    """Power at several losses: paired, and separate measurements repeated so many times."""
+    """Power at several losses: paired, and separate measurements with several repeats."""
     profile = profiles.load(options.profile)
     calm = replace(profile.engine, drift_sd=options.drift, drift_tau_s=DRIFT_TAU_S)
     rate = Fraction(profile.true_rate_rps * 0.9).limit_denominator(1000)
@@ -157,13 +157,13 @@ while not select.select([sys.stdin], [], [], max(0.0, stopped / share - (time.mo
     stopped += time.monotonic() - at
 print(stopped / (time.monotonic() - began))
 """
-"""Stops processes for a share of the time, ten times a second, until its input ends; says what share it came to. Where
-a stop took longer than it should, the next one waits for it: the share is kept on any machine."""
+"""Stops processes for a share of the time, ten times a second, until its input ends; prints the share reached. After a
+stop that took too long the next one is delayed, which keeps the share on any machine."""
 
 
 @contextmanager
 def slowed(server: VllmServer, share: float) -> Iterator[None]:
-    """A server that stands still for a share of the time: its pace is 1 - share of what it was, whatever it runs."""
+    """A server that is stopped for a share of the time: it runs at 1 - share of its pace, whatever it does."""
     if not share:
         yield
         return
@@ -177,14 +177,14 @@ def slowed(server: VllmServer, share: float) -> Iterator[None]:
 
 
 def shorten(factor: float) -> None:
-    """Phases of both procedures so many times as long."""
+    """Multiply the length of all phases of both procedures."""
     for name in ("WARM_UP_S", "LOW_HOLD_S", "HOLD_S", "SEARCH_HOLD_S", "OPEN_S"):
         setattr(constants, name, factor * getattr(constants, name))
     pairing.BLOCK_S *= factor
 
 
 class Bench:
-    """Two equal real servers, and a clock that says how much time is left."""
+    """Two equal real servers, and a clock for the time that is left."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._began, self._most_s = time.monotonic(), 60.0 * float(options.minutes)
@@ -203,7 +203,7 @@ class Bench:
 
     @contextmanager
     def servers(self) -> Iterator[tuple[VllmServer, VllmServer]]:
-        """Base and head; measures once what the base sustains, which the rate asked for follows from."""
+        """Base and head. Measures once what the base sustains, and sets the rate of the requirement by it."""
         self.say("starting two servers")
         with start_vllm(self._spec) as base, start_vllm(self._spec) as head:
             known = self._measured(base, 1)
@@ -252,7 +252,7 @@ class Bench:
 
 
 def cpu(options: argparse.Namespace) -> None:
-    """Two equal vLLM servers on this machine's CPU, one of them slowed; both procedures in turn until time is over."""
+    """Two equal vLLM servers on this machine's CPU, one of them slowed; both procedures in turn until time is up."""
     shorten(options.phases)
     bench, load = Bench(options), os.getloadavg()[0]
     rows: list[Row] = []
@@ -277,7 +277,7 @@ BEGIN, END = "<!-- from here: paired.py cpu --write -->", "<!-- to here -->"
 
 
 def _cpu_section(options: argparse.Namespace, rows: Sequence[Row], load: float) -> str:
-    """The rows, what they come to, and how they came about."""
+    """The rows, their summary, and how they were measured."""
     summary = []
     for name in ("paired", "separate"):
         found = [row for row in rows if row.procedure == name and row.ratio is not None]
@@ -319,7 +319,7 @@ def _cpu_section(options: argparse.Namespace, rows: Sequence[Row], load: float) 
 
 
 WANTED_HALF = 0.04
-"""Half an interval that shows a loss of 8% where 5% may be lost."""
+"""Half the width of an interval that shows a loss of 8% where 5% may be lost."""
 
 
 def main() -> None:
@@ -335,7 +335,9 @@ def main() -> None:
     real = commands.add_parser("cpu")
     real.add_argument("--python", default=".venv-vllm/bin/python")
     real.add_argument("--minutes", type=float, default=12.0, help="begin no round that would end later")
-    real.add_argument("--phases", type=float, default=0.5, help="length of all phases, of what it is in the plugin")
+    real.add_argument(
+        "--phases", type=float, default=0.5, help="length of all phases, as a share of that in the plugin"
+    )
     real.add_argument("--slower", type=float, default=0.05, help="share of the time that the head stands still")
     real.add_argument("--rate", default="10", help="first guess at the base's rate, req/s")
     real.add_argument("--e2e", default="1s")

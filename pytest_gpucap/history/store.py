@@ -250,7 +250,7 @@ def save_run(path: Path, content: ResultFile, *, simulated: bool) -> ResultFile:
 
 # Privacy: paths of a user, keys and host names do not belong in a repository.
 
-T = TypeVar("T")
+_Value = TypeVar("_Value")
 
 _PATH: Final = re.compile(r"(?<![\w.:/~-])(?:~|/[\w.@+~-]+)(?:/[\w.@+~-]+)+/?")
 """An absolute path of two parts or more, or one under ``~``; a lone ``/v1`` or ``req/s`` is none."""
@@ -266,7 +266,7 @@ _DROPPED: Final = frozenset({"log"})
 """Names whose value has no meaning on another machine."""
 
 
-def scrubbed(value: T) -> T:
+def scrubbed(value: _Value) -> _Value:
     """The value with paths cut to their last part, secrets masked, and the hosts of URLs replaced by ``HOST``.
 
     Loopback hosts stay, because they name no machine. All other text stays as it is.

@@ -272,6 +272,7 @@ def test_json_holds_everything_and_reads_back(tmp_path: Path) -> None:
     assert plain["skipped"] == ["x.json: not JSON"]
     (back,) = plain["trends"]
     assert from_builtins(back, Trend) == normalised(found)
+    assert set(back["points"][0]) == {"when", "file", "night", "rate", "judged", "versions"}
     assert back["changes"][0]["file"].endswith(f"night-{found.changes[0].index:03}.json")
     assert back["standing"] == 0
     assert len(back["points"]) == 75
