@@ -12,7 +12,7 @@ WHEEL := dist/.built
 DEMO := examples --gpu-class cpu --target-qps 2 -v
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types unit matrix vllm install bench browser images clean
+.PHONY: help demo test lint types unit coverage hooks matrix vllm install browser images clean
 
 help: ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -23,10 +23,11 @@ demo: install vllm ## a real vLLM server on this machine's CPU, one budget that 
 
 test: lint types unit ## everything that must hold before a change lands
 
-lint: install ## ruff, format and lint
+lint: install ## ruff (format and lint), spelling, the workflows of the examples
 	@echo "== lint"
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell
 	$(BIN)/actionlint -config-file examples/ci/actionlint.yaml examples/ci/*.yml
 
 types: install ## mypy, strict
@@ -38,6 +39,14 @@ unit: install vllm ## every test, with the real vLLM CPU server
 	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -n 2 -m "not vllm_cpu"
 	@echo "== tests with it, one at a time: each wants the whole machine"
 	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -m vllm_cpu
+
+coverage: install ## which lines the tests without vLLM run, lowest files first (some 15 minutes)
+	rm -f .coverage .coverage.*
+	PYTHONPATH=$(CURDIR) $(BIN)/coverage run -m pytest -q -m "not vllm_cpu"; $(BIN)/coverage combine -q
+	$(BIN)/coverage report | head -40
+
+hooks: install ## checks before every commit (pre-commit)
+	$(BIN)/pre-commit install
 
 matrix: install ## the tests that need no server, on every Python here and on pytest 8.4 to 9.2
 	PYENV_VERSION="$${PYENV_VERSION-$$(pyenv versions --bare 2>/dev/null | paste -sd:)}" $(BIN)/nox

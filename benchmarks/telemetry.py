@@ -25,6 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from pytest_gpucap.engines.vllm import METRICS  # noqa: E402
 from pytest_gpucap.gpu.device import Device  # noqa: E402
 from pytest_gpucap.gpu.inventory import take_inventory  # noqa: E402
 from pytest_gpucap.telemetry.sampler import Telemetry  # noqa: E402
@@ -93,7 +94,7 @@ def main() -> None:
         "python": sys.version.split()[0],
     }
 
-    result["parse_us"] = round(per_call_us(lambda: read_figures(page), 2000), 1)
+    result["parse_us"] = round(per_call_us(lambda: read_figures(page, METRICS), 2000), 1)
     result["parse_prometheus_client_us"] = round(per_call_us(lambda: list(text_string_to_metric_families(page)), 20), 1)
     with contextlib.ExitStack() as stack:
         found, what = devices(fake=arguments.fake, stack=stack)
@@ -111,7 +112,7 @@ def main() -> None:
             ("devices_only", found, None),
             ("server_only", (), fetch),
         ):
-            telemetry = Telemetry(watched, lambda: pids, page_of)
+            telemetry = Telemetry(watched, lambda: pids, page_of, names=METRICS)
             telemetry.attach()  # opening NVML takes as much as many readings, once
             before = time.process_time()
             start = time.monotonic()

@@ -1,16 +1,16 @@
-"""The server alone, as a fixture: an OpenAI client on a vLLM that was started for the test."""
+"""The server fixture without a measurement: an OpenAI client for a vLLM server that was started for the test."""
 
 from __future__ import annotations
 
 import pytest
 
-from pytest_gpucap import Endpoint
+from pytest_gpucap import Server
 
 pytestmark = pytest.mark.vllm(model="synthetic:tiny", max_model_len=1024, gpu_memory_utilization=0.8)
 
 
-def test_the_server_answers(vllm_server: Endpoint) -> None:
-    """What an application does with it."""
+def test_the_server_answers(vllm_server: Server) -> None:
+    """A request as an application sends it, and the server's own count of it."""
     reply = vllm_server.client.chat.completions.create(
         model=vllm_server.model,
         messages=[{"role": "user", "content": "How many GPUs do we need?"}],

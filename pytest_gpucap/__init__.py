@@ -1,41 +1,128 @@
-"""GPU capacity regression tests for pytest: the types that tests name, loaded when they are first used."""
+"""GPU capacity regression tests for pytest.
+
+`__all__` is the public API: what fixtures return, what their methods return and take, and the errors that a test can
+catch. Each name is loaded when it is first used. Every other module, class and function of the package is private, and
+may change in any release.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_gpucap.engines.server import Server
-    from pytest_gpucap.results.measured import Accuracy, Curve, Interval, Measurement, Outcome, Sample, Verdict
+    from pytest_gpucap.engines.errors import (
+        EndpointError,
+        MetricsUnavailable,
+        ServerError,
+        ServerStartError,
+        ServerStopError,
+    )
+    from pytest_gpucap.engines.launch import LaunchedServer, launch
+    from pytest_gpucap.engines.log import ServerLog
+    from pytest_gpucap.engines.prometheus import Metrics
+    from pytest_gpucap.engines.protocol import Capabilities, Engine, MetricNames, Server, ServerRequest
+    from pytest_gpucap.engines.server import HttpServer
+    from pytest_gpucap.errors import GpuCapError, MeasurementInvalid, NoSustainableRate, PairInvalid
+    from pytest_gpucap.gpu.classes import GpuClass
+    from pytest_gpucap.gpu.device import Device
+    from pytest_gpucap.gpu.lease import GpuShared, Lease, LeaseError, LeaseTimeout
+    from pytest_gpucap.gpu.memory import MemoryNotReturned
+    from pytest_gpucap.load.protocol import LoadError
+    from pytest_gpucap.requirement import LatencyLimit, Metric, Requirement, RequirementError, Slo, Workload
+    from pytest_gpucap.results.measured import (
+        Accuracy,
+        Curve,
+        Interval,
+        Latency,
+        Measurement,
+        Outcome,
+        Sample,
+        Verdict,
+    )
     from pytest_gpucap.session.gpucap import GpuCap
-    from pytest_gpucap.session.harness import MeasurementInvalid
+    from pytest_gpucap.session.server_manager import SystemUnderTest
+    from pytest_gpucap.telemetry.sampler import Telemetry
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Accuracy",
+    "Capabilities",
     "Curve",
+    "Device",
+    "EndpointError",
+    "Engine",
     "GpuCap",
+    "GpuCapError",
+    "GpuClass",
+    "GpuShared",
+    "HttpServer",
     "Interval",
+    "Latency",
+    "LatencyLimit",
+    "LaunchedServer",
+    "Lease",
+    "LeaseError",
+    "LeaseTimeout",
+    "LoadError",
     "Measurement",
     "MeasurementInvalid",
+    "MemoryNotReturned",
+    "Metric",
+    "MetricNames",
+    "Metrics",
+    "MetricsUnavailable",
+    "NoSustainableRate",
     "Outcome",
+    "PairInvalid",
+    "Requirement",
+    "RequirementError",
     "Sample",
     "Server",
+    "ServerError",
+    "ServerLog",
+    "ServerRequest",
+    "ServerStartError",
+    "ServerStopError",
+    "Slo",
+    "SystemUnderTest",
+    "Telemetry",
     "Verdict",
+    "Workload",
+    "launch",
 ]
 
-_HOMES = {
-    "GpuCap": "suite.gauge",
-    "MeasurementInvalid": "suite.instrument",
-    "Server": "server.endpoint",
+_NAMES_BY_MODULE = {
+    "engines.errors": ("EndpointError", "MetricsUnavailable", "ServerError", "ServerStartError", "ServerStopError"),
+    "engines.launch": ("LaunchedServer", "launch"),
+    "engines.log": ("ServerLog",),
+    "engines.prometheus": ("Metrics",),
+    "engines.protocol": ("Capabilities", "Engine", "MetricNames", "Server", "ServerRequest"),
+    "engines.server": ("HttpServer",),
+    "errors": ("GpuCapError", "MeasurementInvalid", "NoSustainableRate", "PairInvalid"),
+    "gpu.classes": ("GpuClass",),
+    "gpu.device": ("Device",),
+    "gpu.lease": ("GpuShared", "Lease", "LeaseError", "LeaseTimeout"),
+    "gpu.memory": ("MemoryNotReturned",),
+    "load.protocol": ("LoadError",),
+    "requirement": ("LatencyLimit", "Metric", "Requirement", "RequirementError", "Slo", "Workload"),
+    "results.measured": (*("Accuracy", "Curve", "Interval", "Latency", "Measurement", "Outcome", "Sample", "Verdict"),),
+    "session.gpucap": ("GpuCap",),
+    "session.server_manager": ("SystemUnderTest",),
+    "telemetry.sampler": ("Telemetry",),
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public type when it is asked for: importing the plugin must cost nothing."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+    """Load a public name when it is first asked for: importing the plugin must cost nothing."""
+    for module, names in _NAMES_BY_MODULE.items():
+        if name in names:
+            from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'capacity.results')}"), name)
+            found = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

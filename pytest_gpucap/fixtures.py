@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:  # imported by every pytest run: the types' modules are not
-    from pytest_gpucap.engines.server import Server
+    from pytest_gpucap.engines.protocol import Server
     from pytest_gpucap.session.gpucap import GpuCap
     from pytest_gpucap.session.pytest_session import PytestSession
     from pytest_gpucap.session.server_manager import SystemUnderTest

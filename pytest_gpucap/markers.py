@@ -6,16 +6,17 @@ up; the closest one wins, keyword by keyword.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from difflib import get_close_matches
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from pytest_gpucap.accuracy.questions import questions_file, read_questions
+from pytest_gpucap.engines.protocol import Engine
+from pytest_gpucap.engines.vllm_engine import VllmEngine
 from pytest_gpucap.options import Options
 from pytest_gpucap.requirement import (
     ApiKind,
@@ -36,7 +37,9 @@ from pytest_gpucap.requirement import (
     share,
     whole,
 )
-from pytest_gpucap.workloads.presets import find_preset
+from pytest_gpucap.vllm_arguments import VllmArguments
+
+VLLM: Final = VllmEngine.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +50,15 @@ class Declaration:
         place: ``file:line`` of the test, for messages.
         requirement: None when no rate was declared anywhere; `check` then says so.
         workload, slo: declared even without a rate, so that `measure` and `sweep` work without one.
-        model: model of the vLLM server; None when no marker and no option names one.
-        vllm_args: every other keyword of the ``vllm`` marker, in the order written.
+        gpus_per_replica: GPUs that one server occupies.
+        model: model of the server; None when no marker and no option names one.
+        engine: the name of the engine that starts the server.
+        arguments: of the server: every other keyword of the ``vllm`` or ``engine`` markers.
+        vllm_args: the same, read as vLLM's; none for another engine.
         gpu_class: the class this test is about, from its marker; None when it names none.
         max_time_s: server time that one verdict may take.
         seed: of arrivals, lengths and prompts.
+        named: whether a marker gives `name`; otherwise it is the name of the test function.
     """
 
     place: str
@@ -61,21 +68,59 @@ class Declaration:
     slo: Slo
     gpus_per_replica: int
     model: str | None
-    vllm_args: Mapping[str, Any] = field(default_factory=dict)
+    engine: str = VLLM
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    vllm_args: VllmArguments = field(default_factory=VllmArguments)
     gpu_class: str | None = None
     max_time_s: float = 600.0
     seed: int = 0
+    named: bool = False
+
+    def of(self, item: pytest.Item) -> Declaration:
+        """The declaration of a test with equal markers: only its place differs, and its name unless `named`."""
+        name = self.name if self.named else _own_name(item)
+        requirement = self.requirement and replace(self.requirement, name=name)
+        return replace(self, place=place_of(item), name=name, requirement=requirement)
 
 
-def declare(item: pytest.Item, options: Options, place: str) -> Declaration:
-    """What a test declares, its markers laid over the session's options; `place` is its ``file:line``.
+def place_of(item: pytest.Item) -> str:
+    """``file:line`` of a test."""
+    path, line, _ = item.location
+    return f"{path}:{(line or 0) + 1}"
+
+
+def same_declaration(item: pytest.Item) -> Hashable:
+    """Equal for tests that declare the same: equal markers of ours, and the same folder for the files that they name.
+
+    Comparing markers is cheaper than reading them, and a suite repeats a few declarations in thousands of tests.
+    """
+    marks = [mark for mark in item.iter_markers() if mark.name in _MARKERS]
+    measures = _MEASURING in getattr(item, "fixturenames", ())
+    return measures, item.path.parent, *((mark.name, _hashable(mark.args), _hashable(mark.kwargs)) for mark in marks)
+
+
+def _hashable(value: object) -> Hashable:
+    """Equal for values of equal type and content, so 1, 1.0 and True differ; a type unknown here equals only itself."""
+    if isinstance(value, dict):
+        return dict, tuple((key, _hashable(each)) for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return type(value), tuple(map(_hashable, value))
+    return type(value), value if isinstance(value, str | int | float | Fraction | Decimal | Path | None) else id(value)
+
+
+def _own_name(item: pytest.Item) -> str:
+    return str(getattr(item, "originalname", None) or item.name)
+
+
+def declare(item: pytest.Item, options: Options) -> Declaration:
+    """What a test declares: its markers laid over the session's options.
 
     Raises:
         RequirementError: one line, the mistake and the mend.
     """
-    vllm = _merged(item, "vllm", positional="model")
-    model = vllm.pop("model", None) or options.model
-    gpus_per_replica = _gpus_per_replica(vllm)
+    engine, model, arguments = _engine(item)
+    gpus_per_replica = engine_type(engine, options).gpus_per_replica(arguments)
+    model = model or options.model
     values = _gpucap_values(_with_preset(_merged(item, "gpucap"), options, item), item)
     slo = Slo(
         limits=tuple(values.pop("limits")),
@@ -84,20 +129,34 @@ def declare(item: pytest.Item, options: Options, place: str) -> Declaration:
     workload = _workload(values)
     _check_questions(workload, slo)
     own_class = _merged(item, "gpu_class", positional="name").get("name")
-    name = values.get("name") or getattr(item, "originalname", None) or item.name
+    name = values.get("name") or _own_name(item)
+    # A budget of the whole session says nothing of a test that only asks for the server.
+    if "gpus" in values or _MEASURING in getattr(item, "fixturenames", ()):
+        _check_budget(values.get("gpus") or options.gpus, gpus_per_replica)
     return Declaration(
-        place=place,
+        place=place_of(item),
         name=name,
         requirement=_requirement(name, values, options, workload, slo, gpus_per_replica),
         workload=workload,
         slo=slo,
         gpus_per_replica=gpus_per_replica,
         model=None if model is None else str(model),
-        vllm_args=vllm,
+        engine=engine,
+        arguments=arguments,
+        vllm_args=VllmArguments(arguments if engine == VLLM else {}),
         gpu_class=None if own_class is None else str(own_class),
         max_time_s=values.get("max_time", options.max_time_s),
         seed=values.get("seed", options.seed),
+        named=bool(values.get("name")),
     )
+
+
+def _check_budget(gpus: int | None, needed: int) -> None:
+    """See that a budget holds at least one replica, whatever is measured and against what."""
+    if gpus is not None and gpus < needed:
+        raise RequirementError(
+            f"gpus={gpus} cannot hold one replica: by the arguments of its server it takes {needed} GPUs"
+        )
 
 
 def _requirement(
@@ -106,16 +165,11 @@ def _requirement(
     qps = values.get("qps", options.target_qps)
     if qps is None:
         return None
-    gpus = values.get("gpus") or options.gpus or gpus_per_replica
-    if gpus < gpus_per_replica:
-        raise RequirementError(
-            f"gpus={gpus} cannot hold one replica: tensor x pipeline x data parallel size is {gpus_per_replica}"
-        )
     factor = values.get("headroom") or options.headroom
     return Requirement(
         name=name,
         qps=qps,
-        gpus=gpus,
+        gpus=values.get("gpus") or options.gpus or gpus_per_replica,
         gpus_per_replica=gpus_per_replica,
         workload=workload,
         slo=slo,
@@ -123,24 +177,75 @@ def _requirement(
     )
 
 
-def _merged(item: pytest.Item, name: str, positional: str | None = None) -> dict[str, Any]:
-    """The keywords of all markers of a name; the closest marker wins. One positional argument may have a name."""
-    merged: dict[str, Any] = {}
+def _marks(item: pytest.Item, name: str, positional: str | None = None) -> Iterator[dict[str, Any]]:
+    """The keywords of each marker of a name, the closest marker last. One positional argument may have a name."""
     for mark in reversed(list(item.iter_markers(name))):
-        arguments = list(mark.args)
+        keywords, arguments = dict(mark.kwargs), list(mark.args)
         if arguments and positional is not None:
-            if positional in mark.kwargs:
+            if positional in keywords:
                 raise RequirementError(f"{name}({arguments[0]!r}) names {positional} twice")
-            merged[positional] = arguments.pop(0)
+            keywords[positional] = arguments.pop(0)
         if arguments:
             raise RequirementError(f"{name}({', '.join(map(repr, arguments))}) takes keywords only")
-        merged |= mark.kwargs
+        yield keywords
+
+
+def _merged(item: pytest.Item, name: str, positional: str | None = None) -> dict[str, Any]:
+    """The keywords of all markers of a name; the closest marker wins."""
+    merged: dict[str, Any] = {}
+    for keywords in _marks(item, name, positional):
+        merged |= keywords
     return merged
 
 
-def _gpus_per_replica(vllm: Mapping[str, Any]) -> int:
-    sizes = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
-    return math.prod(whole(vllm.get(name, 1), name) for name in sizes)
+def engine_type(name: str, options: Options) -> type[Engine]:
+    """The engine of a name.
+
+    Raises:
+        RequirementError: if there is none; the message offers what comes near.
+    """
+    known: dict[str, type[Engine]] = {VLLM: VllmEngine, **options.extensions.engines}
+    if name not in known:
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, known, n=2, cutoff=0.5)
+        offer = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+        raise RequirementError(f"engine({name!r}): there is no such engine; {offer}")
+    return known[name]
+
+
+def _engine(item: pytest.Item) -> tuple[str, Any, Mapping[str, Any]]:
+    """Name, model and arguments of the test's engine, from its ``engine`` markers or from ``vllm``, their shorthand.
+
+    The closest marker wins, argument by argument. What a marker says of another engine than the closest does not count.
+    """
+    vllm, engines = list(_marks(item, "vllm", positional="model")), list(_marks(item, "engine", positional="name"))
+    if vllm and engines:
+        raise RequirementError('vllm(...) is short for engine("vllm", ...): mark a test with one of the two')
+    if not engines:
+        return VLLM, *_merged_vllm(vllm)
+    name = None
+    since: list[dict[str, Any]] = []
+    for keywords in engines:
+        named = keywords.pop("name", name)
+        if not isinstance(named, str):
+            raise RequirementError('engine(...) needs the name of an engine: engine("vllm", model=..., ...)')
+        since = [*since, keywords] if named == name else [keywords]
+        name = named
+    assert name is not None  # noqa: S101 - there is a marker, and each has a name
+    if name == VLLM:
+        return VLLM, *_merged_vllm(since)
+    merged = {key: value for keywords in since for key, value in keywords.items()}
+    return name, merged.pop("model", None), merged
+
+
+def _merged_vllm(marks: Sequence[dict[str, Any]]) -> tuple[Any, Mapping[str, Any]]:
+    """Model and arguments; the closest marker wins, however it spells an argument."""
+    model, arguments = None, VllmArguments()
+    for keywords in marks:
+        model = keywords.pop("model", model)
+        arguments = arguments.overlaid(VllmArguments(keywords))
+    return model, arguments.values
 
 
 def _choice(kind: type[ArrivalKind | ApiKind], value: Any, what: str) -> ArrivalKind | ApiKind:
@@ -200,6 +305,9 @@ _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "min_accuracy": share,
 }
 
+_MARKERS: Final = frozenset({"gpucap", "engine", "vllm", "gpu_class"})
+_MEASURING: Final = "gpucap"
+"""The fixture of a test that measures."""
 _WORDING: Final = ("system", "fold_system", "opening", "instruction")
 _SAMPLING: Final = ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty")
 
@@ -216,6 +324,8 @@ def _gpucap_values(given: Mapping[str, Any], item: pytest.Item) -> dict[str, Any
     if "trace" in values:
         values["trace"] = _trace_file(values["trace"], item)
     if "questions" in values:
+        from pytest_gpucap.accuracy.questions import questions_file
+
         values["questions"] = questions_file(values["questions"], item.path.parent)
     return values
 
@@ -225,7 +335,9 @@ def _with_preset(given: dict[str, Any], options: Options, item: pytest.Item) -> 
     name = given.get("workload", options.workload)
     if name is None:
         return given
-    preset = find_preset(str(name), options.workload_file)
+    from pytest_gpucap.workloads.presets import find_preset
+
+    preset = find_preset(str(name), options.workload_file, options.extensions.presets)
     try:
         _gpucap_values(preset.keywords, item)
     except RequirementError as error:
@@ -234,6 +346,8 @@ def _with_preset(given: dict[str, Any], options: Options, item: pytest.Item) -> 
 
 
 def _near(keyword: str) -> str:
+    from difflib import get_close_matches
+
     known = [*_KEYWORDS, *(f"{metric.value}_p95" for metric in Metric)]
     near = get_close_matches(keyword, known, n=2, cutoff=0.6)
     return f"; did you mean {' or '.join(near)}?" if near else f"; it has {', '.join(known)}"
@@ -249,6 +363,8 @@ def _trace_file(trace: Path, item: pytest.Item) -> Path:
 
 def _check_questions(workload: Workload, slo: Slo) -> None:
     if workload.questions is not None:
+        from pytest_gpucap.accuracy.questions import read_questions
+
         read_questions(workload.questions)
     elif slo.min_accuracy is not None:
         raise RequirementError(

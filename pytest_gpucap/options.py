@@ -1,198 +1,265 @@
-"""Command line and ini keys -> `Options`, parsed once.
+"""The plugin's options: each is stated once, as a row of `Options`.
 
-Every option is also an ini key. The most specific source wins: marker, command line, ini, default (markers are laid
-over these values in ``markers.py``). No option has a command-line default other than None, or its ini key would be
-dead.
+The command-line parser, the ini keys, the attributes of the session's settings with their types, and the table in
+``docs/options.md`` all come from these rows.
+
+Every option is also an ini key, and the key is the option's name: ``gpucap_`` and the flag without ``--`` and
+``gpucap-``, with underscores. ``--gpucap-max-time`` is ``gpucap_max_time``, and ``--gpu-class`` is
+``gpucap_gpu_class``. The most specific source wins: marker, command line, ini, default (``markers.py`` lays the markers
+over these values). No option has a command-line default other than None, or its ini key would have no effect.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import Any, Final, Generic, NoReturn, Self, TypeVar, overload
 
 import pytest
 
-if TYPE_CHECKING:  # every pytest run imports this file: exact arithmetic is loaded when there is something to parse
-    from fractions import Fraction
+from pytest_gpucap import extensions
+from pytest_gpucap import option_values as values
 
 UNSET: Final = None
 
-_NUMBER = "a number"
-_TEXT = "a text"
-_FLAG = "a flag"
+T = TypeVar("T")
 
 
-class _Option:
-    """One setting: its field in `Options`, its flag, its ini key and how its text becomes a value."""
+class Option(Generic[T]):
+    """One option. As an attribute of an `Options` object it is the option's value, of type `T`.
 
-    __slots__ = ("choices", "field", "flag", "help", "ini", "kind", "metavar")
+    Args:
+        flag: on the command line.
+        parse: from the value as given to the value of the attribute; see `pytest_gpucap.option_values`.
+        about: what it does, for the help and the documentation.
+        metavar: stands for the value in the help.
+        default: the attribute's value where the option is not given; None: nothing is set.
+        otherwise: what applies where the option is not given, as a user would write it, or in a few words.
+        choices: all values that it takes; empty: any that `parse` takes.
+    """
+
+    __slots__ = ("about", "choices", "default", "flag", "ini", "metavar", "name", "otherwise", "parse")
 
     def __init__(
         self,
-        field: str,
         flag: str,
-        kind: str,
-        help: str,  # noqa: A002 - argparse's word
+        parse: Callable[[Any, str, pytest.Config], T],
+        about: str,
         metavar: str | None = None,
-        choices: tuple[str, ...] | None = None,
+        *,
+        default: T,
+        otherwise: str = "",
+        choices: tuple[str, ...] = (),
     ) -> None:
-        self.field, self.flag, self.kind, self.help = field, flag, kind, help
-        self.metavar, self.choices = metavar, choices
-        self.ini = f"gpucap_{field}"
+        self.flag, self.parse, self.about, self.metavar = flag, parse, about, metavar
+        self.default, self.otherwise, self.choices = default, otherwise, choices
+        self.ini = "gpucap_" + flag.removeprefix("--").removeprefix("gpucap-").replace("-", "_")
 
+    def __set_name__(self, owner: type[Options], name: str) -> None:
+        self.name = name
 
-_OPTIONS: Final = (
-    _Option(
-        "gpu_class",
-        "--gpu-class",
-        _TEXT,
-        'GPU class to measure on, such as "a10g", "h200", "cpu" or "sim:PROFILE"; checked before anything starts',
-        "CLASS",
-    ),
-    _Option(
-        "target_qps", "--target-qps", _NUMBER, "requests a second that the budget must carry, all GPUs together", "QPS"
-    ),
-    _Option("gpus", "--gpus", _NUMBER, "the budget: how many GPUs may serve the target", "N"),
-    _Option("headroom", "--gpucap-headroom", _NUMBER, "factor on the target rate for peaks and failures (1.3)", "R"),
-    _Option(
-        "model",
-        "--gpucap-model",
-        _TEXT,
-        'model of tests whose vllm marker names none ("synthetic:tiny" needs no hub)',
-        "MODEL",
-    ),
-    _Option(
-        "workload",
-        "--gpucap-workload",
-        _TEXT,
-        "workload preset of tests that name none (chat, rag, code, summarise, reasoning, deepseek-r1)",
-        "NAME",
-    ),
-    _Option("workload_file", "--gpucap-workload-file", _TEXT, "TOML file with workload presets of your own", "FILE"),
-    _Option(
-        "max_time", "--gpucap-max-time", _NUMBER, 'server time that one verdict may take, such as "10m" (10m)', "TIME"
-    ),
-    _Option(
-        "inconclusive",
-        "--gpucap-inconclusive",
-        _TEXT,
-        "what an INCONCLUSIVE verdict does to its test (fail)",
-        choices=("fail", "skip", "pass"),
-    ),
-    _Option("require", "--gpucap-require", _FLAG, "fail tests that would be skipped because there is no GPU"),
-    _Option("seed", "--gpucap-seed", _NUMBER, "seed of arrivals, lengths and prompts (0)", "N"),
-    _Option(
-        "vllm_python",
-        "--gpucap-vllm-python",
-        _TEXT,
-        "Python interpreter that has vLLM (the one that runs pytest)",
-        "PATH",
-    ),
-    _Option(
-        "startup_timeout", "--gpucap-startup-timeout", _NUMBER, "time a server may take to become ready (30m)", "TIME"
-    ),
-    _Option(
-        "url",
-        "--gpucap-url",
-        _TEXT,
-        "measure the OpenAI-compatible server at this base URL; never stops it (--gpu-class says what it runs on)",
-        "URL",
-    ),
-    _Option(
-        "api_key_env",
-        "--gpucap-api-key-env",
-        _TEXT,
-        "variable that holds the key of --gpucap-url (OPENAI_API_KEY)",
-        "NAME",
-    ),
-    _Option(
-        "gpu_wait", "--gpucap-gpu-wait", _NUMBER, "time to wait for a GPU that another process has leased (30m)", "TIME"
-    ),
-    _Option("gpu_file", "--gpucap-gpu-file", _TEXT, "TOML file with GPU classes of your own", "FILE"),
-    _Option(
-        "workers",
-        "--gpucap-workers",
-        _NUMBER,
-        "load generator processes (as many as the load and the cores ask for)",
-        "N",
-    ),
-    _Option("dir", "--gpucap-dir", _TEXT, "folder for server logs and the last result (.gpucap)", "DIR"),
-    _Option("json", "--gpucap-json", _TEXT, "write the result file here as well", "FILE"),
-    _Option("markdown", "--gpucap-markdown", _TEXT, "write the report for a pull request here", "FILE"),
-    _Option("html", "--gpucap-html", _TEXT, "write the report as one HTML file here (pytest-gpucap[html])", "FILE"),
-    _Option("save", "--gpucap-save", _TEXT, "save the results as a baseline of this name", "NAME"),
-    _Option(
-        "baseline",
-        "--gpucap-compare",
-        _TEXT,
-        'compare with a baseline: its name, a result file, "latest", or a folder (the median of its last runs)',
-        "NAME|PATH|latest",
-    ),
-    _Option("baselines", "--gpucap-baselines", _TEXT, "folder of the baselines (gpucap-baselines)", "DIR"),
-    _Option(
-        "max_regression",
-        "--gpucap-max-regression",
-        _NUMBER,
-        "share of the sustainable rate that may be lost against the baseline (5%%)",
-        "SHARE",
-    ),
-    _Option(
-        "base_python",
-        "--gpucap-base-python",
-        _TEXT,
-        "interpreter with the vLLM of a pull request's base: measured in alternation with the head",
-        "PATH",
-    ),
-    _Option(
-        "base_args",
-        "--gpucap-base-args",
-        _TEXT,
-        'server arguments of the base, laid over the test\'s own, such as "--max-num-seqs 64"',
-        "ARGS",
-    ),
-)
+    @overload
+    def __get__(self, instance: None, owner: type[Options]) -> Self: ...
+    @overload
+    def __get__(self, instance: Options, owner: type[Options]) -> T: ...
+    def __get__(self, instance: Options | None, owner: type[Options]) -> Self | T:
+        # Reached only where the object itself holds no value of that name: this is no data descriptor.
+        return self if instance is None else self.default
 
 
 class Options:
-    """The session's settings, frozen. None: not given anywhere, and there is no default.
+    """The session's settings, frozen. Every pytest run makes one, so making it must cost next to nothing."""
 
-    A plain class, because every pytest run makes it: a named tuple of so many fields takes a millisecond, and a
-    dataclass four.
-    """
+    # The requirement.
+    gpu_class = Option(
+        "--gpu-class",
+        values.text,
+        'GPU class to measure on, such as "a10g", "h200", "cpu" or "sim:PROFILE"; checked before anything starts',
+        "CLASS",
+        default=None,
+        otherwise="the class of the GPUs that are here",
+    )
+    target_qps = Option(
+        "--target-qps",
+        values.positive,
+        "requests per second that the budget must carry, all GPUs together",
+        "QPS",
+        default=None,
+    )
+    gpus = Option(
+        "--gpus",
+        values.count,
+        "the budget: how many GPUs may serve the target",
+        "N",
+        default=None,
+        otherwise="one replica",
+    )
+    headroom = Option(
+        "--gpucap-headroom",
+        values.headroom,
+        "factor on the target rate for peaks and failures",
+        "R",
+        default=None,
+        otherwise="1.3",
+    )
+    model = Option(
+        "--gpucap-model",
+        values.text,
+        'model of tests whose vllm marker names none ("synthetic:tiny" needs no hub)',
+        "MODEL",
+        default=None,
+    )
+    workload = Option(
+        "--gpucap-workload",
+        values.text,
+        "workload preset of tests that name none (chat, rag, code, summarise, reasoning, deepseek-r1)",
+        "NAME",
+        default=None,
+    )
+    workload_file = Option(
+        "--gpucap-workload-file", values.path, "TOML file with workload presets of your own", "FILE", default=None
+    )
+    # The measurement.
+    max_time_s = Option(
+        "--gpucap-max-time",
+        values.duration,
+        "server time that one verdict may take",
+        "TIME",
+        default=600.0,
+        otherwise="10m",
+    )
+    inconclusive = Option(
+        "--gpucap-inconclusive",
+        values.text,
+        "what an INCONCLUSIVE verdict does to its test",
+        default="fail",
+        otherwise="fail",
+        choices=("fail", "skip", "pass"),
+    )
+    require = Option(
+        "--gpucap-require", values.flag, "fail tests that would be skipped because there is no GPU", default=False
+    )
+    seed = Option("--gpucap-seed", values.seed, "seed of arrivals, lengths and prompts", "N", default=0, otherwise="0")
+    workers = Option(
+        "--gpucap-workers",
+        values.count,
+        "load generator processes",
+        "N",
+        default=None,
+        otherwise="as many as the load and the cores call for",
+    )
+    # The server and its GPU.
+    vllm_python = Option(
+        "--gpucap-vllm-python",
+        values.interpreter,
+        "Python interpreter that has vLLM; a missing one in an ini file stops only runs that need it",
+        "PATH",
+        default=None,
+        otherwise="the one that runs pytest",
+    )
+    startup_timeout_s = Option(
+        "--gpucap-startup-timeout",
+        values.duration,
+        "time that a server may take to become ready",
+        "TIME",
+        default=1800.0,
+        otherwise="30m",
+    )
+    url = Option(
+        "--gpucap-url",
+        values.url,
+        "measure the OpenAI-compatible server at this base URL; never stops it; --gpu-class says what it runs on, "
+        "which cannot be checked",
+        "URL",
+        default=None,
+    )
+    api_key_env = Option(
+        "--gpucap-api-key-env",
+        values.text,
+        "environment variable that holds the key of --gpucap-url",
+        "NAME",
+        default="OPENAI_API_KEY",
+        otherwise="OPENAI_API_KEY",
+    )
+    gpu_wait_s = Option(
+        "--gpucap-gpu-wait",
+        values.duration,
+        "time to wait for a GPU that another process has leased",
+        "TIME",
+        default=1800.0,
+        otherwise="30m",
+    )
+    gpu_file = Option("--gpucap-gpu-file", values.path, "TOML file with GPU classes of your own", "FILE", default=None)
+    # The results.
+    dir = Option(
+        "--gpucap-dir",
+        values.path,
+        "folder for server logs and the last result",
+        "DIR",
+        default=Path(".gpucap"),
+        otherwise=".gpucap",
+    )
+    json = Option("--gpucap-json", values.path, "write the result file here as well", "FILE", default=None)
+    markdown = Option(
+        "--gpucap-markdown",
+        values.path,
+        "write the report for a pull request here; GitHub and Buildkite show it without this option",
+        "FILE",
+        default=None,
+    )
+    html = Option(
+        "--gpucap-html",
+        values.html_path,
+        "write the report as one HTML file here (pytest-gpucap[html])",
+        "FILE",
+        default=None,
+    )
+    # The comparison with other results.
+    save = Option("--gpucap-save", values.text, "save the results as a baseline of this name", "NAME", default=None)
+    compare = Option(
+        "--gpucap-compare",
+        values.text,
+        'compare with a baseline: its name, a result file, "latest", or a folder (the median of its last runs)',
+        "NAME|PATH|latest",
+        default=None,
+    )
+    baselines = Option(
+        "--gpucap-baselines",
+        values.path,
+        "folder of the baselines",
+        "DIR",
+        default=Path("gpucap-baselines"),
+        otherwise="gpucap-baselines",
+    )
+    max_regression = Option(
+        "--gpucap-max-regression",
+        values.share,
+        "share of the sustainable rate that may be lost against the baseline",
+        "SHARE",
+        default=0.05,
+        otherwise="5%",
+    )
+    base_python = Option(
+        "--gpucap-base-python",
+        values.interpreter,
+        "interpreter with the vLLM of a pull request's base: measured in alternation with the head",
+        "PATH",
+        default=None,
+    )
+    base_args = Option(
+        "--gpucap-base-args",
+        values.text,
+        'server arguments of the base, laid over the test\'s own, such as "--max-num-seqs 64"',
+        "ARGS",
+        default=None,
+    )
 
-    gpu_class: str | None = None
-    target_qps: Fraction | None = None
-    gpus: int | None = None
-    headroom: Fraction | None = None
-    model: str | None = None
-    max_time_s: float = 600.0
-    inconclusive: str = "fail"
-    require: bool = False
-    seed: int = 0
-    vllm_python: str | None = None
-    startup_timeout_s: float = 1800.0
-    url: str | None = None
-    api_key_env: str = "OPENAI_API_KEY"
-    gpu_wait_s: float = 1800.0
-    gpu_file: Path | None = None
-    workers: int | None = None
-    dir: Path = Path(".gpucap")
-    json: Path | None = None
-    markdown: Path | None = None
-    html: Path | None = None
-    save: str | None = None
-    baseline: str | None = None
-    baselines: Path = Path("gpucap-baselines")
-    max_regression: float = 0.05
-    base_python: str | None = None
-    base_args: str | None = None
-    workload: str | None = None
-    workload_file: Path | None = None
+    extensions: extensions.Extensions = extensions.NONE
+    """What other plugins add; the one setting that is no option."""
 
     def __init__(self, **given: Any) -> None:
-        if unknown := given.keys() - self.__annotations__.keys():
+        if unknown := given.keys() - vars(Options).keys():
             raise TypeError(f"no such setting: {', '.join(sorted(unknown))}")
         self.__dict__.update(given)
 
@@ -200,25 +267,31 @@ class Options:
         raise AttributeError(f"the session's settings do not change: {name}")
 
 
+def rows() -> Iterator[Option[Any]]:
+    """Every option, in the order of the documentation."""
+    return (row for row in vars(Options).values() if isinstance(row, Option))
+
+
 def add_options(parser: pytest.Parser) -> None:
     """Register every option and its ini key."""
     group = parser.getgroup("gpucap", "GPU capacity")
     number: Any = str | int | float if _takes_union() else "string"
-    for option in _OPTIONS:
-        if option.kind is _FLAG:
-            group.addoption(option.flag, dest=option.ini, action="store_true", default=UNSET, help=option.help)
-            parser.addini(option.ini, f"see {option.flag}", type="bool", default=UNSET)
+    for row in rows():
+        about = f"{row.about} ({row.otherwise})" if row.otherwise else row.about
+        if row.parse is values.flag:
+            group.addoption(row.flag, dest=row.ini, action="store_true", default=UNSET, help=about)
+            parser.addini(row.ini, f"see {row.flag}", type="bool", default=UNSET)
             continue
         group.addoption(
-            option.flag,
-            dest=option.ini,
-            metavar=option.metavar,
-            choices=option.choices,
+            row.flag,
+            dest=row.ini,
+            metavar=row.metavar,
+            choices=row.choices or None,
             default=UNSET,
-            help=option.help,
+            help=about.replace("%", "%%"),
         )
-        kind: Any = number if option.kind is _NUMBER else "string"
-        parser.addini(option.ini, f"see {option.flag}", type=kind, default=UNSET)
+        kind: Any = number if row.parse in values.NUMBERS else "string"
+        parser.addini(row.ini, f"see {row.flag}", type=kind, default=UNSET)
 
 
 def _takes_union() -> bool:
@@ -234,139 +307,32 @@ def parse_options(config: pytest.Config) -> Options:
         pytest.UsageError: one line that names the option or ini key, what it was given and what it takes.
     """
     given: dict[str, Any] = {}
-    for option in _OPTIONS:
-        raw, place = _raw(config, option)
+    for row in rows():
+        raw, place = _raw(config, row)
         if raw is UNSET or raw == "":
+            if isinstance(row.default, Path):
+                given[row.name] = config.rootpath / row.default
             continue
-        name, parse = _PARSERS.get(option.field, (option.field, _text))
         try:
-            given[name] = parse(raw, option.field.replace("_", " "), config)
+            given[row.name] = row.parse(raw, row.ini.removeprefix("gpucap_").replace("_", " "), config)
         except ValueError as error:
             raise pytest.UsageError(f"{place}: {error}") from None
-        if option.choices is not None and given[name] not in option.choices:
-            raise pytest.UsageError(f"{place}: must be one of {', '.join(option.choices)}, not {raw!r}")
+        if row.choices and given[row.name] not in row.choices:
+            raise pytest.UsageError(f"{place}: must be one of {', '.join(row.choices)}, not {raw!r}")
     if "url" in given and str(given.get("gpu_class")).startswith("sim:"):
         raise pytest.UsageError("--gpucap-url and --gpu-class=sim:PROFILE exclude each other: one of them is measured")
     if "url" in given and "api_key_env" in given and given["api_key_env"] not in os.environ:
         raise pytest.UsageError(f"--gpucap-api-key-env: the environment variable {given['api_key_env']} is not set")
-    folders = {name: config.rootpath / getattr(Options, name) for name in ("dir", "baselines")}
-    return Options(**folders | given)
+    return Options(**given, extensions=extensions.read_extensions(config))
 
 
-def _raw(config: pytest.Config, option: _Option) -> tuple[Any, str]:
+def _raw(config: pytest.Config, row: Option[Any]) -> tuple[Any, str]:
     """The text or value as given, and where; the command line before the ini file."""
-    value = config.getoption(option.ini)
+    value = config.getoption(row.ini)
     if value is not UNSET:
-        return value, option.flag
-    place = f"{config.inipath.name if config.inipath else 'ini'}: {option.ini}"
+        return value, row.flag
+    place = f"{config.inipath.name if config.inipath else 'ini'}: {row.ini}"
     try:
-        return config.getini(option.ini), place
+        return config.getini(row.ini), place
     except (TypeError, ValueError):
-        raise pytest.UsageError(f'{place}: write the value in quotes, such as {option.ini} = "10"') from None
-
-
-_Parse = Callable[[Any, str, pytest.Config], Any]
-
-
-def _text(value: Any, _what: str, _config: pytest.Config) -> str:
-    return str(value).strip()
-
-
-def _flag(value: Any, _what: str, _config: pytest.Config) -> bool:
-    return bool(value)
-
-
-def _path(value: Any, _what: str, config: pytest.Config) -> Path:
-    # An ini file's relative path means relative to the project, wherever pytest was started from.
-    return config.rootpath / Path(str(value)).expanduser()
-
-
-def _html(value: Any, what: str, config: pytest.Config) -> Path:
-    from importlib.util import find_spec
-
-    if find_spec("jinja2") is None:  # said before GPU time is spent, not after
-        raise ValueError('needs Jinja2: pip install "pytest-gpucap[html]"')
-    return _path(value, what, config)
-
-
-def _interpreter(value: Any, what: str, config: pytest.Config) -> str:
-    text = str(value)
-    if "/" not in text:
-        return text  # a name on PATH
-    path = _path(value, what, config)
-    # One in an ini file is missed only by tests that need it: it is the GPU machine's, and other tests run everywhere.
-    if config.getoption("gpucap_vllm_python") is not UNSET and not path.exists():
-        raise ValueError(f"there is no interpreter at {path}")
-    # Not resolved: a virtual environment's python is a link, and is found through the link's own place.
-    return str(path)
-
-
-def _positive(value: Any, what: str, _config: pytest.Config) -> Fraction:
-    from pytest_gpucap.requirement import positive
-
-    return positive(value, what)
-
-
-def _headroom(value: Any, what: str, _config: pytest.Config) -> Fraction:
-    from pytest_gpucap.requirement import headroom
-
-    return headroom(value, what)
-
-
-def _whole(value: Any, what: str, _config: pytest.Config) -> int:
-    from pytest_gpucap.requirement import whole
-
-    return whole(value, what)
-
-
-def _seed(value: Any, what: str, _config: pytest.Config) -> int:
-    from pytest_gpucap.requirement import whole
-
-    return whole(value, what, least=0)
-
-
-def _duration(value: Any, what: str, _config: pytest.Config) -> float:
-    from pytest_gpucap.requirement import duration_s
-
-    return duration_s(value, what)
-
-
-def _url(value: Any, _what: str, _config: pytest.Config) -> str:
-    from urllib.parse import urlsplit
-
-    parts = urlsplit(str(value))
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError(f"must be a base URL such as http://127.0.0.1:8000/v1, not {value!r}")
-    if parts.username or parts.password:
-        raise ValueError("must not hold a key or password: name the variable that does with --gpucap-api-key-env")
-    return str(value).rstrip("/")
-
-
-def _regression(value: Any, what: str, _config: pytest.Config) -> float:
-    from pytest_gpucap.requirement import proper_share
-
-    return proper_share(value, what)
-
-
-_PARSERS: Final[dict[str, tuple[str, _Parse]]] = {
-    "target_qps": ("target_qps", _positive),
-    "gpus": ("gpus", _whole),
-    "headroom": ("headroom", _headroom),
-    "max_time": ("max_time_s", _duration),
-    "require": ("require", _flag),
-    "seed": ("seed", _seed),
-    "vllm_python": ("vllm_python", _interpreter),
-    "base_python": ("base_python", _interpreter),
-    "startup_timeout": ("startup_timeout_s", _duration),
-    "url": ("url", _url),
-    "gpu_wait": ("gpu_wait_s", _duration),
-    "gpu_file": ("gpu_file", _path),
-    "workload_file": ("workload_file", _path),
-    "workers": ("workers", _whole),
-    "dir": ("dir", _path),
-    "json": ("json", _path),
-    "markdown": ("markdown", _path),
-    "html": ("html", _html),
-    "baselines": ("baselines", _path),
-    "max_regression": ("max_regression", _regression),
-}
+        raise pytest.UsageError(f'{place}: write the value in quotes, such as {row.ini} = "10"') from None

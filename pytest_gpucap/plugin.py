@@ -17,9 +17,17 @@ OPTIONS = pytest.StashKey[Options]()
 MARKERS = (
     "gpucap(qps, gpus, headroom, input_tokens, METRIC_pPERCENT, ...): the capacity this test requires, and under what",
     "vllm(model, ...): the vLLM server this test runs against; every keyword becomes a flag of the server",
+    'engine(name, model, ...): the engine whose server this test runs against; vllm(...) is engine("vllm", ...)',
     "gpu_class(name): the GPU class this test is about; it is skipped on any other --gpu-class",
 )
 FIXTURES = frozenset({"gpucap", "vllm_server", "gpu"})
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Hooks for other plugins."""
+    from pytest_gpucap import hookspecs
+
+    pluginmanager.add_hookspecs(hookspecs)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,7 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_gpucap.session.placement import check_names
 
         check_names(options)
-    if not hasattr(config, "workerinput") and (config.option.gpucap_baseline or config.option.gpucap_save):
+    if not hasattr(config, "workerinput") and (config.option.gpucap_compare or config.option.gpucap_save):
         from pytest_gpucap.session.baselines import check_files
 
         check_files(options, config)  # xdist's own process collects no tests that would have it looked at
@@ -193,7 +201,17 @@ class _Results:
             options = self._config.stash[OPTIONS]
             paths = [options.dir / "result.json", *filter(None, [options.json])]
             self._book = SessionReport(paths, self._config, markdown=options.markdown, html=options.html)
-        self._book.add(from_builtins(carried, list[Result]), expected=report.skipped and hasattr(report, "wasxfail"))
+        results = from_builtins(carried, list[Result])
+        self._book.add(results, expected=report.skipped and hasattr(report, "wasxfail"))
+        for result in results:
+            self._tell("pytest_gpucap_result", result=result)
+
+    def _tell(self, hook: str, **what: Any) -> None:
+        """Call a reporter's hook; one that fails must not cost the results that are still to come."""
+        try:
+            getattr(self._config.hook, hook)(config=self._config, **what)
+        except Exception as error:  # noqa: BLE001 - whatever a reporter raises
+            self._book.note(f"{hook} failed: {type(error).__name__}: {error}")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, exitstatus: int) -> None:
@@ -203,6 +221,8 @@ class _Results:
             from pytest_gpucap.session.baselines import save
 
             self._book.note(save(self._config.stash[OPTIONS], self._book.content()))
+        if self._book is not None:
+            self._tell("pytest_gpucap_results", results=self._book.content())
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._book is not None:

@@ -16,6 +16,8 @@ from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
 
+from pytest_gpucap.errors import GpuCapError
+
 Number = int | float | str | Decimal | Fraction
 
 
@@ -32,7 +34,7 @@ class Metric(StrEnum):
     """End to end: from when the request was due to its last token."""
 
 
-class RequirementError(ValueError):
+class RequirementError(GpuCapError, ValueError):
     """A declared value that cannot be meant; the message names the value and the mend."""
 
 

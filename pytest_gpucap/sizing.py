@@ -1,29 +1,29 @@
-"""GPUs from a rate, in exact arithmetic.
+"""GPUs from the rate of one replica, in exact arithmetic.
 
-``ceil(11 * 1.1 / 12.1)`` is 2 in floats and 1 in truth, so every factor is taken as the exact fraction of its decimal
-text and only the last step rounds, upwards.
+With floats, ``ceil(11 * 1.1 / 12.1)`` gives 2. The right answer is 1. So every factor becomes the exact fraction of its
+decimal text, and only the last step rounds, upwards.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from pytest_gpucap.requirement import Number, Requirement, positive, whole
 
 RATE_DIGITS = 9
-"""Significant digits kept of a measured rate: a float's tail is no evidence, and 12.1 must stay 12.1."""
+"""Significant digits kept of a measured rate. The digits of a float beyond these carry no information."""
 
 
 def replicas_required(qps: Number, headroom: Number, rate: Number) -> int:
     """``ceil(qps * headroom / rate)``, exactly.
 
     Args:
-        qps: requests a second to serve.
-        headroom: factor on top of it; 1.3 by default elsewhere (the sizing guide's R).
-        rate: requests a second that one replica sustains (the guide's T).
+        qps: requests per second to serve.
+        headroom: factor on `qps` (R in the sizing guide).
+        rate: requests per second that one replica sustains (T in the sizing guide).
 
     Raises:
         RequirementError: if one of them is not a number above zero.
@@ -32,20 +32,22 @@ def replicas_required(qps: Number, headroom: Number, rate: Number) -> int:
 
 
 def gpus_required(qps: Number, headroom: Number, rate: Number, gpus_per_replica: Number = 1) -> int:
-    """``ceil(qps * headroom / rate) * gpus_per_replica``, exactly: ``gpus_required(10, 1.3, 3.85) == 4``.
+    """``ceil(qps * headroom / rate) * gpus_per_replica``, exactly. ``gpus_required(10, 1.3, 3.85)`` is 4.
 
     Source of the formula: DeepSeek-R1-Distill-Qwen-1.5B sizing guide, 2026 (N = ceil(Q x R / T), R = 1.3).
 
     Raises:
-        RequirementError: if one of the first three is not a number above zero, or the last no whole number from 1.
+        RequirementError: if one of the first three is not a number above zero, or if `gpus_per_replica` is not a whole
+            number of at least 1.
     """
     return replicas_required(qps, headroom, rate) * whole(gpus_per_replica, "gpus_per_replica")
 
 
 def largest_qps(gpus: Number, rate: Number, headroom: Number, gpus_per_replica: Number = 1) -> Fraction:
-    """The inverse: the largest target that a budget carries, ``replicas in the budget * rate / headroom``, exactly.
+    """The largest target rate that a budget carries: ``replicas in the budget * rate / headroom``, exactly.
 
-    ``largest_qps(4, 3.85, 1.3)`` is 154/13, about 11.85 requests a second; with less than one replica it is 0.
+    It is the inverse of `gpus_required`. ``largest_qps(4, 3.85, 1.3)`` is 154/13, about 11.85 requests per second. A
+    budget smaller than one replica carries 0.
 
     Raises:
         RequirementError: as `gpus_required`.
@@ -55,9 +57,9 @@ def largest_qps(gpus: Number, rate: Number, headroom: Number, gpus_per_replica: 
 
 
 def headroom_left(qps: Number, gpus: Number, rate: Number, gpus_per_replica: Number = 1) -> Fraction:
-    """The factor on `qps` that a budget really has: what its replicas sustain over what is asked of them.
+    """The headroom that a budget really has: the rate that its replicas sustain over `qps`.
 
-    Below 1 the budget does not even carry the target itself; below the headroom that was planned, N is too small.
+    Below 1, the budget does not carry the target rate. Below the planned headroom, it has too few GPUs.
 
     Raises:
         RequirementError: as `gpus_required`.
@@ -66,54 +68,73 @@ def headroom_left(qps: Number, gpus: Number, rate: Number, gpus_per_replica: Num
 
 
 @dataclass(frozen=True, slots=True)
-class Rate:
-    """The rate that one replica of something sustains, for a table: point and, where known, interval."""
+class ReplicaRate:
+    """The requests per second that one replica sustains.
 
-    name: str
+    Attributes:
+        value: the rate itself.
+        low, high: its interval; None if it has none.
+        gpus_per_replica: GPUs that one replica occupies.
+    """
+
     value: Number
     low: Number | None = None
     high: Number | None = None
     gpus_per_replica: int = 1
 
+    @classmethod
+    def of_floats(
+        cls, value: float, low: float | None = None, high: float | None = None, gpus_per_replica: int = 1
+    ) -> ReplicaRate:
+        """From floats, each rounded by `decimal_text`."""
+        return cls(
+            decimal_text(value),
+            None if low is None else decimal_text(low),
+            None if high is None else decimal_text(high),
+            gpus_per_replica,
+        )
+
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """GPUs for one rate and one target: from the point, and from the interval's high and low end."""
+class GpuRange:
+    """GPUs needed at a rate (`gpus`), at the high end of its interval (`fewest`) and at the low end (`most`)."""
 
     gpus: int
     fewest: int
     most: int
 
 
-def table(rates: Sequence[Rate], targets: Sequence[Number], headroom: Number) -> dict[str, list[Cell]]:
-    """GPUs by name of the rate, a cell for every target, in the order given.
+def gpu_range(rate: ReplicaRate, qps: Number, headroom: Number) -> GpuRange:
+    """GPUs for one target rate. Without an interval, all three numbers are equal.
 
     Raises:
         RequirementError: as `gpus_required`.
     """
-    return {
-        rate.name: [
-            Cell(
-                gpus_required(qps, headroom, rate.value, rate.gpus_per_replica),
-                gpus_required(qps, headroom, rate.value if rate.high is None else rate.high, rate.gpus_per_replica),
-                gpus_required(qps, headroom, rate.value if rate.low is None else rate.low, rate.gpus_per_replica),
-            )
-            for qps in targets
-        ]
-        for rate in rates
-    }
+    ends = (rate.value, rate.value if rate.high is None else rate.high, rate.value if rate.low is None else rate.low)
+    return GpuRange(*(gpus_required(qps, headroom, end, rate.gpus_per_replica) for end in ends))
+
+
+def gpu_table(
+    rates: Mapping[str, ReplicaRate], targets: Sequence[Number], headroom: Number
+) -> dict[str, list[GpuRange]]:
+    """GPUs by the name of a rate: one entry for each target rate, in their order.
+
+    Raises:
+        RequirementError: as `gpus_required`.
+    """
+    return {name: [gpu_range(rate, qps, headroom) for qps in targets] for name, rate in rates.items()}
 
 
 def decimal_text(rate: float) -> str:
-    """A measured rate as the decimal text that sizing takes it for: nine significant digits."""
+    """A measured rate as decimal text with `RATE_DIGITS` significant digits. Sizing takes this text as exact."""
     return f"{rate:.{RATE_DIGITS}g}"
 
 
 def gpus_for_rate(requirement: Requirement, rate_rps: float) -> int:
-    """GPUs that `requirement` needs when one replica sustains the measured `rate_rps`."""
+    """GPUs that `requirement` needs if one replica sustains `rate_rps` requests per second."""
     return gpus_required(requirement.qps, requirement.headroom, decimal_text(rate_rps), requirement.gpus_per_replica)
 
 
 def gpus_interval(requirement: Requirement, *, low_rps: float, high_rps: float) -> tuple[int, int]:
-    """GPUs from the high and from the low end of the measured rate: (fewest, most)."""
+    """GPUs that `requirement` needs at the high and at the low end of a measured rate: (fewest, most)."""
     return gpus_for_rate(requirement, high_rps), gpus_for_rate(requirement, low_rps)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.vllm import VllmServer, start_vllm
-from pytest_gpucap.engines.vllm_arguments import ServerSpec
 
 REPOSITORY = Path(__file__).parents[1]
 # Helpers of the tests are imported as tests.FOLDER.NAME; pytest's importlib mode adds no folder to the path.
@@ -44,10 +44,15 @@ def loaded_once() -> None:
     every run, takes a second.
     """
     for module in (
+        "filelock",
         "hypothesis",
         "openai",
         "pytest_gpucap.load.runner",
+        "pytest_gpucap.session.base_and_head",
+        "pytest_gpucap.session.benchmark_machine",
+        "pytest_gpucap.session.context",
         "pytest_gpucap.session.pytest_session",
+        "pytest_gpucap.session.session_report",
         "pytest_gpucap.simulator.runner",
     ):
         import_module(module)

@@ -17,36 +17,42 @@ import pytest_gpucap
 PACKAGE = Path(pytest_gpucap.__file__).parent
 
 ROOMS: dict[str, set[str]] = {
+    "errors": set(),
     # What is declared, and the arithmetic on it.
     "requirement": set(),
     "jit": set(),
     "sizing": {"requirement"},
+    "vllm_arguments": {"requirement"},
     # What is found.
-    "results": {"requirement", "sizing"},
+    "results": {"requirement", "sizing", "vllm_arguments"},
     # The stages of a measurement, earliest first.
-    "options": {"requirement"},
+    "hookspecs": {"engines", "gpu", "results"},
+    "extensions": {"engines", "gpu", "workloads"},
+    "option_values": {"requirement"},
+    "options": {"option_values", "extensions"},
     "workloads": {"requirement"},
     "gpu": set(),
-    "engines": set(),
-    "telemetry": {"gpu", "results"},
+    "engines": {"requirement", "vllm_arguments", "load"},
+    "telemetry": {"gpu", "engines", "results"},
     "load": {"requirement", "jit", "results"},
     "accuracy": {"requirement", "results", "load", "engines"},
-    "markers": {"options", "requirement", "workloads", "accuracy"},
+    "markers": {"options", "requirement", "vllm_arguments", "workloads", "accuracy", "engines"},
     "estimate": {"requirement", "jit", "results", "load"},
     "decisions": {"requirement", "sizing", "results"},
-    "roofline": {"requirement", "results", "load", "gpu", "engines"},
+    "roofline": {"requirement", "vllm_arguments", "results", "load", "gpu", "engines"},
     "measure": {"requirement", "results", "load", "estimate", "decisions", "roofline"},
-    "simulator": {"requirement", "jit", "load", "accuracy", "engines"},
+    "simulator": {"requirement", "vllm_arguments", "jit", "load", "accuracy", "engines"},
     # What is made of results.
-    "report": {"requirement", "sizing", "results"},
-    "history": {"requirement", "results", "decisions", "report"},
-    "planning": {"requirement", "sizing", "results", "roofline"},
+    "planning": {"requirement", "sizing", "vllm_arguments", "results", "gpu", "roofline"},
+    "report": {"requirement", "sizing", "results", "planning"},
+    "history": {"requirement", "vllm_arguments", "results", "decisions", "report"},
     # The wiring: one pytest session, and the commands.
     "session": {
         *(
             "options",
             "markers",
             "requirement",
+            "vllm_arguments",
             "results",
             "gpu",
             "engines",
@@ -58,14 +64,29 @@ ROOMS: dict[str, set[str]] = {
         *("roofline", "measure", "simulator", "report", "history"),
     },
     "fixtures": {"engines", "session"},
-    "plugin": {"options", "fixtures", "results", "session", "report"},
+    "plugin": {"hookspecs", "options", "fixtures", "results", "session", "report"},
     "cli": {
-        *("options", "requirement", "sizing", "results", "gpu", "engines", "roofline", "report", "history", "planning"),
+        *(
+            "options",
+            "requirement",
+            "vllm_arguments",
+            "sizing",
+            "results",
+            "gpu",
+            "engines",
+            "roofline",
+            "report",
+            "history",
+            "planning",
+        ),
     },
-    "__init__": {"results", "engines", "session"},
+    "__init__": {"requirement", "results", "gpu", "engines", "load", "telemetry", "session"},
     "__main__": {"cli"},
 }
-"""Folder or file -> what it may import beside itself. A room stands below everything that it may import."""
+"""Folder or file -> what it may import beside itself and ``errors.py``.
+
+A room stands below everything that it may import.
+"""
 
 FORBIDDEN = {
     "results": {"pytest", "numpy", "openai", "asyncio", "socket"},
@@ -85,6 +106,7 @@ FORBIDDEN = {
     "cli": {"pytest"},
     "simulator": {"pytest", "pynvml"},
     "requirement": {"pytest", "numpy"},
+    "vllm_arguments": {"pytest", "numpy"},
     "*": {"vllm", "torch"},
 }
 """Room -> top-level modules that it may never import; ``*``: no room may."""
@@ -112,7 +134,7 @@ def _imports() -> Iterator[tuple[str, str, str]]:
 def _allowed(stage: str, module: str) -> bool:
     own, _, rest = module.partition(".")
     target = rest.partition(".")[0]
-    if own != "pytest_gpucap" or target in {"", "__version__", stage}:
+    if own != "pytest_gpucap" or target in {"", "__version__", "errors", stage}:
         return True
     if stage in {"estimate", "measure"} and target == "load":
         return any(f"{module}.".startswith(f"{pure}.") for pure in PURE_LOAD)

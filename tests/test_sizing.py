@@ -10,14 +10,15 @@ import pytest
 
 from pytest_gpucap.requirement import Requirement, RequirementError
 from pytest_gpucap.sizing import (
-    Cell,
-    Rate,
+    GpuRange,
+    ReplicaRate,
+    gpu_range,
+    gpu_table,
     gpus_for_rate,
     gpus_interval,
     gpus_required,
     headroom_left,
     largest_qps,
-    table,
 )
 
 
@@ -79,8 +80,17 @@ def test_headroom_left() -> None:
     assert headroom_left(20, 4, 3.85) < 1  # does not even carry the target
 
 
+def test_a_rate_without_an_interval_gives_one_number_of_gpus() -> None:
+    assert gpu_range(ReplicaRate("3.85"), 10, "1.3") == GpuRange(4, 4, 4)
+    assert gpu_range(ReplicaRate("3.85", "3.0", "4.4"), 10, "1.3") == GpuRange(4, 3, 5)
+
+
+def test_floats_are_rounded_before_they_are_taken_as_exact() -> None:
+    assert ReplicaRate.of_floats(12.1, 12.000000000001) == ReplicaRate("12.1", "12", None)
+
+
 def test_a_table_over_rates_and_targets() -> None:
-    rates = [Rate("a10g", "3.85"), Rate("h200 x2", 44.0, 40.0, 48.0, gpus_per_replica=2)]
-    cells = table(rates, [10, 15, 200], "1.3")
-    assert cells["a10g"] == [Cell(4, 4, 4), Cell(6, 6, 6), Cell(68, 68, 68)]
-    assert cells["h200 x2"] == [Cell(2, 2, 2), Cell(2, 2, 2), Cell(12, 12, 14)]
+    rates = {"a10g": ReplicaRate("3.85"), "h200 x2": ReplicaRate(44.0, 40.0, 48.0, gpus_per_replica=2)}
+    cells = gpu_table(rates, [10, 15, 200], "1.3")
+    assert cells["a10g"] == [GpuRange(4, 4, 4), GpuRange(6, 6, 6), GpuRange(68, 68, 68)]
+    assert cells["h200 x2"] == [GpuRange(2, 2, 2), GpuRange(2, 2, 2), GpuRange(12, 12, 14)]

@@ -30,8 +30,9 @@ from tabulate import tabulate
 
 from pytest_gpucap.decisions.paired import PAIR_START_SD
 from pytest_gpucap.decisions.regression import decide, mean_of, ratio_of
+from pytest_gpucap.engines.protocol import LoadRequest, over_http
+from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.vllm import VllmServer, start_vllm
-from pytest_gpucap.engines.vllm_arguments import ServerSpec
 from pytest_gpucap.measure import alternation as pairing
 from pytest_gpucap.measure import constants
 from pytest_gpucap.measure.alternation import Paired, PairedServer, compare
@@ -40,11 +41,12 @@ from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.requirement import LatencyLimit, Length, Requirement, Slo, Workload
 from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.measured import Interval, Measurement
-from pytest_gpucap.session.harness import load_on
+from pytest_gpucap.session.harness import settings_on
 from pytest_gpucap.simulator import profile as profiles
 from pytest_gpucap.simulator.machine import Machine, SharedRunner
 from pytest_gpucap.simulator.profile import EngineModel
 from pytest_gpucap.simulator.runner import SimRunner
+from pytest_gpucap.vllm_arguments import VllmArguments
 
 ALLOWED = 0.05
 PACES = (1.0, 1.03, 1.05, 1.07)
@@ -186,7 +188,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._began, self._most_s = time.monotonic(), 60.0 * float(options.minutes)
-        self._spec = ServerSpec("synthetic:tiny", python=options.python, args={"max_model_len": 512})
+        self._spec = ServerSpec("synthetic:tiny", python=options.python, args=VllmArguments({"max_model_len": 512}))
         self._limit = LatencyLimit.parse("e2e_p95", options.e2e)
         self._workload = Workload(Length.fixed(64), Length.fixed(32))
         self._rate = float(options.rate)
@@ -238,9 +240,9 @@ class Bench:
     @contextmanager
     def _side(self, server: VllmServer, seed: int) -> Iterator[PairedServer]:
         most_s = max(90.0, min(240.0, self.left_s()))
-        runner, settings = load_on(server, self._workload, Settings(seed=seed, max_time_s=most_s), None, None)
+        runner = over_http(server, LoadRequest(workload=self._workload, seed=seed))
         try:
-            yield PairedServer(runner, settings)
+            yield PairedServer(runner, settings_on(server, Settings(seed=seed, max_time_s=most_s), None))
         finally:
             runner.close()
 

@@ -22,13 +22,14 @@ import numpy as np
 from scipy import stats
 
 from pytest_gpucap.engines import synthetic
+from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.vllm import VllmServer, start_vllm
-from pytest_gpucap.engines.vllm_arguments import ServerSpec
 from pytest_gpucap.gpu.inventory import take_inventory
 from pytest_gpucap.load.protocol import ERRORS, Phase, Status
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.load.schedule import closed_loop, open_loop
 from pytest_gpucap.requirement import ApiKind, Length, Workload
+from pytest_gpucap.vllm_arguments import VllmArguments
 
 BENCH = """
 import argparse
@@ -134,7 +135,7 @@ def main() -> int:
     turns: dict[str, list[dict[str, float]]] = {"ours": [], "vllm bench serve": []}
     devices = [take_inventory().devices[0].uuid] if options.gpu else []
     longest = max(1024, options.input_tokens + options.output_tokens)
-    spec = ServerSpec(options.model, args={"max_model_len": longest}, python=options.vllm_python)
+    spec = ServerSpec(options.model, args=VllmArguments({"max_model_len": longest}), python=options.vllm_python)
     with start_vllm(spec, devices=devices) as server:
         ours(server, options, seed=99)  # a fresh server is slower; neither is charged for that
         for turn in range(options.turns):

@@ -16,12 +16,13 @@ from pathlib import Path
 
 from study import FIELDS, RESULTS  # type: ignore[import-not-found,unused-ignore]
 
+from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.vllm import start_vllm
-from pytest_gpucap.engines.vllm_arguments import ServerSpec
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.measure.procedure import measure
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.requirement import ApiKind, LatencyLimit, Length, Requirement, Slo, Workload
+from pytest_gpucap.vllm_arguments import VllmArguments
 
 WORKLOAD = Workload(Length.fixed(256), Length.fixed(64), endpoint=ApiKind.COMPLETIONS)
 ROOT = Path(__file__).parents[2]
@@ -36,7 +37,9 @@ def main() -> None:
     options = parser.parse_args()
     slo = Slo((LatencyLimit.parse("e2e_p95", options.e2e_p95),))
     wanted = Requirement("cpu", Fraction(20), 1, Fraction(1), 1, WORKLOAD, slo)
-    spec = ServerSpec("synthetic:tiny", {"max_model_len": 1024, "enable_prefix_caching": False}, options.python)
+    spec = ServerSpec(
+        "synthetic:tiny", VllmArguments({"max_model_len": 1024, "enable_prefix_caching": False}), options.python
+    )
     RESULTS.mkdir(exist_ok=True)
     with start_vllm(spec) as server, (RESULTS / "cpu-vllm.csv").open("w", newline="") as file:
         writer = csv.writer(file)

@@ -74,7 +74,7 @@ def verdict_table(results: Path) -> list[str]:
     """Error rates and GPU seconds, all methods."""
     lines = [
         (
-            "| profile | method | reps a cell | wrong at r = 0.95 / 0.98 / 1.02 / 1.05, % | undecided, same, % | "
+            "| profile | method | reps per cell | wrong at r = 0.95 / 0.98 / 1.02 / 1.05, % | undecided, same, % | "
             "GPU s median, p90 at r <= 0.95 and >= 1.05 | p90 at 0.98 and 1.02 |"
         ),
         "|---|---|---|---|---|---|---|",
@@ -123,7 +123,7 @@ def estimate_table(results: Path) -> list[str]:
 def far_table(results: Path) -> list[str]:
     """Error rates and GPU seconds where the answer is plain."""
     lines = [
-        "| profile | checks a cell | wrong or undecided at r = 0.1 / 0.5 / 2 / 10, % | GPU s median, same |",
+        "| profile | checks per cell | wrong or undecided at r = 0.1 / 0.5 / 2 / 10, % | GPU s median, same |",
         "|---|---|---|---|",
     ]
     for name, (_, held_out) in truths().items():
@@ -220,18 +220,18 @@ def write(results: Path, target: Path, machine: str) -> None:
         "",
         (
             "SIMULATED servers of known capacity, unless a section says otherwise. r is the true capacity over the "
-            "requirement; a verdict is wrong when it is PASS below r = 1 or FAIL above. GPU seconds leave the server's "
-            "start out. *Held out* is not strict: durations and thresholds were set on the other profiles, but the "
-            "twin and the climb were looked at on all of them, and four flaws were found on profiles so marked and "
-            "mended. The seeds of these checks and measurements are fresh: none was drawn before the last "
-            "constant was set. A dash is a cell that was not run. `h200` is calibrated to a server whose throughput "
-            "falls beyond about 120 requests in flight."
+            "requirement. A verdict is wrong if it is PASS below r = 1 or FAIL above. GPU seconds leave out the "
+            "server's start. Durations and thresholds were set on the profiles that are not marked *held out*. The "
+            "queue model and the ramp were examined on all profiles, and four flaws were found on held-out ones and "
+            "mended, so *held out* is not strict. The seeds of these checks and measurements are fresh: none was drawn "
+            "before the last constant was set. A dash is a cell that was not run. `h200` is calibrated to a server "
+            "whose throughput falls beyond about 120 requests in flight."
         ),
         "",
         (
             f"Machine: 2 cores, {machine}, shared with other work (which changes nothing in virtual "
-            "time). Commands: `python benchmarks/verdict/study.py run`, then `over_http.py`, "
-            "`on_cpu_vllm.py`, and `study.py table`."
+            "time). Commands, in this order: `python benchmarks/verdict/study.py run`, `over_http.py`, "
+            "`on_cpu_vllm.py`, `study.py table`."
         ),
         "",
         *verdict_table(results),

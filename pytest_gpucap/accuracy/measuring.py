@@ -15,7 +15,7 @@ from pytest_gpucap.accuracy.asking import Reply, ask, context_tokens
 from pytest_gpucap.accuracy.grading import Grade, grade, thought
 from pytest_gpucap.accuracy.judging import judged, share_interval
 from pytest_gpucap.accuracy.questions import Question, read_questions
-from pytest_gpucap.engines.server import Server
+from pytest_gpucap.engines.protocol import Server
 from pytest_gpucap.load.address import ServerAddress
 from pytest_gpucap.requirement import Workload
 from pytest_gpucap.results.measured import Accuracy, Interval, Outcome, Sample, Verdict

@@ -12,7 +12,7 @@ from pytest_gpucap.options import Options
 from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.results.result_file import ResultFileError
 
-FOLDER = Options.baselines
+FOLDER = Options().baselines
 
 
 def add_folder(parser: argparse.ArgumentParser) -> None:

@@ -13,9 +13,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pytest_gpucap.errors import GpuCapError
 
-class ServerError(RuntimeError):
+
+class ServerError(GpuCapError):
     """Base of everything a server can raise."""
+
+    needs_traceback = False
 
 
 class ServerStartError(ServerError):
@@ -25,13 +29,16 @@ class ServerStartError(ServerError):
         cause: one line, the cause found and what to do about it.
         log_tail: last lines of the log; empty if there was none.
         log_path: the whole log; None if the server never ran.
+
+    Args:
+        title: the name of the engine, for the message; empty: it says "the server" alone.
     """
 
-    def __init__(self, cause: str, log_tail: str = "", log_path: Path | None = None) -> None:
+    def __init__(self, cause: str, log_tail: str = "", log_path: Path | None = None, *, title: str = "") -> None:
         self.cause = cause
         self.log_tail = log_tail
         self.log_path = log_path
-        parts = [f"the vLLM server did not start: {cause}"]
+        parts = [f"the {title} server did not start: {cause}" if title else f"the server did not start: {cause}"]
         if log_tail:
             parts += ["", f"the last {len(log_tail.splitlines())} lines of its log:", log_tail.rstrip("\n")]
         if log_path is not None:

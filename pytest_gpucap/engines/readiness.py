@@ -11,7 +11,7 @@ import psutil
 from pytest_gpucap.engines.errors import EndpointError, ServerStartError
 from pytest_gpucap.engines.log import ServerLog
 from pytest_gpucap.engines.process import OwnedProcess
-from pytest_gpucap.engines.server import Server
+from pytest_gpucap.engines.server import HttpServer
 from pytest_gpucap.engines.startup_errors import diagnose
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Readiness:
         api_key: the key it must take.
         deadline: on `time.monotonic`.
         on_wait: told about once a second what the start is doing.
+        title: how messages call the server.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Readiness:
         api_key: str,
         deadline: float,
         on_wait: Callable[[str], None] | None,
+        title: str,
     ) -> None:
         self.exit_code: int | None = None
         """The main process's exit code, once it is known to have ended."""
@@ -59,7 +61,7 @@ class Readiness:
         self._api_key = api_key
         self._started = time.monotonic()
         self._deadline = deadline
-        self._on_wait = on_wait
+        self._on_wait, self._title = on_wait, title
         self._next_news = self._started
 
     def wait(self) -> str:
@@ -78,11 +80,11 @@ class Readiness:
             endpoint.close()
         return endpoint.base_url
 
-    def _find(self) -> Server:
+    def _find(self) -> HttpServer:
         """The endpoint that lists our model on a port our own processes listen on."""
         while True:
             for port in self._ports():
-                endpoint = Server(f"http://127.0.0.1:{port}/v1", self._model, self._api_key)
+                endpoint = HttpServer(f"http://127.0.0.1:{port}/v1", self._model, self._api_key)
                 try:
                     if self._model in endpoint.models(timeout_s=_FIND_S):
                         return endpoint
@@ -101,14 +103,14 @@ class Readiness:
         return [each.laddr.port for each in connections if each.status == psutil.CONN_LISTEN]
 
     @staticmethod
-    def _healthy(endpoint: Server) -> bool:
+    def _healthy(endpoint: HttpServer) -> bool:
         try:
             endpoint.request("/health", timeout_s=_HEALTH_S)
         except EndpointError:
             return False
         return True
 
-    def _ask(self, endpoint: Server) -> None:
+    def _ask(self, endpoint: HttpServer) -> None:
         """One plain and one streamed chat; completions where the model has no chat template."""
         import openai
 
@@ -151,7 +153,9 @@ class Readiness:
             return
         self._next_news = now + 1.0
         last = self._log.tail(1).strip()
-        self._on_wait(f"vLLM {doing} ({now - self._started:.0f} s): {last[-_LINE:] or 'no log yet'}")
+        self._on_wait(
+            f"{self._title or 'the server'} {doing} ({now - self._started:.0f} s): {last[-_LINE:] or 'no log yet'}"
+        )
 
 
 def chat(client: openai.OpenAI, model: str) -> None:

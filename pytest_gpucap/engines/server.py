@@ -1,21 +1,26 @@
-"""What every OpenAI-compatible server offers a test, started by us or not."""
+"""What every OpenAI-compatible server over HTTP offers a test, started by us or not."""
 
 from __future__ import annotations
 
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+from urllib.parse import urlsplit
 
 from pytest_gpucap.engines.errors import EndpointError, MetricsUnavailable
 from pytest_gpucap.engines.log import ServerLog
-from pytest_gpucap.engines.prometheus import Metrics
+from pytest_gpucap.engines.protocol import Capabilities
 
 if TYPE_CHECKING:
     import openai
+
+    from pytest_gpucap.engines.prometheus import Metrics
+
+
+NO_KEY: Final = "none"
+"""What is sent to a server that needs no key; the OpenAI client insists on one."""
 
 
 class Secret(str):
@@ -27,27 +32,39 @@ class Secret(str):
         return "'***'"
 
 
-class Server:
-    """An OpenAI-compatible server; a context manager that closes it.
+class HttpServer:
+    """An OpenAI-compatible server over HTTP; a context manager that closes it. It implements `Server`.
+
+    Engines of vLLM's kind need nothing else; others override what is different about them.
+
+    Args:
+        base_url: with ``/v1`` at the end.
+        model: the name that requests must carry.
+        api_key: masked in every repr.
 
     Attributes:
-        base_url: ends in ``/v1``.
-        model: the name requests must carry.
-        api_key: masked in every repr.
-        log: the server's log; None where it is not ours to see.
+        software: what reports call it, before its version.
     """
 
-    log: ServerLog | None = None
-    max_num_seqs: int | None = None
-    kv_tokens: int | None = None
+    software: ClassVar[str] = ""
 
-    def __init__(self, base_url: str, model: str, api_key: str) -> None:
-        self.base_url = base_url.rstrip("/")
+    def __init__(self, base_url: str, model: str, api_key: str = NO_KEY) -> None:
+        self._base_url = base_url.rstrip("/")
         self.model = model
         self.api_key = Secret(api_key)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(base_url={self.base_url!r}, model={self.model!r}, api_key={self.api_key!r})"
+        return f"{type(self).__name__}(base_url={self._base_url!r}, model={self.model!r}, api_key={self.api_key!r})"
+
+    @property
+    def base_url(self) -> str:
+        """Where requests go; ends in ``/v1``."""
+        return self._base_url
+
+    @property
+    def log(self) -> ServerLog | None:
+        """The server's log; None if it is not ours to see."""
+        return None
 
     @property
     def root_url(self) -> str:
@@ -73,7 +90,7 @@ class Server:
 
     @cached_property
     def version(self) -> str | None:
-        """The version of vLLM as the server tells it; None where it tells none."""
+        """The version of its software as it tells it under ``/version``, as vLLM does; None if it tells none."""
         try:
             answer = json.loads(self.request("/version"))
         except (EndpointError, ValueError):
@@ -95,12 +112,28 @@ class Server:
         """Whether the server says that it is a simulation (ours do, in their version)."""
         return (self.version or "").startswith("SIMULATED")
 
+    @property
+    def loopback(self) -> bool:
+        """Whether it listens on this machine's loopback interface."""
+        return urlsplit(self._base_url).hostname in {"127.0.0.1", "localhost", "::1"}
+
+    def capabilities(self) -> Capabilities:
+        """What the server is and can; only what every server tells."""
+        return Capabilities(simulated=self.simulated, loopback=self.loopback)
+
+    def facts(self) -> Mapping[str, object]:
+        """What a report names of it."""
+        named = f"{self.software} {self.version or ''}".strip()
+        return {"server": named or self.base_url, "model": self.model, "url": self.base_url}
+
     def metrics(self) -> Metrics:
         """The server's Prometheus samples, read now.
 
         Raises:
             MetricsUnavailable: if the server has no ``/metrics``.
         """
+        from pytest_gpucap.engines.prometheus import Metrics
+
         try:
             return Metrics.parse(self.request("/metrics"))
         except (EndpointError, ValueError) as error:
@@ -147,21 +180,28 @@ class Server:
         Raises:
             EndpointError: on anything but a good answer.
         """
+        from urllib.error import HTTPError
+        from urllib.request import ProxyHandler, Request, build_opener
+
         url = self.root_url + path
-        request = urllib.request.Request(url, method=method)  # noqa: S310  (checked to be http or https)
+        request = Request(url, method=method)  # noqa: S310  (checked to be http or https)
         if self.api_key:
             request.add_header("Authorization", f"Bearer {self.api_key:s}")
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        opener = build_opener(ProxyHandler({}))
         try:
             with opener.open(request, timeout=timeout_s) as answer:
                 body: bytes = answer.read()
-        except urllib.error.HTTPError as error:
+        except HTTPError as error:
             error.close()
             raise EndpointError(f"{method} {url} answered {error.code} {error.reason}") from None
         except (OSError, ValueError) as error:
             reason: Any = getattr(error, "reason", error)
             raise EndpointError(f"{method} {url} failed: {reason}") from None
         return body.decode("utf-8", errors="replace")
+
+    def pids(self) -> set[int]:
+        """Its living processes; none that we know of."""
+        return set()
 
     def close(self) -> None:
         """Close the clients that were made."""

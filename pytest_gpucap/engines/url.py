@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Final
 from urllib.parse import urlsplit
 
 from pytest_gpucap.engines.errors import EndpointError
-from pytest_gpucap.engines.server import Server
+from pytest_gpucap.engines.protocol import Capabilities
+from pytest_gpucap.engines.server import NO_KEY, HttpServer
+from pytest_gpucap.vllm_arguments import VllmArguments
 
-NO_KEY = "none"
-"""What is sent where the endpoint needs no key; the OpenAI client insists on one."""
+_PARALLEL: Final = (
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "data_parallel_size",
+    "prefill_context_parallel_size",
+    "decode_context_parallel_size",
+)
+_SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
+    "model_config": {"dtype": "dtype", "quantization": "quantization"},
+    "cache_config": {"cache_dtype": "kv_cache_dtype", "cpu_offload_gb": "cpu_offload_gb"},
+    "parallel_config": {name: name for name in _PARALLEL},
+    "speculative_config": {"num_speculative_tokens": "speculative_config.num_speculative_tokens"},
+}
+"""Where vLLM's configuration keeps which argument."""
 
 
-class ExternalServer(Server):
+class ExternalServer(HttpServer):
     """An OpenAI-compatible server that somebody else runs. `close` closes our connections to it and nothing else.
 
     Attributes:
         origin: the folder or hub name that it loaded the model from, where it tells.
     """
 
+    software = "vLLM"  # the only one that is known to tell a version
     origin: str | None = None
 
     @property
@@ -30,9 +47,27 @@ class ExternalServer(Server):
             return False
         return True
 
-    def pids(self) -> set[int]:
-        """Empty: its processes are not ours."""
-        return set()
+    def capabilities(self) -> Capabilities:
+        """See `Server.capabilities`. By the server's own word where it gives one."""
+        return Capabilities(
+            simulated=self.simulated,
+            loopback=self.loopback,
+            started=False,
+            models=tuple(dict.fromkeys([*filter(None, [self.origin]), self.model])),
+            arguments=self._told_arguments(),
+        )
+
+    def facts(self) -> Mapping[str, object]:
+        """See `Server.facts`."""
+        return {**super().facts(), **({} if self.version else {"server": self.base_url})}
+
+    def _told_arguments(self) -> VllmArguments:
+        """Those of vLLM's arguments that decide its limits, as its configuration has them; none if it tells none."""
+        found: dict[str, object] = {}
+        for section, names in _SECTIONS.items():
+            values = self.config.get(section) or {}
+            found |= {argument: values[name] for name, argument in names.items() if values.get(name) is not None}
+        return VllmArguments(found)
 
 
 def attach(

@@ -6,78 +6,94 @@ import os
 import re
 import secrets
 import shutil
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
+from typing import Final
 
 from pytest_gpucap.engines import synthetic
 from pytest_gpucap.engines.device_indices import indices
 from pytest_gpucap.engines.errors import MetricsUnavailable, ServerStartError
-from pytest_gpucap.engines.log import ServerLog
-from pytest_gpucap.engines.process import OwnedProcess
-from pytest_gpucap.engines.readiness import Readiness
-from pytest_gpucap.engines.server import Server
-from pytest_gpucap.engines.startup_errors import diagnose, oom_kills
-from pytest_gpucap.engines.vllm_arguments import ServerSpec
+from pytest_gpucap.engines.launch import Launched, LaunchedServer, launch
+from pytest_gpucap.engines.protocol import Capabilities, MetricNames
+from pytest_gpucap.engines.server_spec import ServerSpec
+from pytest_gpucap.vllm_arguments import ENTRY_POINT
 
-ENTRY_POINT = "vllm.entrypoints.openai.api_server"
-_TAIL_LINES = 30
 _LOG_KV_TOKENS = re.compile(r"KV cache size: ([\d,]+) tokens")
 
 
-class VllmServer(Server):
+METRICS: Final = MetricNames(
+    running=("vllm:num_requests_running",),
+    waiting=("vllm:num_requests_waiting",),
+    kv_use=("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
+    preemptions=("vllm:num_preemptions_total",),
+    prompt_tokens=("vllm:prompt_tokens_total",),
+    output_tokens=("vllm:generation_tokens_total",),
+    prefix_queries=("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total"),
+    prefix_hits=("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total"),
+)
+
+
+class VllmServer(LaunchedServer):
     """A vLLM server that we started. A context manager; `close` ends everything it started.
 
-    Attributes:
+    Args:
+        launched: its process (no secret stands on the command line).
         spec: what was asked for, with the defaults of a synthetic model added.
-        devices: the GPUs it may use, by UUID; empty on a CPU.
-        command: its command line (no secret stands on it).
-        startup_s: seconds from start to ready.
     """
 
-    def __init__(
-        self,
-        *,
-        process: OwnedProcess,
-        log: ServerLog,
-        spec: ServerSpec,
-        devices: Sequence[str],
-        command: Sequence[str],
-        model: str,
-        api_key: str,
-        base_url: str,
-        startup_s: float,
-    ) -> None:
-        super().__init__(base_url, model, api_key)
-        self.log: ServerLog = log
+    software = "vLLM"
+
+    def __init__(self, launched: Launched, spec: ServerSpec) -> None:
+        super().__init__(launched)
         self.spec = spec
-        self.devices = tuple(devices)
-        self.command = list(command)
-        self.startup_s = startup_s
-        self._process = process
 
-    @property
-    def running(self) -> bool:
-        """Whether its main process still runs."""
-        return self._process.poll() is None
+    def capabilities(self) -> Capabilities:
+        """See `Server.capabilities`."""
+        return Capabilities(
+            max_num_seqs=self.max_num_seqs,
+            kv_tokens=self.kv_tokens,
+            metrics=METRICS,
+            simulated=self.simulated,
+            loopback=self.loopback,
+            models=(self.spec.model,),
+            arguments=self.spec.args,
+        )
 
-    def pids(self) -> set[int]:
-        """Every living process of the server."""
-        return self._process.pids()
+    def facts(self) -> Mapping[str, object]:
+        """See `Server.facts`."""
+        told = super().facts()
+        sizes = {"max_num_seqs": self.max_num_seqs, "kv_tokens": self.kv_tokens}
+        return {
+            "server": told["server"],
+            "model": self.spec.model,
+            "server_args": dict(self.spec.args.values),
+            **self._weights(),
+            "command": told["command"],
+            "log": told["log"],
+            **{name: size for name, size in sizes.items() if size is not None},
+        }
 
-    @cached_property
-    def max_num_seqs(self) -> int | None:  # type: ignore[override]
-        """How many requests it runs at once, over all engines; None where it does not tell."""
-        given = self.spec.args.get("max_num_seqs")
+    def _weights(self) -> dict[str, object]:
+        """How the server holds the weights, which the model's own files may decide; nothing if it does not tell."""
         try:
-            each = int(str(self.config["scheduler_config"]["max_num_seqs"] if given is None else given))
-        except (ValueError, KeyError, TypeError):
-            return None
-        return each * int(str(self.spec.args.get("data_parallel_size") or 1))
+            config = self.config["model_config"]
+            return {"quantization": config["quantization"], "dtype": str(config["dtype"]).removeprefix("torch.")}
+        except (KeyError, TypeError):
+            return {}
 
     @cached_property
-    def kv_tokens(self) -> int | None:  # type: ignore[override]
+    def max_num_seqs(self) -> int | None:
+        """How many requests it runs at once, over all engines; None where it does not tell."""
+        each = self.spec.args.max_num_seqs
+        if each is None:
+            try:
+                each = int(str(self.config["scheduler_config"]["max_num_seqs"]))
+            except (ValueError, KeyError, TypeError):
+                return None
+        return each * self.spec.args.data_parallel_size
+
+    @cached_property
+    def kv_tokens(self) -> int | None:
         """How many tokens its KV cache holds, over all engines; None where it does not tell."""
         try:
             engines = self.metrics().find("vllm:cache_config_info")
@@ -94,11 +110,6 @@ class VllmServer(Server):
             pass
         logged = _LOG_KV_TOKENS.findall(self.log.text())
         return sum(int(tokens.replace(",", "")) for tokens in logged) if logged else None
-
-    def close(self) -> None:
-        """End the server; returns when its processes are reaped and its port is closed. Safe to call twice."""
-        super().close()
-        self._process.close()
 
 
 def start_vllm(
@@ -118,46 +129,29 @@ def start_vllm(
         ServerStartError: if it is not ready in time or ends before; nothing of it is left running.
         ValueError: for an unknown synthetic model.
     """
-    started = time.monotonic()
-    killed_before = oom_kills()
     model_path = spec.model
     if synthetic.is_synthetic(spec.model):
         spec = spec.with_defaults(synthetic.architecture(spec.model).server_args(cpu=not devices))
         model_path = str(synthetic.make(spec.model))
     python = shutil.which(spec.python)
     if python is None:
-        raise ServerStartError(
-            f"there is no interpreter {spec.python}; choose one that has vLLM with --gpucap-vllm-python"
-        )
+        cause = f"there is no interpreter {spec.python}; choose one that has vLLM with --gpucap-vllm-python"
+        raise ServerStartError(cause, title=VllmServer.software)
     name = f"gpucap-{_slug(spec.model)}-{secrets.token_hex(6)}"
     api_key = secrets.token_urlsafe(24)
-    log = ServerLog(_log_path(spec, name))
-    command = [python, "-m", ENTRY_POINT, "--model", model_path, *spec.flags()]
+    command = [python, "-m", ENTRY_POINT, "--model", model_path, *spec.args.flags()]
     command += ["--host", "127.0.0.1", "--port", "0", "--served-model-name", name]
-    process = OwnedProcess(command, env=environment(spec, devices, api_key), log_path=log.path)
-    try:
-        readiness = Readiness(process, log, name, api_key, started + spec.startup_timeout_s, on_wait)
-        try:
-            base_url = readiness.wait()
-        except ServerStartError as error:
-            process.close()
-            exit_code = readiness.exit_code
-            cause = error.cause if exit_code is None else diagnose(log.text(), exit_code, oom_kills() - killed_before)
-            raise ServerStartError(cause, log.tail(_TAIL_LINES), log.path) from None
-    except BaseException:
-        process.close()
-        raise
-    return VllmServer(
-        process=process,
-        log=log,
-        spec=spec,
-        devices=devices,
-        command=command,
+    launched = launch(
+        command,
         model=name,
+        log_path=spec.log_dir / f"{name}.log",
+        timeout_s=spec.startup_timeout_s,
+        env=environment(spec, devices, api_key),
         api_key=api_key,
-        base_url=base_url,
-        startup_s=time.monotonic() - started,
+        title=VllmServer.software,
+        on_wait=on_wait,
     )
+    return VllmServer(launched, spec)
 
 
 def environment(spec: ServerSpec, devices: Sequence[str], api_key: str) -> dict[str, str]:
@@ -186,7 +180,3 @@ def environment(spec: ServerSpec, devices: Sequence[str], api_key: str) -> dict[
 
 def _slug(model: str) -> str:
     return re.sub(r"[^A-Za-z0-9.-]+", "-", model.removeprefix(synthetic.PREFIX).rstrip("/").rpartition("/")[2])[:40]
-
-
-def _log_path(spec: ServerSpec, name: str) -> Path:
-    return (spec.log_dir / f"{name}.log").absolute()

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import nnls
 
+from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.load.protocol import Floats, Journal, Status
 
 STEPS_PER_BIN = 16
@@ -238,7 +239,7 @@ def related(residual: Floats, keep: npt.NDArray[np.bool_]) -> float:
     return (kept.size * max(0.0, ratio) + RELATED_PRIOR_BINS * RELATED_PRIOR) / (kept.size + RELATED_PRIOR_BINS)
 
 
-class SpeedError(ValueError):
+class SpeedError(GpuCapError, ValueError):
     """Too little was decoded for a curve."""
 
 

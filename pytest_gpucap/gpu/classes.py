@@ -6,20 +6,19 @@ bandwidth): good for saying that a number is impossible, useless as a forecast.
 
 from __future__ import annotations
 
-import difflib
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from pytest_gpucap.errors import GpuCapError
 
 GIB = 2**30
 
 
-class GpuClassError(ValueError):
+class GpuClassError(GpuCapError, ValueError):
     """A GPU class that cannot be used as declared; the message names the place and the mend in one line."""
 
 
@@ -96,11 +95,11 @@ def find_class(name: str, extra: Iterable[GpuClass] = ()) -> GpuClass:
     for gpu_class in known:
         if wanted in {_normal(spelling) for spelling in (gpu_class.name, *gpu_class.aliases)}:
             return gpu_class
+    from difflib import get_close_matches
+
     names = [gpu_class.name for gpu_class in known]
     spellings = {spelling: c.name for c in known for spelling in (c.name, *c.aliases)}
-    near = list(
-        dict.fromkeys(spellings[match] for match in difflib.get_close_matches(wanted, spellings, n=6, cutoff=0.6))
-    )
+    near = list(dict.fromkeys(spellings[match] for match in get_close_matches(wanted, spellings, n=6, cutoff=0.6)))
     near += [other for other in names if wanted and other.startswith(wanted) and other not in near]
     whole = [c.name for c in known if c.mig_profile is None]
     offer = f"did you mean {' or '.join(near[:3])}?" if near else f"known are {', '.join(whole)}"
@@ -187,10 +186,12 @@ def _normal(name: str) -> str:
 
 @cache
 def _built_in() -> tuple[GpuClass, ...]:
-    return _parse(files(__package__).joinpath("gpus.toml").read_text(encoding="utf-8"), "gpus.toml")
+    return _parse(Path(__file__).with_name("gpus.toml").read_text(encoding="utf-8"), "gpus.toml")
 
 
 def _parse(text: str, where: str) -> tuple[GpuClass, ...]:
+    import tomllib
+
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -208,7 +209,9 @@ def _from_table(table: Mapping[str, Any], where: str) -> tuple[GpuClass, ...]:
         raise GpuClassError(f'{where}: every GPU class needs a name = "..."')
     place = f"{where}: GPU class {name}"
     if unknown := sorted(set(table) - _KEYS):
-        near = difflib.get_close_matches(unknown[0], sorted(_KEYS), n=1)
+        from difflib import get_close_matches
+
+        near = get_close_matches(unknown[0], sorted(_KEYS), n=1)
         raise GpuClassError(f"{place}: no such key: {unknown[0]}" + (f" (did you mean {near[0]}?)" if near else ""))
     names: dict[str, tuple[str, ...]] = {}
     for key in _NAMES:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.gpu.classes import GIB, GpuClass, class_named_by_nvml, known_classes
 from pytest_gpucap.gpu.cuda_visible_devices import visible
 from pytest_gpucap.gpu.device import Device
@@ -34,11 +35,11 @@ class Inventory:
     problems: tuple[str, ...] = ()
 
 
-class NoGpu(RuntimeError):  # noqa: N818 - reads as what is wrong
+class NoGpu(GpuCapError):  # noqa: N818 - reads as what is wrong
     """No GPU that this process may use, and none was asked for by class."""
 
 
-class WrongGpuClass(RuntimeError):  # noqa: N818 - reads as what is wrong
+class WrongGpuClass(GpuCapError):  # noqa: N818 - reads as what is wrong
     """The machine has no device of the class; the message says what it has and how near that comes."""
 
 

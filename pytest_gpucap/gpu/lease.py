@@ -18,8 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from filelock import FileLock, Timeout
-
+from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.gpu.device import Device
 from pytest_gpucap.gpu.occupancy import describe_pid, look
 
@@ -30,8 +29,10 @@ GRACE_S = 5.0
 """How long memory of a process that has just ended may take to come back before a device counts as shared."""
 
 
-class LeaseError(RuntimeError):
+class LeaseError(GpuCapError):
     """No lease can be had; the message says of what and why."""
+
+    needs_traceback = False
 
 
 class LeaseTimeout(LeaseError):  # noqa: N818 - reads as what is wrong
@@ -185,6 +186,8 @@ class _Room:
 
     def hold(self, name: str, timeout_s: float = 0.0) -> ExitStack | None:
         """The lock, held until the stack closes; None if somebody else has it for that long."""
+        from filelock import FileLock, Timeout  # loads asyncio
+
         lock = FileLock(self.path(name), mode=0o666, timeout=timeout_s, thread_local=False)
         try:
             lock.acquire(poll_interval=POLL_S)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
+from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.gpu.classes import GIB
 from pytest_gpucap.gpu.device import Device
 from pytest_gpucap.gpu.occupancy import look_all
@@ -14,8 +15,10 @@ SLACK_BYTES = 64 * 2**20
 POLL_S = 0.25
 
 
-class MemoryNotReturned(RuntimeError):  # noqa: N818 - reads as what is wrong
+class MemoryNotReturned(GpuCapError):  # noqa: N818 - reads as what is wrong
     """The server ended and its memory did not come back in time; the message names who has it."""
+
+    needs_traceback = False
 
 
 def memory_in_use(devices: Sequence[Device]) -> dict[str, int]:

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from pytest_gpucap.errors import GpuCapError
 
-class NvmlUnavailable(RuntimeError):  # noqa: N818 - reads as what is wrong
+
+class NvmlUnavailable(GpuCapError):  # noqa: N818 - reads as what is wrong
     """NVML cannot be used at all: no library, no driver, a driver of another version, no permission."""
 
 

@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.history.alarm import run_sd
 
 Floats = npt.NDArray[np.float64]
@@ -28,7 +29,7 @@ _NEIGHBOURS: Final = 3
 _CLIP_SD: Final = 2.5
 
 
-class MissingLibraryError(ImportError):
+class MissingLibraryError(GpuCapError, ImportError):
     """A library of the extra ``history`` is not installed; the message says how to install it."""
 
 

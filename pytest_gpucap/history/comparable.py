@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from pytest_gpucap.history.scrub import scrubbed
 from pytest_gpucap.results.record import Record
+from pytest_gpucap.vllm_arguments import recorded
 
 _UNKNOWN: Final = "unknown"
 _NONE: Final = "none"
@@ -41,7 +42,7 @@ def identity(record: Record, *, told: frozenset[str] = TOLD) -> dict[str, str]:
             the server's own word, and a trace is the name of its file.
     """
     environment = scrubbed(record["environment"])
-    arguments = environment.get("server_args") or {}
+    arguments = recorded(environment.get("server_args") or {})
     names = {
         "measured or SIMULATED": "SIMULATED" if record["simulated"] else "measured",
         "GPU class": _text(environment.get("gpu_class"), _UNKNOWN),

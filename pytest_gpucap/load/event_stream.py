@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pytest_gpucap.errors import GpuCapError
+
 FIELD = b"data: "
 """What an event's data comes after, as servers write it."""
 MAX_EVENT_BYTES = 16 * 2**20
 """One event may not be longer: no answer of a language model comes near, and memory stays bounded."""
 
 
-class EventStreamError(ValueError):
+class EventStreamError(GpuCapError, ValueError):
     """The body is no event stream."""
 
 

@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.results.problems import Problem
 
 Floats = npt.NDArray[np.float64]
@@ -250,7 +251,7 @@ class Progress:
     """Errors in this phase so far (`ERRORS`)."""
 
 
-class LoadError(RuntimeError):
+class LoadError(GpuCapError):
     """The load cannot be produced at all (no connection at the start, the worker died): no verdict can come of it."""
 
 

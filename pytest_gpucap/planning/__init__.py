@@ -1,1 +1,1 @@
-"""Planning: from a rate to a fleet: GPUs, memory and cost by GPU class."""
+"""Planning: from the rate of one replica to a fleet, with its GPUs, memory and cost by GPU class."""

@@ -1,263 +1,149 @@
-"""A fleet for a target rate: GPUs, memory and cost by GPU class, each with what its rate rests on."""
+"""A fleet of one GPU class for a target rate: its GPUs, memory and cost, and which fleet is the cheapest."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
-from pytest_gpucap.requirement import Slo
-from pytest_gpucap.roofline.limits import Roofline
-from pytest_gpucap.sizing import decimal_text, gpus_required, largest_qps
+import msgspec
 
-
-class Provenance(StrEnum):
-    """Where a rate comes from, the best first."""
-
-    MEASURED = "measured here"
-    BASELINE = "baseline"
-    PUBLISHED = "published"
-    ESTIMATE = "estimate"
-    LIMIT = "physical limit"
-
-    @property
-    def known(self) -> bool:
-        """Whether somebody measured it; the other two only say what may be or cannot be."""
-        return self in {Provenance.MEASURED, Provenance.BASELINE, Provenance.PUBLISHED}
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """The rate of one replica on one class.
-
-    Attributes:
-        rate_rps: requests a second; of a limit, at most.
-        low_rps, high_rps: interval or band; None where there is none.
-        text: file, source or arithmetic, in one line.
-    """
-
-    provenance: Provenance
-    rate_rps: float
-    low_rps: float | None
-    high_rps: float | None
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Fleet:
-    """One class of GPUs for the target.
-
-    Attributes:
-        evidence: None where the class can serve nothing; `reason` says why.
-        gpus: from the rate; of a limit, at least.
-        fewest, most: from the high and the low end of the rate's interval; equal to `gpus` where there is none.
-        memory_gb: of all these GPUs.
-        weights_gb: of the model, in one replica; None where not known.
-        cost_per_hour: of all these GPUs; None without a price.
-        largest_qps: what the budget carries; None without a budget.
-        fits: False where it is over the budget, or can serve nothing.
-    """
-
-    gpu_class: str
-    gpus_per_replica: int
-    evidence: Evidence | None
-    reason: str = ""
-    gpus: int | None = None
-    fewest: int | None = None
-    most: int | None = None
-    memory_gb: float | None = None
-    weights_gb: float | None = None
-    cost_per_hour: Fraction | None = None
-    largest_qps: Fraction | None = None
-    fits: bool = False
+from pytest_gpucap.gpu.classes import GIB, GpuClass
+from pytest_gpucap.planning.evidence import Evidence, NoEvidence, Provenance
+from pytest_gpucap.planning.prices import Prices
+from pytest_gpucap.sizing import ReplicaRate, gpu_range, largest_qps
 
 
 @dataclass(frozen=True, slots=True)
 class FleetTarget:
-    """What the fleet must carry: rate, headroom, limits, and the budget where there is one."""
+    """What the fleet must carry.
+
+    Attributes:
+        qps: requests per second over all replicas.
+        headroom: factor on `qps`.
+        gpus: the budget; None if there is none.
+    """
 
     qps: Fraction
     headroom: Fraction
-    slo: Slo = field(default_factory=Slo)
-    budget: int | None = None
+    gpus: int | None = None
+
+
+class Fleet(msgspec.Struct, frozen=True):
+    """One GPU class for the target. Without a rate, every field that follows from the rate is None.
+
+    Attributes:
+        provenance: where the rate comes from; None if there is no rate.
+        rate_rps: requests per second per replica. For a physical limit this is an upper bound.
+        low_rps, high_rps: interval or band of the rate; None if it has none.
+        evidence: what the rate rests on, or why there is none, in one line.
+        gpus: GPUs needed at the rate. For a physical limit this is a lower bound.
+        fewest, most: GPUs needed at the high and the low end of the interval; equal to `gpus` without an interval.
+        memory_gb: of all these GPUs, in GiB; None if the class's memory is not known.
+        cost_per_hour: of all these GPUs; None without a price.
+        largest_qps: requests per second that the budget carries; None without a budget.
+        fits: whether the fleet keeps the budget. True without a budget, False without a rate.
+    """
+
+    gpu_class: str
+    gpus_per_replica: int
+    provenance: Provenance | None
+    rate_rps: float | None
+    low_rps: float | None
+    high_rps: float | None
+    evidence: str
+    gpus: int | None = None
+    fewest: int | None = None
+    most: int | None = None
+    memory_gb: float | None = None
+    cost_per_hour: float | None = None
+    largest_qps: float | None = None
+    fits: bool = False
+
+    @property
+    def known(self) -> bool:
+        """Whether somebody measured the rate."""
+        return self.provenance is not None and self.provenance.known
 
 
 def size(
     target: FleetTarget,
-    gpu_class: str,
-    roofline: Roofline | None,
-    found: Sequence[Evidence],
+    gpu_class: GpuClass,
+    evidence: Evidence | NoEvidence,
     *,
     gpus_per_replica: int = 1,
-    memory_gb: float | None = None,
     price: Fraction | None = None,
 ) -> Fleet:
-    """The fleet of one class from the best of the evidence, or from its physical limit where there is none.
+    """The fleet of one GPU class for the target.
 
     Args:
-        target: what it must carry.
-        gpu_class: its name.
-        roofline: limits of a replica on it; None where they are not known.
-        found: rates of a replica, in any order; the best provenance counts, and of several the narrowest interval.
-        gpus_per_replica: tensor x pipeline x data.
-        memory_gb: of one GPU.
-        price: of one GPU for an hour.
+        target: what the fleet must carry.
+        gpu_class: of all its GPUs.
+        evidence: the rate of one replica, or why there is none.
+        gpus_per_replica: tensor x pipeline x data parallelism.
+        price: of one GPU for one hour; None if it is not known.
     """
-    weights_gb = None if roofline is None else roofline.weight_bytes / 1e9
-    chosen = min(found, key=_rank, default=None)
-    if chosen is None or not chosen.provenance.known:
-        limited = _limit(target, roofline)
-        if isinstance(limited, str):
-            return Fleet(gpu_class, gpus_per_replica, None, limited, weights_gb=weights_gb)
-        chosen = chosen or limited
-
-    def gpus(rate: float) -> int:
-        return gpus_required(target.qps, target.headroom, decimal_text(rate), gpus_per_replica)
-
-    needed = gpus(chosen.rate_rps)
+    if isinstance(evidence, NoEvidence):
+        return Fleet(gpu_class.name, gpus_per_replica, None, None, None, None, evidence.reason)
+    rate = ReplicaRate.of_floats(evidence.rate_rps, evidence.low_rps, evidence.high_rps, gpus_per_replica)
+    needed = gpu_range(rate, target.qps, target.headroom)
     carried = None
-    if target.budget is not None:
-        carried = largest_qps(target.budget, decimal_text(chosen.rate_rps), target.headroom, gpus_per_replica)
+    if target.gpus is not None:
+        carried = float(largest_qps(target.gpus, rate.value, target.headroom, gpus_per_replica))
     return Fleet(
-        gpu_class=gpu_class,
+        gpu_class=gpu_class.name,
         gpus_per_replica=gpus_per_replica,
-        evidence=chosen,
-        gpus=needed,
-        fewest=needed if chosen.high_rps is None else gpus(chosen.high_rps),
-        most=needed if chosen.low_rps is None else gpus(chosen.low_rps),
-        memory_gb=None if memory_gb is None else needed * memory_gb,
-        weights_gb=weights_gb,
-        cost_per_hour=None if price is None else needed * price,
+        provenance=evidence.provenance,
+        rate_rps=evidence.rate_rps,
+        low_rps=evidence.low_rps,
+        high_rps=evidence.high_rps,
+        evidence=evidence.text,
+        gpus=needed.gpus,
+        fewest=needed.fewest,
+        most=needed.most,
+        memory_gb=None if gpu_class.memory_bytes is None else needed.gpus * (gpu_class.memory_bytes / GIB),
+        cost_per_hour=None if price is None else float(needed.gpus * price),
         largest_qps=carried,
-        fits=target.budget is None or needed <= target.budget,
+        fits=target.gpus is None or needed.gpus <= target.gpus,
     )
 
 
-def _rank(evidence: Evidence) -> tuple[int, float]:
-    width = math.inf
-    if evidence.low_rps and evidence.high_rps:
-        width = evidence.high_rps / evidence.low_rps
-    return list(Provenance).index(evidence.provenance), width
+def cheapest(fleets: Sequence[Fleet], prices: Prices) -> Fleet | None:
+    """The cheapest fleet that fits and whose rate somebody measured; None if no such fleet has a price."""
+    able = [
+        (fleet.gpus * price, fleet.gpus, fleet)
+        for fleet in fleets
+        if fleet.fits
+        and fleet.known
+        and fleet.gpus is not None
+        and (price := prices.per_hour.get(fleet.gpu_class)) is not None
+    ]
+    return min(able, key=lambda each: each[:2])[-1] if able else None
 
 
-def _limit(target: FleetTarget, roofline: Roofline | None) -> Evidence | str:
-    """The physical limit as evidence, or why the class can serve nothing."""
-    if roofline is None:
-        return "no limit known: the model's config or the class's bandwidth is missing"
-    if not roofline.fits():
-        return f"{roofline.weight_bytes / 1e9:.3g} GB of weights and one request do not fit its memory"
-    best = roofline.best(target.slo)
-    if best is None:
-        alone = roofline.at(1)
-        return (
-            f"cannot keep the latency limits even with one request: TTFT {alone.ttft_s * 1e3:.3g} ms, TPOT "
-            f"{alone.tpot_s * 1e3:.3g} ms, E2E {roofline.e2e_s():.3g} s at the least"
-        )
-    text = f"{best.bound}, {best.batch:.0f} in flight: {best.formula}"
-    return Evidence(Provenance.LIMIT, best.rate_rps, None, None, text)
+def worth_measuring(
+    fleets: Sequence[Fleet], prices: Prices, known: Fleet | None, budget: int | None = None
+) -> list[Fleet]:
+    """Fleets that a measurement may show to be cheaper than the cheapest known one, the cheapest first.
 
-
-def cheapest(fleets: Sequence[Fleet]) -> Fleet | None:
-    """The cheapest fleet that fits and whose rate was measured by somebody; None where there is none or no price."""
-    able = [f for f in fleets if f.fits and f.cost_per_hour is not None and f.evidence and f.evidence.provenance.known]
-    return min(able, key=lambda fleet: (fleet.cost_per_hour or 0, fleet.gpus or 0), default=None)
-
-
-def worth_measuring(fleets: Sequence[Fleet], known: Fleet | None, budget: int | None = None) -> list[Fleet]:
-    """Classes that may be cheaper than what is known, by the best end of their estimate or by their limit.
-
-    Cheapest first. What is left out cannot be cheaper, or not within the budget of GPUs.
-    """
-    costs = []
-    for fleet in fleets:
-        if fleet.evidence is None or fleet.evidence.provenance.known or fleet.cost_per_hour is None:
-            continue
-        assert fleet.gpus is not None  # noqa: S101 - evidence gives GPUs
-        assert fleet.fewest is not None  # noqa: S101 - the same
-        if budget is not None and fleet.fewest > budget:
-            continue
-        least = fleet.cost_per_hour * fleet.fewest / fleet.gpus
-        if known is None or known.cost_per_hour is None or least < known.cost_per_hour:
-            costs.append((least, fleet))
-    return [fleet for _, fleet in sorted(costs, key=lambda each: each[0])]
-
-
-@dataclass(frozen=True, slots=True)
-class Tier:
-    """One row of the sizing guide's recommendation.
-
-    Attributes:
-        above, up_to: target rates it is for; `up_to` None: no end.
-        options: GPUs it recommends, as (GPUs, class).
-        text, memory, cost_stars, purpose: as the guide has them.
-    """
-
-    above: Fraction
-    up_to: Fraction | None
-    options: tuple[tuple[int, str], ...]
-    text: str
-    memory: str
-    cost_stars: int
-    purpose: str
-
-
-TIERS = (
-    Tier(Fraction(0), Fraction(3), ((1, "t4"), (1, "a10g")), "1 x T4 or 1 x A10G", "5-8 GB", 2,
-         "small applications, proofs of concept"),
-    Tier(Fraction(3), Fraction(8), ((2, "a10g"),), "2 x A10G", "10 GB", 3, "small and medium online services"),
-    Tier(Fraction(8), Fraction(15), ((4, "a10g"), (2, "a100-40gb")), "4 x A10G or 2 x A100 40GB", "16-40 GB", 4,
-         "enterprise services with high concurrency"),
-    Tier(Fraction(15), None, ((4, "a100-80gb"),), "4 x A100 80GB or an H100 cluster", ">= 80 GB", 5, "large platforms"),
-)  # fmt: skip
-"""DeepSeek-R1-Distill-Qwen-1.5B sizing guide, 2026."""
-BATCHING_GAIN = (Fraction(3, 2), Fraction(5, 2))
-"""The same: dynamic batching is said to raise throughput by these factors, at the price of time to first token."""
-
-
-@dataclass(frozen=True, slots=True)
-class TierCheck:
-    """One option of a tier against ``N = ceil(Q x R / T)`` at the tier's highest rate.
-
-    Attributes:
-        rate_rps: T, from the guide's own table; None where it gives none, and nothing can be checked.
-        needed: GPUs by the formula; None where the tier has no highest rate or no T.
-        needed_batching: the same with the least and the greatest gain of dynamic batching.
-        carries_qps: the highest rate that the option carries by the formula.
-        agrees: whether the option has at least as many GPUs; None where it cannot be checked.
-    """
-
-    tier: Tier
-    gpus: int
-    gpu_class: str
-    build: str
-    rate_rps: str | None
-    needed: int | None
-    needed_batching: tuple[int, int] | None
-    carries_qps: Fraction | None
-    agrees: bool | None
-
-
-def check_tiers(rates: Mapping[tuple[str, str], str], headroom: Fraction = Fraction(13, 10)) -> list[TierCheck]:
-    """The guide's tiers against its own formula and table.
+    Each is judged by the fewest GPUs that its estimate or its physical limit allows. A fleet that is left out cannot be
+    cheaper, or cannot keep the budget.
 
     Args:
-        rates: T by (class, build), as decimal text.
-        headroom: the guide's R.
+        fleets: all of the plan.
+        prices: by GPU class.
+        known: the cheapest fleet with a measured rate; None if there is none.
+        budget: GPUs; None if there is no budget.
     """
-    checks = []
-    for tier in TIERS:
-        for gpus, gpu_class in tier.options:
-            builds = [(build, rate) for (name, build), rate in rates.items() if name == gpu_class]
-            if not builds:
-                checks.append(TierCheck(tier, gpus, gpu_class, "", None, None, None, None, None))
-            for build, rate in builds:
-                needed = batching = agrees = None
-                if tier.up_to is not None:
-                    needed = gpus_required(tier.up_to, headroom, rate)
-                    least, most = (gpus_required(tier.up_to, headroom, Fraction(rate) * g) for g in BATCHING_GAIN)
-                    batching, agrees = (least, most), needed <= gpus
-                carries = largest_qps(gpus, rate, headroom)
-                checks.append(TierCheck(tier, gpus, gpu_class, build, rate, needed, batching, carries, agrees))
-    return checks
+    most = None if known is None or known.gpus is None else known.gpus * prices.per_hour[known.gpu_class]
+    costs = []
+    for fleet in fleets:
+        price = prices.per_hour.get(fleet.gpu_class)
+        if fleet.known or fleet.fewest is None or price is None:
+            continue
+        if budget is not None and fleet.fewest > budget:
+            continue
+        least = fleet.fewest * price
+        if most is None or least < most:
+            costs.append((least, fleet))
+    return [fleet for _, fleet in sorted(costs, key=lambda each: each[0])]

@@ -12,7 +12,8 @@ from enum import StrEnum
 
 import msgspec
 
-from pytest_gpucap.requirement import Requirement
+from pytest_gpucap.errors import NoSustainableRate
+from pytest_gpucap.requirement import Requirement, RequirementError
 from pytest_gpucap.results.figures import Figure, HighEnd, LowEnd
 from pytest_gpucap.results.problems import Problem
 from pytest_gpucap.results.windows import WindowId
@@ -137,12 +138,17 @@ class Measurement:
         """GPUs that the declared requirement needs, from the point estimate by exact arithmetic.
 
         Raises:
-            ValueError: if no rate was declared, or the evidence gives no sustainable rate.
+            RequirementError: if no rate was declared.
+            NoSustainableRate: if the evidence gives none.
         """
         if not self.budgeted:
-            raise ValueError(f"{self.requirement.name}: gpus_required needs a rate: gpucap(qps=...) or --target-qps")
+            raise RequirementError(
+                f"{self.requirement.name}: gpus_required needs a rate: gpucap(qps=...) or --target-qps"
+            )
         if self.sustainable_rate is None:
-            raise ValueError(f"{self.requirement.name}: no sustainable rate was found, so no GPUs can be counted")
+            raise NoSustainableRate(
+                f"{self.requirement.name}: no sustainable rate was found, so no GPUs can be counted"
+            )
         return gpus_for_rate(self.requirement, self.sustainable_rate.value)
 
     def __repr__(self) -> str:

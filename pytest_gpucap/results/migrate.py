@@ -10,12 +10,12 @@ its `share`, and what builds of version 1 said in several ways is said in one.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from pytest_gpucap.results.problems import ProblemKind, ProblemSource
 from pytest_gpucap.results.windows import Phase
+from pytest_gpucap.vllm_arguments import recorded_command
 
 Document = dict[str, Any]
 
@@ -168,9 +168,6 @@ def _problem(text: str) -> Document:
     return {"source": source.value, "kind": kind.value, "text": text}
 
 
-_ENTRY_POINT: Final = "vllm.entrypoints.openai.api_server"
-_OWN_FLAGS: Final = frozenset({"model", "host", "port", "served_model_name"})
-"""Flags that the plugin gives every server; they are not arguments that a test declared."""
 _DRIVER_AND_CUDA: Final = re.compile(r"(?P<driver>[\d.]+) \(CUDA (?P<cuda>[\d.]+)\)")
 _SIMULATED: Final = re.compile(r"SIMULATED \((?P<profile>.+)\)")
 
@@ -182,7 +179,7 @@ def _environment(environment: Document) -> Document:
     if "gpu_class" not in environment and (match := _SIMULATED.fullmatch(str(found.get("gpu") or ""))):
         found["gpu_class"] = f"sim:{match['profile']}"
     if "server_args" not in environment and (command := found.get("command")):
-        found["server_args"] = arguments_of(str(command))
+        found["server_args"] = recorded_command(str(command))
     # The first builds described devices in lines of text.
     told = [
         *([f"power limit {found.pop('power_limit')}"] if "power_limit" in found else []),
@@ -197,32 +194,6 @@ def _environment(environment: Document) -> Document:
 
 _WEIGHTS: Final = frozenset({"quantization", "dtype"})
 """Of these, null means that the server has nothing to say; a file that leaves them out did not ask."""
-
-
-def arguments_of(command: str) -> dict[str, Any] | None:
-    """The arguments that a test gave a vLLM server, from its command line; None if that is no vLLM's.
-
-    ``--max-model-len 4096`` is ``{"max_model_len": "4096"}``, ``--enforce-eager`` True, ``--no-enforce-eager`` False.
-    """
-    _, found, rest = command.partition(f"-m {_ENTRY_POINT}")
-    if not found:
-        return None
-    words = shlex.split(rest)
-    arguments: dict[str, Any] = {}
-    name = ""
-    for word in words:
-        if word.startswith("--"):
-            flag, equals, value = word[2:].partition("=")
-            name = flag.replace("-", "_")
-            off = name.startswith("no_") and not equals
-            name = name.removeprefix("no_") if off else name
-            arguments[name] = value if equals else not off
-        elif name:
-            before = arguments[name]
-            arguments[name] = (
-                word if isinstance(before, bool) else [*([before] if isinstance(before, str) else before), word]
-            )
-    return {name: value for name, value in arguments.items() if name not in _OWN_FLAGS}
 
 
 STEPS: Final[Mapping[int, Callable[[Document], Document]]] = {1: _to_version_2}

@@ -100,6 +100,11 @@ def document_of(records: Sequence[Record], *, started: datetime, arguments: Sequ
     return {**content, "results": list(records), "simulated": simulated}
 
 
+def as_result_file(content: dict[str, Any]) -> ResultFile:
+    """The result file of a plain form."""
+    return from_document(content)
+
+
 def read_document(path: Path) -> dict[str, Any]:
     """The plain form of what a file holds."""
     return as_document(read(path))

@@ -18,12 +18,13 @@ from typing import Any, Final
 import msgspec
 
 from pytest_gpucap import __version__
+from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.results import migrate
 from pytest_gpucap.results.encoding import encoded, from_builtins
 from pytest_gpucap.results.result import SCHEMA_VERSION, Result, ResultFile
 
 
-class ResultFileError(ValueError):
+class ResultFileError(GpuCapError, ValueError):
     """Not a result file that this version can read; the message names the file and why."""
 
 

@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pytest_gpucap.errors import GpuCapError
+
 Config = Mapping[str, Any]
 
 
-class UnknownModel(ValueError):  # noqa: N818 - reads as what is wrong
+class UnknownModel(GpuCapError, ValueError):  # noqa: N818 - reads as what is wrong
     """The config describes no decoder that is understood here; the message says what is missing or unknown."""
 
 

@@ -14,23 +14,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from pytest_gpucap.engines import synthetic
-from pytest_gpucap.engines.server import Server
-from pytest_gpucap.engines.url import ExternalServer
-from pytest_gpucap.engines.vllm import VllmServer
+from pytest_gpucap.engines.protocol import Capabilities, Server
 from pytest_gpucap.gpu.classes import GpuClass
-from pytest_gpucap.markers import Declaration
 from pytest_gpucap.requirement import Workload
 from pytest_gpucap.roofline.limits import Deployment, Hardware, NoLimit, Roofline
-from pytest_gpucap.roofline.model_shape import UnknownModel, model_of
+from pytest_gpucap.roofline.model_shape import model_of
 from pytest_gpucap.roofline.precision import precision_of
-from pytest_gpucap.session.server_manager import SystemUnderTest
+from pytest_gpucap.vllm_arguments import VllmArguments
 
 _FP4_OVER_FP8: Final = 2.0
 """Dense rates: 9 against 4.5 PFLOPS of a B200 (NVIDIA Blackwell architecture technical brief)."""
 _FP4_FROM: Final = (10, 0)
 _NOT_BOUNDED: Final = ("cpu_offload_gb", "lora_modules", "pooler_config")
 """Arguments under which these limits do not describe the server."""
-_PARALLEL: Final = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +35,32 @@ class _Served:
 
     names: tuple[str, ...]
     config: Mapping[str, Any] | None
-    arguments: Mapping[str, Any]
+    arguments: VllmArguments
     declared: str = ""
 
 
-def roofline_of(target: SystemUnderTest, declared: Declaration) -> Roofline | NoLimit:
+def roofline_of(
+    server: Server,
+    gpu_class: GpuClass | None,
+    workload: Workload,
+    *,
+    model: str | None = None,
+    arguments: VllmArguments | None = None,
+) -> Roofline | NoLimit:
     """The limits of what is measured, or why they are not known.
 
     A server behind a URL tells its model's name, often where it loaded the model from, and seldom its arguments; the
     GPU class, and what the server does not tell, are taken as declared.
+
+    Args:
+        server: that is measured.
+        gpu_class: of the GPUs that it runs on; None if nobody says.
+        workload: of the requests.
+        model: as declared; asked for where the server does not tell its own.
+        arguments: as declared; they count where the server does not tell its own.
     """
     try:
-        return _limits(target, declared)
+        return _limits(server, gpu_class, workload, model, arguments or VllmArguments())
     except (ValueError, OSError) as error:  # a measurement must not be lost for a name that is no good path
         return NoLimit(str(error))
 
@@ -59,69 +69,53 @@ class _Unknown(ValueError):  # noqa: N818 - what is lacking, never seen outside
     """Something without which there is no limit."""
 
 
-def _limits(target: SystemUnderTest, declared: Declaration) -> Roofline:
-    server, gpu_class = target.server, target.gpu_class
-    if target.placement.profile is not None or (isinstance(server, ExternalServer) and server.simulated):
+def _limits(
+    server: Server, gpu_class: GpuClass | None, workload: Workload, model: str | None, arguments: VllmArguments
+) -> Roofline:
+    known = server.capabilities()
+    if known.simulated and not known.started:
         raise _Unknown("a SIMULATED server has no hardware")
-    if server is None or gpu_class is None:
+    if gpu_class is None:
         raise _Unknown("the GPU class behind the URL is not known: name it with --gpu-class")
-    served = _ours(server) if isinstance(server, VllmServer) else _behind_url(server, declared)
+    served = _told(known) if known.started else _declared(known, model, arguments)
     if served.config is None:
-        mend = "" if isinstance(server, VllmServer) else ": name its folder with vllm(model=...)"
+        mend = "" if known.started else ": name its folder with vllm(model=...)"
         raise _Unknown(f"no config.json of {' or '.join(served.names)} is at hand{mend}")
     if odd := [name for name in _NOT_BOUNDED if served.arguments.get(name) not in (None, 0, "0")]:
         raise _Unknown(f"what {odd[0]} does to speed is not known")
-    hardware = hardware_of(gpu_class, *(int(str(served.arguments.get(name) or 1)) for name in _PARALLEL))
+    if served.arguments.prefill_context_parallel_size > 1:
+        raise _Unknown("what prefill_context_parallel_size does to speed is not known")
+    hardware = hardware_under(gpu_class, served.arguments)
     if hardware is None:
         raise _Unknown(f"no bandwidth is known of class {gpu_class.name}: --gpucap-gpu-file can give it one")
     deployment = Deployment(
-        max_num_seqs=server.max_num_seqs,
-        kv_tokens=server.kv_tokens,
-        tokens_per_pass=_tokens_per_pass(served.arguments.get("speculative_config")),
-        kv_split=served.arguments.get("decode_context_parallel_size") is not None,
+        max_num_seqs=known.max_num_seqs,
+        kv_tokens=known.kv_tokens,
+        tokens_per_pass=1 + served.arguments.speculative_tokens,  # a pass yields one more than is drafted for it
+        kv_split=served.arguments.decode_context_parallel_size > 1,
     )
-    found = build(served.config, served.arguments, hardware, declared.workload, deployment)
-    return replace(found, decode_context=_decode_context(declared.workload), declared=served.declared)
+    found = build(served.config, served.arguments, hardware, workload, deployment)
+    return replace(found, decode_context=_decode_context(workload), declared=served.declared)
 
 
-def _ours(server: VllmServer) -> _Served:
-    model = server.spec.model
-    return _Served((model,), config_of(model), _plain_names(server.spec.args))
+def _told(known: Capabilities) -> _Served:
+    """By what the engine says of the server that it started."""
+    if not known.models:
+        raise _Unknown("the engine does not say where the files of its model are")
+    configs = {name: config_of(name) for name in known.models}
+    config = next((each for each in configs.values() if each is not None), None)
+    return _Served(known.models, config, known.arguments)
 
 
-def _behind_url(server: Server, declared: Declaration) -> _Served:
-    """By the server's own word where it gives one: the origin of its model, its name, its configuration."""
-    told = [server.origin] if isinstance(server, ExternalServer) and server.origin else []
-    seen = list(dict.fromkeys([*told, server.model]))
-    names = list(dict.fromkeys([*seen, *([declared.model] if declared.model else [])]))
-    arguments = _plain_names(declared.vllm_args) | _told_arguments(server.config)
+def _declared(known: Capabilities, model: str | None, declared: VllmArguments) -> _Served:
+    """By the server's own word where it gives one, and else as declared."""
+    names = list(dict.fromkeys([*known.models, *([model] if model else [])]))
+    arguments = declared.overlaid(known.arguments)
     for name in names:
         config = config_of(name)
         if config is not None:
-            return _Served((name,), config, arguments, "GPU class" if name in seen else "GPU class and model")
+            return _Served((name,), config, arguments, "GPU class" if name in known.models else "GPU class and model")
     return _Served(tuple(names), None, arguments)
-
-
-def _plain_names(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {name.replace("-", "_"): value for name, value in arguments.items()}
-
-
-def _told_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of vLLM's arguments that decide its limits, as its configuration has them; nothing where it tells none."""
-    found: dict[str, Any] = {}
-    for section, names in _SECTIONS.items():
-        values = config.get(section) or {}
-        found |= {argument: values[name] for name, argument in names.items() if values.get(name) is not None}
-    return found
-
-
-_SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
-    "model_config": {"dtype": "dtype", "quantization": "quantization"},
-    "cache_config": {"cache_dtype": "kv_cache_dtype", "cpu_offload_gb": "cpu_offload_gb"},
-    "parallel_config": {name: name for name in _PARALLEL},
-    "speculative_config": {"num_speculative_tokens": "speculative_config"},
-}
-"""Where vLLM's configuration keeps which argument."""
 
 
 def _decode_context(workload: Workload) -> float | None:
@@ -135,7 +129,7 @@ def _decode_context(workload: Workload) -> float | None:
 
 def build(
     config: Mapping[str, Any],
-    arguments: Mapping[str, Any],
+    arguments: VllmArguments,
     hardware: Hardware,
     workload: Workload,
     deployment: Deployment,
@@ -145,9 +139,17 @@ def build(
     Raises:
         UnknownModel: if the model, its precision or its quantisation is not understood.
     """
-    named = ("dtype", "quantization", "kv_cache_dtype")
-    precision = precision_of(config, **{name: arguments.get(name) and str(arguments[name]) for name in named})
+    precision = precision_of(
+        config, dtype=arguments.dtype, quantization=arguments.quantization, kv_cache_dtype=arguments.kv_cache_dtype
+    )
     return Roofline(model_of(config), precision, hardware, workload, deployment)
+
+
+def hardware_under(gpu_class: GpuClass, arguments: VllmArguments) -> Hardware | None:
+    """The class's figures for the GPUs that one replica has under these arguments; None as for `hardware_of`."""
+    return hardware_of(
+        gpu_class, arguments.tensor_parallel_size, arguments.pipeline_parallel_size, arguments.data_parallel_size
+    )
 
 
 def hardware_of(gpu_class: GpuClass, tensor: int = 1, pipeline: int = 1, data: int = 1) -> Hardware | None:
@@ -198,20 +200,3 @@ def _cached(model: str) -> list[Path]:
     hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
     found = hub.glob(f"models--{model.replace('/', '--')}/snapshots/*/config.json")
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
-
-
-def _tokens_per_pass(speculative: Any) -> int:
-    """Tokens that one pass can yield: one more than those drafted, given as vLLM's JSON or as their number.
-
-    Raises:
-        UnknownModel: if speculation is on and the number of drafted tokens is not given.
-    """
-    if not speculative:
-        return 1
-    if isinstance(speculative, int):
-        return 1 + speculative
-    try:
-        settings = json.loads(str(speculative)) if not isinstance(speculative, Mapping) else speculative
-        return 1 + int(settings["num_speculative_tokens"])
-    except (ValueError, KeyError, TypeError):
-        raise UnknownModel("speculative_config names no num_speculative_tokens") from None

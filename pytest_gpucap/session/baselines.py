@@ -45,12 +45,12 @@ def _checked(options: Options, config: pytest.Config) -> Baseline | None:
                 store.check_kind(path, simulated=options.gpu_class.startswith(SIMULATED))
         except ValueError as error:
             raise pytest.UsageError(f"--gpucap-save: {error}") from None
-    if options.baseline is None:
+    if options.compare is None:
         return None
     # Who saves under the name that he compares with may be the first to do so.
-    first = options.baseline == options.save
+    first = options.compare == options.save
     try:
-        return open_baseline(options.baseline, options.baselines, config.rootpath, required=not first)
+        return open_baseline(options.compare, options.baselines, config.rootpath, required=not first)
     except ValueError as error:
         raise pytest.UsageError(f"--gpucap-compare: {error}") from None
 

@@ -14,6 +14,7 @@ from pytest_gpucap.results.result import PhysicalLimit
 from pytest_gpucap.results.telemetry import Bottleneck, BottleneckKind
 from pytest_gpucap.roofline.limits import NoLimit, Roofline
 from pytest_gpucap.roofline.plausibility import LEAST_WINDOW_S, share_of
+from pytest_gpucap.roofline.served import roofline_of
 from pytest_gpucap.session.environment import environment
 from pytest_gpucap.session.server_manager import SystemUnderTest
 from pytest_gpucap.telemetry.bottleneck import KnownLimits, diagnose
@@ -51,6 +52,13 @@ def context_of(
     )
 
 
+def limits_of(target: SystemUnderTest, declared: Declaration) -> Roofline | NoLimit:
+    """The physical limits of what a test measures, or why they are not known."""
+    return roofline_of(
+        target.endpoint, target.gpu_class, declared.workload, model=declared.model, arguments=declared.vllm_args
+    )
+
+
 def _limit(
     samples: Sequence[Sample], roofline: Roofline | NoLimit, bottleneck: Bottleneck | None
 ) -> PhysicalLimit | NoLimit:
@@ -70,14 +78,15 @@ def _diagnosis(
     hardest = max(samples, key=lambda sample: sample.in_flight_mean)
     own = [problem.text for problem in hardest.problems if problem.source is ProblemSource.LOAD_GENERATOR]
     limits = None if isinstance(roofline, NoLimit) else roofline
+    server = target.endpoint.capabilities()
     known = KnownLimits(
         parameters=None if limits is None else limits.model.active,
         weight_bytes=None if limits is None else limits.weights_read_bytes(1) / limits.hardware.gpus_per_engine,
-        max_num_seqs=None if target.server is None else target.server.max_num_seqs,
+        max_num_seqs=server.max_num_seqs,
         in_flight=hardest.in_flight_mean,
         client_problems=own,
         gpu_class=target.gpu_class,
         cores=os.cpu_count(),
-        loopback=True,  # telemetry watches servers of our own only, and those listen on loopback
+        loopback=server.loopback,
     )
     return diagnose(telemetry.summary(hardest.start_s, hardest.end_s), known)

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-import shlex
 from pathlib import Path
 from typing import Any, Final
 
 from pytest_gpucap import __version__
-from pytest_gpucap.engines.server import Server
-from pytest_gpucap.engines.vllm import VllmServer
 from pytest_gpucap.gpu.description import describe_devices
 from pytest_gpucap.gpu.device import Device
 from pytest_gpucap.results.environment import DeviceState, Environment
-from pytest_gpucap.session.placement import SIMULATED
 from pytest_gpucap.session.server_manager import SystemUnderTest
 
 DECLARED: Final = "as declared: what is behind a URL cannot be seen"
@@ -22,23 +18,18 @@ DECLARED: Final = "as declared: what is behind a URL cannot be seen"
 
 def environment(target: SystemUnderTest) -> Environment:
     """What a target is; what is not known is left out."""
-    return Environment(
+    facts = {
         **_place(target),
-        **({} if target.server is None else _server(target.server)),
-        host=f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
-        plugin=f"pytest-gpucap {__version__}, Python {platform.python_version()}",
-    )
+        **target.endpoint.facts(),
+        "host": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
+        "plugin": f"pytest-gpucap {__version__}, Python {platform.python_version()}",
+    }
+    return Environment(**facts)
 
 
 def _place(target: SystemUnderTest) -> dict[str, Any]:
     """Fields on the GPUs, or on what stands for them."""
-    profile, inventory, gpu_class = target.placement.profile, target.inventory, target.gpu_class
-    if profile is not None:
-        return {
-            "gpu": f"SIMULATED ({profile.name})",
-            "gpu_class": f"{SIMULATED}{profile.name}",
-            "profile": profile.source,
-        }
+    inventory, gpu_class = target.inventory, target.gpu_class
     if inventory is not None and target.lease is not None:
         devices = target.lease.devices
         described, *remarks = describe_devices(inventory, devices)
@@ -52,7 +43,7 @@ def _place(target: SystemUnderTest) -> dict[str, Any]:
             "problems": tuple(inventory.problems),
             "clocks": _clocks(devices[0]) if devices else None,
         }
-    if gpu_class is not None and target.server is not None and not target.server.simulated:
+    if gpu_class is not None and not target.endpoint.capabilities().simulated:
         return {"gpu": f"{gpu_class.name}, {DECLARED}", "gpu_class": gpu_class.name}
     return {}
 
@@ -87,34 +78,6 @@ def _clocks(device: Device) -> str:
         f"SM at most {device.max_sm_clock_mhz} MHz, memory {device.memory_clock_mhz} MHz, power limit "
         f"{device.power_limit_w} W, {device.temperature_c} C before"
     )
-
-
-def _server(server: Server) -> dict[str, Any]:
-    """Fields on the server."""
-    facts: dict[str, Any] = {"server": f"vLLM {server.version}" if server.version else server.base_url}
-    if isinstance(server, VllmServer):
-        facts["model"] = server.spec.model
-        facts["server_args"] = dict(server.spec.args)
-        facts |= _weights(server)
-        facts["command"] = shlex.join(server.command)
-        facts["log"] = str(server.log.path)
-    else:
-        facts["model"] = server.model
-        facts["url"] = server.base_url
-    if server.max_num_seqs is not None:
-        facts["max_num_seqs"] = server.max_num_seqs
-    if server.kv_tokens is not None:
-        facts["kv_tokens"] = server.kv_tokens
-    return facts
-
-
-def _weights(server: VllmServer) -> dict[str, Any]:
-    """How the server holds the weights, which the model's own files may decide; nothing where it does not tell."""
-    try:
-        config = server.config["model_config"]
-        return {"quantization": config["quantization"], "dtype": str(config["dtype"]).removeprefix("torch.")}
-    except (KeyError, TypeError):
-        return {}
 
 
 def _processor() -> str:

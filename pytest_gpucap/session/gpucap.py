@@ -1,30 +1,30 @@
-"""The ``gpucap`` fixture's object: the measuring procedure pointed at the test's server, and its results recorded."""
+"""The ``gpucap`` fixture's object: the measuring procedure pointed at the test's server, and its results recorded.
+
+A test file may import `GpuCap` for its annotations, so the methods that measure import what only measuring needs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-import msgspec
 import pytest
 
-from pytest_gpucap.measure import procedure
+from pytest_gpucap.errors import MeasurementInvalid, PairInvalid
 from pytest_gpucap.options import Options
-from pytest_gpucap.report import terminal
 from pytest_gpucap.requirement import Number, Requirement, RequirementError, duration_s, positive, whole
-from pytest_gpucap.results.build import Context, check_result, measure_result, sample_result, sweep_result
-from pytest_gpucap.results.measured import Accuracy, Curve, Measurement, Outcome, Sample, Verdict
-from pytest_gpucap.results.record import as_record
-from pytest_gpucap.results.result import Result
-from pytest_gpucap.roofline.limits import NoLimit, Roofline
-from pytest_gpucap.roofline.plausibility import checked, checked_sample, checked_verdict
-from pytest_gpucap.roofline.served import roofline_of
-from pytest_gpucap.session.base_and_head import BaseAndHead, PairInvalid
-from pytest_gpucap.session.baselines import Comparing
-from pytest_gpucap.session.context import context_of
-from pytest_gpucap.session.harness import Harness, MeasurementInvalid
-from pytest_gpucap.session.kept import KeptResult, KeptResults
-from pytest_gpucap.session.server_manager import SystemUnderTest
+
+if TYPE_CHECKING:
+    from pytest_gpucap.results.build import Context
+    from pytest_gpucap.results.measured import Accuracy, Curve, Measurement, Sample, Verdict
+    from pytest_gpucap.results.result import Result
+    from pytest_gpucap.roofline.limits import NoLimit, Roofline
+    from pytest_gpucap.session.base_and_head import BaseAndHead
+    from pytest_gpucap.session.baselines import Comparing
+    from pytest_gpucap.session.harness import Harness
+    from pytest_gpucap.session.kept import KeptResult, KeptResults
+    from pytest_gpucap.session.server_manager import SystemUnderTest
 
 
 class GpuCap:
@@ -61,6 +61,10 @@ class GpuCap:
             pytest.fail.Exception: on FAIL, and on INCONCLUSIVE unless the options say otherwise.
             MeasurementInvalid: if the measurement cannot be trusted.
         """
+        from pytest_gpucap.report import terminal
+        from pytest_gpucap.results.measured import Outcome
+        from pytest_gpucap.results.record import as_record
+
         requirement = self._declared.requirement
         if requirement is None:
             pytest.fail(
@@ -110,6 +114,9 @@ class GpuCap:
         Raises:
             MeasurementInvalid: if the measurement cannot be trusted.
         """
+        from pytest_gpucap.measure import procedure
+        from pytest_gpucap.results.build import sweep_result
+
         with self._with.driven() as (runner, settings, target):
             curve = procedure.sweep(runner, self._with.requirement, settings, self._live)
             roofline = self._roofline(target)
@@ -131,8 +138,12 @@ class GpuCap:
         Raises:
             RequirementError: if neither or both are given, or a value cannot be meant.
         """
+        from pytest_gpucap.measure import procedure
+        from pytest_gpucap.results.build import sample_result
+        from pytest_gpucap.roofline.plausibility import checked_sample
+
         if (rate is None) == (concurrency is None):
-            raise ValueError("sample() takes either rate= or concurrency=")
+            raise RequirementError("sample() takes either rate= or concurrency=")
         rate_rps = None if rate is None else float(positive(rate, "rate"))
         held = None if concurrency is None else whole(concurrency, "concurrency")
         length_s = duration_s(duration, "duration")
@@ -176,6 +187,10 @@ class GpuCap:
 
     def _checked(self, requirement: Requirement, start: int = 0) -> tuple[Verdict, Result]:
         """One run of the check."""
+        from pytest_gpucap.measure import procedure
+        from pytest_gpucap.results.build import check_result
+        from pytest_gpucap.roofline.plausibility import checked_verdict
+
         with self._with.driven(start) as (runner, settings, target):
             verdict = procedure.check(runner, requirement, settings, self._live)
             roofline = self._roofline(target)
@@ -193,6 +208,9 @@ class GpuCap:
 
     def _measured(self, start: int = 0) -> tuple[Measurement, Result]:
         """One run of the measurement."""
+        from pytest_gpucap.measure import procedure
+        from pytest_gpucap.results.build import measure_result
+
         with self._with.driven(start) as (runner, settings, target):
             measurement = procedure.measure(runner, self._with.requirement, settings, self._live)
             roofline = self._roofline(target)
@@ -213,8 +231,10 @@ class GpuCap:
         _, checked = self._checked(requirement, start)
         if checked.problems or not self._comparing.wants_more_than(checked):
             return checked
+        from msgspec import structs
+
         _, sharper = self._measured(start)
-        return msgspec.structs.replace(sharper, spent_s={**sharper.spent_s, "check": checked.total_spent_s})
+        return structs.replace(sharper, spent_s={**sharper.spent_s, "check": checked.total_spent_s})
 
     def _compared(self, kept: KeptResult) -> None:
         """Compare with the session's baseline, or its base; a confirmed regression fails the test."""
@@ -229,7 +249,8 @@ class GpuCap:
         """Measures once more from a fresh start of the server, where it is ours to start; told why."""
 
         def again(why: str) -> Result:
-            fresh = "" if self._with.placement.url else " from a fresh start"
+            engine = self._with.placement.engine
+            fresh = " from a fresh start" if engine is not None and engine.restarts else ""
             self._live.say(f"{why}: measuring again{fresh}")
             self._with.start_afresh()
             result = once()
@@ -241,13 +262,19 @@ class GpuCap:
         return again
 
     def _roofline(self, target: SystemUnderTest) -> Roofline | NoLimit:
-        return roofline_of(target, self._declared)
+        from pytest_gpucap.session.context import limits_of
+
+        return limits_of(target, self._declared)
 
     def _bounded(self, measurement: Measurement, roofline: Roofline | NoLimit) -> Measurement:
         """The measurement held against physics, and marked with whether there is a budget to hold it against."""
+        from pytest_gpucap.roofline.plausibility import checked
+
         return replace(checked(measurement, roofline), budgeted=self._declared.requirement is not None)
 
     def _context(self, target: SystemUnderTest, samples: Sequence[Sample], roofline: Roofline | NoLimit) -> Context:
+        from pytest_gpucap.session.context import context_of
+
         return context_of(target, samples, roofline, self._declared, self._test)
 
 

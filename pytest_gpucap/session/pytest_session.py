@@ -1,50 +1,54 @@
-"""One pytest session's measuring: what its tests declare, in which order they run, and what they found."""
+"""One pytest session's measuring: what its tests declare, in which order they run, and what they found.
+
+Every collection of our tests imports this file, so what only measuring needs is imported by the methods that measure.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from pytest_gpucap.engines.errors import ServerError
-from pytest_gpucap.engines.server import Server
-from pytest_gpucap.gpu.lease import LeaseError
-from pytest_gpucap.gpu.memory import MemoryNotReturned
-from pytest_gpucap.history.baseline import Baseline
-from pytest_gpucap.markers import Declaration, declare
+from pytest_gpucap.errors import GpuCapError
+from pytest_gpucap.markers import Declaration, declare, place_of, same_declaration
 from pytest_gpucap.options import Options
-from pytest_gpucap.report import assertion
-from pytest_gpucap.results.record import as_record
-from pytest_gpucap.results.result import Result
-from pytest_gpucap.session.base_and_head import BaseAndHead, PairInvalid, base_of
-from pytest_gpucap.session.baselines import Comparing, check_files
-from pytest_gpucap.session.benchmark_machine import REQUEST, replay
-from pytest_gpucap.session.gpucap import GpuCap
-from pytest_gpucap.session.harness import Harness, MeasurementInvalid
-from pytest_gpucap.session.kept import KeptResults
-from pytest_gpucap.session.live_line import LiveLine
-from pytest_gpucap.session.placement import Placement, place
-from pytest_gpucap.session.screen import live
-from pytest_gpucap.session.server_manager import ServerManager, SystemUnderTest
+from pytest_gpucap.session.placement import Placement, check_gpu_class, place
 
-DECLARATION = pytest.StashKey[Declaration]()
-PLACEMENT = pytest.StashKey[Placement]()
-_BASE = pytest.StashKey[Placement | None]()
-_RESULTS = pytest.StashKey[KeptResults]()
+if TYPE_CHECKING:
+    from pytest_gpucap.engines.protocol import Engine, EnginePair, Server
+    from pytest_gpucap.history.baseline import Baseline
+    from pytest_gpucap.results.result import Result
+    from pytest_gpucap.session.gpucap import GpuCap
+    from pytest_gpucap.session.kept import KeptResults
+    from pytest_gpucap.session.live_line import LiveLine
+    from pytest_gpucap.session.server_manager import ServerManager, SystemUnderTest
 
 _SERVED = frozenset({"gpucap", "vllm_server"})
 
 
+class _Plan(NamedTuple):
+    """What tests with equal markers share: all that they declare but their name, and where they are measured."""
+
+    declared: Declaration
+    placed: Placement
+    base: EnginePair[Engine] | None
+
+
+_PLAN: pytest.StashKey[_Plan] = pytest.StashKey()
+_RESULTS: pytest.StashKey[KeptResults] = pytest.StashKey()
+
+
 class PytestSession:
-    """Holds what the tests declare and the rig; made when the first of our tests is collected."""
+    """Holds what the tests declare and the server manager; made when the first of our tests is collected."""
 
     def __init__(self, config: pytest.Config, options: Options) -> None:
         self._config = config
         self._options = options
-        self._rig = ServerManager(options)
+        self._manager: ServerManager | None = None
         self._mistakes = ""
-        self._measured = KeptResults()
+        self._measured: KeptResults | None = None
         self._baseline: Baseline | None = None
 
     def declare(self, items: Sequence[pytest.Item]) -> str:
@@ -56,26 +60,40 @@ class PytestSession:
             test fails with the mistakes before it starts anything.
         """
         mistakes = []
+        plans: dict[Hashable, _Plan] = {}
         for item in items:
-            path, line, _ = item.location
-            place_of_item = f"{path}:{(line or 0) + 1}"
+            served = not _SERVED.isdisjoint(getattr(item, "fixturenames", ()))
+            key = (served, same_declaration(item))
             try:
-                declared = _with_trace(declare(item, self._options, place_of_item))
-                served = not _SERVED.isdisjoint(getattr(item, "fixturenames", ()))
-                item.stash[PLACEMENT] = placed = place(declared, self._options, needs_server=served)
-                item.stash[_BASE] = base_of(placed, self._options)
-                item.stash[DECLARATION] = declared
+                plan = plans.get(key)
+                if plan is None:
+                    plans[key] = plan = self._plan(item, served=served)
+                item.stash[_PLAN] = plan
             except ValueError as error:
-                mistakes.append(f"{place_of_item}: {error}")
+                mistakes.append(f"{place_of(item)}: {error}")
         self._mistakes = "\n".join(dict.fromkeys(mistakes))
         return self._mistakes
+
+    def _plan(self, item: pytest.Item, *, served: bool) -> _Plan:
+        """Read what a test declares, and decide where it is measured.
+
+        Raises:
+            ValueError: one line, the mistake and the fix.
+        """
+        declared = _with_trace(declare(item, self._options))
+        placed = place(declared, self._options, needs_server=served)
+        if self._options.base_python is None and self._options.base_args is None:
+            return _Plan(declared, placed, None)
+        from pytest_gpucap.session.base_and_head import base_of
+
+        return _Plan(declared, placed, base_of(placed, self._options))
 
     def grouped(self, items: Sequence[pytest.Item]) -> list[pytest.Item]:
         """The same tests, with those that share a server next to each other; otherwise in the order they were in."""
         together: dict[Hashable, list[pytest.Item]] = {}
         for item in items:
-            placed = item.stash.get(PLACEMENT, None)
-            together.setdefault(item if placed is None else placed.key, []).append(item)
+            plan = item.stash.get(_PLAN, None)
+            together.setdefault(item if plan is None else plan.placed.key, []).append(item)
         return [item for group in together.values() for item in group]
 
     def check_machine(self) -> None:
@@ -85,7 +103,7 @@ class PytestSession:
             pytest.UsageError: if ``--gpu-class`` names a class that this machine does not have, and that no URL has.
         """
         if self._options.gpu_class is not None and self._options.url is None:
-            self._rig.check_class(self._options.gpu_class)
+            check_gpu_class(self._options.gpu_class, self._options)
 
     def check_files(self) -> None:
         """See that the baselines that the session names can be read and written.
@@ -94,6 +112,10 @@ class PytestSession:
             pytest.UsageError: one line on the file that cannot; in an xdist worker, which it would crash, every test of
                 ours fails with it instead.
         """
+        if self._options.compare is None and self._options.save is None:
+            return
+        from pytest_gpucap.session.baselines import check_files
+
         try:
             self._baseline = check_files(self._options, self._config)
         except pytest.UsageError as error:
@@ -103,66 +125,97 @@ class PytestSession:
 
     def gauge(self, request: pytest.FixtureRequest) -> GpuCap:
         """The object behind the ``gpucap`` fixture."""
+        from pytest_gpucap.session.base_and_head import BaseAndHead
+        from pytest_gpucap.session.baselines import Comparing
+        from pytest_gpucap.session.benchmark_machine import REQUEST
+        from pytest_gpucap.session.gpucap import GpuCap
+        from pytest_gpucap.session.harness import Harness
+
         item: pytest.Item = request.node
         item.stash[REQUEST] = request
-        self._measured = item.stash.setdefault(_RESULTS, KeptResults())
-        placed, declared, live = self._placed(item), item.stash[DECLARATION], self._live(item)
-        base = item.stash[_BASE]
+        self._measured = kept_results(item)
+        placed, declared, live = self._placed(item), declaration(item), self._live(item)
+        base, manager = item.stash[_PLAN].base, self._servers()
         return GpuCap(
-            Harness(declared, placed, self._rig, self._options, live),
+            Harness(declared, placed, manager, self._options, live),
             self._options,
             test=item.nodeid,
             results=self._measured,
             comparing=Comparing(self._baseline, self._options),
-            pairing=None if base is None else BaseAndHead(base, placed, self._rig, declared, self._options, live),
+            pairing=None if base is None else BaseAndHead(base, placed, manager, declared, self._options, live),
         )
 
     def server(self, item: pytest.Item) -> Server:
         """The test's server, ready."""
-        return self._rig.server(self._placed(item), self._live(item)).endpoint
+        return self._servers().server(self._placed(item), self._live(item)).endpoint
 
     def target(self, item: pytest.Item) -> SystemUnderTest:
         """The test's leased devices."""
-        return self._rig.target(self._placed(item), self._live(item))
+        return self._servers().target(self._placed(item), self._live(item))
 
     def release_unless_needed(self, nextitem: pytest.Item | None) -> None:
         """End the server that is running unless the next test shares it."""
-        placed = None if nextitem is None else nextitem.stash.get(PLACEMENT, None)
-        self._rig.keep_only(None if placed is None else placed.key)
+        if self._manager is not None:
+            plan = None if nextitem is None else nextitem.stash.get(_PLAN, None)
+            self._manager.keep_only(None if plan is None else plan.placed.key)
 
     def explain(self, operator: str, left: object, right: object) -> list[str] | None:
         """What a failed comparison in the running test was about; None where it is no figure that the test measured."""
+        if self._measured is None or not self._measured.results:
+            return None
+        from pytest_gpucap.report import assertion
+        from pytest_gpucap.results.record import as_record
+
         return assertion.explain(operator, left, right, [*map(as_record, self._measured.results)])
 
     @staticmethod
     def explains(error: BaseException) -> bool:
         """Whether an error of ours says all there is to say, so that a traceback through the plugin would bury it."""
-        return isinstance(error, MeasurementInvalid | PairInvalid | ServerError | LeaseError | MemoryNotReturned)
+        return isinstance(error, GpuCapError) and not error.needs_traceback
 
     @staticmethod
     def take_results(item: pytest.Item) -> list[Result]:
         """The results of a test since the last call."""
-        return item.stash.setdefault(_RESULTS, KeptResults()).take()
+        kept = item.stash.get(_RESULTS, None)
+        return [] if kept is None else kept.take()
 
     @staticmethod
     def replay(item: pytest.Item) -> None:
         """Let pytest-benchmark report what the test has measured so far."""
-        replay(item, item.stash.setdefault(_RESULTS, KeptResults()).results)
+        from pytest_gpucap.session.benchmark_machine import replay
+
+        replay(item, kept_results(item).results)
 
     def close(self) -> None:
         """End everything that was started."""
-        self._rig.keep_only(None)
+        if self._manager is not None:
+            self._manager.keep_only(None)
+
+    def _servers(self) -> ServerManager:
+        """The server manager, made when a test first asks for devices or a server."""
+        if self._manager is None:
+            from pytest_gpucap.session.server_manager import ServerManager
+
+            self._manager = ServerManager(self._options)
+        return self._manager
 
     def _placed(self, item: pytest.Item) -> Placement:
         if self._mistakes:
             pytest.fail(self._mistakes, pytrace=False)
-        placed = item.stash[PLACEMENT]
+        placed = item.stash[_PLAN].placed
         if placed.skip is not None:
             pytest.skip(placed.skip)
         return placed
 
     def _live(self, item: pytest.Item) -> LiveLine:
-        return live(self._config, item.stash[DECLARATION].name)
+        from pytest_gpucap.session.screen import live
+
+        return live(self._config, declaration(item).name)
+
+
+def declaration(item: pytest.Item) -> Declaration:
+    """What a test declares, once `PytestSession.declare` has read it."""
+    return item.stash[_PLAN].declared.of(item)
 
 
 def _with_trace(declared: Declaration) -> Declaration:
@@ -174,3 +227,10 @@ def _with_trace(declared: Declaration) -> Declaration:
     workload = with_trace_lengths(declared.workload)
     requirement = declared.requirement and replace(declared.requirement, workload=workload)
     return replace(declared, workload=workload, requirement=requirement)
+
+
+def kept_results(item: pytest.Item) -> KeptResults:
+    """What a test has measured so far; made when it first asks."""
+    from pytest_gpucap.session.kept import KeptResults
+
+    return item.stash.setdefault(_RESULTS, KeptResults())

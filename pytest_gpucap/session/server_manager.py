@@ -10,22 +10,22 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_gpucap.engines.server import Server
-from pytest_gpucap.engines.url import attach
-from pytest_gpucap.engines.vllm import VllmServer, start_vllm
-from pytest_gpucap.gpu.classes import GpuClass, find_class
+from pytest_gpucap.engines.protocol import Engine, MetricNames, Server
+from pytest_gpucap.gpu.classes import GpuClass
 from pytest_gpucap.gpu.inventory import Inventory, NoGpu, WrongGpuClass, detect, select, take_inventory
 from pytest_gpucap.gpu.lease import Lease, lease, lease_cpu
 from pytest_gpucap.gpu.memory import wait_memory_returned
 from pytest_gpucap.options import Options
-from pytest_gpucap.report.formatting import shown
-from pytest_gpucap.results.problems import Problem
-from pytest_gpucap.session.live_line import LiveLine
-from pytest_gpucap.session.placement import SIMULATED, Placement, own_classes
-from pytest_gpucap.telemetry.sampler import Telemetry
+from pytest_gpucap.session.placement import Placement, own_classes
+
+if TYPE_CHECKING:  # a test file may import `SystemUnderTest` for its annotations
+    from pytest_gpucap.results.problems import Problem
+    from pytest_gpucap.session.live_line import LiveLine
+    from pytest_gpucap.telemetry.sampler import Telemetry
 
 MEMORY_RETURN_S = 60.0
 """GPU memory of a killed server is back within seconds; a minute is a driver in trouble."""
@@ -50,13 +50,19 @@ class SystemUnderTest:
         assert self.server is not None  # noqa: S101 - what those two are for
         return self.server
 
+    @property
+    def engine(self) -> Engine:
+        """What starts the server."""
+        assert self.placement.engine is not None  # noqa: S101 - a placement without one has no server to ask for
+        return self.placement.engine
+
     def close(self) -> None:
         """Take down everything, last started first."""
         self._closing.close()
 
 
 Pair = tuple[SystemUnderTest, SystemUnderTest]
-Trust = Callable[[float, float], Sequence[Problem]]
+Trust = Callable[[float, float], "Sequence[Problem]"]
 """Reasons to distrust the span [start, end] on the machine's monotonic clock."""
 
 
@@ -66,20 +72,6 @@ class ServerManager:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._target: SystemUnderTest | None = None
-
-    def check_class(self, name: str) -> None:
-        """See that this machine has the GPU class of the command line.
-
-        Raises:
-            pytest.UsageError: if it does not; one line with what it has.
-        """
-        if name.startswith(SIMULATED):
-            return
-        own = own_classes(self._options)
-        try:
-            select(take_inventory(), find_class(name, own), own)
-        except WrongGpuClass as error:
-            raise pytest.UsageError(f"--gpu-class: {error}") from None
 
     def target(self, placement: Placement, live: LiveLine) -> SystemUnderTest:
         """The target of a test, without its server; the one that stands, if it is the same."""
@@ -102,12 +94,14 @@ class ServerManager:
         return target
 
     @contextmanager
-    def pair(self, base: Placement, head: Placement, live: LiveLine, *, fresh: bool) -> Iterator[tuple[Pair, Trust]]:
+    def pair(
+        self, base: Placement, head: Placement, live: LiveLine, *, fresh: bool
+    ) -> Iterator[tuple[Pair, Trust | None]]:
         """Two servers on the same devices; the base's goes at the end, the head's stays for the tests that share it.
 
         Args:
-            base: of a vLLM server to start.
-            head: of the vLLM server that may be standing already.
+            base: of a server to start.
+            head: of the server that may be standing already.
             live: says what is waited for.
             fresh: start the head anew as well.
 
@@ -118,15 +112,17 @@ class ServerManager:
             self.keep_only(None)
         target = self.server(head, live)
         lease = target.lease
-        assert lease is not None  # noqa: S101 - made by `_open` for a server of our own
         # The base ends while the head keeps its memory, which may grow meanwhile: that the base's processes are off the
         # devices is all that can be asked for then; that all memory is back is seen when the head ends.
-        beside = replace(lease, baseline={})
+        beside = None if lease is None else replace(lease, baseline={})
         other = SystemUnderTest(base, target.gpu_class, target.inventory, beside)
+        from pytest_gpucap.telemetry.sampler import Telemetry
+
         try:
-            first = self._start(other, live)
-            second = target.server
-            assert isinstance(second, VllmServer)  # noqa: S101 - what a placement with a spec has
+            first, second = self._start(other, live), target.endpoint
+            if lease is None:
+                yield (other, target), None
+                return
             with Telemetry(lease.devices, lambda: first.pids() | second.pids()) as watched:
                 yield (other, target), watched.problems
         finally:
@@ -140,8 +136,8 @@ class ServerManager:
 
     def _open(self, placement: Placement, live: LiveLine) -> SystemUnderTest:
         target = SystemUnderTest(placement)
-        if placement.profile is not None or placement.url is not None:
-            target.gpu_class = placement.gpu_class  # of a URL's server as declared
+        if placement.engine is not None and not placement.engine.leases_devices:
+            target.gpu_class = placement.gpu_class  # as declared
             return target
         own = own_classes(self._options)
         target.inventory = take_inventory()
@@ -166,41 +162,35 @@ class ServerManager:
         return pytest.skip.Exception(f"{reason}{hint}")
 
     def _serve(self, target: SystemUnderTest, live: LiveLine) -> None:
-        placement, options = target.placement, self._options
-        if placement.profile is not None:
-            from pytest_gpucap.simulator.serve import start_simulator
+        server = self._start(target, live)
+        if target.lease is not None:
+            from pytest_gpucap.telemetry.sampler import Telemetry
 
-            target.server = start_simulator(placement.profile)
-        elif placement.url is not None:
-            target.server = attach(placement.url, model=options.model, api_key_env=options.api_key_env)
-        else:
-            target.telemetry = self._watch(target, self._start(target, live))
-            return
-        target._closing.callback(target.server.close)  # noqa: SLF001 - see above
+            names = server.capabilities().metrics
+            fetch = None if names == MetricNames() else lambda: server.request("/metrics")
+            target.telemetry = Telemetry(target.lease.devices, server.pids, fetch, names=names)
+            target._closing.enter_context(target.telemetry)  # noqa: SLF001 - one object in two classes' hands
 
-    def _start(self, target: SystemUnderTest, live: LiveLine) -> VllmServer:
-        placement = target.placement
-        assert placement.spec is not None  # noqa: S101 - placements without a spec have no server to ask for
-        assert target.lease is not None  # noqa: S101 - made by `_open`
+    def _start(self, target: SystemUnderTest, live: LiveLine) -> Server:
+        from pytest_gpucap.report.formatting import shown
+
+        engine, held = target.engine, target.lease
+        if held is None:
+            target.server = server = engine.start((), live.waiting)
+            target._closing.callback(server.close)  # noqa: SLF001 - see above
+            return server
         started = time.monotonic()
-        live.say(f"starting vLLM with {placement.spec.model}")
-        server = start_vllm(placement.spec, devices=target.lease.uuids, on_wait=live.waiting)
-        target._closing.callback(self._stop, server, target.lease)  # noqa: SLF001 - see above
+        live.say(f"starting {engine.title} with {engine.request.model}")
+        server = engine.start(held.uuids, live.waiting)
+        target._closing.callback(self._stop, server, held)  # noqa: SLF001 - see above
         target.startup_s = time.monotonic() - started
         target.server = server
-        ready = f"vLLM {server.version or '?'} is ready after {target.startup_s:.0f} s"
-        live.say(f"{ready}, log {shown(server.log.path)}")
+        log = "" if server.log is None else f", log {shown(server.log.path)}"
+        live.say(f"{engine.title} {server.version or '?'} is ready after {target.startup_s:.0f} s{log}")
         return server
 
     @staticmethod
-    def _watch(target: SystemUnderTest, server: VllmServer) -> Telemetry:
-        devices = target.lease.devices if target.lease is not None else ()
-        telemetry = Telemetry(devices, server.pids, lambda: server.request("/metrics"))
-        target._closing.enter_context(telemetry)  # noqa: SLF001 - see above
-        return telemetry
-
-    @staticmethod
-    def _stop(server: VllmServer, held: Lease) -> None:
+    def _stop(server: Server, held: Lease) -> None:
         pids = set(server.pids())
         server.close()
         if held.devices:

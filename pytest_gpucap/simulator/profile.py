@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
+from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.requirement import (
     ApiKind,
     Arrivals,
@@ -22,10 +22,12 @@ from pytest_gpucap.requirement import (
     exact,
     share,
 )
-from pytest_gpucap.simulator.engine import Floats
+
+if TYPE_CHECKING:  # loads NumPy and Numba; naming a profile at collection needs neither
+    from pytest_gpucap.simulator.engine import Floats
 
 
-class ProfileError(ValueError):
+class ProfileError(GpuCapError, ValueError):
     """A profile that does not exist or cannot be read; the message says which do."""
 
 
@@ -69,6 +71,8 @@ class EngineModel:
     @property
     def params(self) -> Floats:
         """The engine's parameter vector."""
+        import numpy as np
+
         return np.array(
             [
                 self.base_s, self.per_seq_s, self.per_seq_over_s, self.knee, self.per_kv_token_s,

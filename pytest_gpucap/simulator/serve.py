@@ -1,4 +1,4 @@
-"""Starts a simulated server in a process of its own."""
+"""A simulated server in a process of its own, which starts when someone asks for its address."""
 
 from __future__ import annotations
 
@@ -6,59 +6,108 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from pytest_gpucap.engines.errors import EndpointError
-from pytest_gpucap.engines.server import Server
+from pytest_gpucap.engines.protocol import Capabilities
+from pytest_gpucap.engines.server import NO_KEY, HttpServer
 from pytest_gpucap.simulator.profile import Profile
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
 
 
-class SimulatedServer(Server):
-    """A simulated server over HTTP. It ends with `close`, and with this process however that dies."""
+class SimulatedServer(HttpServer):
+    """A simulated server. Its process starts when its address is first asked for, and ends with `close` or with ours.
+
+    Args:
+        profile: how it behaves.
+        arguments: further ones of ``python -m pytest_gpucap.simulator``.
+    """
 
     simulated = True
 
-    def __init__(self, process: subprocess.Popen[str], base_url: str, profile: Profile) -> None:
-        super().__init__(base_url, f"simulated-{profile.name}", "none")
+    def __init__(self, profile: Profile, arguments: Sequence[str] = ()) -> None:
+        super().__init__("", f"simulated-{profile.name}", NO_KEY)
         self.profile = profile
-        self.max_num_seqs = profile.engine.max_num_seqs
-        self.kv_tokens = profile.engine.kv_tokens
-        self._process = process
+        self._arguments = tuple(arguments)
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def base_url(self) -> str:
+        """See `Server.base_url`.
+
+        Raises:
+            EndpointError: if the process does not start.
+        """
+        if self._process is None:
+            self._base_url = self._start()
+        return self._base_url
 
     @property
     def running(self) -> bool:
         """Whether its process lives."""
-        return self._process.poll() is None
+        return self._process is not None and self._process.poll() is None
+
+    def capabilities(self) -> Capabilities:
+        """See `Server.capabilities`."""
+        engine = self.profile.engine
+        return Capabilities(
+            max_num_seqs=engine.max_num_seqs,
+            kv_tokens=engine.kv_tokens,
+            simulated=True,
+            loopback=True,
+            started=False,
+        )
+
+    def facts(self) -> Mapping[str, object]:
+        """See `Server.facts`."""
+        name = self.profile.name
+        return {"gpu": f"SIMULATED ({name})", "gpu_class": f"sim:{name}", "profile": self.profile.source}
 
     def pids(self) -> set[int]:
         """Its process."""
-        return {self._process.pid} if self.running else set()
+        return {self._process.pid} if self._process is not None and self.running else set()
 
     def close(self) -> None:
         """End it. Safe to call twice."""
         super().close()
-        if self._process.stdin is not None and not self._process.stdin.closed:
-            self._process.stdin.close()  # what `--with-parent` waits for
+        process = self._process
+        if process is None:
+            return
+        if process.stdin is not None and not process.stdin.closed:
+            process.stdin.close()  # what `--with-parent` waits for
         try:
-            self._process.wait(STOP_TIMEOUT_S)
+            process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+            process.kill()
+            process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def _start(self) -> str:
+        """Start the process; its base URL."""
+        place = str(self.profile.file or self.profile.name)
+        command = [sys.executable, "-m", "pytest_gpucap.simulator", "--profile", place, *self._arguments]
+        command += ["--port", "0", "--with-parent"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None  # noqa: S101 - asked for
+        deadline = time.monotonic() + START_TIMEOUT_S
+        line = ""
+        while time.monotonic() < deadline and process.poll() is None:
+            ready, _, _ = select.select([process.stdout], [], [], 0.2)
+            if ready:
+                line = process.stdout.readline()
+                break
+        if " serves at " not in line:
+            process.kill()
+            process.communicate()
+            said = line.strip() or "it said nothing"
+            raise EndpointError(f"the simulated server {self.profile.name} did not start: {said}")
+        self._process = process
+        return line.split()[-1]
 
 
 def start_simulator(
@@ -84,23 +133,8 @@ def start_simulator(
     from pytest_gpucap.simulator.profile import load
 
     loaded = load(profile) if isinstance(profile, str) else profile
-    place = str(profile_file or loaded.file or loaded.name)
-    right = repr(loaded.accuracy if accuracy is None else accuracy)
-    command = [
-        sys.executable, "-m", "pytest_gpucap.simulator", "--profile", place, "--port", "0",
-        "--seed", str(seed), "--time-scale", repr(time_scale), "--accuracy", right, "--with-parent",
-    ]  # fmt: skip
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None  # noqa: S101 - asked for
-    deadline = time.monotonic() + START_TIMEOUT_S
-    line = ""
-    while time.monotonic() < deadline and process.poll() is None:
-        ready, _, _ = select.select([process.stdout], [], [], 0.2)
-        if ready:
-            line = process.stdout.readline()
-            break
-    if " serves at " not in line:
-        process.kill()
-        process.communicate()
-        raise EndpointError(f"the simulated server {loaded.name} did not start: {line.strip() or 'it said nothing'}")
-    return SimulatedServer(process, line.split()[-1], loaded)
+    right = loaded.accuracy if accuracy is None else accuracy
+    arguments = ["--seed", str(seed), "--time-scale", repr(time_scale), "--accuracy", repr(right)]
+    server = SimulatedServer(loaded if profile_file is None else replace(loaded, file=profile_file), arguments)
+    _ = server.base_url
+    return server

@@ -22,6 +22,7 @@ from typing import Any, Self
 
 import psutil
 
+from pytest_gpucap.engines.protocol import MetricNames
 from pytest_gpucap.gpu.device import Device
 from pytest_gpucap.gpu.neighbours import Neighbours, describe
 from pytest_gpucap.gpu.nvml import NvmlUnavailable, process_list, session
@@ -110,6 +111,7 @@ class Telemetry:
         server_pids: the server's processes at the moment of the call.
         fetch: reads the server's ``/metrics``; None where it has none.
         clock: seconds, monotonic.
+        names: of the figures on that page.
     """
 
     def __init__(
@@ -118,8 +120,11 @@ class Telemetry:
         server_pids: Callable[[], Iterable[int]],
         fetch: Callable[[], str] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        names: MetricNames | None = None,
     ) -> None:
         self._server_pids, self._fetch, self._clock = server_pids, fetch, clock
+        self._names = names or MetricNames()
         self.devices = [WatchedDevice(d, TimeSeries(DEVICE_FIELDS), TimeSeries(LINK_FIELDS)) for d in devices]
         self.server = TimeSeries(SERVER_FIELDS)
         self.processes: dict[int, WatchedProcess] = {}
@@ -294,7 +299,7 @@ class Telemetry:
             self.faults["/metrics"] = f"{type(error).__name__}: {error}"
             return
         # The server wrote the page somewhere between question and answer.
-        self.server.append((asked + self._clock()) / 2, astuple(read_figures(page)))
+        self.server.append((asked + self._clock()) / 2, astuple(read_figures(page, self._names)))
 
     def _sample_neighbours(self) -> None:
         for watched in self.devices:

@@ -1,29 +1,19 @@
-"""The few figures that telemetry needs, out of a vLLM server's ``/metrics``.
+"""The few figures that telemetry needs, out of a server's ``/metrics``, by the names that its engine gives them.
 
-A vLLM page is mostly histograms, and a parser that builds an object for every line of it takes most of the processor
+A page of vLLM is mostly histograms, and a parser that builds an object for every line of it takes most of the processor
 time that telemetry may use (`benchmarks/telemetry.py` measures both). Only the lines of the wanted names are looked at
 here; they are found by search, so their order and whatever else is on the page do not matter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+from pytest_gpucap.engines.protocol import MetricNames
 
 NAN = float("nan")
 
-_NAMES: Mapping[str, tuple[str, ...]] = {
-    # Field -> names by vLLM version, newest first. Counters end in _total on the page.
-    "running": ("vllm:num_requests_running",),
-    "waiting": ("vllm:num_requests_waiting",),
-    "kv_use": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
-    "preemptions": ("vllm:num_preemptions_total",),
-    "prompt_tokens": ("vllm:prompt_tokens_total",),
-    "output_tokens": ("vllm:generation_tokens_total",),
-    "prefix_queries": ("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total"),
-    "prefix_hits": ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total"),
-}
 _MEAN = {"kv_use"}  # a share; the others add up over engines
 
 
@@ -48,10 +38,13 @@ class ServerFigures:
     prefix_hits: float = NAN
 
 
-def read_figures(page: str) -> ServerFigures:
+_FIELDS = tuple(field.name for field in fields(ServerFigures))
+
+
+def read_figures(page: str, names: MetricNames) -> ServerFigures:
     """The figures of one page in the Prometheus text format. Lines that cannot be read count as absent."""
     text = "\n" + page
-    return ServerFigures(**{field: _figure(text, names, mean=field in _MEAN) for field, names in _NAMES.items()})
+    return ServerFigures(**{field: _figure(text, getattr(names, field), mean=field in _MEAN) for field in _FIELDS})
 
 
 def _figure(text: str, names: tuple[str, ...], *, mean: bool) -> float:

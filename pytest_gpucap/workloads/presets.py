@@ -39,18 +39,22 @@ class Preset:
     keywords: Mapping[str, Any] = field(default_factory=dict)
 
 
-def find_preset(name: str, own: Path | None = None) -> Preset:
-    """The preset of a name; one in the user's own file goes before ours.
+def find_preset(name: str, own: Path | None = None, added: Mapping[str, Mapping[str, Any]] | None = None) -> Preset:
+    """The preset of a name; one in the user's own file goes before those of plugins and ours.
 
     Args:
         name: as given in ``workload=``.
         own: a TOML file of the same form as ours.
+        added: by plugins, name to table.
 
     Raises:
         RequirementError: if there is none, it extends itself, or the user's file is not what it must be.
     """
-    ours = _Layer(_ours(), _OUR_FILE, None)
-    layers = [ours] if own is None else [_Layer(_read(own.read_bytes, str(own)), str(own), own.parent), ours]
+    layers = [_Layer(_ours(), _OUR_FILE, None)]
+    if added:
+        layers.insert(0, _Layer(added, "presets of plugins", None))
+    if own is not None:
+        layers.insert(0, _Layer(_read(own.read_bytes, str(own)), str(own), own.parent))
     return _resolve(name, layers, ())
 
 

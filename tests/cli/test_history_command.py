@@ -1,4 +1,4 @@
-"""``python -m pytest_gpucap history``, as a user types it."""
+"""``gpucap history``, as a user types it."""
 
 from __future__ import annotations
 

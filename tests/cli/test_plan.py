@@ -1,4 +1,4 @@
-"""``python -m pytest_gpucap plan``: what it prints, what it takes for known, and what it refuses."""
+"""``gpucap plan``: what it prints, what it takes for known, and what it refuses."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from pytest_gpucap.__main__ import main
 from pytest_gpucap.engines.synthetic import architecture
+from pytest_gpucap.planning.plan import Plan
 
 H200 = Path(__file__).parents[2] / "benchmarks" / "results" / "h200" / "suite.json"
 MODEL = ("--model", "synthetic:qwen2-1.5b", "--output-tokens", "512")
@@ -80,8 +82,8 @@ def test_a_measured_class_and_estimates_from_it(plan: Any) -> None:
     assert document["cheapest"] == "h200"
     assert document["worth_measuring"] == ["a10g", "h100-sxm"]
     text = plan(*known)
-    assert "cheapest class that fits, of those measured: 5 GPUs of h200 at 22.50 USD an hour" in text
-    assert "may be cheaper, to be measured: a10g, h100-sxm" in text
+    assert "cheapest class that fits, of those measured: 5 GPUs of h200 at 22.50 USD per hour" in text
+    assert "may be cheaper, so worth measuring: a10g, h100-sxm" in text
     assert "8 GPUs of h200 carry 179 req/s with the headroom" in text
     assert "cannot serve it" in text
 
@@ -126,6 +128,13 @@ def test_the_measured_runs_of_the_h200_become_fleets(
     assert [re.split(r"\s{2,}", line) for line in text.splitlines() if line.startswith("h200 ")] == [cells]
     (line,) = (line for line in markdown.splitlines() if line.startswith("| h200 "))
     assert [cell.strip() for cell in line.strip("|").split("|")] == cells
+
+
+def test_the_printed_document_is_the_typed_plan(plan: Any) -> None:
+    known = ("--result", str(H200), "--name", "fails", "--qps-table", "10,50", "--guide", "--prices", "prices.toml")
+    document = plan(*known, "--format", "json")
+    assert list(document) == list(Plan.__struct_fields__)
+    assert json.loads(msgspec.json.encode(msgspec.convert(document, Plan, strict=True))) == document
 
 
 def test_what_is_over_the_budget_at_its_best_is_not_worth_measuring(plan: Any) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
-from pytest_gpucap.engines.vllm_arguments import ServerSpec
+from pytest_gpucap.engines.server_spec import ServerSpec
+from pytest_gpucap.vllm_arguments import VllmArguments
 from tests.engines.server_family import Family
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
@@ -47,7 +48,7 @@ def stand_in(stand_in_python: str, tmp_path: Path, family: Family) -> Callable[.
     ) -> ServerSpec:
         return ServerSpec(
             "/models/stand-in",
-            args=args,
+            args=VllmArguments(args),
             python=stand_in_python,
             env={"STAND_IN": mode, **family.env, **(env or {})},
             startup_timeout_s=startup_timeout_s,

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from pytest_gpucap.engines.device_indices import indices
+from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.vllm import environment
-from pytest_gpucap.engines.vllm_arguments import ServerSpec
+from pytest_gpucap.vllm_arguments import VllmArguments
 
 
 @pytest.fixture
@@ -57,5 +58,5 @@ def test_what_the_spec_sets_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment(ServerSpec("m"), [], "k")["VLLM_CPU_KVCACHE_SPACE"] == "3"
     assert environment(ServerSpec("m", env={"VLLM_CPU_KVCACHE_SPACE": "2"}), [], "k")["VLLM_CPU_KVCACHE_SPACE"] == "2"
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE")
-    spec = ServerSpec("m", args={"kv_cache_memory_bytes": 1})
+    spec = ServerSpec("m", args=VllmArguments({"kv_cache_memory_bytes": 1}))
     assert "VLLM_CPU_KVCACHE_SPACE" not in environment(spec, [], "k")  # it would override the argument

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_gpucap.engines.vllm_arguments import ServerSpec
+from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.vllm import start_vllm
 
 READY = int(os.environ["TEST_READY_FD"])

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from pytest_gpucap.engines.errors import MetricsUnavailable, ServerStartError
+from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.vllm import start_vllm
-from pytest_gpucap.engines.vllm_arguments import ServerSpec
 from tests.engines.server_family import TREE, Family, wait_for
 
 StandIn = Callable[..., ServerSpec]

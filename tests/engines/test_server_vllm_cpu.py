@@ -9,13 +9,14 @@ import psutil
 import pytest
 
 from pytest_gpucap.engines.errors import ServerStartError
+from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.url import attach
 from pytest_gpucap.engines.vllm import VllmServer, start_vllm
-from pytest_gpucap.engines.vllm_arguments import ServerSpec
 from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.load.schedule import closed_loop
 from pytest_gpucap.requirement import ApiKind, Length, Workload
+from pytest_gpucap.vllm_arguments import VllmArguments
 from tests.engines.server_family import Family, wait_for
 
 pytestmark = [pytest.mark.vllm_cpu, pytest.mark.slow]
@@ -127,20 +128,22 @@ def sized(vllm_python: str, tmp_path_factory: pytest.TempPathFactory, shared_fam
     """The command of the sizing guide, less the AWQ build, which needs a GPU."""
     spec = ServerSpec(
         "synthetic:tiny",
-        args={
-            "tensor_parallel_size": 1,
-            "dtype": "auto",
-            "max_model_len": 4096,
-            "gpu_memory_utilization": 0.8,
-            "enforce_eager": True,
-            "enable_prefix_caching": True,
-            # Beyond the guide: a mapping, a list, a switch turned off, one left out.
-            "override_generation_config": {"temperature": 0.6},
-            "cudagraph_capture_sizes": [1, 2],
-            "enable_log_requests": False,
-            "quantization": None,
-            "stream_interval": 8,
-        },
+        args=VllmArguments(
+            {
+                "tensor_parallel_size": 1,
+                "dtype": "auto",
+                "max_model_len": 4096,
+                "gpu_memory_utilization": 0.8,
+                "enforce_eager": True,
+                "enable_prefix_caching": True,
+                # Beyond the guide: a mapping, a list, a switch turned off, one left out.
+                "override_generation_config": {"temperature": 0.6},
+                "cudagraph_capture_sizes": [1, 2],
+                "enable_log_requests": False,
+                "quantization": None,
+                "stream_interval": 8,
+            }
+        ),
         python=vllm_python,
         env=shared_family.env,
         log_dir=tmp_path_factory.mktemp("sized"),
@@ -200,7 +203,7 @@ def test_a_failed_start_names_its_cause(
     vllm_python: str, tmp_path: Path, family: Family, model: str, args: dict[str, int], cause: str
 ) -> None:
     with pytest.raises(ServerStartError) as caught:
-        start_vllm(ServerSpec(model, args=args, python=vllm_python, env=family.env, log_dir=tmp_path))
+        start_vllm(ServerSpec(model, args=VllmArguments(args), python=vllm_python, env=family.env, log_dir=tmp_path))
     assert caught.value.cause.startswith(cause)
     assert len(caught.value.log_tail.splitlines()) == 30
     assert "nanobind" not in caught.value.log_tail

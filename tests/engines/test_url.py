@@ -10,9 +10,9 @@ import pytest
 
 from pytest_gpucap.engines.errors import EndpointError, MetricsUnavailable
 from pytest_gpucap.engines.prometheus import Metrics
+from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.url import attach
 from pytest_gpucap.engines.vllm import VllmServer, start_vllm
-from pytest_gpucap.engines.vllm_arguments import ServerSpec
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_attach_uses_the_server_and_never_stops_it(running: VllmServer) -> None:
         assert server.running
         assert server.log is None
         assert server.pids() == set()
-        assert server.max_num_seqs is None
+        assert server.capabilities().max_num_seqs is None
         assert server.version == "0.0.stand-in"
         assert server.metrics().value("vllm:generation_tokens_total", model_name="b") == 4
         assert server.client.models.list().data[0].id == running.model
@@ -121,7 +121,7 @@ def test_a_server_without_metrics_says_so(elsewhere: str) -> None:
     with pytest.raises(MetricsUnavailable, match=r"/one/metrics gives no Prometheus metrics: GET .* answered 404"):
         server.metrics()
     assert server.version is None
-    assert server.kv_tokens is None
+    assert server.capabilities().kv_tokens is None
     assert server.reset_caches() is False
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pytest_gpucap.engines.vllm import VllmServer, start_vllm
-from pytest_gpucap.engines.vllm_arguments import ServerSpec
+from pytest_gpucap.engines.server_spec import ServerSpec
+from pytest_gpucap.engines.vllm import METRICS, VllmServer, start_vllm
 from pytest_gpucap.results.telemetry import BottleneckKind
 from pytest_gpucap.telemetry.bottleneck import KnownLimits, diagnose
 from pytest_gpucap.telemetry.probes import API_SERVER, ENGINE
@@ -44,16 +44,16 @@ def await_reading(telemetry: Telemetry) -> None:
 def test_a_real_server_is_watched(tmp_path: Path) -> None:
     spec = ServerSpec("synthetic:tiny", python=str(PYTHON), log_dir=tmp_path)
     with start_vllm(spec) as server:
-        with Telemetry((), server.pids, lambda: server.request("/metrics")) as telemetry:
+        with Telemetry((), server.pids, lambda: server.request("/metrics"), names=METRICS) as telemetry:
             await_reading(telemetry)
-            before = read_figures(server.request("/metrics"))
+            before = read_figures(server.request("/metrics"), METRICS)
             start = time.monotonic()
             with ThreadPoolExecutor(8) as pool:
                 list(pool.map(lambda number: ask(server, number), range(REQUESTS)))
             end = time.monotonic()
             await_reading(telemetry)
         seen = telemetry.summary(start, end)
-        after = read_figures(server.request("/metrics"))
+        after = read_figures(server.request("/metrics"), METRICS)
         pids = server.pids()
     assert telemetry.faults == {}
     assert telemetry.problems(start, end) == []

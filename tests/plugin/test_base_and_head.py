@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from pytest_gpucap.engines.vllm_arguments import ServerSpec
+from pytest_gpucap.engines.protocol import ServerRequest
+from pytest_gpucap.engines.vllm_engine import VllmEngine, VllmPair
 from pytest_gpucap.gpu.classes import find_class
 from pytest_gpucap.options import Options
 from pytest_gpucap.results.record import read_document
-from pytest_gpucap.session.base_and_head import base_of, fitting, parsed
+from pytest_gpucap.session.base_and_head import base_of
 from pytest_gpucap.session.placement import Placement
+from pytest_gpucap.vllm_arguments import VllmArguments
 
 SUITE = """
     import pytest
@@ -120,11 +122,11 @@ def test_a_base_that_cannot_be_measured_never_hides_a_failing_budget(pytester: p
     pytester.makeconftest(
         """
         from pytest_gpucap.session import base_and_head
-        from pytest_gpucap.measure.settings import Settings
+        from pytest_gpucap.session.harness import settings_on
 
         # The machine turns out not to be ours alone once the alternation begins.
-        base_and_head.Settings = lambda *args, **kwargs: Settings(
-            *args, **kwargs, trust=lambda *_: ["the GPU was shared"])
+        base_and_head.settings_on = lambda server, settings, _: settings_on(
+            server, settings, lambda *_: ["the GPU was shared"])
         """
     )
     pytester.makepyfile(
@@ -188,28 +190,19 @@ def test_mistakes_cost_one_line_and_no_server_time(suite: pytest.Pytester, optio
     result.stderr.fnmatch_lines([line])
 
 
-def test_arguments_are_read_as_a_command_line() -> None:
-    assert parsed("--max-num-seqs 64 --no-enable-prefix-caching --x=1 --y= --many a 'b c'") == {
-        "max_num_seqs": "64",
-        "no_enable_prefix_caching": True,
-        "x": "1",
-        "y": None,
-        "many": ("a", "b c"),
-    }
-
-
-def placed(gpu: str, **args: Any) -> Placement:
-    return Placement(gpu_class=find_class(gpu), spec=ServerSpec("m", args=args, python="/usr/bin/python3"))
+def vllm(**args: Any) -> VllmEngine:
+    return VllmEngine(ServerRequest(model="m", arguments=VllmArguments(args).values, python="/usr/bin/python3"))
 
 
 def test_the_base_has_the_heads_arguments_but_for_those_given() -> None:
-    head = placed("h200", max_num_seqs=128, enable_prefix_caching=True, dtype="half")
+    engine = vllm(max_num_seqs=128, enable_prefix_caching=True, dtype="half")
+    head = Placement(engine, find_class("h200"))
     options = Options(base_args="--max-num-seqs=64 --no-enable-prefix-caching --dtype=", base_python=sys.executable)
-    base = base_of(head, options)
-    assert base is not None
-    assert base.spec is not None
-    assert base.spec.flags() == ["--max-num-seqs", "64", "--no-enable-prefix-caching"]
-    assert base.spec.python == sys.executable
+    pair = base_of(head, options)
+    assert isinstance(pair, VllmPair)
+    assert pair.head is engine
+    assert pair.base.spec.args.flags() == ["--max-num-seqs", "64", "--no-enable-prefix-caching"]
+    assert pair.base.spec.python == sys.executable
     assert base_of(head, Options()) is None
     assert base_of(replace(head, skip="another class"), options) is None
 
@@ -224,18 +217,15 @@ def test_the_base_has_the_heads_arguments_but_for_those_given() -> None:
     ],
 )
 def test_both_servers_fit_one_gpu(base: dict[str, Any], head: dict[str, Any], expected: tuple[float, float]) -> None:
-    shares = []
-    for placement in fitting(placed("h200", **base), placed("h200", **head)):
-        assert placement.spec is not None
-        [share] = [value for name, value in placement.spec.args.items() if "utilization" in name]
-        shares.append(float(share))
+    pair = VllmPair(vllm(**base), vllm(**head))
+    fitted = pair.fitted()
+    shares = [engine.spec.args.gpu_memory_utilization for engine in (fitted.base, fitted.head)]
     assert tuple(shares) == expected
-    assert sum(shares) <= 0.95
-
-
-def test_a_cpu_has_no_shares() -> None:
-    base, head = placed("cpu"), placed("cpu", max_num_seqs=4)
-    assert fitting(base, head) == (base, head)
+    assert sum(filter(None, shares)) <= 0.95
+    scaled = sum(expected) == pytest.approx(0.92)
+    assert (fitted is not pair) == scaled
+    assert any("for the comparison alone" in change for change in fitted.changes()) == scaled
+    assert bool(fitted.remark()) == scaled
 
 
 @pytest.mark.vllm_cpu

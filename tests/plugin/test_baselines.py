@@ -148,7 +148,7 @@ def test_a_corrupt_file_stops_the_session_before_anything_is_measured(
 @pytest.mark.slow
 def test_a_corrupt_file_named_in_ini_fails_every_test_of_an_xdist_worker(suite: pytest.Pytester) -> None:
     pytest.importorskip("xdist")
-    suite.makeini("[pytest]\ngpucap_baseline = gpucap-baselines/main.json\n")
+    suite.makeini("[pytest]\ngpucap_compare = gpucap-baselines/main.json\n")
     (suite.path / "gpucap-baselines").mkdir()
     (suite.path / "gpucap-baselines" / "main.json").write_text("{")
     assert suite.runpytest(SIM).ret == pytest.ExitCode.USAGE_ERROR
@@ -191,7 +191,7 @@ def test_a_simulated_session_never_replaces_a_measured_baseline(suite: pytest.Py
 
 
 def test_the_first_session_of_all_may_compare_with_what_it_saves_and_ini_names_both(suite: pytest.Pytester) -> None:
-    suite.makeini("[pytest]\ngpucap_baseline = main\ngpucap_baselines = kept\ngpucap_max_regression = 10%\n")
+    suite.makeini("[pytest]\ngpucap_compare = main\ngpucap_baselines = kept\ngpucap_max_regression = 10%\n")
     first = suite.runpytest(SIM, "--gpucap-save=main")
     first.assert_outcomes(passed=1)
     first.stdout.fnmatch_lines(["NOT COMPARABLE: chat against main: no baseline 'main' is saved in kept"])
@@ -205,7 +205,7 @@ def test_the_first_session_of_all_may_compare_with_what_it_saves_and_ini_names_b
 
 
 def test_a_baseline_in_ini_is_no_matter_of_tests_that_measure_nothing(pytester: pytest.Pytester) -> None:
-    pytester.makeini("[pytest]\ngpucap_baseline = main\n")
+    pytester.makeini("[pytest]\ngpucap_compare = main\n")
     pytester.makepyfile("def test_it(): ...")
     pytester.runpytest().assert_outcomes(passed=1)
 

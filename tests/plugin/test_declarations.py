@@ -12,8 +12,8 @@ SHOW = """
     import pytest
 
     def shown(request):
-        from pytest_gpucap.session.pytest_session import DECLARATION
-        return request.node.stash[DECLARATION]
+        from pytest_gpucap.session.pytest_session import declaration
+        return declaration(request.node)
 """
 
 
@@ -108,7 +108,7 @@ MISTAKES = [
     ("vllm(model='m', tensor_parallel_size=0)", "tensor_parallel_size must be a whole number"),
     (
         "gpucap(qps=1, gpus=3)\n        @pytest.mark.vllm(tensor_parallel_size=2, data_parallel_size=2)",
-        "gpus=3 cannot hold one replica: tensor x pipeline x data parallel size is 4",
+        "gpus=3 cannot hold one replica: by the arguments of its server it takes 4 GPUs",
     ),
     ("vllm(model='m', port=80)", "port"),
     ("gpu_class('a10q')", "did you mean"),

@@ -56,7 +56,7 @@ def test_a_real_terminal_gets_one_live_line_that_is_taken_back(tmp_path: Path) -
         "def test_it(gpucap): gpucap.check()\n"
     )
     # Virtual time passes faster than anybody reads; here every renewal is to be seen.
-    (tmp_path / "conftest.py").write_text("from pytest_gpucap.report import live\nlive._RENEW_S = 0.0\n")
+    (tmp_path / "conftest.py").write_text("from pytest_gpucap.session import live_line\nlive_line._RENEW_S = 0.0\n")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--gpu-class=sim:fast", "--color=no"]
     screen = _run_on_a_terminal(command, tmp_path, {"TERM": "xterm"})
     lines = re.findall(r"\r\x1b\[K(chat[^\r\n]*)", screen)

@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from pytest_gpucap.results.migrate import STEPS, arguments_of, current, window_of
+from pytest_gpucap.results.migrate import STEPS, current, window_of
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
 from pytest_gpucap.results.windows import Phase, WindowId
+from pytest_gpucap.vllm_arguments import recorded_command
 
 
 def document(version: int, **environment: Any) -> dict[str, Any]:
@@ -145,4 +146,4 @@ VLLM = "python3 -m vllm.entrypoints.openai.api_server"
     ],
 )
 def test_arguments_from_a_command_line(command: str, expected: dict[str, Any] | None) -> None:
-    assert arguments_of(command) == expected
+    assert recorded_command(command) == expected

@@ -5,31 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from pytest_gpucap.engines.launch import Launched
+from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.synthetic import architecture
 from pytest_gpucap.engines.url import ExternalServer
 from pytest_gpucap.engines.vllm import VllmServer
-from pytest_gpucap.engines.vllm_arguments import ServerSpec
 from pytest_gpucap.gpu.classes import GpuClass, find_class, parse_class
 from pytest_gpucap.load.trace import with_trace_lengths
-from pytest_gpucap.markers import Declaration
-from pytest_gpucap.requirement import ArrivalKind, Arrivals, Slo, Workload
+from pytest_gpucap.requirement import ArrivalKind, Arrivals, Workload
 from pytest_gpucap.roofline.limits import NoLimit, Roofline
 from pytest_gpucap.roofline.served import config_of, hardware_of, roofline_of
-from pytest_gpucap.session.placement import Placement
-from pytest_gpucap.session.server_manager import SystemUnderTest
+from pytest_gpucap.vllm_arguments import VllmArguments
 
 Limits = Callable[..., Roofline | NoLimit]
-
-
-def declaration(workload: Workload | None = None, **given: Any) -> Declaration:
-    """What a test declares, as far as limits ask."""
-    given = {"model": None, **given}
-    return Declaration("test_it.py:1", "it", None, workload or Workload(), Slo(), 1, **given)
 
 
 @pytest.fixture
@@ -44,19 +36,18 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> Limits:
         workload: Workload | None = None,
         **arguments: Any,
     ) -> Roofline | NoLimit:
-        server = VllmServer(
-            process=cast("Any", SimpleNamespace(poll=lambda: 0, close=lambda: None)),
+        launched = Launched(
+            process=cast("Any", None),
             log=cast("Any", None),
-            spec=ServerSpec(model, arguments),
-            devices=(),
             command=(),
             model="m",
             api_key="k",
             base_url="http://127.0.0.1:1/v1",
             startup_s=0.0,
         )
+        server = VllmServer(launched, ServerSpec(model, VllmArguments(arguments)))
         found = find_class(gpu_class) if isinstance(gpu_class, str) else gpu_class
-        return roofline_of(SystemUnderTest(Placement(), gpu_class=found, server=server), declaration(workload))
+        return roofline_of(server, found, workload or Workload())
 
     return of
 
@@ -123,15 +114,19 @@ def test_speculation_allows_so_many_tokens_a_pass(limits: Limits) -> None:
 
 
 def behind(
-    served: str, gpu_class: str | None = "h200", origin: str | None = None, told: Any = None, **given: Any
+    served: str,
+    gpu_class: str | None = "h200",
+    origin: str | None = None,
+    told: Any = None,
+    model: str | None = None,
+    **arguments: Any,
 ) -> Roofline | NoLimit:
     """The limits of a server behind a URL that serves `served` and tells `origin` and `told` of itself."""
     server = ExternalServer("http://127.0.0.1:1/v1", served, "k")
     server.origin = origin
     server.__dict__ |= {"config": told or {}, "version": "0.26.0"}
     found = None if gpu_class is None else find_class(gpu_class)
-    target = SystemUnderTest(Placement(gpu_class=found, url=server.base_url), gpu_class=found, server=server)
-    return roofline_of(target, declaration(**given))
+    return roofline_of(server, found, Workload(), model=model, arguments=VllmArguments(arguments))
 
 
 def test_the_server_of_a_url_has_limits_where_class_and_model_are_known() -> None:
@@ -141,7 +136,7 @@ def test_the_server_of_a_url_has_limits_where_class_and_model_are_known() -> Non
     by_origin = behind("chat", origin="synthetic:qwen2-1.5b", model="synthetic:tiny")
     assert isinstance(by_origin, Roofline)
     assert (by_origin.model, by_origin.declared) == (by_name.model, "GPU class")  # the server knows best
-    by_marker = behind("chat", model="synthetic:qwen2-1.5b", vllm_args={"data_parallel_size": 2, "dtype": "float16"})
+    by_marker = behind("chat", model="synthetic:qwen2-1.5b", data_parallel_size=2, dtype="float16")
     assert isinstance(by_marker, Roofline)
     assert (by_marker.hardware.gpus, by_marker.declared) == (2, "GPU class and model")
 
@@ -153,7 +148,7 @@ def test_what_the_server_of_a_url_tells_of_itself_counts_before_what_is_declared
         "cache_config": {"cache_dtype": "auto", "cpu_offload_gb": 0},
         "speculative_config": {"num_speculative_tokens": 3, "method": "eagle"},
     }
-    found = behind("synthetic:qwen2-1.5b", told=told, vllm_args={"tensor_parallel_size": 1, "kv_cache_dtype": "fp8"})
+    found = behind("synthetic:qwen2-1.5b", told=told, tensor_parallel_size=1, kv_cache_dtype="fp8")
     assert isinstance(found, Roofline)
     assert (found.hardware.tensor, found.precision.weight_bits, found.precision.kv_bits) == (2, 8, 16)
     assert found.deployment.tokens_per_pass == 4
@@ -173,8 +168,7 @@ def test_the_server_of_a_url_has_no_limits_where_nothing_is_known() -> None:
     server = ExternalServer("http://127.0.0.1:1/v1", "synthetic:tiny", "k")
     server.__dict__["version"] = "SIMULATED 1.0 fast"
     h200 = find_class("h200")
-    simulated = SystemUnderTest(Placement(gpu_class=h200, url=server.base_url), gpu_class=h200, server=server)
-    assert roofline_of(simulated, declaration()) == NoLimit("a SIMULATED server has no hardware")
+    assert roofline_of(server, h200, Workload()) == NoLimit("a SIMULATED server has no hardware")
 
 
 def test_configs_are_found_in_folders_files_and_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from pytest_gpucap.engines.vllm import METRICS
 from pytest_gpucap.gpu.inventory import detect, take_inventory
 from pytest_gpucap.gpu.neighbours import Neighbours
 from pytest_gpucap.gpu.occupancy import GpuProcess
@@ -56,7 +57,7 @@ class Machine:
     def __init__(self, nvml: fake_nvml.Answers, pids: set[int]) -> None:
         self.nvml, self.clock, self.pids = nvml, Hand(), pids
         self.figures: dict[str, float] = {}
-        self.telemetry = Telemetry(take_inventory({}).devices, lambda: self.pids, self._page, self.clock)
+        self.telemetry = Telemetry(take_inventory({}).devices, lambda: self.pids, self._page, self.clock, names=METRICS)
         self.telemetry.attach()
 
     def run(self, seconds: float, **fields: Any) -> tuple[float, float]:
@@ -495,7 +496,7 @@ def test_processes_are_told_apart_by_their_titles(title: list[str], role: str) -
 
 def test_both_threads_sample_in_real_time_and_stop() -> None:
     with fake_nvml.answers("h200"):
-        telemetry = Telemetry(take_inventory({}).devices, lambda: [os.getpid()], lambda: PAGE)
+        telemetry = Telemetry(take_inventory({}).devices, lambda: [os.getpid()], lambda: PAGE, names=METRICS)
         with telemetry:
             start = time.monotonic()
             until(lambda: len(telemetry.server.all()["time_s"]) >= 3)
@@ -519,7 +520,7 @@ def test_a_server_that_does_not_answer_costs_its_figures_only() -> None:
 
     with fake_nvml.answers("h200") as nvml:
         nvml.set(**BUSY)
-        with Telemetry(take_inventory({}).devices, lambda: [os.getpid()], fail) as telemetry:
+        with Telemetry(take_inventory({}).devices, lambda: [os.getpid()], fail, names=METRICS) as telemetry:
             until(lambda: len(telemetry.devices[0].series.all()["time_s"]) >= 3)
             until(lambda: bool(telemetry.faults))
         assert telemetry.faults == {"/metrics": "ConnectionRefusedError: nobody there"}
@@ -529,7 +530,7 @@ def test_a_server_that_does_not_answer_costs_its_figures_only() -> None:
 def test_a_driver_that_is_gone_costs_the_devices_only() -> None:
     with fake_nvml.answers("h200"):
         devices = take_inventory({}).devices
-    with Telemetry(devices, lambda: [os.getpid()], lambda: PAGE) as telemetry:
+    with Telemetry(devices, lambda: [os.getpid()], lambda: PAGE, names=METRICS) as telemetry:
         until(lambda: len(telemetry.server.all()["time_s"]) >= 1)
     assert telemetry.faults == {"NVML": "NVML: Driver Not Loaded"}
 
@@ -539,7 +540,7 @@ def test_a_real_page_reads_as_the_reference_parser_reads_it() -> None:
     for family in text_string_to_metric_families(PAGE):
         for sample in family.samples:
             reference[sample.name] = reference.get(sample.name, 0.0) + sample.value
-    figures = read_figures(PAGE)
+    figures = read_figures(PAGE, METRICS)
     assert figures.running == reference["vllm:num_requests_running"]
     assert figures.waiting == reference["vllm:num_requests_waiting"]
     assert figures.kv_use == reference["vllm:kv_cache_usage_perc"]
@@ -566,7 +567,7 @@ def test_any_model_name_is_read_as_the_reference_writes_it(models: list[str], va
         by_reason.labels(model).set(7)
         tokens.labels(model).inc(value)
         use.labels(model).set(0.25)
-    figures = read_figures(generate_latest(registry).decode())
+    figures = read_figures(generate_latest(registry).decode(), METRICS)
     assert figures.running == pytest.approx(value * len(models))
     assert figures.output_tokens == pytest.approx(value * len(models))
     assert figures.kv_use == 0.25
@@ -578,8 +579,8 @@ def test_any_model_name_is_read_as_the_reference_writes_it(models: list[str], va
     ["", "vllm:num_requests_running", "vllm:num_requests_running{a} x", "vllm:num_requests_running2 5", "<html>"],
 )
 def test_a_page_that_is_none_gives_nothing(page: str) -> None:
-    assert math.isnan(read_figures(page).running)
+    assert math.isnan(read_figures(page, METRICS).running)
 
 
 def test_names_of_older_versions_are_known() -> None:
-    assert read_figures('vllm:gpu_cache_usage_perc{model_name="m"} 0.5\n').kv_use == 0.5
+    assert read_figures('vllm:gpu_cache_usage_perc{model_name="m"} 0.5\n', METRICS).kv_use == 0.5

@@ -1,0 +1,37 @@
+"""Writes ``options.md`` from the rows of `pytest_gpucap.options`: ``python docs/make_options.py``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pytest_gpucap.options import rows
+
+HEAD = """\
+# Options
+
+Every option of the command line is also a key in pytest's ini file. The key is the option's name: `gpucap_`, then the
+flag without `--` and `gpucap-`, with underscores. `--gpucap-max-time` is `gpucap_max_time`, and `--gpu-class` is
+`gpucap_gpu_class`.
+
+The most specific source wins: a marker, then the command line, then the ini file, then the default. A time is a number
+with a unit (`500ms`, `20s`, `10m`, `1h`) or a plain number of seconds. A relative path is relative to pytest's root
+folder.
+
+| option | ini key | default | |
+| --- | --- | --- | --- |
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    lines = []
+    for row in rows():
+        value = "|".join(row.choices) or row.metavar
+        flag = f"{row.flag} {value}" if value else row.flag
+        cells = (f"`{flag}`", f"`{row.ini}`", row.otherwise, row.about)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
+    return HEAD + "".join(lines)
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("options.md").write_text(page(), encoding="utf-8")

@@ -1,0 +1,142 @@
+"""Starts a server in a process of its own and knows when it is ready: for every engine that is a program."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_gpucap.engines.errors import ServerStartError
+from pytest_gpucap.engines.log import ServerLog
+from pytest_gpucap.engines.process import OwnedProcess
+from pytest_gpucap.engines.readiness import Readiness
+from pytest_gpucap.engines.server import NO_KEY, HttpServer
+from pytest_gpucap.engines.startup_errors import diagnose, oom_kills
+
+_TAIL_LINES = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launched:
+    """A server's process that has answered.
+
+    Attributes:
+        process: it, with everything that it starts.
+        log: what it writes.
+        command: its command line.
+        model: the name that it serves the model under.
+        api_key: the key that it asks for.
+        base_url: ends in ``/v1``.
+        startup_s: seconds from start to ready.
+    """
+
+    process: OwnedProcess
+    log: ServerLog
+    command: tuple[str, ...]
+    model: str
+    api_key: str
+    base_url: str
+    startup_s: float
+
+
+def launch(
+    command: Sequence[str],
+    *,
+    model: str,
+    log_path: Path,
+    timeout_s: float,
+    devices: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+    api_key: str = NO_KEY,
+    title: str = "",
+    on_wait: Callable[[str], None] | None = None,
+) -> Launched:
+    """Start a server and wait until it answers.
+
+    Let the server bind port 0 of 127.0.0.1: the kernel then chooses a port that nobody has, and it is read from the
+    listening sockets of our own process, so that no other server can be met by mistake. Ready means that ``/v1/models``
+    lists the model, ``/health`` is good, and a chat (or a completion) is answered, whole and streamed.
+
+    Args:
+        command: the program; its first word is an absolute path or found on PATH.
+        model: the name that it serves the model under.
+        log_path: where it writes what it prints.
+        timeout_s: longest wait.
+        devices: UUIDs of the GPUs that it may use; they become ``CUDA_VISIBLE_DEVICES``.
+        env: variables laid over this process's environment.
+        api_key: the key that it asks for.
+        title: the name of the engine, for messages.
+        on_wait: told about once a second what the start is doing.
+
+    Raises:
+        ServerStartError: if it is not ready in time or ends before; nothing of it is left running.
+    """
+    started = time.monotonic()
+    killed_before = oom_kills()
+    log = ServerLog(log_path.absolute())
+    # The order that NVML, and so every index of ours, counts in.
+    visible = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(devices)}
+    process = OwnedProcess(command, env={**os.environ, **visible, **(env or {})}, log_path=log.path)
+    try:
+        readiness = Readiness(process, log, model, api_key, started + timeout_s, on_wait, title)
+        try:
+            base_url = readiness.wait()
+        except ServerStartError as error:
+            process.close()
+            exit_code = readiness.exit_code
+            cause = error.cause if exit_code is None else diagnose(log.text(), exit_code, oom_kills() - killed_before)
+            raise ServerStartError(cause, log.tail(_TAIL_LINES), log.path, title=title) from None
+    except BaseException:
+        process.close()
+        raise
+    return Launched(
+        process=process,
+        log=log,
+        command=tuple(command),
+        model=model,
+        api_key=api_key,
+        base_url=base_url,
+        startup_s=time.monotonic() - started,
+    )
+
+
+class LaunchedServer(HttpServer):
+    """A server that we started. `close` ends everything it started.
+
+    Attributes:
+        command: its command line.
+        startup_s: seconds from start to ready.
+    """
+
+    def __init__(self, launched: Launched) -> None:
+        super().__init__(launched.base_url, launched.model, launched.api_key)
+        self.command = list(launched.command)
+        self.startup_s = launched.startup_s
+        self._log, self._process = launched.log, launched.process
+
+    @property
+    def log(self) -> ServerLog:
+        """What it writes."""
+        return self._log
+
+    @property
+    def running(self) -> bool:
+        """Whether its main process still runs."""
+        return self._process.poll() is None
+
+    def pids(self) -> set[int]:
+        """Every living process of the server."""
+        return self._process.pids()
+
+    def facts(self) -> Mapping[str, object]:
+        """See `HttpServer.facts`."""
+        own = {"command": shlex.join(self.command), "log": str(self.log.path)}
+        return {name: value for name, value in super().facts().items() if name != "url"} | own
+
+    def close(self) -> None:
+        """End the server; returns when its processes are reaped and its port is closed. Safe to call twice."""
+        super().close()
+        self._process.close()

@@ -1,0 +1,319 @@
+"""What an engine is to this plugin: something that starts a server, and the server that a measurement is made on.
+
+A plugin adds an engine with the hook ``pytest_gpucap_engines`` (see `pytest_gpucap.hookspecs`): a subclass of `Engine`
+with a name and a `start`. Everything else has a default that suits a server that speaks the OpenAI API over HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Final, Generic, Protocol, TypeVar
+
+from pytest_gpucap.vllm_arguments import VllmArguments
+
+if TYPE_CHECKING:  # every collection of our tests imports this file: what only measuring needs is not
+    import openai
+
+    from pytest_gpucap.engines.log import ServerLog
+    from pytest_gpucap.engines.prometheus import Metrics
+    from pytest_gpucap.load.protocol import LoadRunner
+    from pytest_gpucap.requirement import Workload
+
+RESERVED: Final = frozenset({"vllm", "url", "simulator"})
+"""Names of the engines that come with the plugin."""
+
+Names = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricNames:
+    """Prometheus names of the figures that telemetry reads from an engine's ``/metrics``.
+
+    Each figure has the names of several versions of the engine, newest first; the first that is on the page counts. A
+    figure without names is not read. Counters are named as on the page, with ``_total``.
+
+    Attributes:
+        running, waiting: gauges, requests being decoded and requests queued.
+        kv_use: gauge, share of the KV cache in use, 0 to 1.
+        preemptions, prompt_tokens, output_tokens: counters.
+        prefix_queries, prefix_hits: counters, in tokens.
+    """
+
+    running: Names = ()
+    waiting: Names = ()
+    kv_use: Names = ()
+    preemptions: Names = ()
+    prompt_tokens: Names = ()
+    output_tokens: Names = ()
+    prefix_queries: Names = ()
+    prefix_hits: Names = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a server is and can, as far as it is known. Everything has a default: an engine may tell nothing.
+
+    Attributes:
+        max_num_seqs: requests that it decodes at once, over all its engines; None if it does not tell.
+        kv_tokens: tokens that its KV cache holds, over all its engines; None if it does not tell.
+        metrics: names of its figures on ``/metrics``.
+        simulated: it is a simulation; every report says so.
+        loopback: it runs on the client's machine, with no network in between.
+        started: the plugin started it, so its model and arguments are known; otherwise they are as the test declares.
+        models: folders or hub names whose ``config.json`` describes its model, the most certain first. Empty: unknown,
+            and so are its physical limits.
+        arguments: what decides its physical limits, by vLLM's names: ``tensor_parallel_size``, ``quantization``, ...
+    """
+
+    max_num_seqs: int | None = None
+    kv_tokens: int | None = None
+    metrics: MetricNames = field(default_factory=MetricNames)
+    simulated: bool = False
+    loopback: bool = False
+    started: bool = True
+    models: tuple[str, ...] = ()
+    arguments: VllmArguments = field(default_factory=VllmArguments)
+
+
+class Server(Protocol):
+    """A server that is ready. `pytest_gpucap.engines.server.HttpServer` implements it for whatever speaks HTTP."""
+
+    @property
+    def base_url(self) -> str:
+        """Where requests go; ends in ``/v1``."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """The name that requests must carry."""
+        ...
+
+    @property
+    def api_key(self) -> str:
+        """The bearer token that requests must carry; masked in every repr."""
+        ...
+
+    @property
+    def log(self) -> ServerLog | None:
+        """The server's log; None if it is not ours to see."""
+        ...
+
+    @property
+    def version(self) -> str | None:
+        """The version of its software; None if it does not tell."""
+        ...
+
+    @property
+    def client(self) -> openai.OpenAI:
+        """An OpenAI client for this server, without retries."""
+        ...
+
+    @property
+    def async_client(self) -> openai.AsyncOpenAI:
+        """The same, asynchronous."""
+        ...
+
+    def capabilities(self) -> Capabilities:
+        """What the server is and can."""
+        ...
+
+    def facts(self) -> Mapping[str, object]:
+        """What a report names of it, the most telling first: ``server``, ``model``, ``command``, and so on."""
+        ...
+
+    def metrics(self) -> Metrics:
+        """The server's Prometheus samples, read now.
+
+        Raises:
+            MetricsUnavailable: if the server has no ``/metrics``.
+        """
+        ...
+
+    def request(self, path: str, *, method: str = "GET", timeout_s: float = 30.0) -> str:
+        """The body of the answer to one plain request under the server's root.
+
+        Raises:
+            EndpointError: on anything but a good answer.
+        """
+        ...
+
+    def reset_caches(self) -> bool:
+        """Empty the caches that prompts could hit; False if the server cannot."""
+        ...
+
+    def pids(self) -> set[int]:
+        """Its living processes; empty if they are not on this machine."""
+        ...
+
+    def close(self) -> None:
+        """End the server if it is ours, and the connections to it. Safe to call twice."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerRequest:
+    """What a test and the session ask of an engine; known when tests are collected.
+
+    Attributes:
+        model: from the marker, or ``--gpucap-model``; None if neither names one.
+        arguments: every other keyword of the marker.
+        python: the interpreter of ``--gpucap-vllm-python``, or the one that runs pytest.
+        startup_timeout_s: seconds from start to ready.
+        log_dir: folder for the server's log.
+    """
+
+    model: str | None = None
+    arguments: Mapping[str, object] = field(default_factory=dict)
+    python: str = ""
+    startup_timeout_s: float = 1800.0
+    log_dir: Path = Path(".gpucap/logs")
+
+    def new_log(self, name: str) -> Path:
+        """A file in the log folder that no other start writes to; `name` may be that of a model."""
+        import secrets
+
+        slug = "".join(each if each.isascii() and (each.isalnum() or each in "._-") else "-" for each in name)
+        return self.log_dir / f"{slug}-{secrets.token_hex(4)}.log"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadRequest:
+    """The load that a server is to be driven with.
+
+    Attributes:
+        workload: of every request.
+        seed: of arrivals, lengths and prompts.
+        workers: load generator processes; None: as many as the load asks for.
+    """
+
+    workload: Workload
+    seed: int
+    workers: int | None = None
+
+
+def over_http(server: Server, load: LoadRequest) -> LoadRunner:
+    """Carries real requests to a server, whose caches are emptied first."""
+    from pytest_gpucap.load.runner import HttpLoadRunner
+
+    server.reset_caches()
+    return HttpLoadRunner(
+        server.base_url,
+        server.model,
+        str(server.api_key),
+        load.workload,
+        load.seed,
+        workers=load.workers,
+        simulated=server.capabilities().simulated,
+    )
+
+
+class Engine(ABC):
+    """One way to get a server, set up for one test. Made when tests are collected; starts nothing until `start`.
+
+    Attributes:
+        name: what ``@pytest.mark.engine(name)`` names it by.
+        title: how messages and reports call it; the name if it has none.
+        leases_devices: GPUs of the test's class (or the CPU) are leased for its server, and telemetry watches them.
+            False for an engine whose server runs elsewhere, or on nothing.
+        restarts: `start` begins a new server, so that measuring again is independent of what the last one was like.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str] = ""
+    leases_devices: ClassVar[bool] = True
+    restarts: ClassVar[bool] = True
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.title = cls.__dict__.get("title", getattr(cls, "name", cls.__name__))
+
+    def __init__(self, request: ServerRequest) -> None:
+        """Take what the test asks.
+
+        Raises:
+            ValueError: one line, for a model or argument that cannot be; the test's place is put before it.
+        """
+        self.request = request
+
+    @classmethod
+    def gpus_per_replica(cls, arguments: Mapping[str, object]) -> int:
+        """GPUs that one server occupies under the marker's arguments.
+
+        Raises:
+            ValueError: one line, for an argument that cannot be.
+        """
+        del arguments
+        return 1
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that this engine's server occupies."""
+        return self.gpus_per_replica(self.request.arguments)
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for tests that can share one server; engines of different names never do."""
+        return self.request.model, json.dumps(dict(self.request.arguments), sort_keys=True, default=repr)
+
+    @abstractmethod
+    def start(self, devices: Sequence[str], on_wait: Callable[[str], None]) -> Server:
+        """Start the server and wait until it answers.
+
+        Args:
+            devices: UUIDs of the leased GPUs, for ``CUDA_VISIBLE_DEVICES``; empty on a CPU and without a lease.
+            on_wait: takes a line on what the start is waiting for, now and then.
+
+        Raises:
+            ServerStartError: if it does not become ready; nothing of it is left running.
+        """
+
+    def runner(self, server: Server, load: LoadRequest) -> LoadRunner:
+        """What carries the load to the server: real requests over HTTP, unless the engine knows better."""
+        return over_http(server, load)
+
+    def with_base(self, base_args: str, base_python: str | None) -> EnginePair[Engine]:
+        """The engine beside a pull request's base, to be measured in alternation.
+
+        Args:
+            base_args: words of a command line, ``--gpucap-base-args``: laid over the arguments of the test.
+            base_python: ``--gpucap-base-python``.
+
+        Raises:
+            ValueError: one line, if there is no such base.
+        """
+        del base_args, base_python
+        raise ValueError(f"--gpucap-base-...: engine {self.name} does not know how to start a base")
+
+
+EngineT_co = TypeVar("EngineT_co", bound=Engine, covariant=True)
+
+
+class EnginePair(Generic[EngineT_co]):
+    """A pull request's base and head, measured in alternation.
+
+    Args:
+        base, head: their engines.
+    """
+
+    def __init__(self, base: EngineT_co, head: EngineT_co) -> None:
+        self.base, self.head = base, head
+
+    def fitted(self) -> EnginePair[EngineT_co]:
+        """A pair whose servers fit on the same GPUs together: the same one if they do, else with less memory each."""
+        return self
+
+    def runners(self, base: Server, head: Server, load: LoadRequest) -> tuple[LoadRunner, LoadRunner]:
+        """What carries the load to each of the started servers."""
+        return self.base.runner(base, load), self.head.runner(head, load)
+
+    def changes(self) -> list[str]:
+        """What the base has otherwise than the head, a line each; what `fitted` changed comes last."""
+        return []
+
+    def remark(self) -> str:
+        """What may explain that a server of the pair does not start; empty if nothing does."""
+        return ""

@@ -1,0 +1,51 @@
+"""What server a test wants: the model, vLLM's arguments, and what it runs in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+
+from pytest_gpucap.vllm_arguments import VllmArguments
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSpec:
+    """One distinct vLLM server. Equal specs (same model, arguments, interpreter, environment) share one server.
+
+    Args:
+        model: a hub name, a folder, or ``synthetic:NAME`` (see `synthetic.py`).
+        args: vLLM's arguments.
+        python: the interpreter that has vLLM.
+        env: environment variables on top of the present ones.
+        startup_timeout_s: seconds from start to ready.
+        log_dir: folder of the logs.
+
+    Raises:
+        ValueError: if the model is empty.
+    """
+
+    model: str = field(compare=False)
+    args: VllmArguments = field(default_factory=VllmArguments, compare=False)
+    python: str = field(default=sys.executable, compare=False)
+    env: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    startup_timeout_s: float = field(default=1800.0, compare=False)
+    log_dir: Path = field(default=Path(".gpucap/logs"), compare=False)
+    key: str = field(init=False, repr=False)
+    """Stable identity over what makes servers distinct: everything but the timeout and the folder of the logs."""
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ValueError("vllm: model is empty: name a hub model, a folder or synthetic:NAME")
+        env = {str(name): str(value) for name, value in self.env.items()}
+        identity = [self.model, self.python, sorted(env.items()), self.args.identity]
+        object.__setattr__(self, "env", MappingProxyType(env))
+        object.__setattr__(self, "key", hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16])
+
+    def with_defaults(self, defaults: Mapping[str, object]) -> ServerSpec:
+        """The same with arguments added that were not given in any spelling."""
+        return replace(self, args=self.args.with_defaults(defaults))

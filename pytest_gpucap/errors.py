@@ -1,0 +1,36 @@
+"""The errors of pytest-gpucap: every one that can reach a user derives from `GpuCapError`.
+
+The errors of one subject stand with that subject: `pytest_gpucap.engines.errors` has those of a server, for instance.
+The package exports those that a test can meet, so ``pytest_gpucap.LeaseError`` is how a test names one.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class GpuCapError(Exception):
+    """Base of every error that pytest-gpucap raises.
+
+    A mistake in an option, a marker or a file that is found at collection ends the session as `pytest.UsageError`.
+    A verdict that fails its test is `pytest.fail.Exception`. Neither is an error of this family.
+    """
+
+    needs_traceback: ClassVar[bool] = True
+    """Whether a report shows where the error was raised; False where the message says all there is to say."""
+
+
+class MeasurementInvalid(GpuCapError):  # noqa: N818 - the verdict's own word
+    """The measurement cannot be trusted; the message names the check that broke, and says nothing about capacity."""
+
+    needs_traceback = False
+
+
+class PairInvalid(GpuCapError):  # noqa: N818 - like the verdict's own word
+    """Base and head were not compared; the message says why, and says nothing about the capacity of either."""
+
+    needs_traceback = False
+
+
+class NoSustainableRate(GpuCapError, ValueError):  # noqa: N818 - reads as what is wrong
+    """The measurement found no sustainable rate, so no figure can be computed from one."""

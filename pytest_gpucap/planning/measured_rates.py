@@ -1,0 +1,153 @@
+"""Rates that this plugin measured, from the results in result files and baselines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from pytest_gpucap.planning.evidence import Evidence, Provenance
+from pytest_gpucap.planning.service import BOUNDING, Service
+from pytest_gpucap.requirement import Arrivals, LatencyLimit, Length, Slo, Workload, positive
+from pytest_gpucap.results.measured import Interval, Sample
+from pytest_gpucap.results.result import DeclaredWorkload, Result, ResultKind
+from pytest_gpucap.vllm_arguments import VllmArguments, recorded
+
+
+class UnknownMeasurement(ValueError):  # noqa: N818 - reads as what is wrong
+    """No measurement has the name that was asked for. The message lists the names that there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredRate:
+    """The sustainable rate of one replica, as one result states it.
+
+    Attributes:
+        name: of the requirement or the test.
+        place: the file that holds the result.
+        rate: requests per second, with its interval.
+        qps: the target rate that the test declared; None if it declared none.
+        headroom: the factor on the target rate that the test declared.
+        declared: the GPU class is taken from the declaration, because the server was behind a URL.
+        samples: load and throughput of the measuring windows.
+    """
+
+    name: str
+    place: str
+    provenance: Provenance
+    gpu_class: str
+    service: Service
+    rate: Interval
+    qps: Fraction | None
+    headroom: Fraction
+    declared: bool = False
+    samples: tuple[Sample, ...] = ()
+
+    @property
+    def evidence(self) -> Evidence:
+        """The rate as evidence for its own GPU class."""
+        declared = ", GPU class as declared" if self.declared else ""
+        text = f"{self.name} in {self.place}{declared}"
+        return Evidence(self.provenance, self.rate.value, self.rate.low, self.rate.high, text)
+
+
+def measured_rates(
+    results: Iterable[Result], place: str, provenance: Provenance
+) -> tuple[list[MeasuredRate], list[str]]:
+    """The usable rates among the results of one file, in their order.
+
+    Returns:
+        The rates; and one line for each result that was left out, with the reason.
+    """
+    usable: list[MeasuredRate] = []
+    left_out: list[str] = []
+    for result in results:
+        rate, reason = result.sustainable_rate, _unusable(result)
+        if rate is None or reason:
+            left_out.append(f"{result.name} in {place}: {reason}")
+        else:
+            usable.append(_measured_rate(result, rate, place, provenance))
+    return usable, left_out
+
+
+def choose(rates: Sequence[MeasuredRate], name: str | None = None, model: str | None = None) -> MeasuredRate | None:
+    """The last of the rates with this name; without a name, the last one of this model.
+
+    Returns:
+        None if no name was given and no rate is of this model.
+
+    Raises:
+        UnknownMeasurement: if no rate has the name.
+    """
+    if name is None:
+        return next((rate for rate in reversed(rates) if model in {None, rate.service.model}), None)
+    for rate in reversed(rates):
+        if rate.name == name:
+            return rate
+    known = ", ".join(dict.fromkeys(rate.name for rate in rates)) or "none with a sustainable rate"
+    raise UnknownMeasurement(f"{name}: there is no such measurement; there are: {known}")
+
+
+def best_of_each_class(rates: Sequence[MeasuredRate], preferred: MeasuredRate | None = None) -> list[MeasuredRate]:
+    """One rate per GPU class: `preferred` if it is of that class, else by provenance, else the narrowest interval."""
+    best: dict[str, MeasuredRate] = {}
+    for rate in sorted(
+        rates,
+        key=lambda each: (
+            each is not preferred,
+            list(Provenance).index(each.provenance),
+            each.rate.high / max(each.rate.low, 1e-9),
+        ),
+    ):
+        best.setdefault(rate.gpu_class, rate)
+    return list(best.values())
+
+
+def _unusable(result: Result) -> str:
+    """Why a result gives no rate to plan with; empty if it does."""
+    if result.simulated:
+        return "SIMULATED, which is no measurement"
+    if result.kind is ResultKind.SAMPLE:
+        return "a single window has no sustainable rate"
+    rate = result.sustainable_rate
+    if rate is None or not math.isfinite(rate.value) or not math.isfinite(rate.low):
+        return "no sustainable rate was found"
+    if not result.environment.gpu_class:
+        return "the GPU class was not known"
+    return ""
+
+
+def _measured_rate(result: Result, rate: Interval, place: str, provenance: Provenance) -> MeasuredRate:
+    """The rate in a usable result."""
+    environment = result.environment
+    return MeasuredRate(
+        name=result.name,
+        place=place,
+        provenance=provenance,
+        gpu_class=str(environment.gpu_class),
+        service=Service(
+            model=str(environment.model),
+            arguments=VllmArguments(recorded(environment.server_args or {})).only(BOUNDING),
+            workload=_workload(result.workload),
+            slo=Slo(tuple(LatencyLimit.parse(name, value) for name, value in result.slo.limits.items())),
+        ),
+        rate=rate,
+        qps=positive(result.requirement.qps, "qps") if result.kind is ResultKind.CHECK else None,
+        headroom=positive(result.requirement.headroom, "headroom"),
+        declared=environment.url is not None,
+        samples=tuple(each for each in result.samples if math.isfinite(each.output_tokens_per_s)),
+    )
+
+
+def _workload(declared: DeclaredWorkload) -> Workload:
+    """The parts of a workload that two services must have in common."""
+    return Workload(
+        input_tokens=Length.parse(declared.input_tokens, "input_tokens"),
+        output_tokens=Length.parse(declared.output_tokens, "output_tokens"),
+        shared_prefix_tokens=declared.shared_prefix_tokens,
+        arrivals=Arrivals(
+            declared.arrivals, declared.burstiness, None if declared.trace is None else Path(declared.trace)
+        ),
+    )
