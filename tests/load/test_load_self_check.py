@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import threading
 import time
 
 import numpy as np
@@ -14,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_gpucap.load.protocol import Histogram, OpenLoop, SelfCheck, Status
+from pytest_gpucap.load.protocol import Histogram, OpenLoop, Progress, SelfCheck, Status
 from pytest_gpucap.load.recorder import Recorder
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.load.schedule import open_loop
@@ -117,15 +116,18 @@ def test_a_stalled_worker_is_noticed() -> None:
         runner.prepare()
         (pid,) = runner.worker_pids
 
-        def stall() -> None:
-            os.kill(pid, signal.SIGSTOP)
-            time.sleep(0.35)
-            os.kill(pid, signal.SIGCONT)
+        stalls: list[Progress] = []
 
-        timer = threading.Timer(0.5, stall)
-        timer.start()
-        span = runner.run(open_loop(WORKLOAD, 100.0, 1.5, 1, 0))
-        timer.join()
+        def stall(progress: Progress) -> bool:
+            """Called within the phase: however late it starts, the stall is in its middle."""
+            if not stalls:
+                stalls.append(progress)
+                os.kill(pid, signal.SIGSTOP)
+                time.sleep(0.35)
+                os.kill(pid, signal.SIGCONT)
+            return False
+
+        span = runner.run(open_loop(WORKLOAD, 100.0, 1.5, 1, 0), stall)
         assert runner.settle(10.0)
         journal = runner.journal()
     assert any("send lateness p99" in problem for problem in span.check.problems), span.check
