@@ -121,10 +121,13 @@ def test_a_base_that_cannot_be_measured_never_hides_a_failing_budget(pytester: p
         """
         from pytest_gpucap.session import base_and_head
         from pytest_gpucap.measure.settings import Settings
+        from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
+
+        SHARED = Problem(ProblemSource.GPU, ProblemKind.SHARED, "the GPU was shared")
 
         # The machine turns out not to be ours alone once the alternation begins.
         base_and_head.Settings = lambda *args, **kwargs: Settings(
-            *args, **kwargs, trust=lambda *_: ["the GPU was shared"])
+            *args, **kwargs, trust=lambda *_: [SHARED])
         """
     )
     pytester.makepyfile(
