@@ -57,7 +57,8 @@ def test_the_time_limit_ends_inconclusive() -> None:
 
 
 def test_distrust_is_invalid_and_gives_no_rate() -> None:
-    verdict = check(SimRunner(FAST.engine, 1), requirement(), settings(trust=lambda _start, _end: ["clocks throttled"]))
+    problem = Problem(ProblemSource.GPU, ProblemKind.SLOWED_DOWN, "clocks throttled")
+    verdict = check(SimRunner(FAST.engine, 1), requirement(), settings(trust=lambda _start, _end: [problem]))
     assert verdict.outcome is Outcome.INVALID
     assert verdict.reason == "clocks throttled"
     assert verdict.measurement.sustainable_rate is None
