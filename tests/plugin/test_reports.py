@@ -8,8 +8,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from pytest_gpucap.report import markdown
-from pytest_gpucap.results.record import read_document
+from pytest_gpucap.report.markdown import pull_request_page
+from pytest_gpucap.results import result_file
 
 SUITE = """
     import pytest
@@ -107,7 +107,7 @@ def test_the_page_of_a_pull_request(suite: pytest.Pytester, xdist: bool) -> None
     page = (suite.path / "out" / "report.md").read_text()
     assert re.match(r"❌ \*\*does not fit needs [4-6] GPUs, budget 2\*\*: 100 req/s x 1\.3 / ", page)
     assert "❌ FAIL (expected) | some day" in page
-    assert page == markdown.render(read_document(suite.path / ".gpucap" / "result.json"))
+    assert page == pull_request_page(result_file.read(suite.path / ".gpucap" / "result.json"))
 
 
 def test_github_gets_a_summary_and_annotations(suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
