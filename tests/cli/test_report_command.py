@@ -1,4 +1,4 @@
-"""``python -m pytest_gpucap report``: every report from the file alone."""
+"""``gpucap report``: every report from the file alone."""
 
 from __future__ import annotations
 
@@ -84,19 +84,19 @@ def test_a_file_that_is_no_result_is_one_line(tmp_path: Path, content: str, caps
     path.write_text(content)
     assert main(["report", str(path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"pytest_gpucap report: {path}: ")
+    assert line.startswith(f"gpucap report: {path}: ")
 
 
 def test_a_report_that_cannot_be_written_is_one_line(result: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(result), "--junit", "/nowhere/at/all.xml"]) == 2
-    assert capsys.readouterr().err == "pytest_gpucap report: /nowhere/at/all.xml: No such file or directory\n"
+    assert capsys.readouterr().err == "gpucap report: /nowhere/at/all.xml: No such file or directory\n"
 
 
 def test_without_the_extra_the_html_report_says_what_to_install(result: Path) -> None:
     without = "import sys; sys.modules['jinja2'] = None; from pytest_gpucap.__main__ import main; sys.exit(main())"
     command = [sys.executable, "-c", without, "report", str(result), "--html", "-"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    expected = 'pytest_gpucap report: --html needs jinja2: pip install "pytest-gpucap[html]"\n'
+    expected = 'gpucap report: --html needs jinja2: pip install "pytest-gpucap[html]"\n'
     assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
 
 
@@ -148,7 +148,7 @@ def commands_of_the_documentation() -> list[tuple[str, str]]:
     for path in files:
         # A command goes on over YAML's folded lines, and ends where a shell would go on to the next thing.
         text = re.sub(r"\n +--", " --", path.read_text())
-        found += [(path.name, match[1]) for match in re.finditer(r"-m pytest_gpucap (report [^\n|#`]*)", text)]
+        found += [(path.name, match[1]) for match in re.finditer(r"\bgpucap (report [^\n|#`]*)", text)]
     return found
 
 
