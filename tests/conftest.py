@@ -47,7 +47,7 @@ def patience() -> Iterator[None]:
     """Load workers and simulated servers may take any time to start or to answer: a busy machine is no failure."""
     with pytest.MonkeyPatch.context() as patch:
         for limit in (
-            "load.worker_pool.START_TIMEOUT_S",
+            "load.worker_pool.WORKER_START_TIMEOUT_S",
             "load.worker_pool.SILENCE_S",
             "load.runner.PHASE_END_TIMEOUT_S",
             "simulator.serve.START_TIMEOUT_S",

@@ -16,7 +16,9 @@ import msgspec
 import pytest
 
 from pytest_gpucap.__main__ import main
-from pytest_gpucap.report import comparison, markdown, terminal
+from pytest_gpucap.report import terminal
+from pytest_gpucap.report.comparison import regression_failure
+from pytest_gpucap.report.markdown import pull_request_page
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.encoding import to_builtins
@@ -36,18 +38,18 @@ def result(tmp_path: Path) -> Path:
 
 def test_text_is_what_is_made_when_nothing_is_named(result: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(result)]) == 0
-    record = made.check()
-    assert capsys.readouterr().out == f"{terminal.summary([record])}\n\n\n{terminal.failure(record)}\n"
+    made_so = made.check()
+    assert capsys.readouterr().out == f"{terminal.summary([made_so])}\n\n\n{terminal.failure(made_so)}\n"
 
 
 def test_a_regression_is_told_even_where_the_budget_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "result.json"
-    record = made.compared(made.check(Outcome.PASS))
-    result_file.write(path, made.session(record))
+    slower = made.compared(made.check(Outcome.PASS))
+    result_file.write(path, made.session(slower))
     assert main(["report", str(path)]) == 0
     told = capsys.readouterr().out
     assert "against baseline main: 1 REGRESSED" in told
-    assert told.endswith(comparison.regression_failure(record) + "\n")
+    assert told.endswith(regression_failure(slower) + "\n")
 
 
 def test_every_report_at_once(result: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,7 +59,7 @@ def test_every_report_at_once(result: Path, tmp_path: Path, capsys: pytest.Captu
     arguments = [argument for option, name in names.items() for argument in (option, str(tmp_path / name))]
     assert main(["report", str(result), *arguments]) == 0
     assert capsys.readouterr().out == ""
-    assert (tmp_path / "r.md").read_text() == markdown.pull_request_page(FAILED)
+    assert (tmp_path / "r.md").read_text() == pull_request_page(FAILED)
     assert ET.parse(tmp_path / "r.xml").getroot().get("failures") == "1"
     assert (tmp_path / "r.txt").read_text().startswith("verdict")
     assert len(json.loads((tmp_path / "q.json").read_text())) == 1
@@ -146,7 +148,7 @@ def commands_of_the_documentation() -> list[tuple[str, str]]:
     for path in files:
         # A command goes on over YAML's folded lines, and ends where a shell would go on to the next thing.
         text = re.sub(r"\n +--", " --", path.read_text())
-        found += [(path.name, match[1]) for match in re.finditer(r"gpucap (report [^\n|#`]*)", text)]
+        found += [(path.name, match[1]) for match in re.finditer(r"\bgpucap (report [^\n|#`]*)", text)]
     return found
 
 

@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from fractions import Fraction
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,7 +17,9 @@ from pytest_gpucap.accuracy.questions import questions_file
 from pytest_gpucap.engines.vllm import VllmServer
 from pytest_gpucap.load.trace import read_trace
 from pytest_gpucap.requirement import Workload
-from pytest_gpucap.results.record import read_document
+from pytest_gpucap.results import result_file
+from pytest_gpucap.results.measured import Outcome
+from pytest_gpucap.results.result import Result
 from pytest_gpucap.simulator.serve import SimulatedServer, start_simulator
 from tests.waiting import FOREVER_S
 
@@ -42,25 +43,29 @@ def serve() -> Iterator[Serve]:
         yield lambda accuracy: running.enter_context(start_simulator("fast", time_scale=0.1, accuracy=accuracy))
 
 
-def only_record(pytester: pytest.Pytester) -> dict[str, Any]:
-    (record,) = read_document(pytester.path / ".gpucap" / "result.json")["results"]
-    assert isinstance(record, dict)
-    return record
+def only_result(pytester: pytest.Pytester) -> Result:
+    (result,) = result_file.read(pytester.path / ".gpucap" / "result.json").results
+    return result
 
 
 def test_a_server_that_is_fast_and_right_passes(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(CHECKED)
     pytester.runpytest("--gpu-class=sim:fast").assert_outcomes(passed=1)
-    record = only_record(pytester)
-    found = record["accuracy"]
-    assert (found["value"], found["answers"], found["right"], found["questions"]) == (1.0, 480, 480, 96)
-    assert len(found["samples"]) == ANSWER_ROUNDS
-    assert found["low"] > found["min_accuracy"] == 0.9
-    assert found["decided"] is False
-    assert found["good_rps"]["value"] == pytest.approx(record["sustainable_rate"]["value"])
-    assert record["spent_s"]["answers"] > 0
-    assert record["workload"]["preset"] == "deepseek-r1"
-    assert record["workload"]["sampling"] == {"temperature": 0.6}
+    found = only_result(pytester)
+    accuracy, rate = found.accuracy, found.sustainable_rate
+    assert accuracy is not None
+    assert accuracy.share is not None
+    assert accuracy.good_rps is not None
+    assert rate is not None
+    assert (accuracy.share.value, accuracy.answers, accuracy.right, accuracy.questions) == (1.0, 480, 480, 96)
+    assert len(accuracy.samples) == ANSWER_ROUNDS
+    assert accuracy.min_accuracy == 0.9
+    assert accuracy.share.low > 0.9
+    assert accuracy.decided is False
+    assert accuracy.good_rps.value == pytest.approx(rate.value)
+    assert found.spent_s["answers"] > 0
+    assert found.workload.preset == "deepseek-r1"
+    assert found.workload.sampling == {"temperature": 0.6}
 
 
 def test_a_server_that_is_fast_and_wrong_fails_and_says_so(pytester: pytest.Pytester) -> None:
@@ -79,15 +84,18 @@ def test_a_server_that_is_fast_and_wrong_fails_and_says_so(pytester: pytest.Pyte
             r"FAIL +maths .*",
         ]
     )
-    record = only_record(pytester)
-    assert record["outcome"] == "FAIL"
-    assert record["gpus_required"] == 1, "capacity alone would have been enough"
-    assert record["sustainable_rate"]["low"] > tomllib.loads(fast)["true_rate_rps"], (
-        "it is faster than the build that is right"
-    )
-    found = record["accuracy"]
-    assert found["low"] <= 0.61 <= found["high"] < found["min_accuracy"]
-    assert found["good_rps"]["value"] == pytest.approx(record["sustainable_rate"]["value"] * found["value"], rel=1e-5)
+    found = only_result(pytester)
+    accuracy, rate = found.accuracy, found.sustainable_rate
+    assert accuracy is not None
+    assert accuracy.share is not None
+    assert accuracy.good_rps is not None
+    assert accuracy.min_accuracy is not None
+    assert rate is not None
+    assert found.outcome is Outcome.FAIL
+    assert found.gpus_required == 1, "capacity alone would have been enough"
+    assert rate.low > tomllib.loads(fast)["true_rate_rps"], "it is faster than the build that is right"
+    assert accuracy.share.low <= 0.61 <= accuracy.share.high < accuracy.min_accuracy
+    assert accuracy.good_rps.value == pytest.approx(rate.value * accuracy.share.value, rel=1e-5)
 
 
 def test_the_share_found_is_the_share_served(pytester: pytest.Pytester, serve: Serve) -> None:
@@ -117,9 +125,9 @@ def test_nothing_is_asked_unless_a_test_asks_for_it(pytester: pytest.Pytester) -
         """
     )
     pytester.runpytest_subprocess("--gpu-class=sim:fast").assert_outcomes(passed=1)
-    record = only_record(pytester)
-    assert record["accuracy"] is None
-    assert "answers" not in record["spent_s"]
+    found = only_result(pytester)
+    assert found.accuracy is None
+    assert "answers" not in found.spent_s
 
 
 @pytest.mark.parametrize(
@@ -173,9 +181,9 @@ def test_a_preset_comes_from_marker_option_or_ini_and_keywords_override_it(pytes
     found = []
     for options in ([], ["--gpucap-workload=chat"]):
         pytester.runpytest("--gpu-class=sim:fast", *options).assert_outcomes(passed=3)
-        content = read_document(pytester.path / ".gpucap" / "result.json")
-        found += [entry["workload"] for entry in content["results"]]
-    assert [(each["preset"], each["input_tokens"], each["output_tokens"]) for each in found] == [
+        content = result_file.read(pytester.path / ".gpucap" / "result.json")
+        found += [result.workload for result in content.results]
+    assert [(each.preset, each.input_tokens, each.output_tokens) for each in found] == [
         ("desk", 300, 512),
         ("desk", 300, 64),
         ("code", "lognormal:mean=2048,cv=0.97,low=64,high=7437", "lognormal:mean=28,cv=1.91,low=2,high=1024"),
@@ -183,7 +191,7 @@ def test_a_preset_comes_from_marker_option_or_ini_and_keywords_override_it(pytes
         ("chat", 256, 64),
         ("code", "lognormal:mean=2048,cv=0.97,low=64,high=7437", "lognormal:mean=28,cv=1.91,low=2,high=1024"),
     ]
-    assert found[0]["sampling"] == {"top_p": 0.9}
+    assert found[0].sampling == {"top_p": 0.9}
 
 
 def test_a_trace_is_read_before_anything_starts_and_describes_the_workload(pytester: pytest.Pytester) -> None:
@@ -201,10 +209,10 @@ def test_a_trace_is_read_before_anything_starts_and_describes_the_workload(pytes
         """
     )
     pytester.runpytest("--gpu-class=sim:fast").assert_outcomes(passed=1)
-    workload = only_record(pytester)["workload"]
-    assert (workload["arrivals"], workload["trace"]) == ("trace", "azure.csv")
-    assert workload["trace_sha256"] == read_trace(trace).sha256()
-    assert workload["input_tokens"].startswith("lognormal:mean=229.5,cv=0.07")
+    workload = only_result(pytester).workload
+    assert (workload.arrivals, workload.trace) == ("trace", "azure.csv")
+    assert workload.trace_sha256 == read_trace(trace).sha256()
+    assert str(workload.input_tokens).startswith("lognormal:mean=229.5,cv=0.07")
     trace.write_text(header + rows[0] + rows[1].replace("2023", "when"))
     result = pytester.runpytest("--gpu-class=sim:fast")
     assert result.ret == pytest.ExitCode.USAGE_ERROR

@@ -13,7 +13,10 @@ from pytest_gpucap.engines.protocol import ServerRequest
 from pytest_gpucap.engines.vllm_engine import VllmEngine, VllmPair
 from pytest_gpucap.gpu.classes import find_class
 from pytest_gpucap.options import Options
-from pytest_gpucap.results.record import read_document
+from pytest_gpucap.results import result_file
+from pytest_gpucap.results.comparison import Comparison, RegressionDecision
+from pytest_gpucap.results.measured import Outcome
+from pytest_gpucap.results.result import Result
 from pytest_gpucap.session.base_and_head import base_of
 from pytest_gpucap.session.placement import Placement
 from pytest_gpucap.vllm_arguments import VllmArguments
@@ -34,11 +37,15 @@ def suite(pytester: pytest.Pytester) -> pytest.Pytester:
     return pytester
 
 
-def comparison(folder: Path) -> dict[str, Any]:
-    [entry] = read_document(folder / ".gpucap" / "result.json")["results"]
-    found: dict[str, Any] = entry["comparison"]
-    assert found["baseline"]["name"] == "base"
-    return found
+def results(folder: Path) -> tuple[Result, ...]:
+    return result_file.read(folder / ".gpucap" / "result.json").results
+
+
+def comparison(folder: Path) -> Comparison:
+    [result] = results(folder)
+    assert result.comparison is not None
+    assert result.comparison.baseline.name == "base"
+    return result.comparison
 
 
 def test_a_confirmed_regression_fails_a_test_whose_budget_holds(suite: pytest.Pytester) -> None:
@@ -50,18 +57,21 @@ def test_a_confirmed_regression_fails_a_test_whose_budget_holds(suite: pytest.Py
             "REGRESSED: chat sustains * req/s, * base * req/s: -1*% (*), 5.0% allowed",
         ]
     )
-    [entry] = read_document(suite.path / ".gpucap" / "result.json")["results"]
-    assert entry["outcome"] == "PASS"
-    found = entry["comparison"]
-    assert found["confirmed"] is True
-    assert found["ratio"]["high"] < 0.95
-    assert len(found["paired"]["pairs"]) >= 4
-    [latency] = found["latencies"]
-    assert (latency["limit"], latency["decision"]) == ("e2e_p95", "REGRESSED")
-    assert latency["ratio"]["low"] > 1
+    [entry] = results(suite.path)
+    assert entry.outcome is Outcome.PASS
+    found = comparison(suite.path)
+    assert found.confirmed is True
+    assert found.ratio is not None
+    assert found.ratio.high < 0.95
+    assert found.paired is not None
+    assert len(found.paired.pairs) >= 4
+    [latency] = found.latencies
+    assert (latency.limit, latency.decision) == ("e2e_p95", RegressionDecision.REGRESSED)
+    assert latency.ratio is not None
+    assert latency.ratio.low > 1
     result.stdout.fnmatch_lines(["- p95 E2E at * req/s * -> *: REGRESSED"])
-    assert entry["spent_s"]["comparison with base"] > 60
-    assert entry["spent_s"]["confirmation"] > 60
+    assert entry.spent_s["comparison with base"] > 60
+    assert entry.spent_s["confirmation"] > 60
 
 
 @pytest.mark.parametrize(
@@ -79,18 +89,19 @@ def test_other_decisions_let_the_test_pass(
 ) -> None:
     suite.runpytest(SIMULATED, f"--gpucap-base-args={args}").assert_outcomes(passed=1)
     found = comparison(suite.path)
-    assert found["decision"] == decision
-    assert found["confirmed"] is None
+    assert found.decision == decision
+    assert found.confirmed is None
     # A base that meets its limits at no rate worth the name has no latencies to show.
-    assert [latency["decision"] for latency in found["latencies"]] in latencies
-    assert all(latency["load"].endswith(" req/s") for latency in found["latencies"])
-    assert found["ratio"]["low"] < found["ratio"]["value"] < found["ratio"]["high"]
+    assert [latency.decision for latency in found.latencies] in latencies
+    assert all(latency.load.endswith(" req/s") for latency in found.latencies)
+    assert found.ratio is not None
+    assert found.ratio.low < found.ratio.value < found.ratio.high
 
 
 def test_a_loss_within_what_is_allowed_is_none(suite: pytest.Pytester) -> None:
     options = ("--gpucap-base-args=--time-scale 0.9", "--gpucap-max-regression=30%")
     suite.runpytest(SIMULATED, *options).assert_outcomes(passed=1)
-    assert comparison(suite.path)["decision"] == "SAME"
+    assert comparison(suite.path).decision is RegressionDecision.SAME
 
 
 def test_measure_is_compared_and_a_failing_budget_as_well(pytester: pytest.Pytester) -> None:
@@ -114,8 +125,8 @@ def test_measure_is_compared_and_a_failing_budget_as_well(pytester: pytest.Pytes
     result = pytester.runpytest(SIMULATED, "--gpucap-base-args=--time-scale 1")
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines(["FAIL: test_too_much needs *"])
-    entries = read_document(pytester.path / ".gpucap" / "result.json")["results"]
-    assert [(entry.get("comparison") or {}).get("decision") for entry in entries] == ["SAME", "SAME", None]
+    decisions = [each.comparison and each.comparison.decision for each in results(pytester.path)]
+    assert decisions == [RegressionDecision.SAME, RegressionDecision.SAME, None]
 
 
 def test_a_base_that_cannot_be_measured_never_hides_a_failing_budget(pytester: pytest.Pytester) -> None:
@@ -152,9 +163,9 @@ def test_a_base_that_cannot_be_measured_never_hides_a_failing_budget(pytester: p
     result.stdout.fnmatch_lines(
         [f"test_too_much: test_too_much: {shared}", f"test_enough: {shared}", "FAIL: test_too_much needs *"]
     )
-    entries = read_document(pytester.path / ".gpucap" / "result.json")["results"]
-    assert [entry["outcome"] for entry in entries] == ["PASS", "FAIL"]
-    assert all(entry.get("comparison") is None for entry in entries)
+    entries = results(pytester.path)
+    assert [entry.outcome for entry in entries] == [Outcome.PASS, Outcome.FAIL]
+    assert all(entry.comparison is None for entry in entries)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +261,7 @@ def test_two_real_servers_in_alternation(pytester: pytest.Pytester, vllm_python:
     result = pytester.runpytest_subprocess("--gpu-class=cpu", "--gpucap-inconclusive=pass", *options)
     result.assert_outcomes(passed=1)
     found = comparison(pytester.path)
-    assert found["decision"] == "IMPROVED"
-    assert found["changed"] == ["arguments: --max-model-len 512 --max-num-seqs 2 -> --max-model-len 512"]
+    assert found.decision is RegressionDecision.IMPROVED
+    assert found.changed == ("arguments: --max-model-len 512 --max-num-seqs 2 -> --max-model-len 512",)
     logs = list(pytester.path.glob(".gpucap/logs/*"))
     assert len([log for log in logs if "startup complete" in log.read_text()]) == 2

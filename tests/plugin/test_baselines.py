@@ -10,7 +10,10 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from pytest_gpucap.results.record import read_document
+from pytest_gpucap.results import result_file
+from pytest_gpucap.results.comparison import Comparison, RegressionDecision
+from pytest_gpucap.results.measured import Outcome
+from pytest_gpucap.results.result import Result
 
 SUITE = """
     import pytest
@@ -49,10 +52,13 @@ def saved(suite: pytest.Pytester) -> pytest.Pytester:
     return suite
 
 
-def comparison(pytester: pytest.Pytester) -> dict[str, object]:
-    first = read_document(pytester.path / ".gpucap" / "result.json")["results"][0]
-    found = first["comparison"]
-    assert isinstance(found, dict)
+def results(pytester: pytest.Pytester) -> tuple[Result, ...]:
+    return result_file.read(pytester.path / ".gpucap" / "result.json").results
+
+
+def comparison(pytester: pytest.Pytester) -> Comparison:
+    found = results(pytester)[0].comparison
+    assert found is not None
     return found
 
 
@@ -65,8 +71,8 @@ def test_the_same_server_is_the_same(saved: pytest.Pytester) -> None:
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["against baseline main: 1 *"])
     found = comparison(saved)
-    assert found["decision"] in {"SAME", "INCONCLUSIVE"}
-    assert found["changed"] == ["seed: 0 -> 3"]
+    assert found.decision in {RegressionDecision.SAME, RegressionDecision.INCONCLUSIVE}
+    assert found.changed == ("seed: 0 -> 3",)
     jsonschema.validate(json.loads((saved.path / ".gpucap" / "result.json").read_text()), SCHEMA)
 
 
@@ -85,15 +91,15 @@ def test_a_slower_server_regresses_and_fails_when_a_fresh_start_says_so_too(save
         ]
     )
     found = comparison(saved)
-    assert (found["decision"], found["confirmed"]) == ("REGRESSED", True)
-    assert found["second_rate"] is not None
-    first = read_document(saved.path / ".gpucap" / "result.json")["results"][0]
-    assert first["outcome"] == "PASS"  # the budget holds; what fails is the comparison
-    assert first["spent_s"]["confirmation"] > 20
+    assert (found.decision, found.confirmed) == (RegressionDecision.REGRESSED, True)
+    assert found.second_rate is not None
+    first = results(saved)[0]
+    assert first.outcome is Outcome.PASS  # the budget holds; what fails is the comparison
+    assert first.spent_s["confirmation"] > 20
     # Allowing the loss passes the same server.
     allowed = saved.runpytest(SIM, "--gpucap-compare=main", "--gpucap-max-regression=40%")
     allowed.assert_outcomes(passed=1)
-    assert comparison(saved)["decision"] == "SAME"
+    assert comparison(saved).decision is RegressionDecision.SAME
 
 
 def test_a_check_far_above_its_requirement_is_measured_to_be_compared(pytester: pytest.Pytester) -> None:
@@ -101,25 +107,27 @@ def test_a_check_far_above_its_requirement_is_measured_to_be_compared(pytester: 
     engine(pytester.path / "mine.toml")
     result = pytester.runpytest(SIM, "--gpucap-save=main")
     result.stdout.fnmatch_lines(["baseline main: 2 results saved in gpucap-baselines/main.json"])
-    check, measure = read_document(pytester.path / ".gpucap" / "result.json")["results"]
-    widths = [each["sustainable_rate"]["high"] / each["sustainable_rate"]["low"] for each in (check, measure)]
+    check, measure = results(pytester)
+    rates = [each.sustainable_rate for each in (check, measure)]
+    widths = [rate.high / rate.low for rate in rates if rate is not None]
     assert widths[0] > 1.15
     assert widths[1] < 1.15
     engine(pytester.path / "mine.toml", slower=1.2)
     pytester.runpytest(SIM, "--gpucap-compare=main").assert_outcomes(failed=1)
     found = comparison(pytester)
-    assert (found["decision"], found["confirmed"]) == ("REGRESSED", True)
-    assert found["base_rate"] == measure["sustainable_rate"]
+    assert (found.decision, found.confirmed) == (RegressionDecision.REGRESSED, True)
+    assert found.base_rate == measure.sustainable_rate
     # Nothing of the kind where nobody compares.
     pytester.runpytest(SIM)
-    assert len(read_document(pytester.path / ".gpucap" / "result.json")["results"]) == 1
+    assert len(results(pytester)) == 1
 
 
 def test_another_machine_cannot_be_compared_and_fails_nothing(saved: pytest.Pytester) -> None:
     engine(saved.path / "other.toml", slower=1.5)
     result = saved.runpytest("--gpu-class=sim:other.toml", "--gpucap-compare=main", "--target-qps=1")
     found = comparison(saved)
-    assert (found["decision"], found["differs"]) == ("NOT COMPARABLE", ["GPU class: sim:mine -> sim:other"])
+    assert found.decision is RegressionDecision.NOT_COMPARABLE
+    assert found.differs == ("GPU class: sim:mine -> sim:other",)
     result.stdout.fnmatch_lines(
         [
             "NOT COMPARABLE: chat against main: no comparable baseline",
@@ -187,7 +195,7 @@ def test_a_simulated_session_never_replaces_a_measured_baseline(suite: pytest.Py
     result.stderr.fnmatch_lines(["*h200.json: holds measured results and is not overwritten by simulated ones"])
     assert kept.read_bytes() == source.read_bytes()
     suite.runpytest(SIM, "--gpucap-compare=h200").assert_outcomes(passed=1)
-    assert comparison(suite)["decision"] == "NOT COMPARABLE"
+    assert comparison(suite).decision is RegressionDecision.NOT_COMPARABLE
 
 
 def test_the_first_session_of_all_may_compare_with_what_it_saves_and_ini_names_both(suite: pytest.Pytester) -> None:
@@ -197,7 +205,7 @@ def test_the_first_session_of_all_may_compare_with_what_it_saves_and_ini_names_b
     first.stdout.fnmatch_lines(["NOT COMPARABLE: chat against main: no baseline 'main' is saved in kept"])
     assert (suite.path / "kept" / "main.json").exists()
     suite.runpytest(SIM).assert_outcomes(passed=1)
-    assert comparison(suite)["max_regression"] == 0.1
+    assert comparison(suite).max_regression == 0.1
     (suite.path / "kept" / "main.json").unlink()
     missing = suite.runpytest(SIM)
     assert missing.ret == pytest.ExitCode.USAGE_ERROR
@@ -217,7 +225,7 @@ def test_xdist_workers_compare_and_one_file_is_saved(saved: pytest.Pytester) -> 
     result = saved.runpytest_subprocess(SIM, "-n2", "--gpucap-compare=main", "--gpucap-save=second")
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(["against baseline main: *", "baseline second: * saved in *second.json"])
-    tests = [each["test"] for each in read_document(saved.path / "gpucap-baselines" / "second.json")["results"]]
+    tests = [each.test for each in result_file.read(saved.path / "gpucap-baselines" / "second.json").results]
     assert tests == sorted(tests)
     assert len(set(tests)) == 2
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import psutil
 import pytest
 
 from pytest_gpucap.measure import constants
-from pytest_gpucap.results.record import read_document
+from pytest_gpucap.results import result_file
+from pytest_gpucap.results.measured import Interval
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lateness_forgiven")]
 
@@ -82,19 +82,20 @@ def test_the_server_is_started_again(suite: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(
         ["*: starting vLLM with *", "*% against main: measuring again from a fresh start", "*: starting vLLM with *"]
     )
-    (record,) = read_document(suite.path / ".gpucap" / "result.json")["results"]
-    assert record["comparison"]["confirmed"] is True
-    assert record["spent_s"]["confirmation"] > 0
+    (found,) = result_file.read(suite.path / ".gpucap" / "result.json").results
+    assert found.comparison is not None
+    assert found.comparison.confirmed is True
+    assert found.spent_s["confirmation"] > 0
     ours = psutil.Process(os.getpid()).children(recursive=True)
     assert not [process for process in ours if str(SERVER) in " ".join(process.cmdline())]
 
 
 def _times(path: Path, factor: float) -> None:
     """Make the rates of a saved run those of a faster machine."""
-    content: dict[str, Any] = json.loads(path.read_text())
-    for record in content["results"]:
-        rate = record["sustainable_rate"]
-        record["sustainable_rate"] = {
-            key: value if key == "confidence" else value * factor for key, value in rate.items()
-        }
-    path.write_text(json.dumps(content))
+    content = result_file.read(path)
+    (result,) = content.results
+    rate = result.sustainable_rate
+    assert rate is not None
+    faster = Interval(rate.value * factor, rate.low * factor, rate.high * factor, rate.confidence)
+    result = msgspec.structs.replace(result, sustainable_rate=faster)
+    result_file.write(path, msgspec.structs.replace(content, results=(result,)))

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_gpucap.results.record import read_document
+from pytest_gpucap.results import result_file
+from pytest_gpucap.results.measured import Outcome
+from pytest_gpucap.results.result import ResultKind
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lateness_forgiven")]
 
@@ -65,16 +67,16 @@ def test_a_server_faster_than_its_memory_is_invalid(
     output = result.stdout.str()
     assert output.count("the server stops early, has seen these prompts before or is not this model, or the GPU") >= 3
     result.stdout.fnmatch_lines(["INVALID: test_check was not measured: * on 1x cpu (a pass reads * at 50 GB/s = *"])
-    records = read_document(pytester.path / ".gpucap" / "result.json")["results"]
-    assert [record["kind"] for record in records] == ["check", "measure", "sweep"]
-    for record in records:
-        assert record["sustainable_rate"] is None
+    results = result_file.read(pytester.path / ".gpucap" / "result.json").results
+    assert [each.kind for each in results] == [ResultKind.CHECK, ResultKind.MEASURE, ResultKind.SWEEP]
+    for each in results:
+        assert each.sustainable_rate is None
         # Where a window was long enough to have one.
-        assert record["limit"] is None or record["limit"]["share"] > 1
-        assert any(re.search(IMPOSSIBLE, problem) for problem in record["problems"])
-    assert any(record["limit"] is not None for record in records)
-    assert records[0]["outcome"] == "INVALID"
-    assert records[0]["gpus_required"] is None
+        assert each.limit is None or each.limit.share > 1
+        assert any(re.search(IMPOSSIBLE, problem.text) for problem in each.problems)
+    assert any(each.limit is not None for each in results)
+    assert results[0].outcome is Outcome.INVALID
+    assert results[0].gpus_required is None
 
 
 def test_a_server_below_its_limit_shows_its_share(
@@ -82,9 +84,10 @@ def test_a_server_below_its_limit_shows_its_share(
 ) -> None:
     result = run("synthetic:tiny", 50, "-k", "check")
     result.assert_outcomes(passed=1)
-    for record in read_document(pytester.path / ".gpucap" / "result.json")["results"]:
-        assert 0 < record["limit"]["share"] < 1
-        assert "% of the bandwidth limit at" in record["limit"]["text"]
+    for each in result_file.read(pytester.path / ".gpucap" / "result.json").results:
+        assert each.limit is not None
+        assert 0 < each.limit.share < 1
+        assert "% of the bandwidth limit at" in each.limit.text
     result.stdout.fnmatch_lines(["*% of the bandwidth limit at *"])
 
 
@@ -136,11 +139,12 @@ def test_behind_a_url_the_share_is_of_the_class_that_is_declared(
 ) -> None:
     result = behind_url("synthetic:tiny", "--gpu-class=card")
     result.assert_outcomes(passed=1)
-    (record,) = read_document(pytester.path / ".gpucap" / "result.json")["results"]
-    assert record["workload"]["trace"] == "trace.csv"
-    assert 0 < record["limit"]["share"] < 1
-    assert record["no_limit"] is None
-    assert record["environment"]["gpu"] == "card, as declared: what is behind a URL cannot be seen"
+    (found,) = result_file.read(pytester.path / ".gpucap" / "result.json").results
+    assert found.workload.trace == "trace.csv"
+    assert found.limit is not None
+    assert 0 < found.limit.share < 1
+    assert found.no_limit is None
+    assert found.environment.gpu == "card, as declared: what is behind a URL cannot be seen"
     assert "req/s; GPU class as declared)" in " ".join(result.stdout.str().split())
 
 

@@ -8,8 +8,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from pytest_gpucap.report import markdown
-from pytest_gpucap.results.record import read_document
+from pytest_gpucap.report.junit import junit
+from pytest_gpucap.report.markdown import pull_request_page
+from pytest_gpucap.results import result_file
 
 SUITE = """
     import pytest
@@ -107,7 +108,7 @@ def test_the_page_of_a_pull_request(suite: pytest.Pytester, xdist: bool) -> None
     page = (suite.path / "out" / "report.md").read_text()
     assert re.match(r"❌ \*\*does not fit needs [4-6] GPUs, budget 2\*\*: 100 req/s x 1\.3 / ", page)
     assert "❌ FAIL (expected) | some day" in page
-    assert page == markdown.render(read_document(suite.path / ".gpucap" / "result.json"))
+    assert page == pull_request_page(result_file.read(suite.path / ".gpucap" / "result.json"))
 
 
 def test_github_gets_a_summary_and_annotations(suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,13 +153,13 @@ def test_the_ini_key_names_the_file_too(suite: pytest.Pytester) -> None:
 
 def test_the_result_says_where_the_test_is_and_what_was_expected(suite: pytest.Pytester) -> None:
     suite.runpytest("--gpu-class=sim:fast")
-    results = {entry["name"]: entry for entry in read_document(suite.path / ".gpucap" / "result.json")["results"]}
+    results = {each.name: each for each in result_file.read(suite.path / ".gpucap" / "result.json").results}
     source = (suite.path / "test_suite.py").read_text().splitlines()
-    assert '@pytest.mark.gpucap(name="fits"' in source[results["fits"]["line"] - 1]
-    assert {name: entry.get("expected_failure") for name, entry in results.items()} == {
-        "fits": None,
+    assert '@pytest.mark.gpucap(name="fits"' in source[(results["fits"].line or 0) - 1]
+    assert {name: each.expected_failure for name, each in results.items()} == {
+        "fits": False,
         "some day": True,
-        "does not fit": None,
+        "does not fit": False,
     }
 
 
@@ -178,10 +179,8 @@ def test_quiet_runs_have_plain_lines_and_very_quiet_ones_none(suite: pytest.Pyte
 
 
 def test_junit_of_pytest_and_ours_tell_the_same(suite: pytest.Pytester) -> None:
-    from pytest_gpucap.report import junit
-
     suite.runpytest("--gpu-class=sim:fast", "--junit-xml=theirs.xml")
-    ours = ET.fromstring(junit.render(read_document(suite.path / ".gpucap" / "result.json")))
+    ours = ET.fromstring(junit(result_file.read(suite.path / ".gpucap" / "result.json")))
     assert _verdicts(ET.parse(Path(suite.path) / "theirs.xml").getroot(), "testcase") == _verdicts(ours, "testsuite")
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 
 import pytest
 
-from pytest_gpucap.results.record import read_document
+from pytest_gpucap.results import result_file
+from pytest_gpucap.results.measured import Outcome
 
 SUITE = """
     import pytest
@@ -50,18 +50,20 @@ def test_a_budget_that_holds_passes_and_one_that_does_not_fails_with_the_arithme
 
 def test_the_result_file_holds_every_measurement(suite: pytest.Pytester) -> None:
     suite.runpytest("--gpu-class=sim:fast", "--gpucap-json=out/mine.json")
-    content = read_document(suite.path / "out" / "mine.json")
-    assert content == read_document(suite.path / ".gpucap" / "result.json")
-    assert [entry.name for entry in (suite.path / "out").iterdir()] == ["mine.json"]
-    assert [(entry["name"], entry["outcome"]) for entry in content["results"]] == [
-        ("fits", "PASS"),
-        ("does not fit", "FAIL"),
+    path = suite.path / "out" / "mine.json"
+    assert path.read_bytes() == (suite.path / ".gpucap" / "result.json").read_bytes()
+    assert [entry.name for entry in path.parent.iterdir()] == ["mine.json"]
+    content = result_file.read(path)
+    assert [(each.name, each.outcome) for each in content.results] == [
+        ("fits", Outcome.PASS),
+        ("does not fit", Outcome.FAIL),
     ]
-    assert content["simulated"] is True
-    for entry in content["results"]:
-        low, value, high = (entry["sustainable_rate"][key] for key in ("low", "value", "high"))
-        assert low < value < high
-        assert len(entry["samples"]) >= 5
+    assert content.simulated is True
+    for each in content.results:
+        rate = each.sustainable_rate
+        assert rate is not None
+        assert rate.low < rate.value < rate.high
+        assert len(each.samples) >= 5
 
 
 def test_junit_leads_with_the_verdict(suite: pytest.Pytester) -> None:
@@ -77,7 +79,7 @@ def test_junit_leads_with_the_verdict(suite: pytest.Pytester) -> None:
 def test_the_same_seed_gives_the_same_result(suite: pytest.Pytester) -> None:
     def rates(name: str) -> list[object]:
         suite.runpytest("--gpu-class=sim:fast", f"--gpucap-json={name}", "--gpucap-seed=5")
-        return [entry["sustainable_rate"] for entry in read_document(suite.path / name)["results"]]
+        return [each.sustainable_rate for each in result_file.read(suite.path / name).results]
 
     assert rates("one.json") == rates("two.json")
 
@@ -111,7 +113,7 @@ def test_measure_sweep_and_sample(pytester: pytest.Pytester) -> None:
     )
     result = pytester.runpytest("--gpu-class=sim:fast")
     result.assert_outcomes(passed=2)
-    kinds = [entry["kind"] for entry in read_document(pytester.path / ".gpucap" / "result.json")["results"]]
+    kinds = [each.kind for each in result_file.read(pytester.path / ".gpucap" / "result.json").results]
     assert kinds == ["measure", "sweep", "sample", "sample"]
 
 
@@ -155,8 +157,8 @@ def test_xdist_workers_report_to_one_file_and_one_table(suite: pytest.Pytester) 
     pytest.importorskip("xdist")
     result = suite.runpytest_subprocess("--gpu-class=sim:fast", "-n2")
     result.assert_outcomes(passed=1, failed=1)
-    content = read_document(suite.path / ".gpucap" / "result.json")
-    assert {entry["name"] for entry in content["results"]} == {"fits", "does not fit"}
+    results = result_file.read(suite.path / ".gpucap" / "result.json").results
+    assert {each.name for each in results} == {"fits", "does not fit"}
     result.stdout.fnmatch_lines(["*= GPU capacity =*", "FAIL * does not fit *", "PASS * fits *"])
 
 
@@ -183,8 +185,8 @@ def test_results_survive_a_crash_in_the_next_test(pytester: pytest.Pytester) -> 
         )
     )
     assert pytester.runpytest_subprocess("--gpu-class=sim:fast").ret == 3
-    content = json.loads((pytester.path / ".gpucap" / "result.json").read_text())
-    assert [entry["name"] for entry in content["results"]] == ["fits"]
+    results = result_file.read(pytester.path / ".gpucap" / "result.json").results
+    assert [each.name for each in results] == ["fits"]
 
 
 def test_what_could_not_be_measured_is_no_expected_failure(pytester: pytest.Pytester) -> None:

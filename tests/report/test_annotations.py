@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from pytest_gpucap.report.annotations import MOST, annotations_of, code_quality, workflow_commands
 from pytest_gpucap.report.clean import visible
-from pytest_gpucap.results.measured import Outcome
+from pytest_gpucap.results.measured import Interval, Outcome
 from tests.report.test_escape import TEXTS, runner_reads
 from tests.results import made
 
@@ -48,8 +48,8 @@ def test_levels_and_order() -> None:
 
 
 def test_github_shows_ten_and_the_tenth_counts_the_rest() -> None:
-    records = [made.check(name=f"n{number}") for number in range(MOST + 3)]
-    lines = workflow_commands(annotations_of(made.session(*records)))
+    results = [made.check(name=f"n{number}") for number in range(MOST + 3)]
+    lines = workflow_commands(annotations_of(made.session(*results)))
     assert len(lines) == MOST
     assert runner_reads(lines[-1])[2].endswith("... and 3 more, see the result file")
 
@@ -77,9 +77,7 @@ def test_two_findings_of_one_test_are_two_to_gitlab() -> None:
 
 
 def test_a_finding_keeps_its_fingerprint_when_its_figures_change() -> None:
-    other = made.check()
-    other["sustainable_rate"]["value"] = 40.0
-    other["line"] = 99
+    other = replace(made.check(), sustainable_rate=Interval(40.0, 39.0, 41.0), line=99)
     first, second = (json.loads(code_quality(annotations_of(made.session(each))))[0] for each in (made.check(), other))
     assert first["fingerprint"] == second["fingerprint"]
     assert first["description"] != second["description"]
@@ -88,9 +86,7 @@ def test_a_finding_keeps_its_fingerprint_when_its_figures_change() -> None:
 @settings(deadline=None)
 @given(TEXTS)
 def test_texts_from_outside_stay_in_their_place(hostile: str) -> None:
-    record = made.check(name=hostile)
-    record["test"] = f"tests/{hostile}.py::test"
-    document = made.session(record)
+    document = made.session(replace(made.check(name=hostile), test=f"tests/{hostile}.py::test"))
     (line,) = workflow_commands(annotations_of(document))
     name, properties, message = runner_reads(line)
     assert (name, set(properties)) == ("error", {"file", "line", "title"})

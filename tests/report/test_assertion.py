@@ -7,10 +7,12 @@ import json
 import pickle
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from pytest_gpucap.report.assertion import explain
 from pytest_gpucap.results.measured import Curve, Interval, Outcome
+from pytest_gpucap.results.telemetry import Bottleneck, BottleneckKind
 from tests.results import made
 
 
@@ -26,9 +28,9 @@ def test_a_count_of_gpus_gives_the_arithmetic() -> None:
 
 
 def test_it_fits_what_pytest_shows() -> None:
-    record = made.check(name="n" * 300)
-    record["bottleneck"] = {"kind": "k", "evidence": ["e" * 500] * 9, "advice": "a" * 500}
-    lines = explain("<=", 3, 2, [record])
+    bottleneck = Bottleneck(BottleneckKind.KV_CACHE, ("e" * 500,) * 9, "a" * 500)
+    result = msgspec.structs.replace(made.check(name="n" * 300), bottleneck=bottleneck)
+    lines = explain("<=", 3, 2, [result])
     assert lines is not None
     assert len(lines) <= 8
     assert sum(map(len, lines)) <= 640
@@ -63,7 +65,7 @@ def test_the_latest_measurement_is_asked_first() -> None:
 
 
 def test_a_simulated_figure_says_so() -> None:
-    lines = explain("<=", 3, 2, [{**made.check(), "simulated": True}])
+    lines = explain("<=", 3, 2, [msgspec.structs.replace(made.check(), simulated=True)])
     assert lines is not None
     assert "(SIMULATED)" in lines[0]
 
@@ -117,5 +119,5 @@ def test_gpus_are_counted_only_where_a_rate_was_declared_and_found() -> None:
         _ = replace(made.MEASUREMENT, budgeted=False).gpus_required
     with pytest.raises(ValueError, match="no sustainable rate was found"):
         _ = replace(made.MEASUREMENT, sustainable_rate=None).gpus_required
-    assert made.measured()["gpus_required"] is None
-    assert made.check(Outcome.INVALID)["gpus_required"] is None
+    assert made.measured().gpus_required is None
+    assert made.check(Outcome.INVALID).gpus_required is None

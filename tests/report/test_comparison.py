@@ -9,7 +9,12 @@ import pytest
 
 from pytest_gpucap.history.compare import compare_result
 from pytest_gpucap.history.store import Baseline, Run
-from pytest_gpucap.report import comparison
+from pytest_gpucap.report.comparison import (
+    comparison_headline,
+    comparison_markdown,
+    comparison_summary,
+    regression_failure,
+)
 from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.result import Result
 from tests.history.made import named, result, session, windows
@@ -25,16 +30,16 @@ REGRESSED = compared(result(25.0), result(22.4, server="vLLM 0.27.0", samples=wi
 
 
 def test_the_headline_is_the_decision_with_its_arithmetic() -> None:
-    assert comparison.comparison_headline(REGRESSED) == (
+    assert comparison_headline(REGRESSED) == (
         "REGRESSED: chat sustains 22.4 req/s, baseline main 25 req/s: -10.2% (-13.8% to -6.5%), 5.0% allowed"
     )
     other = compared(result(25.0), result(22.4, gpu_class="h100"))
-    assert comparison.comparison_headline(other) == "NOT COMPARABLE: chat against main: no comparable baseline"
+    assert comparison_headline(other) == "NOT COMPARABLE: chat against main: no comparable baseline"
 
 
 def test_a_failure_leads_with_it_and_names_what_it_rests_on() -> None:
-    text = comparison.regression_failure(REGRESSED)
-    assert text.splitlines()[0] == comparison.comparison_headline(REGRESSED)
+    text = regression_failure(REGRESSED)
+    assert text.splitlines()[0] == comparison_headline(REGRESSED)
     for part in (
         "a second measurement from a fresh start confirms it",
         "- p95 E2E at 16.2 req/s 2.5 s -> 3.5 s, +40.0%",
@@ -49,20 +54,20 @@ def test_a_failure_leads_with_it_and_names_what_it_rests_on() -> None:
 def test_a_summary_names_what_needs_a_look_and_counts_the_rest() -> None:
     same = compared(result(25.0), result(25.0))
     other = compared(result(25.0), result(22.4, gpu_class="h100", requirement=named("other")))
-    lines = comparison.comparison_summary([same, same, REGRESSED, other, result(25.0)])
+    lines = comparison_summary([same, same, REGRESSED, other, result(25.0)])
     assert lines[-1] == "against baseline main: 1 REGRESSED, 1 NOT COMPARABLE, 2 SAME"
     assert lines[0].startswith("REGRESSED: chat sustains 22.4 req/s")
     text = "\n".join(lines)
     assert "NOT COMPARABLE: other against main: no comparable baseline\n  GPU class: h200 -> h100" in text
     assert max(map(len, lines)) <= 80
-    assert comparison.comparison_summary([result(25.0)]) == []
+    assert comparison_summary([result(25.0)]) == []
 
 
 def test_a_latency_that_rose_is_said_even_where_the_rate_is_the_same() -> None:
     slower = compared(result(25.0), result(25.0, samples=windows(1.4)))
     assert slower.comparison is not None
     assert slower.comparison.decision is RegressionDecision.SAME
-    text = " ".join(" ".join(comparison.comparison_summary([slower])).split())
+    text = " ".join(" ".join(comparison_summary([slower])).split())
     assert "chat: p95 TTFT at 16.2 req/s 50 ms -> 70 ms, +40.0%" in text
     assert "REGRESSED, which fails no test" in text
 
@@ -70,8 +75,8 @@ def test_a_latency_that_rose_is_said_even_where_the_rate_is_the_same() -> None:
 @pytest.mark.parametrize("name", ["\x1b[31mred", "a\nFAIL: b", "<b>"])
 def test_names_cannot_forge_a_line(name: str) -> None:
     forged = compared(result(25.0, requirement=named(name)), result(22.4, requirement=named(name)))
-    lines = comparison.comparison_summary([forged])
+    lines = comparison_summary([forged])
     assert not any("\x1b" in line or line.startswith("FAIL") for line in lines)
-    markdown = comparison.comparison_markdown([forged], "a", "b")
-    assert "\x1b" not in markdown
-    assert "<b>" not in markdown
+    page = comparison_markdown([forged], "a", "b")
+    assert "\x1b" not in page
+    assert "<b>" not in page

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from pytest_gpucap.report import assertion, terminal
+from pytest_gpucap.results import result_file
+from pytest_gpucap.results.measured import Interval, Outcome
 from tests.results import made
 
 REPOSITORY = Path(__file__).parents[2]
@@ -19,8 +22,8 @@ def samples(page: str, starts: str) -> list[str]:
 
 
 def test_the_failure_in_the_readme_is_that_of_the_measured_examples() -> None:
-    document = read_document(REPOSITORY / "benchmarks" / "results" / "cpu" / "examples.json")
-    (failed,) = (record for record in document["results"] if record["outcome"] == "FAIL")
+    examples = result_file.read(REPOSITORY / "benchmarks" / "results" / "cpu" / "examples.json")
+    (failed,) = (result for result in examples.results if result.outcome is Outcome.FAIL)
     *shown, rest = samples("README.md", "FAIL: ")
     printed = terminal.failure(failed).splitlines()
     assert shown == printed[: len(shown)]
@@ -28,11 +31,15 @@ def test_the_failure_in_the_readme_is_that_of_the_measured_examples() -> None:
 
 
 def test_the_assertion_in_the_docs_is_explained_so() -> None:
-    record = copy.deepcopy(made.check(name="test_fleet"))
-    record["requirement"] |= {"qps": 100, "gpus": 4, "headroom": 1.3}
-    record["sustainable_rate"] |= {"value": 31.0, "low": 30.0, "high": 31.9}
-    record |= {"gpus_required": 5, "slo": {**record["slo"], "limits": {"e2e_p95": 4.0}}}
-    explained = assertion.explain("<=", 5, 4, [record])
+    made_so = made.check(name="test_fleet")
+    result = replace(
+        made_so,
+        requirement=replace(made_so.requirement, qps=100.0, gpus=4, headroom=1.3),
+        sustainable_rate=Interval(31.0, 30.0, 31.9),
+        gpus_required=5,
+        slo=replace(made_so.slo, limits={"e2e_p95": 4.0}),
+    )
+    explained = assertion.explain("<=", 5, 4, [result])
     assert explained is not None
     shown = [line.removeprefix("E ").strip() for line in samples("docs/reports.md", "E   assert")]
     for line, printed in zip(shown, [f"assert {explained[0]}", *explained[1:]], strict=True):

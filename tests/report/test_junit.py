@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
 from xml.etree import ElementTree as ET
 
 from hypothesis import given, settings
@@ -11,12 +10,13 @@ from msgspec.structs import replace
 from pytest_gpucap.report.clean import visible
 from pytest_gpucap.report.junit import junit, properties
 from pytest_gpucap.results.measured import Outcome
+from pytest_gpucap.results.result import Result
 from tests.report.test_escape import TEXTS
 from tests.results import made
 
 
-def suites(*records: dict[str, Any]) -> list[ET.Element]:
-    return list(ET.fromstring(junit(made.session(*records))))
+def suites(*results: Result) -> list[ET.Element]:
+    return list(ET.fromstring(junit(made.session(*results))))
 
 
 def test_every_result_is_a_suite_with_its_properties_and_one_case() -> None:
@@ -87,8 +87,7 @@ def test_an_invalid_measurement_has_no_figure() -> None:
 @settings(deadline=None)
 @given(TEXTS)
 def test_texts_from_outside_are_xml_that_can_be_read_back(hostile: str) -> None:
-    record = made.check(name=hostile)
-    record["reason"] = record["environment"]["model"] = hostile
-    (suite,) = suites(record)
+    result = made.check(name=hostile)
+    (suite,) = suites(replace(result, reason=hostile, environment=replace(result.environment, model=hostile)))
     assert suite.get("name") == f"gpucap: {visible(hostile)}"
     assert [child.tag for child in suite[1]] == ["failure"]

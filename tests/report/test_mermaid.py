@@ -8,12 +8,13 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from pytest_gpucap.report.mermaid import chart
 from pytest_gpucap.results.measured import Outcome
+from pytest_gpucap.results.result import Result
 from tests.results import made
 
 NUMBER = r"-?\d+(?:\.\d+)?"
@@ -41,8 +42,8 @@ process.exit(0);
 """
 
 
-def drawn(record: dict[str, Any]) -> tuple[str, str]:
-    found = chart(record)
+def drawn(result: Result) -> tuple[str, str]:
+    found = chart(result)
     assert found is not None
     return found
 
@@ -52,7 +53,7 @@ def series(picture: str, kind: str) -> list[list[float]]:
 
 
 def test_the_curve_goes_through_the_windows_and_the_limit_is_a_line() -> None:
-    picture, caption = drawn(made.session(made.check())["results"][0])
+    picture, caption = drawn(made.check())
     assert GRAMMAR.fullmatch(picture)
     assert 'x-axis "requests a second, one replica" 10 --> 60' in picture
     curve, limit = series(picture, "line")
@@ -65,66 +66,64 @@ def test_the_curve_goes_through_the_windows_and_the_limit_is_a_line() -> None:
 
 
 def test_the_design_rate_is_marked_where_it_lies_on_the_axis() -> None:
-    picture, caption = drawn({**made.session(made.check())["results"][0], "design_rate_rps": 40.0})
+    picture, caption = drawn(replace(made.check(), design_rate_rps=40.0))
     needle, curve, limit = series(picture, "line")
     assert [index for index, height in enumerate(needle) if height] == [round((40 - 10) / 50 * (len(needle) - 1))]
     assert max(needle) >= max(limit)
     assert len(curve) > 2
     assert "grey: the design rate, 40 req/s" in caption
-    off_the_axis, said = drawn(made.session(made.check())["results"][0])
+    off_the_axis, said = drawn(made.check())
     assert len(series(off_the_axis, "line")) == 2
     assert "design rate" not in said
 
 
 def test_saturation_is_cut_so_that_the_rest_can_be_seen() -> None:
-    record = made.session(made.check())["results"][0]
-    for sample in record["samples"]:
-        if sample["completed_rps"] == 60.0:
-            sample["latencies"]["e2e"]["p95_s"] = 900.0
-    picture, caption = drawn(record)
+    result = made.check()
+    samples = [
+        replace(each, latencies={"e2e": replace(each.latencies["e2e"], p95_s=900.0)})
+        if each.completed_rps == 60.0
+        else each
+        for each in result.samples
+    ]
+    picture, caption = drawn(replace(result, samples=tuple(samples)))
     assert max(series(picture, "line")[0]) == 50.0
     assert "cut at 50 s, the highest was 15 min" in caption
 
 
 def test_below_a_second_the_axis_is_in_milliseconds() -> None:
-    picture, _ = drawn({**made.session(made.check())["results"][0], "binding": "ttft_p95"})
+    picture, _ = drawn(replace(made.check(), binding="ttft_p95"))
     assert "in ms" in picture
     assert series(picture, "line")[1] == [500.0, 500.0]
 
 
 def test_without_limits_there_is_a_curve_and_no_limit() -> None:
-    record = made.session(made.measured())["results"][0]
-    record["slo"]["limits"] = {}
-    picture, caption = drawn({**record, "binding": "backlog"})
+    result = made.measured()
+    picture, caption = drawn(replace(result, slo=replace(result.slo, limits={}), binding="backlog"))
     assert len(series(picture, "line")) == 1
     assert "limit" not in caption
 
 
 def test_too_few_rates_are_no_curve() -> None:
-    record = made.session(made.check(Outcome.FAIL))["results"][0]
-    assert chart({**record, "samples": record["samples"][:6]}) is None
-    assert chart({**record, "samples": []}) is None
-    assert chart({**record, "samples": record["samples"][3:]}) is not None
-    for sample in record["samples"][3:]:
-        sample["completed_rps"] = 45.0 + sample["completed_rps"] / 10
-    assert chart({**record, "samples": record["samples"][3:]}) is None
-    for sample in record["samples"]:
-        sample["latencies"] = {}
-    assert chart(record) is None
+    result = made.check(Outcome.FAIL)
+    samples = result.samples
+    assert chart(replace(result, samples=samples[:6])) is None
+    assert chart(replace(result, samples=())) is None
+    assert chart(replace(result, samples=samples[3:])) is not None
+    close = tuple(replace(each, completed_rps=45.0 + each.completed_rps / 10) for each in samples[3:])
+    assert chart(replace(result, samples=close)) is None
+    without = tuple(replace(each, latencies={}) for each in samples)
+    assert chart(replace(result, samples=without)) is None
 
 
 def test_a_sweep_is_drawn_from_its_points() -> None:
-    picture, _ = drawn(made.session(made.swept())["results"][0])
+    picture, _ = drawn(made.swept())
     assert GRAMMAR.fullmatch(picture)
 
 
 def test_a_name_from_outside_never_gets_into_a_chart() -> None:
-    record = made.session(made.check())["results"][0]
     evil = 'e2e_p95"]\n  click x "javascript:alert(1)"'
-    record["slo"]["limits"] = {evil: 20.0}
-    for sample in record["samples"]:
-        sample["label"] = f"{evil} {sample['label']}"
-    found = chart({**record, "binding": evil})
+    result = made.with_texts(made.check(), lambda text: f"{evil} {text}", frozenset({"kind"}))
+    found = chart(replace(result, slo=replace(result.slo, limits={evil: 20.0}), binding=evil))
     assert found is None or GRAMMAR.fullmatch(found[0])
 
 
@@ -132,13 +131,13 @@ def test_a_name_from_outside_never_gets_into_a_chart() -> None:
     "GPUCAP_TEST_MERMAID" not in os.environ or shutil.which("node") is None,
     reason="name a folder in GPUCAP_TEST_MERMAID where `npm install mermaid jsdom` was run",
 )
-@pytest.mark.parametrize("record", [made.check(), {**made.check(), "design_rate_rps": 40.0}, made.swept()])
-def test_mermaid_itself_reads_it(record: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("result", [made.check(), replace(made.check(), design_rate_rps=40.0), made.swept()])
+def test_mermaid_itself_reads_it(result: Result, tmp_path: Path) -> None:
     folder = Path(os.environ["GPUCAP_TEST_MERMAID"])
     script = folder / f"gpucap-{tmp_path.name}.mjs"
     script.write_text(MERMAID)
     try:
-        picture = drawn(made.session(record)["results"][0])[0].removeprefix("```mermaid\n").removesuffix("\n```")
+        picture = drawn(result)[0].removeprefix("```mermaid\n").removesuffix("\n```")
         run = ["node", str(script)]
         done = subprocess.run(run, input=picture, capture_output=True, text=True, check=False)
         assert (done.stdout.strip(), done.returncode) == ("xychart", 0), done.stderr

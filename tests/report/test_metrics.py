@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from hypothesis import given, settings
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
-from prometheus_client.parser import text_string_to_metric_families as prometheus
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
+from prometheus_client.parser import text_string_to_metric_families as prometheus_families
 
 from pytest_gpucap.report.clean import visible
 from pytest_gpucap.report.metrics import openmetrics
@@ -17,7 +17,7 @@ def read(text: str) -> dict[tuple[str, str], float]:
     """As GitLab asks for it, and the same to what reads Prometheus' own text."""
     strict, loose = (
         {(found.name, found.labels["requirement"]): found.value for family in parse(text) for found in family.samples}
-        for parse in (openmetrics, prometheus)
+        for parse in (openmetrics_families, prometheus_families)
     )
     assert strict == loose
     assert text.endswith("# EOF\n")

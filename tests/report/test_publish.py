@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from pytest_gpucap.report import markdown
+from pytest_gpucap.report.markdown import pull_request_page
 from pytest_gpucap.report.publish import publish
 from pytest_gpucap.results.measured import Outcome
+from pytest_gpucap.results.result import Result
 from tests.results import made
 
 FAILED = made.session(made.check())
-PAGE = markdown.render(FAILED)
+PAGE = pull_request_page(FAILED)
 
 
 def agent(folder: Path, *, exit_code: int = 0) -> dict[str, str]:
@@ -68,7 +69,7 @@ def test_annotations_only_for_github(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("records", "style"),
+    ("results", "style"),
     [
         ([made.check(), made.check(Outcome.PASS)], "error"),
         ([made.check(Outcome.INVALID)], "error"),
@@ -78,13 +79,11 @@ def test_annotations_only_for_github(tmp_path: Path) -> None:
         ([made.measured()], "info"),
     ],
 )
-def test_buildkite_gets_the_page_through_its_agent(
-    tmp_path: Path, records: list[dict[str, object]], style: str
-) -> None:
-    document = made.session(*records)
+def test_buildkite_gets_the_page_through_its_agent(tmp_path: Path, results: list[Result], style: str) -> None:
+    document = made.session(*results)
     assert publish(document, markdown_file=None, root=tmp_path, environ=agent(tmp_path)) == []
     assert (tmp_path / "arguments").read_text() == f"annotate --style {style} --context gpucap\n"
-    assert (tmp_path / "body").read_text() == markdown.render(document)
+    assert (tmp_path / "body").read_text() == pull_request_page(document)
 
 
 def test_each_step_of_a_build_has_an_annotation_of_its_own(tmp_path: Path) -> None:

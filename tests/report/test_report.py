@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
 from fractions import Fraction
 
 from pytest_gpucap.report import terminal
 from pytest_gpucap.report.formatting import headline, limit_name, seconds, significant
 from pytest_gpucap.report.junit import properties
 from pytest_gpucap.requirement import LatencyLimit, Length, Requirement, Slo, Workload
-from pytest_gpucap.results.build import Context
+from pytest_gpucap.results.build import Context, check_result
 from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.measured import Interval, Latency, Measurement, Outcome, Sample, Verdict
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
-from pytest_gpucap.results.record import document_of, verdict_record
 from pytest_gpucap.results.windows import Phase, WindowId
+from tests.results import made
 
 REQUIREMENT = Requirement(
     "chat",
@@ -54,34 +53,34 @@ CONTEXT = Context("tests/test_chat.py::test_chat", Environment(gpu="NVIDIA H200"
 
 
 def test_the_headline_is_the_arithmetic() -> None:
-    record = verdict_record(FAILED, CONTEXT)
-    assert headline(record) == "chat needs 3 GPUs, budget 2: 100 req/s x 1.3 / 52.1 req/s = 2.50"
+    result = check_result(FAILED, CONTEXT)
+    assert headline(result) == "chat needs 3 GPUs, budget 2: 100 req/s x 1.3 / 52.1 req/s = 2.50"
 
 
 def test_replicas_of_several_gpus_are_said_so() -> None:
     requirement = replace(REQUIREMENT, gpus=4, gpus_per_replica=2)
     measurement = replace(MEASUREMENT, requirement=requirement)
-    record = verdict_record(replace(FAILED, measurement=measurement, gpus_required=6), CONTEXT)
-    assert headline(record) == ("chat needs 6 GPUs, budget 4: 100 req/s x 1.3 / 52.1 req/s = 2.50 replicas of 2 GPUs")
+    result = check_result(replace(FAILED, measurement=measurement, gpus_required=6), CONTEXT)
+    assert headline(result) == ("chat needs 6 GPUs, budget 4: 100 req/s x 1.3 / 52.1 req/s = 2.50 replicas of 2 GPUs")
 
 
 def test_an_undecided_verdict_gives_the_range() -> None:
     verdict = replace(FAILED, outcome=Outcome.INCONCLUSIVE, gpus_interval=(2, 3))
-    assert headline(verdict_record(verdict, CONTEXT)).startswith("chat may need 2 to 3 GPUs, budget 2: 100 req/s x 1.3")
+    assert headline(check_result(verdict, CONTEXT)).startswith("chat may need 2 to 3 GPUs, budget 2: 100 req/s x 1.3")
 
 
 def test_an_invalid_measurement_says_no_word_on_capacity() -> None:
     shared = Problem(ProblemSource.GPU, ProblemKind.SHARED, "GPU 0 is shared with pid 42")
     measurement = replace(MEASUREMENT, sustainable_rate=None, problems=(shared,))
     verdict = Verdict(Outcome.INVALID, measurement, 65.0, None, None, None, "GPU 0 is shared with pid 42")
-    report = terminal.failure(verdict_record(verdict, CONTEXT))
+    report = terminal.failure(check_result(verdict, CONTEXT))
     assert report.startswith("INVALID: chat was not measured: GPU 0 is shared with pid 42\n")
     assert "needs" not in report
     assert "sustainable" not in report
 
 
 def test_a_failure_names_what_it_rests_on_and_fits_80_columns() -> None:
-    report = terminal.failure(verdict_record(FAILED, CONTEXT))
+    report = terminal.failure(check_result(FAILED, CONTEXT))
     first, *rest = report.splitlines()
     assert first.startswith("FAIL: chat needs 3 GPUs, budget 2")
     for part in (
@@ -103,23 +102,23 @@ def test_the_summary_puts_the_worst_first_and_fits_80_columns() -> None:
     passed = replace(
         FAILED, outcome=Outcome.PASS, measurement=replace(MEASUREMENT, requirement=replace(REQUIREMENT, name="small"))
     )
-    records = [verdict_record(passed, CONTEXT), verdict_record(FAILED, CONTEXT)]
-    lines = terminal.summary(records).splitlines()
+    results = [check_result(passed, CONTEXT), check_result(FAILED, CONTEXT)]
+    lines = terminal.summary(results).splitlines()
     assert [line.split()[0] for line in lines[2:4]] == ["FAIL", "PASS"]
     assert max(map(len, lines)) <= 80
     assert any("NVIDIA H200" in line for line in lines)
 
 
 def test_a_simulated_result_says_so_everywhere() -> None:
-    record = verdict_record(replace(FAILED, measurement=replace(MEASUREMENT, simulated=True)), CONTEXT)
-    assert "SIMULATED" in terminal.failure(record)
-    assert "SIMULATED" in terminal.summary([record])
-    assert ("gpucap_simulated", "SIMULATED") in properties([record])
-    assert document_of([record], started=datetime.now(UTC), arguments=[])["simulated"] is True
+    result = check_result(replace(FAILED, measurement=replace(MEASUREMENT, simulated=True)), CONTEXT)
+    assert "SIMULATED" in terminal.failure(result)
+    assert "SIMULATED" in terminal.summary([result])
+    assert ("gpucap_simulated", "SIMULATED") in properties([result])
+    assert made.session(result).simulated is True
 
 
 def test_properties_are_plain_and_lead_with_the_verdict() -> None:
-    pairs = properties([verdict_record(FAILED, CONTEXT)])
+    pairs = properties([check_result(FAILED, CONTEXT)])
     assert pairs[0] == ("gpucap_verdict", "FAIL")
     assert ("gpucap_gpus_required", 3) in pairs
     assert all(type(value) in {str, int, float} for _, value in pairs)

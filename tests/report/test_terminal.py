@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from hypothesis import given, settings
 from msgspec.structs import replace
 
 from pytest_gpucap.report import terminal
-from pytest_gpucap.results.measured import Outcome
+from pytest_gpucap.results.measured import Accuracy, Interval, Outcome
+from pytest_gpucap.results.result import PhysicalLimit
 from tests.report.test_escape import TEXTS
 from tests.results import made
 
@@ -44,49 +43,51 @@ def test_a_failure_gives_the_arithmetic_the_limit_the_bottleneck_and_what_to_try
 
 
 def test_nothing_is_said_of_what_was_not_compared() -> None:
-    for record in EVERYTHING[:2]:
-        assert "baseline" not in terminal.summary([record]) + terminal.details(record)
+    for result in EVERYTHING[:2]:
+        assert "baseline" not in terminal.summary([result]) + terminal.details(result)
 
 
 def test_the_physical_limit_and_the_accuracy_have_a_row() -> None:
-    record = made.check()
-    record["limit"] = {"text": "61% of what the memory bandwidth allows", "share": 0.61}
-    record["accuracy"] = {
-        "value": 0.81, "low": 0.74, "high": 0.87, "confidence": 0.95, "answers": 120, "right": 97, "min_accuracy": 0.75,
-    }  # fmt: skip
-    told = " ".join(terminal.details(record).split())
+    limit = PhysicalLimit(
+        "bandwidth", 85.0, 0.02, 0.005, 43_700.0, 64.0, 0.61, "61% of what the memory bandwidth allows", "a / b"
+    )
+    accuracy = Accuracy(Interval(0.81, 0.74, 0.87), answers=120, right=97, min_accuracy=0.75)
+    told = " ".join(terminal.details(replace(made.check(), limit=limit, accuracy=accuracy)).split())
     assert "physical limit 61% of what the memory bandwidth allows" in told
     assert "accuracy 81.0% (74.0% to 87.0%), 97 of 120 answers right, at least 75.0% required" in told
 
 
 def test_where_there_is_no_physical_limit_the_reason_is_said_once_and_a_simulation_needs_none() -> None:
     reason = "no bandwidth is known of class cpu"
-    records = [{**made.measured(name), "simulated": False, "no_limit": reason} for name in "ab"]
-    summary = terminal.summary([*records, {**made.measured("c"), "simulated": True, "no_limit": "it has no hardware"}])
+    results = [replace(made.measured(name), no_limit=reason) for name in "ab"]
+    simulated = replace(made.measured("c"), simulated=True, no_limit="it has no hardware")
+    summary = terminal.summary([*results, simulated])
     assert f"- no physical limit for a, b: {reason}\n" in summary
     assert "no hardware" not in summary
-    assert f"physical limit not known: {reason}" in " ".join(terminal.section(records[0]).split())
+    assert f"physical limit not known: {reason}" in " ".join(terminal.section(results[0]).split())
 
 
 @pytest.mark.parametrize("rate", [0.0123, 0.881, 52.1, 1230.0, 98765.0])
 def test_80_columns_whatever_the_names_and_figures(rate: float) -> None:
-    records: list[dict[str, Any]] = []
-    for outcome in Outcome:
-        record = made.check(outcome, "a requirement whose name is much too long for any table " * 2)
-        if record["sustainable_rate"]:
-            record["sustainable_rate"] |= {"value": rate, "low": rate * 0.9, "high": rate * 1.1}
-        record["design_rate_rps"] = rate * 1.2345
-        records.append(record)
-    assert max(map(len, terminal.summary(records).splitlines())) <= 80
-    for record in records:
+    found = Interval(rate, rate * 0.9, rate * 1.1)
+    results = [
+        replace(result, sustainable_rate=result.sustainable_rate and found, design_rate_rps=rate * 1.2345)
+        for outcome in Outcome
+        for result in [made.check(outcome, "a requirement whose name is much too long for any table " * 2)]
+    ]
+    assert max(map(len, terminal.summary(results).splitlines())) <= 80
+    for result in results:
         # A name that alone is longer stays whole, so that it can be searched for.
-        assert max(map(len, terminal.details(record).splitlines())) <= 80
+        assert max(map(len, terminal.details(result).splitlines())) <= 80
 
 
 def test_windows_are_one_row_each_with_their_worst_third() -> None:
-    record = made.check()
-    record["samples"][4]["latencies"]["e2e"]["p95_s"] = 17.5
-    lines = [line for line in terminal.details(record).splitlines() if line.startswith("30 req/s")]
+    result = made.check()
+    samples = list(result.samples)
+    latencies = samples[4].latencies
+    samples[4] = replace(samples[4], latencies={**latencies, "e2e": replace(latencies["e2e"], p95_s=17.5)})
+    told = terminal.details(replace(result, samples=tuple(samples)))
+    lines = [line for line in told.splitlines() if line.startswith("30 req/s")]
     assert [line.split() for line in lines] == [["30", "req/s", "90", "180", "30", "15400", "17.5", "s", "480", "ms"]]
 
 
@@ -95,6 +96,6 @@ def test_windows_are_one_row_each_with_their_worst_third() -> None:
 def test_nothing_from_outside_reaches_the_terminal_as_a_command(hostile: str) -> None:
     document = made.session(made.compared(made.check()), made.check(Outcome.INVALID))
     changed = made.with_texts(document, lambda value: value + hostile, frozenset({"kind", "binding"}))
-    whole = terminal.summary(changed["results"]) + "".join(map(terminal.failure, changed["results"]))
+    whole = terminal.summary(changed.results) + "".join(map(terminal.failure, changed.results))
     whole.encode("utf-8")
     assert not set(whole) & set("\x1b\x07\x08\x00\r\x9b\u202e\u2066\u2028")

@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from pytest_gpucap.results import result_file
 from pytest_gpucap.results.measured import Interval, Sample
-from pytest_gpucap.results.record import read_document
 from pytest_gpucap.results.result import Result
 from pytest_gpucap.session import benchmark_bridge
 from tests.results import made
@@ -52,8 +52,8 @@ MARKER_SUITE = """
 
 def rates(folder: Path) -> dict[str, float]:
     """Sustainable rates of the last run by test."""
-    results = read_document(folder / ".gpucap" / "result.json")["results"]
-    return {entry["test"]: entry["sustainable_rate"]["value"] for entry in results}
+    results = result_file.read(folder / ".gpucap" / "result.json").results
+    return {each.test: each.sustainable_rate.value for each in results if each.sustainable_rate is not None}
 
 
 def stored(path: Path) -> dict[str, dict[str, Any]]:
