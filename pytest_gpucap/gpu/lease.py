@@ -95,7 +95,7 @@ def lease(
         devices: the candidates, best first.
         count: how many are needed.
         wait_s: how long to wait for other leases to end.
-        on_wait: tell_once once, in one line, that and for whom there is waiting.
+        on_wait: told once, in one line, that it waits and for whom.
         directory: of the lock files; one for the whole machine by default.
 
     Raises:
