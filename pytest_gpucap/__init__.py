@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pytest_gpucap.gpu.classes import GpuClass
     from pytest_gpucap.gpu.device import Device
     from pytest_gpucap.gpu.lease import GpuShared, Lease, LeaseError, LeaseTimeout
-    from pytest_gpucap.gpu.memory import MemoryNotReturned
+    from pytest_gpucap.gpu.occupancy import MemoryNotReturned
     from pytest_gpucap.load.protocol import LoadError
     from pytest_gpucap.requirement import LatencyLimit, Metric, Requirement, RequirementError, Slo, Workload
     from pytest_gpucap.results.measured import (
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
         Sample,
         Verdict,
     )
+    from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
+    from pytest_gpucap.results.result import Result, ResultFile, ResultKind
+    from pytest_gpucap.results.windows import Phase, WindowId
     from pytest_gpucap.session.gpucap import GpuCap
     from pytest_gpucap.session.server_manager import SystemUnderTest
     from pytest_gpucap.telemetry.sampler import Telemetry
@@ -75,8 +78,15 @@ __all__ = [
     "NoSustainableRate",
     "Outcome",
     "PairInvalid",
+    "Phase",
+    "Problem",
+    "ProblemKind",
+    "ProblemSource",
     "Requirement",
     "RequirementError",
+    "Result",
+    "ResultFile",
+    "ResultKind",
     "Sample",
     "Server",
     "ServerError",
@@ -88,6 +98,7 @@ __all__ = [
     "SystemUnderTest",
     "Telemetry",
     "Verdict",
+    "WindowId",
     "Workload",
     "launch",
 ]
@@ -103,10 +114,13 @@ _NAMES_BY_MODULE = {
     "gpu.classes": ("GpuClass",),
     "gpu.device": ("Device",),
     "gpu.lease": ("GpuShared", "Lease", "LeaseError", "LeaseTimeout"),
-    "gpu.memory": ("MemoryNotReturned",),
+    "gpu.occupancy": ("MemoryNotReturned",),
     "load.protocol": ("LoadError",),
     "requirement": ("LatencyLimit", "Metric", "Requirement", "RequirementError", "Slo", "Workload"),
     "results.measured": (*("Accuracy", "Curve", "Interval", "Latency", "Measurement", "Outcome", "Sample", "Verdict"),),
+    "results.problems": ("Problem", "ProblemKind", "ProblemSource"),
+    "results.result": ("Result", "ResultFile", "ResultKind"),
+    "results.windows": ("Phase", "WindowId"),
     "session.gpucap": ("GpuCap",),
     "session.server_manager": ("SystemUnderTest",),
     "telemetry.sampler": ("Telemetry",),

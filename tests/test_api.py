@@ -29,7 +29,7 @@ INTERNAL = {
 
 def _exceptions() -> Iterator[type[BaseException]]:
     for module in pkgutil.walk_packages(pytest_gpucap.__path__, "pytest_gpucap."):
-        if module.name.endswith("__main__") or module.name == "pytest_gpucap.accuracy.judge":
+        if module.name.endswith("__main__") or module.name == "pytest_gpucap.accuracy.math_verify_process":
             continue
         for name, found in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
             if found.__module__ == module.name and issubclass(found, BaseException) and not name.startswith("_"):

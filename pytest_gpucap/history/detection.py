@@ -28,6 +28,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.results.trend import AlarmState
 
 Floats = npt.NDArray[np.float64]
@@ -205,7 +206,7 @@ _NEIGHBOURS: Final = 3
 _CLIP_SD: Final = 2.5
 
 
-class MissingLibraryError(ImportError):
+class MissingLibraryError(GpuCapError, ImportError):
     """A library of the extra ``history`` is not installed; the message says how to install it."""
 
 

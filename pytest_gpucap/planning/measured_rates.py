@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.planning.evidence import Evidence, Provenance
 from pytest_gpucap.planning.service import BOUNDING, Service
 from pytest_gpucap.requirement import Arrivals, LatencyLimit, Length, Slo, Workload, positive
@@ -16,7 +17,7 @@ from pytest_gpucap.results.result import DeclaredWorkload, Result, ResultKind
 from pytest_gpucap.vllm_arguments import VllmArguments, recorded
 
 
-class UnknownMeasurement(ValueError):  # noqa: N818 - reads as what is wrong
+class UnknownMeasurement(GpuCapError, ValueError):  # noqa: N818 - reads as what is wrong
     """No measurement has the name that was asked for. The message lists the names that there are."""
 
 

@@ -9,11 +9,12 @@ from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
+from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.gpu.classes import GpuClass, UnknownGpuClass, find_class
 from pytest_gpucap.requirement import RequirementError, positive
 
 
-class PricesError(ValueError):
+class PricesError(GpuCapError, ValueError):
     """A file of prices that cannot be used. The message is one line: the file and what is wrong with it."""
 
 
