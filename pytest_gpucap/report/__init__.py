@@ -1,1 +1,1 @@
-"""Reports: made from finished results alone, in the plain form of the result file."""
+"""Reports, made from the results of a result file alone."""

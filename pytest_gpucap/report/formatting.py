@@ -142,16 +142,20 @@ def _figure(result: Result) -> str:
 
 
 def arithmetic(result: Result) -> str:
-    """``100 req/s x 1.3 / 52.1 req/s = 2.50``; the result must have a sustainable rate."""
+    """``100 req/s x 1.3 / 52.1 req/s = 2.50``; without the quotient where the rate is not known or 0.
+
+    The result must have a sustainable rate.
+    """
     declared, found = result.requirement, result.sustainable_rate
     assert found is not None  # noqa: S101 - what the docstring asks for
+    division = f"{declared.qps:g} req/s x {declared.headroom:g} / {rate(found.value)}"
+    value = known(found.value)
+    if not value:
+        return division
     per_replica = declared.gpus_per_replica
     # From the figures as printed, in exact arithmetic, so that a reader who checks the line gets the same.
-    replicas = _exact(declared.qps) * _exact(declared.headroom) / _exact(significant(found.value))
-    return (
-        f"{declared.qps:g} req/s x {declared.headroom:g} / {rate(found.value)} = {float(replicas):.2f}"
-        f"{'' if per_replica == 1 else f' replicas of {per_replica} GPUs'}"
-    )
+    replicas = _exact(declared.qps) * _exact(declared.headroom) / _exact(significant(value))
+    return f"{division} = {float(replicas):.2f}{'' if per_replica == 1 else f' replicas of {per_replica} GPUs'}"
 
 
 def _exact(number: float | str) -> Fraction:

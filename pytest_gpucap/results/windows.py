@@ -73,6 +73,10 @@ class WindowId(msgspec.Struct, frozen=True, omit_defaults=True):
     slice: int = 0
     slices: int = 0
 
+    def __post_init__(self) -> None:
+        if self.rate_rps is None and self.phase in {Phase.POINT, Phase.APPROACH}:
+            raise ValueError(f"a window of phase {self.phase.value!r} needs rate_rps")
+
     @property
     def whole(self) -> WindowId:
         """The window that this is a slice of."""

@@ -132,14 +132,15 @@ def test_measure_is_compared_and_a_failing_budget_as_well(pytester: pytest.Pytes
 def test_a_base_that_cannot_be_measured_never_hides_a_failing_budget(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(
         """
-        from pytest_gpucap.session import base_and_head
         from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
+        from pytest_gpucap.session import base_and_head
         from pytest_gpucap.session.harness import settings_on
 
-        SHARED = Problem(ProblemSource.GPU, ProblemKind.SHARED, "the GPU was shared")
+        SHARED = Problem(ProblemSource.HOST, ProblemKind.SHARED, "the GPU was shared")
 
         # The machine turns out not to be ours alone once the alternation begins.
-        base_and_head.settings_on = lambda server, settings, _: settings_on(server, settings, lambda *_: [SHARED])
+        base_and_head.settings_on = lambda server, settings, _: settings_on(
+            server, settings, lambda *_: [SHARED])
         """
     )
     pytester.makepyfile(

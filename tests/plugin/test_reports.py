@@ -84,7 +84,7 @@ def test_a_figure_without_a_requirement_says_what_is_missing(pytester: pytest.Py
     )
     result = pytester.runpytest("--gpu-class=sim:fast")
     result.stdout.fnmatch_lines(
-        ["E*ValueError: test_gpus: gpus_required needs a rate: gpucap(qps=...) or --target-qps"]
+        ["E*RequirementError: test_gpus: gpus_required needs a rate: gpucap(qps=...) or --target-qps"]
     )
 
 

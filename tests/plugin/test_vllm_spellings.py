@@ -73,14 +73,14 @@ def test_every_spelling_is_placed_on_as_many_gpus_and_shares_one_server(pytester
     tests = [
         f"@pytest.mark.vllm(model='synthetic:tiny', {spelling})\n"
         f"def test_{number}(request, gpucap):\n"
-        "    placed, declared = request.node.stash[PLACEMENT], request.node.stash[DECLARATION]\n"
+        "    placed, declared = request.node.stash[_PLAN].placed, declaration(request.node)\n"
         "    assert (placed.devices, declared.gpus_per_replica) == (2, 2)\n"
         "    assert placed.engine.spec.args.flags() == ['--tensor-parallel-size', '2']\n"
         "    KEYS.add(placed.key)\n"
         "    assert len(KEYS) == 1\n"
         for number, spelling in enumerate(spellings)
     ]
-    head = "import pytest\nfrom pytest_gpucap.session.pytest_session import DECLARATION, PLACEMENT\nKEYS = set()\n"
+    head = "import pytest\nfrom pytest_gpucap.session.pytest_session import _PLAN, declaration\nKEYS = set()\n"
     pytester.makepyfile(test_it=head + "\n".join(tests))
     pytester.runpytest("--gpu-class=cpu").assert_outcomes(passed=len(spellings))
 
@@ -89,13 +89,13 @@ def test_the_closest_marker_wins_however_it_spells_an_argument(pytester: pytest.
     pytester.makepyfile(
         test_it="""
         import pytest
-        from pytest_gpucap.session.pytest_session import DECLARATION
+        from pytest_gpucap.session.pytest_session import declaration
 
         pytestmark = pytest.mark.vllm("synthetic:tiny", tensor_parallel_size=4, enforce_eager=True)
 
         @pytest.mark.vllm(tp=2, no_enforce_eager=True)
         def test_it(request, gpucap):
-            found = request.node.stash[DECLARATION]
+            found = declaration(request.node)
             assert (found.model, found.gpus_per_replica) == ("synthetic:tiny", 2)
             assert found.vllm_args.values == {"tensor_parallel_size": 2, "enforce_eager": False}
         """

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from fractions import Fraction
 
+import msgspec
+import pytest
+
 from pytest_gpucap.report import terminal
 from pytest_gpucap.report.formatting import headline, limit_name, seconds, significant
 from pytest_gpucap.report.junit import properties
@@ -55,6 +58,13 @@ CONTEXT = Context("tests/test_chat.py::test_chat", Environment(gpu="NVIDIA H200"
 def test_the_headline_is_the_arithmetic() -> None:
     result = check_result(FAILED, CONTEXT)
     assert headline(result) == "chat needs 3 GPUs, budget 2: 100 req/s x 1.3 / 52.1 req/s = 2.50"
+
+
+@pytest.mark.parametrize(("value", "shown"), [(float("nan"), "?"), (0.0, "0 req/s")])
+def test_without_a_rate_to_divide_by_there_is_no_quotient(value: float, shown: str) -> None:
+    found = Interval(value, 0.0, 1.0)
+    result = msgspec.structs.replace(check_result(FAILED, CONTEXT), sustainable_rate=found)
+    assert headline(result) == f"chat needs 3 GPUs, budget 2: 100 req/s x 1.3 / {shown}"
 
 
 def test_replicas_of_several_gpus_are_said_so() -> None:

@@ -144,6 +144,11 @@ DAMAGE: list[tuple[Callable[[Any], Any], str, str]] = [
     (lambda c: _remove(c["results"][1], "slo"), r"results\[1\].slo \(of 'second'\)", "is missing"),
     (lambda c: _remove(c["results"][0]["sustainable_rate"], "low"), r"results\[0\].sustainable_rate.low", "is missing"),
     (lambda c: c["results"][0]["samples"][3].update(start_s="x"), r"results\[0\].samples\[3\].start_s", "not str"),
+    (
+        lambda c: _remove(c["results"][0]["samples"][3]["window"], "rate_rps"),
+        r".*samples\[3\].window",
+        "needs rate_rps",
+    ),
     (lambda c: c["results"][0]["samples"][3].update(completed_rps="x"), r".*samples\[3\].completed_rps", "not str"),
     (lambda c: c["results"][0]["sustainable_rate"].update(high=[]), r".*sustainable_rate.high", "not array"),
 ]
