@@ -121,9 +121,7 @@ def headline_parts(result: Result) -> tuple[str, str]:
         return f"{name} was not measured", result.reason
     budget = result.requirement.gpus
     if result.accuracy is not None and result.accuracy.decided:
-        # Of the answers: "answers right 61% (52-70%), needs 90%", and why they do not decide where they do not.
-        claim, _, more = result.reason.partition("; ")
-        return f"{name} {claim}", more or f"fast enough, {arithmetic(result)}"
+        return f"{name} {result.accuracy.claim}", result.accuracy.undecided or f"fast enough, {arithmetic(result)}"
     if result.sustainable_rate is None or result.gpus_required is None:
         return f"{name} {_UNCOUNTED[outcome]}", result.reason
     if outcome is Outcome.INCONCLUSIVE and result.gpus_interval is not None:
