@@ -75,15 +75,20 @@ def limit_name(keyword: str) -> str:
 
 def bound_by(result: Result) -> str:
     """``p95 E2E, limit 20 s``; empty where nothing is known to bind, or the answers decided."""
+    return ", ".join(filter(None, bound_by_parts(result)))
+
+
+def bound_by_parts(result: Result) -> tuple[str, str]:
+    """``p95 E2E`` and ``limit 20 s``: what binds, and how much of it is allowed; empty as `bound_by`."""
     binding = result.binding
     if not binding or (result.accuracy is not None and result.accuracy.decided):
-        return ""
-    limit = result.slo.limits.get(binding)
+        return "", ""
     if binding == "errors":
-        return f"errors, at most {percent(result.slo.max_error_rate)} allowed"
+        return "errors", f"at most {percent(result.slo.max_error_rate)} allowed"
     if binding == "backlog":
-        return "a backlog that grows"
-    return f"{limit_name(binding)}{'' if limit is None else f', limit {seconds(limit)}'}"
+        return "a backlog that grows", ""
+    limit = result.slo.limits.get(binding)
+    return limit_name(binding), "" if limit is None else f"limit {seconds(limit)}"
 
 
 def gpus(count: int) -> str:

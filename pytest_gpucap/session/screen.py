@@ -10,7 +10,6 @@ from typing import Any, Final
 
 import pytest
 
-from pytest_gpucap.report.formatting import percent
 from pytest_gpucap.session.live_line import LiveLine
 from pytest_gpucap.telemetry.sampler import Telemetry
 
@@ -78,7 +77,7 @@ def glance(telemetry: Telemetry) -> str:
     recent = [watched.series.window(now_s - _GLANCE_S, now_s) for watched in telemetry.devices]
     use = _mean(value for columns in recent for value in columns["gpu_use"])
     power = [_mean(columns["power_w"]) for columns in recent]
-    shown = [] if use is None else [f"{percent(use).partition('.')[0]}%"]
+    shown = [] if use is None else [f"{use * 100:.0f}%"]
     if power and None not in power:
         shown.append(f"{sum(filter(None, power)):.0f} W")
     count = "GPU" if len(recent) == 1 else f"{len(recent)} GPUs"
