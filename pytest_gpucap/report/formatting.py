@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Final
 
+from pytest_gpucap.requirement import limited_percentile
 from pytest_gpucap.results.measured import Interval, Outcome
 from pytest_gpucap.results.result import Result
 
@@ -68,9 +69,14 @@ def percent(value: float | None, *, signed: bool = False) -> str:
 
 
 def limit_name(keyword: str) -> str:
-    """``ttft_p95`` as ``p95 TTFT``."""
-    metric, _, quantile = keyword.partition("_p")
-    return f"p{quantile.replace('_', '.')} {metric.upper()}" if quantile else keyword
+    """``ttft_p95`` as ``p95 TTFT``; another name, such as ``backlog``, as it is."""
+    limited = limited_percentile(keyword)
+    return keyword if limited is None else percentile_name(limited.metric, float(limited.percent))
+
+
+def percentile_name(metric: str, percent: float) -> str:
+    """``p95 TTFT``."""
+    return f"p{percent:.12g} {metric.upper()}"
 
 
 def bound_by(result: Result) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 
@@ -49,6 +50,14 @@ class Latency(msgspec.Struct, frozen=True):
     p90_s: Figure
     p95_s: Figure
     p99_s: Figure
+
+    def percentile(self, percent: int) -> float:
+        """One of `KEPT_PERCENTILES`, in seconds."""
+        return {50: self.p50_s, 90: self.p90_s, 95: self.p95_s, 99: self.p99_s}[percent]
+
+
+KEPT_PERCENTILES: Final = (50, 90, 95, 99)
+"""Percentiles that a sample keeps of every latency."""
 
 
 class LatencyHistogram(msgspec.Struct, frozen=True):
