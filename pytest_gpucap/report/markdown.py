@@ -191,16 +191,16 @@ def _details(result: Result) -> str:
     title = f"{prose(result.name, 120)}: limits, windows, environment"
     blocks = [
         f"<details>\n<summary>{title}</summary>",
-        _rows_table(rows.rows(result)),
+        _rows_table(rows.result_rows(result)),
     ]
     if drawn := chart(result):
         picture, caption = drawn
         blocks += [f"Latency against rate. {prose(caption)}", picture]
     if result.samples:
-        headers, body = rows.windows(result)
+        headers, body = rows.window_table(result)
         table = [table_row(headers), table_row(["---"] + ["--:"] * (len(headers) - 1))]
         blocks.append("\n".join([*table, *(table_row([prose(cell) for cell in row]) for row in body)]))
-    known = [(name, value) for name, value in rows.environment(result) if value]
+    known = [(name, value) for name, value in rows.environment_rows(result) if value]
     blocks.append(code_block([f"{name}: {value}" for name, value in [("test", result.test), *known]]))
     blocks.append("</details>")
     return "\n\n".join(blocks)
@@ -213,7 +213,7 @@ def _rows_table(named: Sequence[rows.Row]) -> str:
 
 
 def _footer(content: ResultFile, results: Sequence[Result]) -> str:
-    places = sorted({place for result in results if (place := rows.place(result))})
+    places = sorted({place for result in results if (place := rows.measured_on(result))})
     spent = sum(result.total_spent_s for result in results)
     where = f"Measured on {prose('; '.join(places), 1000)}. " if places else ""
     return (

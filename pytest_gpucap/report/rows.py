@@ -50,7 +50,7 @@ def worst_first(results: Iterable[Result]) -> list[Result]:
     )
 
 
-def rows(result: Result) -> list[Row]:
+def result_rows(result: Result) -> list[Row]:
     """What was asked, what was found, and what it took."""
     judged = result.design_rate_rps is not None
     return [
@@ -134,7 +134,7 @@ _FIGURES: tuple[Callable[[Sample], float], ...] = (
 )
 
 
-def windows(result: Result) -> tuple[list[str], list[list[str]]]:
+def window_table(result: Result) -> tuple[list[str], list[list[str]]]:
     """Headers and rows of the measuring windows, with the percentiles that limits are set on (TTFT and E2E if none).
 
     A latency is that of the window's worst third. Of a limit at a percentile that windows do not keep, the nearest one
@@ -170,7 +170,7 @@ def kept_percentile(limit: str) -> tuple[str, int]:
     return limited.metric, min(KEPT_PERCENTILES, key=lambda kept: abs(kept - limited.percent))
 
 
-def environment(result: Result) -> list[Row]:
+def environment_rows(result: Result) -> list[Row]:
     """What surrounded the measurement: GPU, driver, server, command, host; the seed last."""
     values = ((name, getattr(result.environment, name)) for name in Environment.__struct_fields__)
     named = [
@@ -181,7 +181,7 @@ def environment(result: Result) -> list[Row]:
     return [*named, ("seed", str(result.seed))]
 
 
-def place(result: Result) -> str:
+def measured_on(result: Result) -> str:
     """GPU, server and model in one line."""
     found = result.environment
     return ", ".join(part for part in (found.gpu, found.server, found.model) if part)

@@ -74,9 +74,9 @@ def section(result: Result) -> str:
 def details(result: Result) -> str:
     """What a result rests on: its figures, windows, bottleneck and surroundings."""
     result = cleaned(result)
-    lines = _aligned(rows.rows(result))
+    lines = _aligned(rows.result_rows(result))
     if result.samples:
-        headers, body = rows.windows(result)
+        headers, body = rows.window_table(result)
         body = [[_short(name, _NAME), *figures] for name, *figures in body]
         lines += ["", str(tabulate(body, headers=headers, disable_numparse=True, tablefmt="plain"))]
     if result.problems:
@@ -87,7 +87,7 @@ def details(result: Result) -> str:
         ]
     if result.bottleneck:
         lines += ["", *_bottleneck(result.bottleneck)]
-    lines += ["", *_aligned(rows.environment(result))]
+    lines += ["", *_aligned(rows.environment_rows(result))]
     return "\n".join(lines)
 
 
@@ -134,7 +134,7 @@ def _footnotes(results: Sequence[Result]) -> list[str]:
     notes = []
     if any(result.sustainable_rate for result in results):
         notes.append("(95% intervals; needed: QPS x headroom / replicas in the budget)")
-    places = {place for result in results if (place := rows.place(result))}
+    places = {place for result in results if (place := rows.measured_on(result))}
     notes += [line for place in sorted(places) for line in wrapped(f"measured on {place}", hang="  ")]
     spent = sum(result.total_spent_s for result in results)
     notes.append(f"server time: {seconds(spent)}")

@@ -84,7 +84,7 @@ def ask_for_fixture(config: pytest.Config, items: Sequence[pytest.Item]) -> None
             _mark(item, clock)
 
 
-def replay(request: pytest.FixtureRequest, results: Sequence[Result]) -> None:
+def report_to_benchmark(request: pytest.FixtureRequest, results: Sequence[Result]) -> None:
     """Let pytest-benchmark measure again what the test that is running has measured."""
     item, config = request.node, request.config
     clock = item.stash.get(_OURS, None)
@@ -104,7 +104,7 @@ def replay(request: pytest.FixtureRequest, results: Sequence[Result]) -> None:
         return
     durations_s = rounds(result)
     clock.load(durations_s)
-    group = f"requests on {place(result)}"
+    group = f"requests on {target_name(result)}"
     benchmark.group = f"{benchmark.group}: {group}" if benchmark.group else group
     benchmark.extra_info[EXTRA] = extra_info(result)
     benchmark.pedantic(clock.pass_round, rounds=len(durations_s), iterations=1)
@@ -136,7 +136,7 @@ def rounds(result: Result) -> list[float]:
     return [each / mean / rate_rps for each in taken]
 
 
-def place(result: Result) -> str:
+def target_name(result: Result) -> str:
     """What was measured, for pytest-benchmark to group by: a GPU class, a simulator's profile or a URL."""
     environment = result.environment
     if result.simulated:
@@ -158,7 +158,7 @@ def extra_info(result: Result) -> dict[str, Any]:
         "gpus_required": result.gpus_required,
         "gpus": result.requirement.gpus if result.kind is ResultKind.CHECK else None,
         "gpus_per_replica": result.requirement.gpus_per_replica,
-        "measured_on": place(result),
+        "measured_on": target_name(result),
         "simulated": result.simulated,
         "gpu": environment.gpu,
         "driver": environment.driver,

@@ -19,11 +19,11 @@ REQUEST = pytest.StashKey[pytest.FixtureRequest]()
 """The request of a test's ``gpucap`` fixture: what pytest-benchmark's fixture is asked for through."""
 
 
-def replay(item: pytest.Item, results: Sequence[Result]) -> None:
-    """See `benchmark_bridge.replay`; nothing for a test whose ``gpucap`` fixture was never made."""
+def report_to_benchmark(item: pytest.Item, results: Sequence[Result]) -> None:
+    """See `benchmark_bridge.report_to_benchmark`; nothing for a test whose ``gpucap`` fixture was never made."""
     request = item.stash.get(REQUEST, None)
     if request is not None and benchmark_bridge.works(item.config):
-        benchmark_bridge.replay(request, results)
+        benchmark_bridge.report_to_benchmark(request, results)
 
 
 def add_machine_info(options: Options, machine_info: dict[str, Any]) -> None:
@@ -53,7 +53,7 @@ def check_comparable(options: Options, compared: dict[str, Any]) -> None:
 
 
 def _here(options: Options) -> str | None:
-    """What `benchmark_bridge.place` will say of this session's results; None where nobody can know."""
+    """What `benchmark_bridge.target_name` will say of this session's results; None where nobody can know."""
     if options.url is not None:
         return urlsplit(options.url).netloc
     if options.gpu_class is not None and options.gpu_class.startswith(SIMULATED):

@@ -306,7 +306,7 @@ def _environment(result: Result) -> list[Fact]:
         for name, value in values
         if isinstance(value, tuple) and value and all(isinstance(each, str) for each in value)
     ]
-    return [*(Fact(name, value) for name, value in rows.environment(result) if name != "command"), *listed]
+    return [*(Fact(name, value) for name, value in rows.environment_rows(result) if name != "command"), *listed]
 
 
 def _span(found: Interval | None, design_rps: float | None) -> CapacitySpan | None:

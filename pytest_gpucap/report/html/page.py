@@ -115,7 +115,7 @@ def _counts(results: Sequence[Result]) -> list[tuple[Badge, int]]:
 
 def _places(results: Sequence[Result]) -> list[str]:
     """What was measured on what; one line each, usually one."""
-    return [place for place in dict.fromkeys(map(rows.place, results)) if place]
+    return [place for place in dict.fromkeys(map(rows.measured_on, results)) if place]
 
 
 def embedded(value: Any) -> Markup:
