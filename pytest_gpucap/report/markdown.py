@@ -10,9 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from pytest_gpucap.report import rows
-from pytest_gpucap.report.clean import cleaned
 from pytest_gpucap.report.comparison import comparison_headline_parts, latency_lines
-from pytest_gpucap.report.escape import code_block, prose, table_row
+from pytest_gpucap.report.escape import cleaned, code_block, prose, table_row
 from pytest_gpucap.report.formatting import NOT_MEASURED, headline_parts, interval, known, percent_interval, seconds
 from pytest_gpucap.report.mermaid import chart
 from pytest_gpucap.results.measured import Interval, Outcome

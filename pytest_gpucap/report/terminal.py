@@ -9,7 +9,7 @@ from typing import Final
 from tabulate import tabulate
 
 from pytest_gpucap.report import rows
-from pytest_gpucap.report.clean import cleaned
+from pytest_gpucap.report.escape import cleaned
 from pytest_gpucap.report.formatting import NOT_MEASURED, headline, interval, percent, seconds, significant
 from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.results.result import Result

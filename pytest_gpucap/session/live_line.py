@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from pytest_gpucap.report.clean import visible
+from pytest_gpucap.report.escape import visible
 from pytest_gpucap.report.formatting import limit_name, rate, seconds
 
 _CLEAR: Final = "\r\x1b[K"
