@@ -15,9 +15,8 @@ from pytest_gpucap.markers import Declaration
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.options import Options
 from pytest_gpucap.requirement import Requirement
-from pytest_gpucap.session.live_line import LiveLine
+from pytest_gpucap.session.live_line import LiveLine, glance
 from pytest_gpucap.session.placement import Placement
-from pytest_gpucap.session.screen import glance
 from pytest_gpucap.session.server_manager import ServerManager, SystemUnderTest, Trust
 
 

@@ -207,7 +207,7 @@ class PytestSession:
         return placed
 
     def _live(self, item: pytest.Item) -> LiveLine:
-        from pytest_gpucap.session.screen import live
+        from pytest_gpucap.session.live_line import live
 
         return live(self._config, declaration(item).name)
 
