@@ -104,7 +104,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     """pytest-benchmark saves or compares: say which GPU the figures are of."""
     if config.stash[OPTIONS].gpu_class is not None:
-        from pytest_gpucap.session.benchmark_machine import add_machine_info
+        from pytest_gpucap.session.benchmark_bridge import add_machine_info
 
         add_machine_info(config.stash[OPTIONS], machine_info)
 
@@ -112,7 +112,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_compare_machine_info(config: pytest.Config, compared_benchmark: dict[str, Any]) -> None:
     """pytest-benchmark compares with a saved run: never across GPU classes."""
-    from pytest_gpucap.session.benchmark_machine import check_comparable
+    from pytest_gpucap.session.benchmark_bridge import check_comparable
 
     check_comparable(config.stash[OPTIONS], compared_benchmark)
 

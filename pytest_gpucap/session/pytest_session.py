@@ -127,7 +127,7 @@ class PytestSession:
         """The object behind the ``gpucap`` fixture."""
         from pytest_gpucap.session.base_and_head import BaseAndHead
         from pytest_gpucap.session.baselines import Comparing
-        from pytest_gpucap.session.benchmark_machine import REQUEST
+        from pytest_gpucap.session.benchmark_bridge import REQUEST
         from pytest_gpucap.session.gpucap import GpuCap
         from pytest_gpucap.session.harness import Harness
 
@@ -181,7 +181,7 @@ class PytestSession:
     @staticmethod
     def report_to_benchmark(item: pytest.Item) -> None:
         """Let pytest-benchmark report what the test has measured so far."""
-        from pytest_gpucap.session.benchmark_machine import report_to_benchmark
+        from pytest_gpucap.session.benchmark_bridge import report_to_benchmark
 
         report_to_benchmark(item, kept_results(item).results)
 
