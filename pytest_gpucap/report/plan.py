@@ -204,7 +204,7 @@ def _reference(row: GuideReference) -> list[str]:
         seconds(row.latency_s),
         significant(row.rate_rps),
         seconds(row.floor_s),
-        row.text.partition(";")[0],
+        row.finding,
     ]
 
 
