@@ -41,7 +41,7 @@ def context_of(
     limit = _limit(samples, roofline, bottleneck)
     return Context(
         test=test,
-        line=int(declared.place.rpartition(":")[2]),
+        line=declared.place.line,
         environment=environment_of(target),
         telemetry=watched,
         bottleneck=bottleneck,
