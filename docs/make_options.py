@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pytest_gpucap.options import rows
+from pytest_gpucap.options import all_options
 
 HEAD = """\
 # Options
@@ -25,7 +25,7 @@ folder.
 def page() -> str:
     """The whole page."""
     lines = []
-    for row in rows():
+    for row in all_options():
         value = "|".join(row.choices) or row.metavar
         flag = f"{row.flag} {value}" if value else row.flag
         cells = (f"`{flag}`", f"`{row.ini}`", row.otherwise, row.about)

@@ -19,7 +19,7 @@ SESSION: pytest.StashKey[PytestSession] = pytest.StashKey()
 @pytest.fixture
 def gpucap(request: pytest.FixtureRequest) -> GpuCap:
     """Measures the capacity that the test's markers declare: ``check()``, ``measure()``, ``sweep()``, ``sample()``."""
-    return _session(request).gauge(request)
+    return _session(request).gpucap(request)
 
 
 @pytest.fixture

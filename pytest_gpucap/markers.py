@@ -43,11 +43,22 @@ VLLM: Final = VllmEngine.name
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a test stands; its text is ``file:line``."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
 class Declaration:
     """All that one test declares.
 
     Attributes:
-        place: ``file:line`` of the test, for messages.
+        place: of the test, for messages.
         requirement: None when no rate was declared anywhere; `check` then says so.
         workload, slo: declared even without a rate, so that `measure` and `sweep` work without one.
         gpus_per_replica: GPUs that one server occupies.
@@ -61,7 +72,7 @@ class Declaration:
         named: whether a marker gives `name`; otherwise it is the name of the test function.
     """
 
-    place: str
+    place: Place
     name: str
     requirement: Requirement | None
     workload: Workload
@@ -83,10 +94,10 @@ class Declaration:
         return replace(self, place=place_of(item), name=name, requirement=requirement)
 
 
-def place_of(item: pytest.Item) -> str:
-    """``file:line`` of a test."""
+def place_of(item: pytest.Item) -> Place:
+    """File and line of a test."""
     path, line, _ = item.location
-    return f"{path}:{(line or 0) + 1}"
+    return Place(path, (line or 0) + 1)
 
 
 def same_declaration(item: pytest.Item) -> Hashable:

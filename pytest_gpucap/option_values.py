@@ -53,14 +53,14 @@ def interpreter(value: Any, what: str, config: pytest.Config) -> str:
     return str(found)
 
 
-def positive(value: Any, what: str, _config: pytest.Config) -> Fraction:
+def positive_value(value: Any, what: str, _config: pytest.Config) -> Fraction:
     """A number above 0."""
     from pytest_gpucap import requirement
 
     return requirement.positive(value, what)
 
 
-def headroom(value: Any, what: str, _config: pytest.Config) -> Fraction:
+def headroom_value(value: Any, what: str, _config: pytest.Config) -> Fraction:
     """A factor of at least 1."""
     from pytest_gpucap import requirement
 
@@ -88,7 +88,7 @@ def duration(value: Any, what: str, _config: pytest.Config) -> float:
     return requirement.duration_s(value, what)
 
 
-def share(value: Any, what: str, _config: pytest.Config) -> float:
+def share_value(value: Any, what: str, _config: pytest.Config) -> float:
     """A share above 0 and below 1."""
     from pytest_gpucap import requirement
 
@@ -108,6 +108,6 @@ def url(value: Any, _what: str, _config: pytest.Config) -> str:
 
 
 NUMBERS: Final[frozenset[Callable[[Any, str, pytest.Config], object]]] = frozenset(
-    {positive, headroom, count, seed, duration, share}
+    {positive_value, headroom_value, count, seed, duration, share_value}
 )
 """Parsers that also take the numbers of a native TOML configuration."""

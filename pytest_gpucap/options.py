@@ -82,7 +82,7 @@ class Options:
     )
     target_qps = Option(
         "--target-qps",
-        values.positive,
+        values.positive_value,
         "requests per second that the budget must carry, all GPUs together",
         "QPS",
         default=None,
@@ -97,7 +97,7 @@ class Options:
     )
     headroom = Option(
         "--gpucap-headroom",
-        values.headroom,
+        values.headroom_value,
         "factor on the target rate for peaks and failures",
         "R",
         default=None,
@@ -234,7 +234,7 @@ class Options:
     )
     max_regression = Option(
         "--gpucap-max-regression",
-        values.share,
+        values.share_value,
         "share of the sustainable rate that may be lost against the baseline",
         "SHARE",
         default=0.05,
@@ -267,7 +267,7 @@ class Options:
         raise AttributeError(f"the session's settings do not change: {name}")
 
 
-def rows() -> Iterator[Option[Any]]:
+def all_options() -> Iterator[Option[Any]]:
     """Every option, in the order of the documentation."""
     return (row for row in vars(Options).values() if isinstance(row, Option))
 
@@ -276,7 +276,7 @@ def add_options(parser: pytest.Parser) -> None:
     """Register every option and its ini key."""
     group = parser.getgroup("gpucap", "GPU capacity")
     number: Any = str | int | float if _takes_union() else "string"
-    for row in rows():
+    for row in all_options():
         about = f"{row.about} ({row.otherwise})" if row.otherwise else row.about
         if row.parse is values.flag:
             group.addoption(row.flag, dest=row.ini, action="store_true", default=UNSET, help=about)
@@ -307,7 +307,7 @@ def parse_options(config: pytest.Config) -> Options:
         pytest.UsageError: one line that names the option or ini key, what it was given and what it takes.
     """
     given: dict[str, Any] = {}
-    for row in rows():
+    for row in all_options():
         raw, place = _raw(config, row)
         if raw is UNSET or raw == "":
             if isinstance(row.default, Path):

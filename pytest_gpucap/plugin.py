@@ -97,14 +97,14 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
     finally:
         measuring = item.config.stash.get(SESSION, None)
         if measuring is not None and _beside_benchmark(item.config):
-            measuring.replay(item)
+            measuring.report_to_benchmark(item)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     """pytest-benchmark saves or compares: say which GPU the figures are of."""
     if config.stash[OPTIONS].gpu_class is not None:
-        from pytest_gpucap.session.benchmark_machine import add_machine_info
+        from pytest_gpucap.session.benchmark_bridge import add_machine_info
 
         add_machine_info(config.stash[OPTIONS], machine_info)
 
@@ -112,7 +112,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_compare_machine_info(config: pytest.Config, compared_benchmark: dict[str, Any]) -> None:
     """pytest-benchmark compares with a saved run: never across GPU classes."""
-    from pytest_gpucap.session.benchmark_machine import check_comparable
+    from pytest_gpucap.session.benchmark_bridge import check_comparable
 
     check_comparable(config.stash[OPTIONS], compared_benchmark)
 
@@ -183,7 +183,7 @@ class _Results:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._book: Any = None
+        self._session_report: Any = None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         carried = getattr(report, "gpucap", None)
@@ -192,14 +192,14 @@ class _Results:
         from pytest_gpucap.results.encoding import from_builtins
         from pytest_gpucap.results.result import Result
 
-        if self._book is None:
+        if self._session_report is None:
             from pytest_gpucap.session.session_report import SessionReport
 
             options = self._config.stash[OPTIONS]
             paths = [options.dir / "result.json", *filter(None, [options.json])]
-            self._book = SessionReport(paths, self._config, markdown=options.markdown, html=options.html)
+            self._session_report = SessionReport(paths, self._config, markdown=options.markdown, html=options.html)
         results = from_builtins(carried, list[Result])
-        self._book.add(results, expected=report.skipped and hasattr(report, "wasxfail"))
+        self._session_report.add(results, expected=report.skipped and hasattr(report, "wasxfail"))
         for result in results:
             self._tell("pytest_gpucap_result", result=result)
 
@@ -208,19 +208,19 @@ class _Results:
         try:
             getattr(self._config.hook, hook)(config=self._config, **what)
         except Exception as error:  # noqa: BLE001 - whatever a reporter raises
-            self._book.note(f"{hook} failed: {type(error).__name__}: {error}")
+            self._session_report.note(f"{hook} failed: {type(error).__name__}: {error}")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, exitstatus: int) -> None:
         # A session that was broken off must not replace a whole baseline by half of one.
         finished = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
-        if self._book is not None and finished and self._config.stash[OPTIONS].save is not None:
+        if self._session_report is not None and finished and self._config.stash[OPTIONS].save is not None:
             from pytest_gpucap.session.baselines import save
 
-            self._book.note(save(self._config.stash[OPTIONS], self._book.content()))
-        if self._book is not None:
-            self._tell("pytest_gpucap_results", results=self._book.content())
+            self._session_report.note(save(self._config.stash[OPTIONS], self._session_report.content()))
+        if self._session_report is not None:
+            self._tell("pytest_gpucap_results", results=self._session_report.content())
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if self._book is not None:
-            self._book.summarise(terminalreporter)
+        if self._session_report is not None:
+            self._session_report.summarise(terminalreporter)

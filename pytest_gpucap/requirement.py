@@ -15,6 +15,7 @@ from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 from pytest_gpucap.errors import GpuCapError
 
@@ -123,6 +124,21 @@ def duration_s(value: Number, what: str) -> float:
 _LIMIT_NAME = re.compile(r"(?P<metric>ttft|tpot|itl|e2e)_p(?P<percent>[0-9]{1,2}(?:_[0-9]+)?)")
 
 
+class LatencyPercentile(NamedTuple):
+    """A percentile of one latency; `percent` lies above 0 and below 100."""
+
+    metric: Metric
+    percent: Fraction
+
+
+def limited_percentile(keyword: str) -> LatencyPercentile | None:
+    """What the keyword of a latency limit limits, such as ``ttft_p95`` or ``e2e_p99_9``; None for other names."""
+    match = _LIMIT_NAME.fullmatch(keyword)
+    if match is None or (percent := Fraction(match["percent"].replace("_", "."))) <= 0:
+        return None
+    return LatencyPercentile(Metric(match["metric"]), percent)
+
+
 @dataclass(frozen=True, slots=True)
 class LatencyLimit:
     """One limit: at most ``1 - quantile`` of the requests (gaps, for ITL) may take longer than `limit_s`."""
@@ -144,13 +160,13 @@ class LatencyLimit:
         Raises:
             RequirementError: if the keyword names no metric and percentile, or the value is no duration.
         """
-        match = _LIMIT_NAME.fullmatch(keyword)
-        if match is None or (quantile := Fraction(Decimal(match["percent"].replace("_", "."))) / 100) <= 0:
+        found = limited_percentile(keyword)
+        if found is None:
             raise RequirementError(
                 f"{keyword} is no latency limit: write METRIC_pPERCENT with a metric of ttft, tpot, itl, e2e "
                 "and a percentile above 0 and below 100, such as ttft_p95 or e2e_p99_9"
             )
-        return cls(Metric(match["metric"]), quantile, duration_s(value, keyword))
+        return cls(found.metric, found.percent / 100, duration_s(value, keyword))
 
 
 @dataclass(frozen=True, slots=True)

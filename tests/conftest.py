@@ -70,7 +70,7 @@ def loaded_once(patience: None) -> None:
         "openai",
         "pytest_gpucap.load.runner",
         "pytest_gpucap.session.base_and_head",
-        "pytest_gpucap.session.benchmark_machine",
+        "pytest_gpucap.session.benchmark_bridge",
         "pytest_gpucap.session.context",
         "pytest_gpucap.session.pytest_session",
         "pytest_gpucap.session.session_report",

@@ -100,13 +100,13 @@ def test_tests_with_equal_markers_share_what_is_read(pytester: pytest.Pytester) 
         def test_same(number, gpucap, request):
             declared = declaration(request.node)
             assert (declared.name, declared.requirement.name) == ("test_same", "test_same")
-            assert declared.place == "test_tests_with_equal_markers_share_what_is_read.py:4"
+            assert str(declared.place) == "test_tests_with_equal_markers_share_what_is_read.py:4"
 
         @pytest.mark.gpucap(qps=1)
         def test_other_name(gpucap, request):
             declared = declaration(request.node)
             assert (declared.name, declared.requirement.name) == ("test_other_name", "test_other_name")
-            assert declared.place == "test_tests_with_equal_markers_share_what_is_read.py:11"
+            assert str(declared.place) == "test_tests_with_equal_markers_share_what_is_read.py:11"
 
         @pytest.mark.gpucap(qps=1, name="given")
         def test_given_name(gpucap, request):

@@ -9,19 +9,19 @@ from typing import Any, cast
 
 import pytest
 
-from pytest_gpucap.options import Option, Options, rows
+from pytest_gpucap.options import Option, Options, all_options
 
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-@pytest.mark.parametrize("row", list(rows()), ids=lambda row: row.flag)
+@pytest.mark.parametrize("row", list(all_options()), ids=lambda row: row.flag)
 def test_an_ini_key_and_an_attribute_are_named_as_the_option(row: Option[Any]) -> None:
     assert row.flag.startswith("--gpu") or row.flag == "--target-qps"
     assert row.ini == f"gpucap_{row.name.removesuffix('_s')}"
     assert row.ini.removeprefix("gpucap_").replace("_", "-") in row.flag
 
 
-@pytest.mark.parametrize("row", [row for row in rows() if row.default], ids=lambda row: row.flag)
+@pytest.mark.parametrize("row", [row for row in all_options() if row.default], ids=lambda row: row.flag)
 def test_the_default_is_the_one_that_is_documented(row: Option[Any]) -> None:
     root = cast("pytest.Config", SimpleNamespace(rootpath=Path()))
     assert row.parse(row.otherwise, row.name, root) == row.default

@@ -75,16 +75,11 @@ def _outcome(accuracy: Accuracy) -> tuple[Outcome, str]:
         return Outcome.PASS, ""
     if accuracy.share is None:
         return Outcome.INVALID, f"the answers could not be judged: {accuracy.problem}"
-    least = accuracy.min_accuracy
-    share = accuracy.share
-    if share.high < least:
-        return Outcome.FAIL, accuracy_text(accuracy)
-    if accuracy.problem:
-        return Outcome.INCONCLUSIVE, f"{accuracy_text(accuracy)}; {accuracy.problem}"
-    if share.low >= least:
-        return Outcome.PASS, accuracy_text(accuracy)
-    more = f"{accuracy.questions} questions do not separate them"
-    return Outcome.INCONCLUSIVE, f"{accuracy_text(accuracy)}; {more}"
+    if accuracy.share.high < accuracy.min_accuracy:
+        return Outcome.FAIL, accuracy.claim
+    if accuracy.undecided:
+        return Outcome.INCONCLUSIVE, f"{accuracy.claim}; {accuracy.undecided}"
+    return Outcome.PASS, accuracy.claim
 
 
 def good_rate(rate: Interval | None, share: Interval | None) -> Interval | None:
@@ -99,16 +94,3 @@ def _in_flight(samples: Sequence[Sample]) -> int:
     """How many questions to ask at once: as many as the measurement had requests in flight at most, within bounds."""
     held = [sample.in_flight_mean for sample in samples if sample.in_flight_mean == sample.in_flight_mean]
     return min(MOST_IN_FLIGHT, max(1, round(max(held, default=IN_FLIGHT))))
-
-
-def accuracy_text(accuracy: Accuracy) -> str:
-    """``answers right 61% (52-70%), needs 90%``."""
-    if accuracy.share is None:
-        return f"answers not judged: {accuracy.problem}"
-    share = accuracy.share
-    needs = "" if accuracy.min_accuracy is None else f", needs {_percent(accuracy.min_accuracy)}%"
-    return f"answers right {_percent(share.value)}% ({_percent(share.low)}-{_percent(share.high)}%){needs}"
-
-
-def _percent(share: float) -> str:
-    return f"{share * 100:.3g}"

@@ -96,7 +96,7 @@ def pace_of(pairs: Sequence[Pair]) -> PaceDifference:
     return PaceDifference(fmean([*first, *second]), math.sqrt(squares / freedom / len(pairs)), freedom)
 
 
-def ratio_of(pace: PaceDifference, elasticity: float, starts: int = 1) -> Interval:
+def ratio_from_pace(pace: PaceDifference, elasticity: float, starts: int = 1) -> Interval:
     """Ratio of the sustainable rates, head over base, with its 95% interval.
 
     Args:
@@ -116,6 +116,6 @@ def pairs_to_settle(pace: PaceDifference, pairs: int, elasticity: float, max_reg
     for more in range(2, 20 * MOST_PAIRS, 2):
         # The error falls with the square root of the pairs; the quantile tends to the normal's.
         narrower = PaceDifference(pace.difference, pace.error * math.sqrt(pairs / (pairs + more)), pace.freedom + more)
-        if decide(ratio_of(narrower, elasticity), max_regression) is not RegressionDecision.INCONCLUSIVE:
+        if decide(ratio_from_pace(narrower, elasticity), max_regression) is not RegressionDecision.INCONCLUSIVE:
             return more
     return None

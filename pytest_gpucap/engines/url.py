@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
 from pytest_gpucap.engines.errors import EndpointError
-from pytest_gpucap.engines.protocol import Capabilities
+from pytest_gpucap.engines.protocol import Capabilities, Engine, EnginePair, Server, ServerRequest
 from pytest_gpucap.engines.server import NO_KEY, HttpServer
 from pytest_gpucap.vllm_arguments import VllmArguments
 
@@ -117,3 +117,38 @@ def _base_url(url: str) -> str:
 def _names(models: list[str]) -> str:
     shown = ", ".join(sorted(models)[:5])
     return f"{shown}, ... ({len(models)} models)" if len(models) > 5 else shown or "no model at all"  # noqa: PLR2004
+
+
+class UrlEngine(Engine):
+    """Measures a server that already runs, whatever the test's own engine is.
+
+    Args:
+        request: its model says which of the server's models is meant.
+        url: of ``--gpucap-url``.
+        api_key_env: the environment variable that holds the key.
+    """
+
+    name = "url"
+    leases_devices = False
+    restarts = False
+
+    def __init__(self, request: ServerRequest, url: str, api_key_env: str) -> None:
+        super().__init__(request)
+        self._url, self._api_key_env = url, api_key_env
+
+    @property
+    def key(self) -> Hashable:
+        """See `Engine.key`."""
+        return self._url
+
+    def start(self, devices: Sequence[str], on_wait: Callable[[str], None]) -> Server:  # noqa: ARG002 - it runs
+        """Attach to it.
+
+        Raises:
+            EndpointError: see `attach`.
+        """
+        return attach(self._url, model=self.request.model, api_key_env=self._api_key_env)
+
+    def with_base(self, base_args: str, base_python: str | None) -> EnginePair[Engine]:  # noqa: ARG002 - none is meant
+        """See `Engine.with_base`."""
+        raise ValueError("--gpucap-base-... needs servers of our own to start, and --gpucap-url names one that runs")

@@ -146,7 +146,7 @@ def start_vllm(
         model=name,
         log_path=spec.log_dir / f"{name}.log",
         timeout_s=spec.startup_timeout_s,
-        env=environment(spec, devices, api_key),
+        env=process_environment(spec, devices, api_key),
         api_key=api_key,
         title=VllmServer.software,
         on_wait=on_wait,
@@ -154,7 +154,7 @@ def start_vllm(
     return VllmServer(launched, spec)
 
 
-def environment(spec: ServerSpec, devices: Sequence[str], api_key: str) -> dict[str, str]:
+def process_environment(spec: ServerSpec, devices: Sequence[str], api_key: str) -> dict[str, str]:
     """The whole environment of a server: ours, what the measurement needs, then what the spec adds."""
     own = {
         "VLLM_API_KEY": api_key,

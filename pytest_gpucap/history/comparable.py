@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Flag, auto
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -18,10 +18,6 @@ from pytest_gpucap.vllm_arguments import recorded
 _UNKNOWN: Final = "unknown"
 _NONE: Final = "none"
 _CPU_CLASS: Final = "cpu"
-_MODEL: Final = "model"
-_QUANTISATION: Final = "quantisation"
-_DTYPE: Final = "dtype"
-_ARGUMENT: Final = "server argument "
 _KV_SHARE: Final = 0.01
 """The KV cache's size differs a little from start to start; a change is named beyond this share."""
 
@@ -37,11 +33,23 @@ class Told(Flag):
     """What a trace holds; else the name of its file is compared."""
 
 
+class IdentityKey(NamedTuple):
+    """Names one part of the identity.
+
+    Attributes:
+        name: as people read it.
+        served: the part says how the model is served: the server's arguments, the model's name, how weights are held.
+    """
+
+    name: str
+    served: bool = False
+
+
 EVERYTHING: Final = Told.QUANTIZATION | Told.DTYPE | Told.TRACE
 
 
-def identity(result: Result, *, told: Told = EVERYTHING) -> dict[str, str]:
-    """What must be equal for results to be comparable, by the names that people read.
+def identity(result: Result, *, told: Told = EVERYTHING) -> dict[IdentityKey, str]:
+    """What must be equal for results to be comparable.
 
     GPU class (for `cpu` the processor), GPUs per replica, model, quantisation, every part of the workload, every limit
     and every server argument. Values are texts, because an early file holds ``"4096"`` where a later one holds 4096.
@@ -53,36 +61,40 @@ def identity(result: Result, *, told: Told = EVERYTHING) -> dict[str, str]:
     environment = scrubbed(result.environment)
     arguments = recorded(environment.server_args or {})
     quantization, dtype = arguments.pop("quantization", None), arguments.pop("dtype", None)
-    names = {
-        "measured or SIMULATED": "SIMULATED" if result.simulated else "measured",
-        "GPU class": _text(environment.gpu_class, _UNKNOWN),
-        "GPUs per replica": _text(result.requirement.gpus_per_replica),
-        _MODEL: _text(environment.model, _UNKNOWN),
-        _QUANTISATION: _text(environment.quantization if Told.QUANTIZATION in told else quantization),
-        _DTYPE: _text(environment.dtype if Told.DTYPE in told else dtype),
+    quantization = environment.quantization if Told.QUANTIZATION in told else quantization
+    dtype = environment.dtype if Told.DTYPE in told else dtype
+    found = {
+        IdentityKey("measured or SIMULATED"): "SIMULATED" if result.simulated else "measured",
+        IdentityKey("GPU class"): _text(environment.gpu_class, _UNKNOWN),
+        IdentityKey("GPUs per replica"): _text(result.requirement.gpus_per_replica),
+        IdentityKey("model", served=True): _text(environment.model, _UNKNOWN),
+        IdentityKey("quantisation", served=True): _text(quantization),
+        IdentityKey("dtype", served=True): _text(dtype),
     }
     if environment.gpu_class == _CPU_CLASS:
-        names["processor"] = _text(environment.gpu, _UNKNOWN)
+        found[IdentityKey("processor")] = _text(environment.gpu, _UNKNOWN)
     if profiles := {device.mig_profile for device in environment.devices if device.mig_profile is not None}:
-        names["MIG profile"] = ", ".join(sorted(profiles))
-    names |= _workload(result.workload, contents=Told.TRACE in told)
-    names |= {f"limit {name}": _text(value) for name, value in _leaves(result.slo)}
-    names |= {f"{_ARGUMENT}{name}": _text(value) for name, value in arguments.items()}
-    return names
+        found[IdentityKey("MIG profile")] = ", ".join(sorted(profiles))
+    found |= _workload(result.workload, contents=Told.TRACE in told)
+    found |= {IdentityKey(f"limit {name}"): _text(value) for name, value in _leaves(result.slo)}
+    found |= {IdentityKey(f"server argument {name}", served=True): _text(value) for name, value in arguments.items()}
+    return found
 
 
-def _workload(workload: DeclaredWorkload, *, contents: bool) -> dict[str, str]:
+def _workload(workload: DeclaredWorkload, *, contents: bool) -> dict[IdentityKey, str]:
     """Every part of the workload but the preset, which only names the others.
 
     Args:
         workload: as declared.
         contents: a trace is compared by what it holds, where that is known.
     """
-    left_out, names = {"preset", "trace_sha256"}, {}
+    left_out, found = {"preset", "trace_sha256"}, {}
     if contents and workload.trace_sha256 is not None:
         left_out.add("trace")
-        names["workload trace's contents"] = f"{workload.trace_sha256[:12]}..."
-    return names | {f"workload {name}": _text(value) for name, value in _leaves(workload) if name not in left_out}
+        found[IdentityKey("workload trace's contents")] = f"{workload.trace_sha256[:12]}..."
+    return found | {
+        IdentityKey(f"workload {name}"): _text(value) for name, value in _leaves(workload) if name not in left_out
+    }
 
 
 def differences(base: Result, head: Result, *, variants: bool = False) -> list[str]:
@@ -91,24 +103,19 @@ def differences(base: Result, head: Result, *, variants: bool = False) -> list[s
     Args:
         base: the result to compare with.
         head: the result to look at.
-        variants: how the model is served (`_is_served`) is what is being tested, and may differ.
+        variants: how the model is served (`IdentityKey.served`) is what is being tested, and may differ.
     """
-    return [text for name, text in _unlike(base, head).items() if not (variants and _is_served(name))]
+    return [text for key, text in _unlike(base, head).items() if not (variants and key.served)]
 
 
-def _unlike(base: Result, head: Result) -> dict[str, str]:
+def _unlike(base: Result, head: Result) -> dict[IdentityKey, str]:
     told = _told(base) & _told(head)
     ours, theirs = identity(base, told=told), identity(head, told=told)
     return {
-        name: f"{name}: {ours.get(name, _NONE)} -> {theirs.get(name, _NONE)}"
-        for name in dict.fromkeys([*ours, *theirs])
-        if not _same(ours.get(name), theirs.get(name))
+        key: f"{key.name}: {ours.get(key, _NONE)} -> {theirs.get(key, _NONE)}"
+        for key in dict.fromkeys([*ours, *theirs])
+        if not _same(ours.get(key), theirs.get(key))
     }
-
-
-def _is_served(name: str) -> bool:
-    """Whether a part of the identity is the server's: its arguments, the model's name, and how weights are held."""
-    return name in {_MODEL, _QUANTISATION, _DTYPE} or name.startswith(_ARGUMENT)
 
 
 def _told(result: Result) -> Told:
@@ -128,7 +135,7 @@ def _same(one: str | None, other: str | None) -> bool:
 
 def changed(base: Result, head: Result, *, variants: bool = False) -> list[str]:
     """What differs and may, because it is what is being tested or may explain a change; arguments as `differences`."""
-    served = [text for name, text in _unlike(base, head).items() if _is_served(name)] if variants else []
+    served = [text for key, text in _unlike(base, head).items() if key.served] if variants else []
     ours, theirs = scrubbed(base.environment), scrubbed(head.environment)
     before, after = _versions(ours), _versions(theirs)
     found = served + [

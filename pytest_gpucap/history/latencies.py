@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
 from typing import Final
@@ -12,29 +12,21 @@ import msgspec
 
 from pytest_gpucap.decisions.regression import START_SD, decide
 from pytest_gpucap.report.formatting import significant
+from pytest_gpucap.requirement import Metric, limited_percentile
 from pytest_gpucap.results.comparison import LatencyComparison
-from pytest_gpucap.results.measured import Interval, Latency, Sample
+from pytest_gpucap.results.measured import KEPT_PERCENTILES, Interval, Sample
 from pytest_gpucap.results.windows import WindowId
 
 _SAME_RATE: Final = 1e-6
 """Rates within this share are the same: one seed at one rate gives the same arrivals, and so the same windows."""
 _LEAST_WINDOWS: Final = 3
 """Fewer windows have no scatter to judge by."""
-_PERCENTILES: Final[Mapping[str, Callable[[Latency], float]]] = {
-    "p50": lambda latency: latency.p50_s,
-    "p90": lambda latency: latency.p90_s,
-    "p95": lambda latency: latency.p95_s,
-    "p99": lambda latency: latency.p99_s,
-}
-"""Those that a result holds."""
 _USUAL: Final = ("ttft_p95", "e2e_p95")
 _LOOP_GAIN: Final = 2.0
 """At a given rate a slower engine holds more requests, which slows it further: at the loads of a check its latency
 rises by about twice its own slowness. At a given concurrency it rises by just that."""
 _NEIGHBOURS: Final = 1.5
 """Neighbouring windows are correlated: their standard error is multiplied by this."""
-
-_Pick = Callable[[Latency], float]
 
 
 def compare_latencies(
@@ -64,13 +56,13 @@ def compare_latencies(
     """
     found = []
     for limit in tuple(limits) or _USUAL:
-        metric, _, percentile = limit.partition("_")
-        if percentile not in _PERCENTILES:
+        limited = limited_percentile(limit)
+        if limited is None or limited.percent not in KEPT_PERCENTILES:
             continue
-        pick = _PERCENTILES[percentile]
-        load = _open(base, head, metric, pick, start_sd)
-        if load is None and metric != "ttft":
-            load = _closed(base, head, metric, pick, start_sd)
+        metric, percent = limited.metric, int(limited.percent)
+        load = _open(base, head, metric, percent, start_sd)
+        if load is None and metric is not Metric.TTFT:
+            load = _closed(base, head, metric, percent, start_sd)
         if load is not None:
             speed = Interval(1 / load.ratio.value, 1 / load.ratio.high, 1 / load.ratio.low)
             decision = decide(speed, max_regression)
@@ -88,7 +80,7 @@ class _AtLoad:
     ratio: Interval
 
 
-def _open(base: Sequence[Sample], head: Sequence[Sample], metric: str, pick: _Pick, start_sd: float) -> _AtLoad | None:
+def _open(base: Sequence[Sample], head: Sequence[Sample], metric: str, percent: int, start_sd: float) -> _AtLoad | None:
     """Windows with the same arrivals, in pairs: what the arrivals do to a latency, they do to both."""
     theirs: dict[WindowId, list[Sample]] = {}
     for sample in head:
@@ -98,7 +90,7 @@ def _open(base: Sequence[Sample], head: Sequence[Sample], metric: str, pick: _Pi
         partner = _partner(sample, theirs.get(_without_rate(sample.window), ()))
         if partner is None or sample.offered_rps is None:
             continue
-        one, other = _log(sample, metric, pick), _log(partner, metric, pick)
+        one, other = _log(sample, metric, percent), _log(partner, metric, percent)
         if one is not None and other is not None:
             rates.append(sample.offered_rps)
             ours_log.append(one)
@@ -135,7 +127,7 @@ def _is_open(sample: Sample) -> bool:
 
 
 def _closed(
-    base: Sequence[Sample], head: Sequence[Sample], metric: str, pick: _Pick, start_sd: float
+    base: Sequence[Sample], head: Sequence[Sample], metric: str, percent: int, start_sd: float
 ) -> _AtLoad | None:
     """The highest concurrency that both held."""
     for held in sorted({sample.concurrency for sample in base if sample.kind == "closed"}, reverse=True):
@@ -145,7 +137,7 @@ def _closed(
                 for sample in side
                 if sample.kind == "closed"
                 and sample.concurrency == held
-                and (value := _log(sample, metric, pick)) is not None
+                and (value := _log(sample, metric, percent)) is not None
             ]
             for side in (base, head)
         )
@@ -159,10 +151,10 @@ def _closed(
     return None
 
 
-def _log(sample: Sample, metric: str, pick: _Pick) -> float | None:
+def _log(sample: Sample, metric: str, percent: int) -> float | None:
     """Logarithm of a percentile in seconds."""
     latency = sample.latencies.get(metric)
-    value = math.nan if latency is None else pick(latency)
+    value = math.nan if latency is None else latency.percentile(percent)
     return math.log(value) if value > 0 else None
 
 

@@ -121,7 +121,7 @@ def _identity(result: Result) -> str:
     # Builds that report more than others (the type of the weights) must not break a series in two, and an argument
     # that is left out is the same as one that is switched off.
     names = identity(result, told=Told.TRACE)
-    told = {name: value for name, value in names.items() if value not in {"none", "", "false"}}
+    told = {key.name: value for key, value in names.items() if value not in {"none", "", "false"}}
     return json.dumps({"test": result.test, "kind": result.kind, **told}, sort_keys=True)
 
 

@@ -11,7 +11,7 @@ from pytest_gpucap.estimate.traffic import traffic_for
 from pytest_gpucap.load.protocol import ClosedLoop, LoadError, LoadRunner
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.direct import run_direct
-from pytest_gpucap.measure.estimate import RateEstimate, critical_concurrency, estimate, fitted, model_of
+from pytest_gpucap.measure.estimate import RateEstimate, critical_concurrency, estimate, fitted, server_model_of
 from pytest_gpucap.measure.model_check import ModelCheck, check_model
 from pytest_gpucap.measure.ramp import Ramp, overloaded, ramp_up
 from pytest_gpucap.measure.run import MeasuringRun, OutOfTime, Window, no_load
@@ -155,7 +155,7 @@ def reconciled(
     if peak is not None:
         windows = [w for w in windows if isinstance(w.span.phase, ClosedLoop) or not overloaded(w, peak)]
     speed = fitted(run.journal, windows, traffic_for(requirement.workload).mean_context)
-    checked = check_model(run.journal, last, model_of(speed, run.settings), requirement.slo)
+    checked = check_model(run.journal, last, server_model_of(speed, run.settings), requirement.slo)
     calibration = checked.calibration
     if (last.span.stopped or overloaded(last, peak) or checked.violations > most_violations) and before is not None:
         # First tokens of an overloaded server say nothing of a server that is not.

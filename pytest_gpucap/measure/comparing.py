@@ -17,7 +17,7 @@ from pytest_gpucap.decisions.paired import (
     Pair,
     pace_of,
     pairs_to_settle,
-    ratio_of,
+    ratio_from_pace,
 )
 from pytest_gpucap.decisions.regression import decide
 from pytest_gpucap.load.protocol import LoadError, LoadRunner
@@ -206,7 +206,7 @@ def _alternated(alternation: Alternation, max_regression: float, most_pairs: int
                 continue
             pairs, elasticity = alternation.pairs(), alternation.elasticity()
             pace = pace_of(pairs)
-            ratio = ratio_of(pace, elasticity)
+            ratio = ratio_from_pace(pace, elasticity)
             change = decide(ratio, max_regression)
             found = _Decided(tuple(pairs), pace, elasticity, ratio, change)
             if change is not RegressionDecision.INCONCLUSIVE:

@@ -137,7 +137,7 @@ def error_of_mean(paces: Floats, noise: float) -> float:
     return math.sqrt(max(0.0, variance - noise) * share)
 
 
-def model_of(speed: Speed, settings: Settings) -> ServerModel:
+def server_model_of(speed: Speed, settings: Settings) -> ServerModel:
     """The queue model's view of the server."""
     max_seqs = settings.max_num_seqs or queue_model.NEVER_LIMITED
     most = int(min(max_seqs, max(queue_model.TABLE, 4 * speed.most)))
@@ -189,7 +189,7 @@ def estimate(
     """
     limits, traffic = run.requirement.slo.limits, traffic_for(run.requirement.workload)
     speed = fitted(run.journal, windows, traffic.mean_context)
-    model = replace(model_of(speed, run.settings), calibration=calibration or Calibration())
+    model = replace(server_model_of(speed, run.settings), calibration=calibration or Calibration())
     if peak is not None:
         model = replace(model, speed=speed.pessimistic(model.speed.size - 1))
     found = sustainable(model, traffic, limits, guess_rps, slope, most_in_flight=peak)

@@ -89,7 +89,7 @@ def check_model(journal: Journal, window: Window, model: ServerModel, slo: Slo) 
 
     observed = float(np.diff(integral(np.array([start_s, end_s]), journal.due_s[usable], journal.end_s[usable]))[0])
     _, ttft, gaps = run(1.0)
-    pace = pace_of(lambda factor: run(factor)[0], observed) / (1.0 + model.stall_share)
+    pace = observed_pace(lambda factor: run(factor)[0], observed) / (1.0 + model.stall_share)
     offset = journal.ttft_s[rows] - ttft
     offset = offset[~np.isnan(offset) & (journal.due_s[rows] >= start_s)]
     phase = window.span.phase
@@ -120,7 +120,7 @@ def _offset_quantiles(offset: Floats) -> tuple[float, ...]:
     return tuple(float(q) for q in np.quantile(offset, levels))
 
 
-def pace_of(in_flight: Callable[[float], float], observed: float) -> float:
+def observed_pace(in_flight: Callable[[float], float], observed: float) -> float:
     """The factor on the pace at which as many requests are in flight as were seen; NaN where they hardly depend on it.
 
     Searched for, not extrapolated from one trial: a server near its limit holds twice as many at a pace a few percent

@@ -67,7 +67,8 @@ class GuideReference(msgspec.Struct, frozen=True):
         memory_gb: as published.
         floor_s: the least time that physics allows for one request.
         plausible: whether physics allows the published figures.
-        text: the finding in one line.
+        finding: the share of the physical limit in words.
+        text: the finding, with the latency where physics does not allow it.
     """
 
     gpu_class: str
@@ -78,6 +79,7 @@ class GuideReference(msgspec.Struct, frozen=True):
     memory_gb: float | None
     floor_s: float
     plausible: bool
+    finding: str
     text: str
 
 
@@ -199,6 +201,7 @@ def _reference(reference: Reference) -> GuideReference:
         memory_gb=reference.memory_gb,
         floor_s=found.floor_s,
         plausible=found.plausible,
+        finding=found.finding,
         text=found.text,
     )
 

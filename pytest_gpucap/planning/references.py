@@ -62,13 +62,20 @@ class Plausibility:
         limit: at the batch of the reference; None if the model does not fit the memory.
         share: of the limit. Above 1, no server can have reached the published figure.
         floor_s: least time of one whole request at this batch.
-        text: the finding in one line.
+        finding: the share in words.
+        latency: where the share is above 1, the published latency beside the least one; empty if none was published.
     """
 
     limit: Limit | None
     share: float
     floor_s: float
-    text: str
+    finding: str
+    latency: str = ""
+
+    @property
+    def text(self) -> str:
+        """Finding and latency in one line."""
+        return "; ".join(filter(None, (self.finding, self.latency)))
 
     @property
     def plausible(self) -> bool:
@@ -127,13 +134,11 @@ def plausibility_of(reference: Reference, hardware: Hardware) -> Plausibility:
     floor_s = roofline.e2e_s(limit.batch)
     most = 1 / floor_s if reference.batch == 1 else limit.rate_rps
     share = max(reference.rate_rps / most, 0.0 if reference.latency_s is None else floor_s / reference.latency_s)
-    if share > 1:
-        text = f"implausible: {share:.1f} times the {limit.bound} limit"
-        if reference.latency_s is not None:
-            text += f"; {reference.latency_s:.3g} s a request, at least {floor_s:.3g} s needed"
-    else:
-        text = f"{share:.0%} of the {limit.bound} limit"
-    return Plausibility(limit, share, floor_s, text)
+    if share <= 1:
+        return Plausibility(limit, share, floor_s, f"{share:.0%} of the {limit.bound} limit")
+    latency_s = reference.latency_s
+    latency = "" if latency_s is None else f"{latency_s:.3g} s a request, at least {floor_s:.3g} s needed"
+    return Plausibility(limit, share, floor_s, f"implausible: {share:.1f} times the {limit.bound} limit", latency)
 
 
 class SetAside(msgspec.Struct, frozen=True):

@@ -11,9 +11,8 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from pytest_gpucap.report import rows
-from pytest_gpucap.report.clean import cleaned
 from pytest_gpucap.report.comparison import comparison_headline
-from pytest_gpucap.report.escape import command_data, command_property
+from pytest_gpucap.report.escape import cleaned, command_data, command_property
 from pytest_gpucap.report.formatting import headline
 from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.results.result import Result, ResultFile

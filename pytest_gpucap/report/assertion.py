@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from pytest_gpucap.report import rows
-from pytest_gpucap.report.clean import cleaned
+from pytest_gpucap.report.escape import cleaned
 from pytest_gpucap.report.formatting import arithmetic
 from pytest_gpucap.report.formatting import interval as formatted
 from pytest_gpucap.results.encoding import rounded

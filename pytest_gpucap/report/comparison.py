@@ -9,8 +9,7 @@ from typing import Final
 from tabulate import tabulate
 
 from pytest_gpucap.report import rows
-from pytest_gpucap.report.clean import cleaned
-from pytest_gpucap.report.escape import prose, table_row
+from pytest_gpucap.report.escape import cleaned, prose, table_row
 from pytest_gpucap.report.formatting import NOT_MEASURED, interval, limit_name, percent, rate, seconds
 from pytest_gpucap.report.terminal import SIMULATED, details, wrapped
 from pytest_gpucap.results.comparison import Comparison, LatencyComparison, RegressionDecision

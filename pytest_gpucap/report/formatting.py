@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Final
 
+from pytest_gpucap.requirement import limited_percentile
 from pytest_gpucap.results.measured import Interval, Outcome
 from pytest_gpucap.results.result import Result
 
@@ -68,22 +69,32 @@ def percent(value: float | None, *, signed: bool = False) -> str:
 
 
 def limit_name(keyword: str) -> str:
-    """``ttft_p95`` as ``p95 TTFT``."""
-    metric, _, quantile = keyword.partition("_p")
-    return f"p{quantile.replace('_', '.')} {metric.upper()}" if quantile else keyword
+    """``ttft_p95`` as ``p95 TTFT``; another name, such as ``backlog``, as it is."""
+    limited = limited_percentile(keyword)
+    return keyword if limited is None else percentile_name(limited.metric, float(limited.percent))
+
+
+def percentile_name(metric: str, percent: float) -> str:
+    """``p95 TTFT``."""
+    return f"p{percent:.12g} {metric.upper()}"
 
 
 def bound_by(result: Result) -> str:
     """``p95 E2E, limit 20 s``; empty where nothing is known to bind, or the answers decided."""
+    return ", ".join(filter(None, bound_by_parts(result)))
+
+
+def bound_by_parts(result: Result) -> tuple[str, str]:
+    """``p95 E2E`` and ``limit 20 s``: what binds, and how much of it is allowed; empty as `bound_by`."""
     binding = result.binding
     if not binding or (result.accuracy is not None and result.accuracy.decided):
-        return ""
-    limit = result.slo.limits.get(binding)
+        return "", ""
     if binding == "errors":
-        return f"errors, at most {percent(result.slo.max_error_rate)} allowed"
+        return "errors", f"at most {percent(result.slo.max_error_rate)} allowed"
     if binding == "backlog":
-        return "a backlog that grows"
-    return f"{limit_name(binding)}{'' if limit is None else f', limit {seconds(limit)}'}"
+        return "a backlog that grows", ""
+    limit = result.slo.limits.get(binding)
+    return limit_name(binding), "" if limit is None else f"limit {seconds(limit)}"
 
 
 def gpus(count: int) -> str:
@@ -121,9 +132,7 @@ def headline_parts(result: Result) -> tuple[str, str]:
         return f"{name} was not measured", result.reason
     budget = result.requirement.gpus
     if result.accuracy is not None and result.accuracy.decided:
-        # Of the answers: "answers right 61% (52-70%), needs 90%", and why they do not decide where they do not.
-        claim, _, more = result.reason.partition("; ")
-        return f"{name} {claim}", more or f"fast enough, {arithmetic(result)}"
+        return f"{name} {result.accuracy.claim}", result.accuracy.undecided or f"fast enough, {arithmetic(result)}"
     if result.sustainable_rate is None or result.gpus_required is None:
         return f"{name} {_UNCOUNTED[outcome]}", result.reason
     if outcome is Outcome.INCONCLUSIVE and result.gpus_interval is not None:

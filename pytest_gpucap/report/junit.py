@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from xml.etree import ElementTree as ET
 
 from pytest_gpucap.report import rows, terminal
-from pytest_gpucap.report.clean import cleaned
 from pytest_gpucap.report.comparison import comparison_headline, regression_failure
+from pytest_gpucap.report.escape import cleaned
 from pytest_gpucap.report.formatting import headline, known
 from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.results.result import Result, ResultFile

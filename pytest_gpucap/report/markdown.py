@@ -10,9 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from pytest_gpucap.report import rows
-from pytest_gpucap.report.clean import cleaned
 from pytest_gpucap.report.comparison import comparison_headline_parts, latency_lines
-from pytest_gpucap.report.escape import code_block, prose, table_row
+from pytest_gpucap.report.escape import cleaned, code_block, prose, table_row
 from pytest_gpucap.report.formatting import NOT_MEASURED, headline_parts, interval, known, percent_interval, seconds
 from pytest_gpucap.report.mermaid import chart
 from pytest_gpucap.results.measured import Interval, Outcome
@@ -191,16 +190,16 @@ def _details(result: Result) -> str:
     title = f"{prose(result.name, 120)}: limits, windows, environment"
     blocks = [
         f"<details>\n<summary>{title}</summary>",
-        _rows_table(rows.rows(result)),
+        _rows_table(rows.result_rows(result)),
     ]
     if drawn := chart(result):
         picture, caption = drawn
         blocks += [f"Latency against rate. {prose(caption)}", picture]
     if result.samples:
-        headers, body = rows.windows(result)
+        headers, body = rows.window_table(result)
         table = [table_row(headers), table_row(["---"] + ["--:"] * (len(headers) - 1))]
         blocks.append("\n".join([*table, *(table_row([prose(cell) for cell in row]) for row in body)]))
-    known = [(name, value) for name, value in rows.environment(result) if value]
+    known = [(name, value) for name, value in rows.environment_rows(result) if value]
     blocks.append(code_block([f"{name}: {value}" for name, value in [("test", result.test), *known]]))
     blocks.append("</details>")
     return "\n\n".join(blocks)
@@ -213,7 +212,7 @@ def _rows_table(named: Sequence[rows.Row]) -> str:
 
 
 def _footer(content: ResultFile, results: Sequence[Result]) -> str:
-    places = sorted({place for result in results if (place := rows.place(result))})
+    places = sorted({place for result in results if (place := rows.measured_on(result))})
     spent = sum(result.total_spent_s for result in results)
     where = f"Measured on {prose('; '.join(places), 1000)}. " if places else ""
     return (

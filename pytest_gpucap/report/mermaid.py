@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Final
 
 from pytest_gpucap.report import rows
-from pytest_gpucap.report.formatting import limit_name, rate, seconds, significant
+from pytest_gpucap.report.formatting import percentile_name, rate, seconds, significant
 from pytest_gpucap.results.result import Result
 from pytest_gpucap.results.windows import ON_THE_WAY
 
@@ -36,8 +36,8 @@ Point = tuple[float, float]
 def chart(result: Result) -> tuple[str, str] | None:
     """A Mermaid chart and the sentence that explains it; None where too few rates were measured for a curve."""
     limit = _limit(result)
-    metric, percentile = rows.kept_percentile(limit) if limit else ("e2e", "p95")
-    curve = _curve(result, metric, percentile)
+    metric, percent = rows.kept_percentile(limit) if limit else ("e2e", 95)
+    curve = _curve(result, metric, percent)
     if len(curve) < _LEAST_RATES or curve[-1][0] < _LEAST_SPAN * curve[0][0]:
         return None
     limit_s = result.slo.limits.get(limit)
@@ -48,7 +48,7 @@ def chart(result: Result) -> tuple[str, str] | None:
     unit, scale = ("ms", 1000.0) if top < 1 else ("s", 1.0)
     low, high = curve[0][0], curve[-1][0]
     grid = [low + (high - low) * step / _STEPS for step in range(_STEPS + 1)]
-    name = limit_name(f"{metric}_{percentile}")
+    name = percentile_name(metric, percent)
     plots = [(_BLUE, f"line {_list([min(_height(curve, x), top) * scale for x in grid])}")]
     said = [f"Blue: {name} of the windows measured at {len(curve)} rates, joined by straight lines"]
     if limit_s is not None:
@@ -79,11 +79,11 @@ def _limit(result: Result) -> str:
     return result.binding if result.binding is not None and result.binding in limits else next(iter(limits), "")
 
 
-def _curve(result: Result, metric: str, percentile: str) -> list[Point]:
+def _curve(result: Result, metric: str, percent: int) -> list[Point]:
     """(req/s, seconds) in rising order of rate, one point for each rate that differs."""
     points = []
     for window, slices in rows.grouped(result.points or result.samples):
-        seen = rows.latency(slices, metric, percentile)
+        seen = rows.latency(slices, metric, percent)
         done = rows.mean(slices, lambda sample: sample.completed_rps)
         # The windows that look for a first guess, or lead from one rate to the next, are too short to be a point.
         if seen and done and window.phase not in ON_THE_WAY:

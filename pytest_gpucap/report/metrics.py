@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Final
 
-from pytest_gpucap.report.clean import cleaned
+from pytest_gpucap.report.escape import cleaned
 from pytest_gpucap.report.formatting import known
 from pytest_gpucap.results.measured import Interval, Outcome
 from pytest_gpucap.results.result import Result, ResultFile

@@ -12,8 +12,7 @@ from pytest_gpucap.planning.evidence import Provenance
 from pytest_gpucap.planning.fleet import Fleet
 from pytest_gpucap.planning.guide import Guide, GuideReference, TierCheck
 from pytest_gpucap.planning.plan import Plan, PlanTable
-from pytest_gpucap.report.clean import visible
-from pytest_gpucap.report.escape import prose
+from pytest_gpucap.report.escape import prose, visible
 from pytest_gpucap.report.formatting import gpus, limit_name, rate, seconds, significant
 from pytest_gpucap.sizing import GpuRange
 
@@ -205,7 +204,7 @@ def _reference(row: GuideReference) -> list[str]:
         seconds(row.latency_s),
         significant(row.rate_rps),
         seconds(row.floor_s),
-        row.text.partition(";")[0],
+        row.finding,
     ]
 
 

@@ -6,6 +6,7 @@ A part of the result that is absent gives no row, so a report shows what was mea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 import msgspec
 
@@ -17,22 +18,22 @@ from pytest_gpucap.report.formatting import (
     limit_name,
     percent,
     percent_interval,
+    percentile_name,
     rate,
     seconds,
     significant,
 )
+from pytest_gpucap.requirement import limited_percentile
 from pytest_gpucap.results.comparison import Comparison, LatencyComparison, RegressionDecision
 from pytest_gpucap.results.environment import Environment
-from pytest_gpucap.results.measured import Outcome, Sample
+from pytest_gpucap.results.measured import KEPT_PERCENTILES, Outcome, Sample
 from pytest_gpucap.results.result import DeclaredSlo, DeclaredWorkload, Result
 from pytest_gpucap.results.windows import WindowId
 
 Row = tuple[str, str]
 
 WORST_FIRST = (Outcome.INVALID, Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.PASS, None)
-_USUAL = [("ttft", "p95"), ("e2e", "p95")]
-_PERCENTILES = (50, 90, 95, 99)
-"""Those that a window keeps of every latency."""
+_USUAL: Final[list[tuple[str, int]]] = [("ttft", 95), ("e2e", 95)]
 _SHOWN_S = 0.05
 """Phases shorter than this are left out of the server time shown."""
 
@@ -49,7 +50,7 @@ def worst_first(results: Iterable[Result]) -> list[Result]:
     )
 
 
-def rows(result: Result) -> list[Row]:
+def result_rows(result: Result) -> list[Row]:
     """What was asked, what was found, and what it took."""
     judged = result.design_rate_rps is not None
     return [
@@ -133,14 +134,14 @@ _FIGURES: tuple[Callable[[Sample], float], ...] = (
 )
 
 
-def windows(result: Result) -> tuple[list[str], list[list[str]]]:
+def window_table(result: Result) -> tuple[list[str], list[list[str]]]:
     """Headers and rows of the measuring windows, with the percentiles that limits are set on (TTFT and E2E if none).
 
     A latency is that of the window's worst third. Of a limit at a percentile that windows do not keep, the nearest one
     is shown, under its own name.
     """
     columns = list(dict.fromkeys(kept_percentile(name) for name in result.slo.limits)) or _USUAL
-    latencies = [f"{percentile} {metric.upper()}" for metric, percentile in columns]
+    latencies = [percentile_name(metric, percent) for metric, percent in columns]
     headers = ["window", "s", "in flight", "req/s", "tok/s", *latencies, "errors"]
     body = [
         [
@@ -155,23 +156,21 @@ def windows(result: Result) -> tuple[list[str], list[list[str]]]:
     return headers, body
 
 
-def latency(samples: Sequence[Sample], metric: str, percentile: str) -> list[float]:
+def latency(samples: Sequence[Sample], metric: str, percent: int) -> list[float]:
     """A percentile of the samples that have it, in seconds."""
     kept = (sample.latencies[metric] for sample in samples if metric in sample.latencies)
-    return [value for each in kept if (value := known(getattr(each, f"{percentile}_s"))) is not None]
+    return [value for each in kept if (value := known(each.percentile(percent))) is not None]
 
 
-def kept_percentile(limit: str) -> tuple[str, str]:
-    """Metric and the percentile that windows keep nearest to a limit's: ``e2e_p99_9`` -> ``("e2e", "p99")``."""
-    metric, _, percent_text = limit.partition("_p")
-    try:
-        declared = float(percent_text.replace("_", "."))
-    except ValueError:
-        return metric, "p95"
-    return metric, f"p{min(_PERCENTILES, key=lambda kept: abs(kept - declared))}"
+def kept_percentile(limit: str) -> tuple[str, int]:
+    """Metric and the percentile that windows keep nearest to a limit's: ``e2e_p99_9`` -> ``("e2e", 99)``."""
+    limited = limited_percentile(limit)
+    if limited is None:
+        return limit, 95
+    return limited.metric, min(KEPT_PERCENTILES, key=lambda kept: abs(kept - limited.percent))
 
 
-def environment(result: Result) -> list[Row]:
+def environment_rows(result: Result) -> list[Row]:
     """What surrounded the measurement: GPU, driver, server, command, host; the seed last."""
     values = ((name, getattr(result.environment, name)) for name in Environment.__struct_fields__)
     named = [
@@ -182,7 +181,7 @@ def environment(result: Result) -> list[Row]:
     return [*named, ("seed", str(result.seed))]
 
 
-def place(result: Result) -> str:
+def measured_on(result: Result) -> str:
     """GPU, server and model in one line."""
     found = result.environment
     return ", ".join(part for part in (found.gpu, found.server, found.model) if part)

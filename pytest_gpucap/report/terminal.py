@@ -9,8 +9,9 @@ from typing import Final
 from tabulate import tabulate
 
 from pytest_gpucap.report import rows
-from pytest_gpucap.report.clean import cleaned
+from pytest_gpucap.report.escape import cleaned
 from pytest_gpucap.report.formatting import NOT_MEASURED, headline, interval, percent, seconds, significant
+from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.results.result import Result
 from pytest_gpucap.results.telemetry import Bottleneck
 
@@ -24,12 +25,23 @@ SIMULATED: Final = f"SIMULATED: {NOT_MEASURED}"
 
 def summary(results: Iterable[Result]) -> str:
     """One table, worst first; then what every failure rests on; then where and how long it was measured."""
+    return "\n".join(line for line, _ in summary_lines(results))
+
+
+def summary_lines(results: Iterable[Result]) -> list[tuple[str, Outcome | None]]:
+    """The lines of `summary`; a line that states a verdict comes with its outcome."""
     ordered = rows.worst_first([cleaned(result) for result in results])
-    parts = [_table(ordered)]
-    parts += ["\n".join(_reasons(result)) for result in ordered if rows.failed(result)]
-    if limits := _limits(ordered):
-        parts.append("\n".join(_bullets(limits)))
-    return "\n\n".join([*parts, "\n".join(_footnotes(ordered))])
+    table = _table(ordered)
+    # One line for each result, under the headers.
+    outcomes = [*[None] * (len(table) - len(ordered)), *(result.outcome for result in ordered)]
+    parts = [list(zip(table, outcomes, strict=True))]
+    for result in ordered:
+        if rows.failed(result):
+            verdict, *others = _reasons(result)
+            parts.append([(verdict, result.outcome), *((line, None) for line in others)])
+    parts += [[(line, None) for line in lines] for lines in (_bullets(_limits(ordered)), _footnotes(ordered)) if lines]
+    first, *more = parts
+    return [*first, *(line for part in more for line in [("", None), *part])]
 
 
 def _limits(results: Sequence[Result]) -> list[str]:
@@ -62,9 +74,9 @@ def section(result: Result) -> str:
 def details(result: Result) -> str:
     """What a result rests on: its figures, windows, bottleneck and surroundings."""
     result = cleaned(result)
-    lines = _aligned(rows.rows(result))
+    lines = _aligned(rows.result_rows(result))
     if result.samples:
-        headers, body = rows.windows(result)
+        headers, body = rows.window_table(result)
         body = [[_short(name, _NAME), *figures] for name, *figures in body]
         lines += ["", str(tabulate(body, headers=headers, disable_numparse=True, tablefmt="plain"))]
     if result.problems:
@@ -75,24 +87,24 @@ def details(result: Result) -> str:
         ]
     if result.bottleneck:
         lines += ["", *_bottleneck(result.bottleneck)]
-    lines += ["", *_aligned(rows.environment(result))]
+    lines += ["", *_aligned(rows.environment_rows(result))]
     return "\n".join(lines)
 
 
-def _table(results: Sequence[Result]) -> str:
+def _table(results: Sequence[Result]) -> list[str]:
     headers = ["verdict", "requirement", "req/s a replica", "needed", "GPUs", "slack"]
     body = [_row(result) for result in results]
     table = _tabulated(headers, body)
     # The name gives way, so that the figures fit the screen.
-    too_wide = max(map(len, table.splitlines())) - _WIDTH
+    too_wide = max(map(len, table)) - _WIDTH
     if too_wide <= 0:
         return table
     room = max(_LEAST_NAME, max(len(row[1]) for row in body) - too_wide)
     return _tabulated(headers, [[verdict, _short(name, room), *figures] for verdict, name, *figures in body])
 
 
-def _tabulated(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return str(tabulate(rows, headers=headers, disable_numparse=True))
+def _tabulated(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return str(tabulate(rows, headers=headers, disable_numparse=True)).splitlines()
 
 
 def _row(result: Result) -> list[str]:
@@ -122,7 +134,7 @@ def _footnotes(results: Sequence[Result]) -> list[str]:
     notes = []
     if any(result.sustainable_rate for result in results):
         notes.append("(95% intervals; needed: QPS x headroom / replicas in the budget)")
-    places = {place for result in results if (place := rows.place(result))}
+    places = {place for result in results if (place := rows.measured_on(result))}
     notes += [line for place in sorted(places) for line in wrapped(f"measured on {place}", hang="  ")]
     spent = sum(result.total_spent_s for result in results)
     notes.append(f"server time: {seconds(spent)}")

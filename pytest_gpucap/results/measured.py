@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 
@@ -49,6 +50,14 @@ class Latency(msgspec.Struct, frozen=True):
     p90_s: Figure
     p95_s: Figure
     p99_s: Figure
+
+    def percentile(self, percent: int) -> float:
+        """One of `KEPT_PERCENTILES`, in seconds."""
+        return {50: self.p50_s, 90: self.p90_s, 95: self.p95_s, 99: self.p99_s}[percent]
+
+
+KEPT_PERCENTILES: Final = (50, 90, 95, 99)
+"""Percentiles that a sample keeps of every latency."""
 
 
 class LatencyHistogram(msgspec.Struct, frozen=True):
@@ -190,6 +199,28 @@ class Accuracy(msgspec.Struct, frozen=True):
     decided: bool = False
     """The verdict is about the answers, and capacity alone would have been enough."""
 
+    @property
+    def claim(self) -> str:
+        """``answers right 61% (52-70%), needs 90%``."""
+        if self.share is None:
+            return f"answers not judged: {self.problem}"
+        value, low, high = map(_percent, (self.share.value, self.share.low, self.share.high))
+        needs = "" if self.min_accuracy is None else f", needs {_percent(self.min_accuracy)}%"
+        return f"answers right {value}% ({low}-{high}%){needs}"
+
+    @property
+    def undecided(self) -> str:
+        """Why the answers neither keep nor miss what is required; empty where they do, or nothing is required."""
+        if self.min_accuracy is None:
+            return ""
+        if self.share is None:
+            return self.problem
+        if self.share.high < self.min_accuracy:
+            return ""
+        if self.problem or self.share.low >= self.min_accuracy:
+            return self.problem
+        return f"{self.questions} questions do not separate them"
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -248,6 +279,10 @@ class Curve:
 
     def __repr__(self) -> str:
         return f"<Curve of {self.measurement.requirement.name}: {len(self.points)} points, {_found(self.measurement)}>"
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.3g}"
 
 
 def _found(measurement: Measurement) -> str:

@@ -75,7 +75,7 @@ class LimitShare:
         )
 
 
-def windows(samples: Iterable[Sample]) -> list[PhaseWindow]:
+def whole_windows(samples: Iterable[Sample]) -> list[PhaseWindow]:
     """The samples, slices of one phase joined; those too short to mean anything are left out."""
     phases: dict[WindowId, list[Sample]] = {}
     for sample in samples:
@@ -93,7 +93,7 @@ def windows(samples: Iterable[Sample]) -> list[PhaseWindow]:
 
 def share_of(samples: Sequence[Sample], roofline: Roofline) -> LimitShare | None:
     """The share of the limit in the window of the most tokens per second; None without a usable window."""
-    found = windows(samples)
+    found = whole_windows(samples)
     if not found:
         return None
     window = max(found, key=lambda each: each.output_tokens_per_s)
@@ -115,7 +115,7 @@ def impossible(
     """
     where = f"on {roofline.hardware.gpus}x {roofline.hardware.name}"
     fewest = replace(roofline, least_experts=True)
-    for window in windows(samples):
+    for window in whole_windows(samples):
         most = fewest.most_tokens_per_s(max(1.0, window.in_flight))
         # A server that was stuck may send tokens in this window that it made before: at most those of all requests in
         # flight. Where lengths differ, the long ones are in flight.

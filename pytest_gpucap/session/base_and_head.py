@@ -82,14 +82,14 @@ class BaseAndHead:
     Attributes:
         engines: of both.
         head: where the test is measured.
-        rig: that holds the head's server, if it is running.
+        manager: that holds the head's server, if it is running.
         declared: by the test.
         options, live: of the session, and of the test.
     """
 
     engines: EnginePair[Engine]
     head: Placement
-    rig: ServerManager
+    manager: ServerManager
     declared: Declaration
     options: Options
     live: LiveLine
@@ -174,7 +174,7 @@ class BaseAndHead:
         placed = replace(self.head, engine=pair.base), replace(self.head, engine=pair.head)
         load = LoadRequest(workload=self.declared.workload, seed=settings.seed, workers=self.options.workers)
         try:
-            with self.rig.pair(*placed, self.live, fresh=fresh) as (targets, trust):
+            with self.manager.pair(*placed, self.live, fresh=fresh) as (targets, trust):
                 base, head = (target.endpoint for target in targets)
                 runners = pair.runners(base, head, load)
                 try:

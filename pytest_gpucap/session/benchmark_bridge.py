@@ -22,8 +22,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from pytest_gpucap.gpu.classes import find_class
+from pytest_gpucap.gpu.inventory import NoGpu, WrongGpuClass, detect_class, devices_of_class, take_inventory
+from pytest_gpucap.options import Options
 from pytest_gpucap.results.encoding import to_builtins
 from pytest_gpucap.results.result import Result, ResultKind
+from pytest_gpucap.session.placement import SIMULATED, own_classes
 
 _OURS: Final = pytest.StashKey["_Clock"]()
 """Set on tests whose ``benchmark`` fixture was asked for by us, under ``--benchmark-only``."""
@@ -31,6 +35,10 @@ _OURS: Final = pytest.StashKey["_Clock"]()
 _BEST_FIRST: Final = (ResultKind.CHECK, ResultKind.MEASURE, ResultKind.SWEEP, ResultKind.SAMPLE)
 EXTRA: Final = "gpucap"
 """The key of ``extra_info`` under which all of ours stands."""
+
+
+REQUEST = pytest.StashKey[pytest.FixtureRequest]()
+"""The request of a test's ``gpucap`` fixture: what pytest-benchmark's fixture is asked for through."""
 
 
 class NothingMeasured(Exception):  # noqa: N818 - never seen by a user
@@ -84,9 +92,11 @@ def ask_for_fixture(config: pytest.Config, items: Sequence[pytest.Item]) -> None
             _mark(item, clock)
 
 
-def replay(request: pytest.FixtureRequest, results: Sequence[Result]) -> None:
-    """Let pytest-benchmark measure again what the test that is running has measured."""
-    item, config = request.node, request.config
+def report_to_benchmark(item: pytest.Item, results: Sequence[Result]) -> None:
+    """Let pytest-benchmark measure again what a test measured; nothing where its ``gpucap`` fixture was never made."""
+    config, request = item.config, item.stash.get(REQUEST, None)
+    if request is None or not works(config):
+        return
     clock = item.stash.get(_OURS, None)
     if clock is None:
         skipped = config.getoption("benchmark_skip") and not config.getoption("benchmark_only")
@@ -104,7 +114,7 @@ def replay(request: pytest.FixtureRequest, results: Sequence[Result]) -> None:
         return
     durations_s = rounds(result)
     clock.load(durations_s)
-    group = f"requests on {place(result)}"
+    group = f"requests on {target_name(result)}"
     benchmark.group = f"{benchmark.group}: {group}" if benchmark.group else group
     benchmark.extra_info[EXTRA] = extra_info(result)
     benchmark.pedantic(clock.pass_round, rounds=len(durations_s), iterations=1)
@@ -136,7 +146,7 @@ def rounds(result: Result) -> list[float]:
     return [each / mean / rate_rps for each in taken]
 
 
-def place(result: Result) -> str:
+def target_name(result: Result) -> str:
     """What was measured, for pytest-benchmark to group by: a GPU class, a simulator's profile or a URL."""
     environment = result.environment
     if result.simulated:
@@ -158,7 +168,7 @@ def extra_info(result: Result) -> dict[str, Any]:
         "gpus_required": result.gpus_required,
         "gpus": result.requirement.gpus if result.kind is ResultKind.CHECK else None,
         "gpus_per_replica": result.requirement.gpus_per_replica,
-        "measured_on": place(result),
+        "measured_on": target_name(result),
         "simulated": result.simulated,
         "gpu": environment.gpu,
         "driver": environment.driver,
@@ -183,6 +193,49 @@ def refuse_other_class(compared: Mapping[str, Any], here: str | None) -> None:
                 f"--benchmark-compare: {bench.get('fullname')} was saved on {saved['measured_on']} and this run is on "
                 f"{here}: name a run on {here}, or keep a --benchmark-storage for each"
             )
+
+
+def add_machine_info(options: Options, machine_info: dict[str, Any]) -> None:
+    """Name the GPU class of this session, its devices and driver, where the session names a class.
+
+    Where it does not, suites that measure no GPU keep the machine information that their saved runs have.
+    """
+    if options.gpu_class is None or options.url is not None:
+        return
+    known: dict[str, Any] = {"class": _expected_target(options)}
+    if not options.gpu_class.startswith(SIMULATED):
+        own = own_classes(options)
+        inventory = take_inventory()
+        try:
+            devices = devices_of_class(inventory, find_class(options.gpu_class, own), own)
+        except WrongGpuClass:
+            devices = ()  # the session stops for it, with the reason
+        if devices:
+            known |= {"devices": sorted({device.name for device in devices}), "driver": inventory.driver}
+    machine_info["gpu"] = known
+
+
+def check_comparable(options: Options, compared: dict[str, Any]) -> None:
+    """See `refuse_other_class`."""
+    if any(EXTRA in (bench.get("extra_info") or {}) for bench in compared.get("benchmarks", ())):
+        refuse_other_class(compared, _expected_target(options))
+
+
+def _expected_target(options: Options) -> str | None:
+    """What `target_name` will say of this session's results; None where nobody can know."""
+    if options.url is not None:
+        return urlsplit(options.url).netloc
+    if options.gpu_class is not None and options.gpu_class.startswith(SIMULATED):
+        from pytest_gpucap.simulator.profile import load
+
+        return f"SIMULATED ({load(options.gpu_class.removeprefix(SIMULATED)).name})"
+    own = own_classes(options)
+    if options.gpu_class is not None:
+        return find_class(options.gpu_class, own).name
+    try:
+        return detect_class(take_inventory(), own).name
+    except (NoGpu, WrongGpuClass):
+        return None
 
 
 def _chosen(results: Sequence[Result]) -> Result | None:

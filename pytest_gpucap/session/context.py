@@ -15,7 +15,7 @@ from pytest_gpucap.results.telemetry import Bottleneck, BottleneckKind
 from pytest_gpucap.roofline.limits import NoLimit, Roofline
 from pytest_gpucap.roofline.plausibility import LEAST_WINDOW_S, share_of
 from pytest_gpucap.roofline.served import roofline_of
-from pytest_gpucap.session.environment import environment
+from pytest_gpucap.session.environment import environment_of
 from pytest_gpucap.session.server_manager import SystemUnderTest
 from pytest_gpucap.telemetry.bottleneck import KnownLimits, find_bottleneck
 from pytest_gpucap.telemetry.over_time import binned_series
@@ -41,8 +41,8 @@ def context_of(
     limit = _limit(samples, roofline, bottleneck)
     return Context(
         test=test,
-        line=int(declared.place.rpartition(":")[2]),
-        environment=environment(target),
+        line=declared.place.line,
+        environment=environment_of(target),
         telemetry=watched,
         bottleneck=bottleneck,
         startup_s=startup_s,

@@ -15,15 +15,15 @@ from pytest_gpucap.session.server_manager import SystemUnderTest
 DECLARED: Final = "as declared: what is behind a URL cannot be seen"
 
 
-def environment(target: SystemUnderTest) -> Environment:
+def environment_of(target: SystemUnderTest) -> Environment:
     """What a target is; what is not known is left out."""
-    facts = {
+    known = {
         **_place(target),
         **target.endpoint.facts(),
         "host": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
         "plugin": f"pytest-gpucap {__version__}, Python {platform.python_version()}",
     }
-    return Environment(**facts)
+    return Environment(**known)
 
 
 def _place(target: SystemUnderTest) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class GpuCap:
 
     def __init__(
         self,
-        instrument: Harness,
+        harness: Harness,
         options: Options,
         *,
         test: str,
@@ -43,8 +43,8 @@ class GpuCap:
         comparing: Comparing,
         pairing: BaseAndHead | None = None,
     ) -> None:
-        self._with = instrument
-        self._declared, self._live = instrument.declared, instrument.live
+        self._harness = harness
+        self._declared, self._live = harness.declared, harness.live
         self._options = options
         self._test = test
         self._keep = results.keep
@@ -116,8 +116,8 @@ class GpuCap:
         from pytest_gpucap.measure import procedure
         from pytest_gpucap.results.build import sweep_result
 
-        with self._with.driven() as (runner, settings, target):
-            curve = procedure.sweep(runner, self._with.requirement, settings, self._live)
+        with self._harness.driven() as (runner, settings, target):
+            curve = procedure.sweep(runner, self._harness.requirement, settings, self._live)
             roofline = self._roofline(target)
             curve = replace(curve, measurement=self._bounded(curve.measurement, roofline))
             result = sweep_result(curve, self._context(target, curve.measurement.samples, roofline))
@@ -146,8 +146,8 @@ class GpuCap:
         rate_rps = None if rate is None else float(positive(rate, "rate"))
         held = None if concurrency is None else whole(concurrency, "concurrency")
         length_s = duration_s(duration, "duration")
-        requirement = self._with.requirement
-        with self._with.driven() as (runner, settings, target):
+        requirement = self._harness.requirement
+        with self._harness.driven() as (runner, settings, target):
             sample = procedure.sample(
                 runner, requirement, settings, self._live, rate_rps=rate_rps, concurrency=held, duration_s=length_s
             )
@@ -171,9 +171,9 @@ class GpuCap:
             raise RequirementError(f'{declared.place}: accuracy() needs gpucap(questions=FILE), or "arithmetic"')
         from pytest_gpucap.accuracy.measurement import measure_accuracy
 
-        with self._with.driven():
+        with self._harness.driven():
             found = measure_accuracy(
-                self._with.server(),
+                self._harness.server(),
                 declared.workload,
                 min_accuracy=declared.slo.min_accuracy,
                 max_error_rate=declared.slo.max_error_rate,
@@ -190,7 +190,7 @@ class GpuCap:
         from pytest_gpucap.results.build import check_result
         from pytest_gpucap.roofline.plausibility import checked_verdict
 
-        with self._with.driven(start) as (runner, settings, target):
+        with self._harness.driven(start) as (runner, settings, target):
             verdict = procedure.check(runner, requirement, settings, self._live)
             roofline = self._roofline(target)
             verdict = self._answered(checked_verdict(verdict, roofline))
@@ -203,15 +203,15 @@ class GpuCap:
         from pytest_gpucap.accuracy.accuracy_verdict import with_accuracy
 
         self._live.say("asking the workload's questions")
-        return with_accuracy(verdict, self._with.server(), max_time_s=self._declared.max_time_s)
+        return with_accuracy(verdict, self._harness.server(), max_time_s=self._declared.max_time_s)
 
     def _measured(self, start: int = 0) -> tuple[Measurement, Result]:
         """One run of the measurement."""
         from pytest_gpucap.measure import procedure
         from pytest_gpucap.results.build import measure_result
 
-        with self._with.driven(start) as (runner, settings, target):
-            measurement = procedure.measure(runner, self._with.requirement, settings, self._live)
+        with self._harness.driven(start) as (runner, settings, target):
+            measurement = procedure.measure(runner, self._harness.requirement, settings, self._live)
             roofline = self._roofline(target)
             measurement = self._bounded(measurement, roofline)
             return measurement, measure_result(measurement, self._context(target, measurement.samples, roofline))
@@ -238,7 +238,7 @@ class GpuCap:
     def _compared(self, kept: KeptResult) -> None:
         """Compare with the session's baseline, or its base; a confirmed regression fails the test."""
         if self._pairing is not None:
-            self._pairing.compare(self._with.requirement, kept)
+            self._pairing.compare(self._harness.requirement, kept)
             self._comparing.refuse_regression(kept.result)
             return
         self._comparing.compare(kept, self._again(lambda: self._measured(start=1)[1]))
@@ -248,10 +248,10 @@ class GpuCap:
         """Measures once more from a fresh start of the server, where it is ours to start; told why."""
 
         def again(why: str) -> Result:
-            engine = self._with.placement.engine
+            engine = self._harness.placement.engine
             fresh = " from a fresh start" if engine is not None and engine.restarts else ""
             self._live.say(f"{why}: measuring again{fresh}")
-            self._with.start_afresh()
+            self._harness.start_afresh()
             result = once()
             if result.problems or result.sustainable_rate is None:
                 reason = "; ".join(map(str, result.problems)) or "it found no sustainable rate"

@@ -15,9 +15,8 @@ from pytest_gpucap.markers import Declaration
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.options import Options
 from pytest_gpucap.requirement import Requirement
-from pytest_gpucap.session.live_line import LiveLine
+from pytest_gpucap.session.live_line import LiveLine, glance
 from pytest_gpucap.session.placement import Placement
-from pytest_gpucap.session.screen import glance
 from pytest_gpucap.session.server_manager import ServerManager, SystemUnderTest, Trust
 
 
@@ -31,10 +30,10 @@ class Harness:
     """One test's declaration, where it is measured, and the means to."""
 
     def __init__(
-        self, declared: Declaration, placement: Placement, rig: ServerManager, options: Options, live: LiveLine
+        self, declared: Declaration, placement: Placement, manager: ServerManager, options: Options, live: LiveLine
     ) -> None:
         self.declared, self.placement, self.live = declared, placement, live
-        self._rig, self._options = rig, options
+        self._manager, self._options = manager, options
 
     @property
     def requirement(self) -> Requirement:
@@ -51,11 +50,11 @@ class Harness:
 
     def server(self) -> Server:
         """The test's server, ready; it can be asked over HTTP even if rates come from virtual time."""
-        return self._rig.server(self.placement, self.live).endpoint
+        return self._manager.server(self.placement, self.live).endpoint
 
     def start_afresh(self) -> None:
         """End the server, so that the next measurement starts another; one that is not ours stays as it is."""
-        self._rig.keep_only(None)
+        self._manager.keep_only(None)
 
     @contextmanager
     def driven(self, start: int = 0) -> Iterator[tuple[LoadRunner, Settings, SystemUnderTest]]:
@@ -65,7 +64,7 @@ class Harness:
         """
         seed = self.declared.seed + start
         try:
-            target = self._rig.server(self.placement, self.live)
+            target = self._manager.server(self.placement, self.live)
         except LeaseError as error:
             raise MeasurementInvalid(f"{self.declared.name} was not measured: {error}") from error
         telemetry = target.telemetry

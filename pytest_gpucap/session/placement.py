@@ -56,7 +56,7 @@ def place(declared: Declaration, options: Options, *, needs_server: bool) -> Pla
         return Placement(skip=f"this test is about {own}, and --gpu-class is {options.gpu_class}")
     wanted = options.gpu_class or own
     if options.url is not None:
-        from pytest_gpucap.engines.url_engine import UrlEngine
+        from pytest_gpucap.engines.url import UrlEngine
 
         if options.gpu_class is None and own is not None:
             return Placement(skip=f"this test is about {own}: say what is behind --gpucap-url with --gpu-class")

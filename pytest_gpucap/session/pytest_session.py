@@ -123,11 +123,11 @@ class PytestSession:
                 raise
             self._mistakes = str(error)
 
-    def gauge(self, request: pytest.FixtureRequest) -> GpuCap:
+    def gpucap(self, request: pytest.FixtureRequest) -> GpuCap:
         """The object behind the ``gpucap`` fixture."""
         from pytest_gpucap.session.base_and_head import BaseAndHead
         from pytest_gpucap.session.baselines import Comparing
-        from pytest_gpucap.session.benchmark_machine import REQUEST
+        from pytest_gpucap.session.benchmark_bridge import REQUEST
         from pytest_gpucap.session.gpucap import GpuCap
         from pytest_gpucap.session.harness import Harness
 
@@ -179,11 +179,11 @@ class PytestSession:
         return [] if kept is None else kept.take()
 
     @staticmethod
-    def replay(item: pytest.Item) -> None:
+    def report_to_benchmark(item: pytest.Item) -> None:
         """Let pytest-benchmark report what the test has measured so far."""
-        from pytest_gpucap.session.benchmark_machine import replay
+        from pytest_gpucap.session.benchmark_bridge import report_to_benchmark
 
-        replay(item, kept_results(item).results)
+        report_to_benchmark(item, kept_results(item).results)
 
     def close(self) -> None:
         """End everything that was started."""
@@ -207,7 +207,7 @@ class PytestSession:
         return placed
 
     def _live(self, item: pytest.Item) -> LiveLine:
-        from pytest_gpucap.session.screen import live
+        from pytest_gpucap.session.live_line import live
 
         return live(self._config, declaration(item).name)
 

@@ -1,7 +1,7 @@
 """What is measured: the leased GPU, the server on it, and the telemetry that watches both.
 
-A rig holds at most one server at a time. It is set up when a test first asks, shared by the tests that declare the same
-server, and taken down before another is set up or as soon as no test that follows needs it.
+A server manager holds at most one server at a time. It is set up when a test first asks, shared by the tests that
+declare the same server, and taken down before another is set up or as soon as no test that follows needs it.
 """
 
 from __future__ import annotations

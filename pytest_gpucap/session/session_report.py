@@ -16,16 +16,18 @@ from pytest_gpucap.report import terminal as text
 from pytest_gpucap.report.comparison import comparison_summary
 from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.report.publish import publish
+from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.results.result import Result, ResultFile
 from pytest_gpucap.results.result_file import GrowingResultFile, session_file
 
-_COLOURS: Final[dict[str, dict[str, bool]]] = {
-    "PASS": {"green": True},
-    "FAIL": {"red": True},
-    "INVALID": {"red": True},
-    "INCONCLUSIVE": {"yellow": True},
+_COLOURS: Final[dict[Outcome | None, dict[str, bool]]] = {
+    Outcome.PASS: {"green": True},
+    Outcome.FAIL: {"red": True},
+    Outcome.INVALID: {"red": True},
+    Outcome.INCONCLUSIVE: {"yellow": True},
+    None: {},
 }
-"""By a line's first word; the word says it all to whoever sees no colour."""
+"""By the outcome that a line states; its words say the same."""
 
 
 class SessionReport:
@@ -69,8 +71,8 @@ class SessionReport:
     def summarise(self, terminal: Any) -> None:
         """Write the summary to pytest's terminal reporter."""
         terminal.section("GPU capacity")
-        for line in text.summary(self._results).splitlines():
-            terminal.write_line(line, **_COLOURS.get(line.lstrip("- ").partition(" ")[0].rstrip(":"), {}))
+        for line, outcome in text.summary_lines(self._results):
+            terminal.write_line(line, **_COLOURS[outcome])
         for line in comparison_summary(self._results):
             terminal.write_line(line)
         for line in self._unwritten.values() or [f"result file: {shown(self._files[-1].path)}"]:

@@ -64,7 +64,7 @@ def long_run(
     return ratios
 
 
-def saturation_rps(engine: EngineModel, workload: Workload, runs: int = 4) -> float:
+def simulated_saturation_rps(engine: EngineModel, workload: Workload, runs: int = 4) -> float:
     """Requests per second with the engine never short of work: the bound without any latency limit.
 
     The engine's alone: with so much in flight a front end (`front_token_s`) would be far beyond its best.
@@ -87,7 +87,7 @@ def true_rate_rps(profile: Profile, runs: int = 24, seed: int = 1) -> float:
     The same noise and arrivals at every rate; bisection on the logarithm of the worst limit's ratio, then a straight
     line through the last two rates that bracket it.
     """
-    bound = saturation_rps(profile.engine, profile.workload)
+    bound = simulated_saturation_rps(profile.engine, profile.workload)
     if not profile.slo.limits:
         return bound
 

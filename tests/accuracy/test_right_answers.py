@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from pytest_gpucap.accuracy.accuracy_verdict import accuracy_text, apply_accuracy, good_rate
+from pytest_gpucap.accuracy.accuracy_verdict import apply_accuracy, good_rate
 from pytest_gpucap.accuracy.measurement import share_interval
 from pytest_gpucap.requirement import Requirement
 from pytest_gpucap.results.measured import Accuracy, Interval, Measurement, Outcome, Verdict
@@ -112,7 +112,7 @@ def test_the_reasons_say_what_was_found() -> None:
         "capacity says so; answers right 61% (52-70%), needs 90%"
     )
     assert apply_accuracy(verdict(Outcome.PASS), RIGHT).reason == "capacity says so"
-    assert accuracy_text(msgspec.structs.replace(RIGHT, min_accuracy=None)) == "answers right 97% (94-99%)"
+    assert msgspec.structs.replace(RIGHT, min_accuracy=None).claim == "answers right 97% (94-99%)"
 
 
 def test_good_throughput_is_what_is_answered_right() -> None:

@@ -16,7 +16,7 @@ from pytest_gpucap.decisions.paired import (
     Pair,
     pace_of,
     pairs_to_settle,
-    ratio_of,
+    ratio_from_pace,
 )
 from pytest_gpucap.decisions.regression import decide
 from pytest_gpucap.results.comparison import RegressionDecision
@@ -54,12 +54,14 @@ def test_too_few_or_unbalanced_pairs_are_refused(count: int) -> None:
 
 def test_the_ratio_has_the_elasticity_and_the_starts_in_it() -> None:
     exact = PaceDifference(math.log(0.95), 0.0, 2)
-    assert ratio_of(exact, 1.0).value == pytest.approx(0.95)
-    assert ratio_of(exact, 2.0).value == pytest.approx(0.95**2)
-    low = ratio_of(exact, 1.0).low
+    assert ratio_from_pace(exact, 1.0).value == pytest.approx(0.95)
+    assert ratio_from_pace(exact, 2.0).value == pytest.approx(0.95**2)
+    low = ratio_from_pace(exact, 1.0).low
     assert math.log(0.95 / low) == pytest.approx(1.96 * math.sqrt(2) * PAIR_START_SD)
     # What is known of the elasticity is worth less, the further the two are apart.
-    widths = [math.log(r.high / r.low) for r in (ratio_of(PaceDifference(d, 0.0, 2), 2.0) for d in (0.0, -0.05, -0.2))]
+    widths = [
+        math.log(r.high / r.low) for r in (ratio_from_pace(PaceDifference(d, 0.0, 2), 2.0) for d in (0.0, -0.05, -0.2))
+    ]
     assert all(narrow < wide for narrow, wide in pairwise(widths))
 
 
@@ -72,7 +74,7 @@ def test_stopping_at_the_first_look_that_decides_keeps_the_interval(true: float,
         noise = list(true + start + sd * rng.standard_normal(MOST_PAIRS))
         ratio, change = Interval(1, 0, 2), RegressionDecision.INCONCLUSIVE
         for count in range(LEAST_PAIRS, MOST_PAIRS + 1, 2):
-            ratio = ratio_of(pace_of(pairs(noise[:count])), 1.0)
+            ratio = ratio_from_pace(pace_of(pairs(noise[:count])), 1.0)
             change = decide(ratio, 0.05)
             if change is not RegressionDecision.INCONCLUSIVE:
                 break
@@ -85,7 +87,7 @@ def test_stopping_at_the_first_look_that_decides_keeps_the_interval(true: float,
 def test_how_many_pairs_more_would_settle_it() -> None:
     def undecided(error: float) -> int | None:
         pace = PaceDifference(-0.02, error, 2)
-        assert decide(ratio_of(pace, 1.0), 0.05) is RegressionDecision.INCONCLUSIVE
+        assert decide(ratio_from_pace(pace, 1.0), 0.05) is RegressionDecision.INCONCLUSIVE
         return pairs_to_settle(pace, 4, 1.0, 0.05)
 
     few, many = undecided(0.01), undecided(0.03)

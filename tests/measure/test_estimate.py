@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pytest_gpucap.measure.estimate import error_of_mean
-from pytest_gpucap.measure.model_check import pace_of
+from pytest_gpucap.measure.model_check import observed_pace
 
 
 def wandering(correlation: float, windows: int, random: np.random.Generator) -> np.ndarray:
@@ -50,10 +50,10 @@ def at(factor: float) -> float:
 @pytest.mark.parametrize("factor", [0.7, 0.95, 1.0, 1.02, 1.2])
 def test_the_pace_is_that_at_which_so_many_are_in_flight(factor: float) -> None:
     """Near its limit a queue answers no straight line: 1.2 holds six times as many, and a slope would say 1.7."""
-    assert pace_of(at, at(factor)) == pytest.approx(factor, rel=2e-3)
+    assert observed_pace(at, at(factor)) == pytest.approx(factor, rel=2e-3)
 
 
 def test_a_pace_beyond_all_measure_is_the_farthest_and_one_that_shows_nowhere_is_none() -> None:
-    assert pace_of(at, 1e9) == pytest.approx(math.exp(0.7))
-    assert pace_of(at, 0.0) == pytest.approx(math.exp(-0.7))
-    assert math.isnan(pace_of(lambda _factor: 5.0, 7.0))
+    assert observed_pace(at, 1e9) == pytest.approx(math.exp(0.7))
+    assert observed_pace(at, 0.0) == pytest.approx(math.exp(-0.7))
+    assert math.isnan(observed_pace(lambda _factor: 5.0, 7.0))

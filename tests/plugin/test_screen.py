@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-from pytest_gpucap.session.screen import glance
+from pytest_gpucap.session.live_line import glance
 from pytest_gpucap.telemetry.probes import DEVICE_FIELDS
 from pytest_gpucap.telemetry.sampler import LINK_FIELDS, Telemetry, WatchedDevice
 from pytest_gpucap.telemetry.time_series import TimeSeries

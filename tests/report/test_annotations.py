@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from msgspec.structs import replace
 
 from pytest_gpucap.report.annotations import MOST, annotations_of, code_quality, workflow_commands
-from pytest_gpucap.report.clean import visible
+from pytest_gpucap.report.escape import visible
 from pytest_gpucap.results.measured import Interval, Outcome
 from tests.report.test_escape import TEXTS, runner_reads
 from tests.results import made

@@ -9,8 +9,7 @@ import unicodedata
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pytest_gpucap.report.clean import cleaned, visible
-from pytest_gpucap.report.escape import code_block, command_data, command_property, prose
+from pytest_gpucap.report.escape import cleaned, code_block, command_data, command_property, prose, visible
 from tests.report.gfm import rendered, tags, words
 
 HOSTILE = (

@@ -21,7 +21,14 @@ from pytest_gpucap.results.windows import Phase, WindowId
 from pytest_gpucap.roofline.deployment import Deployment
 from pytest_gpucap.roofline.limits import NoLimit, Roofline
 from pytest_gpucap.roofline.model_shape import model_of
-from pytest_gpucap.roofline.plausibility import checked, checked_sample, checked_verdict, impossible, share_of, windows
+from pytest_gpucap.roofline.plausibility import (
+    checked,
+    checked_sample,
+    checked_verdict,
+    impossible,
+    share_of,
+    whole_windows,
+)
 from pytest_gpucap.roofline.precision import precision_of
 from pytest_gpucap.roofline.served import hardware_of
 
@@ -97,7 +104,7 @@ RECORDED = [
 def test_nothing_measured_on_the_h200_is_above_its_limit(samples: list[Sample]) -> None:
     found = roofline()
     assert impossible(samples, replace(found, least_experts=True)) is None
-    for window in windows(samples):
+    for window in whole_windows(samples):
         assert window.output_tokens_per_s < 0.5 * found.at(max(1.0, window.in_flight)).output_tokens_per_s
     share = share_of(samples, found)
     assert share is not None
@@ -153,7 +160,7 @@ def test_a_stuck_server_may_hold_answers_longer_than_the_mean_ones() -> None:
 def test_slices_of_one_phase_are_one_window_and_short_ones_none() -> None:
     slices = [sample(1000 * i, 8, HOLD.part(i, 3), 1.0) for i in (1, 2, 3)]
     blink = sample(9e9, 1, WindowId(Phase.HOLD, 2), 0.5)
-    (window,) = windows([*slices, blink])
+    (window,) = whole_windows([*slices, blink])
     assert (window.window, window.duration_s, window.output_tokens_per_s) == (HOLD, 3.0, 2000)
     assert share_of([blink], roofline()) is None
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from pytest_gpucap.report import rows
 from pytest_gpucap.report.formatting import (
-    bound_by,
+    bound_by_parts,
     gpus,
     headline,
     known,
@@ -222,8 +222,8 @@ def _budget(result: Result) -> list[Fact]:
 def _throughput(result: Result) -> list[Fact]:
     """What binds, and what the server delivers at other loads."""
     figures = []
-    if bound_by(result):
-        bound, _, detail = bound_by(result).partition(", ")
+    bound, detail = bound_by_parts(result)
+    if bound:
         figures.append(Fact("Bound by", bound, detail))
     for found, name in ((result.saturated_rate, "Saturated"), (result.single_rate, "One at a time")):
         if found is not None:
@@ -306,7 +306,7 @@ def _environment(result: Result) -> list[Fact]:
         for name, value in values
         if isinstance(value, tuple) and value and all(isinstance(each, str) for each in value)
     ]
-    return [*(Fact(name, value) for name, value in rows.environment(result) if name != "command"), *listed]
+    return [*(Fact(name, value) for name, value in rows.environment_rows(result) if name != "command"), *listed]
 
 
 def _span(found: Interval | None, design_rps: float | None) -> CapacitySpan | None:

@@ -9,26 +9,20 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
 import msgspec
 
-from pytest_gpucap.report.formatting import known, limit_name, significant
-from pytest_gpucap.results.measured import Latency, Sample
+from pytest_gpucap.report.formatting import known, percentile_name, significant
+from pytest_gpucap.requirement import limited_percentile
+from pytest_gpucap.results.measured import KEPT_PERCENTILES, Sample
 from pytest_gpucap.results.result import DeclaredSlo, Result
 from pytest_gpucap.results.telemetry import TelemetryOverTime
 from pytest_gpucap.results.windows import WindowId
 
-_RECORDED: Final[Mapping[int, Callable[[Latency], float]]] = {
-    50: lambda latency: latency.p50_s,
-    90: lambda latency: latency.p90_s,
-    95: lambda latency: latency.p95_s,
-    99: lambda latency: latency.p99_s,
-}
-"""Percentiles that a sample keeps of every latency."""
 _P95_FROM: Final = 70
 """Timelines hold medians and p95s; a limit at this percentile or above is drawn with the p95."""
 
@@ -200,22 +194,22 @@ class DrawnLatency:
     @property
     def recorded(self) -> int:
         """The recorded percentile that stands for it: the nearest one that is not below, or the highest."""
-        return next((kept for kept in _RECORDED if kept >= self.percent - 1e-7), max(_RECORDED))
+        return next((kept for kept in KEPT_PERCENTILES if kept >= self.percent - 1e-7), max(KEPT_PERCENTILES))
 
     @property
     def name(self) -> str:
         """``p95 E2E``."""
-        return f"p{self.recorded} {self.metric.upper()}"
+        return percentile_name(self.metric, self.recorded)
 
     @property
     def limit_text(self) -> str:
         """``p95 E2E limit``, by the percentile that was declared."""
-        return f"{limit_name(f'{self.metric}_p{self.percent:g}')} limit"
+        return f"{percentile_name(self.metric, self.percent)} limit"
 
     @property
     def name_over_time(self) -> str:
         """``p95 E2E``, by the percentile that stands for it in a timeline."""
-        return f"p{self._percent_over_time} {self.metric.upper()}"
+        return percentile_name(self.metric, self._percent_over_time)
 
     @property
     def column(self) -> str:
@@ -229,7 +223,7 @@ class DrawnLatency:
     def of(self, sample: Sample) -> float | None:
         """In seconds; None where the sample has none."""
         latency = sample.latencies.get(self.metric)
-        return None if latency is None else known(_RECORDED[self.recorded](latency))
+        return None if latency is None else known(latency.percentile(self.recorded))
 
 
 def chart_phases(samples: Iterable[Sample]) -> list[ChartPhase]:
@@ -264,8 +258,8 @@ def drawn_latencies(slo: DeclaredSlo) -> list[DrawnLatency]:
     """The latencies that limits are set on; p95 of TTFT and E2E when there are none."""
     found = []
     for keyword, limit_s in slo.limits.items():
-        metric, _, percent = keyword.partition("_p")
-        found.append(DrawnLatency(metric, float(percent.replace("_", ".")), limit_s))
+        if limited := limited_percentile(keyword):
+            found.append(DrawnLatency(limited.metric, float(limited.percent), limit_s))
     return found or [DrawnLatency("ttft", 95.0, None), DrawnLatency("e2e", 95.0, None)]
 
 

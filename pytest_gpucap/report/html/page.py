@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from pytest_gpucap.report import rows
-from pytest_gpucap.report.clean import cleaned
+from pytest_gpucap.report.escape import cleaned
 from pytest_gpucap.report.formatting import seconds
 from pytest_gpucap.report.html.cards import EMPTY_CELL, Badge, badge, result_cards, time_text
 from pytest_gpucap.report.html.charts import CurveChart, StripChart, curve_chart, strip_chart
@@ -115,7 +115,7 @@ def _counts(results: Sequence[Result]) -> list[tuple[Badge, int]]:
 
 def _places(results: Sequence[Result]) -> list[str]:
     """What was measured on what; one line each, usually one."""
-    return [place for place in dict.fromkeys(map(rows.place, results)) if place]
+    return [place for place in dict.fromkeys(map(rows.measured_on, results)) if place]
 
 
 def embedded(value: Any) -> Markup:
