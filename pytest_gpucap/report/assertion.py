@@ -78,7 +78,7 @@ def _lines(name: str, result: Result) -> Iterator[str]:
     yield f"{name} of {result.name}{simulated}{f': {_source(result)}' if name.startswith('gpus') else ''}"
     rate = result.sustainable_rate
     if rate is not None and (found := formatted(rate)):
-        yield f"sustainable rate {found} req/s a replica ({rate.confidence * 100:g}% interval)"
+        yield f"sustainable rate {found} req/s per replica ({rate.confidence * 100:g}% interval)"
     yield from (f"{key}: {value}" for key, value in rows.causes(result))
 
 

@@ -104,7 +104,7 @@ def comparison_markdown(results: Sequence[Result], base: str, head: str) -> str:
     said = ", ".join(
         f"{_ICONS[decision]} {counts[decision]} {decision}" for decision in _WORST_FIRST if counts[decision]
     )
-    head_row = ["decision", "requirement", "base → head, req/s a replica (95% interval)", "change (95% interval)"]
+    head_row = ["decision", "requirement", "base → head, req/s per replica (95% interval)", "change (95% interval)"]
     blocks = [f"**{said or 'Nothing to compare'}**"]
     if any(result.simulated for result in results):
         blocks.append(f"> **SIMULATED**: {NOT_MEASURED}.")

@@ -130,7 +130,7 @@ _LEADING: Final = 3
 
 def _table(page: _Page, results: Sequence[Result]) -> None:
     compared = any(result.comparison is not None for result in results)
-    rate_head = "base → head, req/s a replica (95% interval)" if compared else "req/s a replica (95% interval)"
+    rate_head = "base → head, req/s per replica (95% interval)" if compared else "req/s per replica (95% interval)"
     gpu_head = "GPUs base → head / budget" if compared else "GPUs / budget"
     heads = ["verdict", "requirement", rate_head, gpu_head, "slack (95% interval)"]
     page.rows(f"{table_row(heads)}\n{table_row(['---'] * len(heads))}", (table_row(_row(result)) for result in results))

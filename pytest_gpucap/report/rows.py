@@ -191,14 +191,14 @@ def place(result: Result) -> str:
 def _requirement(result: Result) -> str:
     declared = result.requirement
     budget = f"{declared.qps:g} req/s on {gpus(declared.gpus)}, headroom {declared.headroom:g}"
-    return f"{budget} -> {rate(result.design_rate_rps)} a replica"
+    return f"{budget} -> {rate(result.design_rate_rps)} per replica"
 
 
 def _found(result: Result) -> list[Row]:
     found, lines = result.sustainable_rate, []
     if found is not None:
         binding = f", bound by {limit_name(result.binding)}" if result.binding else ""
-        lines.append(("sustainable", f"{interval(found)} req/s a replica{binding}"))
+        lines.append(("sustainable", f"{interval(found)} req/s per replica{binding}"))
     if result.slack is not None:
         lines.append(("slack", percent_interval(result.slack)))
     if found is not None and result.gpus_interval is not None:
@@ -235,7 +235,7 @@ def accuracy(result: Result) -> list[Row]:
     lines = [("accuracy", f"{value} ({low} to {high}), {found.right} of {found.answers} answers right{least}")]
     lines += [("", told)] if told else []
     if found.good_rps is not None:
-        lines.append(("good", f"{interval(found.good_rps)} right answers a second a replica"))
+        lines.append(("good", f"{interval(found.good_rps)} right answers a second per replica"))
     return lines
 
 

@@ -80,7 +80,7 @@ def details(result: Result) -> str:
 
 
 def _table(results: Sequence[Result]) -> str:
-    headers = ["verdict", "requirement", "req/s a replica", "needed", "GPUs", "slack"]
+    headers = ["verdict", "requirement", "req/s per replica", "needed", "GPUs", "slack"]
     body = [_row(result) for result in results]
     table = _tabulated(headers, body)
     # The name gives way, so that the figures fit the screen.

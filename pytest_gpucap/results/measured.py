@@ -257,4 +257,4 @@ def _found(measurement: Measurement) -> str:
         return "no sustainable rate"
     bound = f", bound by {measurement.binding}" if measurement.binding else ""
     simulated = ", SIMULATED" if measurement.simulated else ""
-    return f"{found.value:.4g} ({found.low:.4g}-{found.high:.4g}) req/s a replica{bound}{simulated}"
+    return f"{found.value:.4g} ({found.low:.4g}-{found.high:.4g}) req/s per replica{bound}{simulated}"

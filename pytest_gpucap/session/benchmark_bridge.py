@@ -150,7 +150,7 @@ def extra_info(result: Result) -> dict[str, Any]:
     """What the rounds cannot say: the interval, the verdict, the budget, and on what it was measured."""
     environment = result.environment
     return {
-        "unit": "req/s a replica",
+        "unit": "req/s per replica",
         "kind": result.kind.value,
         "outcome": None if result.outcome is None else result.outcome.value,
         "sustainable_rate_rps": to_builtins(result.sustainable_rate),

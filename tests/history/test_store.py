@@ -85,7 +85,7 @@ def test_nothing_of_the_user_or_the_machine_is_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "25.1 req/s a replica, bound by p95 E2E",
+        "25.1 req/s per replica, bound by p95 E2E",
         "http://127.0.0.1:8000/v1",
         "hold 1 (1/3)",
         "Qwen/Qwen2-1.5B",
