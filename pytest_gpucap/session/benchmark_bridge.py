@@ -1,4 +1,4 @@
-"""pytest-benchmark's reports of our measurements, by its public interface: OPS is the sustainable rate in req/s.
+"""Reports measurements through pytest-benchmark's public interface: OPS is the sustainable rate in req/s.
 
 A measured test is replayed through the ``benchmark`` fixture's ``pedantic`` with a timer that reads a virtual clock. A
 round is one window of the hardest closed loop that was held; it lasts as long as one request took in it at the
@@ -26,15 +26,15 @@ from pytest_gpucap.results.encoding import to_builtins
 from pytest_gpucap.results.result import Result, ResultKind
 
 _OURS: Final = pytest.StashKey["_Clock"]()
-"""Set on tests whose ``benchmark`` fixture was asked for by us, under ``--benchmark-only``."""
+"""Marks tests whose ``benchmark`` fixture this plugin requested, under ``--benchmark-only``."""
 
 _BEST_FIRST: Final = (ResultKind.CHECK, ResultKind.MEASURE, ResultKind.SWEEP, ResultKind.SAMPLE)
 EXTRA: Final = "gpucap"
-"""The key of ``extra_info`` under which all of ours stands."""
+"""The key of ``extra_info`` that holds everything of this plugin."""
 
 
 class NothingMeasured(Exception):  # noqa: N818 - never seen by a user
-    """Raised inside pytest-benchmark, so that it knows of a benchmark that has no figure, and stores none."""
+    """Raised inside pytest-benchmark for a benchmark without a figure, so that it stores none."""
 
 
 class _Clock:
@@ -85,7 +85,7 @@ def ask_for_fixture(config: pytest.Config, items: Sequence[pytest.Item]) -> None
 
 
 def replay(request: pytest.FixtureRequest, results: Sequence[Result]) -> None:
-    """Let pytest-benchmark measure again what the test that is running has measured."""
+    """Replay through pytest-benchmark what the running test has measured."""
     item, config = request.node, request.config
     clock = item.stash.get(_OURS, None)
     if clock is None:
@@ -147,7 +147,7 @@ def place(result: Result) -> str:
 
 
 def extra_info(result: Result) -> dict[str, Any]:
-    """What the rounds cannot say: the interval, the verdict, the budget, and on what it was measured."""
+    """What the rounds cannot hold: the interval, the verdict, the budget, and on what it was measured."""
     environment = result.environment
     return {
         "unit": "req/s per replica",
@@ -186,13 +186,13 @@ def refuse_other_class(compared: Mapping[str, Any], here: str | None) -> None:
 
 
 def _chosen(results: Sequence[Result]) -> Result | None:
-    """The one measurement of a test that stands for it: the last of the most telling kind that has a figure."""
+    """The measurement that represents a test: of the most informative kind that has a figure, the last one."""
     known = [result for result in results if _rate(result) > 0]
     return min(reversed(known), key=lambda result: _BEST_FIRST.index(result.kind), default=None)
 
 
 def _rate(result: Result) -> float:
-    """Requests a second; 0 where there is no figure, or none to be trusted."""
+    """Requests a second; 0 if there is no figure or the result is invalid."""
     if result.problems:
         return 0.0
     if result.kind is ResultKind.SAMPLE:

@@ -1,4 +1,4 @@
-"""What pytest-benchmark is told of the machine: on what this session measures, as far as it is known before it does."""
+"""The machine information for pytest-benchmark: what this session measures on, if known in advance."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pytest_gpucap.session import benchmark_bridge
 from pytest_gpucap.session.placement import SIMULATED, own_classes
 
 REQUEST = pytest.StashKey[pytest.FixtureRequest]()
-"""The request of a test's ``gpucap`` fixture: what pytest-benchmark's fixture is asked for through."""
+"""The request of a test's ``gpucap`` fixture. It is used to get pytest-benchmark's fixture."""
 
 
 def replay(item: pytest.Item, results: Sequence[Result]) -> None:
@@ -53,7 +53,7 @@ def check_comparable(options: Options, compared: dict[str, Any]) -> None:
 
 
 def _here(options: Options) -> str | None:
-    """What `benchmark_bridge.place` will say of this session's results; None where nobody can know."""
+    """What `benchmark_bridge.place` will say of this session's results; None if that is not known."""
     if options.url is not None:
         return urlsplit(options.url).netloc
     if options.gpu_class is not None and options.gpu_class.startswith(SIMULATED):

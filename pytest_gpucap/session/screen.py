@@ -1,4 +1,4 @@
-"""Where the live lines go, and what they say of the devices."""
+"""Where the live lines go, and what they show of the devices."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _GLANCE_S: Final = 2.0
 def live(config: pytest.Config, name: str) -> LiveLine:
     """The live lines of a test: rewritten in place on a terminal, plain under ``-q`` and from an xdist worker."""
     stays = config.get_verbosity() < 0 or hasattr(config, "workerinput") or os.environ.get("TERM") == "dumb"
-    # Not `sys.__stdout__.isatty()`: while a test runs, pytest's capture stands behind that.
+    # Not `sys.__stdout__.isatty()`: pytest captures that stream while a test runs.
     terminal = getattr(config.pluginmanager.getplugin("terminalreporter"), "isatty", False)
     return LiveLine(name, _writer(config), interactive=terminal and not stays)
 
@@ -59,7 +59,7 @@ def _to_terminal(terminal: Any) -> Callable[[str], None] | None:
 
 
 def _to_stderr(worker: str) -> Callable[[str], None] | None:
-    """A worker's standard output is its line to the main process; its standard error is the user's."""
+    """A worker's standard output carries messages to the main process, so lines for the user go to standard error."""
     error = sys.__stderr__
     if error is None:
         return None

@@ -25,7 +25,7 @@ _COLOURS: Final[dict[str, dict[str, bool]]] = {
     "INVALID": {"red": True},
     "INCONCLUSIVE": {"yellow": True},
 }
-"""By a line's first word; the word says it all to whoever sees no colour."""
+"""By a line's first word, which has the same meaning without colour."""
 
 
 class SessionReport:
@@ -53,7 +53,7 @@ class SessionReport:
             try:
                 file.write(content)
             except OSError as error:
-                # A full disk must not cost the verdicts that are still to come; it is said at the end.
+                # A full disk must not lose the verdicts that follow. The summary reports it.
                 self._unwritten[file.path] = f"{file.path} could not be written: {error}"
             else:
                 self._unwritten.pop(file.path, None)
