@@ -12,10 +12,10 @@ from pytest_gpucap.results.trend import Trend
 def past(folder: Path) -> list[Trend]:
     """The trend of every series in the result files of a folder and below.
 
-    Files that are no result get a line on standard error.
+    Each file that is not a result file gets a line on standard error.
 
     Raises:
-        CommandError: without the folder, or without the extra ``history``.
+        CommandError: if the folder or the extra ``history`` is missing.
     """
     from pytest_gpucap.history.detection import MissingLibraryError
     from pytest_gpucap.history.nightly import read_folder, series_of

@@ -11,7 +11,7 @@ class UrlEngine(Engine):
     """Measures a server that already runs, whatever the test's own engine is.
 
     Args:
-        request: its model says which of the server's models is meant.
+        request: its model selects one of the server's models.
         url: of ``--gpucap-url``.
         api_key_env: the environment variable that holds the key.
     """
@@ -41,4 +41,4 @@ class UrlEngine(Engine):
 
     def with_base(self, base_args: str, base_python: str | None) -> EnginePair[Engine]:  # noqa: ARG002 - none is meant
         """See `Engine.with_base`."""
-        raise ValueError("--gpucap-base-... needs servers of our own to start, and --gpucap-url names one that runs")
+        raise ValueError("--gpucap-base-... needs servers that the plugin starts, but --gpucap-url names a running one")

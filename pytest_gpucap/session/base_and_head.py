@@ -1,8 +1,8 @@
 """The pull request's base beside its head: what ``--gpucap-base-python`` and ``--gpucap-base-args`` mean for a test.
 
 Both servers run on the same leased devices. One idles while the other is measured, so the GPU's memory must hold both.
-If it does, the base starts beside the running head. If it does not, both are started again for the comparison, each with
-less memory, and the result says so.
+If it does, the base starts beside the running head. If not, both are restarted for the comparison, each with less
+memory, and the result says so.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def base_of(head: Placement, options: Options) -> EnginePair[Engine] | None:
     if not named or head.skip is not None or head.engine is None:
         return None
     if options.compare is not None:
-        raise ValueError("--gpucap-compare and --gpucap-base-...: a result holds one comparison, so give only one of the two")
+        raise ValueError("--gpucap-compare and --gpucap-base-...: a result holds one comparison, so give one of them")
     if options.base_python is not None and shutil.which(options.base_python) is None:
         raise ValueError(f"--gpucap-base-python: there is no interpreter at {options.base_python}")
     pair = head.engine.with_base(options.base_args or "", options.base_python)
@@ -96,7 +96,9 @@ class BaseAndHead:
     live: LiveLine
 
     def compare(self, requirement: Requirement, kept: KeptResult) -> None:
-        """Measure both in alternation and add the comparison to the result. A REGRESSED is measured again on fresh servers.
+        """Measure both in alternation and add the comparison to the result.
+
+        A REGRESSED is measured again on fresh servers.
 
         Raises:
             PairInvalid: if the alternation cannot be trusted, or the base does not start.

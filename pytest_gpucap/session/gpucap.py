@@ -1,6 +1,6 @@
 """The ``gpucap`` fixture's object: runs the measuring procedure on the test's server and records the results.
 
-A test file may import `GpuCap` for its annotations, so modules that only measuring needs are imported inside the methods that measure.
+A test file may import `GpuCap` for its annotations. So the methods that measure import what only measuring needs.
 """
 
 from __future__ import annotations

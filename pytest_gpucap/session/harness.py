@@ -38,7 +38,7 @@ class Harness:
 
     @property
     def requirement(self) -> Requirement:
-        """The declared requirement, or one with only the test's workload and limits, for measuring without a verdict."""
+        """The declared requirement; without one, the test's workload and limits, which give no verdict."""
         declared = self.declared
         return declared.requirement or Requirement(
             declared.name,

@@ -56,7 +56,7 @@ class LiveLine:
             self._open_line = False
 
     def waiting(self, text: str) -> None:
-        """Show what a wait is for. A terminal rewrites the line in place; elsewhere a line is written twice a minute."""
+        """Show what a wait is for. A terminal rewrites its line; elsewhere a line is written twice a minute."""
         if self._write is None:
             return
         if self._interactive:

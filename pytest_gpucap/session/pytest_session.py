@@ -1,6 +1,6 @@
 """One pytest session: what its tests declare, in which order they run, and what they found.
 
-Every collection of our tests imports this file, so modules that only measuring needs are imported inside the methods that measure.
+Every collection of our tests imports this file. So the methods that measure import what only measuring needs.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class PytestSession:
         """Parse the markers of our tests and decide where each is measured.
 
         Returns:
-            Every mistake of the session, a line each, so that all can be corrected at once; empty if there is none. With
-            a mistake, no test of ours runs. pytest stops; an xdist worker cannot stop without a crash, so there each
-            test fails with the mistakes before it starts anything.
+            Every mistake of the session, one per line; empty if there is none. After a mistake no test of ours runs:
+            pytest stops. An xdist worker cannot stop without a crash, so there each test fails with the mistakes before
+            it starts anything.
         """
         mistakes = []
         plans: dict[Hashable, _Plan] = {}
@@ -109,7 +109,7 @@ class PytestSession:
         """Check that the session's baselines can be read and written.
 
         Raises:
-            pytest.UsageError: one line on the file that cannot; in an xdist worker, which it would crash, every test of
+            pytest.UsageError: one line on the file that cannot. It would crash an xdist worker; there every test of
                 ours fails with it instead.
         """
         if self._options.compare is None and self._options.save is None:
