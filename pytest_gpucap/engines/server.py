@@ -140,7 +140,7 @@ class HttpServer:
             raise MetricsUnavailable(f"{self.root_url}/metrics gives no Prometheus metrics: {error}") from None
 
     def reset_caches(self) -> bool:
-        """Empty the server's prefix and multi-modal caches; False if it cannot, for instance with requests in flight."""
+        """Empty the server's prefix and multi-modal caches; False if it cannot, such as with requests in flight."""
         try:
             answer = self.request("/reset_prefix_cache", method="POST")
         except EndpointError:

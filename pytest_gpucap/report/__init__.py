@@ -1,1 +1,1 @@
-"""Reports: made from finished results alone, in the plain form of the result file."""
+"""Reports. They are made from finished results alone."""

@@ -1,7 +1,7 @@
 """Strings from outside made harmless before any report shows them.
 
-Test names, model names, log lines and server answers reach reports. A terminal obeys escape sequences, and every format
-gives line breaks and direction marks a meaning, so they are written out instead of written.
+Test names, model names, log lines and server answers reach reports. Terminals obey escape sequences, and every
+format interprets line breaks and direction marks. So these characters are shown as Python escapes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import msgspec
 T = TypeVar("T")
 
 _DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Marks that make text read in another order than it is stored in."""
+"""Marks that change the reading direction of text."""
 _NUMBERS = frozenset({"series", "timeline", "histograms"})
 """Parts of a result that hold hundreds of thousands of numbers, and no text that is shown."""
 _NOT_XML = frozenset("\ufffe\uffff")
@@ -24,7 +24,7 @@ _UNSHOWABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
 def visible(text: str) -> str:
-    """One line of printable text: white space becomes single spaces, controls and direction marks Python escapes."""
+    """One line of printable text. White space becomes single spaces, controls and direction marks Python escapes."""
     if text.isascii() and text.isprintable():
         return text
     plain = " ".join(text.split())

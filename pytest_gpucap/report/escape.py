@@ -1,7 +1,7 @@
-"""Strings from outside inside Markdown, HTML and workflow commands: shown as they are, and never obeyed.
+"""Escapes outside strings in Markdown, HTML and workflow commands: they are shown literally and never interpreted.
 
-Every character that could mean something becomes a character reference, because CommonMark gives references no
-structural meaning, tables do not split at them, and HTML shows them as text: one escaping serves all three.
+Every special character becomes a character reference. CommonMark gives references no structural meaning, tables do not
+split at them, and HTML shows them as text. So one kind of escaping serves all three.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Final
 from pytest_gpucap.report.clean import visible
 
 _MEANINGFUL: Final = {ord(character): f"&#{ord(character)};" for character in '\\`*_{}[]<>#!|~$&@^"'}
-# GitHub and GitLab look for references in the finished text, where a character reference is a character again: only
-# another character breaks them up. So a zero-width space goes after a sigil that a word follows (@user, #1, !2,
+# GitHub and GitLab look for mentions in the finished text, where a character reference is a character again. Only an
+# additional character breaks them up. So a zero-width space goes after a sigil that a word follows (@user, #1, !2,
 # ~label, %milestone, $snippet, &epic, ^alert, GH-3), and into what would become a link.
 _REFERENCE: Final = re.compile(
     r"(?<=[@#!~%$&^])(?=[\w\"{*\[])|(?<=GH-)(?=\d)|(?<=:)(?=//)|(?<=www)(?=\.)", re.IGNORECASE
@@ -26,7 +26,7 @@ _ELLIPSIS: Final = "..."
 def prose(text: str, limit: int = 600) -> str:
     """Text for a Markdown paragraph, a table cell or an HTML element: one line, at most `limit` characters of it.
 
-    It must follow something of ours on its line: a line's first characters mean more than others (``-``, ``1.``, and
+    It must not start a line, because a line's first characters can be markup (``-``, ``1.``, and
     GitLab's ``/close``).
     """
     line = visible(text)

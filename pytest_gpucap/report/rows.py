@@ -1,6 +1,6 @@
-"""What one result says, as rows of plain text: every report that people read is composed of these.
+"""One result as rows of plain text. Every report for people is made of these rows.
 
-A part of the result that is absent gives no row, so a report shows what was measured and nothing else.
+An absent part of the result gives no row, so a report shows only what was measured.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ Row = tuple[str, str]
 WORST_FIRST = (Outcome.INVALID, Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.PASS, None)
 _USUAL = [("ttft", "p95"), ("e2e", "p95")]
 _PERCENTILES = (50, 90, 95, 99)
-"""Those that a window keeps of every latency."""
+"""The percentiles that a window keeps of every latency."""
 _SHOWN_S = 0.05
 """Phases shorter than this are left out of the server time shown."""
 
 
 def worst_first(results: Iterable[Result]) -> list[Result]:
-    """The results in the order in which people want to read them; expected failures after the others."""
+    """The results, the worst first. Expected failures come after other failures."""
     return sorted(
         results,
         key=lambda result: (
@@ -50,7 +50,7 @@ def worst_first(results: Iterable[Result]) -> list[Result]:
 
 
 def rows(result: Result) -> list[Row]:
-    """What was asked, what was found, and what it took."""
+    """The requirement, the findings, and the server time."""
     judged = result.design_rate_rps is not None
     return [
         *([("requirement", _requirement(result))] if judged else []),
@@ -84,12 +84,12 @@ def causes(result: Result) -> list[Row]:
 
 
 def failed(result: Result) -> bool:
-    """There is a verdict, and it is not PASS."""
+    """Whether there is a verdict other than PASS."""
     return result.outcome not in {Outcome.PASS, None}
 
 
 def regressed(result: Result) -> bool:
-    """The baseline was better, beyond what chance and the allowance explain."""
+    """Whether the comparison found a regression."""
     return result.comparison is not None and result.comparison.decision is RegressionDecision.REGRESSED
 
 
@@ -118,7 +118,7 @@ def grouped(samples: Sequence[Sample]) -> list[tuple[WindowId, list[Sample]]]:
 
 
 def mean(samples: Sequence[Sample], figure: Callable[[Sample], float]) -> float | None:
-    """A figure's mean over the time of the samples that have it."""
+    """The time-weighted mean of a figure over the samples that have it."""
     found = [
         (value, sample.end_s - sample.start_s) for sample in samples if (value := known(figure(sample))) is not None
     ]
@@ -136,8 +136,8 @@ _FIGURES: tuple[Callable[[Sample], float], ...] = (
 def windows(result: Result) -> tuple[list[str], list[list[str]]]:
     """Headers and rows of the measuring windows, with the percentiles that limits are set on (TTFT and E2E if none).
 
-    A latency is that of the window's worst third. Of a limit at a percentile that windows do not keep, the nearest one
-    is shown, under its own name.
+    A latency is that of the window's worst slice. If windows do not keep a limit's percentile, the nearest one is shown
+    under its own name.
     """
     columns = list(dict.fromkeys(kept_percentile(name) for name in result.slo.limits)) or _USUAL
     latencies = [f"{percentile} {metric.upper()}" for metric, percentile in columns]
@@ -208,7 +208,7 @@ def _found(result: Result) -> list[Row]:
 
 
 def _physical_limit(result: Result) -> list[Row]:
-    """What the hardware's bandwidth and compute allow at most."""
+    """The upper limit from the hardware's bandwidth and compute."""
     if found := result.limit:
         return [("physical limit", found.text)]
     reason = result.no_limit
@@ -216,7 +216,7 @@ def _physical_limit(result: Result) -> list[Row]:
 
 
 def accuracy(result: Result) -> list[Row]:
-    """The share of answers that were right, and what throughput that leaves."""
+    """The share of right answers, and the rate of right answers."""
     found = result.accuracy
     if found is None:
         return []
@@ -226,10 +226,10 @@ def accuracy(result: Result) -> list[Row]:
     least = f", at least {percent(found.min_accuracy)} required" if found.min_accuracy is not None else ""
     notes = [
         f"in {len(found.samples)} samples" if found.samples else "",
-        f"{found.cut} cut off at the most tokens an answer may take" if found.cut else "",
+        f"{found.cut} cut off at the token limit" if found.cut else "",
         f"{found.skipped} without reasoning" if found.skipped else "",
-        f"{found.ungraded} not readable here (a maths parser comes with the accuracy extra)" if found.ungraded else "",
-        f"{found.failed} requests came to no answer" if found.failed else "",
+        f"{found.ungraded} not readable here (the accuracy extra has a maths parser)" if found.ungraded else "",
+        f"{found.failed} requests got no answer" if found.failed else "",
     ]
     told = ", ".join(filter(None, notes))
     lines = [("accuracy", f"{value} ({low} to {high}), {found.right} of {found.answers} answers right{least}")]

@@ -16,14 +16,14 @@ from pytest_gpucap.results.telemetry import Bottleneck
 
 _WIDTH = 80
 _LEAST_NAME = 8
-"""Columns that a requirement's name gets, however wide the figures beside it are."""
+"""Least columns for a requirement's name, however wide the other columns are."""
 _NAME = 18
 """Columns for the name of a window."""
 SIMULATED: Final = f"SIMULATED: {NOT_MEASURED}"
 
 
 def summary(results: Iterable[Result]) -> str:
-    """One table, worst first; then what every failure rests on; then where and how long it was measured."""
+    """One table, worst first; then the evidence for every failure; then where and how long it was measured."""
     ordered = rows.worst_first([cleaned(result) for result in results])
     parts = [_table(ordered)]
     parts += ["\n".join(_reasons(result)) for result in ordered if rows.failed(result)]
@@ -33,7 +33,7 @@ def summary(results: Iterable[Result]) -> str:
 
 
 def _limits(results: Sequence[Result]) -> list[str]:
-    """Each result as a share of its physical limit; those without one by the reason. Simulated ones have none."""
+    """Each result as a share of its physical limit, or why it has none. Simulated results have none."""
     lines = [f"{result.name}: {result.limit.text}" for result in results if result.limit is not None]
     unknown: dict[str, list[str]] = {}
     for result in results:
@@ -43,7 +43,7 @@ def _limits(results: Sequence[Result]) -> list[str]:
 
 
 def failure(result: Result) -> str:
-    """The text of a failed check: the arithmetic first, then what it rests on."""
+    """The text of a failed check: the arithmetic first, then the evidence."""
     result = cleaned(result)
     lines = [f"{result.outcome}: {headline(result)}"]
     if result.simulated:
@@ -54,13 +54,13 @@ def failure(result: Result) -> str:
 
 
 def section(result: Result) -> str:
-    """What a test measured that then failed an assertion of its own."""
+    """What a test measured before it failed an assertion of its own."""
     head = f"{result.outcome or result.kind}: {headline(cleaned(result))}"
     return "\n".join([head, *([SIMULATED] if result.simulated else []), "", details(result)])
 
 
 def details(result: Result) -> str:
-    """What a result rests on: its figures, windows, bottleneck and surroundings."""
+    """The evidence for a result: its figures, windows, bottleneck and environment."""
     result = cleaned(result)
     lines = _aligned(rows.rows(result))
     if result.samples:
@@ -83,7 +83,7 @@ def _table(results: Sequence[Result]) -> str:
     headers = ["verdict", "requirement", "req/s per replica", "needed", "GPUs", "slack"]
     body = [_row(result) for result in results]
     table = _tabulated(headers, body)
-    # The name gives way, so that the figures fit the screen.
+    # The name is cut, so that the figures fit the screen.
     too_wide = max(map(len, table.splitlines())) - _WIDTH
     if too_wide <= 0:
         return table
@@ -149,7 +149,7 @@ def _aligned(named: Sequence[rows.Row]) -> list[str]:
 
 def wrapped(text: str, indent: str = "", hang: str = "") -> list[str]:
     """Lines of at most 80 columns; those after the first begin with `hang`."""
-    # A path or a flag that is cut in two can no longer be copied; it may stand out of the text instead.
+    # A broken path or flag cannot be copied, so it may exceed the width instead.
     return textwrap.wrap(
         text, _WIDTH, initial_indent=indent, subsequent_indent=hang, break_long_words=False, break_on_hyphens=False
     )

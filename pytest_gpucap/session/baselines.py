@@ -67,9 +67,7 @@ def save(options: Options, session: ResultFile) -> str:
     except (ResultFileError, OSError) as error:
         return f"baseline {options.save} was NOT saved: {error}"
     kept, measured = len(saved.results), len(session.results)
-    left_out = (
-        f", {measured - kept} left out (simulated, without a rate, or invalid)" if kept < measured else ""
-    )
+    left_out = f", {measured - kept} left out (simulated, without a rate, or invalid)" if kept < measured else ""
     gone = before - {result.test for result in saved.results}
     lost = f"; it no longer holds {', '.join(sorted(gone))}" if gone else ""
     return f"baseline {options.save}: {kept} result{'' if kept == 1 else 's'} saved in {shown(path)}{left_out}{lost}"

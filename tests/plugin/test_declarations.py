@@ -102,7 +102,7 @@ MISTAKES = [
     ("gpucap(qps=1, endpoint='telnet')", "endpoint must be one of chat, completions"),
     ("gpucap(qps=1, ignore_eos='yes')", "ignore_eos must be True or False"),
     ("gpucap(qps=1, temperature=-1)", "temperature must not be negative"),
-    ("gpucap(qps=1, input_tokens=8, shared_prefix_tokens=8)", "shared_prefix_tokens=8 leaves nothing"),
+    ("gpucap(qps=1, input_tokens=8, shared_prefix_tokens=8)", "shared_prefix_tokens=8 leaves no token"),
     ("gpucap(qps=1, max_error_rate='150%')", "max_error_rate must lie between 0 and 1"),
     ("vllm('a', model='b')", "names model twice"),
     ("vllm(model='m', tensor_parallel_size=0)", "tensor_parallel_size must be a whole number"),
