@@ -82,12 +82,12 @@ def test_every_result_and_then_the_whole_file_are_reported_even_past_a_reporter_
         import json
 
         def pytest_gpucap_result(config, result):
-            print("one:", result["test"], result["kind"])
-            if result["test"].endswith("test_one"):
+            print("one:", result.test, result.kind)
+            if result.test.endswith("test_one"):
                 raise OSError("the board is down")
 
         def pytest_gpucap_results(config, results):
-            print("all:", *(each["test"] for each in results["results"]))
+            print("all:", *(each.test for each in results.results))
         """
     )
     pytester.makepyfile(
