@@ -17,20 +17,20 @@ class GpuCapError(Exception):
     """
 
     needs_traceback: ClassVar[bool] = True
-    """Whether a report shows where the error was raised; False where the message says all there is to say."""
+    """Whether a report shows where the error was raised; False if the message is complete."""
 
 
-class MeasurementInvalid(GpuCapError):  # noqa: N818 - the verdict's own word
-    """The measurement cannot be trusted; the message names the check that broke, and says nothing about capacity."""
+class MeasurementInvalid(GpuCapError):  # noqa: N818 - named after the verdict
+    """The measurement cannot be trusted. The message names the failed check and says nothing about capacity."""
 
     needs_traceback = False
 
 
-class PairInvalid(GpuCapError):  # noqa: N818 - like the verdict's own word
+class PairInvalid(GpuCapError):  # noqa: N818 - named like MeasurementInvalid
     """Base and head were not compared; the message says why, and says nothing about the capacity of either."""
 
     needs_traceback = False
 
 
-class NoSustainableRate(GpuCapError, ValueError):  # noqa: N818 - reads as what is wrong
+class NoSustainableRate(GpuCapError, ValueError):  # noqa: N818 - the name states the fault
     """The measurement found no sustainable rate, so no figure can be computed from one."""

@@ -1,4 +1,4 @@
-"""What other plugins add: their answers to the hooks of `pytest_gpucap.hookspecs`, checked once a session.
+"""What other plugins add. Their answers to the hooks of `pytest_gpucap.hookspecs` are checked once per session.
 
 Every pytest run imports this file, so it imports nothing until a plugin implements one of the hooks.
 """
@@ -42,7 +42,7 @@ def read_extensions(config: pytest.Config) -> Extensions:
     """Ask the plugins that are registered now.
 
     Raises:
-        pytest.UsageError: one line that names the plugin, for an answer of the wrong type and for a name that is taken.
+        pytest.UsageError: one line that names the plugin, if an answer has the wrong type or a name is taken.
     """
     hooks = config.hook
     if not any(getattr(hooks, name).get_hookimpls() for name in (_ENGINES, _PRESETS, _CLASSES)):
@@ -51,7 +51,7 @@ def read_extensions(config: pytest.Config) -> Extensions:
 
 
 def _answers(config: pytest.Config, hook: str) -> Iterator[tuple[str, Any]]:
-    """Plugin names and their answers. Each is asked alone: pluggy's list of answers does not say whose they are."""
+    """Plugin names and their answers. Each is asked alone, because pluggy's list of answers has no plugin names."""
     manager = config.pluginmanager
     implementations = getattr(config.hook, hook).get_hookimpls()
     for implementation in reversed(implementations):  # in the order in which plugins were registered
@@ -73,14 +73,14 @@ def _engines(config: pytest.Config) -> dict[str, type[Engine]]:
             raise _refused(_ENGINES, plugin, f"must return a list of Engine classes, not {answer!r}")
         for engine in answer:
             if not isinstance(engine, type) or not issubclass(engine, Engine):
-                raise _refused(_ENGINES, plugin, f"{engine!r} is no subclass of pytest_gpucap.Engine")
+                raise _refused(_ENGINES, plugin, f"{engine!r} is not a subclass of pytest_gpucap.Engine")
             if unfinished := sorted(engine.__abstractmethods__):
                 raise _refused(_ENGINES, plugin, f"engine {engine.__name__} has no {' and no '.join(unfinished)}")
             name = getattr(engine, "name", None)
             if not isinstance(name, str) or not name:
                 raise _refused(_ENGINES, plugin, f'engine {engine.__name__} needs a name = "..."')
             if name in found or name in RESERVED:
-                raise _refused(_ENGINES, plugin, f"there is an engine {name!r} already")
+                raise _refused(_ENGINES, plugin, f"engine {name!r} exists already")
             found[name] = engine
     return found
 
@@ -94,9 +94,9 @@ def _presets(config: pytest.Config) -> dict[str, Mapping[str, Any]]:
             raise _refused(_PRESETS, plugin, f"must return presets by name, not {answer!r}")
         for name, table in answer.items():
             if not isinstance(name, str) or not isinstance(table, Mapping):
-                raise _refused(_PRESETS, plugin, f"{name!r} must stand for a mapping of keywords, not {table!r}")
+                raise _refused(_PRESETS, plugin, f"{name!r} must be a mapping of keywords, not {table!r}")
             if name in found or name in preset_names():
-                raise _refused(_PRESETS, plugin, f"there is a workload preset {name!r} already")
+                raise _refused(_PRESETS, plugin, f"workload preset {name!r} exists already")
             found[name] = table
     return found
 
@@ -110,12 +110,12 @@ def _gpu_classes(config: pytest.Config) -> tuple[GpuClass, ...]:
             raise _refused(_CLASSES, plugin, f"must return a list of GpuClass, not {answer!r}")
         for gpu_class in answer:
             if not isinstance(gpu_class, GpuClass):
-                raise _refused(_CLASSES, plugin, f"{gpu_class!r} is no pytest_gpucap.GpuClass")
+                raise _refused(_CLASSES, plugin, f"{gpu_class!r} is not a pytest_gpucap.GpuClass")
             for name in (gpu_class.name, *gpu_class.aliases):
                 try:
                     known = find_class(name, found)
                 except UnknownGpuClass:
                     continue
-                raise _refused(_CLASSES, plugin, f"there is a GPU class {name!r} already: {known.name}")
+                raise _refused(_CLASSES, plugin, f"GPU class {name!r} exists already: {known.name}")
             found.append(gpu_class)
     return tuple(found)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # imported by every pytest run: the types' modules are not
     from pytest_gpucap.session.server_manager import SystemUnderTest
 
 SESSION: pytest.StashKey[PytestSession] = pytest.StashKey()
-"""Holds the session's measuring, from the collection of the first of our tests on."""
+"""Holds the `PytestSession`, once a test of ours has been collected."""
 
 
 @pytest.fixture

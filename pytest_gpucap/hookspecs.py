@@ -48,14 +48,14 @@ def pytest_gpucap_gpu_classes(config: pytest.Config) -> Sequence[GpuClass]:
 def pytest_gpucap_result(config: pytest.Config, result: Result) -> None:
     """Report one finished result, an entry of ``results`` in the result file.
 
-    Called in the process that talks to the user, also under pytest-xdist, as tests finish. An exception is told at the
-    end of the session and costs nothing else.
+    Called in the process that talks to the user, also under pytest-xdist, as tests finish. An exception is reported
+    at the end of the session and has no other effect.
     """
 
 
 @pytest.hookspec
 def pytest_gpucap_results(config: pytest.Config, results: ResultFile) -> None:
-    """Report the whole result file, once, when the session ends; not called for a session without results.
+    """Report the whole result file once, when the session ends. Not called for a session without results.
 
-    The same holds of exceptions.
+    An exception is treated as above.
     """

@@ -1,4 +1,4 @@
-"""Compiles inner loops with numba where it is installed; the same Python, 20 times slower, runs without it."""
+"""Compiles inner loops with numba if it is installed. Without it the same Python code runs, 20 times slower."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 DISABLE = "GPUCAP_NO_NUMBA"
-"""Environment variable; when set to anything, numba is not used even where it is installed."""
+"""Environment variable. If it is not empty, numba is not used even if it is installed."""
 
 try:
     if os.environ.get(DISABLE):
-        raise ImportError  # noqa: TRY301 - the same ending as where it is missing
+        raise ImportError  # noqa: TRY301 - handled like a missing numba
     import numba
     from numba.core.types import ExternalFunction
 except ImportError:
@@ -39,7 +39,7 @@ else:
     COMPILED = True
 
     def compiled(function: Callable[P, R]) -> Callable[P, R]:
-        """The function as machine code, compiled at its first call and kept on disk where there is room for it."""
+        """The function as machine code, compiled at its first call and cached on disk if the disk can be written."""
         wrapped: Callable[P, R]
         try:
             wrapped = numba.njit(cache=True, nogil=True)(function)
@@ -50,8 +50,8 @@ else:
         return wrapped
 
     def _keep_until_the_package_changes(wrapped: Any) -> None:
-        """Not only until the function's own file does, as numba has it: other modules' constants are compiled in."""
-        kept: Any = getattr(wrapped._cache, "_cache_file", None)  # noqa: SLF001 - there is no other way to say it
+        """Numba checks only the function's own file, but the code also contains constants of other modules."""
+        kept: Any = getattr(wrapped._cache, "_cache_file", None)  # noqa: SLF001 - numba has no public way
         if hasattr(kept, "_source_stamp"):
             kept._source_stamp = _stamp()  # noqa: SLF001
 
@@ -63,7 +63,7 @@ else:
         return tuple((str(path.relative_to(package)), stat.st_mtime_ns, stat.st_size) for path, stat in files)
 
     def foreign(name: str, arguments: int, *, wide: bool = False) -> Callable[..., int]:
-        """The same for compiled code only: by its name, so that what calls it can be kept on disk."""
+        """The same, for compiled code only. It is called by name, so that its caller can be cached on disk."""
         result = numba.types.intp if wide else numba.types.int32
         called: Callable[..., int] = ExternalFunction(name, result(*[numba.types.intp] * arguments))
         return called

@@ -1,7 +1,7 @@
 """Markers -> what one test declares: its requirement, its server and its GPU class.
 
-Read at collection, so that a mistake costs one line and no GPU time. Markers of a module, a class and a function add
-up; the closest one wins, keyword by keyword.
+Markers are read at collection, so a mistake costs no GPU time. Markers of a module, a class and a function are merged
+keyword by keyword; the closest one wins.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ class Declaration:
 
     Attributes:
         place: of the test, for messages.
-        requirement: None when no rate was declared anywhere; `check` then says so.
+        requirement: None if no rate was declared; then `check` fails with a message.
         workload, slo: declared even without a rate, so that `measure` and `sweep` work without one.
         gpus_per_replica: GPUs that one server occupies.
         model: model of the server; None when no marker and no option names one.
         engine: the name of the engine that starts the server.
         arguments: of the server: every other keyword of the ``vllm`` or ``engine`` markers.
-        vllm_args: the same, read as vLLM's; none for another engine.
+        vllm_args: the same, parsed as vLLM's arguments; empty for another engine.
         gpu_class: the class this test is about, from its marker; None when it names none.
         max_time_s: server time that one verdict may take.
         seed: of arrivals, lengths and prompts.
@@ -101,7 +101,7 @@ def place_of(item: pytest.Item) -> Place:
 
 
 def same_declaration(item: pytest.Item) -> Hashable:
-    """Equal for tests that declare the same: equal markers of ours, and the same folder for the files that they name.
+    """A key that is equal for tests with equal markers of ours in the same folder (markers name files relative to it).
 
     Comparing markers is cheaper than reading them, and a suite repeats a few declarations in thousands of tests.
     """
@@ -111,7 +111,7 @@ def same_declaration(item: pytest.Item) -> Hashable:
 
 
 def _hashable(value: object) -> Hashable:
-    """Equal for values of equal type and content, so 1, 1.0 and True differ; a type unknown here equals only itself."""
+    """Equal for equal type and content, so 1, 1.0 and True differ. Values of other types equal only themselves."""
     if isinstance(value, dict):
         return dict, tuple((key, _hashable(each)) for key, each in value.items())
     if isinstance(value, list | tuple):
@@ -127,7 +127,7 @@ def declare(item: pytest.Item, options: Options) -> Declaration:
     """What a test declares: its markers laid over the session's options.
 
     Raises:
-        RequirementError: one line, the mistake and the mend.
+        RequirementError: one line, the mistake and the fix.
     """
     engine, model, arguments = _engine(item)
     gpus_per_replica = engine_type(engine, options).gpus_per_replica(arguments)
@@ -141,7 +141,7 @@ def declare(item: pytest.Item, options: Options) -> Declaration:
     _check_questions(workload, slo)
     own_class = _merged(item, "gpu_class", positional="name").get("name")
     name = values.get("name") or _own_name(item)
-    # A budget of the whole session says nothing of a test that only asks for the server.
+    # The session's budget does not apply to a test that only uses the server.
     if "gpus" in values or _MEASURING in getattr(item, "fixturenames", ()):
         _check_budget(values.get("gpus") or options.gpus, gpus_per_replica)
     return Declaration(
@@ -163,10 +163,10 @@ def declare(item: pytest.Item, options: Options) -> Declaration:
 
 
 def _check_budget(gpus: int | None, needed: int) -> None:
-    """See that a budget holds at least one replica, whatever is measured and against what."""
+    """Check that the budget holds at least one replica."""
     if gpus is not None and gpus < needed:
         raise RequirementError(
-            f"gpus={gpus} cannot hold one replica: by the arguments of its server it takes {needed} GPUs"
+            f"gpus={gpus} cannot hold one replica: with its server's arguments, a replica takes {needed} GPUs"
         )
 
 
@@ -213,7 +213,7 @@ def engine_type(name: str, options: Options) -> type[Engine]:
     """The engine of a name.
 
     Raises:
-        RequirementError: if there is none; the message offers what comes near.
+        RequirementError: if there is none; the message offers similar names.
     """
     known: dict[str, type[Engine]] = {VLLM: VllmEngine, **options.extensions.engines}
     if name not in known:
@@ -228,7 +228,7 @@ def engine_type(name: str, options: Options) -> type[Engine]:
 def _engine(item: pytest.Item) -> tuple[str, Any, Mapping[str, Any]]:
     """Name, model and arguments of the test's engine, from its ``engine`` markers or from ``vllm``, their shorthand.
 
-    The closest marker wins, argument by argument. What a marker says of another engine than the closest does not count.
+    The closest marker wins, argument by argument. Markers of engines other than the closest one are ignored.
     """
     vllm, engines = list(_marks(item, "vllm", positional="model")), list(_marks(item, "engine", positional="name"))
     if vllm and engines:
@@ -365,7 +365,7 @@ def _near(keyword: str) -> str:
 
 
 def _trace_file(trace: Path, item: pytest.Item) -> Path:
-    # As written in the test file, so relative to it: a suite must not depend on where pytest was started.
+    # Relative to the test file: a suite must not depend on where pytest was started.
     path = trace if trace.is_absolute() else item.path.parent / trace
     if not path.is_file():
         raise RequirementError(f"trace: there is no file {path}")
@@ -408,7 +408,7 @@ def _workload(values: Mapping[str, Any]) -> Workload:
         raise RequirementError(f'{said} needs endpoint="chat": a plain completion has no messages')
     if workload.shared_prefix_tokens >= workload.input_tokens.low:
         raise RequirementError(
-            f"shared_prefix_tokens={workload.shared_prefix_tokens} leaves nothing of the shortest prompt "
-            f"({workload.input_tokens.low} tokens) that differs"
+            f"shared_prefix_tokens={workload.shared_prefix_tokens} leaves no token of the shortest prompt "
+            f"({workload.input_tokens.low} tokens) that is not shared"
         )
     return workload

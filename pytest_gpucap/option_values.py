@@ -1,7 +1,7 @@
-"""The value of an option: from its text on the command line or in the ini file to what `Options` holds.
+"""Parsers of option values: from the text on the command line or in the ini file to what `Options` holds.
 
-Every parser takes the value as given, the option's name in words for its message, and pytest's configuration. It raises
-`ValueError` with one line that says what the option takes.
+Every parser takes the value as given, the option's name for messages, and pytest's configuration. For a wrong value it
+raises `ValueError` with one line that says what the option takes.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def flag(value: Any, _what: str, _config: pytest.Config) -> bool:
 
 
 def path(value: Any, _what: str, config: pytest.Config) -> Path:
-    """A file or folder; a relative one is relative to pytest's root folder, wherever pytest was started."""
+    """A file or folder. A relative path starts at pytest's root folder, wherever pytest was started."""
     return config.rootpath / Path(str(value)).expanduser()
 
 
 def html_path(value: Any, what: str, config: pytest.Config) -> Path:
-    """A file for the HTML report, which needs Jinja2: said before GPU time is spent, not after."""
+    """A file for the HTML report. A missing Jinja2 is reported here, before GPU time is spent."""
     from importlib.util import find_spec
 
     if find_spec("jinja2") is None:
@@ -49,7 +49,7 @@ def interpreter(value: Any, what: str, config: pytest.Config) -> str:
     # An ini file may name an interpreter that only the GPU machine has: tests that need none run everywhere.
     if config.getoption("gpucap_vllm_python") is not None and not found.exists():
         raise ValueError(f"there is no interpreter at {found}")
-    # Not resolved: a virtual environment's python is a link, and is found through the link's own place.
+    # Not resolved: a virtual environment's python is a link, and Python finds the environment by the link's path.
     return str(found)
 
 
@@ -103,7 +103,7 @@ def url(value: Any, _what: str, _config: pytest.Config) -> str:
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError(f"must be a base URL such as http://127.0.0.1:8000/v1, not {value!r}")
     if parts.username or parts.password:
-        raise ValueError("must not hold a key or password: name the variable that does with --gpucap-api-key-env")
+        raise ValueError("must not contain a key or password: name a variable that holds it with --gpucap-api-key-env")
     return str(value).rstrip("/")
 
 

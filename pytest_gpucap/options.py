@@ -1,4 +1,4 @@
-"""The plugin's options: each is stated once, as a row of `Options`.
+"""The plugin's options. Each is defined once, as a row of `Options`.
 
 The command-line parser, the ini keys, the attributes of the session's settings with their types, and the table in
 ``docs/options.md`` all come from these rows.
@@ -34,8 +34,8 @@ class Option(Generic[T]):
         parse: from the value as given to the value of the attribute; see `pytest_gpucap.option_values`.
         about: what it does, for the help and the documentation.
         metavar: stands for the value in the help.
-        default: the attribute's value where the option is not given; None: nothing is set.
-        otherwise: what applies where the option is not given, as a user would write it, or in a few words.
+        default: the attribute's value if the option is not given; None: nothing is set.
+        otherwise: what applies if the option is not given, as a user would write it or in a few words.
         choices: all values that it takes; empty: any that `parse` takes.
     """
 
@@ -64,12 +64,12 @@ class Option(Generic[T]):
     @overload
     def __get__(self, instance: Options, owner: type[Options]) -> T: ...
     def __get__(self, instance: Options | None, owner: type[Options]) -> Self | T:
-        # Reached only where the object itself holds no value of that name: this is no data descriptor.
+        # Reached only if the object itself holds no value of that name, because this is no data descriptor.
         return self if instance is None else self.default
 
 
 class Options:
-    """The session's settings, frozen. Every pytest run makes one, so making it must cost next to nothing."""
+    """The session's settings, frozen. Every pytest run makes one, so this must be cheap."""
 
     # The requirement.
     gpu_class = Option(
@@ -256,7 +256,7 @@ class Options:
     )
 
     extensions: extensions.Extensions = extensions.NONE
-    """What other plugins add; the one setting that is no option."""
+    """What other plugins add. This setting is no option."""
 
     def __init__(self, **given: Any) -> None:
         if unknown := given.keys() - vars(Options).keys():
@@ -295,7 +295,7 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 def _takes_union() -> bool:
-    # Before pytest 9.2 an ini key had one type: numbers in native TOML are then refused, with a line that asks for
+    # Before pytest 9.2 an ini key has one type. So numbers in native TOML are refused, with a line that asks for
     # quotes.
     return tuple(int(part) for part in pytest.__version__.split(".")[:2]) >= (9, 2)
 
@@ -304,7 +304,7 @@ def parse_options(config: pytest.Config) -> Options:
     """The session's options.
 
     Raises:
-        pytest.UsageError: one line that names the option or ini key, what it was given and what it takes.
+        pytest.UsageError: one line that names the option or ini key, its value and what it takes.
     """
     given: dict[str, Any] = {}
     for row in all_options():
@@ -320,14 +320,14 @@ def parse_options(config: pytest.Config) -> Options:
         if row.choices and given[row.name] not in row.choices:
             raise pytest.UsageError(f"{place}: must be one of {', '.join(row.choices)}, not {raw!r}")
     if "url" in given and str(given.get("gpu_class")).startswith("sim:"):
-        raise pytest.UsageError("--gpucap-url and --gpu-class=sim:PROFILE exclude each other: one of them is measured")
+        raise pytest.UsageError("--gpucap-url and --gpu-class=sim:PROFILE exclude each other: give one of the two")
     if "url" in given and "api_key_env" in given and given["api_key_env"] not in os.environ:
         raise pytest.UsageError(f"--gpucap-api-key-env: the environment variable {given['api_key_env']} is not set")
     return Options(**given, extensions=extensions.read_extensions(config))
 
 
 def _raw(config: pytest.Config, row: Option[Any]) -> tuple[Any, str]:
-    """The text or value as given, and where; the command line before the ini file."""
+    """The text or value as given, and where it was given. The command line comes before the ini file."""
     value = config.getoption(row.ini)
     if value is not UNSET:
         return value, row.flag

@@ -1,4 +1,4 @@
-"""Hooks only: what happens when. Nothing heavier than pytest is imported until a test asks to be measured."""
+"""The plugin's pytest hooks. They import nothing heavier than pytest until a test asks for a measurement."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["gpu", "gpucap", "vllm_server"]
 OPTIONS = pytest.StashKey[Options]()
 
 MARKERS = (
-    "gpucap(qps, gpus, headroom, input_tokens, METRIC_pPERCENT, ...): the capacity this test requires, and under what",
+    "gpucap(qps, gpus, headroom, input_tokens, METRIC_pPERCENT, ...): the capacity that this test requires",
     "vllm(model, ...): the vLLM server this test runs against; every keyword becomes a flag of the server",
     'engine(name, model, ...): the engine whose server this test runs against; vllm(...) is engine("vllm", ...)',
     "gpu_class(name): the GPU class this test is about; it is skipped on any other --gpu-class",
@@ -36,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register markers; refuse options that cannot be meant."""
+    """Register markers; refuse invalid options."""
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
     config.stash[OPTIONS] = options = parse_options(config)
@@ -47,14 +47,14 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput") and (config.option.gpucap_compare or config.option.gpucap_save):
         from pytest_gpucap.session.baselines import check_files
 
-        check_files(options, config)  # xdist's own process collects no tests that would have it looked at
+        check_files(options, config)  # xdist's main process collects no tests, so it checks here
     # Results are collected in the process that talks to the user, not in an xdist worker.
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Results(config), "gpucap-results")
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    """Say what the session measures against, when it was told."""
+    """Name the class, target rate, budget and URL that the session was given."""
     options = config.stash[OPTIONS]
     named = {"class": options.gpu_class, "target qps": options.target_qps, "budget": options.gpus, "url": options.url}
     given = ", ".join(f"{name} {value}" for name, value in named.items() if value is not None)
@@ -63,7 +63,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
-    """Parse what every test of ours declares, before any GPU time is spent, and group tests by the server they need."""
+    """Parse what our tests declare before any GPU time is spent. Group tests by the server that they need."""
     if _beside_benchmark(config) and (ours := _ours(items)):
         from pytest_gpucap.session.benchmark_bridge import ask_for_fixture
 
@@ -82,7 +82,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Once it is known which tests run: is the GPU class that they were promised here?"""
+    """Once it is known which tests run, check that this machine has the GPU class that was named."""
     measuring = session.config.stash.get(SESSION, None)
     if measuring is not None and _ours(session.items) and not session.config.getoption("collectonly"):
         measuring.check_files()
@@ -91,7 +91,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
-    """Let pytest-benchmark, where it is active, report what the test has measured, however the test ended."""
+    """Let an active pytest-benchmark report what the test has measured, even if the test failed."""
     try:
         yield
     finally:
@@ -102,7 +102,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    """pytest-benchmark saves or compares: say which GPU the figures are of."""
+    """Name the GPU of the figures when pytest-benchmark saves or compares."""
     if config.stash[OPTIONS].gpu_class is not None:
         from pytest_gpucap.session.benchmark_bridge import add_machine_info
 
@@ -111,7 +111,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_compare_machine_info(config: pytest.Config, compared_benchmark: dict[str, Any]) -> None:
-    """pytest-benchmark compares with a saved run: never across GPU classes."""
+    """Refuse a comparison across GPU classes when pytest-benchmark compares with a saved run."""
     from pytest_gpucap.session.benchmark_bridge import check_comparable
 
     check_comparable(config.stash[OPTIONS], compared_benchmark)
@@ -119,7 +119,7 @@ def pytest_benchmark_compare_machine_info(config: pytest.Config, compared_benchm
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None]:
-    """End the server, and give its GPU back, as soon as the next test does not need it."""
+    """End the server and free its GPU as soon as the next test does not need it."""
     try:
         yield
     finally:
@@ -138,7 +138,7 @@ def pytest_assertrepr_compare(config: pytest.Config, op: str, left: object, righ
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Hand the test's results to whoever reports: the attribute travels with the report, through xdist as well."""
+    """Attach the test's results to its report. The attribute travels with the report, also through xdist."""
     measuring = item.config.stash.get(SESSION, None)
     results = measuring.take_results(item) if measuring is not None and call.when == "call" else []
     if results:
@@ -157,7 +157,7 @@ def pytest_runtest_makereport(
     if measuring is not None and call.excinfo is not None and measuring.explains(call.excinfo.value):
         report.longrepr = call.excinfo.getrepr(style="value")
         if hasattr(report, "wasxfail") and not any("raises" in mark.kwargs for mark in item.iter_markers("xfail")):
-            # What is expected to fail is the budget. That nothing could be measured is no such failure.
+            # xfail expects the budget to fail. A test that could not be measured is no such failure.
             del report.wasxfail
             report.outcome = "failed"
     return report
@@ -204,7 +204,7 @@ class _Results:
             self._tell("pytest_gpucap_result", result=result)
 
     def _tell(self, hook: str, **what: Any) -> None:
-        """Call a reporter's hook; one that fails must not cost the results that are still to come."""
+        """Call a reporter's hook. A hook that fails must not lose the results that follow."""
         try:
             getattr(self._config.hook, hook)(config=self._config, **what)
         except Exception as error:  # noqa: BLE001 - whatever a reporter raises
@@ -212,7 +212,7 @@ class _Results:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, exitstatus: int) -> None:
-        # A session that was broken off must not replace a whole baseline by half of one.
+        # An interrupted session must not replace a whole baseline by a partial one.
         finished = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
         if self._session_report is not None and finished and self._config.stash[OPTIONS].save is not None:
             from pytest_gpucap.session.baselines import save

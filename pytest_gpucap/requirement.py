@@ -1,8 +1,8 @@
 """What a test declares: the requirement, its workload and its latency limits.
 
-Plain frozen values, parsed once at the edge (``markers.py``, ``options.py``) and never again. Rates and headroom are
-kept as exact fractions of the decimal text the user wrote, because ``ceil(11 * 1.1 / 12.1)`` is 2 in floats and 1 in
-truth. Times are seconds as floats, and every field's name carries its unit.
+Values are frozen. ``markers.py`` and ``options.py`` parse them once. Rates and headroom are exact fractions of the
+decimal text that the user wrote, because ``ceil(11 * 1.1 / 12.1)`` is 2 in floats but 1 in exact arithmetic.
+Times are seconds as floats. The name of every field carries its unit.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ class Metric(StrEnum):
     TTFT = "ttft"
     """Time to first token: from when the request was due to its first generated token."""
     TPOT = "tpot"
-    """Time per output token after the first: (end - first token) / (tokens - 1), one figure a request."""
+    """Time per output token after the first: (end - first token) / (tokens - 1), one figure per request."""
     ITL = "itl"
-    """Inter-token latency: every single gap between two streamed tokens."""
+    """Inter-token latency: each gap between two streamed tokens."""
     E2E = "e2e"
     """End to end: from when the request was due to its last token."""
 
 
 class RequirementError(GpuCapError, ValueError):
-    """A declared value that cannot be meant; the message names the value and the mend."""
+    """A declared value is invalid; the message names the value and the fix."""
 
 
 def exact(value: Number, what: str) -> Fraction:
@@ -92,7 +92,7 @@ def share(value: Number, what: str) -> Fraction:
 
 
 def proper_share(value: Number, what: str) -> float:
-    """A share that is neither nothing nor all."""
+    """A share above 0 and below 1."""
     found = float(share(value, what))
     if not 0 < found < 1:
         raise RequirementError(f"{what} must lie above 0% and below 100%, not {value}")
@@ -171,15 +171,15 @@ class LatencyLimit:
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """The limits that requests must keep, all of them at once.
+    """The limits that requests must keep. All apply at once.
 
-    ``limits`` may be empty: then only errors and a growing backlog bound the sustainable rate.
+    ``limits`` may be empty. Then only errors and a growing backlog bound the sustainable rate.
     """
 
     limits: tuple[LatencyLimit, ...] = ()
     max_error_rate: Fraction = Fraction(1, 100)
     min_accuracy: Fraction | None = None
-    """Share of the workload's questions that must be answered right; None: answers are not looked at."""
+    """Share of the workload's questions that must be answered right; None: answers are not graded."""
 
 
 class LengthKind(StrEnum):
@@ -192,10 +192,10 @@ class LengthKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """A token count, fixed or drawn: its mean, and the bounds that every draw is held to.
+    """A token count, fixed or drawn: its mean, and the bounds that every draw is clipped to.
 
-    For ``lognormal``, `mean` and `cv` (standard deviation / mean) are those of the distribution before it is held to
-    the bounds.
+    For ``lognormal``, `mean` and `cv` (standard deviation / mean) are those of the distribution before
+    clipping.
     """
 
     kind: LengthKind
@@ -237,7 +237,7 @@ class Length:
         pairs = [part.partition("=") for part in text.removeprefix("lognormal:").split(",")]
         given = {name.strip(): number.strip() for name, _, number in pairs}
         if not {"mean", "cv", "high"} <= set(given) <= known:
-            raise RequirementError(f"{what}: {text!r} needs mean=, cv= and high=, and may have low=; nothing else")
+            raise RequirementError(f"{what}: {text!r} takes mean=, cv=, high= and, optionally, low=")
         mean, cv = float(positive(given["mean"], what)), float(positive(given["cv"], what))
         low, high = whole(given.get("low", 1), what), whole(given["high"], what)
         if not low <= mean <= high:
@@ -278,11 +278,11 @@ class ApiKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """What stands around the text of every chat request: load and questions alike.
+    """The text around the prompt of every chat request, of load and of questions.
 
     Attributes:
         system: system text; none when empty.
-        fold_system: put the system text into the user message, for models that are not to be given a system message.
+        fold_system: put the system text into the user message, for models that take no system message.
         opening: put before the user's text.
         instruction: put after the user's text.
     """
@@ -315,11 +315,11 @@ class Workload:
     sampling: Mapping[str, float | int] = field(default_factory=dict)
     """Sampling parameters passed through in the request body, such as ``temperature``."""
     wording: Wording = Wording()
-    """What stands around every prompt of the chat endpoint; its tokens count as input tokens."""
+    """The text around every prompt of the chat endpoint. Its tokens count as input tokens."""
     preset: str | None = None
-    """Name of the preset it began with."""
+    """Name of the preset that it is based on."""
     questions: Path | None = None
-    """Question and answer pairs (JSON Lines) that the server's answers are graded by."""
+    """File of question and answer pairs (JSON Lines). The server's answers are graded by them."""
     answer_tokens: int | None = None
     """Most tokens that one answer may take; None: 2048, or half the server's context where that is less."""
 

@@ -1,7 +1,7 @@
-"""The commands of ``gpucap``, a module each: `HELP`, `add_arguments`, and `run` for the exit code.
+"""The commands of ``gpucap``. Each is a module with `HELP`, `add_arguments`, and `run`, which returns the exit code.
 
-A command reads its arguments, calls the room that knows, and prints. What it prints goes to standard output; mistakes
-of the user are a `CommandError`, one line on standard error.
+A command reads its arguments, calls other rooms, and prints to standard output. A mistake of the user is a
+`CommandError`: one line on standard error.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from pytest_gpucap.errors import GpuCapError
 
 COMMANDS: tuple[str, ...] = ("plan", "compare", "show", "history", "report")
-"""Names in the order in which the help lists them; module `pytest_gpucap.cli.NAME` is what runs."""
+"""Names in the order in which the help lists them; `pytest_gpucap.cli.NAME` is the module."""
 
 
 class CommandError(GpuCapError, ValueError):
-    """A mistake in what the command was given; one line that names the place and the fix."""
+    """A mistake in a command's arguments or files; one line that names the place and the fix."""

@@ -1,4 +1,4 @@
-"""What `compare` and `show` share: they find a run by its path or by the name of a baseline, and print."""
+"""What `compare` and `show` share: they find a run by its path or its baseline's name, and print text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def find_run(given: str, folder: Path) -> Run:
     """The run of a path or a name.
 
     Raises:
-        CommandError: if there is none, or the file is corrupt, foreign or newer.
+        CommandError: if there is none, or if the file is damaged, foreign or from a newer version.
     """
     path = Path(given)
     if not path.exists() and "/" not in given and not given.endswith(SUFFIX):

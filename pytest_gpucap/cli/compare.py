@@ -1,7 +1,7 @@
-"""What became of the sustainable rates from one run to another.
+"""How the sustainable rates changed from one run to another.
 
-Exit code 1 when a test REGRESSED, 0 otherwise, 2 for a mistake in what the command was given. Two files are one
-measurement each: only a test run with --gpucap-compare confirms a regression from a fresh start.
+Exit code 1 when a test REGRESSED, 2 for a mistake in the command's arguments, 0 otherwise. Each file holds
+one measurement. Only a test run with --gpucap-compare confirms a regression on a fresh server.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from pytest_gpucap.history.store import Run
     from pytest_gpucap.results.result import Result
 
-HELP = "what became of the sustainable rates from one run to another"
+HELP = "how the sustainable rates changed from one run to another"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The two runs, what may be lost, and the format of the output."""
+    """The two runs, the allowed loss, and the format of the output."""
     parser.add_argument("base", metavar="A", help="the run to compare with: a result file, or a baseline's name")
     parser.add_argument("head", metavar="B", help="the run to look at")
     parser.add_argument(
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--variants",
         nargs=2,
         metavar=("BASE", "HEAD"),
-        help="of A and of B (which may be one file) the tests of these names, which serve the model differently",
+        help="compare these two tests, of A and of B (may be one file), that serve the model differently",
     )
     parser.add_argument("--format", choices=("text", "markdown", "json"), default="text")
     add_folder(parser)
@@ -42,9 +42,9 @@ def run(options: argparse.Namespace) -> int:
     """Print the comparison.
 
     Raises:
-        CommandError: for a run that cannot be read, a test that it does not have, or a share that cannot be meant.
+        CommandError: if a run cannot be read, lacks a named test, or the share is invalid.
     """
-    # Imported here, as in all commands, because the help needs none of it.
+    # Imported here, as in all commands: the help does not need it.
     from pytest_gpucap.history.compare import compare_runs, compare_variants
     from pytest_gpucap.history.store import Baseline
     from pytest_gpucap.report.comparison import comparison_markdown, comparison_text

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 HELP = "the trend of nightly runs, and where it changed"
 
 DROP, SUSPECTED = 1, 3
-"""Exit codes of ``--fail-on-drop``; 2 is a mistake in what the command was given."""
+"""Exit codes of ``--fail-on-drop``; 2 is a mistake in the command's arguments."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The folder, and what is made of it."""
-    parser.add_argument("folder", type=Path, metavar="DIR", help="result files, in it and below: one run each")
+    """The folder, and what to make from it."""
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of result files, one for each run")
     parser.add_argument("--format", choices=("text", "markdown", "json"), default="text")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture: .svg, .png or .pdf")
     parser.add_argument(
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fail-on-drop",
         action="store_true",
-        help="exit 1 while a confirmed drop stands, 3 while a drop is only suspected: run once more",
+        help="exit 1 for a confirmed drop that has not recovered, 3 for a suspected one (run once more)",
     )
 
 
@@ -43,9 +43,9 @@ def run(options: argparse.Namespace) -> int:
     """Print the trends.
 
     Raises:
-        CommandError: without a folder, without any result in it, or without the extra that an option needs.
+        CommandError: if the folder, a result in it, or the extra for an option is missing.
     """
-    # Imported here, as in all commands, because the help needs none of it.
+    # Imported here, as in all commands: the help does not need it.
     from pytest_gpucap.history import trend_report
     from pytest_gpucap.history.detection import MissingLibraryError
     from pytest_gpucap.history.trend import trend_of
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _series(folder: Path, since: datetime | None) -> tuple[list[NightlySeries], list[str]]:
-    """The series that can be read, and one line for everything else."""
+    """The series that can be read. Everything else gets one line on standard error."""
     from pytest_gpucap.history.nightly import read_folder, series_of
 
     try:

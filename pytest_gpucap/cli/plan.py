@@ -2,7 +2,7 @@
 
 Rates come from result files ("measured here"), from baseline files and from published references. A class without a
 rate gets an estimate that is scaled from another class, or else its physical limit. Estimates and limits are no
-verdicts: the cheapest class is chosen among rates that somebody measured.
+verdicts: only classes with a measured rate can be the cheapest.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--input-tokens", metavar="N", help='as in a marker: 256 or "lognormal:mean=256,cv=1,high=2048"')
     load.add_argument("--output-tokens", metavar="N")
     load.add_argument("--shared-prefix-tokens", metavar="N", help="tokens that all prompts share")
-    load.add_argument("--dtype", help="vLLM's argument, as are the next ones")
+    load.add_argument("--dtype", help="this and the next ones are vLLM's arguments")
     load.add_argument("--quantization", metavar="METHOD")
     load.add_argument("--kv-cache-dtype", metavar="DTYPE")
     load.add_argument("--tensor-parallel-size", metavar="N")
@@ -111,7 +111,7 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 
 def _sources(options: argparse.Namespace) -> Sources:
-    """What the files that were given say."""
+    """What the given files contain."""
     own_classes = () if options.gpu_file is None else read_classes(options.gpu_file)
     prices = Prices() if options.prices is None else read_prices(options.prices, own_classes)
     default = [_DEFAULT_RESULT] if _DEFAULT_RESULT.exists() else []
@@ -129,7 +129,7 @@ def _sources(options: argparse.Namespace) -> Sources:
 
 
 def _rates(given: list[str], folder: Path, provenance: Provenance) -> tuple[list[MeasuredRate], list[str]]:
-    """The usable rates of the runs at these paths or names, and a line for each result that gives none."""
+    """The usable rates of the runs at these paths or names, and a line for each result without one."""
     rates: list[MeasuredRate] = []
     left_out: list[str] = []
     for run in [find_run(each, folder) for each in given]:
@@ -149,7 +149,7 @@ def _service(options: argparse.Namespace, chosen: MeasuredRate | None) -> Servic
     except ValueError as error:
         raise CommandError(f"--model: {error}") from None
     if config is None and options.model is not None:
-        raise CommandError(f"--model {options.model}: no config.json there, and the hub's cache has none of that name")
+        raise CommandError(f"--model {options.model}: no config.json there, and no such model in the hub's cache")
     limits = tuple(_limit(text) for text in options.slo)
     return Service(
         model=model,

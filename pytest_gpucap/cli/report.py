@@ -1,4 +1,4 @@
-"""Makes reports anew from result files."""
+"""Makes reports from result files."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from pytest_gpucap.results.result import ResultFile
 if TYPE_CHECKING:
     from pytest_gpucap.results.trend import Trend
 
-HELP = "make reports anew from result files"
+HELP = "make reports from result files"
 
 _STDOUT = "-"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The files, and which reports are made of them."""
+    """The files, and the reports to make from them."""
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="result files, such as .gpucap/result.json")
-    parser.add_argument("--text", metavar="FILE", help="the terminal's report; made when no other is named")
+    parser.add_argument("--text", metavar="FILE", help="the terminal's report; the default")
     parser.add_argument("--markdown", metavar="FILE", help="for a pull request, at most 64 KB")
     parser.add_argument("--html", metavar="FILE", help="one page that opens offline (pytest-gpucap[html])")
     parser.add_argument("--history", type=Path, metavar="DIR", help="earlier result files, whose trend --html draws")
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write what was asked for.
+    """Write the requested reports.
 
     Raises:
         CommandError: if a file cannot be read or written, or a report needs an extra that is not installed.
@@ -85,7 +85,7 @@ def _read(path: Path) -> ResultFile:
 
 
 def _together(files: Sequence[ResultFile]) -> ResultFile:
-    """One file with the results of all, and the session of the first."""
+    """One file with the results of all files and the session of the first."""
     return msgspec.structs.replace(
         files[0],
         simulated=any(file.simulated for file in files),

@@ -1,4 +1,4 @@
-"""Everything that a result file says, result by result."""
+"""Shows everything in a result file, result by result."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 from pytest_gpucap.cli._runs import add_folder, described, find_run, put
 from pytest_gpucap.results.result import Result
 
-HELP = "everything that a result file says"
+HELP = "everything in a result file"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,9 +22,9 @@ def run(options: argparse.Namespace) -> int:
     """Print the run.
 
     Raises:
-        CommandError: for a file that cannot be read.
+        CommandError: if the file cannot be read.
     """
-    # Imported here, as in all commands, because the help needs none of it.
+    # Imported here, as in all commands: the help does not need it.
     from pytest_gpucap.report import terminal
     from pytest_gpucap.report.markdown import pull_request_page
     from pytest_gpucap.results.encoding import to_builtins

@@ -1,1 +1,1 @@
-"""Servers: their processes, vLLM, endpoints that already run, and models made on the spot."""
+"""Servers: their processes, vLLM, endpoints that already run, and synthetic models."""

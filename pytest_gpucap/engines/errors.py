@@ -3,9 +3,9 @@
 ```
 ServerError
 ├── ServerStartError      it did not become ready; has the cause and the log
-├── ServerStopError       a process of it did not end
+├── ServerStopError       one of its processes did not end
 ├── MetricsUnavailable    it has no /metrics
-└── EndpointError         a running endpoint cannot be measured as it stands
+└── EndpointError         a running endpoint cannot be measured
 ```
 """
 
@@ -31,7 +31,7 @@ class ServerStartError(ServerError):
         log_path: the whole log; None if the server never ran.
 
     Args:
-        title: the name of the engine, for the message; empty: it says "the server" alone.
+        title: the engine's name, for the message; empty: the message says "the server".
     """
 
     def __init__(self, cause: str, log_tail: str = "", log_path: Path | None = None, *, title: str = "") -> None:
@@ -55,4 +55,4 @@ class MetricsUnavailable(ServerError):  # noqa: N818  (it is a state of the endp
 
 
 class EndpointError(ServerError):
-    """A running endpoint does not answer, refuses the key, or serves another model than asked for."""
+    """A running endpoint does not answer, refuses the key, or does not serve the model."""

@@ -1,4 +1,4 @@
-"""Starts a server in a process of its own and knows when it is ready: for every engine that is a program."""
+"""Starts a server program in its own process and waits until it is ready."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _TAIL_LINES = 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launched:
-    """A server's process that has answered.
+    """A server process that is ready.
 
     Attributes:
-        process: it, with everything that it starts.
-        log: what it writes.
+        process: the process and everything that it starts.
+        log: the server's log.
         command: its command line.
-        model: the name that it serves the model under.
-        api_key: the key that it asks for.
+        model: the name under which it serves the model.
+        api_key: the key that it requires.
         base_url: ends in ``/v1``.
         startup_s: seconds from start to ready.
     """
@@ -56,28 +56,28 @@ def launch(
 ) -> Launched:
     """Start a server and wait until it answers.
 
-    Let the server bind port 0 of 127.0.0.1: the kernel then chooses a port that nobody has, and it is read from the
-    listening sockets of our own process, so that no other server can be met by mistake. Ready means that ``/v1/models``
-    lists the model, ``/health`` is good, and a chat (or a completion) is answered, whole and streamed.
+    Let the server bind port 0 of 127.0.0.1, so that the kernel chooses a free port. The port is read from the listening
+    sockets of our own process, so it cannot belong to another server. Ready means that ``/v1/models``
+    lists the model, ``/health`` succeeds, and a chat (or a completion) is answered, whole and streamed.
 
     Args:
         command: the program; its first word is an absolute path or found on PATH.
         model: the name that it serves the model under.
-        log_path: where it writes what it prints.
+        log_path: file for its output.
         timeout_s: longest wait.
         devices: UUIDs of the GPUs that it may use; they become ``CUDA_VISIBLE_DEVICES``.
         env: variables laid over this process's environment.
         api_key: the key that it asks for.
         title: the name of the engine, for messages.
-        on_wait: told about once a second what the start is doing.
+        on_wait: called about once a second with what the start is doing.
 
     Raises:
-        ServerStartError: if it is not ready in time or ends before; nothing of it is left running.
+        ServerStartError: if it is not ready in time or ends before. None of its processes is left running.
     """
     started = time.monotonic()
     killed_before = oom_kills()
     log = ServerLog(log_path.absolute())
-    # The order that NVML, and so every index of ours, counts in.
+    # NVML numbers GPUs in this order, and so do we.
     visible = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(devices)}
     process = OwnedProcess(command, env={**os.environ, **visible, **(env or {})}, log_path=log.path)
     try:
@@ -119,7 +119,7 @@ class LaunchedServer(HttpServer):
 
     @property
     def log(self) -> ServerLog:
-        """What it writes."""
+        """The server's log."""
         return self._log
 
     @property

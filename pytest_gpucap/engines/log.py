@@ -23,5 +23,5 @@ class ServerLog:
             return ""
 
     def tail(self, lines: int = 30) -> str:
-        """The last lines, without the leak reports of C++ bindings, which end the log of every failed start."""
+        """The last lines, without the leak reports that C++ bindings write at the end of every failed start."""
         return "\n".join([line for line in self.text().splitlines() if not _NOISE.search(line)][-lines:])

@@ -1,4 +1,4 @@
-"""A server's processes: started in a session of their own, and ended to the last one.
+"""A server's processes: started in their own session, and ended without exception.
 
 The server is the child of a small watchdog process (`watchdog.py`), not of pytest. The watchdog has its own session, so
 neither the terminal's Ctrl-C nor a signal to pytest's process group reaches the server before we end it. Pytest holds
@@ -71,7 +71,7 @@ class OwnedProcess:
                     start_new_session=True,
                 )
         except BaseException:
-            # The watchdog may have started all the same; closing the control pipe ends it.
+            # The watchdog may have started nevertheless. Closing the control pipe ends it.
             os.close(self._control)
             os.close(self._status)
             raise
@@ -119,7 +119,7 @@ class OwnedProcess:
                     self._order(b"k")
                     self._wait(_KILL_PATIENCE_S)
             except BaseException:
-                # A second Ctrl-C ends the grace, but still nothing is left behind.
+                # A second Ctrl-C ends the grace period. All processes are still ended.
                 self._order(b"k")
                 self._wait(_KILL_PATIENCE_S)
                 raise
@@ -147,7 +147,7 @@ class OwnedProcess:
             self._exit_code = self._unreported_exit()
 
     def _unreported_exit(self) -> int:
-        """The exit code where the watchdog reports none: it was killed with the main process, or did not start it."""
+        """The exit code if the watchdog reports none: it was killed with the main process, or did not start it."""
         return self._watchdog.returncode if self._pid is None else -signal.SIGKILL
 
     def _sweep(self) -> None:

@@ -1,7 +1,7 @@
-"""What an engine is to this plugin: something that starts a server, and the server that a measurement is made on.
+"""Engines and servers as this plugin sees them: an engine starts a server, and a server is what is measured.
 
 A plugin adds an engine with the hook ``pytest_gpucap_engines`` (see `pytest_gpucap.hookspecs`): a subclass of `Engine`
-with a name and a `start`. Everything else has a default that suits a server that speaks the OpenAI API over HTTP.
+with a name and a `start`. Everything else has a default that suits an OpenAI-compatible server over HTTP.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, Generic, Protocol, TypeVar
 
 from pytest_gpucap.vllm_arguments import VllmArguments
 
-if TYPE_CHECKING:  # every collection of our tests imports this file: what only measuring needs is not
+if TYPE_CHECKING:  # not imported: every collection of our tests imports this file
     import openai
 
     from pytest_gpucap.engines.log import ServerLog
@@ -33,8 +33,8 @@ Names = tuple[str, ...]
 class MetricNames:
     """Prometheus names of the figures that telemetry reads from an engine's ``/metrics``.
 
-    Each figure has the names of several versions of the engine, newest first; the first that is on the page counts. A
-    figure without names is not read. Counters are named as on the page, with ``_total``.
+    Each figure has one name per version of the engine, newest first. The first name found on the page is used. A figure
+    without names is not read. Counters are named as on the page, with ``_total``.
 
     Attributes:
         running, waiting: gauges, requests being decoded and requests queued.
@@ -55,7 +55,7 @@ class MetricNames:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a server is and can, as far as it is known. Everything has a default: an engine may tell nothing.
+    """What is known of a server's abilities. Everything has a default, so an engine may leave anything out.
 
     Attributes:
         max_num_seqs: requests that it decodes at once, over all its engines; None if it does not tell.
@@ -66,7 +66,7 @@ class Capabilities:
         started: the plugin started it, so its model and arguments are known; otherwise they are as the test declares.
         models: folders or hub names whose ``config.json`` describes its model, the most certain first. Empty: unknown,
             and so are its physical limits.
-        arguments: what decides its physical limits, by vLLM's names: ``tensor_parallel_size``, ``quantization``, ...
+        arguments: what its physical limits depend on, by vLLM's names: ``tensor_parallel_size``, ``quantization``, ...
     """
 
     max_num_seqs: int | None = None
@@ -80,7 +80,7 @@ class Capabilities:
 
 
 class Server(Protocol):
-    """A server that is ready. `pytest_gpucap.engines.server.HttpServer` implements it for whatever speaks HTTP."""
+    """A server that is ready. `pytest_gpucap.engines.server.HttpServer` implements it over HTTP."""
 
     @property
     def base_url(self) -> str:
@@ -99,7 +99,7 @@ class Server(Protocol):
 
     @property
     def log(self) -> ServerLog | None:
-        """The server's log; None if it is not ours to see."""
+        """The server's log; None if it cannot be read."""
         ...
 
     @property
@@ -118,11 +118,11 @@ class Server(Protocol):
         ...
 
     def capabilities(self) -> Capabilities:
-        """What the server is and can."""
+        """The server's capabilities."""
         ...
 
     def facts(self) -> Mapping[str, object]:
-        """What a report names of it, the most telling first: ``server``, ``model``, ``command``, and so on."""
+        """What a report names of it, the most important first: ``server``, ``model``, ``command``, and so on."""
         ...
 
     def metrics(self) -> Metrics:
@@ -137,12 +137,12 @@ class Server(Protocol):
         """The body of the answer to one plain request under the server's root.
 
         Raises:
-            EndpointError: on anything but a good answer.
+            EndpointError: if the request fails.
         """
         ...
 
     def reset_caches(self) -> bool:
-        """Empty the caches that prompts could hit; False if the server cannot."""
+        """Empty the caches that prompts could hit. Returns False if the server cannot."""
         ...
 
     def pids(self) -> set[int]:
@@ -150,13 +150,13 @@ class Server(Protocol):
         ...
 
     def close(self) -> None:
-        """End the server if it is ours, and the connections to it. Safe to call twice."""
+        """Close the connections to the server, and end it if we started it. Safe to call twice."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerRequest:
-    """What a test and the session ask of an engine; known when tests are collected.
+    """What a test and the session require of an engine; known at collection.
 
     Attributes:
         model: from the marker, or ``--gpucap-model``; None if neither names one.
@@ -173,7 +173,7 @@ class ServerRequest:
     log_dir: Path = Path(".gpucap/logs")
 
     def new_log(self, name: str) -> Path:
-        """A file in the log folder that no other start writes to; `name` may be that of a model."""
+        """A log file for one start, in the log folder; `name` may be a model's name."""
         import secrets
 
         slug = "".join(each if each.isascii() and (each.isalnum() or each in "._-") else "-" for each in name)
@@ -187,7 +187,7 @@ class LoadRequest:
     Attributes:
         workload: of every request.
         seed: of arrivals, lengths and prompts.
-        workers: load generator processes; None: as many as the load asks for.
+        workers: load generator processes; None: as many as the load needs.
     """
 
     workload: Workload
@@ -196,7 +196,7 @@ class LoadRequest:
 
 
 def over_http(server: Server, load: LoadRequest) -> LoadRunner:
-    """Carries real requests to a server, whose caches are emptied first."""
+    """A runner that sends real requests to a server. It empties the server's caches first."""
     from pytest_gpucap.load.runner import HttpLoadRunner
 
     server.reset_caches()
@@ -212,14 +212,14 @@ def over_http(server: Server, load: LoadRequest) -> LoadRunner:
 
 
 class Engine(ABC):
-    """One way to get a server, set up for one test. Made when tests are collected; starts nothing until `start`.
+    """Starts a server for one test. It is made at collection and starts nothing before `start`.
 
     Attributes:
-        name: what ``@pytest.mark.engine(name)`` names it by.
-        title: how messages and reports call it; the name if it has none.
+        name: its name in ``@pytest.mark.engine(name)``.
+        title: its name in messages and reports; `name` if it has none.
         leases_devices: GPUs of the test's class (or the CPU) are leased for its server, and telemetry watches them.
             False for an engine whose server runs elsewhere, or on nothing.
-        restarts: `start` begins a new server, so that measuring again is independent of what the last one was like.
+        restarts: `start` begins a new server, so that a second measurement is independent of the first server.
     """
 
     name: ClassVar[str]
@@ -232,10 +232,10 @@ class Engine(ABC):
         cls.title = cls.__dict__.get("title", getattr(cls, "name", cls.__name__))
 
     def __init__(self, request: ServerRequest) -> None:
-        """Take what the test asks.
+        """Take the test's request.
 
         Raises:
-            ValueError: one line, for a model or argument that cannot be; the test's place is put before it.
+            ValueError: one line, if the model or an argument is invalid. The test's place is put before it.
         """
         self.request = request
 
@@ -244,7 +244,7 @@ class Engine(ABC):
         """GPUs that one server occupies under the marker's arguments.
 
         Raises:
-            ValueError: one line, for an argument that cannot be.
+            ValueError: one line, if an argument is invalid.
         """
         del arguments
         return 1
@@ -265,28 +265,28 @@ class Engine(ABC):
 
         Args:
             devices: UUIDs of the leased GPUs, for ``CUDA_VISIBLE_DEVICES``; empty on a CPU and without a lease.
-            on_wait: takes a line on what the start is waiting for, now and then.
+            on_wait: called now and then with a line on what the start is waiting for.
 
         Raises:
-            ServerStartError: if it does not become ready; nothing of it is left running.
+            ServerStartError: if it does not become ready. None of its processes is left running.
         """
 
     def runner(self, server: Server, load: LoadRequest) -> LoadRunner:
-        """What carries the load to the server: real requests over HTTP, unless the engine knows better."""
+        """The runner that sends the load to the server: real requests over HTTP, unless an engine overrides this."""
         return over_http(server, load)
 
     def with_base(self, base_args: str, base_python: str | None) -> EnginePair[Engine]:
-        """The engine beside a pull request's base, to be measured in alternation.
+        """This engine as the head, and a pull request's base, to be measured in alternation.
 
         Args:
-            base_args: words of a command line, ``--gpucap-base-args``: laid over the arguments of the test.
+            base_args: ``--gpucap-base-args``, as on a command line; they override the arguments of the test.
             base_python: ``--gpucap-base-python``.
 
         Raises:
             ValueError: one line, if there is no such base.
         """
         del base_args, base_python
-        raise ValueError(f"--gpucap-base-...: engine {self.name} does not know how to start a base")
+        raise ValueError(f"--gpucap-base-...: engine {self.name} cannot start a base")
 
 
 EngineT_co = TypeVar("EngineT_co", bound=Engine, covariant=True)
@@ -303,17 +303,17 @@ class EnginePair(Generic[EngineT_co]):
         self.base, self.head = base, head
 
     def fitted(self) -> EnginePair[EngineT_co]:
-        """A pair whose servers fit on the same GPUs together: the same one if they do, else with less memory each."""
+        """A pair whose servers fit on the same GPUs together: this pair if they fit, else one with less memory each."""
         return self
 
     def runners(self, base: Server, head: Server, load: LoadRequest) -> tuple[LoadRunner, LoadRunner]:
-        """What carries the load to each of the started servers."""
+        """The runners that send the load to the started servers."""
         return self.base.runner(base, load), self.head.runner(head, load)
 
     def changes(self) -> list[str]:
-        """What the base has otherwise than the head, a line each; what `fitted` changed comes last."""
+        """The differences between base and head, a line each. What `fitted` changed comes last."""
         return []
 
     def remark(self) -> str:
-        """What may explain that a server of the pair does not start; empty if nothing does."""
+        """What may explain why a server of the pair does not start; empty if nothing does."""
         return ""

@@ -1,4 +1,4 @@
-"""When a started server is ready: when our own process has answered a real chat, not when a port is open."""
+"""Waits until a started server is ready: our own process has answered a real chat. An open port is not enough."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DYING_S = 20.0
 """When an engine dies, its API server ends within this time."""
 _LINE = 100
 _PROMPT = "Please say hello and then count to three."
-"""Not too short: on CPUs with AMX, vLLM 0.32 dies when the first prompt of all has fewer than five tokens."""
+"""Not too short: on CPUs with AMX, vLLM 0.32 crashes if the very first prompt has fewer than five tokens."""
 _TOKENS = 4
 
 
@@ -40,7 +40,7 @@ class Readiness:
         api_key: the key that it must accept.
         deadline: on `time.monotonic`.
         on_wait: called about once a second with what the start is doing.
-        title: how messages call the server.
+        title: the server's name in messages.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Readiness:
             self._pause("starting")
 
     def _ports(self) -> list[int]:
-        """Ports that the main process listens on; its workers' sockets are not for requests."""
+        """Ports that the main process listens on. Its workers' sockets do not take requests."""
         if self._process.pid is None:
             return []
         try:
@@ -137,7 +137,7 @@ class Readiness:
             waited = time.monotonic() - self._started
             raise ServerStartError(
                 f"it was not ready after {waited:.0f} s ({doing}); {diagnose(self._log.text())}; "
-                "a longer time can be given with --gpucap-startup-timeout"
+                "give it more time with --gpucap-startup-timeout"
             )
         self._tell(doing)
         self._process.wait_news(_POLL_S)

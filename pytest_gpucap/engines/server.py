@@ -1,4 +1,4 @@
-"""What every OpenAI-compatible server over HTTP offers a test, started by us or not."""
+"""An OpenAI-compatible server over HTTP as tests use it, whether we started it or not."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 NO_KEY: Final = "none"
-"""What is sent to a server that needs no key; the OpenAI client insists on one."""
+"""Sent to a server that needs no key, because the OpenAI client requires one."""
 
 
 class Secret(str):
-    """A text that no repr shows: not a traceback's locals, not a log."""
+    """A text that its repr hides, so that tracebacks and logs do not show it."""
 
     __slots__ = ()
 
@@ -35,7 +35,7 @@ class Secret(str):
 class HttpServer:
     """An OpenAI-compatible server over HTTP; a context manager that closes it. It implements `Server`.
 
-    Engines of vLLM's kind need nothing else; others override what is different about them.
+    Engines like vLLM need nothing else. Others override what differs.
 
     Args:
         base_url: with ``/v1`` at the end.
@@ -43,7 +43,7 @@ class HttpServer:
         api_key: masked in every repr.
 
     Attributes:
-        software: what reports call it, before its version.
+        software: its name in reports.
     """
 
     software: ClassVar[str] = ""
@@ -63,26 +63,26 @@ class HttpServer:
 
     @property
     def log(self) -> ServerLog | None:
-        """The server's log; None if it is not ours to see."""
+        """The server's log; None if it cannot be read."""
         return None
 
     @property
     def root_url(self) -> str:
-        """The URL that ``/metrics`` and ``/health`` stand under."""
+        """The URL of ``/metrics`` and ``/health``, without the path."""
         return self.base_url.removesuffix("/v1")
 
     @cached_property
     def client(self) -> openai.OpenAI:
-        """An `openai.OpenAI` for this server; it makes no retries, which would hide errors from a test."""
+        """An `openai.OpenAI` for this server. It makes no retries, because they would hide errors from a test."""
         import openai
 
-        # Proxies of the environment are not for loopback, and a measurement through one would measure the proxy.
+        # Do not use the environment's proxies: a measurement through a proxy would measure the proxy.
         http_client = openai.DefaultHttpxClient(trust_env=False)
         return openai.OpenAI(base_url=self.base_url, api_key=self.api_key, max_retries=0, http_client=http_client)
 
     @cached_property
     def async_client(self) -> openai.AsyncOpenAI:
-        """An `openai.AsyncOpenAI` for this server; the same."""
+        """An `openai.AsyncOpenAI` for this server, without retries."""
         import openai
 
         http_client = openai.DefaultAsyncHttpxClient(trust_env=False)
@@ -90,7 +90,7 @@ class HttpServer:
 
     @cached_property
     def version(self) -> str | None:
-        """The version of its software as it tells it under ``/version``, as vLLM does; None if it tells none."""
+        """The version of its software from ``/version``, as vLLM gives it; None if there is none."""
         try:
             answer = json.loads(self.request("/version"))
         except (EndpointError, ValueError):
@@ -100,7 +100,7 @@ class HttpServer:
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        """The server's own configuration by section, where it tells (vLLM in development mode); empty elsewhere."""
+        """The server's own configuration by section, from vLLM in development mode; empty for others."""
         try:
             told = json.loads(self.request("/server_info?config_format=json"))["vllm_config"]
         except (EndpointError, ValueError, KeyError, TypeError):
@@ -109,7 +109,7 @@ class HttpServer:
 
     @property
     def simulated(self) -> bool:
-        """Whether the server says that it is a simulation (ours do, in their version)."""
+        """Whether the server says in its version that it is a simulation."""
         return (self.version or "").startswith("SIMULATED")
 
     @property
@@ -118,7 +118,7 @@ class HttpServer:
         return urlsplit(self._base_url).hostname in {"127.0.0.1", "localhost", "::1"}
 
     def capabilities(self) -> Capabilities:
-        """What the server is and can; only what every server tells."""
+        """The capabilities that every server reports."""
         return Capabilities(simulated=self.simulated, loopback=self.loopback)
 
     def facts(self) -> Mapping[str, object]:
@@ -140,7 +140,7 @@ class HttpServer:
             raise MetricsUnavailable(f"{self.root_url}/metrics gives no Prometheus metrics: {error}") from None
 
     def reset_caches(self) -> bool:
-        """Empty the server's prefix and multi-modal caches; False where it cannot or will not (requests in flight)."""
+        """Empty the server's prefix and multi-modal caches; False if it cannot, such as with requests in flight."""
         try:
             answer = self.request("/reset_prefix_cache", method="POST")
         except EndpointError:
@@ -161,9 +161,9 @@ class HttpServer:
         return list(self.origins(timeout_s))
 
     def origins(self, timeout_s: float = 30.0) -> dict[str, str | None]:
-        """The models the server lists, each with the folder or hub name it was loaded from; None where it tells none.
+        """The models that the server lists, each with the folder or hub name it was loaded from; None if not given.
 
-        vLLM tells it (``root``), the OpenAI interface does not ask for it.
+        vLLM gives it as ``root``. It is not part of the OpenAI API.
 
         Raises:
             EndpointError: if it lists none.
@@ -175,10 +175,10 @@ class HttpServer:
             raise EndpointError(f"{self.base_url}/models does not answer as an OpenAI-compatible server") from None
 
     def request(self, path: str, *, method: str = "GET", timeout_s: float = 30.0) -> str:
-        """One plain request under the server's root; the body of the answer.
+        """The body of the answer to one plain request under the server's root.
 
         Raises:
-            EndpointError: on anything but a good answer.
+            EndpointError: if the request fails.
         """
         from urllib.error import HTTPError
         from urllib.request import ProxyHandler, Request, build_opener
@@ -200,7 +200,7 @@ class HttpServer:
         return body.decode("utf-8", errors="replace")
 
     def pids(self) -> set[int]:
-        """Its living processes; none that we know of."""
+        """Its living processes: none are known."""
         return set()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What server a test wants: the model, vLLM's arguments, and what it runs in."""
+"""The server that a test needs: the model, vLLM's arguments, and the environment it runs in."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ServerSpec:
         model: a hub name, a folder, or ``synthetic:NAME`` (see `synthetic.py`).
         args: vLLM's arguments.
         python: the interpreter that has vLLM.
-        env: environment variables on top of the present ones.
+        env: environment variables added to this process's own.
         startup_timeout_s: seconds from start to ready.
         log_dir: folder of the logs.
 
@@ -36,7 +36,7 @@ class ServerSpec:
     startup_timeout_s: float = field(default=1800.0, compare=False)
     log_dir: Path = field(default=Path(".gpucap/logs"), compare=False)
     key: str = field(init=False, repr=False)
-    """Stable identity over what makes servers distinct: everything but the timeout and the folder of the logs."""
+    """Stable identity of a server: everything but the timeout and the log folder."""
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -47,5 +47,5 @@ class ServerSpec:
         object.__setattr__(self, "key", hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16])
 
     def with_defaults(self, defaults: Mapping[str, object]) -> ServerSpec:
-        """The same with arguments added that were not given in any spelling."""
+        """A copy with these arguments added, except those already given in any spelling."""
         return replace(self, args=self.args.with_defaults(defaults))

@@ -45,7 +45,7 @@ def _pattern(name: str, log: str, cause: str, fix: str) -> Pattern:
 PATTERNS = (
     _pattern(
         "no vllm",
-        # Not "vllm._C": a build for one device logs that about other devices' kernels, and runs all the same.
+        # Not "vllm._C": a build for one device logs that about other devices' kernels, but still runs.
         r"Error while finding module specification for 'vllm|No module named '?(?:vllm|torch)'?\)?$",
         "the interpreter has no vLLM",
         "install vLLM there or choose another with --gpucap-vllm-python",
@@ -69,7 +69,7 @@ PATTERNS = (
         "port taken",
         r"(?:Errno 98|EADDRINUSE).*|[Aa]ddress already in use.*",
         "a port was taken",
-        "something else took it between choosing and use; run again",
+        "another process took it before the server did; run again",
     ),
     _pattern(
         "driver too old",
@@ -94,8 +94,8 @@ PATTERNS = (
     _pattern(
         "device id",
         r"(?:invalid literal for int\(\) with base 10:|Non-integer device ID) '(?P<device>(?:GPU|MIG)-[^']*)'",
-        "this vLLM takes no device by its UUID ({device})",
-        "take a newer vLLM, or name the GPU by its index",
+        "this vLLM does not accept devices by UUID ({device})",
+        "use a newer vLLM, or name the GPU by its index",
     ),
     _pattern(
         "no GPU",
@@ -116,7 +116,7 @@ PATTERNS = (
         "KV cache too small",
         r"To serve at least one request with the models?'s max seq len \((?P<length>[\d,]+)\).*?"
         r"(?P<need>[\d.]+ GiB) KV cache is needed.*?available KV cache memory \((?P<have>[\d.]+ GiB)\)",
-        "the KV cache is too small for max_model_len {length}: {need} needed, {have} there",
+        "the KV cache is too small for max_model_len {length}: {need} needed, {have} available",
         "lower max_model_len, or raise gpu_memory_utilization (on a CPU: VLLM_CPU_KVCACHE_SPACE)",
     ),
     _pattern(
@@ -137,7 +137,7 @@ PATTERNS = (
         r"Free memory on device (?:\S+ )?\((?P<have>[^)]*)\) on startup "
         r"is less than desired GPU memory utilization \((?P<want>[^)]*)\)",
         "not enough free GPU memory: {have} free, {want} asked for",
-        "end what else runs on the GPU, or lower gpu_memory_utilization",
+        "end the other programs on the GPU, or lower gpu_memory_utilization",
     ),
     _pattern(
         "no GPU memory",
@@ -203,7 +203,7 @@ PATTERNS = (
         _MORE_MEMORY,
     ),
     _pattern(
-        "disk full", r"No space left on device", "the disk is full", "free space where models and temporary files go"
+        "disk full", r"No space left on device", "the disk is full", "free disk space for models and temporary files"
     ),
     _pattern(
         "no compiler",
@@ -262,19 +262,19 @@ def diagnose(log: str, exit_code: int | None = None, oom_kills: int = 0) -> str:
         pattern, match = found
         return pattern.describe(match)
     if oom_kills:
-        return f"the kernel's out-of-memory killer struck while it started; {_MORE_MEMORY}"
+        return f"the kernel's out-of-memory killer ended a process while it started; {_MORE_MEMORY}"
     if exit_code in _SIGNALS:
         return _SIGNALS[exit_code]
     raised = [match for match in _EXCEPTION.finditer(log) if not _ROOT_ELSEWHERE.search(match[0])]
     if raised:
         return f"{raised[-1][1]}: {raised[-1]['text']}"
     if _ENGINE_FAILED in log:
-        return "its engine process ended without a message, so it was probably killed; look for its end in dmesg"
+        return "its engine process ended without a message, so it was probably killed; look for the reason in dmesg"
     return ended(exit_code)
 
 
 def oom_kills() -> int:
-    """How many processes the kernel's out-of-memory killer has ended since boot; 0 if the kernel does not tell."""
+    """Processes that the kernel's out-of-memory killer has ended since boot; 0 if the kernel does not report it."""
     try:
         counters = Path("/proc/vmstat").read_text(encoding="ascii")
     except OSError:

@@ -1,4 +1,4 @@
-"""Models made on the spot: a published architecture, a byte-level tokenizer, dummy weights.
+"""Synthetic models: a published architecture, a byte-level tokenizer, dummy weights.
 
 The tokenizer makes one token of every byte of UTF-8, so the length of an ASCII prompt is its token count. The chat
 template adds no token. All other token ids are words that only appear in answers: every id that the model can sample
@@ -26,7 +26,7 @@ PREFIX = "synthetic:"
 END_TOKEN = "<|end|>"  # noqa: S105  (a token of a model, not a secret)
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 _FORMAT = 1
-"""Increase it when `make_model` writes something else for the same architecture."""
+"""Increase it when `make_model` writes different files for the same architecture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Architecture:
     cpu_env: Mapping[str, str]
 
     def server_args(self, *, cpu: bool) -> dict[str, Any]:
-        """The vLLM arguments that it starts with where the user gives none."""
+        """The vLLM arguments that are used unless the user gives others."""
         return {"load_format": "dummy", **self.args, **(self.cpu_args if cpu else {})}
 
     @property
@@ -78,7 +78,7 @@ def architecture(model: str) -> Architecture:
     """The architecture that ``synthetic:NAME`` names.
 
     Raises:
-        ValueError: if there is none of that name; the message offers similar names, and lists all.
+        ValueError: if there is none of that name. The message offers similar names and lists all.
     """
     name = model.removeprefix(PREFIX)
     known = architectures()
@@ -90,7 +90,7 @@ def architecture(model: str) -> Architecture:
 
 
 def make_model(model: str, cache_dir: Path | None = None) -> Path:
-    """The folder of a synthetic model; it is made if it is not in the cache.
+    """The folder of a synthetic model. It is made if it is not in the cache.
 
     Several processes may call this at once. Each makes its own folder and renames it into place; the first one wins.
 

@@ -1,4 +1,4 @@
-"""A server that already runs: measured, never started, never stopped."""
+"""A server that already runs. It is measured, but never started or stopped."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "parallel_config": {name: name for name in _PARALLEL},
     "speculative_config": {"num_speculative_tokens": "speculative_config.num_speculative_tokens"},
 }
-"""Where vLLM's configuration keeps which argument."""
+"""Where vLLM's configuration holds each argument."""
 
 
 class ExternalServer(HttpServer):
     """An OpenAI-compatible server that somebody else runs. `close` closes our connections to it and nothing else.
 
     Attributes:
-        origin: the folder or hub name that it loaded the model from, where it tells.
+        origin: the folder or hub name that it loaded the model from; None if it does not say.
     """
 
-    software = "vLLM"  # the only one that is known to tell a version
+    software = "vLLM"  # the only engine known to report a version
     origin: str | None = None
 
     @property
@@ -48,7 +48,7 @@ class ExternalServer(HttpServer):
         return True
 
     def capabilities(self) -> Capabilities:
-        """See `Server.capabilities`. By the server's own word where it gives one."""
+        """See `Server.capabilities`. From the server's own report if it gives one."""
         return Capabilities(
             simulated=self.simulated,
             loopback=self.loopback,
@@ -62,7 +62,7 @@ class ExternalServer(HttpServer):
         return {**super().facts(), **({} if self.version else {"server": self.base_url})}
 
     def _told_arguments(self) -> VllmArguments:
-        """Those of vLLM's arguments that decide its limits, as its configuration has them; none if it tells none."""
+        """The vLLM arguments that its limits depend on, from its configuration; empty if it gives none."""
         found: dict[str, object] = {}
         for section, names in _SECTIONS.items():
             values = self.config.get(section) or {}
@@ -76,9 +76,9 @@ def attach(
     """Use a server that is already running.
 
     Args:
-        url: where it stands, with or without ``/v1`` at the end.
-        model: which of its models; may be left out where it lists exactly one.
-        api_key_env: the environment variable that holds the key; unset: none is needed.
+        url: its address, with or without ``/v1`` at the end.
+        model: which of its models; may be left out if it lists exactly one.
+        api_key_env: the environment variable that holds the key; if it is unset, the server must need no key.
         timeout_s: longest wait for its first answer.
 
     Raises:
@@ -105,7 +105,7 @@ def attach(
 def _base_url(url: str) -> str:
     parts = urlsplit(url.strip())
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError(f"{url!r} is no URL of a server: write http://HOST:PORT/v1")
+        raise ValueError(f"{url!r} is not a server's URL: write http://HOST:PORT/v1")
     if parts.username or parts.password:
         raise ValueError("the URL carries a user or password: give the key in an environment variable instead")
     if parts.query or parts.fragment:

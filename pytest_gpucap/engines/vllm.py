@@ -33,11 +33,11 @@ METRICS: Final = MetricNames(
 
 
 class VllmServer(LaunchedServer):
-    """A vLLM server that we started. A context manager; `close` ends everything it started.
+    """A vLLM server that we started. A context manager: `close` ends everything that it started.
 
     Args:
-        launched: its process (no secret stands on the command line).
-        spec: what was asked for, with the defaults of a synthetic model added.
+        launched: its process. Its command line holds no secret.
+        spec: what was requested, with the defaults of a synthetic model added.
     """
 
     software = "vLLM"
@@ -73,7 +73,7 @@ class VllmServer(LaunchedServer):
         }
 
     def _weights(self) -> dict[str, object]:
-        """How the server holds the weights, which the model's own files may decide; nothing if it does not tell."""
+        """How the server stores the weights, which the model's files may determine; empty if it does not report it."""
         try:
             config = self.config["model_config"]
             return {"quantization": config["quantization"], "dtype": str(config["dtype"]).removeprefix("torch.")}
@@ -82,7 +82,7 @@ class VllmServer(LaunchedServer):
 
     @cached_property
     def max_num_seqs(self) -> int | None:
-        """How many requests it runs at once, over all engines; None where it does not tell."""
+        """How many requests it runs at once, over all engines; None if it does not report it."""
         each = self.spec.args.max_num_seqs
         if each is None:
             try:
@@ -93,13 +93,13 @@ class VllmServer(LaunchedServer):
 
     @cached_property
     def kv_tokens(self) -> int | None:
-        """How many tokens its KV cache holds, over all engines; None where it does not tell."""
+        """How many tokens its KV cache holds, over all engines; None if it does not report it."""
         try:
             engines = self.metrics().find("vllm:cache_config_info")
         except MetricsUnavailable:
             engines = []
         try:
-            # Hybrid models share blocks between layers of several kinds: vLLM's own count of tokens comes first.
+            # Prefer vLLM's own count: hybrid models share blocks between layers of several kinds.
             if engines and all("kv_cache_size_tokens" in engine.labels for engine in engines):
                 return sum(int(engine.labels["kv_cache_size_tokens"]) for engine in engines)
             if engines:
@@ -116,17 +116,17 @@ def start_vllm(
 ) -> VllmServer:
     """Start a server and wait until it answers.
 
-    The server binds port 0, so that the kernel chooses a port that nobody has, and the port is then read from the
-    listening sockets of our own processes: no other server can be met by mistake.
+    The server binds port 0, so that the kernel chooses a free port. The port is read from the listening sockets of our
+    own processes, so it cannot belong to another server.
 
     Args:
         spec: what to start.
         devices: GPUs it may use, as entries of CUDA_VISIBLE_DEVICES in the order of the PCI bus; none: it runs on the
             CPU.
-        on_wait: told about once a second what the start is doing.
+        on_wait: called about once a second with what the start is doing.
 
     Raises:
-        ServerStartError: if it is not ready in time or ends before; nothing of it is left running.
+        ServerStartError: if it is not ready in time or ends before. None of its processes is left running.
         ValueError: for an unknown synthetic model.
     """
     model_path = spec.model
@@ -158,14 +158,14 @@ def process_environment(spec: ServerSpec, devices: Sequence[str], api_key: str) 
     """The whole environment of a server: ours, what the measurement needs, then what the spec adds."""
     own = {
         "VLLM_API_KEY": api_key,
-        # The reset endpoints of the caches; the server listens on loopback only.
+        # This enables the endpoints that reset caches. The server listens on loopback only.
         "VLLM_SERVER_DEV_MODE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
-        # Without it setproctitle overwrites the environment that we find escaped processes by.
+        # Otherwise setproctitle overwrites the environment, by which we find escaped processes.
         "SPT_NOENV": "1",
         "PYTHONUNBUFFERED": "1",
-        # The order that NVML, and so every index of ours, counts in.
+        # NVML numbers GPUs in this order, and so do we.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": ",".join(devices),
     }

@@ -1,4 +1,4 @@
-"""vLLM as an engine: what a test's ``vllm`` marker asks for, and a pull request's base beside it."""
+"""vLLM as an engine: the server of a test's ``vllm`` marker, and a pull request's base beside it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.vllm_arguments import VllmArguments
 
 DEFAULT_SHARE: Final = 0.92
-"""vLLM's ``gpu_memory_utilization`` where none is given."""
+"""vLLM's default for ``gpu_memory_utilization``."""
 MOST_SHARE: Final = 0.95
-"""Of the GPU's memory that two servers may plan with: each also needs what CUDA and its graphs take beside it."""
+"""Share of the GPU's memory for two servers together. CUDA and its graphs need memory besides."""
 
 
 class VllmEngine(Engine):
@@ -73,7 +73,7 @@ class VllmEngine(Engine):
         return VllmPair(self._with(args, base_python or self.request.python), self)
 
     def sharing(self, share: float) -> VllmEngine:
-        """The same with another share of the GPU's memory."""
+        """A copy with another share of the GPU's memory."""
         args = self.spec.args.overlaid(VllmArguments({"gpu_memory_utilization": share}))
         return self._with(args, self.request.python)
 
@@ -86,7 +86,7 @@ class VllmPair(EnginePair[VllmEngine]):
 
     Args:
         base, head: their engines.
-        asked: the pair before its shares of memory were scaled down; None: they were not.
+        asked: the pair before its shares of memory were scaled down; None if they were not.
     """
 
     def __init__(self, base: VllmEngine, head: VllmEngine, asked: VllmPair | None = None) -> None:
@@ -94,7 +94,7 @@ class VllmPair(EnginePair[VllmEngine]):
         self._asked = asked
 
     def fitted(self) -> VllmPair:
-        """The same pair if the shares of the GPU's memory fit together; otherwise with the shares scaled down."""
+        """This pair if the shares of the GPU's memory fit together; otherwise one with the shares scaled down."""
         shares = [spec.args.gpu_memory_utilization or DEFAULT_SHARE for spec in (self.base.spec, self.head.spec)]
         if sum(shares) <= MOST_SHARE:
             return self
@@ -114,7 +114,7 @@ class VllmPair(EnginePair[VllmEngine]):
             found.append(f"arguments: {before or 'none'} -> {after or 'none'}")
         if self._asked is not None:
             share = self.head.spec.args.gpu_memory_utilization
-            found.append(f"for the comparison alone, gpu_memory_utilization {share} each, so that both fit")
+            found.append(f"for this comparison only, gpu_memory_utilization {share} each, so that both fit")
         return found
 
     def remark(self) -> str:

@@ -1,8 +1,8 @@
-"""Start a server's processes, and end every one of them when their owner asks for it or is gone.
+"""Start a server's processes, and end all of them when their owner asks for it or ends.
 
 It runs as a script with ``python -I -S``; the plugin never imports it. It is the parent of the server and a
 *subreaper*: when a descendant's own parent dies, the kernel makes this process its parent, whatever session or process
-group it moved to. So when no children are left, nothing is left.
+group it moved to. So when no children are left, no process of the server is left.
 
 It ends the server when
 
@@ -38,7 +38,7 @@ KILL_S = 60.0
 """SIGKILL is repeated for this long; a process in uninterruptible sleep may need it."""
 
 KILL = b"k"
-"""On the control pipe: end everything without grace. Any other byte, or the end of the pipe: end it with grace."""
+"""On the control pipe: end everything without grace. Any other byte, or the pipe's end: with grace."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 
@@ -108,7 +108,7 @@ class Watchdog:
             self.poll.register(self.owner_fd, select.POLLIN)
 
     def order(self, grace_s: float) -> None:
-        """Order the end of everything, with at most this grace."""
+        """Start to end everything, with at most this grace."""
         self.grace_s = min(self.grace_s, grace_s)
         self.ordered = True
 
@@ -118,18 +118,18 @@ class Watchdog:
             os.write(self.status, json.dumps(news).encode() + b"\n")
 
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
-        """Take SIGTERM as an order to end everything. The owner acts on the terminal's signals."""
+        """On SIGTERM, end everything. The owner handles the terminal's signals."""
         if number == signal.SIGTERM:
             self.order(self.grace_s)
 
     def start(self, log_path: str, command: list[str]) -> None:
-        """Start the server's main process in a session of its own, writing to the log."""
-        # Handlers, not SIG_IGN: ignored signals stay ignored across exec, and the server needs them.
+        """Start the server's main process in its own session. It writes to the log."""
+        # Handlers, not SIG_IGN: an ignored signal stays ignored after exec, but the server needs these signals.
         for number in SIGNALS:
             signal.signal(number, self.on_signal)
         signal.set_wakeup_fd(self.wake_write, warn_on_full_buffer=False)
         watchdog = os.getpid()
-        # Blocked across the fork: our handlers would swallow a SIGTERM that reaches the child before its exec.
+        # Blocked during the fork: our handlers would catch a SIGTERM that reaches the child before its exec.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self.main = os.fork()
         if self.main == 0:
@@ -140,7 +140,7 @@ class Watchdog:
 
     @staticmethod
     def become_server(watchdog: int, log_path: str, command: list[str]) -> None:
-        """In the fork, become the server. Does not return."""
+        """Become the server, in the forked child. Does not return."""
         try:
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
@@ -173,7 +173,7 @@ class Watchdog:
                 self.report(exited=os.waitstatus_to_exitcode(wait_status))
 
     def wait(self, timeout_s: float | None) -> None:
-        """Sleep until a child ends, an order comes, or the time is over."""
+        """Sleep until a child ends, a command arrives, or the time is over."""
         for fd, _ in self.poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000):
             if fd == self.wake_read:
                 with contextlib.suppress(BlockingIOError):

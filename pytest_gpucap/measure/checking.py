@@ -1,4 +1,4 @@
-"""`check`: hold, open loop, decide; repeated while the evidence does not separate."""
+"""`check`: hold, open loop, decide. It repeats this while the evidence does not separate capacity from requirement."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pytest_gpucap.results.windows import Phase, WindowId
 
 @dataclass(slots=True)
 class _State:
-    """What the check knows so far."""
+    """What the check has found so far."""
 
     windows: list[Window]
     found: RateEstimate | None = None
@@ -54,7 +54,7 @@ def run_check(runner: LoadRunner, requirement: Requirement, settings: Settings, 
 
 
 def measurement_of(run: MeasuringRun, found: RateEstimate | None, saturated: Interval | None = None) -> Measurement:
-    """What the run found, as a measurement; no rate where problems spoil it or samples are too few."""
+    """What the run found, as a measurement. It has no rate if there are problems or too few samples."""
     enough = len(run.samples) >= c.LEAST_SAMPLES and not run.problems
     return Measurement(
         requirement=run.requirement,
@@ -69,7 +69,7 @@ def measurement_of(run: MeasuringRun, found: RateEstimate | None, saturated: Int
     )
 
 
-def _decide(run: MeasuringRun, state: _State) -> tuple[Outcome, str]:  # noqa: C901 - one branch an ending
+def _decide(run: MeasuringRun, state: _State) -> tuple[Outcome, str]:  # noqa: C901 - one branch per ending
     requirement, settings = run.requirement, run.settings
     design = float(requirement.design_rate)
     critical = critical_concurrency(requirement, settings, design)
@@ -88,7 +88,7 @@ def _decide(run: MeasuringRun, state: _State) -> tuple[Outcome, str]:  # noqa: C
         state.windows.append(open_loop)
         if ended := _ended(run):
             return ended
-        # What a first open loop shows that went badly wrong must show again before it is believed.
+        # If the first open loop goes badly wrong, a second one must confirm it.
         most_violations = c.MOST_VIOLATIONS if cycle == 1 else 1.0
         found, checked = reconciled(run, state.windows, state.found, ramp.peak, most_violations)
         state.found = found
@@ -97,8 +97,8 @@ def _decide(run: MeasuringRun, state: _State) -> tuple[Outcome, str]:  # noqa: C
                 return Outcome.FAIL, _reason(found, design, "the open loop at the design rate overloaded the server")
             run.settle()
         if not checked.agrees:
-            # What the model misses by is one more error of it. Far from the design rate that changes no verdict; near
-            # it the model is given up.
+            # The difference between model and open loop counts as one more error. Far from the design rate it
+            # changes no verdict; near the design rate the model is given up.
             state.found = found = found.widened(math.log(checked.pace))
         z = c.DECISION_Z[min(cycle, len(c.DECISION_Z)) - 1]
         outcome = separated(found.least, found.greatest, design, found.error, z)
@@ -114,7 +114,7 @@ def _decide(run: MeasuringRun, state: _State) -> tuple[Outcome, str]:  # noqa: C
 
 
 def _after_ramp(run: MeasuringRun, state: _State, ramp: Ramp) -> tuple[Outcome, str] | None:
-    """What the holds alone decide: a measurement that is most_violations, and a server that is far too slow."""
+    """The verdict if the holds alone decide: the run has problems, or the server is far too slow."""
     if ended := _ended(run):
         return ended
     design = float(run.requirement.design_rate)
@@ -133,7 +133,7 @@ def _after_ramp(run: MeasuringRun, state: _State, ramp: Ramp) -> tuple[Outcome, 
 
 
 def _ended(run: MeasuringRun) -> tuple[Outcome, str] | None:
-    """The ending that problems or errors have brought about."""
+    """The verdict if problems or errors have ended the run."""
     if run.problems:
         return Outcome.INVALID, run.problems[0].text
     return _too_many_errors(run)
@@ -146,7 +146,7 @@ def reconciled(
     peak: int | None = None,
     most_violations: float = 1.0,
 ) -> tuple[RateEstimate, ModelCheck]:
-    """The estimate from all windows, the last of which is an open loop, and the model check on that open loop.
+    """The estimate from all windows, and the model check on the last window, an open loop.
 
     The check also says what the model leaves out. The estimate takes that over, unless the open loop broke a limit in
     more than `most_violations` of its requests.
@@ -158,7 +158,7 @@ def reconciled(
     checked = check_model(run.journal, last, server_model_of(speed, run.settings), requirement.slo)
     calibration = checked.calibration
     if (last.span.stopped or overloaded(last, peak) or checked.violations > most_violations) and before is not None:
-        # First tokens of an overloaded server say nothing of a server that is not.
+        # TTFT of an overloaded server says nothing about a server that is not overloaded.
         calibration = before.model.calibration
     found = estimate(
         run,

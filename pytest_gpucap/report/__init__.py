@@ -1,1 +1,1 @@
-"""Reports, made from the results of a result file alone."""
+"""Reports. They are made from finished results alone."""

@@ -1,4 +1,4 @@
-"""What a pull request's lines are marked with: GitHub annotations, GitLab code quality."""
+"""Annotations on the lines of a pull request: GitHub annotations, GitLab code quality."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.results.result import Result, ResultFile
 
 MOST: Final = 10
-"""Annotations of one kind that GitHub shows of a step."""
+"""How many annotations of one level GitHub shows per step."""
 _SEVERITY: Final = {"error": "critical", "warning": "minor"}
 
 
@@ -42,7 +42,7 @@ class Annotation:
 
 
 def annotations_of(content: ResultFile, folder: str = "") -> list[Annotation]:
-    """What is wrong in a result file, the worst first; a failure that was expected is not.
+    """What is wrong in a result file, the worst first. An expected failure is not wrong.
 
     Args:
         content: of a result file.
@@ -73,7 +73,7 @@ def _annotation(result: Result, folder: str) -> Annotation:
 
 
 def workflow_commands(found: Sequence[Annotation]) -> list[str]:
-    """GitHub workflow commands, one a line; at most `MOST` of a level, the last of which counts the rest."""
+    """GitHub workflow commands, one per line. There are at most `MOST` of a level; the last one counts the rest."""
     lines: list[str] = []
     for level in ("error", "warning"):
         own = [annotation for annotation in found if annotation.level == level]
@@ -92,8 +92,8 @@ def code_quality(found: Sequence[Annotation]) -> str:
     issues = []
     seen: Counter[tuple[str, str]] = Counter()
     for annotation in found:
-        # An annotation keeps its fingerprint from run to run, so figures and lines stay out of it. Of two with one
-        # fingerprint GitLab shows the first alone.
+        # An annotation keeps its fingerprint from run to run, so it contains no figures or lines. Of two annotations
+        # with the same fingerprint GitLab shows only the first.
         seen[annotation.test, annotation.title] += 1
         again = seen[annotation.test, annotation.title]
         identity = "\0".join([annotation.test, annotation.title, *([str(again)] if again > 1 else [])])

@@ -1,8 +1,8 @@
-"""What a failed comparison was about: the result that its figure comes from, in a few lines.
+"""Explains a failed comparison: the result that its figure comes from, in a few lines.
 
 Results hold plain numbers, so that they can be stored, sent and computed with. When a comparison of such a number
-fails, it is looked up among the figures that the running test has measured: a float that agrees in seven digits is that
-figure; a whole number may be another one, so only a count of GPUs in a comparison of counts is explained.
+fails, it is looked up among the figures that the running test has measured. A float that agrees in seven digits is that
+figure. A whole number may be a coincidence, so only a count of GPUs in a comparison of counts is explained.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _WIDTH: Final = 100
 
 
 def explain(operator: str, left: object, right: object, results: Sequence[Result]) -> list[str] | None:
-    """Lines for pytest's assertion explanation; None where neither side is a figure of `results`.
+    """Lines for pytest's assertion explanation; None if neither side is a figure of `results`.
 
     Args:
         operator: the comparison, such as ``<=``.
@@ -39,7 +39,7 @@ def explain(operator: str, left: object, right: object, results: Sequence[Result
     if operator not in _OPERATORS:
         return None
     for side in (left, right):
-        # The last measurement is the likeliest to be spoken of.
+        # The figure most likely comes from the last measurement.
         for result in reversed(results):
             name = _name(side, result)
             if name is not None:
@@ -78,7 +78,7 @@ def _lines(name: str, result: Result) -> Iterator[str]:
     yield f"{name} of {result.name}{simulated}{f': {_source(result)}' if name.startswith('gpus') else ''}"
     rate = result.sustainable_rate
     if rate is not None and (found := formatted(rate)):
-        yield f"sustainable rate {found} req/s a replica ({rate.confidence * 100:g}% interval)"
+        yield f"sustainable rate {found} req/s per replica ({rate.confidence * 100:g}% interval)"
     yield from (f"{key}: {value}" for key, value in rows.causes(result))
 
 

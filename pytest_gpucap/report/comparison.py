@@ -1,4 +1,4 @@
-"""Comparisons with a baseline as text: of a result that has one, of a session's results, of two whole runs."""
+"""Comparisons with a baseline as text: for one result, for a session's results, and for two whole runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def comparison_headline(result: Result) -> str:
 
 
 def comparison_headline_parts(result: Result) -> tuple[str, str]:
-    """The decision, and the arithmetic or the reason it rests on."""
+    """The decision, and its arithmetic or reason."""
     found = compared(result)
     name, decision, baseline = result.name, found.decision.value, found.baseline.name
     if found.ratio is None or found.head_rate is None or found.base_rate is None:
@@ -45,7 +45,7 @@ def comparison_headline_parts(result: Result) -> tuple[str, str]:
 
 
 def regression_failure(result: Result) -> str:
-    """The text of a test that fails for a regression: the decision first, then what it rests on."""
+    """The text of a test that fails for a regression: the decision first, then the evidence."""
     result = cleaned(result)
     found = compared(result)
     lines = [comparison_headline(result), *([SIMULATED] if result.simulated else []), "", found.reason]
@@ -63,14 +63,14 @@ def latency_lines(latencies: Iterable[LatencyComparison]) -> list[str]:
 
 
 def comparison_summary(results: Iterable[Result]) -> list[str]:
-    """A session's comparisons in a few lines: what needs a look one by one, the rest counted; empty where none is."""
+    """A session's comparisons in a few lines: those that need attention listed, the rest counted. May be empty."""
     ordered = _worst_first(cleaned(result) for result in results if result.comparison is not None)
     lines: list[str] = []
     for result in ordered:
         found = compared(result)
         if found.decision not in _QUIET:
             lines += wrapped(comparison_headline(result), indent="", hang="  ")
-            # The headline of what cannot be compared is its reason.
+            # A result that cannot be compared has its reason as headline.
             reasons = [] if found.ratio is None else [found.reason]
             lines += [line for text in [*reasons, *found.differs] for line in wrapped(text, "  ", "    ")]
         slower = [each for each in found.latencies if each.decision is RegressionDecision.REGRESSED]
@@ -83,7 +83,7 @@ def comparison_summary(results: Iterable[Result]) -> list[str]:
 
 
 def comparison_text(results: Sequence[Result], base: str, head: str) -> str:
-    """The comparison of two runs for a terminal: a table, and what stands behind every row."""
+    """The comparison of two runs for a terminal: a table, and the evidence for every row."""
     ordered = _worst_first(map(cleaned, results))
     headers = ["decision", "requirement", "base req/s", "head req/s", "change (95% interval)"]
     table = tabulate([_row(result) for result in ordered], headers=headers, disable_numparse=True)
@@ -97,13 +97,13 @@ def comparison_text(results: Sequence[Result], base: str, head: str) -> str:
 
 
 def comparison_markdown(results: Sequence[Result], base: str, head: str) -> str:
-    """The same for a pull request; every text of the files is escaped."""
+    """The same for a pull request. All text from the files is escaped."""
     ordered = _worst_first(map(cleaned, results))
     counts = Counter(compared(result).decision for result in ordered)
     said = ", ".join(
         f"{_ICONS[decision]} {counts[decision]} {decision}" for decision in _WORST_FIRST if counts[decision]
     )
-    head_row = ["decision", "requirement", "base → head, req/s a replica (95% interval)", "change (95% interval)"]
+    head_row = ["decision", "requirement", "base → head, req/s per replica (95% interval)", "change (95% interval)"]
     blocks = [f"**{said or 'Nothing to compare'}**"]
     if any(result.simulated for result in results):
         blocks.append(f"> **SIMULATED**: {NOT_MEASURED}.")

@@ -61,8 +61,8 @@ def _cleaned(value: object) -> object:
 
 
 _MEANINGFUL: Final = {ord(character): f"&#{ord(character)};" for character in '\\`*_{}[]<>#!|~$&@^"'}
-# GitHub and GitLab look for references in the finished text, where a character reference is a character again: only
-# another character breaks them up. So a zero-width space goes after a sigil that a word follows (@user, #1, !2,
+# GitHub and GitLab look for mentions in the finished text, where a character reference is a character again. Only an
+# additional character breaks them up. So a zero-width space goes after a sigil that a word follows (@user, #1, !2,
 # ~label, %milestone, $snippet, &epic, ^alert, GH-3), and into what would become a link.
 _REFERENCE: Final = re.compile(
     r"(?<=[@#!~%$&^])(?=[\w\"{*\[])|(?<=GH-)(?=\d)|(?<=:)(?=//)|(?<=www)(?=\.)", re.IGNORECASE
@@ -74,7 +74,7 @@ _ELLIPSIS: Final = "..."
 def prose(text: str, limit: int = 600) -> str:
     """Text for a Markdown paragraph, a table cell or an HTML element: one line, at most `limit` characters of it.
 
-    It must follow something of ours on its line: a line's first characters mean more than others (``-``, ``1.``, and
+    It must not start a line, because a line's first characters can be markup (``-``, ``1.``, and
     GitLab's ``/close``).
     """
     line = visible(text)

@@ -17,7 +17,7 @@ _MINUTES_FROM_S = 600
 
 
 def known(value: float | None) -> float | None:
-    """The figure; None for one that nobody knows, which a result holds as NaN or as an infinite end of an interval."""
+    """The figure; None if it is unknown, which a result holds as NaN or as an infinite end of an interval."""
     return value if value is not None and math.isfinite(value) else None
 
 
@@ -42,7 +42,7 @@ def percent_interval(found: Interval) -> str:
 
 
 def significant(value: float, figures: int = 3) -> str:
-    """A number with so many significant figures and no exponent: 52.1, 0.88, 1230."""
+    """A number with `figures` significant figures and no exponent: 52.1, 0.88, 1230."""
     if value == 0:
         return "0"
     rounded = float(f"{value:.{figures}g}")
@@ -103,7 +103,7 @@ def gpus(count: int) -> str:
 
 
 def shown(path: Path) -> str:
-    """A path as short as it can be said from here."""
+    """A path, relative to the working directory if it lies inside."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
@@ -112,7 +112,7 @@ _UNCOUNTED: Final = {
     Outcome.FAIL: "does not keep its budget",
     Outcome.INCONCLUSIVE: "is undecided",
 }
-"""What is said where no GPUs can be counted."""
+"""The verdict in words, used when no GPUs can be counted."""
 
 
 def headline(result: Result) -> str:
@@ -124,7 +124,7 @@ def headline(result: Result) -> str:
 
 
 def headline_parts(result: Result) -> tuple[str, str]:
-    """The claim, and the arithmetic or the reason it rests on."""
+    """The claim, and its arithmetic or reason."""
     name, outcome = result.name, result.outcome
     if outcome is None:
         return name, _figure(result)

@@ -15,7 +15,7 @@ from pytest_gpucap.results.result import Result, ResultFile
 
 
 def properties(results: Iterable[Result]) -> list[tuple[str, str | float]]:
-    """Pairs named ``gpucap_...``, plain text and numbers only; the verdict first, because viewers cut long lists."""
+    """Pairs named ``gpucap_...``, only text and numbers. The verdict comes first, because viewers cut long lists."""
     pairs: list[tuple[str, str | float]] = []
     for result in map(cleaned, results):
         if result.outcome is not None:
@@ -49,16 +49,16 @@ def _figures(result: Result) -> list[tuple[str, str | float | None]]:
 
 
 def junit(content: ResultFile) -> str:
-    """A JUnit file: a suite for every result, so that its properties stand where every schema has them.
+    """A JUnit file with a suite for every result, because every schema has properties on suites.
 
-    A FAIL or a regression is a failure, an INVALID measurement an error, INCONCLUSIVE a failure as well (the file does
-    not know what the session made of it), a failure that was expected is skipped, and what has no verdict passes.
+    A FAIL or a regression is a failure. INCONCLUSIVE is a failure too, because the result file does not say how the
+    session treated it. An INVALID measurement is an error. An expected failure is skipped. No verdict is a pass.
     """
     root = ET.Element("testsuites", name="pytest-gpucap")
     totals = {"tests": 0, "failures": 0, "errors": 0}
     seen: Counter[tuple[str, str]] = Counter()
     for result in map(cleaned, content.results):
-        # A test may measure several times under one name, and of cases with one name GitLab reads the first alone.
+        # A test may measure several times under one name, but GitLab reads only the first case of a name.
         seen[result.test, result.name] += 1
         counts = _suite(root, result, content.started.isoformat(), seen[result.test, result.name])
         totals = {key: totals[key] + counts[key] for key in totals}
@@ -103,7 +103,7 @@ def _told(result: Result) -> tuple[str, str, str]:
 
 
 def _ending(result: Result) -> str | None:
-    """The element that says how it ended; None for what passed."""
+    """The element for the ending; None if it passed."""
     if not (rows.failed(result) or rows.regressed(result)):
         return None
     if result.expected_failure:

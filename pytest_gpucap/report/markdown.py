@@ -1,7 +1,7 @@
 """A result file -> Markdown for a pull request: the verdict, one table, and the rest folded away.
 
-Written for GitHub (step summary, comment), and plain enough for GitLab and Buildkite. Every string that the file
-holds is escaped, and none begins a line.
+Written for GitHub (step summary, comment); GitLab and Buildkite show it too. Every string of the file is escaped, and
+none begins a line.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pytest_gpucap.sizing import gpus_required
 LIMIT: Final = 64_000
 """Bytes: a comment on GitHub holds 65,536 characters."""
 _LEAST_DETAILS: Final = 1_000
-"""Bytes below which no details fit; thousands of results need not be written down to find that out."""
+"""With fewer bytes left no details fit. So they need not be written to find that out."""
 _TOO_LONG: Final = " " * _LEAST_DETAILS
 _RESERVE: Final = 600
 """Bytes kept for the sentence that says what was left out."""
@@ -36,10 +36,10 @@ _WORDS: Final = {
 
 
 def pull_request_page(content: ResultFile, limit: int = LIMIT) -> str:
-    """The report, of at most `limit` bytes in UTF-8; what had to be left out is said.
+    """The report, of at most `limit` bytes in UTF-8. It says what was left out.
 
-    Verdicts come before reasons, reasons before charts and folded detail, and the worst result before the others, so
-    what is cut is what matters least.
+    Verdicts come first, then reasons, then charts and folded detail; worse results come before better ones. So the
+    least important parts are cut.
     """
     results = rows.worst_first(map(cleaned, content.results))
     page = _Page(limit - _RESERVE)
@@ -64,12 +64,12 @@ class _Page:
         self._left_out: dict[str, int] = {}
 
     def add(self, block: str) -> None:
-        """What must be there."""
+        """Add a block that is always written."""
         self._blocks.append(block)
         self.room -= len(block.encode()) + 2
 
     def offer(self, what: str, block: str) -> None:
-        """What may be left out: the block, if there is one and it fits."""
+        """Add a block if there is one and it fits."""
         if block and len(block.encode()) + 2 > self.room:
             self._leave_out(what)
         elif block:
@@ -129,7 +129,7 @@ _LEADING: Final = 3
 
 def _table(page: _Page, results: Sequence[Result]) -> None:
     compared = any(result.comparison is not None for result in results)
-    rate_head = "base → head, req/s a replica (95% interval)" if compared else "req/s a replica (95% interval)"
+    rate_head = "base → head, req/s per replica (95% interval)" if compared else "req/s per replica (95% interval)"
     gpu_head = "GPUs base → head / budget" if compared else "GPUs / budget"
     heads = ["verdict", "requirement", rate_head, gpu_head, "slack (95% interval)"]
     page.rows(f"{table_row(heads)}\n{table_row(['---'] * len(heads))}", (table_row(_row(result)) for result in results))
@@ -170,7 +170,7 @@ def _slack(result: Result) -> str:
 
 
 def _reasons(result: Result, *, named: bool) -> str:
-    """Why a requirement fails or regressed; the arithmetic again unless it was `named` at the top."""
+    """Why a requirement fails or regressed. The arithmetic is repeated unless it was `named` at the top."""
     because = rows.reasons(result)
     if not because:
         return ""
@@ -186,7 +186,7 @@ def _latencies(result: Result) -> list[str]:
 
 
 def _details(result: Result) -> str:
-    """Everything a verdict rests on, folded."""
+    """All the evidence for a verdict, folded."""
     title = f"{prose(result.name, 120)}: limits, windows, environment"
     blocks = [
         f"<details>\n<summary>{title}</summary>",

@@ -1,8 +1,7 @@
 """Latency against rate as a Mermaid chart, which GitHub and GitLab draw in Markdown.
 
-Mermaid's ``xychart-beta`` spreads a line's values evenly over a numeric axis, so the line through the measured windows
-is drawn by its height at even distances: the axis is true to scale, and between two windows the line is straight. No
-text from outside goes into a chart.
+Mermaid's ``xychart-beta`` spreads a line's values evenly over a numeric axis. So the curve is sampled at even
+distances: the axis is to scale, and the line is straight between two windows. No outside text goes into a chart.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ _STEPS: Final = 48
 _NEEDLE: Final = 120
 _LEAST_RATES: Final = 3
 _LEAST_SPAN: Final = 2.0
-"""Highest over lowest rate: windows that lie closer show the spread of one point, not a curve."""
+"""Lowest ratio of highest to lowest rate. Closer windows show the scatter of one point, not a curve."""
 _SAME: Final = 0.03
 """Windows whose rates differ by less than this share are one point of the curve."""
 _HEIGHT: Final = 2.5
-"""The vertical axis ends at this many times the limit: the saturated end would flatten everything that matters."""
+"""The vertical axis ends at this many times the limit. Latencies in saturation would flatten the rest."""
 _BLUE, _RED, _GREY = "#2563eb", "#dc2626", "#94a3b8"
 """Of middle brightness: they show on a light and on a dark page."""
 
@@ -56,7 +55,7 @@ def chart(result: Result) -> tuple[str, str] | None:
         said.append(f"red: its limit, {seconds(limit_s)}")
     design = result.design_rate_rps
     if design is not None and low <= design <= high:
-        # A needle: of a bar Mermaid alone would choose the width. First, so that the curve is drawn over it.
+        # A steep line, because Mermaid chooses the width of bars. It comes first, so that the curve is drawn over it.
         needle = [0.0] * (_NEEDLE + 1)
         needle[round((design - low) / (high - low) * _NEEDLE)] = top * scale
         plots.insert(0, (_GREY, f"line {_list(needle)}"))
@@ -85,7 +84,7 @@ def _curve(result: Result, metric: str, percent: int) -> list[Point]:
     for window, slices in rows.grouped(result.points or result.samples):
         seen = rows.latency(slices, metric, percent)
         done = rows.mean(slices, lambda sample: sample.completed_rps)
-        # The windows that look for a first guess, or lead from one rate to the next, are too short to be a point.
+        # Windows that search for a first guess or lead to the next rate are too short to be a point.
         if seen and done and window.phase not in ON_THE_WAY:
             points.append((done, sum(seen) / len(seen)))
     points.sort()

@@ -20,7 +20,7 @@ _WIDTH: Final = 100
 _TERMINAL, _GITHUB = "simple", "github"
 """Table styles of `tabulate`."""
 _SHOWN: Final = 3
-"""Estimates whose ratios are spelt out."""
+"""Estimates whose ratios are shown."""
 _LEGEND: Final = (
     "~ marks an estimate: it is scaled by the physical limits and has a band. <= and >= mark a physical limit: no "
     "server is faster."
@@ -106,7 +106,7 @@ def _cost(fleet: Fleet) -> str:
 
 
 def _mark(provenance: Provenance | None) -> str:
-    """What stands before a number of GPUs or a cost that nobody measured."""
+    """The mark before a number of GPUs or a cost that was not measured."""
     match provenance:
         case Provenance.LIMIT:
             return ">= "
@@ -135,7 +135,7 @@ def _conclusions(plan: Plan) -> list[str]:
     elif plan.priced:
         lines.append("no class is known to fit: none with a price and within the budget has a measured rate")
     if plan.worth_measuring:
-        lines.append(f"may be cheaper, so worth measuring: {', '.join(plan.worth_measuring)}")
+        lines.append(f"may be cheaper, worth measuring: {', '.join(plan.worth_measuring)}")
     budget = gpus(plan.target.gpus or 0)
     lines += [
         f"{budget} of {fleet.gpu_class} carry {rate(fleet.largest_qps)} with the headroom"
@@ -154,7 +154,7 @@ def _evidence(plan: Plan) -> list[str]:
     estimates = [fleet for fleet in plan.fleets if fleet.provenance is Provenance.ESTIMATE]
     lines += [f"{fleet.gpu_class}: {fleet.evidence}" for fleet in estimates[:_SHOWN]]
     if len(estimates) > _SHOWN:
-        lines.append("the other estimates are made in the same way; --format json has the ratios of each")
+        lines.append("the other estimates use the same method; --format json has the ratios of each")
     lines += [
         f"{entry.gpu_class}: {rate(entry.rate_rps)} by {entry.source} is {entry.text}; not used"
         for entry in plan.set_aside

@@ -1,4 +1,4 @@
-"""Reports put where the machine that runs the tests shows them: a file, GitHub's step summary, Buildkite's page."""
+"""Publishes reports: to a file, GitHub's step summary, Buildkite's page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pytest_gpucap.results.result import ResultFile
 
 _AGENT: Final = "buildkite-agent"
 _AGENT_S: Final = 30.0
-"""How long the agent may take; a page that cannot be annotated must not hold up the end of the tests."""
+"""How long the agent may take. A failed annotation must not delay the end of the tests."""
 
 
 def publish(
@@ -28,13 +28,13 @@ def publish(
     environ: Mapping[str, str],
     html_file: Path | None = None,
 ) -> list[str]:
-    """Write the reports wherever they are wanted.
+    """Write the reports to all requested places.
 
     Args:
         content: of the result file.
         markdown_file: from ``--gpucap-markdown``.
         root: pytest's rootdir, which the tests' paths are relative to.
-        environ: says where we run: ``GITHUB_STEP_SUMMARY``, ``GITHUB_ACTIONS``, ``BUILDKITE``.
+        environ: tells where we run: ``GITHUB_STEP_SUMMARY``, ``GITHUB_ACTIONS``, ``BUILDKITE``.
         html_file: from ``--gpucap-html``.
 
     Returns:
@@ -48,7 +48,7 @@ def publish(
         if markdown_file:
             lines.append(_written(markdown_file, page, append=False) or f"Markdown report: {shown(markdown_file)}")
         if summary:
-            # What else the step wrote there stays.
+            # Appended: the step may have written other text there.
             lines.append(_written(Path(summary), f"{page}\n", append=True))
         if agent:
             lines.append(_annotated(agent, page, content, environ))
@@ -62,7 +62,7 @@ def publish(
 
 
 def _written(path: Path, page: str, *, append: bool) -> str:
-    """Empty, or why it could not be written."""
+    """Write a file; returns an empty text, or why it could not be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a" if append else "w", encoding="utf-8") as file:
@@ -73,8 +73,8 @@ def _written(path: Path, page: str, *, append: bool) -> str:
 
 
 def _annotated(agent: str, page: str, content: ResultFile, environ: Mapping[str, str]) -> str:
-    """Empty, or why Buildkite's agent did not take the page."""
-    # One annotation a step, which a retry of its job replaces and the jobs of other GPU classes do not.
+    """Annotate the build; returns an empty text, or why Buildkite's agent failed."""
+    # One annotation per step. A retry of the job replaces it; jobs of other GPU classes do not.
     parts = (environ.get("BUILDKITE_STEP_ID"), environ.get("BUILDKITE_PARALLEL_JOB"))
     context = "-".join(["gpucap", *filter(None, parts)])
     command = [agent, "annotate", "--style", _style(content), "--context", context]

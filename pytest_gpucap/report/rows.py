@@ -1,6 +1,6 @@
-"""What one result says, as rows of plain text: every report that people read is composed of these.
+"""One result as rows of plain text. Every report for people is made of these rows.
 
-A part of the result that is absent gives no row, so a report shows what was measured and nothing else.
+An absent part of the result gives no row, so a report shows only what was measured.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SHOWN_S = 0.05
 
 
 def worst_first(results: Iterable[Result]) -> list[Result]:
-    """The results in the order in which people want to read them; expected failures after the others."""
+    """The results, the worst first. Expected failures come after other failures."""
     return sorted(
         results,
         key=lambda result: (
@@ -85,12 +85,12 @@ def causes(result: Result) -> list[Row]:
 
 
 def failed(result: Result) -> bool:
-    """There is a verdict, and it is not PASS."""
+    """Whether there is a verdict other than PASS."""
     return result.outcome not in {Outcome.PASS, None}
 
 
 def regressed(result: Result) -> bool:
-    """The baseline was better, beyond what chance and the allowance explain."""
+    """Whether the comparison found a regression."""
     return result.comparison is not None and result.comparison.decision is RegressionDecision.REGRESSED
 
 
@@ -119,7 +119,7 @@ def grouped(samples: Sequence[Sample]) -> list[tuple[WindowId, list[Sample]]]:
 
 
 def mean(samples: Sequence[Sample], figure: Callable[[Sample], float]) -> float | None:
-    """A figure's mean over the time of the samples that have it."""
+    """The time-weighted mean of a figure over the samples that have it."""
     found = [
         (value, sample.end_s - sample.start_s) for sample in samples if (value := known(figure(sample))) is not None
     ]
@@ -137,8 +137,8 @@ _FIGURES: tuple[Callable[[Sample], float], ...] = (
 def window_table(result: Result) -> tuple[list[str], list[list[str]]]:
     """Headers and rows of the measuring windows, with the percentiles that limits are set on (TTFT and E2E if none).
 
-    A latency is that of the window's worst third. Of a limit at a percentile that windows do not keep, the nearest one
-    is shown, under its own name.
+    A latency is that of the window's worst slice. If windows do not keep a limit's percentile, the nearest one is shown
+    under its own name.
     """
     columns = list(dict.fromkeys(kept_percentile(name) for name in result.slo.limits)) or _USUAL
     latencies = [percentile_name(metric, percent) for metric, percent in columns]
@@ -190,14 +190,14 @@ def measured_on(result: Result) -> str:
 def _requirement(result: Result) -> str:
     declared = result.requirement
     budget = f"{declared.qps:g} req/s on {gpus(declared.gpus)}, headroom {declared.headroom:g}"
-    return f"{budget} -> {rate(result.design_rate_rps)} a replica"
+    return f"{budget} -> {rate(result.design_rate_rps)} per replica"
 
 
 def _found(result: Result) -> list[Row]:
     found, lines = result.sustainable_rate, []
     if found is not None:
         binding = f", bound by {limit_name(result.binding)}" if result.binding else ""
-        lines.append(("sustainable", f"{interval(found)} req/s a replica{binding}"))
+        lines.append(("sustainable", f"{interval(found)} req/s per replica{binding}"))
     if result.slack is not None:
         lines.append(("slack", percent_interval(result.slack)))
     if found is not None and result.gpus_interval is not None:
@@ -207,7 +207,7 @@ def _found(result: Result) -> list[Row]:
 
 
 def _physical_limit(result: Result) -> list[Row]:
-    """What the hardware's bandwidth and compute allow at most."""
+    """The upper limit from the hardware's bandwidth and compute."""
     if found := result.limit:
         return [("physical limit", found.text)]
     reason = result.no_limit
@@ -215,7 +215,7 @@ def _physical_limit(result: Result) -> list[Row]:
 
 
 def accuracy(result: Result) -> list[Row]:
-    """The share of answers that were right, and what throughput that leaves."""
+    """The share of right answers, and the rate of right answers."""
     found = result.accuracy
     if found is None:
         return []
@@ -225,16 +225,16 @@ def accuracy(result: Result) -> list[Row]:
     least = f", at least {percent(found.min_accuracy)} required" if found.min_accuracy is not None else ""
     notes = [
         f"in {len(found.samples)} samples" if found.samples else "",
-        f"{found.cut} cut off at the most tokens an answer may take" if found.cut else "",
+        f"{found.cut} cut off at the token limit" if found.cut else "",
         f"{found.skipped} without reasoning" if found.skipped else "",
-        f"{found.ungraded} not readable here (a maths parser comes with the accuracy extra)" if found.ungraded else "",
-        f"{found.failed} requests came to no answer" if found.failed else "",
+        f"{found.ungraded} not readable here (the accuracy extra has a maths parser)" if found.ungraded else "",
+        f"{found.failed} requests got no answer" if found.failed else "",
     ]
     told = ", ".join(filter(None, notes))
     lines = [("accuracy", f"{value} ({low} to {high}), {found.right} of {found.answers} answers right{least}")]
     lines += [("", told)] if told else []
     if found.good_rps is not None:
-        lines.append(("good", f"{interval(found.good_rps)} right answers a second a replica"))
+        lines.append(("good", f"{interval(found.good_rps)} right answers a second per replica"))
     return lines
 
 

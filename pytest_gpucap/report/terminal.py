@@ -17,7 +17,7 @@ from pytest_gpucap.results.telemetry import Bottleneck
 
 _WIDTH = 80
 _LEAST_NAME = 8
-"""Columns that a requirement's name gets, however wide the figures beside it are."""
+"""Least columns for a requirement's name, however wide the other columns are."""
 _NAME = 18
 """Columns for the name of a window."""
 SIMULATED: Final = f"SIMULATED: {NOT_MEASURED}"
@@ -45,7 +45,7 @@ def summary_lines(results: Iterable[Result]) -> list[tuple[str, Outcome | None]]
 
 
 def _limits(results: Sequence[Result]) -> list[str]:
-    """Each result as a share of its physical limit; those without one by the reason. Simulated ones have none."""
+    """Each result as a share of its physical limit, or why it has none. Simulated results have none."""
     lines = [f"{result.name}: {result.limit.text}" for result in results if result.limit is not None]
     unknown: dict[str, list[str]] = {}
     for result in results:
@@ -55,7 +55,7 @@ def _limits(results: Sequence[Result]) -> list[str]:
 
 
 def failure(result: Result) -> str:
-    """The text of a failed check: the arithmetic first, then what it rests on."""
+    """The text of a failed check: the arithmetic first, then the evidence."""
     result = cleaned(result)
     lines = [f"{result.outcome}: {headline(result)}"]
     if result.simulated:
@@ -66,13 +66,13 @@ def failure(result: Result) -> str:
 
 
 def section(result: Result) -> str:
-    """What a test measured that then failed an assertion of its own."""
+    """What a test measured before it failed an assertion of its own."""
     head = f"{result.outcome or result.kind}: {headline(cleaned(result))}"
     return "\n".join([head, *([SIMULATED] if result.simulated else []), "", details(result)])
 
 
 def details(result: Result) -> str:
-    """What a result rests on: its figures, windows, bottleneck and surroundings."""
+    """The evidence for a result: its figures, windows, bottleneck and environment."""
     result = cleaned(result)
     lines = _aligned(rows.result_rows(result))
     if result.samples:
@@ -92,10 +92,10 @@ def details(result: Result) -> str:
 
 
 def _table(results: Sequence[Result]) -> list[str]:
-    headers = ["verdict", "requirement", "req/s a replica", "needed", "GPUs", "slack"]
+    headers = ["verdict", "requirement", "req/s per replica", "needed", "GPUs", "slack"]
     body = [_row(result) for result in results]
     table = _tabulated(headers, body)
-    # The name gives way, so that the figures fit the screen.
+    # The name is cut, so that the figures fit the screen.
     too_wide = max(map(len, table)) - _WIDTH
     if too_wide <= 0:
         return table
@@ -161,7 +161,7 @@ def _aligned(named: Sequence[rows.Row]) -> list[str]:
 
 def wrapped(text: str, indent: str = "", hang: str = "") -> list[str]:
     """Lines of at most 80 columns; those after the first begin with `hang`."""
-    # A path or a flag that is cut in two can no longer be copied; it may stand out of the text instead.
+    # A broken path or flag cannot be copied, so it may exceed the width instead.
     return textwrap.wrap(
         text, _WIDTH, initial_indent=indent, subsequent_indent=hang, break_long_words=False, break_on_hyphens=False
     )

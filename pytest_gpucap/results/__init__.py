@@ -1,1 +1,1 @@
-"""Results: what a measurement found, typed to the last report, and the file that keeps it."""
+"""Results: the types for what a measurement found, and the result file."""

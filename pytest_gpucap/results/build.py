@@ -1,4 +1,4 @@
-"""What a measurement found, with what surrounds it -> the `Result` that is written and reported."""
+"""A measurement and its circumstances -> the `Result` that is written and reported."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from pytest_gpucap.results.telemetry import Bottleneck, TelemetryOverTime, Telem
 from pytest_gpucap.sizing import gpus_interval
 
 START_UP = "start-up"
-"""Where `Result.spent_s` has the time before the first request."""
+"""The key in `Result.spent_s` of the time before the first request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What surrounds a measurement; every report names it.
+    """The circumstances of a measurement. Every report names them.
 
     Attributes:
         test: pytest's node id.
@@ -74,7 +74,7 @@ def measure_result(measurement: Measurement, context: Context) -> Result:
 
 def sweep_result(curve: Curve, context: Context) -> Result:
     """The result of one `sweep`."""
-    # The points' windows are among the samples, and those carry the detail.
+    # The points are also among the samples, which carry the detail.
     points = tuple(msgspec.structs.replace(point, timeline={}, histograms={}) for point in curve.points)
     return _result(
         curve.measurement,
@@ -95,7 +95,7 @@ def sample_result(sample: Sample, requirement: Requirement, context: Context, *,
 
 
 def _result(measurement: Measurement, context: Context, kind: ResultKind, **found: Any) -> Result:
-    """What all kinds have in common, and what was `found` beside it."""
+    """The fields that all kinds share, and those in `found`."""
     requirement, rate = measurement.requirement, measurement.sustainable_rate
     if measurement.budgeted:
         found = {"design_rate_rps": float(requirement.design_rate)} | found
@@ -177,9 +177,9 @@ def _length(length: Length) -> int | str:
 
 
 def lean(samples: Sequence[Sample]) -> tuple[Sample, ...]:
-    """The samples with smaller histograms: edges in five figures, and a histogram that windows share kept once.
+    """The samples with smaller histograms: edges have five figures, and windows that share a histogram keep it once.
 
-    ITL is counted by phase: every window of one has the same histogram, and the first keeps it.
+    ITL is counted by phase. Every window of a phase has the same histogram, so only the first keeps it.
     """
     found = []
     before: LatencyHistogram | None = None

@@ -11,22 +11,22 @@ from pytest_gpucap.results.measured import Interval
 
 
 class RegressionDecision(StrEnum):
-    """What became of the rate."""
+    """How the rate changed."""
 
     REGRESSED = "REGRESSED"
-    """Lower by more than allowed, and not by chance."""
+    """Lower by more than allowed, significantly."""
     IMPROVED = "IMPROVED"
-    """Higher by as much as would be a regression downwards, and not by chance."""
+    """Higher by more than a regression may be lower, significantly."""
     SAME = "SAME"
-    """A loss beyond the one allowed is ruled out."""
+    """A loss of more than allowed is ruled out."""
     INCONCLUSIVE = "INCONCLUSIVE"
-    """The evidence neither shows such a loss nor rules it out."""
+    """The evidence neither shows nor rules out such a loss."""
     NOT_COMPARABLE = "NOT COMPARABLE"
     """The baseline has no result that may be compared."""
 
 
 class ComparedBaseline(msgspec.Struct, frozen=True):
-    """What a result is compared with; None for what is not known, and for the base of a pull request."""
+    """What a result is compared with. Fields are None if unknown, and for the base of a pull request."""
 
     name: str
     path: str | None = None
@@ -39,7 +39,7 @@ class LatencyComparison(msgspec.Struct, frozen=True):
 
     Attributes:
         limit: its name, such as ``ttft_p95``.
-        load: at which load, for people.
+        load: the load, as text.
         base_s, head_s: the percentile.
         ratio: head over base; above 1: slower than the baseline.
     """
@@ -65,8 +65,8 @@ class PairedComparison(msgspec.Struct, frozen=True):
 
     Attributes:
         concurrency: requests held in flight on either server.
-        pace: what the head delivers there, over the base.
-        elasticity: relative loss of sustainable rate for a relative loss of pace.
+        pace: what the head delivers at this concurrency, over the base.
+        elasticity: relative loss of sustainable rate over relative loss of pace.
         pairs: in the order in which they were measured.
     """
 
@@ -77,16 +77,16 @@ class PairedComparison(msgspec.Struct, frozen=True):
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of the sustainable rate.
+    """How the sustainable rate changed.
 
     Attributes:
         ratio: sustainable rate of this run over the baseline's.
-        head_rate: the mean of both where a second measurement was made.
-        second_rate: of the measurement that was to confirm a REGRESSED.
+        head_rate: of this run; the mean of both if a second measurement was made.
+        second_rate: of the measurement that should confirm a REGRESSED.
         max_regression: share of the rate that may be lost.
-        differs: what keeps the two from being compared.
-        changed: what differs and may.
-        more_gpu_s: server time that would settle an INCONCLUSIVE.
+        differs: differences that forbid a comparison.
+        changed: differences that do not.
+        more_gpu_s: further server time that would decide an INCONCLUSIVE.
         confirmed: whether a second measurement confirmed a REGRESSED; None: none was made.
         reason: one sentence.
         latencies: of the limits' percentiles; they fail no test.

@@ -1,7 +1,7 @@
 """Results as builtins and as JSON, and back.
 
-What is written is rounded to seven significant figures; a figure that is not finite is null. `normalised` makes a
-result that equals the one that its file gives back, so that a session decides and reports on what others will read.
+Figures are rounded to seven significant figures; a figure that is not finite is null. `normalised` gives the result as
+a reader of its file gets it, so that a session decides and reports on the same figures.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def to_builtins(value: Any) -> Any:
     """The value as dicts, lists, strings, numbers and None: what JSON holds.
 
     Raises:
-        TypeError: for what no result may hold.
+        TypeError: if a result may not hold the value.
     """
     return _rounded(msgspec.to_builtins(value, enc_hook=_plain))
 
@@ -32,13 +32,13 @@ def from_builtins(value: Any, kind: type[T]) -> T:
     """A value of type `kind` from builtins. Unknown keys are ignored: a newer build may have added them.
 
     Raises:
-        msgspec.ValidationError: if the builtins are no such value; the message ends with the path.
+        msgspec.ValidationError: if the builtins do not fit `kind`. The message ends with the path.
     """
     return msgspec.convert(value, kind, dec_hook=decoded_figure)
 
 
 def normalised(value: T) -> T:
-    """The value as its file gives it back."""
+    """The value as a reader of its file gets it."""
     return from_builtins(to_builtins(value), type(value))
 
 
@@ -48,7 +48,7 @@ def encoded(value: Any) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """What msgspec does not know."""
+    """Builtins for types that msgspec does not know."""
     if isinstance(value, Fraction):
         return float(value)
     if isinstance(value, PurePath):
@@ -70,9 +70,9 @@ def _rounded(value: Any) -> Any:
 
 
 def rounded(value: float) -> float | None:
-    """Seven figures; None for what is not finite.
+    """Seven significant figures; None for what is not finite.
 
-    Never less than milliseconds: a monotonic clock counts from a boot that may be months ago.
+    Milliseconds are always kept, because a monotonic clock may have counted for months since boot.
     """
     if not math.isfinite(value):
         return None

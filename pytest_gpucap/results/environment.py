@@ -1,4 +1,4 @@
-"""What was measured on: GPU, driver, clocks, server, model and host."""
+"""The environment of a measurement: GPU, driver, clocks, server, model and host."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import msgspec
 
 
 class DeviceState(msgspec.Struct, frozen=True):
-    """One GPU or MIG slice before a measurement: its settings and state. None for what NVML does not tell.
+    """Settings and state of one GPU or MIG slice before a measurement. None for what NVML does not report.
 
     Attributes:
         compute_capability: such as ``9.0``.
-        mig_mode: True if the GPU is split into slices; None where the GPU knows no MIG.
+        mig_mode: True if the GPU is split into slices; None if the GPU has no MIG.
         mig_profile: such as ``1g.5gb``, for a slice.
-        sm_clock_mhz, memory_clock_mhz: then; an idle GPU clocks down.
+        sm_clock_mhz, memory_clock_mhz: at that time; an idle GPU clocks down.
         max_sm_clock_mhz, max_memory_clock_mhz: the highest that it can be set to.
-        power_limit_w, default_power_limit_w: as set, and as the board ships.
+        power_limit_w, default_power_limit_w: as set, and the board's default.
         ecc_errors: uncorrected memory errors since the driver was loaded.
         unreadable: field name -> reason.
     """
@@ -43,19 +43,19 @@ class DeviceState(msgspec.Struct, frozen=True):
 
 
 class Environment(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a measurement was made on. What is not known is left out of the file.
+    """The environment of a measurement. Unknown fields are left out of the file.
 
     Attributes:
         gpu: in one line; ``SIMULATED (PROFILE)`` for a simulator.
         gpu_class: such as ``h200``, ``cpu`` or ``sim:PROFILE``.
-        gpu_remarks: what is out of the ordinary about the devices, a line each.
+        gpu_remarks: what is unusual about the devices, a line each.
         profile: where a simulated server's profile comes from.
-        problems: what could not be learned of the GPUs.
+        problems: what could not be read from the GPUs.
         clocks: in one line.
-        server: name and version of the server, or the URL of one that does not tell.
+        server: name and version of the server, or its URL if it reports none.
         server_args: the arguments that the test gave the server, by name with underscores.
-        quantization, dtype: how the server says that it holds the weights; unset where it does not say.
-        command: that started the server.
+        quantization, dtype: of the weights, as the server reports them; unset if it does not.
+        command: the command line that started the server.
         log: path of the server's log.
         url: of a server that was running already.
         max_num_seqs: requests that the server runs at once, at most.

@@ -1,4 +1,4 @@
-"""Figures that may be unknown: JSON has no NaN and no infinity, and holds null in their place."""
+"""Figures that may be unknown. JSON has no NaN and no infinity, so the file has null instead."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ else:
             return isinstance(value, float)
 
     class Figure(metaclass=_Float):
-        """A float; NaN where it is not known, which a file holds as null."""
+        """A float; NaN if unknown, which is null in a file."""
 
         unknown: ClassVar = math.nan
 
     class LowEnd(Figure):
-        """The low end of an interval; null in a file is an open end."""
+        """The low end of an interval; an open end is null in a file."""
 
         unknown: ClassVar = -math.inf
 
     class HighEnd(Figure):
-        """The high end of an interval; null in a file is an open end."""
+        """The high end of an interval; an open end is null in a file."""
 
         unknown: ClassVar = math.inf
 
 
 def decoded_figure(kind: Any, value: Any) -> float:
-    """What msgspec calls for the types above (its ``dec_hook``).
+    """The ``dec_hook`` of msgspec for the types above.
 
     Raises:
         TypeError: if the value is neither a number nor null.
     """
     if not isinstance(kind, type) or not issubclass(kind, Figure):
-        raise NotImplementedError(f"{kind} stands in no result")
+        raise NotImplementedError(f"a result has no {kind}")
     if value is None:
         unknown: float = kind.unknown  # type: ignore[attr-defined]
         return unknown

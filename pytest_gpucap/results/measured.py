@@ -1,6 +1,6 @@
 """What a measurement found, as frozen values.
 
-`Interval`, `Latency`, `LatencyHistogram`, `Sample` and `Accuracy` stand in the result file as they are. `Measurement`,
+`Interval`, `Latency`, `LatencyHistogram`, `Sample` and `Accuracy` are part of the result file. `Measurement`,
 `Verdict` and `Curve` hold the declared requirement with its exact fractions; `results.build` makes a `Result` of them.
 """
 
@@ -29,11 +29,11 @@ class Outcome(StrEnum):
     INCONCLUSIVE = "INCONCLUSIVE"
     """The evidence does not separate capacity from requirement within the GPU time allowed."""
     INVALID = "INVALID"
-    """The measurement cannot be trusted; never a word on capacity."""
+    """The measurement cannot be trusted, so it says nothing about capacity."""
 
 
 class Interval(msgspec.Struct, frozen=True):
-    """An estimate with its interval. An end that is infinite is open: null in the result file."""
+    """An estimate with its interval. An infinite end is open; the result file has null."""
 
     value: Figure
     low: LowEnd
@@ -42,7 +42,7 @@ class Interval(msgspec.Struct, frozen=True):
 
 
 class Latency(msgspec.Struct, frozen=True):
-    """Percentiles of one latency over one sample, in seconds, and how many values are behind them."""
+    """Percentiles of one latency over one sample, in seconds, and the number of values."""
 
     count: int
     mean_s: Figure
@@ -68,7 +68,7 @@ class LatencyHistogram(msgspec.Struct, frozen=True):
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """What one measuring window at one rate (open loop) or concurrency (closed loop) showed.
+    """The figures of one measuring window at one rate (open loop) or concurrency (closed loop).
 
     Attributes:
         kind: ``open`` or ``closed``.
@@ -113,11 +113,11 @@ class Sample(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What one server can sustain, and the samples that say so.
+    """What one server can sustain, and the samples behind it.
 
     Attributes:
-        requirement: its workload and SLO are what was measured; for `measure` without a budget, qps and gpus are 0-free
-            placeholders that no verdict is made from.
+        requirement: its workload and SLO are what was measured. For `measure` without a budget, qps and gpus are
+            positive placeholders; no verdict uses them.
         sustainable_rate: requests a second that one replica keeps for good within the SLO and without a growing
             backlog; None where the evidence gives none (INVALID, or called off).
         saturated_rate: requests a second at the highest concurrency held; None where none was.
@@ -127,7 +127,7 @@ class Measurement:
         problems: why the measurement cannot be trusted; empty when it can.
         simulated: no real server was measured.
         seed: of arrivals, lengths and prompts.
-        budgeted: the requirement's qps and gpus were declared, and are no placeholders.
+        budgeted: the requirement's qps and gpus were declared, so they are not placeholders.
     """
 
     requirement: Requirement
@@ -148,7 +148,7 @@ class Measurement:
 
         Raises:
             RequirementError: if no rate was declared.
-            NoSustainableRate: if the evidence gives none.
+            NoSustainableRate: if none was found.
         """
         if not self.budgeted:
             raise RequirementError(
@@ -173,14 +173,14 @@ class Accuracy(msgspec.Struct, frozen=True):
         samples: share of right answers in each sample (a round of questions).
         questions: different ones that were asked.
         min_accuracy: what is required; None: nothing is.
-        cut: answers that used up the tokens they may take.
-        skipped: answers without reasoning from a server that otherwise reasons.
-        ungraded: answers that nothing here could read; they count as wrong in the share and its low end, as right in
+        cut: answers that reached the token limit.
+        skipped: answers without reasoning, although other answers of the server have it.
+        ungraded: answers that could not be parsed. They count as wrong in the share and its low end, and as right in
             its high end.
-        failed: requests that came to no answer.
+        failed: requests without an answer.
         good_rps: right answers a second: sustainable rate times share; None where no rate is known.
         spent_s: server time that the answers took.
-        problem: why the answers say less than they should; empty when they do not.
+        problem: why the answers cannot be fully used; empty if they can.
     """
 
     share: Interval | None
@@ -197,7 +197,7 @@ class Accuracy(msgspec.Struct, frozen=True):
     spent_s: float = 0.0
     problem: str = ""
     decided: bool = False
-    """The verdict is about the answers, and capacity alone would have been enough."""
+    """Whether the answers decide the verdict, because capacity alone would pass."""
 
     @property
     def claim(self) -> str:
@@ -241,7 +241,7 @@ class Verdict:
     slack: Interval | None
     reason: str
     accuracy: Accuracy | None = None
-    """Of the answers, where the requirement asks for one."""
+    """The accuracy of the answers, if the requirement asks for it."""
 
     def __repr__(self) -> str:
         requirement = self.measurement.requirement
@@ -258,7 +258,7 @@ class Curve:
 
     Attributes:
         points: samples in rising order of rate or concurrency.
-        knee_rps: where throughput stops paying for latency; None where no knee was found.
+        knee_rps: the rate at which throughput over latency is greatest; None if no knee was found.
         batching_gain: sustainable over one-at-a-time throughput.
     """
 
@@ -286,10 +286,10 @@ def _percent(share: float) -> str:
 
 
 def _found(measurement: Measurement) -> str:
-    """The rate in a few words: pytest shows a result's repr beside the figure that a failed assertion took from it."""
+    """The rate in a few words. pytest shows this repr beside a figure of the result in a failed assertion."""
     found = measurement.sustainable_rate
     if found is None:
         return "no sustainable rate"
     bound = f", bound by {measurement.binding}" if measurement.binding else ""
     simulated = ", SIMULATED" if measurement.simulated else ""
-    return f"{found.value:.4g} ({found.low:.4g}-{found.high:.4g}) req/s a replica{bound}{simulated}"
+    return f"{found.value:.4g} ({found.low:.4g}-{found.high:.4g}) req/s per replica{bound}{simulated}"

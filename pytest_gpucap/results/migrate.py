@@ -1,10 +1,10 @@
-"""Brings documents of earlier versions to the form that is read today, before they become types.
+"""Brings documents of earlier schema versions to the present form, before they are parsed into types.
 
-One step a schema version: ``STEPS[n]`` makes a document of version n one of version n + 1, and knows nothing of later
-ones. A step changes only what it understands; whatever is damaged is left for the types to refuse, with its place.
+There is one step per schema version: ``STEPS[n]`` turns a document of version n into one of version n + 1. A step
+changes only what it understands. It leaves damaged parts as they are, and parsing refuses them with their place.
 
 Version 1 -> 2: a sample's label became a `WindowId`, sentences became `Problem`s, the interval of an accuracy became
-its `share`, and what builds of version 1 said in several ways is said in one.
+its `share`, and the variants among builds of version 1 were unified.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Document = dict[str, Any]
 
 
 def current(content: Document, version: int, steps: Mapping[int, Callable[[Document], Document]]) -> Document:
-    """The document in the form of schema version `version`; the one given is not changed.
+    """The document in the form of schema version `version`. The argument is not changed.
 
     Raises:
-        ValueError: if its own version has no step: it is older than the first, or no version.
+        ValueError: if there is no step for its version.
     """
     found = content["schema_version"]
     while found < version:
@@ -41,7 +41,7 @@ def _to_version_2(content: Document) -> Document:
 
 
 def _each(values: Any, change: Callable[[Document], Document]) -> Any:
-    """A list with every object in it changed; anything else as it is."""
+    """A list with every object changed; any other value is returned unchanged."""
     return [change(each) if isinstance(each, dict) else each for each in values] if isinstance(values, list) else values
 
 
@@ -63,7 +63,7 @@ def _result(result: Document) -> Document:
 
 
 _NOT_NULL: Final = frozenset({"reason", "points", "expected_failure"})
-"""Keys of a result that are left out where there is nothing to say."""
+"""Keys of a result that are left out if empty."""
 _INTERVAL: Final = ("value", "low", "high", "confidence")
 
 
@@ -117,7 +117,7 @@ _READ: Final[Mapping[str, Callable[[str], Any]]] = {
 
 
 def window_of(label: str, sample: Mapping[str, Any]) -> Document:
-    """The window that a label of version 1 names; one that no build wrote is taken by the sample's load."""
+    """The window that a label of version 1 names. An unknown label is replaced by the sample's load."""
     rest, found = label, dict[str, str]()
     for part in (_SLICE, _SERVER):
         if match := part.search(rest):
@@ -158,7 +158,7 @@ _PROBLEMS: Final = tuple(
 
 
 def _problems(texts: Any) -> Any:
-    """Sentences of version 1, each with the source and kind that it tells."""
+    """Sentences of version 1, each with its source and kind."""
     return [_problem(each) if isinstance(each, str) else each for each in texts] if isinstance(texts, list) else texts
 
 
@@ -193,8 +193,8 @@ def _environment(environment: Document) -> Document:
 
 
 _WEIGHTS: Final = frozenset({"quantization", "dtype"})
-"""Of these, null means that the server has nothing to say; a file that leaves them out did not ask."""
+"""Of these, null means that the server reports nothing. A file without them did not ask the server."""
 
 
 STEPS: Final[Mapping[int, Callable[[Document], Document]]] = {1: _to_version_2}
-"""From a version to the next."""
+"""The step from each version to the next."""

@@ -1,4 +1,4 @@
-"""Why a measurement cannot be trusted: who is to blame, what broke, and the sentence that says so to people."""
+"""Why a measurement cannot be trusted: the source, the kind of problem, and a sentence for people."""
 
 from __future__ import annotations
 
@@ -8,65 +8,65 @@ import msgspec
 
 
 class ProblemSource(StrEnum):
-    """Whose fault it is."""
+    """What caused the problem."""
 
     LOAD_GENERATOR = "load generator"
     SERVER = "server"
     GPU = "gpu"
     HOST = "host"
     MEASUREMENT = "measurement"
-    """The figures themselves: what they say cannot be true, or does not fit together."""
+    """The figures themselves: they are impossible or contradict each other."""
     ANSWERS = "answers"
     """The answers to the workload's questions."""
 
 
 class ProblemKind(StrEnum):
-    """What broke."""
+    """What went wrong."""
 
     LATE = "late"
     """Requests were sent later than they were due."""
     CPU = "cpu"
-    """A load worker had no room on its core."""
+    """A load worker's core was fully used."""
     DROPPED = "dropped"
     """Requests that were due could not be sent."""
     BEHIND = "behind"
-    """Requests that were due waited to be sent when the phase ended."""
+    """Requests that were due were still unsent when the phase ended."""
     CLOCK_SET = "clock set"
     """The system clock was set during a phase."""
     PROMPT_TOKENS = "prompt tokens"
-    """The server counted other prompt tokens than were asked for."""
+    """The server counted another number of prompt tokens than intended."""
     NO_LOAD = "no load"
     """The load could not be produced at all."""
     SLOWED_DOWN = "slowed down"
     """The device was throttled by heat, a power brake or a fault, or its clock fell."""
     POWER_LIMIT = "power limit"
-    """The device was held by a power limit below its own."""
+    """The device ran at a power limit below its default."""
     MEMORY_ERRORS = "memory errors"
     LOST = "lost"
     """The device no longer answers."""
     SHARED = "shared"
-    """Somebody else used the device."""
+    """Another process used the device."""
     FAILED_REQUESTS = "failed requests"
     """More requests failed than the requirement allows."""
     NO_TOKENS = "no tokens"
     """The server generated no token under load."""
     IMPOSSIBLE = "impossible"
-    """Faster than the hardware can be."""
+    """The result is faster than the hardware can be."""
     UNEXPLAINED = "unexplained"
-    """No model describes what was seen."""
+    """The queue model does not describe the measurement."""
     NO_ANSWERS = "no answers"
     """The answers could not be judged."""
     OTHER = "other"
-    """Anything else, and whatever result files did not say before schema version 2."""
+    """Anything else, and problems from result files before schema version 2 whose kind is unknown."""
 
 
 class Problem(msgspec.Struct, frozen=True):
     """One reason to distrust a measurement.
 
     Attributes:
-        source: whose fault it is.
-        kind: what broke.
-        text: one sentence: what was seen, and what to do. For people; nothing reads it.
+        source: what caused it.
+        kind: what went wrong.
+        text: a sentence for people: what was seen and what to do. No code reads it.
     """
 
     source: ProblemSource

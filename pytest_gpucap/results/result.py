@@ -1,4 +1,4 @@
-"""The result file as types: one `ResultFile` a session, one `Result` a measurement.
+"""The result file as types: one `ResultFile` per session, one `Result` per measurement.
 
 Times are seconds, rates requests a second of one replica, sizes tokens. Every report is made from these values alone.
 `result.schema.json` beside this file is generated from them (`results.schema`).
@@ -22,11 +22,11 @@ from pytest_gpucap.results.problems import Problem
 from pytest_gpucap.results.telemetry import Bottleneck, TelemetryOverTime, TelemetrySummary
 
 SCHEMA_VERSION: Final = 2
-"""Goes up when a reader of the old form would misread the new one, or could not read it."""
+"""Increased when a reader of the old form would misread the new one or could not read it."""
 
 
 class ResultKind(StrEnum):
-    """What a test asked for."""
+    """The method of `gpucap` that made a result."""
 
     CHECK = "check"
     MEASURE = "measure"
@@ -35,7 +35,7 @@ class ResultKind(StrEnum):
 
 
 class DeclaredBudget(msgspec.Struct, frozen=True):
-    """The requirement's rate and GPUs as floats; placeholders where a test declares no budget.
+    """The requirement's rate and GPUs as floats; placeholders if a test declares no budget.
 
     Attributes:
         qps: requests a second that all replicas together must carry.
@@ -56,14 +56,14 @@ class DeclaredWorkload(msgspec.Struct, frozen=True):
     Attributes:
         input_tokens, output_tokens: a number, or a distribution as it is written in a marker.
         burstiness: standard deviation of the gaps between arrivals over their mean.
-        trace: name of the file.
+        trace: name of the trace file.
         trace_sha256: of what the trace holds: arrivals in microseconds, input and output tokens. None in early files.
         shared_prefix_tokens: at the start of every prompt, the same in all.
         ignore_eos: exactly the output tokens asked for are generated.
         sampling: sampling parameters of the requests.
-        preset: the workload preset it began with.
+        preset: the workload preset that it is based on.
         questions: name of the file of questions.
-        wording: what stands around every prompt.
+        wording: the text around every prompt.
     """
 
     input_tokens: int | str
@@ -87,7 +87,7 @@ class DeclaredSlo(msgspec.Struct, frozen=True):
     Attributes:
         limits: seconds by the name that declares them, such as ``ttft_p95``.
         max_error_rate: share of the requests that may fail.
-        min_accuracy: share of the questions that must be answered right; None: answers are not looked at.
+        min_accuracy: share of the questions that must be answered right; None: answers are not graded.
     """
 
     limits: Mapping[str, float]
@@ -96,14 +96,14 @@ class DeclaredSlo(msgspec.Struct, frozen=True):
 
 
 class PhysicalLimit(msgspec.Struct, frozen=True):
-    """What no server can beat with this model on this GPU class, at the requests in flight of the fastest window.
+    """The physical limit for this model on this GPU class, at the requests in flight of the fastest window.
 
     Attributes:
         bound: ``bandwidth`` or ``compute``.
-        rate_rps: at most.
-        ttft_s: at least, for a request alone.
-        tpot_s: at least, at this batch.
-        output_tokens_per_s: at most.
+        rate_rps: the highest rate.
+        ttft_s: the lowest TTFT, for a single request.
+        tpot_s: the lowest TPOT, at this batch.
+        output_tokens_per_s: the highest throughput.
         batch: requests in flight.
         share: measured tokens a second over `output_tokens_per_s`.
         text: one line with the share and the limit.
@@ -125,7 +125,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """One measurement of one test.
 
     Attributes:
-        kind: what the test asked for.
+        kind: the method that the test called.
         test: pytest's node id.
         line: of the test in its file, from 1; None where unknown.
         name: of the requirement.
@@ -142,14 +142,14 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         gpus_interval: GPUs from the high and the low end of the sustainable rate's interval.
         slack: sustainable rate over design rate, minus one.
         knee_rps, batching_gain: of a sweep; see `Curve`.
-        points: of a sweep, in rising order; their windows are among the samples, and those carry the detail.
+        points: of a sweep, in rising order. They are also among the samples, which carry the detail.
         samples: the measuring windows, in the order in which they were measured.
         spent_s: seconds of server time by phase, ``start-up`` included.
         problems: why the measurement cannot be trusted; empty when it can.
         seed: of arrivals, lengths and prompts.
         telemetry, bottleneck, series: None where nothing was watched.
         comparison: with a baseline; None where nothing was compared.
-        accuracy: None where the requirement does not ask.
+        accuracy: None if the requirement does not ask for it.
         limit: the physical limit; None where `no_limit` says why.
         no_limit: why it is not known, in one line.
     """
@@ -191,12 +191,12 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def trusted(self) -> bool:
-        """Nothing speaks against the measurement."""
+        """Whether the measurement can be trusted."""
         return not self.problems and self.outcome is not Outcome.INVALID
 
     @property
     def regressed(self) -> bool:
-        """The baseline was better, beyond what chance and the allowance explain."""
+        """Whether the comparison found a regression."""
         return self.comparison is not None and self.comparison.decision is RegressionDecision.REGRESSED
 
     @property
@@ -209,7 +209,7 @@ class ResultFile(msgspec.Struct, frozen=True, kw_only=True):
     """One session.
 
     Attributes:
-        schema: says whose file this is.
+        schema: identifies the file as a result file of this plugin.
         started: when the session began, in UTC.
         arguments: pytest's command line.
         results: in the order in which tests ended.

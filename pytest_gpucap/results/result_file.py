@@ -1,7 +1,7 @@
-"""The result file: one JSON document a session, which has every result as soon as there is one.
+"""The result file: one JSON document per session. Every result is written at once.
 
-Written to a temporary name beside it and renamed, so that whoever reads it, or whatever kills the session, finds a
-whole document; GPU time is too dear to lose a finished result to a crash in the next test.
+The file is written under a temporary name and renamed, so it is always a whole document, even if the session is killed.
+GPU time is too expensive to lose a finished result to a crash in the next test.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ResultFileError(GpuCapError, ValueError):
 
 
 def session_file(results: Iterable[Result], *, started: datetime, arguments: Iterable[str]) -> ResultFile:
-    """What one session writes.
+    """The content of one session's file.
 
     Args:
         results: in the order in which tests ended.
@@ -49,7 +49,7 @@ def session_file(results: Iterable[Result], *, started: datetime, arguments: Ite
 
 
 def write(path: Path, content: ResultFile) -> None:
-    """Write the file, whole or not at all. The folder is made when it is missing."""
+    """Write the file, whole or not at all. A missing folder is made."""
     _replace(path, _around(content, [_encoded(result) for result in content.results]))
 
 
@@ -70,10 +70,10 @@ class GrowingResultFile:
         """Bring the file up to date.
 
         Args:
-            content: that of the last call, with further results behind those that it had.
+            content: that of the last call, with further results appended.
 
         Raises:
-            OSError: if it cannot be written; what was written before is still there.
+            OSError: if it cannot be written. The previous content is kept.
         """
         if not self._results:
             _clear(self.path)
@@ -87,7 +87,7 @@ def _encoded(result: Result) -> bytes:
 
 
 def _around(content: ResultFile, results: Sequence[bytes]) -> Iterable[bytes]:
-    """The document in pieces: what stands around its results, and the results, which are encoded already."""
+    """The document in pieces: the text around the results, and the encoded results."""
     whole = encoded(msgspec.structs.replace(content, results=()))
     before, found, behind = whole.partition(b'"results": []')
     assert found  # noqa: S101 - a quotation mark inside a string is escaped
@@ -117,7 +117,7 @@ def _partial(path: Path, process: str) -> Path:
 
 
 def _clear(path: Path) -> None:
-    """Remove what sessions that were killed while they wrote have left."""
+    """Remove temporary files of sessions that were killed while writing."""
     import psutil
 
     for partial in path.parent.glob(_partial(Path(glob.escape(path.name)), "*").name):
@@ -127,10 +127,10 @@ def _clear(path: Path) -> None:
 
 
 def read(path: Path) -> ResultFile:
-    """The content of a result file, whichever version wrote it.
+    """The content of a result file of any version.
 
     Raises:
-        ResultFileError: if the file is missing, damaged, foreign or from a newer version; one line that names it, and
+        ResultFileError: if the file is missing, damaged, foreign or from a newer version. The line names the file and
             the place of the damage.
     """
     try:
@@ -149,13 +149,13 @@ def from_document(content: Any) -> ResultFile:
     """The typed form of a document of any version, as JSON gives it.
 
     Raises:
-        ValueError: if it is damaged, foreign or from a newer version; one line.
+        ValueError: one line, if it is damaged, foreign or from a newer version.
     """
     if not isinstance(content, dict) or content.get("schema") != "pytest-gpucap":
         raise ValueError("not a result of pytest-gpucap")
     version = content.get("schema_version")
     if type(version) is not int:
-        raise ValueError(f"schema version {version!r} is none")
+        raise ValueError(f"schema version {version!r} does not exist")
     if version > SCHEMA_VERSION:
         raise ValueError(
             f"schema version {version} is newer than this plugin's ({SCHEMA_VERSION}); upgrade pytest-gpucap"

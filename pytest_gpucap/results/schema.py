@@ -17,8 +17,8 @@ PATH: Final = Path(__file__).with_name("result.schema.json")
 _MODULES: Final = (comparison, environment, measured, problems, result, telemetry, windows)
 _TITLE: Final = "Result file of pytest-gpucap"
 _ABOUT: Final = (
-    "One document a session. Times are seconds, rates requests a second of one replica, sizes tokens. "
-    "null: not known, or not finite."
+    "One document per session. Times are seconds, rates requests per second of one replica, sizes tokens. "
+    "null: unknown or not finite."
 )
 
 

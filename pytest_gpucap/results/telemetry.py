@@ -9,15 +9,15 @@ import msgspec
 
 
 class DeviceSummary(msgspec.Struct, frozen=True):
-    """One device over a window. None for what the device does not tell.
+    """One device over a window. None for what the device does not report.
 
     Attributes:
-        readings: how many are behind the figures.
-        gpu_use: share of the time in which a kernel ran (says nothing of how much of the GPU it filled).
+        readings: number of readings.
+        gpu_use: share of the time in which a kernel ran, however much of the GPU it used.
         memory_use: share of the time in which device memory was read or written.
-        memory_bytes: the most that was in use.
-        energy_j: from the board's counter, or from power over time where it has none; None for a MIG slice, whose
-            share of the board's energy is not known.
+        memory_bytes: maximum in use.
+        energy_j: from the board's counter; without a counter, from power over time. None for a MIG slice, whose
+            share of the board's energy is unknown.
         slowdowns: share of the readings in which clocks were held back, by reason.
         pcie_sent_bytes_per_s, pcie_received_bytes_per_s: as the GPU sees it.
     """
@@ -42,16 +42,16 @@ class DeviceSummary(msgspec.Struct, frozen=True):
 
 
 class ServerSummary(msgspec.Struct, frozen=True):
-    """The server's own figures over a window. None for what the server does not tell.
+    """The server's own figures over a window. None for what the server does not report.
 
     Attributes:
-        running, waiting: requests, mean over the readings; `running_max`, `waiting_max` the most.
+        running, waiting: requests, mean over the readings; `running_max` and `waiting_max` are the maxima.
         waiting_share: share of the readings with at least one request waiting.
         kv_use, kv_use_max: share of the KV cache.
         full_while_waiting: share of the readings in which requests waited while at least 95% of the KV cache was used.
         preemptions: how many in the window.
         prompt_tokens_per_s, output_tokens_per_s: rates.
-        prefix_hit_rate: cached prompt tokens over all that were looked up.
+        prefix_hit_rate: cached prompt tokens over all looked-up ones.
     """
 
     readings: int = 0
@@ -81,10 +81,10 @@ class ProcessSummary(msgspec.Struct, frozen=True):
 
 
 class TelemetrySummary(msgspec.Struct, frozen=True):
-    """Everything that was seen in a window, in seconds of the machine's monotonic clock.
+    """All telemetry of a window, in seconds of the machine's monotonic clock.
 
     Attributes:
-        energy_j: of all devices; None where one of them does not tell.
+        energy_j: of all devices; None if one of them does not report it.
         energy_per_1000_tokens_j: GPU energy for 1,000 output tokens, prompts included; None without both figures.
         slowdowns: the highest share of any device, by reason.
     """
@@ -124,17 +124,17 @@ class BottleneckKind(StrEnum):
     GPU_COMPUTE = "GPU compute"
     NETWORK = "network"
     NONE = "none"
-    """Nothing was seen at its limit."""
+    """Nothing was at its limit."""
     UNKNOWN = "unknown"
-    """Too little was seen."""
+    """There is too little telemetry."""
 
 
 class Bottleneck(msgspec.Struct, frozen=True):
     """What held the server back.
 
     Attributes:
-        kind: the first cause; there is one.
-        evidence: the figures it was concluded from, one clause each.
+        kind: the main cause.
+        evidence: the figures that show it, one clause each.
         advice: what to try, with the flag.
     """
 
@@ -143,6 +143,6 @@ class Bottleneck(msgspec.Struct, frozen=True):
     advice: str
 
     def describe(self) -> str:
-        """One line: the kind, what says so, and what to try."""
+        """One line: the kind, the evidence, and what to try."""
         evidence = "; ".join(self.evidence)
         return f"{self.kind.value}: {evidence}" + (f"; try {self.advice}" if self.advice else "")

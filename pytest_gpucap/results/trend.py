@@ -1,4 +1,4 @@
-"""What the result files of many nights say together: one `Trend` per series of runs.
+"""Trends over the result files of many nights: one `Trend` per series of runs.
 
 ``gpucap history --format json`` prints trends in this form, and the HTML page draws its history from them.
 """
@@ -17,10 +17,10 @@ from pytest_gpucap.results.result import ResultKind
 
 
 class AlarmState(StrEnum):
-    """What the nightly alarm says after a run."""
+    """The state of the nightly alarm after a run."""
 
     LEARNING = "learning"
-    """There are too few runs since the last change to compare anything with."""
+    """There are too few runs since the last change for a comparison."""
     QUIET = "quiet"
     DROP_SUSPECTED = "drop suspected"
     """A drop may have begun; one more run, from a fresh server, confirms or refutes it."""
@@ -38,7 +38,7 @@ class TrendPoint(msgspec.Struct, frozen=True):
         night: number of its night, from 0.
         rate: sustainable rate of one replica, req/s.
         judged: whether the rate is known well enough to be compared.
-        versions: of server, driver and plugin, and which GPU and host, by name; what is not known is left out.
+        versions: of server, driver and plugin, and the GPU and host, by name. Unknown ones are left out.
     """
 
     when: datetime
@@ -86,13 +86,13 @@ class LevelChange(msgspec.Struct, frozen=True):
 
 
 class Trend(msgspec.Struct, frozen=True, kw_only=True):
-    """What the runs of one series say. All indices count `points`.
+    """The trend of one series of runs. All indices count `points`.
 
     Attributes:
         test: pytest's node id.
         name: of the requirement.
         kind: of measurement.
-        gpu_class, model, workload: for people.
+        gpu_class, model, workload: as text.
         simulated: no real server was measured.
         run_sd: run-to-run standard deviation of the logarithm of the rate (0.017 is 1.7%).
         state: of the alarm after the newest run.

@@ -1,4 +1,4 @@
-"""Which part of a measurement a window was: its phase, its cycle, its slice. Text is made of it at the end."""
+"""Identifies a window of a measurement: its phase, cycle and slice. Only reports turn it into text."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import msgspec
 
 
 class Phase(StrEnum):
-    """What a window was for."""
+    """The purpose of a window."""
 
     WARM_UP = "warm-up"
-    """The first hold, at low concurrency; it warms the server up as well."""
+    """The first hold, at low concurrency. It also warms the server up."""
     RAMP = "ramp"
     """A hold at the next higher concurrency, as long as throughput rises."""
     RAMP_AGAIN = "ramp, again"
     """The same concurrency once more, because throughput seemed to fall."""
     BELOW_PEAK = "below the peak"
-    """A hold below the concurrency beyond which throughput fell."""
+    """A hold at a lower concurrency than the one where throughput fell."""
     EXTENDED = "extended hold"
-    """More of a hold whose throughput still moved."""
+    """A longer hold, because throughput was not steady yet."""
     HOLD = "hold"
     """A closed loop at the critical concurrency."""
     DESIGN_RATE = "design rate"
-    """An open loop at the rate that the budget asks of one replica."""
+    """An open loop at the design rate."""
     OPEN_LOOP = "open loop"
     """An open loop at the rate estimated so far."""
     DIRECT = "direct run"
-    """A long open loop that is judged by itself, without a model."""
+    """A long open loop that decides without the model."""
     SEARCH = "search"
     """A short hold on the way to the critical concurrency."""
     ALONE = "one at a time"
@@ -47,22 +47,22 @@ class Phase(StrEnum):
 
 
 ON_THE_WAY: Final = frozenset({Phase.SEARCH, Phase.APPROACH})
-"""Windows that lead from one load to another: too short to be a point of a curve."""
+"""Windows between two loads, too short to be a point of a curve."""
 LEADING_UP: Final = ON_THE_WAY | {Phase.WARM_UP}
-"""Windows that a reader wants to see last."""
+"""The least important windows in a report."""
 
 
 class WindowId(msgspec.Struct, frozen=True, omit_defaults=True):
     """Which window a sample is of.
 
     Attributes:
-        phase: what it was for.
+        phase: its purpose.
         cycle: its number among those of its phase, from 1; 0 where there is only one.
-        concurrency: requests held in flight, where that tells it from its neighbours.
-        rate_rps: the rate, where that does.
-        server: ``base`` or ``head`` where two servers are measured in alternation.
-        slice: a window is recorded in slices; the number of this one, from 1. 0: the sample is of the whole window.
-        slices: how many there are.
+        concurrency: requests held in flight, if that distinguishes it from its neighbours.
+        rate_rps: the rate, if that distinguishes it.
+        server: ``base`` or ``head`` if two servers are measured in alternation.
+        slice: number of the recorded slice, from 1; 0: the sample is of the whole window.
+        slices: number of slices.
     """
 
     phase: Phase

@@ -1,7 +1,7 @@
-"""The shape of a decoder, read from its ``config.json``: parameters, what one token reads, computes and keeps.
+"""The shape of a decoder, from its ``config.json``: its parameters, and what one token reads, computes and keeps.
 
-Counts are of matrix elements; bytes come in with `pytest_gpucap.roofline.precision`. Families whose layers are not
-known here are refused rather than guessed: a limit that is wrong would call good measurements impossible.
+Sizes are counts of matrix elements; `pytest_gpucap.roofline.precision` turns them into bytes. Unknown model families
+are refused, because a wrong limit would make valid measurements look impossible.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pytest_gpucap.errors import GpuCapError
 Config = Mapping[str, Any]
 
 
-class UnknownModel(GpuCapError, ValueError):  # noqa: N818 - reads as what is wrong
-    """The config describes no decoder that is understood here; the message says what is missing or unknown."""
+class UnknownModel(GpuCapError, ValueError):  # noqa: N818 - the name states the fault
+    """The config describes no known decoder. The message says what is missing or unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,8 @@ class Layer:
     def experts_read(self, tokens: float, *, least: bool = False) -> float:
         """Distinct routed experts that `tokens` tokens of one pass use.
 
-        With routing uniform and independent: experts x (1 - (1 - k / experts)^tokens), the expected number of occupied
-        bins. `least`: all tokens choose the same experts, which no routing can undercut.
+        If routing is uniform and independent: experts x (1 - (1 - k / experts)^tokens), the expected number of occupied
+        bins. With `least`: all tokens choose the same experts, the minimum for any routing.
         """
         if not self.experts:
             return 0.0
@@ -79,9 +79,9 @@ class Model:
         family: ``model_type`` of the config.
         blocks: kinds of layers and how many of each.
         embedding: parameters of the input table, of which a token reads one row.
-        head: parameters of the output projection, which every generated token reads whole. Equal to `embedding` where
-            the two are tied, and then stored once.
-        tied: whether they are.
+        head: parameters of the output projection, all of which every generated token reads. If it is tied to the
+            input table, it equals `embedding` and is stored once.
+        tied: whether the two are tied.
         kv_heads: KV heads, which tensor parallelism cannot split further; 1 for latent attention.
         other: parameters outside layers that a token reads (the last norm).
     """
@@ -112,15 +112,15 @@ class Model:
 
     @property
     def layers(self) -> int:
-        """Number of layers."""
+        """The number of layers."""
         return sum(count for _, count in self.blocks)
 
 
 def model_of(config: Config) -> Model:
-    """The shape that a ``config.json`` describes; of a multi-modal model, its text decoder's.
+    """The shape that a ``config.json`` describes. For a multi-modal model it is the text decoder's shape.
 
     Raises:
-        UnknownModel: if the family is not known here, or a number it needs is missing.
+        UnknownModel: if the family is unknown or a number is missing.
     """
     text = config.get("text_config")
     if isinstance(text, Mapping):
@@ -148,7 +148,7 @@ _DENSE: Final = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma
 _SPARSE: Final = ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "gpt_oss")
 _FAMILIES: Final = frozenset(_DENSE + _SPARSE)
 _TIED: Final = frozenset({"gemma", "gemma2", "gemma3_text", "opt"})
-"""Families whose config may leave ``tie_word_embeddings`` out and mean true."""
+"""Families whose config means true if it leaves ``tie_word_embeddings`` out."""
 _BIASED_QKV: Final = frozenset({"qwen2", "qwen2_moe", "opt"})
 _NORMED_QK: Final = frozenset({"qwen3", "qwen3_moe", "gemma3_text"})
 _FOUR_NORMS: Final = frozenset({"gemma2", "gemma3_text"})
@@ -189,7 +189,7 @@ def _grouped(config: Config, family: str) -> tuple[int, int, int]:
 def _latent(config: Config, _family: str) -> tuple[int, int, int]:
     """The same of multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1 and appendix C).
 
-    Attention can be computed over heads or over the latent, whichever takes less: the smaller number of operations.
+    Attention can be computed over heads or over the latent. The smaller number of operations counts.
     """
     hidden, heads = _whole(config, "hidden_size"), _whole(config, "num_attention_heads")
     latent, rotary = _whole(config, "kv_lora_rank"), _whole(config, "qk_rope_head_dim")

@@ -1,8 +1,8 @@
 """The pull request's base beside its head: what ``--gpucap-base-python`` and ``--gpucap-base-args`` mean for a test.
 
-Both servers stand on the same leased devices and one of them idles while the other is measured, so on a GPU the memory
-must hold both. If it does, the base starts beside the head that is there. If it does not, both start anew for the
-comparison, each with less memory, and the record says so.
+Both servers run on the same leased devices. One idles while the other is measured, so the GPU's memory must hold both.
+If it does, the base starts beside the running head. If not, both are restarted for the comparison, each with less
+memory, and the result says so.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ from pytest_gpucap.session.placement import Placement
 from pytest_gpucap.session.server_manager import ServerManager, SystemUnderTest
 
 SEED_STEP: Final = 1_000_003
-"""Prompts of a comparison are not those of the check before it: the head would have them in its prefix cache."""
+"""A comparison uses other prompts than the check before it, which the head has in its prefix cache."""
 BASE: Final = "base"
 LATENCY_SD: Final = math.hypot(PAIR_START_SD, DRIFT_SD)
-"""Of ln(pace) between the open loops of base and head: their starts, and what a minute changes."""
+"""Standard deviation of ln(pace) between the open loops of base and head: from their starts and from drift."""
 NOT_REGRESSED: Final = frozenset(RegressionDecision) - {RegressionDecision.REGRESSED}
 
 
@@ -57,20 +57,20 @@ def base_of(head: Placement, options: Options) -> EnginePair[Engine] | None:
     """The engines of a test's head and of the base that it is compared with; None if the session names no base.
 
     Raises:
-        ValueError: one line, for arguments that cannot be meant.
+        ValueError: one line, if the arguments are invalid.
     """
     named = options.base_python is not None or options.base_args is not None
     if not named or head.skip is not None or head.engine is None:
         return None
     if options.compare is not None:
-        raise ValueError("--gpucap-compare and --gpucap-base-...: a result holds one comparison; give one of the two")
+        raise ValueError("--gpucap-compare and --gpucap-base-...: a result holds one comparison, so give one of them")
     if options.base_python is not None and shutil.which(options.base_python) is None:
         raise ValueError(f"--gpucap-base-python: there is no interpreter at {options.base_python}")
     pair = head.engine.with_base(options.base_args or "", options.base_python)
     if pair.base.gpus > head.devices:
         raise ValueError(
-            f"--gpucap-base-args: a replica of the base takes {pair.base.gpus} GPUs, and one of the head, on "
-            f"whose GPUs it stands, takes {head.devices}"
+            f"--gpucap-base-args: one replica of the base takes {pair.base.gpus} GPUs, but it must run on the "
+            f"GPUs of the head, which takes {head.devices}"
         )
     return pair
 
@@ -80,11 +80,12 @@ class BaseAndHead:
     """Compares a test's head with its base.
 
     Attributes:
-        engines: of both.
+        engines: the engines of both.
         head: where the test is measured.
-        manager: that holds the head's server, if it is running.
-        declared: by the test.
-        options, live: of the session, and of the test.
+        manager: holds the head's server if it is running.
+        declared: what the test declares.
+        options: the session's options.
+        live: the test's live line.
     """
 
     engines: EnginePair[Engine]
@@ -95,7 +96,9 @@ class BaseAndHead:
     live: LiveLine
 
     def compare(self, requirement: Requirement, kept: KeptResult) -> None:
-        """Measure both in alternation, a REGRESSED twice and from fresh servers; add the comparison to the result.
+        """Measure both in alternation and add the comparison to the result.
+
+        A REGRESSED is measured again on fresh servers.
 
         Raises:
             PairInvalid: if the alternation cannot be trusted, or the base does not start.
@@ -110,7 +113,7 @@ class BaseAndHead:
             second = self._once(requirement, head_rate, start=1)
             kept.spend("confirmation", second.about.spent_s)
             confirmed = second.change is RegressionDecision.REGRESSED
-            # The first was looked at because it was low; the second is not biased by that.
+            # The first is biased: it was picked because it was low. The second is not.
             found, first_said = second, "" if first.ratio is None else f" after {first.ratio.value - 1:+.1%}"
             said = "confirmed" if confirmed else f"{second.change}"
             reason = f"from fresh servers{first_said}, {said}: {describe(second, allowed)}"
@@ -195,6 +198,6 @@ class BaseAndHead:
         return PairedServer(runner, settings, limit if isinstance(limit, Roofline) else None)
 
     def _fitted(self) -> EnginePair[Engine]:
-        """The engines, with less memory each if they share a GPU that does not hold both as they are."""
+        """The engines. If they share a GPU that cannot hold both, each gets less memory."""
         on_cpu = self.head.gpu_class is not None and self.head.gpu_class.is_cpu
         return self.engines if on_cpu else self.engines.fitted()

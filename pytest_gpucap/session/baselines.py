@@ -22,7 +22,7 @@ _BASELINE = pytest.StashKey[Baseline | None]()
 
 
 def check_files(options: Options, config: pytest.Config) -> Baseline | None:
-    """Check that the baseline to save may be written, and read the one to compare with; None where there is none.
+    """Check that the baseline to save can be written, and read the one to compare with; None if there is none.
 
     Done once per session, since a folder of nightly runs may hold a thousand files.
 
@@ -45,7 +45,7 @@ def _checked(options: Options, config: pytest.Config) -> Baseline | None:
             raise pytest.UsageError(f"--gpucap-save: {error}") from None
     if options.compare is None:
         return None
-    # A session that compares with the name that it saves under may be the first to save it.
+    # A session may compare with the name that it saves under. Then the first session finds no baseline.
     first = options.compare == options.save
     try:
         return open_baseline(options.compare, options.baselines, config.rootpath, required=not first)
@@ -56,7 +56,7 @@ def _checked(options: Options, config: pytest.Config) -> Baseline | None:
 def save(options: Options, session: ResultFile) -> str:
     """Save the session's results under the name of ``--gpucap-save``; returns one line on what was saved.
 
-    Simulated results are left out where any was measured: a baseline holds measured results only, or simulated only.
+    A baseline holds either measured or simulated results. If any result was measured, simulated ones are left out.
     """
     assert options.save is not None  # noqa: S101 - the caller's condition
     path = store.path_of(options.baselines, options.save)
@@ -67,9 +67,7 @@ def save(options: Options, session: ResultFile) -> str:
     except (ResultFileError, OSError) as error:
         return f"baseline {options.save} was NOT saved: {error}"
     kept, measured = len(saved.results), len(session.results)
-    left_out = (
-        f", {measured - kept} left out (simulated, without a rate or not to be trusted)" if kept < measured else ""
-    )
+    left_out = f", {measured - kept} left out (simulated, without a rate, or invalid)" if kept < measured else ""
     gone = before - {result.test for result in saved.results}
     lost = f"; it no longer holds {', '.join(sorted(gone))}" if gone else ""
     return f"baseline {options.save}: {kept} result{'' if kept == 1 else 's'} saved in {shown(path)}{left_out}{lost}"
@@ -79,8 +77,8 @@ class Comparing:
     """Compares the results of one test with the session's baseline.
 
     Args:
-        baseline: None: nothing is compared.
-        options: of the session.
+        baseline: the session's baseline; None: nothing is compared.
+        options: the session's options.
     """
 
     def __init__(self, baseline: Baseline | None, options: Options) -> None:
@@ -90,7 +88,7 @@ class Comparing:
         self._saves = options.save is not None
 
     def wants_more_than(self, result: Result) -> bool:
-        """Whether a result is to be compared or saved, and its rate is not known well enough for that."""
+        """Whether a result will be compared or saved but its rate is not precise enough for that."""
         return (self._saves or self._baseline is not None) and not is_precise(result)
 
     def compare(
@@ -100,8 +98,8 @@ class Comparing:
 
         Args:
             kept: the result of the test.
-            again: measures once more, from a fresh start, and is told why. None: nothing is confirmed.
-            sharper: another result of the same test and server, whose rate is known better.
+            again: measures once more on a fresh server; its argument is the reason. None: nothing is confirmed.
+            sharper: another result of the same test and server, with a more precise rate.
         """
         if self._baseline is None:
             return
@@ -123,7 +121,7 @@ class Comparing:
         """Fail the test for a confirmed regression.
 
         Raises:
-            pytest.fail.Exception: its first line is the decision with its arithmetic.
+            pytest.fail.Exception: the first line gives the decision with its arithmetic.
         """
         comparison = result.comparison
         if comparison is not None and comparison.decision is RegressionDecision.REGRESSED and comparison.confirmed:

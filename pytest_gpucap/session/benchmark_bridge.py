@@ -1,4 +1,4 @@
-"""pytest-benchmark's reports of our measurements, by its public interface: OPS is the sustainable rate in req/s.
+"""Reports measurements through pytest-benchmark's public interface: OPS is the sustainable rate in req/s.
 
 A measured test is replayed through the ``benchmark`` fixture's ``pedantic`` with a timer that reads a virtual clock. A
 round is one window of the hardest closed loop that was held; it lasts as long as one request took in it at the
@@ -30,11 +30,11 @@ from pytest_gpucap.results.result import Result, ResultKind
 from pytest_gpucap.session.placement import SIMULATED, own_classes
 
 _OURS: Final = pytest.StashKey["_Clock"]()
-"""Set on tests whose ``benchmark`` fixture was asked for by us, under ``--benchmark-only``."""
+"""Marks tests whose ``benchmark`` fixture this plugin requested, under ``--benchmark-only``."""
 
 _BEST_FIRST: Final = (ResultKind.CHECK, ResultKind.MEASURE, ResultKind.SWEEP, ResultKind.SAMPLE)
 EXTRA: Final = "gpucap"
-"""The key of ``extra_info`` under which all of ours stands."""
+"""The key of ``extra_info`` that holds everything of this plugin."""
 
 
 REQUEST = pytest.StashKey[pytest.FixtureRequest]()
@@ -42,7 +42,7 @@ REQUEST = pytest.StashKey[pytest.FixtureRequest]()
 
 
 class NothingMeasured(Exception):  # noqa: N818 - never seen by a user
-    """Raised inside pytest-benchmark, so that it knows of a benchmark that has no figure, and stores none."""
+    """Raised inside pytest-benchmark for a benchmark without a figure, so that it stores none."""
 
 
 class _Clock:
@@ -157,10 +157,10 @@ def target_name(result: Result) -> str:
 
 
 def extra_info(result: Result) -> dict[str, Any]:
-    """What the rounds cannot say: the interval, the verdict, the budget, and on what it was measured."""
+    """What the rounds cannot hold: the interval, the verdict, the budget, and on what it was measured."""
     environment = result.environment
     return {
-        "unit": "req/s a replica",
+        "unit": "req/s per replica",
         "kind": result.kind.value,
         "outcome": None if result.outcome is None else result.outcome.value,
         "sustainable_rate_rps": to_builtins(result.sustainable_rate),
@@ -239,13 +239,13 @@ def _expected_target(options: Options) -> str | None:
 
 
 def _chosen(results: Sequence[Result]) -> Result | None:
-    """The one measurement of a test that stands for it: the last of the most telling kind that has a figure."""
+    """The measurement that represents a test: of the most informative kind that has a figure, the last one."""
     known = [result for result in results if _rate(result) > 0]
     return min(reversed(known), key=lambda result: _BEST_FIRST.index(result.kind), default=None)
 
 
 def _rate(result: Result) -> float:
-    """Requests a second; 0 where there is no figure, or none to be trusted."""
+    """Requests a second; 0 if there is no figure or the result is invalid."""
     if result.problems:
         return 0.0
     if result.kind is ResultKind.SAMPLE:

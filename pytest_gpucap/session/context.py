@@ -28,13 +28,13 @@ _AROUND_S = 2.0
 def context_of(
     target: SystemUnderTest, samples: Sequence[Sample], roofline: Roofline | NoLimit, declared: Declaration, test: str
 ) -> Context:
-    """What surrounds the samples that were just measured on a target; to be asked for while it still runs."""
-    startup_s, target.startup_s = target.startup_s, 0.0  # spent once, whichever test shares the server
+    """What surrounds the samples just measured on a target. Call it while the target still runs."""
+    startup_s, target.startup_s = target.startup_s, 0.0  # counted once, for the first test that uses the server
     watched = bottleneck = over_time = None
     if samples and target.telemetry is not None:
         start_s, end_s = min(each.start_s for each in samples), max(each.end_s for each in samples)
         watched = target.telemetry.summary(start_s, end_s)
-        # A little more than the span: what a counter did at its ends is known from the readings around them.
+        # A little more than the span: a counter's value at the ends needs the readings around them.
         readings = target.telemetry.series(start_s - _AROUND_S, end_s + _AROUND_S, points=_EVERY_READING)
         over_time = binned_series(readings, start_s, end_s)
         bottleneck = _diagnosis(target, target.telemetry, samples, roofline)
@@ -74,7 +74,7 @@ def _limit(
 def _diagnosis(
     target: SystemUnderTest, telemetry: Telemetry, samples: Sequence[Sample], roofline: Roofline | NoLimit
 ) -> Bottleneck:
-    # What limits a server shows where it is driven hardest.
+    # The bottleneck shows where the load is highest.
     hardest = max(samples, key=lambda sample: sample.in_flight_mean)
     own = [problem.text for problem in hardest.problems if problem.source is ProblemSource.LOAD_GENERATOR]
     limits = None if isinstance(roofline, NoLimit) else roofline

@@ -1,4 +1,4 @@
-"""What a report must name beside the figures: GPU, driver, clocks, server, model and host."""
+"""What a report names beside the figures: GPU, driver, clocks, server, model and host."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def environment_of(target: SystemUnderTest) -> Environment:
 
 
 def _place(target: SystemUnderTest) -> dict[str, Any]:
-    """Fields on the GPUs, or on what stands for them."""
+    """Fields on the GPUs, or on what replaces them."""
     inventory, gpu_class = target.inventory, target.gpu_class
     if inventory is not None and target.lease is not None:
         devices = target.lease.devices

@@ -1,6 +1,6 @@
-"""The ``gpucap`` fixture's object: the measuring procedure pointed at the test's server, and its results recorded.
+"""The ``gpucap`` fixture's object: runs the measuring procedure on the test's server and records the results.
 
-A test file may import `GpuCap` for its annotations, so the methods that measure import what only measuring needs.
+A test file may import `GpuCap` for its annotations. So the methods that measure import what only measuring needs.
 """
 
 from __future__ import annotations
@@ -82,10 +82,10 @@ class GpuCap:
             except PairInvalid as error:
                 if passes:
                     raise
-                self._live.say(str(error))  # the verdict that follows must not be lost for it
+                self._live.say(str(error))  # the verdict that follows must not be lost
         elif passes:
             self._compare_check(requirement, kept)
-        else:  # a test that fails already needs no confirmation of why else it would
+        else:  # the test fails already, so a regression needs no confirmation
             self._comparing.compare(kept)
         report = terminal.failure(kept.result)
         if verdict.outcome is Outcome.FAIL or (undecided and self._options.inconclusive == "fail"):
@@ -135,7 +135,7 @@ class GpuCap:
             duration: such as "30s".
 
         Raises:
-            RequirementError: if neither or both are given, or a value cannot be meant.
+            RequirementError: if neither or both are given, or a value is invalid.
         """
         from pytest_gpucap.measure import procedure
         from pytest_gpucap.results.build import sample_result
@@ -217,7 +217,7 @@ class GpuCap:
             return measurement, measure_result(measurement, self._context(target, measurement.samples, roofline))
 
     def _compare_check(self, requirement: Requirement, kept: KeptResult) -> None:
-        """Compare a check that passes; one that is far above its requirement is measured first, to know its rate."""
+        """Compare a check that passes. If its rate is not precise enough, it is measured first."""
         if not self._comparing.wants_more_than(kept.result):
             self._comparing.compare(kept, self._again(lambda: self._checked_sharply(requirement, start=1)))
             return
@@ -226,7 +226,7 @@ class GpuCap:
         self._comparing.compare(kept, self._again(lambda: self._measured(start=1)[1]), sharper)
 
     def _checked_sharply(self, requirement: Requirement, start: int) -> Result:
-        """One run of the check, or of the measurement where the check did not learn the rate well enough."""
+        """One run of the check, or of the measurement if the check's rate is not precise enough."""
         _, checked = self._checked(requirement, start)
         if checked.problems or not self._comparing.wants_more_than(checked):
             return checked
@@ -236,7 +236,7 @@ class GpuCap:
         return structs.replace(sharper, spent_s={**sharper.spent_s, "check": checked.total_spent_s})
 
     def _compared(self, kept: KeptResult) -> None:
-        """Compare with the session's baseline, or its base; a confirmed regression fails the test."""
+        """Compare with the session's baseline or base. A confirmed regression fails the test."""
         if self._pairing is not None:
             self._pairing.compare(self._harness.requirement, kept)
             self._comparing.refuse_regression(kept.result)
@@ -245,7 +245,7 @@ class GpuCap:
         self._comparing.refuse_regression(kept.result)
 
     def _again(self, once: Callable[[], Result]) -> Callable[[str], Result]:
-        """Measures once more from a fresh start of the server, where it is ours to start; told why."""
+        """Measures once more, on a fresh server if the plugin starts it. Its argument is the reason."""
 
         def again(why: str) -> Result:
             engine = self._harness.placement.engine
@@ -266,7 +266,7 @@ class GpuCap:
         return limits_of(target, self._declared)
 
     def _bounded(self, measurement: Measurement, roofline: Roofline | NoLimit) -> Measurement:
-        """The measurement held against physics, and marked with whether there is a budget to hold it against."""
+        """The measurement, checked against the physical limit and marked with whether a budget was declared."""
         from pytest_gpucap.roofline.plausibility import checked
 
         return replace(checked(measurement, roofline), budgeted=self._declared.requirement is not None)

@@ -21,13 +21,13 @@ from pytest_gpucap.session.server_manager import ServerManager, SystemUnderTest,
 
 
 def settings_on(server: Server, settings: Settings, trust: Trust | None) -> Settings:
-    """The settings with what the server tells of itself, and with what finds reasons to distrust a span of time."""
+    """The settings, with what the server reports about itself and a function that finds problems in a span of time."""
     known = server.capabilities()
     return replace(settings, max_num_seqs=known.max_num_seqs, kv_tokens=known.kv_tokens, trust=trust)
 
 
 class Harness:
-    """One test's declaration, where it is measured, and the means to."""
+    """One test's declaration, where it is measured, and what measures it."""
 
     def __init__(
         self, declared: Declaration, placement: Placement, manager: ServerManager, options: Options, live: LiveLine
@@ -37,7 +37,7 @@ class Harness:
 
     @property
     def requirement(self) -> Requirement:
-        """The declared requirement, or one with the test's workload and limits that no verdict is made from."""
+        """The declared requirement; without one, the test's workload and limits, which give no verdict."""
         declared = self.declared
         return declared.requirement or Requirement(
             declared.name,
@@ -49,16 +49,16 @@ class Harness:
         )
 
     def server(self) -> Server:
-        """The test's server, ready; it can be asked over HTTP even if rates come from virtual time."""
+        """The test's server, ready. It answers over HTTP even if rates come from virtual time."""
         return self._manager.server(self.placement, self.live).endpoint
 
     def start_afresh(self) -> None:
-        """End the server, so that the next measurement starts another; one that is not ours stays as it is."""
+        """End the server, so that the next measurement starts another. A server behind a URL keeps running."""
         self._manager.keep_only(None)
 
     @contextmanager
     def driven(self, start: int = 0) -> Iterator[tuple[LoadRunner, Settings, SystemUnderTest]]:
-        """A runner at the test's server; closed, with nothing left in flight, whatever happens.
+        """A load runner for the test's server. It is closed at the end, with no request left in flight.
 
         `start` counts the starts of the server that this test measures from: each has arrivals and prompts of its own.
         """

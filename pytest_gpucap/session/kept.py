@@ -1,4 +1,4 @@
-"""The results of the test that runs: kept as soon as there is one, whatever becomes of the test."""
+"""The results of the running test. Each is kept at once, so an error later in the test does not lose it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pytest_gpucap.results.result import Result
 
 
 class KeptResult:
-    """A result that the test may still add to: a comparison, and the server time that it took.
+    """A result to which the test may still add a comparison and its server time.
 
     Attributes:
-        result: as it is by now.
+        result: the result so far.
     """
 
     def __init__(self, result: Result) -> None:
@@ -38,7 +38,7 @@ class KeptResults:
         self._kept: list[KeptResult] = []
 
     def keep(self, result: Result) -> KeptResult:
-        """Keep a result; the one returned may be added to."""
+        """Keep a result; the test may add to the one returned."""
         self._kept.append(kept := KeptResult(result))
         return kept
 

@@ -1,4 +1,4 @@
-"""The measurement as it goes: one live line on a terminal, a plain line for each phase everywhere else."""
+"""Shows the progress of a measurement: one live line on a terminal, elsewhere one plain line per phase."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from pytest_gpucap.telemetry.sampler import Telemetry
 
 _CLEAR: Final = "\r\x1b[K"
 _TAKEN_BACK: Final = f"{_CLEAR}\x1b[A\n"
-"""Up and down again: pytest counts its columns from the last line break, whatever was cleared since."""
+"""Up and down again: pytest counts its columns from the last line break, even if that line was cleared."""
 _REPEAT_S: Final = 30.0
 _RENEW_S: Final = 0.2
 _LEAST_NAME: Final = 8
 
 
 class LiveLine:
-    """Follows one measurement and says where it is.
+    """Follows one measurement and shows its progress.
 
     Args:
         name: of the requirement.
         write: takes text for the terminal, past pytest's capture; None says nothing.
         interactive: the terminal can rewrite its last line.
-        clock: seconds of the person who reads, whatever clock the measurement runs on.
+        clock: real time in seconds, even if the measurement runs on a virtual clock.
 
     Attributes:
-        gpu: says what the devices are doing, ``GPU 97% 412 W``; set while they are watched.
+        gpu: returns what the devices are doing, such as ``GPU 97% 412 W``; set while telemetry runs.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class LiveLine:
         self.gpu: Callable[[], str] | None = None
 
     def say(self, text: str) -> None:
-        """One line that stays."""
+        """Write one line that stays."""
         if self._write is not None:
             self._write(f"{_CLEAR if self._open_line else ''}{self._name}: {visible(text)}\n")
             self._open_line = False
 
     def waiting(self, text: str) -> None:
-        """What a wait is for; rewritten in place on a terminal, elsewhere said twice a minute."""
+        """Show what a wait is for. A terminal rewrites its line; elsewhere a line is written twice a minute."""
         if self._write is None:
             return
         if self._interactive:
@@ -112,7 +112,7 @@ class LiveLine:
         self._rewrite(", ".join(wide if len(", ".join(wide)) <= room else said))
 
     def _rewrite(self, text: str) -> None:
-        """Replace the live line; on a narrow screen the name gives way, then the end."""
+        """Replace the live line. On a narrow screen the name is cut, then the end of the line."""
         room = _room()
         name = self._name
         if len(name) + len(": ") + len(text) > room and len(name) > _LEAST_NAME:
@@ -131,7 +131,7 @@ class LiveLine:
 
 
 def _room() -> int:
-    # A line of full width wraps on some terminals, and then cannot be taken back.
+    # A line of full width wraps on some terminals and can then not be replaced.
     return shutil.get_terminal_size().columns - 1
 
 

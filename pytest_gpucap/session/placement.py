@@ -1,4 +1,4 @@
-"""Where a test is measured: on which GPU class, against which server. Decided at collection, before anything starts."""
+"""Where a test is measured: on which GPU class and which server. Decided at collection, before anything starts."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Placement:
 
     Attributes:
         engine: starts the server; None for a test that needs none.
-        gpu_class: None for "whatever GPU this machine has", for a simulator, and for an external server of which
-            nobody said; what is said of one cannot be checked.
+        gpu_class: None for "whatever GPU this machine has", for a simulator, and for an external server whose class
+            is not given. The class given for an external server cannot be checked.
         devices: GPUs that one replica occupies.
-        skip: why the test does not apply here; None when it does.
+        skip: why the test does not apply here; None if it does.
     """
 
     engine: Engine | None = None
@@ -49,7 +49,7 @@ def place(declared: Declaration, options: Options, *, needs_server: bool) -> Pla
     """Decide where a test is measured.
 
     Raises:
-        ValueError: one line on a class, a profile, a model or a server argument that cannot be.
+        ValueError: one line, if a class, profile, model or server argument is invalid.
     """
     own, classes = declared.gpu_class, own_classes(options)
     if own is not None and options.gpu_class is not None and not same_class(own, options.gpu_class, options):
@@ -59,7 +59,7 @@ def place(declared: Declaration, options: Options, *, needs_server: bool) -> Pla
         from pytest_gpucap.engines.url import UrlEngine
 
         if options.gpu_class is None and own is not None:
-            return Placement(skip=f"this test is about {own}: say what is behind --gpucap-url with --gpu-class")
+            return Placement(skip=f"this test is about {own}: name the GPU class behind --gpucap-url with --gpu-class")
         gpu_class = None if options.gpu_class is None else find_class(options.gpu_class, classes)
         return Placement(UrlEngine(ServerRequest(model=options.model), options.url, options.api_key_env), gpu_class)
     if wanted is not None and wanted.startswith(SIMULATED):
@@ -72,10 +72,10 @@ def place(declared: Declaration, options: Options, *, needs_server: bool) -> Pla
 
 
 def check_names(options: Options) -> None:
-    """See that the class or simulator profile of ``--gpu-class`` is known, and the file of ``--gpucap-gpu-file`` good.
+    """Check that the class or profile of ``--gpu-class`` is known and that ``--gpucap-gpu-file`` is valid.
 
     Raises:
-        pytest.UsageError: one line, with what comes near.
+        pytest.UsageError: one line, with similar names.
     """
     try:
         own = own_classes(options)
@@ -91,7 +91,7 @@ def check_names(options: Options) -> None:
 
 
 def check_gpu_class(name: str, options: Options) -> None:
-    """See that this machine has the GPU class of ``--gpu-class``; a simulator is always there.
+    """Check that this machine has the GPU class of ``--gpu-class``. A simulator is always available.
 
     Raises:
         pytest.UsageError: one line with what the machine has.
@@ -127,7 +127,7 @@ def _profile(name: str) -> Profile:
 
 
 def _engine(declared: Declaration, options: Options) -> Engine:
-    """The engine that the test names, set up for it."""
+    """The engine that the test names, made for the test."""
     request = ServerRequest(
         model=declared.model,
         arguments=declared.arguments,

@@ -1,6 +1,6 @@
-"""One pytest session's measuring: what its tests declare, in which order they run, and what they found.
+"""One pytest session: what its tests declare, in which order they run, and what they found.
 
-Every collection of our tests imports this file, so what only measuring needs is imported by the methods that measure.
+Every collection of our tests imports this file. So the methods that measure import what only measuring needs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SERVED = frozenset({"gpucap", "vllm_server"})
 
 
 class _Plan(NamedTuple):
-    """What tests with equal markers share: all that they declare but their name, and where they are measured."""
+    """What tests with equal markers share: everything declared except the name, and where they are measured."""
 
     declared: Declaration
     placed: Placement
@@ -55,9 +55,9 @@ class PytestSession:
         """Parse the markers of our tests and decide where each is measured.
 
         Returns:
-            Every mistake of the session, a line each, so that they are mended in one go; empty if there is none. With a
-            mistake anywhere no test of ours runs: pytest stops, or, in an xdist worker, which could only crash, each
-            test fails with the mistakes before it starts anything.
+            Every mistake of the session, one per line; empty if there is none. After a mistake no test of ours runs:
+            pytest stops. An xdist worker cannot stop without a crash, so there each test fails with the mistakes before
+            it starts anything.
         """
         mistakes = []
         plans: dict[Hashable, _Plan] = {}
@@ -89,7 +89,7 @@ class PytestSession:
         return _Plan(declared, placed, base_of(placed, self._options))
 
     def grouped(self, items: Sequence[pytest.Item]) -> list[pytest.Item]:
-        """The same tests, with those that share a server next to each other; otherwise in the order they were in."""
+        """The tests in their order, but with those that share a server next to each other."""
         together: dict[Hashable, list[pytest.Item]] = {}
         for item in items:
             plan = item.stash.get(_PLAN, None)
@@ -97,19 +97,19 @@ class PytestSession:
         return [item for group in together.values() for item in group]
 
     def check_machine(self) -> None:
-        """See that the machine is the one the command line speaks of.
+        """Check that the machine has the GPU class that the command line names.
 
         Raises:
-            pytest.UsageError: if ``--gpu-class`` names a class that this machine does not have, and that no URL has.
+            pytest.UsageError: if ``--gpu-class`` names a class that this machine does not have, and no URL is given.
         """
         if self._options.gpu_class is not None and self._options.url is None:
             check_gpu_class(self._options.gpu_class, self._options)
 
     def check_files(self) -> None:
-        """See that the baselines that the session names can be read and written.
+        """Check that the session's baselines can be read and written.
 
         Raises:
-            pytest.UsageError: one line on the file that cannot; in an xdist worker, which it would crash, every test of
+            pytest.UsageError: one line on the file that cannot. It would crash an xdist worker; there every test of
                 ours fails with it instead.
         """
         if self._options.compare is None and self._options.save is None:
@@ -160,7 +160,7 @@ class PytestSession:
             self._manager.keep_only(None if plan is None else plan.placed.key)
 
     def explain(self, operator: str, left: object, right: object) -> list[str] | None:
-        """What a failed comparison in the running test was about; None where it is no figure that the test measured."""
+        """Explain a failed comparison in the running test; None if neither side is a figure that the test measured."""
         if self._measured is None or not self._measured.results:
             return None
         from pytest_gpucap.report import assertion
@@ -169,7 +169,7 @@ class PytestSession:
 
     @staticmethod
     def explains(error: BaseException) -> bool:
-        """Whether an error of ours says all there is to say, so that a traceback through the plugin would bury it."""
+        """Whether the error's message is complete, so that the report needs no traceback."""
         return isinstance(error, GpuCapError) and not error.needs_traceback
 
     @staticmethod
@@ -218,7 +218,7 @@ def declaration(item: pytest.Item) -> Declaration:
 
 
 def _with_trace(declared: Declaration) -> Declaration:
-    """The declaration with its trace read, where it has one: a mistake in the file costs no GPU time."""
+    """The declaration with its trace read, if it has one. So a mistake in the file costs no GPU time."""
     if declared.workload.arrivals.trace is None:
         return declared
     from pytest_gpucap.load.trace import with_trace_lengths
@@ -229,7 +229,7 @@ def _with_trace(declared: Declaration) -> Declaration:
 
 
 def kept_results(item: pytest.Item) -> KeptResults:
-    """What a test has measured so far; made when it first asks."""
+    """What a test has measured so far; created on first use."""
     from pytest_gpucap.session.kept import KeptResults
 
     return item.stash.setdefault(_RESULTS, KeptResults())

@@ -1,7 +1,7 @@
 """What is measured: the leased GPU, the server on it, and the telemetry that watches both.
 
-A server manager holds at most one server at a time. It is set up when a test first asks, shared by the tests that
-declare the same server, and taken down before another is set up or as soon as no test that follows needs it.
+`ServerManager` holds at most one server at a time. It starts the server when a test first asks. Tests that declare the
+same server share it. It ends the server before it starts another, or as soon as no later test needs it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:  # a test file may import `SystemUnderTest` for its annotation
     from pytest_gpucap.telemetry.sampler import Telemetry
 
 MEMORY_RETURN_S = 60.0
-"""GPU memory of a killed server is back within seconds; a minute is a driver in trouble."""
+"""GPU memory of a killed server is free within seconds. If it takes a minute, the driver has a fault."""
 
 
 @dataclass(slots=True)
 class SystemUnderTest:
-    """One thing to measure, as it stands now."""
+    """What is measured, in its present state."""
 
     placement: Placement
     gpu_class: GpuClass | None = None
@@ -57,7 +57,7 @@ class SystemUnderTest:
         return self.placement.engine
 
     def close(self) -> None:
-        """Take down everything, last started first."""
+        """Close everything, last started first."""
         self._closing.close()
 
 
@@ -67,14 +67,14 @@ Trust = Callable[[float, float], "Sequence[Problem]"]
 
 
 class ServerManager:
-    """Sets targets up and takes them down."""
+    """Starts and ends the systems under test."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
         self._target: SystemUnderTest | None = None
 
     def target(self, placement: Placement, live: LiveLine) -> SystemUnderTest:
-        """The target of a test, without its server; the one that stands, if it is the same."""
+        """The target of a test, without its server. The present target is reused if it is the same."""
         if self._target is not None and self._target.placement.key != placement.key:
             self.keep_only(None)
         if self._target is None:
@@ -88,7 +88,7 @@ class ServerManager:
             try:
                 self._serve(target, live)
             except BaseException:
-                # A server that failed to start must not hold the GPU against the next test.
+                # A server that failed to start must not keep the GPU from the next test.
                 self.keep_only(None)
                 raise
         return target
@@ -97,23 +97,23 @@ class ServerManager:
     def pair(
         self, base: Placement, head: Placement, live: LiveLine, *, fresh: bool
     ) -> Iterator[tuple[Pair, Trust | None]]:
-        """Two servers on the same devices; the base's goes at the end, the head's stays for the tests that share it.
+        """Two servers on the same devices. The base ends with the context; the head stays for tests that share it.
 
         Args:
-            base: of a server to start.
-            head: of the server that may be standing already.
-            live: says what is waited for.
-            fresh: start the head anew as well.
+            base: where to start the base.
+            head: where the head runs or is started.
+            live: shows what is waited for.
+            fresh: restart the head as well.
 
         Yields:
-            The targets of base and head with their servers ready, and what there is to distrust in a span of time.
+            The targets of base and head with their servers ready, and a function that finds problems in a span of time.
         """
         if fresh:
             self.keep_only(None)
         target = self.server(head, live)
         lease = target.lease
-        # The base ends while the head keeps its memory, which may grow meanwhile: that the base's processes are off the
-        # devices is all that can be asked for then; that all memory is back is seen when the head ends.
+        # The base ends while the head keeps its memory, which may grow meanwhile. So only the base's processes can be
+        # checked then. Whether all memory is free again is checked when the head ends.
         beside = None if lease is None else replace(lease, baseline={})
         other = SystemUnderTest(base, target.gpu_class, target.inventory, beside)
         from pytest_gpucap.telemetry.sampler import Telemetry
@@ -129,7 +129,7 @@ class ServerManager:
             other.close()
 
     def keep_only(self, key: Hashable | None) -> None:
-        """Take the target down unless it is the one with that key."""
+        """Close the target unless it has that key."""
         if self._target is not None and (key is None or self._target.placement.key != key):
             target, self._target = self._target, None
             target.close()

@@ -55,7 +55,7 @@ class SessionReport:
             try:
                 file.write(content)
             except OSError as error:
-                # A full disk must not cost the verdicts that are still to come; it is said at the end.
+                # A full disk must not lose the verdicts that follow. The summary reports it.
                 self._unwritten[file.path] = f"{file.path} could not be written: {error}"
             else:
                 self._unwritten.pop(file.path, None)

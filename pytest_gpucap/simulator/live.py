@@ -1,4 +1,4 @@
-"""The engine in real time: the same steps as in virtual time, and a stream of tokens for every request."""
+"""The simulated engine in real time: the same steps as in virtual time, with a token stream for every request."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ ROWS = 4096
 """Requests waiting or running at once; more are refused."""
 IDLE_S = 0.01
 LATE_S = 0.25
-"""A step delivered later than this after its time: this process cannot keep up, and the engine's clock waits for it."""
+"""If a step is later than this, the process cannot keep up, and the engine's clock waits for it."""
 
 Deliver = Callable[[bool], None]
-"""Called with each token; true with the last."""
+"""Called for each token, with True for the last."""
 
 
 class Refused(Exception):  # noqa: N818 - an answer, not a failure
@@ -43,7 +43,7 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    """One token on its way out: whose, to whom, and whether it is the first or the last."""
+    """One token to deliver: its row, its receiver, and whether it is the first or the last."""
 
     row: int
     deliver: Deliver
@@ -55,7 +55,7 @@ class LiveEngine:
     """Runs steps of one simulated engine on the event loop's clock.
 
     Args:
-        model: how it steps.
+        model: the model of the engine's steps.
         seed: of noise, drift and stalls.
     """
 
@@ -81,9 +81,9 @@ class LiveEngine:
         self._began: dict[int, float] = {}
         self._cancelled: set[int] = set()
         self._ending: set[int] = set()
-        """Rows that the engine is done with, and the front end not yet."""
+        """Rows that the engine has finished but the front end has not."""
         self._made: deque[tuple[float, list[_Token]]] = deque()
-        """Steps whose tokens the front end has yet to hand out, and when it will have."""
+        """Steps whose tokens the front end still has to deliver, and when it will be done."""
         self._work = asyncio.Event()
 
     @property
@@ -104,11 +104,11 @@ class LiveEngine:
 
     @property
     def preemptions(self) -> int:
-        """Requests that lost their KV so far."""
+        """Requests that have lost their KV cache so far."""
         return int(self._whole[engine.PREEMPTIONS])
 
     def submit(self, prompt_tokens: int, output_tokens: int, deliver: Deliver) -> int:
-        """Queue a request; `deliver` is called with each of its tokens. Returns its row, for `cancel`.
+        """Queue a request and call `deliver` for each of its tokens. Returns its row, for `cancel`.
 
         Raises:
             Refused: when too many are in flight.
@@ -135,13 +135,13 @@ class LiveEngine:
         return row
 
     def cancel(self, row: int) -> None:
-        """Forget a request whose client has gone; it leaves the batch before the next step."""
+        """Cancel a request whose client has gone. It leaves the batch before the next step."""
         if row in self._deliver:
             self._cancelled.add(row)
             self._work.set()
 
     async def serve(self) -> None:
-        """Run for ever."""
+        """Run until cancelled."""
         while True:
             if not self._deliver:
                 self._work.clear()
@@ -151,7 +151,7 @@ class LiveEngine:
             if self._real[engine.TIME] < now - LATE_S or self.running == 0:
                 if self.running:
                     self.totals.late_steps += 1
-                # Idle, or hopelessly behind: the engine's clock jumps to the wall's.
+                # Idle or far behind: the engine's clock jumps to the wall clock.
                 self._real[engine.TIME] = max(self._real[engine.TIME], now)
                 self._real[engine.DRIFT_AT] = max(self._real[engine.DRIFT_AT], now - 100.0)
             if not self._deliver:
@@ -169,7 +169,7 @@ class LiveEngine:
             self._hand_out(ends_s)
 
     def _decoding(self) -> list[int]:
-        """Rows that will get a token in the coming step, unless it preempts them."""
+        """Rows that will get a token in the next step, unless they are preempted."""
         rows: list[int] = self._run[: self._whole[engine.RUNNING]].tolist()
         return rows
 
@@ -189,11 +189,11 @@ class LiveEngine:
         return dict(zip(rows.tolist(), (self._finish_at[rows] != engine.NEVER).tolist(), strict=True))
 
     def _hand_out(self, until_s: float) -> None:
-        """Deliver the tokens of every step that the front end has done with at `until_s`."""
+        """Deliver the tokens of every step that the front end has finished by `until_s`."""
         now = time.monotonic()
         while self._made and self._made[0][0] <= until_s:
             for event in self._made.popleft()[1]:
-                # A row whose client left may be another request's by now.
+                # A row whose client left may belong to another request now.
                 if self._deliver.get(event.row) is event.deliver:
                     if event.first:
                         self._count_first(event.row, now)
@@ -210,7 +210,7 @@ class LiveEngine:
         )
         waiting = set(self._front[: self._whole[engine.FRONT]].tolist())
         candidates = dict.fromkeys(before) | dict.fromkeys(still)
-        # A request of one token is admitted and done within the step: it is in none of the lists.
+        # A request of one token is admitted and done within the step, so it is in none of the lists.
         if len(candidates) < len(self._deliver):
             queued = set(self._queue[self._whole[engine.HEAD] : self._whole[engine.TAIL]].tolist())
             candidates |= dict.fromkeys(r for r in self._deliver if r not in queued and r not in waiting)

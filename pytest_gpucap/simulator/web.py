@@ -1,4 +1,4 @@
-"""The simulated server over HTTP: what vLLM's OpenAI-compatible server offers, as far as measuring needs it."""
+"""The simulated server over HTTP: the parts of vLLM's OpenAI-compatible server that measuring needs."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ DEFAULT_OUTPUT = 16
 
 
 class BadRequest(ValueError):  # noqa: N818 - an answer, not a failure
-    """What the client asked for makes no sense; answered with 400."""
+    """The client's request is invalid; it is answered with 400."""
 
 
 def count_tokens(text: str) -> int:
-    """Tokens of a text: the simulated tokenizer splits at spaces."""
+    """Number of tokens in a text. The simulated tokenizer splits at spaces."""
     return len(text.split())
 
 
@@ -52,7 +52,7 @@ def prompt_tokens(body: Mapping[str, Any], *, chat: bool) -> int:
 
 
 class ClientConnection(asyncio.Protocol):
-    """One client's connection; requests on it are answered one after the other."""
+    """One client's connection. It answers one request after the other."""
 
     def __init__(self, profile: Profile, engine: LiveEngine, model: str, answers: Answers) -> None:
         self._profile, self._engine, self._model, self._answers = profile, engine, model, answers
@@ -64,7 +64,7 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
-        # uvloop's transports are none of asyncio's classes.
+        # uvloop's transports do not derive from asyncio's classes.
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
@@ -77,7 +77,7 @@ class ClientConnection(asyncio.Protocol):
                 self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the protocol's signature
-        """See `asyncio.Protocol`: a client that goes away ends its request, as with vLLM."""
+        """See `asyncio.Protocol`. If a client disconnects, its request ends, as with vLLM."""
         if self._row is not None:
             self._engine.cancel(self._row)
         self._transport = None
@@ -142,7 +142,7 @@ class ClientConnection(asyncio.Protocol):
             raise BadRequest("max_tokens must be a whole number of at least 1")
         if prompt + asked > self._profile.engine.kv_tokens:
             raise BadRequest(f"maximum context length is {self._profile.engine.kv_tokens} tokens, not {prompt + asked}")
-        # Whole answers to known questions end when all is said; everything else fills the tokens asked for.
+        # Answers to known questions end by themselves; all others have exactly the requested tokens.
         reply = self._answers.reply(body) if chat and not body.get("stream") else None
         said = None if reply is None or count_tokens(reply) > asked else reply
         asked = asked if said is None else count_tokens(said)
@@ -171,7 +171,7 @@ class ClientConnection(asyncio.Protocol):
             text = {"delta": {"content": TOKEN_TEXT}} if chat else {"text": TOKEN_TEXT}
             return event({"index": 0, **text, "logprobs": None, "finish_reason": finish})
 
-        # Every token but the last is the same bytes: a stream costs one write per token.
+        # Every token but the last has the same bytes, so a stream costs one write per token.
         ordinary = token(None)
         last = token("length")
         if usage is not None:
@@ -273,9 +273,9 @@ async def serve(
     *,
     accuracy: float = 1.0,
 ) -> None:
-    """Serve until cancelled, or until the awaitable that `until` returns is done; `started` is told the port.
+    """Serve until cancelled, or until the awaitable from `until` is done. `started` is called with the port.
 
-    `accuracy` is the share of right answers to the questions that come with the plugin.
+    `accuracy` is the share of right answers to the plugin's own questions.
     """
     live, answers = LiveEngine(profile.engine, seed), Answers(accuracy, seed)
     loop = asyncio.get_running_loop()

@@ -202,7 +202,7 @@ def test_the_kernels_out_of_memory_killer_is_named(
     confined = tmp_path / "confined"
     confined.write_text(f'#!/bin/sh -e\necho $$ > {memory_group}/cgroup.procs\nexec {spec.python} "$@"\n')
     confined.chmod(0o755)
-    with pytest.raises(ServerStartError, match="the kernel's out-of-memory killer struck while it started"):
+    with pytest.raises(ServerStartError, match="the kernel's out-of-memory killer ended a process while it started"):
         start_vllm(replace(spec, python=str(confined)))
     assert family.alive() == []
 

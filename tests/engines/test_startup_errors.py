@@ -33,7 +33,7 @@ LOGS = Path(__file__).with_name("logs")
         (
             "kv_cache_too_small",
             "KV cache too small",
-            "the KV cache is too small for max_model_len 8192: 0.01 GiB needed, 0.0 GiB there; lower max_model_len",
+            "the KV cache is too small for max_model_len 8192: 0.01 GiB needed, 0.0 GiB available; lower max_model_len",
         ),
         (
             "out_of_host_memory_kv",
@@ -86,7 +86,7 @@ REPORTED = [
             "(4.54 GiB KV cache is needed, which is larger than the available KV cache memory (1.71 GiB). Based on the "
             "available memory, the estimated maximum model length is 49360."
         ),
-        "the KV cache is too small for max_model_len 131072: 4.54 GiB needed, 1.71 GiB there",
+        "the KV cache is too small for max_model_len 131072: 4.54 GiB needed, 1.71 GiB available",
     ),
     # vllm-project/vllm#2418
     (
@@ -132,7 +132,7 @@ REPORTED = [
     # vllm-project/vllm#13815
     (
         "ValueError: invalid literal for int() with base 10: 'GPU-52a3a85d-3c55-ca3a-a955-82c69ed360fc'",
-        "this vLLM takes no device by its UUID (GPU-52a3a85d-3c55-ca3a-a955-82c69ed360fc)",
+        "this vLLM does not accept devices by UUID (GPU-52a3a85d-3c55-ca3a-a955-82c69ed360fc)",
     ),
     # vllm-project/vllm#12847
     ("RuntimeError: Failed to infer device type", "vLLM sees no GPU that it can use"),
@@ -218,7 +218,9 @@ def test_an_unknown_log_is_told_as_it_is(log: str, exit_code: int | None, cause:
 def test_an_engine_that_was_killed_leaves_no_word() -> None:
     text = (LOGS / "engine_killed.txt").read_text()
     assert diagnose(text, 1).startswith("its engine process ended without a message, so it was probably killed")
-    assert diagnose(text, 1, oom_kills=1).startswith("the kernel's out-of-memory killer struck while it started")
+    assert diagnose(text, 1, oom_kills=1).startswith(
+        "the kernel's out-of-memory killer ended a process while it started"
+    )
 
 
 def test_the_kernel_counts_its_kills() -> None:

@@ -60,9 +60,9 @@ def test_a_model_it_does_not_serve(running: VllmServer) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("localhost:8000", "is no URL of a server: write http://HOST:PORT/v1"),
-        ("ftp://localhost", "is no URL of a server"),
-        ("http://", "is no URL of a server"),
+        ("localhost:8000", "is not a server's URL: write http://HOST:PORT/v1"),
+        ("ftp://localhost", "is not a server's URL"),
+        ("http://", "is not a server's URL"),
         ("http://user:secret@localhost", "carries a user or password"),
         ("http://localhost/v1?key=secret", "has a query or fragment"),
     ],

@@ -85,7 +85,7 @@ def test_nothing_of_the_user_or_the_machine_is_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "25.1 req/s a replica, bound by p95 E2E",
+        "25.1 req/s per replica, bound by p95 E2E",
         "http://127.0.0.1:8000/v1",
         "hold 1 (1/3)",
         "Qwen/Qwen2-1.5B",
@@ -131,7 +131,7 @@ def test_simulated_and_measured_results_never_meet(tmp_path: Path) -> None:
         ('{"version": "pytest-benchmark"}', "not a result of pytest-gpucap"),
         ('{"schema": "pytest-gpucap", "schema_version": 99, "results": []}', "newer than this plugin's"),
         ('{"schema": "pytest-gpucap", "schema_version": 0, "results": []}', "never written by any"),
-        ('{"schema": "pytest-gpucap", "schema_version": true, "results": []}', "schema version True is none"),
+        ('{"schema": "pytest-gpucap", "schema_version": true, "results": []}', "schema version True does not exist"),
         (f"{{{VERSION_1}}}", "results (is missing|must be array)"),
         (f'{{{VERSION_1}, "results": [3]}}', r"results\[0\] must be object"),
         (f'{{{VERSION_1}, "results": [{{"kind": "check"}}]}}', r"results\[0\].test is missing"),

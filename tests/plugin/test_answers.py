@@ -80,7 +80,7 @@ def test_a_server_that_is_fast_and_wrong_fails_and_says_so(pytester: pytest.Pyte
         [
             r"FAIL: maths answers right [\d.]+% \([\d.]+-[\d.]+%\), needs 90%: fast enough, 10 req/s .*",
             r"accuracy +[\d.]+% .* of 480 answers right, at least 90\.0%",
-            r"good +\d+.* right answers a second a replica",
+            r"good +\d+.* right answers a second per replica",
             r"FAIL +maths .*",
         ]
     )

@@ -185,11 +185,11 @@ def test_a_base_that_cannot_be_measured_never_hides_a_failing_budget(pytester: p
         ),
         (
             [SIMULATED, "--gpucap-base-args=--time-scale 1", "--gpucap-compare=x", "--gpucap-save=x"],
-            "*--gpucap-compare and --gpucap-base-*: a result holds one comparison; give one of the two",
+            "*--gpucap-compare and --gpucap-base-*: a result holds one comparison, so give one of them",
         ),
         (
             ["--gpucap-url=http://127.0.0.1:1/v1", "--gpucap-base-args=--time-scale 1"],
-            "*--gpucap-base-... needs servers of our own to start, and --gpucap-url names one that runs",
+            "*--gpucap-base-... needs servers that the plugin starts, but --gpucap-url names a running one",
         ),
         (
             ["--gpu-class=cpu", "--gpucap-model=synthetic:tiny", "--gpucap-base-args=--port 1"],
@@ -238,7 +238,7 @@ def test_both_servers_fit_one_gpu(base: dict[str, Any], head: dict[str, Any], ex
     assert sum(filter(None, shares)) <= 0.95
     scaled = sum(expected) == pytest.approx(0.92)
     assert (fitted is not pair) == scaled
-    assert any("for the comparison alone" in change for change in fitted.changes()) == scaled
+    assert any("for this comparison only" in change for change in fitted.changes()) == scaled
     assert bool(fitted.remark()) == scaled
 
 

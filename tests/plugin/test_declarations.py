@@ -102,13 +102,13 @@ MISTAKES = [
     ("gpucap(qps=1, endpoint='telnet')", "endpoint must be one of chat, completions"),
     ("gpucap(qps=1, ignore_eos='yes')", "ignore_eos must be True or False"),
     ("gpucap(qps=1, temperature=-1)", "temperature must not be negative"),
-    ("gpucap(qps=1, input_tokens=8, shared_prefix_tokens=8)", "shared_prefix_tokens=8 leaves nothing"),
+    ("gpucap(qps=1, input_tokens=8, shared_prefix_tokens=8)", "shared_prefix_tokens=8 leaves no token"),
     ("gpucap(qps=1, max_error_rate='150%')", "max_error_rate must lie between 0 and 1"),
     ("vllm('a', model='b')", "names model twice"),
     ("vllm(model='m', tensor_parallel_size=0)", "tensor_parallel_size must be a whole number"),
     (
         "gpucap(qps=1, gpus=3)\n        @pytest.mark.vllm(tensor_parallel_size=2, data_parallel_size=2)",
-        "gpus=3 cannot hold one replica: by the arguments of its server it takes 4 GPUs",
+        "gpus=3 cannot hold one replica: with its server's arguments, a replica takes 4 GPUs",
     ),
     ("vllm(model='m', port=80)", "port"),
     ("gpu_class('a10q')", "did you mean"),
@@ -177,7 +177,7 @@ def test_a_mistake_in_a_test_that_is_not_selected_costs_nothing(pytester: pytest
         (["--gpu-class=a10q"], "--gpu-class: GPU class 'a10q' is not known: did you mean"),
         (["--gpu-class=sim:fst"], "--gpu-class: no simulator profile 'fst': there are *fast*"),
         (["--gpucap-url=ftp://x"], "--gpucap-url: must be a base URL"),
-        (["--gpucap-url=http://u:p@localhost/v1"], "--gpucap-url: must not hold a key"),
+        (["--gpucap-url=http://u:p@localhost/v1"], "--gpucap-url: must not contain a key"),
         (["--gpucap-url=http://localhost/v1", "--gpu-class=sim:fast"], "--gpucap-url and --gpu-class=sim:PROFILE"),
         (["--gpucap-url=http://localhost/v1", "--gpu-class=a10q"], "--gpu-class: GPU class 'a10q' is not known"),
         (["--gpucap-vllm-python=/nowhere/python"], "--gpucap-vllm-python: there is no interpreter at /nowhere/python"),
@@ -316,7 +316,7 @@ def test_tests_that_share_a_server_run_next_to_each_other(pytester: pytest.Pytes
 @pytest.mark.parametrize(
     ("arguments", "outcome", "said"),
     [
-        ([], "skipped", "this test is about a10g: say what is behind --gpucap-url with --gpu-class"),
+        ([], "skipped", "this test is about a10g: name the GPU class behind --gpucap-url with --gpu-class"),
         (["--gpu-class=h200"], "skipped", "this test is about a10g, and --gpu-class is h200"),
         (["--gpu-class=a10g"], "passed", "class a10g, url http://localhost/v1"),
     ],

@@ -113,19 +113,19 @@ def test_every_result_and_then_the_whole_file_are_reported_even_past_a_reporter_
     ("hook", "answer", "said"),
     [
         ("engines", "42", "must return a list of Engine classes, not 42"),
-        ("engines", "[int]", "<class 'int'> is no subclass of pytest_gpucap.Engine"),
+        ("engines", "[int]", "<class 'int'> is not a subclass of pytest_gpucap.Engine"),
         ("engines", "[type('Idle', (gpucap.Engine,), {'name': 'idle'})]", "engine Idle has no start"),
         ("engines", "[type('Other', (gpucap.Engine,), {'start': id})]", 'engine Other needs a name = "..."'),
         (
             "engines",
             "[type('O', (gpucap.Engine,), {'start': id, 'name': 'vllm'})]",
-            "there is an engine 'vllm' already",
+            "engine 'vllm' exists already",
         ),
         ("workload_presets", "['chat']", "must return presets by name, not ['chat']"),
-        ("workload_presets", "{'chat': {}}", "there is a workload preset 'chat' already"),
-        ("workload_presets", "{'mine': 3}", "'mine' must stand for a mapping of keywords, not 3"),
-        ("gpu_classes", "['h200']", "'h200' is no pytest_gpucap.GpuClass"),
-        ("gpu_classes", "[gpucap.GpuClass('H200')]", "there is a GPU class 'H200' already: h200"),
+        ("workload_presets", "{'chat': {}}", "workload preset 'chat' exists already"),
+        ("workload_presets", "{'mine': 3}", "'mine' must be a mapping of keywords, not 3"),
+        ("gpu_classes", "['h200']", "'h200' is not a pytest_gpucap.GpuClass"),
+        ("gpu_classes", "[gpucap.GpuClass('H200')]", "GPU class 'H200' exists already: h200"),
     ],
 )
 def test_a_mistake_in_an_answer_is_one_line_that_names_the_plugin(

@@ -62,7 +62,7 @@ def test_an_assertion_on_a_measured_figure_explains_itself(pytester: pytest.Pyte
     result.stdout.fnmatch_lines(
         [
             "E       assert [4-6] <= 2: gpus_required of chat (SIMULATED): 100 req/s x 1.3 / * req/s = *",
-            "E         sustainable rate * req/s a replica (95% interval)",
+            "E         sustainable rate * req/s per replica (95% interval)",
             "E         bound by: p95 E2E, limit 4 s",
             "*- GPU capacity -*",
             "measure: chat: one replica sustains * req/s",

@@ -147,4 +147,4 @@ def test_a_base_that_needs_more_gpus_than_the_head_is_refused(pytester: pytest.P
     result = pytester.runpytest("--gpu-class=cpu", f"--gpucap-base-args={spelling}")
     assert result.ret == USAGE
     [line] = result.stderr.str().strip().splitlines()
-    assert "--gpucap-base-args: a replica of the base takes 2 GPUs" in line
+    assert "--gpucap-base-args: one replica of the base takes 2 GPUs" in line

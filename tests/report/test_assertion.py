@@ -20,7 +20,7 @@ def test_a_count_of_gpus_gives_the_arithmetic() -> None:
     lines = explain("<=", 3, 2, [made.check()])
     assert lines == [
         "3 <= 2: gpus_required of chat: 100 req/s x 1.3 / 52.1 req/s = 2.50",
-        "sustainable rate 52.1 (50.9-53.4) req/s a replica (95% interval)",
+        "sustainable rate 52.1 (50.9-53.4) req/s per replica (95% interval)",
         "bound by: p95 E2E, limit 20 s",
         "bottleneck: KV cache: KV cache 99% full",
         "try: --kv-cache-dtype fp8",
@@ -104,7 +104,7 @@ def test_results_stay_plain() -> None:
 
 def test_results_name_themselves_in_a_few_words() -> None:
     measurement = made.MEASUREMENT
-    assert repr(measurement) == "<Measurement of chat: 52.1 (50.9-53.4) req/s a replica, bound by e2e_p95>"
+    assert repr(measurement) == "<Measurement of chat: 52.1 (50.9-53.4) req/s per replica, bound by e2e_p95>"
     assert repr(replace(measurement, sustainable_rate=None)) == "<Measurement of chat: no sustainable rate>"
     assert repr(made.FAILED).startswith("<Verdict on chat: FAIL, 3 GPUs needed, budget 2; 52.1 (50.9-53.4) req/s")
     assert repr(made.SAMPLES[0]) == "<Sample 10 req/s (1/3): 10 req/s, 40 in flight>"

@@ -48,7 +48,7 @@ def test_the_table_has_the_worst_first() -> None:
 
 def test_a_comparison_shows_base_and_head() -> None:
     page = pull_request_page(made.session(made.compared(made.check())))
-    assert "base → head, req/s a replica (95% interval)" in page
+    assert "base → head, req/s per replica (95% interval)" in page
     assert cells(page, "chat")[2:4] == ["59.9 (58-62) → 52.1 (50.9-53.4)", "3 → 3 / 2"]
     assert page.splitlines()[2] == (
         "🔻 **REGRESSED**: chat sustains 52.1 req/s, baseline main 59.9 req/s: -13.0% (-15.0% to -11.0%), 5.0% allowed"

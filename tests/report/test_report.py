@@ -94,7 +94,7 @@ def test_a_failure_names_what_it_rests_on_and_fits_80_columns() -> None:
     first, *rest = report.splitlines()
     assert first.startswith("FAIL: chat needs 3 GPUs, budget 2")
     for part in (
-        "52.1 (50.9-53.4) req/s a replica, bound by p95 E2E",
+        "52.1 (50.9-53.4) req/s per replica, bound by p95 E2E",
         "-19.8% (-21.7% to -17.8%)",
         "256 tokens in, lognormal:mean=200,cv=0.5,low=1,high=900 out, poisson",
         "p95 E2E 20 s, p95 TTFT 500 ms, errors 1.0%",

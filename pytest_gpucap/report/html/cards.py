@@ -1,4 +1,4 @@
-"""A result -> the words and tables of its card on the page; the template only places them."""
+"""A result -> the texts and tables of its card. The template only places them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pytest_gpucap.results.measured import Interval, Latency, Outcome, Sample
 from pytest_gpucap.results.result import DeclaredWorkload, Result, ResultKind
 
 EMPTY_CELL: Final = "\u2013"
-"""What a cell shows that has nothing to show."""
+"""The content of an empty cell."""
 _SIGNS: Final = {Outcome.PASS: "✓", Outcome.FAIL: "✕", Outcome.INCONCLUSIVE: "?", Outcome.INVALID: "!", None: "·"}
 _OPEN_AT_FIRST: Final = 6
 _LEAST_SHOWN_S: Final = 0.05
@@ -44,7 +44,7 @@ _TONES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Badge:
-    """A verdict as it is shown: never by its colour alone."""
+    """A verdict as it is shown: by its word, not only by its colour."""
 
     text: str
     sign: str
@@ -129,7 +129,7 @@ class ResultCard:
 
 
 def badge(result: Result) -> Badge:
-    """The verdict, or what was done where no verdict was asked for."""
+    """The verdict; without one, the kind of measurement."""
     outcome = result.outcome
     if outcome is not None and result.expected_failure:
         return Badge(f"{outcome} expected", _SIGNS[outcome], "expected")
@@ -202,7 +202,7 @@ def _capacity(result: Result) -> list[Fact]:
 
 
 def _budget(result: Result) -> list[Fact]:
-    """What the budget asks for, and how far the capacity is from it."""
+    """The rate that the budget needs, and how far the capacity is from it."""
     declared, figures = result.requirement, []
     if result.design_rate_rps:
         asked = f"{declared.qps:g} req/s x {declared.headroom:g}, per replica"
@@ -220,7 +220,7 @@ def _budget(result: Result) -> list[Fact]:
 
 
 def _throughput(result: Result) -> list[Fact]:
-    """What binds, and what the server delivers at other loads."""
+    """The limit that binds, and the rates at other loads."""
     figures = []
     bound, detail = bound_by_parts(result)
     if bound:
@@ -234,7 +234,7 @@ def _throughput(result: Result) -> list[Fact]:
 
 
 def _physical_limit(result: Result) -> list[Fact]:
-    """The share of the physical limit, or why it is not known; a simulated server has none."""
+    """The share of the physical limit, or why it is not known. A simulated server has none."""
     if limit := result.limit:
         at = f"{limit.bound}: {rate(limit.rate_rps)} at {_number(limit.batch)} in flight"
         return [Fact("Of the physical limit", f"{limit.share * 100:.0f}%", at)]
@@ -330,7 +330,7 @@ def _span(found: Interval | None, design_rps: float | None) -> CapacitySpan | No
 
 
 def _curve_text(result: Result) -> str:
-    """What the chart of latency against rate shows, for those who do not see it."""
+    """A text description of the chart of latency against rate, for screen readers."""
     found, design = result.sustainable_rate, result.design_rate_rps
     parts = [f"{len(result.samples)} measuring windows"]
     if found is not None:

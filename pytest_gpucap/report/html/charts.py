@@ -1,7 +1,7 @@
 """A result -> the numbers of its charts of latency against rate and of everything over time.
 
-The Structs are the JSON that the page embeds. The scripts in ``assets`` read them by field, and by place where a Struct
-is `array_like`. On the page a phase is one measuring window as a whole, and a window is one slice of it.
+The Structs are the JSON that the page embeds. The scripts in ``assets`` read them by field name, or by position if a
+Struct is `array_like`. On the page a phase is one measuring window as a whole, and a window is one slice of it.
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ class DrawnLatency:
 
 
 def chart_phases(samples: Iterable[Sample]) -> list[ChartPhase]:
-    """The phases in the order in which they ran; a name that comes again gets a number."""
+    """The phases in the order in which they ran. A repeated name gets a number."""
     runs: list[list[Sample]] = []
     for sample in sorted(samples, key=lambda each: each.start_s):
         if runs and _continues(runs[-1][-1], sample):
@@ -267,7 +267,7 @@ def curve_chart(result: Result) -> CurveChart | None:
     """Latency against rate: a point for each phase, a faint one for each window; None where there is no point."""
     phases = chart_phases(result.samples)
     line = chart_phases(result.points) if result.points else phases
-    # One recorded percentile can stand for several limits: they share a line.
+    # One recorded percentile can represent several limits. They share a line.
     by_name: dict[str, list[DrawnLatency]] = {}
     for each in drawn_latencies(result.slo):
         by_name.setdefault(each.name, []).append(each)
@@ -327,12 +327,12 @@ def _pairs(phase: ChartPhase, latency: DrawnLatency) -> list[tuple[float, float]
 
 
 def _rising(points: Sequence[CurvePoint]) -> bool:
-    """Whether a line through them is a curve: through phases in another order than their load it is a scribble."""
+    """Whether a line through them is a curve. Phases that are not in order of load give no curve."""
     return len(points) > 2 and all(a.rate_rps <= b.rate_rps for a, b in pairwise(points))  # noqa: PLR2004 - two points are no curve
 
 
 def strip_chart(result: Result) -> StripChart | None:
-    """Everything over time on one axis. A strip without figures is left out; None where no strip is left."""
+    """Everything over time on one axis. A strip without figures is left out; None if no strip is left."""
     phases = chart_phases(result.samples)
     if not phases:
         return None
@@ -431,7 +431,7 @@ def _client_timeline(phases: Sequence[ChartPhase], start_s: float) -> _ClientTim
 
 
 def _timeline(sample: Sample) -> Mapping[str, Sequence[float | None]]:
-    """The window's own; of a result file without timelines one level, from the window's own percentiles."""
+    """The window's timeline. If the result file has none: one level, from the window's percentiles."""
     if sample.timeline:
         return sample.timeline
     line: dict[str, Sequence[float | None]] = {
@@ -465,7 +465,7 @@ def compact(value: float | None) -> float | None:
 def four_figures(value: float) -> float:
     """Rounded to four significant figures, which is finer than a pixel."""
     rounded = float(f"{value:.4g}")
-    # Without the ".0", which a large page holds thousands of times.
+    # Without ".0", which would occur thousands of times on a large page.
     return int(rounded) if rounded.is_integer() else rounded
 
 

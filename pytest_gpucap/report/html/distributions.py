@@ -1,4 +1,4 @@
-"""A result -> how latencies were distributed, by metric and phase, in bins as wide as the number of values asks for."""
+"""A result -> how latencies were distributed, by metric and phase. More values give narrower bins."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LATENCY_METRICS: Final = ("ttft", "tpot", "itl", "e2e")
 SHOWN_PHASES: Final = 4
 """Distributions visible at first; the legend has the others."""
 _MERGED_BINS: Final = ((150, 3), (600, 2))
-"""(values, bins): up to this many values, this many recorded bins become one. Narrower bins would show chance."""
+"""(values, bins): up to this many values, this many recorded bins are merged. Narrower bins would show noise."""
 
 _Bins = dict[tuple[float, float], int]
 """Number of values by the edges of their bin, in seconds."""
@@ -29,7 +29,7 @@ class DistributionSeries(msgspec.Struct, frozen=True):
     """One phase's values of one metric.
 
     Attributes:
-        shown: visible before anybody asks for more.
+        shown: visible at first.
         edges: of the bins in seconds, one more than `shares`.
         shares: of the values, by bin.
         count: how many values there are.
@@ -71,7 +71,7 @@ def distribution_charts(result: Result) -> dict[str, DistributionChart] | None:
 
 
 def _interest(phase: ChartPhase) -> tuple[bool, bool, int]:
-    """What a reader wants to see first: open loops, then what does not lead up to something, then many requests."""
+    """The order of importance: open loops first, then phases that do not lead to another one, then many requests."""
     requests = sum(each.requests for each in phase.samples)
     return phase.kind == "open", phase.window.phase not in LEADING_UP, requests
 

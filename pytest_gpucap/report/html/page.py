@@ -1,4 +1,4 @@
-"""The page put together: words and tables by the template, numbers as one block of JSON, code and style inline.
+"""Assembles the page: texts and tables by the template, numbers as one block of JSON, code and style inline.
 
 The page fetches nothing, and its Content-Security-Policy allows nothing to be fetched. Only scripts and styles whose
 hashes the policy names may run, so a hostile string that slipped through would still be inert.
@@ -30,7 +30,7 @@ from pytest_gpucap.results.result import Result, ResultFile
 from pytest_gpucap.results.trend import Trend
 
 SCRIPTS: Final = ("tools", "frame", "curve", "strips", "spread", "trend", "tables", "start")
-"""Our own, in the order in which they need each other; one script element."""
+"""Our own scripts, in the order of their dependencies, for one script element."""
 LIBRARY: Final = "vendor/echarts.common.min.js"
 
 
@@ -108,7 +108,7 @@ def page_title(results: Sequence[Result]) -> tuple[str, str]:
 
 
 def _counts(results: Sequence[Result]) -> list[tuple[Badge, int]]:
-    """How many there are of each badge, in the order of the results."""
+    """The number of each badge, in the order of the results."""
     badges = [badge(result) for result in results]
     return [(each, badges.count(each)) for each in dict.fromkeys(badges)]
 
@@ -119,7 +119,7 @@ def _places(results: Sequence[Result]) -> list[str]:
 
 
 def embedded(value: Any) -> Markup:
-    """JSON that can stand inside a script element, whatever its strings hold.
+    """JSON that is safe inside a script element, whatever its strings contain.
 
     Raises:
         ValueError: for a figure that is not finite.
@@ -127,7 +127,7 @@ def embedded(value: Any) -> Markup:
     text = json.dumps(msgspec.to_builtins(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)  # noqa: S704 - no character that HTML gives a meaning is left
+    return Markup(text)  # noqa: S704 - no character with a meaning in HTML is left
 
 
 def _policy(style: str, scripts: Sequence[str]) -> str:
@@ -146,7 +146,7 @@ def _hash(text: str) -> str:
 def _asset(name: str) -> str:
     text = resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
     if "</script" in text.lower() or "</style" in text.lower():
-        raise ValueError(f"{name} would end the element that it stands in")
+        raise ValueError(f"{name} would end the element that contains it")
     return text
 
 

@@ -1,4 +1,4 @@
-"""Trends of earlier runs -> the panels of the page's history: what each says and what it draws."""
+"""Trends of earlier runs -> the panels of the page's history: their texts and charts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pytest_gpucap.results.result import Result
 from pytest_gpucap.results.trend import LevelChange, Trend
 
 _NAMED: Final = 4
-"""Changed versions named for one change; where its place is unsure there may be many."""
+"""Most changed versions named for one change. There may be many if its place is uncertain."""
 
 
 class LevelLine(msgspec.Struct, frozen=True, array_like=True):
@@ -52,7 +52,7 @@ class TrendChart(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class TrendPanel:
-    """One requirement over its runs: what the page says and what it draws."""
+    """One requirement over its runs: the page's text and chart."""
 
     name: str
     test: str
@@ -64,7 +64,7 @@ class TrendPanel:
 
 
 def trend_panels(trends: Iterable[Trend], results: Iterable[Result] = ()) -> list[TrendPanel]:
-    """A panel for each trend that has points, those of the page's own tests first.
+    """A panel for each trend with points. Those of the page's own tests come first.
 
     Args:
         trends: of the history.
