@@ -151,4 +151,4 @@ class UrlEngine(Engine):
 
     def with_base(self, base_args: str, base_python: str | None) -> EnginePair[Engine]:  # noqa: ARG002 - none is meant
         """See `Engine.with_base`."""
-        raise ValueError("--gpucap-base-... needs servers of our own to start, and --gpucap-url names one that runs")
+        raise ValueError("--gpucap-base-... needs servers that the plugin starts, but --gpucap-url names a running one")

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from statistics import fmean, variance
 from typing import Final
 
-import msgspec
-
 from pytest_gpucap.decisions.regression import START_SD, decide
 from pytest_gpucap.report.formatting import significant
 from pytest_gpucap.requirement import Metric, limited_percentile
 from pytest_gpucap.results.comparison import LatencyComparison
 from pytest_gpucap.results.measured import KEPT_PERCENTILES, Interval, Sample
-from pytest_gpucap.results.windows import WindowId
+from pytest_gpucap.results.windows import Phase, WindowId
+
+_Place = tuple[Phase, int, int | None, str, int]
 
 _SAME_RATE: Final = 1e-6
 """Rates within this share are the same: one seed at one rate gives the same arrivals, and so the same windows."""
@@ -82,12 +82,12 @@ class _AtLoad:
 
 def _open(base: Sequence[Sample], head: Sequence[Sample], metric: str, percent: int, start_sd: float) -> _AtLoad | None:
     """Windows with the same arrivals, in pairs: what the arrivals do to a latency, they do to both."""
-    theirs: dict[WindowId, list[Sample]] = {}
+    theirs: dict[_Place, list[Sample]] = {}
     for sample in head:
-        theirs.setdefault(_without_rate(sample.window), []).append(sample)
+        theirs.setdefault(_place(sample.window), []).append(sample)
     rates, ours_log, theirs_log = [], [], []
     for sample in base:
-        partner = _partner(sample, theirs.get(_without_rate(sample.window), ()))
+        partner = _partner(sample, theirs.get(_place(sample.window), ()))
         if partner is None or sample.offered_rps is None:
             continue
         one, other = _log(sample, metric, percent), _log(partner, metric, percent)
@@ -106,9 +106,12 @@ def _open(base: Sequence[Sample], head: Sequence[Sample], metric: str, percent: 
     )
 
 
-def _without_rate(window: WindowId) -> WindowId:
-    """The window less its rate, which files of schema version 1 hold in three figures; the sample has it in full."""
-    return msgspec.structs.replace(window, rate_rps=None)
+def _place(window: WindowId) -> _Place:
+    """Where a window stands in its measurement.
+
+    Its rate is left out: files of schema version 1 hold it in three figures, and the sample has it in full.
+    """
+    return window.phase, window.cycle, window.concurrency, window.server, window.slice
 
 
 def _partner(sample: Sample, others: Iterable[Sample]) -> Sample | None:
