@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -44,10 +44,10 @@ class DeclaredBudget(msgspec.Struct, frozen=True):
         gpus_per_replica: GPUs that one server takes.
     """
 
-    qps: float
-    gpus: int
-    headroom: float
-    gpus_per_replica: int
+    qps: Annotated[float, msgspec.Meta(gt=0)]
+    gpus: Annotated[int, msgspec.Meta(ge=1)]
+    headroom: Annotated[float, msgspec.Meta(gt=0)]
+    gpus_per_replica: Annotated[int, msgspec.Meta(ge=1)]
 
 
 class DeclaredWorkload(msgspec.Struct, frozen=True):

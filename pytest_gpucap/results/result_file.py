@@ -173,7 +173,7 @@ def from_document(content: Any) -> ResultFile:
 _PLACE: Final = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<place>.*)`)?", re.DOTALL)
 _RESULT: Final = re.compile(r"results\[(?P<number>\d+)\]")
 _MISSING: Final = re.compile(r"Object missing required field `(?P<field>.*)`")
-_EXPECTED: Final = re.compile(r"Expected `(?P<wanted>.*?)`(?:, got `(?P<got>.*)`)?")
+_EXPECTED: Final = re.compile(r"Expected `(?P<wanted>.*?)`(?P<bound> [<>]=? [\d.]+)?(?:, got `(?P<got>.*)`)?")
 
 
 def _where(message: str, content: dict[str, Any]) -> str:
@@ -185,7 +185,7 @@ def _where(message: str, content: dict[str, Any]) -> str:
         what = "is missing"
     elif expected := _EXPECTED.fullmatch(what):
         got = f", not {expected['got']}" if expected["got"] else ""
-        what = f"must be {expected['wanted']}{got}"
+        what = f"must be {expected['wanted']}{expected['bound'] or ''}{got}"
     else:
         what = f"is wrong: {what}"
     result = _RESULT.match(place)
