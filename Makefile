@@ -42,7 +42,7 @@ unit: install vllm ## every test, with the real vLLM CPU server
 
 coverage: install ## which lines the tests without vLLM run, lowest files first (some 15 minutes)
 	rm -f .coverage .coverage.*
-	PYTHONPATH=$(CURDIR) $(BIN)/coverage run -m pytest -q -m "not vllm_cpu"; $(BIN)/coverage combine -q
+	PYTHONPATH=$(CURDIR) $(BIN)/coverage run -m pytest -n 2 -q -m "not vllm_cpu"; $(BIN)/coverage combine -q
 	$(BIN)/coverage report | head -40
 
 hooks: install ## checks before every commit (pre-commit)
