@@ -87,7 +87,8 @@ def test_answers_without_a_parser(answer: str, expected: str, found: Grade) -> N
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """No time limit, in our process and in the parser's: a busy machine may take any time to load SymPy."""
     monkeypatch.setattr(grading, "PARSER_S", None)
-    patient = "import sys; from pytest_gpucap.accuracy import judge; judge.TIMEOUT_S = 3600; sys.exit(judge.main())"
+    name = "pytest_gpucap.accuracy.math_verify_process"
+    patient = f"import sys, {name} as parser; parser.TIMEOUT_S = 3600; sys.exit(parser.main())"
     real = grading.subprocess.run  # type: ignore[attr-defined]
     monkeypatch.setattr("subprocess.run", lambda command, **rest: real([command[0], "-P", "-c", patient], **rest))
 
