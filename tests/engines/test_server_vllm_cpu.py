@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pytest_gpucap.engines.errors import ServerStartError
+from pytest_gpucap.engines.errors import EndpointError, ServerStartError
 from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.url import attach
 from pytest_gpucap.engines.vllm import VllmServer, start_vllm
@@ -118,7 +118,7 @@ def test_it_listens_on_loopback_only_and_wants_its_key(
     assert all(key not in " ".join(psutil.Process(pid).cmdline()) for pid in server.pids())
     assert key not in server.log.text()
     monkeypatch.setenv("SOME_KEY", "wrong")
-    with pytest.raises(RuntimeError, match=r"401 Unauthorized; the key is read from \$SOME_KEY"):
+    with pytest.raises(EndpointError, match=r"401 Unauthorized; the key is read from \$SOME_KEY"):
         attach(server.root_url, api_key_env="SOME_KEY")
     monkeypatch.setenv("SOME_KEY", key)
     assert attach(server.root_url, api_key_env="SOME_KEY").model == server.model
@@ -191,7 +191,7 @@ def test_tokens_under_way_are_counted_where_an_event_holds_several(sized: VllmSe
 @pytest.mark.parametrize(
     ("model", "args", "cause"),
     [
-        ("synthetic:tiny", {"no_such_flag": 3}, "this vLLM does not know --no-such-flag; "),
+        ("synthetic:tiny", {"unknown_flag": 3}, "this vLLM does not know --unknown-flag; "),
         ("/no/such/model", {}, "the model was not found; "),
         (
             "synthetic:tiny",

@@ -89,10 +89,10 @@ def test_a_server_that_does_not_start_is_an_error_with_its_cause(pytester: pytes
         """
         import pytest
 
-        @pytest.mark.vllm(model="synthetic:tiny", no_such_switch=3)
+        @pytest.mark.vllm(model="synthetic:tiny", unknown_flag=3)
         def test_it(vllm_server): ...
         """
     )
     result = pytester.runpytest_subprocess("--gpu-class=cpu", f"--gpucap-vllm-python={vllm_python}")
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*did not start:*--no-such-switch*", "*lines of its log:", "*whole log: *.log"])
+    result.stdout.fnmatch_lines(["*did not start:*--unknown-flag*", "*lines of its log:", "*whole log: *.log"])
