@@ -18,9 +18,8 @@ if TYPE_CHECKING:
         ServerStopError,
     )
     from pytest_gpucap.engines.launch import LaunchedServer, launch
-    from pytest_gpucap.engines.log import ServerLog
     from pytest_gpucap.engines.prometheus import Metrics
-    from pytest_gpucap.engines.protocol import Capabilities, Engine, MetricNames, Server, ServerRequest
+    from pytest_gpucap.engines.protocol import Capabilities, Engine, MetricNames, Server, ServerLog, ServerRequest
     from pytest_gpucap.engines.server import HttpServer
     from pytest_gpucap.errors import GpuCapError, MeasurementInvalid, NoSustainableRate, PairInvalid
     from pytest_gpucap.gpu.classes import GpuClass
@@ -106,9 +105,8 @@ __all__ = [
 _NAMES_BY_MODULE = {
     "engines.errors": ("EndpointError", "MetricsUnavailable", "ServerError", "ServerStartError", "ServerStopError"),
     "engines.launch": ("LaunchedServer", "launch"),
-    "engines.log": ("ServerLog",),
     "engines.prometheus": ("Metrics",),
-    "engines.protocol": ("Capabilities", "Engine", "MetricNames", "Server", "ServerRequest"),
+    "engines.protocol": ("Capabilities", "Engine", "MetricNames", "Server", "ServerLog", "ServerRequest"),
     "engines.server": ("HttpServer",),
     "errors": ("GpuCapError", "MeasurementInvalid", "NoSustainableRate", "PairInvalid"),
     "gpu.classes": ("GpuClass",),

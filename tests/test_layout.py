@@ -18,6 +18,7 @@ PACKAGE = Path(pytest_gpucap.__file__).parent
 
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
+    "arrays": set(),
     # What is declared, and the arithmetic on it.
     "requirement": set(),
     "jit": set(),
@@ -83,7 +84,7 @@ ROOMS: dict[str, set[str]] = {
     "__init__": {"requirement", "results", "gpu", "engines", "load", "telemetry", "session"},
     "__main__": {"cli"},
 }
-"""Folder or file -> what it may import beside itself and ``errors.py``.
+"""Folder or file -> what it may import beside itself, ``errors.py`` and ``arrays.py``.
 
 A room stands below everything that it may import.
 """
@@ -134,7 +135,7 @@ def _imports() -> Iterator[tuple[str, str, str]]:
 def _allowed(stage: str, module: str) -> bool:
     own, _, rest = module.partition(".")
     target = rest.partition(".")[0]
-    if own != "pytest_gpucap" or target in {"", "__version__", "errors", stage}:
+    if own != "pytest_gpucap" or target in {"", "__version__", "errors", "arrays", stage}:
         return True
     if stage in {"estimate", "measure"} and target == "load":
         return any(f"{module}.".startswith(f"{pure}.") for pure in PURE_LOAD)

@@ -1,16 +1,22 @@
-"""What `compare` and `show` share: they find a run by its path or its baseline's name, and print text."""
+"""What commands share: a run by its path or its baseline's name, the trends of a folder, and printing."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pytest_gpucap.cli import CommandError
 from pytest_gpucap.history.store import SUFFIX, Run, path_of, read_run
 from pytest_gpucap.options import Options
 from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.results.result_file import ResultFileError
+
+if TYPE_CHECKING:
+    from pytest_gpucap.results.trend import Trend
 
 FOLDER = Options().baselines
 
@@ -37,6 +43,38 @@ def find_run(given: str, folder: Path) -> Run:
         return read_run(path)
     except ResultFileError as error:
         raise CommandError(str(error)) from None
+
+
+def trends_in(folder: Path, since: datetime | None = None) -> tuple[list[Trend], list[str]]:
+    """The trend of every series in the result files of a folder and below.
+
+    Args:
+        folder: the files are here.
+        since: older runs are left out.
+
+    Returns:
+        The trends, and one line for each file or result that could not be used.
+
+    Raises:
+        CommandError: without the folder, or without the extra ``history``.
+    """
+    # Imported here: they load SciPy, which other commands do not need.
+    from pytest_gpucap.history.detection import MissingLibraryError
+    from pytest_gpucap.history.nightly import read_folder, series_of
+    from pytest_gpucap.history.trend import trend_of
+
+    try:
+        runs, skipped = read_folder(folder)
+        series, broken = series_of(run for run in runs if since is None or run.started >= since)
+        return [trend_of(each) for each in series], [*skipped, *broken]
+    except (NotADirectoryError, MissingLibraryError) as error:
+        raise CommandError(str(error)) from None
+
+
+def report_skipped(lines: Iterable[str]) -> None:
+    """Say on standard error what was left out."""
+    for line in lines:
+        print(f"skipped {line}", file=sys.stderr)  # noqa: T201 - a command
 
 
 def described(run: Run) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_gpucap.cli import CommandError
+from pytest_gpucap.cli._runs import report_skipped, trends_in
 
 if TYPE_CHECKING:
-    from pytest_gpucap.history.nightly import NightlySeries
     from pytest_gpucap.results.trend import Trend
 
 HELP = "the trend of nightly runs, and where it changed"
@@ -48,13 +48,15 @@ def run(options: argparse.Namespace) -> int:
     # Imported here, as in all commands: the help does not need it.
     from pytest_gpucap.history import trend_report
     from pytest_gpucap.history.detection import MissingLibraryError
-    from pytest_gpucap.history.trend import trend_of
 
     if options.plot is not None and options.plot.suffix.removeprefix(".") not in trend_report.FORMATS:
         raise CommandError(f"--plot {options.plot}: must end in .svg, .png or .pdf")
-    series, skipped = _series(options.folder, options.since)
+    trends, skipped = trends_in(options.folder, options.since)
+    if not trends:
+        report_skipped(skipped)
+        since = f" since {options.since.date()}" if options.since else ""
+        raise CommandError(f"{options.folder}: no result with a sustainable rate{since}")
     try:
-        trends = [trend_of(each) for each in series]
         if options.plot is not None:
             trend_report.plot_trends(trends, options.plot)
     except (MissingLibraryError, OSError) as error:
@@ -68,22 +70,6 @@ def run(options: argparse.Namespace) -> int:
             shown = trend_report.trends_text(trends, skipped, heights=_heights())
     print(shown)  # noqa: T201 - a command
     return _exit_code(trends) if options.fail_on_drop else 0
-
-
-def _series(folder: Path, since: datetime | None) -> tuple[list[NightlySeries], list[str]]:
-    """The series that can be read. Everything else gets one line on standard error."""
-    from pytest_gpucap.history.nightly import read_folder, series_of
-
-    try:
-        runs, skipped = read_folder(folder)
-    except NotADirectoryError as error:
-        raise CommandError(str(error)) from None
-    found, broken = series_of(run for run in runs if since is None or run.started >= since)
-    if not found:
-        for line in [*skipped, *broken]:
-            print(f"skipped {line}", file=sys.stderr)  # noqa: T201 - a command
-        raise CommandError(f"{folder}: no result with a sustainable rate{f' since {since.date()}' if since else ''}")
-    return found, [*skipped, *broken]
 
 
 def _exit_code(trends: Sequence[Trend]) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pytest_gpucap.cli import CommandError
+from pytest_gpucap.cli._runs import report_skipped, trends_in
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.result import ResultFile
 
@@ -47,34 +48,13 @@ def run(options: argparse.Namespace) -> int:
     content = _together([_read(path) for path in options.files])
     renderers = _RENDERERS
     if options.history is not None:
-        renderers = {**_RENDERERS, "html": partial(_html, history=_past(options.history))}
+        trends, skipped = trends_in(options.history)
+        report_skipped(skipped)
+        renderers = {**_RENDERERS, "html": partial(_html, history=trends)}
     asked = [(render, target) for name, render in renderers.items() if (target := getattr(options, name)) is not None]
     for render, target in asked or [(_text, _STDOUT)]:
         _write(target, render(content))
     return 0
-
-
-def _past(folder: Path) -> list[Trend]:
-    """The trend of every series in the result files of a folder and below.
-
-    Files that are no result get a line on standard error.
-
-    Raises:
-        CommandError: without the folder, or without the extra ``history``.
-    """
-    from pytest_gpucap.history.detection import MissingLibraryError
-    from pytest_gpucap.history.nightly import read_folder, series_of
-    from pytest_gpucap.history.trend import trend_of
-
-    try:
-        runs, skipped = read_folder(folder)
-        found, broken = series_of(runs)
-        trends = [trend_of(series) for series in found]
-    except (NotADirectoryError, MissingLibraryError) as error:
-        raise CommandError(str(error)) from None
-    for line in (*skipped, *broken):
-        print(f"skipped {line}", file=sys.stderr)  # noqa: T201 - a command
-    return trends
 
 
 def _read(path: Path) -> ResultFile:

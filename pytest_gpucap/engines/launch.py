@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_gpucap.engines.errors import ServerStartError
-from pytest_gpucap.engines.log import ServerLog
 from pytest_gpucap.engines.process import OwnedProcess
+from pytest_gpucap.engines.protocol import ServerLog
 from pytest_gpucap.engines.readiness import Readiness
 from pytest_gpucap.engines.server import NO_KEY, HttpServer
 from pytest_gpucap.engines.startup_errors import diagnose, oom_kills
@@ -50,6 +50,7 @@ def launch(
     timeout_s: float,
     devices: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
+    default_env: Mapping[str, str] | None = None,
     api_key: str = NO_KEY,
     title: str = "",
     on_wait: Callable[[str], None] | None = None,
@@ -67,6 +68,7 @@ def launch(
         timeout_s: longest wait.
         devices: UUIDs of the GPUs that it may use; they become ``CUDA_VISIBLE_DEVICES``.
         env: variables laid over this process's environment.
+        default_env: variables for which this process's environment has no value.
         api_key: the key that it asks for.
         title: the name of the engine, for messages.
         on_wait: called about once a second with what the start is doing.
@@ -79,7 +81,9 @@ def launch(
     log = ServerLog(log_path.absolute())
     # NVML numbers GPUs in this order, and so do we.
     visible = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(devices)}
-    process = OwnedProcess(command, env={**os.environ, **visible, **(env or {})}, log_path=log.path)
+    process = OwnedProcess(
+        command, env={**(default_env or {}), **os.environ, **visible, **(env or {})}, log_path=log.path
+    )
     try:
         readiness = Readiness(process, log, model, api_key, started + timeout_s, on_wait, title)
         try:

@@ -7,6 +7,7 @@ with a name and a `start`. Everything else has a default that suits an OpenAI-co
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,6 @@ from pytest_gpucap.vllm_arguments import VllmArguments
 if TYPE_CHECKING:  # not imported: every collection of our tests imports this file
     import openai
 
-    from pytest_gpucap.engines.log import ServerLog
     from pytest_gpucap.engines.prometheus import Metrics
     from pytest_gpucap.load.protocol import LoadRunner
     from pytest_gpucap.requirement import Workload
@@ -26,7 +26,27 @@ if TYPE_CHECKING:  # not imported: every collection of our tests imports this fi
 RESERVED: Final = frozenset({"vllm", "url", "simulator"})
 """Names of the engines that come with the plugin."""
 
+_NOISE = re.compile(r"^nanobind: |^ - leaked |^ - \.\.\. skipped|^See https://nanobind")
+
 Names = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLog:
+    """The log file of one server."""
+
+    path: Path
+
+    def text(self) -> str:
+        """The whole log so far; empty if nothing was written."""
+        try:
+            return self.path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def tail(self, lines: int = 30) -> str:
+        """The last lines, without the leak reports that C++ bindings write at the end of every failed start."""
+        return "\n".join([line for line in self.text().splitlines() if not _NOISE.search(line)][-lines:])
 
 
 @dataclass(frozen=True, slots=True)

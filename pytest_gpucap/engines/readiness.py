@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import psutil
 
 from pytest_gpucap.engines.errors import EndpointError, ServerStartError
-from pytest_gpucap.engines.log import ServerLog
 from pytest_gpucap.engines.process import OwnedProcess
+from pytest_gpucap.engines.protocol import ServerLog
 from pytest_gpucap.engines.server import HttpServer
 from pytest_gpucap.engines.startup_errors import diagnose
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 from urllib.parse import urlsplit
 
 from pytest_gpucap.engines.errors import EndpointError, MetricsUnavailable
-from pytest_gpucap.engines.log import ServerLog
-from pytest_gpucap.engines.protocol import Capabilities
+from pytest_gpucap.engines.protocol import Capabilities, ServerLog
 
 if TYPE_CHECKING:
     import openai

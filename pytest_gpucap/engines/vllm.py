@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 import shutil
@@ -146,7 +145,9 @@ def start_vllm(
         model=name,
         log_path=spec.log_dir / f"{name}.log",
         timeout_s=spec.startup_timeout_s,
-        env=process_environment(spec, devices, api_key),
+        devices=devices,
+        env=_variables(spec, api_key),
+        default_env=_default_variables(spec, cpu=not devices),
         api_key=api_key,
         title=VllmServer.software,
         on_wait=on_wait,
@@ -154,8 +155,8 @@ def start_vllm(
     return VllmServer(launched, spec)
 
 
-def process_environment(spec: ServerSpec, devices: Sequence[str], api_key: str) -> dict[str, str]:
-    """The whole environment of a server: ours, what the measurement needs, then what the spec adds."""
+def _variables(spec: ServerSpec, api_key: str) -> dict[str, str]:
+    """What the measurement needs, then what the spec adds."""
     own = {
         "VLLM_API_KEY": api_key,
         # This enables the endpoints that reset caches. The server listens on loopback only.
@@ -165,17 +166,21 @@ def process_environment(spec: ServerSpec, devices: Sequence[str], api_key: str) 
         # Otherwise setproctitle overwrites the environment, by which we find escaped processes.
         "SPT_NOENV": "1",
         "PYTHONUNBUFFERED": "1",
-        # NVML numbers GPUs in this order, and so do we.
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        "CUDA_VISIBLE_DEVICES": ",".join(devices),
     }
-    defaults: dict[str, str] = {}
     if synthetic.is_synthetic(spec.model):
         own["HF_HUB_OFFLINE"] = "1"
-        defaults |= {} if devices else synthetic.architecture(spec.model).cpu_env
-    if not devices and spec.args.get("kv_cache_memory_bytes") is None:
-        defaults["VLLM_CPU_KVCACHE_SPACE"] = "1"
-    return {**defaults, **os.environ, **own, **spec.env}
+    return {**own, **spec.env}
+
+
+def _default_variables(spec: ServerSpec, *, cpu: bool) -> dict[str, str]:
+    """Variables that the user's own environment may override."""
+    if not cpu:
+        return {}
+    variables = synthetic.architecture(spec.model).cpu_env if synthetic.is_synthetic(spec.model) else {}
+    # This variable would override the argument.
+    if spec.args.get("kv_cache_memory_bytes") is None:
+        variables = {**variables, "VLLM_CPU_KVCACHE_SPACE": "1"}
+    return dict(variables)
 
 
 def _slug(model: str) -> str:

@@ -22,12 +22,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import ndtri
 
+from pytest_gpucap.arrays import Floats, Ints
 from pytest_gpucap.estimate.queue_simulation import (
     GAP_BINS,
     GAP_GROWTH,
     GAP_LOWEST_S,
-    Floats,
-    Ints,
     QueueArrivals,
     QueueLatencies,
     QueueServer,

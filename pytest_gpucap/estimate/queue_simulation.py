@@ -14,12 +14,9 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from pytest_gpucap.arrays import Floats, Ints
 from pytest_gpucap.jit import compiled
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 GAP_LOWEST_S = 1e-4
 """Upper edge of the first bin of inter-token gaps: no server generates tokens of one request faster."""

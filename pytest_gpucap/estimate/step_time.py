@@ -15,11 +15,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import nnls
 
+from pytest_gpucap.arrays import Bools, Floats
 from pytest_gpucap.errors import GpuCapError
-from pytest_gpucap.load.protocol import Floats, Journal, Status
+from pytest_gpucap.load.protocol import Journal, Status
 
 STEPS_PER_BIN = 16
 """Engine steps in a bin. The step that the bin's edge cuts is then 6% of it, and the next bin has the rest."""
@@ -235,7 +235,7 @@ class Speed:
         return np.where(n <= edge, self.at(n), np.minimum(self.at(n), at_edge + slope * (n - edge)))
 
 
-def related(residual: Floats, keep: npt.NDArray[np.bool_]) -> float:
+def related(residual: Floats, keep: Bools) -> float:
     """Variance of a sum of residuals over that of unrelated ones: 1 + 2 * correlation of neighbours, held to a prior.
 
     A long-run variance (Newey and West 1987) of one lag at full weight: an edge touches two bins, and whatever lasts

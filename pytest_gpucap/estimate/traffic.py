@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from pytest_gpucap.estimate.queue_simulation import Floats, Ints
+from pytest_gpucap.arrays import Floats, Ints
 from pytest_gpucap.load import schedule
 from pytest_gpucap.requirement import ArrivalKind, Arrivals, Length, Workload
 

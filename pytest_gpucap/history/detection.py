@@ -26,12 +26,10 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from pytest_gpucap.arrays import Floats
 from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.results.trend import AlarmState
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

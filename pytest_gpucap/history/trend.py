@@ -11,7 +11,8 @@ from typing import Final
 import numpy as np
 from scipy import stats
 
-from pytest_gpucap.history.detection import ChangeDetector, Floats, Rule, change_points, change_range, despiked, run_sd
+from pytest_gpucap.arrays import Floats
+from pytest_gpucap.history.detection import ChangeDetector, Rule, change_points, change_range, despiked, run_sd
 from pytest_gpucap.history.nightly import NightlySeries, series_of
 from pytest_gpucap.history.store import Run
 from pytest_gpucap.results.measured import Interval

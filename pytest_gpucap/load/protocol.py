@@ -15,14 +15,10 @@ from enum import IntEnum
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from pytest_gpucap.arrays import Bools, Bytes, Floats, Int32s, Ints
 from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.results.problems import Problem
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int32]
-Bytes = npt.NDArray[np.uint8]
 
 
 class Clock(Protocol):
@@ -48,8 +44,8 @@ class OpenLoop:
 
     duration_s: float
     due_s: Floats
-    prompt_tokens: Ints
-    output_tokens: Ints
+    prompt_tokens: Int32s
+    output_tokens: Int32s
     first_prompt: int = 0
 
     @property
@@ -77,8 +73,8 @@ class ClosedLoop:
 
     duration_s: float
     concurrency: int
-    prompt_tokens: Ints
-    output_tokens: Ints
+    prompt_tokens: Int32s
+    output_tokens: Int32s
     hot: int = 0
     first_prompt: int = 0
 
@@ -123,7 +119,7 @@ class Histogram:
 
     lowest_s: float
     growth: float
-    counts: npt.NDArray[np.int64]
+    counts: Ints
 
     @property
     def total(self) -> int:
@@ -211,15 +207,15 @@ class Journal:
     first_s: Floats
     last_s: Floats
     end_s: Floats
-    prompt_tokens: Ints
-    output_tokens: Ints
-    counted_prompt_tokens: Ints
-    counted_output_tokens: Ints
+    prompt_tokens: Int32s
+    output_tokens: Int32s
+    counted_prompt_tokens: Int32s
+    counted_output_tokens: Int32s
     status: Bytes
-    hot: npt.NDArray[np.bool_]
+    hot: Bools
     bin_s: float
     bins_start_s: float
-    tokens: npt.NDArray[np.int64]
+    tokens: Ints
 
     @property
     def ttft_s(self) -> Floats:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections import deque
 
 import numpy as np
-import numpy.typing as npt
 
+from pytest_gpucap.arrays import Floats, Ints
 from pytest_gpucap.load.fastpath.stream_state import StreamStates
 from pytest_gpucap.load.shared_memory import (
     HISTOGRAM_BINS,
@@ -56,12 +56,12 @@ class Recorder:
         "tokens",
     )
 
-    def __init__(self, tokens: npt.NDArray[np.int64], bins_start_s: float, worker: int) -> None:
+    def __init__(self, tokens: Ints, bins_start_s: float, worker: int) -> None:
         self.tokens, self.bins_start_s, self._worker = tokens, bins_start_s, worker
         self.streams = StreamStates()
         # Until the first phase begins, counts go to arrays that nobody reads.
-        self.counts: npt.NDArray[np.int64] = np.zeros(len(Count), np.int64)
-        self.histograms: npt.NDArray[np.int64] = np.zeros((len(HistogramKind), HISTOGRAM_BINS), np.int64)
+        self.counts: Ints = np.zeros(len(Count), np.int64)
+        self.histograms: Ints = np.zeros((len(HistogramKind), HISTOGRAM_BINS), np.int64)
         self._counts = item_view(self.counts)
         self._recent: deque[tuple[int, int]] = deque(maxlen=RECENT_ANSWERS)
         self.gaps: list[float] = []
@@ -129,6 +129,6 @@ class Recorder:
                 np.add.at(self.histograms[kind], histogram_bins(array[~np.isnan(array)]), 1)
             values.clear()
 
-    def _bin_index(self, times: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    def _bin_index(self, times: Floats) -> Ints:
         index = np.floor((times - self.bins_start_s) / TOKEN_BIN_S).astype(np.int64)
         return np.clip(index, 0, TOKEN_BINS - 1)

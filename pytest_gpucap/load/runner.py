@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from pytest_gpucap.arrays import Ints
 from pytest_gpucap.load.address import ServerAddress
 from pytest_gpucap.load.calibrate import calibrate
 from pytest_gpucap.load.prompts import PromptRecipe
@@ -54,7 +55,7 @@ class _FinishedPhase:
     """A phase that has ended, and the rows that became due in it, in the order of being due."""
 
     table: PhaseTable
-    rows: npt.NDArray[np.int64]
+    rows: Ints
 
 
 class HttpLoadRunner:

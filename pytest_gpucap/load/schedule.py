@@ -16,7 +16,8 @@ from enum import IntEnum
 
 import numpy as np
 
-from pytest_gpucap.load.protocol import ClosedLoop, Floats, Ints, OpenLoop
+from pytest_gpucap.arrays import Floats, Int32s
+from pytest_gpucap.load.protocol import ClosedLoop, OpenLoop
 from pytest_gpucap.load.trace import Trace, read_trace
 from pytest_gpucap.requirement import ArrivalKind, Length, LengthKind, Workload
 
@@ -43,7 +44,7 @@ def _uniform(rng: np.random.Generator, n: int) -> Floats:
     return open_unit
 
 
-def draw_lengths(length: Length, rng: np.random.Generator, n: int) -> Ints:
+def draw_lengths(length: Length, rng: np.random.Generator, n: int) -> Int32s:
     """Token counts, shape (n,), each within [low, high].
 
     The mean and coefficient of variation of a lognormal length are those before it is held to the bounds.
@@ -58,7 +59,7 @@ def draw_lengths(length: Length, rng: np.random.Generator, n: int) -> Ints:
 
         variance = math.log1p(length.cv**2)
         drawn = np.rint(np.exp(math.log(length.mean) - variance / 2 + math.sqrt(variance) * ndtri(uniform)))
-    held: Ints = np.clip(drawn, length.low, length.high).astype(np.int32)
+    held: Int32s = np.clip(drawn, length.low, length.high).astype(np.int32)
     return held
 
 
@@ -153,7 +154,7 @@ def closed_loop(
     return ClosedLoop(duration_s, concurrency, inputs, outputs, concurrency if hot else 0, first_prompt)
 
 
-def _in_flight(inputs: Ints, outputs: Ints, n: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
+def _in_flight(inputs: Int32s, outputs: Int32s, n: int, rng: np.random.Generator) -> tuple[Int32s, Int32s]:
     """Requests in mid-life: a uniform point among all output tokens is in a length-biased request at a uniform age."""
     ends = np.cumsum(outputs, dtype=np.int64)
     points = np.floor(_uniform(rng, n) * ends[-1]).astype(np.int64)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pytest_gpucap.load.protocol import Floats, LoadPhase, OpenLoop, SelfCheck, Status
+from pytest_gpucap.arrays import Floats
+from pytest_gpucap.load.protocol import LoadPhase, OpenLoop, SelfCheck, Status
 from pytest_gpucap.load.shared_memory import Count, HistogramKind, PhaseTable
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
 

@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from pytest_gpucap.arrays import Bools, Floats, Ints
 from pytest_gpucap.jit import compiled
-from pytest_gpucap.load.protocol import Floats, Histogram, Status
+from pytest_gpucap.load.protocol import Histogram, Status
 
 HISTOGRAM_LOWEST_S = 1e-6
 HISTOGRAM_GROWTH = 1.0005
@@ -116,8 +117,8 @@ class PhaseTable:
         self._offset = 0
         kinds = len(HistogramKind)
         histograms = self._take(np.int64, workers * kinds * HISTOGRAM_BINS)
-        self.histograms: npt.NDArray[np.int64] = histograms.reshape(workers, kinds, HISTOGRAM_BINS)
-        self.counts: npt.NDArray[np.int64] = self._take(np.int64, workers * len(Count)).reshape(workers, len(Count))
+        self.histograms: Ints = histograms.reshape(workers, kinds, HISTOGRAM_BINS)
+        self.counts: Ints = self._take(np.int64, workers * len(Count)).reshape(workers, len(Count))
         self.due_s, self.sent_s, self.first_s, self.last_s, self.end_s = (
             self._take(np.float64, rows) for _ in _ROW_FLOATS
         )
@@ -154,10 +155,10 @@ class PhaseTable:
         table.status[:] = Status.IN_FLIGHT
         return table, fd
 
-    def taken(self) -> npt.NDArray[np.bool_]:
+    def taken(self) -> Bools:
         """Shape (rows,): which rows have been sent or tried. Each worker takes its own rows in their order."""
         turn, worker = np.divmod(np.arange(self.rows), self.workers)
-        taken: npt.NDArray[np.bool_] = turn < self.counts[worker, Count.SENT]
+        taken: Bools = turn < self.counts[worker, Count.SENT]
         return taken
 
     def histogram(self, kind: HistogramKind) -> Histogram:
@@ -174,8 +175,8 @@ class RunTable:
         tokens: shape (workers, TOKEN_BINS), output tokens received in each bin of `TOKEN_BIN_S`.
     """
 
-    progress: npt.NDArray[np.int64]
-    tokens: npt.NDArray[np.int64]
+    progress: Ints
+    tokens: Ints
 
     @staticmethod
     def size(workers: int) -> int:
@@ -191,12 +192,12 @@ class RunTable:
         return cls(progress.reshape(workers, len(WorkerProgress)), tokens.reshape(workers, TOKEN_BINS))
 
 
-def histogram_bins(seconds: Floats) -> npt.NDArray[np.int64]:
+def histogram_bins(seconds: Floats) -> Ints:
     """The bin of each value, see `Histogram`; the same shape. Negative values fall into bin 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         bins = np.ceil(np.log(seconds / HISTOGRAM_LOWEST_S) / np.log(HISTOGRAM_GROWTH) - 1e-9)
     held = np.clip(np.nan_to_num(bins, nan=0.0, neginf=0.0, posinf=HISTOGRAM_BINS), 0, HISTOGRAM_BINS - 1)
-    index: npt.NDArray[np.int64] = held.astype(np.int64)
+    index: Ints = held.astype(np.int64)
     return index
 
 

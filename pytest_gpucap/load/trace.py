@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from pytest_gpucap.load.protocol import Floats, Ints
+from pytest_gpucap.arrays import Floats, Int32s
 from pytest_gpucap.load.trace_formats import CSV_FORMATS, JSON_FORMATS, TraceFormat, recognise
 from pytest_gpucap.requirement import Length, LengthKind, RequirementError, Workload
 
@@ -40,8 +40,8 @@ class Trace:
     """
 
     arrival_s: Floats
-    input_tokens: Ints
-    output_tokens: Ints
+    input_tokens: Int32s
+    output_tokens: Int32s
     period_s: float
     left_out: int = 0
 
@@ -109,7 +109,7 @@ def decode_context(trace: Trace) -> float:
     return float(np.sum(written * (read + written / 2)) / np.sum(written))
 
 
-def _description(tokens: Ints) -> Length:
+def _description(tokens: Int32s) -> Length:
     low, high, mean = int(tokens.min()), int(tokens.max()), float(tokens.mean())
     if low == high:
         return Length.fixed(low)

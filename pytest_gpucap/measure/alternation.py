@@ -15,9 +15,9 @@ import msgspec
 import numpy as np
 from scipy.stats import trim_mean
 
+from pytest_gpucap.arrays import Floats
 from pytest_gpucap.decisions.paired import Pair
 from pytest_gpucap.estimate.step_time import SpeedError, bins_of
-from pytest_gpucap.load.protocol import Floats
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.estimate import estimate, fitted, typical_step_s
 from pytest_gpucap.measure.run import MeasuringRun, Window

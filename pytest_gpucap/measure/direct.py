@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from pytest_gpucap.load.protocol import Floats, Status
+from pytest_gpucap.arrays import Floats
+from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.run import MeasuringRun, Window
 from pytest_gpucap.requirement import LatencyLimit, Metric

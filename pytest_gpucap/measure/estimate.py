@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from pytest_gpucap.arrays import Floats
 from pytest_gpucap.estimate import queue_model
 from pytest_gpucap.estimate.queue_model import Calibration, ServerModel, saturation_rps
 from pytest_gpucap.estimate.step_time import Bins, Speed, bin_width_s, bins_of, fit
 from pytest_gpucap.estimate.sustainable_rate import Examination, Sustainable, examine, sustainable
 from pytest_gpucap.estimate.traffic import Traffic, traffic_for
-from pytest_gpucap.load.protocol import Floats, Journal
+from pytest_gpucap.load.protocol import Journal
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.run import MeasuringRun, Window
 from pytest_gpucap.measure.settings import Settings

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import brentq
 
+from pytest_gpucap.arrays import Bools, Floats
 from pytest_gpucap.estimate.queue_model import Calibration, ServerModel, server_of
 from pytest_gpucap.estimate.queue_simulation import (
     GAP_BINS,
@@ -22,7 +22,7 @@ from pytest_gpucap.estimate.queue_simulation import (
     simulate,
 )
 from pytest_gpucap.estimate.step_time import bins_of, integral
-from pytest_gpucap.load.protocol import ERRORS, Floats, Journal, OpenLoop
+from pytest_gpucap.load.protocol import ERRORS, Journal, OpenLoop
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.run import Window
 from pytest_gpucap.requirement import Metric, Slo
@@ -98,7 +98,7 @@ def check_model(journal: Journal, window: Window, model: ServerModel, slo: Slo) 
     return ModelCheck(pace, calibration, _violations(journal, window, slo))
 
 
-def _running_at(journal: Journal, at_s: float, usable: npt.NDArray[np.bool_]) -> QueueStart:
+def _running_at(journal: Journal, at_s: float, usable: Bools) -> QueueStart:
     """The requests that ran at a time, of the `usable` ones: tokens to go, and KV tokens held."""
     running = usable & (journal.first_s <= at_s) & ~(journal.end_s <= at_s)
     output = journal.output_tokens[running].astype(np.float64)

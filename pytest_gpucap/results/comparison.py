@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
-from pytest_gpucap.results.figures import Figure
+from pytest_gpucap.results.encoding import Figure
 from pytest_gpucap.results.measured import Interval
 
 

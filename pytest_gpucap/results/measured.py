@@ -15,7 +15,7 @@ import msgspec
 
 from pytest_gpucap.errors import NoSustainableRate
 from pytest_gpucap.requirement import Requirement, RequirementError
-from pytest_gpucap.results.figures import Figure, HighEnd, LowEnd
+from pytest_gpucap.results.encoding import Figure, HighEnd, LowEnd
 from pytest_gpucap.results.problems import Problem
 from pytest_gpucap.results.windows import WindowId
 from pytest_gpucap.sizing import gpus_for_rate

@@ -15,8 +15,8 @@ import msgspec
 
 from pytest_gpucap.requirement import ApiKind, ArrivalKind, Wording
 from pytest_gpucap.results.comparison import Comparison, RegressionDecision
+from pytest_gpucap.results.encoding import Figure
 from pytest_gpucap.results.environment import Environment
-from pytest_gpucap.results.figures import Figure
 from pytest_gpucap.results.measured import Accuracy, Interval, Outcome, Sample
 from pytest_gpucap.results.problems import Problem
 from pytest_gpucap.results.telemetry import Bottleneck, TelemetryOverTime, TelemetrySummary

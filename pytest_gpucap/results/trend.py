@@ -11,7 +11,7 @@ from enum import StrEnum
 
 import msgspec
 
-from pytest_gpucap.results.figures import Figure
+from pytest_gpucap.results.encoding import Figure
 from pytest_gpucap.results.measured import Interval
 from pytest_gpucap.results.result import ResultKind
 

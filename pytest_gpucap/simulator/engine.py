@@ -28,12 +28,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 
+from pytest_gpucap.arrays import Floats, Ints
 from pytest_gpucap.jit import compiled
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 Table = np.ndarray[tuple[int, int], np.dtype[np.int64]]
 Times = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 

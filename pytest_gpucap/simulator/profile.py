@@ -23,8 +23,8 @@ from pytest_gpucap.requirement import (
     share,
 )
 
-if TYPE_CHECKING:  # loads NumPy and Numba; naming a profile at collection needs neither
-    from pytest_gpucap.simulator.engine import Floats
+if TYPE_CHECKING:  # loads NumPy; naming a profile at collection does not need it
+    from pytest_gpucap.arrays import Floats
 
 
 class ProfileError(GpuCapError, ValueError):

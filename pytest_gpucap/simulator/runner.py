@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pytest_gpucap.arrays import Floats, Ints
 from pytest_gpucap.load.protocol import (
     ClosedLoop,
     Histogram,
@@ -20,7 +21,6 @@ from pytest_gpucap.load.protocol import (
     Status,
 )
 from pytest_gpucap.simulator import engine
-from pytest_gpucap.simulator.engine import Floats, Ints
 from pytest_gpucap.simulator.profile import EngineModel
 
 BIN_S = 0.1

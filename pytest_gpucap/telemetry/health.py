@@ -9,11 +9,11 @@ That is reported (`TelemetrySummary`), and invalidates nothing.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from pytest_gpucap.arrays import Bools, Floats
 from pytest_gpucap.gpu.device import Device
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
-from pytest_gpucap.telemetry.time_series import Floats, TimeSeries
+from pytest_gpucap.telemetry.time_series import TimeSeries
 
 # Bits of nvmlDeviceGetCurrentClocksEventReasons (nvml.h).
 GPU_IDLE, CLOCK_SETTING, POWER_CAP, HARDWARE = 0x1, 0x2, 0x4, 0x8
@@ -94,7 +94,7 @@ def _heat(window: dict[str, Floats], bit: int) -> str:
     return f", at up to {np.nanmax(temperature):.0f} C"
 
 
-def _lower_clock(columns: dict[str, Floats], start_s: float, inside: npt.NDArray[np.bool_]) -> str:
+def _lower_clock(columns: dict[str, Floats], start_s: float, inside: Bools) -> str:
     """A clause on a busy device that runs slower than before without a stated reason; empty if it does not."""
     clock = columns["sm_clock_mhz"]
     reasons = np.nan_to_num(columns["reasons"]).astype(np.int64)

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from pytest_gpucap.arrays import Floats
 from pytest_gpucap.results.telemetry import TelemetryOverTime
-from pytest_gpucap.telemetry.time_series import Floats
 
 MOST_POINTS: Final = 300
 SHORTEST_BIN_S: Final = 1.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import numpy.typing as npt
 
+from pytest_gpucap.arrays import Bools
 from pytest_gpucap.gpu.device import Device
 from pytest_gpucap.results.telemetry import DeviceSummary, ProcessSummary, ServerSummary, TelemetrySummary
 from pytest_gpucap.telemetry.health import reason_shares
@@ -132,7 +132,7 @@ def _processes(
     return tuple(sorted(seen, key=lambda process: -process.cores))
 
 
-def _share(condition: npt.NDArray[np.bool_], known: npt.NDArray[np.bool_]) -> float | None:
+def _share(condition: Bools, known: Bools) -> float | None:
     chosen = condition[known]
     return float(chosen.mean()) if chosen.size else None
 

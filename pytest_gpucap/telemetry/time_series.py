@@ -7,9 +7,8 @@ from array import array
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from pytest_gpucap.arrays import Floats
 
 LIMIT_ROWS = 1_000_000
 """More than a day at 10 Hz. A longer series drops its older half, so that memory stays bounded."""

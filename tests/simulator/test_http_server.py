@@ -23,11 +23,10 @@ from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.requirement import ApiKind, Length, Workload
 from pytest_gpucap.simulator import profile as profiles
-from pytest_gpucap.simulator.answers import Answers
 from pytest_gpucap.simulator.live import LiveEngine
 from pytest_gpucap.simulator.runner import SimRunner
 from pytest_gpucap.simulator.serve import start_simulator
-from pytest_gpucap.simulator.web import ClientConnection
+from pytest_gpucap.simulator.web import Answers, ClientConnection
 from tests.waiting import FOREVER_S, until
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from pytest_gpucap.arrays import Bytes
 from pytest_gpucap.jit import compiled
-from pytest_gpucap.load.protocol import Bytes
 
 OTHER_EVENT, TOKEN_EVENT, ROLE_EVENT, USAGE_EVENT = range(4)
 """Kinds of events. A role event opens a chat answer and holds no token."""

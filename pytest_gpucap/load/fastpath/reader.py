@@ -19,16 +19,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pytest_gpucap.arrays import Bytes, Int32s, Ints
 from pytest_gpucap.jit import compiled, foreign
 from pytest_gpucap.load.event_stream import FIELD
 from pytest_gpucap.load.fastpath.event_grammar import OTHER_EVENT, ROLE_EVENT, TOKEN_EVENT, USAGE_EVENT, after, classify
 from pytest_gpucap.load.fastpath.stream_state import PREFIX_BYTES, STREAM_STATE, ReadState
-from pytest_gpucap.load.protocol import Bytes
 from pytest_gpucap.load.recorder import Recorder
 from pytest_gpucap.load.shared_memory import TOKEN_BIN_S, TOKEN_BINS, Count, HistogramKind, histogram_bin, item_view
 from pytest_gpucap.load.timestamps import ANCILLARY_BYTES, SO_TIMESTAMPNS
 
-_Int64s = npt.NDArray[np.int64]
 _Records = npt.NDArray[Any]
 _Record = Any
 """One item of a structured array."""
@@ -115,15 +114,15 @@ def _drain(
     control: _Records,
     streams: _Records,
     prefixes: Bytes,
-    stream_of: _Int64s,
+    stream_of: Ints,
     heads: Bytes,
-    head_sizes: _Int64s,
+    head_sizes: Ints,
     buffer: Bytes,
-    ready: npt.NDArray[np.int32],
-    message: _Int64s,
-    tokens: _Int64s,
-    counts: _Int64s,
-    histograms: _Int64s,
+    ready: Int32s,
+    message: Ints,
+    tokens: Ints,
+    counts: Ints,
+    histograms: Ints,
 ) -> tuple[int, int, float]:
     """Read until nothing is left, or Python has something to do; see `FastReader.drain`."""
     c = control[0]
@@ -158,7 +157,7 @@ def _drain(
 
 
 @compiled
-def _receive(c: _Record, offset_ns: int, message: _Int64s, counts: _Int64s, histograms: _Int64s) -> int:
+def _receive(c: _Record, offset_ns: int, message: Ints, counts: Ints, histograms: Ints) -> int:
     """Read a connection into the buffer, and note when the data had arrived."""
     message[_CONTROL_LENGTH] = ANCILLARY_BYTES
     read = _recvmsg(c["fd"], message.ctypes.data, _DONTWAIT)
@@ -194,11 +193,11 @@ def _take(
     streams: _Records,
     prefixes: Bytes,
     heads: Bytes,
-    head_sizes: _Int64s,
+    head_sizes: Ints,
     buffer: Bytes,
-    tokens: _Int64s,
-    counts: _Int64s,
-    histograms: _Int64s,
+    tokens: Ints,
+    counts: Ints,
+    histograms: Ints,
 ) -> int:
     """Take what has a known form from the rest of a read."""
     s = streams[c["stream"]]
@@ -229,7 +228,7 @@ def _take(
 
 
 @compiled
-def _known_head(known: int, heads: Bytes, head_sizes: _Int64s, buffer: Bytes, end: int) -> int:
+def _known_head(known: int, heads: Bytes, head_sizes: Ints, buffer: Bytes, end: int) -> int:
     """The size of the known head that the buffer begins with; 0 if it begins with none."""
     for i in range(known):
         size: int = head_sizes[i]
@@ -294,9 +293,7 @@ def _hexadecimal(byte: int) -> int:
 
 
 @compiled
-def _token(
-    c: _Record, s: _Record, streams: _Records, size: int, tokens: _Int64s, counts: _Int64s, histograms: _Int64s
-) -> None:
+def _token(c: _Record, s: _Record, streams: _Records, size: int, tokens: Ints, counts: Ints, histograms: Ints) -> None:
     """Count a token event, as `Answer.token` and the recorder do."""
     time_s = c["time_s"]
     if s["events"]:
@@ -316,7 +313,7 @@ def _token(
 
 
 @compiled
-def _count_shared(c: _Record, s: _Record, counts: _Int64s) -> None:
+def _count_shared(c: _Record, s: _Record, counts: Ints) -> None:
     """Count the events that came in one read, and so share its time."""
     if s["events"] > c["events_before"] + 1:
         counts[_SHARED_EVENTS] += s["events"] - c["events_before"]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pytest_gpucap.arrays import Bytes
 from pytest_gpucap.load.shared_memory import item_view
 
 STREAM_STATE = np.dtype(
@@ -85,7 +86,7 @@ class StreamStates:
         self._hold(np.zeros(FIRST_STREAMS, STREAM_STATE), np.zeros((FIRST_STREAMS, PREFIX_BYTES), np.uint8))
         self._free.extend(range(FIRST_STREAMS - 1, -1, -1))
 
-    def _hold(self, records: npt.NDArray[Any], prefixes: npt.NDArray[np.uint8]) -> None:
+    def _hold(self, records: npt.NDArray[Any], prefixes: Bytes) -> None:
         self.records, self.prefixes = records, prefixes
         self._bytes = item_view(records.view(np.uint8))
         self._text = item_view(prefixes.reshape(-1))
