@@ -34,11 +34,9 @@ types: install ## mypy, strict
 	@echo "== types"
 	$(BIN)/mypy
 
-unit: install vllm ## every test, with the real vLLM CPU server
-	@echo "== tests without vLLM"
-	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -n 2 -m "not vllm_cpu"
-	@echo "== tests with it, one at a time: each wants the whole machine"
-	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -m vllm_cpu
+unit: install vllm ## every test; those with the real vLLM CPU server run one at a time, beside the others
+	@echo "== tests"
+	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -n 3 --dist loadgroup
 
 coverage: install ## which lines the tests without vLLM run, lowest files first (some 15 minutes)
 	rm -f .coverage .coverage.*

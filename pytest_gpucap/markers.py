@@ -6,6 +6,7 @@ keyword by keyword; the closest one wins.
 
 from __future__ import annotations
 
+import marshal
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -107,7 +108,15 @@ def same_declaration(item: pytest.Item) -> Hashable:
     """
     marks = [mark for mark in item.iter_markers() if mark.name in _MARKERS]
     measures = _MEASURING in getattr(item, "fixturenames", ())
-    return measures, item.path.parent, *((mark.name, _hashable(mark.args), _hashable(mark.kwargs)) for mark in marks)
+    return measures, item.path.parent, *((mark.name, _content(mark.args, mark.kwargs)) for mark in marks)
+
+
+def _content(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Hashable:
+    try:
+        # The fastest way for builtins. Version 0 keeps types apart and does not depend on which strings are interned.
+        return marshal.dumps((arguments, dict(named)), 0)
+    except ValueError:
+        return _hashable(arguments), _hashable(named)
 
 
 def _hashable(value: object) -> Hashable:

@@ -27,6 +27,15 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("any machine")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests with the real vLLM run one after another on one worker, beside the others; they take longest, so first."""
+    real = [item for item in items if item.get_closest_marker("vllm_cpu")]
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in real:
+            item.add_marker(pytest.mark.xdist_group("vllm_cpu"))
+    items.sort(key=lambda item: item not in real)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def signals_end_processes() -> None:
     """What nohup and a script's `&` switch off for a job, and for every process that its tests start."""
