@@ -51,7 +51,7 @@ def nowhere_special(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def patience() -> Iterator[None]:
     """Load workers and simulated servers may take any time to start or to answer: a busy machine is no failure."""
     with pytest.MonkeyPatch.context() as patch:

@@ -84,7 +84,7 @@ def test_answers_without_a_parser(answer: str, expected: str, found: Grade) -> N
 
 
 @pytest.fixture
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def parsers_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """No time limit, in our process and in the parser's: a busy machine may take any time to load SymPy."""
     monkeypatch.setattr(grading, "PARSER_S", None)
     name = "pytest_gpucap.accuracy.math_verify_process"
@@ -94,7 +94,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_parser
-def test_answers_with_the_parser(patience: None) -> None:
+def test_answers_with_the_parser(parsers_time: None) -> None:
     answers = [
         ("\\boxed{\\sqrt{16}}", "4", RIGHT),
         ("\\boxed{2\\sqrt{3}}", "\\sqrt{12}", RIGHT),
