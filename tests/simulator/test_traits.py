@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pytest_gpucap.arrays import Floats
 from pytest_gpucap.load import schedule
 from pytest_gpucap.load.protocol import Journal, Status
 from pytest_gpucap.requirement import Length, Workload
@@ -37,14 +38,15 @@ def alone(prompt: int, output: int, **traits: Any) -> Journal:
     return runner.journal()
 
 
-def token_rates(concurrency: int, window_s: float, **traits: Any) -> np.ndarray:
+def token_rates(concurrency: int, window_s: float, **traits: Any) -> Floats:
     """Tokens a second in each window of ten minutes at a concurrency, shape (windows,)."""
     runner = SimRunner(replace(PLAIN, **traits), 3)
     workload = Workload(Length.fixed(8), Length.fixed(500))
     runner.run(schedule.closed_loop(workload, concurrency, 600, 5000, 0, 0))
     bins = round(window_s / 0.1)
     tokens = runner.journal().tokens
-    return tokens[: tokens.size // bins * bins].reshape(-1, bins).sum(axis=1) / window_s
+    rates: Floats = tokens[: tokens.size // bins * bins].reshape(-1, bins).sum(axis=1) / window_s
+    return rates
 
 
 def test_a_graph_serves_every_batch_up_to_its_size() -> None:
