@@ -10,12 +10,28 @@ takes
 
 times noise, drift and the warm-up transient, plus now and then a stall.
 
-With `front_token_s` above 0 a second station sends the tokens: the API server, a separate process on one core. It takes
-a step's tokens in their order, each for
+Every further trait is a switch that is off unless its parameter is set:
+
+- Staircase: CUDA graphs exist for some batch sizes, so decodes count as the next multiple of `graph_step` (below it:
+  the next power of two), up to `graph_most`.
+- Long prompts: `per_prompt_context_s` for each prompt token and each token of context before it (attention).
+- Chunked prefill: a step with decodes and prompt chunks takes `mixed_slow` longer.
+- Speculation: a request makes ``(1 - a**(k + 1)) / (1 - a)`` tokens a step, with k = `spec_tokens` and its own rate of
+  acceptance a (Leviathan et al., "Fast inference from transformers via speculative decoding", 2023, equation 1). A step
+  takes ``k * (per_draft_s + per_draft_seq_s * decodes)`` more.
+- Prefix cache: prompts hit it with up to `prefix_share` of their tokens, after a start with the time constant
+  `prefix_warm_s`.
+- Pace: it wanders (Ornstein-Uhlenbeck, `wander_sd`, `wander_tau_s`), and the clock has a new level every
+  `throttle_every_s` (log-normal, `throttle_sd`).
+- Stops: their lengths are uniform in ``stall_s * (1 - stall_spread)`` to ``stall_s * (1 + stall_spread)``.
+
+With `front_token_s` or `front_request_s` above 0 a second station sends the tokens: the API server, a separate process
+on one core. It takes a step's tokens in their order, each for
 
     front_token_s * (1 + front_loss * backlog / (backlog + front_backlog_s))
 
-with `backlog` the seconds of work that wait before it (buffers and collections of garbage grow with what is held). The
+and `front_request_s` for each request's first one, all of it times its own wandering pace (`front_wander_sd`).
+`backlog` is the seconds of work that wait before it (buffers and collections of garbage grow with what is held). The
 engine does not wait for it. Beyond the front end's speed a backlog grows, it grows less efficient, and throughput falls
 as requests are added.
 
@@ -40,11 +56,16 @@ BASE, PER_SEQ, PER_SEQ_OVER, KNEE, PER_KV, PER_PROMPT = 0, 1, 2, 3, 4, 5
 NOISE, DRIFT_SD, DRIFT_TAU, STALL_PER_S, STALL_S, WARM_EXTRA, WARM_TAU = 6, 7, 8, 9, 10, 11, 12
 MAX_SEQS, TOKEN_BUDGET, KV_TOKENS = 13, 14, 15
 FRONT_TOKEN, FRONT_LOSS, FRONT_BACKLOG = 16, 17, 18
-PARAMS = 19
+GRAPH_STEP, GRAPH_MOST, PER_CONTEXT, MIXED_SLOW = 19, 20, 21, 22
+SPEC_TOKENS, PER_DRAFT, PER_DRAFT_SEQ, PREFIX_SHARE, PREFIX_WARM = 23, 24, 25, 26, 27
+WANDER_SD, WANDER_TAU, THROTTLE_SD, THROTTLE_EVERY, STALL_SPREAD = 28, 29, 30, 31, 32
+FRONT_REQUEST, FRONT_WANDER_SD = 33, 34
+PARAMS = 35
 
 # Real-valued state.
 TIME, DRIFT, DRIFT_AT, STARTED, STEP_S, SHOWN = 0, 1, 2, 3, 4, 5
-REALS = 6
+WANDER, FRONT_WANDER, WANDER_AT, THROTTLE, THROTTLE_AT = 6, 7, 8, 9, 10
+REALS = 11
 """`SHOWN`: when the front end has handed out the last step's tokens; the step's own end without a front end."""
 
 # Whole-number state.
@@ -55,11 +76,12 @@ SHOWN_HEAD, SHOWN_TAIL = 12, 13
 WHOLES = 14
 
 # Rows of `table`: whole numbers of each request.
-PROMPT, OUTPUT, CACHED, TARGET, DONE, FINISH_AT = range(6)
-TABLE = 6
+PROMPT, OUTPUT, CACHED, TARGET, DONE, FINISH_AT, PACE = range(7)
+TABLE = 7
 """`PROMPT`, `OUTPUT`: tokens, as asked for. `CACHED`: KV tokens held. `TARGET`: tokens to prefill before it decodes;
 more than `PROMPT` after a preemption. `DONE`: tokens generated when it last began to decode. `FINISH_AT`: the decode
-step at which it completes; `NEVER` while it does not decode."""
+step at which it completes; `NEVER` while it does not decode. `PACE`: thousandths of tokens that it makes in a step;
+`PLAIN_PACE` without speculation."""
 
 # Rows of `times`: seconds of each request.
 DUE, FIRST, LAST, END = range(4)
@@ -76,10 +98,28 @@ LISTS = 4
 
 DRIFT_EVERY_S = 0.5
 """The drift moves at this interval; its time constant is minutes."""
+WANDER_EVERY_S = 0.1
+"""The wandering pace moves at this interval; its time constant is seconds."""
+WANDER_BLOCKS = 500
+"""Most moves for a time in which the engine was idle."""
+PLAIN_PACE = 1000
 GAP_LOWEST_S = 1e-4
 GAP_GROWTH = 1.02
 GAP_BINS = 700
 NEVER = 2**62
+
+
+@compiled
+def steps_for(tokens: int, pace: int) -> int:
+    """Decode steps that a request needs for so many tokens."""
+    return (tokens * PLAIN_PACE + pace - 1) // pace
+
+
+@compiled
+def tokens_at(table: Table, r: int, step: int) -> int:
+    """Tokens that a decoding request has made by the end of a decode step."""
+    left = max(0, table[FINISH_AT, r] - step)
+    return int(max(table[DONE, r], table[OUTPUT, r] - (left * table[PACE, r] + PLAIN_PACE - 1) // PLAIN_PACE))
 
 
 @compiled
@@ -91,9 +131,9 @@ def _preempt(params: Floats, whole: Ints, lists: Table, table: Table) -> None:
         whole[RUNNING] -= 1
         whole[PREEMPTIONS] += 1
         if table[FINISH_AT, victim] != NEVER:
-            left = table[FINISH_AT, victim] - whole[DECODE_STEP]
-            held = table[PROMPT, victim] + table[OUTPUT, victim] - left
-            table[DONE, victim] = table[OUTPUT, victim] - left
+            made = tokens_at(table, victim, whole[DECODE_STEP])
+            held = table[PROMPT, victim] + made
+            table[DONE, victim] = made
             table[TARGET, victim] = held
             table[FINISH_AT, victim] = NEVER
             whole[DECODES] -= 1
@@ -107,17 +147,22 @@ def _preempt(params: Floats, whole: Ints, lists: Table, table: Table) -> None:
 
 
 @compiled
-def _prefill(params: Floats, whole: Ints, lists: Table, table: Table) -> tuple[int, int]:
+def _prefill(params: Floats, whole: Ints, lists: Table, table: Table, hit: float) -> tuple[int, int, float]:
     """Give what is left of the token budget to prompts: of running requests first, then of those admitted now.
 
+    Arguments by name:
+        hit: share of a prompt's tokens that the prefix cache has.
+
     Returns:
-        Prompt tokens of this step, and requests whose prefill ends in it.
+        Prompt tokens of this step, requests whose prefill ends in it, and the sum over its prompt tokens of the context
+        before each.
     """
     max_seqs, kv_tokens = int(params[MAX_SEQS]), int(params[KV_TOKENS])
     decodes = whole[DECODES]
     budget = int(params[TOKEN_BUDGET]) - decodes
     chunk_tokens = 0
     fresh = 0
+    context = 0.0
     if whole[PREFILLING] > 0:
         for i in range(whole[RUNNING]):
             r = lists[BATCH, i]
@@ -125,6 +170,7 @@ def _prefill(params: Floats, whole: Ints, lists: Table, table: Table) -> tuple[i
                 chunk = min(table[TARGET, r] - table[CACHED, r], budget, kv_tokens - whole[KV] - decodes)
                 if chunk <= 0:
                     continue
+                context += chunk * (table[CACHED, r] + 0.5 * chunk)
                 table[CACHED, r] += chunk
                 whole[KV] += chunk
                 budget -= chunk
@@ -142,41 +188,89 @@ def _prefill(params: Floats, whole: Ints, lists: Table, table: Table) -> tuple[i
         lists[BATCH, whole[RUNNING]] = r
         whole[RUNNING] += 1
         whole[PREFILLING] += 1
-        chunk = min(table[TARGET, r], budget)
-        table[CACHED, r] = chunk
-        whole[KV] += chunk
+        # vLLM computes at least a prompt's last token.
+        found = min(int(hit * table[PROMPT, r]), table[TARGET, r] - 1)
+        chunk = min(table[TARGET, r] - found, budget)
+        context += chunk * (found + 0.5 * chunk)
+        table[CACHED, r] = found + chunk
+        whole[KV] += found + chunk
         budget -= chunk
         chunk_tokens += chunk
-        if chunk == table[TARGET, r]:
+        if found + chunk == table[TARGET, r]:
             fresh += 1
-    return chunk_tokens, fresh
+    return chunk_tokens, fresh, context
 
 
 @compiled
-def _step_s(params: Floats, real: Floats, whole: Ints, noise: Floats, decodes: int, chunk_tokens: int) -> float:
-    """Seconds of a step, with noise, drift, the warm-up and perhaps a stall; the drift moves on."""
+def _padded(params: Floats, decodes: int) -> int:
+    """The batch size that a CUDA graph was captured for; the batch itself where there are no graphs."""
+    every = int(params[GRAPH_STEP])
+    if every == 0 or decodes > params[GRAPH_MOST]:
+        return decodes
+    if decodes >= every:
+        return (decodes + every - 1) // every * every
+    size = 1
+    while size < decodes:
+        size *= 2
+    return size
+
+
+@compiled
+def _move_pace(params: Floats, real: Floats, whole: Ints, noise: Floats) -> None:
+    """Move drift, wandering and throttling on to the present time."""
     while real[TIME] - real[DRIFT_AT] >= DRIFT_EVERY_S:
         real[DRIFT_AT] += DRIFT_EVERY_S
         keep = math.exp(-DRIFT_EVERY_S / params[DRIFT_TAU])
         real[DRIFT] = real[DRIFT] * keep + params[DRIFT_SD] * math.sqrt(1 - keep * keep) * noise[whole[NOISE_AT]]
         whole[NOISE_AT] += 1
-    seconds = params[BASE] + params[PER_SEQ] * decodes + params[PER_KV] * whole[KV] + params[PER_PROMPT] * chunk_tokens
-    if decodes > params[KNEE]:
-        seconds += params[PER_SEQ_OVER] * (decodes - params[KNEE])
+    if params[WANDER_SD] > 0.0 or params[FRONT_WANDER_SD] > 0.0:
+        real[WANDER_AT] = max(real[WANDER_AT], real[TIME] - WANDER_BLOCKS * WANDER_EVERY_S)
+        keep = math.exp(-WANDER_EVERY_S / params[WANDER_TAU])
+        fresh = math.sqrt(1 - keep * keep)
+        while real[TIME] - real[WANDER_AT] >= WANDER_EVERY_S:
+            real[WANDER_AT] += WANDER_EVERY_S
+            at = whole[NOISE_AT]
+            real[WANDER] = real[WANDER] * keep + params[WANDER_SD] * fresh * noise[at]
+            real[FRONT_WANDER] = real[FRONT_WANDER] * keep + params[FRONT_WANDER_SD] * fresh * noise[at + 1]
+            whole[NOISE_AT] += 2
+    if params[THROTTLE_SD] > 0.0 and real[TIME] >= real[THROTTLE_AT]:
+        real[THROTTLE_AT] = real[TIME] + params[THROTTLE_EVERY]
+        real[THROTTLE] = params[THROTTLE_SD] * noise[whole[NOISE_AT]]
+        whole[NOISE_AT] += 1
+
+
+@compiled
+def _step_s(
+    params: Floats, real: Floats, whole: Ints, noise: Floats, decodes: int, chunk_tokens: int, context: float
+) -> float:
+    """Seconds of a step, with noise, pace, the warm-up and perhaps a stall; the pace moves on."""
+    _move_pace(params, real, whole, noise)
+    batch = _padded(params, decodes)
+    seconds = params[BASE] + params[PER_SEQ] * batch + params[PER_KV] * whole[KV] + params[PER_PROMPT] * chunk_tokens
+    if batch > params[KNEE]:
+        seconds += params[PER_SEQ_OVER] * (batch - params[KNEE])
+    seconds += params[PER_CONTEXT] * context
+    if decodes > 0:
+        seconds += params[SPEC_TOKENS] * (params[PER_DRAFT] + params[PER_DRAFT_SEQ] * decodes)
+        if chunk_tokens > 0:
+            seconds *= 1.0 + params[MIXED_SLOW]
     seconds *= max(0.5, 1.0 + params[NOISE] * noise[whole[NOISE_AT]]) * math.exp(real[DRIFT])
+    seconds *= math.exp(real[WANDER] + real[THROTTLE])
     whole[NOISE_AT] += 1
     age = real[TIME] - real[STARTED]
     if params[WARM_EXTRA] > 0.0 and age < 12.0 * params[WARM_TAU]:
         seconds *= 1.0 + params[WARM_EXTRA] * math.exp(-age / params[WARM_TAU])
     # A normal draw beyond its own quantile is as good as a uniform one, and reuses the noise block.
-    if 0.5 * math.erfc(noise[whole[NOISE_AT]] / math.sqrt(2.0)) < params[STALL_PER_S] * seconds:
-        seconds += params[STALL_S]
+    drawn, chance = 0.5 * math.erfc(noise[whole[NOISE_AT]] / math.sqrt(2.0)), params[STALL_PER_S] * seconds
+    if drawn < chance:
+        # Given a stall, its place below the chance is uniform too, and decides how long it lasts.
+        seconds += params[STALL_S] * (1.0 + params[STALL_SPREAD] * (2.0 * drawn / chance - 1.0))
     whole[NOISE_AT] += 1
     return float(seconds)
 
 
 @compiled
-def _show(params: Floats, real: Floats, tokens: int, seconds: float) -> float:
+def _show(params: Floats, real: Floats, tokens: int, fresh: int, seconds: float) -> float:
     """When the front end has handed out the tokens of the step that just ended; sets ``real[SHOWN]``.
 
     Returns:
@@ -184,14 +278,27 @@ def _show(params: Floats, real: Floats, tokens: int, seconds: float) -> float:
     """
     now = real[TIME]
     gap_s = seconds
-    if params[FRONT_TOKEN] > 0.0:
+    if params[FRONT_TOKEN] > 0.0 or params[FRONT_REQUEST] > 0.0:
         before = real[SHOWN]
         backlog = max(0.0, before - now)
         lost = params[FRONT_LOSS] * backlog / (backlog + params[FRONT_BACKLOG])
-        now = max(before, now) + tokens * params[FRONT_TOKEN] * (1.0 + lost)
+        work = tokens * params[FRONT_TOKEN] * (1.0 + lost) + fresh * params[FRONT_REQUEST]
+        now = max(before, now) + work * math.exp(real[FRONT_WANDER])
         gap_s = now - before if backlog > 0.0 else seconds
     real[SHOWN] = now
     return float(gap_s)
+
+
+@compiled
+def _speculated(whole: Ints, lists: Table, table: Table) -> int:
+    """Tokens that the running decodes make in the next decode step."""
+    at = whole[DECODE_STEP]
+    made = 0
+    for i in range(whole[RUNNING]):
+        r = lists[BATCH, i]
+        if table[FINISH_AT, r] != NEVER:
+            made += tokens_at(table, r, at + 1) - tokens_at(table, r, at)
+    return made
 
 
 @compiled
@@ -207,7 +314,7 @@ def _finish(now: float, whole: Ints, lists: Table, table: Table, times: Times) -
                 if table[DONE, r] == 0:
                     times[FIRST, r] = now
                 table[DONE, r] += 1
-                table[FINISH_AT, r] = at + table[OUTPUT, r] - table[DONE, r]
+                table[FINISH_AT, r] = at + steps_for(table[OUTPUT, r] - table[DONE, r], table[PACE, r])
                 # From here on its tokens are known from finish_at; `held` in a preemption counts this token's KV too.
                 whole[KV] += 1
                 whole[PREFILLING] -= 1
@@ -243,7 +350,7 @@ def step(
         real, whole: the state, by the names above; it moves on.
         noise: shape (k,), standard normal draws, used from ``whole[NOISE_AT]`` on.
         lists: shape (4, m), rows in each list; see above.
-        table, times: shapes (6, n) and (4, n), a column per request; see above. Written.
+        table, times: shapes (7, n) and (4, n), a column per request; see above. Written.
         gaps: histogram of inter-token gaps, shape (`GAP_BINS`,), added to.
 
     Returns:
@@ -251,23 +358,31 @@ def step(
     """
     _preempt(params, whole, lists, table)
     decodes = whole[DECODES]
-    chunk_tokens, fresh = _prefill(params, whole, lists, table)
+    hit = params[PREFIX_SHARE]
+    if hit > 0.0 and params[PREFIX_WARM] > 0.0:
+        hit *= 1.0 - math.exp((real[STARTED] - real[TIME]) / params[PREFIX_WARM])
+    chunk_tokens, fresh, context = _prefill(params, whole, lists, table, hit)
     if decodes == 0 and chunk_tokens == 0:
         return -1
-    seconds = _step_s(params, real, whole, noise, decodes, chunk_tokens)
+    seconds = _step_s(params, real, whole, noise, decodes, chunk_tokens, context)
     real[TIME] += seconds
     real[STEP_S] = seconds
-    gap_s = _show(params, real, decodes + fresh, seconds)
+    made = decodes
+    if params[SPEC_TOKENS] > 0.0:
+        made = _speculated(whole, lists, table)
+    gap_s = _show(params, real, made + fresh, fresh, seconds)
     if decodes > 0:
         whole[DECODE_STEP] += 1
-        whole[KV] += decodes
+        whole[KV] += made
         gap_bin = 0
         if gap_s > GAP_LOWEST_S:
             gap_bin = min(GAP_BINS - 1, math.ceil(math.log(gap_s / GAP_LOWEST_S) / math.log(GAP_GROWTH)))
         gaps[gap_bin] += decodes
+        # The further tokens of a step arrive with its first.
+        gaps[0] += made - decodes
     if fresh > 0 or whole[DECODE_STEP] >= whole[NEXT_FINISH]:
         _finish(real[SHOWN], whole, lists, table, times)
-    return int(decodes + fresh)
+    return int(made + fresh)
 
 
 @compiled

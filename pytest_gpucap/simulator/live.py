@@ -42,11 +42,12 @@ class Totals:
 
 
 @dataclass(frozen=True, slots=True)
-class _Token:
-    """One token to deliver: its row, its receiver, and whether it is the first or the last."""
+class _Tokens:
+    """A request's tokens of one step: its row, its receiver, how many, and whether they have the first or the last."""
 
     row: int
     deliver: Deliver
+    count: int
     first: bool
     last: bool
 
@@ -73,16 +74,18 @@ class LiveEngine:
         self._lists = np.zeros((engine.LISTS, 4 * ROWS), np.int64)
         self._queue, self._front, self._run, _ = self._lists
         self._table = np.zeros((engine.TABLE, ROWS), np.int64)
-        self._prompt, self._output, self._cached, self._target, self._done, self._finish_at = self._table
+        self._prompt, self._output, self._cached, self._target, self._done, self._finish_at, self._pace = self._table
         self._times = np.zeros((engine.TIMES, ROWS))
         self._gaps = np.zeros(engine.GAP_BINS, np.int64)
         self._free = list(range(ROWS - 1, -1, -1))
         self._deliver: dict[int, Deliver] = {}
         self._began: dict[int, float] = {}
+        self._made_of: dict[int, int] = {}
+        """Tokens of each request so far."""
         self._cancelled: set[int] = set()
         self._ending: set[int] = set()
         """Rows that the engine has finished but the front end has not."""
-        self._made: deque[tuple[float, list[_Token]]] = deque()
+        self._made: deque[tuple[float, list[_Tokens]]] = deque()
         """Steps whose tokens the front end still has to deliver, and when it will be done."""
         self._work = asyncio.Event()
 
@@ -119,6 +122,8 @@ class LiveEngine:
         self._prompt[row], self._output[row], self._target[row] = prompt_tokens, output_tokens, prompt_tokens
         self._cached[row] = self._done[row] = 0
         self._finish_at[row] = engine.NEVER
+        self._pace[row] = self.model.paces(self._rng, 1)[0]
+        self._made_of[row] = 0
         self._deliver[row] = deliver
         self._began[row] = time.monotonic()
         w = self._whole
@@ -197,13 +202,15 @@ class LiveEngine:
                 if self._deliver.get(event.row) is event.deliver:
                     if event.first:
                         self._count_first(event.row, now)
-                    self._give(event.row, last=event.last)
+                    for left in range(event.count - 1, -1, -1):
+                        self._give(event.row, last=event.last and left == 0)
                     if event.last:
                         self._finish(event.row, now)
 
-    def _events(self, before: list[int]) -> list[_Token]:
-        """The tokens of the step that just ended: at most one per request."""
-        found: list[_Token] = []
+    def _events(self, before: list[int]) -> list[_Tokens]:
+        """The tokens of the step that just ended."""
+        at = int(self._whole[engine.DECODE_STEP])
+        found: list[_Tokens] = []
         running = self._run[: self._whole[engine.RUNNING]]
         still: dict[int, bool] = dict(
             zip(running.tolist(), (self._finish_at[running] != engine.NEVER).tolist(), strict=True)
@@ -218,7 +225,9 @@ class LiveEngine:
             if row in self._ending or row in waiting or (row in still and not still[row]):
                 continue  # done before, preempted, or its prefill goes on
             first = not self._tokens_before.get(row, False) and self._done[row] <= 1
-            found.append(_Token(row, self._deliver[row], first, row not in still))
+            made = int(self._output[row]) if row not in still else engine.tokens_at(self._table, row, at)
+            found.append(_Tokens(row, self._deliver[row], made - self._made_of[row], first, row not in still))
+            self._made_of[row] = made
             if row not in still:
                 self._ending.add(row)
         return found
@@ -239,7 +248,7 @@ class LiveEngine:
         self._release(row)
 
     def _release(self, row: int) -> None:
-        del self._deliver[row], self._began[row]
+        del self._deliver[row], self._began[row], self._made_of[row]
         self._cancelled.discard(row)
         self._ending.discard(row)
         self._free.append(row)

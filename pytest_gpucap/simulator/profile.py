@@ -24,7 +24,9 @@ from pytest_gpucap.requirement import (
 )
 
 if TYPE_CHECKING:  # loads NumPy; naming a profile at collection does not need it
-    from pytest_gpucap.arrays import Floats
+    import numpy as np
+
+    from pytest_gpucap.arrays import Floats, Ints
 
 
 class ProfileError(GpuCapError, ValueError):
@@ -46,6 +48,19 @@ class EngineModel:
         front_token_s: time of the API server for each token that it hands out; 0: it takes none.
         front_loss, front_backlog_s: the API server takes longer by up to this share as its backlog grows, by half of it
             at this backlog in seconds.
+        front_request_s: time of the API server for each request, besides its tokens.
+        front_wander_sd: its pace wanders by this, with `wander_tau_s`.
+        graph_step, graph_most: batch sizes of CUDA graphs, in multiples of the one up to the other; 0: no graphs.
+        per_prompt_context_s: for each prompt token and each token of context before it.
+        mixed_slow: a step with decodes and prompt tokens takes longer by this share.
+        spec_tokens, spec_accept, spec_accept_sd: speculated tokens a step, and the rate at which they are accepted: its
+            mean over requests and standard deviation.
+        per_draft_s, per_draft_seq_s: time for each speculated token in a step, and for each of them and each decode.
+        prefix_share, prefix_warm_s: share of a prompt's tokens that the prefix cache comes to have, and in what time
+            constant after the start; 0: at once.
+        wander_sd, wander_tau_s: quick wandering of the logarithm of all times: stationary sd, and time constant.
+        throttle_sd, throttle_every_s: the clock takes a new level at this interval: sd of the logarithm of all times.
+        stall_spread: lengths of stops differ by up to this share of `stall_s`, uniformly.
     """
 
     base_s: float
@@ -67,6 +82,24 @@ class EngineModel:
     front_token_s: float = 0.0
     front_loss: float = 0.0
     front_backlog_s: float = 1.0
+    graph_step: int = 0
+    graph_most: int = 512
+    per_prompt_context_s: float = 0.0
+    mixed_slow: float = 0.0
+    spec_tokens: int = 0
+    spec_accept: float = 0.6
+    spec_accept_sd: float = 0.0
+    per_draft_s: float = 0.0
+    per_draft_seq_s: float = 0.0
+    prefix_share: float = 0.0
+    prefix_warm_s: float = 0.0
+    wander_sd: float = 0.0
+    wander_tau_s: float = 2.5
+    throttle_sd: float = 0.0
+    throttle_every_s: float = 30.0
+    stall_spread: float = 0.0
+    front_request_s: float = 0.0
+    front_wander_sd: float = 0.0
 
     @property
     def params(self) -> Floats:
@@ -78,9 +111,25 @@ class EngineModel:
                 self.base_s, self.per_seq_s, self.per_seq_over_s, self.knee, self.per_kv_token_s,
                 self.per_prompt_token_s, self.noise, self.drift_sd, self.drift_tau_s, self.stall_per_s, self.stall_s,
                 self.warm_extra, self.warm_tau_s, self.max_num_seqs, self.max_num_batched_tokens, self.kv_tokens,
-                self.front_token_s, self.front_loss, self.front_backlog_s,
+                self.front_token_s, self.front_loss, self.front_backlog_s, self.graph_step, self.graph_most,
+                self.per_prompt_context_s, self.mixed_slow, self.spec_tokens, self.per_draft_s, self.per_draft_seq_s,
+                self.prefix_share, self.prefix_warm_s, self.wander_sd, self.wander_tau_s, self.throttle_sd,
+                self.throttle_every_s, self.stall_spread, self.front_request_s, self.front_wander_sd,
             ]
         )  # fmt: skip
+
+    def paces(self, rng: np.random.Generator, requests: int) -> Ints:
+        """Thousandths of tokens that each of some new requests will make in a step."""
+        import numpy as np
+
+        if self.spec_tokens == 0:
+            return np.full(requests, 1000, np.int64)
+        accepted = np.clip(rng.normal(self.spec_accept, self.spec_accept_sd, requests), 0.01, 0.99)
+        return (1000 * (1 - accepted ** (self.spec_tokens + 1)) / (1 - accepted)).astype(np.int64)
+
+    def settled(self) -> EngineModel:
+        """The same engine long after its start: warm, and its prefix cache as full as it gets."""
+        return replace(self, warm_extra=0.0, prefix_warm_s=0.0)
 
     def scaled(self, factor: float) -> EngineModel:
         """The same engine with every time of a step multiplied by `factor` (below 1: faster)."""
@@ -93,6 +142,10 @@ class EngineModel:
             per_seq_over_s=self.per_seq_over_s * factor,
             front_token_s=self.front_token_s * factor,
             front_backlog_s=self.front_backlog_s * factor,
+            front_request_s=self.front_request_s * factor,
+            per_prompt_context_s=self.per_prompt_context_s * factor,
+            per_draft_s=self.per_draft_s * factor,
+            per_draft_seq_s=self.per_draft_seq_s * factor,
         )
 
 

@@ -32,7 +32,7 @@ AHEAD_S = 120.0
 """Tokens that the engine has made and the front end not yet shown lie at most this far ahead, in the token bins."""
 
 # The columns of a request, and the lists of requests, in the engine's order.
-_TABLE = ("prompt", "output", "cached", "target", "done", "finish_at")
+_TABLE = ("prompt", "output", "cached", "target", "done", "finish_at", "pace")
 _TIMES = ("due", "first", "last", "end")
 _LISTS = ("queue", "front", "run", "shown")
 _FLAGS = ("hot", "failed", "cancelled")
@@ -66,6 +66,8 @@ class SimRunner:
         self._params = model.params
         self._rng = np.random.default_rng([0x51, seed])
         self._error_rate = error_rate
+        # A generator of their own, so that other draws are the same with and without speculation.
+        self._pace_rng = np.random.default_rng([0x5BEC, seed])
         self._noise: Floats = self._rng.standard_normal(NOISE_BLOCK)
         self._real = np.zeros(engine.REALS)
         self._whole = np.zeros(engine.WHOLES, np.int64)
@@ -113,6 +115,7 @@ class SimRunner:
         columns["prompt"][rows] = phase.prompt_tokens
         columns["output"][rows] = phase.output_tokens
         columns["target"][rows] = phase.prompt_tokens
+        columns["pace"][rows] = self.model.paces(self._pace_rng, n)
         if isinstance(phase, OpenLoop):
             columns["due"][rows] = start_s + phase.due_s
             concurrency, hot = 0, 0

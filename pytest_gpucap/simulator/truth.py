@@ -31,7 +31,7 @@ def long_run(
 
     Also ``backlog``: requests in flight over the whole at the end of the runs, against those after the discarded start.
     """
-    warm = replace(engine, warm_extra=0.0)
+    warm = engine.settled()
     pooled: dict[str, list[np.ndarray]] = {limit.name: [] for limit in slo.limits}
     counts = np.zeros(0, np.int64)
     growth = []
@@ -69,7 +69,7 @@ def simulated_saturation_rps(engine: EngineModel, workload: Workload, runs: int 
 
     The engine's alone: with so much in flight a front end (`front_token_s`) would be far beyond its best.
     """
-    warm = replace(engine, warm_extra=0.0, front_token_s=0.0)
+    warm = replace(engine.settled(), front_token_s=0.0, front_request_s=0.0)
     rates = []
     for run in range(runs):
         runner = SimRunner(warm, 31 + run)
