@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_gpucap.errors import GpuCapError
+from pytest_gpucap.gpu import binding
 from pytest_gpucap.gpu.classes import GIB, GpuClass, class_named_by_nvml, known_classes
 from pytest_gpucap.gpu.cuda_visible_devices import visible_devices
 from pytest_gpucap.gpu.device import Device
-from pytest_gpucap.gpu.nvml import FieldReader, NvmlUnavailable, memory_used, nvml_session
+from pytest_gpucap.gpu.nvml import FieldReader, NvmlUnavailable, described, memory_used, nvml_session, text
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,11 @@ def take_inventory(environment: Mapping[str, str] | None = None) -> Inventory:
     environment = os.environ if environment is None else environment
     try:
         with nvml_session() as pynvml:
-            return _read(pynvml, environment)
+            try:
+                return _read(pynvml, environment)
+            except Exception as error:  # noqa: BLE001 - a broken binding may give answers of any type
+                fault = f"gives no usable answers ({described(error)})"
+                return Inventory(problems=(binding.complaint(pynvml, fault),))
     except NvmlUnavailable as error:
         return Inventory(problems=(str(error),))
 
@@ -170,9 +175,9 @@ def _count(devices: Iterable[Device]) -> str:
 
 def _read(pynvml: Any, environment: Mapping[str, str]) -> Inventory:
     reader = FieldReader(pynvml)
-    driver = reader.ask("driver", pynvml.nvmlSystemGetDriverVersion)
-    cuda = reader.ask("cuda", pynvml.nvmlSystemGetCudaDriverVersion)
-    count = reader.ask("count", pynvml.nvmlDeviceGetCount)
+    driver = reader.ask("driver", pynvml.nvmlSystemGetDriverVersion, read=text)
+    cuda = reader.ask("cuda", pynvml.nvmlSystemGetCudaDriverVersion, read=_cuda_version)
+    count = reader.ask("count", pynvml.nvmlDeviceGetCount, read=int)
     problems = [f"NVML: {reason}" for name, reason in reader.unreadable.items() if name == "count"]
     gpus: list[tuple[Device, ...]] = []
     for index in range(count or 0):
@@ -182,13 +187,16 @@ def _read(pynvml: Any, environment: Mapping[str, str]) -> Inventory:
         except pynvml.NVMLError as error:
             gpus.append(())  # its index stays taken
             problems.append(f"GPU {index} cannot be used: {error}")
+        except Exception as error:  # noqa: BLE001 - a broken binding may give answers of any type
+            gpus.append(())
+            problems.append(binding.complaint(pynvml, f"gives GPU {index} no usable answers ({described(error)})"))
     seen = visible_devices([list(gpu) for gpu in gpus], environment)
     problems += seen.problems
     return Inventory(
         devices=tuple(seen.devices),
         hidden=tuple(d for gpu in gpus for d in gpu if d not in seen.devices),
         driver=driver,
-        cuda=None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
+        cuda=cuda,
         problems=tuple(problems),
     )
 
@@ -199,7 +207,7 @@ def _gpu(pynvml: Any, handle: Any, index: int) -> tuple[Device, ...]:
     Raises:
         pynvml.NVMLError: if not even its name or UUID can be read.
     """
-    name, uuid = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetUUID(handle)
+    name, uuid = text(pynvml.nvmlDeviceGetName(handle)), text(pynvml.nvmlDeviceGetUUID(handle))
     reader = FieldReader(pynvml)
     fields = _settings(pynvml, handle, reader)
     whole = Device(index=index, uuid=uuid, name=name, **fields, unreadable=reader.unreadable)
@@ -209,38 +217,50 @@ def _gpu(pynvml: Any, handle: Any, index: int) -> tuple[Device, ...]:
 def _settings(pynvml: Any, handle: Any, reader: FieldReader) -> dict[str, Any]:
     ask = reader.ask
     memory = ask("memory_bytes", memory_used, pynvml, handle)
-    pci = ask("pci_bus_id", pynvml.nvmlDeviceGetPciInfo, handle)
-    mig = ask("mig_mode", pynvml.nvmlDeviceGetMigMode, handle)
-    limit = ask("power_limit_w", pynvml.nvmlDeviceGetEnforcedPowerLimit, handle)
-    shipped = ask("default_power_limit_w", pynvml.nvmlDeviceGetPowerManagementDefaultLimit, handle)
-    ecc = ask("ecc_mode", pynvml.nvmlDeviceGetEccMode, handle)
-    persistence = ask("persistence", pynvml.nvmlDeviceGetPersistenceMode, handle)
-    bus_id = None if pci is None else pci.busId
+    sm, mem, core = pynvml.NVML_CLOCK_SM, pynvml.NVML_CLOCK_MEM, pynvml.NVML_TEMPERATURE_GPU
+    uncorrected, volatile = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC
+    shipped = pynvml.nvmlDeviceGetPowerManagementDefaultLimit
     return {
         "memory_bytes": memory and memory[1],
         "memory_used_bytes": memory and memory[0],
-        "compute_capability": ask("compute_capability", pynvml.nvmlDeviceGetCudaComputeCapability, handle),
-        "pci_bus_id": bus_id.decode() if isinstance(bus_id, bytes) else bus_id,
-        "mig_mode": None if mig is None else bool(mig[0]),
-        "sm_clock_mhz": ask("sm_clock_mhz", pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
-        "memory_clock_mhz": ask("memory_clock_mhz", pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_MEM),
-        "max_sm_clock_mhz": ask("max_sm_clock_mhz", pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_SM),
-        "max_memory_clock_mhz": ask(
-            "max_memory_clock_mhz", pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_MEM
+        "compute_capability": ask(
+            "compute_capability", pynvml.nvmlDeviceGetCudaComputeCapability, handle, read=_two_numbers
         ),
-        "power_limit_w": None if limit is None else limit / 1000,
-        "default_power_limit_w": None if shipped is None else shipped / 1000,
-        "temperature_c": ask("temperature_c", pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
-        "ecc_mode": None if ecc is None else bool(ecc[0]),
-        "ecc_errors": ask(
-            "ecc_errors",
-            pynvml.nvmlDeviceGetTotalEccErrors,
-            handle,
-            pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
-            pynvml.NVML_VOLATILE_ECC,
-        ),
-        "persistence": None if persistence is None else bool(persistence),
+        "pci_bus_id": ask("pci_bus_id", pynvml.nvmlDeviceGetPciInfo, handle, read=_bus_id),
+        "mig_mode": ask("mig_mode", pynvml.nvmlDeviceGetMigMode, handle, read=_first_flag),
+        "sm_clock_mhz": ask("sm_clock_mhz", pynvml.nvmlDeviceGetClockInfo, handle, sm, read=int),
+        "memory_clock_mhz": ask("memory_clock_mhz", pynvml.nvmlDeviceGetClockInfo, handle, mem, read=int),
+        "max_sm_clock_mhz": ask("max_sm_clock_mhz", pynvml.nvmlDeviceGetMaxClockInfo, handle, sm, read=int),
+        "max_memory_clock_mhz": ask("max_memory_clock_mhz", pynvml.nvmlDeviceGetMaxClockInfo, handle, mem, read=int),
+        "power_limit_w": ask("power_limit_w", pynvml.nvmlDeviceGetEnforcedPowerLimit, handle, read=_watts),
+        "default_power_limit_w": ask("default_power_limit_w", shipped, handle, read=_watts),
+        "temperature_c": ask("temperature_c", pynvml.nvmlDeviceGetTemperature, handle, core, read=int),
+        "ecc_mode": ask("ecc_mode", pynvml.nvmlDeviceGetEccMode, handle, read=_first_flag),
+        "ecc_errors": ask("ecc_errors", pynvml.nvmlDeviceGetTotalEccErrors, handle, uncorrected, volatile, read=int),
+        "persistence": ask("persistence", pynvml.nvmlDeviceGetPersistenceMode, handle, read=bool),
     }
+
+
+def _watts(milliwatts: Any) -> float:
+    return int(milliwatts) / 1000
+
+
+def _first_flag(answer: Any) -> bool:
+    """The present state, of (present, pending)."""
+    return bool(int(answer[0]))
+
+
+def _two_numbers(answer: Any) -> tuple[int, int]:
+    major, minor = answer
+    return int(major), int(minor)
+
+
+def _bus_id(answer: Any) -> str:
+    return text(answer.busId.decode() if isinstance(answer.busId, bytes) else answer.busId)
+
+
+def _cuda_version(number: Any) -> str:
+    return f"{int(number) // 1000}.{int(number) % 1000 // 10}"
 
 
 def _slices(pynvml: Any, handle: Any, whole: Device) -> Iterable[Device]:
@@ -254,7 +274,7 @@ def _slices(pynvml: Any, handle: Any, whole: Device) -> Iterable[Device]:
         attributes = reader.ask("mig_profile", pynvml.nvmlDeviceGetAttributes, piece)
         yield Device(
             index=whole.index,
-            uuid=pynvml.nvmlDeviceGetUUID(piece),
+            uuid=text(pynvml.nvmlDeviceGetUUID(piece)),
             name=whole.name,
             memory_bytes=memory and memory[1],
             memory_used_bytes=memory and memory[0],

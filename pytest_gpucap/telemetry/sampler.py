@@ -160,7 +160,7 @@ class Telemetry:
         for watched in self.devices:
             try:
                 self._probes[watched.device.uuid] = DeviceProbe(self._pynvml, watched.device)
-            except self._pynvml.NVMLError as error:
+            except Exception as error:  # noqa: BLE001 - lost, or a broken binding; the figures are missing then
                 self.faults[watched.device.label] = str(error)
 
     def start(self) -> None:
@@ -318,7 +318,7 @@ class Telemetry:
                 continue
             try:
                 listed = [GpuProcess(*process) for process in process_list(self._pynvml, probe.handle)]
-            except self._pynvml.NVMLError as error:
+            except Exception as error:  # noqa: BLE001 - not told, or a broken binding
                 self.faults[f"processes of {watched.device.label}"] = str(error)
                 continue
             strangers = self._neighbours[uuid].strangers(listed, self._pids)

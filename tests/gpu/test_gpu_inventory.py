@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pynvml
 import pytest
 
 import pytest_gpucap
@@ -20,6 +21,7 @@ from pytest_gpucap.gpu.inventory import (
     devices_of_class,
     take_inventory,
 )
+from pytest_gpucap.gpu.nvml import REQUIRED
 from pytest_gpucap.session.environment import device_state
 from tests.gpu import fake_nvml
 
@@ -272,6 +274,94 @@ def test_a_machine_recorded_from_the_fake_library_is_the_recording(name: str) ->
         recorded = json.loads(done.stdout)
         assert recorded["system"] == nvml.content["system"]
         assert recorded["devices"] == nvml.content["devices"]
+
+
+def test_what_is_asked_of_the_binding_is_what_it_is_checked_for() -> None:
+    package = Path(pytest_gpucap.__file__).parent
+    asked = {
+        name for path in package.rglob("*.py") for name in re.findall(r"pynvml\.(nvml\w+|NVML\w+)", path.read_text())
+    }
+    assert asked == set(REQUIRED)
+    assert all(hasattr(pynvml, name) for name in REQUIRED)
+
+
+WHOLE = "from __real__ import *\nfrom __real__ import NVMLError, nvmlMemory_v2\n"
+UNTYPED = WHOLE + "def nvmlDeviceGetName(handle): return b'NVIDIA H200'\n"
+MISTYPED = WHOLE + "def nvmlDeviceGetCount(): return 'many'\n"
+UNPAIRED = WHOLE + "def nvmlDeviceGetMigMode(handle): return None\ndef nvmlSystemGetDriverVersion(): return b'1'\n"
+LATE = WHOLE + "def nvmlDeviceGetHandleByIndex(index): raise OSError('no\\nlibrary')\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "package", "said"),
+    [
+        # pynvml 11.5.3 and 8.0.4 lack functions; their texts are bytes
+        (
+            "class NVMLError(Exception): pass",
+            "pynvml 11.5.3",
+            r"lacks nvmlInit and \d+ others: it belongs to the package",
+        ),
+        ("from ctypes import nothing", "nvidia-ml-py3 7.352.0", "cannot be imported .ImportError: cannot import name"),
+        ("import nothing_like_it", "pynvml 8.0.4", "cannot be imported .ModuleNotFoundError: No module named"),
+        ("1/0", "pynvml 8.0.4", "cannot be imported .ZeroDivisionError"),
+        ("def f(:", "pynvml 8.0.4", "cannot be imported .SyntaxError"),
+        (WHOLE + "NVMLError = 3", "other 1", "has an NVMLError that is no exception"),
+        (WHOLE + "def nvmlInit(): raise TypeError('x')", "other 1", "fails in nvmlInit .TypeError: x"),
+        (UNTYPED, "other 1", "gives GPU 0 no usable answers .TypeError: b'NVIDIA H200' is no text"),
+        (LATE, "other 1", "gives GPU 0 no usable answers .OSError: no library"),
+    ],
+)
+def test_a_module_that_hides_the_binding_is_named_with_its_package(
+    source: str, package: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, version = package.split()
+    module = tmp_path / "pynvml" / "__init__.py"
+    module.parent.mkdir()
+    module.write_text(source)
+    about = tmp_path / f"{name}-{version}.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (about / "RECORD").write_text("pynvml/__init__.py,,\n")
+    found = hidden_by(tmp_path, monkeypatch)
+    assert found.devices == ()
+    (problem,) = found.problems
+    assert re.search(said, problem), problem
+    assert f"belongs to the package {package}, which hides nvidia-ml-py 1" in problem
+    assert f"pip uninstall -y {name} && pip install --force-reinstall nvidia-ml-py" in problem
+    assert str(module) in problem
+    assert "\n" not in problem
+    with pytest.raises(NoGpu, match=re.escape(package)):
+        detect_class(found)
+
+
+def hidden_by(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Inventory:
+    """The inventory of an H200 while a folder with another ``pynvml`` stands first on the path."""
+    monkeypatch.setitem(sys.modules, "__real__", pynvml)
+    monkeypatch.delitem(sys.modules, "pynvml")
+    monkeypatch.syspath_prepend(str(folder))
+    return inventory("h200")
+
+
+def test_a_file_of_no_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pynvml.py").write_text("")
+    (problem,) = hidden_by(tmp_path, monkeypatch).problems
+    assert f"({tmp_path}/pynvml.py) lacks NVMLError and" in problem
+    assert "it belongs to no installed package and hides nvidia-ml-py" in problem
+    assert problem.endswith("; rename or remove it")
+
+
+@pytest.mark.parametrize("source", [UNPAIRED, MISTYPED], ids=["unpaired", "mistyped"])
+def test_an_answer_of_a_wrong_type_costs_its_own_field(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pynvml.py").write_text(source)
+    found = hidden_by(tmp_path, monkeypatch)
+    if source == MISTYPED:
+        assert found.problems == ("NVML: ValueError: invalid literal for int() with base 10: 'many'",)
+        return
+    (device,) = found.devices
+    assert device.unreadable == {"mig_mode": "TypeError: 'NoneType' object is not subscriptable"}
+    assert (device.mig_mode, device.power_limit_w, found.driver) == (None, 700, None)
 
 
 def test_nothing_here_can_change_a_setting() -> None:
