@@ -11,7 +11,14 @@ from typing import Any
 
 from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.gpu import binding
-from pytest_gpucap.gpu.classes import GIB, GpuClass, class_named_by_nvml, known_classes
+from pytest_gpucap.gpu.classes import (
+    GIB,
+    GpuClass,
+    class_named_by_nvml,
+    file_entry,
+    is_named_by_nvml,
+    known_classes,
+)
 from pytest_gpucap.gpu.cuda_visible_devices import visible_devices
 from pytest_gpucap.gpu.device import Device
 from pytest_gpucap.gpu.nvml import FieldReader, NvmlUnavailable, described, memory_used, nvml_session, text
@@ -102,7 +109,10 @@ def detect_class(inventory: Inventory, extra: Iterable[GpuClass] = ()) -> GpuCla
     extra = tuple(extra)
     classes = {c.name: c for c in (class_of(device, extra) for device in inventory.devices)}
     if len(classes) > 1:
-        raise WrongGpuClass(f"GPUs of several classes here ({', '.join(classes)}): name one of them with --gpu-class")
+        known = [c.name for c in classes.values() if _is_known(c, extra)]
+        new = [c for c in classes.values() if not _is_known(c, extra)]
+        mend = [f"name one with --gpu-class: {', '.join(known)}"] if known else []
+        raise WrongGpuClass(f"GPUs of several classes here: {'; '.join([*mend, *map(_how_to_name, new)])}")
     return next(iter(classes.values()))
 
 
@@ -124,8 +134,7 @@ def class_of(device: Device, extra: Iterable[GpuClass] = ()) -> GpuClass:
 
 
 def _is_of(device: Device, gpu_class: GpuClass) -> bool:
-    named = device.name.casefold() in {name.casefold() for name in gpu_class.nvml_names}
-    return named and device.mig_profile == gpu_class.mig_profile
+    return is_named_by_nvml(gpu_class, device.name, device.mig_profile)
 
 
 def _why_none(inventory: Inventory) -> str:
@@ -149,8 +158,25 @@ def _what_is_there(inventory: Inventory, wanted: GpuClass, extra: tuple[GpuClass
     return "; ".join(parts)
 
 
+def _is_known(gpu_class: GpuClass, extra: tuple[GpuClass, ...]) -> bool:
+    return gpu_class in known_classes(extra)
+
+
+def _how_to_name(gpu_class: GpuClass) -> str:
+    """How a device of a class that is not known becomes one of a known class."""
+    product = gpu_class.nvml_names[0]
+    if gpu_class.mig_profile and not re.fullmatch(r"[1-7]g\.[0-9]+gb", gpu_class.mig_profile):
+        return f"a slice {gpu_class.mig_profile} of {product} cannot be named"
+    return (
+        f"{product} is of no known class: write {file_entry(gpu_class)} to a file, with its bandwidth_gb_s and "
+        f"bf16_tflops if you know them, and name the file with --gpucap-gpu-file"
+    )
+
+
 def _near_miss(wanted: GpuClass, other: GpuClass, extra: tuple[GpuClass, ...]) -> str:
     """How a device that is there differs from the wanted class; empty if nobody would confuse them."""
+    if not _is_known(other, extra):
+        return _how_to_name(other)
     if wanted.family != other.family:
         return ""
     if other.mig_profile and not wanted.mig_profile:

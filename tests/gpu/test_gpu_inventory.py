@@ -11,7 +11,7 @@ import pynvml
 import pytest
 
 import pytest_gpucap
-from pytest_gpucap.gpu.classes import GpuClass, find_class
+from pytest_gpucap.gpu.classes import GpuClass, find_class, read_classes
 from pytest_gpucap.gpu.inventory import (
     Inventory,
     NoGpu,
@@ -137,6 +137,43 @@ def test_a_gpu_that_no_class_knows_gets_one() -> None:
     assert devices_of_class(found, gpu_class) == found.devices
 
 
+@pytest.mark.parametrize("wanted", ["l40s", "h200"])
+def test_advice_names_no_class_that_is_not_known(wanted: str, tmp_path: Path) -> None:
+    with fake_nvml.answers("h200") as nvml:
+        nvml.set(name="NVIDIA L40 Ultra")
+        found = take_inventory({})
+    with pytest.raises(WrongGpuClass) as caught:
+        devices_of_class(found, find_class(wanted))
+    said = str(caught.value)
+    assert "say --gpu-class" not in said
+    line = re.search(r"write (gpu = .*\]) to a file", said)
+    assert line is not None
+    path = tmp_path / "mine.toml"
+    path.write_text(line[1])
+    own = read_classes(path)
+    assert detect_class(found, own).name == "l40-ultra"
+    assert devices_of_class(found, find_class("l40-ultra", own), own) == found.devices
+    assert own[0].memory_bytes == pytest.approx(143771 * 2**20, rel=1e-3)
+
+
+def test_of_several_classes_only_known_ones_are_offered() -> None:
+    with fake_nvml.answers("mixed") as nvml:
+        nvml.set(name="NVIDIA X9000 Super")
+        found = take_inventory({})
+    with pytest.raises(WrongGpuClass) as caught:
+        detect_class(found)
+    known, _, new = str(caught.value).partition("; ")
+    assert known == "GPUs of several classes here: name one with --gpu-class: rtx4090"
+    assert new.startswith('NVIDIA X9000 Super is of no known class: write gpu = [{name = "x9000-super", ')
+
+
+def test_an_older_drivers_name_is_the_same_product() -> None:
+    with fake_nvml.answers("a100-mig") as nvml:
+        nvml.set(name="A100-SXM4-40GB")
+        found = take_inventory({})
+    assert len(devices_of_class(found, find_class("NVIDIA-A100-SXM4-40GB-MIG-1g.5gb"))) == 2
+
+
 def test_a_users_class_names_a_new_product() -> None:
     with fake_nvml.answers("h200") as nvml:
         nvml.set(name="NVIDIA X9000 Super")
@@ -147,7 +184,7 @@ def test_a_users_class_names_a_new_product() -> None:
 
 
 def test_gpus_of_several_classes_must_be_told_apart() -> None:
-    with pytest.raises(WrongGpuClass, match=r"several classes here \(a10, rtx4090\): name one"):
+    with pytest.raises(WrongGpuClass, match=r"several classes here: name one with --gpu-class: a10, rtx4090$"):
         detect_class(inventory("mixed"))
 
 
