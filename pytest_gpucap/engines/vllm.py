@@ -150,6 +150,7 @@ def start_vllm(
         default_env=_default_variables(spec, cpu=not devices),
         api_key=api_key,
         title=VllmServer.software,
+        arguments=spec.args,
         on_wait=on_wait,
     )
     return VllmServer(launched, spec)
