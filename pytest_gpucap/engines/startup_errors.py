@@ -579,7 +579,7 @@ _ROOT_ELSEWHERE = re.compile(
 _INVALID = re.compile(r"\d+ validation errors? for")
 _CAUSED = "The above exception was the direct cause of the following exception"
 _QUIET_LINE = re.compile(r"^(?:DEBUG|INFO|WARNING) (?:\d\d-\d\d )?.*\n?", re.MULTILINE)
-_PREFIX = re.compile(r"^(?:\((?:\w+[ _]?)*pid=\d+[^()\n]*\) ?)+", re.MULTILINE)
+_PREFIX = re.compile(r"^(?:\([\w ]*pid=\d+[^()\n]*\) ?)+", re.MULTILINE)
 _LEVEL = re.compile(r"^(?:ERROR|CRITICAL) (?:\d\d-\d\d )?(?:\d\d:\d\d:\d\d )?\[?[\w.]+\.py:\d+\] ?", re.MULTILINE)
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LONGEST = 300

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pytest_gpucap.errors import GpuCapError
@@ -22,6 +23,9 @@ from pytest_gpucap.gpu.classes import (
 from pytest_gpucap.gpu.cuda_visible_devices import visible_devices
 from pytest_gpucap.gpu.device import Device
 from pytest_gpucap.gpu.nvml import FieldReader, NvmlUnavailable, described, memory_used, nvml_session, text
+
+AMD_DRIVER = Path("/dev/kfd")
+"""The device file of AMD's compute driver."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,8 @@ def take_inventory(environment: Mapping[str, str] | None = None) -> Inventory:
                 fault = f"gives no usable answers ({described(error)})"
                 return Inventory(problems=(binding.complaint(pynvml, fault),))
     except NvmlUnavailable as error:
-        return Inventory(problems=(str(error),))
+        amd = ["the AMD GPUs that are here are not supported"] if AMD_DRIVER.exists() else []
+        return Inventory(problems=(str(error), *amd))
 
 
 def devices_of_class(inventory: Inventory, gpu_class: GpuClass, extra: Iterable[GpuClass] = ()) -> tuple[Device, ...]:

@@ -453,6 +453,11 @@ def test_a_sound_log_names_no_cause() -> None:
     [
         ("", -signal.SIGKILL, "it was killed with SIGKILL, which is what the kernel does when host memory runs out"),
         ("", -signal.SIGILL, "it used an instruction that this CPU does not grant (SIGILL)"),
+        (
+            "",
+            -signal.SIGBUS,
+            "it was ended by SIGBUS, which is what the kernel does when /dev/shm is full; give the con",
+        ),
         ("", -signal.SIGSEGV, "it was ended by SIGSEGV, and the log names no cause"),
         ("hello", 3, "it ended with exit code 3, and the log names no cause"),
         ("hello", None, "the log names no cause"),

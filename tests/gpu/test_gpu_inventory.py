@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import pytest_gpucap
+from pytest_gpucap.gpu import inventory as inventory_module
 from pytest_gpucap.gpu.classes import GpuClass, find_class, read_classes
 from pytest_gpucap.gpu.inventory import (
     Inventory,
@@ -80,6 +81,12 @@ def test_a_driver_that_does_not_fit_its_library_is_no_gpu() -> None:
     assert not found.devices
     with pytest.raises(NoGpu, match="version mismatch"):
         detect_class(found)
+
+
+def test_a_machine_of_another_maker_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inventory_module, "AMD_DRIVER", tmp_path)
+    with pytest.raises(NoGpu, match=r"no GPU here \(NVML: .*mismatch\.; the AMD GPUs that are here are not supported\)"):
+        detect_class(inventory("mismatch"))
 
 
 def test_slices_stand_for_a_gpu_that_is_split() -> None:
