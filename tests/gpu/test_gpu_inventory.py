@@ -85,7 +85,9 @@ def test_a_driver_that_does_not_fit_its_library_is_no_gpu() -> None:
 
 def test_a_machine_of_another_maker_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inventory_module, "AMD_DRIVER", tmp_path)
-    with pytest.raises(NoGpu, match=r"no GPU here \(NVML: .*mismatch\.; the AMD GPUs that are here are not supported\)"):
+    with pytest.raises(
+        NoGpu, match=r"no GPU here \(NVML: .*mismatch\.; the AMD GPUs that are here are not supported\)"
+    ):
         detect_class(inventory("mismatch"))
 
 
