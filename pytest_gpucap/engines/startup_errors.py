@@ -371,7 +371,7 @@ PATTERNS = (
     ),
     _pattern(
         "hub refuses",
-        r"429 Client Error[^\n]*?for url: https?://(?P<hub>[^/\s]+)",
+        r"429 (?:Client Error|Too Many Requests)[^\n]*?for url:? '?https?://(?P<hub>[^/\s]+)",
         "{hub} refused the download: too many requests (HTTP 429)",
         "set HF_TOKEN, wait, or download the model once and set HF_HUB_OFFLINE=1",
     ),
@@ -415,13 +415,15 @@ PATTERNS = (
     ),
     _pattern(
         "model not allowed",
-        r"40[13] Client Error: (?:Unauthorized|Forbidden) for url|403 Forbidden: ",
+        r"40[13] Client Error: (?:Unauthorized|Forbidden) for url|403 Forbidden: "
+        r"|'40[13] (?:Unauthorized|Forbidden)' for url",
         f"{_HUB} does not let this machine read the model",
         "set HF_TOKEN to a token that may read it, and check the model's name",
     ),
     _pattern(
         "hub fault",
-        r"(?P<code>50[0-9]) Server Error: [^\n]*? for url: https?://(?P<hub>[^/\s]+)",
+        r"(?P<code>50[0-9]) (?:Server Error|Internal Server Error|Bad Gateway|Service \w*|Gateway Time-?out)[^\n]*?"
+        r" for url:? '?https?://(?P<hub>[^/\s]+)",
         "{hub} has a fault (HTTP {code})",
         "run again later, or name a downloaded model's folder",
     ),
@@ -434,7 +436,8 @@ PATTERNS = (
     _pattern(
         "hub not reachable",
         r"Failed to resolve '[^']+'|Temporary failure in name resolution|Name or service not known"
-        r"|Network is unreachable|Max retries exceeded with url|ConnectTimeout|Connection to \S+ timed out",
+        r"|Network is unreachable|Max retries exceeded with url|ConnectTimeout|Connection to \S+ timed out"
+        r"|ConnectError: (?!\[SSL)",
         f"{_HUB} cannot be reached",
         "check the network and HTTPS_PROXY, or name a downloaded model's folder",
     ),

@@ -12,7 +12,7 @@ from pytest_gpucap.engines.startup_errors import PATTERNS, Given, diagnose, find
 from pytest_gpucap.vllm_arguments import VllmArguments
 
 LOGS = Path(__file__).with_name("logs")
-"""Shortened logs of vLLM 0.32.0 (CPU build), each provoked with the tiny model."""
+"""Shortened logs of vLLM 0.32.0 (CPU build), each provoked with the tiny model or a stand-in for the hub."""
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,9 @@ LOGS = Path(__file__).with_name("logs")
             "not enough host memory: 6.06/8.21 GiB free, 0.999, 8.2 GiB asked for",
         ),
         ("port_taken", "port taken", "a port was taken"),
+        ("hub_429", "hub refuses", "hub.example refused the download: too many requests (HTTP 429); set HF_TOKEN"),
+        ("hub_tls", "certificate", "a TLS certificate on the way to the model's hub cannot be verified"),
+        ("hub_403", "model not allowed", "the model is gated and this machine has no token for it (model f/x)"),
     ],
 )
 def test_a_real_log_names_its_cause(log: str, name: str, cause: str) -> None:
@@ -256,6 +259,10 @@ REPORTED = [
     (
         "huggingface_hub.errors.HfHubHTTPError: 403 Forbidden: Please enable access to public gated repositories",
         "the model's hub does not let this machine read the model; set HF_TOKEN",
+    ),
+    (
+        "huggingface_hub.errors.HfHubHTTPError: 503 Service Unavailable for url: https://huggingface.co/a/b",
+        "huggingface.co has a fault (HTTP 503); run again later",
     ),
     # vllm-project/vllm#31018
     (
