@@ -47,6 +47,16 @@ LOGS = Path(__file__).with_name("logs")
             "not enough host memory: 6.06/8.21 GiB free, 0.999, 8.2 GiB asked for",
         ),
         ("port_taken", "port taken", "a port was taken"),
+        (
+            "import_error",
+            "packages do not fit",
+            "flash_attn_2_cuda.cpython-311-x86_64-linux-gnu.so was built for another",
+        ),
+        (
+            "shm_full",
+            "shared memory full",
+            "the shared memory (/dev/shm) is too small: 160 MiB needed, 8 MiB free; give the container more shared memory",
+        ),
         ("hub_429", "hub refuses", "hub.example refused the download: too many requests (HTTP 429); set HF_TOKEN"),
         ("hub_tls", "certificate", "a TLS certificate on the way to the model's hub cannot be verified"),
         ("hub_403", "model not allowed", "the model is gated and this machine has no token for it (model f/x)"),
