@@ -271,8 +271,8 @@ PATTERNS = (
     ),
     _pattern(
         "quantization not supported",
-        r"(?P<why>Unknown quantization method: \S+?|\S+ is not supported for quantization method \w+"
-        r"|\S+ quantization is currently not supported[^\n]*?"
+        r"(?P<why>Unknown quantization method: \S+?|\b[\w.]{1,40} is not supported for quantization method \w+"
+        r"|\b\w{1,40} quantization is currently not supported[^\n]*?"
         r"|Quantization method specified in the model config [^\n]*?)"
         r"(?:\. |\.?$| \[type=)",
         "vLLM cannot serve this quantization: {why}",
@@ -542,7 +542,7 @@ PATTERNS = (
     ),
     _pattern(
         "packages do not fit",
-        r"(?P<file>[^\s/]+\.so(?:\.\d+)*): undefined symbol",
+        r"(?P<file>\b[\w.-]{1,120}\.so(?:\.\d+)*): undefined symbol",
         "{file} was built for another PyTorch than the one here (undefined symbol)",
         _ALONE,
     ),
