@@ -579,9 +579,11 @@ _ROOT_ELSEWHERE = re.compile(
     r"|EngineCore encountered an issue|[Cc]heck the logs|remote process exited|recvValue failed|Broken ?[Pp]ipe"
 )
 """In the words of an exception: it only reports that another one, above it, ended something."""
+_INSPECTED = re.compile(r"Model architectures \[[^\]\n]*\] failed to be inspected")
 _INVALID = re.compile(r"\d+ validation errors? for")
 _CAUSED = "The above exception was the direct cause of the following exception"
-_QUIET_LINE = re.compile(r"^(?:DEBUG|INFO|WARNING) (?:\d\d-\d\d )?.*\n?", re.MULTILINE)
+_NO_CAUSE = re.compile(r"^(?:(?:DEBUG|INFO|WARNING) .*|[ \t]+raise \w.*)\n?", re.MULTILINE)
+"""Lines that only inform or warn, and lines of source code in a traceback whose words may be another error's."""
 _PREFIX = re.compile(r"^(?:\([\w ]*pid=\d+[^()\n]*\) ?)+", re.MULTILINE)
 _LEVEL = re.compile(r"^(?:ERROR|CRITICAL) (?:\d\d-\d\d )?(?:\d\d:\d\d:\d\d )?\[?[\w.]+\.py:\d+\] ?", re.MULTILINE)
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -615,7 +617,7 @@ def find(log: str) -> tuple[Pattern, re.Match[str]] | None:
     What the server only informs or warns of is no cause. A match that merely points to another exception ("failed to
     be inspected. Please check the logs") is none either.
     """
-    text = _QUIET_LINE.sub("", plain(log))
+    text = _NO_CAUSE.sub("", plain(log))
     for pattern in PATTERNS:
         for match in pattern.log.finditer(text):
             if not _ROOT_ELSEWHERE.search(match[0]):
@@ -639,7 +641,7 @@ def diagnose(log: str, exit_code: int | None = None, oom_kills: int = 0, given: 
         return f"the kernel's out-of-memory killer ended a process while it started; {_more_memory(given)}"
     if (signalled := _signal_cause(exit_code, given)) is not None:
         return signalled
-    if root := _root(_QUIET_LINE.sub("", plain(log))):
+    if root := _root(_NO_CAUSE.sub("", plain(log))):
         return root
     if _ENGINE_FAILED in log:
         return "its engine process ended without a message, so it was probably killed; look for the reason in dmesg"
@@ -651,7 +653,8 @@ def _root(text: str) -> str:
     raised = list(_EXCEPTION.finditer(text))
     roots = [n for n, m in enumerate(raised) if not _ROOT_ELSEWHERE.search(m[0]) and not _INVALID.search(m[0])]
     if not roots:
-        return next((_named(m) for m in raised if "failed to be inspected" in m[0]), "")
+        summary = _INSPECTED.search(text)
+        return summary[0] if summary else ""
     first = last = roots[-1]
     while first - 1 in roots and _CAUSED in text[raised[first - 1].end() : raised[first].start()]:
         first -= 1
