@@ -139,17 +139,16 @@ def lease(
             if attempt.lease is not None:
                 return attempt.lease
             taken, shared = attempt.taken, attempt.shared
+            why = "; ".join([*taken, *shared, *attempt.how_to_allow])
             if len(devices) - len(shared) < count:  # not enough even if every lease ended
                 shared_since = now if shared_since is None else shared_since
                 if now - shared_since >= min(GRACE_S, wait_s):
-                    raise GpuShared("; ".join([*shared, attempt.how_to_allow]))
+                    raise GpuShared("; ".join([*shared, *attempt.how_to_allow]))
             else:
                 shared_since = None
             if now >= deadline:
-                raise LeaseTimeout(
-                    f"no {count} free of {len(devices)} GPUs within {wait_s:g} s: " + "; ".join(taken + shared)
-                )
-            tell_once(f"waiting for {count} of {len(devices)} GPUs: " + "; ".join(taken + shared))
+                raise LeaseTimeout(f"no {count} free of {len(devices)} GPUs within {wait_s:g} s: {why}")
+            tell_once(f"waiting for {count} of {len(devices)} GPUs: {why}")
             time.sleep(min(LOCK_POLL_S, max(0.0, deadline - now)))
 
 
@@ -249,7 +248,7 @@ class _Attempt(NamedTuple):
     lease: Lease | None
     taken: list[str]
     shared: list[str]
-    how_to_allow: str = ""
+    how_to_allow: Sequence[str] = ()
 
 
 def _collect(locks: _LockFiles, devices: Sequence[Device], count: int, idle: IdleMemory | None) -> _Attempt:
@@ -282,7 +281,8 @@ def _collect(locks: _LockFiles, devices: Sequence[Device], count: int, idle: Idl
             if len(chosen) == count:
                 return _Attempt(Lease(tuple(chosen), baseline, others, _held=all_held.pop_all()), taken, shared)
     enough = max(needed, default=0) // GIB + 1
-    return _Attempt(None, taken, shared, f"if that is a desktop and no job, allow it with {IDLE_OPTION}={enough}GiB")
+    hint = [f"if that is a desktop and no job, allow it with {IDLE_OPTION}={enough}GiB"] if needed else []
+    return _Attempt(None, taken, shared, hint)
 
 
 def _describe_holder(path: Path) -> str:

@@ -276,6 +276,20 @@ def test_a_refusal_names_the_option_for_a_desktop(tmp_path: Path) -> None:
         nvml.set(**DESKTOP)
         with pytest.raises(GpuShared, match=r"allow it with --gpucap-gpu-idle=2GiB$"):
             lease(devices, 1, wait_s=0, directory=tmp_path)
+        with (
+            lease(devices, 1, wait_s=0, idle=IdleMemory(share=0.5), directory=tmp_path),
+            pytest.raises(LeaseTimeout) as caught,
+        ):
+            lease(devices, 1, wait_s=0, directory=tmp_path)
+        assert "--gpucap-gpu-idle" not in str(caught.value), "somebody's lease is no desktop"
+
+
+def test_whoever_waits_for_a_desktop_is_told_the_option_too(tmp_path: Path) -> None:
+    with machine("h200-x4") as (nvml, devices):
+        nvml.set(0, **DESKTOP)
+        with lease(devices[1:], 3, wait_s=0, directory=tmp_path), pytest.raises(LeaseTimeout) as caught:
+            lease(devices, 2, wait_s=0, directory=tmp_path)
+        assert str(caught.value).endswith("allow it with --gpucap-gpu-idle=2GiB")
 
 
 @pytest.mark.parametrize(
