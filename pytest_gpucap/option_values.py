@@ -6,6 +6,7 @@ raises `ValueError` with one line that says what the option takes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,6 +15,8 @@ import pytest
 
 if TYPE_CHECKING:  # every pytest run imports this file: exact arithmetic is loaded when there is something to parse
     from fractions import Fraction
+
+    from pytest_gpucap.gpu.occupancy import IdleMemory
 
 
 def text(value: Any, _what: str, _config: pytest.Config) -> str:
@@ -51,6 +54,22 @@ def interpreter(value: Any, what: str, config: pytest.Config) -> str:
         raise ValueError(f"there is no interpreter at {found}")
     # Not resolved: a virtual environment's python is a link, and Python finds the environment by the link's path.
     return str(found)
+
+
+def idle_memory(value: Any, what: str, _config: pytest.Config) -> IdleMemory:
+    """An amount of GPU memory such as 2GiB, 1500 MB or 5%."""
+    from pytest_gpucap.gpu.occupancy import IdleMemory
+
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|[KMGT]i?B?)", str(value).strip(), re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"{what} must be an amount of memory with its unit, such as 2GiB or 5%, not {value!r}")
+    number, unit = float(match[1]), match[2].lower()
+    if unit != "%":
+        base = 1000 if unit.endswith("b") and "i" not in unit else 1024
+        return IdleMemory(bytes=int(number * base ** ("kmgt".index(unit[0]) + 1)))
+    if number >= 100:  # noqa: PLR2004 - per cent
+        raise ValueError(f"{what} must be less than 100% of the GPU's memory, not {value!r}")
+    return IdleMemory(share=number / 100)
 
 
 def positive_value(value: Any, what: str, _config: pytest.Config) -> Fraction:

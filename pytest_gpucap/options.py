@@ -190,6 +190,14 @@ class Options:
         default=1800.0,
         otherwise="30m",
     )
+    gpu_idle = Option(
+        "--gpucap-gpu-idle",
+        values.idle_memory,
+        "memory that a GPU may have in use and still count as free, for a desktop or WSL (2GiB, 5%)",
+        "MEMORY",
+        default=None,
+        otherwise="512MiB or 2%, and no process",
+    )
     gpu_file = Option("--gpucap-gpu-file", values.path, "TOML file with GPU classes of your own", "FILE", default=None)
     # The results.
     dir = Option(

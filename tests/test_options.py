@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from pytest_gpucap.gpu.occupancy import IdleMemory
 from pytest_gpucap.options import Option, Options, all_options
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -39,3 +40,24 @@ def test_settings_are_frozen_and_known() -> None:
 def test_the_documented_table_is_current() -> None:
     page = runpy.run_path(str(DOCS / "make_options.py"))["page"]()
     assert (DOCS / "options.md").read_text() == page, "run: python docs/make_options.py"
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("2GiB", IdleMemory(bytes=2 * 2**30)),
+        ("1500 MB", IdleMemory(bytes=1_500_000_000)),
+        ("0.5g", IdleMemory(bytes=2**29)),
+        ("512m", IdleMemory(bytes=2**29)),
+        ("5%", IdleMemory(share=0.05)),
+        ("0%", IdleMemory(share=0.0)),
+        *((wrong, None) for wrong in ("2", "two GiB", "-1GiB", "100%", "2GiB 3", "nan%")),
+    ],
+)
+def test_an_amount_of_idle_memory_has_its_unit(given: str, found: IdleMemory | None) -> None:
+    root = cast("pytest.Config", SimpleNamespace(rootpath=Path()))
+    if found is None:
+        with pytest.raises(ValueError, match=r"^gpu idle must be "):
+            Options.gpu_idle.parse(given, "gpu idle", root)
+        return
+    assert Options.gpu_idle.parse(given, "gpu idle", root) == found

@@ -14,7 +14,8 @@ from pytest_gpucap.engines.process import OwnedProcess
 from pytest_gpucap.engines.protocol import ServerLog
 from pytest_gpucap.engines.readiness import Readiness
 from pytest_gpucap.engines.server import NO_KEY, HttpServer
-from pytest_gpucap.engines.startup_errors import diagnose, oom_kills
+from pytest_gpucap.engines.startup_errors import Given, diagnose, oom_kills
+from pytest_gpucap.vllm_arguments import VllmArguments
 
 _TAIL_LINES = 30
 
@@ -53,6 +54,7 @@ def launch(
     default_env: Mapping[str, str] | None = None,
     api_key: str = NO_KEY,
     title: str = "",
+    arguments: VllmArguments | None = None,
     on_wait: Callable[[str], None] | None = None,
 ) -> Launched:
     """Start a server and wait until it answers.
@@ -71,6 +73,7 @@ def launch(
         default_env: variables for which this process's environment has no value.
         api_key: the key that it asks for.
         title: the name of the engine, for messages.
+        arguments: that the command holds, so that no advice contradicts them.
         on_wait: called about once a second with what the start is doing.
 
     Raises:
@@ -78,6 +81,7 @@ def launch(
     """
     started = time.monotonic()
     killed_before = oom_kills()
+    given = Given(arguments or VllmArguments(), cpu=not devices)
     log = ServerLog(log_path.absolute())
     # NVML numbers GPUs in this order, and so do we.
     visible = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(devices)}
@@ -85,13 +89,14 @@ def launch(
         command, env={**(default_env or {}), **os.environ, **visible, **(env or {})}, log_path=log.path
     )
     try:
-        readiness = Readiness(process, log, model, api_key, started + timeout_s, on_wait, title)
+        readiness = Readiness(process, log, model, api_key, started + timeout_s, on_wait, title, given)
         try:
             base_url = readiness.wait()
         except ServerStartError as error:
             process.close()
             exit_code = readiness.exit_code
-            cause = error.cause if exit_code is None else diagnose(log.text(), exit_code, oom_kills() - killed_before)
+            killed = oom_kills() - killed_before
+            cause = error.cause if exit_code is None else diagnose(log.text(), exit_code, killed, given)
             raise ServerStartError(cause, log.tail(_TAIL_LINES), log.path, title=title) from None
     except BaseException:
         process.close()

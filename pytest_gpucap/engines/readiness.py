@@ -12,7 +12,7 @@ from pytest_gpucap.engines.errors import EndpointError, ServerStartError
 from pytest_gpucap.engines.process import OwnedProcess
 from pytest_gpucap.engines.protocol import ServerLog
 from pytest_gpucap.engines.server import HttpServer
-from pytest_gpucap.engines.startup_errors import diagnose
+from pytest_gpucap.engines.startup_errors import NOTHING, Given, diagnose
 
 if TYPE_CHECKING:
     import openai
@@ -41,6 +41,7 @@ class Readiness:
         deadline: on `time.monotonic`.
         on_wait: called about once a second with what the start is doing.
         title: the server's name in messages.
+        given: what is known of its command.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Readiness:
         deadline: float,
         on_wait: Callable[[str], None] | None,
         title: str,
+        given: Given = NOTHING,
     ) -> None:
         self.exit_code: int | None = None
         """The main process's exit code, once it is known to have ended."""
@@ -61,7 +63,7 @@ class Readiness:
         self._api_key = api_key
         self._started = time.monotonic()
         self._deadline = deadline
-        self._on_wait, self._title = on_wait, title
+        self._on_wait, self._title, self._given = on_wait, title, given
         self._next_news = self._started
 
     def wait(self) -> str:
@@ -136,7 +138,7 @@ class Readiness:
         if time.monotonic() >= self._deadline:
             waited = time.monotonic() - self._started
             raise ServerStartError(
-                f"it was not ready after {waited:.0f} s ({doing}); {diagnose(self._log.text())}; "
+                f"it was not ready after {waited:.0f} s ({doing}); {diagnose(self._log.text(), given=self._given)}; "
                 "give it more time with --gpucap-startup-timeout"
             )
         self._tell(doing)

@@ -6,6 +6,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Final
 
@@ -94,18 +95,17 @@ class VllmServer(LaunchedServer):
     def kv_tokens(self) -> int | None:
         """How many tokens its KV cache holds, over all engines; None if it does not report it."""
         try:
-            engines = self.metrics().find("vllm:cache_config_info")
+            told = [sample.labels for sample in self.metrics().find("vllm:cache_config_info")]
         except MetricsUnavailable:
-            engines = []
-        try:
-            # Prefer vLLM's own count: hybrid models share blocks between layers of several kinds.
-            if engines and all("kv_cache_size_tokens" in engine.labels for engine in engines):
-                return sum(int(engine.labels["kv_cache_size_tokens"]) for engine in engines)
-            if engines:
-                blocks = [(int(e.labels["num_gpu_blocks"]), int(e.labels["block_size"])) for e in engines]
-                return sum(count * size for count, size in blocks)
-        except (KeyError, ValueError):
-            pass
+            told = []
+        engines: dict[str, int] = {}
+        for labels in told:
+            # Every front end of an engine may show it, with or without its size.
+            with suppress(KeyError, ValueError):
+                index = labels.get("engine", "")
+                engines[index] = max(engines.get(index, 0), _cache_size(labels))
+        if engines:
+            return sum(engines.values())
         logged = _LOG_KV_TOKENS.findall(self.log.text())
         return sum(int(tokens.replace(",", "")) for tokens in logged) if logged else None
 
@@ -150,6 +150,7 @@ def start_vllm(
         default_env=_default_variables(spec, cpu=not devices),
         api_key=api_key,
         title=VllmServer.software,
+        arguments=spec.args,
         on_wait=on_wait,
     )
     return VllmServer(launched, spec)
@@ -181,6 +182,14 @@ def _default_variables(spec: ServerSpec, *, cpu: bool) -> dict[str, str]:
     if spec.args.get("kv_cache_memory_bytes") is None:
         variables = {**variables, "VLLM_CPU_KVCACHE_SPACE": "1"}
     return dict(variables)
+
+
+def _cache_size(labels: Mapping[str, str]) -> int:
+    """Tokens that an engine's KV cache holds, by the labels of ``vllm:cache_config_info``."""
+    # Prefer vLLM's own count: hybrid models share blocks between layers of several kinds.
+    if "kv_cache_size_tokens" in labels:
+        return int(labels["kv_cache_size_tokens"])
+    return int(labels["num_gpu_blocks"]) * int(labels["block_size"])
 
 
 def _slug(model: str) -> str:

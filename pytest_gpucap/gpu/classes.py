@@ -6,8 +6,9 @@ memory bandwidth. They tell that a number is impossible; they forecast nothing.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -85,25 +86,25 @@ CPU = "cpu"
 
 
 def find_class(name: str, extra: Iterable[GpuClass] = ()) -> GpuClass:
-    """The class of that name or alias, in any case; classes in `extra` come before the built-in ones.
+    """The class of that name; classes in `extra` come before the built-in ones.
+
+    A name is the class's own, an alias, or a product name as NVML, ``nvidia-smi`` and the Kubernetes label
+    ``nvidia.com/gpu.product`` give it, in any case and with any separators: ``a10g``, ``NVIDIA L40S-SHARED``,
+    ``NVIDIA-A100-SXM4-80GB-MIG-1g.10gb``.
 
     Raises:
-        UnknownGpuClass: if there is none; the message offers similar names.
+        UnknownGpuClass: if there is none; the message offers similar names, and the lines that describe a new class.
     """
     known = known_classes(extra)
-    wanted = _normal(name)
-    for gpu_class in known:
-        if wanted in {_normal(spelling) for spelling in (gpu_class.name, *gpu_class.aliases)}:
-            return gpu_class
-    from difflib import get_close_matches
-
-    names = [gpu_class.name for gpu_class in known]
-    spellings = {spelling: c.name for c in known for spelling in (c.name, *c.aliases)}
-    near = list(dict.fromkeys(spellings[match] for match in get_close_matches(wanted, spellings, n=6, cutoff=0.6)))
-    near += [other for other in names if wanted and other.startswith(wanted) and other not in near]
-    whole = [c.name for c in known if c.mig_profile is None]
-    offer = f"did you mean {' or '.join(near[:3])}?" if near else f"known are {', '.join(whole)}"
-    raise UnknownGpuClass(f"GPU class {name!r} is not known: {offer}")
+    for brands in (True, False):  # "tesla-a100" is a name of its own, "geforce-rtx-4090" is not
+        wanted = _product_key(name, brands=brands)
+        for gpu_class in known:
+            spellings = (gpu_class.name, *gpu_class.aliases)
+            if wanted in {_product_key(each, brands=brands) for each in spellings} or wanted in {
+                _product_key(each, gpu_class.mig_profile, brands=brands) for each in gpu_class.nvml_names
+            }:
+                return gpu_class
+    raise UnknownGpuClass(f"GPU class {name!r} is not known: {_offer(name, known)}")
 
 
 def known_classes(extra: Iterable[GpuClass] = ()) -> tuple[GpuClass, ...]:
@@ -130,11 +131,50 @@ def class_named_by_nvml(
     nvml_name: str, mig_profile: str | None = None, extra: Iterable[GpuClass] = ()
 ) -> GpuClass | None:
     """The class of a device, by its name in NVML and its MIG profile; None where there is none."""
-    name = nvml_name.casefold().strip()
-    for gpu_class in known_classes(extra):
-        if gpu_class.mig_profile == mig_profile and name in {known.casefold() for known in gpu_class.nvml_names}:
-            return gpu_class
-    return None
+    return next((each for each in known_classes(extra) if is_named_by_nvml(each, nvml_name, mig_profile)), None)
+
+
+def is_named_by_nvml(gpu_class: GpuClass, nvml_name: str, mig_profile: str | None) -> bool:
+    """Whether a device of that name in NVML and of that MIG profile is of the class."""
+    if gpu_class.mig_profile != mig_profile:
+        return False
+    wanted = _product_key(nvml_name, mig_profile)
+    return any(_product_key(known, mig_profile) == wanted for known in gpu_class.nvml_names)
+
+
+def file_entry(gpu_class: GpuClass) -> str:
+    """The line of a file for ``--gpucap-gpu-file`` that makes this class known, with the figures that it has."""
+    fields = {"name": json.dumps(gpu_class.name), "nvml_names": json.dumps(list(gpu_class.nvml_names))}
+    if gpu_class.mig_profile:
+        fields["name"] = json.dumps(gpu_class.name.removesuffix(f"-{gpu_class.mig_profile}"))
+        fields |= {"mig_profiles": json.dumps([gpu_class.mig_profile]), "memory_gb": "GB_OF_THE_WHOLE_GPU"}
+    else:
+        given = {key: getattr(gpu_class, attribute) for key, (attribute, _) in _NUMBERS.items()}
+        fields |= {key: f"{given[key] / factor:.4g}" for key, (_, factor) in _NUMBERS.items() if given[key]}
+    if gpu_class.compute_capability:
+        fields["compute_capability"] = '"{}.{}"'.format(*gpu_class.compute_capability)
+    return f"gpu = [{{{', '.join(f'{key} = {value}' for key, value in fields.items())}}}]"
+
+
+def _offer(name: str, known: Sequence[GpuClass]) -> str:
+    """What to write instead of a name that no class has."""
+    for pattern, maker in _FOREIGN.items():
+        if re.search(pattern, _normal(name)):
+            return (
+                f"{maker} is not supported, since devices are read through NVIDIA's NVML; a server that runs there is "
+                "measured by --gpucap-url, without --gpu-class"
+            )
+    from difflib import get_close_matches
+
+    wanted = _normal(name).removeprefix("nvidia-")
+    spellings = {spelling: c.name for c in known for spelling in (c.name, *c.aliases)}
+    near = list(dict.fromkeys(spellings[match] for match in get_close_matches(wanted, spellings, n=6, cutoff=0.6)))
+    near += [c.name for c in known if wanted and c.name.startswith(wanted) and c.name not in near]
+    whole = [c.name for c in known if c.mig_profile is None]
+    offer = f"did you mean {' or '.join(near[:3])}?" if near else f"known are {', '.join(whole)}"
+    product = " ".join(name.split()) if "nvidia" in name.casefold() else "NAME THAT nvidia-smi -L SHOWS"
+    entry = file_entry(GpuClass(wanted, nvml_names=(product,)))
+    return f"{offer} (a card of another class is described in a file for --gpucap-gpu-file, such as: {entry})"
 
 
 # Data file key -> field and the factor to its unit.
@@ -152,8 +192,31 @@ _PROFILE = re.compile(r"(?P<compute>[1-7])g\.(?P<memory>[0-9]+)gb")
 _MIG_COMPUTE_SLICES, _MIG_MEMORY_SLICES = 7, 8
 
 
+_MIG_SUFFIX = re.compile(r"[-\s_]*(?:mig[-\s_]*)?((?:[1-7]c\.)?[1-7]g\.[0-9]+gb)(?:[.+-]me[a-z.]*)?$")
+"""A slice at the end of a name; ``+me`` is a slice with the media engines, written ``.me`` in a label."""
+_LABEL = re.compile(r"^(?:nvidia\.com/)?gpu\.product\s*[:=]\s*")
+_SHARED = re.compile(r"[-\s_]shared$")
+"""The label's mark for a GPU that Kubernetes shares by time."""
+_BRANDS = frozenset({"tesla", "geforce", "quadro"})
+_FOREIGN: Mapping[str, str] = {
+    r"^(?:amd|radeon|instinct|rx)\b|^mi-?[0-9]{2,3}[a-z]?\b|^gfx[0-9]": "an AMD GPU",
+    r"^(?:intel|gaudi|habana|hpu|xpu|arc)": "an Intel accelerator",
+    r"^(?:google-)?tpu|^(?:aws-)?(?:trainium|inferentia|trn[0-9]|inf[0-9])|^(?:huawei-)?ascend": "this accelerator",
+}
+
+
 def _normal(name: str) -> str:
     return re.sub(r"[\s_]+", "-", name.strip().casefold())
+
+
+@cache
+def _product_key(name: str, mig_profile: str | None = None, *, brands: bool = True) -> tuple[str, str | None]:
+    """What a name says, free of spelling: letters and digits without the maker (and the brand), and the MIG slice."""
+    plain = _SHARED.sub("", _LABEL.sub("", name.strip().casefold()))
+    if match := _MIG_SUFFIX.search(plain):
+        plain, mig_profile = plain[: match.start()], match[1]
+    words = re.findall(r"[a-z0-9]+", plain)
+    return "".join(w for w in words if w != "nvidia" and (brands or w not in _BRANDS)), mig_profile
 
 
 @cache

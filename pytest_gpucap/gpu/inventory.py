@@ -7,13 +7,25 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pytest_gpucap.errors import GpuCapError
-from pytest_gpucap.gpu.classes import GIB, GpuClass, class_named_by_nvml, known_classes
+from pytest_gpucap.gpu import binding
+from pytest_gpucap.gpu.classes import (
+    GIB,
+    GpuClass,
+    class_named_by_nvml,
+    file_entry,
+    is_named_by_nvml,
+    known_classes,
+)
 from pytest_gpucap.gpu.cuda_visible_devices import visible_devices
 from pytest_gpucap.gpu.device import Device
-from pytest_gpucap.gpu.nvml import FieldReader, NvmlUnavailable, memory_used, nvml_session
+from pytest_gpucap.gpu.nvml import FieldReader, NvmlUnavailable, described, memory_used, nvml_session, text
+
+AMD_DRIVER = Path("/dev/kfd")
+"""The device file of AMD's compute driver."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +76,14 @@ def take_inventory(environment: Mapping[str, str] | None = None) -> Inventory:
     environment = os.environ if environment is None else environment
     try:
         with nvml_session() as pynvml:
-            return _read(pynvml, environment)
+            try:
+                return _read(pynvml, environment)
+            except Exception as error:  # noqa: BLE001 - a broken binding may give answers of any type
+                fault = f"gives no usable answers ({described(error)})"
+                return Inventory(problems=(binding.complaint(pynvml, fault),))
     except NvmlUnavailable as error:
-        return Inventory(problems=(str(error),))
+        amd = ["the AMD GPUs that are here are not supported"] if AMD_DRIVER.exists() else []
+        return Inventory(problems=(str(error), *amd))
 
 
 def devices_of_class(inventory: Inventory, gpu_class: GpuClass, extra: Iterable[GpuClass] = ()) -> tuple[Device, ...]:
@@ -97,7 +114,10 @@ def detect_class(inventory: Inventory, extra: Iterable[GpuClass] = ()) -> GpuCla
     extra = tuple(extra)
     classes = {c.name: c for c in (class_of(device, extra) for device in inventory.devices)}
     if len(classes) > 1:
-        raise WrongGpuClass(f"GPUs of several classes here ({', '.join(classes)}): name one of them with --gpu-class")
+        known = [c.name for c in classes.values() if _is_known(c, extra)]
+        new = [c for c in classes.values() if not _is_known(c, extra)]
+        mend = [f"name one with --gpu-class: {', '.join(known)}"] if known else []
+        raise WrongGpuClass(f"GPUs of several classes here: {'; '.join([*mend, *map(_how_to_name, new)])}")
     return next(iter(classes.values()))
 
 
@@ -119,8 +139,7 @@ def class_of(device: Device, extra: Iterable[GpuClass] = ()) -> GpuClass:
 
 
 def _is_of(device: Device, gpu_class: GpuClass) -> bool:
-    named = device.name.casefold() in {name.casefold() for name in gpu_class.nvml_names}
-    return named and device.mig_profile == gpu_class.mig_profile
+    return is_named_by_nvml(gpu_class, device.name, device.mig_profile)
 
 
 def _why_none(inventory: Inventory) -> str:
@@ -144,8 +163,25 @@ def _what_is_there(inventory: Inventory, wanted: GpuClass, extra: tuple[GpuClass
     return "; ".join(parts)
 
 
+def _is_known(gpu_class: GpuClass, extra: tuple[GpuClass, ...]) -> bool:
+    return gpu_class in known_classes(extra)
+
+
+def _how_to_name(gpu_class: GpuClass) -> str:
+    """How a device of a class that is not known becomes one of a known class."""
+    product = gpu_class.nvml_names[0]
+    if gpu_class.mig_profile and not re.fullmatch(r"[1-7]g\.[0-9]+gb", gpu_class.mig_profile):
+        return f"a slice {gpu_class.mig_profile} of {product} cannot be named"
+    return (
+        f"{product} is of no known class: write {file_entry(gpu_class)} to a file, with its bandwidth_gb_s and "
+        f"bf16_tflops if you know them, and name the file with --gpucap-gpu-file"
+    )
+
+
 def _near_miss(wanted: GpuClass, other: GpuClass, extra: tuple[GpuClass, ...]) -> str:
     """How a device that is there differs from the wanted class; empty if nobody would confuse them."""
+    if not _is_known(other, extra):
+        return _how_to_name(other)
     if wanted.family != other.family:
         return ""
     if other.mig_profile and not wanted.mig_profile:
@@ -170,9 +206,9 @@ def _count(devices: Iterable[Device]) -> str:
 
 def _read(pynvml: Any, environment: Mapping[str, str]) -> Inventory:
     reader = FieldReader(pynvml)
-    driver = reader.ask("driver", pynvml.nvmlSystemGetDriverVersion)
-    cuda = reader.ask("cuda", pynvml.nvmlSystemGetCudaDriverVersion)
-    count = reader.ask("count", pynvml.nvmlDeviceGetCount)
+    driver = reader.ask("driver", pynvml.nvmlSystemGetDriverVersion, read=text)
+    cuda = reader.ask("cuda", pynvml.nvmlSystemGetCudaDriverVersion, read=_cuda_version)
+    count = reader.ask("count", pynvml.nvmlDeviceGetCount, read=int)
     problems = [f"NVML: {reason}" for name, reason in reader.unreadable.items() if name == "count"]
     gpus: list[tuple[Device, ...]] = []
     for index in range(count or 0):
@@ -182,13 +218,16 @@ def _read(pynvml: Any, environment: Mapping[str, str]) -> Inventory:
         except pynvml.NVMLError as error:
             gpus.append(())  # its index stays taken
             problems.append(f"GPU {index} cannot be used: {error}")
+        except Exception as error:  # noqa: BLE001 - a broken binding may give answers of any type
+            gpus.append(())
+            problems.append(binding.complaint(pynvml, f"gives GPU {index} no usable answers ({described(error)})"))
     seen = visible_devices([list(gpu) for gpu in gpus], environment)
     problems += seen.problems
     return Inventory(
         devices=tuple(seen.devices),
         hidden=tuple(d for gpu in gpus for d in gpu if d not in seen.devices),
         driver=driver,
-        cuda=None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
+        cuda=cuda,
         problems=tuple(problems),
     )
 
@@ -199,7 +238,7 @@ def _gpu(pynvml: Any, handle: Any, index: int) -> tuple[Device, ...]:
     Raises:
         pynvml.NVMLError: if not even its name or UUID can be read.
     """
-    name, uuid = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetUUID(handle)
+    name, uuid = text(pynvml.nvmlDeviceGetName(handle)), text(pynvml.nvmlDeviceGetUUID(handle))
     reader = FieldReader(pynvml)
     fields = _settings(pynvml, handle, reader)
     whole = Device(index=index, uuid=uuid, name=name, **fields, unreadable=reader.unreadable)
@@ -209,38 +248,50 @@ def _gpu(pynvml: Any, handle: Any, index: int) -> tuple[Device, ...]:
 def _settings(pynvml: Any, handle: Any, reader: FieldReader) -> dict[str, Any]:
     ask = reader.ask
     memory = ask("memory_bytes", memory_used, pynvml, handle)
-    pci = ask("pci_bus_id", pynvml.nvmlDeviceGetPciInfo, handle)
-    mig = ask("mig_mode", pynvml.nvmlDeviceGetMigMode, handle)
-    limit = ask("power_limit_w", pynvml.nvmlDeviceGetEnforcedPowerLimit, handle)
-    shipped = ask("default_power_limit_w", pynvml.nvmlDeviceGetPowerManagementDefaultLimit, handle)
-    ecc = ask("ecc_mode", pynvml.nvmlDeviceGetEccMode, handle)
-    persistence = ask("persistence", pynvml.nvmlDeviceGetPersistenceMode, handle)
-    bus_id = None if pci is None else pci.busId
+    sm, mem, core = pynvml.NVML_CLOCK_SM, pynvml.NVML_CLOCK_MEM, pynvml.NVML_TEMPERATURE_GPU
+    uncorrected, volatile = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC
+    shipped = pynvml.nvmlDeviceGetPowerManagementDefaultLimit
     return {
         "memory_bytes": memory and memory[1],
         "memory_used_bytes": memory and memory[0],
-        "compute_capability": ask("compute_capability", pynvml.nvmlDeviceGetCudaComputeCapability, handle),
-        "pci_bus_id": bus_id.decode() if isinstance(bus_id, bytes) else bus_id,
-        "mig_mode": None if mig is None else bool(mig[0]),
-        "sm_clock_mhz": ask("sm_clock_mhz", pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
-        "memory_clock_mhz": ask("memory_clock_mhz", pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_MEM),
-        "max_sm_clock_mhz": ask("max_sm_clock_mhz", pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_SM),
-        "max_memory_clock_mhz": ask(
-            "max_memory_clock_mhz", pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_MEM
+        "compute_capability": ask(
+            "compute_capability", pynvml.nvmlDeviceGetCudaComputeCapability, handle, read=_two_numbers
         ),
-        "power_limit_w": None if limit is None else limit / 1000,
-        "default_power_limit_w": None if shipped is None else shipped / 1000,
-        "temperature_c": ask("temperature_c", pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
-        "ecc_mode": None if ecc is None else bool(ecc[0]),
-        "ecc_errors": ask(
-            "ecc_errors",
-            pynvml.nvmlDeviceGetTotalEccErrors,
-            handle,
-            pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
-            pynvml.NVML_VOLATILE_ECC,
-        ),
-        "persistence": None if persistence is None else bool(persistence),
+        "pci_bus_id": ask("pci_bus_id", pynvml.nvmlDeviceGetPciInfo, handle, read=_bus_id),
+        "mig_mode": ask("mig_mode", pynvml.nvmlDeviceGetMigMode, handle, read=_first_flag),
+        "sm_clock_mhz": ask("sm_clock_mhz", pynvml.nvmlDeviceGetClockInfo, handle, sm, read=int),
+        "memory_clock_mhz": ask("memory_clock_mhz", pynvml.nvmlDeviceGetClockInfo, handle, mem, read=int),
+        "max_sm_clock_mhz": ask("max_sm_clock_mhz", pynvml.nvmlDeviceGetMaxClockInfo, handle, sm, read=int),
+        "max_memory_clock_mhz": ask("max_memory_clock_mhz", pynvml.nvmlDeviceGetMaxClockInfo, handle, mem, read=int),
+        "power_limit_w": ask("power_limit_w", pynvml.nvmlDeviceGetEnforcedPowerLimit, handle, read=_watts),
+        "default_power_limit_w": ask("default_power_limit_w", shipped, handle, read=_watts),
+        "temperature_c": ask("temperature_c", pynvml.nvmlDeviceGetTemperature, handle, core, read=int),
+        "ecc_mode": ask("ecc_mode", pynvml.nvmlDeviceGetEccMode, handle, read=_first_flag),
+        "ecc_errors": ask("ecc_errors", pynvml.nvmlDeviceGetTotalEccErrors, handle, uncorrected, volatile, read=int),
+        "persistence": ask("persistence", pynvml.nvmlDeviceGetPersistenceMode, handle, read=bool),
     }
+
+
+def _watts(milliwatts: Any) -> float:
+    return int(milliwatts) / 1000
+
+
+def _first_flag(answer: Any) -> bool:
+    """The present state, of (present, pending)."""
+    return bool(int(answer[0]))
+
+
+def _two_numbers(answer: Any) -> tuple[int, int]:
+    major, minor = answer
+    return int(major), int(minor)
+
+
+def _bus_id(answer: Any) -> str:
+    return text(answer.busId.decode() if isinstance(answer.busId, bytes) else answer.busId)
+
+
+def _cuda_version(number: Any) -> str:
+    return f"{int(number) // 1000}.{int(number) % 1000 // 10}"
 
 
 def _slices(pynvml: Any, handle: Any, whole: Device) -> Iterable[Device]:
@@ -254,7 +305,7 @@ def _slices(pynvml: Any, handle: Any, whole: Device) -> Iterable[Device]:
         attributes = reader.ask("mig_profile", pynvml.nvmlDeviceGetAttributes, piece)
         yield Device(
             index=whole.index,
-            uuid=pynvml.nvmlDeviceGetUUID(piece),
+            uuid=text(pynvml.nvmlDeviceGetUUID(piece)),
             name=whole.name,
             memory_bytes=memory and memory[1],
             memory_used_bytes=memory and memory[0],

@@ -19,8 +19,9 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from pytest_gpucap.errors import GpuCapError
+from pytest_gpucap.gpu.classes import GIB
 from pytest_gpucap.gpu.device import Device
-from pytest_gpucap.gpu.occupancy import occupancy_of, user_of
+from pytest_gpucap.gpu.occupancy import IDLE_OPTION, IdleMemory, Occupancy, occupancy_of, user_of
 
 LOCK_POLL_S = 0.25
 MACHINE_DIRECTORY = Path("/tmp/gpucap-leases")  # noqa: S108 - one place for all users; see `machine_directory`
@@ -49,11 +50,14 @@ class Lease:
 
     Attributes:
         devices: those held; empty for the CPU.
-        baseline: UUID -> bytes of memory used when the lease began; see `occupancy.wait_memory_returned`.
+        baseline: UUID -> bytes of memory used when the lease began, or allowed to be; see
+            `occupancy.wait_memory_returned`.
+        others: UUID -> what was on the device when the lease began and was allowed to be, beyond a driver's own memory.
     """
 
     devices: tuple[Device, ...]
     baseline: Mapping[str, int] = field(default_factory=dict)
+    others: Mapping[str, Occupancy] = field(default_factory=dict)
     _held: ExitStack = field(default_factory=ExitStack, repr=False)
 
     @property
@@ -64,6 +68,20 @@ class Lease:
         (vllm-project/vllm#20939). MIG slices have no index, and go by their UUID.
         """
         return tuple(device.uuid if device.mig_profile else str(device.index) for device in self.devices)
+
+    @property
+    def tolerated(self) -> frozenset[int]:
+        """Pids of other programs that were allowed on the devices."""
+        return frozenset(process.pid for other in self.others.values() for process in other.processes or ())
+
+    def remarks(self) -> list[str]:
+        """What else used the devices when the lease began, a line each."""
+        return [
+            f"not empty before the measurement, as {IDLE_OPTION} allows: {other.device.label} had "
+            f"{(other.memory_used_bytes or 0) / GIB:.1f} GiB in use"
+            + (f", by {', '.join(each.describe() for each in other.processes)}" if other.processes else "")
+            for other in self.others.values()
+        ]
 
     def release(self) -> None:
         """Give the devices back. Safe to call twice."""
@@ -83,6 +101,7 @@ def lease(
     count: int,
     *,
     wait_s: float,
+    idle: IdleMemory | None = None,
     on_wait: Callable[[str], None] | None = None,
     directory: Path | None = None,
 ) -> Lease:
@@ -95,6 +114,7 @@ def lease(
         devices: the candidates, best first.
         count: how many are needed.
         wait_s: how long to wait for other leases to end.
+        idle: memory that a device may have in use and still count as free; None: what an idle driver keeps.
         on_wait: told once, in one line, that it waits and for whom.
         directory: of the lock files; one for the whole machine by default.
 
@@ -114,22 +134,21 @@ def lease(
         waiting.enter_context(_first_in_queue(locks, queue, deadline, tell_once))
         shared_since: float | None = None
         while True:
-            attempt = _collect(locks, devices, count)
+            attempt = _collect(locks, devices, count, idle)
             now = time.monotonic()
             if attempt.lease is not None:
                 return attempt.lease
             taken, shared = attempt.taken, attempt.shared
+            why = "; ".join([*taken, *shared, *attempt.how_to_allow])
             if len(devices) - len(shared) < count:  # not enough even if every lease ended
                 shared_since = now if shared_since is None else shared_since
                 if now - shared_since >= min(GRACE_S, wait_s):
-                    raise GpuShared("; ".join(shared))
+                    raise GpuShared("; ".join([*shared, *attempt.how_to_allow]))
             else:
                 shared_since = None
             if now >= deadline:
-                raise LeaseTimeout(
-                    f"no {count} free of {len(devices)} GPUs within {wait_s:g} s: " + "; ".join(taken + shared)
-                )
-            tell_once(f"waiting for {count} of {len(devices)} GPUs: " + "; ".join(taken + shared))
+                raise LeaseTimeout(f"no {count} free of {len(devices)} GPUs within {wait_s:g} s: {why}")
+            tell_once(f"waiting for {count} of {len(devices)} GPUs: {why}")
             time.sleep(min(LOCK_POLL_S, max(0.0, deadline - now)))
 
 
@@ -229,13 +248,16 @@ class _Attempt(NamedTuple):
     lease: Lease | None
     taken: list[str]
     shared: list[str]
+    how_to_allow: Sequence[str] = ()
 
 
-def _collect(locks: _LockFiles, devices: Sequence[Device], count: int) -> _Attempt:
+def _collect(locks: _LockFiles, devices: Sequence[Device], count: int, idle: IdleMemory | None) -> _Attempt:
     taken: list[str] = []
     shared: list[str] = []
+    needed: list[int] = []
     chosen: list[Device] = []
     baseline: dict[str, int] = {}
+    others: dict[str, Occupancy] = {}
     with ExitStack() as all_held:
         for device in devices:
             held = locks.hold(device.uuid)
@@ -244,16 +266,23 @@ def _collect(locks: _LockFiles, devices: Sequence[Device], count: int) -> _Attem
                 continue
             all_held.enter_context(held)
             occupancy = occupancy_of(device)
-            if not occupancy.free:
+            if not occupancy.free_within(idle):
                 held.close()
                 shared.append(occupancy.describe())
+                needed.append(occupancy.memory_used_bytes or 0)
                 continue
             chosen.append(device)
             if occupancy.memory_used_bytes is not None:
-                baseline[device.uuid] = occupancy.memory_used_bytes
+                # A display server's memory comes and goes, so what is allowed before is allowed after.
+                allowed = idle.of(occupancy.memory_bytes) if idle else None
+                baseline[device.uuid] = max(occupancy.memory_used_bytes, allowed or 0)
+            if not occupancy.free:
+                others[device.uuid] = occupancy
             if len(chosen) == count:
-                return _Attempt(Lease(tuple(chosen), baseline, _held=all_held.pop_all()), taken, shared)
-    return _Attempt(None, taken, shared)
+                return _Attempt(Lease(tuple(chosen), baseline, others, _held=all_held.pop_all()), taken, shared)
+    enough = max(needed, default=0) // GIB + 1
+    hint = [f"if that is a desktop and no job, allow it with {IDLE_OPTION}={enough}GiB"] if needed else []
+    return _Attempt(None, taken, shared, hint)
 
 
 def _describe_holder(path: Path) -> str:

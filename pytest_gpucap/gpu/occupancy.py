@@ -16,6 +16,7 @@ from pytest_gpucap.gpu.nvml import FieldReader, NvmlUnavailable, handle_of, memo
 
 IDLE_SHARE, IDLE_BYTES = 0.02, 512 * 2**20
 """An idle device uses less than 2% of its memory or 512 MiB, whichever is more: the driver's own."""
+IDLE_OPTION = "--gpucap-gpu-idle"
 RETURN_SLACK_BYTES = 64 * 2**20
 """Memory that the driver may keep after the first use of a device."""
 RETURN_POLL_S = 0.25
@@ -27,6 +28,25 @@ class MemoryNotReturned(GpuCapError):  # noqa: N818 - reads as what is wrong
     """The server ended and its memory did not come back in time; the message names who has it."""
 
     needs_traceback = False
+
+
+@dataclass(frozen=True, slots=True)
+class IdleMemory:
+    """Memory that a device may have in use and still count as free: a desktop's display server is never gone.
+
+    Attributes:
+        bytes: as a number; or
+        share: of the device's memory, 0 to 1.
+    """
+
+    bytes: int | None = None
+    share: float | None = None
+
+    def of(self, memory_bytes: int | None) -> int | None:
+        """The bytes of a device with that much memory; None if they cannot be known."""
+        if self.bytes is not None:
+            return self.bytes
+        return None if memory_bytes is None or self.share is None else int(self.share * memory_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +74,16 @@ class Occupancy:
     @property
     def free(self) -> bool:
         """No process is on it, and no more memory is used than an idle driver keeps."""
-        return not self.processes and not self._memory_in_use
-
-    @property
-    def _memory_in_use(self) -> bool:
         if self.memory_used_bytes is None or self.memory_bytes is None:
-            return False
-        return self.memory_used_bytes > max(IDLE_BYTES, IDLE_SHARE * self.memory_bytes)
+            return not self.processes
+        return not self.processes and self.memory_used_bytes <= max(IDLE_BYTES, IDLE_SHARE * self.memory_bytes)
+
+    def free_within(self, idle: IdleMemory | None) -> bool:
+        """Whether it counts as free where `idle` memory may be in use, by whichever process; None: see `free`."""
+        limit = None if idle is None else idle.of(self.memory_bytes)
+        if limit is None or self.memory_used_bytes is None:
+            return self.free
+        return self.memory_used_bytes <= limit
 
     def describe(self) -> str:
         """One clause on who uses it, with pid, user and memory."""
@@ -110,14 +133,20 @@ class Neighbours:
     Inside a container the driver may name processes by the host's pids, which tell nothing about the server's. The
     device was free when it was leased. So the first processes with unknown pids are taken for the server's, if they are
     no more than the server has; any later one is a neighbour.
+
+    Args:
+        contained: whether our pids may differ from the driver's; None: find out.
+        tolerated: pids that were on the device when it was leased, and were allowed there.
     """
 
-    def __init__(self, *, contained: bool | None = None) -> None:
+    def __init__(self, *, contained: bool | None = None, tolerated: Iterable[int] = ()) -> None:
         self._contained = in_container() if contained is None else contained
+        self._tolerated = frozenset(tolerated)
         self._adopted: frozenset[int] | None = None
 
     def strangers(self, listed: Sequence[GpuProcess], ours: frozenset[int]) -> list[GpuProcess]:
         """The processes in `listed` that are not the server's; `ours`: the server's pids in our namespace."""
+        listed = [process for process in listed if process.pid not in self._tolerated]
         pids = {process.pid for process in listed}
         if self._adopted is None and pids and self._contained and not pids & ours and len(pids) <= len(ours):
             self._adopted = frozenset(pids)

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from pytest_gpucap.engines import synthetic
 from pytest_gpucap.engines.protocol import Capabilities, Server
-from pytest_gpucap.gpu.classes import GpuClass
+from pytest_gpucap.gpu.classes import GpuClass, file_entry
 from pytest_gpucap.requirement import Workload
 from pytest_gpucap.roofline.deployment import Deployment, Hardware
 from pytest_gpucap.roofline.limits import NoLimit, Roofline
@@ -88,7 +88,8 @@ def _limits(
         raise _Unknown("what prefill_context_parallel_size does to speed is not known")
     hardware = hardware_under(gpu_class, served.arguments)
     if hardware is None:
-        raise _Unknown(f"no bandwidth is known of class {gpu_class.name}: --gpucap-gpu-file can give it one")
+        line = "" if gpu_class.is_cpu else f", with the line {file_entry(gpu_class)} and its bandwidth_gb_s added"
+        raise _Unknown(f"no bandwidth is known of class {gpu_class.name}: --gpucap-gpu-file can give it one{line}")
     deployment = Deployment(
         max_num_seqs=known.max_num_seqs,
         kv_tokens=known.kv_tokens,

@@ -88,5 +88,12 @@ def _diagnosis(
         gpu_class=target.gpu_class,
         cores=os.cpu_count(),
         loopback=server.loopback,
+        arguments=server.arguments if server.started and _is_vllm(target) else None,
+        version=target.endpoint.version,
     )
     return find_bottleneck(telemetry.summary(hardest.start_s, hardest.end_s), known)
+
+
+def _is_vllm(target: SystemUnderTest) -> bool:
+    """Whether the server takes vLLM's flags."""
+    return getattr(target.endpoint, "software", "") == "vLLM"

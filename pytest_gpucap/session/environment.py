@@ -34,7 +34,7 @@ def _place(target: SystemUnderTest) -> dict[str, Any]:
         described, *remarks = inventory.describe(devices)
         return {
             "gpu": described if devices else f"{described}, {_processor()}",
-            "gpu_remarks": tuple(remarks),
+            "gpu_remarks": (*remarks, *target.lease.remarks()),
             "gpu_class": None if gpu_class is None else gpu_class.name,
             "driver": inventory.driver,
             "cuda": inventory.cuda,

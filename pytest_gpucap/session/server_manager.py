@@ -123,7 +123,8 @@ class ServerManager:
             if lease is None:
                 yield (other, target), None
                 return
-            with Telemetry(lease.devices, lambda: first.pids() | second.pids()) as watched:
+            tolerated = lease.tolerated
+            with Telemetry(lease.devices, lambda: first.pids() | second.pids(), tolerated=tolerated) as watched:
                 yield (other, target), watched.problems
         finally:
             other.close()
@@ -151,7 +152,8 @@ class ServerManager:
         if target.gpu_class.is_cpu:
             target.lease = lease_cpu(wait_s=wait_s, on_wait=live.waiting)
         else:
-            target.lease = lease(devices, placement.devices, wait_s=wait_s, on_wait=live.waiting)
+            idle = self._options.gpu_idle
+            target.lease = lease(devices, placement.devices, wait_s=wait_s, idle=idle, on_wait=live.waiting)
         target._closing.callback(target.lease.release)  # noqa: SLF001 - one object in two classes' hands
         return target
 
@@ -168,7 +170,8 @@ class ServerManager:
 
             names = server.capabilities().metrics
             fetch = None if names == MetricNames() else lambda: server.request("/metrics")
-            target.telemetry = Telemetry(target.lease.devices, server.pids, fetch, names=names)
+            devices, tolerated = target.lease.devices, target.lease.tolerated
+            target.telemetry = Telemetry(devices, server.pids, fetch, names=names, tolerated=tolerated)
             target._closing.enter_context(target.telemetry)  # noqa: SLF001 - one object in two classes' hands
 
     def _start(self, target: SystemUnderTest, live: LiveLine) -> Server:

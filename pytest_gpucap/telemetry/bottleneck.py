@@ -6,13 +6,15 @@ send leaves the server idle, requests that wait for KV cache keep the batch smal
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pytest_gpucap.gpu.classes import GpuClass
 from pytest_gpucap.results.telemetry import Bottleneck, BottleneckKind, ProcessSummary, TelemetrySummary
 from pytest_gpucap.telemetry.probes import API_SERVER, ENGINE, HELPER, WORKER
 from pytest_gpucap.telemetry.summary import KV_FULL
+from pytest_gpucap.vllm_arguments import VllmArguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,9 @@ class KnownLimits:
         weight_bytes: of the model on one device, as quantised; with them, the least share of the bandwidth.
         cores: that the machine has.
         loopback: the client and the server share the machine, so that no network is between them.
+        arguments: of a vLLM server that we started, so that no advice contradicts them; None for any other server, of
+            whose flags nothing is known.
+        version: of that vLLM, such as ``0.32.0``.
     """
 
     max_num_seqs: int | None = None
@@ -38,12 +43,9 @@ class KnownLimits:
     weight_bytes: float | None = None
     cores: int | None = None
     loopback: bool = False
+    arguments: VllmArguments | None = field(default_factory=VllmArguments)
+    version: str | None = None
 
-
-_ENGINE_ADVICE = (
-    "no --enforce-eager (CUDA graphs spare the CPU), --async-scheduling, faster cores; or several replicas on one GPU"
-)
-_API_ADVICE = "--api-server-count 2 or more, --stream-interval above 1 (fewer, larger chunks)"
 
 BUSY_THREAD = 0.9
 """A thread that runs 90% of the time has no room left; the rest is the scheduler's jitter."""
@@ -55,6 +57,8 @@ BUSY_CORES = 0.85
 WAITING = 0.5
 FULL_BATCH = 0.95
 LOST_SHARE = 0.2
+MOST_UTILIZATION = 0.95
+"""Of ``--gpu-memory-utilization``: above it CUDA has no room for its own."""
 
 
 def find_bottleneck(summary: TelemetrySummary, known: KnownLimits | None = None) -> Bottleneck:
@@ -74,7 +78,7 @@ def _client(_: TelemetrySummary, known: KnownLimits) -> Bottleneck | None:
     return Bottleneck(BottleneckKind.CLIENT, tuple(known.client_problems), advice)
 
 
-def _kv_cache(summary: TelemetrySummary, _: KnownLimits) -> Bottleneck | None:
+def _kv_cache(summary: TelemetrySummary, known: KnownLimits) -> Bottleneck | None:
     server = summary.server
     evidence = []
     if server.preemptions:
@@ -90,11 +94,7 @@ def _kv_cache(summary: TelemetrySummary, _: KnownLimits) -> Bottleneck | None:
         evidence.append(f"KV cache use {server.kv_use:.0%} on average, {server.kv_use_max:.0%} at most")
     if server.waiting is not None:
         evidence.append(f"{server.waiting:.1f} requests waiting on average")
-    advice = (
-        "--kv-cache-dtype fp8, a higher --gpu-memory-utilization (VLLM_CPU_KVCACHE_SPACE on a CPU), a lower "
-        "--max-model-len or quantised weights; or more GPUs per replica (--tensor-parallel-size)"
-    )
-    return Bottleneck(BottleneckKind.KV_CACHE, tuple(evidence), advice)
+    return Bottleneck(BottleneckKind.KV_CACHE, tuple(evidence), _kv_cache_advice(known, on_gpu=bool(summary.devices)))
 
 
 def _max_num_seqs(summary: TelemetrySummary, known: KnownLimits) -> Bottleneck | None:
@@ -109,27 +109,30 @@ def _max_num_seqs(summary: TelemetrySummary, known: KnownLimits) -> Bottleneck |
     ]
     if server.kv_use is not None:
         evidence.append(f"only {server.kv_use:.0%} of the KV cache used")
-    return Bottleneck(
-        BottleneckKind.MAX_NUM_SEQS, tuple(evidence), f"--max-num-seqs above {limit}, as far as latency allows"
+    more = (
+        f"more than {limit} requests at once"
+        if known.arguments is None
+        else _max_num_seqs_above(limit, known.arguments)
     )
+    return Bottleneck(BottleneckKind.MAX_NUM_SEQS, tuple(evidence), f"{more}, as far as latency allows")
 
 
-def _processor(summary: TelemetrySummary, _: KnownLimits) -> Bottleneck | None:
+def _processor(summary: TelemetrySummary, known: KnownLimits) -> Bottleneck | None:
     """One thread at its limit while the GPU has time to spare. A busy GPU also keeps that thread spinning."""
     use = _gpu_use(summary)
     if use is None or use >= BUSY_GPU:
         return None
     idle = f"GPU idle {1 - use:.0%} of the time"
     for candidates, kind, advice in (
-        (_engines(summary), BottleneckKind.ENGINE_CPU, _ENGINE_ADVICE),
-        (_api_servers(summary), BottleneckKind.API_SERVER_CPU, _API_ADVICE),
+        (_engines(summary), BottleneckKind.ENGINE_CPU, _engine_advice),
+        (_api_servers(summary), BottleneckKind.API_SERVER_CPU, _api_advice),
     ):
         busiest = _busiest_thread(candidates)
         if busiest is not None and busiest.main_thread is not None and busiest.main_thread >= BUSY_THREAD:
             thread = (
                 f"the {busiest.role}'s main thread (pid {busiest.pid}) on a core {busiest.main_thread:.0%} of the time"
             )
-            return Bottleneck(kind, (thread, idle, *_load(summary)), advice)
+            return Bottleneck(kind, (thread, idle, *_load(summary)), advice(known))
     return None
 
 
@@ -155,16 +158,8 @@ def _gpu(summary: TelemetrySummary, known: KnownLimits) -> Bottleneck | None:
     ]
     evidence += _load(summary)
     if _bound_by_bandwidth(traffic, compute, bandwidth):
-        advice = (
-            "fewer bytes a token: quantised weights (--quantization fp8 or awq), --kv-cache-dtype fp8; or a GPU class "
-            "with more memory bandwidth; a larger batch costs latency, not bandwidth"
-        )
-        return Bottleneck(BottleneckKind.GPU_BANDWIDTH, tuple(evidence), advice)
-    advice = (
-        "--quantization fp8 where the GPU has FP8, --enable-prefix-caching for prompts that share a beginning, "
-        "--max-num-batched-tokens; or more GPUs per replica (--tensor-parallel-size)"
-    )
-    return Bottleneck(BottleneckKind.GPU_COMPUTE, tuple(evidence), advice)
+        return Bottleneck(BottleneckKind.GPU_BANDWIDTH, tuple(evidence), _bandwidth_advice(known))
+    return Bottleneck(BottleneckKind.GPU_COMPUTE, tuple(evidence), _compute_advice(known))
 
 
 def _cpu_class(summary: TelemetrySummary, known: KnownLimits) -> Bottleneck | None:
@@ -184,10 +179,9 @@ def _cpu_class(summary: TelemetrySummary, known: KnownLimits) -> Bottleneck | No
     evidence += _load(summary)
     thread = engine.main_thread if engine.main_thread is not None else engine.cores
     if thread >= BUSY_THREAD or (known.cores and engine.cores >= BUSY_CORES * known.cores):
-        advice = "VLLM_CPU_OMP_THREADS_BIND to all physical cores of one socket, --dtype bfloat16; or a GPU"
-        return Bottleneck(BottleneckKind.ENGINE_CPU, tuple(evidence), advice)
+        return Bottleneck(BottleneckKind.ENGINE_CPU, tuple(evidence), _cpu_advice(known))
     if api is not None and (api.main_thread or 0.0) >= BUSY_THREAD:
-        return Bottleneck(BottleneckKind.API_SERVER_CPU, tuple(evidence), _API_ADVICE)
+        return Bottleneck(BottleneckKind.API_SERVER_CPU, tuple(evidence), _api_advice(known))
     return None
 
 
@@ -207,7 +201,7 @@ def _network(summary: TelemetrySummary, known: KnownLimits) -> Bottleneck | None
         evidence.append(f"GPU idle {1 - use:.0%} of the time")
     if known.loopback:
         # On one machine, only the API server is between the client and the engine.
-        return Bottleneck(BottleneckKind.API_SERVER_CPU, tuple(evidence), _API_ADVICE)
+        return Bottleneck(BottleneckKind.API_SERVER_CPU, tuple(evidence), _api_advice(known))
     advice = "measure from the server's own machine, without a proxy; look at the latency of the connection"
     return Bottleneck(BottleneckKind.NETWORK, tuple(evidence), advice)
 
@@ -227,6 +221,105 @@ def _nothing(summary: TelemetrySummary) -> Bottleneck:
     # If capacity is missing all the same, something that is not sampled took it: a container's quota, other processes.
     advice = "nothing was seen at its limit: the server takes more than was offered here, or others had its cores"
     return Bottleneck(BottleneckKind.NONE, tuple(evidence), advice)
+
+
+def _engine_advice(known: KnownLimits) -> str:
+    given, advice = known.arguments, []
+    if given is not None and given.get("enforce_eager"):
+        advice.append("no --enforce-eager (CUDA graphs spare the CPU)")
+    if given is not None and given.get("async_scheduling") is False:
+        advice.append("no --no-async-scheduling")
+    elif given is not None and given.get("async_scheduling") is None and _version(known) in _ASYNC_BY_CHOICE:
+        advice.append("--async-scheduling")
+    advice.append("faster cores")
+    one_gpu = given is None or given.gpus_per_replica == 1
+    return ", ".join(advice) + ("; or several replicas on one GPU" if one_gpu else "")
+
+
+def _api_advice(known: KnownLimits) -> str:
+    given = known.arguments
+    if given is None:
+        return "more API server processes, fewer and larger chunks"
+    count, interval = given.get("api_server_count"), given.get("stream_interval")
+    servers = "--api-server-count 2 or more" if count is None else f"--api-server-count above {count}"
+    chunks = f"--stream-interval above {1 if interval is None else interval} (fewer, larger chunks)"
+    return f"{servers}, {chunks}"
+
+
+def _kv_cache_advice(known: KnownLimits, *, on_gpu: bool) -> str:
+    given = known.arguments
+    if given is None:
+        return "a larger KV cache or smaller entries; or more GPUs per replica"
+    advice = []
+    if given.get("kv_cache_memory_bytes") is not None:
+        advice.append("a higher --kv-cache-memory-bytes")
+    elif not on_gpu:
+        advice.append("a higher VLLM_CPU_KVCACHE_SPACE")
+    elif (given.gpu_memory_utilization or 0.0) < MOST_UTILIZATION:
+        advice.append("a higher --gpu-memory-utilization")
+    if on_gpu:
+        advice += [*_smaller_entries(known), *(["quantised weights"] if given.quantization is None else [])]
+    found = ", ".join(advice)
+    more = "more GPUs per replica (--tensor-parallel-size)" if on_gpu else "a machine with more memory"
+    return f"{found}; or {more}" if found else more
+
+
+def _bandwidth_advice(known: KnownLimits) -> str:
+    rest = "a GPU class with more memory bandwidth; a larger batch costs latency, not bandwidth"
+    if known.arguments is None:
+        return f"fewer bytes a token, such as quantised weights; or {rest}"
+    advice = list(_smaller_entries(known))
+    if known.arguments.quantization is None:
+        methods = "fp8 or awq" if _has_fp8(known) else "awq"
+        advice.insert(0, f"quantised weights (--quantization {methods})")
+    return f"fewer bytes a token: {', '.join(advice)}; or {rest}" if advice else rest
+
+
+def _compute_advice(known: KnownLimits) -> str:
+    given = known.arguments
+    if given is None:
+        return "fewer operations a token; or more GPUs per replica"
+    advice = []
+    if given.quantization is None and _has_fp8(known):
+        advice.append("--quantization fp8" + ("" if known.gpu_class else " where the GPU has FP8"))
+    if given.get("enable_prefix_caching") is False:
+        advice.append("no --no-enable-prefix-caching, where prompts share a beginning")
+    batched = given.get("max_num_batched_tokens")
+    advice.append("a --max-num-batched-tokens " + ("of its own" if batched is None else f"other than {batched}"))
+    return f"{', '.join(advice)}; or more GPUs per replica (--tensor-parallel-size)"
+
+
+def _cpu_advice(known: KnownLimits) -> str:
+    if known.arguments is None:
+        return "faster or more cores; or a GPU"
+    dtype = [", --dtype bfloat16"] if known.arguments.dtype in {"float32", "float"} else []
+    return f"VLLM_CPU_OMP_THREADS_BIND to all physical cores of one socket{''.join(dtype)}; or a GPU"
+
+
+def _max_num_seqs_above(limit: int, given: VllmArguments) -> str:
+    each = limit // given.data_parallel_size
+    return f"--max-num-seqs above {each}" + (" (of each engine)" if each != limit else "")
+
+
+def _smaller_entries(known: KnownLimits) -> list[str]:
+    given = None if known.arguments is None else known.arguments.kv_cache_dtype
+    return ["--kv-cache-dtype fp8"] if given in {None, "auto"} and _has_fp8(known) else []
+
+
+def _has_fp8(known: KnownLimits) -> bool:
+    """Whether the GPU computes in FP8; of a class without figures that is possible."""
+    known_rates = known.gpu_class is not None and known.gpu_class.fp16_flops is not None
+    return not known_rates or (known.gpu_class is not None and known.gpu_class.fp8_flops is not None)
+
+
+_ASYNC_BY_CHOICE = range(10, 14)
+"""Minor versions 0.x of vLLM with ``--async-scheduling`` and without it by default."""
+
+
+def _version(known: KnownLimits) -> int | None:
+    """X of vLLM 0.x; None for any other version."""
+    match = re.match(r"0\.(\d+)(?:\D|$)", known.version or "")
+    return None if match is None else int(match[1])
 
 
 def _bound_by_bandwidth(traffic: float | None, compute: float | None, bandwidth: float | None) -> bool:

@@ -95,9 +95,9 @@ class DeviceProbe:
         try:
             sent = pynvml.nvmlDeviceGetPcieThroughput(self.board, pynvml.NVML_PCIE_UTIL_TX_BYTES)
             received = pynvml.nvmlDeviceGetPcieThroughput(self.board, pynvml.NVML_PCIE_UTIL_RX_BYTES)
-        except pynvml.NVMLError:
+            return sent * 1024.0, received * 1024.0
+        except Exception:  # noqa: BLE001 - not told, or an answer of a wrong type from a broken binding
             return nan, nan
-        return sent * 1024.0, received * 1024.0
 
     def ecc_errors(self) -> float:
         """Uncorrected memory errors since the driver was loaded; NaN where NVML does not tell."""
@@ -105,7 +105,7 @@ class DeviceProbe:
         kind, since = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC
         try:
             return float(pynvml.nvmlDeviceGetTotalEccErrors(self.board, kind, since))
-        except pynvml.NVMLError:
+        except Exception:  # noqa: BLE001 - see `pcie_bytes_per_s`
             return nan
 
     def _ask(self, position: int, question: Callable[[], tuple[float, ...]] | None) -> tuple[float, ...] | None:
@@ -114,11 +114,14 @@ class DeviceProbe:
         try:
             return question()
         except self._pynvml.NVMLError as error:
-            if error.value in self._hopeless:
+            code = getattr(error, "value", None)
+            if code in self._hopeless:
                 self._questions[position] = None
-            elif error.value == self._pynvml.NVML_ERROR_GPU_IS_LOST:
+            elif code == self._pynvml.NVML_ERROR_GPU_IS_LOST:
                 self.lost = str(error)
-            return None
+        except Exception:  # noqa: BLE001 - a broken binding answers no better the next time
+            self._questions[position] = None
+        return None
 
 
 def _reasons(pynvml: Any, handle: Any) -> int:
@@ -126,7 +129,7 @@ def _reasons(pynvml: Any, handle: Any) -> int:
     try:
         return int(pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
     except pynvml.NVMLError as error:
-        if error.value != pynvml.NVML_ERROR_FUNCTION_NOT_FOUND:
+        if getattr(error, "value", None) != pynvml.NVML_ERROR_FUNCTION_NOT_FOUND:
             raise
         return int(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
 
@@ -135,12 +138,24 @@ def _two(rates: Any) -> tuple[float, float]:
     return rates.gpu / 100, rates.memory / 100
 
 
-_MEAN = {"kv_use"}  # a share; the others add up over engines
+_GAUGES = {"running", "waiting", "kv_use"}
+"""State of an engine, which each of its front ends shows as it last heard of it; the other figures are counters."""
+_MEAN = {"kv_use"}
+"""A share; the others add up over engines."""
+_PROCESS_LABELS = {
+    *("pid", "process", "process_id", "api_server", "api_server_id", "api_server_rank", "client_index"),
+    *("tp_rank", "pp_rank", "rank", "local_rank", "worker"),
+}
+"""Labels that tell apart processes of one engine: its front ends (``pid`` is prometheus_client's) and its ranks."""
+_LABEL = re.compile(r'(\w+)\s*=\s*"((?:[^"\\]|\\.)*)"')
 
 
 @dataclass(frozen=True, slots=True)
 class ServerReading:
     """One reading of the server's metrics; NaN where it has none. Sums over its engines, except for the mean KV use.
+
+    Several front ends may show one engine, each with what it last heard of it, or with 0. Of a gauge the highest of
+    these counts; counters add up, because each front end counts its own requests.
 
     Attributes:
         running, waiting: requests being decoded, and queued inside the server.
@@ -165,32 +180,48 @@ _READ = tuple(field.name for field in fields(ServerReading))
 def read_metrics(page: str, names: MetricNames) -> ServerReading:
     """The figures of one page in the Prometheus text format, by the engine's names. Malformed lines are ignored."""
     text = "\n" + page
-    return ServerReading(**{field: _figure(text, getattr(names, field), mean=field in _MEAN) for field in _READ})
+    return ServerReading(**{field: _figure(text, field, getattr(names, field)) for field in _READ})
 
 
-def _figure(text: str, names: tuple[str, ...], *, mean: bool) -> float:
+def _figure(text: str, field: str, names: tuple[str, ...]) -> float:
     for name in names:
-        values = _values(text, name)
-        if values:
-            return sum(values) / len(values) if mean else sum(values)
+        found = _values(text, name)
+        if found:
+            values = _of_engines(found) if field in _GAUGES else [value for _, value in found]
+            return sum(values) / len(values) if field in _MEAN else sum(values)
     return nan
 
 
-def _values(text: str, name: str) -> list[float]:
-    """The values of all lines ``name{labels} value [timestamp]`` with exactly this name."""
+def _of_engines(found: list[tuple[str, float]]) -> list[float]:
+    """A gauge of each engine: the highest that its processes show. The other labels tell engines apart."""
+    if len(found) == 1:
+        return [found[0][1]]
+    engines: dict[frozenset[tuple[str, str]], float] = {}
+    for labels, value in found:
+        engine = frozenset(pair for pair in _LABEL.findall(labels) if pair[0] not in _PROCESS_LABELS)
+        engines[engine] = max(engines.get(engine, value), value)
+    return list(engines.values())
+
+
+def _values(text: str, name: str) -> list[tuple[str, float]]:
+    """(labels, value) of all lines ``name{labels} value [timestamp]`` with exactly this name; none that is NaN."""
     values = []
     start = f"\n{name}"
     at = text.find(start)
     while at >= 0:
         end = text.find("\n", at + 1)
         line = text[at + len(start) : end if end >= 0 else None]
+        labels = ""
         if line[:1] == "{":
             # A label's value may hold any character but an unescaped quote, so the last "}" closes the labels.
-            line = line[line.rfind("}") + 1 :]
+            close = line.rfind("}") + 1
+            labels, line = line[:close], line[close:]
         elif line[:1] not in {" ", "\t"}:
             line = ""  # a longer name
         with suppress(IndexError, ValueError):
-            values.append(float(line.split()[0]))
+            value = float(line.split()[0])
+            if not math.isnan(value):
+                values.append((labels, value))
         at = text.find(start, at + 1)
     return values
 

@@ -117,6 +117,7 @@ class Telemetry:
         fetch: reads the server's ``/metrics``; None where it has none.
         clock: seconds, monotonic.
         names: of the figures on that page.
+        tolerated: pids of other programs that are allowed on the devices; see `Lease.tolerated`.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class Telemetry:
         clock: Callable[[], float] = time.monotonic,
         *,
         names: MetricNames | None = None,
+        tolerated: Iterable[int] = (),
     ) -> None:
         self._server_pids, self._fetch, self._clock = server_pids, fetch, clock
         self._names = names or MetricNames()
@@ -141,7 +143,8 @@ class Telemetry:
         self._dead: set[int] = set()
         self._probes: dict[str, DeviceProbe] = {}
         self._process_probes: dict[int, ProcessProbe] = {}
-        self._neighbours = {d.uuid: Neighbours() for d in devices}
+        tolerated = frozenset(tolerated)
+        self._neighbours = {d.uuid: Neighbours(tolerated=tolerated) for d in devices}
         self._turn = 0
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -160,7 +163,7 @@ class Telemetry:
         for watched in self.devices:
             try:
                 self._probes[watched.device.uuid] = DeviceProbe(self._pynvml, watched.device)
-            except self._pynvml.NVMLError as error:
+            except Exception as error:  # noqa: BLE001 - lost, or a broken binding; the figures are missing then
                 self.faults[watched.device.label] = str(error)
 
     def start(self) -> None:
@@ -318,7 +321,7 @@ class Telemetry:
                 continue
             try:
                 listed = [GpuProcess(*process) for process in process_list(self._pynvml, probe.handle)]
-            except self._pynvml.NVMLError as error:
+            except Exception as error:  # noqa: BLE001 - not told, or a broken binding
                 self.faults[f"processes of {watched.device.label}"] = str(error)
                 continue
             strangers = self._neighbours[uuid].strangers(listed, self._pids)

@@ -28,7 +28,9 @@ from pathlib import Path
 
 MODE = os.environ.get("STAND_IN", "serve")
 METRICS = """# TYPE vllm:cache_config_info gauge
-vllm:cache_config_info{block_size="16",num_gpu_blocks="100"} 1.0
+vllm:cache_config_info{block_size="16",engine="0",num_gpu_blocks="100",pid="1"} 1.0
+vllm:cache_config_info{block_size="16",engine="0",num_gpu_blocks="None",pid="2"} 1.0
+vllm:cache_config_info{block_size="16",engine="0",num_gpu_blocks="100",pid="3"} 1.0
 # TYPE vllm:generation_tokens counter
 vllm:generation_tokens_total{model_name="a"} 3.0
 vllm:generation_tokens_total{model_name="b"} 4.0

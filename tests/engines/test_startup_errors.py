@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 
 import pytest
 
-from pytest_gpucap.engines.startup_errors import PATTERNS, diagnose, find, oom_kills
+from pytest_gpucap.engines.startup_errors import PATTERNS, Given, diagnose, find, oom_kills
+from pytest_gpucap.vllm_arguments import VllmArguments
 
 LOGS = Path(__file__).with_name("logs")
-"""Shortened logs of vLLM 0.32.0 (CPU build), each provoked with the tiny model."""
+"""Shortened logs of vLLM 0.32.0 (CPU build), each provoked with the tiny model or a stand-in for the hub."""
 
 
 @pytest.mark.parametrize(
@@ -46,6 +48,19 @@ LOGS = Path(__file__).with_name("logs")
             "not enough host memory: 6.06/8.21 GiB free, 0.999, 8.2 GiB asked for",
         ),
         ("port_taken", "port taken", "a port was taken"),
+        (
+            "import_error",
+            "packages do not fit",
+            "flash_attn_2_cuda.cpython-311-x86_64-linux-gnu.so was built for another",
+        ),
+        (
+            "shm_full",
+            "shared memory full",
+            "the shared memory (/dev/shm) is too small: 160 MiB needed, 8 MiB free; give the container more shared memory",
+        ),
+        ("hub_429", "hub refuses", "hub.example refused the download: too many requests (HTTP 429); set HF_TOKEN"),
+        ("hub_tls", "certificate", "a TLS certificate on the way to the model's hub cannot be verified"),
+        ("hub_403", "model not allowed", "the model is gated and this machine has no token for it (model f/x)"),
     ],
 )
 def test_a_real_log_names_its_cause(log: str, name: str, cause: str) -> None:
@@ -167,6 +182,163 @@ REPORTED = [
         ),
         "the interpreter has no vLLM; install vLLM there or choose another with --gpucap-vllm-python",
     ),
+    # vllm-project/vllm#48879, with the words of vLLM 0.32
+    (
+        (
+            "RuntimeError: Insufficient space in /dev/shm for shared-memory ring buffer: 240 MiB required, 64 MiB free. "
+            "Increase /dev/shm (e.g. --shm-size or --ipc=host)."
+        ),
+        "the shared memory (/dev/shm) is too small: 240 MiB needed, 64 MiB free; give the container more shared memory",
+    ),
+    # logicalclocks/hopsworks#1557 (the message is PyTorch's)
+    (
+        "RuntimeError: unable to write to file </torch_739_144252761_4>: No space left on device (28)",
+        "the shared memory (/dev/shm) is full; give the container more shared memory (docker run --shm-size=8g",
+    ),
+    # NVIDIA/Megatron-LM#878 (the message is Python's)
+    (
+        (
+            '  File "/usr/lib/python3.10/multiprocessing/synchronize.py", line 57, in __init__\n'
+            "    sl = self._semlock = _multiprocessing.SemLock(\nOSError: [Errno 28] No space left on device"
+        ),
+        "the shared memory (/dev/shm) is full",
+    ),
+    # vllm-project/vllm#789 and NCCL's troubleshooting guide, "Shared Memory"
+    (
+        (
+            "[0] misc/shmutils.cc:72 NCCL WARN Error: failed to extend /dev/shm/nccl-UlhyGj to 5767524 bytes, error: No "
+            "space left on device (28)\nRuntimeError: NCCL error: unhandled system error (run with NCCL_DEBUG=INFO for "
+            "details)"
+        ),
+        "the shared memory (/dev/shm) is full",
+    ),
+    # odysseus-dev/odysseus#6259
+    ("RuntimeError: scheduler died during initialization (exit code: -7)", "the shared memory (/dev/shm) is full"),
+    ("OSError: [Errno 28] No space left on device: '/root/.cache/huggingface/x.incomplete'", "the disk is full; free"),
+    # vllm-project/vllm#36802
+    (
+        (
+            "triton.runtime.errors.OutOfResources: out of resource: shared memory, Required: 81920, Hardware limit: 65536. "
+            "Reducing block sizes or `num_stages` may help."
+        ),
+        "a Triton kernel needs more shared memory than the GPU has (81920 of 65536); name an attention_backend",
+    ),
+    # huggingface/transformers#34841
+    (
+        (
+            "requests.exceptions.HTTPError: 429 Client Error: Too Many Requests for url: https://huggingface.co/meta-llama/"
+            "Meta-Llama-3-8B/resolve/main/config.json\n\nThe above exception was the direct cause of the following "
+            "exception:\n\nOSError: We couldn't connect to 'https://huggingface.co' to load the files"
+        ),
+        "huggingface.co refused the download: too many requests (HTTP 429); set HF_TOKEN",
+    ),
+    # huggingface/huggingface_hub#3312
+    (
+        "HTTP Error 429 thrown while requesting HEAD https://huggingface.co/a/b/resolve/v2/config.json",
+        "the model's hub refused the download: too many requests (HTTP 429)",
+    ),
+    # Stability-AI/stable-virtual-camera#23 (the message is the hub client's)
+    (
+        (
+            "urllib3.exceptions.MaxRetryError: HTTPSConnectionPool(host='huggingface.co', port=443): Max retries exceeded "
+            "with url: /naver/DUSt3R/resolve/main/config.json (Caused by SSLError(SSLCertVerificationError(1, '[SSL: "
+            "CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate in certificate chain "
+            "(_ssl.c:1007)')))\nhuggingface_hub.errors.LocalEntryNotFoundError: An error happened while trying to locate"
+        ),
+        "the TLS certificate of huggingface.co cannot be verified, as behind a proxy that inspects TLS; set SSL_CERT_FILE",
+    ),
+    # the same from httpx, which newer hub clients use
+    (
+        (
+            "httpx.ConnectError: [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: unable to get local issuer "
+            "certificate (_ssl.c:1000)"
+        ),
+        "a TLS certificate on the way to the model's hub cannot be verified",
+    ),
+    (
+        (
+            "requests.exceptions.ConnectionError: HTTPSConnectionPool(host='huggingface.co', port=443): Max retries exceeded "
+            "with url: /a/b (Caused by NameResolutionError(\"Failed to resolve 'huggingface.co' ([Errno -3] Temporary "
+            "failure in name resolution)\"))\nOSError: We couldn't connect to 'https://huggingface.co' to load the files"
+        ),
+        "the model's hub cannot be reached; check the network and HTTPS_PROXY",
+    ),
+    (
+        "OSError: Tunnel connection failed: 407 Proxy Authentication Required",
+        "the proxy on the way to the model's hub refused the connection; correct HTTPS_PROXY",
+    ),
+    (
+        "huggingface_hub.errors.HfHubHTTPError: 403 Forbidden: Please enable access to public gated repositories",
+        "the model's hub does not let this machine read the model; set HF_TOKEN",
+    ),
+    (
+        "huggingface_hub.errors.HfHubHTTPError: 503 Service Unavailable for url: https://huggingface.co/a/b",
+        "huggingface.co has a fault (HTTP 503); run again later",
+    ),
+    # vllm-project/vllm#31018
+    (
+        "ImportError: libcudart.so.12: cannot open shared object file: No such file or directory",
+        "libcudart.so.12 of CUDA is missing: vLLM was built for another CUDA version; install the vLLM that is built for",
+    ),
+    (
+        "ImportError: libGL.so.1: cannot open shared object file: No such file or directory",
+        "the shared library libGL.so.1 is missing; install the system package that has it",
+    ),
+    # flashinfer-ai/flashinfer#1919, #1781; vllm-project/vllm#36077
+    (
+        "(Worker_TP1 pid=3534) ERROR 10-11 22:28:17 [multiproc_executor.py:694] RuntimeError: Could not find nvcc",
+        "a kernel is compiled at the start, and there is no nvcc; install the CUDA toolkit of vLLM's CUDA version",
+    ),
+    (
+        "FileNotFoundError: [Errno 2] No such file or directory: 'nvcc'",
+        "a kernel is compiled at the start, and there is no nvcc",
+    ),
+    (
+        (
+            "RuntimeError: Ninja build failed. Ninja output:\n/bin/sh: 1: :/usr/local/cuda-12.8/bin/nvcc: not found\n"
+            "ninja: build stopped: subcommand failed."
+        ),
+        "a kernel is compiled at the start, and there is no nvcc",
+    ),
+    (
+        "FileNotFoundError: [Errno 2] No such file or directory: 'ninja'",
+        "a kernel is compiled at the start, and there is no n",
+    ),
+    # flashinfer-ai/flashinfer#4410
+    (
+        "tensor_fill.h:63:10: fatal error: curand_kernel.h: No such file or directory\nninja: build stopped: subcommand failed.",
+        "a kernel does not compile at the start: curand_kernel.h: No such file or directory",
+    ),
+    # vllm-project/vllm#10626
+    (
+        "RuntimeError: NCCL error: unhandled system error (run with NCCL_DEBUG=INFO for details)",
+        "NCCL, which connects the GPUs, failed: unhandled system error; start once with NCCL_DEBUG=INFO",
+    ),
+    # vllm-project/vllm#19185
+    (
+        "RuntimeError: CUDA error: no kernel image is available for execution on the device",
+        "this build of vLLM has no kernels for the GPU; install a vLLM that is built for its compute capability",
+    ),
+    # vllm-project/vllm#14452 (the message is PyTorch's)
+    (
+        "NVIDIA GeForce RTX 5090 with CUDA capability sm_120 is not compatible with the current PyTorch installation.",
+        "this build of vLLM has no kernels for the NVIDIA GeForce RTX 5090 (sm_120)",
+    ),
+    # vllm-project/vllm#4202, #14040
+    (
+        (
+            "ValueError: The quantization method awq is not supported for the current GPU. Minimum capability: 75. Current "
+            "capability: 70."
+        ),
+        "quantization awq needs compute capability 75, and the GPU has 70",
+    ),
+    (
+        (
+            "RuntimeError: ('Quantization scheme is not supported for ', 'the current GPU. Min capability: 80. ', 'Current "
+            "capability: 75.')"
+        ),
+        "the model's quantization needs compute capability 80, and the GPU has 75",
+    ),
     # Provoked on a virtual machine whose CPU shows AMX but does not grant its tile registers
     (
         (
@@ -185,6 +357,88 @@ def test_a_reported_message_names_its_cause(text: str, cause: str) -> None:
     assert diagnose(noise + text + after, 1).startswith(cause)
 
 
+INSPECTED = (LOGS / "failed_to_be_inspected.txt").read_text()
+RAISED = re.search(r"ImportError: /opt/vllm.*", INSPECTED)
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        # vllm-project/vllm#13047
+        (
+            "ImportError: /tmp/vllm/vllm/_C.abi3.so: undefined symbol: _ZN3c105ErrorC2ENS_14SourceLocationE",
+            "_C.abi3.so was built for another PyTorch than the one here (undefined symbol); install vLLM into an environment",
+        ),
+        (
+            "ImportError: cannot import name 'Mllama4Config' from 'transformers' (/usr/lib/x/__init__.py)",
+            "Python packages do not fit together: ImportError: cannot import name 'Mllama4Config' from 'transformers'; ",
+        ),
+        ("ModuleNotFoundError: No module named 'timm'", "the Python package timm is missing; install it where vLLM is"),
+        ("ImportError: numpy is too new", "an import fails: ImportError: numpy is too new; install vLLM into"),
+        ("AssertionError: nobody has seen this before", "AssertionError: nobody has seen this before"),
+        ("", "Model architectures ['Qwen2ForCausalLM'] failed to be inspected"),
+    ],
+)
+def test_the_innermost_cause_wins_over_the_summary_below_it(error: str, cause: str) -> None:
+    assert RAISED is not None
+    quiet = "(APIServer pid=1) WARNING 08-07 01:36:08 [x.py:1] OSError: [Errno 28] No space left on device, no harm\n"
+    assert diagnose(quiet + INSPECTED.replace(RAISED[0], error), 1).startswith(cause)
+
+
+def test_of_a_chain_the_first_cause_is_told_with_what_came_of_it() -> None:
+    text = (
+        "builtins.OddError: the disk hiccuped\n\nThe above exception was the direct cause of the following exception:\n\n"
+        "Traceback (most recent call last):\nValueError: cannot load the model\n"
+    )
+    assert diagnose(text, 1) == "builtins.OddError: the disk hiccuped (it led to ValueError: cannot load the model)"
+
+
+@pytest.mark.parametrize(
+    ("log", "exit_code", "given", "said", "unsaid"),
+    [
+        ("Failed to find C compiler", 1, {}, "or add enforce_eager=True", ""),
+        ("Failed to find C compiler", 1, {"enforce_eager": True}, "install them", "enforce_eager"),
+        ("", -signal.SIGILL, {"dtype": "float32"}, "install a vLLM that is built for this CPU", "add dtype"),
+        ("MemoryError", 1, {"cpu": False}, "free memory of the host", "VLLM_CPU"),
+        ("MemoryError", 1, {"cpu": True}, "lower VLLM_CPU_KVCACHE_SPACE", ""),
+        ("MemoryError", 1, {"cpu": True, "kv_cache_memory_bytes": "2G"}, "lower kv_cache_memory_bytes", "VLLM_CPU"),
+        ("No available memory for the cache blocks", 1, {"cpu": False}, "raise gpu_memory_utilization", "CPU"),
+        (
+            "No available memory for the cache blocks",
+            1,
+            {"kv_cache_memory_bytes": "2G"},
+            "raise kv_cache_mem",
+            "utilization",
+        ),
+        ("Unknown quantization method: wow", 1, {"quantization": "wow"}, "remove quantization='wow' from", ""),
+        ("Unknown quantization method: wow", 1, {}, "the model in another format", "remove"),
+        ("CUDA out of memory", 1, {"data_parallel_size": 2}, "lower gpu_memory_utilization", "tensor_parallel"),
+        (
+            "Bfloat16 is only supported on GPUs with compute capability of at least 8.0. Your T4 GPU has compute capability 7.5",
+            *(1, {"dtype": "bfloat16"}, 'change dtype="bfloat16" of the vllm marker to "half"', "add"),
+        ),
+        (
+            "OutOfResources: out of resource: shared memory, Required: 2, Hardware limit: 1",
+            1,
+            {},
+            "name an attention",
+            "",
+        ),
+        (
+            "OutOfResources: out of resource: shared memory, Required: 2, Hardware limit: 1",
+            *(1, {"attention_backend": "TRITON_ATTN"}, "name another attention_backend than TRITON_ATTN", "name an a"),
+        ),
+    ],
+)
+def test_no_advice_contradicts_the_command(
+    log: str, exit_code: int, given: dict[str, object], said: str, unsaid: str
+) -> None:
+    cpu = given.pop("cpu", None) if "cpu" in (given := dict(given)) else None
+    told = diagnose(log, exit_code, given=Given(VllmArguments(given), None if cpu is None else bool(cpu)))
+    assert said in told
+    assert not unsaid or unsaid not in told.partition(";")[2]
+
+
 def test_a_sound_log_names_no_cause() -> None:
     warnings = (
         'WARNING [_custom_ops.py:20] Failed to import from vllm._C with ModuleNotFoundError("No module named '
@@ -198,6 +452,11 @@ def test_a_sound_log_names_no_cause() -> None:
     [
         ("", -signal.SIGKILL, "it was killed with SIGKILL, which is what the kernel does when host memory runs out"),
         ("", -signal.SIGILL, "it used an instruction that this CPU does not grant (SIGILL)"),
+        (
+            "",
+            -signal.SIGBUS,
+            "it was ended by SIGBUS, which is what the kernel does when /dev/shm is full; give the con",
+        ),
         ("", -signal.SIGSEGV, "it was ended by SIGSEGV, and the log names no cause"),
         ("hello", 3, "it ended with exit code 3, and the log names no cause"),
         ("hello", None, "the log names no cause"),

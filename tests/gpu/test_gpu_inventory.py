@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import pytest_gpucap
-from pytest_gpucap.gpu.classes import GpuClass, find_class
+from pytest_gpucap.gpu import inventory as inventory_module
+from pytest_gpucap.gpu.classes import GpuClass, find_class, read_classes
 from pytest_gpucap.gpu.inventory import (
     Inventory,
     NoGpu,
@@ -20,6 +22,7 @@ from pytest_gpucap.gpu.inventory import (
     devices_of_class,
     take_inventory,
 )
+from pytest_gpucap.gpu.nvml import REQUIRED
 from pytest_gpucap.session.environment import device_state
 from tests.gpu import fake_nvml
 
@@ -80,6 +83,14 @@ def test_a_driver_that_does_not_fit_its_library_is_no_gpu() -> None:
         detect_class(found)
 
 
+def test_a_machine_of_another_maker_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inventory_module, "AMD_DRIVER", tmp_path)
+    with pytest.raises(
+        NoGpu, match=r"no GPU here \(NVML: .*mismatch\.; the AMD GPUs that are here are not supported\)"
+    ):
+        detect_class(inventory("mismatch"))
+
+
 def test_slices_stand_for_a_gpu_that_is_split() -> None:
     found = inventory("a100-mig")
     assert [device.mig_profile for device in found.devices] == ["3g.20gb", "1g.5gb", "1g.5gb"]
@@ -135,6 +146,43 @@ def test_a_gpu_that_no_class_knows_gets_one() -> None:
     assert devices_of_class(found, gpu_class) == found.devices
 
 
+@pytest.mark.parametrize("wanted", ["l40s", "h200"])
+def test_advice_names_no_class_that_is_not_known(wanted: str, tmp_path: Path) -> None:
+    with fake_nvml.answers("h200") as nvml:
+        nvml.set(name="NVIDIA L40 Ultra")
+        found = take_inventory({})
+    with pytest.raises(WrongGpuClass) as caught:
+        devices_of_class(found, find_class(wanted))
+    said = str(caught.value)
+    assert "say --gpu-class" not in said
+    line = re.search(r"write (gpu = .*\]) to a file", said)
+    assert line is not None
+    path = tmp_path / "mine.toml"
+    path.write_text(line[1])
+    own = read_classes(path)
+    assert detect_class(found, own).name == "l40-ultra"
+    assert devices_of_class(found, find_class("l40-ultra", own), own) == found.devices
+    assert own[0].memory_bytes == pytest.approx(143771 * 2**20, rel=1e-3)
+
+
+def test_of_several_classes_only_known_ones_are_offered() -> None:
+    with fake_nvml.answers("mixed") as nvml:
+        nvml.set(name="NVIDIA X9000 Super")
+        found = take_inventory({})
+    with pytest.raises(WrongGpuClass) as caught:
+        detect_class(found)
+    known, _, new = str(caught.value).partition("; ")
+    assert known == "GPUs of several classes here: name one with --gpu-class: rtx4090"
+    assert new.startswith('NVIDIA X9000 Super is of no known class: write gpu = [{name = "x9000-super", ')
+
+
+def test_an_older_drivers_name_is_the_same_product() -> None:
+    with fake_nvml.answers("a100-mig") as nvml:
+        nvml.set(name="A100-SXM4-40GB")
+        found = take_inventory({})
+    assert len(devices_of_class(found, find_class("NVIDIA-A100-SXM4-40GB-MIG-1g.5gb"))) == 2
+
+
 def test_a_users_class_names_a_new_product() -> None:
     with fake_nvml.answers("h200") as nvml:
         nvml.set(name="NVIDIA X9000 Super")
@@ -145,7 +193,7 @@ def test_a_users_class_names_a_new_product() -> None:
 
 
 def test_gpus_of_several_classes_must_be_told_apart() -> None:
-    with pytest.raises(WrongGpuClass, match=r"several classes here \(a10, rtx4090\): name one"):
+    with pytest.raises(WrongGpuClass, match=r"several classes here: name one with --gpu-class: a10, rtx4090$"):
         detect_class(inventory("mixed"))
 
 
@@ -272,6 +320,97 @@ def test_a_machine_recorded_from_the_fake_library_is_the_recording(name: str) ->
         recorded = json.loads(done.stdout)
         assert recorded["system"] == nvml.content["system"]
         assert recorded["devices"] == nvml.content["devices"]
+
+
+pynvml = importlib.import_module("pynvml")
+
+
+def test_what_is_asked_of_the_binding_is_what_it_is_checked_for() -> None:
+    package = Path(pytest_gpucap.__file__).parent
+    asked = {
+        name for path in package.rglob("*.py") for name in re.findall(r"pynvml\.(nvml\w+|NVML\w+)", path.read_text())
+    }
+    assert asked == set(REQUIRED)
+    assert all(hasattr(pynvml, name) for name in REQUIRED)
+
+
+WHOLE = "from __real__ import *\nfrom __real__ import NVMLError, nvmlMemory_v2\n"
+UNTYPED = WHOLE + "def nvmlDeviceGetName(handle): return b'NVIDIA H200'\n"
+MISTYPED = WHOLE + "def nvmlDeviceGetCount(): return 'many'\n"
+UNPAIRED = WHOLE + "def nvmlDeviceGetMigMode(handle): return None\ndef nvmlSystemGetDriverVersion(): return b'1'\n"
+LATE = WHOLE + "def nvmlDeviceGetHandleByIndex(index): raise OSError('no\\nlibrary')\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "package", "said"),
+    [
+        # pynvml 11.5.3 and 8.0.4 lack functions; their texts are bytes
+        (
+            "class NVMLError(Exception): pass",
+            "pynvml 11.5.3",
+            r"lacks nvmlInit and \d+ others: it belongs to the package",
+        ),
+        ("from ctypes import nothing", "nvidia-ml-py3 7.352.0", "cannot be imported .ImportError: cannot import name"),
+        ("import nothing_like_it", "pynvml 8.0.4", "cannot be imported .ModuleNotFoundError: No module named"),
+        ("1/0", "pynvml 8.0.4", "cannot be imported .ZeroDivisionError"),
+        ("def f(:", "pynvml 8.0.4", "cannot be imported .SyntaxError"),
+        (WHOLE + "NVMLError = 3", "other 1", "has an NVMLError that is no exception"),
+        (WHOLE + "def nvmlInit(): raise TypeError('x')", "other 1", "fails in nvmlInit .TypeError: x"),
+        (UNTYPED, "other 1", "gives GPU 0 no usable answers .TypeError: b'NVIDIA H200' is no text"),
+        (LATE, "other 1", "gives GPU 0 no usable answers .OSError: no library"),
+    ],
+)
+def test_a_module_that_hides_the_binding_is_named_with_its_package(
+    source: str, package: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, version = package.split()
+    module = tmp_path / "pynvml" / "__init__.py"
+    module.parent.mkdir()
+    module.write_text(source)
+    about = tmp_path / f"{name}-{version}.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (about / "RECORD").write_text("pynvml/__init__.py,,\n")
+    found = hidden_by(tmp_path, monkeypatch)
+    assert found.devices == ()
+    (problem,) = found.problems
+    assert re.search(said, problem), problem
+    assert f"belongs to the package {package}, which hides nvidia-ml-py 1" in problem
+    assert f"pip uninstall -y {name} && pip install --force-reinstall nvidia-ml-py" in problem
+    assert str(module) in problem
+    assert "\n" not in problem
+    with pytest.raises(NoGpu, match=re.escape(package)):
+        detect_class(found)
+
+
+def hidden_by(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Inventory:
+    """The inventory of an H200 while a folder with another ``pynvml`` stands first on the path."""
+    monkeypatch.setitem(sys.modules, "__real__", pynvml)
+    monkeypatch.delitem(sys.modules, "pynvml")
+    monkeypatch.syspath_prepend(str(folder))
+    return inventory("h200")
+
+
+def test_a_file_of_no_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pynvml.py").write_text("")
+    (problem,) = hidden_by(tmp_path, monkeypatch).problems
+    assert f"({tmp_path}/pynvml.py) lacks NVMLError and" in problem
+    assert "it belongs to no installed package and hides nvidia-ml-py" in problem
+    assert problem.endswith("; rename or remove it")
+
+
+@pytest.mark.parametrize("source", [UNPAIRED, MISTYPED], ids=["unpaired", "mistyped"])
+def test_an_answer_of_a_wrong_type_costs_its_own_field(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pynvml.py").write_text(source)
+    found = hidden_by(tmp_path, monkeypatch)
+    if source == MISTYPED:
+        assert found.problems == ("NVML: ValueError: invalid literal for int() with base 10: 'many'",)
+        return
+    (device,) = found.devices
+    assert device.unreadable == {"mig_mode": "TypeError: 'NoneType' object is not subscriptable"}
+    assert (device.mig_mode, device.power_limit_w, found.driver) == (None, 700, None)
 
 
 def test_nothing_here_can_change_a_setting() -> None:

@@ -21,7 +21,15 @@ from pytest_gpucap.gpu.classes import find_class
 from pytest_gpucap.gpu.device import Device
 from pytest_gpucap.gpu.inventory import devices_of_class, take_inventory
 from pytest_gpucap.gpu.lease import GpuShared, Lease, LeaseError, LeaseTimeout, lease, lease_cpu, machine_directory
-from pytest_gpucap.gpu.occupancy import MemoryNotReturned, Occupancy, occupancy_of, wait_memory_returned
+from pytest_gpucap.gpu.occupancy import (
+    GpuProcess,
+    IdleMemory,
+    MemoryNotReturned,
+    Neighbours,
+    Occupancy,
+    occupancy_of,
+    wait_memory_returned,
+)
 from tests.gpu import fake_nvml
 from tests.waiting import FOREVER_S
 
@@ -258,6 +266,69 @@ def test_what_an_idle_driver_keeps_is_no_use(tmp_path: Path) -> None:
     with machine("h200") as (nvml, devices):
         nvml.set(memory={"total": 143771 * 2**20, "used": 500 * 2**20, "reserved": 628 * 2**20})
         lease(devices, 1, wait_s=0, directory=tmp_path).release()
+
+
+DESKTOP = {"memory": {"total": 24 * 2**30, "used": int(1.3 * 2**30), "reserved": 400 * 2**20}}
+
+
+def test_a_refusal_names_the_option_for_a_desktop(tmp_path: Path) -> None:
+    with machine("h200") as (nvml, devices):
+        nvml.set(**DESKTOP)
+        with pytest.raises(GpuShared, match=r"allow it with --gpucap-gpu-idle=2GiB$"):
+            lease(devices, 1, wait_s=0, directory=tmp_path)
+        with (
+            lease(devices, 1, wait_s=0, idle=IdleMemory(share=0.5), directory=tmp_path),
+            pytest.raises(LeaseTimeout) as caught,
+        ):
+            lease(devices, 1, wait_s=0, directory=tmp_path)
+        assert "--gpucap-gpu-idle" not in str(caught.value), "somebody's lease is no desktop"
+
+
+def test_whoever_waits_for_a_desktop_is_told_the_option_too(tmp_path: Path) -> None:
+    with machine("h200-x4") as (nvml, devices):
+        nvml.set(0, **DESKTOP)
+        with lease(devices[1:], 3, wait_s=0, directory=tmp_path), pytest.raises(LeaseTimeout) as caught:
+            lease(devices, 2, wait_s=0, directory=tmp_path)
+        assert str(caught.value).endswith("allow it with --gpucap-gpu-idle=2GiB")
+
+
+@pytest.mark.parametrize(
+    ("idle", "free"),
+    [
+        (IdleMemory(bytes=2 * 2**30), True),
+        (IdleMemory(share=0.06), True),
+        (IdleMemory(bytes=2**30), False),
+        (IdleMemory(share=0.05), False),
+        (None, False),
+    ],
+)
+def test_a_desktop_is_leased_as_far_as_it_is_allowed(idle: IdleMemory | None, free: bool, tmp_path: Path) -> None:
+    with foreign_process() as compositor, machine("h200") as (nvml, devices):
+        # A compositor computes too, and WSL tells no memory of a process.
+        nvml.set(**DESKTOP, processes=[{"pid": compositor.pid}])
+        if not free:
+            with pytest.raises(GpuShared, match=f"pid {compositor.pid}.*--gpucap-gpu-idle=2GiB"):
+                lease(devices, 1, wait_s=0, idle=idle, directory=tmp_path)
+            return
+        with lease(devices, 1, wait_s=0, idle=idle, directory=tmp_path) as held:
+            (remark,) = held.remarks()
+            assert remark.startswith("not empty before the measurement, as --gpucap-gpu-idle allows: GPU 0")
+            assert f"1.3 GiB in use, by pid {compositor.pid} (" in remark
+            assert held.tolerated == {compositor.pid}
+            listed = [GpuProcess(compositor.pid, None), GpuProcess(1, None)]
+            told_apart = Neighbours(contained=False, tolerated=held.tolerated).strangers(listed, frozenset())
+            assert [process.pid for process in told_apart] == [1], "whoever comes later is still a neighbour"
+            nvml.set(memory={**DESKTOP["memory"], "used": int(1.45 * 2**30)})  # a window was opened meanwhile
+            wait_memory_returned(held.devices, held.baseline, [], 0)
+
+
+def test_an_empty_device_has_no_remark(tmp_path: Path) -> None:
+    with (
+        machine("h200") as (_, devices),
+        lease(devices, 1, wait_s=0, idle=IdleMemory(share=0.5), directory=tmp_path) as held,
+    ):
+        assert held.remarks() == []
+        assert held.tolerated == frozenset()
 
 
 def test_a_process_that_is_just_leaving_is_waited_for(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -181,6 +182,8 @@ def test_a_mistake_in_a_test_that_is_not_selected_costs_nothing(pytester: pytest
         (["--gpucap-url=http://localhost/v1", "--gpu-class=sim:fast"], "--gpucap-url and --gpu-class=sim:PROFILE"),
         (["--gpucap-url=http://localhost/v1", "--gpu-class=a10q"], "--gpu-class: GPU class 'a10q' is not known"),
         (["--gpucap-vllm-python=/nowhere/python"], "--gpucap-vllm-python: there is no interpreter at /nowhere/python"),
+        (["--gpu-class=mi300x"], "--gpu-class: GPU class 'mi300x' is not known: an AMD GPU is not supported"),
+        (["--gpucap-gpu-idle=2"], "--gpucap-gpu-idle: gpu idle must be an amount of memory with its unit"),
         (["--gpucap-gpu-file=none.toml"], "--gpucap-gpu-file: *none.toml"),
         (["-o", "gpucap_inconclusive=maybe"], "*gpucap_inconclusive: must be one of fail, skip, pass, not 'maybe'"),
     ],
@@ -193,6 +196,28 @@ def test_a_mistake_on_the_command_line_is_one_line(
     assert result.ret == USAGE
     result.stderr.fnmatch_lines([f"ERROR: {message}*"])
     assert len(result.stderr.str().strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("source", ["class NVMLError(Exception): ...", "import no_such_module", "1 / 0"])
+def test_another_module_in_the_place_of_nvmls_is_one_line(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    pytester.makepyfile(
+        "import pytest\n@pytest.mark.vllm(model='synthetic:tiny')\n@pytest.mark.gpucap(qps=1)\n"
+        "def test_it(gpucap): gpucap.check()"
+    )
+    folder = pytester.mkdir("old")
+    (folder / "pynvml.py").write_text(source)
+    monkeypatch.setitem(sys.modules, "pynvml", sys)  # so that it is restored afterwards
+    monkeypatch.delitem(sys.modules, "pynvml")
+    monkeypatch.syspath_prepend(str(folder))
+    named = pytester.runpytest("--gpu-class=h200")
+    assert named.ret == USAGE
+    named.stderr.fnmatch_lines([f"ERROR: --gpu-class: GPU class h200: no GPU here (*({folder}/pynvml.py)*"])
+    assert len(named.stderr.str().strip().splitlines()) == 1
+    skipped = pytester.runpytest("-rs")
+    skipped.assert_outcomes(skipped=1)
+    skipped.stdout.fnmatch_lines(["*no GPU here (the module pynvml*"])
 
 
 def test_a_class_that_the_machine_does_not_have_must_not_turn_green(pytester: pytest.Pytester) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from pytest_gpucap.results.telemetry import (
 )
 from pytest_gpucap.telemetry.bottleneck import KnownLimits, find_bottleneck
 from pytest_gpucap.telemetry.probes import API_SERVER, ENGINE, HELPER, WORKER
+from pytest_gpucap.vllm_arguments import VllmArguments
 
 UNREAD: dict[str, Any] = dict.fromkeys(
     (
@@ -55,9 +57,8 @@ def test_a_small_model_on_a_large_gpu_is_held_by_one_core() -> None:
     assert found.kind is BottleneckKind.ENGINE_CPU
     assert "the engine's main thread (pid 20) on a core 99% of the time" in found.evidence
     assert "GPU idle 38% of the time" in found.evidence
-    assert "--enforce-eager" in found.advice
     assert found.describe().startswith("engine CPU: the engine's main thread (pid 20)")
-    assert "; try no --enforce-eager" in found.describe()
+    assert "; try faster cores; or several replicas on one GPU" in found.describe()
 
 
 def test_an_engine_that_spins_while_the_gpu_is_busy_is_not_the_limit() -> None:
@@ -140,6 +141,77 @@ def test_a_full_batch_with_room_in_the_cache() -> None:
     assert found.kind is BottleneckKind.MAX_NUM_SEQS
     assert "63.8 of max_num_seqs=64 requests running on average" in found.evidence
     assert found.advice.startswith("--max-num-seqs above 64")
+
+
+FULL = summary(server={"waiting": 9.0, "waiting_share": 0.9, "full_while_waiting": 0.9}, devices=(device(gpu_use=0.9),))
+FULL_ON_CPU = summary(server={"preemptions": 3.0}, processes=(engine(0.9),))
+BUSY_ENGINE = summary(server={}, devices=(device(gpu_use=0.6),), processes=(engine(0.99),))
+BUSY_API = summary(server={}, devices=(device(gpu_use=0.4),), processes=(api_server(0.97), engine(0.6)))
+BANDWIDTH = summary(server={}, devices=(device(gpu_use=0.98, memory_use=0.75),))
+COMPUTE = summary(server={}, devices=(device(gpu_use=0.98, memory_use=0.2),))
+ON_CPU = summary(server={}, processes=(engine(0.97, 1.9), api_server(0.2)))
+WAITS = summary(server={"running": 128.0, "waiting": 9.0, "waiting_share": 0.95}, devices=(device(gpu_use=0.99),))
+
+
+@pytest.mark.parametrize(
+    ("seen", "given", "class_name", "said", "unsaid"),
+    [
+        (BUSY_ENGINE, {}, "h200", "faster cores", "eager"),
+        (BUSY_ENGINE, {"enforce_eager": True}, "h200", "no --enforce-eager (CUDA graphs", "async"),
+        (BUSY_ENGINE, {"enforce_eager": False}, "h200", "faster cores", "eager"),
+        (BUSY_ENGINE, {"async_scheduling": False}, "h200", "no --no-async-scheduling", "eager"),
+        (BUSY_ENGINE, {"tensor_parallel_size": 2}, "h200", "faster cores", "replicas"),
+        (BUSY_API, {}, "h200", "--api-server-count 2 or more, --stream-interval above 1", ""),
+        (
+            BUSY_API,
+            {"api_server_count": 4, "stream_interval": 8},
+            "h200",
+            "count above 4, --stream-interval above 8",
+            "2 or",
+        ),
+        (FULL, {}, "h200", "--gpu-memory-utilization, --kv-cache-dtype fp8, quantised weights", "CPU"),
+        (FULL, {"kv_cache_dtype": "fp8", "quantization": "fp8"}, "h200", "--gpu-memory-utilization; or more", "fp8"),
+        (FULL, {"gpu_memory_utilization": 0.96}, "a100-80gb", "quantised weights; or more GPUs", "utilization"),
+        (FULL, {"kv_cache_memory_bytes": "20G"}, "a100-80gb", "a higher --kv-cache-memory-bytes", "utilization"),
+        (FULL_ON_CPU, {}, "cpu", "a higher VLLM_CPU_KVCACHE_SPACE; or a machine", "GPU"),
+        (BANDWIDTH, {}, "h200", "(--quantization fp8 or awq), --kv-cache-dtype fp8; or a GPU class", ""),
+        (BANDWIDTH, {}, "a100-80gb", "(--quantization awq); or a GPU class", "fp8"),
+        (BANDWIDTH, {"quantization": "fp8", "kv_cache_dtype": "fp8"}, "h200", "a GPU class with more memory", "--"),
+        (COMPUTE, {}, "h200", "--quantization fp8, ", "prefix"),
+        (COMPUTE, {"enable_prefix_caching": False}, "a10", "no --no-enable-prefix-caching", "fp8"),
+        (COMPUTE, {"max_num_batched_tokens": 2048, "quantization": "awq"}, "h200", "other than 2048", "quantization"),
+        (ON_CPU, {}, "cpu", "VLLM_CPU_OMP_THREADS_BIND", "dtype"),
+        (ON_CPU, {"dtype": "float32"}, "cpu", "socket, --dtype bfloat16; or a GPU", ""),
+        (
+            WAITS,
+            {"max_num_seqs": 64, "data_parallel_size": 2},
+            "h200",
+            "--max-num-seqs above 64 (of each engine)",
+            "128",
+        ),
+    ],
+)
+def test_advice_fits_the_command(
+    seen: TelemetrySummary, given: dict[str, object], class_name: str, said: str, unsaid: str
+) -> None:
+    known = KnownLimits(gpu_class=find_class(class_name), cores=2, max_num_seqs=128, arguments=VllmArguments(given))
+    found = find_bottleneck(seen, known)
+    assert said in found.advice
+    assert not unsaid or unsaid not in found.advice
+    # Of a server that is no vLLM of ours no flag is known.
+    other = find_bottleneck(seen, replace(known, arguments=None))
+    assert other.kind is found.kind
+    assert other.advice
+    assert "--" not in other.advice
+    assert "VLLM" not in other.advice
+
+
+@pytest.mark.parametrize(
+    ("version", "offered"), [("0.9.2", False), ("0.11.0", True), ("0.32.0+cpu", False), ("1.0", False), (None, False)]
+)
+def test_a_flag_is_offered_to_versions_that_need_it(version: str | None, offered: bool) -> None:
+    found = find_bottleneck(BUSY_ENGINE, KnownLimits(version=version))
+    assert ("--async-scheduling" in found.advice) == offered
 
 
 @pytest.mark.parametrize("figures", [{"running": 63.8}, {"running": 30.0, "waiting": 9.0, "waiting_share": 0.95}])

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -621,6 +622,59 @@ def test_any_model_name_is_read_as_the_reference_writes_it(models: list[str], va
     assert figures.output_tokens == pytest.approx(value * len(models))
     assert figures.kv_use == 0.25
     assert math.isnan(figures.waiting), "a longer name that starts the same is another one"
+
+
+FRONT_END = """
+    import sys
+    from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest, multiprocess
+    labels, mode, use = ["model_name", "engine"], sys.argv[1], map(float, sys.argv[2:])
+    gauges = [
+        Gauge(f"vllm:{name}", "", labels, multiprocess_mode=mode)
+        for name in ("kv_cache_usage_perc", "num_requests_running", "num_requests_waiting")
+    ]
+    answered = Counter("vllm:generation_tokens", "", labels)
+    for engine, share in enumerate(use):
+        for gauge, factor in zip(gauges, (1, 100, 10)):
+            gauge.labels("m", str(engine)).set(share * factor)
+        answered.labels("m", str(engine)).inc(50)
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)
+    print(generate_latest(registry).decode())
+"""
+
+
+@pytest.mark.parametrize("mode", ["all", "liveall", "mostrecent"])
+def test_front_ends_of_one_engine_are_not_engines(mode: str, tmp_path: Path) -> None:
+    """Of three front ends one heard of both engines, one of the second alone, and one of none."""
+    page = ""
+    for use in (["0.2", "0.8"], ["0", "0.6"], ["0", "0"]) if mode != "mostrecent" else (["0", "0"], ["0.2", "0.8"]):
+        page = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(FRONT_END), mode, *use],
+            env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    assert ("pid=" in page) == (mode != "mostrecent")
+    figures = read_metrics(page, METRICS)
+    assert figures.kv_use == pytest.approx((0.2 + 0.8) / 2), "the highest of an engine, the mean over engines"
+    assert (figures.running, figures.waiting) == pytest.approx((100, 10)), "the sum over engines"
+    assert figures.output_tokens == (200 if mode == "mostrecent" else 300), "each front end counts its own"
+
+
+def test_engines_are_told_apart_by_whatever_labels_they_have() -> None:
+    page = """
+vllm:kv_cache_usage_perc{pid="7",model_name="a"} 0.9
+vllm:kv_cache_usage_perc{model_name="a",pid="8"} 0.0
+vllm:kv_cache_usage_perc{model_name="b, pid=\\"9\\"",pid="8"} 0.1
+vllm:num_requests_running{engine="0",instance="x:1"} 3
+vllm:num_requests_running{engine="0",instance="x:2"} 4
+vllm:num_requests_waiting{engine="0"} NaN
+"""
+    figures = read_metrics(page, METRICS)
+    assert figures.kv_use == pytest.approx(0.5)
+    assert figures.running == 7
+    assert math.isnan(figures.waiting)
 
 
 @pytest.mark.parametrize(
