@@ -7,6 +7,8 @@ from enum import StrEnum
 
 import msgspec
 
+from pytest_gpucap.results.problems import Problem
+
 
 class DeviceSummary(msgspec.Struct, frozen=True):
     """One device over a window. None for what the device does not report.
@@ -81,7 +83,7 @@ class ProcessSummary(msgspec.Struct, frozen=True):
 
 
 class OtherProcess(msgspec.Struct, frozen=True):
-    """A process that is not part of the measurement, and the cores that it used. Children that ended count as its own."""
+    """A process that is not part of the measurement, and the cores that it and its ended children used."""
 
     pid: int
     name: str
@@ -111,7 +113,8 @@ class HostSummary(msgspec.Struct, frozen=True):
         clock_mhz: of busy cores.
         base_clock_mhz: of the same cores, as they are sold.
         heated: share of the time in which heat held the processor back.
-        disturbances: why the host was not itself while it was measured, one clause each.
+        disturbances: why the host was not itself while it was measured. They are among the problems of the result as
+            well, unless they are to be remarks only.
     """
 
     readings: int
@@ -134,7 +137,7 @@ class HostSummary(msgspec.Struct, frozen=True):
     clock_mhz: float | None = None
     base_clock_mhz: float | None = None
     heated: float | None = None
-    disturbances: tuple[str, ...] = ()
+    disturbances: tuple[Problem, ...] = ()
 
 
 class TelemetrySummary(msgspec.Struct, frozen=True):

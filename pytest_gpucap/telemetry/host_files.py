@@ -154,7 +154,7 @@ class HostFiles:
         return _pressure(self._proc / "pressure" / "memory")
 
     def cpu_pressure(self, group: Path | None) -> Pressure | None:
-        """The CPU pressure of a control group, by its folder; of the machine if there is no group or it does not tell."""
+        """The CPU pressure of a control group, by its folder; of the machine without one, or if it does not tell."""
         own = None if group is None else _pressure(group / "cpu.pressure")
         return own or _pressure(self._proc / "pressure" / "cpu")
 
@@ -166,11 +166,8 @@ class HostFiles:
 
     def quotas(self, pid: int) -> list[Quota]:
         """The CPU quotas that hold for a process, innermost first."""
-        found = []
-        for folder in self._levels(pid):
-            if (cores := _quota_cores(folder)) is not None:
-                found.append(Quota(folder, cores))
-        return found
+        levels = ((folder, _quota_cores(folder)) for folder in self._levels(pid))
+        return [Quota(folder, cores) for folder, cores in levels if cores is not None]
 
     def throttling(self, quota: Quota) -> Throttling | None:
         """The counters of a quota; None if they cannot be read."""
@@ -243,7 +240,7 @@ def _up_to_mount(group: str, root: str, point: Path) -> Iterator[Path]:
     if not folder.is_dir():
         folder = point
     yield folder
-    while folder != point and folder != folder.parent:
+    while folder not in {point, folder.parent}:
         folder = folder.parent
         yield folder
 

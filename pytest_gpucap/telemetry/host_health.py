@@ -28,13 +28,13 @@ MOST_STOLEN = 0.05
 """Share of the time in which this virtual machine wanted to run that the hypervisor may give to others. It slows the
 server by as much; see `MOST_TAKEN`."""
 MOST_THROTTLED = 0.05
-"""Share of the periods of a CPU quota that may end with the quota used up. Everything then stands still for up to 0.1 s,
-which a p95 does not show in one period of twenty."""
+"""Share of the periods of a CPU quota that may end with the quota used up. Everything then stands still for up to 0.1
+s. Once in twenty periods, a p95 does not show that."""
 MOST_HEATED = 0.05
 """Share of the time in which heat may hold the processor back; see `MOST_TAKEN`."""
 LOW_CLOCK = 0.5
-"""Share of the processor's base clock that busy cores must reach. Wide vector instructions alone may lower it by a third,
-a power limit or a power-saving governor by much more."""
+"""Share of the processor's base clock that busy cores must reach. Wide vector instructions alone may lower it by a
+third, a power limit or a power-saving governor by much more."""
 MOST_STALLED = 0.05
 """Share of the time in which every task with work may wait for memory. Then the machine is short of it: it swaps, or
 reads the same pages again and again."""
@@ -51,17 +51,16 @@ def host_problems(host: HostSummary, seconds: float) -> list[Problem]:
         seconds: the length of the window.
     """
     found = []
-    if host.disturbing_cores is not None and host.disturbing_cores > MOST_TAKEN * host.cores:
-        if host.disturbing_cores * seconds >= LEAST_TAKEN_S:
-            text = f"{others_text(host)}, and no core was left idle; {_ADVICE} ({_ANYWAY})"
-            found.append(Problem(ProblemSource.HOST, ProblemKind.SHARED, text))
-    if host.stolen is not None and host.stolen > MOST_STOLEN:
-        if (host.stolen_cores or 0.0) * seconds >= LEAST_TAKEN_S:
-            text = (
-                f"the hypervisor gave {host.stolen:.0%} of the time that this virtual machine wanted to run to others "
-                f"(steal); take a machine with cores of its own ({_ANYWAY})"
-            )
-            found.append(Problem(ProblemSource.HOST, ProblemKind.STEAL, text))
+    taken, stolen = host.disturbing_cores or 0.0, host.stolen_cores or 0.0
+    if taken > MOST_TAKEN * host.cores and taken * seconds >= LEAST_TAKEN_S:
+        text = f"{others_text(host)}, and no core was left idle; {_ADVICE} ({_ANYWAY})"
+        found.append(Problem(ProblemSource.HOST, ProblemKind.OTHERS, text))
+    if (host.stolen or 0.0) > MOST_STOLEN and stolen * seconds >= LEAST_TAKEN_S:
+        text = (
+            f"the hypervisor gave {host.stolen:.0%} of the time that this virtual machine wanted to run to others "
+            f"(steal); take a machine with cores of its own ({_ANYWAY})"
+        )
+        found.append(Problem(ProblemSource.HOST, ProblemKind.STEAL, text))
     if host.throttled is not None and host.throttled > MOST_THROTTLED:
         found.append(Problem(ProblemSource.HOST, ProblemKind.QUOTA, _quota_text(host, seconds)))
     if host.heated is not None and host.heated > MOST_HEATED:
@@ -98,7 +97,7 @@ def _quota_text(host: HostSummary, seconds: float) -> str:
     beside = host.quota_other_cores or 0.0
     if beside > MOST_TAKEN * quota:
         text += f"; other processes used {beside:.2g} cores of it"
-    return f"{text}; raise it (docker --cpus, Kubernetes limits.cpu, CPUQuota=), or, if servers run under it in production, {_ANYWAY}"
+    return f"{text}; raise it (docker --cpus, Kubernetes limits.cpu, systemd CPUQuota=; {_ANYWAY})"
 
 
 def _clock_text(host: HostSummary) -> str:

@@ -41,14 +41,14 @@ from pytest_gpucap.telemetry.host_health import (
     UNSEEN_CORES,
     host_problems,
 )
-from pytest_gpucap.telemetry.serving import OwnServer, with_descendants
+from pytest_gpucap.telemetry.serving import OwnServer, port_of, with_descendants
 from pytest_gpucap.telemetry.time_series import TimeSeries, counter_growth, known_mean
 
 HOST_PERIOD_S: Final = 1.0
 LONGEST_HOST_PERIOD_S: Final = 10.0
 HOST_SHARE: Final = 0.002
-"""Share of one core for reading the host. A reading looks at every process, so it takes longer on a large machine, and is
-then taken less often."""
+"""Share of one core for reading the host. A reading looks at every process, so it takes longer on a large machine, and
+is then taken less often."""
 LOOK_AGAIN_S: Final = 5.0
 """How often the server's processes, quotas and connections are looked up."""
 _COUNTERS: Final = (
@@ -94,6 +94,16 @@ class _WatchedQuota:
     series: TimeSeries = field(default_factory=lambda: TimeSeries(QUOTA_FIELDS))
 
 
+@dataclass(frozen=True, slots=True)
+class _QuotaFigures:
+    """What `HostSummary` says of a quota."""
+
+    cores: float | None = None
+    throttled: float | None = None
+    throttled_cores: float | None = None
+    other_cores: float | None = None
+
+
 @dataclass(slots=True)
 class _Followed:
     """An other process that was busy at some time, and its CPU time since it is followed."""
@@ -107,12 +117,12 @@ class HostWatch:
     """Reads the host at every `sample`, and judges windows that were measured.
 
     Args:
-        port: where the server listens on this machine.
+        base_url: of the server, on this machine; None: its processes are known otherwise.
         strict: a disturbance makes the window invalid; otherwise it is only reported.
         clock: seconds, monotonic; the clock of the windows.
         files: of the machine.
         pid: of the process that measures.
-        server: finds the server's processes by its port; made from `port` by default.
+        server: finds the server's processes by its port; made from `base_url` by default.
 
     Attributes:
         server_pids: the server's processes as far as the engine knows them.
@@ -120,7 +130,7 @@ class HostWatch:
 
     def __init__(
         self,
-        port: int | None = None,
+        base_url: str | None = None,
         *,
         strict: bool = True,
         clock: Callable[[], float] = time.monotonic,
@@ -133,7 +143,7 @@ class HostWatch:
         self._strict, self._clock = strict, clock
         self._files = files or HostFiles()
         self._pid = os.getpid() if pid is None else pid
-        self._server = server or OwnServer(port)
+        self._server = server or OwnServer(None if base_url is None else port_of(base_url))
         self._own: dict[int, int] = {}
         """Own processes by id, with their start: a process stays one of ours when its parent has ended."""
         self._allowed: frozenset[int] = frozenset()
@@ -162,12 +172,14 @@ class HostWatch:
 
     def summary(self, start_s: float, end_s: float) -> HostSummary:
         """The host over a window, with what was wrong in the windows inside it that were judged."""
-        wrong: dict[ProblemKind, list[str]] = defaultdict(list)
+        wrong: dict[ProblemKind, list[Problem]] = defaultdict(list)
         for since_s, until_s, problem in self._judged:
             if since_s < end_s and until_s > start_s:
-                wrong[problem.kind].append(problem.text)
-        more = {kind: f" (so in {len(texts)} windows)" if len(texts) > 1 else "" for kind, texts in wrong.items()}
-        told = tuple(f"{texts[0]}{more[kind]}" for kind, texts in wrong.items())
+                wrong[problem.kind].append(problem)
+        told = tuple(
+            replace(first, text=f"{first.text}; so in {len(others) + 1} windows" if others else first.text)
+            for first, *others in wrong.values()
+        )
         return replace(self._figures(start_s, end_s), disturbances=told)
 
     def _sample(self) -> None:
@@ -295,6 +307,7 @@ class HostWatch:
         wanted = None if steal is None or busy is None else steal + busy
         before = self._before
         own, others = mean("own_s"), mean("others_s")
+        quota = self._quota(start_s, end_s, own)
         return HostSummary(
             readings=int(window["time_s"].size),
             cores=max(1, len(self._allowed if before is None else self._cores(before) or self._allowed)),
@@ -312,7 +325,10 @@ class HostWatch:
             clock_mhz=known_mean(window["clock_mhz"]),
             base_clock_mhz=known_mean(window["base_clock_mhz"]),
             heated=mean("heated_s"),
-            **self._quota(start_s, end_s, own),
+            quota_cores=quota.cores,
+            quota_other_cores=quota.other_cores,
+            throttled=quota.throttled,
+            throttled_cores=quota.throttled_cores,
         )
 
     def _busiest(self, start_s: float, end_s: float) -> tuple[OtherProcess, ...]:
@@ -324,24 +340,24 @@ class HostWatch:
                 found.append(OtherProcess(pid, followed.name, grown[0] / (end_s - start_s)))
         return tuple(sorted(found, key=lambda process: -process.cores)[:_NAMED])
 
-    def _quota(self, start_s: float, end_s: float, own: float | None) -> dict[str, float | None]:
+    def _quota(self, start_s: float, end_s: float, own: float | None) -> _QuotaFigures:
         """The figures of the quota that held the processes back most, else of the tightest; none without a quota."""
         found = []
         for watched in self._quotas.copy().values():
             columns = watched.series.all()
             grown = {name: counter_growth(columns["time_s"], columns[name], start_s, end_s) for name in QUOTA_FIELDS}
             periods, throttled = grown["periods"], grown["throttled_periods"]
-            share = throttled[0] / periods[0] if periods and throttled and periods[0] else None
             held, used = grown["throttled_s"], grown["used_s"]
             found.append(
-                {
-                    "quota_cores": watched.quota.cores,
-                    "throttled": share,
-                    "throttled_cores": held[0] / held[1] if held else None,
-                    "quota_other_cores": max(0.0, used[0] / used[1] - own) if used and own is not None else None,
-                }
+                _QuotaFigures(
+                    cores=watched.quota.cores,
+                    throttled=throttled[0] / periods[0] if periods and throttled and periods[0] else None,
+                    throttled_cores=held[0] / held[1] if held else None,
+                    other_cores=max(0.0, used[0] / used[1] - own) if used and own is not None else None,
+                )
             )
-        return min(found, key=lambda each: (-(each["throttled"] or 0.0), each["quota_cores"]), default={})
+        worst = min(found, key=lambda each: (-(each.throttled or 0.0), each.cores or 0.0), default=None)
+        return worst or _QuotaFigures()
 
 
 def _row(told: Throttling) -> tuple[float, float, float, float]:

@@ -1,7 +1,7 @@
 """Telemetry -> the time series of a result: all figures on one time axis, with few enough points for a file and a page.
 
-Devices are read ten times a second, the server twice and the host once. Here all are averaged over the same bins. The bins match the
-measuring windows in time, because both use the machine's monotonic clock.
+Devices are read ten times a second, the server twice and the host once. Here all are averaged over the same bins. The
+bins match the measuring windows in time, because both use the machine's monotonic clock.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def binned_series(watched: Mapping[str, Any], start_s: float, end_s: float) -> T
     """The time from `start_s` to `end_s` in at most `MOST_POINTS` bins of equal width.
 
     Args:
-        watched: ``devices`` by UUID, ``server``, ``processes`` by pid and ``host``, each of columns as long as its ``time_s``;
-            a missing figure is None.
+        watched: ``devices`` by UUID, ``server``, ``processes`` by pid and ``host``, each of columns as long as its
+            ``time_s``; a missing figure is None.
         start_s: on the clock of the readings.
         end_s: on the clock of the readings.
 

@@ -1,9 +1,10 @@
 """Samples what the GPUs, the server and its processes do during a measurement.
 
-Three threads sample, so that a server that answers late delays no device reading. One reads the devices through NVML, up
-to ten times a second. The other reads the server's ``/metrics``, the CPU time of its processes, PCIe traffic and the
-neighbours, twice a second. A third reads the host (`host_watch.py`). Some drivers spend half a millisecond of CPU on every field (an H100 under driver 580: 4.3
-ms for all nine), on cores that the server needs. So devices are read as often as a fixed share of one core allows.
+Three threads sample, so that a server that answers late delays no other reading. One reads the devices through NVML, up
+to ten times a second. One reads the server's ``/metrics``, the CPU time of its processes, PCIe traffic and the
+neighbours, twice a second. One reads the host (`host_watch.py`), once a second. Some drivers spend half a millisecond
+of CPU on every field (an H100 under driver 580: 4.3 ms for all nine), on cores that the server needs. So devices and
+host are read as often as a fixed share of one core allows.
 All times are `time.monotonic`, the clock of the load generator, so the windows of a measurement can be looked up.
 
 On a machine without GPUs only the server and its processes are sampled.
@@ -45,8 +46,8 @@ DEVICE_PERIOD_S = 0.1
 LONGEST_PERIOD_S = 1.0
 """Devices are read at least this often, whatever it costs: a slowdown of a few seconds must not go unseen."""
 DEVICE_SHARE = 0.006
-"""Share of one core for reading devices. With the server's figures (0.3 to 0.4%) and the host's (0.2%) the total is about
-1%."""
+"""Share of one core for reading devices. With the server's figures (0.3 to 0.4%) and the host's (0.2%) the total is
+about 1%."""
 PACE_MEMORY_S = 1.0
 """Time constant of the mean cost of a reading, which decides how often readings are taken."""
 SERVER_PERIOD_S = 0.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -28,6 +29,12 @@ _LAUNCHERS = frozenset(
     }
 )
 """A parent of this name started the server among other things. It is no part of the server."""
+
+
+def port_of(base_url: str) -> int:
+    """The port of a URL, written or implied."""
+    parts = urlsplit(base_url)
+    return parts.port or (443 if parts.scheme == "https" else 80)
 
 
 class OwnServer:
@@ -69,7 +76,7 @@ class OwnServer:
     def _found(self, processes: Mapping[int, Process], own: Collection[int]) -> frozenset[int]:
         """The listeners with the processes that started them for the purpose; none if they cannot be seen."""
         try:
-            every = psutil.net_connections("tcp")
+            every: list[Any] = psutil.net_connections("tcp")
         except (psutil.Error, OSError):
             return frozenset()
         listeners = {each.pid for each in every if each.status == psutil.CONN_LISTEN and each.laddr.port == self._port}
@@ -107,7 +114,7 @@ def _launcher(pid: int, processes: Mapping[int, Process], own: Collection[int]) 
     """The process that started the server: the topmost ancestor that is no shell, no service manager and not ours."""
     ancestors = set()
     for each in own:
-        at: int | None = each
+        at = each
         while at in processes and at not in ancestors:
             ancestors.add(at)
             at = processes[at].parent
