@@ -302,7 +302,8 @@ class HostWatch:
             grown = counter_growth(columns["time_s"], columns[name], start_s, end_s)
             return None if grown is None else grown[0] / grown[1]
 
-        window = self.series.window(start_s, end_s)
+        # A clock is that of the time before its reading.
+        window = self.series.window(math.nextafter(start_s, math.inf), end_s)
         steal, busy = mean("steal_s"), mean("busy_s")
         wanted = None if steal is None or busy is None else steal + busy
         before = self._before
