@@ -1,0 +1,124 @@
+"""Whole runs against a real server that the CPU limits, beside real processes that take it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from pytest_gpucap.results import result_file
+from pytest_gpucap.results.problems import ProblemKind, ProblemSource
+from pytest_gpucap.results.result import Result
+from pytest_gpucap.results.telemetry import HostSummary
+from pytest_gpucap.telemetry.host_health import MOST_TAKEN
+
+SERVER = Path(__file__).with_name("burning_server.py")
+NAMED = 5
+SUITE = """
+import pytest
+
+pytestmark = pytest.mark.gpucap(input_tokens=32, output_tokens=8, endpoint="completions", e2e_p95="30s")
+
+def test_check(gpucap):
+    gpucap.check()
+
+def test_sample(gpucap):
+    gpucap.sample(rate=5, duration="3s")
+"""
+SHORT = """
+from pytest_gpucap.load import self_check
+from pytest_gpucap.measure import constants
+
+constants.WARM_UP_S = 1.0
+constants.HOLD_S = constants.LOW_HOLD_S = constants.OPEN_S = 3.0
+self_check.LATENESS_FLOOR_S = self_check.RATE_SHARE = self_check.CPU_LIMIT = 1e6
+"""
+
+
+@pytest.fixture
+def burning() -> Iterator[str]:
+    """The server's URL. It is no child of the run that measures it, and neither are the busy loops."""
+    with subprocess.Popen(
+        [sys.executable, str(SERVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        process.stdin.close()
+        process.wait()
+
+
+@contextmanager
+def busy_loops(count: int) -> Iterator[set[int]]:
+    """So many processes that each take all of a core that they can get; their ids."""
+    code = "print(flush=True)\nwhile True: pass"
+    with ExitStack() as started:
+        pids = set()
+        for _ in range(count):
+            process = started.enter_context(subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE))
+            started.callback(process.kill)
+            assert process.stdout is not None
+            process.stdout.readline()
+            pids.add(process.pid)
+        yield pids
+
+
+def measured(pytester: pytest.Pytester, url: str, *arguments: str) -> tuple[pytest.RunResult, Result]:
+    pytester.makeconftest(SHORT)
+    pytester.makepyfile(test_suite=SUITE)
+    run = pytester.runpytest_subprocess(f"--gpucap-url={url}", "--target-qps=5", *arguments)
+    [result] = result_file.read(pytester.path / ".gpucap" / "result.json").results
+    return run, result
+
+
+def host_of(result: Result) -> HostSummary:
+    assert result.telemetry is not None
+    assert result.telemetry.host is not None
+    return result.telemetry.host
+
+
+@pytest.mark.slow
+def test_a_server_without_its_cores_is_not_measured(pytester: pytest.Pytester, burning: str) -> None:
+    with busy_loops(3) as pids:
+        run, result = measured(pytester, burning, "-k", "check", "--gpucap-host-check=error")
+    host = host_of(result)
+    assert result.outcome == "INVALID"
+    [problem] = [each for each in result.problems if each.kind is ProblemKind.OTHERS]
+    assert problem in host.disturbances
+    assert problem.text.startswith("other processes used ")
+    # The busiest are named: these, unless the machine has others that are as busy.
+    named = {each.pid for each in host.others}
+    assert named & pids or len(named) == NAMED
+    assert all(f"pid {each.pid} {each.name}" in problem.text for each in host.others if each.pid in pids)
+    run.assert_outcomes(failed=1)
+    run.stdout.fnmatch_lines(["INVALID: *other processes used *", "host *cores busy*"])
+
+    # Without them it is measured, unless the run itself counted others that are as bad.
+    _, result = measured(pytester, burning, "-k", "sample", "--gpucap-host-check=error")
+    host = host_of(result)
+    assert not {each.pid for each in host.others} & pids
+    assert bool(host.disturbances) is any(each.source is ProblemSource.HOST for each in result.problems)
+    if any(each.kind is ProblemKind.OTHERS for each in result.problems):
+        assert (host.disturbing_cores or 0.0) > MOST_TAKEN * host.cores / 2
+    # What the server used is its own, though it is no child of the run: the others never include it.
+    assert host.other_cores is not None
+
+
+def test_the_host_check_can_be_off(pytester: pytest.Pytester, burning: str) -> None:
+    pytester.makeconftest(SHORT)
+    pytester.makepyfile(test_suite=SUITE)
+    run = pytester.runpytest(f"--gpucap-url={burning}", "-k", "sample", "--gpucap-host-check=off")
+    run.assert_outcomes(passed=1)
+    [result] = result_file.read(pytester.path / ".gpucap" / "result.json").results
+    assert result.telemetry is None
+
+
+def test_a_wrong_value_is_one_line(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_it(): pass")
+    run = pytester.runpytest("--gpucap-host-check=never")
+    assert run.ret == pytest.ExitCode.USAGE_ERROR
+    run.stderr.fnmatch_lines(["*--gpucap-host-check: invalid choice: 'never'*"])
