@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import pytest
 
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
-from pytest_gpucap.telemetry.host_files import HostFiles
+from pytest_gpucap.telemetry.host_files import HostFiles, Process
 from pytest_gpucap.telemetry.host_health import MOST_TAKEN
 from pytest_gpucap.telemetry.host_watch import HostWatch
 from pytest_gpucap.telemetry.over_time import binned_series
 from pytest_gpucap.telemetry.sampler import Telemetry
+from pytest_gpucap.telemetry.serving import OwnServer
 from tests.telemetry.recorded_host import PYTEST, SERVER, RecordedHost
 
 STRESS, PYTHON = 123, 124
@@ -379,3 +381,19 @@ def test_telemetry_carries_the_host_into_problems_summary_and_series(host: Recor
     assert series.columns["other_cpu_cores"] == pytest.approx((1.1,) * 5)
     assert series.columns["host_cpu_cores"] == pytest.approx((2.0,) * 5)
     assert series.columns["cpu_pressure"] == pytest.approx((0.5,) * 5)
+
+
+def test_where_the_servers_processes_are_not_known_others_are_not_judged(host: RecordedHost) -> None:
+    class Unknown(OwnServer):
+        def look(self, processes: Mapping[int, Process], own: Collection[int]) -> None:
+            del processes, own
+            self.known = False
+
+    host.write()
+    watch = HostWatch(clock=lambda: host.now_s, files=host, pid=PYTEST, server=Unknown(8000))
+    watch.sample()
+    window = host.run(watch, cores={SERVER: 0.9, STRESS: 1.1})
+    assert watch.problems(*window) == []
+    seen = watch.summary(*window)
+    assert (seen.other_cores, seen.disturbing_cores, seen.others) == (None, None, ())
+    assert seen.busy_cores == pytest.approx(2.0)
