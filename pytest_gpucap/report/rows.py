@@ -29,7 +29,7 @@ from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.measured import KEPT_PERCENTILES, Outcome, Sample
 from pytest_gpucap.results.problems import ProblemSource
 from pytest_gpucap.results.result import DeclaredSlo, DeclaredWorkload, Result
-from pytest_gpucap.results.telemetry import HostSummary
+from pytest_gpucap.results.telemetry import HostSummary, cores_text
 from pytest_gpucap.results.windows import WindowId
 
 Row = tuple[str, str]
@@ -262,8 +262,8 @@ def host(result: Result) -> list[Row]:
     if found is None or found.busy_cores is None:
         return []
     used = [
-        f"{found.busy_cores:.2g} of {found.cores} cores busy",
-        "" if found.own_cores is None else f"{found.own_cores:.2g} by server and load generator",
+        f"{cores_text(found.busy_cores)} of {found.cores} cores busy",
+        "" if found.own_cores is None else f"{cores_text(found.own_cores)} by server and load generator",
         _others(found),
     ]
     lines = [("host", ", ".join(filter(None, used)))]
@@ -282,8 +282,8 @@ def remarks(result: Result) -> list[str]:
 def _others(found: HostSummary) -> str:
     if found.other_cores is None:
         return "the server's processes cannot be told from others"
-    named = [f"pid {each.pid} {each.name} {each.cores:.2g}" for each in found.others]
-    return f"{found.other_cores:.2g} by others" + (f" ({', '.join(named)})" if named else "")
+    named = [each.describe() for each in found.others]
+    return f"{cores_text(found.other_cores)} by others" + (f" ({', '.join(named)})" if named else "")
 
 
 def _held_back(found: HostSummary) -> list[str]:
@@ -292,7 +292,7 @@ def _held_back(found: HostSummary) -> list[str]:
     shares = [
         (found.waiting, "{} of the time a task waited for a core"),
         (found.stolen, "{} steal"),
-        (found.throttled, f"CPU quota of {found.quota_cores or 0:.2g} cores used up in {{}} of its periods"),
+        (found.throttled, f"CPU quota of {cores_text(found.quota_cores or 0.0)} cores used up in {{}} of its periods"),
         (found.memory_stalled or None, "{} of the time all waited for memory"),
         (found.heated or None, "{} of the time held back by heat"),
     ]

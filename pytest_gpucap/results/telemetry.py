@@ -89,6 +89,15 @@ class OtherProcess(msgspec.Struct, frozen=True):
     name: str
     cores: float
 
+    def describe(self) -> str:
+        """``pid 123 stress-ng 0.8``."""
+        return f"pid {self.pid} {self.name} {cores_text(self.cores)}"
+
+
+def cores_text(cores: float) -> str:
+    """Cores in use with two significant figures, such as ``0.35``, ``1.1`` or ``112``."""
+    return f"{cores:.2g}" if cores < 99.5 else f"{cores:.0f}"  # noqa: PLR2004 - three digits would need an exponent
+
 
 class HostSummary(msgspec.Struct, frozen=True):
     """The host of the server and of the load generator over a window. None for what the kernel does not tell.

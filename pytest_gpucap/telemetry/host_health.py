@@ -7,7 +7,7 @@ server. A machine with 96 cores on which others use one measures a GPU as well a
 from __future__ import annotations
 
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
-from pytest_gpucap.results.telemetry import HostSummary
+from pytest_gpucap.results.telemetry import HostSummary, cores_text
 
 IDLE_CORES = 0.25
 """With less than this much of a core idle, whatever others use is missing to the measurement."""
@@ -80,23 +80,22 @@ def host_problems(host: HostSummary, seconds: float) -> list[Problem]:
 
 def others_text(host: HostSummary) -> str:
     """``other processes used 1.1 of 2 cores: pid 123 stress-ng 0.8, pid 124 python 0.3``."""
-    named = [f"pid {each.pid} {each.name} {each.cores:.2g}" for each in host.others]
+    named = [each.describe() for each in host.others]
     if host.unseen_cores:
-        named.append(f"{host.unseen_cores:.2g} by processes that cannot be seen from here, as outside a container")
-    return (
-        f"other processes used {host.other_cores or 0.0:.2g} of {host.cores} cores{': ' if named else ''}"
-        + ", ".join(named)
-    )
+        unseen = cores_text(host.unseen_cores)
+        named.append(f"{unseen} by processes that cannot be seen from here, as outside a container")
+    used = f"other processes used {cores_text(host.other_cores or 0.0)} of {host.cores} cores"
+    return f"{used}: {', '.join(named)}" if named else used
 
 
 def _quota_text(host: HostSummary, seconds: float) -> str:
     quota = host.quota_cores or 0.0
-    text = f"the CPU quota of {quota:.2g} cores was used up in {host.throttled:.0%} of its periods"
+    text = f"the CPU quota of {cores_text(quota)} cores was used up in {host.throttled:.0%} of its periods"
     if host.throttled_cores:
         text += f", for {host.throttled_cores * seconds:.2g} s in all"
     beside = host.quota_other_cores or 0.0
     if beside > MOST_TAKEN * quota:
-        text += f"; other processes used {beside:.2g} cores of it"
+        text += f"; other processes used {cores_text(beside)} cores of it"
     return f"{text}; raise it (docker --cpus, Kubernetes limits.cpu, systemd CPUQuota=; {_ANYWAY})"
 
 

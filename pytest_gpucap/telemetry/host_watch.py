@@ -200,7 +200,7 @@ class HostWatch:
         now.heated_s = self._files.heated_s(self._cores(now))
         if before is None:
             self.series.append(now_s, [0.0] * len(self._totals) + [nan, nan])  # counters begin here; clocks come later
-        elif now_s > before.time_s:
+        elif now_s > before.time_s and self._pid in processes:  # without a process list nothing can be told apart
             self._add(before, now)
         for watched in self._quotas.values():
             told = self._files.throttling(watched.quota)
