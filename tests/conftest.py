@@ -42,13 +42,6 @@ def nowhere_special(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture(autouse=True)
-def shared_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs inside a test share the host with the other tests, so what these use makes no measurement INVALID."""
-    # As an ini key, not as an option: a run without the plugin does not know it, and a test may say otherwise.
-    monkeypatch.setenv("PYTEST_ADDOPTS", "-o gpucap_host_check=warn")
-
-
 @pytest.fixture(scope="session")
 def patience() -> Iterator[None]:
     """Load workers and simulated servers may take any time to start or to answer: a busy machine is no failure."""
@@ -91,8 +84,13 @@ def loaded_once(patience: None) -> None:
 
 
 @pytest.fixture
-def pytester(loaded_once: None, pytester: pytest.Pytester) -> pytest.Pytester:
-    """Inner runs, which start from the modules that are loaded when this is made."""
+def pytester(loaded_once: None, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """Inner runs, which start from the modules that are loaded when this is made.
+
+    They share the host with other tests, so what these use makes no measurement INVALID.
+    """
+    # An ini key, not an option: a run without the plugin does not know it, and a test may say otherwise.
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-o gpucap_host_check=warn")
     return pytester
 
 
