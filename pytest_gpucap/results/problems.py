@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 
@@ -66,6 +67,10 @@ class ProblemKind(StrEnum):
     """The answers could not be judged."""
     OTHER = "other"
     """Anything else, and problems from result files before schema version 2 whose kind is unknown."""
+
+
+OF_THE_HOST: Final = frozenset({ProblemKind.OTHERS, ProblemKind.STEAL, ProblemKind.QUOTA, ProblemKind.MEMORY})
+"""Kinds that are about the whole host: of several windows they tell the same with slightly different figures."""
 
 
 class Problem(msgspec.Struct, frozen=True):

@@ -18,6 +18,9 @@ _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 10
 KERNEL_THREADS: Final = 2
 """The process id of the parent of all kernel threads, wherever they can be seen."""
 _STAT_BYTES: Final = 4096
+_INTERPRETERS: Final = ("bash", "java", "node", "perl", "python", "ruby", "sh")
+_WITH_VALUE: Final = frozenset({"-X", "-W", "-cp", "-classpath", "-r", "--require"})
+"""Their arguments that are followed by something else than the script."""
 _CLOCKED_CORES: Final = 4
 """So many cores are asked for their clock: on some machines an answer interrupts the core."""
 
@@ -148,6 +151,22 @@ class HostFiles:
             )
         except (ValueError, IndexError):
             return None
+
+    def title(self, process: Process) -> str:
+        """A process's name; of an interpreter also its script or module, but no arguments, which may be secret."""
+        if not process.name.startswith(_INTERPRETERS):
+            return process.name
+        arguments = iter(_text(self._proc / str(process.pid) / "cmdline").split("\0")[1:])
+        for argument in arguments:
+            if argument == "-c":
+                break
+            if argument in _WITH_VALUE:
+                next(arguments, None)
+            elif argument == "-m":
+                return f"{process.name} {next(arguments, '')}".strip()
+            elif not argument.startswith("-"):
+                return f"{process.name} {Path(argument).name}".strip()
+        return process.name
 
     def memory_pressure(self) -> Pressure | None:
         """The machine's pressure on memory."""

@@ -289,9 +289,8 @@ class HostWatch:
             if followed is None:
                 if used_s < _WORTH_NAMING * (now.time_s - before.time_s) or len(self._followed) >= _MOST_FOLLOWED:
                     continue
-                followed = self._followed[key] = _Followed(now.processes[pid].name)
+                followed = self._followed[key] = _Followed(self._files.title(now.processes[pid]))
                 followed.series.append(before.time_s, (0.0,))
-            followed.name = now.processes[pid].name  # a process may set it after its start
             followed.used_s += used_s
             followed.series.append(now.time_s, (followed.used_s,))
 

@@ -40,14 +40,14 @@ self_check.LATENESS_FLOOR_S = self_check.RATE_SHARE = self_check.CPU_LIMIT = 1e6
 
 
 @pytest.fixture
-def burning() -> Iterator[str]:
-    """The server's URL. It is no child of the run that measures it, and neither are the busy loops."""
+def burning() -> Iterator[tuple[str, int]]:
+    """The server's URL and process id. It is no child of the run that measures it, and neither are the busy loops."""
     with subprocess.Popen(
         [sys.executable, str(SERVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}", process.pid
         process.stdin.close()
         process.wait()
 
@@ -82,9 +82,10 @@ def host_of(result: Result) -> HostSummary:
 
 
 @pytest.mark.slow
-def test_a_server_without_its_cores_is_not_measured(pytester: pytest.Pytester, burning: str) -> None:
+def test_a_server_without_its_cores_is_not_measured(pytester: pytest.Pytester, burning: tuple[str, int]) -> None:
+    url, server = burning
     with busy_loops(3) as pids:
-        run, result = measured(pytester, burning, "-k", "check", "--gpucap-host-check=error")
+        run, result = measured(pytester, url, "-k", "check", "--gpucap-host-check=error")
     host = host_of(result)
     assert result.outcome == "INVALID"
     [problem] = [each for each in result.problems if each.kind is ProblemKind.OTHERS]
@@ -93,25 +94,25 @@ def test_a_server_without_its_cores_is_not_measured(pytester: pytest.Pytester, b
     # The busiest are named: these, unless the machine has others that are as busy.
     named = {each.pid for each in host.others}
     assert named & pids or len(named) == NAMED
+    assert server not in named
     assert all(f"pid {each.pid} {each.name}" in problem.text for each in host.others if each.pid in pids)
     run.assert_outcomes(failed=1)
     run.stdout.fnmatch_lines(["INVALID: *other processes used *", "host *cores busy*"])
 
     # Without them it is measured, unless the run itself counted others that are as bad.
-    _, result = measured(pytester, burning, "-k", "sample", "--gpucap-host-check=error")
+    _, result = measured(pytester, url, "-k", "sample", "--gpucap-host-check=error")
     host = host_of(result)
-    assert not {each.pid for each in host.others} & pids
+    assert not {each.pid for each in host.others} & {*pids, server}
     assert bool(host.disturbances) is any(each.source is ProblemSource.HOST for each in result.problems)
     if any(each.kind is ProblemKind.OTHERS for each in result.problems):
         assert (host.disturbing_cores or 0.0) > MOST_TAKEN * host.cores / 2
-    # What the server used is its own, though it is no child of the run: the others never include it.
-    assert host.other_cores is not None
+    assert host.other_cores is not None, "the server is known by its port, though it is no child of the run"
 
 
-def test_the_host_check_can_be_off(pytester: pytest.Pytester, burning: str) -> None:
+def test_the_host_check_can_be_off(pytester: pytest.Pytester, burning: tuple[str, int]) -> None:
     pytester.makeconftest(SHORT)
     pytester.makepyfile(test_suite=SUITE)
-    run = pytester.runpytest(f"--gpucap-url={burning}", "-k", "sample", "--gpucap-host-check=off")
+    run = pytester.runpytest(f"--gpucap-url={burning[0]}", "-k", "sample", "--gpucap-host-check=off")
     run.assert_outcomes(passed=1)
     [result] = result_file.read(pytester.path / ".gpucap" / "result.json").results
     assert result.telemetry is None

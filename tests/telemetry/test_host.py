@@ -84,6 +84,24 @@ def test_on_a_large_machine_with_idle_cores_others_are_only_shown(tmp_path: Path
     assert only(watch.problems(*window))[0] is ProblemKind.OTHERS
 
 
+@pytest.mark.parametrize(
+    ("name", "command", "title"),
+    [
+        ("python3.11", "python3\0-X\0dev\0/srv/train.py\0--token=secret\0", "python3.11 train.py"),
+        ("python", "python\0-u\0/srv/train.py\0--token=secret\0", "python train.py"),
+        ("python", "python\0-m\0pytest\0-n2\0", "python pytest"),
+        ("python", "python\0-c\0secret()\0", "python"),
+        ("bash", "bash\0", "bash"),
+        ("stress-ng", "stress-ng\0--cpu\0", "stress-ng"),
+    ],
+)
+def test_an_interpreter_is_named_with_its_script_and_without_arguments(
+    host: RecordedHost, name: str, command: str, title: str
+) -> None:
+    host.put(f"proc/{STRESS}/cmdline", command)
+    assert host.title(Process(STRESS, name, 1, 5, 0.0, 0.0)) == title
+
+
 def test_only_measured_windows_are_judged(host: RecordedHost) -> None:
     watch = host.watch()
     start, _ = host.run(watch, cores={SERVER: 1.0, STRESS: 1.0})
