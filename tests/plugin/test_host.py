@@ -29,48 +29,53 @@ def test_check(gpucap):
 def test_sample(gpucap):
     gpucap.sample(rate=5, duration="3s")
 """
-SHORT = """
-from pytest_gpucap.load import self_check
-from pytest_gpucap.measure import constants
-
-constants.WARM_UP_S = 1.0
-constants.HOLD_S = constants.LOW_HOLD_S = constants.OPEN_S = 3.0
-self_check.LATENESS_FLOOR_S = self_check.RATE_SHARE = self_check.CPU_LIMIT = 1e6
+LOOP = """
+import sys, threading
+def spin():
+    while True:
+        pass
+threading.Thread(target=spin, daemon=True).start()
+print(flush=True)
+sys.stdin.read()
 """
+
+
+@contextmanager
+def stranger(*command: str) -> Iterator[tuple[int, str]]:
+    """A process that is no child of this one, and ends with its input; its id, and the first line that it writes."""
+    shell = 'exec 3<&0; "$@" <&3 & echo $!'  # its parent, the shell, ends at once
+    with subprocess.Popen(
+        ["sh", "-c", shell, "sh", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        yield int(process.stdout.readline()), process.stdout.readline()
+        process.stdin.close()
+        process.stdout.read()  # until it has ended
 
 
 @pytest.fixture
 def burning() -> Iterator[tuple[str, int]]:
-    """The server's URL and process id. It is no child of the run that measures it, and neither are the busy loops."""
-    with subprocess.Popen(
-        [sys.executable, str(SERVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}", process.pid
-        process.stdin.close()
-        process.wait()
+    """The server's URL and process id."""
+    with stranger(sys.executable, str(SERVER)) as (pid, port):
+        yield f"http://127.0.0.1:{int(port)}", pid
 
 
-@contextmanager
-def busy_loops(count: int) -> Iterator[set[int]]:
-    """So many processes that each take all of a core that they can get; their ids."""
-    code = "print(flush=True)\nwhile True: pass"
-    with ExitStack() as started:
-        pids = set()
-        for _ in range(count):
-            process = started.enter_context(subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE))
-            started.callback(process.kill)
-            assert process.stdout is not None
-            process.stdout.readline()
-            pids.add(process.pid)
-        yield pids
+@pytest.fixture(autouse=True)
+def short_and_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short phases, and a client that may be late."""
+    for name, value in {
+        **dict.fromkeys(("constants.HOLD_S", "constants.LOW_HOLD_S", "constants.OPEN_S"), 3.0),
+        "constants.WARM_UP_S": 1.0,
+    }.items():
+        monkeypatch.setattr(f"pytest_gpucap.measure.{name}", value)
+    for name in ("LATENESS_FLOOR_S", "RATE_SHARE", "CPU_LIMIT"):
+        monkeypatch.setattr(f"pytest_gpucap.load.self_check.{name}", 1e6)
 
 
 def measured(pytester: pytest.Pytester, url: str, *arguments: str) -> tuple[pytest.RunResult, Result]:
-    pytester.makeconftest(SHORT)
     pytester.makepyfile(test_suite=SUITE)
-    run = pytester.runpytest_subprocess(f"--gpucap-url={url}", "--target-qps=5", *arguments)
+    run = pytester.runpytest(f"--gpucap-url={url}", "--target-qps=5", *arguments)
     [result] = result_file.read(pytester.path / ".gpucap" / "result.json").results
     return run, result
 
@@ -84,8 +89,10 @@ def host_of(result: Result) -> HostSummary:
 @pytest.mark.slow
 def test_a_server_without_its_cores_is_not_measured(pytester: pytest.Pytester, burning: tuple[str, int]) -> None:
     url, server = burning
-    with busy_loops(3) as pids:
+    with ExitStack() as started:
+        loops = [started.enter_context(stranger(sys.executable, "-c", LOOP)) for _ in range(3)]
         run, result = measured(pytester, url, "-k", "check", "--gpucap-host-check=error")
+    pids = {pid for pid, _ in loops}
     host = host_of(result)
     assert result.outcome == "INVALID"
     [problem] = [each for each in result.problems if each.kind is ProblemKind.OTHERS]
@@ -109,12 +116,10 @@ def test_a_server_without_its_cores_is_not_measured(pytester: pytest.Pytester, b
     assert host.other_cores is not None, "the server is known by its port, though it is no child of the run"
 
 
+@pytest.mark.slow
 def test_the_host_check_can_be_off(pytester: pytest.Pytester, burning: tuple[str, int]) -> None:
-    pytester.makeconftest(SHORT)
-    pytester.makepyfile(test_suite=SUITE)
-    run = pytester.runpytest(f"--gpucap-url={burning[0]}", "-k", "sample", "--gpucap-host-check=off")
+    run, result = measured(pytester, burning[0], "-k", "sample", "--gpucap-host-check=off")
     run.assert_outcomes(passed=1)
-    [result] = result_file.read(pytester.path / ".gpucap" / "result.json").results
     assert result.telemetry is None
 
 
