@@ -116,13 +116,6 @@ def test_a_server_without_its_cores_is_not_measured(pytester: pytest.Pytester, b
     assert host.other_cores is not None, "the server is known by its port, though it is no child of the run"
 
 
-@pytest.mark.slow
-def test_the_host_check_can_be_off(pytester: pytest.Pytester, burning: tuple[str, int]) -> None:
-    run, result = measured(pytester, burning[0], "-k", "sample", "--gpucap-host-check=off")
-    run.assert_outcomes(passed=1)
-    assert result.telemetry is None
-
-
 def test_a_wrong_value_is_one_line(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_it(): pass")
     run = pytester.runpytest("--gpucap-host-check=never")
