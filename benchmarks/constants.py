@@ -32,6 +32,7 @@ MODULES: Final = (
     "estimate/samples",
     "decisions/paired",
     "decisions/regression",
+    "telemetry/host_health",
 )
 """Those that decide what a measurement finds, below ``pytest_gpucap``."""
 _MARKERS: Final = ("<!-- constants: begin -->\n", "<!-- constants: end -->\n")

@@ -20,6 +20,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 from pytest_gpucap.engines.vllm import METRICS  # noqa: E402
 from pytest_gpucap.gpu.device import Device  # noqa: E402
 from pytest_gpucap.gpu.inventory import take_inventory  # noqa: E402
+from pytest_gpucap.telemetry.host_watch import HostWatch  # noqa: E402
 from pytest_gpucap.telemetry.probes import read_metrics  # noqa: E402
 from pytest_gpucap.telemetry.sampler import Telemetry  # noqa: E402
 
@@ -107,12 +109,13 @@ def main() -> None:
             return body.decode()
 
         pids = {os.getpid(), *(child.pid for child in multiprocessing.active_children() if child.pid)}
-        for name, watched, page_of in (
-            ("whole", found, fetch),
-            ("devices_only", found, None),
-            ("server_only", (), fetch),
+        for name, watched, page_of, host in (
+            ("whole", found, fetch, HostWatch()),
+            ("devices_only", found, None, None),
+            ("server_only", (), fetch, None),
+            ("host_only", (), None, HostWatch()),
         ):
-            telemetry = Telemetry(watched, lambda: pids, page_of, names=METRICS)
+            telemetry = Telemetry(watched, lambda: pids, page_of, names=METRICS, host=host)
             telemetry.attach()  # opening NVML takes as much as many readings, once
             before = time.process_time()
             start = time.monotonic()
@@ -123,7 +126,12 @@ def main() -> None:
             result[f"{name}_share_of_a_core"] = round(share, 5)
             result[f"{name}_device_hz"] = [round(len(d.series.all()["time_s"]) / elapsed, 2) for d in telemetry.devices]
             result[f"{name}_server_hz"] = round(len(telemetry.server.all()["time_s"]) / elapsed, 2)
+            if host is not None:
+                result[f"{name}_host_hz"] = round(len(host.series.all()["time_s"]) / elapsed, 2)
             result[f"{name}_faults"] = telemetry.faults
+        watch = HostWatch()
+        result["processes"] = len(psutil.pids())
+        result["read_host_us"] = round(per_call_us(watch.sample, 50), 1)
         if found:
             probe_telemetry = Telemetry(found, lambda: pids)
             with probe_telemetry:

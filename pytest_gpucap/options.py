@@ -149,6 +149,15 @@ class Options:
         default=None,
         otherwise="as many as the load and the cores call for",
     )
+    host_check = Option(
+        "--gpucap-host-check",
+        values.text,
+        "what a disturbed host (cores taken by other processes, steal, a used-up CPU quota, heat, too little memory) "
+        "does to a measurement: INVALID, a remark, or nothing, unwatched",
+        default="error",
+        otherwise="error",
+        choices=("error", "warn", "off"),
+    )
     # The server and its GPU.
     vllm_python = Option(
         "--gpucap-vllm-python",

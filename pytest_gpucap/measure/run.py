@@ -12,7 +12,7 @@ from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.requirement import Requirement
 from pytest_gpucap.results.measured import Sample
-from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
+from pytest_gpucap.results.problems import OF_THE_HOST, Problem, ProblemKind, ProblemSource
 from pytest_gpucap.results.windows import WindowId
 
 
@@ -159,7 +159,8 @@ class MeasuringRun:
         problems = tuple(span.check.problems)
         if self.settings.trust is not None:
             problems += tuple(self.settings.trust(span.start_s, span.end_s))
-        self.problems.extend(p for p in problems if p not in self.problems)
+        told = {p.kind for p in self.problems} & OF_THE_HOST
+        self.problems.extend(p for p in problems if p not in self.problems and p.kind not in told)
         width = (span.end_s - start_s) / c.SLICES
         samples = [
             sample_of(

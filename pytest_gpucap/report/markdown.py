@@ -173,7 +173,7 @@ def _reasons(result: Result, *, named: bool) -> str:
     """Why a requirement fails or regressed. The arithmetic is repeated unless it was `named` at the top."""
     because = rows.reasons(result)
     if not because:
-        return ""
+        return "\n".join(f"**{prose(result.name, 200)}**: {prose(text)}" for text in rows.remarks(result))
     claim, why = headline_parts(result) if result.outcome is not None else (result.name, "")
     arithmetic = "" if named or not why else f": {prose(why)}"
     bullets = [f"- {name or 'because'}: {prose(value)}" for name, value in because]

@@ -39,7 +39,8 @@ def summary_lines(results: Iterable[Result]) -> list[tuple[str, Outcome | None]]
         if rows.failed(result):
             verdict, *others = _reasons(result)
             parts.append([(verdict, result.outcome), *((line, None) for line in others)])
-    parts += [[(line, None) for line in lines] for lines in (_bullets(_limits(ordered)), _footnotes(ordered)) if lines]
+    beside = (_bullets(_limits(ordered)), _bullets(_disturbed(ordered)), _footnotes(ordered))
+    parts += [[(line, None) for line in lines] for lines in beside if lines]
     first, *more = parts
     return [*first, *(line for part in more for line in [("", None), *part])]
 
@@ -52,6 +53,11 @@ def _limits(results: Sequence[Result]) -> list[str]:
         if result.no_limit and not result.simulated:
             unknown.setdefault(result.no_limit, []).append(result.name)
     return lines + [f"no physical limit for {', '.join(names)}: {reason}" for reason, names in unknown.items()]
+
+
+def _disturbed(results: Sequence[Result]) -> list[str]:
+    """Results of a host that was not itself, where that was to be a remark only."""
+    return [f"{result.name}: {text}" for result in results for text in rows.remarks(result)]
 
 
 def failure(result: Result) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 
@@ -38,7 +39,7 @@ class ProblemKind(StrEnum):
     NO_LOAD = "no load"
     """The load could not be produced at all."""
     SLOWED_DOWN = "slowed down"
-    """The device was throttled by heat, a power brake or a fault, or its clock fell."""
+    """The device or the host's processor was held back by heat, a power limit or a fault, or its clock fell."""
     POWER_LIMIT = "power limit"
     """The device ran at a power limit below its default."""
     MEMORY_ERRORS = "memory errors"
@@ -46,6 +47,14 @@ class ProblemKind(StrEnum):
     """The device no longer answers."""
     SHARED = "shared"
     """Another process used the device."""
+    OTHERS = "other processes"
+    """Other processes used the host's cores while none was idle."""
+    STEAL = "steal"
+    """The hypervisor ran other virtual machines instead of this one."""
+    QUOTA = "quota"
+    """A CPU quota held the processes back."""
+    MEMORY = "memory"
+    """The host was short of memory."""
     FAILED_REQUESTS = "failed requests"
     """More requests failed than the requirement allows."""
     NO_TOKENS = "no tokens"
@@ -58,6 +67,10 @@ class ProblemKind(StrEnum):
     """The answers could not be judged."""
     OTHER = "other"
     """Anything else, and problems from result files before schema version 2 whose kind is unknown."""
+
+
+OF_THE_HOST: Final = frozenset({ProblemKind.OTHERS, ProblemKind.STEAL, ProblemKind.QUOTA, ProblemKind.MEMORY})
+"""Kinds that are about the whole host: of several windows they tell the same with slightly different figures."""
 
 
 class Problem(msgspec.Struct, frozen=True):

@@ -7,6 +7,8 @@ from enum import StrEnum
 
 import msgspec
 
+from pytest_gpucap.results.problems import Problem
+
 
 class DeviceSummary(msgspec.Struct, frozen=True):
     """One device over a window. None for what the device does not report.
@@ -80,6 +82,73 @@ class ProcessSummary(msgspec.Struct, frozen=True):
     main_thread: float | None
 
 
+class OtherProcess(msgspec.Struct, frozen=True):
+    """A process that is not part of the measurement, and the cores that it and its ended children used."""
+
+    pid: int
+    name: str
+    cores: float
+
+    def describe(self) -> str:
+        """``pid 123 stress-ng 0.8``."""
+        return f"pid {self.pid} {self.name} {cores_text(self.cores)}"
+
+
+def cores_text(cores: float) -> str:
+    """Cores in use with two significant figures, such as ``0.35``, ``1.1`` or ``112``."""
+    return f"{cores:.2g}" if cores < 99.5 else f"{cores:.0f}"  # noqa: PLR2004 - three digits would need an exponent
+
+
+class HostSummary(msgspec.Struct, frozen=True):
+    """The host of the server and of the load generator over a window. None for what the kernel does not tell.
+
+    Attributes:
+        readings: number of readings.
+        cores: that the measurement's processes may run on.
+        busy_cores, idle_cores: of these, on average.
+        own_cores: used by pytest, the load generator, the server and all that they started.
+        other_cores: used by everything else; None if the server's processes cannot be told from others.
+        unseen_cores: the part of `other_cores` by processes that cannot be seen, such as those outside a container.
+        disturbing_cores: the part of `other_cores` that was used while no core was idle.
+        others: the busiest other processes.
+        stolen: share of the time in which this virtual machine wanted to run that the hypervisor gave to others.
+        stolen_cores: the same in cores.
+        quota_cores: the CPU quota of the measurement's control group.
+        quota_other_cores: what others used of it.
+        throttled: share of the quota's periods in which it was used up.
+        throttled_cores: seconds of standing still, added up over cores, per second.
+        waiting: share of the time in which at least one task waited for a core (PSI).
+        memory_stalled: share of the time in which every task with work waited for memory (PSI).
+        clock_mhz: of busy cores.
+        base_clock_mhz: of the same cores, as they are sold.
+        heated: share of the time in which heat held the processor back.
+        disturbances: why the host was not itself while it was measured. They are among the problems of the result as
+            well, unless they are to be remarks only.
+    """
+
+    readings: int
+    cores: int
+    busy_cores: float | None = None
+    idle_cores: float | None = None
+    own_cores: float | None = None
+    other_cores: float | None = None
+    unseen_cores: float | None = None
+    disturbing_cores: float | None = None
+    others: tuple[OtherProcess, ...] = ()
+    stolen: float | None = None
+    stolen_cores: float | None = None
+    quota_cores: float | None = None
+    quota_other_cores: float | None = None
+    throttled: float | None = None
+    throttled_cores: float | None = None
+    waiting: float | None = None
+    memory_stalled: float | None = None
+    clock_mhz: float | None = None
+    base_clock_mhz: float | None = None
+    heated: float | None = None
+    disturbances: tuple[Problem, ...] = ()
+
+
 class TelemetrySummary(msgspec.Struct, frozen=True):
     """All telemetry of a window, in seconds of the machine's monotonic clock.
 
@@ -87,6 +156,7 @@ class TelemetrySummary(msgspec.Struct, frozen=True):
         energy_j: of all devices; None if one of them does not report it.
         energy_per_1000_tokens_j: GPU energy for 1,000 output tokens, prompts included; None without both figures.
         slowdowns: the highest share of any device, by reason.
+        host: None where it was not watched.
     """
 
     start_s: float
@@ -97,6 +167,7 @@ class TelemetrySummary(msgspec.Struct, frozen=True):
     energy_j: float | None = None
     energy_per_1000_tokens_j: float | None = None
     slowdowns: Mapping[str, float] = msgspec.field(default_factory=dict)
+    host: HostSummary | None = None
 
 
 class TelemetryOverTime(msgspec.Struct, frozen=True):

@@ -37,7 +37,8 @@ def context_of(
         # A little more than the span: a counter's value at the ends needs the readings around them.
         readings = target.telemetry.series(start_s - _AROUND_S, end_s + _AROUND_S, points=_EVERY_READING)
         over_time = binned_series(readings, start_s, end_s)
-        bottleneck = _diagnosis(target, target.telemetry, samples, roofline)
+        if target.lease is not None:  # otherwise nothing but the host was watched
+            bottleneck = _diagnosis(target, target.telemetry, samples, roofline)
     limit = _limit(samples, roofline, bottleneck)
     return Context(
         test=test,

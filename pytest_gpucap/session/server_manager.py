@@ -25,6 +25,7 @@ from pytest_gpucap.session.placement import Placement, own_classes
 if TYPE_CHECKING:  # a test file may import `SystemUnderTest` for its annotations
     from pytest_gpucap.results.problems import Problem
     from pytest_gpucap.session.live_line import LiveLine
+    from pytest_gpucap.telemetry.host_watch import HostWatch
     from pytest_gpucap.telemetry.sampler import Telemetry
 
 MEMORY_RETURN_S = 60.0
@@ -120,12 +121,20 @@ class ServerManager:
 
         try:
             first, second = self._start(other, live), target.endpoint
+            # The head's watch of the host sees the base as well: both descend from this process.
+            host = None if target.telemetry is None else target.telemetry.host
             if lease is None:
-                yield (other, target), None
+                yield (other, target), None if host is None else host.problems
                 return
             tolerated = lease.tolerated
             with Telemetry(lease.devices, lambda: first.pids() | second.pids(), tolerated=tolerated) as watched:
-                yield (other, target), watched.problems
+                yield (
+                    (other, target),
+                    lambda since_s, until_s: [
+                        *watched.problems(since_s, until_s),
+                        *([] if host is None else host.problems(since_s, until_s)),
+                    ],
+                )
         finally:
             other.close()
 
@@ -165,14 +174,32 @@ class ServerManager:
 
     def _serve(self, target: SystemUnderTest, live: LiveLine) -> None:
         server = self._start(target, live)
-        if target.lease is not None:
-            from pytest_gpucap.telemetry.sampler import Telemetry
+        host = self._host_watch(server, here=target.lease is not None)
+        if target.lease is None and host is None:
+            return
+        from pytest_gpucap.telemetry.sampler import Telemetry
 
+        if target.lease is None:  # the host alone can be watched
+            target.telemetry = Telemetry((), tuple, host=host)
+        else:
             names = server.capabilities().metrics
             fetch = None if names == MetricNames() else lambda: server.request("/metrics")
             devices, tolerated = target.lease.devices, target.lease.tolerated
-            target.telemetry = Telemetry(devices, server.pids, fetch, names=names, tolerated=tolerated)
-            target._closing.enter_context(target.telemetry)  # noqa: SLF001 - one object in two classes' hands
+            target.telemetry = Telemetry(devices, server.pids, fetch, names=names, tolerated=tolerated, host=host)
+        target._closing.enter_context(target.telemetry)  # noqa: SLF001 - one object in two classes' hands
+
+    def _host_watch(self, server: Server, *, here: bool) -> HostWatch | None:
+        """What watches the host; None if nobody wants to know, or the server is not on it.
+
+        With `here`, devices of this machine are leased for the server. A simulated server has no host. Of a server
+        elsewhere only the load generator's host is known, and the load generator checks itself.
+        """
+        known = server.capabilities()
+        if self._options.host_check == "off" or known.simulated or not (here or known.loopback):
+            return None
+        from pytest_gpucap.telemetry.host_watch import HostWatch
+
+        return HostWatch(server.base_url, strict=self._options.host_check == "error")
 
     def _start(self, target: SystemUnderTest, live: LiveLine) -> Server:
         from pytest_gpucap.report.formatting import shown

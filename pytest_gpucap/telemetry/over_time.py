@@ -1,7 +1,7 @@
 """Telemetry -> the time series of a result: all figures on one time axis, with few enough points for a file and a page.
 
-Devices are read ten times a second and the server twice. Here both are averaged over the same bins. The bins match the
-measuring windows in time, because both use the machine's monotonic clock.
+Devices are read ten times a second, the server twice and the host once. Here all are averaged over the same bins. The
+bins match the measuring windows in time, because both use the machine's monotonic clock.
 """
 
 from __future__ import annotations
@@ -32,14 +32,16 @@ _COUNTERS: Final = {
     "prompt_tokens_per_s": "prompt_tokens",
     "preemptions_per_s": "preemptions",
 }
+_HOST: Final = {"host_cpu_cores": "busy_s", "other_cpu_cores": "others_s", "cpu_pressure": "waiting_s"}
+"""Counters of seconds: their rates are cores, or a share of the time."""
 
 
 def binned_series(watched: Mapping[str, Any], start_s: float, end_s: float) -> TelemetryOverTime | None:
     """The time from `start_s` to `end_s` in at most `MOST_POINTS` bins of equal width.
 
     Args:
-        watched: ``devices`` by UUID, ``server`` and ``processes`` by pid, each of columns as long as its ``time_s``;
-            a missing figure is None.
+        watched: ``devices`` by UUID, ``server``, ``processes`` by pid and ``host``, each of columns as long as its
+            ``time_s``; a missing figure is None.
         start_s: on the clock of the readings.
         end_s: on the clock of the readings.
 
@@ -65,6 +67,9 @@ def binned_series(watched: Mapping[str, Any], start_s: float, end_s: float) -> T
     for process in watched.get("processes", {}).values():
         cores = _rates(process["time_s"], process.get("cpu_s", ()), edges)
         columns["server_cpu_cores"] = _added(columns.get("server_cpu_cores"), cores)
+    host = watched.get("host") or {"time_s": ()}
+    for name, counter in _HOST.items():
+        columns[name] = _rates(host["time_s"], host.get(counter, ()), edges)
     read = {name: _listed(column) for name, column in columns.items() if not np.isnan(column).all()}
     return TelemetryOverTime(tuple(((edges[1:] + edges[:-1]) / 2).tolist()), read) if read else None
 

@@ -1,9 +1,10 @@
 """Samples what the GPUs, the server and its processes do during a measurement.
 
-Two threads sample, so that a server that answers late delays no device reading. One reads the devices through NVML, up
-to ten times a second. The other reads the server's ``/metrics``, the CPU time of its processes, PCIe traffic and the
-neighbours, twice a second. Some drivers spend half a millisecond of CPU on every field (an H100 under driver 580: 4.3
-ms for all nine), on cores that the server needs. So devices are read as often as a fixed share of one core allows.
+Three threads sample, so that a server that answers late delays no other reading. One reads the devices through NVML, up
+to ten times a second. One reads the server's ``/metrics``, the CPU time of its processes, PCIe traffic and the
+neighbours, twice a second. One reads the host (`host_watch.py`), once a second. Some drivers spend half a millisecond
+of CPU on every field (an H100 under driver 580: 4.3 ms for all nine), on cores that the server needs. So devices and
+host are read as often as a fixed share of one core allows.
 All times are `time.monotonic`, the clock of the load generator, so the windows of a measurement can be looked up.
 
 On a machine without GPUs only the server and its processes are sampled.
@@ -29,6 +30,7 @@ from pytest_gpucap.gpu.occupancy import GpuProcess, Neighbours
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
 from pytest_gpucap.results.telemetry import TelemetrySummary
 from pytest_gpucap.telemetry import health
+from pytest_gpucap.telemetry.host_watch import HOST_PERIOD_S, HOST_SHARE, LONGEST_HOST_PERIOD_S, HostWatch
 from pytest_gpucap.telemetry.probes import (
     DEVICE_FIELDS,
     PROCESS_FIELDS,
@@ -44,7 +46,8 @@ DEVICE_PERIOD_S = 0.1
 LONGEST_PERIOD_S = 1.0
 """Devices are read at least this often, whatever it costs: a slowdown of a few seconds must not go unseen."""
 DEVICE_SHARE = 0.006
-"""Share of one core for reading devices. With the server's figures (0.3 to 0.4%) the total stays below 1%."""
+"""Share of one core for reading devices. With the server's figures (0.3 to 0.4%) and the host's (0.2%) the total is
+about 1%."""
 PACE_MEMORY_S = 1.0
 """Time constant of the mean cost of a reading, which decides how often readings are taken."""
 SERVER_PERIOD_S = 0.5
@@ -118,6 +121,7 @@ class Telemetry:
         clock: seconds, monotonic.
         names: of the figures on that page.
         tolerated: pids of other programs that are allowed on the devices; see `Lease.tolerated`.
+        host: watches the host as well; None: nobody does.
     """
 
     def __init__(
@@ -129,7 +133,9 @@ class Telemetry:
         *,
         names: MetricNames | None = None,
         tolerated: Iterable[int] = (),
+        host: HostWatch | None = None,
     ) -> None:
+        self.host = host
         self._server_pids, self._fetch, self._clock = server_pids, fetch, clock
         self._names = names or MetricNames()
         self.devices = [WatchedDevice(d, TimeSeries(DEVICE_FIELDS), TimeSeries(LINK_FIELDS)) for d in devices]
@@ -176,6 +182,9 @@ class Telemetry:
         if self._probes:
             pace = ReadingPace(DEVICE_PERIOD_S, LONGEST_PERIOD_S, DEVICE_SHARE)
             loops.append(("gpucap-devices", pace, self.sample_devices))
+        if self.host is not None:
+            pace = ReadingPace(HOST_PERIOD_S, LONGEST_HOST_PERIOD_S, HOST_SHARE)
+            loops.append(("gpucap-host", pace, self.sample_host))
         self._stop.clear()
         for name, pace, sample in loops:
             thread = threading.Thread(target=self._loop, args=(pace, sample), name=name, daemon=True)
@@ -212,6 +221,7 @@ class Telemetry:
             devices=[(watched.device, watched.series, watched.link) for watched in self.devices],
             server=self.server,
             processes=[(watched.pid, watched.role, watched.series) for watched in self.processes.copy().values()],
+            host=None if self.host is None else self.host.summary(start_s, end_s),
         )
 
     def problems(self, start_s: float, end_s: float) -> list[Problem]:
@@ -232,7 +242,7 @@ class Telemetry:
             if probe is not None and probe.lost is not None:
                 text = f"{watched.device.label} was lost: {probe.lost}"
                 found.append(Problem(ProblemSource.GPU, ProblemKind.LOST, text))
-        return found
+        return found if self.host is None else [*found, *self.host.problems(start_s, end_s)]
 
     def series(self, start_s: float = 0.0, end_s: float = float("inf"), points: int = 600) -> dict[str, Any]:
         """All series as plain lists, for reports: at most `points` rows each, every row a mean of readings."""
@@ -249,6 +259,7 @@ class Telemetry:
                 str(watched.pid): {"role": watched.role, **thinned(watched.series.window(start_s, end_s), points)}
                 for watched in self.processes.copy().values()
             },
+            "host": {} if self.host is None else thinned(self.host.series.window(start_s, end_s), points),
         }
 
     def sample_devices(self) -> None:
@@ -268,6 +279,12 @@ class Telemetry:
         if self._probes:
             self._sample_neighbours()
             self._sample_link()
+
+    def sample_host(self) -> None:
+        """Read the host once now."""
+        if self.host is not None:
+            self.host.server_pids = self._pids
+            self.host.sample()
 
     def _loop(self, pace: ReadingPace, sample: Callable[[], None]) -> None:
         due = self._clock()

@@ -8,7 +8,7 @@ import numpy as np
 
 from pytest_gpucap.arrays import Bools
 from pytest_gpucap.gpu.device import Device
-from pytest_gpucap.results.telemetry import DeviceSummary, ProcessSummary, ServerSummary, TelemetrySummary
+from pytest_gpucap.results.telemetry import DeviceSummary, HostSummary, ProcessSummary, ServerSummary, TelemetrySummary
 from pytest_gpucap.telemetry.health import reason_shares
 from pytest_gpucap.telemetry.time_series import TimeSeries, counter_growth, known_max, known_mean
 
@@ -22,6 +22,7 @@ def summarise(
     devices: Iterable[tuple[Device, TimeSeries, TimeSeries]],
     server: TimeSeries,
     processes: Iterable[tuple[int, str, TimeSeries]],
+    host: HostSummary | None = None,
 ) -> TelemetrySummary:
     """Summarise the series in a window."""
     seen = tuple(_device(device, series, link, start_s, end_s) for device, series, link in devices)
@@ -38,6 +39,7 @@ def summarise(
         energy_j=energy_j,
         energy_per_1000_tokens_j=energy_j / tokens * 1000 if energy_j is not None and tokens else None,
         slowdowns=_worst(device.slowdowns for device in seen),
+        host=host,
     )
 
 

@@ -10,11 +10,12 @@ import pytest
 
 from pytest_gpucap.load.protocol import LoadError
 from pytest_gpucap.measure.procedure import check, measure, sample, sweep
-from pytest_gpucap.measure.settings import Settings
+from pytest_gpucap.measure.run import MeasuringRun
+from pytest_gpucap.measure.settings import Settings, SilentObserver
 from pytest_gpucap.requirement import LatencyLimit, Requirement, Slo
 from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
-from pytest_gpucap.results.windows import Phase
+from pytest_gpucap.results.windows import Phase, WindowId
 from pytest_gpucap.simulator import profile as profiles
 from pytest_gpucap.simulator.runner import SimRunner
 
@@ -54,6 +55,22 @@ def test_the_time_limit_ends_inconclusive() -> None:
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert "time limit" in verdict.reason
     assert sum(verdict.measurement.spent_s.values()) <= 20.5
+
+
+def test_a_disturbed_host_is_told_once_whatever_its_figures_are_in_other_windows() -> None:
+    def trust(start_s: float, end_s: float) -> list[Problem]:
+        kinds = (ProblemKind.OTHERS, ProblemKind.SLOWED_DOWN)
+        return [Problem(ProblemSource.HOST, kind, f"{kind} from {start_s:g} to {end_s:g} s") for kind in kinds]
+
+    run = MeasuringRun(SimRunner(FAST.engine, 1), requirement(), settings(trust=trust), SilentObserver())
+    windows = [run.hold(WindowId(Phase.HOLD, cycle), 4, 4.0) for cycle in (1, 2)]
+    assert [each.kind for each in run.problems] == [
+        ProblemKind.OTHERS,
+        ProblemKind.SLOWED_DOWN,
+        ProblemKind.SLOWED_DOWN,
+    ]
+    # The window itself keeps its own.
+    assert all(len(sample.problems) == 2 for window in windows for sample in window.samples)
 
 
 def test_distrust_is_invalid_and_gives_no_rate() -> None:

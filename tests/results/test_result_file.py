@@ -87,9 +87,9 @@ def test_every_recorded_result_file_is_read(path: Path, tmp_path: Path) -> None:
     jsonschema.validate(after, SCHEMA)
     assert result_file.read(tmp_path / "now.json") == found
     for old, new in zip(before["results"], after["results"], strict=True):
-        for part in ("workload", "slo"):
-            assert old[part].items() <= new[part].items()
-        same = old.keys() - {"samples", "points", "problems", "environment", "workload", "slo"}
+        for part in ("workload", "slo", "telemetry"):
+            assert (old.get(part) or {}).items() <= (new[part] or {}).items()
+        same = old.keys() - {"samples", "points", "problems", "environment", "workload", "slo", "telemetry"}
         assert {key: new[key] for key in same} == {key: old[key] for key in same}
         for part in ("samples", "points"):
             for one, other in zip(old.get(part, []), new[part], strict=True):

@@ -257,6 +257,9 @@ def _notes(result: Result) -> list[Note]:
         short = least is not None and share is not None and share.high < least
         lines = tuple(value for name, value in rows.accuracy(result) if name)
         notes.append(Note("Accuracy of the answers", lines, "bad" if short else "plain"))
+    if watched := rows.host(result):
+        remarks = rows.remarks(result)
+        notes.append(Note("Host", tuple(value for _, value in watched), "warn" if remarks else "plain"))
     if found := result.bottleneck:
         notes.append(Note(f"Bottleneck: {found.kind}", found.evidence, advice=found.advice))
     return notes

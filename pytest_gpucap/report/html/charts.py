@@ -404,7 +404,12 @@ def _strips(
         Strip("GPU use", "%", read(100, gpu_utilisation="GPU utilisation")),
         Strip("SM clock", "MHz", read(sm_clock_mhz="SM clock")),
         Strip("Power", "W", read(power_w="power")),
-        Strip("CPU", "cores", read(server_cpu_cores="server CPU")),
+        Strip(
+            "CPU",
+            "cores",
+            read(server_cpu_cores="server CPU", other_cpu_cores="other processes", host_cpu_cores="whole host"),
+        ),
+        Strip("CPU pressure", "%", read(100, cpu_pressure="a task waited for a core")),
     ]
 
 
