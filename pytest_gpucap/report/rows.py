@@ -61,6 +61,7 @@ def result_rows(result: Result) -> list[Row]:
         *_physical_limit(result),
         *accuracy(result),
         *comparison(result),
+        *(("remark", text) for text in result.environment.remarks),
         ("server time", _server_time(result)),
     ]
 
