@@ -14,14 +14,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, Generic, NoReturn, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Self, TypeVar, overload
 
 import pytest
 
 from pytest_gpucap import extensions
 from pytest_gpucap import option_values as values
 
+if TYPE_CHECKING:
+    from pytest_gpucap.access import HeaderSource
+
 UNSET: Final = None
+_NO_HEADERS: Final[tuple[HeaderSource, ...]] = ()
 
 T = TypeVar("T")
 
@@ -189,7 +193,7 @@ class Options:
         values.headers,
         "header of every request to --gpucap-url; its value comes from the environment variable ENV; repeatable",
         "NAME=ENV",
-        default=(),
+        default=_NO_HEADERS,
         repeatable=True,
     )
     ca_file = Option(

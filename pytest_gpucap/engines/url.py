@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 from pytest_gpucap.access import AUTHORIZATION, OPEN, Access, HeaderSource, read_headers, read_secret, server_root
@@ -33,10 +34,11 @@ _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 2.0
 """Between two looks at a server that is still loading: short at first, for one that is almost ready."""
 _ANSWER_S: Final = 30.0
-"""Longest wait for one answer, unless the server has more time to become ready."""
+"""Longest wait for an answer. The first token may take as long as the server may take to become ready."""
 _MOST_NAMES: Final = 5
 _UNAUTHORISED, _FORBIDDEN, _NOT_FOUND, _NOT_ALLOWED, _NOT_IMPLEMENTED = 401, 403, 404, 405, 501
 _REFUSED: Final = frozenset({_UNAUTHORISED, _FORBIDDEN})
+_REDIRECTS: Final = frozenset(range(300, 400))
 _ABSENT: Final = frozenset({_NOT_FOUND, _NOT_ALLOWED, _NOT_IMPLEMENTED})
 _PROMPT: Final = "Please say hello and then count to three."
 
@@ -46,10 +48,14 @@ class ExternalServer(HttpServer):
 
     Attributes:
         origin: the folder or hub name that it loaded the model from; None if it does not say.
+        listed: the models that it lists, with their origins.
+        unlisted: why it lists none; None if it has a list.
     """
 
     software = "vLLM"  # the only engine known to report a version
     origin: str | None = None
+    listed: Mapping[str, str | None] = MappingProxyType({})
+    unlisted: EndpointError | None = None
 
     @property
     def running(self) -> bool:
@@ -114,7 +120,10 @@ def attach(
     while True:
         waited_s = time.monotonic() - began
         try:
-            _look(server, model, likely_model, max(_ANSWER_S, wait_s - waited_s))
+            _look(server, model, likely_model)
+            if on_wait is not None:
+                on_wait(f"{url}: asking it for a first answer")
+            _try(server, max(_ANSWER_S, wait_s - waited_s))
         except EndpointError as error:
             fix = _fix(server, error, api_key_env)
             waited_s = time.monotonic() - began
@@ -135,22 +144,21 @@ def attach(
         pause_s = min(1.5 * pause_s, _LONGEST_PAUSE_S)
 
 
-def _look(server: ExternalServer, model: str | None, likely_model: str | None, timeout_s: float) -> None:
-    """Find the server's model, and see whether it answers.
+def _look(server: ExternalServer, model: str | None, likely_model: str | None) -> None:
+    """Find the server's model in its list, if it has one.
 
     Raises:
-        EndpointError: if it does not, or the model cannot be told.
+        EndpointError: if it does not answer, or the model cannot be told.
     """
-    origins: Mapping[str, str | None] = {}
-    unlisted: EndpointError | None = None
     named = model or likely_model
+    server.listed, server.unlisted = {}, None
     try:
-        origins = server.origins(timeout_s)
+        server.listed = server.origins(_ANSWER_S)
     except EndpointError as error:
         if error.loading or named is None:
             raise
-        unlisted = error
-    listed = list(origins)
+        server.unlisted = error
+    listed = list(server.listed)
     if model is not None and listed and model not in listed:
         raise EndpointError(f"it serves no {model}; it serves {_names(listed)}: name one with --gpucap-model")
     if model is None and len(listed) == 1:
@@ -160,11 +168,10 @@ def _look(server: ExternalServer, model: str | None, likely_model: str | None, t
     if named is None:
         # Routers list no model until a worker has come.
         raise EndpointError("it serves no model at all: name one with --gpucap-model if it lists none", loading=True)
-    server.model, server.origin = named, origins.get(named)
-    _try(server, unlisted, timeout_s, listed=bool(listed))
+    server.model, server.origin = named, server.listed.get(named)
 
 
-def _try(server: ExternalServer, unlisted: EndpointError | None, timeout_s: float, *, listed: bool) -> None:
+def _try(server: ExternalServer, timeout_s: float) -> None:
     """Ask for one token. Some servers list their model while it loads, and others have no list.
 
     Only an answer that settles the matter is an error: the tests may need neither endpoint, or send other requests.
@@ -182,7 +189,7 @@ def _try(server: ExternalServer, unlisted: EndpointError | None, timeout_s: floa
         try:
             json.loads(server.request(path, method="POST", timeout_s=timeout_s, content=content))
         except EndpointError as error:
-            if error.loading or error.untrusted or error.status is None or error.status in _REFUSED:
+            if error.loading or error.status is None or error.status in _REFUSED | _REDIRECTS:
                 raise
             failed.append(error)
         except ValueError:
@@ -190,11 +197,11 @@ def _try(server: ExternalServer, unlisted: EndpointError | None, timeout_s: floa
             failed.append(EndpointError(text, status=_NOT_FOUND))
         else:
             return
-    if listed or not all(error.status in _ABSENT for error in failed):
+    if server.listed or not all(error.status in _ABSENT for error in failed):
         return
-    if unlisted is None:  # a list without models
+    if server.unlisted is None:  # a list without models
         raise EndpointError(f"it serves no model at all: {failed[0]}", status=failed[0].status, loading=True)
-    raise EndpointError(f"{failed[0]}; {unlisted}", status=failed[0].status)
+    raise EndpointError(f"{failed[0]}; {server.unlisted}", status=failed[0].status)
 
 
 def _fix(server: ExternalServer, error: EndpointError, api_key_env: str) -> str:

@@ -62,7 +62,7 @@ def calibrate(server: ServerAddress, model: str, workload: Workload, seed: int, 
             if not probe.has_tokenize:
                 raise
             # Something before the server may change the prompts of real requests, which /tokenize does not see.
-            probe.has_tokenize = False
+            probe.count_by_usage()
             recipe = replace(_recipe(probe, model, workload, seed, nonce), by_usage=True)
         return replace(recipe, cached_apart=probe.cached_apart)
 
@@ -107,6 +107,10 @@ class _Probe:
             if counted is not None:
                 return counted
         return self.usage(self.plain_body(text))
+
+    def count_by_usage(self) -> None:
+        """Count by the usage of real requests from now on, as if the server had no ``/tokenize``."""
+        self.has_tokenize, self._counts = False, 0
 
     def _tokenize(self, text: str) -> int | None:
         body: dict[str, Any] = {"model": self._model}

@@ -64,7 +64,7 @@ def place(declared: Declaration, options: Options, *, needs_server: bool) -> Pla
         request = ServerRequest(model=options.model, startup_timeout_s=options.startup_timeout_s)
         # A folder or a synthetic model is no name that a server has for its model.
         likely = declared.model if declared.model and not declared.model.startswith(("synthetic:", "/", ".")) else None
-        engine = UrlEngine(
+        behind = UrlEngine(
             request,
             options.url,
             options.api_key_env,
@@ -72,7 +72,7 @@ def place(declared: Declaration, options: Options, *, needs_server: bool) -> Pla
             ca_file=None if options.ca_file is None else str(options.ca_file),
             likely_model=likely,
         )
-        return Placement(engine, gpu_class)
+        return Placement(behind, gpu_class)
     if wanted is not None and wanted.startswith(SIMULATED):
         from pytest_gpucap.simulator.simulator_engine import SimulatorEngine
 

@@ -180,7 +180,10 @@ def test_a_mistake_in_a_test_that_is_not_selected_costs_nothing(pytester: pytest
         (["--gpucap-url=http://u:p@localhost/v1"], "--gpucap-url: the URL carries a user or password: name"),
         (["--gpucap-url=http://localhost/v1?key=k"], "--gpucap-url: the URL has a query or fragment"),
         (["--gpucap-url=http://x", "--gpucap-ca-file=none.pem"], "--gpucap-ca-file: *none.pem cannot be read: No such"),
-        (["--gpucap-url=http://x", "--gpucap-header=X-Key=UNSET_KEY"], "--gpucap-header: X-Key: * UNSET_KEY is not set"),
+        (
+            ["--gpucap-url=http://x", "--gpucap-header=X-Key=UNSET_KEY"],
+            "--gpucap-header: X-Key: * UNSET_KEY is not set",
+        ),
         (["--gpucap-header=X-Key: s3cret"], "--gpucap-header: must be NAME=ENV: "),
         (["--gpucap-header=Host=NAME"], "--gpucap-header: Host belongs to the transport and cannot be set"),
         (["--gpucap-url=http://localhost/v1", "--gpu-class=sim:fast"], "--gpucap-url and --gpu-class=sim:PROFILE"),
