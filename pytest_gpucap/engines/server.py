@@ -303,5 +303,4 @@ def _unanswered(what: str, error: BaseException) -> EndpointError:
         if isinstance(reason, socket.gaierror)
         else isinstance(reason, OSError) and reason.errno in _LOADING_ERRNO
     )
-    # An error of http.client names no header that it refuses: the values are checked before they come here.
-    return EndpointError(f"{what} failed: {reason or type(reason).__name__}", loading=loading)
+    return EndpointError(f"{what} failed: {str(reason) or type(reason).__name__}", loading=loading)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from pytest_gpucap.load.address import ServerAddress, http_library
 from pytest_gpucap.load.answer import cached_tokens
 from pytest_gpucap.load.prompts import PromptRecipe, RequestComposer, hash64
-from pytest_gpucap.load.protocol import LoadError
+from pytest_gpucap.load.protocol import LoadError, PromptCountError
 from pytest_gpucap.requirement import ApiKind, Workload
 
 _COMMON = """
@@ -197,7 +197,7 @@ def _count_alike(probe: _Probe, nonce: int, times: int) -> bool:
     """Send the same prompt several times; returns whether its cached tokens stand beside its tokens.
 
     Raises:
-        LoadError: if the counts differ for another reason: the cached tokens are not told, or servers count unlike.
+        PromptCountError: if the counts differ otherwise: cached tokens are not told, or servers count unlike.
     """
     body = _same_prompt(probe, nonce)
     usages = probe.again(body, times)
@@ -210,13 +210,13 @@ def _count_alike(probe: _Probe, nonce: int, times: int) -> bool:
     prompts = [usage.prompt for usage in usages]
     last = prompts[-MOST_SAME // 2 :]
     if len(set(last)) == 1 and last[0] < prompts[0] == max(prompts) and not any(usage.cached for usage in usages):
-        raise LoadError(
+        raise PromptCountError(
             f"the server leaves cached tokens out of usage.prompt_tokens: it counted the same prompt as {prompts[0]} "
             f"tokens, and then as {last[0]}; have it tell them in usage.prompt_tokens_details.cached_tokens, or turn "
             "its prefix cache off"
         )
     counted = " and ".join(str(count) for count in sorted(set(prompts))[:MOST_SHOWN])
-    raise LoadError(
+    raise PromptCountError(
         f"the same prompt was counted differently: as {counted} tokens in {len(prompts)} requests; a load balancer "
         "seems to mix servers with unlike tokenizers or chat templates: measure one of them by its own URL"
     )
@@ -299,7 +299,7 @@ def _verify(probe: _Probe, recipe: PromptRecipe, workload: Workload) -> None:
         body = composer.probe((1 << 39) + probe_number, tokens)
         counted = probe.usage(body)
         if counted != tokens:
-            raise LoadError(
+            raise PromptCountError(
                 f"prompts of an exact token count cannot be made for this server: one meant to have {tokens} tokens "
                 f"was counted as {counted}; {_ADVICE}"
             )

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from pytest_gpucap.load.calibrate import MOST_COUNTS
-from pytest_gpucap.load.protocol import Journal, LoadError, PhaseSpan, Status
+from pytest_gpucap.load.protocol import Journal, PhaseSpan, PromptCountError, Status
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.load.schedule import open_loop
 from pytest_gpucap.requirement import ApiKind, Length, Workload
@@ -141,7 +141,9 @@ def test_cached_tokens_that_are_left_out_and_not_told_are_recognised(endpoint: A
     with (
         CountingServer(lambda _, text, tokens: {"prompt_tokens": tokens - cache.hit(text, tokens)}) as server,
         HttpLoadRunner(server.url, "m", None, workload, 1) as runner,
-        pytest.raises(LoadError, match=r"leaves cached tokens out of usage\.prompt_tokens: .* as 1\d\d tokens, and th"),
+        pytest.raises(
+            PromptCountError, match=r"leaves cached tokens out of usage\.prompt_tokens: .* as 1\d\d tokens, and th"
+        ),
     ):
         runner.prepare()
     assert server.probes < 40
@@ -172,7 +174,7 @@ def test_servers_behind_one_url_that_count_otherwise_are_recognised(turn: Callab
         CountingServer(Balancer(turn)) as server,
         HttpLoadRunner(server.url, "m", None, WORKLOAD, 1) as runner,
         pytest.raises(
-            LoadError, match=r"the same prompt was counted differently: as \d+ and \d+ tokens .* load balancer"
+            PromptCountError, match=r"the same prompt was counted differently: as \d+ and \d+ tokens .* load balancer"
         ),
     ):
         runner.prepare()
