@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -16,7 +17,9 @@ from pytest_gpucap.load.calibrate import MOST_COUNTS
 from pytest_gpucap.load.protocol import Journal, PhaseSpan, PromptCountError, Status
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.load.schedule import open_loop
-from pytest_gpucap.requirement import ApiKind, Length, Workload
+from pytest_gpucap.measure.procedure import check
+from pytest_gpucap.requirement import ApiKind, Length, Requirement, Slo, Workload
+from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.results.problems import ProblemKind
 from tests.load.tokenserver import TokenServer, stream
 from tests.waiting import FOREVER_S
@@ -98,10 +101,9 @@ def plain(_number: int, _text: str, tokens: int) -> Counts:
     return {"prompt_tokens": tokens}
 
 
-@pytest.mark.parametrize("endpoint", list(ApiKind))
-def test_a_server_that_counts_like_others_has_no_remark(endpoint: ApiKind) -> None:
+def test_a_server_that_counts_like_others_has_no_remark() -> None:
     with CountingServer(plain) as server:
-        ran = run(server, Workload(Length.fixed(300), Length.fixed(3), endpoint=endpoint))
+        ran = run(server, Workload(Length.fixed(300), Length.fixed(3), endpoint=ApiKind.COMPLETIONS))
     assert not ran.span.check.problems
     assert ran.remarks == ()
 
@@ -179,6 +181,19 @@ def test_servers_behind_one_url_that_count_otherwise_are_recognised(turn: Callab
     ):
         runner.prepare()
     assert server.probes < MOST_COUNTS
+
+
+def test_such_servers_give_no_verdict() -> None:
+    requirement = Requirement("chat", qps=Fraction(1), gpus=1, workload=WORKLOAD, slo=Slo())
+    with (
+        CountingServer(Balancer(lambda number: number % 2 == 1)) as server,
+        HttpLoadRunner(server.url, "m", None, WORKLOAD, 1) as runner,
+    ):
+        verdict = check(runner, requirement)
+    assert verdict.outcome is Outcome.INVALID
+    assert "the same prompt was counted differently" in verdict.reason
+    (problem,) = verdict.measurement.problems
+    assert problem.kind is ProblemKind.PROMPT_TOKENS
 
 
 def test_servers_that_count_otherwise_under_load_alone() -> None:
