@@ -16,6 +16,7 @@ import pytest
 if TYPE_CHECKING:  # every pytest run imports this file: exact arithmetic is loaded when there is something to parse
     from fractions import Fraction
 
+    from pytest_gpucap.access import HeaderSource
     from pytest_gpucap.gpu.occupancy import IdleMemory
 
 
@@ -115,15 +116,17 @@ def share_value(value: Any, what: str, _config: pytest.Config) -> float:
 
 
 def url(value: Any, _what: str, _config: pytest.Config) -> str:
-    """The base URL of a server."""
-    from urllib.parse import urlsplit
+    """The base URL of a server; the URL of one of its endpoints is understood."""
+    from pytest_gpucap.access import server_root
 
-    parts = urlsplit(str(value))
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError(f"must be a base URL such as http://127.0.0.1:8000/v1, not {value!r}")
-    if parts.username or parts.password:
-        raise ValueError("must not contain a key or password: name a variable that holds it with --gpucap-api-key-env")
-    return str(value).rstrip("/")
+    return server_root(str(value)) + "/v1"
+
+
+def headers(value: Any, _what: str, _config: pytest.Config) -> tuple[HeaderSource, ...]:
+    """Headers, each as ``NAME=ENV``."""
+    from pytest_gpucap.access import header_sources
+
+    return header_sources(value if isinstance(value, list) else str(value).split("\n"))
 
 
 NUMBERS: Final[frozenset[Callable[[Any, str, pytest.Config], object]]] = frozenset(

@@ -14,14 +14,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, Generic, NoReturn, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Self, TypeVar, overload
 
 import pytest
 
 from pytest_gpucap import extensions
 from pytest_gpucap import option_values as values
 
+if TYPE_CHECKING:
+    from pytest_gpucap.access import HeaderSource
+
 UNSET: Final = None
+_NO_HEADERS: Final[tuple[HeaderSource, ...]] = ()
 
 T = TypeVar("T")
 
@@ -37,9 +41,10 @@ class Option(Generic[T]):
         default: the attribute's value if the option is not given; None: nothing is set.
         otherwise: what applies if the option is not given, as a user would write it or in a few words.
         choices: all values that it takes; empty: any that `parse` takes.
+        repeatable: it may be given several times (an ini key takes a line for each); `parse` takes the list.
     """
 
-    __slots__ = ("about", "choices", "default", "flag", "ini", "metavar", "name", "otherwise", "parse")
+    __slots__ = ("about", "choices", "default", "flag", "ini", "metavar", "name", "otherwise", "parse", "repeatable")
 
     def __init__(
         self,
@@ -51,9 +56,10 @@ class Option(Generic[T]):
         default: T,
         otherwise: str = "",
         choices: tuple[str, ...] = (),
+        repeatable: bool = False,
     ) -> None:
         self.flag, self.parse, self.about, self.metavar = flag, parse, about, metavar
-        self.default, self.otherwise, self.choices = default, otherwise, choices
+        self.default, self.otherwise, self.choices, self.repeatable = default, otherwise, choices, repeatable
         self.ini = "gpucap_" + flag.removeprefix("--").removeprefix("gpucap-").replace("-", "_")
 
     def __set_name__(self, owner: type[Options], name: str) -> None:
@@ -178,8 +184,8 @@ class Options:
     url = Option(
         "--gpucap-url",
         values.url,
-        "measure the OpenAI-compatible server at this base URL; never stops it; --gpu-class says what it runs on, "
-        "which cannot be checked",
+        "measure the OpenAI-compatible server at this base URL, once it has loaded; never stops it; --gpu-class says "
+        "what it runs on, which cannot be checked",
         "URL",
         default=None,
     )
@@ -190,6 +196,21 @@ class Options:
         "NAME",
         default="OPENAI_API_KEY",
         otherwise="OPENAI_API_KEY",
+    )
+    header = Option(
+        "--gpucap-header",
+        values.headers,
+        "header of every request to --gpucap-url; its value comes from the environment variable ENV; repeatable",
+        "NAME=ENV",
+        default=_NO_HEADERS,
+        repeatable=True,
+    )
+    ca_file = Option(
+        "--gpucap-ca-file",
+        values.path,
+        "PEM file with the CA certificates that --gpucap-url is checked with, instead of the system's",
+        "FILE",
+        default=None,
     )
     gpu_wait_s = Option(
         "--gpucap-gpu-wait",
@@ -305,9 +326,10 @@ def add_options(parser: pytest.Parser) -> None:
             metavar=row.metavar,
             choices=row.choices or None,
             default=UNSET,
+            action="append" if row.repeatable else "store",
             help=about.replace("%", "%%"),
         )
-        kind: Any = number if row.parse in values.NUMBERS else "string"
+        kind: Any = number if row.parse in values.NUMBERS else "linelist" if row.repeatable else "string"
         parser.addini(row.ini, f"see {row.flag}", type=kind, default=UNSET)
 
 
@@ -326,7 +348,7 @@ def parse_options(config: pytest.Config) -> Options:
     given: dict[str, Any] = {}
     for row in all_options():
         raw, place = _raw(config, row)
-        if raw is UNSET or raw == "":
+        if raw is UNSET or raw in ("", []):
             if isinstance(row.default, Path):
                 given[row.name] = config.rootpath / row.default
             continue
@@ -338,9 +360,39 @@ def parse_options(config: pytest.Config) -> Options:
             raise pytest.UsageError(f"{place}: must be one of {', '.join(row.choices)}, not {raw!r}")
     if "url" in given and str(given.get("gpu_class")).startswith("sim:"):
         raise pytest.UsageError("--gpucap-url and --gpu-class=sim:PROFILE exclude each other: give one of the two")
-    if "url" in given and "api_key_env" in given and given["api_key_env"] not in os.environ:
-        raise pytest.UsageError(f"--gpucap-api-key-env: the environment variable {given['api_key_env']} is not set")
+    if "url" in given:
+        _check_access(given)
     return Options(**given, extensions=extensions.read_extensions(config))
+
+
+def _check_access(given: dict[str, Any]) -> None:
+    """Check the key, the headers and the CA file that requests to the URL need, before anything starts.
+
+    An ini file that all runs share may name them, so runs without a URL do not ask for them.
+
+    Raises:
+        pytest.UsageError: one line on what cannot be used.
+    """
+    from pytest_gpucap import access
+
+    key = given.get("api_key_env")
+    usual_key = Options.api_key_env.default
+    steps: dict[str, Callable[[], object]] = {"--gpucap-header": lambda: access.read_headers(given.get("header", ()))}
+    if key is not None:
+        steps["--gpucap-api-key-env"] = lambda: access.read_secret(key)
+    elif os.environ.get(usual_key):
+        steps["--gpucap-url"] = lambda: access.read_secret(usual_key)
+    if "ca_file" in given:
+        steps["--gpucap-ca-file"] = lambda: access.tls_context(str(given["ca_file"]))
+    for place, read in steps.items():
+        try:
+            read()
+        except ValueError as error:
+            raise pytest.UsageError(f"{place}: {error}") from None
+    if key is not None and any(name.lower() == access.AUTHORIZATION.lower() for name, _ in given.get("header", ())):
+        raise pytest.UsageError(
+            "--gpucap-api-key-env and the header Authorization exclude each other: give one of them"
+        )
 
 
 def _raw(config: pytest.Config, row: Option[Any]) -> tuple[Any, str]:

@@ -21,6 +21,7 @@ ROOMS: dict[str, set[str]] = {
     "arrays": set(),
     # What is declared, and the arithmetic on it.
     "requirement": set(),
+    "access": set(),
     "jit": set(),
     "sizing": {"requirement"},
     "vllm_arguments": {"requirement"},
@@ -29,13 +30,13 @@ ROOMS: dict[str, set[str]] = {
     # The stages of a measurement, earliest first.
     "hookspecs": {"engines", "gpu", "results"},
     "extensions": {"engines", "gpu", "workloads"},
-    "option_values": {"requirement", "gpu"},
-    "options": {"option_values", "extensions"},
+    "option_values": {"requirement", "access", "gpu"},
+    "options": {"option_values", "extensions", "access"},
     "workloads": {"requirement"},
     "gpu": set(),
-    "engines": {"requirement", "vllm_arguments", "load"},
+    "engines": {"requirement", "vllm_arguments", "load", "access"},
     "telemetry": {"gpu", "engines", "results", "vllm_arguments"},
-    "load": {"requirement", "jit", "results"},
+    "load": {"requirement", "jit", "results", "access"},
     "accuracy": {"requirement", "results", "load", "engines"},
     "markers": {"options", "requirement", "vllm_arguments", "workloads", "accuracy", "engines"},
     "estimate": {"requirement", "jit", "results", "load"},
@@ -52,6 +53,7 @@ ROOMS: dict[str, set[str]] = {
         *(
             "options",
             "markers",
+            "access",
             "requirement",
             "vllm_arguments",
             "results",

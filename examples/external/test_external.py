@@ -4,7 +4,8 @@ For example::
 
     MY_KEY=... pytest examples/external --gpucap-url http://127.0.0.1:8000/v1 --gpucap-api-key-env MY_KEY --target-qps 2
 
-The server is never stopped. Only use it on servers that you may load.
+The server is never stopped. Only use it on servers that you may load. ``docs/running-server.md`` has the rest: gateways
+that need headers, a CA of your own, servers that still load.
 """
 
 from __future__ import annotations

@@ -113,6 +113,7 @@ def _session(server: ServerAddress) -> Any:
     return library.AsyncClient(
         headers={**server.headers, "Content-Type": "application/json"},
         trust_env=server.needs_http_library() is not None,
+        verify=server.verify(),
         http1=not server.http2,
         http2=server.http2,
         limits=library.Limits(max_connections=None),
@@ -130,23 +131,23 @@ async def _send_all(
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0:
                     return
-                replies[number] = await _one(session, server.url(ApiKind.CHAT), bodies[number], left_s)
+                replies[number] = await _one(session, server, bodies[number], left_s)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(min(in_flight, len(bodies))):
                 group.create_task(asker(left))
 
 
-async def _one(session: Any, url: str, body: Mapping[str, Any], left_s: float) -> Reply:
+async def _one(session: Any, server: ServerAddress, body: Mapping[str, Any], left_s: float) -> Reply:
     try:
         async with asyncio.timeout(min(left_s, REQUEST_TIMEOUT_S)):
-            response = await session.post(url, json=body, timeout=None)
+            response = await session.post(server.url(ApiKind.CHAT), json=body, timeout=None)
     except TimeoutError:
         return NOT_ASKED if left_s <= REQUEST_TIMEOUT_S else Reply(error=f"no answer in {REQUEST_TIMEOUT_S:g} s")
     except http_library().HTTPError as error:
         return Reply(error=f"{type(error).__name__}: {error}")
     if response.status_code != _OK:
-        return Reply(error=f"HTTP {response.status_code}: {' '.join(response.text.split())[:300]}")
+        return Reply(error=f"HTTP {response.status_code}: {server.masked(' '.join(response.text.split()))[:300]}")
     try:
         choice = response.json()["choices"][0]
         message = choice["message"]
@@ -154,4 +155,4 @@ async def _one(session: Any, url: str, body: Mapping[str, Any], left_s: float) -
         reasoning = message.get("reasoning") or message.get("reasoning_content") or ""
         return Reply(str(message.get("content") or ""), str(reasoning), choice.get("finish_reason") == "length")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        return Reply(error=f"the answer is not a chat completion: {response.text[:200]!r}")
+        return Reply(error=f"the answer is not a chat completion: {server.masked(response.text)[:200]!r}")

@@ -19,8 +19,7 @@ from scipy.special import betaincinv, stdtrit
 from pytest_gpucap.accuracy.chat_client import Reply, ask_all, context_tokens
 from pytest_gpucap.accuracy.grading import Grade, grade, has_reasoning
 from pytest_gpucap.accuracy.questions import Question, read_questions
-from pytest_gpucap.engines.protocol import Server
-from pytest_gpucap.load.address import ServerAddress
+from pytest_gpucap.engines.protocol import Server, address_of
 from pytest_gpucap.requirement import Workload
 from pytest_gpucap.results.measured import Accuracy, Interval
 
@@ -121,7 +120,7 @@ def _ask(
     in_flight: int,
     time_s: float,
 ) -> list[_Asked]:
-    endpoint = ServerAddress.parse(server.base_url, str(server.api_key))
+    endpoint = address_of(server)
     most = workload.answer_tokens
     if most is None:
         context = context_tokens(endpoint, server.model)

@@ -55,4 +55,16 @@ class MetricsUnavailable(ServerError):  # noqa: N818  (it is a state of the endp
 
 
 class EndpointError(ServerError):
-    """A running endpoint does not answer, refuses the key, or does not serve the model."""
+    """A running endpoint does not answer, refuses the key, or does not serve the model.
+
+    Attributes:
+        status: the HTTP status of its answer; None if none came.
+        loading: it may still be loading: nobody listens yet, or a gateway has nobody behind it.
+        untrusted: its TLS certificate is not trusted.
+    """
+
+    def __init__(
+        self, message: str, *, status: int | None = None, loading: bool = False, untrusted: bool = False
+    ) -> None:
+        self.status, self.loading, self.untrusted = status, loading, untrusted
+        super().__init__(message)

@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final, Generic, Protocol, TypeVar
 
+from pytest_gpucap.access import OPEN, Access
 from pytest_gpucap.vllm_arguments import VllmArguments
 
 if TYPE_CHECKING:  # not imported: every collection of our tests imports this file
     import openai
 
     from pytest_gpucap.engines.prometheus import Metrics
+    from pytest_gpucap.load.address import ServerAddress
     from pytest_gpucap.load.protocol import LoadRunner
     from pytest_gpucap.requirement import Workload
 
@@ -215,6 +217,18 @@ class LoadRequest:
     workers: int | None = None
 
 
+def access_of(server: Server) -> Access:
+    """What requests to a server need beside URL and key. Servers of other plugins may need no more, and have none."""
+    return getattr(server, "access", None) or OPEN
+
+
+def address_of(server: Server) -> ServerAddress:
+    """Where requests to a server go, and what they must carry."""
+    from pytest_gpucap.load.address import ServerAddress
+
+    return ServerAddress.parse(server.base_url, server.api_key, access=access_of(server))
+
+
 def over_http(server: Server, load: LoadRequest) -> LoadRunner:
     """A runner that sends real requests to a server. It empties the server's caches first."""
     from pytest_gpucap.load.runner import HttpLoadRunner
@@ -223,11 +237,12 @@ def over_http(server: Server, load: LoadRequest) -> LoadRunner:
     return HttpLoadRunner(
         server.base_url,
         server.model,
-        str(server.api_key),
+        server.api_key,
         load.workload,
         load.seed,
         workers=load.workers,
         simulated=server.capabilities().simulated,
+        access=access_of(server),
     )
 
 

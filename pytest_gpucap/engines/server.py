@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
+import socket
 from collections.abc import Mapping
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 from urllib.parse import urlsplit
 
+from pytest_gpucap.access import OPEN, Access, Secret
 from pytest_gpucap.engines.errors import EndpointError, MetricsUnavailable
 from pytest_gpucap.engines.protocol import Capabilities, ServerLog
 
 if TYPE_CHECKING:
+    from urllib.request import OpenerDirector
+
     import openai
 
     from pytest_gpucap.engines.prometheus import Metrics
@@ -21,14 +27,12 @@ if TYPE_CHECKING:
 NO_KEY: Final = "none"
 """Sent to a server that needs no key, because the OpenAI client requires one."""
 
-
-class Secret(str):
-    """A text that its repr hides, so that tracebacks and logs do not show it."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "'***'"
+HTTP_OK: Final = 200
+_LOADING_STATUS: Final = frozenset({502, 503, 504})
+"""A server that loads its model, or a gateway that waits for one."""
+_LOADING_ERRNO: Final = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN})
+_MOST_BODY_BYTES: Final = 64 * 2**20
+_SHOWN_BODY: Final = 300
 
 
 class HttpServer:
@@ -40,6 +44,7 @@ class HttpServer:
         base_url: with ``/v1`` at the end.
         model: the name that requests must carry.
         api_key: masked in every repr.
+        access: what requests need beside URL and key.
 
     Attributes:
         software: its name in reports.
@@ -47,10 +52,11 @@ class HttpServer:
 
     software: ClassVar[str] = ""
 
-    def __init__(self, base_url: str, model: str, api_key: str = NO_KEY) -> None:
+    def __init__(self, base_url: str, model: str, api_key: str = NO_KEY, access: Access = OPEN) -> None:
         self._base_url = base_url.rstrip("/")
         self.model = model
         self.api_key = Secret(api_key)
+        self.access = access
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(base_url={self._base_url!r}, model={self.model!r}, api_key={self.api_key!r})"
@@ -75,17 +81,26 @@ class HttpServer:
         """An `openai.OpenAI` for this server. It makes no retries, because they would hide errors from a test."""
         import openai
 
-        # Do not use the environment's proxies: a measurement through a proxy would measure the proxy.
-        http_client = openai.DefaultHttpxClient(trust_env=False)
-        return openai.OpenAI(base_url=self.base_url, api_key=self.api_key, max_retries=0, http_client=http_client)
+        return openai.OpenAI(**self._client_settings(), http_client=openai.DefaultHttpxClient(**self._http_settings()))
 
     @cached_property
     def async_client(self) -> openai.AsyncOpenAI:
         """An `openai.AsyncOpenAI` for this server, without retries."""
         import openai
 
-        http_client = openai.DefaultAsyncHttpxClient(trust_env=False)
-        return openai.AsyncOpenAI(base_url=self.base_url, api_key=self.api_key, max_retries=0, http_client=http_client)
+        http_client = openai.DefaultAsyncHttpxClient(**self._http_settings())
+        return openai.AsyncOpenAI(**self._client_settings(), http_client=http_client)
+
+    def _client_settings(self) -> dict[str, Any]:
+        """Arguments of both OpenAI clients."""
+        headers = self.access.request_headers(None)
+        return {"base_url": self.base_url, "api_key": self.api_key, "max_retries": 0, "default_headers": headers}
+
+    def _http_settings(self) -> dict[str, Any]:
+        """Arguments of the HTTP clients below them."""
+        # Do not use the environment's proxies: a measurement through a proxy would measure the proxy. Do not follow
+        # redirects: the headers would go to whatever server the answer names.
+        return {"trust_env": False, "verify": self.access.tls() or True, "follow_redirects": False}
 
     @cached_property
     def version(self) -> str | None:
@@ -171,32 +186,75 @@ class HttpServer:
             listed = json.loads(self.request("/v1/models", timeout_s=timeout_s))["data"]
             return {str(each["id"]): str(each["root"]) if each.get("root") else None for each in listed}
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise EndpointError(f"{self.base_url}/models does not answer as an OpenAI-compatible server") from None
+            text = f"{self.base_url}/models does not answer as an OpenAI-compatible server"
+            raise EndpointError(text, status=HTTP_OK) from None
 
-    def request(self, path: str, *, method: str = "GET", timeout_s: float = 30.0) -> str:
+    def request(
+        self, path: str, *, method: str = "GET", timeout_s: float = 30.0, content: Mapping[str, Any] | None = None
+    ) -> str:
         """The body of the answer to one plain request under the server's root.
 
+        Args:
+            path: from the root.
+            method: of HTTP.
+            timeout_s: longest wait for the next bytes.
+            content: sent as JSON.
+
         Raises:
-            EndpointError: if the request fails.
+            EndpointError: if the request fails. Its message has the beginning of the answer's body.
         """
+        from http.client import HTTPException
         from urllib.error import HTTPError
-        from urllib.request import ProxyHandler, Request, build_opener
+        from urllib.request import Request
 
         url = self.root_url + path
-        request = Request(url, method=method)  # noqa: S310  (checked to be http or https)
-        if self.api_key:
-            request.add_header("Authorization", f"Bearer {self.api_key:s}")
-        opener = build_opener(ProxyHandler({}))
+        data = None if content is None else json.dumps(content).encode()
+        request = Request(url, data, self.access.request_headers(self.api_key or None), method=method)  # noqa: S310  (checked to be http or https)
+        if data is not None:
+            request.add_header("Content-Type", "application/json")
         try:
-            with opener.open(request, timeout=timeout_s) as answer:
-                body: bytes = answer.read()
+            with self._opener.open(request, timeout=timeout_s) as answer:
+                body: bytes = answer.read(_MOST_BODY_BYTES)
         except HTTPError as error:
-            error.close()
-            raise EndpointError(f"{method} {url} answered {error.code} {error.reason}") from None
-        except (OSError, ValueError) as error:
-            reason: Any = getattr(error, "reason", error)
-            raise EndpointError(f"{method} {url} failed: {reason}") from None
+            told = self._told(error)
+            text = f"{method} {url} answered {error.code} {error.reason}{told}"
+            raise EndpointError(text, status=error.code, loading=error.code in _LOADING_STATUS) from None
+        except (OSError, ValueError, HTTPException) as error:
+            raise _unanswered(f"{method} {url}", error) from None
         return body.decode("utf-8", errors="replace")
+
+    @cached_property
+    def _opener(self) -> OpenerDirector:
+        from urllib.request import HTTPRedirectHandler, HTTPSHandler, ProxyHandler, Request, build_opener
+
+        class SameOrigin(HTTPRedirectHandler):
+            """Follows a redirect within the server alone: the key and the headers are meant for no other."""
+
+            def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+                one, other = urlsplit(req.full_url), urlsplit(newurl)
+                if req.get_method() != "GET" or (one.scheme, one.netloc) != (other.scheme, other.netloc):
+                    return None
+                return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+        return build_opener(ProxyHandler({}), HTTPSHandler(context=self.access.tls()), SameOrigin())
+
+    def _told(self, error: Any) -> str:
+        """What an answer other than 200 says in its body, or where it points to; empty if nothing."""
+        try:
+            with error:
+                body: bytes = error.read(_MOST_BODY_BYTES)
+        except (OSError, ValueError):
+            body = b""
+        target = urlsplit(error.headers.get("Location") or "")
+        if 300 <= error.code < 400 and target.netloc:  # noqa: PLR2004 - the class of redirects
+            host = target.netloc.rpartition("@")[2]
+            return (
+                f": it points to {target.scheme}://{host}, where no key is sent; give that server's URL if it is meant"
+            )
+        text = self.access.masked(_words(body.decode("utf-8", errors="replace")), self.api_key)
+        if text.lower() in {"", str(error.reason).lower()}:
+            return ""
+        return f": {text[:_SHOWN_BODY]}{'...' if len(text) > _SHOWN_BODY else ''}"
 
     def pids(self) -> set[int]:
         """Its living processes: none are known."""
@@ -216,3 +274,33 @@ class HttpServer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _words(body: str) -> str:
+    """The message in a body: an error's in JSON, else the text without tags, in one line."""
+    try:
+        found = json.loads(body)
+    except ValueError:
+        found = None
+    for name in ("error", "message", "detail"):
+        if isinstance(found, dict) and found.get(name):
+            found = found[name]
+    text = found if isinstance(found, str) else re.sub(r"(?s)<(style|script)\b.*?</\1>|<[^>]*>", " ", body)
+    return " ".join("".join(each if each.isprintable() else " " for each in text).split())
+
+
+def _unanswered(what: str, error: BaseException) -> EndpointError:
+    """The error for a request that got no HTTP answer."""
+    import ssl
+
+    reason: Any = getattr(error, "reason", error)
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return EndpointError(f"{what} failed: its certificate is not trusted: {reason.verify_message}", untrusted=True)
+    if isinstance(reason, ssl.SSLError) and reason.reason == "WRONG_VERSION_NUMBER":
+        return EndpointError(f"{what} failed: no TLS is spoken there; write http:// if that is meant")
+    loading = isinstance(reason, ConnectionError | TimeoutError | ssl.SSLEOFError) or (
+        reason.errno == socket.EAI_AGAIN
+        if isinstance(reason, socket.gaierror)
+        else isinstance(reason, OSError) and reason.errno in _LOADING_ERRNO
+    )
+    return EndpointError(f"{what} failed: {str(reason) or type(reason).__name__}", loading=loading)

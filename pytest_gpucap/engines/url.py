@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
-from urllib.parse import urlsplit
 
+from pytest_gpucap.access import AUTHORIZATION, OPEN, Access, HeaderSource, read_headers, read_secret, server_root
 from pytest_gpucap.engines.errors import EndpointError
 from pytest_gpucap.engines.protocol import Capabilities, Engine, EnginePair, Server, ServerRequest
-from pytest_gpucap.engines.server import NO_KEY, HttpServer
+from pytest_gpucap.engines.server import HTTP_OK, NO_KEY, HttpServer
 from pytest_gpucap.vllm_arguments import VllmArguments
 
 _PARALLEL: Final = (
@@ -27,24 +30,40 @@ _SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
 }
 """Where vLLM's configuration holds each argument."""
 
+_FIRST_PAUSE_S: Final = 0.2
+_LONGEST_PAUSE_S: Final = 2.0
+"""Between two looks at a server that is still loading: short at first, for one that is almost ready."""
+_ANSWER_S: Final = 30.0
+"""Longest wait for an answer. The first token may take as long as the server may take to become ready."""
+_MOST_NAMES: Final = 5
+_UNAUTHORISED, _FORBIDDEN, _NOT_FOUND, _NOT_ALLOWED, _NOT_IMPLEMENTED = 401, 403, 404, 405, 501
+_REFUSED: Final = frozenset({_UNAUTHORISED, _FORBIDDEN})
+_REDIRECTS: Final = frozenset(range(300, 400))
+_ABSENT: Final = frozenset({_NOT_FOUND, _NOT_ALLOWED, _NOT_IMPLEMENTED})
+_PROMPT: Final = "Please say hello and then count to three."
+
 
 class ExternalServer(HttpServer):
     """An OpenAI-compatible server that somebody else runs. `close` closes our connections to it and nothing else.
 
     Attributes:
         origin: the folder or hub name that it loaded the model from; None if it does not say.
+        listed: the models that it lists, with their origins.
+        unlisted: why it lists none; None if it has a list.
     """
 
     software = "vLLM"  # the only engine known to report a version
     origin: str | None = None
+    listed: Mapping[str, str | None] = MappingProxyType({})
+    unlisted: EndpointError | None = None
 
     @property
     def running(self) -> bool:
         """Whether it answers now."""
         try:
-            self.models()
-        except EndpointError:
-            return False
+            self.request("/v1/models")
+        except EndpointError as error:
+            return error.status is not None and not error.loading  # it may have no such list
         return True
 
     def capabilities(self) -> Capabilities:
@@ -71,52 +90,139 @@ class ExternalServer(HttpServer):
 
 
 def attach(
-    url: str, *, model: str | None = None, api_key_env: str = "OPENAI_API_KEY", timeout_s: float = 30.0
+    url: str,
+    *,
+    model: str | None = None,
+    likely_model: str | None = None,
+    api_key_env: str = "OPENAI_API_KEY",
+    access: Access = OPEN,
+    wait_s: float = 0.0,
+    on_wait: Callable[[str], None] | None = None,
 ) -> ExternalServer:
     """Use a server that is already running.
 
     Args:
-        url: its address, with or without ``/v1`` at the end.
-        model: which of its models; may be left out if it lists exactly one.
+        url: its address: with or without ``/v1`` at the end, or that of an endpoint such as ``/v1/chat/completions``.
+        model: which of its models. If it is given, the server needs no ``/v1/models``.
+        likely_model: its model if nothing else tells: it lists several, this one among them, or it has no list.
         api_key_env: the environment variable that holds the key; if it is unset, the server must need no key.
-        timeout_s: longest wait for its first answer.
+        access: what requests need beside URL and key.
+        wait_s: how long to wait for a server that is still loading: nobody listens, or it answers 502, 503 or 504.
+        on_wait: called before each further look at it, with what it answered.
 
     Raises:
         EndpointError: if it does not answer as an OpenAI-compatible server, refuses the key, or has no such model.
-        ValueError: if the URL is no plain http or https URL, or carries a password.
+        ValueError: if the URL is no plain http or https URL, or carries a password or a query.
     """
-    server = ExternalServer(_base_url(url), model or "", os.environ.get(api_key_env) or NO_KEY)
+    key = NO_KEY if not os.environ.get(api_key_env) else str(read_secret(api_key_env))
+    server = ExternalServer(f"{server_root(url)}/v1", model or "", key, access)
+    began, pause_s = time.monotonic(), _FIRST_PAUSE_S
+    while True:
+        waited_s = time.monotonic() - began
+        try:
+            _look(server, model, likely_model)
+            if on_wait is not None:
+                on_wait(f"{url}: asking it for a first answer")
+            _try(server, max(_ANSWER_S, wait_s - waited_s))
+        except EndpointError as error:
+            fix = _fix(server, error, api_key_env)
+            waited_s = time.monotonic() - began
+            if not error.loading:
+                raise EndpointError(
+                    f"no OpenAI-compatible server at {url}: {error}{fix}", status=error.status
+                ) from None
+            if waited_s >= wait_s:
+                waited = f" ready after {waited_s:.0f} s" if wait_s else ""
+                more = "; give it more time with --gpucap-startup-timeout" if wait_s else ""
+                text = f"no OpenAI-compatible server{waited} at {url}: {error}{more}"
+                raise EndpointError(text, status=error.status, loading=True) from None
+            if on_wait is not None:
+                on_wait(f"{url} is not ready ({waited_s:.0f} s): {error}")
+        else:
+            return server
+        time.sleep(min(pause_s, wait_s - waited_s))
+        pause_s = min(1.5 * pause_s, _LONGEST_PAUSE_S)
+
+
+def _look(server: ExternalServer, model: str | None, likely_model: str | None) -> None:
+    """Find the server's model in its list, if it has one.
+
+    Raises:
+        EndpointError: if it does not answer, or the model cannot be told.
+    """
+    named = model or likely_model
+    server.listed, server.unlisted = {}, None
     try:
-        origins = server.origins(timeout_s)
+        server.listed = server.origins(_ANSWER_S)
     except EndpointError as error:
-        hint = f"; the key is read from ${api_key_env}" if " 401 " in str(error) or " 403 " in str(error) else ""
-        raise EndpointError(f"no OpenAI-compatible server at {url}: {error}{hint}") from None
-    listed = list(origins)
-    if model is None:
-        if len(listed) != 1:
-            raise EndpointError(f"{url} serves {_names(listed)}: name one of them")
-        server.model = listed[0]
-    elif model not in listed:
-        raise EndpointError(f"{url} serves no {model}; it serves {_names(listed)}")
-    server.origin = origins[server.model]
-    return server
+        if error.loading or named is None:
+            raise
+        server.unlisted = error
+    listed = list(server.listed)
+    if model is not None and listed and model not in listed:
+        raise EndpointError(f"it serves no {model}; it serves {_names(listed)}: name one with --gpucap-model")
+    if model is None and len(listed) == 1:
+        named = listed[0]
+    elif model is None and listed and likely_model not in listed:
+        raise EndpointError(f"it serves {_names(listed)}: name one with --gpucap-model")
+    if named is None:
+        # Routers list no model until a worker has come.
+        raise EndpointError("it serves no model at all: name one with --gpucap-model if it lists none", loading=True)
+    server.model, server.origin = named, server.listed.get(named)
 
 
-def _base_url(url: str) -> str:
-    parts = urlsplit(url.strip())
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError(f"{url!r} is not a server's URL: write http://HOST:PORT/v1")
-    if parts.username or parts.password:
-        raise ValueError("the URL carries a user or password: give the key in an environment variable instead")
-    if parts.query or parts.fragment:
-        raise ValueError("the URL has a query or fragment: write http://HOST:PORT/v1")
-    path = parts.path.rstrip("/")
-    return f"{parts.scheme}://{parts.netloc}{path if path.endswith('/v1') else path + '/v1'}"
+def _try(server: ExternalServer, timeout_s: float) -> None:
+    """Ask for one token. Some servers list their model while it loads, and others have no list.
+
+    Only an answer that settles the matter is an error: the tests may need neither endpoint, or send other requests.
+
+    Raises:
+        EndpointError: if it is still loading, refuses the key, or has neither a list of models nor an endpoint.
+    """
+    common = {"model": server.model, "max_tokens": 1}
+    requests = {
+        "/v1/chat/completions": {**common, "messages": [{"role": "user", "content": _PROMPT}]},
+        "/v1/completions": {**common, "prompt": _PROMPT},
+    }
+    failed: list[EndpointError] = []
+    for path, content in requests.items():
+        try:
+            json.loads(server.request(path, method="POST", timeout_s=timeout_s, content=content))
+        except EndpointError as error:
+            if error.loading or error.status is None or error.status in _REFUSED | _REDIRECTS:
+                raise
+            failed.append(error)
+        except ValueError:
+            text = f"POST {server.root_url}{path} answered something else than JSON"
+            failed.append(EndpointError(text, status=_NOT_FOUND))
+        else:
+            return
+    if server.listed or not all(error.status in _ABSENT for error in failed):
+        return
+    if server.unlisted is None:  # a list without models
+        raise EndpointError(f"it serves no model at all: {failed[0]}", status=failed[0].status, loading=True)
+    raise EndpointError(f"{failed[0]}; {server.unlisted}", status=failed[0].status)
+
+
+def _fix(server: ExternalServer, error: EndpointError, api_key_env: str) -> str:
+    """What to do about an error, after a semicolon; empty where its text says so."""
+    if error.untrusted:
+        return "; name its CA's certificate with --gpucap-ca-file"
+    if error.status in _REFUSED:
+        own = next((name for name, _ in server.access.headers if name.lower() == AUTHORIZATION.lower()), None)
+        if own is not None:
+            return f"; it was sent the header {own} of --gpucap-header"
+        if server.api_key == NO_KEY:
+            return f"; no key was sent: set ${api_key_env}, or name another variable with --gpucap-api-key-env"
+        return f"; the key is read from ${api_key_env}; a gateway may need a header as well (--gpucap-header)"
+    if error.status in _ABSENT or error.status == HTTP_OK:
+        return "; mend the URL, or name the model with --gpucap-model if the server has no list of models"
+    return ""
 
 
 def _names(models: list[str]) -> str:
-    shown = ", ".join(sorted(models)[:5])
-    return f"{shown}, ... ({len(models)} models)" if len(models) > 5 else shown or "no model at all"  # noqa: PLR2004
+    shown = ", ".join(sorted(models)[:_MOST_NAMES])
+    return f"{shown}, ... ({len(models)} models)" if len(models) > _MOST_NAMES else shown
 
 
 class UrlEngine(Engine):
@@ -126,28 +232,49 @@ class UrlEngine(Engine):
         request: its model says which of the server's models is meant.
         url: of ``--gpucap-url``.
         api_key_env: the environment variable that holds the key.
+        headers: of ``--gpucap-header``.
+        ca_file: of ``--gpucap-ca-file``.
+        likely_model: see `attach`.
     """
 
     name = "url"
     leases_devices = False
     restarts = False
 
-    def __init__(self, request: ServerRequest, url: str, api_key_env: str) -> None:
+    def __init__(
+        self,
+        request: ServerRequest,
+        url: str,
+        api_key_env: str,
+        *,
+        headers: Sequence[HeaderSource] = (),
+        ca_file: str | None = None,
+        likely_model: str | None = None,
+    ) -> None:
         super().__init__(request)
-        self._url, self._api_key_env = url, api_key_env
+        self._url, self._api_key_env, self._likely_model = url, api_key_env, likely_model
+        self._access = Access(read_headers(headers), ca_file)
 
     @property
     def key(self) -> Hashable:
         """See `Engine.key`."""
-        return self._url
+        return self._url, self._likely_model
 
     def start(self, devices: Sequence[str], on_wait: Callable[[str], None]) -> Server:  # noqa: ARG002 - it runs
-        """Attach to it.
+        """Attach to it, once it has loaded.
 
         Raises:
             EndpointError: see `attach`.
         """
-        return attach(self._url, model=self.request.model, api_key_env=self._api_key_env)
+        return attach(
+            self._url,
+            model=self.request.model,
+            likely_model=self._likely_model,
+            api_key_env=self._api_key_env,
+            access=self._access,
+            wait_s=self.request.startup_timeout_s,
+            on_wait=on_wait,
+        )
 
     def with_base(self, base_args: str, base_python: str | None) -> EnginePair[Engine]:  # noqa: ARG002 - none is meant
         """See `Engine.with_base`."""

@@ -13,11 +13,15 @@ import socket
 import urllib.request
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
+from pytest_gpucap.access import OPEN, Access, Secret, server_root
 from pytest_gpucap.load.protocol import LoadError
 from pytest_gpucap.requirement import ApiKind
+
+if TYPE_CHECKING:
+    import ssl
 
 PROBE_TIMEOUT_S = 60.0
 """A probe is one short request; a server that is ready answers within seconds even on a CPU."""
@@ -32,26 +36,26 @@ class ServerAddress:
         root: its URL without ``/v1``.
         api_key: sent as a bearer token, and never shown; None for none.
         http2: it speaks HTTP/2 only, and does not negotiate it.
+        access: what requests need beside URL and key.
     """
 
     root: str
     api_key: str | None = field(default=None, repr=False)
     http2: bool = False
+    access: Access = OPEN
 
     @classmethod
-    def parse(cls, base_url: str, api_key: str | None, *, http2: bool = False) -> ServerAddress:
+    def parse(cls, base_url: str, api_key: str | None, *, http2: bool = False, access: Access = OPEN) -> ServerAddress:
         """The address in a URL with or without ``/v1``.
 
         Raises:
-            LoadError: if it is no http or https URL with a host, or holds a password.
+            LoadError: if it is no http or https URL with a host, or holds a password or a query.
         """
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise LoadError(f"{base_url!r} is not the URL of a server: write http://HOST:PORT/v1")
-        if parts.username or parts.password:
-            raise LoadError(f"the URL of {parts.hostname} holds a password: give the key by the environment instead")
-        path = parts.path.rstrip("/").removesuffix("/v1")
-        return cls(f"{parts.scheme}://{parts.netloc}{path}", api_key, http2)
+        try:
+            root = server_root(base_url)
+        except ValueError as error:
+            raise LoadError(str(error)) from None
+        return cls(root, None if api_key is None else Secret(api_key), http2, access)
 
     @property
     def parts(self) -> SplitResult:
@@ -65,10 +69,15 @@ class ServerAddress:
     @property
     def headers(self) -> dict[str, str]:
         """The headers of every request."""
-        headers = {"Accept-Encoding": "identity", "User-Agent": "pytest-gpucap"}
-        if self.api_key is not None:
-            headers["Authorization"] = f"Bearer {self.api_key}"
-        return headers
+        return {"Accept-Encoding": "identity", **self.access.request_headers(self.api_key)}
+
+    def masked(self, text: str) -> str:
+        """The text without what only this server may see."""
+        return self.access.masked(text, self.api_key)
+
+    def verify(self) -> ssl.SSLContext | bool:
+        """The HTTP library's argument of this name."""
+        return self.access.tls() or True
 
     def needs_http_library(self) -> str | None:
         """Why requests must go through an HTTP library: TLS, HTTP/2, or a proxy on the way; None if not."""
@@ -82,13 +91,13 @@ class ServerAddress:
             return "a proxy"
         return None
 
-    def request_head(self, api: ApiKind) -> str:
-        """The head of every request, up to the value of Content-Length."""
+    def request_head(self, api: ApiKind) -> Secret:
+        """The head of every request, up to the value of Content-Length. It holds the key."""
         parts = self.parts
         lines = [f"POST {parts.path}{_PATHS[api]} HTTP/1.1", f"Host: {parts.netloc}"]
         lines += [f"{name}: {value}" for name, value in self.headers.items()]
         lines += ["Content-Type: application/json", "Accept: text/event-stream", "Content-Length: "]
-        return "\r\n".join(lines)
+        return Secret("\r\n".join(lines))
 
     def socket_address(self) -> tuple[int, tuple[str | int, ...]]:
         """Family and socket address of the first resolved address that accepts a connection.
@@ -122,6 +131,7 @@ class ServerAddress:
         """
         return http_library().Client(
             headers=self.headers,
+            verify=self.verify(),
             timeout=timeout_s,
             trust_env=self.needs_http_library() is not None,
             http1=not self.http2,

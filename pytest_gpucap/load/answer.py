@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from pytest_gpucap.load.event_stream import FIELD
@@ -155,7 +156,8 @@ class Answer:
         return not holds and ("role" in delta or choice.get("finish_reason") is None)
 
     def _counted(self, usage: dict[str, Any]) -> None:
-        self.streams.counted_prompt[self.stream] = _count(usage, "prompt_tokens")
+        cached = cached_tokens(usage) if self.recorder.cached_apart else None
+        self.streams.counted_prompt[self.stream] = _count(usage, "prompt_tokens") + (cached or 0)
         self.streams.counted_output[self.stream] = _count(usage, "completion_tokens")
 
     @property
@@ -227,8 +229,12 @@ class Answer:
         if status is Status.OK or status is Status.SHORT:
             if not counted:
                 recorder.add(Count.WITHOUT_USAGE)
-            elif streams.counted_prompt[stream] != table.prompt[row]:
-                recorder.add(Count.WRONG_PROMPT)
+            else:
+                recorder.add(Count.PROMPTS)
+                if streams.counted_prompt[stream] != table.prompt[row]:
+                    recorder.add(Count.WRONG_PROMPT)
+                    recorder.add(Count.WRONG_ASKED, table.prompt[row])
+                    recorder.add(Count.WRONG_COUNTED, streams.counted_prompt[stream])
         table.sent[row], table.end[row] = streams.sent_s[stream], end_s
         table.first[row], table.last[row] = streams.first_s[stream], streams.last_s[stream]
         table.counted_prompt[row], table.counted_output[row] = streams.counted_prompt[stream], counted
@@ -265,6 +271,13 @@ _REFUSALS = {3: Status.REDIRECT, 4: Status.HTTP_4XX, 5: Status.HTTP_5XX}
 def _count(usage: dict[str, Any], name: str) -> int:
     value = usage.get(name)
     return value if isinstance(value, int) and 0 <= value < 2**31 else 0
+
+
+def cached_tokens(usage: Mapping[str, Any]) -> int | None:
+    """The prompt tokens that the server had in its cache, by an answer's usage; None if it does not tell."""
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    return cached if isinstance(cached, int) and not isinstance(cached, bool) and 0 <= cached < 2**30 else None
 
 
 def _error_text(chunk: dict[str, Any]) -> str:

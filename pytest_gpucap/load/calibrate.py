@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from pytest_gpucap.load.address import ServerAddress, http_library
+from pytest_gpucap.load.answer import cached_tokens
 from pytest_gpucap.load.prompts import PromptRecipe, RequestComposer, hash64
-from pytest_gpucap.load.protocol import LoadError
+from pytest_gpucap.load.protocol import LoadError, PromptCountError
 from pytest_gpucap.requirement import ApiKind, Workload
 
 _COMMON = """
@@ -32,6 +34,11 @@ IDS = tuple(str(token) for token in range(100, 228))
 OPENER = "A"
 MOST_UNITS = 64
 LEAST_UNITS = 4
+LEAST_SAME = 3
+"""How often the same prompt is sent to see whether it is counted alike."""
+MOST_SAME = 12
+"""And how often if something does not fit. One server in four that counts otherwise is missed once in thirty times."""
+MOST_SHOWN = 4
 MOST_COUNTS = 400
 """Requests to count tokens that finding the units may take."""
 
@@ -47,14 +54,35 @@ def calibrate(server: ServerAddress, model: str, workload: Workload, seed: int, 
     """
     with server.client() as session:
         probe = _Probe(session, server, model, workload)
-        if workload.endpoint is ApiKind.COMPLETIONS:
-            recipe = _by_ids(probe, model, workload, seed, nonce)
-            if recipe is not None:
-                return recipe
-        units, overhead = _find_units(probe.count)
-        recipe = PromptRecipe.of(workload, model, units, opener=OPENER, overhead=overhead, seed=seed, nonce=nonce)
-        _verify(probe, recipe, workload)
-        return recipe
+        probe.cached_apart = _count_alike(probe, nonce, LEAST_SAME)
+        try:
+            recipe = _recipe(probe, model, workload, seed, nonce)
+        except LoadError:
+            _count_alike(probe, nonce, MOST_SAME)  # a cause that explains every other mismatch
+            if not probe.has_tokenize:
+                raise
+            # Something before the server may change the prompts of real requests, which /tokenize does not see.
+            probe.count_by_usage()
+            recipe = replace(_recipe(probe, model, workload, seed, nonce), by_usage=True)
+        return replace(recipe, cached_apart=probe.cached_apart)
+
+
+def _recipe(probe: _Probe, model: str, workload: Workload, seed: int, nonce: int) -> PromptRecipe:
+    if workload.endpoint is ApiKind.COMPLETIONS:
+        recipe = _by_ids(probe, model, workload, seed, nonce)
+        if recipe is not None:
+            return recipe
+    units, overhead = _find_units(probe.count)
+    recipe = PromptRecipe.of(workload, model, units, opener=OPENER, overhead=overhead, seed=seed, nonce=nonce)
+    _verify(probe, recipe, workload)
+    return recipe
+
+
+class Usage(NamedTuple):
+    """Prompt tokens by a request's usage, and those of them (or beside them) that were in the server's cache."""
+
+    prompt: int
+    cached: int | None
 
 
 class _Probe:
@@ -62,7 +90,10 @@ class _Probe:
 
     def __init__(self, session: Any, server: ServerAddress, model: str, workload: Workload) -> None:
         self._session, self._server, self._model, self._workload = session, server, model, workload
-        self._has_tokenize: bool | None = None
+        self.has_tokenize: bool | None = None
+        """Whether the server has ``/tokenize``; None: not yet known."""
+        self.cached_apart = False
+        """Cached tokens stand beside `Usage.prompt`, not in it."""
         self._counts = 0
 
     def count(self, text: str) -> int:
@@ -70,12 +101,16 @@ class _Probe:
         self._counts += 1
         if self._counts > MOST_COUNTS:
             raise LoadError(f"no units of one token were found for this server in {MOST_COUNTS} counts; {_ADVICE}")
-        if self._has_tokenize is not False:
+        if self.has_tokenize is not False:
             counted = self._tokenize(text)
-            self._has_tokenize = counted is not None
+            self.has_tokenize = counted is not None
             if counted is not None:
                 return counted
-        return self.usage(self._plain_body(text))
+        return self.usage(self.plain_body(text))
+
+    def count_by_usage(self) -> None:
+        """Count by the usage of real requests from now on, as if the server had no ``/tokenize``."""
+        self.has_tokenize, self._counts = False, 0
 
     def _tokenize(self, text: str) -> int | None:
         body: dict[str, Any] = {"model": self._model}
@@ -91,7 +126,8 @@ class _Probe:
             return None
         return count if isinstance(count, int) else None
 
-    def _plain_body(self, text: str) -> bytes:
+    def plain_body(self, text: str) -> bytes:
+        """The body of a request with this prompt for one token."""
         body: dict[str, Any] = {"model": self._model, "max_tokens": 1}
         if self._workload.endpoint is ApiKind.CHAT:
             body["messages"] = self._workload.wording.messages(text)
@@ -108,24 +144,82 @@ class _Probe:
 
     def try_usage(self, body: bytes) -> int | str:
         """Prompt tokens by the usage of a real request, or why the server reports none."""
+        found = self._ask(self._session, body)
+        if isinstance(found, str):
+            return found
+        return found.prompt + (found.cached or 0 if self.cached_apart else 0)
+
+    def again(self, body: bytes, times: int) -> list[Usage]:
+        """The usage of one request sent several times, each over a connection of its own; empty if one fails.
+
+        A load balancer may choose another server for every connection.
+        """
+        found = []
+        for _ in range(times):
+            with self._server.client() as session:
+                usage = self._ask(session, body)
+            if isinstance(usage, str):
+                return []
+            found.append(usage)
+        return found
+
+    def _ask(self, session: Any, body: bytes) -> Usage | str:
+        """The usage of a real request, or why the server reports none."""
         url = self._server.url(self._workload.endpoint)
-        response = self._post(url, body)
+        response = self._post(url, body, session)
         if response.status_code != 200:  # noqa: PLR2004 - OK
-            text = " ".join(response.text.split())[:300]
+            text = self._server.masked(" ".join(response.text.split()))[:300]
             return f"{url} answered a probe with HTTP {response.status_code}: {text}"
         try:
-            counted = response.json()["usage"]["prompt_tokens"]
-        except (ValueError, KeyError, TypeError):
-            counted = None
+            usage = response.json()["usage"]
+            counted, cached = usage["prompt_tokens"], cached_tokens(usage)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            counted = cached = None
         if not isinstance(counted, int):
             return f"{url} reports no usage.prompt_tokens, so prompts of an exact token count cannot be made for it"
-        return counted
+        return Usage(counted, cached)
 
-    def _post(self, url: str, body: bytes) -> Any:
+    def _post(self, url: str, body: bytes, session: Any = None) -> Any:
         try:
-            return self._session.post(url, content=body, headers={"Content-Type": "application/json"})
+            return (session or self._session).post(url, content=body, headers={"Content-Type": "application/json"})
         except http_library().HTTPError as error:
-            raise LoadError(f"{url} does not answer: {type(error).__name__}: {error}") from error
+            # Not its cause as well: a traceback may show the headers there, with the key.
+            raise LoadError(f"{url} does not answer: {type(error).__name__}: {error}") from None
+
+
+def _same_prompt(probe: _Probe, nonce: int) -> bytes:
+    """A request with a prompt that this run alone sends: no cache holds more of it than the template."""
+    words = sorted(WORDS, key=lambda word: hash64(int.from_bytes(word.encode(), "big") ^ nonce))
+    return probe.plain_body(OPENER + "".join(words))
+
+
+def _count_alike(probe: _Probe, nonce: int, times: int) -> bool:
+    """Send the same prompt several times; returns whether its cached tokens stand beside its tokens.
+
+    Raises:
+        PromptCountError: if the counts differ otherwise: cached tokens are not told, or servers count unlike.
+    """
+    body = _same_prompt(probe, nonce)
+    usages = probe.again(body, times)
+    prompts = [usage.prompt for usage in usages]
+    if len(set(prompts)) <= 1:
+        return probe.cached_apart
+    if len({usage.prompt + (usage.cached or 0) for usage in usages}) == 1:
+        return True
+    usages += probe.again(body, MOST_SAME)
+    prompts = [usage.prompt for usage in usages]
+    last = prompts[-MOST_SAME // 2 :]
+    if len(set(last)) == 1 and last[0] < prompts[0] == max(prompts) and not any(usage.cached for usage in usages):
+        raise PromptCountError(
+            f"the server leaves cached tokens out of usage.prompt_tokens: it counted the same prompt as {prompts[0]} "
+            f"tokens, and then as {last[0]}; have it tell them in usage.prompt_tokens_details.cached_tokens, or turn "
+            "its prefix cache off"
+        )
+    counted = " and ".join(str(count) for count in sorted(set(prompts))[:MOST_SHOWN])
+    raise PromptCountError(
+        f"the same prompt was counted differently: as {counted} tokens in {len(prompts)} requests; a load balancer "
+        "seems to mix servers with unlike tokenizers or chat templates: measure one of them by its own URL"
+    )
 
 
 _ADVICE = 'exact prompts need a tokenizer that splits at spaces; try endpoint="completions", which sends token ids'
@@ -205,7 +299,7 @@ def _verify(probe: _Probe, recipe: PromptRecipe, workload: Workload) -> None:
         body = composer.probe((1 << 39) + probe_number, tokens)
         counted = probe.usage(body)
         if counted != tokens:
-            raise LoadError(
+            raise PromptCountError(
                 f"prompts of an exact token count cannot be made for this server: one meant to have {tokens} tokens "
                 f"was counted as {counted}; {_ADVICE}"
             )

@@ -114,6 +114,7 @@ class EventLoop:
     ) -> None:
         self.offset = ClockOffset()
         self.recorder = Recorder(run_table.tokens[worker], bins_start_s, worker)
+        self.recorder.cached_apart = composer.recipe.cached_apart
         self.errors: dict[str, int] = {}
         self._template, self._composer, self._worker = template, composer, worker
         self._progress = run_table.progress[worker]

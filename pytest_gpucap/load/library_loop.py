@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from pytest_gpucap.access import tls_context
 from pytest_gpucap.load.address import http_library
 from pytest_gpucap.load.answer import HTTP_OK, Answer
 from pytest_gpucap.load.connection import MAX_ERROR_BODY, RequestTemplate
@@ -47,7 +48,10 @@ class LibraryRequest:
 
 
 class LibraryEventLoop(EventLoop):
-    """One worker's requests to one server, through httpx. `http2`: the server speaks nothing else."""
+    """One worker's requests to one server, through httpx.
+
+    `http2`: the server speaks nothing else. `ca_file`: see `Access`.
+    """
 
     def __init__(
         self,
@@ -61,13 +65,14 @@ class LibraryEventLoop(EventLoop):
         url: str,
         headers: dict[str, str],
         http2: bool,
+        ca_file: str | None,
     ) -> None:
         super().__init__(
             template, composer, run_table, worker, bins_start_s=bins_start_s, request_timeout_s=request_timeout_s
         )
         self._url = url
         self._headers = headers | {"Content-Type": "application/json", "Accept": "text/event-stream"}
-        self._http2 = http2
+        self._http2, self._ca_file = http2, ca_file
         self._control: tuple[socket.socket, Callable[[], None]] | None = None
         self._session: Any = None
         self._wake = asyncio.Event()
@@ -84,6 +89,7 @@ class LibraryEventLoop(EventLoop):
         library = http_library()
         self._session = library.AsyncClient(
             headers=self._headers,
+            verify=True if self._ca_file is None else tls_context(self._ca_file),
             timeout=None,
             limits=library.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEP_IDLE_S),
             http1=not self._http2,

@@ -49,6 +49,9 @@ class PromptRecipe:
             nothing of an earlier one in the server's prefix cache.
         ignore_eos, sampling: fields of the body.
         wording: what stands around the prompt of a chat request.
+        cached_apart: the server counts the tokens of a prompt without those that were in its cache, which its usage
+            has beside them.
+        by_usage: the server's ``/tokenize`` counts otherwise than its usage, and usage was taken.
     """
 
     model: str
@@ -63,6 +66,8 @@ class PromptRecipe:
     ignore_eos: bool = True
     sampling: Mapping[str, float | int] = field(default_factory=dict)
     wording: Wording = field(default_factory=Wording)
+    cached_apart: bool = False
+    by_usage: bool = False
 
     @classmethod
     def of(cls, workload: Workload, model: str, units: tuple[str, ...], **rest: Any) -> PromptRecipe:

@@ -250,6 +250,10 @@ class LoadError(GpuCapError):
     """The load cannot be produced (no connection at the start, a worker died), so no verdict is possible."""
 
 
+class PromptCountError(LoadError):
+    """The server counts prompt tokens in a way that prompts of an exact number cannot be made for."""
+
+
 class LoadRunner(Protocol):
     """Carries requests to one server. One thread uses it. Phases follow each other without a gap."""
 

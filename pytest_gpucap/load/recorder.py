@@ -36,6 +36,7 @@ class Recorder:
 
     Attributes:
         streams: the answers under way.
+        cached_apart: the server leaves cached tokens out of a prompt's tokens; see `PromptRecipe`.
         tokens: shape (TOKEN_BINS,), of the worker.
         counts: shape (len(Count),), of the phase.
         histograms: shape (len(HistogramKind), HISTOGRAM_BINS), of the phase.
@@ -46,6 +47,7 @@ class Recorder:
         "_recent",
         "_worker",
         "bins_start_s",
+        "cached_apart",
         "counts",
         "gaps",
         "histograms",
@@ -59,6 +61,7 @@ class Recorder:
     def __init__(self, tokens: Ints, bins_start_s: float, worker: int) -> None:
         self.tokens, self.bins_start_s, self._worker = tokens, bins_start_s, worker
         self.streams = StreamStates()
+        self.cached_apart = False
         # Until the first phase begins, counts go to arrays that nobody reads.
         self.counts: Ints = np.zeros(len(Count), np.int64)
         self.histograms: Ints = np.zeros((len(HistogramKind), HISTOGRAM_BINS), np.int64)

@@ -15,11 +15,12 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from pytest_gpucap.access import OPEN, Access
 from pytest_gpucap.arrays import Ints
 from pytest_gpucap.load.address import ServerAddress
 from pytest_gpucap.load.calibrate import calibrate
 from pytest_gpucap.load.prompts import PromptRecipe
-from pytest_gpucap.load.protocol import ClosedLoop, Journal, LoadError, LoadPhase, OpenLoop, PhaseSpan, Progress
+from pytest_gpucap.load.protocol import ClosedLoop, Journal, LoadError, LoadPhase, OpenLoop, PhaseSpan, Progress, Status
 from pytest_gpucap.load.self_check import check_phase
 from pytest_gpucap.load.shared_memory import TOKEN_BIN_S, TOKEN_BINS, Count, HistogramKind, PhaseTable, WorkerProgress
 from pytest_gpucap.load.worker_pool import WorkerPool
@@ -35,6 +36,8 @@ EVENTS_PER_WORKER = 80_000.0
 that leaves room for bursts."""
 TYPICAL_TPOT_S = 0.01
 """For the events of a closed loop, before anything is known of the server."""
+NOTABLE_SHARE = 0.02
+"""Of the output tokens asked for: a smaller difference is not worth a remark."""
 CORES_PER_WORKER = 4
 """The server's own processes need most of the cores. There is always one worker."""
 
@@ -73,6 +76,7 @@ class HttpLoadRunner:
             `PromptRecipe`); None: drawn at random.
         http2: the server speaks HTTP/2 only, and does not negotiate it (needs the ``h2`` package).
         simulated: the server says that it is a simulation; reports must say so too.
+        access: what requests need beside URL and key.
 
     TLS, proxies (from the environment) and HTTP/2 go through httpx, which costs more CPU and stamps in user space.
     The workers start with the first phase, or earlier with `prepare`.
@@ -91,12 +95,13 @@ class HttpLoadRunner:
         nonce: int | None = None,
         http2: bool = False,
         simulated: bool = False,
+        access: Access = OPEN,
     ) -> None:
         if workers is not None and workers < 1:
             raise ValueError(f"workers must be at least 1, not {workers}")
         self.clock = MonotonicClock()
         self.simulated = simulated
-        self.server = ServerAddress.parse(base_url, api_key, http2=http2)
+        self.server = ServerAddress.parse(base_url, api_key, http2=http2, access=access)
         self.nonce = secrets.randbits(40) if nonce is None else nonce
         self.recipe: PromptRecipe | None = None
         self._model, self._workload, self._seed = model, workload, seed
@@ -140,6 +145,7 @@ class HttpLoadRunner:
                     "bins_start_s": self._bins_start_s,
                     "request_timeout_s": self._timeout_s,
                 },
+                self.server.masked,
             )
         return self.recipe
 
@@ -148,7 +154,12 @@ class HttpLoadRunner:
         api = self._workload.endpoint
         if self.uses_library is None:
             return {"address": self.server.socket_address(), "head": self.server.request_head(api), "library": None}
-        library = {"url": self.server.url(api), "headers": self.server.headers, "http2": self.server.http2}
+        library = {
+            "url": self.server.url(api),
+            "headers": self.server.headers,
+            "http2": self.server.http2,
+            "ca_file": self.server.access.ca_file,
+        }
         return {"address": (int(socket.AF_INET), ()), "head": "", "library": library}
 
     @property
@@ -297,6 +308,26 @@ class HttpLoadRunner:
             for text, count in errors.items():
                 texts[text] = texts.get(text, 0) + count
         return texts
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is odd about the way the server counts tokens, a sentence each, and does no harm to the measurement."""
+        found = []
+        if self.recipe is not None and self.recipe.cached_apart:
+            found.append(
+                "usage.prompt_tokens leaves cached tokens out; the server tells them beside, and they were added"
+            )
+        if self.recipe is not None and self.recipe.by_usage:
+            found.append("/tokenize counts other prompt tokens than usage.prompt_tokens; prompts were made by usage")
+        journal = self.journal()
+        told = (journal.status == Status.OK) & (journal.counted_output_tokens > 0)
+        if told.any():
+            asked, counted = (
+                float(tokens[told].mean()) for tokens in (journal.output_tokens, journal.counted_output_tokens)
+            )
+            if abs(counted - asked) > NOTABLE_SHARE * asked:
+                found.append(f"{asked:.4g} output tokens were asked for on average, and {counted:.4g} came")
+        return tuple(found)
 
     @property
     def worker_pids(self) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pytest_gpucap.arrays import Floats
+from pytest_gpucap.arrays import Floats, Ints
 from pytest_gpucap.load.protocol import LoadPhase, OpenLoop, SelfCheck, Status
 from pytest_gpucap.load.shared_memory import Count, HistogramKind, PhaseTable
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
@@ -80,10 +80,8 @@ def check_phase(phase: LoadPhase, table: PhaseTable, *, start_s: float, end_s: f
             "stop what sets it (a one-off time synchronisation) and run again"
         )
         problems.append(Problem(ProblemSource.HOST, ProblemKind.CLOCK_SET, text))
-    wrong = int(counts[Count.WRONG_PROMPT])
-    if wrong:
-        text = f"the server counted other prompt tokens than were asked for in {wrong} requests"
-        problems.append(Problem(ProblemSource.SERVER, ProblemKind.PROMPT_TOKENS, text))
+    if counts[Count.WRONG_PROMPT]:
+        problems.append(Problem(ProblemSource.SERVER, ProblemKind.PROMPT_TOKENS, _wrong_prompts(counts)))
     return SelfCheck(
         send_lateness_p99_s=lateness_p99,
         timestamp_lag_p99_s=lag_p99,
@@ -95,6 +93,24 @@ def check_phase(phase: LoadPhase, table: PhaseTable, *, start_s: float, end_s: f
         timestamps="kernel" if kernel >= user else "user",
         shared_packet_share=counts[Count.SHARED_EVENTS] / events if events else float("nan"),
         problems=tuple(problems),
+    )
+
+
+def _wrong_prompts(counts: Ints) -> str:
+    """What is said of prompts that the server counted otherwise than was asked for."""
+    wrong, told = int(counts[Count.WRONG_PROMPT]), int(counts[Count.PROMPTS])
+    asked, counted = (counts[count] / wrong for count in (Count.WRONG_ASKED, Count.WRONG_COUNTED))
+    if not counted:
+        return f"the server reported no prompt tokens in {wrong} of {told} answers"
+    if wrong < told:
+        cause = "does a load balancer mix servers with unlike tokenizers or chat templates?"
+    elif counted < asked:
+        cause = "does it leave cached tokens out, or does something shorten the prompts?"
+    else:
+        cause = "does something add to the prompts?"
+    return (
+        f"the server counted other prompt tokens than were asked for in {wrong} of {told} answers: {asked:.4g} asked, "
+        f"{counted:.4g} counted on average; {cause}"
     )
 
 

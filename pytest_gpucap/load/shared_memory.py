@@ -66,6 +66,11 @@ class Count(IntEnum):
     WRONG_PROMPT = 11
     """Answers to prompts that had another number of tokens than asked for, as the server counted them."""
     WITHOUT_USAGE = 12
+    PROMPTS = 13
+    """Answers that told the tokens of their prompts."""
+    WRONG_ASKED = 14
+    WRONG_COUNTED = 15
+    """Tokens of the prompts of `WRONG_PROMPT`, as asked for and as the server counted them."""
 
 
 class WorkerProgress(IntEnum):

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,13 +33,15 @@ class WorkerPool:
     Args:
         workers: how many.
         setup: the first message to every worker.
+        mask: takes secrets out of what the workers report: answers of a server may repeat them.
 
     Raises:
         LoadError: if one of them does not start.
     """
 
-    def __init__(self, workers: int, setup: dict[str, Any]) -> None:
+    def __init__(self, workers: int, setup: dict[str, Any], mask: Callable[[str], str] = str) -> None:
         self.workers = workers
+        self._mask = mask
         self.errors: list[dict[str, int]] = [{} for _ in range(workers)]
         self._log: IO[bytes] = tempfile.TemporaryFile(prefix="gpucap-load-")  # noqa: SIM115 - closed in `close`
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -108,7 +111,7 @@ class WorkerPool:
                 data = b""
             if not data:
                 self._dead(worker)
-            message = json.loads(data)
+            message = _changed(json.loads(data), self._mask)
             if "died" in message:
                 self._dead(worker, message["died"])
             self.errors[worker] = message.get("errors", self.errors[worker])
@@ -173,7 +176,7 @@ class WorkerPool:
 
     def _log_tail(self) -> str:
         size = os.fstat(self._log.fileno()).st_size
-        text = os.pread(self._log.fileno(), 2000, max(0, size - 2000)).decode("utf-8", "replace").strip()
+        text = self._mask(os.pread(self._log.fileno(), 2000, max(0, size - 2000)).decode("utf-8", "replace").strip())
         return f"the end of its log: {text}" if text else "its log is empty"
 
     def close(self) -> None:
@@ -189,3 +192,16 @@ class WorkerPool:
                 process.wait()
         self._sockets, self._processes = [], []
         self._log.close()
+
+
+def _changed(message: Any, change: Callable[[str], str]) -> Any:
+    """The message with every text in its values changed, and the texts that a value has as keys."""
+
+    def deep(value: Any) -> Any:
+        if isinstance(value, str):
+            return change(value)
+        if isinstance(value, dict):
+            return {change(key): deep(each) for key, each in value.items()}
+        return [deep(each) for each in value] if isinstance(value, list) else value
+
+    return {kind: deep(value) for kind, value in message.items()}

@@ -7,7 +7,17 @@ from dataclasses import dataclass, replace
 
 from pytest_gpucap.estimate.samples import sample_of
 from pytest_gpucap.load import schedule
-from pytest_gpucap.load.protocol import ERRORS, Journal, LoadError, LoadPhase, LoadRunner, PhaseSpan, Progress, Status
+from pytest_gpucap.load.protocol import (
+    ERRORS,
+    Journal,
+    LoadError,
+    LoadPhase,
+    LoadRunner,
+    PhaseSpan,
+    Progress,
+    PromptCountError,
+    Status,
+)
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.requirement import Requirement
@@ -18,6 +28,8 @@ from pytest_gpucap.results.windows import WindowId
 
 def no_load(error: LoadError) -> Problem:
     """The load could not be produced."""
+    if isinstance(error, PromptCountError):
+        return Problem(ProblemSource.SERVER, ProblemKind.PROMPT_TOKENS, str(error))
     return Problem(ProblemSource.LOAD_GENERATOR, ProblemKind.NO_LOAD, str(error))
 
 

@@ -64,6 +64,7 @@ def result_rows(result: Result) -> list[Row]:
         *accuracy(result),
         *comparison(result),
         *host(result),
+        *(("remark", text) for text in result.environment.remarks),
         ("server time", _server_time(result)),
     ]
 

@@ -62,6 +62,7 @@ class Environment(msgspec.Struct, frozen=True, omit_defaults=True):
         kv_tokens: tokens that fit the server's KV cache.
         host: processor, cores and system.
         plugin: versions of this plugin and of Python.
+        remarks: what is odd about the server, a sentence each, and leaves the measurement valid.
     """
 
     gpu: str | None = None
@@ -85,3 +86,4 @@ class Environment(msgspec.Struct, frozen=True, omit_defaults=True):
     kv_tokens: int | None = None
     host: str | None = None
     plugin: str | None = None
+    remarks: tuple[str, ...] = ()

@@ -20,6 +20,7 @@ def environment_of(target: SystemUnderTest) -> Environment:
     known = {
         **_place(target),
         **target.endpoint.facts(),
+        "remarks": tuple(getattr(target.runner, "remarks", ())),
         "host": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
         "plugin": f"pytest-gpucap {__version__}, Python {platform.python_version()}",
     }

@@ -76,9 +76,10 @@ class Harness:
             None if telemetry is None else telemetry.problems,
         )
         load = LoadRequest(workload=self.declared.workload, seed=seed, workers=self._options.workers)
-        runner = target.engine.runner(target.endpoint, load)
+        target.runner = runner = target.engine.runner(target.endpoint, load)
         try:
             yield runner, settings, target
         finally:
+            target.runner = None
             runner.close()
             self.live.done()

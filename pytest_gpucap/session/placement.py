@@ -61,7 +61,18 @@ def place(declared: Declaration, options: Options, *, needs_server: bool) -> Pla
         if options.gpu_class is None and own is not None:
             return Placement(skip=f"this test is about {own}: name the GPU class behind --gpucap-url with --gpu-class")
         gpu_class = None if options.gpu_class is None else find_class(options.gpu_class, classes)
-        return Placement(UrlEngine(ServerRequest(model=options.model), options.url, options.api_key_env), gpu_class)
+        request = ServerRequest(model=options.model, startup_timeout_s=options.startup_timeout_s)
+        # A folder or a synthetic model is no name that a server has for its model.
+        likely = declared.model if declared.model and not declared.model.startswith(("synthetic:", "/", ".")) else None
+        behind = UrlEngine(
+            request,
+            options.url,
+            options.api_key_env,
+            headers=options.header,
+            ca_file=None if options.ca_file is None else str(options.ca_file),
+            likely_model=likely,
+        )
+        return Placement(behind, gpu_class)
     if wanted is not None and wanted.startswith(SIMULATED):
         from pytest_gpucap.simulator.simulator_engine import SimulatorEngine
 

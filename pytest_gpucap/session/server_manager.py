@@ -23,6 +23,7 @@ from pytest_gpucap.options import Options
 from pytest_gpucap.session.placement import Placement, own_classes
 
 if TYPE_CHECKING:  # a test file may import `SystemUnderTest` for its annotations
+    from pytest_gpucap.load.protocol import LoadRunner
     from pytest_gpucap.results.problems import Problem
     from pytest_gpucap.session.live_line import LiveLine
     from pytest_gpucap.telemetry.host_watch import HostWatch
@@ -43,6 +44,7 @@ class SystemUnderTest:
     server: Server | None = None
     telemetry: Telemetry | None = None
     startup_s: float = 0.0
+    runner: LoadRunner | None = None
     _closing: ExitStack = field(default_factory=ExitStack)
 
     @property

@@ -110,7 +110,7 @@ def elsewhere() -> Iterator[str]:
 
 
 def test_which_model_where_there_are_several(elsewhere: str) -> None:
-    with pytest.raises(EndpointError, match="serves a, b: name one of them"):
+    with pytest.raises(EndpointError, match="serves a, b: name one with --gpucap-model"):
         attach(f"{elsewhere}/two")
     with pytest.raises(EndpointError, match="serves no model at all: name one"):
         attach(f"{elsewhere}/none")

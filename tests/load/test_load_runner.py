@@ -520,7 +520,7 @@ def test_no_server_is_one_clear_error() -> None:
         url = server.url
     with HttpLoadRunner(url, "m", None, WORKLOAD, 1) as runner, pytest.raises(LoadError, match="does not answer"):
         runner.prepare()
-    with pytest.raises(LoadError, match=r"is not the URL of a server: write http://HOST:PORT/v1"):
+    with pytest.raises(LoadError, match=r"is not a server's URL: write http://HOST:PORT/v1"):
         HttpLoadRunner("localhost:8000", "m", None, WORKLOAD, 1)
 
 

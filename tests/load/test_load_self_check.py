@@ -95,10 +95,22 @@ def test_lateness_decides_relative_to_what_is_measured() -> None:
         ({"SENT": 900}, ProblemSource.LOAD_GENERATOR, ProblemKind.BEHIND, "900 of 1000 due requests were sent"),
         ({"CLOCK_STEPS": 1}, ProblemSource.HOST, ProblemKind.CLOCK_SET, "the system clock was set during the phase"),
         (
-            {"WRONG_PROMPT": 3},
+            {"WRONG_PROMPT": 3, "PROMPTS": 9, "WRONG_ASKED": 96, "WRONG_COUNTED": 120},
             ProblemSource.SERVER,
             ProblemKind.PROMPT_TOKENS,
-            "the server counted other prompt tokens than were asked for in 3 requests",
+            "other prompt tokens than were asked for in 3 of 9 answers: 32 asked, 40 counted on average; does a load",
+        ),
+        (
+            {"WRONG_PROMPT": 9, "PROMPTS": 9, "WRONG_ASKED": 288, "WRONG_COUNTED": 90},
+            ProblemSource.SERVER,
+            ProblemKind.PROMPT_TOKENS,
+            "in 9 of 9 answers: 32 asked, 10 counted on average; does it leave cached tokens out",
+        ),
+        (
+            {"WRONG_PROMPT": 3, "PROMPTS": 3, "WRONG_ASKED": 96},
+            ProblemSource.SERVER,
+            ProblemKind.PROMPT_TOKENS,
+            "the server reported no prompt tokens in 3 of 3 answers",
         ),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,8 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
+from pytest_gpucap import __version__
 from pytest_gpucap.engines.vllm import VllmServer
+from tests.load.test_load_access import OWN_CA, SECRET, Gate
+from tests.load.tokenserver import TokenServer
 from tests.waiting import refused_url
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "external" / "test_external.py"
@@ -94,10 +99,72 @@ def test_a_simulated_server_behind_a_url_is_called_simulated(
 def test_no_server_at_the_url_is_one_clear_error(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "any")
     with refused_url() as url:
-        result = run(pytester, f"{url}/v1", "--target-qps=1")
+        result = run(pytester, f"{url}/v1", "--target-qps=1", "--gpucap-startup-timeout=1ms")
     assert result.ret != 0
-    result.stdout.fnmatch_lines([f"*{url}*refused*"])
+    result.stdout.fnmatch_lines([f"*{url}*refused*give it more time with --gpucap-startup-timeout*"])
     monkeypatch.delenv("MY_KEY")
     result = run(pytester, "http://127.0.0.1:9/v1", "--target-qps=1")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: --gpucap-api-key-env: the environment variable MY_KEY is not set"])
+
+
+def test_headers_and_a_ca_reach_a_gateway_that_loads_and_show_nowhere(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logs of every library, locals in tracebacks, and all reports are on. The gateway repeats what it refuses."""
+    monkeypatch.setenv("TEAM_TOKEN", SECRET)
+    monkeypatch.setenv("MY_KEY", "k3y-of-the-team")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(OWN_CA / "cert.pem", OWN_CA / "key.pem")
+    server = TokenServer(tls=context)
+    left = iter(range(3))
+
+    @web.middleware
+    async def loading(request: web.Request, handler: Any) -> web.StreamResponse:
+        if next(left, None) is not None:
+            return web.Response(status=503, text=f"Loading model for {dict(request.headers)}")
+        answer: web.StreamResponse = await handler(request)
+        return answer
+
+    gate = Gate(server)
+    server.app.middlewares.append(loading)
+    pytester.makepyfile(
+        """
+        import logging
+
+        def test_measured(gpucap, vllm_server):
+            assert gpucap.sample(rate=10, duration="1s").requests
+            chat = [{"role": "user", "content": "x"}]
+            assert vllm_server.client.chat.completions.create(model="m", messages=chat, max_tokens=1)
+
+        def test_fails(gpucap, vllm_server):
+            server = vllm_server
+            headers = server.access.request_headers(server.api_key)
+            gpucap.sample(rate=10, duration="1s")
+            server.request("/nothing")
+
+        def test_raises(vllm_server):
+            vllm_server.client.get("/nothing", cast_to=object)
+        """
+    )
+    pytester.makepyprojecttoml(
+        f"""
+        [tool.pytest]
+        gpucap_header = ["X-Team=TEAM_TOKEN"]
+        gpucap_ca_file = "{OWN_CA / "ca.pem"}"
+        """
+    )
+    with server:
+        result = pytester.runpytest_subprocess(
+            *(f"--gpucap-url={server.url}/chat/completions", "--gpucap-model=m", "--gpucap-api-key-env=MY_KEY"),
+            *("--log-level=DEBUG", "-l", "-rA", "--full-trace", "--junitxml=junit.xml"),
+            *("--gpucap-html=report.html", "--gpucap-markdown=report.md", "--gpucap-json=result.json"),
+        )
+    result.assert_outcomes(passed=1, failed=2)
+    assert {headers["x-team"] for headers in gate.seen} == {SECRET}
+    assert {headers["user-agent"] for headers in gate.seen} == {f"pytest-gpucap/{__version__}"}
+    result.stdout.fnmatch_lines(["*is not ready (0 s): *answered 503 Service Unavailable: Loading model for *"])
+    written = [path for path in pytester.path.rglob("*") if path.is_file()]
+    assert {"junit.xml", "report.html", "report.md", "result.json"} <= {path.name for path in written}
+    shown = [result.stdout.str(), result.stderr.str(), *(path.read_bytes().decode("latin-1") for path in written)]
+    assert not any(secret in text for text in shown for secret in (SECRET, "k3y-of-the-team"))

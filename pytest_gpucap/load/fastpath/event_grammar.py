@@ -31,7 +31,7 @@ _OPENING = _literal(b'{"index":0,"delta":{"role":"assistant","content":""}')
 _PROMPT = _literal(b'],"usage":{"prompt_tokens":')
 _TOTAL = _literal(b',"total_tokens":')
 _OUTPUT = _literal(b',"completion_tokens":')
-_QUOTE, _BACKSLASH, _ZERO, _NINE = 0x22, 0x5C, 0x30, 0x39
+_QUOTE, _BACKSLASH, _ZERO, _NINE, _BRACE = 0x22, 0x5C, 0x30, 0x39, 0x7D
 MAX_COUNT_DIGITS = 9
 """Digits of a token count: no usage has more, and a longer number would not fit into a record."""
 
@@ -70,7 +70,9 @@ def classify(text: Bytes, at: int, end: int) -> tuple[int, int, int]:
 def _usage(text: Bytes, at: int, end: int) -> tuple[int, int, int]:
     total = after(text, _end_of_number(text, at, end), end, _TOTAL)
     output = after(text, _end_of_number(text, total, end), end, _OUTPUT)
-    whole = output >= 0 and _end_of_number(text, output, end) < end
+    closed = _end_of_number(text, output, end)
+    # More fields, such as the cached tokens, are the parser's.
+    whole = 0 <= closed < end and text[closed] == _BRACE
     prompt_tokens, output_tokens = _number(text, at, end), _number(text, output, end)
     if not whole or prompt_tokens < 0 or output_tokens < 0:
         return OTHER_EVENT, 0, 0
