@@ -111,6 +111,59 @@ def test_a_proxy_in_the_environment_is_not_for_loopback(stand_in: StandIn, monke
             assert server.client.models.list().data[0].id == server.model
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_front_ends_are_counted_before_the_server_counts_as_started(
+    stand_in: StandIn, family: Family, tmp_path: Path, count: int
+) -> None:
+    late, told = tmp_path / "late", []
+
+    def hear(line: str) -> None:
+        told.append(line)
+        if line.endswith("front ends"):
+            late.touch()  # the others come up only after somebody has waited for them
+
+    with start_vllm(stand_in(asc=count, env={"STAND_IN_LATE": str(late)}), on_wait=hear) as server:
+        takers = server.front_ends()
+        assert len(takers) == count
+        assert takers < server.pids()
+        assert server.facts()["front_ends"] == count
+        assert (told[-1] == f"vLLM has 1 of {count} front ends") is (count > 1)
+        assert server.client.models.list().data[0].id == server.model
+    assert family.alive() == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "args", "log", "cause"),
+    [
+        ("alone", {"api_server_count": 2}, "", r"api_server_count=2 has no effect .*taken by 1 of its processes"),
+        (
+            "useless",
+            {"disable_cascade_attn": True},
+            "WARNING: --disable-cascade-attn is deprecated and has no effect since cascade attention has been removed.",
+            "--disable-cascade-attn has no effect",
+        ),
+        (
+            "useless",
+            {"api-server-count": 1},
+            "WARNING Ignoring --api-server-count=7 when using rust front-end process",
+            "--api-server-count has no effect",
+        ),
+    ],
+)
+def test_an_argument_without_effect_is_refused(
+    stand_in: StandIn, family: Family, mode: str, args: dict[str, object], log: str, cause: str
+) -> None:
+    with pytest.raises(ServerStartError, match=cause):
+        start_vllm(stand_in(mode, env={"STAND_IN_LOG": log}, **args))
+    assert family.alive() == []
+
+
+def test_what_a_log_says_of_other_arguments_is_no_reason(stand_in: StandIn) -> None:
+    log = "--device-ids has no effect when using the Ray executor.\n--seed 1 set. The cache is ignored."
+    with start_vllm(stand_in("useless", env={"STAND_IN_LOG": log}, seed=1)) as server:
+        assert server.running
+
+
 def test_a_model_without_a_chat_template_is_asked_for_completions(stand_in: StandIn) -> None:
     with start_vllm(stand_in("completions")) as server:
         assert server.running
