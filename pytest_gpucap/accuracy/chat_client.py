@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pytest_gpucap.load.address import ServerAddress, http_library
+from pytest_gpucap.load.proxies import library_options, through
 from pytest_gpucap.requirement import ApiKind
 
 REQUEST_TIMEOUT_S: Final = 600.0
@@ -112,7 +113,7 @@ def _session(server: ServerAddress) -> Any:
     library = http_library()
     return library.AsyncClient(
         headers={**server.headers, "Content-Type": "application/json"},
-        trust_env=server.needs_http_library() is not None,
+        **library_options(server.root, server.proxy),
         http1=not server.http2,
         http2=server.http2,
         limits=library.Limits(max_connections=None),
@@ -130,23 +131,24 @@ async def _send_all(
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0:
                     return
-                replies[number] = await _one(session, server.url(ApiKind.CHAT), bodies[number], left_s)
+                replies[number] = await _one(session, server, bodies[number], left_s)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(min(in_flight, len(bodies))):
                 group.create_task(asker(left))
 
 
-async def _one(session: Any, url: str, body: Mapping[str, Any], left_s: float) -> Reply:
+async def _one(session: Any, server: ServerAddress, body: Mapping[str, Any], left_s: float) -> Reply:
     try:
         async with asyncio.timeout(min(left_s, REQUEST_TIMEOUT_S)):
-            response = await session.post(url, json=body, timeout=None)
+            response = await session.post(server.url(ApiKind.CHAT), json=body, timeout=None)
     except TimeoutError:
         return NOT_ASKED if left_s <= REQUEST_TIMEOUT_S else Reply(error=f"no answer in {REQUEST_TIMEOUT_S:g} s")
     except http_library().HTTPError as error:
-        return Reply(error=f"{type(error).__name__}: {error}")
+        return Reply(error=f"{type(error).__name__}: {error}{through(server.proxy)}")
     if response.status_code != _OK:
-        return Reply(error=f"HTTP {response.status_code}: {' '.join(response.text.split())[:300]}")
+        text = " ".join(response.text.split())[:300]
+        return Reply(error=f"HTTP {response.status_code}: {text}{through(server.proxy)}")
     try:
         choice = response.json()["choices"][0]
         message = choice["message"]

@@ -75,8 +75,7 @@ class HttpServer:
         """An `openai.OpenAI` for this server. It makes no retries, because they would hide errors from a test."""
         import openai
 
-        # Do not use the environment's proxies: a measurement through a proxy would measure the proxy.
-        http_client = openai.DefaultHttpxClient(trust_env=False)
+        http_client = openai.DefaultHttpxClient(**self._way())
         return openai.OpenAI(base_url=self.base_url, api_key=self.api_key, max_retries=0, http_client=http_client)
 
     @cached_property
@@ -84,8 +83,14 @@ class HttpServer:
         """An `openai.AsyncOpenAI` for this server, without retries."""
         import openai
 
-        http_client = openai.DefaultAsyncHttpxClient(trust_env=False)
+        http_client = openai.DefaultAsyncHttpxClient(**self._way())
         return openai.AsyncOpenAI(base_url=self.base_url, api_key=self.api_key, max_retries=0, http_client=http_client)
+
+    def _way(self) -> dict[str, Any]:
+        """Options of an HTTP client: the proxy on the way to the server, if the environment names one."""
+        from pytest_gpucap.load.proxies import library_options, proxy_for
+
+        return library_options(self.base_url, proxy_for(self.base_url))
 
     @cached_property
     def version(self) -> str | None:
@@ -114,7 +119,9 @@ class HttpServer:
     @property
     def loopback(self) -> bool:
         """Whether it listens on this machine's loopback interface."""
-        return urlsplit(self._base_url).hostname in {"127.0.0.1", "localhost", "::1"}
+        from pytest_gpucap.load.proxies import is_loopback
+
+        return is_loopback(urlsplit(self._base_url).hostname or "")
 
     def capabilities(self) -> Capabilities:
         """The capabilities that every server reports."""
@@ -182,20 +189,27 @@ class HttpServer:
         from urllib.error import HTTPError
         from urllib.request import ProxyHandler, Request, build_opener
 
+        from pytest_gpucap.load.protocol import LoadError
+        from pytest_gpucap.load.proxies import proxy_for, through
+
         url = self.root_url + path
+        try:
+            proxy = proxy_for(url)
+        except LoadError as error:
+            raise EndpointError(f"{method} {url} failed: {error}") from None
         request = Request(url, method=method)  # noqa: S310  (checked to be http or https)
         if self.api_key:
             request.add_header("Authorization", f"Bearer {self.api_key:s}")
-        opener = build_opener(ProxyHandler({}))
+        opener = build_opener(ProxyHandler({} if proxy is None else {urlsplit(url).scheme: proxy}))
         try:
             with opener.open(request, timeout=timeout_s) as answer:
                 body: bytes = answer.read()
         except HTTPError as error:
             error.close()
-            raise EndpointError(f"{method} {url} answered {error.code} {error.reason}") from None
+            raise EndpointError(f"{method} {url} answered {error.code} {error.reason}{through(proxy)}") from None
         except (OSError, ValueError) as error:
             reason: Any = getattr(error, "reason", error)
-            raise EndpointError(f"{method} {url} failed: {reason}") from None
+            raise EndpointError(f"{method} {url} failed: {reason}{through(proxy)}") from None
         return body.decode("utf-8", errors="replace")
 
     def pids(self) -> set[int]:

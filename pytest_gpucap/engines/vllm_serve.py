@@ -32,9 +32,8 @@ def main() -> None:
     except importlib.metadata.PackageNotFoundError:
         # The command line asks for this version, to be able to print it. Others of vLLM's modules ask too, and need to
         # hear that there is none: they know the other names of their build.
-        import vllm
-
-        told = SimpleNamespace(version=lambda _: str(vllm.__version__))
+        version = str(importlib.import_module("vllm").__version__)
+        told = SimpleNamespace(version=lambda _: version)
         command_line.importlib = SimpleNamespace(**{**vars(importlib), "metadata": told})  # type: ignore[attr-defined]
     sys.argv = ["vllm", "serve", model, *arguments]
     sys.exit(command_line.main())

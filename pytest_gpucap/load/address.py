@@ -10,13 +10,13 @@ import functools
 import importlib
 import importlib.util
 import socket
-import urllib.request
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from pytest_gpucap.load.protocol import LoadError
+from pytest_gpucap.load.proxies import library_options, proxy_for, shown
 from pytest_gpucap.requirement import ApiKind
 
 PROBE_TIMEOUT_S = 60.0
@@ -71,16 +71,25 @@ class ServerAddress:
         return headers
 
     def needs_http_library(self) -> str | None:
-        """Why requests must go through an HTTP library: TLS, HTTP/2, or a proxy on the way; None if not."""
-        parts = self.parts
-        if parts.scheme == "https":
+        """Why requests must go through an HTTP library: TLS, HTTP/2, or a proxy on the way; None if not.
+
+        Raises:
+            LoadError: see `proxy`.
+        """
+        if self.parts.scheme == "https":
             return "TLS"
         if self.http2:
             return "HTTP/2"
-        host = parts.hostname or ""
-        if "http" in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
-            return "a proxy"
-        return None
+        return None if self.proxy is None else f"the proxy {shown(self.proxy)}"
+
+    @property
+    def proxy(self) -> str | None:
+        """The proxy on the way to the server; None: there is none.
+
+        Raises:
+            LoadError: if the environment names one that cannot be used.
+        """
+        return proxy_for(self.root)
 
     def request_head(self, api: ApiKind) -> str:
         """The head of every request, up to the value of Content-Length."""
@@ -123,7 +132,7 @@ class ServerAddress:
         return http_library().Client(
             headers=self.headers,
             timeout=timeout_s,
-            trust_env=self.needs_http_library() is not None,
+            **library_options(self.root, self.proxy),
             http1=not self.http2,
             http2=self.http2 or importlib.util.find_spec("h2") is not None,
         )

@@ -14,6 +14,7 @@ from typing import Any
 from pytest_gpucap.load.address import ServerAddress, http_library
 from pytest_gpucap.load.prompts import PromptRecipe, RequestComposer, hash64
 from pytest_gpucap.load.protocol import LoadError
+from pytest_gpucap.load.proxies import through
 from pytest_gpucap.requirement import ApiKind, Workload
 
 _COMMON = """
@@ -112,7 +113,7 @@ class _Probe:
         response = self._post(url, body)
         if response.status_code != 200:  # noqa: PLR2004 - OK
             text = " ".join(response.text.split())[:300]
-            return f"{url} answered a probe with HTTP {response.status_code}: {text}"
+            return f"{url} answered a probe with HTTP {response.status_code}: {text}{through(self._server.proxy)}"
         try:
             counted = response.json()["usage"]["prompt_tokens"]
         except (ValueError, KeyError, TypeError):
@@ -125,7 +126,8 @@ class _Probe:
         try:
             return self._session.post(url, content=body, headers={"Content-Type": "application/json"})
         except http_library().HTTPError as error:
-            raise LoadError(f"{url} does not answer: {type(error).__name__}: {error}") from error
+            way = through(self._server.proxy)
+            raise LoadError(f"{url} does not answer: {type(error).__name__}: {error}{way}") from error
 
 
 _ADVICE = 'exact prompts need a tokenizer that splits at spaces; try endpoint="completions", which sends token ids'

@@ -148,7 +148,12 @@ class HttpLoadRunner:
         api = self._workload.endpoint
         if self.uses_library is None:
             return {"address": self.server.socket_address(), "head": self.server.request_head(api), "library": None}
-        library = {"url": self.server.url(api), "headers": self.server.headers, "http2": self.server.http2}
+        library = {
+            "url": self.server.url(api),
+            "headers": self.server.headers,
+            "http2": self.server.http2,
+            "proxy": self.server.proxy,
+        }
         return {"address": (int(socket.AF_INET), ()), "head": "", "library": library}
 
     @property

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from pytest_gpucap.engines.errors import MetricsUnavailable, ServerStartError
 from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.vllm import start_vllm
 from tests.engines.server_family import TREE, Family
+from tests.load.proxy import Proxy
 from tests.waiting import until
 
 StandIn = Callable[..., ServerSpec]
@@ -101,14 +101,15 @@ def test_two_servers_share_neither_key_nor_name_nor_port(stand_in: StandIn) -> N
 
 
 def test_a_proxy_in_the_environment_is_not_for_loopback(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as dead:
-        dead.bind(("127.0.0.1", 0))
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with Proxy(1) as proxy:
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-            monkeypatch.setenv(name, f"http://127.0.0.1:{dead.getsockname()[1]}")
-        for name in ("no_proxy", "NO_PROXY"):
-            monkeypatch.delenv(name, raising=False)
+            monkeypatch.setenv(name, proxy.url)
         with start_vllm(stand_in()) as server:
             assert server.client.models.list().data[0].id == server.model
+            assert server.metrics().value("vllm:generation_tokens_total") == 7
+        assert proxy.connections == 0
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
