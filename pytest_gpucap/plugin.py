@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pytest_gpucap.fixtures import SESSION, gpu, gpucap, vllm_server
-from pytest_gpucap.options import Options, add_options, parse_options
+from pytest_gpucap.options import Options, add_options, check_root, join_words, parse_options
 
 __all__ = ["gpu", "gpucap", "vllm_server"]
 
@@ -35,10 +35,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add_options(parser)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(args: list[str]) -> None:
+    """Let the value of ``--gpucap-base-args`` begin with dashes. pytest parses `args` once more after this."""
+    join_words(args)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Register markers; refuse invalid options."""
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
+    if not hasattr(config, "workerinput"):
+        check_root(config)
     config.stash[OPTIONS] = options = parse_options(config)
     if options.gpu_class is not None or options.gpu_file is not None:
         from pytest_gpucap.session.placement import check_names
