@@ -187,7 +187,7 @@ class Options:
     gpu_wait_s = Option(
         "--gpucap-gpu-wait",
         values.duration,
-        "time to wait for a GPU that another process has leased",
+        "time to wait for a GPU, or for the server of --gpucap-url, that another process has leased",
         "TIME",
         default=1800.0,
         otherwise="30m",
@@ -219,6 +219,12 @@ class Options:
     )
     # The comparison with other results.
     save = Option("--gpucap-save", values.text, "save the results as a baseline of this name", "NAME", default=None)
+    force_save = Option(
+        "--gpucap-force-save",
+        values.flag,
+        "let --gpucap-save save results other than PASS too, and regressions",
+        default=False,
+    )
     compare = Option(
         "--gpucap-compare",
         values.text,

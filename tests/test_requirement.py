@@ -42,7 +42,7 @@ def test_what_is_no_duration_is_refused_by_name(text: str) -> None:
         duration_s(text, "ttft_p95")
 
 
-@pytest.mark.parametrize("value", [61, 500, "500", "60.5", 1e3, Decimal("1500"), Fraction(121, 2)])
+@pytest.mark.parametrize("value", [61, 500, "500", "60.5", 1e3, Decimal(1500), Fraction(121, 2)])
 def test_a_number_above_a_minute_asks_for_its_unit(value: Number) -> None:
     with pytest.raises(RequirementError, match=r"ttft_p95=\S+ needs a unit, since it is above a minute: "):
         duration_s(value, "ttft_p95")

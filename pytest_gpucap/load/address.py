@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from pytest_gpucap.load.protocol import LoadError
-from pytest_gpucap.load.proxies import library_options, proxy_for, shown
+from pytest_gpucap.load.proxies import is_loopback, library_options, proxy_for, shown
 from pytest_gpucap.requirement import ApiKind
 
 PROBE_TIMEOUT_S = 60.0
@@ -136,6 +136,30 @@ class ServerAddress:
             http1=not self.http2,
             http2=self.http2 or importlib.util.find_spec("h2") is not None,
         )
+
+
+def one_name(url: str) -> str:
+    """The same text for every way to write the URL of a server: host, port and path.
+
+    This machine is ``localhost`` under all its names and addresses. Another is the least address of its name, or the
+    name where it cannot be resolved.
+    """
+    parts = urlsplit(url)
+    host = (parts.hostname or "").rstrip(".").lower()
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        addresses = {str(each[4][0]) for each in socket.getaddrinfo(host, None)}
+    except (OSError, UnicodeError):
+        addresses = {host}
+    own = is_loopback(host) or not addresses.isdisjoint(_own_addresses())
+    host = "localhost" if own else min(addresses)
+    return f"{host}:{port}{parts.path.rstrip('/')}"
+
+
+def _own_addresses() -> set[str]:
+    import psutil
+
+    return {each.address.partition("%")[0] for found in psutil.net_if_addrs().values() for each in found}
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from pytest_gpucap.accuracy.chat_client import ask_all, context_tokens
 from pytest_gpucap.engines.errors import EndpointError
 from pytest_gpucap.engines.server import HttpServer
 from pytest_gpucap.engines.url import attach
-from pytest_gpucap.load.address import ServerAddress
+from pytest_gpucap.load.address import ServerAddress, one_name
 from pytest_gpucap.load.protocol import LoadError, Status
 from pytest_gpucap.load.proxies import is_loopback, proxy_for, shown
 from pytest_gpucap.load.runner import HttpLoadRunner
@@ -212,3 +212,32 @@ def test_the_rule(environment: dict[str, str], url: str, proxy: str | None, monk
 
 def test_a_proxys_password_is_not_shown() -> None:
     assert shown("http://me:secret@proxy:3128/") == "http://proxy:3128"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("http://127.0.0.1:8000/v1", "http://localhost:8000/v1"),
+        ("http://127.0.0.1:8000/v1/", "http://LOCALHOST.:8000/v1"),
+        ("http://[::1]:8000/v1", "http://0.0.0.0:8000/v1"),
+        ("http://127.0.0.1/v1", "http://localhost:80/v1"),
+        ("https://127.0.0.1/v1", "https://localhost:443/v1"),
+        (f"http://{socket.gethostname()}:8000/v1", f"http://{socket.gethostname().upper()}:8000/v1/"),
+        ("http://Model.invalid:8000/v1", "http://model.invalid:8000/v1"),
+    ],
+)
+def test_a_server_has_one_name(one: str, other: str) -> None:
+    assert one_name(one) == one_name(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("http://127.0.0.1:8000/v1", "http://127.0.0.1:8001/v1"),
+        ("http://127.0.0.1:8000/a/v1", "http://127.0.0.1:8000/b/v1"),
+        ("http://127.0.0.1:8000/v1", "http://model.invalid:8000/v1"),
+        ("http://10.0.0.1/v1", "https://10.0.0.1/v1"),
+    ],
+)
+def test_servers_have_names_of_their_own(one: str, other: str) -> None:
+    assert one_name(one) != one_name(other)

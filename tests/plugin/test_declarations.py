@@ -80,7 +80,7 @@ def test_ini_keys_work_from_ini_and_from_native_toml(show: pytest.Pytester, name
 
         def test_it(request):
             options = request.config.stash[OPTIONS]
-            assert (options.target_qps, options.max_time_s, options.require) == (Fraction(5, 2), 90.0, True)
+            assert (options.target_qps, options.max_time_s, options.require) == (Fraction(5, 2), 45.0, True)
         """
     )
     show.runpytest().assert_outcomes(passed=1)

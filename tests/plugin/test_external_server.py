@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 
 from pytest_gpucap.engines.vllm import VllmServer
+from pytest_gpucap.gpu.lease import lease_server
+from pytest_gpucap.load.address import one_name
 from tests.waiting import refused_url
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "external" / "test_external.py"
@@ -101,3 +104,18 @@ def test_no_server_at_the_url_is_one_clear_error(pytester: pytest.Pytester, monk
     result = run(pytester, "http://127.0.0.1:9/v1", "--target-qps=1")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: --gpucap-api-key-env: the environment variable MY_KEY is not set"])
+
+
+def test_a_server_that_another_session_measures_is_waited_for(
+    pytester: pytest.Pytester, simulator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under another spelling of its URL."""
+    monkeypatch.setenv("MY_KEY", "any")
+    pytester.makepyfile("def test_it(gpucap):\n    gpucap.sample(rate=20, duration='1s')\n")
+    spelled = simulator.replace("127.0.0.1", "localhost") + "/"
+    options = [f"--gpucap-url={spelled}", "--gpucap-api-key-env=MY_KEY", "--gpucap-gpu-wait=1s"]
+    with lease_server(one_name(simulator), wait_s=0):
+        result = pytester.runpytest_subprocess(*options)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([f"*was not measured: pid {os.getpid()} * came first and held its lease*"])
+    pytester.runpytest_subprocess(*options).assert_outcomes(passed=1)
