@@ -91,7 +91,6 @@ _OWNED: Final[Mapping[str, str]] = {
     "root_path": "the server stands at the root",
     "headless": "a headless server answers no requests",
     "grpc": "the load goes over HTTP",
-    "data_parallel_multi_port_external_lb": "each rank would listen on a port of its own",
     "model": "it is given by model=",
 }
 _SIZES: Final = (
@@ -175,6 +174,16 @@ class VllmArguments:
             {given: value for name in names for given, value in self.values.items() if _root(given) == name}
         )
 
+    def count(self, name: str) -> int | None:
+        """The value of an argument as a whole number of at least 1, ``"8K"`` too; None if not given.
+
+        Raises:
+            RequirementError: if it is no such number.
+        """
+        value = self.get(name)
+        readable = _readable(value) if isinstance(value, str) else None
+        return None if value is None else _whole(name, value if readable is None else readable)
+
     def has(self, spelling: str) -> bool:
         """Whether an argument, by a spelling of its name without leading dashes, was given a value."""
         name, _ = _long(spelling, None)
@@ -226,23 +235,18 @@ class VllmArguments:
     @property
     def api_server_count(self) -> int | None:
         """Front ends: processes that take requests and hand out tokens; None if not given."""
-        value = self.get("api_server_count")
-        return None if value is None else _whole("api_server_count", value)
+        return self.count("api_server_count")
 
     @property
     def max_num_seqs(self) -> int | None:
         """Sequences that each engine runs at once; None if not given."""
-        value = self.get("max_num_seqs")
-        return None if value is None else _whole("max_num_seqs", value)
+        return self.count("max_num_seqs")
 
     @property
     def max_model_len(self) -> int | None:
         """Tokens of the longest sequence; None if not given or left to vLLM ("auto", -1)."""
         value = self.get("max_model_len")
-        if value is None or str(value).strip().lower() in _AUTO_LENGTH:
-            return None
-        readable = _readable(str(value))
-        return _whole("max_model_len", value if readable is None else readable)
+        return None if str(value).strip().lower() in _AUTO_LENGTH else self.count("max_model_len")
 
     @property
     def gpu_memory_utilization(self) -> float | None:
