@@ -140,7 +140,10 @@ class Options:
         choices=("fail", "skip", "pass"),
     )
     require = Option(
-        "--gpucap-require", values.flag, "fail tests that would be skipped because there is no GPU", default=False
+        "--gpucap-require",
+        values.flag,
+        "fail tests that would be skipped because there is no GPU, and those that declare a capacity and measure none",
+        default=False,
     )
     seed = Option("--gpucap-seed", values.seed, "seed of arrivals, lengths and prompts", "N", default=0, otherwise="0")
     workers = Option(
