@@ -78,9 +78,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         ask_for_fixture(config, ours)  # before pytest-benchmark looks
     collected = list(items)
     yield
-    mistakes = _marked_only(items, collected)
-    if mistakes and not hasattr(config, "workerinput"):
-        raise pytest.UsageError("\n".join(mistakes))
+    misplaced = _marked_only(items, collected)
+    if misplaced and not hasattr(config, "workerinput"):
+        raise pytest.UsageError("\n".join(misplaced))
     ours = _ours(items)
     if not ours:
         return

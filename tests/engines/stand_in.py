@@ -193,5 +193,5 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    socketserver._ServerSelector = selectors.EpollSelector  # as event loops wait
+    vars(socketserver)["_ServerSelector"] = selectors.EpollSelector  # as event loops wait
     {"child": linger, "daemon": become_daemon, "front-end": front_end}.get(sys.argv[-1], serve)()

@@ -33,7 +33,9 @@ def engine(**arguments: object) -> SimulatorEngine:
 def test_what_a_simulated_server_has_is_applied(arguments: Mapping[str, object], changes: Mapping[str, int]) -> None:
     plain, found = load("fast").engine, engine(**arguments).profile.engine
     names = ("max_num_seqs", "max_num_batched_tokens", "kv_tokens")
-    assert {name: getattr(found, name) for name in names} == {name: getattr(plain, name) for name in names} | changes
+    assert {name: getattr(found, name) for name in names} == {name: getattr(plain, name) for name in names} | dict(
+        changes
+    )
     assert (engine(**arguments).key == engine().key) is (not changes)
 
 
