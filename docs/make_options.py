@@ -14,8 +14,11 @@ flag without `--` and `gpucap-`, with underscores. `--gpucap-max-time` is `gpuca
 `gpucap_gpu_class`.
 
 The most specific source wins: a marker, then the command line, then the ini file, then the default. A time is a number
-with a unit (`500ms`, `20s`, `10m`, `1h`) or a plain number of seconds. A relative path is relative to pytest's root
-folder.
+with a unit (`500ms`, `20s`, `10m`, `1h`) or a plain number of seconds up to a minute. A relative path is relative to
+pytest's root folder.
+
+Write `--option=VALUE`, with `=`. pytest takes the path in `--option PATH` for a test path while it looks for its root
+folder. A run is refused if it found another root folder in this way.
 
 | option | ini key | default | |
 | --- | --- | --- | --- |
@@ -27,7 +30,7 @@ def page() -> str:
     lines = []
     for row in all_options():
         value = "|".join(row.choices) or row.metavar
-        flag = f"{row.flag} {value}" if value else row.flag
+        flag = f"{row.flag}={value}" if value else row.flag
         cells = (f"`{flag}`", f"`{row.ini}`", row.otherwise, row.about)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
     return HEAD + "".join(lines)

@@ -35,4 +35,12 @@ def gpu(request: pytest.FixtureRequest) -> SystemUnderTest:
 
 
 def _session(request: pytest.FixtureRequest) -> PytestSession:
-    return request.config.stash[SESSION]
+    session = request.config.stash.get(SESSION, None)
+    if session is None or not session.knows(request.node):
+        # Markers are read and servers placed at collection.
+        pytest.fail(
+            f"{request.node.nodeid}: request.getfixturevalue({request.fixturename!r}) is too late: name the fixture as "
+            "an argument of the test, or of a fixture that it uses",
+            pytrace=False,
+        )
+    return session

@@ -25,6 +25,17 @@ def text(value: Any, _what: str, _config: pytest.Config) -> str:
     return str(value).strip()
 
 
+NOTHING: Final = object()
+"""Stands for the value of an option that was given without one."""
+
+
+def server_arguments(value: Any, _what: str, _config: pytest.Config) -> str:
+    """Arguments of a server, which may begin with dashes."""
+    if value is NOTHING:
+        raise ValueError('needs arguments: write --gpucap-base-args="--max-num-seqs 64"')
+    return str(value).strip()
+
+
 def flag(value: Any, _what: str, _config: pytest.Config) -> bool:
     """Whether the flag is given."""
     return bool(value)

@@ -12,7 +12,9 @@ over these values). No option has a command-line default other than None, or its
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Self, TypeVar, overload
 
@@ -144,7 +146,10 @@ class Options:
         choices=("fail", "skip", "pass"),
     )
     require = Option(
-        "--gpucap-require", values.flag, "fail tests that would be skipped because there is no GPU", default=False
+        "--gpucap-require",
+        values.flag,
+        "fail tests that would be skipped because there is no GPU, and those that declare a capacity and measure none",
+        default=False,
     )
     seed = Option("--gpucap-seed", values.seed, "seed of arrivals, lengths and prompts", "N", default=0, otherwise="0")
     workers = Option(
@@ -215,7 +220,7 @@ class Options:
     gpu_wait_s = Option(
         "--gpucap-gpu-wait",
         values.duration,
-        "time to wait for a GPU that another process has leased",
+        "time to wait for a GPU, or for the server of --gpucap-url, that another process has leased",
         "TIME",
         default=1800.0,
         otherwise="30m",
@@ -255,6 +260,12 @@ class Options:
     )
     # The comparison with other results.
     save = Option("--gpucap-save", values.text, "save the results as a baseline of this name", "NAME", default=None)
+    force_save = Option(
+        "--gpucap-force-save",
+        values.flag,
+        "let --gpucap-save save results other than PASS too, and regressions",
+        default=False,
+    )
     compare = Option(
         "--gpucap-compare",
         values.text,
@@ -287,7 +298,7 @@ class Options:
     )
     base_args = Option(
         "--gpucap-base-args",
-        values.text,
+        values.server_arguments,
         'server arguments of the base, laid over the test\'s own, such as "--max-num-seqs 64"',
         "ARGS",
         default=None,
@@ -328,6 +339,8 @@ def add_options(parser: pytest.Parser) -> None:
             default=UNSET,
             action="append" if row.repeatable else "store",
             help=about.replace("%", "%%"),
+            # A value that begins with dashes would be an error: see `join_words`.
+            **({"nargs": "?", "const": values.NOTHING} if row.parse is values.server_arguments else {}),
         )
         kind: Any = number if row.parse in values.NUMBERS else "linelist" if row.repeatable else "string"
         parser.addini(row.ini, f"see {row.flag}", type=kind, default=UNSET)
@@ -337,6 +350,74 @@ def _takes_union() -> bool:
     # Before pytest 9.2 an ini key has one type. So numbers in native TOML are refused, with a line that asks for
     # quotes.
     return tuple(int(part) for part in pytest.__version__.split(".")[:2]) >= (9, 2)
+
+
+def join_words(words: list[str]) -> None:
+    """Join an option that takes server arguments to its value, where that begins with dashes, in place.
+
+    ``--gpucap-base-args --no-enable-prefix-caching`` are two options for argparse, and one with ``=`` between them.
+    """
+    flags = {row.flag for row in all_options()}
+    takers = {row.flag for row in all_options() if row.parse is values.server_arguments}
+    for place in range(len(words) - 1, 0, -1):
+        before, word = words[place - 1], words[place]
+        if before in takers and word.startswith("-") and word.partition("=")[0] not in flags:
+            words[place - 1 : place + 1] = [f"{before}={word}"]
+
+
+def check_root(config: pytest.Config) -> None:
+    """Refuse a root folder that pytest has from the value of an option of ours.
+
+    pytest looks for its root folder and ini file before it knows the options of plugins. Then the ``PATH`` of
+    ``--option PATH`` is a test path for it, but that of ``--option=PATH`` is none.
+
+    Raises:
+        pytest.UsageError: one line that names the option and the fix.
+    """
+    if config.getoption("rootdir") or config.getoption("inifilename"):
+        return
+    here = config.invocation_params.dir
+    words = [*shlex.split(os.environ.get("PYTEST_ADDOPTS", "")), *map(str, config.invocation_params.args)]
+    flags = {row.flag for row in all_options() if row.parse is not values.flag}
+    for flag, value in pairwise(words):
+        path = _absolute(here / value)
+        if flag in flags and path.exists() and config.rootpath in (path, *path.parents) and not _is_own_root(config):
+            raise pytest.UsageError(
+                f"{flag}: pytest took its value for a test path, so that its root folder is {config.rootpath}: "
+                f"write {flag}={value}"
+            )
+
+
+def _is_own_root(config: pytest.Config) -> bool:
+    """Whether pytest would have the same root folder from the folder where it was started and the tests named."""
+    here = config.invocation_params.dir
+    words = [str(word).partition("::")[0] for word in config.getoption("file_or_dir") or []]
+    named = [_absolute(here / word) for word in words]
+    starts = [path if path.is_dir() else path.parent for path in named if path.exists()] or [here]
+    common = Path(os.path.commonpath(starts))
+    if config.inipath is None:
+        # Without an ini file it is the folder of a setup.py, or holds the tests and the folder of the start.
+        common = Path(os.path.commonpath([here, common]))
+        return config.rootpath == common or (config.rootpath / "setup.py").is_file()
+    if config.rootpath not in (common, *common.parents):
+        return config.rootpath in {folder for start in starts for folder in (start, *start.parents)}
+    below = [folder for folder in (common, *common.parents) if config.rootpath in folder.parents]
+    return not any(_configures_pytest(folder) for folder in below)
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100 - links stay, as for pytest
+
+
+def _configures_pytest(folder: Path) -> bool:
+    for name in ("pytest.toml", ".pytest.toml", "pytest.ini", ".pytest.ini"):
+        if (folder / name).is_file():
+            return True
+    marks = {"pyproject.toml": "[tool.pytest", "tox.ini": "[pytest]", "setup.cfg": "[tool:pytest]"}
+    return any(
+        (folder / name).is_file() and mark in (folder / name).read_text(encoding="utf-8", errors="replace")
+        for name, mark in marks.items()
+    )
 
 
 def parse_options(config: pytest.Config) -> Options:

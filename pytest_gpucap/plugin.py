@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pytest_gpucap.fixtures import SESSION, gpu, gpucap, vllm_server
-from pytest_gpucap.options import Options, add_options, parse_options
+from pytest_gpucap.options import Options, add_options, check_root, join_words, parse_options
 
 __all__ = ["gpu", "gpucap", "vllm_server"]
 
@@ -35,10 +35,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add_options(parser)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(args: list[str]) -> None:
+    """Let the value of ``--gpucap-base-args`` begin with dashes. pytest parses `args` once more after this."""
+    join_words(args)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Register markers; refuse invalid options."""
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
+    if not hasattr(config, "workerinput"):
+        check_root(config)
     config.stash[OPTIONS] = options = parse_options(config)
     if options.gpu_class is not None or options.gpu_file is not None:
         from pytest_gpucap.session.placement import check_names
@@ -68,7 +76,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         from pytest_gpucap.session.benchmark_bridge import ask_for_fixture
 
         ask_for_fixture(config, ours)  # before pytest-benchmark looks
+    collected = list(items)
     yield
+    misplaced = _marked_only(items, collected)
+    if misplaced and not hasattr(config, "workerinput"):
+        raise pytest.UsageError("\n".join(misplaced))
     ours = _ours(items)
     if not ours:
         return
@@ -146,6 +158,8 @@ def pytest_runtest_makereport(
 
         item.user_properties += properties(results)
     report = yield
+    if call.when == "call" and report.passed:
+        _note_unmeasured(item, report)
     if results:
         from pytest_gpucap.results.encoding import to_builtins
 
@@ -178,14 +192,42 @@ def _ours(items: Sequence[pytest.Item]) -> list[pytest.Item]:
     return [item for item in items if not FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))]
 
 
+def _marked_only(items: Sequence[pytest.Item], collected: Sequence[pytest.Item]) -> list[str]:
+    """The mistakes of tests that have the ``gpucap`` marker and not the fixture."""
+    if not any(item.get_closest_marker("gpucap") for item in items):
+        return []
+    from pytest_gpucap.session.declared import check_declared
+
+    return check_declared(items, collected)
+
+
+def _note_unmeasured(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Say of a test that passed that it should have measured and did not; ``--gpucap-require`` fails it."""
+    if "gpucap" not in getattr(item, "fixturenames", ()) and item.get_closest_marker("gpucap") is None:
+        return
+    from pytest_gpucap.session.declared import NEVER, never_measured
+    from pytest_gpucap.session.pytest_session import has_asked
+
+    why = never_measured(item, asked=has_asked(item))
+    if why is None:
+        return
+    if item.config.stash[OPTIONS].require:
+        report.outcome, report.longrepr = "failed", f"{NEVER}: {why}"
+    else:
+        report.gpucap_unmeasured = why  # type: ignore[attr-defined]  # travels with the report, as results do
+
+
 class _Results:
     """The results of the session, in the order in which tests finished."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._session_report: Any = None
+        self._unmeasured: list[tuple[str, str]] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if (why := getattr(report, "gpucap_unmeasured", None)) is not None:
+            self._unmeasured.append((report.nodeid, why))
         carried = getattr(report, "gpucap", None)
         if not carried:
             return
@@ -224,3 +266,10 @@ class _Results:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._session_report is not None:
             self._session_report.summarise(terminalreporter)
+        if self._unmeasured:
+            from pytest_gpucap.session.declared import lines
+
+            if self._session_report is None:
+                terminalreporter.section("GPU capacity")
+            for line in lines(self._unmeasured):
+                terminalreporter.write_line(line, yellow=True)

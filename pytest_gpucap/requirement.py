@@ -103,21 +103,30 @@ _DURATION = re.compile(r"(?P<number>[0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(?P<unit
 _UNIT_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
+_LONGEST_BARE_S = 60.0
+"""A plain number above this is more often milliseconds than seconds."""
+
+
 def duration_s(value: Number, what: str) -> float:
-    """Seconds from ``"500ms"``, ``"20s"``, ``"10m"``, ``"1h"`` or a plain number of seconds.
+    """Seconds from ``"500ms"``, ``"20s"``, ``"10m"``, ``"1h"`` or a plain number of seconds up to a minute.
 
     Raises:
-        RequirementError: if the text is no duration, or not above zero.
+        RequirementError: if the text is no duration, not above zero, or above a minute without a unit.
     """
+    unit: str | None = None
     if isinstance(value, str):
         match = _DURATION.fullmatch(value.strip())
         if match is None:
             raise RequirementError(f'{what} must be a duration such as "500ms", "20s" or "10m", not {value!r}')
-        seconds = float(match["number"]) * _UNIT_S[(match["unit"] or "s").lower()]
+        unit = match["unit"]
+        seconds = float(match["number"]) * _UNIT_S[(unit or "s").lower()]
     else:
         seconds = float(exact(value, what))
     if not (seconds > 0 and math.isfinite(seconds)):
         raise RequirementError(f"{what} must be above 0, not {value!r}")
+    if unit is None and seconds > _LONGEST_BARE_S:
+        bare = str(value).strip()
+        raise RequirementError(f'{what}={bare} needs a unit, since it is above a minute: "{bare}s" or "{bare}ms"')
     return seconds
 
 

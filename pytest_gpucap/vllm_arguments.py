@@ -23,7 +23,10 @@ Item = str | int | float
 Value = Item | bool | tuple[Item, ...] | None
 """True and False are a switch and its ``--no-`` form, a tuple is several words, None is an argument left out."""
 
-ENTRY_POINT: Final = "vllm.entrypoints.openai.api_server"
+_STARTS: Final = re.compile(
+    r"\bvllm_serve\.py\b|(?:\bvllm|-m vllm\.entrypoints\.cli\.main) serve\b|-m vllm\.entrypoints\.openai\.api_server\b"
+)
+"""What stands before the arguments on the command line of a vLLM server."""
 
 _SHORT: Final[Mapping[str, str]] = {
     "tp": "tensor_parallel_size",
@@ -87,6 +90,7 @@ _OWNED: Final[Mapping[str, str]] = {
     "ssl_certfile": "the loopback connection is plain HTTP",
     "root_path": "the server stands at the root",
     "headless": "a headless server answers no requests",
+    "grpc": "the load goes over HTTP",
     "model": "it is given by model=",
 }
 _SIZES: Final = (
@@ -131,7 +135,7 @@ class VllmArguments:
         # Asked for once here, so that what is no number is found before a server is started.
         for name in _SIZES:
             self._size(name)
-        _ = (self.max_num_seqs, self.max_model_len, self.gpu_memory_utilization)
+        _ = (self.max_num_seqs, self.max_model_len, self.gpu_memory_utilization, self.api_server_count)
 
     @classmethod
     def parse(cls, text: str) -> VllmArguments:
@@ -169,6 +173,21 @@ class VllmArguments:
         return VllmArguments(
             {given: value for name in names for given, value in self.values.items() if _root(given) == name}
         )
+
+    def count(self, name: str) -> int | None:
+        """The value of an argument as a whole number of at least 1, ``"8K"`` too; None if not given.
+
+        Raises:
+            RequirementError: if it is no such number.
+        """
+        value = self.get(name)
+        readable = _readable(value) if isinstance(value, str) else None
+        return None if value is None else _whole(name, value if readable is None else readable)
+
+    def has(self, spelling: str) -> bool:
+        """Whether an argument, by a spelling of its name without leading dashes, was given a value."""
+        name, _ = _long(spelling, None)
+        return any(_root(given) == name for given, value in self.values.items() if value is not None)
 
     def get(self, name: str) -> Value:
         """The value of an argument by its long name, or of ``name.key`` if it was given so; None if not given."""
@@ -214,19 +233,20 @@ class VllmArguments:
         )
 
     @property
+    def api_server_count(self) -> int | None:
+        """Front ends: processes that take requests and hand out tokens; None if not given."""
+        return self.count("api_server_count")
+
+    @property
     def max_num_seqs(self) -> int | None:
         """Sequences that each engine runs at once; None if not given."""
-        value = self.get("max_num_seqs")
-        return None if value is None else _whole("max_num_seqs", value)
+        return self.count("max_num_seqs")
 
     @property
     def max_model_len(self) -> int | None:
         """Tokens of the longest sequence; None if not given or left to vLLM ("auto", -1)."""
         value = self.get("max_model_len")
-        if value is None or str(value).strip().lower() in _AUTO_LENGTH:
-            return None
-        readable = _readable(str(value))
-        return _whole("max_model_len", value if readable is None else readable)
+        return None if str(value).strip().lower() in _AUTO_LENGTH else self.count("max_model_len")
 
     @property
     def gpu_memory_utilization(self) -> float | None:
@@ -297,10 +317,11 @@ def recorded_command(command: str) -> dict[str, object] | None:
     Raises:
         ValueError: for an unclosed quote.
     """
-    _, found, rest = command.partition(f"-m {ENTRY_POINT}")
-    if not found:
+    start = _STARTS.search(command)
+    if start is None:
         return None
-    given = {spelling: value for spelling, value, _ in _spelled(shlex.split(rest), strict=False)}
+    words = shlex.split(command[start.end() :])
+    given = {spelling: value for spelling, value, _ in _spelled(words, strict=False)}
     return {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in recorded(given).items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,6 +12,7 @@ import pytest
 
 from pytest_gpucap.gpu.occupancy import IdleMemory
 from pytest_gpucap.options import Option, Options, all_options
+from pytest_gpucap.plugin import OPTIONS
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -61,3 +63,83 @@ def test_an_amount_of_idle_memory_has_its_unit(given: str, found: IdleMemory | N
             Options.gpu_idle.parse(given, "gpu idle", root)
         return
     assert Options.gpu_idle.parse(given, "gpu idle", root) == found
+
+
+@pytest.fixture
+def projects(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two projects with an ini file each, ``own``, where pytest starts, and ``base``; and one without, ``bare``."""
+    for name in ("own", "base", "bare"):
+        (pytester.path / name / "tests").mkdir(parents=True)
+        (pytester.path / name / "tests" / "test_it.py").touch()
+        (pytester.path / name / "bin").mkdir()
+        (pytester.path / name / "bin" / "python").symlink_to(sys.executable)
+    (pytester.path / "own" / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
+    (pytester.path / "base" / "pytest.ini").write_text("[pytest]\n")
+    monkeypatch.chdir(pytester.path / "own")
+    return pytester.path
+
+
+@pytest.mark.parametrize(
+    ("start", "arguments"),
+    [
+        ("own", ["--gpucap-base-python", "../base/bin/python"]),
+        ("own", ["--gpucap-vllm-python", "../base/bin/python"]),
+        ("own", ["--gpucap-base-python", "../base/bin/python", "tests"]),
+        ("own", ["--gpucap-baselines", "../base"]),
+        ("own", ["--gpucap-base-python", "../bare/bin/python"]),
+        ("bare", ["--gpucap-base-python", "../base/bin/python"]),
+        ("bare", ["--gpucap-dir", "../own/tests"]),
+    ],
+)
+def test_a_root_folder_from_the_value_of_an_option_is_refused(
+    pytester: pytest.Pytester, projects: Path, monkeypatch: pytest.MonkeyPatch, start: str, arguments: list[str]
+) -> None:
+    monkeypatch.chdir(projects / start)
+    with pytest.raises(pytest.UsageError, match=r"pytest took its value for a test path.*: write --gpucap-[a-z-]+="):
+        pytester.parseconfigure(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("start", "arguments", "root"),
+    [
+        ("own", ["--gpucap-base-python=../base/bin/python"], "own"),
+        ("own", ["--gpucap-base-python=../base/bin/python", "tests"], "own"),
+        ("own", ["--gpucap-base-python", "bin/python"], "own"),
+        ("own", ["--gpucap-base-python", "bin/python", "tests/test_it.py::test_x"], "own"),
+        ("own", ["tests", "--gpucap-vllm-python", "../base/bin/python"], "own"),
+        ("own", ["--gpucap-vllm-python", "../base/bin/python", "--rootdir", "."], "own"),
+        ("own", ["--gpucap-vllm-python", "../base/bin/python", "-c", "pyproject.toml"], "own"),
+        ("own", ["--gpucap-vllm-python", "../base/bin/python", "../base/tests"], "base"),
+        ("bare", ["--gpucap-vllm-python=../base/bin/python"], "bare"),
+        ("bare", ["--gpucap-vllm-python", "bin/python"], "bare"),
+    ],
+)
+def test_a_root_folder_of_the_tests_is_taken(
+    pytester: pytest.Pytester,
+    projects: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    start: str,
+    arguments: list[str],
+    root: str,
+) -> None:
+    monkeypatch.chdir(projects / start)
+    assert pytester.parseconfigure(*arguments).rootpath == projects / root
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (["--gpucap-base-args", "--no-enable-prefix-caching"], "--no-enable-prefix-caching"),
+        (["--gpucap-base-args=--no-enable-prefix-caching"], "--no-enable-prefix-caching"),
+        (["--gpucap-base-args", "-tp=2"], "-tp=2"),
+        (["--gpucap-base-args", "--max-num-seqs 64"], "--max-num-seqs 64"),
+        (["--gpucap-base-args", "--x", "--gpu-class", "cpu"], "--x"),
+    ],
+)
+def test_server_arguments_may_begin_with_dashes(pytester: pytest.Pytester, words: list[str], value: str) -> None:
+    assert pytester.parseconfigure(*words).stash[OPTIONS].base_args == value
+
+
+def test_server_arguments_that_are_missing(pytester: pytest.Pytester) -> None:
+    with pytest.raises(pytest.UsageError, match="--gpucap-base-args: needs arguments"):
+        pytester.parseconfigure("--gpucap-base-args", "--gpu-class", "cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -12,6 +13,7 @@ from pytest_gpucap.requirement import (
     Length,
     LengthKind,
     Metric,
+    Number,
     Requirement,
     RequirementError,
     duration_s,
@@ -38,6 +40,19 @@ def test_a_duration_is_seconds(text: str, seconds: float) -> None:
 def test_what_is_no_duration_is_refused_by_name(text: str) -> None:
     with pytest.raises(RequirementError, match="ttft_p95 must be"):
         duration_s(text, "ttft_p95")
+
+
+@pytest.mark.parametrize("value", [61, 500, "500", "60.5", 1e3, Decimal(1500), Fraction(121, 2)])
+def test_a_number_above_a_minute_asks_for_its_unit(value: Number) -> None:
+    with pytest.raises(RequirementError, match=r"ttft_p95=\S+ needs a unit, since it is above a minute: "):
+        duration_s(value, "ttft_p95")
+    with pytest.raises(RequirementError, match="needs a unit"):
+        LatencyLimit.parse("ttft_p95", value)
+
+
+@pytest.mark.parametrize(("value", "seconds"), [(60, 60), ("60", 60), ("61s", 61), ("500 s", 500), ("2m", 120)])
+def test_a_unit_or_a_short_time_is_enough(value: Number, seconds: float) -> None:
+    assert duration_s(value, "ttft_p95") == seconds
 
 
 @pytest.mark.parametrize("number", [1.1, "1.1", " 1.1 ", Fraction(11, 10)])

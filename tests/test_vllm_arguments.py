@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pytest_gpucap import vllm_arguments
 from pytest_gpucap.requirement import RequirementError
-from pytest_gpucap.vllm_arguments import ENTRY_POINT, VllmArguments, recorded, recorded_command
+from pytest_gpucap.vllm_arguments import VllmArguments, recorded, recorded_command
 
 Given = Mapping[str, Any]
 
@@ -261,7 +261,13 @@ def test_defaults_never_override_what_was_given() -> None:
     ],
 )
 def test_what_was_recorded_is_never_refused(command: str, expected: Given) -> None:
-    assert recorded_command(f"python3 -m {ENTRY_POINT} {command}") == expected
+    assert recorded_command(f"python3 -m vllm.entrypoints.openai.api_server {command}") == expected
+    for start in (
+        "/v/bin/vllm serve",
+        "python3 -m vllm.entrypoints.cli.main serve",
+        "/v/bin/python /v/engines/vllm_serve.py",
+    ):
+        assert recorded_command(f"{start} some/model {command}") == expected
 
 
 def test_recorded_arguments_have_long_names() -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pytest_gpucap.load.address import ServerAddress, http_library
+from pytest_gpucap.load.proxies import library_options, through
 from pytest_gpucap.requirement import ApiKind
 
 REQUEST_TIMEOUT_S: Final = 600.0
@@ -112,8 +113,7 @@ def _session(server: ServerAddress) -> Any:
     library = http_library()
     return library.AsyncClient(
         headers={**server.headers, "Content-Type": "application/json"},
-        trust_env=server.needs_http_library() is not None,
-        verify=server.verify(),
+        **library_options(server.root, server.proxy, server.access.tls()),
         http1=not server.http2,
         http2=server.http2,
         limits=library.Limits(max_connections=None),
@@ -145,9 +145,10 @@ async def _one(session: Any, server: ServerAddress, body: Mapping[str, Any], lef
     except TimeoutError:
         return NOT_ASKED if left_s <= REQUEST_TIMEOUT_S else Reply(error=f"no answer in {REQUEST_TIMEOUT_S:g} s")
     except http_library().HTTPError as error:
-        return Reply(error=f"{type(error).__name__}: {error}")
+        return Reply(error=f"{type(error).__name__}: {error}{through(server.proxy)}")
     if response.status_code != _OK:
-        return Reply(error=f"HTTP {response.status_code}: {server.masked(' '.join(response.text.split()))[:300]}")
+        text = server.masked(" ".join(response.text.split()))[:300]
+        return Reply(error=f"HTTP {response.status_code}: {text}{through(server.proxy)}")
     try:
         choice = response.json()["choices"][0]
         message = choice["message"]

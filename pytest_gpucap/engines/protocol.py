@@ -294,6 +294,14 @@ class Engine(ABC):
         """Equal for tests that can share one server; engines of different names never do."""
         return self.request.model, json.dumps(dict(self.request.arguments), sort_keys=True, default=repr)
 
+    @property
+    def running_server(self) -> str | None:
+        """The server that runs already, under one name for every way to write its address; None if `start` begins one.
+
+        One session of a machine measures it at a time.
+        """
+        return None
+
     @abstractmethod
     def start(self, devices: Sequence[str], on_wait: Callable[[str], None]) -> Server:
         """Start the server and wait until it answers.

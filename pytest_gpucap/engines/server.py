@@ -97,10 +97,11 @@ class HttpServer:
         return {"base_url": self.base_url, "api_key": self.api_key, "max_retries": 0, "default_headers": headers}
 
     def _http_settings(self) -> dict[str, Any]:
-        """Arguments of the HTTP clients below them."""
-        # Do not use the environment's proxies: a measurement through a proxy would measure the proxy. Do not follow
-        # redirects: the headers would go to whatever server the answer names.
-        return {"trust_env": False, "verify": self.access.tls() or True, "follow_redirects": False}
+        """Arguments of the HTTP clients below them: no redirects, since the headers would go to another server."""
+        from pytest_gpucap.load.proxies import library_options, proxy_for
+
+        way = library_options(self.base_url, proxy_for(self.base_url), self.access.tls())
+        return {**way, "follow_redirects": False}
 
     @cached_property
     def version(self) -> str | None:
@@ -129,7 +130,9 @@ class HttpServer:
     @property
     def loopback(self) -> bool:
         """Whether it listens on this machine's loopback interface."""
-        return urlsplit(self._base_url).hostname in {"127.0.0.1", "localhost", "::1"}
+        from pytest_gpucap.load.proxies import is_loopback
+
+        return is_loopback(urlsplit(self._base_url).hostname or "")
 
     def capabilities(self) -> Capabilities:
         """The capabilities that every server reports."""
@@ -207,24 +210,30 @@ class HttpServer:
         from urllib.error import HTTPError
         from urllib.request import Request
 
+        from pytest_gpucap.load.protocol import LoadError
+        from pytest_gpucap.load.proxies import proxy_for, through
+
         url = self.root_url + path
+        try:
+            proxy = proxy_for(url)
+        except LoadError as error:
+            raise EndpointError(f"{method} {url} failed: {error}") from None
         data = None if content is None else json.dumps(content).encode()
         request = Request(url, data, self.access.request_headers(self.api_key or None), method=method)  # noqa: S310  (checked to be http or https)
         if data is not None:
             request.add_header("Content-Type", "application/json")
         try:
-            with self._opener.open(request, timeout=timeout_s) as answer:
+            with self._opener(proxy).open(request, timeout=timeout_s) as answer:
                 body: bytes = answer.read(_MOST_BODY_BYTES)
         except HTTPError as error:
             told = self._told(error)
-            text = f"{method} {url} answered {error.code} {error.reason}{told}"
+            text = f"{method} {url} answered {error.code} {error.reason}{told}{through(proxy)}"
             raise EndpointError(text, status=error.code, loading=error.code in _LOADING_STATUS) from None
         except (OSError, ValueError, HTTPException) as error:
-            raise _unanswered(f"{method} {url}", error) from None
+            raise _unanswered(f"{method} {url}", error, through(proxy)) from None
         return body.decode("utf-8", errors="replace")
 
-    @cached_property
-    def _opener(self) -> OpenerDirector:
+    def _opener(self, proxy: str | None) -> OpenerDirector:
         from urllib.request import HTTPRedirectHandler, HTTPSHandler, ProxyHandler, Request, build_opener
 
         class SameOrigin(HTTPRedirectHandler):
@@ -236,7 +245,8 @@ class HttpServer:
                     return None
                 return super().redirect_request(req, fp, code, msg, headers, newurl)
 
-        return build_opener(ProxyHandler({}), HTTPSHandler(context=self.access.tls()), SameOrigin())
+        proxies = {} if proxy is None else {urlsplit(self.root_url).scheme: proxy}
+        return build_opener(ProxyHandler(proxies), HTTPSHandler(context=self.access.tls()), SameOrigin())
 
     def _told(self, error: Any) -> str:
         """What an answer other than 200 says in its body, or where it points to; empty if nothing."""
@@ -289,18 +299,20 @@ def _words(body: str) -> str:
     return " ".join("".join(each if each.isprintable() else " " for each in text).split())
 
 
-def _unanswered(what: str, error: BaseException) -> EndpointError:
-    """The error for a request that got no HTTP answer."""
+def _unanswered(what: str, error: BaseException, way: str) -> EndpointError:
+    """The error for a request that got no HTTP answer; `way` tells of a proxy."""
     import ssl
 
     reason: Any = getattr(error, "reason", error)
     if isinstance(reason, ssl.SSLCertVerificationError):
-        return EndpointError(f"{what} failed: its certificate is not trusted: {reason.verify_message}", untrusted=True)
+        return EndpointError(
+            f"{what} failed: its certificate is not trusted: {reason.verify_message}{way}", untrusted=True
+        )
     if isinstance(reason, ssl.SSLError) and reason.reason == "WRONG_VERSION_NUMBER":
-        return EndpointError(f"{what} failed: no TLS is spoken there; write http:// if that is meant")
+        return EndpointError(f"{what} failed: no TLS is spoken there; write http:// if that is meant{way}")
     loading = isinstance(reason, ConnectionError | TimeoutError | ssl.SSLEOFError) or (
         reason.errno == socket.EAI_AGAIN
         if isinstance(reason, socket.gaierror)
         else isinstance(reason, OSError) and reason.errno in _LOADING_ERRNO
     )
-    return EndpointError(f"{what} failed: {str(reason) or type(reason).__name__}", loading=loading)
+    return EndpointError(f"{what} failed: {str(reason) or type(reason).__name__}{way}", loading=loading)

@@ -260,6 +260,13 @@ class UrlEngine(Engine):
         """See `Engine.key`."""
         return self._url, self._likely_model
 
+    @property
+    def running_server(self) -> str:
+        """See `Engine.running_server`."""
+        from pytest_gpucap.load.address import one_name
+
+        return one_name(server_root(self._url))
+
     def start(self, devices: Sequence[str], on_wait: Callable[[str], None]) -> Server:  # noqa: ARG002 - it runs
         """Attach to it, once it has loaded.
 

@@ -5,19 +5,31 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
+from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from pytest_gpucap.engines import synthetic
 from pytest_gpucap.engines.errors import MetricsUnavailable, ServerStartError
+from pytest_gpucap.engines.front_ends import front_ends
 from pytest_gpucap.engines.launch import Launched, LaunchedServer, launch
 from pytest_gpucap.engines.protocol import Capabilities, MetricNames
 from pytest_gpucap.engines.server_spec import ServerSpec
-from pytest_gpucap.vllm_arguments import ENTRY_POINT
 
+_SERVE: Final = Path(__file__).with_name("vllm_serve.py")
 _LOG_KV_TOKENS = re.compile(r"KV cache size: ([\d,]+) tokens")
+_LOG_NO_EFFECT = re.compile(
+    r"--(?P<flag>[a-z][a-z0-9_-]*)\b[^.\n]*? (?:has no effect|(?:is|will be) ignored)\b"
+    r"|\b[Ii]gnoring --(?P<ignored>[a-z][a-z0-9_-]*)"
+)
+"""How vLLM logs that an argument does nothing, such as "--disable-cascade-attn is deprecated and has no effect"."""
+_FRONT_ENDS_S: Final = 120.0
+"""The first front end is ready. Others, which were started with it, are ready within this time."""
+_POLL_S: Final = 0.2
 
 
 METRICS: Final = MetricNames(
@@ -61,7 +73,11 @@ class VllmServer(LaunchedServer):
     def facts(self) -> Mapping[str, object]:
         """See `Server.facts`."""
         told = super().facts()
-        sizes = {"max_num_seqs": self.max_num_seqs, "kv_tokens": self.kv_tokens}
+        sizes = {
+            "max_num_seqs": self.max_num_seqs,
+            "kv_tokens": self.kv_tokens,
+            "front_ends": len(self.front_ends()) or None,
+        }
         return {
             "server": told["server"],
             "model": self.spec.model,
@@ -79,6 +95,39 @@ class VllmServer(LaunchedServer):
             return {"quantization": config["quantization"], "dtype": str(config["dtype"]).removeprefix("torch.")}
         except (KeyError, TypeError):
             return {}
+
+    def front_ends(self) -> set[int]:
+        """Its processes that take requests now."""
+        return front_ends(self.pids(), urlsplit(self.base_url).port or 0)
+
+    def check_arguments(self, patience_s: float, on_wait: Callable[[str], None] | None = None) -> None:
+        """Check that the arguments took effect, as far as it can be seen.
+
+        Args:
+            patience_s: longest wait for the front ends of ``api_server_count``.
+            on_wait: called once if it waits.
+
+        Raises:
+            ServerStartError: if one had none; the message names it.
+        """
+        asked, deadline = self.spec.args.api_server_count, time.monotonic() + patience_s
+        while asked is not None and len(found := self.front_ends()) != asked:
+            if on_wait is not None:
+                on_wait(f"{self.software} has {len(found)} of {asked} front ends")
+                on_wait = None
+            # A main process that takes requests itself starts no front ends beside it.
+            final = len(found) > asked or self._process.pid in found or not self.running
+            if final or time.monotonic() >= deadline:
+                raise self._useless(f"api_server_count={asked}", f"requests are taken by {len(found)} of its processes")
+            self._process.wait_news(_POLL_S)
+        for match in _LOG_NO_EFFECT.finditer(self.log.text()):
+            flag = match["flag"] or match["ignored"]
+            if self.spec.args.has(flag):
+                raise self._useless(f"--{flag}", f"vLLM logged: {match[0].strip()}")
+
+    def _useless(self, argument: str, seen: str) -> ServerStartError:
+        cause = f"{argument} has no effect with this vLLM ({seen}); remove it from the vllm marker"
+        return ServerStartError(cause, log_path=self.log.path, title=self.software)
 
     @cached_property
     def max_num_seqs(self) -> int | None:
@@ -113,7 +162,7 @@ class VllmServer(LaunchedServer):
 def start_vllm(
     spec: ServerSpec, *, devices: Sequence[str] = (), on_wait: Callable[[str], None] | None = None
 ) -> VllmServer:
-    """Start a server and wait until it answers.
+    """Start what ``vllm serve`` starts and wait until it answers, at all its front ends.
 
     The server binds port 0, so that the kernel chooses a free port. The port is read from the listening sockets of our
     own processes, so it cannot belong to another server.
@@ -125,7 +174,8 @@ def start_vllm(
         on_wait: called about once a second with what the start is doing.
 
     Raises:
-        ServerStartError: if it is not ready in time or ends before. None of its processes is left running.
+        ServerStartError: if it is not ready in time or ends before, or an argument has no effect. None of its processes
+            is left running.
         ValueError: for an unknown synthetic model.
     """
     model_path = spec.model
@@ -138,7 +188,7 @@ def start_vllm(
         raise ServerStartError(cause, title=VllmServer.software)
     name = f"gpucap-{_slug(spec.model)}-{secrets.token_hex(6)}"
     api_key = secrets.token_urlsafe(24)
-    command = [python, "-m", ENTRY_POINT, "--model", model_path, *spec.args.flags()]
+    command = [python, str(_SERVE), model_path, *spec.args.flags()]
     command += ["--host", "127.0.0.1", "--port", "0", "--served-model-name", name]
     launched = launch(
         command,
@@ -153,7 +203,13 @@ def start_vllm(
         arguments=spec.args,
         on_wait=on_wait,
     )
-    return VllmServer(launched, spec)
+    server = VllmServer(launched, spec)
+    try:
+        server.check_arguments(_FRONT_ENDS_S, on_wait)
+    except BaseException:
+        server.close()
+        raise
+    return server
 
 
 def _variables(spec: ServerSpec, api_key: str) -> dict[str, str]:

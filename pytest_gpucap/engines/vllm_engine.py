@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -40,9 +41,12 @@ class VllmEngine(Engine):
                 f"there is no interpreter at {request.python} to start vLLM with "
                 "(--gpucap-vllm-python or ini gpucap_vllm_python)"
             )
+        args = VllmArguments(request.arguments)
+        if reason := _one_front_end(args):
+            raise ValueError(f"vllm: api_server_count={args.api_server_count} has no effect: {reason}")
         self.spec = ServerSpec(
             model=request.model,
-            args=VllmArguments(request.arguments),
+            args=args,
             python=request.python,
             startup_timeout_s=request.startup_timeout_s,
             log_dir=request.log_dir,
@@ -79,6 +83,17 @@ class VllmEngine(Engine):
 
     def _with(self, args: VllmArguments, python: str) -> VllmEngine:
         return VllmEngine(replace(self.request, arguments=args.values, python=python))
+
+
+def _one_front_end(args: VllmArguments) -> str:
+    """Why vLLM would start one front end where several are asked for; empty if it starts what is asked for."""
+    if (args.api_server_count or 1) == 1:
+        return ""
+    if os.environ.get("VLLM_USE_RUST_FRONTEND", "0").strip() not in {"", "0"}:
+        return "the environment sets VLLM_USE_RUST_FRONTEND, and that front end is one process"
+    if args.get("enable_elastic_ep") is True:
+        return "with enable_elastic_ep, vLLM starts one front end"
+    return ""
 
 
 class VllmPair(EnginePair[VllmEngine]):

@@ -165,6 +165,28 @@ def lease_cpu(*, wait_s: float, on_wait: Callable[[str], None] | None = None, di
     return Lease((), _held=held)
 
 
+def lease_server(
+    name: str, *, wait_s: float, on_wait: Callable[[str], None] | None = None, directory: Path | None = None
+) -> Lease:
+    """Hold a server that somebody else runs: two loads from this machine would disturb each other.
+
+    Args:
+        name: of the server, the same for every way to write its address.
+        wait_s: how long to wait for another lease to end.
+        on_wait: told once, in one line, that it waits and for whom.
+        directory: of the lock files; one for the whole machine by default.
+
+    Raises:
+        LeaseTimeout: if another lease held it for `wait_s`.
+        LeaseError: if the lock file cannot be used.
+    """
+    locks = _LockFiles(directory or machine_directory())
+    held = ExitStack()
+    lock = "server-" + hashlib.sha256(name.encode()).hexdigest()[:16]
+    held.enter_context(_first_in_queue(locks, lock, time.monotonic() + wait_s, _TellOnce(on_wait)))
+    return Lease((), _held=held)
+
+
 def machine_directory() -> Path:
     """The directory of the lock files, made on first use, for every user of the machine.
 

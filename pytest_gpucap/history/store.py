@@ -19,7 +19,7 @@ import msgspec
 from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.encoding import from_builtins, to_builtins
-from pytest_gpucap.results.measured import Sample
+from pytest_gpucap.results.measured import Outcome, Sample
 from pytest_gpucap.results.result import Result, ResultFile, ResultKind
 from pytest_gpucap.results.result_file import ResultFileError
 
@@ -198,13 +198,17 @@ def check_kind(path: Path, *, simulated: bool) -> None:
         raise ResultFileError(f"{path}: holds {theirs} results and is not overwritten by {ours} ones")
 
 
-def saved_form(content: ResultFile, *, simulated: bool) -> ResultFile:
+def saved_form(content: ResultFile, *, simulated: bool, forced: bool = False) -> ResultFile:
     """A session's result file as it is saved: scrubbed, sorted, and with only simulated or only measured results.
 
     Results that show nothing (INVALID, or without a sustainable rate) are left out, so that they replace no better
-    ones.
+    ones. So are verdicts other than PASS and regressions, unless `forced`.
     """
-    kept = [result for result in content.results if result.simulated == simulated and _shows_something(result)]
+    kept = [
+        result
+        for result in content.results
+        if result.simulated == simulated and _shows_something(result) and (forced or not _fell_short(result))
+    ]
     # Stable: several results of one test and kind stay in the order in which they were measured.
     kept.sort(key=lambda result: (result.test, result.kind))
     return msgspec.structs.replace(
@@ -214,6 +218,10 @@ def saved_form(content: ResultFile, *, simulated: bool) -> ResultFile:
 
 def _shows_something(result: Result) -> bool:
     return result.trusted and (result.sustainable_rate is not None or result.kind is ResultKind.SAMPLE)
+
+
+def _fell_short(result: Result) -> bool:
+    return result.outcome not in {Outcome.PASS, None} or result.regressed
 
 
 def _saved_result(result: Result) -> Result:
@@ -232,8 +240,16 @@ def _without_detail(sample: Sample) -> Sample:
     return msgspec.structs.replace(sample, timeline={}, histograms={})
 
 
-def save_run(path: Path, content: ResultFile, *, simulated: bool) -> ResultFile:
+def save_run(path: Path, content: ResultFile, *, simulated: bool, forced: bool = False) -> ResultFile:
     """Write a session's result file as a saved run, whole or not at all; returns what was written.
+
+    A test that was measured again without a result to save keeps those that are saved.
+
+    Args:
+        path: where to.
+        content: the session.
+        simulated: save its simulated results; otherwise its measured ones.
+        forced: save verdicts other than PASS and regressions too.
 
     Raises:
         ResultFileError: if there is nothing to save, or the file there must not be overwritten: it is corrupt, foreign
@@ -241,9 +257,17 @@ def save_run(path: Path, content: ResultFile, *, simulated: bool) -> ResultFile:
     """
     check_writable(path)
     check_kind(path, simulated=simulated)
-    form = saved_form(content, simulated=simulated)
+    form = saved_form(content, simulated=simulated, forced=forced)
     if not form.results:
-        raise ResultFileError(f"{path}: there is no result to save: every one is without a rate or not to be trusted")
+        raise ResultFileError(
+            f"{path}: there is no result to save: every one is without a rate, not to be trusted, or no PASS "
+            "(--gpucap-force-save saves those too)"
+        )
+    if path.exists():
+        again = {result.test for result in content.results} - {result.test for result in form.results}
+        kept = [result for result in read_run(path).results if result.test in again]
+        results = sorted([*form.results, *kept], key=lambda result: (result.test, result.kind))
+        form = msgspec.structs.replace(form, results=tuple(results))
     result_file.write(path, form)
     return form
 

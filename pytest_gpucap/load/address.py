@@ -10,18 +10,15 @@ import functools
 import importlib
 import importlib.util
 import socket
-import urllib.request
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from pytest_gpucap.access import OPEN, Access, Secret, server_root
 from pytest_gpucap.load.protocol import LoadError
+from pytest_gpucap.load.proxies import is_loopback, library_options, proxy_for, shown
 from pytest_gpucap.requirement import ApiKind
-
-if TYPE_CHECKING:
-    import ssl
 
 PROBE_TIMEOUT_S = 60.0
 """A probe is one short request; a server that is ready answers within seconds even on a CPU."""
@@ -75,21 +72,26 @@ class ServerAddress:
         """The text without what only this server may see."""
         return self.access.masked(text, self.api_key)
 
-    def verify(self) -> ssl.SSLContext | bool:
-        """The HTTP library's argument of this name."""
-        return self.access.tls() or True
-
     def needs_http_library(self) -> str | None:
-        """Why requests must go through an HTTP library: TLS, HTTP/2, or a proxy on the way; None if not."""
-        parts = self.parts
-        if parts.scheme == "https":
+        """Why requests must go through an HTTP library: TLS, HTTP/2, or a proxy on the way; None if not.
+
+        Raises:
+            LoadError: see `proxy`.
+        """
+        if self.parts.scheme == "https":
             return "TLS"
         if self.http2:
             return "HTTP/2"
-        host = parts.hostname or ""
-        if "http" in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
-            return "a proxy"
-        return None
+        return None if self.proxy is None else f"the proxy {shown(self.proxy)}"
+
+    @property
+    def proxy(self) -> str | None:
+        """The proxy on the way to the server; None: there is none.
+
+        Raises:
+            LoadError: if the environment names one that cannot be used.
+        """
+        return proxy_for(self.root)
 
     def request_head(self, api: ApiKind) -> Secret:
         """The head of every request, up to the value of Content-Length. It holds the key."""
@@ -131,12 +133,35 @@ class ServerAddress:
         """
         return http_library().Client(
             headers=self.headers,
-            verify=self.verify(),
             timeout=timeout_s,
-            trust_env=self.needs_http_library() is not None,
+            **library_options(self.root, self.proxy, self.access.tls()),
             http1=not self.http2,
             http2=self.http2 or importlib.util.find_spec("h2") is not None,
         )
+
+
+def one_name(url: str) -> str:
+    """The same text for every way to write the URL of a server: host, port and path.
+
+    This machine is ``localhost`` under all its names and addresses. Another is the least address of its name, or the
+    name where it cannot be resolved.
+    """
+    parts = urlsplit(url)
+    host = (parts.hostname or "").rstrip(".").lower()
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        addresses = {str(each[4][0]) for each in socket.getaddrinfo(host, None)}
+    except (OSError, UnicodeError):
+        addresses = {host}
+    own = is_loopback(host) or not addresses.isdisjoint(_own_addresses())
+    host = "localhost" if own else min(addresses)
+    return f"{host}:{port}{parts.path.rstrip('/')}"
+
+
+def _own_addresses() -> set[str]:
+    import psutil
+
+    return {each.address.partition("%")[0] for found in psutil.net_if_addrs().values() for each in found}
 
 
 @functools.cache

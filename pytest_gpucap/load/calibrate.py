@@ -16,6 +16,7 @@ from pytest_gpucap.load.address import ServerAddress, http_library
 from pytest_gpucap.load.answer import cached_tokens
 from pytest_gpucap.load.prompts import PromptRecipe, RequestComposer, hash64
 from pytest_gpucap.load.protocol import LoadError, PromptCountError
+from pytest_gpucap.load.proxies import through
 from pytest_gpucap.requirement import ApiKind, Workload
 
 _COMMON = """
@@ -169,7 +170,7 @@ class _Probe:
         response = self._post(url, body, session)
         if response.status_code != 200:  # noqa: PLR2004 - OK
             text = self._server.masked(" ".join(response.text.split()))[:300]
-            return f"{url} answered a probe with HTTP {response.status_code}: {text}"
+            return f"{url} answered a probe with HTTP {response.status_code}: {text}{through(self._server.proxy)}"
         try:
             usage = response.json()["usage"]
             counted, cached = usage["prompt_tokens"], cached_tokens(usage)
@@ -184,7 +185,8 @@ class _Probe:
             return (session or self._session).post(url, content=body, headers={"Content-Type": "application/json"})
         except http_library().HTTPError as error:
             # Not its cause as well: a traceback may show the headers there, with the key.
-            raise LoadError(f"{url} does not answer: {type(error).__name__}: {error}") from None
+            way = through(self._server.proxy)
+            raise LoadError(f"{url} does not answer: {type(error).__name__}: {error}{way}") from None
 
 
 def _same_prompt(probe: _Probe, nonce: int) -> bytes:

@@ -1,7 +1,7 @@
 """The event loop for servers behind TLS, a proxy or HTTP/2, which `EventLoop` does not speak. Slower; the same records.
 
 Everything but the transport is `EventLoop`'s: schedules, phases, timeouts, records. Requests go through httpx on an
-asyncio loop. It brings TLS, proxies from the environment, and HTTP/2 where ``h2`` is installed. Answers are stamped in
+asyncio loop. It brings TLS, proxies, and HTTP/2 where ``h2`` is installed. Answers are stamped in
 user space when their bytes come out of the library; the self-check says so.
 """
 
@@ -23,6 +23,7 @@ from pytest_gpucap.load.event_loop import KEEP_IDLE_S, EventLoop
 from pytest_gpucap.load.event_stream import EventStream, EventStreamError
 from pytest_gpucap.load.prompts import RequestComposer
 from pytest_gpucap.load.protocol import Status
+from pytest_gpucap.load.proxies import library_options, through
 from pytest_gpucap.load.shared_memory import Count, RunTable
 from pytest_gpucap.load.timestamps import RESAMPLE_S
 
@@ -48,7 +49,7 @@ class LibraryRequest:
 
 
 class LibraryEventLoop(EventLoop):
-    """One worker's requests to one server, through httpx.
+    """One worker's requests to one server, through httpx and `proxy`.
 
     `http2`: the server speaks nothing else. `ca_file`: see `Access`.
     """
@@ -66,13 +67,14 @@ class LibraryEventLoop(EventLoop):
         headers: dict[str, str],
         http2: bool,
         ca_file: str | None,
+        proxy: str | None = None,
     ) -> None:
         super().__init__(
             template, composer, run_table, worker, bins_start_s=bins_start_s, request_timeout_s=request_timeout_s
         )
         self._url = url
         self._headers = headers | {"Content-Type": "application/json", "Accept": "text/event-stream"}
-        self._http2, self._ca_file = http2, ca_file
+        self._http2, self._ca_file, self._proxy = http2, ca_file, proxy
         self._control: tuple[socket.socket, Callable[[], None]] | None = None
         self._session: Any = None
         self._wake = asyncio.Event()
@@ -88,8 +90,8 @@ class LibraryEventLoop(EventLoop):
     async def _serve(self) -> None:
         library = http_library()
         self._session = library.AsyncClient(
+            **library_options(self._url, self._proxy, None if self._ca_file is None else tls_context(self._ca_file)),
             headers=self._headers,
-            verify=True if self._ca_file is None else tls_context(self._ca_file),
             timeout=None,
             limits=library.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEP_IDLE_S),
             http1=not self._http2,
@@ -142,7 +144,7 @@ class LibraryEventLoop(EventLoop):
             async with self._session.stream("POST", self._url, content=body) as response:
                 await self._read_answer(response, answer)
         except (library.ConnectError, library.ConnectTimeout, library.ProxyError) as error:
-            answer.fail(Status.CONNECT, f"connection failed: {error}")
+            answer.fail(Status.CONNECT, f"connection failed: {error}{through(self._proxy)}")
         except (library.RemoteProtocolError, library.NetworkError) as error:
             broken = isinstance(error, library.NetworkError) or "closed" in str(error) or "disconnected" in str(error)
             if not answer.done:

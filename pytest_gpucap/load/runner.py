@@ -159,6 +159,7 @@ class HttpLoadRunner:
             "headers": self.server.headers,
             "http2": self.server.http2,
             "ca_file": self.server.access.ca_file,
+            "proxy": self.server.proxy,
         }
         return {"address": (int(socket.AF_INET), ()), "head": "", "library": library}
 

@@ -60,6 +60,7 @@ class Environment(msgspec.Struct, frozen=True, omit_defaults=True):
         url: of a server that was running already.
         max_num_seqs: requests that the server runs at once, at most.
         kv_tokens: tokens that fit the server's KV cache.
+        front_ends: processes of the server that take requests, as seen.
         host: processor, cores and system.
         plugin: versions of this plugin and of Python.
         remarks: what is odd about the server, a sentence each, and leaves the measurement valid.
@@ -84,6 +85,7 @@ class Environment(msgspec.Struct, frozen=True, omit_defaults=True):
     url: str | None = None
     max_num_seqs: int | None = None
     kv_tokens: int | None = None
+    front_ends: int | None = None
     host: str | None = None
     plugin: str | None = None
     remarks: tuple[str, ...] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -54,23 +54,46 @@ def _checked(options: Options, config: pytest.Config) -> Baseline | None:
 
 
 def save(options: Options, session: ResultFile) -> str:
-    """Save the session's results under the name of ``--gpucap-save``; returns one line on what was saved.
+    """Save the session's results under the name of ``--gpucap-save``; returns one line on what was saved and replaced.
 
-    A baseline holds either measured or simulated results. If any result was measured, simulated ones are left out.
+    A baseline holds either measured or simulated results. If any result was measured, simulated ones are left out. So
+    are results that are no PASS, without ``--gpucap-force-save``.
     """
     assert options.save is not None  # noqa: S101 - the caller's condition
     path = store.path_of(options.baselines, options.save)
     simulated = all(result.simulated for result in session.results)
+    forced = options.force_save
     try:
-        before = {result.test for result in store.read_run(path).results} if path.exists() else set()
-        saved = store.save_run(path, session, simulated=simulated)
+        before = store.read_run(path).results if path.exists() else ()
+        saved = store.save_run(path, session, simulated=simulated, forced=forced)
     except (ResultFileError, OSError) as error:
         return f"baseline {options.save} was NOT saved: {error}"
-    kept, measured = len(saved.results), len(session.results)
-    left_out = f", {measured - kept} left out (simulated, without a rate, or invalid)" if kept < measured else ""
-    gone = before - {result.test for result in saved.results}
+    new = store.saved_form(session, simulated=simulated, forced=forced).results
+    count, measured = len(new), len(session.results)
+    said = [f"baseline {options.save}: {count} result{'' if count == 1 else 's'} saved in {shown(path)}"]
+    if count < measured:
+        why = "simulated, without a rate, or invalid" if forced else "simulated, without a rate, or no PASS"
+        said[0] += f", {measured - count} left out ({why})"
+    renewed = {result.test for result in new}
+    replaced = {result.test for result in before} & renewed
+    kept = {result.test for result in saved.results} - renewed
+    gone = {result.test for result in before} - replaced - kept
+    if replaced:
+        said.append("replaced " + ", ".join(_change(test, before, new) for test in sorted(replaced)))
+    if kept:
+        said.append(f"kept the earlier result of {', '.join(sorted(kept))}")
     lost = f"; it no longer holds {', '.join(sorted(gone))}" if gone else ""
-    return f"baseline {options.save}: {kept} result{'' if kept == 1 else 's'} saved in {shown(path)}{left_out}{lost}"
+    return "; ".join(said) + lost
+
+
+def _change(test: str, before: Sequence[Result], after: Sequence[Result]) -> str:
+    """``test (4.2 -> 4.5 req/s)``; the rates only where both have one."""
+    rates = [
+        next((each.sustainable_rate for each in results if each.test == test and each.sustainable_rate), None)
+        for results in (before, after)
+    ]
+    old, new = rates
+    return test if old is None or new is None else f"{test} ({old.value:.3g} -> {new.value:.3g} req/s)"
 
 
 class Comparing:

@@ -47,7 +47,7 @@ class GpuCap:
         self._declared, self._live = harness.declared, harness.live
         self._options = options
         self._test = test
-        self._keep = results.keep
+        self._keep, self._results = results.keep, results
         self._comparing = comparing
         self._pairing = pairing
 
@@ -64,6 +64,7 @@ class GpuCap:
         from pytest_gpucap.report import terminal
         from pytest_gpucap.results.measured import Outcome
 
+        self._results.asked = True
         requirement = self._declared.requirement
         if requirement is None:
             pytest.fail(
@@ -101,6 +102,7 @@ class GpuCap:
         Raises:
             MeasurementInvalid: if the measurement cannot be trusted.
         """
+        self._results.asked = True
         measurement, result = self._measured()
         kept = self._keep(result)
         _trusted(measurement)
@@ -116,6 +118,7 @@ class GpuCap:
         from pytest_gpucap.measure import procedure
         from pytest_gpucap.results.build import sweep_result
 
+        self._results.asked = True
         with self._harness.driven() as (runner, settings, target):
             curve = procedure.sweep(runner, self._harness.requirement, settings, self._live)
             roofline = self._roofline(target)
@@ -141,6 +144,7 @@ class GpuCap:
         from pytest_gpucap.results.build import sample_result
         from pytest_gpucap.roofline.plausibility import checked_sample
 
+        self._results.asked = True
         if (rate is None) == (concurrency is None):
             raise RequirementError("sample() takes either rate= or concurrency=")
         rate_rps = None if rate is None else float(positive(rate, "rate"))
@@ -166,6 +170,7 @@ class GpuCap:
             RequirementError: if the test declares no questions.
             MeasurementInvalid: if no answer came.
         """
+        self._results.asked = True
         declared = self._declared
         if declared.workload.questions is None:
             raise RequirementError(f'{declared.place}: accuracy() needs gpucap(questions=FILE), or "arithmetic"')

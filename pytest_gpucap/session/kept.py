@@ -32,9 +32,14 @@ class KeptResult:
 
 
 class KeptResults:
-    """What one test has measured so far."""
+    """What one test has measured so far.
+
+    Attributes:
+        asked: the test has asked for a measurement, whatever came of it.
+    """
 
     def __init__(self) -> None:
+        self.asked = False
         self._kept: list[KeptResult] = []
 
     def keep(self, result: Result) -> KeptResult:

@@ -12,7 +12,7 @@ import pytest
 
 from pytest_gpucap.engines.protocol import Engine, ServerRequest
 from pytest_gpucap.gpu.classes import GpuClass, find_class, read_classes
-from pytest_gpucap.markers import Declaration, engine_type
+from pytest_gpucap.markers import VLLM, Declaration, engine_type
 from pytest_gpucap.options import Options
 
 if TYPE_CHECKING:  # only tests on a simulator need it
@@ -76,7 +76,11 @@ def place(declared: Declaration, options: Options, *, needs_server: bool) -> Pla
     if wanted is not None and wanted.startswith(SIMULATED):
         from pytest_gpucap.simulator.simulator_engine import SimulatorEngine
 
-        return Placement(SimulatorEngine(ServerRequest(model=declared.model), _profile(wanted)))
+        if declared.engine != VLLM and declared.arguments:
+            name, value = next(iter(declared.arguments.items()))
+            raise ValueError(f"engine({declared.engine!r}, {name}={value!r}): {wanted} simulates a vLLM, without this")
+        request = ServerRequest(model=declared.model, arguments=declared.vllm_args.values)
+        return Placement(SimulatorEngine(request, _profile(wanted)))
     gpu_class = None if wanted is None else find_class(wanted, classes)
     engine = _engine(declared, options) if needs_server else None
     return Placement(engine, gpu_class, declared.gpus_per_replica)

@@ -145,6 +145,10 @@ class PytestSession:
             pairing=None if base is None else BaseAndHead(base, placed, manager, declared, self._options, live),
         )
 
+    def knows(self, item: pytest.Item) -> bool:
+        """Whether collection has read what the test declares, or found mistakes."""
+        return bool(self._mistakes) or _PLAN in item.stash
+
     def server(self, item: pytest.Item) -> Server:
         """The test's server, ready."""
         return self._servers().server(self._placed(item), self._live(item)).endpoint
@@ -233,3 +237,9 @@ def kept_results(item: pytest.Item) -> KeptResults:
     from pytest_gpucap.session.kept import KeptResults
 
     return item.stash.setdefault(_RESULTS, KeptResults())
+
+
+def has_asked(item: pytest.Item) -> bool:
+    """Whether a test has asked the ``gpucap`` fixture for a measurement."""
+    kept = item.stash.get(_RESULTS, None)
+    return kept is not None and kept.asked

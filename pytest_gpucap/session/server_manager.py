@@ -17,7 +17,7 @@ import pytest
 from pytest_gpucap.engines.protocol import Engine, MetricNames, Server
 from pytest_gpucap.gpu.classes import GpuClass
 from pytest_gpucap.gpu.inventory import Inventory, NoGpu, WrongGpuClass, detect_class, devices_of_class, take_inventory
-from pytest_gpucap.gpu.lease import Lease, lease, lease_cpu
+from pytest_gpucap.gpu.lease import Lease, lease, lease_cpu, lease_server
 from pytest_gpucap.gpu.occupancy import wait_memory_returned
 from pytest_gpucap.options import Options
 from pytest_gpucap.session.placement import Placement, own_classes
@@ -150,6 +150,9 @@ class ServerManager:
         target = SystemUnderTest(placement)
         if placement.engine is not None and not placement.engine.leases_devices:
             target.gpu_class = placement.gpu_class  # as declared
+            if (running := placement.engine.running_server) is not None:
+                held = lease_server(running, wait_s=self._options.gpu_wait_s, on_wait=live.waiting)
+                target._closing.callback(held.release)  # noqa: SLF001 - one object in two classes' hands
             return target
         own = own_classes(self._options)
         target.inventory = take_inventory()

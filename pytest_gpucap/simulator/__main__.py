@@ -12,6 +12,7 @@ from pytest_gpucap.simulator import profile as profiles
 from pytest_gpucap.simulator.web import serve
 
 LOOPBACK = "127.0.0.1"
+LIMITS = ("max_num_seqs", "max_num_batched_tokens", "kv_tokens")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,6 +25,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--accuracy", type=float, metavar="SHARE", help="right answers to the plugin's own questions (the profile's: 1)"
     )
+    for limit in LIMITS:
+        parser.add_argument(
+            "--" + limit.replace("_", "-"), type=int, metavar="N", help="the scheduler's (the profile's)"
+        )
     parser.add_argument("--with-parent", action="store_true", help="end when standard input ends")
     options = parser.parse_args(arguments)
     try:
@@ -35,7 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
     accuracy = profile.accuracy if options.accuracy is None else options.accuracy
     if not 0 <= accuracy <= 1:
         parser.error("--accuracy must lie between 0 and 1")
-    profile = replace(profile, engine=profile.engine.scaled(options.time_scale))
+    limits = {limit: given for limit in LIMITS if (given := getattr(options, limit)) is not None}
+    if wrong := [limit for limit, given in limits.items() if given < 1]:
+        parser.error(f"--{wrong[0].replace('_', '-')} must be at least 1")
+    profile = replace(profile, engine=replace(profile.engine.scaled(options.time_scale), **limits))
 
     def started(port: int) -> None:
         print(f"SIMULATED {profile.name} serves at http://{LOOPBACK}:{port}/v1", flush=True)  # noqa: T201 - a command

@@ -25,14 +25,17 @@ class SimulatedServer(HttpServer):
     Args:
         profile: how it behaves.
         arguments: further ones of ``python -m pytest_gpucap.simulator``.
+        server_args: those of the test's marker, for reports.
     """
 
     simulated = True
 
-    def __init__(self, profile: Profile, arguments: Sequence[str] = ()) -> None:
+    def __init__(
+        self, profile: Profile, arguments: Sequence[str] = (), *, server_args: Mapping[str, object] | None = None
+    ) -> None:
         super().__init__("", f"simulated-{profile.name}", NO_KEY)
         self.profile = profile
-        self._arguments = tuple(arguments)
+        self._arguments, self._server_args = tuple(arguments), server_args
         self._process: subprocess.Popen[str] | None = None
 
     @property
@@ -65,7 +68,8 @@ class SimulatedServer(HttpServer):
     def facts(self) -> Mapping[str, object]:
         """See `Server.facts`."""
         name = self.profile.name
-        return {"gpu": f"SIMULATED ({name})", "gpu_class": f"sim:{name}", "profile": self.profile.source}
+        known = {"server_args": dict(self._server_args)} if self._server_args else {}
+        return {"gpu": f"SIMULATED ({name})", "gpu_class": f"sim:{name}", "profile": self.profile.source, **known}
 
     def pids(self) -> set[int]:
         """Its process."""

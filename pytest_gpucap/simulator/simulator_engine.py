@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from pytest_gpucap.engines.protocol import Engine, EnginePair, LoadRequest, Server, ServerRequest
 from pytest_gpucap.requirement import positive
@@ -15,12 +15,31 @@ if TYPE_CHECKING:  # every collection of tests on a simulator imports this file
     from pytest_gpucap.load.protocol import LoadRunner
 
 
+_BLOCK: Final = 16
+"""Tokens of a KV block, as vLLM has them where nothing else is said."""
+_NEUTRAL: Final = frozenset(
+    {
+        # How many GPUs a replica has. A profile is a whole replica.
+        *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"),
+        *("prefill_context_parallel_size", "decode_context_parallel_size"),
+        # Which requests are taken. Their lengths are checked where they are declared.
+        "max_model_len",
+    }
+)
+"""Arguments of vLLM that say nothing of how fast a replica is."""
+_LIMITS: Final = ("max_num_seqs", "max_num_batched_tokens", "num_gpu_blocks_override", "block_size")
+"""Arguments of vLLM that a simulated server has."""
+
+
 class SimulatorEngine(Engine):
     """Measures a simulated server, whatever the test's own engine is.
 
     Args:
-        request: what the test asks of a real engine.
-        profile: how the server behaves.
+        request: what the test asks of a real engine. Its arguments are vLLM's.
+        profile: how the server behaves, where the arguments say nothing else.
+
+    Raises:
+        ValueError: one line, for an argument that would change a real server and not a simulated one.
     """
 
     name = "simulator"
@@ -28,18 +47,28 @@ class SimulatorEngine(Engine):
 
     def __init__(self, request: ServerRequest, profile: Profile) -> None:
         super().__init__(request)
-        self.profile = profile
+        arguments = VllmArguments(request.arguments)
+        left = {name: value for name, value in arguments.values.items() if value is not None and name not in _NEUTRAL}
+        self._whole, self.profile = profile, _limited(profile, VllmArguments(left), left)
+        if left:
+            name, value = next(iter(left.items()))
+            raise ValueError(
+                f"vllm({name}={value!r}): a simulated server does not have this; it has {', '.join(_LIMITS)}"
+            )
 
     @property
     def key(self) -> Hashable:
         """See `Engine.key`."""
-        return self.profile.name
+        return self.profile.name, self.profile.engine
 
     def start(self, devices: Sequence[str], on_wait: Callable[[str], None]) -> Server:  # noqa: ARG002 - nothing waits
         """See `Engine.start`. Its process starts when someone asks for its address."""
         from pytest_gpucap.simulator.serve import SimulatedServer
 
-        return SimulatedServer(self.profile)
+        engine = self.profile.engine
+        limits = ["--max-num-seqs", str(engine.max_num_seqs), "--kv-tokens", str(engine.kv_tokens)]
+        limits += ["--max-num-batched-tokens", str(engine.max_num_batched_tokens)]
+        return SimulatedServer(self.profile, limits, server_args=self.request.arguments)
 
     def runner(self, server: Server, load: LoadRequest) -> LoadRunner:  # noqa: ARG002 - virtual time needs no server
         """In virtual time."""
@@ -50,10 +79,11 @@ class SimulatorEngine(Engine):
     def with_base(self, base_args: str, base_python: str | None) -> SimulatorPair:  # noqa: ARG002 - it is our own
         """A base with arguments of ``python -m pytest_gpucap.simulator``, and those of vLLM's that it models."""
         try:
-            profile = _changed(self.profile, VllmArguments.parse(base_args))
+            own = VllmArguments(self.request.arguments)
+            profile = _changed(self._whole, own, VllmArguments.parse(base_args))
         except ValueError as error:
             raise ValueError(f"--gpucap-base-args: {error}") from None
-        return SimulatorPair(SimulatorEngine(self.request, profile), self)
+        return SimulatorPair(SimulatorEngine(replace(self.request, arguments={}), profile), self)
 
 
 class SimulatorPair(EnginePair[SimulatorEngine]):
@@ -77,20 +107,39 @@ class SimulatorPair(EnginePair[SimulatorEngine]):
         return [f"simulated server: {base.name} -> {head.name}" if base.name != head.name else "engine"]
 
 
-def _changed(profile: Profile, given: VllmArguments) -> Profile:
-    """The profile under arguments of the simulator's command line.
+def _limited(profile: Profile, given: VllmArguments, left: dict[str, Any]) -> Profile:
+    """The profile under those arguments that set limits of its scheduler; they are taken out of `left`."""
+    limits = {name: given.count(name) for name in ("max_num_seqs", "max_num_batched_tokens")}
+    blocks, size = given.count("num_gpu_blocks_override"), given.count("block_size")
+    if blocks is not None:
+        limits["kv_tokens"] = blocks * (size or _BLOCK)
+    if left.get("enable_chunked_prefill") in {True, "true", "True"}:
+        left.pop("enable_chunked_prefill")  # it always prefills in chunks
+    for name in _LIMITS:
+        left.pop(name, None)
+    changes = {name: value for name, value in limits.items() if value is not None}
+    return replace(profile, engine=replace(profile.engine, **changes)) if changes else profile
+
+
+def _changed(profile: Profile, own: VllmArguments, given: VllmArguments) -> Profile:
+    """The profile under arguments of the simulator's command line, laid over those of the test's marker.
 
     Raises:
         ValueError: for an argument that it does not have.
     """
-    rest = {name: str(value) for name, value in given.values.items()}
-    changed = load(rest.pop("profile")) if "profile" in rest else profile
-    engine = changed.engine
+    both = own.overlaid(given)
+    rest: dict[str, Any] = {
+        name: value
+        for name, value in both.values.items()
+        if value is not None and not (name in _NEUTRAL and given.get(name) is None)
+    }
+    changed = load(str(rest.pop("profile"))) if "profile" in rest else profile
     if "time_scale" in rest:
-        engine = engine.scaled(float(positive(rest.pop("time_scale"), "--time-scale")))
-    if "max_num_seqs" in rest:
-        engine = replace(engine, max_num_seqs=int(positive(rest.pop("max_num_seqs"), "--max-num-seqs")))
+        scale = float(positive(str(rest.pop("time_scale")), "--time-scale"))
+        changed = replace(changed, engine=changed.engine.scaled(scale))
+    changed = _limited(changed, both, rest)
     if rest:
         unknown = ", ".join("--" + name.replace("_", "-") for name in rest)
-        raise ValueError(f"{unknown}: a simulated base knows --profile, --time-scale and --max-num-seqs")
-    return replace(changed, engine=engine)
+        known = ", ".join("--" + name.replace("_", "-") for name in ("profile", "time_scale", *_LIMITS))
+        raise ValueError(f"{unknown}: a simulated base knows {known}")
+    return changed

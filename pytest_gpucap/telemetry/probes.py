@@ -281,6 +281,6 @@ def role_of(process: psutil.Process) -> str:
         return ENGINE
     if re.search(r"\bVLLM::Worker|\bWorker_", title):
         return WORKER
-    if re.search(r"APIServer|api_server|\bvllm serve\b|/vllm serve\b", title):
+    if re.search(r"APIServer|api_server|\bvllm serve\b|/vllm_serve\.py\b", title):
         return API_SERVER
     return HELPER

@@ -1,4 +1,4 @@
-"""A light stand-in for ``python -m vllm.entrypoints.openai.api_server``: real HTTP, a real tree of processes.
+"""A light stand-in for ``vllm serve``: real HTTP, a real tree of processes.
 
 It takes vLLM's command line and answers the few endpoints that a start asks for. Like vLLM it has an engine process of
 its own; unlike vLLM, two more processes escape as far as a process can: one in a session of its own, and one orphaned
@@ -12,6 +12,11 @@ daemon. Only the end of processes and the start-up protocol are tested with it; 
 - ``eat``: take memory until the kernel ends it.
 - ``mute``: list the model, but answer no chat; then die.
 - ``completions``: refuse chats as a model without a chat template does.
+- ``alone``: answer from the main process, whatever ``--api-server-count`` says, as vLLM's older module does.
+- ``useless``: answer, and log STAND_IN_LOG first.
+
+With ``--api-server-count`` above 1 the main process binds the socket and hands it to that many front ends, as vLLM's
+does. The last of them starts a moment later if STAND_IN_LATE names a file: when that exists.
 """
 
 from __future__ import annotations
@@ -19,7 +24,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import selectors
 import signal
+import socket
+import socketserver
 import subprocess
 import sys
 import time
@@ -121,8 +129,44 @@ class Handler(BaseHTTPRequestHandler):
             self.answer({**base, "object": "whole", "choices": [choice], "usage": usage})
 
 
+class Server(ThreadingHTTPServer):
+    """One that answers on a socket that is bound already."""
+
+    def __init__(self, bound: socket.socket) -> None:
+        super().__init__(bound.getsockname(), Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = bound
+        self.socket.listen()
+
+    def get_request(self) -> tuple[socket.socket, object]:
+        """Wait no longer where another front end was faster."""
+        self.socket.setblocking(False)
+        connection, address = self.socket.accept()
+        connection.setblocking(True)
+        return connection, address
+
+
+def serve_front_ends(bound: socket.socket, model: str, count: int) -> None:
+    """Start them, each in a process of its own, and end with the first of them."""
+    os.set_inheritable(bound.fileno(), True)
+    command = [sys.executable, "-S", __file__, str(bound.fileno()), model]
+    late = os.environ.get("STAND_IN_LATE", "")
+    children = [
+        subprocess.Popen([*command, late if number else "", "front-end"], close_fds=False) for number in range(count)
+    ]
+    children[0].wait()
+
+
+def front_end() -> None:
+    descriptor, Handler.model, late = sys.argv[-4:-1]
+    while late and not Path(late).exists():
+        time.sleep(0.05)
+    Server(socket.socket(fileno=int(descriptor))).serve_forever()
+
+
 def serve() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--api-server-count", type=int, default=1)
     parser.add_argument("--served-model-name")
     parser.add_argument("--host")
     parser.add_argument("--port", type=int)
@@ -140,11 +184,16 @@ def serve() -> None:
         linger()
     if MODE == "stubborn":
         signal.signal(signal.SIGTERM, lambda *_: Path(os.environ["STAND_IN_TOLD"]).touch())
-    Handler.model = arguments.served_model_name
-    server = ThreadingHTTPServer((arguments.host, arguments.port), Handler)
+    if MODE == "useless":
+        print(os.environ["STAND_IN_LOG"], flush=True)
+    bound = socket.create_server((arguments.host, arguments.port), backlog=0, reuse_port=False)
     print("serving", flush=True)
-    server.serve_forever()
+    if arguments.api_server_count > 1 and MODE != "alone":
+        serve_front_ends(bound, arguments.served_model_name, arguments.api_server_count)
+    Handler.model = arguments.served_model_name
+    Server(bound).serve_forever()
 
 
 if __name__ == "__main__":
-    {"child": linger, "daemon": become_daemon}.get(sys.argv[-1], serve)()
+    vars(socketserver)["_ServerSelector"] = selectors.EpollSelector  # as event loops wait
+    {"child": linger, "daemon": become_daemon, "front-end": front_end}.get(sys.argv[-1], serve)()

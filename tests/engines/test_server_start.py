@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from pytest_gpucap.engines.errors import MetricsUnavailable, ServerStartError
 from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.vllm import start_vllm
 from tests.engines.server_family import TREE, Family
+from tests.load.proxy import Proxy
 from tests.waiting import until
 
 StandIn = Callable[..., ServerSpec]
@@ -101,14 +101,68 @@ def test_two_servers_share_neither_key_nor_name_nor_port(stand_in: StandIn) -> N
 
 
 def test_a_proxy_in_the_environment_is_not_for_loopback(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as dead:
-        dead.bind(("127.0.0.1", 0))
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with Proxy(1) as proxy:
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-            monkeypatch.setenv(name, f"http://127.0.0.1:{dead.getsockname()[1]}")
-        for name in ("no_proxy", "NO_PROXY"):
-            monkeypatch.delenv(name, raising=False)
+            monkeypatch.setenv(name, proxy.url)
         with start_vllm(stand_in()) as server:
             assert server.client.models.list().data[0].id == server.model
+            assert server.metrics().value("vllm:generation_tokens_total") == 7
+        assert proxy.connections == 0
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_front_ends_are_counted_before_the_server_counts_as_started(
+    stand_in: StandIn, family: Family, tmp_path: Path, count: int
+) -> None:
+    late, told = tmp_path / "late", []
+
+    def hear(line: str) -> None:
+        told.append(line)
+        if line.endswith("front ends"):
+            late.touch()  # the others come up only after somebody has waited for them
+
+    with start_vllm(stand_in(asc=count, env={"STAND_IN_LATE": str(late)}), on_wait=hear) as server:
+        takers = server.front_ends()
+        assert len(takers) == count
+        assert takers < server.pids()
+        assert server.facts()["front_ends"] == count
+        assert (told[-1] == f"vLLM has 1 of {count} front ends") is (count > 1)
+        assert server.client.models.list().data[0].id == server.model
+    assert family.alive() == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "args", "log", "cause"),
+    [
+        ("alone", {"api_server_count": 2}, "", r"api_server_count=2 has no effect .*taken by 1 of its processes"),
+        (
+            "useless",
+            {"disable_cascade_attn": True},
+            "WARNING: --disable-cascade-attn is deprecated and has no effect since cascade attention has been removed.",
+            "--disable-cascade-attn has no effect",
+        ),
+        (
+            "useless",
+            {"api-server-count": 1},
+            "WARNING Ignoring --api-server-count=7 when using rust front-end process",
+            "--api-server-count has no effect",
+        ),
+    ],
+)
+def test_an_argument_without_effect_is_refused(
+    stand_in: StandIn, family: Family, mode: str, args: dict[str, object], log: str, cause: str
+) -> None:
+    with pytest.raises(ServerStartError, match=cause):
+        start_vllm(stand_in(mode, env={"STAND_IN_LOG": log}, **args))
+    assert family.alive() == []
+
+
+def test_what_a_log_says_of_other_arguments_is_no_reason(stand_in: StandIn) -> None:
+    log = "--device-ids has no effect when using the Ray executor.\n--seed 1 set. The cache is ignored."
+    with start_vllm(stand_in("useless", env={"STAND_IN_LOG": log}, seed=1)) as server:
+        assert server.running
 
 
 def test_a_model_without_a_chat_template_is_asked_for_completions(stand_in: StandIn) -> None:

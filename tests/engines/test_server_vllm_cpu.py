@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -143,6 +144,7 @@ def sized(vllm_python: str, tmp_path_factory: pytest.TempPathFactory, shared_fam
                 "enable_log_requests": False,
                 "quantization": None,
                 "stream_interval": 8,
+                "api_server_count": 2,
             }
         ),
         python=vllm_python,
@@ -165,6 +167,31 @@ def test_the_flags_of_the_sizing_guide_are_taken(sized: VllmServer) -> None:
     assert config["enable_prefix_caching"] == "True"
     assert config["gpu_memory_utilization"] == "0.8"
     assert ask(sized, "Hello", 3) == (5, 3)
+
+
+def test_two_front_ends_take_requests(sized: VllmServer) -> None:
+    assert len(sized.front_ends()) == sized.facts()["front_ends"] == 2
+    # Each says which of the two it is; connections are spread over both.
+    ranks: set[int] = set()
+
+    def both() -> bool:
+        ranks.add(rank_of(sized))
+        return ranks == {0, 1}
+
+    until(both)
+    # As above, with numbers of 2 bytes, and counted once.
+    assert sized.kv_tokens == 128 * 2**20 // (2 * 2 * 2 * 32 * 2)
+    assert sized.reset_caches() is True
+
+
+def rank_of(server: VllmServer) -> int:
+    """Which front end answers now."""
+    told = json.loads(server.request("/server_info?config_format=json"))
+    return int(told["vllm_config"]["parallel_config"]["_api_process_rank"])
+
+
+def test_one_front_end_if_none_are_asked_for(vllm_cpu_server: VllmServer) -> None:
+    assert len(vllm_cpu_server.front_ends()) == vllm_cpu_server.facts()["front_ends"] == 1
 
 
 @pytest.mark.parametrize("endpoint", list(ApiKind))

@@ -20,7 +20,16 @@ from pytest_gpucap.gpu import occupancy
 from pytest_gpucap.gpu.classes import find_class
 from pytest_gpucap.gpu.device import Device
 from pytest_gpucap.gpu.inventory import devices_of_class, take_inventory
-from pytest_gpucap.gpu.lease import GpuShared, Lease, LeaseError, LeaseTimeout, lease, lease_cpu, machine_directory
+from pytest_gpucap.gpu.lease import (
+    GpuShared,
+    Lease,
+    LeaseError,
+    LeaseTimeout,
+    lease,
+    lease_cpu,
+    lease_server,
+    machine_directory,
+)
 from pytest_gpucap.gpu.occupancy import (
     GpuProcess,
     IdleMemory,
@@ -372,6 +381,14 @@ def test_there_is_one_lease_of_the_cpu(tmp_path: Path) -> None:
             lease_cpu(wait_s=0.3, on_wait=said.append, directory=tmp_path)
     assert len(said) == 1
     lease_cpu(wait_s=0, directory=tmp_path).release()
+
+
+def test_there_is_one_lease_of_each_running_server(tmp_path: Path) -> None:
+    with lease_server("localhost:8000/v1", wait_s=0, directory=tmp_path):
+        lease_server("localhost:8001/v1", wait_s=0, directory=tmp_path).release()
+        with pytest.raises(LeaseTimeout, match=f"pid {os.getpid()} "):
+            lease_server("localhost:8000/v1", wait_s=0.1, directory=tmp_path)
+    lease_server("localhost:8000/v1", wait_s=0, directory=tmp_path).release()
 
 
 def test_the_queue_lets_go_when_its_turn_never_comes(tmp_path: Path) -> None:

@@ -1,13 +1,9 @@
-"""TLS and proxies go through a library: the same records, stamped in user space."""
+"""TLS and HTTP/2 go through a library: the same records, stamped in user space."""
 
 from __future__ import annotations
 
-import contextlib
-import socket
 import ssl
-import threading
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import pytest
@@ -83,54 +79,6 @@ def test_an_untrusted_certificate_is_one_clear_error() -> None:
         pytest.raises(LoadError, match=r"does not answer: .*CERTIFICATE_VERIFY_FAILED"),
     ):
         runner.prepare()
-
-
-class Proxy:
-    """Forwards everything to one port, whatever it is asked for; a plain HTTP proxy for one server."""
-
-    def __init__(self, port: int) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._port = port
-        self.connections = 0
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                one, _ = self._listener.accept()
-            except OSError:
-                return
-            self.connections += 1
-            other = socket.create_connection(("127.0.0.1", self._port))
-            for source, sink in ((one, other), (other, one)):
-                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
-
-    @staticmethod
-    def _pump(source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError), source, sink:
-            while data := source.recv(65536):
-                sink.sendall(data)
-
-
-def test_a_proxy_from_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    with TokenServer() as server, Proxy(server.port) as proxy:
-        monkeypatch.setenv("http_proxy", proxy.url)
-        with HttpLoadRunner("http://model.invalid:80", "m", None, LENGTHS, 1, workers=1) as runner:
-            assert runner.uses_library == "a proxy"
-            runner.run(open_loop(LENGTHS, 30.0, 0.5, 1, 0))
-            assert runner.settle(FOREVER_S)
-            assert (runner.journal().status == Status.OK).all(), runner.error_texts()
-        assert proxy.connections > 0
 
 
 @pytest.fixture

@@ -50,11 +50,13 @@ class TokenServer:
         cancel: bool = False,
         per_event: int = 1,
         hold_after: int | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
         self.count, self.template, self.ids = count, template, ids
         self.ttft_s, self.gap_s = ttft_s, gap_s
         self._tls, self._cancel, self.per_event = tls, cancel, per_event
         self.hold_after, self._go = hold_after, asyncio.Event()
+        self._host = self.name = host
         self.seen = Seen()
         self.probes = 0
         self.app = web.Application()
@@ -90,7 +92,7 @@ class TokenServer:
         # With `cancel` a handler ends when its client goes away.
         runner = web.AppRunner(self.app, shutdown_timeout=0.1, handler_cancellation=self._cancel)
         self._loop.run_until_complete(runner.setup())
-        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=self._tls)
+        site = web.TCPSite(runner, self._host, 0, ssl_context=self._tls)
         self._loop.run_until_complete(site.start())
         self.port = runner.addresses[0][1]
         self._started.set()

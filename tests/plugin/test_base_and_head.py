@@ -174,7 +174,7 @@ def test_a_base_that_cannot_be_measured_never_hides_a_failing_budget(pytester: p
     [
         (
             [SIMULATED, "--gpucap-base-args=--max-model-len 4096"],
-            "*: --gpucap-base-args: --max-model-len: a simulated base knows --profile, --time-scale and --max-num-seqs",
+            "*: --gpucap-base-args: --max-model-len: a simulated base knows --profile, --time-scale, --max-num-seqs, *",
         ),
         ([SIMULATED, "--gpucap-base-args=--profile no-such"], "*--gpucap-base-args: no simulator profile 'no-such'*"),
         ([SIMULATED, "--gpucap-base-args=64"], "*--gpucap-base-args: '64' follows no --argument"),

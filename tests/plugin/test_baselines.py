@@ -265,3 +265,41 @@ def test_measure_and_sweep_regress_as_well(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest(SIM, "--gpucap-compare=main")
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(["REGRESSED: test_measure sustains *", "REGRESSED: test_sweep sustains *"])
+
+
+def test_a_failure_replaces_no_baseline_unless_it_is_forced_to(pytester: pytest.Pytester) -> None:
+    """Two tests, and one comes to fail: its earlier result stays, beside the other's new one."""
+    engine(pytester.path / "mine.toml")
+    second_test = SUITE.replace("test_chat", "test_second").replace('"chat"', '"second"')
+    pytester.makepyfile(test_suite=SUITE + second_test)
+    held = pytester.path / "gpucap-baselines" / "main.json"
+    pytester.runpytest(SIM, "--gpucap-save=main").assert_outcomes(passed=2)
+    first = {result.test: result for result in result_file.read(held).results}
+    engine(pytester.path / "mine.toml", slower=1.02)
+    suite = pytester.path / "test_suite.py"
+    suite.write_text(
+        "".join(suite.read_text().rsplit("qps=16", 1)[:1]) + "qps=99" + suite.read_text().rsplit("qps=16", 1)[1]
+    )
+    result = pytester.runpytest(SIM, "--gpucap-save=main")
+    result.assert_outcomes(passed=1, failed=1)
+    said = "baseline main: 1 result saved in *, 1 left out (simulated, without a rate, or no PASS); "
+    said += "replaced *::test_chat (* -> * req/s); kept the earlier result of *::test_second"
+    result.stdout.fnmatch_lines([said])
+    second = {result.test: result for result in result_file.read(held).results}
+    assert second.keys() == first.keys()
+    changed = [test for test in first if first[test].sustainable_rate != second[test].sustainable_rate]
+    assert changed == ["test_suite.py::test_chat"]
+    assert {result.outcome for result in second.values()} == {Outcome.PASS}
+    forced = pytester.runpytest(SIM, "--gpucap-save=main", "--gpucap-force-save")
+    forced.assert_outcomes(passed=1, failed=1)
+    forced.stdout.fnmatch_lines(["baseline main: 2 results saved in gpucap-baselines/main.json; replaced *"])
+    assert {result.outcome for result in result_file.read(held).results} == {Outcome.PASS, Outcome.FAIL}
+
+
+def test_a_baseline_of_failures_alone_is_not_begun(pytester: pytest.Pytester) -> None:
+    engine(pytester.path / "mine.toml")
+    pytester.makepyfile(test_suite=SUITE.replace("qps=16", "qps=99"))
+    result = pytester.runpytest(SIM, "--gpucap-save=main")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["baseline main was NOT saved: *no PASS (--gpucap-force-save saves those too)"])
+    assert not (pytester.path / "gpucap-baselines").exists()

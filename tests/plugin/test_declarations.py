@@ -62,12 +62,12 @@ def test_the_most_specific_source_wins(show: pytest.Pytester) -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("pytest.ini", "[pytest]\ngpucap_target_qps = 2.5\ngpucap_max_time = 90\ngpucap_require = true\n"),
+        ("pytest.ini", "[pytest]\ngpucap_target_qps = 2.5\ngpucap_max_time = 45\ngpucap_require = true\n"),
         (
             "pyproject.toml",
-            '[tool.pytest.ini_options]\ngpucap_target_qps = "2.5"\ngpucap_max_time = "90"\ngpucap_require = true\n',
+            '[tool.pytest.ini_options]\ngpucap_target_qps = "2.5"\ngpucap_max_time = "45"\ngpucap_require = true\n',
         ),
-        ("pytest.toml", "[pytest]\ngpucap_target_qps = 2.5\ngpucap_max_time = 90\ngpucap_require = true\n"),
+        ("pytest.toml", "[pytest]\ngpucap_target_qps = 2.5\ngpucap_max_time = 45\ngpucap_require = true\n"),
     ],
 )
 def test_ini_keys_work_from_ini_and_from_native_toml(show: pytest.Pytester, name: str, text: str) -> None:
@@ -81,7 +81,7 @@ def test_ini_keys_work_from_ini_and_from_native_toml(show: pytest.Pytester, name
 
         def test_it(request):
             options = request.config.stash[OPTIONS]
-            assert (options.target_qps, options.max_time_s, options.require) == (Fraction(5, 2), 90.0, True)
+            assert (options.target_qps, options.max_time_s, options.require) == (Fraction(5, 2), 45.0, True)
         """
     )
     show.runpytest().assert_outcomes(passed=1)

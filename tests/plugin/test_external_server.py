@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import ssl
 import subprocess
@@ -16,6 +17,8 @@ from aiohttp import web
 
 from pytest_gpucap import __version__
 from pytest_gpucap.engines.vllm import VllmServer
+from pytest_gpucap.gpu.lease import lease_server
+from pytest_gpucap.load.address import one_name
 from tests.load.test_load_access import OWN_CA, SECRET, Gate
 from tests.load.tokenserver import TokenServer
 from tests.waiting import refused_url
@@ -168,3 +171,18 @@ def test_headers_and_a_ca_reach_a_gateway_that_loads_and_show_nowhere(
     assert {"junit.xml", "report.html", "report.md", "result.json"} <= {path.name for path in written}
     shown = [result.stdout.str(), result.stderr.str(), *(path.read_bytes().decode("latin-1") for path in written)]
     assert not any(secret in text for text in shown for secret in (SECRET, "k3y-of-the-team"))
+
+
+def test_a_server_that_another_session_measures_is_waited_for(
+    pytester: pytest.Pytester, simulator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under another spelling of its URL."""
+    monkeypatch.setenv("MY_KEY", "any")
+    pytester.makepyfile("def test_it(gpucap):\n    gpucap.sample(rate=20, duration='1s')\n")
+    spelled = simulator.replace("127.0.0.1", "localhost") + "/"
+    options = [f"--gpucap-url={spelled}", "--gpucap-api-key-env=MY_KEY", "--gpucap-gpu-wait=1s"]
+    with lease_server(one_name(simulator), wait_s=0):
+        result = pytester.runpytest(*options)  # in this process, which has lock files of its own
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([f"*was not measured: pid {os.getpid()} * came first and held its lease*"])
+    lease_server(one_name(simulator), wait_s=0).release()

@@ -1,0 +1,80 @@
+"""Tests that declare a capacity and measure none: refused where collection shows it, else named when they pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import pytest
+
+from pytest_gpucap.markers import place_of
+
+MARKER: Final = "gpucap"
+FIXTURE: Final = "gpucap"
+NEVER: Final = "declared, never measured"
+MOST_NAMED: Final = 10
+
+_UNMEASURED: pytest.StashKey[str] = pytest.StashKey()
+"""Why a test that does not use the fixture should have."""
+
+
+def check_declared(items: Sequence[pytest.Item], collected: Sequence[pytest.Item]) -> list[str]:
+    """Look at the tests that run and have a ``gpucap`` marker, but not the fixture.
+
+    A marker on a class or module is the default of the tests in it that measure, so it needs one such test.
+
+    Args:
+        items: the tests that run.
+        collected: all tests, with those that are deselected.
+
+    Returns:
+        A line for each marker on a test that can measure nothing.
+    """
+    mistakes = []
+    holders = {
+        id(node) for item in collected if FIXTURE in _fixtures(item) for node, _ in item.iter_markers_with_node(MARKER)
+    }
+    for item in items:
+        if FIXTURE in _fixtures(item):
+            continue
+        nodes = [node for node, _ in item.iter_markers_with_node(MARKER)]
+        if item in nodes:
+            why = f"{MARKER}(...) declares a capacity, but the test does not use the {FIXTURE} fixture"
+            if any(item.iter_markers("skip")) or any(item.iter_markers("skipif")):
+                item.stash[_UNMEASURED] = why
+            else:
+                mistakes.append(f"{place_of(item)}: {why}: call {FIXTURE}.check(), or remove the marker")
+        elif nodes and not any(id(node) in holders for node in nodes) and _whole(item.config):
+            name = nodes[0].nodeid or nodes[0].name
+            item.stash[_UNMEASURED] = f"{MARKER}(...) on {name} declares a capacity, but no test there uses the fixture"
+    return mistakes
+
+
+def never_measured(item: pytest.Item, *, asked: bool) -> str | None:
+    """Why a test that passed should have measured and did not; None if it did, or need not.
+
+    Args:
+        item: the test.
+        asked: whether it has asked the fixture for a measurement.
+    """
+    if asked:
+        return None
+    if FIXTURE in _fixtures(item):
+        return f"the test asks the {FIXTURE} fixture for nothing: call check(), measure(), sweep() or sample()"
+    return item.stash.get(_UNMEASURED, None)
+
+
+def lines(unmeasured: Sequence[tuple[str, str]]) -> list[str]:
+    """The lines of the summary for tests and why they should have measured."""
+    found = [f"{NEVER}: {test}: {why}" for test, why in unmeasured[:MOST_NAMED]]
+    more = len(unmeasured) - len(found)
+    return [*found, f"{NEVER}: {more} more"] if more else found
+
+
+def _fixtures(item: pytest.Item) -> Sequence[str]:
+    return getattr(item, "fixturenames", ())
+
+
+def _whole(config: pytest.Config) -> bool:
+    """Whether whole files were collected, so that a file's other tests were seen."""
+    return not any("::" in argument for argument in config.args)

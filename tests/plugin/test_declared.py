@@ -1,0 +1,104 @@
+"""A test that declares a capacity and measures none: refused at collection if it shows there, else named at the end."""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+
+SIM = "--gpu-class=sim:fast"
+MEASURES = "gpucap.sample(rate=20, duration='2s')"
+MARK = "pytest.mark.gpucap(qps=1, gpus=1)"
+
+
+def run(pytester: pytest.Pytester, suite: str, *options: str) -> pytest.RunResult:
+    pytester.makepyfile(test_it="import pytest\n" + textwrap.dedent(suite))
+    return pytester.runpytest(SIM, *options)
+
+
+@pytest.mark.parametrize(
+    "suite",
+    [
+        f"@{MARK}\ndef test_a(): ...",
+        f"@{MARK}\ndef test_a(vllm_server): ...",
+        f"@{MARK}\ndef test_a(tmp_path): ...\ndef test_b(gpucap): {MEASURES}",
+        f"@pytest.mark.parametrize('n', [1, pytest.param(2, marks={MARK})])\ndef test_a(n): ...",
+        f"class TestIt:\n    @{MARK}\n    def test_a(self): ...",
+        f"@{MARK}\ndef test_a(request): request.getfixturevalue('gpucap')",
+        f"import unittest\nclass TestIt(unittest.TestCase):\n    @{MARK}\n    def test_a(self): ...",
+    ],
+)
+def test_a_marker_on_a_test_without_the_fixture_is_refused(pytester: pytest.Pytester, suite: str) -> None:
+    result = run(pytester, suite)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    [line] = result.stderr.str().strip().splitlines()
+    assert line.startswith("ERROR: test_it.py:")
+    assert "gpucap(...) declares a capacity, but the test does not use the gpucap fixture: call " in line
+
+
+FINE = {
+    "asks": f"@{MARK}\ndef test_a(gpucap): {MEASURES}",
+    "through a fixture": f"@pytest.fixture\ndef g(gpucap): return gpucap\n@{MARK}\ndef test_a(g): g{MEASURES[6:]}",
+    "through a fixture that asks": f"@pytest.fixture\ndef s(gpucap): return {MEASURES}\n@{MARK}\ndef test_a(s): ...",
+    "module": f"pytestmark = {MARK}\ndef test_a(gpucap): {MEASURES}\ndef test_b(): ...",
+    "class": f"@{MARK}\nclass TestIt:\n    def test_a(self, gpucap): {MEASURES}\n    def test_b(self): ...",
+    "skipped": f"@{MARK}\n@pytest.mark.skip\ndef test_a(): ...",
+    "skips": f"@{MARK}\ndef test_a(gpucap): pytest.skip('not today')",
+    "fails first": f"@{MARK}\ndef test_a(gpucap): raise OSError",
+    "no marker": "def test_a(): ...",
+}
+
+
+@pytest.mark.parametrize("suite", FINE.values(), ids=FINE)
+def test_what_measures_or_does_not_pass_is_not_named(pytester: pytest.Pytester, suite: str) -> None:
+    result = run(pytester, suite, "--gpucap-require")
+    result.stdout.no_fnmatch_line("*never measured*")
+    assert result.ret in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
+    assert result.ret == pytest.ExitCode.OK or "raise OSError" in suite
+
+
+NEVER = {
+    "never asks": ("def test_a(gpucap): ...", 1),
+    "with a marker": (f"@{MARK}\ndef test_a(gpucap): assert gpucap", 1),
+    "through a fixture": (f"@pytest.fixture\ndef mine(gpucap): return gpucap\n@{MARK}\ndef test_a(mine): ...", 1),
+    "some parameters": (
+        f"@{MARK}\n@pytest.mark.parametrize('n', [1, 2])\ndef test_a(gpucap, n):\n    if n == 1: {MEASURES}", 1
+    ),
+    "a module": (f"pytestmark = {MARK}\ndef test_a(): ...\ndef test_b(): ...", 2),
+    "a class": (f"@{MARK}\nclass TestIt:\n    def test_a(self): ...\ndef test_b(): ...", 1),
+    "not skipped": (f"@{MARK}\n@pytest.mark.skipif(False, reason='never')\ndef test_a(): ...", 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("suite", "count"), NEVER.values(), ids=NEVER)
+def test_what_passes_without_measuring_is_named_and_an_error_if_measuring_is_required(
+    pytester: pytest.Pytester, suite: str, count: int
+) -> None:
+    result = run(pytester, suite)
+    assert result.ret == pytest.ExitCode.OK
+    said = [line for line in result.outlines if line.startswith("declared, never measured: test_it.py::")]
+    assert len(said) == count
+    required = run(pytester, suite, "--gpucap-require")
+    assert required.ret == pytest.ExitCode.TESTS_FAILED
+    assert required.parseoutcomes()["failed"] == count
+    required.stdout.fnmatch_lines(["declared, never measured: *"])
+
+
+def test_a_part_of_a_file_says_nothing_of_its_marker(pytester: pytest.Pytester) -> None:
+    suite = f"pytestmark = {MARK}\ndef test_a(gpucap): {MEASURES}\ndef test_b(): ..."
+    run(pytester, suite, "--gpucap-require", "-k", "test_b").assert_outcomes(passed=1, deselected=1)
+    pytester.runpytest(SIM, "--gpucap-require", "test_it.py::test_b").assert_outcomes(passed=1)
+
+
+def test_xdist_tells_as_well(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_it="def test_a(gpucap): ...\n")
+    result = pytester.runpytest_subprocess(SIM, "-n1")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["*GPU capacity*", "declared, never measured: test_it.py::test_a: *asks *nothing*"])
+
+
+def test_a_fixture_that_collection_cannot_see_is_one_line(pytester: pytest.Pytester) -> None:
+    for suite in ("", "def test_b(gpucap): ...\n"):
+        result = run(pytester, suite + "def test_a(request): request.getfixturevalue('gpucap')")
+        result.stdout.fnmatch_lines(["*::test_a: request.getfixturevalue('gpucap') is too late: name the fixture as *"])
+        assert "KeyError" not in result.stdout.str()
