@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pytest_gpucap.fixtures import SESSION, gpu, gpucap, vllm_server
-from pytest_gpucap.options import Options, add_options, parse_options
+from pytest_gpucap.options import Options, add_options, json_file, parse_options
 
 __all__ = ["gpu", "gpucap", "vllm_server"]
 
 OPTIONS = pytest.StashKey[Options]()
+RECORDER = "gpucap-results"
+"""Name under which `_Results` is registered; tests hand over what they measured to the plugin of that name."""
 
 MARKERS = (
     "gpucap(qps, gpus, headroom, input_tokens, METRIC_pPERCENT, ...): the capacity that this test requires",
@@ -39,7 +42,26 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register markers; refuse invalid options."""
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
-    config.stash[OPTIONS] = options = parse_options(config)
+    # Results are collected in the process that talks to the user, not in an xdist worker.
+    recorder = None if hasattr(config, "workerinput") else _Results(config, json_file(config))
+    try:
+        options = _configured(config)
+    except pytest.UsageError as error:
+        if recorder is not None:
+            recorder.problem(str(error))
+        raise
+    config.stash[OPTIONS] = options
+    if recorder is not None:
+        config.pluginmanager.register(recorder, RECORDER)
+
+
+def _configured(config: pytest.Config) -> Options:
+    """The session's options, checked as far as they can be before tests are collected.
+
+    Raises:
+        pytest.UsageError: one line on the option or file that is wrong.
+    """
+    options = parse_options(config)
     if options.gpu_class is not None or options.gpu_file is not None:
         from pytest_gpucap.session.placement import check_names
 
@@ -48,9 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_gpucap.session.baselines import check_files
 
         check_files(options, config)  # xdist's main process collects no tests, so it checks here
-    # Results are collected in the process that talks to the user, not in an xdist worker.
-    if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(_Results(config), "gpucap-results")
+    return options
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -77,6 +97,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.stash[SESSION] = session = PytestSession(config, config.stash[OPTIONS])
     mistakes = session.declare(ours)
     if mistakes and not hasattr(config, "workerinput"):
+        _recorder(config).problem(mistakes)
         raise pytest.UsageError(mistakes)
     items[:] = session.grouped(items)
 
@@ -85,8 +106,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Once it is known which tests run, check that this machine has the GPU class that was named."""
     measuring = session.config.stash.get(SESSION, None)
     if measuring is not None and _ours(session.items) and not session.config.getoption("collectonly"):
-        measuring.check_files()
-        measuring.check_machine()
+        try:
+            measuring.check_files()
+            measuring.check_machine()
+        except pytest.UsageError as error:
+            if not hasattr(session.config, "workerinput"):
+                _recorder(session.config).problem(str(error))
+            raise
 
 
 @pytest.hookimpl(wrapper=True)
@@ -140,7 +166,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Attach the test's results to its report. The attribute travels with the report, also through xdist."""
     measuring = item.config.stash.get(SESSION, None)
-    results = measuring.take_results(item) if measuring is not None and call.when == "call" else []
+    results = measuring.take_results(item) if measuring is not None else []
     if results:
         from pytest_gpucap.report.junit import properties
 
@@ -152,8 +178,10 @@ def pytest_runtest_makereport(
         report.gpucap = to_builtins(results)  # type: ignore[attr-defined]  # xdist carries builtins alone
     if results and call.excinfo is not None and call.excinfo.errisinstance(AssertionError):
         from pytest_gpucap.report.terminal import section
+        from pytest_gpucap.session.screen import columns
 
-        report.sections += [("GPU capacity", section(result)) for result in results]
+        width = columns(item.config)
+        report.sections += [("GPU capacity", section(result, width)) for result in results]
     if measuring is not None and call.excinfo is not None and measuring.explains(call.excinfo.value):
         report.longrepr = call.excinfo.getrepr(style="value")
         if hasattr(report, "wasxfail") and not any("raises" in mark.kwargs for mark in item.iter_markers("xfail")):
@@ -161,6 +189,14 @@ def pytest_runtest_makereport(
             del report.wasxfail
             report.outcome = "failed"
     return report
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell an xdist worker what it cannot see."""
+    from pytest_gpucap.session.screen import tell_worker
+
+    tell_worker(node)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -178,30 +214,67 @@ def _ours(items: Sequence[pytest.Item]) -> list[pytest.Item]:
     return [item for item in items if not FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))]
 
 
-class _Results:
-    """The results of the session, in the order in which tests finished."""
+def _recorder(config: pytest.Config) -> _Results:
+    found: _Results = config.pluginmanager.getplugin(RECORDER)
+    return found
 
-    def __init__(self, config: pytest.Config) -> None:
-        self._config = config
+
+class _Results:
+    """The results of the session, in the order in which tests finished.
+
+    The file of ``--gpucap-json`` is written from here on, so that it exists however the session ends.
+    """
+
+    def __init__(self, config: pytest.Config, json: Path | None) -> None:
+        self._config, self._json = config, json
         self._session_report: Any = None
+        self._session: pytest.Session | None = None
+        lists_only = config.option.help or getattr(config.option, "markers", False)
+        if json is not None and not lists_only:
+            self._report()
+
+    def _report(self) -> Any:
+        """The report, made when there is first something to write."""
+        from pytest_gpucap.results.result_file import GrowingResultFile
+        from pytest_gpucap.session.session_report import SessionReport
+
+        if self._session_report is None:
+            self._session_report = SessionReport(self._json, self._config)
+        options = self._config.stash.get(OPTIONS, None)
+        if options is not None and self._session_report.usual is None:
+            self._session_report.usual = GrowingResultFile(options.dir / "result.json")
+        return self._session_report
+
+    def problem(self, text: str) -> None:
+        """Something that ends tests or the session early, for the result file if there is one."""
+        if self._session_report is not None:
+            self._session_report.problem(text)
+
+    def measured(self, test: str, results: Sequence[Any]) -> None:
+        """A running test has measured so much."""
+        self._report().measured(test, results)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         carried = getattr(report, "gpucap", None)
-        if not carried:
+        if not carried and self._session_report is None:
             return
         from pytest_gpucap.results.encoding import from_builtins
         from pytest_gpucap.results.result import Result
 
-        if self._session_report is None:
-            from pytest_gpucap.session.session_report import SessionReport
-
-            options = self._config.stash[OPTIONS]
-            paths = [options.dir / "result.json", *filter(None, [options.json])]
-            self._session_report = SessionReport(paths, self._config, markdown=options.markdown, html=options.html)
-        results = from_builtins(carried, list[Result])
-        self._session_report.add(results, expected=report.skipped and hasattr(report, "wasxfail"))
-        for result in results:
+        found = self._report()
+        known = len(found.results)
+        found.ended(report, from_builtins(carried or [], list[Result]))
+        for result in found.results[known:]:
             self._tell("pytest_gpucap_result", result=result)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            lines = str(report.longrepr).strip().splitlines()
+            self.problem(f"{report.nodeid}: not collected: {lines[-1] if lines else ''}")
+
+    def pytest_internalerror(self, excrepr: Any) -> None:
+        crash = getattr(excrepr, "reprcrash", None)
+        self.problem(f"INTERNALERROR: {crash.message if crash is not None else excrepr}")
 
     def _tell(self, hook: str, **what: Any) -> None:
         """Call a reporter's hook. A hook that fails must not lose the results that follow."""
@@ -211,16 +284,32 @@ class _Results:
             self._session_report.note(f"{hook} failed: {type(error).__name__}: {error}")
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionfinish(self, exitstatus: int) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        self._session = session
+        found = self._session_report
+        if found is None:
+            return
+        found.finish(exitstatus)
+        if not found.results:
+            return
         # An interrupted session must not replace a whole baseline by a partial one.
         finished = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
-        if self._session_report is not None and finished and self._config.stash[OPTIONS].save is not None:
+        if finished and self._config.stash[OPTIONS].save is not None:
             from pytest_gpucap.session.baselines import save
 
-            self._session_report.note(save(self._config.stash[OPTIONS], self._session_report.content()))
-        if self._session_report is not None:
-            self._tell("pytest_gpucap_results", results=self._session_report.content())
+            found.note(save(self._config.stash[OPTIONS], found.content()))
+        self._tell("pytest_gpucap_results", results=found.content())
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._session_report is not None:
-            self._session_report.summarise(terminalreporter)
+            options = self._config.stash[OPTIONS]
+            self._session_report.summarise(terminalreporter, markdown=options.markdown, html=options.html)
+
+    def pytest_unconfigure(self) -> None:
+        """Another plugin may have changed how the session ends; or it has ended before it began."""
+        if self._session_report is None:
+            return
+        if self._session is not None:
+            self._session_report.finish(int(self._session.exitstatus))
+        else:
+            self._session_report.problem("the session ended before it began: pytest's output says why")
