@@ -14,7 +14,7 @@ NARROW: Final = 80
 """Columns where nobody knows better."""
 LEAST: Final = 40
 """Text is laid out for no fewer columns: figures and their names need them."""
-LEAST_NAME: Final = 8
+LEAST_NAME: Final = 6
 """Columns that a name is cut to at most, however wide the columns beside it are."""
 _GAP: Final = "  "
 _AIR: Final = 2
@@ -112,11 +112,18 @@ def _broken(start: str, word: str, hang: str, width: int) -> list[str]:
     return [*lines, line]
 
 
-def table(headers: Sequence[str], body: Sequence[Sequence[str]], width: int, *, ruled: bool = False, shrunk: int | None = None) -> list[str]:
+def table(
+    headers: Sequence[str],
+    body: Sequence[Sequence[str]],
+    width: int,
+    *,
+    ruled: bool = False,
+    shrunk: int | None = None,
+) -> list[str]:
     """Lines of a table.
 
-    If it does not fit in `width` columns, the texts of the column `shrunk` are cut. If that is not enough, its columns are spread over several tables, one below the other. The first
-    column, which names the rows, is in every one.
+    If it does not fit in `width` columns, the texts of the column `shrunk` are cut. If that is not enough, its columns
+    are spread over several tables, one below the other. The first column, which names the rows, is in every one.
 
     Args:
         headers: of the columns.

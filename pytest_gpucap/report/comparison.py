@@ -70,7 +70,7 @@ def comparison_text(results: Sequence[Result], base: str, head: str, width: int 
     """The comparison of two runs for a terminal: a table, and the evidence for every row."""
     width = max(LEAST, width)
     ordered = _worst_first(map(cleaned, results))
-    headers = ["decision", "requirement", "base req/s", "head req/s", "change (95% interval)"]
+    headers = ["decision", "name", "base req/s", "head req/s", "change (95% interval)"]
     shown = table(headers, [_row(result) for result in ordered], width, ruled=True, shrunk=1)
     lines = [f"base: {base}", f"head: {head}", "", *shown, ""]
     for result in ordered:
