@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,30 +37,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add_options(parser)
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> Generator[None, int | pytest.ExitCode | None, Any]:
+    """Record results from before anything can go wrong until the exit code is known."""
+    if hasattr(config, "workerinput"):  # results are collected in the process that talks to the user
+        return (yield)
+    config.pluginmanager.register(recorder := _Results(config), RECORDER)
+    try:
+        status = yield
+    except pytest.UsageError as error:
+        recorder.finished(pytest.ExitCode.USAGE_ERROR, str(error))
+        raise
+    if status is not None:
+        recorder.finished(status)
+    return status
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Register markers; refuse invalid options."""
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
-    # Results are collected in the process that talks to the user, not in an xdist worker.
-    recorder = None if hasattr(config, "workerinput") else _Results(config, json_file(config))
-    try:
-        options = _configured(config)
-    except pytest.UsageError as error:
-        if recorder is not None:
-            recorder.problem(str(error))
-        raise
-    config.stash[OPTIONS] = options
-    if recorder is not None:
-        config.pluginmanager.register(recorder, RECORDER)
-
-
-def _configured(config: pytest.Config) -> Options:
-    """The session's options, checked as far as they can be before tests are collected.
-
-    Raises:
-        pytest.UsageError: one line on the option or file that is wrong.
-    """
-    options = parse_options(config)
+    config.stash[OPTIONS] = options = parse_options(config)
     if options.gpu_class is not None or options.gpu_file is not None:
         from pytest_gpucap.session.placement import check_names
 
@@ -70,7 +66,6 @@ def _configured(config: pytest.Config) -> Options:
         from pytest_gpucap.session.baselines import check_files
 
         check_files(options, config)  # xdist's main process collects no tests, so it checks here
-    return options
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -97,7 +92,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.stash[SESSION] = session = PytestSession(config, config.stash[OPTIONS])
     mistakes = session.declare(ours)
     if mistakes and not hasattr(config, "workerinput"):
-        _recorder(config).problem(mistakes)
         raise pytest.UsageError(mistakes)
     items[:] = session.grouped(items)
 
@@ -106,13 +100,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Once it is known which tests run, check that this machine has the GPU class that was named."""
     measuring = session.config.stash.get(SESSION, None)
     if measuring is not None and _ours(session.items) and not session.config.getoption("collectonly"):
-        try:
-            measuring.check_files()
-            measuring.check_machine()
-        except pytest.UsageError as error:
-            if not hasattr(session.config, "workerinput"):
-                _recorder(session.config).problem(str(error))
-            raise
+        measuring.check_files()
+        measuring.check_machine()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -214,23 +203,19 @@ def _ours(items: Sequence[pytest.Item]) -> list[pytest.Item]:
     return [item for item in items if not FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))]
 
 
-def _recorder(config: pytest.Config) -> _Results:
-    found: _Results = config.pluginmanager.getplugin(RECORDER)
-    return found
-
-
 class _Results:
     """The results of the session, in the order in which tests finished.
 
     The file of ``--gpucap-json`` is written from here on, so that it exists however the session ends.
     """
 
-    def __init__(self, config: pytest.Config, json: Path | None) -> None:
-        self._config, self._json = config, json
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
         self._session_report: Any = None
-        self._session: pytest.Session | None = None
-        lists_only = config.option.help or getattr(config.option, "markers", False)
-        if json is not None and not lists_only:
+        # These run no session.
+        only_lists = config.option.help or config.option.version or getattr(config.option, "markers", False)
+        self._json = None if only_lists else json_file(config)
+        if self._json is not None:
             self._report()
 
     def _report(self) -> Any:
@@ -245,9 +230,14 @@ class _Results:
             self._session_report.usual = GrowingResultFile(options.dir / "result.json")
         return self._session_report
 
-    def problem(self, text: str) -> None:
-        """Something that ends tests or the session early, for the result file if there is one."""
+    def finished(self, status: int, problem: str = "") -> None:
+        """The session ended so, for the result file if there is one."""
         if self._session_report is not None:
+            self._problem(problem)
+            self._session_report.finish(int(status))
+
+    def _problem(self, text: str) -> None:
+        if self._session_report is not None and text:
             self._session_report.problem(text)
 
     def measured(self, test: str, results: Sequence[Any]) -> None:
@@ -270,11 +260,11 @@ class _Results:
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
             lines = str(report.longrepr).strip().splitlines()
-            self.problem(f"{report.nodeid}: not collected: {lines[-1] if lines else ''}")
+            self._problem(f"{report.nodeid}: not collected: {lines[-1] if lines else ''}")
 
     def pytest_internalerror(self, excrepr: Any) -> None:
         crash = getattr(excrepr, "reprcrash", None)
-        self.problem(f"INTERNALERROR: {crash.message if crash is not None else excrepr}")
+        self._problem(f"INTERNALERROR: {crash.message if crash is not None else excrepr}")
 
     def _tell(self, hook: str, **what: Any) -> None:
         """Call a reporter's hook. A hook that fails must not lose the results that follow."""
@@ -284,8 +274,7 @@ class _Results:
             self._session_report.note(f"{hook} failed: {type(error).__name__}: {error}")
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        self._session = session
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
         found = self._session_report
         if found is None:
             return
@@ -304,12 +293,3 @@ class _Results:
         if self._session_report is not None:
             options = self._config.stash[OPTIONS]
             self._session_report.summarise(terminalreporter, markdown=options.markdown, html=options.html)
-
-    def pytest_unconfigure(self) -> None:
-        """Another plugin may have changed how the session ends; or it has ended before it began."""
-        if self._session_report is None:
-            return
-        if self._session is not None:
-            self._session_report.finish(int(self._session.exitstatus))
-        else:
-            self._session_report.problem("the session ended before it began: pytest's output says why")
