@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from pytest_gpucap import option_values as values
-from pytest_gpucap.options import Option, Options, all_options
-from pytest_gpucap.plugin import OPTIONS
+from pytest_gpucap.options import Option, Options, all_options, parse_options
 
 PATHS = [row for row in all_options() if row.parse in values.PATHS]
 
@@ -23,14 +22,11 @@ def below(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def settings(pytester: pytest.Pytester, *arguments: str) -> Options:
-    return pytester.parseconfigure(f"--rootdir={pytester.path}", *arguments).stash[OPTIONS]
+    return parse_options(pytester.parseconfig(f"--rootdir={pytester.path}", *arguments))
 
 
 def given(row: Option[Any], folder: Path) -> str:
-    """A relative path that the option takes, which exists in the folder if it must."""
-    if row.parse is values.path:
-        (folder / "mine.toml").write_text("")
-        return "mine.toml"
+    """A relative path that the option takes. Only an interpreter must exist."""
     if row.parse is values.interpreter:
         (folder / "bin").mkdir(exist_ok=True)
         (folder / "bin" / "python").touch()
@@ -45,7 +41,7 @@ def test_on_the_command_line_it_starts_where_pytest_was_started(
     named = given(row, below)
     (below / "deep").mkdir()
     if row is Options.compare:  # a baseline inside the root folder is named from there
-        assert settings(pytester, f"{row.flag}={named}", "--gpucap-save=other").compare == f"below/{named}"
+        assert settings(pytester, f"{row.flag}={named}").compare == f"below/{named}"
         return
     assert Path(getattr(settings(pytester, f"{row.flag}={named}"), row.name)) == below / named
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 import math
 import re
@@ -18,12 +19,20 @@ import pytest
 pytest.importorskip("jinja2")
 
 import pytest_gpucap
+from pytest_gpucap.report.headline import session_headlines, worst_first
 from pytest_gpucap.report.html import render
 from pytest_gpucap.report.html.page import LIBRARY, embedded
+from pytest_gpucap.report.junit import properties
+from pytest_gpucap.report.markdown import pull_request_page
+from pytest_gpucap.report.terminal import summary
 from pytest_gpucap.results import result_file
+from pytest_gpucap.results.build import sample_result
+from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.encoding import encoded
+from pytest_gpucap.results.ending import Ending
 from pytest_gpucap.results.measured import Interval, Outcome
-from pytest_gpucap.results.result import ResultFile, ResultKind
+from pytest_gpucap.results.result import Result, ResultFile, ResultKind
+from pytest_gpucap.results.windows import Phase, WindowId
 from tests.report import pages
 from tests.results import made
 
@@ -193,6 +202,57 @@ def test_a_regression_is_said_beside_a_budget_that_holds() -> None:
     assert "REGRESSED: chat sustains 80 req/s, baseline main 59.9 req/s" in shown.partition("Verdicts")[0]
     assert "one replica sustains 13% less" in shown
     assert "-13.0% (-15.0% to -11.0%)" in shown
+
+
+def test_a_comparison_shows_both_rates_and_the_latencies_at_an_equal_rate() -> None:
+    page = Page(render(made.session(made.compared(made.check()))))
+    cells = (
+        "59.9 (58-62)",
+        "52.1 (50.9-53.4)",
+        "-13.0% (-15.0% to -11.0%)",
+        "410 ms",
+        "480 ms",
+        "p95 TTFT at 50 req/s",
+    )
+    for shown in cells:
+        assert shown in page.shown
+    (table,) = (attributes for attributes in page.attributes("table") if attributes.get("class") == "compared")
+    assert table
+    nothing = Page(render(made.session(made.check(), made.compared(made.check(), RegressionDecision.NOT_COMPARABLE))))
+    assert not [attributes for attributes in nothing.attributes("table") if attributes.get("class") == "compared"]
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        [made.check()],
+        [made.check(Outcome.PASS), made.check(Outcome.PASS)],
+        [made.check(Outcome.INVALID), made.check()],
+        [made.check(Outcome.INCONCLUSIVE)],
+        [made.compared(made.check(Outcome.PASS))],
+        [made.compared(made.check())],
+        [msgspec.structs.replace(made.check(Outcome.PASS), ending=Ending.ERROR, ending_reason="fixture broke")],
+        [msgspec.structs.replace(made.measured(), ending=Ending.FAILED, ending_reason="assert 1 > 2")],
+        [msgspec.structs.replace(made.check(), expected_failure=True)],
+        [made.measured(), made.swept()],
+    ],
+)
+def test_the_headline_of_the_page_is_that_of_the_pull_request(results: list[Result]) -> None:
+    content = made.session(*results)
+    (first,) = re.findall(r'<h1 id="title">(.*)</h1>', render(content))
+    line = html.unescape(pull_request_page(content).splitlines()[0]).replace("**", "").replace("\u200b", "")
+    assert line.partition(" ")[2] == html.unescape(first)
+    assert html.unescape(first) == session_headlines(worst_first(content.results))[0].text
+
+
+def test_a_sample_shows_its_latencies() -> None:
+    window = made.sample(WindowId(Phase.SAMPLE, rate_rps=5.0), 5.0, 4.0)
+    content = made.session(sample_result(window, made.REQUIREMENT, made.CONTEXT, simulated=False, seed=0))
+    percentiles = "p50 150 ms, p90 400 ms, p95 480 ms, p99 600 ms"
+    page = html.unescape(pull_request_page(content))
+    for report in (Page(render(content)).shown, page, page.partition("<details>")[0], summary(content.results)):
+        assert percentiles in report
+    assert dict(properties(content.results))["gpucap_ttft_p99_s"] == 0.6
 
 
 def test_figures_that_nobody_knows_have_no_place_on_the_page() -> None:
