@@ -13,7 +13,7 @@ import msgspec
 
 from pytest_gpucap.cli import CommandError
 from pytest_gpucap.cli._runs import report_skipped, trends_in
-from pytest_gpucap.report.columns import NARROW, terminal_columns
+from pytest_gpucap.report.columns import NARROW, terminal_columns, wrapped
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.result import ResultFile
 
@@ -78,10 +78,13 @@ def _together(files: Sequence[ResultFile]) -> ResultFile:
 def _text(content: ResultFile, width: int = NARROW) -> str:
     from pytest_gpucap.report import rows, terminal
     from pytest_gpucap.report.comparison import comparison_summary, regression_failure
-    from pytest_gpucap.report.headline import standing, worst_first
+    from pytest_gpucap.report.escape import cleaned
+    from pytest_gpucap.report.headline import session_headlines, standing, worst_first
 
     results = worst_first(content.results)
-    parts = ["\n".join([terminal.summary(results, width), *comparison_summary(results, width)])]
+    summary = terminal.summary(results, width) if results else session_headlines(results)[0].text
+    early = [line for problem in cleaned(content.problems) for line in wrapped(problem, "! ", "  ", width)]
+    parts = ["\n".join([summary, *comparison_summary(results, width), *early])]
     for result in results:
         if rows.failed(result):
             parts.append(terminal.failure(result, width))

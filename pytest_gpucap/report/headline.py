@@ -83,6 +83,7 @@ _HARMLESS: Final = {
     Ending.XPASSED: Standing("XPASSED", Tone.PASS),
     Ending.RERUN: Standing("RERUN", Tone.NONE, "skipped"),
 }
+_EARLY: Final = Standing("ERROR", Tone.INVALID, "error")
 _REGRESSED: Final = Standing("REGRESSED", Tone.FAIL, "failure")
 _ENDED: Final = {
     Ending.FAILED: "failed",
@@ -201,19 +202,32 @@ def _own_failure(result: Result) -> str:
     return "; ".join(filter(None, [result.ending_reason, ": ".join(filter(None, [claim, why]))]))
 
 
-def session_headlines(results: Sequence[Result]) -> list[Headline]:
-    """What a session came to: its worst results, or that its budgets hold. There is always one line."""
+def session_headlines(results: Sequence[Result], problems: Sequence[str] = ()) -> list[Headline]:
+    """What a session came to: its worst results, what ended it early, or that its budgets hold; at least one line.
+
+    Args:
+        results: worst first.
+        problems: of the result file. Budgets that were never measured do not hold.
+    """
     bad = [result for result in results if standing(result).bad]
     lines = [line for result in bad[:LEADING] for line in result_headlines(result)]
-    if lines:
+    lines += [Headline("Not all was measured", problem, _EARLY) for problem in problems[:LEADING]]
+    if bad:
         return lines
+    if not results:
+        return lines or [Headline("Nothing was measured", "", Standing("measured", Tone.NONE))]
+    return [*lines, _held(results)]
+
+
+def _held(results: Sequence[Result]) -> Headline:
+    """That budgets hold, or that none was declared."""
     judged = [result for result in results if result.outcome is not None]
     if not judged:
         counted = f"{len(results)} result{'' if len(results) == 1 else 's'}, no budget declared"
-        return [Headline("GPU capacity measured", counted, Standing("measured", Tone.NONE))]
+        return Headline("GPU capacity measured", counted, Standing("measured", Tone.NONE))
     held = sum(result.outcome is Outcome.PASS for result in judged)
     found = _VERDICTS[Outcome.PASS] if held else standing(judged[0])
-    return [Headline(f"{held} of {len(judged)} GPU budgets hold", "", found)]
+    return Headline(f"{held} of {len(judged)} GPU budgets hold", "", found)
 
 
 _SAID: Final = {

@@ -54,7 +54,7 @@ def pull_request_page(content: ResultFile, limit: int = LIMIT) -> str:
     """
     results = worst_first(map(cleaned, content.results))
     page = _Page(limit - _RESERVE)
-    page.add(_verdict(results))
+    page.add(_verdict(results, cleaned(content.problems)))
     if content.simulated:
         page.add(f"> **SIMULATED**: {NOT_MEASURED}.")
     _table(page, results)
@@ -108,10 +108,10 @@ class _Page:
         return "\n\n".join(blocks) + "\n"
 
 
-def _verdict(results: Sequence[Result]) -> str:
+def _verdict(results: Sequence[Result], problems: Sequence[str]) -> str:
     """The session's headlines, and how many results there are of each kind."""
     lines = []
-    for line in session_headlines(results):
+    for line in session_headlines(results, problems):
         icon = _REGRESSED if line.regression else _ICONS[line.standing.tone]
         why = f": {prose(line.why)}" if line.why else ""
         lines.append(f"{icon} **{prose(line.claim, 200)}**{why}")

@@ -89,7 +89,7 @@ def _annotated(agent: str, page: str, content: ResultFile, environ: Mapping[str,
 
 def _style(content: ResultFile) -> str:
     """The colour of the page, which its headline has."""
-    tone = session_headlines(worst_first(content.results))[0].standing.tone
+    tone = session_headlines(worst_first(content.results), content.problems)[0].standing.tone
     return {Tone.FAIL: "error", Tone.INVALID: "error", Tone.INCONCLUSIVE: "warning", Tone.PASS: "success"}.get(
         tone, "info"
     )

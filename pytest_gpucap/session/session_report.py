@@ -106,9 +106,9 @@ class SessionReport:
         if changed:
             self._write()
 
-    def problem(self, line: str) -> None:
-        """Something that ended tests or the session early."""
-        self._problems.append(line)
+    def problem(self, text: str) -> None:
+        """Something that ended tests or the session early, a line each."""
+        self._problems += filter(None, map(str.strip, text.splitlines()))
         self._write()
 
     def finish(self, exit_status: int) -> None:

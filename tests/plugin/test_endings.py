@@ -339,4 +339,8 @@ def test_the_result_file_exists_however_the_session_ends(
     assert content.results == ()
     assert content.exit_status == (None if code == 7 else code)
     assert problem is None or any(problem in line for line in content.problems)
+    # A page made of such a file says so, and does not say that budgets hold.
+    page = plain(pull_request_page(content))
+    assert "hold" not in page
+    assert problem is None or problem in page.splitlines()[0]
     assert [each.name for each in (tmp_path / "out").iterdir()] == ["r.json"]

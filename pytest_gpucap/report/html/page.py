@@ -63,7 +63,7 @@ def render(content: ResultFile, history: Iterable[Trend] = ()) -> str:
     results = worst_first(content.results)
     charts = [ResultCharts(curve_chart(each), strip_chart(each), distribution_charts(each)) for each in results]
     panels = trend_panels(map(cleaned, history), results)
-    first, *others = session_headlines(results)
+    first, *others = session_headlines(results, content.problems)
     style, library, script = _asset("assets/page.css"), _asset(LIBRARY), _scripts()
     return _template().render(
         content=content,
