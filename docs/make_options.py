@@ -14,11 +14,14 @@ flag without `--` and `gpucap-`, with underscores. `--gpucap-max-time` is `gpuca
 `gpucap_gpu_class`.
 
 The most specific source wins: a marker, then the command line, then the ini file, then the default. A time is a number
-with a unit (`500ms`, `20s`, `10m`, `1h`) or a plain number of seconds up to a minute. A relative path is relative to
-pytest's root folder.
+with a unit (`500ms`, `20s`, `10m`, `1h`) or a plain number of seconds up to a minute.
 
 Write `--option=VALUE`, with `=`. pytest takes the path in `--option PATH` for a test path while it looks for its root
 folder. A run is refused if it found another root folder in this way.
+
+A relative path on the command line (also in `addopts`) starts where pytest was started. In an ini file it starts in
+the folder of that file. A default starts at pytest's root folder. `~` is the home folder. Missing folders are made. A
+folder in place of a file, or a file in place of a folder, ends the session before anything starts.
 
 | option | ini key | default | |
 | --- | --- | --- | --- |

@@ -6,8 +6,9 @@ raises `ValueError` with one line that says what the option takes.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -41,9 +42,35 @@ def flag(value: Any, _what: str, _config: pytest.Config) -> bool:
     return bool(value)
 
 
-def path(value: Any, _what: str, config: pytest.Config) -> Path:
-    """A file or folder. A relative path starts at pytest's root folder, wherever pytest was started."""
-    return config.rootpath / Path(str(value)).expanduser()
+def path(value: Any, _what: str, _config: pytest.Config) -> Path:
+    """A file or folder. `PATHS` has laid a relative path over the folder that it starts from."""
+    return Path(str(value)).expanduser()
+
+
+def output_file(value: Any, what: str, config: pytest.Config) -> Path:
+    """A file to write. Missing folders are made later; whatever would stop that is reported here."""
+    file = path(value, what, config)
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder: name a file in it")
+    _check_folder(file.parent)
+    return file
+
+
+def output_folder(value: Any, what: str, config: pytest.Config) -> Path:
+    """A folder to write files to, made when it is needed."""
+    folder = path(value, what, config)
+    _check_folder(folder)
+    return folder
+
+
+def _check_folder(folder: Path) -> None:
+    """Check that the folder is there or can be made, and that files can be made in it."""
+    # os.path: what may not be looked at is not there.
+    there = next(each for each in (folder, *folder.parents) if os.path.exists(each) or each == each.parent)  # noqa: PTH110
+    if not there.is_dir():
+        raise ValueError(f"{there} is a file, so there can be no folder of that name: choose another path")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{there} cannot be written to: choose another path")
 
 
 def html_path(value: Any, what: str, config: pytest.Config) -> Path:
@@ -52,7 +79,24 @@ def html_path(value: Any, what: str, config: pytest.Config) -> Path:
 
     if find_spec("jinja2") is None:
         raise ValueError('needs Jinja2: pip install "pytest-gpucap[html]"')
-    return path(value, what, config)
+    return output_file(value, what, config)
+
+
+def baselines_folder(value: Any, what: str, config: pytest.Config) -> Path:
+    """The folder of the baselines; a session that only compares need not be able to write to it."""
+    folder = path(value, what, config)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name a folder")
+    return folder
+
+
+def baseline(value: Any, _what: str, config: pytest.Config) -> str:
+    """The name of a baseline, or the path of a run or of a folder: from pytest's root folder if it lies inside."""
+    named = str(value).strip()
+    if not Path(named).is_relative_to(config.rootpath):
+        return named
+    inside = str(Path(named).relative_to(config.rootpath))
+    return inside if _is_path(inside) else f".{os.sep}{inside}"
 
 
 def interpreter(value: Any, what: str, config: pytest.Config) -> str:
@@ -139,6 +183,37 @@ def headers(value: Any, _what: str, _config: pytest.Config) -> tuple[HeaderSourc
 
     return header_sources(value if isinstance(value, list) else str(value).split("\n"))
 
+
+def _is_path(text: str) -> bool:
+    """Whether a text that may be a name is a path."""
+    return "/" in text or text.startswith("~") or text.endswith(".json")
+
+
+def _laid_over(value: Any, folder: Path) -> str:
+    return str(folder / Path(str(value)).expanduser())
+
+
+def _laid_over_if_path(value: Any, folder: Path) -> str:
+    text = str(value).strip()
+    return os.path.normpath(_laid_over(text, folder)) if _is_path(text) else text
+
+
+def _laid_over_unless_name(value: Any, folder: Path) -> str:
+    # Not normalised, because ".." behind a link leads elsewhere.
+    return _laid_over(value, folder) if "/" in str(value) else str(value)
+
+
+PATHS: Final[Mapping[Callable[[Any, str, pytest.Config], object], Callable[[Any, Path], str]]] = {
+    **dict.fromkeys((path, output_file, output_folder, html_path, baselines_folder), _laid_over),
+    baseline: _laid_over_if_path,
+    interpreter: _laid_over_unless_name,
+}
+"""Parsers of paths: what lays a path as it was given over the folder that it starts from.
+
+There is one rule for each source. A path on the command line starts where pytest was started, as every shell completes
+it. A path in an ini file starts in the folder of that file, so it means the same wherever pytest is started. Defaults
+start at pytest's root folder. ``~`` is the user's home folder.
+"""
 
 NUMBERS: Final[frozenset[Callable[[Any, str, pytest.Config], object]]] = frozenset(
     {positive_value, headroom_value, count, seed, duration, share_value}

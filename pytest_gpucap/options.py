@@ -237,16 +237,22 @@ class Options:
     # The results.
     dir = Option(
         "--gpucap-dir",
-        values.path,
+        values.output_folder,
         "folder for server logs and the last result",
         "DIR",
         default=Path(".gpucap"),
         otherwise=".gpucap",
     )
-    json = Option("--gpucap-json", values.path, "write the result file here as well", "FILE", default=None)
+    json = Option(
+        "--gpucap-json",
+        values.output_file,
+        "write the result file here as well: from the session's start on, whole at every moment",
+        "FILE",
+        default=None,
+    )
     markdown = Option(
         "--gpucap-markdown",
-        values.path,
+        values.output_file,
         "write the report for a pull request here; GitHub and Buildkite show it without this option",
         "FILE",
         default=None,
@@ -268,14 +274,14 @@ class Options:
     )
     compare = Option(
         "--gpucap-compare",
-        values.text,
+        values.baseline,
         'compare with a baseline: its name, a result file, "latest", or a folder (the median of its last runs)',
         "NAME|PATH|latest",
         default=None,
     )
     baselines = Option(
         "--gpucap-baselines",
-        values.path,
+        values.baselines_folder,
         "folder of the baselines",
         "DIR",
         default=Path("gpucap-baselines"),
@@ -428,11 +434,13 @@ def parse_options(config: pytest.Config) -> Options:
     """
     given: dict[str, Any] = {}
     for row in all_options():
-        raw, place = _raw(config, row)
+        raw, place, folder = _raw(config, row)
         if raw is UNSET or raw in ("", []):
             if isinstance(row.default, Path):
                 given[row.name] = config.rootpath / row.default
             continue
+        if (laid_over := values.PATHS.get(row.parse)) is not None:
+            raw = laid_over(raw, folder)
         try:
             given[row.name] = row.parse(raw, row.ini.removeprefix("gpucap_").replace("_", " "), config)
         except ValueError as error:
@@ -443,6 +451,8 @@ def parse_options(config: pytest.Config) -> Options:
         raise pytest.UsageError("--gpucap-url and --gpu-class=sim:PROFILE exclude each other: give one of the two")
     if "url" in given:
         _check_access(given)
+    if mistake := _twice(given):
+        raise pytest.UsageError(mistake)
     return Options(**given, extensions=extensions.read_extensions(config))
 
 
@@ -476,13 +486,41 @@ def _check_access(given: dict[str, Any]) -> None:
         )
 
 
-def _raw(config: pytest.Config, row: Option[Any]) -> tuple[Any, str]:
-    """The text or value as given, and where it was given. The command line comes before the ini file."""
-    value = config.getoption(row.ini)
-    if value is not UNSET:
-        return value, row.flag
-    place = f"{config.inipath.name if config.inipath else 'ini'}: {row.ini}"
+def _twice(given: dict[str, Any]) -> str:
+    """One line on a file that two reports would write; empty if there is none."""
+    seen: dict[Path, str] = {}
+    for row in (Options.json, Options.markdown, Options.html):
+        path = given.get(row.name)
+        if path is None:
+            continue
+        if (other := seen.setdefault(path.resolve(), row.flag)) != row.flag:
+            return f"{other} and {row.flag} name the same file, {path}: give each its own"
+    return ""
+
+
+def json_file(config: pytest.Config) -> Path | None:
+    """The file of ``--gpucap-json``, however wrong the other options are; None if none is named or it cannot be."""
+    raw, _, folder = _raw(config, Options.json)
+    if raw is UNSET or raw == "":
+        return None
     try:
-        return config.getini(row.ini), place
+        return values.output_file(values.PATHS[values.output_file](raw, folder), Options.json.flag, config)
+    except ValueError:
+        return None
+
+
+def _raw(config: pytest.Config, row: Option[Any]) -> tuple[Any, str, Path]:
+    """The text or value as given, where it was given, and the folder that its relative paths start from.
+
+    The command line comes before the ini file.
+    """
+    value = config.getoption(row.ini)
+    started_in = config.invocation_params.dir
+    if value is not UNSET:
+        return value, row.flag, started_in
+    place = f"{config.inipath.name if config.inipath else 'ini'}: {row.ini}"
+    folder = config.inipath.parent if config.inipath else started_in
+    try:
+        return config.getini(row.ini), place, folder
     except (TypeError, ValueError):
         raise pytest.UsageError(f'{place}: write the value in quotes, such as {row.ini} = "10"') from None

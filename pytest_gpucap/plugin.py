@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from pytest_gpucap.fixtures import SESSION, gpu, gpucap, vllm_server
-from pytest_gpucap.options import Options, add_options, check_root, join_words, parse_options
+from pytest_gpucap.options import Options, add_options, check_root, join_words, json_file, parse_options
 
 __all__ = ["gpu", "gpucap", "vllm_server"]
 
 OPTIONS = pytest.StashKey[Options]()
+RECORDER = "gpucap-results"
+"""Name under which `_Results` is registered; tests hand over what they measured to the plugin of that name."""
 
 MARKERS = (
     "gpucap(qps, gpus, headroom, input_tokens, METRIC_pPERCENT, ...): the capacity that this test requires",
@@ -41,6 +43,22 @@ def pytest_load_initial_conftests(args: list[str]) -> None:
     join_words(args)
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> Generator[None, int | pytest.ExitCode | None, Any]:
+    """Record results from before anything can go wrong until the exit code is known."""
+    if hasattr(config, "workerinput"):  # results are collected in the process that talks to the user
+        return (yield)
+    config.pluginmanager.register(recorder := _Results(config), RECORDER)
+    try:
+        status = yield
+    except pytest.UsageError as error:
+        recorder.finished(pytest.ExitCode.USAGE_ERROR, str(error))
+        raise
+    if status is not None:
+        recorder.finished(status)
+    return status
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Register markers; refuse invalid options."""
     for marker in MARKERS:
@@ -56,9 +74,6 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_gpucap.session.baselines import check_files
 
         check_files(options, config)  # xdist's main process collects no tests, so it checks here
-    # Results are collected in the process that talks to the user, not in an xdist worker.
-    if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(_Results(config), "gpucap-results")
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -152,7 +167,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Attach the test's results to its report. The attribute travels with the report, also through xdist."""
     measuring = item.config.stash.get(SESSION, None)
-    results = measuring.take_results(item) if measuring is not None and call.when == "call" else []
+    results = measuring.take_results(item) if measuring is not None else []
     if results:
         from pytest_gpucap.report.junit import properties
 
@@ -166,8 +181,10 @@ def pytest_runtest_makereport(
         report.gpucap = to_builtins(results)  # type: ignore[attr-defined]  # xdist carries builtins alone
     if results and call.excinfo is not None and call.excinfo.errisinstance(AssertionError):
         from pytest_gpucap.report.terminal import section
+        from pytest_gpucap.session.screen import columns
 
-        report.sections += [("GPU capacity", section(result)) for result in results]
+        width = columns(item.config)
+        report.sections += [("GPU capacity", section(result, width)) for result in results]
     if measuring is not None and call.excinfo is not None and measuring.explains(call.excinfo.value):
         report.longrepr = call.excinfo.getrepr(style="value")
         if hasattr(report, "wasxfail") and not any("raises" in mark.kwargs for mark in item.iter_markers("xfail")):
@@ -175,6 +192,14 @@ def pytest_runtest_makereport(
             del report.wasxfail
             report.outcome = "failed"
     return report
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell an xdist worker what it cannot see."""
+    from pytest_gpucap.session.screen import tell_worker
+
+    tell_worker(node)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -218,32 +243,70 @@ def _note_unmeasured(item: pytest.Item, report: pytest.TestReport) -> None:
 
 
 class _Results:
-    """The results of the session, in the order in which tests finished."""
+    """The results of the session, in the order in which tests finished.
+
+    The file of ``--gpucap-json`` is written from here on, so that it exists however the session ends.
+    """
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._session_report: Any = None
         self._unmeasured: list[tuple[str, str]] = []
+        # These run no session.
+        only_lists = config.option.help or config.option.version or getattr(config.option, "markers", False)
+        self._json = None if only_lists else json_file(config)
+        if self._json is not None:
+            self._report()
+
+    def _report(self) -> Any:
+        """The report, made when there is first something to write."""
+        from pytest_gpucap.results.result_file import GrowingResultFile
+        from pytest_gpucap.session.session_report import SessionReport
+
+        if self._session_report is None:
+            self._session_report = SessionReport(self._json, self._config)
+        options = self._config.stash.get(OPTIONS, None)
+        if options is not None and self._session_report.usual is None:
+            self._session_report.usual = GrowingResultFile(options.dir / "result.json")
+        return self._session_report
+
+    def finished(self, status: int, problem: str = "") -> None:
+        """The session ended so, for the result file if there is one."""
+        if self._session_report is not None:
+            self._problem(problem)
+            self._session_report.finish(int(status))
+
+    def _problem(self, text: str) -> None:
+        if self._session_report is not None and text:
+            self._session_report.problem(text)
+
+    def measured(self, test: str, results: Sequence[Any]) -> None:
+        """A running test has measured so much."""
+        self._report().measured(test, results)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if (why := getattr(report, "gpucap_unmeasured", None)) is not None:
             self._unmeasured.append((report.nodeid, why))
         carried = getattr(report, "gpucap", None)
-        if not carried:
+        if not carried and self._session_report is None:
             return
         from pytest_gpucap.results.encoding import from_builtins
         from pytest_gpucap.results.result import Result
 
-        if self._session_report is None:
-            from pytest_gpucap.session.session_report import SessionReport
-
-            options = self._config.stash[OPTIONS]
-            paths = [options.dir / "result.json", *filter(None, [options.json])]
-            self._session_report = SessionReport(paths, self._config, markdown=options.markdown, html=options.html)
-        results = from_builtins(carried, list[Result])
-        self._session_report.add(results, expected=report.skipped and hasattr(report, "wasxfail"))
-        for result in results:
+        found = self._report()
+        known = len(found.results)
+        found.ended(report, from_builtins(carried or [], list[Result]))
+        for result in found.results[known:]:
             self._tell("pytest_gpucap_result", result=result)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            lines = str(report.longrepr).strip().splitlines()
+            self._problem(f"{report.nodeid}: not collected: {lines[-1] if lines else ''}")
+
+    def pytest_internalerror(self, excrepr: Any) -> None:
+        crash = getattr(excrepr, "reprcrash", None)
+        self._problem(f"INTERNALERROR: {crash.message if crash is not None else excrepr}")
 
     def _tell(self, hook: str, **what: Any) -> None:
         """Call a reporter's hook. A hook that fails must not lose the results that follow."""
@@ -254,18 +317,24 @@ class _Results:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, exitstatus: int) -> None:
+        found = self._session_report
+        if found is None:
+            return
+        found.finish(exitstatus)
+        if not found.results:
+            return
         # An interrupted session must not replace a whole baseline by a partial one.
         finished = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
-        if self._session_report is not None and finished and self._config.stash[OPTIONS].save is not None:
+        if finished and self._config.stash[OPTIONS].save is not None:
             from pytest_gpucap.session.baselines import save
 
-            self._session_report.note(save(self._config.stash[OPTIONS], self._session_report.content()))
-        if self._session_report is not None:
-            self._tell("pytest_gpucap_results", results=self._session_report.content())
+            found.note(save(self._config.stash[OPTIONS], found.content()))
+        self._tell("pytest_gpucap_results", results=found.content())
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._session_report is not None:
-            self._session_report.summarise(terminalreporter)
+            options = self._config.stash[OPTIONS]
+            self._session_report.summarise(terminalreporter, markdown=options.markdown, html=options.html)
         if self._unmeasured:
             from pytest_gpucap.session.declared import lines
 

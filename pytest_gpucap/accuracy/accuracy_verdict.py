@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
@@ -10,12 +11,14 @@ import msgspec
 
 from pytest_gpucap.accuracy.measurement import IN_FLIGHT, measure_accuracy
 from pytest_gpucap.engines.protocol import Server
-from pytest_gpucap.results.measured import Accuracy, Interval, Outcome, Sample, Verdict
+from pytest_gpucap.results.measured import Accuracy, Interval, MoreTime, Outcome, Sample, Verdict
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
 
 LEAST_TIME_S: Final = 60.0
 """The answers get what is left of the verdict's time, and at least this."""
 MOST_IN_FLIGHT: Final = 64
+MOST_ROOTS: Final = 30
+"""Root of the most times as many questions that are advised: nobody would ask more than that."""
 
 
 def with_accuracy(verdict: Verdict, server: Server, *, max_time_s: float) -> Verdict:
@@ -59,10 +62,26 @@ def apply_accuracy(verdict: Verdict, accuracy: Accuracy) -> Verdict:
         measurement = verdict.measurement
         if outcome is Outcome.INVALID:
             measurement = replace(measurement, problems=(*measurement.problems, _unjudged(reason)))
-        return replace(verdict, outcome=outcome, reason=reason, measurement=measurement)
+        more = _more_questions(accuracy) if outcome is Outcome.INCONCLUSIVE else None
+        return replace(verdict, outcome=outcome, reason=reason, measurement=measurement, more_time=more)
     if verdict.outcome is Outcome.FAIL and outcome is not Outcome.PASS:
         return replace(verdict, reason=f"{verdict.reason}; {reason}")
     return verdict
+
+
+def _more_questions(accuracy: Accuracy) -> MoreTime:
+    """Time does not decide on answers, but more questions may: the interval shrinks with the square root of them."""
+    share, least = accuracy.share, accuracy.min_accuracy
+    assert share is not None and least is not None  # noqa: S101, PT018 - what an INCONCLUSIVE of the answers has
+    half = share.value - share.low if share.value >= least else share.high - share.value
+    gap = abs(share.value - least)
+    asked = accuracy.questions or accuracy.answers
+    if accuracy.problem:
+        return MoreTime(None, f"no more time would decide: {accuracy.problem}")
+    if gap <= 0 or half / gap > MOST_ROOTS:
+        return MoreTime(None, "no more time would decide: the share is too near to what is required")
+    wanted = math.ceil(asked * (half / gap) ** 2)
+    return MoreTime(None, f"no more time would decide, but about {wanted} questions in place of {asked} would")
 
 
 def _unjudged(reason: str) -> Problem:

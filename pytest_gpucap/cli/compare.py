@@ -47,6 +47,7 @@ def run(options: argparse.Namespace) -> int:
     # Imported here, as in all commands: the help does not need it.
     from pytest_gpucap.history.compare import compare_runs, compare_variants
     from pytest_gpucap.history.store import Baseline
+    from pytest_gpucap.report.columns import terminal_columns
     from pytest_gpucap.report.comparison import comparison_markdown, comparison_text
     from pytest_gpucap.results.comparison import RegressionDecision
 
@@ -65,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         case "markdown":
             shown = comparison_markdown(compared, described(base), described(head)).rstrip("\n")
         case _:
-            shown = comparison_text(compared, described(base), described(head))
+            shown = comparison_text(compared, described(base), described(head), terminal_columns())
     put(shown)
     decisions = {result.comparison.decision for result in compared if result.comparison is not None}
     return int(RegressionDecision.REGRESSED in decisions)

@@ -13,6 +13,7 @@ import msgspec
 
 from pytest_gpucap.cli import CommandError
 from pytest_gpucap.cli._runs import report_skipped, trends_in
+from pytest_gpucap.report.columns import NARROW, terminal_columns, wrapped
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.result import ResultFile
 
@@ -53,7 +54,8 @@ def run(options: argparse.Namespace) -> int:
         renderers = {**_RENDERERS, "html": partial(_html, history=trends)}
     asked = [(render, target) for name, render in renderers.items() if (target := getattr(options, name)) is not None]
     for render, target in asked or [(_text, _STDOUT)]:
-        _write(target, render(content))
+        on_screen = render is _text and target == _STDOUT
+        _write(target, _text(content, terminal_columns()) if on_screen else render(content))
     return 0
 
 
@@ -73,17 +75,23 @@ def _together(files: Sequence[ResultFile]) -> ResultFile:
     )
 
 
-def _text(content: ResultFile) -> str:
+def _text(content: ResultFile, width: int = NARROW) -> str:
     from pytest_gpucap.report import rows, terminal
     from pytest_gpucap.report.comparison import comparison_summary, regression_failure
+    from pytest_gpucap.report.escape import cleaned
+    from pytest_gpucap.report.headline import session_headlines, standing, worst_first
 
-    results = rows.worst_first(content.results)
-    parts = ["\n".join([terminal.summary(results), *comparison_summary(results)])]
+    results = worst_first(content.results)
+    summary = terminal.summary(results, width) if results else session_headlines(results)[0].text
+    early = [line for problem in cleaned(content.problems) for line in wrapped(problem, "! ", "  ", width)]
+    parts = ["\n".join([summary, *comparison_summary(results, width), *early])]
     for result in results:
         if rows.failed(result):
-            parts.append(terminal.failure(result))
+            parts.append(terminal.failure(result, width))
         elif rows.regressed(result):
-            parts.append(regression_failure(result))
+            parts.append(regression_failure(result, width))
+        elif standing(result).bad:
+            parts.append(terminal.section(result, width))
     return "\n\n\n".join(parts) + "\n"
 
 
@@ -139,6 +147,9 @@ def _write(target: str, content: str) -> None:
         sys.stdout.flush()
         return
     try:
+        folder = Path(target).parent
+        if not folder.exists():
+            folder.mkdir(parents=True)
         Path(target).write_text(content, encoding="utf-8")
     except OSError as error:
         raise CommandError(f"{target}: {error.strerror or error}") from None

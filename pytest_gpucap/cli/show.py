@@ -26,6 +26,7 @@ def run(options: argparse.Namespace) -> int:
     """
     # Imported here, as in all commands: the help does not need it.
     from pytest_gpucap.report import terminal
+    from pytest_gpucap.report.columns import terminal_columns
     from pytest_gpucap.report.markdown import pull_request_page
     from pytest_gpucap.results.encoding import to_builtins
 
@@ -36,8 +37,10 @@ def run(options: argparse.Namespace) -> int:
         case "markdown":
             shown = pull_request_page(found.content).rstrip("\n")
         case _:
-            parts = [described(found), terminal.summary(found.results)]
-            shown = "\n\n".join([*parts, *(_section(result, terminal.details(result)) for result in found.results)])
+            width = terminal_columns()
+            parts = [described(found), terminal.summary(found.results, width)]
+            details = (_section(result, terminal.details(result, width)) for result in found.results)
+            shown = "\n\n".join([*parts, *details])
     put(shown)
     return 0
 

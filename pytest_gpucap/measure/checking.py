@@ -13,6 +13,7 @@ from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.direct import run_direct
 from pytest_gpucap.measure.estimate import RateEstimate, critical_concurrency, estimate, fitted, server_model_of
 from pytest_gpucap.measure.model_check import ModelCheck, check_model
+from pytest_gpucap.measure.more_time import more_time
 from pytest_gpucap.measure.ramp import Ramp, overloaded, ramp_up
 from pytest_gpucap.measure.run import MeasuringRun, OutOfTime, Window, no_load
 from pytest_gpucap.measure.settings import Observer, Settings
@@ -50,7 +51,9 @@ def run_check(runner: LoadRunner, requirement: Requirement, settings: Settings, 
         run.problems.append(no_load(error))
     if run.problems:
         outcome, reason = Outcome.INVALID, run.problems[0].text
-    return verdict_of(outcome, measurement_of(run, state.found, state.saturated), reason)
+    verdict = verdict_of(outcome, measurement_of(run, state.found, state.saturated), reason)
+    undecided = outcome is Outcome.INCONCLUSIVE
+    return replace(verdict, more_time=more_time(verdict, settings.max_time_s)) if undecided else verdict
 
 
 def measurement_of(run: MeasuringRun, found: RateEstimate | None, saturated: Interval | None = None) -> Measurement:

@@ -11,10 +11,8 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from pytest_gpucap.report import rows
-from pytest_gpucap.report.comparison import comparison_headline
 from pytest_gpucap.report.escape import cleaned, command_data, command_property
-from pytest_gpucap.report.formatting import headline
-from pytest_gpucap.results.measured import Outcome
+from pytest_gpucap.report.headline import Tone, result_headline, standing, worst_first
 from pytest_gpucap.results.result import Result, ResultFile
 
 MOST: Final = 10
@@ -48,26 +46,19 @@ def annotations_of(content: ResultFile, folder: str = "") -> list[Annotation]:
         content: of a result file.
         folder: of pytest's rootdir inside the repository.
     """
-    results = rows.worst_first(map(cleaned, content.results))
-    return [_annotation(result, folder) for result in results if _level(result) and not result.expected_failure]
-
-
-def _level(result: Result) -> str:
-    if result.outcome in {Outcome.FAIL, Outcome.INVALID} or rows.regressed(result):
-        return "error"
-    return "warning" if result.outcome is Outcome.INCONCLUSIVE else ""
+    results = worst_first(map(cleaned, content.results))
+    return [_annotation(result, folder) for result in results if standing(result).bad]
 
 
 def _annotation(result: Result, folder: str) -> Annotation:
-    failed = rows.failed(result)
-    word, head = (result.outcome, headline(result)) if failed else ("REGRESSED", comparison_headline(result))
+    found, line = standing(result), result_headline(result)
     details = [f"{name}: {value}" if name else value for name, value in rows.reasons(result)]
     return Annotation(
-        level=_level(result),
+        level="warning" if found.tone is Tone.INCONCLUSIVE else "error",
         file=str(PurePosixPath(folder) / result.test.partition("::")[0]),
         line=result.line or 1,
-        title=f"GPU capacity {word}: {result.name}",
-        message="\n".join([head, *details]),
+        title=f"GPU capacity {found.word}: {result.name}",
+        message="\n".join([line.text, *details]),
         test=result.test,
     )
 

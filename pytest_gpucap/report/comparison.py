@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from tabulate import tabulate
-
 from pytest_gpucap.report import rows
+from pytest_gpucap.report.columns import LEAST, NARROW, table, wrapped
 from pytest_gpucap.report.escape import cleaned, prose, table_row
-from pytest_gpucap.report.formatting import NOT_MEASURED, interval, limit_name, percent, rate, seconds
-from pytest_gpucap.report.terminal import SIMULATED, details, wrapped
-from pytest_gpucap.results.comparison import Comparison, LatencyComparison, RegressionDecision
+from pytest_gpucap.report.formatting import NOT_MEASURED, interval, limit_name, seconds
+from pytest_gpucap.report.headline import compared, comparison_headline
+from pytest_gpucap.report.terminal import SIMULATED, details
+from pytest_gpucap.results.comparison import LatencyComparison, RegressionDecision
 from pytest_gpucap.results.result import Result
 
 _QUIET: Final = frozenset({RegressionDecision.SAME, RegressionDecision.IMPROVED})
@@ -26,31 +26,14 @@ _ICONS: Final = {
 _WORST_FIRST: Final = tuple(_ICONS)
 
 
-def comparison_headline(result: Result) -> str:
-    """The decision with its arithmetic, in one line. The result must have a comparison.
-
-    ``REGRESSED: chat sustains 22.6 req/s, baseline main 25.1 req/s: -10.0% (-14.2% to -5.5%), 5.0% allowed``
-    """
-    return ": ".join(comparison_headline_parts(result))
-
-
-def comparison_headline_parts(result: Result) -> tuple[str, str]:
-    """The decision, and its arithmetic or reason."""
-    found = compared(result)
-    name, decision, baseline = result.name, found.decision.value, found.baseline.name
-    if found.ratio is None or found.head_rate is None or found.base_rate is None:
-        return decision, f"{name} against {baseline}: {found.reason}"
-    rates = f"{rate(found.head_rate.value)}, baseline {baseline} {rate(found.base_rate.value)}"
-    return decision, f"{name} sustains {rates}: {rows.change(found)}, {percent(found.max_regression)} allowed"
-
-
-def regression_failure(result: Result) -> str:
+def regression_failure(result: Result, width: int = NARROW) -> str:
     """The text of a test that fails for a regression: the decision first, then the evidence."""
-    result = cleaned(result)
+    result, width = cleaned(result), max(LEAST, width)
     found = compared(result)
-    lines = [comparison_headline(result), *([SIMULATED] if result.simulated else []), "", found.reason]
-    lines += [f"- {each}" for each in latency_lines(found.latencies)]
-    return "\n".join([*lines, "", details(result)])
+    lines = [comparison_headline(result), *([SIMULATED] if result.simulated else [])]
+    lines += ["", *wrapped(found.reason, width=width)]
+    lines += [line for each in latency_lines(found.latencies) for line in wrapped(each, "- ", "  ", width)]
+    return "\n".join([*lines, "", details(result, width)])
 
 
 def latency_lines(latencies: Iterable[LatencyComparison]) -> list[str]:
@@ -62,35 +45,37 @@ def latency_lines(latencies: Iterable[LatencyComparison]) -> list[str]:
     ]
 
 
-def comparison_summary(results: Iterable[Result]) -> list[str]:
+def comparison_summary(results: Iterable[Result], width: int = NARROW) -> list[str]:
     """A session's comparisons in a few lines: those that need attention listed, the rest counted. May be empty."""
+    width = max(LEAST, width)
     ordered = _worst_first(cleaned(result) for result in results if result.comparison is not None)
     lines: list[str] = []
     for result in ordered:
         found = compared(result)
         if found.decision not in _QUIET:
-            lines += wrapped(comparison_headline(result), indent="", hang="  ")
+            lines += wrapped(comparison_headline(result), hang="  ", width=width)
             # A result that cannot be compared has its reason as headline.
             reasons = [] if found.ratio is None else [found.reason]
-            lines += [line for text in [*reasons, *found.differs] for line in wrapped(text, "  ", "    ")]
+            lines += [line for text in [*reasons, *found.differs] for line in wrapped(text, "  ", "    ", width)]
         slower = [each for each in found.latencies if each.decision is RegressionDecision.REGRESSED]
         for said in latency_lines(slower):
-            lines += wrapped(f"{result.name}: {said}, which fails no test", indent="", hang="  ")
+            lines += wrapped(f"{result.name}: {said}, which fails no test", hang="  ", width=width)
     decided = Counter(compared(result).decision for result in ordered)
     counts = ", ".join(f"{decided[decision]} {decision}" for decision in _WORST_FIRST if decided[decision])
     names = " and ".join(dict.fromkeys(compared(result).baseline.name for result in ordered))
-    return [*lines, f"against baseline {names}: {counts}"] if ordered else []
+    return [*lines, *wrapped(f"against baseline {names}: {counts}", hang="  ", width=width)] if ordered else []
 
 
-def comparison_text(results: Sequence[Result], base: str, head: str) -> str:
+def comparison_text(results: Sequence[Result], base: str, head: str, width: int = NARROW) -> str:
     """The comparison of two runs for a terminal: a table, and the evidence for every row."""
+    width = max(LEAST, width)
     ordered = _worst_first(map(cleaned, results))
-    headers = ["decision", "requirement", "base req/s", "head req/s", "change (95% interval)"]
-    table = tabulate([_row(result) for result in ordered], headers=headers, disable_numparse=True)
-    lines = [f"base: {base}", f"head: {head}", "", table, ""]
+    headers = ["decision", "name", "base req/s", "head req/s", "change (95% interval)"]
+    shown = table(headers, [_row(result) for result in ordered], width, ruled=True, shrunk=1)
+    lines = [f"base: {base}", f"head: {head}", "", *shown, ""]
     for result in ordered:
-        lines += wrapped(f"{result.name}: {compared(result).reason}", "- ", "  ")
-        lines += [line for each in _behind(result) for line in wrapped(each, "  ", "    ")]
+        lines += wrapped(f"{result.name}: {compared(result).reason}", "- ", "  ", width)
+        lines += [line for each in _behind(result) for line in wrapped(each, "  ", "    ", width)]
     if any(result.simulated for result in results):
         lines.append(SIMULATED)
     return "\n".join(lines)
@@ -107,13 +92,13 @@ def comparison_markdown(results: Sequence[Result], base: str, head: str) -> str:
     blocks = [f"**{said or 'Nothing to compare'}**"]
     if any(result.simulated for result in results):
         blocks.append(f"> **SIMULATED**: {NOT_MEASURED}.")
-    table = [table_row(head_row), table_row(["---"] * len(head_row))]
+    rows_of_table = [table_row(head_row), table_row(["---"] * len(head_row))]
     for result in ordered:
         _, name, before, after, change = _row(result)
         decision = compared(result).decision
         rates = f"{prose(before)} → {prose(after)}" if before and after else prose(before or after)
-        table.append(table_row([f"{_ICONS[decision]} {decision}", prose(name, 120), rates, prose(change)]))
-    blocks.append("\n".join(table))
+        rows_of_table.append(table_row([f"{_ICONS[decision]} {decision}", prose(name, 120), rates, prose(change)]))
+    blocks.append("\n".join(rows_of_table))
     behind = []
     for result in ordered:
         behind.append(f"- {prose(result.name, 120)}: {prose(compared(result).reason)}")
@@ -121,12 +106,6 @@ def comparison_markdown(results: Sequence[Result], base: str, head: str) -> str:
     blocks.append("\n".join(behind))
     blocks.append(f"Base: {prose(base)}; head: {prose(head)}.")
     return "\n\n".join(blocks) + "\n"
-
-
-def compared(result: Result) -> Comparison:
-    """The comparison of a result that has one."""
-    assert result.comparison is not None  # noqa: S101 - what the callers above ask for
-    return result.comparison
 
 
 def _row(result: Result) -> list[str]:

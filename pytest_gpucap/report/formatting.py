@@ -104,7 +104,11 @@ def gpus(count: int) -> str:
 
 def shown(path: Path) -> str:
     """A path, relative to the working directory if it lies inside."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    try:
+        here = Path.cwd()
+    except OSError:  # a test removed it
+        return str(path)
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 _UNCOUNTED: Final = {

@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from xml.etree import ElementTree as ET
 
 from pytest_gpucap.report import rows, terminal
-from pytest_gpucap.report.comparison import comparison_headline, regression_failure
+from pytest_gpucap.report.comparison import regression_failure
 from pytest_gpucap.report.escape import cleaned
 from pytest_gpucap.report.formatting import headline, known
-from pytest_gpucap.results.measured import Outcome
-from pytest_gpucap.results.result import Result, ResultFile
+from pytest_gpucap.report.headline import standing, stated
+from pytest_gpucap.results.measured import KEPT_PERCENTILES
+from pytest_gpucap.results.result import Result, ResultFile, ResultKind
 
 
 def properties(results: Iterable[Result]) -> list[tuple[str, str | float]]:
@@ -24,9 +25,23 @@ def properties(results: Iterable[Result]) -> list[tuple[str, str | float]]:
             told = [found.decision.value, *filter(None, [rows.change(found)])]
             pairs.append(("gpucap_baseline", ", ".join(told)))
         pairs += [(name, value) for name, value in _figures(result) if value is not None]
+        pairs += _sampled(result)
         if result.simulated:
             pairs.append(("gpucap_simulated", "SIMULATED"))
     return pairs
+
+
+def _sampled(result: Result) -> list[tuple[str, str | float]]:
+    """Latencies of a window that `sample` measured, in seconds: ``gpucap_ttft_p95_s``."""
+    if result.kind is not ResultKind.SAMPLE:
+        return []
+    return [
+        (f"gpucap_{metric}_p{percent}_s", value)
+        for sample in result.samples
+        for metric, latency in sample.latencies.items()
+        for percent in KEPT_PERCENTILES
+        if (value := known(latency.percentile(percent))) is not None
+    ]
 
 
 def _figures(result: Result) -> list[tuple[str, str | float | None]]:
@@ -51,11 +66,12 @@ def _figures(result: Result) -> list[tuple[str, str | float | None]]:
 def junit(content: ResultFile) -> str:
     """A JUnit file with a suite for every result, because every schema has properties on suites.
 
-    A FAIL or a regression is a failure. INCONCLUSIVE is a failure too, because the result file does not say how the
-    session treated it. An INVALID measurement is an error. An expected failure is skipped. No verdict is a pass.
+    A suite ends as pytest ended its test. A FAIL, a regression or a failure of the test's own is a failure. An INVALID
+    measurement, a crash or a failed teardown is an error. An expected failure is skipped. INCONCLUSIVE is a failure
+    unless the session let its test pass or skip.
     """
     root = ET.Element("testsuites", name="pytest-gpucap")
-    totals = {"tests": 0, "failures": 0, "errors": 0}
+    totals = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
     seen: Counter[tuple[str, str]] = Counter()
     for result in map(cleaned, content.results):
         # A test may measure several times under one name, but GitLab reads only the first case of a name.
@@ -83,29 +99,23 @@ def _suite(root: ET.Element, result: Result, started: str, turn: int) -> dict[st
         ET.SubElement(holder, "property", name=name, value=str(value))
     name = f"{own or test} [{result.name}]{f' #{turn}' if turn > 1 else ''}"
     case = ET.SubElement(suite, "testcase", classname=classname, name=name, time=spent)
-    kind = _ending(result)
-    if kind is not None:
-        word, head, body = _told(result)
-        ET.SubElement(case, kind, message=head, type=f"gpucap.{word}").text = body
-    counts = {"tests": 1, "failures": int(kind == "failure"), "errors": int(kind == "error")}
-    for key in ("failures", "errors"):
+    found = standing(result)
+    if found.ending is not None:
+        told = ET.SubElement(case, found.ending, message=stated(result), type=f"gpucap.{found.word}")
+        told.text = _body(result)
+    counts = {
+        "tests": 1,
+        "failures": int(found.ending == "failure"),
+        "errors": int(found.ending == "error"),
+        "skipped": int(found.ending == "skipped"),
+    }
+    for key in ("failures", "errors", "skipped"):
         suite.set(key, str(counts[key]))
-    suite.set("skipped", str(int(kind == "skipped")))
     return counts
 
 
-def _told(result: Result) -> tuple[str, str, str]:
-    """The word for what happened, one line, and the whole text."""
-    outcome = result.outcome
-    if not rows.failed(result):
-        return "REGRESSED", comparison_headline(result), regression_failure(result)
-    return str(outcome), f"{outcome}: {headline(result)}", terminal.failure(result)
-
-
-def _ending(result: Result) -> str | None:
-    """The element for the ending; None if it passed."""
-    if not (rows.failed(result) or rows.regressed(result)):
-        return None
-    if result.expected_failure:
-        return "skipped"
-    return "error" if result.outcome is Outcome.INVALID else "failure"
+def _body(result: Result) -> str:
+    """The whole text."""
+    if rows.failed(result):
+        return terminal.failure(result)
+    return regression_failure(result) if rows.regressed(result) else terminal.section(result)

@@ -10,11 +10,21 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from pytest_gpucap.report import rows
-from pytest_gpucap.report.comparison import comparison_headline_parts, latency_lines
+from pytest_gpucap.report.comparison import latency_lines
 from pytest_gpucap.report.escape import cleaned, code_block, prose, table_row
-from pytest_gpucap.report.formatting import NOT_MEASURED, headline_parts, interval, known, percent_interval, seconds
+from pytest_gpucap.report.formatting import NOT_MEASURED, interval, known, percent_interval, seconds
+from pytest_gpucap.report.headline import (
+    LEADING,
+    Standing,
+    Tone,
+    result_headlines,
+    session_counts,
+    session_headlines,
+    standing,
+    worst_first,
+)
 from pytest_gpucap.report.mermaid import chart
-from pytest_gpucap.results.measured import Interval, Outcome
+from pytest_gpucap.results.measured import Interval
 from pytest_gpucap.results.result import Result, ResultFile
 from pytest_gpucap.sizing import gpus_required
 
@@ -25,14 +35,15 @@ _LEAST_DETAILS: Final = 1_000
 _TOO_LONG: Final = " " * _LEAST_DETAILS
 _RESERVE: Final = 600
 """Bytes kept for the sentence that says what was left out."""
-_ICONS: Final = {Outcome.PASS: "✅", Outcome.FAIL: "❌", Outcome.INCONCLUSIVE: "❔", Outcome.INVALID: "⚠️", None: "📈"}
-_REGRESSED: Final = "🔻"
-_WORDS: Final = {
-    Outcome.PASS: "holds",
-    Outcome.FAIL: "fails",
-    Outcome.INCONCLUSIVE: "is undecided",
-    Outcome.INVALID: "was not measured",
+_ICONS: Final = {
+    Tone.PASS: "✅",
+    Tone.FAIL: "❌",
+    Tone.INCONCLUSIVE: "❔",
+    Tone.INVALID: "⚠️",
+    Tone.EXPECTED: "❌",
+    Tone.NONE: "📈",
 }
+_REGRESSED: Final = "🔻"
 
 
 def pull_request_page(content: ResultFile, limit: int = LIMIT) -> str:
@@ -41,15 +52,15 @@ def pull_request_page(content: ResultFile, limit: int = LIMIT) -> str:
     Verdicts come first, then reasons, then charts and folded detail; worse results come before better ones. So the
     least important parts are cut.
     """
-    results = rows.worst_first(map(cleaned, content.results))
+    results = worst_first(map(cleaned, content.results))
     page = _Page(limit - _RESERVE)
-    page.add(_verdict(results))
+    page.add(_verdict(results, cleaned(content.problems)))
     if content.simulated:
         page.add(f"> **SIMULATED**: {NOT_MEASURED}.")
     _table(page, results)
     page.add(_footer(content, results))
     for number, result in enumerate(results):
-        page.offer("reasons", _reasons(result, named=number < _LEADING))
+        page.offer("reasons", _reasons(result, named=number < LEADING))
     for result in results:
         page.offer("details", _details(result) if page.room > _LEAST_DETAILS else _TOO_LONG)
     return page.text()
@@ -97,34 +108,21 @@ class _Page:
         return "\n\n".join(blocks) + "\n"
 
 
-def _verdict(results: Sequence[Result]) -> str:
-    """The worst verdicts with their arithmetic, and how many there are of each kind."""
-    judged = [result for result in results if result.outcome is not None]
-    if not judged:
-        return f"{_ICONS[None]} **GPU capacity measured**: {len(results)} results, no budget declared"
-    bad = [result for result in judged if rows.failed(result) and not result.expected_failure]
-    regressed = [result for result in results if rows.regressed(result)]
+def _verdict(results: Sequence[Result], problems: Sequence[str]) -> str:
+    """The session's headlines, and how many results there are of each kind."""
     lines = []
-    for result in bad[:_LEADING]:
-        claim, why = headline_parts(result)
-        lines.append(f"{_ICONS[result.outcome]} **{prose(claim, 200)}**: {prose(why)}")
-    for result in regressed[:_LEADING]:
-        decision, rest = comparison_headline_parts(result)
-        lines.append(f"{_REGRESSED} **{prose(decision)}**: {prose(rest)}")
-    if not bad:
-        held = sum(result.outcome is Outcome.PASS for result in judged)
-        lines.append(f"{_ICONS[Outcome.PASS]} **{held} of {len(judged)} GPU budgets hold**")
-    counts = {word: sum(result.outcome is outcome for result in judged) for outcome, word in _WORDS.items()}
-    expected = sum(result.expected_failure for result in judged)
-    said = [f"{count} {word}" for word, count in counts.items() if count]
-    said += [f"{expected} as expected"] if expected else []
-    if len(judged) > 1 or expected:
-        lines.append(", ".join(said))
+    for line in session_headlines(results, problems):
+        icon = _REGRESSED if line.regression else _ICONS[line.standing.tone]
+        why = f": {prose(line.why)}" if line.why else ""
+        lines.append(f"{icon} **{prose(line.claim, 200)}**{why}")
+    judged = sum(result.outcome is not None for result in results)
+    if (said := session_counts(results)) and (judged > 1 or any(result.expected_failure for result in results)):
+        lines.append(said)
     return "\n\n".join(lines)
 
 
-_LEADING: Final = 3
-"""Failures named above the table."""
+def _icon(found: Standing) -> str:
+    return _REGRESSED if found.word == "REGRESSED" else _ICONS[found.tone]
 
 
 def _table(page: _Page, results: Sequence[Result]) -> None:
@@ -136,7 +134,7 @@ def _table(page: _Page, results: Sequence[Result]) -> None:
 
 
 def _row(result: Result) -> list[str]:
-    outcome = result.outcome
+    stands = standing(result)
     found = interval(result.sustainable_rate)
     compared = result.comparison
     base = None if compared is None else compared.base_rate
@@ -144,9 +142,10 @@ def _row(result: Result) -> list[str]:
         found = f"{interval(base)} → {interval(compared.head_rate or result.sustainable_rate)}"
     elif compared is not None:
         found = f"no comparable base → {found}"
-    marks = f"{' (expected)' if result.expected_failure else ''}{f' {_REGRESSED}' if rows.regressed(result) else ''}"
+    # A verdict that fails the test anyway is marked where its rate regressed as well.
+    mark = f" {_REGRESSED}" if rows.regressed(result) and rows.failed(result) else ""
     return [
-        f"{_ICONS[outcome]} {outcome or prose(result.kind)}{marks}",
+        f"{_icon(stands)} {prose(stands.text)}{mark}",
         prose(result.name, 120),
         prose(found),
         _gpus(result, base),
@@ -170,12 +169,13 @@ def _slack(result: Result) -> str:
 
 
 def _reasons(result: Result, *, named: bool) -> str:
-    """Why a requirement fails or regressed. The arithmetic is repeated unless it was `named` at the top."""
-    because = rows.reasons(result)
+    """Why a requirement fails or regressed, or what a sample showed. The arithmetic is left out if it was `named`."""
+    because = [*rows.reasons(result), *rows.sampled(result)]
     if not because:
         return "\n".join(f"**{prose(result.name, 200)}**: {prose(text)}" for text in rows.remarks(result))
-    claim, why = headline_parts(result) if result.outcome is not None else (result.name, "")
-    arithmetic = "" if named or not why else f": {prose(why)}"
+    first = result_headlines(result)[0]
+    claim, why = (result.name, "") if first.regression else (first.claim, first.why)
+    arithmetic = "" if (named and standing(result).bad) or not why else f": {prose(why)}"
     bullets = [f"- {name or 'because'}: {prose(value)}" for name, value in because]
     bullets += [f"- latency: {prose(line)}" for line in _latencies(result)]
     return "\n".join([f"**{prose(claim, 200)}**{arithmetic}", "", *bullets])

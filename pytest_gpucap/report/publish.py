@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from pytest_gpucap.report import rows
 from pytest_gpucap.report.annotations import annotations_of, workflow_commands
 from pytest_gpucap.report.formatting import shown
+from pytest_gpucap.report.headline import Tone, session_headlines, worst_first
 from pytest_gpucap.report.markdown import pull_request_page
-from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.results.result import ResultFile
 
 _AGENT: Final = "buildkite-agent"
@@ -89,14 +88,11 @@ def _annotated(agent: str, page: str, content: ResultFile, environ: Mapping[str,
 
 
 def _style(content: ResultFile) -> str:
-    """The colour of the page, by the worst result."""
-    results = [result for result in content.results if not result.expected_failure]
-    outcomes = {result.outcome for result in results}
-    if outcomes & {Outcome.FAIL, Outcome.INVALID} or any(rows.regressed(result) for result in results):
-        return "error"
-    if Outcome.INCONCLUSIVE in outcomes:
-        return "warning"
-    return "success" if Outcome.PASS in outcomes else "info"
+    """The colour of the page, which its headline has."""
+    tone = session_headlines(worst_first(content.results), content.problems)[0].standing.tone
+    return {Tone.FAIL: "error", Tone.INVALID: "error", Tone.INCONCLUSIVE: "warning", Tone.PASS: "success"}.get(
+        tone, "info"
+    )
 
 
 def _folder(root: Path, workspace: str | None) -> str:

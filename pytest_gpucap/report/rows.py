@@ -5,7 +5,7 @@ An absent part of the result gives no row, so a report shows only what was measu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -28,7 +28,7 @@ from pytest_gpucap.results.comparison import Comparison, LatencyComparison, Regr
 from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.measured import KEPT_PERCENTILES, Outcome, Sample
 from pytest_gpucap.results.problems import ProblemSource
-from pytest_gpucap.results.result import DeclaredSlo, DeclaredWorkload, Result
+from pytest_gpucap.results.result import DeclaredSlo, DeclaredWorkload, Result, ResultKind
 from pytest_gpucap.results.telemetry import HostSummary, cores_text
 from pytest_gpucap.results.windows import WindowId
 
@@ -40,18 +40,6 @@ _SHOWN_S = 0.05
 """Phases shorter than this are left out of the server time shown."""
 
 
-def worst_first(results: Iterable[Result]) -> list[Result]:
-    """The results, the worst first. Expected failures come after other failures."""
-    return sorted(
-        results,
-        key=lambda result: (
-            result.expected_failure or not failed(result),
-            not regressed(result),
-            WORST_FIRST.index(result.outcome),
-        ),
-    )
-
-
 def result_rows(result: Result) -> list[Row]:
     """What was asked, what was found, and what it took."""
     judged = result.design_rate_rps is not None
@@ -60,6 +48,7 @@ def result_rows(result: Result) -> list[Row]:
         ("workload", workload(result.workload)),
         ("limits", limits(result.slo)),
         *_found(result),
+        *sampled(result),
         *_physical_limit(result),
         *accuracy(result),
         *comparison(result),
@@ -82,10 +71,30 @@ def causes(result: Result) -> list[Row]:
     """The limit that binds, the bottleneck with its evidence, what to try, and why a measurement cannot be trusted."""
     bottleneck = result.bottleneck
     lines = [("bound by", bound_by(result))]
+    if result.more_time is not None and result.outcome is Outcome.INCONCLUSIVE:
+        lines.append(("more time", result.more_time.text))
     if bottleneck is not None:
         lines += [("bottleneck", f"{bottleneck.kind}: {'; '.join(bottleneck.evidence)}"), ("try", bottleneck.advice)]
     lines += [("problem", problem.text) for problem in result.problems if problem.text != result.reason]
     return [(name, value) for name, value in lines if value]
+
+
+_LATENCIES: Final = ("ttft", "tpot", "itl", "e2e")
+"""In the order in which a request meets them."""
+
+
+def sampled(result: Result) -> list[Row]:
+    """The latencies of a window that `sample` measured: percentiles of TTFT, TPOT, ITL and E2E, a row each."""
+    if result.kind is not ResultKind.SAMPLE:
+        return []
+    lines = []
+    for sample in result.samples:
+        for metric in _LATENCIES:
+            found = sample.latencies.get(metric)
+            if found is not None and known(found.p50_s) is not None:
+                shown = (f"p{percent} {seconds(found.percentile(percent))}" for percent in KEPT_PERCENTILES)
+                lines.append((metric.upper(), ", ".join(shown)))
+    return lines
 
 
 def failed(result: Result) -> bool:

@@ -1,48 +1,61 @@
-"""Results -> plain text for a terminal: the summary table and the text of a failure; 80 columns, no colour."""
+"""Results -> plain text for a terminal: the summary table and the text of a failure; no colour.
+
+Every text fits the columns that it is given: 80 unless the terminal has more. A wider terminal shows whole names and
+more columns. The first line of a failure is never broken: pytest repeats it in its own summary.
+"""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from tabulate import tabulate
-
 from pytest_gpucap.report import rows
+from pytest_gpucap.report.columns import LEAST, LEAST_NAME, NARROW, display_width, padded, shortened, table, wrapped
 from pytest_gpucap.report.escape import cleaned
-from pytest_gpucap.report.formatting import NOT_MEASURED, headline, interval, percent, seconds, significant
-from pytest_gpucap.results.measured import Outcome
+from pytest_gpucap.report.formatting import (
+    NOT_MEASURED,
+    bound_by,
+    interval,
+    percent,
+    percent_interval,
+    seconds,
+    significant,
+)
+from pytest_gpucap.report.headline import Tone, result_headline, standing, stated, worst_first
 from pytest_gpucap.results.result import Result
 from pytest_gpucap.results.telemetry import Bottleneck
 
-_WIDTH = 80
-_LEAST_NAME = 8
-"""Least columns for a requirement's name, however wide the other columns are."""
 _NAME = 18
-"""Columns for the name of a window."""
+"""Columns for the name of a window on a terminal of 80; a wider one has more."""
 SIMULATED: Final = f"SIMULATED: {NOT_MEASURED}"
 
 
-def summary(results: Iterable[Result]) -> str:
+def summary(results: Iterable[Result], width: int = NARROW) -> str:
     """One table, worst first; then what every failure rests on; then where and how long it was measured."""
-    return "\n".join(line for line, _ in summary_lines(results))
+    return "\n".join(line for line, _ in summary_lines(results, width))
 
 
-def summary_lines(results: Iterable[Result]) -> list[tuple[str, Outcome | None]]:
-    """The lines of `summary`; a line that states a verdict comes with its outcome."""
-    ordered = rows.worst_first([cleaned(result) for result in results])
-    table = _table(ordered)
+def summary_lines(results: Iterable[Result], width: int = NARROW) -> list[tuple[str, Tone]]:
+    """The lines of `summary`; a line that states what a result came to comes with its tone."""
+    width = max(LEAST, width)
+    ordered = worst_first([cleaned(result) for result in results])
+    lines = _table(ordered, width)
     # One line for each result, under the headers.
-    outcomes = [*[None] * (len(table) - len(ordered)), *(result.outcome for result in ordered)]
-    parts = [list(zip(table, outcomes, strict=True))]
+    tones = [*[Tone.NONE] * (len(lines) - len(ordered)), *(_tone(result) for result in ordered)]
+    parts = [list(zip(lines, tones, strict=True))]
     for result in ordered:
-        if rows.failed(result):
-            verdict, *others = _reasons(result)
-            parts.append([(verdict, result.outcome), *((line, None) for line in others)])
-    beside = (_bullets(_limits(ordered)), _bullets(_disturbed(ordered)), _footnotes(ordered))
-    parts += [[(line, None) for line in lines] for lines in beside if lines]
+        if said := _reasons(result, width):
+            verdict, *others = said
+            parts.append([(verdict, _tone(result)), *((line, Tone.NONE) for line in others)])
+    beside = (_bullets(_limits(ordered), width), _bullets(_disturbed(ordered), width), _footnotes(ordered, width))
+    parts += [[(line, Tone.NONE) for line in lines] for lines in beside if lines]
     first, *more = parts
-    return [*first, *(line for part in more for line in [("", None), *part])]
+    return [*first, *(line for part in more for line in [("", Tone.NONE), *part])]
+
+
+def _tone(result: Result) -> Tone:
+    found = standing(result)
+    return Tone.NONE if found.tone is Tone.EXPECTED else found.tone
 
 
 def _limits(results: Sequence[Result]) -> list[str]:
@@ -60,118 +73,143 @@ def _disturbed(results: Sequence[Result]) -> list[str]:
     return [f"{result.name}: {text}" for result in results for text in rows.remarks(result)]
 
 
-def failure(result: Result) -> str:
+def failure(result: Result, width: int = NARROW) -> str:
     """The text of a failed check: the arithmetic first, then the evidence."""
-    result = cleaned(result)
-    lines = [f"{result.outcome}: {headline(result)}"]
+    result, width = cleaned(result), max(LEAST, width)
+    lines = [f"{result.outcome}: {result_headline(result).text}"]
     if result.simulated:
         lines.append(SIMULATED)
     if result.reason not in lines[0]:
-        lines += ["", *wrapped(result.reason)]
-    return "\n".join([*lines, "", details(result)])
+        lines += ["", *wrapped(result.reason, width=width)]
+    return "\n".join([*lines, "", details(result, width)])
 
 
-def section(result: Result) -> str:
-    """What a test measured before it failed an assertion of its own."""
-    head = f"{result.outcome or result.kind}: {headline(cleaned(result))}"
-    return "\n".join([head, *([SIMULATED] if result.simulated else []), "", details(result)])
+def section(result: Result, width: int = NARROW) -> str:
+    """What a test measured before it failed by itself."""
+    head = f"{result.outcome or result.kind}: {result_headline(cleaned(result)).text}"
+    return "\n".join([head, *([SIMULATED] if result.simulated else []), "", details(result, width)])
 
 
-def details(result: Result) -> str:
+def details(result: Result, width: int = NARROW) -> str:
     """The evidence for a result: its figures, windows, bottleneck and environment."""
-    result = cleaned(result)
-    lines = _aligned(rows.result_rows(result))
+    result, width = cleaned(result), max(LEAST, width)
+    lines = _aligned(rows.result_rows(result), width)
     if result.samples:
         headers, body = rows.window_table(result)
-        body = [[_short(name, _NAME), *figures] for name, *figures in body]
-        lines += ["", str(tabulate(body, headers=headers, disable_numparse=True, tablefmt="plain"))]
+        room = _NAME + max(0, width - NARROW)
+        body = [[shortened(name, room), *figures] for name, *figures in body]
+        lines += ["", *table(headers, body, width)]
     if result.problems:
         lines += [
             "",
             "why the measurement cannot be trusted:",
-            *_bullets([problem.text for problem in result.problems]),
+            *_bullets([problem.text for problem in result.problems], width),
         ]
     if result.bottleneck:
-        lines += ["", *_bottleneck(result.bottleneck)]
-    lines += ["", *_aligned(rows.environment_rows(result))]
+        lines += ["", *_bottleneck(result.bottleneck, width)]
+    lines += ["", *_aligned(rows.environment_rows(result), width)]
     return "\n".join(lines)
 
 
-def _table(results: Sequence[Result]) -> list[str]:
-    headers = ["verdict", "requirement", "req/s per replica", "needed", "GPUs", "slack"]
-    body = [_row(result) for result in results]
-    table = _tabulated(headers, body)
-    # The name is cut, so that the figures fit the screen.
-    too_wide = max(map(len, table)) - _WIDTH
-    if too_wide <= 0:
-        return table
-    room = max(_LEAST_NAME, max(len(row[1]) for row in body) - too_wide)
-    return _tabulated(headers, [[verdict, _short(name, room), *figures] for verdict, name, *figures in body])
+_COLUMNS: Final[tuple[tuple[str, Callable[[Result], str]], ...]] = (
+    ("verdict", lambda result: standing(result).word),
+    ("requirement", lambda result: result.name.strip()),
+    ("req/s per replica", lambda result: interval(result.sustainable_rate)),
+    ("needed", lambda result: significant(result.design_rate_rps) if result.design_rate_rps else ""),
+    (
+        "GPUs",
+        lambda result: "" if result.gpus_required is None else f"{result.gpus_required} of {result.requirement.gpus}",
+    ),
+    ("slack", lambda result: percent(result.slack.value, signed=True) if result.slack else ""),
+)
+_MORE_COLUMNS: Final[tuple[tuple[str, Callable[[Result], str]], ...]] = (
+    ("slack (interval)", lambda result: percent_interval(result.slack) if result.slack else ""),
+    ("bound by", bound_by),
+    ("against the baseline", lambda result: rows.change(result.comparison) if result.comparison else ""),
+    ("server time", lambda result: seconds(result.total_spent_s)),
+)
+"""Columns of wide terminals, the most useful first."""
 
 
-def _tabulated(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return str(tabulate(rows, headers=headers, disable_numparse=True)).splitlines()
+def _table(results: Sequence[Result], width: int) -> list[str]:
+    """A line for each result. What does not fit is left out: columns first, then the ends of names, columns again."""
+    columns = list(_COLUMNS)
+    for column in _MORE_COLUMNS:
+        wider = [*(each for each in columns if each[0] != "slack" or column[0] != "slack (interval)"), column]
+        if any(column[1](result) for result in results) and _fits(_laid_out(wider, results), width):
+            columns = wider
+    while True:
+        lines = _laid_out(columns, results)
+        too_wide = max(map(display_width, lines)) - width
+        if too_wide <= 0:
+            return lines
+        longest = max((display_width(result.name.strip()) for result in results), default=0)
+        room = max(LEAST_NAME, longest - too_wide)
+        lines = _laid_out(columns, results, room)
+        if _fits(lines, width) or len(columns) <= 3:  # noqa: PLR2004 - verdict, name and rate always stand
+            return lines
+        columns.pop()
 
 
-def _row(result: Result) -> list[str]:
-    needed = result.gpus_required
-    design = result.design_rate_rps
-    slack = result.slack
-    return [
-        result.outcome or result.kind,
-        result.name.strip(),
-        interval(result.sustainable_rate),
-        significant(design) if design else "",
-        f"{needed} of {result.requirement.gpus}" if needed is not None else "",
-        percent(slack.value, signed=True) if slack else "",
-    ]
+def _fits(lines: Sequence[str], width: int) -> bool:
+    return max(map(display_width, lines)) <= width
 
 
-def _reasons(result: Result) -> list[str]:
-    """A verdict in a few lines: the arithmetic, the limit that binds, the bottleneck, what to try."""
-    expected = " (expected)" if result.expected_failure else ""
-    lines = _bullets([f"{result.outcome}{expected}: {headline(result)}"])
-    for name, value in rows.causes(result):
-        lines += wrapped(f"{name}: {value}", indent="  ", hang="    ")
+def _laid_out(
+    columns: Sequence[tuple[str, Callable[[Result], str]]], results: Sequence[Result], room: int | None = None
+) -> list[str]:
+    """The table in one piece, however wide, with names of at most `room` columns."""
+    cells = [[shown(result) for _, shown in columns] for result in results]
+    if room is not None:
+        cells = [[verdict, shortened(name, room), *figures] for verdict, name, *figures in cells]
+    return table([name for name, _ in columns], cells, _ANY_WIDTH, ruled=True)
+
+
+_ANY_WIDTH: Final = 1_000_000
+
+
+def _reasons(result: Result, width: int) -> list[str]:
+    """A bad result in a few lines: the arithmetic, the limit that binds, the bottleneck, what to try.
+
+    A sample has no verdict, so its latencies stand here. A regression stands with the other comparisons.
+    """
+    found = standing(result)
+    sampled = rows.sampled(result)
+    own = found.ending is not None and not rows.regressed(result)
+    if not (rows.failed(result) or own or sampled):
+        return []
+    lines = _bullets([stated(result)], width)
+    shown = sampled + (rows.causes(result) if rows.failed(result) or found.ending is not None else [])
+    for name, value in shown:
+        if result.more_time is None or value != result.more_time.text:  # the headline has it
+            lines += wrapped(f"{name}: {value}", "  ", "    ", width)
     return lines
 
 
-def _footnotes(results: Sequence[Result]) -> list[str]:
+def _footnotes(results: Sequence[Result], width: int) -> list[str]:
     notes = []
     if any(result.sustainable_rate for result in results):
-        notes.append("(95% intervals; needed: QPS x headroom / replicas in the budget)")
+        notes += wrapped("(95% intervals; needed: QPS x headroom / replicas in the budget)", width=width)
     places = {place for result in results if (place := rows.measured_on(result))}
-    notes += [line for place in sorted(places) for line in wrapped(f"measured on {place}", hang="  ")]
+    notes += [line for place in sorted(places) for line in wrapped(f"measured on {place}", hang="  ", width=width)]
     spent = sum(result.total_spent_s for result in results)
     notes.append(f"server time: {seconds(spent)}")
     if any(result.simulated for result in results):
-        notes.append(SIMULATED)
+        notes += wrapped(SIMULATED, width=width)
     return notes
 
 
-def _bottleneck(found: Bottleneck) -> list[str]:
-    lines = [*wrapped(f"bottleneck: {found.kind}"), *_bullets(found.evidence)]
-    return lines + (wrapped(f"try: {found.advice}") if found.advice else [])
+def _bottleneck(found: Bottleneck, width: int) -> list[str]:
+    lines = [*wrapped(f"bottleneck: {found.kind}", width=width), *_bullets(found.evidence, width)]
+    return lines + (wrapped(f"try: {found.advice}", width=width) if found.advice else [])
 
 
-def _short(name: str, width: int) -> str:
-    return name if len(name) <= width else f"{name[: width - 3]}..."
-
-
-def _aligned(named: Sequence[rows.Row]) -> list[str]:
-    width = max(len(name) for name, _ in named) + 2
+def _aligned(named: Sequence[rows.Row], width: int) -> list[str]:
+    column = max(display_width(name) for name, _ in named) + 2
     return [
-        line for name, value in named for line in wrapped(value, indent=name.ljust(width), hang=" " * width) or [name]
+        line for name, value in named for line in wrapped(value, padded(name, column), " " * column, width) or [name]
     ]
 
 
-def wrapped(text: str, indent: str = "", hang: str = "") -> list[str]:
-    """Lines of at most 80 columns; those after the first begin with `hang`."""
-    # A broken path or flag cannot be copied, so it may exceed the width instead.
-    return textwrap.wrap(
-        text, _WIDTH, initial_indent=indent, subsequent_indent=hang, break_long_words=False, break_on_hyphens=False
-    )
-
-
-def _bullets(texts: Sequence[str]) -> list[str]:
-    return [line for text in texts for line in wrapped(text, indent="- ", hang="  ")]
+def _bullets(texts: Sequence[str], width: int) -> list[str]:
+    return [line for text in texts for line in wrapped(text, "- ", "  ", width)]

@@ -64,6 +64,7 @@ def check_result(verdict: Verdict, context: Context) -> Result:
         gpus_interval=verdict.gpus_interval,
         slack=verdict.slack,
         accuracy=verdict.accuracy,
+        more_time=verdict.more_time,
     )
 
 

@@ -60,6 +60,19 @@ KEPT_PERCENTILES: Final = (50, 90, 95, 99)
 """Percentiles that a sample keeps of every latency."""
 
 
+class MoreTime(msgspec.Struct, frozen=True):
+    """What more server time would decide.
+
+    Attributes:
+        seconds: further server time that would separate capacity from requirement, if the estimate stays where it is;
+            None if no time would.
+        text: one sentence: the time, or what binds instead.
+    """
+
+    seconds: float | None
+    text: str
+
+
 class LatencyHistogram(msgspec.Struct, frozen=True):
     """How latencies were distributed: ``counts[i]`` of them lie in (edges_s[i], edges_s[i + 1]]."""
 
@@ -242,6 +255,8 @@ class Verdict:
     reason: str
     accuracy: Accuracy | None = None
     """The accuracy of the answers, if the requirement asks for it."""
+    more_time: MoreTime | None = None
+    """What more time would decide; None unless the outcome is INCONCLUSIVE."""
 
     def __repr__(self) -> str:
         requirement = self.measurement.requirement

@@ -16,8 +16,9 @@ import msgspec
 from pytest_gpucap.requirement import ApiKind, ArrivalKind, Wording
 from pytest_gpucap.results.comparison import Comparison, RegressionDecision
 from pytest_gpucap.results.encoding import Figure
+from pytest_gpucap.results.ending import Ending
 from pytest_gpucap.results.environment import Environment
-from pytest_gpucap.results.measured import Accuracy, Interval, Outcome, Sample
+from pytest_gpucap.results.measured import Accuracy, Interval, MoreTime, Outcome, Sample
 from pytest_gpucap.results.problems import Problem
 from pytest_gpucap.results.telemetry import Bottleneck, TelemetryOverTime, TelemetrySummary
 
@@ -132,6 +133,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         outcome: None unless `kind` is ``check``.
         reason: one sentence on why this outcome and no other; empty unless `kind` is ``check``.
         expected_failure: the test was marked to fail (xfail) and did.
+        ending: how the test ended; None in early files.
+        ending_reason: one line on why it did not pass; empty where it did.
+        more_time: what more time would decide; None unless `outcome` is INCONCLUSIVE.
         simulated: no real server was measured.
         sustainable_rate: what one replica keeps for good within the SLO and without a growing backlog.
         saturated_rate: at the highest concurrency held.
@@ -188,6 +192,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     series: TelemetryOverTime | None = None
     limit: PhysicalLimit | None = None
     no_limit: str | None = None
+    ending: Ending | None = None
+    ending_reason: str = ""
+    more_time: MoreTime | None = None
 
     @property
     def trusted(self) -> bool:
@@ -215,6 +222,10 @@ class ResultFile(msgspec.Struct, frozen=True, kw_only=True):
         results: in the order in which tests ended.
         written: when the file was written, in UTC.
         simulated: at least one result comes from a simulator; each result says so for itself as well.
+        exit_status: pytest's exit code; None if the session had not ended when the file was written: it is still
+            running, or its process was killed.
+        problems: one line each on what ended tests or the session early: a file that could not be collected, an
+            internal error, a worker that crashed.
     """
 
     schema: Literal["pytest-gpucap"] = "pytest-gpucap"
@@ -226,3 +237,5 @@ class ResultFile(msgspec.Struct, frozen=True, kw_only=True):
     results: tuple[Result, ...]
     written: datetime | None = None
     simulated: bool = False
+    exit_status: int | None = None
+    problems: tuple[str, ...] = ()

@@ -28,13 +28,22 @@ class ResultFileError(GpuCapError, ValueError):
     """Not a result file that this version can read; the message names the file and why."""
 
 
-def session_file(results: Iterable[Result], *, started: datetime, arguments: Iterable[str]) -> ResultFile:
+def session_file(
+    results: Iterable[Result],
+    *,
+    started: datetime,
+    arguments: Iterable[str],
+    exit_status: int | None = None,
+    problems: Iterable[str] = (),
+) -> ResultFile:
     """The content of one session's file.
 
     Args:
         results: in the order in which tests ended.
         started: when the session began, with its time zone.
         arguments: pytest's command line.
+        exit_status: pytest's exit code; None: the session has not ended.
+        problems: what ended tests or the session early, a line each.
     """
     kept = tuple(results)
     return ResultFile(
@@ -45,6 +54,8 @@ def session_file(results: Iterable[Result], *, started: datetime, arguments: Ite
         results=kept,
         written=datetime.now(UTC).replace(microsecond=0),
         simulated=any(result.simulated for result in kept),
+        exit_status=exit_status,
+        problems=tuple(problems),
     )
 
 
@@ -54,7 +65,7 @@ def write(path: Path, content: ResultFile) -> None:
 
 
 class GrowingResultFile:
-    """A result file that is written after every test. Every result is encoded once.
+    """A result file that is written whenever its content changes. A result that does not change is encoded once.
 
     The file is what `write` writes, byte by byte. All results are written each time: 1,000 of 40 kB take 50 ms.
 
@@ -64,21 +75,25 @@ class GrowingResultFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._results: list[bytes] = []
+        self._cleared = False
+        self._encoded: dict[int, tuple[Result, bytes]] = {}
 
     def write(self, content: ResultFile) -> None:
         """Bring the file up to date.
 
         Args:
-            content: that of the last call, with further results appended.
+            content: of the whole file.
 
         Raises:
             OSError: if it cannot be written. The previous content is kept.
         """
-        if not self._results:
+        if not self._cleared:
             _clear(self.path)
-        self._results += [_encoded(result) for result in content.results[len(self._results) :]]
-        _replace(self.path, _around(content, self._results))
+            self._cleared = True
+        # By identity: comparing two results costs as much as encoding one. The kept result keeps its id from others.
+        before = self._encoded
+        self._encoded = {id(result): before.get(id(result)) or (result, _encoded(result)) for result in content.results}
+        _replace(self.path, _around(content, [self._encoded[id(result)][1] for result in content.results]))
 
 
 def _encoded(result: Result) -> bytes:
@@ -101,6 +116,10 @@ def _around(content: ResultFile, results: Sequence[bytes]) -> Iterable[bytes]:
 def _replace(path: Path, pieces: Iterable[bytes]) -> None:
     """Write a file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():  # a device or a pipe is written to, and stays
+        with path.open("wb") as file:
+            file.writelines(pieces)
+        return
     partial = _partial(path, str(os.getpid()))
     try:
         with partial.open("wb") as file:

@@ -140,12 +140,12 @@ class Comparing:
         kept.compare(comparison)
 
     @staticmethod
-    def refuse_regression(result: Result) -> None:
-        """Fail the test for a confirmed regression.
+    def refuse_regression(result: Result, columns: int) -> None:
+        """Fail the test for a confirmed regression; its text fits `columns`.
 
         Raises:
             pytest.fail.Exception: the first line gives the decision with its arithmetic.
         """
         comparison = result.comparison
         if comparison is not None and comparison.decision is RegressionDecision.REGRESSED and comparison.confirmed:
-            pytest.fail(regression_failure(result), pytrace=False)
+            pytest.fail(regression_failure(result, columns), pytrace=False)

@@ -42,6 +42,7 @@ class GpuCap:
         results: KeptResults,
         comparing: Comparing,
         pairing: BaseAndHead | None = None,
+        columns: int,
     ) -> None:
         self._harness = harness
         self._declared, self._live = harness.declared, harness.live
@@ -50,6 +51,7 @@ class GpuCap:
         self._keep, self._results = results.keep, results
         self._comparing = comparing
         self._pairing = pairing
+        self._columns = columns
 
     def check(self) -> Verdict:
         """Decide whether the declared budget holds; the failure text is the report.
@@ -74,7 +76,7 @@ class GpuCap:
         verdict, result = self._checked(requirement)
         kept = self._keep(result)
         if verdict.outcome is Outcome.INVALID:
-            raise MeasurementInvalid(terminal.failure(result))
+            raise MeasurementInvalid(terminal.failure(result, self._columns))
         undecided = verdict.outcome is Outcome.INCONCLUSIVE
         passes = verdict.outcome is Outcome.PASS or (undecided and self._options.inconclusive == "pass")
         if self._pairing is not None:
@@ -88,12 +90,12 @@ class GpuCap:
             self._compare_check(requirement, kept)
         else:  # the test fails already, so a regression needs no confirmation
             self._comparing.compare(kept)
-        report = terminal.failure(kept.result)
+        report = terminal.failure(kept.result, self._columns)
         if verdict.outcome is Outcome.FAIL or (undecided and self._options.inconclusive == "fail"):
             pytest.fail(report, pytrace=False)
         if undecided and self._options.inconclusive == "skip":
             pytest.skip(report)
-        self._comparing.refuse_regression(kept.result)
+        self._comparing.refuse_regression(kept.result, self._columns)
         return verdict
 
     def measure(self) -> Measurement:
@@ -244,10 +246,10 @@ class GpuCap:
         """Compare with the session's baseline or base. A confirmed regression fails the test."""
         if self._pairing is not None:
             self._pairing.compare(self._harness.requirement, kept)
-            self._comparing.refuse_regression(kept.result)
+            self._comparing.refuse_regression(kept.result, self._columns)
             return
         self._comparing.compare(kept, self._again(lambda: self._measured(start=1)[1]))
-        self._comparing.refuse_regression(kept.result)
+        self._comparing.refuse_regression(kept.result, self._columns)
 
     def _again(self, once: Callable[[], Result]) -> Callable[[str], Result]:
         """Measures once more, on a fresh server if the plugin starts it. Its argument is the reason."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import msgspec
 
 from pytest_gpucap.results.comparison import Comparison
@@ -16,8 +18,9 @@ class KeptResult:
         result: the result so far.
     """
 
-    def __init__(self, result: Result) -> None:
+    def __init__(self, result: Result, changed: Callable[[], None]) -> None:
         self.result = result
+        self._changed = changed
 
     def spend(self, phase: str, seconds: float) -> None:
         """Count server time that was spent on the result after it was measured."""
@@ -26,6 +29,7 @@ class KeptResult:
     def compare(self, comparison: Comparison) -> None:
         """Add the comparison."""
         self._change(comparison=comparison)
+        self._changed()
 
     def _change(self, **fields: object) -> None:
         self.result = normalised(msgspec.structs.replace(self.result, **fields))
@@ -34,18 +38,27 @@ class KeptResult:
 class KeptResults:
     """What one test has measured so far.
 
+    Args:
+        heard: told the results whenever there is one more, so that they are written down before the test ends.
+
     Attributes:
         asked: the test has asked for a measurement, whatever came of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, heard: Callable[[Sequence[Result]], None] | None = None) -> None:
         self.asked = False
         self._kept: list[KeptResult] = []
+        self._heard = heard
 
     def keep(self, result: Result) -> KeptResult:
         """Keep a result; the test may add to the one returned."""
-        self._kept.append(kept := KeptResult(result))
+        self._kept.append(kept := KeptResult(result, self._tell))
+        self._tell()
         return kept
+
+    def _tell(self) -> None:
+        if self._heard is not None:
+            self._heard(self.results)
 
     @property
     def results(self) -> list[Result]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -12,8 +11,10 @@ from typing import Any, Final
 
 import pytest
 
+from pytest_gpucap.report.columns import cut, display_width, shortened, terminal_columns
 from pytest_gpucap.report.escape import visible
 from pytest_gpucap.report.formatting import limit_name, rate, seconds
+from pytest_gpucap.session.screen import columns
 from pytest_gpucap.telemetry.sampler import Telemetry
 
 _CLEAR: Final = "\r\x1b[K"
@@ -32,6 +33,7 @@ class LiveLine:
         write: takes text for the terminal, past pytest's capture; None says nothing.
         interactive: the terminal can rewrite its last line.
         clock: real time in seconds, even if the measurement runs on a virtual clock.
+        width: columns of the terminal, whenever it is asked.
 
     Attributes:
         gpu: returns what the devices are doing, such as ``GPU 97% 412 W``; set while telemetry runs.
@@ -44,11 +46,13 @@ class LiveLine:
         *,
         interactive: bool,
         clock: Callable[[], float] = time.monotonic,
+        width: Callable[[], int] = terminal_columns,
     ) -> None:
         self._name = visible(name)
         self._write = write
         self._interactive = interactive
         self._clock = clock
+        self._width = width
         self._open_line = False
         self._said_at = -math.inf
         self._began_s = 0.0
@@ -108,19 +112,21 @@ class LiveLine:
             said.append(devices)
         said += [f"{spent_s:.0f} s", f"{left_s:.0f} s left"]
         wide = [said[0], f"{in_flight} in flight", *said[1:]]
-        room = _room() - len(self._name) - len(": ")
+        room = self._room() - display_width(self._name) - len(": ")
         self._rewrite(", ".join(wide if len(", ".join(wide)) <= room else said))
 
     def _rewrite(self, text: str) -> None:
         """Replace the live line. On a narrow screen the name is cut, then the end of the line."""
-        room = _room()
-        name = self._name
-        if len(name) + len(": ") + len(text) > room and len(name) > _LEAST_NAME:
-            kept = max(_LEAST_NAME, room - len(": ") - len(text))
-            name = f"{name[: kept - 3]}..."
+        room = self._room()
+        left = room - len(": ") - display_width(text)
+        name = shortened(self._name, max(_LEAST_NAME, left))
         if self._write is not None:
-            self._write(f"{_CLEAR}{f'{name}: {text}'[:room]}")
+            self._write(f"{_CLEAR}{cut(f'{name}: {text}', room)}")
             self._open_line = True
+
+    def _room(self) -> int:
+        # A line of full width wraps on some terminals and can then not be replaced.
+        return self._width() - 1
 
     def done(self) -> None:
         """Leave the terminal on a fresh line."""
@@ -128,11 +134,6 @@ class LiveLine:
         if self._open_line and self._write is not None:
             self._write(_TAKEN_BACK)
             self._open_line = False
-
-
-def _room() -> int:
-    # A line of full width wraps on some terminals and can then not be replaced.
-    return shutil.get_terminal_size().columns - 1
 
 
 _GLANCE_S: Final = 2.0
@@ -144,7 +145,7 @@ def live(config: pytest.Config, name: str) -> LiveLine:
     stays = config.get_verbosity() < 0 or hasattr(config, "workerinput") or os.environ.get("TERM") == "dumb"
     # Not `sys.__stdout__.isatty()`: while a test runs, pytest's capture stands behind that.
     terminal = getattr(config.pluginmanager.getplugin("terminalreporter"), "isatty", False)
-    return LiveLine(name, _writer(config), interactive=terminal and not stays)
+    return LiveLine(name, _writer(config), interactive=terminal and not stays, width=lambda: columns(config))
 
 
 def _writer(config: pytest.Config) -> Callable[[str], None] | None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from pytest_gpucap.session.live_line import LiveLine
     from pytest_gpucap.session.server_manager import ServerManager, SystemUnderTest
 
+RECORDER: Final = "gpucap-results"
+"""Name of the plugin that records results, in the process that talks to the user."""
 _SERVED = frozenset({"gpucap", "vllm_server"})
 
 
@@ -130,6 +133,7 @@ class PytestSession:
         from pytest_gpucap.session.benchmark_bridge import REQUEST
         from pytest_gpucap.session.gpucap import GpuCap
         from pytest_gpucap.session.harness import Harness
+        from pytest_gpucap.session.screen import columns
 
         item: pytest.Item = request.node
         item.stash[REQUEST] = request
@@ -143,6 +147,7 @@ class PytestSession:
             results=self._measured,
             comparing=Comparing(self._baseline, self._options),
             pairing=None if base is None else BaseAndHead(base, placed, manager, declared, self._options, live),
+            columns=columns(self._config),
         )
 
     def knows(self, item: pytest.Item) -> bool:
@@ -236,7 +241,12 @@ def kept_results(item: pytest.Item) -> KeptResults:
     """What a test has measured so far; created on first use."""
     from pytest_gpucap.session.kept import KeptResults
 
-    return item.stash.setdefault(_RESULTS, KeptResults())
+    if (kept := item.stash.get(_RESULTS, None)) is None:
+        # No plugin of that name runs in an xdist worker.
+        recorder = item.config.pluginmanager.getplugin(RECORDER)
+        heard = None if recorder is None else partial(recorder.measured, item.nodeid)
+        item.stash[_RESULTS] = kept = KeptResults(heard)
+    return kept
 
 
 def has_asked(item: pytest.Item) -> bool:

@@ -111,7 +111,8 @@ def test_variants_of_one_run_may_be_served_differently(capsys: pytest.CaptureFix
     file = str(H200_X2 / "prefix.json")
     assert run("compare", file, file, "--variants", "prefix caching off", "prefix caching on") == 0
     shown = capsys.readouterr().out
-    assert "IMPROVED    prefix caching on" in shown
+    assert "IMPROVED  prefix" in shown
+    assert max(map(len, shown.splitlines()[2:])) <= 80
     assert "changed: server argument enable_prefix_caching: false -> true" in shown
     # The other way round, and by node id.
     off, on = (f"benchmarks/h200/test_h200.py::test_prefix[{state}]" for state in ("off", "on"))

@@ -86,7 +86,7 @@ def test_a_slower_server_regresses_and_fails_when_a_fresh_start_says_so_too(save
             "SIMULATED: no GPU and no server was measured",
             "more than 5.0% lost; a second measurement from a fresh start confirms it",
             "*= GPU capacity =*",
-            "PASS * chat *",
+            "REGRESSED * chat *",
             "against baseline main: 1 REGRESSED",
         ]
     )

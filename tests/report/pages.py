@@ -15,6 +15,7 @@ from pytest_gpucap.measure import procedure
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.requirement import LatencyLimit, Length, Requirement, Slo, Workload
 from pytest_gpucap.results.build import Context, check_result, sweep_result
+from pytest_gpucap.results.comparison import ComparedBaseline
 from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.measured import Interval, Sample
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
@@ -26,6 +27,7 @@ from pytest_gpucap.session.live_line import LiveLine
 from pytest_gpucap.simulator import profile
 from pytest_gpucap.simulator.runner import SimRunner
 from pytest_gpucap.telemetry.over_time import binned_series
+from tests.results import made
 
 HOSTILE = '</script><img src=x onerror="window.pwned=1"><b>&lt;{{7*7}}${8*8}\u2028\u202e'
 """Ends a script, starts an element, and means something to a template, to JavaScript and to bidirectional text."""
@@ -123,8 +125,11 @@ def _hostile(result: Result, number: int) -> Result:
         window = msgspec.structs.replace(sample.window, server=HOSTILE)
         return msgspec.structs.replace(sample, window=window, errors={HOSTILE: 1})
 
+    comparison = made.compared(result).comparison
+    assert comparison is not None
     return msgspec.structs.replace(
         result,
+        comparison=msgspec.structs.replace(comparison, baseline=ComparedBaseline(HOSTILE), reason=HOSTILE),
         name=f"{HOSTILE}{number}",
         test=HOSTILE,
         reason=HOSTILE,

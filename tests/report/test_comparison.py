@@ -9,12 +9,8 @@ import pytest
 
 from pytest_gpucap.history.compare import compare_result
 from pytest_gpucap.history.store import Baseline, Run
-from pytest_gpucap.report.comparison import (
-    comparison_headline,
-    comparison_markdown,
-    comparison_summary,
-    regression_failure,
-)
+from pytest_gpucap.report.comparison import comparison_markdown, comparison_summary, regression_failure
+from pytest_gpucap.report.headline import comparison_headline
 from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.result import Result
 from tests.history.made import named, result, session, windows

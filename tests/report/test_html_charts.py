@@ -20,13 +20,11 @@ from pytest_gpucap.report.html.charts import (
     strip_chart,
 )
 from pytest_gpucap.report.html.distributions import SHOWN_PHASES, DistributionChart, distribution_charts
-from pytest_gpucap.report.html.page import page_title
 from pytest_gpucap.report.html.trend import trend_panels
-from pytest_gpucap.results.measured import LatencyHistogram, Outcome, Sample
+from pytest_gpucap.results.measured import LatencyHistogram, Sample
 from pytest_gpucap.results.result import DeclaredSlo, Result, ResultKind
 from pytest_gpucap.results.windows import LEADING_UP, Phase, WindowId
 from tests.report import pages
-from tests.results import made
 
 
 def result(kind: ResultKind = ResultKind.CHECK, name: str = "chat") -> Result:
@@ -225,20 +223,3 @@ def test_a_trend_says_when_it_changed_by_how_much_and_what_else_changed() -> Non
     levels = [(level.first, level.last, level.rate_rps) for level in first.chart.levels]
     assert levels == [(0, 19, 500.0), (20, 29, 440.0)]
     assert trend_panels([msgspec.structs.replace(other, points=())]) == []
-
-
-@pytest.mark.parametrize(
-    ("outcomes", "said"),
-    [
-        (["PASS"], ("The budget holds", "pass")),
-        (["PASS", "PASS"], ("All 2 budgets hold", "pass")),
-        (["PASS", "FAIL", "FAIL"], ("2 of 3 budgets do not hold", "fail")),
-        (["FAIL", "INVALID"], ("1 of 2 budgets could not be measured", "invalid")),
-        (["INCONCLUSIVE"], ("The budget is undecided", "inconclusive")),
-        ([None, None], ("2 measurements", "none")),
-        ([], ("0 measurements", "none")),
-    ],
-)
-def test_the_title_says_the_worst(outcomes: list[str | None], said: tuple[str, str]) -> None:
-    results = [made.measured() if outcome is None else made.check(Outcome(outcome)) for outcome in outcomes]
-    assert page_title(results) == said

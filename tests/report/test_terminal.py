@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from _pytest._io.wcwidth import wcswidth
 from hypothesis import given, settings
 from msgspec.structs import replace
 
 from pytest_gpucap.report import terminal
+from pytest_gpucap.report.comparison import comparison_summary
 from pytest_gpucap.results.measured import Accuracy, Interval, Outcome
 from pytest_gpucap.results.result import PhysicalLimit
 from tests.report.test_escape import TEXTS
@@ -79,6 +81,40 @@ def test_80_columns_whatever_the_names_and_figures(rate: float) -> None:
     for result in results:
         # A name that alone is longer stays whole, so that it can be searched for.
         assert max(map(len, terminal.details(result).splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", ["你好世界" * 12, "🚀🧪" * 20, "e\u0301" * 40, "👩\u200d💻" * 25, "größer " * 12])
+@pytest.mark.parametrize("width", [60, 80, 137])
+def test_names_fit_as_a_terminal_shows_them(name: str, width: int) -> None:
+    results = [made.compared(made.check(outcome, name)) for outcome in Outcome]
+    lines = [*terminal.summary_lines(results, width), *((line, None) for line in comparison_summary(results, width))]
+    for result in results:
+        lines += [(line, None) for line in terminal.details(result, width).splitlines()]
+        lines += [(line, None) for line in terminal.failure(result, width).splitlines()[1:]]
+    # What pytest itself says of the width of a text.
+    assert max(wcswidth(line) for line, _ in lines) <= width
+
+
+def test_a_wide_terminal_shows_whole_names_and_more() -> None:
+    name = "a requirement whose name is too long for a table of 80 columns"
+    results = [made.check(Outcome.PASS, name), made.compared(made.check(Outcome.FAIL))]
+    assert name not in terminal.summary(results)
+    table = terminal.summary(results, 200).partition("\n\n")[0]
+    assert name in table
+    for shown in ("bound by", "p95 E2E, limit 20 s", "-19.8% (-21.7% to -17.8%)"):
+        assert shown in table
+
+
+def test_many_limits_make_tables_that_fit() -> None:
+    result = made.check()
+    limits = {f"{metric}_p{percent}": 1.0 for metric in ("ttft", "e2e", "itl", "tpot") for percent in (50, 95, 99)}
+    lines = terminal.details(replace(result, slo=replace(result.slo, limits=limits))).splitlines()
+    assert max(map(len, lines)) <= 80
+    headers = [line for line in lines if line.startswith("window")]
+    assert len(headers) > 1
+    for limit in limits:
+        metric, _, percent = limit.partition("_p")
+        assert any(f"p{percent} {metric.upper()}" in header for header in headers)
 
 
 def test_windows_are_one_row_each_with_their_worst_third() -> None:

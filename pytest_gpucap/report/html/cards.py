@@ -12,7 +12,7 @@ from pytest_gpucap.report import rows
 from pytest_gpucap.report.formatting import (
     bound_by_parts,
     gpus,
-    headline,
+    interval,
     known,
     limit_name,
     percent,
@@ -20,16 +20,24 @@ from pytest_gpucap.report.formatting import (
     seconds,
     significant,
 )
+from pytest_gpucap.report.headline import Tone, result_headlines, standing
 from pytest_gpucap.report.html.distributions import LATENCY_METRICS
 from pytest_gpucap.requirement import ArrivalKind
 from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.environment import Environment
-from pytest_gpucap.results.measured import Interval, Latency, Outcome, Sample
+from pytest_gpucap.results.measured import Interval, Latency, Sample
 from pytest_gpucap.results.result import DeclaredWorkload, Result, ResultKind
 
 EMPTY_CELL: Final = "\u2013"
 """The content of an empty cell."""
-_SIGNS: Final = {Outcome.PASS: "✓", Outcome.FAIL: "✕", Outcome.INCONCLUSIVE: "?", Outcome.INVALID: "!", None: "·"}
+_SIGNS: Final = {
+    Tone.PASS: "✓",
+    Tone.FAIL: "✕",
+    Tone.INCONCLUSIVE: "?",
+    Tone.INVALID: "!",
+    Tone.EXPECTED: "✕",
+    Tone.NONE: "·",
+}
 _OPEN_AT_FIRST: Final = 6
 _LEAST_SHOWN_S: Final = 0.05
 _RATIO_ENDS: Final = (0.1, 10.0)
@@ -101,6 +109,19 @@ class WindowsTable:
 
 
 @dataclass(frozen=True, slots=True)
+class ComparedTable:
+    """Base and head side by side; a row each for the rate and for every limit's latency at an equal rate.
+
+    Attributes:
+        base: the name of what the result is compared with.
+        rows: what, base, head, change with its interval, decision.
+    """
+
+    base: str
+    rows: tuple[tuple[str, str, str, str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ResultCard:
     """One result as the page shows it."""
 
@@ -120,6 +141,7 @@ class ResultCard:
     span: CapacitySpan | None
     facts: tuple[Fact, ...]
     notes: tuple[Note, ...]
+    compared: ComparedTable | None
     spent: tuple[TimeShare, ...]
     declared: tuple[Fact, ...]
     windows: WindowsTable
@@ -129,13 +151,10 @@ class ResultCard:
 
 
 def badge(result: Result) -> Badge:
-    """The verdict; without one, the kind of measurement."""
-    outcome = result.outcome
-    if outcome is not None and result.expected_failure:
-        return Badge(f"{outcome} expected", _SIGNS[outcome], "expected")
-    if outcome in {Outcome.PASS, None} and rows.regressed(result):
-        return Badge("REGRESSED", "↓", "fail")
-    return Badge(outcome or result.kind, _SIGNS[outcome], (outcome or "none").lower())
+    """What the result came to."""
+    found = standing(result)
+    sign = "↓" if found.word == "REGRESSED" else _SIGNS[found.tone]
+    return Badge(found.text, sign, found.tone.value)
 
 
 def time_text(when: datetime) -> str:
@@ -156,7 +175,7 @@ def _card(result: Result, number: int) -> ResultCard:
         name=result.name,
         test=result.test,
         badge=badge(result),
-        headline=headline(result),
+        headline=" ".join(line.text for line in result_headlines(result)),
         reason=result.reason,
         simulated=result.simulated,
         opened=number <= _OPEN_AT_FIRST,
@@ -168,6 +187,7 @@ def _card(result: Result, number: int) -> ResultCard:
         span=_span(found, design),
         facts=tuple(_facts(result)),
         notes=tuple(_notes(result)),
+        compared=_compared(result),
         spent=tuple(_spent(result.spent_s)),
         declared=tuple(_declared(result)),
         windows=windows_table(result),
@@ -185,7 +205,8 @@ def _range(found: Interval | None) -> str:
 
 
 def _facts(result: Result) -> list[Fact]:
-    return [*_capacity(result), *_budget(result), *_throughput(result), *_physical_limit(result)]
+    sampled = (Fact(name, value) for name, value in rows.sampled(result))
+    return [*_capacity(result), *_budget(result), *_throughput(result), *sampled, *_physical_limit(result)]
 
 
 def _capacity(result: Result) -> list[Fact]:
@@ -263,6 +284,31 @@ def _notes(result: Result) -> list[Note]:
     if found := result.bottleneck:
         notes.append(Note(f"Bottleneck: {found.kind}", found.evidence, advice=found.advice))
     return notes
+
+
+def _compared(result: Result) -> ComparedTable | None:
+    """None where nothing was compared, or nothing can be."""
+    found = result.comparison
+    if found is None or found.base_rate is None:
+        return None
+    head = interval(found.head_rate or result.sustainable_rate) or EMPTY_CELL
+    rate_row = ("Sustainable rate, req/s per replica", interval(found.base_rate), head, rows.change(found))
+    return ComparedTable(
+        found.baseline.name,
+        (
+            (*rate_row, found.decision.value),
+            *(
+                (
+                    f"{limit_name(each.limit)} at {each.load}",
+                    seconds(each.base_s),
+                    seconds(each.head_s),
+                    rows.change(each),
+                    each.decision.value,
+                )
+                for each in found.latencies
+            ),
+        ),
+    )
 
 
 def _spent(spent_s: Mapping[str, float]) -> list[TimeShare]:

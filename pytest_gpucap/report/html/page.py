@@ -21,11 +21,11 @@ from markupsafe import Markup
 from pytest_gpucap.report import rows
 from pytest_gpucap.report.escape import cleaned
 from pytest_gpucap.report.formatting import seconds
+from pytest_gpucap.report.headline import session_counts, session_headlines, worst_first
 from pytest_gpucap.report.html.cards import EMPTY_CELL, Badge, badge, result_cards, time_text
 from pytest_gpucap.report.html.charts import CurveChart, StripChart, curve_chart, strip_chart
 from pytest_gpucap.report.html.distributions import DistributionChart, distribution_charts
 from pytest_gpucap.report.html.trend import TrendChart, trend_panels
-from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.results.result import Result, ResultFile
 from pytest_gpucap.results.trend import Trend
 
@@ -60,16 +60,18 @@ def render(content: ResultFile, history: Iterable[Trend] = ()) -> str:
         The file's text, to be written as UTF-8. It fetches nothing when opened.
     """
     content = cleaned(content)
-    results = rows.worst_first(content.results)
+    results = worst_first(content.results)
     charts = [ResultCharts(curve_chart(each), strip_chart(each), distribution_charts(each)) for each in results]
     panels = trend_panels(map(cleaned, history), results)
-    title, tone = page_title(results)
+    first, *others = session_headlines(results, content.problems)
     style, library, script = _asset("assets/page.css"), _asset(LIBRARY), _scripts()
     return _template().render(
         content=content,
         empty_cell=EMPTY_CELL,
-        title=title,
-        tone=tone,
+        title=first.text,
+        tone=first.standing.tone.value,
+        headlines=[line.text for line in others],
+        counted=session_counts(results),
         counts=_counts(results),
         places=_places(results),
         started=time_text(content.started),
@@ -83,28 +85,6 @@ def render(content: ResultFile, history: Iterable[Trend] = ()) -> str:
         script=Markup(script),  # noqa: S704
         data=embedded(PageData(charts, [panel.chart for panel in panels])),
     )
-
-
-def page_title(results: Sequence[Result]) -> tuple[str, str]:
-    """The page's first line, and its tone: ``fail``, ``pass``, ``inconclusive``, ``invalid`` or ``none``."""
-    outcomes = [result.outcome for result in results if result.outcome and not result.expected_failure]
-    regressed = sum(rows.regressed(result) for result in results)
-    if not outcomes:
-        if regressed:
-            return f"{regressed} of {len(results)} regressed", "fail"
-        return f"{len(results)} measurement{'' if len(results) == 1 else 's'}", "none"
-    worst = min(outcomes, key=rows.WORST_FIRST.index)
-    count, total = outcomes.count(worst), len(outcomes)
-    if worst is Outcome.PASS:
-        held = f"All {total} budgets hold" if total > 1 else "The budget holds"
-        return (f"{held}, {regressed} regressed", "fail") if regressed else (held, "pass")
-    of_all = f"{count} of {total} budgets" if total > 1 else "The budget"
-    said = {
-        Outcome.INVALID: "could not be measured",
-        Outcome.FAIL: "does not hold" if count == 1 else "do not hold",
-        Outcome.INCONCLUSIVE: "is undecided" if count == 1 else "are undecided",
-    }[worst]
-    return f"{of_all} {said}", worst.lower()
 
 
 def _counts(results: Sequence[Result]) -> list[tuple[Badge, int]]:

@@ -1,0 +1,107 @@
+"""One rule for each source of a path, whatever the option: the command line, an ini file, a default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_gpucap import option_values as values
+from pytest_gpucap.options import Option, Options, all_options, parse_options
+
+PATHS = [row for row in all_options() if row.parse in values.PATHS]
+
+
+@pytest.fixture
+def below(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder where pytest is started, below the root folder."""
+    folder = pytester.mkdir("below")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def settings(pytester: pytest.Pytester, *arguments: str) -> Options:
+    return parse_options(pytester.parseconfig(f"--rootdir={pytester.path}", *arguments))
+
+
+def given(row: Option[Any], folder: Path) -> str:
+    """A relative path that the option takes. Only an interpreter must exist."""
+    if row.parse is values.interpreter:
+        (folder / "bin").mkdir(exist_ok=True)
+        (folder / "bin" / "python").touch()
+        return "bin/python"
+    return "deep/mine.json"
+
+
+@pytest.mark.parametrize("row", PATHS, ids=lambda row: row.flag)
+def test_on_the_command_line_it_starts_where_pytest_was_started(
+    pytester: pytest.Pytester, below: Path, row: Option[Any]
+) -> None:
+    named = given(row, below)
+    (below / "deep").mkdir()
+    if row is Options.compare:  # a baseline inside the root folder is named from there
+        assert settings(pytester, f"{row.flag}={named}").compare == f"below/{named}"
+        return
+    assert Path(getattr(settings(pytester, f"{row.flag}={named}"), row.name)) == below / named
+
+
+@pytest.mark.parametrize("row", PATHS, ids=lambda row: row.flag)
+def test_in_an_ini_file_it_starts_in_the_folder_of_the_file(
+    pytester: pytest.Pytester, below: Path, row: Option[Any]
+) -> None:
+    ini = pytester.mkdir("config") / "pytest.ini"
+    named = given(row, ini.parent)
+    ini.write_text(f"[pytest]\n{row.ini} = {named}\n")
+    found = Path(getattr(settings(pytester, f"-c{ini}"), row.name))
+    assert pytester.path / found == ini.parent / named
+
+
+def test_a_default_starts_at_the_root_folder(pytester: pytest.Pytester, below: Path) -> None:
+    found = settings(pytester)
+    assert (found.dir, found.baselines) == (pytester.path / ".gpucap", pytester.path / "gpucap-baselines")
+
+
+def test_a_name_is_no_path(pytester: pytest.Pytester, below: Path) -> None:
+    found = settings(pytester, "--gpucap-vllm-python=python3")
+    assert found.vllm_python == "python3"
+    assert values.PATHS[values.baseline]("latest", below) == "latest"
+
+
+def test_home_is_home(pytester: pytest.Pytester, below: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(pytester.path / "home"))
+    assert settings(pytester, "--gpucap-json=~/r.json").json == pytester.path / "home" / "r.json"
+
+
+OUTPUTS = [row for row in PATHS if row.parse in {values.output_file, values.html_path}]
+
+
+@pytest.mark.parametrize("row", OUTPUTS, ids=lambda row: row.flag)
+@pytest.mark.parametrize(
+    ("named", "said"), [("folder", "is a folder: name a file in it"), ("file/r.json", "is a file")]
+)
+def test_what_cannot_be_written_is_one_line_before_anything_starts(
+    pytester: pytest.Pytester, row: Option[Any], named: str, said: str
+) -> None:
+    pytester.mkdir("folder")
+    pytester.path.joinpath("file").touch()
+    pytester.makepyfile("def test_it(): ...")
+    result = pytester.runpytest(f"{row.flag}={named}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    (line,) = (each for each in result.errlines if each.startswith("ERROR"))
+    assert line.startswith(f"ERROR: {row.flag}: {pytester.path}")
+    assert said in line
+
+
+@pytest.mark.parametrize("flag", ["--gpucap-dir", "--gpucap-baselines"])
+def test_a_file_in_place_of_a_folder_is_refused(pytester: pytest.Pytester, flag: str) -> None:
+    pytester.path.joinpath("file").touch()
+    result = pytester.runpytest(f"{flag}=file")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert f"ERROR: {flag}: " in result.stderr.str()
+
+
+def test_two_reports_need_two_files(pytester: pytest.Pytester) -> None:
+    result = pytester.runpytest("--gpucap-json=r", "--gpucap-markdown=./r")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --gpucap-json and --gpucap-markdown name the same file, *"])
