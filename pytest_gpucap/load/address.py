@@ -70,6 +70,11 @@ class ServerAddress:
             headers["Authorization"] = f"Bearer {self.api_key}"
         return headers
 
+    @property
+    def secrets(self) -> list[str]:
+        """What must never be shown, although a server may repeat it."""
+        return [] if not self.api_key else [self.api_key]
+
     def needs_http_library(self) -> str | None:
         """Why requests must go through an HTTP library: TLS, HTTP/2, or a proxy on the way; None if not."""
         parts = self.parts

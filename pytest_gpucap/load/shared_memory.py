@@ -66,6 +66,10 @@ class Count(IntEnum):
     WRONG_PROMPT = 11
     """Answers to prompts that had another number of tokens than asked for, as the server counted them."""
     WITHOUT_USAGE = 12
+    ANSWERS = 13
+    """Whole answers."""
+    UNVERIFIED = 14
+    """Whole answers without a usage, in fewer events than tokens were asked for, under ``ignore_eos``."""
 
 
 class WorkerProgress(IntEnum):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from pytest_gpucap.decisions.failures import refusal
 from pytest_gpucap.decisions.verdict import errors_exceed, separated, verdict_of
 from pytest_gpucap.estimate.step_time import SpeedError
 from pytest_gpucap.estimate.traffic import traffic_for
@@ -18,6 +19,7 @@ from pytest_gpucap.measure.run import MeasuringRun, OutOfTime, Window, no_load
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.requirement import Requirement
 from pytest_gpucap.results.measured import Interval, Measurement, Outcome, Verdict
+from pytest_gpucap.results.problems import Problem, ProblemSource
 from pytest_gpucap.results.windows import Phase, WindowId
 
 
@@ -64,6 +66,7 @@ def measurement_of(run: MeasuringRun, found: RateEstimate | None, saturated: Int
         binding=found.binding if found is not None and enough else None,
         spent_s=dict(run.spent),
         problems=tuple(run.problems),
+        failed_requests=run.failed_requests(),
         simulated=run.runner.simulated,
         seed=run.settings.seed,
     )
@@ -176,9 +179,14 @@ def reconciled(
 def _too_many_errors(run: MeasuringRun) -> tuple[Outcome, str] | None:
     failed, ended = run.errors()
     allowed = float(run.requirement.slo.max_error_rate)
-    if errors_exceed(failed, ended, allowed, c.ERROR_LEVEL):
-        return Outcome.FAIL, f"{failed} of {ended} requests failed, more than the {allowed:.2%} allowed"
-    return None
+    found = run.failed_requests()
+    if found is None or not errors_exceed(failed, ended, allowed, c.ERROR_LEVEL):
+        return None
+    if refused := refusal(found):
+        kind, text = refused
+        run.problems.append(Problem(ProblemSource.SERVER, kind, text))
+        return Outcome.INVALID, text
+    return Outcome.FAIL, f"{found}; at most {allowed:.2%} may fail"
 
 
 def _reason(found: RateEstimate, design: float, how: str) -> str:

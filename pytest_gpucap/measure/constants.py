@@ -89,6 +89,9 @@ failures less often than this."""
 MOST_ERRORS_SEEN = 0.5
 """A phase is called off once more than this share of its requests failed: its latencies would describe nothing."""
 
+MOST_KINDS = 20
+"""Kinds of failed requests, by HTTP status, that a result keeps: no measurement needs more to name its cause."""
+
 # The interval
 
 DRIFT_SD = 0.007

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from pytest_gpucap.estimate.samples import sample_of
 from pytest_gpucap.load.protocol import LoadRunner
 from pytest_gpucap.measure import constants as c
@@ -89,7 +91,7 @@ def sample(
     runner.settle(c.SETTLE_S)
     run.journal = runner.journal()
     run.settle()
-    return sample_of(
+    found = sample_of(
         run.journal,
         window.span,
         which,
@@ -98,3 +100,4 @@ def sample(
         window.end_s,
         tuple(p for p in run.problems if p not in window.span.check.problems),
     )
+    return msgspec.structs.replace(found, failed_requests=run.failed_requests())

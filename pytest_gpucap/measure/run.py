@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+import msgspec
 
 from pytest_gpucap.estimate.samples import sample_of
 from pytest_gpucap.load import schedule
-from pytest_gpucap.load.protocol import ERRORS, Journal, LoadError, LoadPhase, LoadRunner, PhaseSpan, Progress, Status
+from pytest_gpucap.load.protocol import (
+    ERRORS,
+    ErrorText,
+    Journal,
+    LoadError,
+    LoadPhase,
+    LoadRunner,
+    PhaseSpan,
+    Progress,
+    Status,
+)
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.requirement import Requirement
+from pytest_gpucap.results.failures import FailedRequests, Failure, FailureKind
 from pytest_gpucap.results.measured import Sample
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
 from pytest_gpucap.results.windows import WindowId
@@ -203,3 +217,37 @@ class MeasuringRun:
         status = self.journal.status
         failed = int(sum((status == s).sum() for s in ERRORS))
         return failed, failed + int((status == 0).sum())
+
+    def failed_requests(self, first_row: int = 0) -> FailedRequests | None:
+        """What failed from a row of the journal on, and what was said of it; None where nothing did."""
+        status = self.journal.status[first_row:]
+        counts = {each: int(count) for each in ERRORS if (count := (status == each).sum())}
+        if not counts:
+            return None
+        failed = sum(counts.values())
+        told = self.runner.error_texts()
+        kinds = [part for each, count in counts.items() for part in _told(each, count, told)]
+        kinds.sort(key=lambda each: (-each.count, each.kind, each.http_status or 0))
+        return FailedRequests(failed, failed + int((status == Status.OK).sum()), tuple(kinds[: c.MOST_KINDS]))
+
+
+def _told(status: Status, count: int, told: Sequence[ErrorText]) -> list[Failure]:
+    """The failures of one kind by their HTTP status, with the most frequent text of each.
+
+    The journal's `count` is what counts: texts also come from requests that are not in it, and some are not kept.
+    """
+    kind = FailureKind[status.name]
+    of_kind = sorted((each for each in told if each.status is status), key=lambda each: -each.count)
+    by_code: dict[int, list[ErrorText]] = {}
+    for each in of_kind:
+        by_code.setdefault(each.code, []).append(each)
+    found, left = [], count
+    for code, texts in sorted(by_code.items(), key=lambda pair: -sum(each.count for each in pair[1])):
+        here = min(left, sum(each.count for each in texts))
+        text = next((each.text for each in texts if each.text), "")
+        if here:
+            found.append(Failure(kind, here, code or None, text))
+        left -= here
+    if left and found:
+        found[0] = msgspec.structs.replace(found[0], count=found[0].count + left)
+    return found or [Failure(kind, count)]

@@ -43,6 +43,7 @@ def _figures(result: Result) -> list[tuple[str, str | float | None]]:
         ("gpucap_slack", None if slack is None else known(slack.value)),
         ("gpucap_binding", None if rate is None else result.binding),
         ("gpucap_accuracy", None if share is None else known(share.value)),
+        ("gpucap_failed_requests", rows.told_failures(result) or None),
         ("gpucap_gpu", result.environment.gpu),
         ("gpucap_server", result.environment.server),
     ]

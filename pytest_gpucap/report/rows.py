@@ -58,6 +58,7 @@ def result_rows(result: Result) -> list[Row]:
         ("workload", workload(result.workload)),
         ("limits", limits(result.slo)),
         *_found(result),
+        *_failures(result),
         *_physical_limit(result),
         *accuracy(result),
         *comparison(result),
@@ -80,8 +81,18 @@ def causes(result: Result) -> list[Row]:
     lines = [("bound by", bound_by(result))]
     if bottleneck is not None:
         lines += [("bottleneck", f"{bottleneck.kind}: {'; '.join(bottleneck.evidence)}"), ("try", bottleneck.advice)]
+    lines += [] if told_failures(result) in result.reason else _failures(result)
     lines += [("problem", problem.text) for problem in result.problems if problem.text != result.reason]
     return [(name, value) for name, value in lines if value]
+
+
+def told_failures(result: Result) -> str:
+    """How many requests failed, and what the server said; empty if none did."""
+    return "" if result.failed_requests is None else str(result.failed_requests)
+
+
+def _failures(result: Result) -> list[Row]:
+    return [("failed", told)] if (told := told_failures(result)) else []
 
 
 def failed(result: Result) -> bool:

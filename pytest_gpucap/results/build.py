@@ -89,7 +89,14 @@ def sweep_result(curve: Curve, context: Context) -> Result:
 def sample_result(sample: Sample, requirement: Requirement, context: Context, *, simulated: bool, seed: int) -> Result:
     """The result of one window of `sample`."""
     alone = Measurement(
-        requirement, (sample,), None, problems=sample.problems, simulated=simulated, seed=seed, budgeted=False
+        requirement,
+        (sample,),
+        None,
+        problems=sample.problems,
+        failed_requests=sample.failed_requests,
+        simulated=simulated,
+        seed=seed,
+        budgeted=False,
     )
     return _result(alone, context, ResultKind.SAMPLE)
 
@@ -118,6 +125,7 @@ def _result(measurement: Measurement, context: Context, kind: ResultKind, **foun
         samples=lean(measurement.samples),
         spent_s={START_UP: context.startup_s, **measurement.spent_s},
         problems=measurement.problems,
+        failed_requests=measurement.failed_requests,
         seed=measurement.seed,
         environment=context.environment,
         telemetry=context.telemetry,

@@ -16,6 +16,7 @@ import msgspec
 from pytest_gpucap.errors import NoSustainableRate
 from pytest_gpucap.requirement import Requirement, RequirementError
 from pytest_gpucap.results.encoding import Figure, HighEnd, LowEnd
+from pytest_gpucap.results.failures import FailedRequests
 from pytest_gpucap.results.problems import Problem
 from pytest_gpucap.results.windows import WindowId
 from pytest_gpucap.sizing import gpus_for_rate
@@ -85,6 +86,7 @@ class Sample(msgspec.Struct, frozen=True):
         problems: why this window cannot be trusted; empty when it can.
         timeline: the window in bins of equal width, a column each: ``t_s`` (their middles, on the clock of `start_s`),
             ``in_flight``, and ``METRIC_p50_s`` and ``METRIC_p95_s`` of what ended in the bin; None or NaN for nothing.
+        failed_requests: of `sample` alone; other measurements keep those of all windows together.
         histograms: by metric name. ITL is counted by phase, and only the first window of a phase has its histogram.
     """
 
@@ -106,6 +108,7 @@ class Sample(msgspec.Struct, frozen=True):
     problems: tuple[Problem, ...] = ()
     timeline: Mapping[str, tuple[float | None, ...]] = msgspec.field(default_factory=dict)
     histograms: Mapping[str, LatencyHistogram] = msgspec.field(default_factory=dict)
+    failed_requests: FailedRequests | None = None
 
     def __repr__(self) -> str:
         return f"<Sample {self.window.text}: {self.completed_rps:.4g} req/s, {self.in_flight_mean:.4g} in flight>"
@@ -125,6 +128,7 @@ class Measurement:
         single_rate: requests a second of one request at a time; None where not measured.
         spent_s: seconds of server time by phase (``warm-up``, ``hold``, ``open loop`` ...).
         problems: why the measurement cannot be trusted; empty when it can.
+        failed_requests: by kind, with the server's words; None where no request failed.
         simulated: no real server was measured.
         seed: of arrivals, lengths and prompts.
         budgeted: the requirement's qps and gpus were declared, so they are not placeholders.
@@ -138,6 +142,7 @@ class Measurement:
     single_rate: Interval | None = None
     spent_s: Mapping[str, float] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
+    failed_requests: FailedRequests | None = None
     simulated: bool = False
     seed: int = 0
     budgeted: bool = True

@@ -17,6 +17,7 @@ from pytest_gpucap.requirement import ApiKind, ArrivalKind, Wording
 from pytest_gpucap.results.comparison import Comparison, RegressionDecision
 from pytest_gpucap.results.encoding import Figure
 from pytest_gpucap.results.environment import Environment
+from pytest_gpucap.results.failures import FailedRequests
 from pytest_gpucap.results.measured import Accuracy, Interval, Outcome, Sample
 from pytest_gpucap.results.problems import Problem
 from pytest_gpucap.results.telemetry import Bottleneck, TelemetryOverTime, TelemetrySummary
@@ -146,6 +147,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         samples: the measuring windows, in the order in which they were measured.
         spent_s: seconds of server time by phase, ``start-up`` included.
         problems: why the measurement cannot be trusted; empty when it can.
+        failed_requests: by kind, with the server's words; None where no request failed.
         seed: of arrivals, lengths and prompts.
         telemetry, bottleneck, series: None where nothing was watched.
         comparison: with a baseline; None where nothing was compared.
@@ -180,6 +182,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     samples: tuple[Sample, ...]
     spent_s: Mapping[str, float]
     problems: tuple[Problem, ...] = ()
+    failed_requests: FailedRequests | None = None
     seed: int = 0
     environment: Environment
     telemetry: TelemetrySummary | None = None

@@ -248,6 +248,9 @@ def _notes(result: Result) -> list[Note]:
     if result.problems:
         problems = tuple(problem.text for problem in result.problems)
         notes.append(Note("Why the measurement cannot be trusted", problems, "bad"))
+    if found := result.failed_requests:
+        title = f"{found.failed} of {found.ended} requests failed"
+        notes.append(Note(title, tuple(map(str, found.kinds)), "warn"))
     if result.comparison is not None:
         (_, decided), *others = rows.comparison(result)
         lines = tuple(f"{name}: {value}" if name else value for name, value in others)
@@ -257,8 +260,8 @@ def _notes(result: Result) -> list[Note]:
         short = least is not None and share is not None and share.high < least
         lines = tuple(value for name, value in rows.accuracy(result) if name)
         notes.append(Note("Accuracy of the answers", lines, "bad" if short else "plain"))
-    if found := result.bottleneck:
-        notes.append(Note(f"Bottleneck: {found.kind}", found.evidence, advice=found.advice))
+    if bottleneck := result.bottleneck:
+        notes.append(Note(f"Bottleneck: {bottleneck.kind}", bottleneck.evidence, advice=bottleneck.advice))
     return notes
 
 
