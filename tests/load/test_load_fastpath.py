@@ -260,7 +260,7 @@ class Records:
     rows: list[list[int]]
     tokens: int
     gaps: int
-    errors: dict[str, int]
+    errors: list[ErrorText]
 
 
 def records(scripts: list[Script]) -> Records:
