@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Sequence
 from typing import Any
 
 import pytest
 
+from pytest_gpucap.errors import GpuCapError, PluginFault
 from pytest_gpucap.fixtures import SESSION, gpu, gpucap, vllm_server
 from pytest_gpucap.options import Options, add_options, parse_options
 
@@ -154,6 +156,8 @@ def pytest_runtest_makereport(
         from pytest_gpucap.report.terminal import section
 
         report.sections += [("GPU capacity", section(result)) for result in results]
+    if call.excinfo is not None and isinstance(call.excinfo.value, PluginFault):
+        report.sections.append(("pytest-gpucap: where it failed", call.excinfo.value.trace))
     if measuring is not None and call.excinfo is not None and measuring.explains(call.excinfo.value):
         report.longrepr = call.excinfo.getrepr(style="value")
         if hasattr(report, "wasxfail") and not any("raises" in mark.kwargs for mark in item.iter_markers("xfail")):
@@ -167,7 +171,10 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """Leave nothing running."""
     measuring = config.stash.get(SESSION, None)
     if measuring is not None:
-        measuring.close()
+        try:
+            measuring.close()
+        except GpuCapError as error:
+            print(f"pytest-gpucap: {error}", file=sys.stderr)  # noqa: T201 - pytest's own reporting is over
 
 
 def _beside_benchmark(config: pytest.Config) -> bool:
@@ -216,11 +223,23 @@ class _Results:
         finished = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
         if self._session_report is not None and finished and self._config.stash[OPTIONS].save is not None:
             from pytest_gpucap.session.baselines import save
+            from pytest_gpucap.session.boundary import one_line
 
-            self._session_report.note(save(self._config.stash[OPTIONS], self._session_report.content()))
+            try:
+                with one_line("the baseline was not saved"):
+                    self._session_report.note(save(self._config.stash[OPTIONS], self._session_report.content()))
+            except GpuCapError as error:
+                self._session_report.note(str(error))
         if self._session_report is not None:
             self._tell("pytest_gpucap_results", results=self._session_report.content())
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if self._session_report is not None:
-            self._session_report.summarise(terminalreporter)
+        if self._session_report is None:
+            return
+        from pytest_gpucap.session.boundary import one_line
+
+        try:
+            with one_line("the summary could not be written"):
+                self._session_report.summarise(terminalreporter)
+        except GpuCapError as error:
+            terminalreporter.write_line(f"pytest-gpucap: {error}", red=True)

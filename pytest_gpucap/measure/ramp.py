@@ -16,6 +16,7 @@ from pytest_gpucap.estimate.step_time import bin_width_s, bins_of
 from pytest_gpucap.estimate.traffic import traffic_for
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.estimate import typical_step_s
+from pytest_gpucap.measure.pace import NoPace, missing_pace
 from pytest_gpucap.measure.run import MeasuringRun, Window
 from pytest_gpucap.results.windows import Phase, WindowId
 
@@ -28,11 +29,13 @@ class Ramp:
         windows: those that count, in order.
         level: concurrency to hold from here on.
         peak: the concurrency of greatest throughput, where throughput was seen to fall beyond it; else None.
+        no_pace: why the first hold's answers show no pace. The ramp then ends with it; None where they show one.
     """
 
     windows: list[Window]
     level: int
     peak: int | None = None
+    no_pace: NoPace | None = None
 
 
 def throughput_rps(run: MeasuringRun, window: Window) -> float:
@@ -51,6 +54,8 @@ def ramp_up(run: MeasuringRun, top: int, enough_rps: float) -> Ramp:
     """
     level = min(top, max(1, round(c.LOW_SHARE * top)), c.FIRST_HOLD)
     window = run.hold(WindowId(Phase.WARM_UP), level, c.LOW_HOLD_S, discard_s=c.WARM_UP_S)
+    if no_pace := missing_pace(run.journal, run.requirement.workload):
+        return Ramp([window], level, no_pace=no_pace)
     ramp = Ramp([extended(run, window, level)], level)
     best, best_rps = level, throughput_rps(run, ramp.windows[-1])
     # Even steps, so that the last is not a remainder; steps slightly larger than 1 / LOW_SHARE save a hold.

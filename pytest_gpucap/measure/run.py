@@ -39,6 +39,10 @@ class OutOfTime(Exception):  # noqa: N818 - an event of the procedure, not an er
     """The GPU-time limit leaves no room for another phase."""
 
 
+class CalledOff(Exception):  # noqa: N818 - an event of the procedure, not an error of the program
+    """Most requests of a phase failed. What it shows is no figure of a server at work, so nothing is fitted to it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """A phase as it went, from when it counts."""
@@ -65,6 +69,8 @@ class MeasuringRun:
         self.problems: list[Problem] = []
         self.spent: dict[str, float] = {}
         self.journal: Journal = runner.journal()
+        self.judged_from = 0
+        """The journal's first row whose errors count: that of the phase that was called off, otherwise all rows."""
         self._began_s = self._idle_since_s = runner.clock.now()
         self._stream = 0
         self._next_prompt = 0
@@ -90,6 +96,11 @@ class MeasuringRun:
         """A closed loop at `concurrency`; the first `discard_s` do not count.
 
         With `hot`, the rows that fill slots not yet in flight start mid-life, and only those.
+
+        Raises:
+            OutOfTime: if no time is left.
+            CalledOff: if most of its requests failed.
+            LoadError: if the load cannot be produced.
         """
         total_s = self._fitting(duration_s + discard_s)
         mean_output = max(1.0, self.requirement.workload.output_tokens.mean)
@@ -110,7 +121,13 @@ class MeasuringRun:
     def open_loop(
         self, window: WindowId, rate_rps: float, duration_s: float, *, overload: int | None, discard_s: float = 0.0
     ) -> Window:
-        """An open loop at `rate_rps`, called off when more than `overload` requests are in flight."""
+        """An open loop at `rate_rps`, ended early when more than `overload` requests are in flight.
+
+        Raises:
+            OutOfTime: if no time is left.
+            CalledOff: if most of its requests failed.
+            LoadError: if the load cannot be produced.
+        """
         total_s = self._fitting(duration_s + discard_s)
         phase = schedule.open_loop(
             self.requirement.workload, rate_rps, total_s, self.settings.seed, self._stream, self._next_prompt
@@ -142,8 +159,10 @@ class MeasuringRun:
             label, rate_rps=rate, concurrency=concurrency, duration_s=phase.duration_s, spent_s=self.spent_s
         )
         latency, latency_s, limit_s = self._nearest_limit()
+        failing = False
 
         def should_stop(progress: Progress) -> bool:
+            nonlocal failing
             self.observer.progress(
                 label,
                 in_flight=progress.in_flight,
@@ -154,14 +173,22 @@ class MeasuringRun:
                 spent_s=self.spent_s,
                 left_s=self.left_s,
             )
-            ended = progress.completed + progress.failed
-            if ended >= 20 and progress.failed > c.MOST_ERRORS_SEEN * ended:  # noqa: PLR2004 - enough to say so
-                return True
-            return overload is not None and progress.in_flight > overload
+            failing = self._fails(progress.failed, progress.completed + progress.failed)
+            return failing or (overload is not None and progress.in_flight > overload)
 
         self._stream += 1
         self._next_prompt += rows
-        span = self.runner.run(phase, should_stop)
+        before = self.journal.status.size
+        try:
+            span = self.runner.run(phase, should_stop)
+        except LoadError as error:
+            # Refused requests end at once, so a flood of them may be what kept the load from being produced.
+            self._spend(kind, self.runner.clock.now() - self._idle_since_s)
+            self._idle_since_s = self.runner.clock.now()
+            self.journal = self.runner.journal()
+            if self._phase_failed(before):
+                raise CalledOff from error
+            raise
         # The server waits while the procedure thinks, and is paid for all the same.
         self._spend("between phases", span.start_s - self._idle_since_s)
         self._idle_since_s = span.end_s
@@ -170,7 +197,9 @@ class MeasuringRun:
         if discard_s > 0:
             self._spend("warm-up", start_s - span.start_s)
         self._spend(kind, span.end_s - start_s)
-        problems = tuple(span.check.problems)
+        failing = self._phase_failed(before) or failing
+        # A load generator that is busy with refusals is not what is wrong.
+        problems = () if failing else tuple(span.check.problems)
         if self.settings.trust is not None:
             problems += tuple(self.settings.trust(span.start_s, span.end_s))
         self.problems.extend(p for p in problems if p not in self.problems)
@@ -183,11 +212,13 @@ class MeasuringRun:
                 self.requirement.slo.limits,
                 start_s + i * width,
                 start_s + (i + 1) * width,
-                problems[len(span.check.problems) :],
+                tuple(p for p in problems if p not in span.check.problems),
             )
             for i in range(c.SLICES if width > 0 else 0)
         ]
         self.samples.extend(samples)
+        if failing:
+            raise CalledOff
         return Window(span, start_s, tuple(samples))
 
     def _nearest_limit(self) -> tuple[str, float, float]:
@@ -212,15 +243,27 @@ class MeasuringRun:
         if seconds > 0:
             self.spent[kind] = self.spent.get(kind, 0.0) + seconds
 
-    def errors(self) -> tuple[int, int]:
-        """Failed and ended requests so far."""
-        status = self.journal.status
+    def _phase_failed(self, first_row: int) -> bool:
+        """Whether the phase whose first row this is failed; if so, its errors are judged alone."""
+        failed = self._fails(*self.errors(first_row))
+        if failed:
+            self.judged_from = first_row
+        return failed
+
+    def _fails(self, failed: int, ended: int) -> bool:
+        """Whether so many requests of a phase failed that it makes no sense to go on with it."""
+        most = max(c.MOST_ERRORS_SEEN, float(self.requirement.slo.max_error_rate))
+        return ended >= c.LEAST_ENDED and failed > most * ended
+
+    def errors(self, first_row: int | None = None) -> tuple[int, int]:
+        """Failed and ended requests of the rows from `first_row` on; None: of those that are judged."""
+        status = self.journal.status[self.judged_from if first_row is None else first_row :]
         failed = int(sum((status == s).sum() for s in ERRORS))
         return failed, failed + int((status == 0).sum())
 
-    def failed_requests(self, first_row: int = 0) -> FailedRequests | None:
-        """What failed from a row of the journal on, and what was said of it; None where nothing did."""
-        status = self.journal.status[first_row:]
+    def failed_requests(self) -> FailedRequests | None:
+        """What failed of the rows that are judged, and what was said of it; None where nothing did."""
+        status = self.journal.status[self.judged_from :]
         counts = {each: int(count) for each in ERRORS if (count := (status == each).sum())}
         if not counts:
             return None

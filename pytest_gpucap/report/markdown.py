@@ -12,7 +12,18 @@ from typing import Final
 from pytest_gpucap.report import rows
 from pytest_gpucap.report.comparison import comparison_headline_parts, latency_lines
 from pytest_gpucap.report.escape import cleaned, code_block, prose, table_row
-from pytest_gpucap.report.formatting import NOT_MEASURED, headline_parts, interval, known, percent_interval, seconds
+from pytest_gpucap.report.formatting import (
+    NOT_MEASURED,
+    gpus_needed,
+    headline_parts,
+    interval,
+    known,
+    percent_interval,
+    seconds,
+    shown_bound,
+    slack_text,
+    sustained,
+)
 from pytest_gpucap.report.mermaid import chart
 from pytest_gpucap.results.measured import Interval, Outcome
 from pytest_gpucap.results.result import Result, ResultFile
@@ -137,11 +148,11 @@ def _table(page: _Page, results: Sequence[Result]) -> None:
 
 def _row(result: Result) -> list[str]:
     outcome = result.outcome
-    found = interval(result.sustainable_rate)
+    found = sustained(result)
     compared = result.comparison
     base = None if compared is None else compared.base_rate
     if compared is not None and base is not None and known(base.value) is not None:
-        found = f"{interval(base)} → {interval(compared.head_rate or result.sustainable_rate)}"
+        found = f"{interval(base)} → {interval(compared.head_rate) or found}"
     elif compared is not None:
         found = f"no comparable base → {found}"
     marks = f"{' (expected)' if result.expected_failure else ''}{f' {_REGRESSED}' if rows.regressed(result) else ''}"
@@ -155,17 +166,20 @@ def _row(result: Result) -> list[str]:
 
 
 def _gpus(result: Result, base: Interval | None) -> str:
-    needed, declared = result.gpus_required, result.requirement
+    needed, declared = gpus_needed(result), result.requirement
     if needed is None:
         return ""
     before = ""
     if base is not None and known(base.value):
         count = gpus_required(declared.qps, declared.headroom, f"{base.value:.7g}", declared.gpus_per_replica)
         before = f"{count} → "
-    return f"{before}{needed} / {declared.gpus}"
+    most = "at most " if shown_bound(result) is not None else ""
+    return f"{before}{most}{needed} / {declared.gpus}"
 
 
 def _slack(result: Result) -> str:
+    if shown_bound(result) is not None:
+        return prose(slack_text(result))
     return "" if result.slack is None else prose(percent_interval(result.slack))
 
 

@@ -12,7 +12,9 @@ import msgspec
 
 from pytest_gpucap.report.formatting import (
     bound_by,
+    bound_text,
     gpus,
+    gpus_needed,
     interval,
     known,
     limit_name,
@@ -21,6 +23,7 @@ from pytest_gpucap.report.formatting import (
     percentile_name,
     rate,
     seconds,
+    shown_bound,
     significant,
 )
 from pytest_gpucap.requirement import limited_percentile
@@ -206,6 +209,10 @@ def _requirement(result: Result) -> str:
 
 def _found(result: Result) -> list[Row]:
     found, lines = result.sustainable_rate, []
+    if shown_bound(result) is not None:
+        lines.append(("sustainable", f"{bound_text(result)}; more was not measured"))
+        needed = gpus_needed(result) if result.design_rate_rps else None
+        return lines + ([("GPUs needed", f"at most {needed}")] if needed is not None else [])
     if found is not None:
         binding = f", bound by {limit_name(result.binding)}" if result.binding else ""
         lines.append(("sustainable", f"{interval(found)} req/s per replica{binding}"))

@@ -10,7 +10,16 @@ from tabulate import tabulate
 
 from pytest_gpucap.report import rows
 from pytest_gpucap.report.escape import cleaned
-from pytest_gpucap.report.formatting import NOT_MEASURED, headline, interval, percent, seconds, significant
+from pytest_gpucap.report.formatting import (
+    NOT_MEASURED,
+    gpus_needed,
+    headline,
+    seconds,
+    shown_bound,
+    significant,
+    slack_text,
+    sustained,
+)
 from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.results.result import Result
 from pytest_gpucap.results.telemetry import Bottleneck
@@ -108,16 +117,15 @@ def _tabulated(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[st
 
 
 def _row(result: Result) -> list[str]:
-    needed = result.gpus_required
+    needed, most = gpus_needed(result), "<= " if shown_bound(result) is not None else ""
     design = result.design_rate_rps
-    slack = result.slack
     return [
         result.outcome or result.kind,
         result.name.strip(),
-        interval(result.sustainable_rate),
+        sustained(result),
         significant(design) if design else "",
-        f"{needed} of {result.requirement.gpus}" if needed is not None else "",
-        percent(slack.value, signed=True) if slack else "",
+        f"{most}{needed} of {result.requirement.gpus}" if needed is not None else "",
+        slack_text(result),
     ]
 
 
@@ -132,7 +140,7 @@ def _reasons(result: Result) -> list[str]:
 
 def _footnotes(results: Sequence[Result]) -> list[str]:
     notes = []
-    if any(result.sustainable_rate for result in results):
+    if any(result.sustainable_rate and shown_bound(result) is None for result in results):
         notes.append("(95% intervals; needed: QPS x headroom / replicas in the budget)")
     places = {place for result in results if (place := rows.measured_on(result))}
     notes += [line for place in sorted(places) for line in wrapped(f"measured on {place}", hang="  ")]

@@ -132,6 +132,9 @@ class Measurement:
         simulated: no real server was measured.
         seed: of arrivals, lengths and prompts.
         budgeted: the requirement's qps and gpus were declared, so they are not placeholders.
+        at_least_rps: the rate that was shown, where `sustainable_rate` is an extrapolation beyond all that was
+            measured, or where there is none; reports name this bound in its place. None otherwise.
+        reason: why there is no sustainable rate, in one sentence; empty where there is one.
     """
 
     requirement: Requirement
@@ -146,6 +149,8 @@ class Measurement:
     simulated: bool = False
     seed: int = 0
     budgeted: bool = True
+    at_least_rps: float | None = None
+    reason: str = ""
 
     @property
     def gpus_required(self) -> int:
@@ -160,8 +165,9 @@ class Measurement:
                 f"{self.requirement.name}: gpus_required needs a rate: gpucap(qps=...) or --target-qps"
             )
         if self.sustainable_rate is None:
+            why = f": {self.reason}" if self.reason else ""
             raise NoSustainableRate(
-                f"{self.requirement.name}: no sustainable rate was found, so no GPUs can be counted"
+                f"{self.requirement.name}: no sustainable rate was found, so no GPUs can be counted{why}"
             )
         return gpus_for_rate(self.requirement, self.sustainable_rate.value)
 
@@ -293,6 +299,9 @@ def _percent(share: float) -> str:
 def _found(measurement: Measurement) -> str:
     """The rate in a few words. pytest shows this repr beside a figure of the result in a failed assertion."""
     found = measurement.sustainable_rate
+    if measurement.at_least_rps is not None:
+        simulated = ", SIMULATED" if measurement.simulated else ""
+        return f"at least {measurement.at_least_rps:.4g} req/s per replica{simulated}"
     if found is None:
         return "no sustainable rate"
     bound = f", bound by {measurement.binding}" if measurement.binding else ""

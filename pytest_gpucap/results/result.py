@@ -131,10 +131,13 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         line: of the test in its file, from 1; None where unknown.
         name: of the requirement.
         outcome: None unless `kind` is ``check``.
-        reason: one sentence on why this outcome and no other; empty unless `kind` is ``check``.
+        reason: one sentence on why this outcome and no other, or why there is no sustainable rate; empty for a rate
+            without a verdict.
         expected_failure: the test was marked to fail (xfail) and did.
         simulated: no real server was measured.
         sustainable_rate: what one replica keeps for good within the SLO and without a growing backlog.
+        at_least_rps: the rate that was shown, where `sustainable_rate` is an extrapolation beyond all that was
+            measured, or where there is none. Reports then name this bound, not the extrapolation. None otherwise.
         saturated_rate: at the highest concurrency held.
         single_rate: of one request at a time.
         binding: the limit that binds at the sustainable rate: a limit's name, ``backlog`` or ``errors``.
@@ -168,6 +171,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     workload: DeclaredWorkload
     slo: DeclaredSlo
     sustainable_rate: Interval | None
+    at_least_rps: Figure | None = None
     saturated_rate: Interval | None = None
     single_rate: Interval | None = None
     binding: str | None = None

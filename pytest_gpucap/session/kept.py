@@ -36,9 +36,12 @@ class KeptResults:
 
     def __init__(self) -> None:
         self._kept: list[KeptResult] = []
+        self.count = 0
+        """Results kept so far, those taken included."""
 
     def keep(self, result: Result) -> KeptResult:
         """Keep a result; the test may add to the one returned."""
+        self.count += 1
         self._kept.append(kept := KeptResult(result))
         return kept
 
