@@ -42,6 +42,9 @@ def run_check(runner: LoadRunner, requirement: Requirement, settings: Settings, 
     state = _State([])
     try:
         outcome, reason = _decide(run, state)
+        if outcome is Outcome.FAIL and _too_many_errors(run):
+            # GPUs counted from what a server does that fails so often would mean nothing.
+            state.found, state.binding = None, "errors"
         if outcome is Outcome.FAIL and state.found is not None and (broken := broken_alone(run, state.found)):
             # The estimate is a rate at which requests hardly ever meet. GPUs counted from it would mean nothing.
             state.found, (state.binding, reason) = None, broken

@@ -92,9 +92,6 @@ the requirement allows a larger share, that share counts."""
 LEAST_ENDED = 20
 """Requests of a phase that must have ended before it is called off: the share of fewer says little."""
 
-MOST_KINDS = 20
-"""Kinds of failed requests, by HTTP status, that a result keeps: no measurement needs more to name its cause."""
-
 # The interval
 
 DRIFT_SD = 0.007

@@ -24,7 +24,7 @@ from pytest_gpucap.load.protocol import (
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.requirement import Requirement
-from pytest_gpucap.results.failures import FailedRequests, Failure, FailureKind
+from pytest_gpucap.results.failures import MOST_KEPT, FailedRequests, Failure, FailureKind
 from pytest_gpucap.results.measured import Sample
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
 from pytest_gpucap.results.windows import WindowId
@@ -271,7 +271,7 @@ class MeasuringRun:
         told = self.runner.error_texts()
         kinds = [part for each, count in counts.items() for part in _told(each, count, told)]
         kinds.sort(key=lambda each: (-each.count, each.kind, each.http_status or 0))
-        return FailedRequests(failed, failed + int((status == Status.OK).sum()), tuple(kinds[: c.MOST_KINDS]))
+        return FailedRequests(failed, failed + int((status == Status.OK).sum()), tuple(kinds[:MOST_KEPT]))
 
 
 def _told(status: Status, count: int, told: Sequence[ErrorText]) -> list[Failure]:

@@ -7,6 +7,8 @@ from typing import Final
 
 import msgspec
 
+MOST_KEPT: Final = 20
+"""Kinds of failure, by HTTP status, that a result keeps."""
 MOST_TOLD: Final = 3
 """Kinds of failure that one sentence names."""
 
