@@ -49,13 +49,21 @@ Reply = Iterable[bytes | float | None]
 Behaviour = Callable[[Request], Reply]
 
 
+@dataclass
+class _Served:
+    """What is served under one name, and the streamed requests to it so far and in flight."""
+
+    behaviour: Behaviour
+    probes: Behaviour
+    requests: int = 0
+    in_flight: int = 0
+
+
 class SituationServer:
-    """Serves every situation under a path of its own: ``/NAME/v1/...``."""
+    """Serves each situation under a path: ``/NAME/v1/...``."""
 
     def __init__(self) -> None:
-        self._behaviours: dict[str, tuple[Behaviour, Behaviour | None]] = {}
-        self._numbers: dict[str, int] = {}
-        self._in_flight: dict[str, int] = {}
+        self._served: dict[str, _Served] = {}
         self._loop = asyncio.new_event_loop()
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -78,8 +86,7 @@ class SituationServer:
 
     def url(self, name: str, behaviour: Behaviour, probes: Behaviour | None = None) -> str:
         """Where a behaviour is served from now on."""
-        self._behaviours[name] = behaviour, probes
-        self._numbers[name] = self._in_flight[name] = 0
+        self._served[name] = _Served(behaviour, probes or answer_probe)
         return f"http://127.0.0.1:{self.port}/{name}/v1"
 
     def _serve(self) -> None:
@@ -102,25 +109,25 @@ class SituationServer:
         text = await reader.readexactly(int(fields.get("content-length", 0)))
         _, path, _ = head.split(" ", 2)
         _, name, api = path.split("/", 2)
-        behaviour, probes = self._behaviours[name]
+        served = self._served[name]
         if "completions" not in api:
             writer.write(http(404, b""))
             return True
         body = json.loads(text)
         streamed = bool(body.get("stream"))
         if streamed:
-            self._in_flight[name] += 1
+            served.in_flight += 1
         try:
             request = Request(
-                self._numbers[name],
-                self._in_flight[name],
+                served.requests,
+                served.in_flight,
                 body,
                 fields.get("authorization", "").removeprefix("bearer "),
                 _prompt_tokens(body),
                 body.get("max_tokens", 1),
             )
-            self._numbers[name] += streamed
-            for piece in (behaviour if streamed else probes or answer_probe)(request):
+            served.requests += streamed
+            for piece in (served.behaviour if streamed else served.probes)(request):
                 if piece is None:
                     return False
                 if isinstance(piece, bytes):
@@ -129,7 +136,7 @@ class SituationServer:
                 else:
                     await asyncio.sleep(piece)
         finally:
-            self._in_flight[name] -= streamed
+            served.in_flight -= streamed
         return True
 
 
@@ -262,7 +269,7 @@ def every(number: int, bad: Behaviour, rest: Behaviour = good) -> Behaviour:
 
 def once(bad: Behaviour, rest: Behaviour = good) -> Behaviour:
     """One request, of hundreds, meets `bad`."""
-    return lambda request: (bad if request.number == 30 else rest)(request)  # noqa: PLR2004 - any that surely comes
+    return lambda request: (bad if request.number == 30 else rest)(request)
 
 
 def beyond(most: int, bad: Behaviour, rest: Behaviour = good) -> Behaviour:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Final
 
 import pytest
 
+from pytest_gpucap.load.protocol import (
+    ErrorText,
+    Journal,
+    LoadError,
+    LoadPhase,
+    LoadRunner,
+    PhaseSpan,
+    Progress,
+)
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.measure import procedure
 from pytest_gpucap.measure.settings import Settings
@@ -69,7 +80,7 @@ class Situation:
     outcome: Outcome
     cause: ProblemKind | FailureKind | None = None
     words: str = ""
-    ask: Callable[[Situation, str], Found] = lambda situation, url: checked(situation, url)  # noqa: PLW0108 - defined below
+    ask: Callable[[Situation, Lane], Found] = lambda row, lane: checked(row, lane)  # noqa: PLW0108 - defined below
     chat: bool = False
     qps: float = 5.0
     limits: tuple[tuple[str, str], ...] = (("e2e_p95", "20s"),)
@@ -94,24 +105,89 @@ class Situation:
 SETTINGS: Final = Settings(max_time_s=1e5, max_num_seqs=IN_FLIGHT)
 
 
-@contextmanager
-def driven(situation: Situation, url: str) -> Iterator[HttpLoadRunner]:
-    """The load generator, pointed at a situation's server."""
-    workload, timeout_s = situation.requirement.workload, situation.timeout_s
-    with HttpLoadRunner(url, "m", KEY, workload, 1, workers=1, request_timeout_s=timeout_s) as runner:
+class Fresh:
+    """A load runner that has carried other situations before, as if it had not: their rows and texts are left out.
+
+    Starting a load generator takes longer than most situations.
+    """
+
+    def __init__(self, runner: HttpLoadRunner) -> None:
+        self.runner, self.clock, self.simulated = runner, runner.clock, runner.simulated
+        self.broken = False
+        self._rows = runner.journal().status.size
+        self._texts = {(each.status, each.code, each.text): each.count for each in runner.error_texts()}
+
+    def run(self, phase: LoadPhase, should_stop: Callable[[Progress], bool] | None = None) -> PhaseSpan:
+        try:
+            span = self.runner.run(phase, should_stop)
+        except LoadError:
+            self.broken = True
+            raise
+        return replace(span, first_row=span.first_row - self._rows, end_row=span.end_row - self._rows)
+
+    def settle(self, timeout_s: float, *, cancel: bool = False) -> bool:
+        return self.runner.settle(timeout_s, cancel=cancel)
+
+    def journal(self) -> Journal:
+        journal = self.runner.journal()
+        rows = journal.status.size
+        columns = {each.name: getattr(journal, each.name) for each in fields(journal)}
+        own = {name: column[self._rows :] for name, column in columns.items() if name not in {"tokens"} | _NUMBERS}
+        assert all(column.size == rows - self._rows for column in own.values())
+        return replace(journal, **own)
+
+    def error_texts(self) -> list[ErrorText]:
+        known = self.runner.error_texts()
+        counts = [(each, each.count - self._texts.get((each.status, each.code, each.text), 0)) for each in known]
+        return [replace(each, count=count) for each, count in counts if count]
+
+    def close(self) -> None:
+        """The lane closes the runner."""
+
+
+_NUMBERS: Final = {"bin_s", "bins_start_s"}
+
+
+class Lane:
+    """Where situations are tried one after the other."""
+
+    def __init__(self, server: SituationServer, name: str) -> None:
+        self._server, self._name = server, name
+        self._runners: dict[str, HttpLoadRunner] = {}
+
+    def url(self, situation: Situation) -> str:
+        """A URL for a situation that needs no load generator of this lane."""
+        return self._server.url(f"{self._name}-own", situation.behaviour, situation.probes)
+
+    @contextmanager
+    def driven(self, situation: Situation) -> Iterator[LoadRunner]:
+        """A load generator that is pointed at the situation's server."""
+        kind = f"{self._name}-{situation.chat}-{situation.ignore_eos}-{situation.timeout_s}-{situation.probes is None}"
+        url = self._server.url(kind, situation.behaviour, situation.probes)
+        if kind not in self._runners:
+            workload, timeout_s = situation.requirement.workload, situation.timeout_s
+            self._runners[kind] = HttpLoadRunner(url, "m", KEY, workload, 1, workers=1, request_timeout_s=timeout_s)
+        runner = Fresh(self._runners[kind])
         yield runner
+        if runner.broken:
+            self._runners.pop(kind).close()
+
+    def close(self) -> None:
+        """End the load generators."""
+        for runner in self._runners.values():
+            runner.close()
 
 
-def checked(situation: Situation, url: str) -> Found:
+def checked(situation: Situation, lane: Lane) -> Found:
     """Tried by `check`."""
-    with driven(situation, url) as runner:
+    with lane.driven(situation) as runner:
         verdict = procedure.check(runner, situation.requirement, SETTINGS)
     return Found(verdict.outcome, _causes(verdict.measurement), f"{verdict.reason}\n{_text(verdict.measurement)}")
 
 
-def measured(situation: Situation, url: str) -> Found:
+def measured(situation: Situation, lane: Lane) -> Found:
     """Tried by `measure`."""
-    with driven(situation, url) as runner:
+    with lane.driven(situation) as runner:
         measurement = procedure.measure(runner, situation.requirement, SETTINGS)
     outcome = Outcome.INVALID if measurement.problems else Outcome.PASS
     return Found(outcome, _causes(measurement), _text(measurement))
@@ -130,25 +206,21 @@ def _text(measurement: Measurement) -> str:
 
 def tried(situations: Sequence[Situation]) -> dict[str, Found | BaseException]:
     """What each situation led to, by its name; or the error that it led to."""
+    waiting = deque(situations)
+    found: dict[str, Found | BaseException] = {}
 
-    def one(number: int, situation: Situation) -> Found | BaseException:
-        try:
-            t = __import__("time").monotonic()
-            f = situation.ask(situation, server.url(str(number), situation.behaviour, situation.probes))
-            print(
-                "TOOK",
-                round(__import__("time").monotonic() - t, 1),
-                situation.name,
-                f.outcome,
-                file=__import__("sys").__stderr__,
-            )
-            return f
-        except Exception as error:  # noqa: BLE001 - its test reports it
-            return error
+    def along(lane: Lane) -> None:
+        with contextlib.suppress(IndexError), contextlib.closing(lane):
+            while True:
+                situation = waiting.popleft()
+                try:
+                    found[situation.name] = situation.ask(situation, lane)
+                except Exception as error:  # noqa: BLE001 - its test reports it
+                    found[situation.name] = error
 
     with SituationServer() as server, _short_phases(), ThreadPoolExecutor(AT_ONCE) as pool:
-        found = list(pool.map(one, range(len(situations)), situations))
-    return {situation.name: each for situation, each in zip(situations, found, strict=True)}
+        list(pool.map(along, [Lane(server, f"lane{number}") for number in range(AT_ONCE)]))
+    return found
 
 
 @contextmanager
