@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from typing import Final
 
 from pytest_gpucap.results.failures import FailedRequests, Failure, FailureKind
@@ -17,17 +16,18 @@ _NEVER_SERVED: Final = frozenset(
         FailureKind.CONTENT_FILTER,
     }
 )
-_OF_THE_SERVER: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.FAILED_DEPENDENCY})
-"""Statuses of the class 4xx that servers under load give: a timeout, and a failed generation (TGI)."""
+_OF_THE_SERVER: Final = frozenset({408, 424})
+"""Statuses of the class 4xx that servers under load give: Request Timeout, and TGI's Failed Dependency for a generation
+that failed."""
 _CLIENT_ERRORS: Final = range(400, 500)
 _ADVICE: Final = {
-    HTTPStatus.BAD_REQUEST: "send what the server takes: lengths within its context, fields that it knows",
-    HTTPStatus.UNAUTHORIZED: "check the API key",
-    HTTPStatus.FORBIDDEN: "check the API key and what it may do",
-    HTTPStatus.NOT_FOUND: "check the URL and the model's name",
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "raise the limit on the size of requests",
-    HTTPStatus.UNPROCESSABLE_ENTITY: "send what the server takes: lengths within its context, fields that it knows",
-    HTTPStatus.TOO_MANY_REQUESTS: "raise the rate limit, or measure behind the gateway",
+    400: "send what the server takes: lengths within its context, fields that it knows",
+    401: "check the API key",
+    403: "check the API key and what it may do",
+    404: "check the URL and the model's name",
+    413: "raise the limit on the size of requests",
+    422: "send what the server takes: lengths within its context, fields that it knows",
+    429: "raise the rate limit, or measure behind the gateway",
 }
 _ADVICE_ON_KINDS: Final = {
     FailureKind.REDIRECT: "give the URL that it points to",
@@ -57,7 +57,6 @@ def refusal(found: FailedRequests) -> tuple[ProblemKind, str] | None:
         return None
     first = refusals[0]
     kind = ProblemKind.LENGTHS if first.kind is FailureKind.SHORT else ProblemKind.REFUSED
-    status = first.http_status or 0
-    advice = _ADVICE_ON_KINDS.get(first.kind) or next((text for code, text in _ADVICE.items() if code == status), "")
+    advice = _ADVICE_ON_KINDS.get(first.kind) or _ADVICE.get(first.http_status or 0, "")
     said = "the answers are not what was asked for" if kind is ProblemKind.LENGTHS else "refused, not slow"
     return kind, f"{found}; {said}{f': {advice}' if advice else ''}"

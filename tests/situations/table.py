@@ -236,7 +236,7 @@ def _short_phases() -> Iterator[None]:
             "REFILL_S": 0.3,
             "TOP_UP_S": 0.3,
             "LEAST_PHASE_S": 0.5,
-            "DIRECT_S": 3.0,
+            "DIRECT_S": 4.0,
             "MOST_EXTENSIONS": 0,
             "MOST_CYCLES": 2,
             "MEASURE_CYCLES": 1,
