@@ -300,12 +300,12 @@ class Answer:
         streams, stream, recorder = self.streams, self.stream, self.recorder
         last = streams.tail_of(stream) if streams.last_bytes[stream] else self.last_event
         events = streams.events[stream]
-        if USAGE_KEY in last and streams.counted_at[stream] < events:
+        if streams.counted_at[stream] < events and USAGE_KEY in last:
             self._usage_of(last)
-        reasons = FINISH_REASON.findall(last)
-        reason = reasons[-1].decode("utf-8", "replace") if reasons else self.opening_reason
+        found = FINISH_REASON.search(last)
+        reason = found[1].decode("utf-8", "replace") if found else self.opening_reason
         counted = streams.counted_output[stream]
-        if events and self._only_ends(last, reason, counted, events):
+        if events and counted != events and self._only_ends(last, reason, counted, events):
             # The last event only said why the answer ended.
             recorder.withdraw_token(streams.last_s[stream])
             streams.last_s[stream] -= streams.gap_s[stream]
@@ -346,11 +346,11 @@ class Answer:
     def _only_ends(self, last: bytes, reason: str, counted: int, events: int) -> bool:
         """Whether the last event holds no token and only says why the answer ended.
 
-        An empty text may be a token, such as one of a special kind. Then the usage counts it.
+        An empty text may be a token, such as one of a special kind. Then the usage counts it: as many tokens as events.
         """
         if 0 < counted == events - 1:
             return True
-        if not reason or (0 < counted == events and (events == 1 or _EMPTY_TEXT.search(last))):
+        if not reason:
             return False
         choices = _parsed(last).get("choices")
         return isinstance(choices, list) and bool(choices) and not _holds_output(choices[0])
@@ -379,7 +379,6 @@ class Answer:
 _REFUSALS = {3: Status.REDIRECT, 4: Status.HTTP_4XX, 5: Status.HTTP_5XX}
 """By the class of the HTTP status."""
 USAGE_COUNTS = re.compile(rb'"(prompt_tokens|completion_tokens)":\s?(\d{1,9})\b')
-_EMPTY_TEXT = re.compile(rb'"(?:text|content)":\s?""')
 
 
 def _count(usage: dict[str, Any], name: str) -> int:
