@@ -244,7 +244,7 @@ class HttpServer:
             raise EndpointError(f"{method} {url} answered {error.code} {error.reason}") from None
         except (OSError, ValueError, HTTPException) as error:
             reason: Any = getattr(error, "reason", error)
-            what = str(reason) or type(reason).__name__
+            what = " ".join(str(reason).split()) or type(reason).__name__
             raise EndpointError(f"{method} {url} failed: {what}") from None
         return body.decode("utf-8", errors="replace")
 
