@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
@@ -15,16 +16,14 @@ from tests.load.tokenserver import TokenServer
 
 pytestmark = pytest.mark.usefixtures("no_gpu")
 
-SHORT = """
-from pytest_gpucap.load import self_check
-from pytest_gpucap.measure import constants
-
-constants.WARM_UP_S = constants.LOW_HOLD_S = constants.SEARCH_HOLD_S = 0.4
-constants.DIRECT_S = constants.DIRECT_LEAST_S = 1.2
-constants.LEAST_PHASE_S, constants.NONE_SEEN = 0.1, 0.05
-self_check.LATENESS_FLOOR_S = self_check.RATE_SHARE = self_check.CPU_LIMIT = 1e6
-"""
-"""Phases of a second, however late the client is."""
+SHORT: dict[str, Any] = {
+    **{f"measure.constants.{name}": 0.4 for name in ("WARM_UP_S", "LOW_HOLD_S", "SEARCH_HOLD_S")},
+    **{f"measure.constants.{name}": 1.2 for name in ("DIRECT_S", "DIRECT_LEAST_S")},
+    "measure.constants.LEAST_PHASE_S": 0.1,
+    "measure.constants.NONE_SEEN": 0.05,
+    "load.self_check.CPU_LIMIT": 1e6,
+}
+"""Phases of a second, however busy the client is."""
 SUITE = """
 import pytest
 
@@ -46,17 +45,24 @@ class Ending:
     models: Any = field(default_factory=lambda: {"data": [{"id": "m"}]})
     elsewhere: Any = None
     """The answer on every other path, with 200; None: 404."""
-    break_it: str = ""
-    """Added to the suite's conftest.py."""
+    breaks: dict[str, Any] = field(default_factory=dict)
+    """What is replaced in the plugin."""
     passes: bool = False
+
+
+def nothing_found(*_: Any) -> None:
+    raise KeyError("it")
+
+
+def disk_full(*_: Any) -> None:
+    raise OSError(28, "No space left on device")
 
 
 PAGE = "<!doctype html><title>Welcome</title>"
 ENDINGS = [
-    Ending("a page on every path", "at least 5 req/s per replica", "PASS", elsewhere=PAGE, passes=True),
-    Ending("a list on every path", "at least 5 req/s per replica", "PASS", elsewhere=[1], passes=True),
+    Ending("a page on every path", "PASS test_it at least 5 5 <= 1 of 1", "PASS", elsewhere=PAGE, passes=True),
+    Ending("a list on every path", "PASS test_it at least 5 5 <= 1 of 1", "PASS", elsewhere=[1], passes=True),
     Ending("odd models", "does not answer as an OpenAI-compatible server", "INVALID", models={"data": "m"}),
-    Ending("no models", "serves no model at all", "INVALID", models={"data": []}),
     Ending(
         "a context that is too short",
         "a prompt of 32 and an answer of 64 tokens, which the workload may ask for, do not fit max_model_len=90",
@@ -71,28 +77,23 @@ ENDINGS = [
         keywords='output_tokens=16, tpot_p95="1s"',
     ),
     Ending("no rate", "has no sustainable rate: no rate can be estimated: answers of one", None, "measure()"),
-    Ending("no rate in a sweep", "has no sustainable rate: no rate can be estimated: answers of one", None, "sweep()"),
     Ending(
         "a bug of the plugin",
         "a bug in pytest-gpucap at pytest_gpucap/measure/ramp.py:",
         "INVALID",
-        break_it="constants.LOW_SHARE = None",
+        breaks={"measure.constants.LOW_SHARE": None},
     ),
     Ending(
         "a bug of another plugin",
-        "a bug in */conftest.py:*: KeyError: 'it'",
+        "a bug in */test_endings.py:*: KeyError: 'it'",
         "INVALID",
-        break_it="from pytest_gpucap.measure import ramp\nramp.missing_pace = lambda *_: {}['it']",
+        breaks={"measure.ramp.missing_pace": nothing_found},
     ),
     Ending(
         "a machine that fails",
         "OSError: [[]Errno 28[]] No space left on device",
         "INVALID",
-        break_it=(
-            "from pytest_gpucap.load.shared_memory import PhaseTable\n"
-            "def full(*_): raise OSError(28, 'No space left on device')\n"
-            "PhaseTable.create = full"
-        ),
+        breaks={"load.runner.PhaseTable.create": disk_full},
     ),
 ]
 
@@ -117,18 +118,18 @@ def serving(ending: Ending) -> Iterator[str]:
 
 @pytest.mark.usefixtures("lateness_forgiven")
 @pytest.mark.parametrize("ending", ENDINGS, ids=lambda each: each.name)
-def test_an_ending_is_one_line_and_one_result(pytester: pytest.Pytester, ending: Ending) -> None:
-    pytester.makeconftest(f"{SHORT}\n{ending.break_it}\n")
+def test_an_ending_is_one_line_and_one_result(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, ending: Ending
+) -> None:
+    for name, value in {**SHORT, **ending.breaks}.items():
+        monkeypatch.setattr(f"pytest_gpucap.{name}", value)
     pytester.makepyfile(test_suite=SUITE.format(call=ending.call, keywords=ending.keywords))
     with serving(ending) as url:
-        # A process of its own: what a suite breaks must not break this one.
-        result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--gpucap-url", url, "--gpucap-json=out.json")
+        result = pytester.runpytest("--gpucap-url", url, "--gpucap-json=out.json")
     result.assert_outcomes(passed=int(ending.passes), failed=int(not ending.passes))
     told = " ".join(result.stdout.str().split())
     assert "Traceback" not in told or "bug" in ending.name
     assert "INTERNALERROR" not in told
-    from fnmatch import fnmatchcase
-
     assert fnmatchcase(told, f"*{ending.words}*"), result.stdout.str()
     (record,) = json.loads((pytester.path / "out.json").read_text())["results"]
     assert record["outcome"] == ending.outcome
