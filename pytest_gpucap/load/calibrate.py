@@ -51,7 +51,14 @@ def calibrate(server: ServerAddress, model: str, workload: Workload, seed: int, 
             recipe = _by_ids(probe, model, workload, seed, nonce)
             if recipe is not None:
                 return recipe
-        units, overhead = _find_units(probe.count)
+        try:
+            units, overhead = _find_units(probe.count)
+        except LoadError:
+            if not probe.trusts_tokenize:
+                raise
+            # Some servers answer every path. What they call a count is none.
+            probe.distrust_tokenize()
+            units, overhead = _find_units(probe.count)
         recipe = PromptRecipe.of(workload, model, units, opener=OPENER, overhead=overhead, seed=seed, nonce=nonce)
         _verify(probe, recipe, workload)
         return recipe
@@ -64,6 +71,15 @@ class _Probe:
         self._session, self._server, self._model, self._workload = session, server, model, workload
         self._has_tokenize: bool | None = None
         self._counts = 0
+
+    @property
+    def trusts_tokenize(self) -> bool:
+        """Whether ``/tokenize`` counts."""
+        return self._has_tokenize is True
+
+    def distrust_tokenize(self) -> None:
+        """Count by the usage of real requests from now on."""
+        self._has_tokenize, self._counts = False, 0
 
     def count(self, text: str) -> int:
         """Prompt tokens of a request with this prompt."""
@@ -87,9 +103,9 @@ class _Probe:
         response = self._post(self._server.root + "/tokenize", json.dumps(body).encode())
         try:
             count = response.json().get("count") if response.status_code == 200 else None  # noqa: PLR2004
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             return None
-        return count if isinstance(count, int) else None
+        return _whole(count)
 
     def _plain_body(self, text: str) -> bytes:
         body: dict[str, Any] = {"model": self._model, "max_tokens": 1}
@@ -114,10 +130,10 @@ class _Probe:
             text = " ".join(response.text.split())[:300]
             return f"{url} answered a probe with HTTP {response.status_code}: {text}"
         try:
-            counted = response.json()["usage"]["prompt_tokens"]
-        except (ValueError, KeyError, TypeError):
+            counted = _whole(response.json()["usage"]["prompt_tokens"])
+        except (ValueError, LookupError, TypeError, RecursionError):
             counted = None
-        if not isinstance(counted, int):
+        if counted is None:
             return f"{url} reports no usage.prompt_tokens, so prompts of an exact token count cannot be made for it"
         return counted
 
@@ -126,6 +142,11 @@ class _Probe:
             return self._session.post(url, content=body, headers={"Content-Type": "application/json"})
         except http_library().HTTPError as error:
             raise LoadError(f"{url} does not answer: {type(error).__name__}: {error}") from error
+
+
+def _whole(count: object) -> int | None:
+    """A count of tokens; None if it is none."""
+    return count if type(count) is int and count >= 0 else None
 
 
 _ADVICE = 'exact prompts need a tokenizer that splits at spaces; try endpoint="completions", which sends token ids'

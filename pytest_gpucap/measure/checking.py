@@ -64,24 +64,28 @@ def run_check(runner: LoadRunner, requirement: Requirement, settings: Settings, 
         run.problems.append(no_load(error))
     if run.problems:
         outcome, reason = Outcome.INVALID, run.problems[0].text
-    measurement = measurement_of(run, state.found, state.saturated, keeps_design=outcome is Outcome.PASS)
+    measurement = measurement_of(run, state.found, state.saturated, outcome)
     if measurement.sustainable_rate is None:
         measurement = replace(measurement, binding=state.binding, reason=reason)
-    elif measurement.at_least_rps is not None and outcome is Outcome.PASS:
+    elif measurement.at_least_rps is not None:
         reason = _bound_reason(measurement.at_least_rps, float(requirement.design_rate))
     return verdict_of(outcome, measurement, reason)
 
 
 def measurement_of(
-    run: MeasuringRun, found: RateEstimate | None, saturated: Interval | None = None, *, keeps_design: bool = False
+    run: MeasuringRun,
+    found: RateEstimate | None,
+    saturated: Interval | None = None,
+    outcome: Outcome | None = None,
 ) -> Measurement:
     """What the run found, as a measurement. It has no rate if there are problems or too few samples.
 
-    With `keeps_design`, a verdict says that the server keeps the design rate.
+    A FAIL or an INCONCLUSIVE rests on the estimate. Otherwise the bound that was shown replaces an extrapolation.
     """
     enough = len(run.samples) >= c.LEAST_SAMPLES and not run.problems
+    keeps_design = outcome is Outcome.PASS
     at_least = float(run.requirement.design_rate) if keeps_design else None
-    if found is not None and enough:
+    if found is not None and enough and outcome in {Outcome.PASS, None}:
         at_least = bound_shown(found, run.samples, run.requirement, keeps_design=keeps_design)
     return Measurement(
         requirement=run.requirement,
@@ -177,7 +181,7 @@ def _after_ramp(run: MeasuringRun, state: _State, ramp: Ramp) -> tuple[Outcome, 
 
 def _without_pace(run: MeasuringRun, state: _State, ramp: Ramp, why: NoPace) -> tuple[Outcome, str]:
     """The verdict where answers show no pace: by what was seen."""
-    state.saturated = completed_rate(run, ramp.windows[-1])
+    state.saturated = completed_rate(run, ramp.windows[-1]) if ramp.windows else None
     overload = int(c.OVERLOAD * max(ramp.level, _critical(run))) + c.OVERLOAD_MARGIN
     judged = run_without_pace(run, float(run.requirement.design_rate), overload, why)
     return _ended(run) or judged

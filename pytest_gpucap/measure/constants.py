@@ -150,6 +150,11 @@ which decide a p95, lie above its mean."""
 TOKEN_FLOOR_S = 0.0003
 """No server generates the tokens of one request faster than this. It bounds how many requests a closed loop must have
 in store."""
+FEW_TOKENS = 2.0
+"""Answers shorter than this take no time by their tokens. What bounds their number is `MOST_RPS`."""
+MOST_RPS = 20_000.0
+"""No load generator on one machine sends more requests a second. Without this bound, a closed loop of answers of one
+token would keep millions of requests in store."""
 SLICES = 3
 """Each phase is recorded as this many windows. Two phases then already give the `LEAST_SAMPLES` that every estimate
 needs, and the spread within a phase shows."""
@@ -215,9 +220,6 @@ enough to test the estimate."""
 
 # What was shown
 
-ALONE_RATE_SHARE = 0.01
-"""Share of the rate of one request after the other at which requests hardly ever meet: the queue model then tells the
-latencies of a request alone."""
 ALONE_REQUESTS = 2.5
 """A hold of one request at a time lasts this many times as long as a request, so that at least one is whole in it."""
 

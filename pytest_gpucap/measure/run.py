@@ -104,12 +104,15 @@ class MeasuringRun:
         """
         total_s = self._fitting(duration_s + discard_s)
         mean_output = max(1.0, self.requirement.workload.output_tokens.mean)
+        most_rps = concurrency / (mean_output * c.TOKEN_FLOOR_S)
+        if mean_output < c.FEW_TOKENS:
+            most_rps = min(most_rps, c.MOST_RPS)
         missing = max(1, concurrency - self.in_flight) if hot else concurrency
         phase = schedule.closed_loop(
             self.requirement.workload,
             missing,
             total_s,
-            concurrency / (mean_output * c.TOKEN_FLOOR_S),
+            most_rps,
             self.settings.seed,
             self._stream,
             hot=hot and self.in_flight < concurrency,

@@ -11,6 +11,7 @@ import numpy as np
 from pytest_gpucap.arrays import Floats
 from pytest_gpucap.estimate.queue_model import Calibration, evaluate
 from pytest_gpucap.estimate.samples import quantile
+from pytest_gpucap.estimate.sustainable_rate import ALONE_SHARE, alone_rps
 from pytest_gpucap.estimate.traffic import traffic_for
 from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.measure import constants as c
@@ -105,7 +106,7 @@ def broken_alone(run: MeasuringRun, found: RateEstimate) -> tuple[str, str] | No
         return None
     try:
         run.settle()  # alone means alone
-        alone_s = _alone_s(run, found)
+        alone_s = ALONE_SHARE / alone_rps(found.model, traffic_for(run.requirement.workload))
         window = run.hold(WindowId(Phase.ALONE), 1, max(c.SINGLE_S, c.ALONE_REQUESTS * alone_s), hot=False)
     except OutOfTime:
         return None
@@ -132,16 +133,9 @@ def _suspects(run: MeasuringRun, found: RateEstimate) -> list[LatencyLimit]:
     # Time on the way, which the model scales with the rate, may be there at any rate.
     calibration: Calibration = replace(found.model.calibration, ttft_offset_rps=0.0)
     model = replace(found.model, calibration=calibration)
-    rate_rps = c.ALONE_RATE_SHARE / _alone_s(run, found)
     want_gaps = any(limit.metric is Metric.ITL for limit in limits)
-    evaluation = evaluate(model, traffic, rate_rps, want_gaps=want_gaps)
+    evaluation = evaluate(model, traffic, alone_rps(model, traffic), want_gaps=want_gaps)
     return [limit for limit in limits if evaluation.latency_s(limit) > limit.limit_s]
-
-
-def _alone_s(run: MeasuringRun, found: RateEstimate) -> float:
-    """Seconds of one request alone, by the fitted curve."""
-    traffic = traffic_for(run.requirement.workload)
-    return max(1e-6, float(found.model.speed[1]) * traffic.mean_output + found.model.prefill_s * traffic.mean_prompt)
 
 
 def latencies_of(run: MeasuringRun, window: Window, limit: LatencyLimit) -> Floats:

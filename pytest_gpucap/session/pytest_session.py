@@ -14,6 +14,7 @@ import pytest
 from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.markers import Declaration, declare, place_of, same_declaration
 from pytest_gpucap.options import Options
+from pytest_gpucap.requirement import RequirementError
 from pytest_gpucap.session.boundary import fault, one_line
 from pytest_gpucap.session.placement import Placement, check_gpu_class, place
 
@@ -85,6 +86,9 @@ class PytestSession:
         """
         declared = _with_trace(declare(item, self._options))
         placed = place(declared, self._options, needs_server=served)
+        measures = "gpucap" in getattr(item, "fixturenames", ())
+        if measures and placed.engine is not None:
+            _check_length(declared, placed.engine)
         if self._options.base_python is None and self._options.base_args is None:
             return _Plan(declared, placed, None)
         from pytest_gpucap.session.base_and_head import base_of
@@ -235,6 +239,20 @@ def _with_trace(declared: Declaration) -> Declaration:
     workload = with_trace_lengths(declared.workload)
     requirement = declared.requirement and replace(declared.requirement, workload=workload)
     return replace(declared, workload=workload, requirement=requirement)
+
+
+def _check_length(declared: Declaration, engine: Engine) -> None:
+    """Check that the longest request fits the server's context, as far as its arguments tell.
+
+    Raises:
+        RequirementError: if it does not.
+    """
+    if engine.max_model_len is None:
+        return
+    from pytest_gpucap.load.trace import too_long
+
+    if why := too_long(declared.workload, engine.max_model_len):
+        raise RequirementError(why)
 
 
 def kept_results(item: pytest.Item) -> KeptResults:
