@@ -83,7 +83,11 @@ class Access:
 
     def masked(self, text: str, api_key: str | None = None) -> str:
         """The text without the key and the headers' values: some servers repeat what they refuse."""
-        return masked(text, [*([] if api_key is None else [api_key]), *(value for _, value in self.headers)])
+        return masked(text, self.secrets(api_key))
+
+    def secrets(self, api_key: str | None = None) -> list[str]:
+        """What must never be shown, although a server may repeat it: the key and the headers' values."""
+        return [*([] if api_key is None else [api_key]), *(value for _, value in self.headers)]
 
 
 OPEN: Final = Access()

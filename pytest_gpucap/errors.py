@@ -33,4 +33,20 @@ class PairInvalid(GpuCapError):  # noqa: N818 - named like MeasurementInvalid
 
 
 class NoSustainableRate(GpuCapError, ValueError):  # noqa: N818 - the name states the fault
-    """The measurement found no sustainable rate, so no figure can be computed from one."""
+    """The measurement found no sustainable rate, so no figure can be computed from one; the message says why."""
+
+    needs_traceback = False
+
+
+class PluginFault(GpuCapError):  # noqa: N818 - the name states whose fault it is
+    """A bug in pytest-gpucap, or in a plugin that it called. The message names its place.
+
+    Attributes:
+        trace: the traceback, as text.
+    """
+
+    needs_traceback = False
+
+    def __init__(self, message: str, trace: str = "") -> None:
+        super().__init__(message)
+        self.trace = trace

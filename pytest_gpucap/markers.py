@@ -148,6 +148,7 @@ def declare(item: pytest.Item, options: Options) -> Declaration:
     )
     workload = _workload(values)
     _check_questions(workload, slo)
+    _check_pace(workload, slo)
     own_class = _merged(item, "gpu_class", positional="name").get("name")
     name = values.get("name") or _own_name(item)
     # The session's budget does not apply to a test that only uses the server.
@@ -389,6 +390,15 @@ def _check_questions(workload: Workload, slo: Slo) -> None:
     elif slo.min_accuracy is not None:
         raise RequirementError(
             'min_accuracy needs questions whose answers are known: questions=FILE, or questions="arithmetic"'
+        )
+
+
+def _check_pace(workload: Workload, slo: Slo) -> None:
+    """Check that a limit on the time between tokens has answers of several tokens to be judged by."""
+    limits = [limit.name for limit in slo.limits if limit.metric in {Metric.TPOT, Metric.ITL}]
+    if limits and workload.arrivals.trace is None and workload.output_tokens.high == 1:
+        raise RequirementError(
+            f"{limits[0]} limits the time between tokens, but output_tokens=1: answers have only one"
         )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Sequence
 from typing import Any
 
 import pytest
 
+from pytest_gpucap.errors import GpuCapError, PluginFault
 from pytest_gpucap.fixtures import SESSION, gpu, gpucap, vllm_server
 from pytest_gpucap.options import Options, add_options, check_root, join_words, json_file, parse_options
 
@@ -185,6 +187,8 @@ def pytest_runtest_makereport(
 
         width = columns(item.config)
         report.sections += [("GPU capacity", section(result, width)) for result in results]
+    if call.excinfo is not None and isinstance(call.excinfo.value, PluginFault):
+        report.sections.append(("pytest-gpucap: where it failed", call.excinfo.value.trace))
     if measuring is not None and call.excinfo is not None and measuring.explains(call.excinfo.value):
         report.longrepr = call.excinfo.getrepr(style="value")
         if hasattr(report, "wasxfail") and not any("raises" in mark.kwargs for mark in item.iter_markers("xfail")):
@@ -206,7 +210,10 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """Leave nothing running."""
     measuring = config.stash.get(SESSION, None)
     if measuring is not None:
-        measuring.close()
+        try:
+            measuring.close()
+        except GpuCapError as error:
+            print(f"pytest-gpucap: {error}", file=sys.stderr)  # noqa: T201 - pytest's own reporting is over
 
 
 def _beside_benchmark(config: pytest.Config) -> bool:
@@ -327,14 +334,25 @@ class _Results:
         finished = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
         if finished and self._config.stash[OPTIONS].save is not None:
             from pytest_gpucap.session.baselines import save
+            from pytest_gpucap.session.boundary import one_line
 
-            found.note(save(self._config.stash[OPTIONS], found.content()))
+            try:
+                with one_line("the baseline was not saved"):
+                    found.note(save(self._config.stash[OPTIONS], found.content()))
+            except GpuCapError as error:
+                found.note(str(error))
         self._tell("pytest_gpucap_results", results=found.content())
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._session_report is not None:
+            from pytest_gpucap.session.boundary import one_line
+
             options = self._config.stash[OPTIONS]
-            self._session_report.summarise(terminalreporter, markdown=options.markdown, html=options.html)
+            try:
+                with one_line("the summary could not be written"):
+                    self._session_report.summarise(terminalreporter, markdown=options.markdown, html=options.html)
+            except GpuCapError as error:
+                terminalreporter.write_line(f"pytest-gpucap: {error}", red=True)
         if self._unmeasured:
             from pytest_gpucap.session.declared import lines
 

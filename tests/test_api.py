@@ -21,6 +21,7 @@ from pytest_gpucap.errors import GpuCapError
 INTERNAL = {
     "BadRequest": "the simulated server answers it with status 400",
     "Refused": "the simulated server answers it with status 503",
+    "CalledOff": "ends a phase of the measuring procedure in which most requests fail",
     "OutOfTime": "ends a phase of the measuring procedure",
     "NothingMeasured": "tells pytest-benchmark that a benchmark has no figure",
 }

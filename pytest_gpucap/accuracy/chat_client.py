@@ -77,7 +77,7 @@ def context_tokens(server: ServerAddress, model: str) -> int | None:
 
     try:
         _run(fetch())
-    except (http_library().HTTPError, ValueError, KeyError, TypeError):
+    except (http_library().HTTPError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return found[0] if found else None
 
@@ -155,5 +155,5 @@ async def _one(session: Any, server: ServerAddress, body: Mapping[str, Any], lef
         # The field with the reasoning has another name in older servers.
         reasoning = message.get("reasoning") or message.get("reasoning_content") or ""
         return Reply(str(message.get("content") or ""), str(reasoning), choice.get("finish_reason") == "length")
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return Reply(error=f"the answer is not a chat completion: {server.masked(response.text)[:200]!r}")

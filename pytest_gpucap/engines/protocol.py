@@ -82,6 +82,7 @@ class Capabilities:
     Attributes:
         max_num_seqs: requests that it decodes at once, over all its engines; None if it does not tell.
         kv_tokens: tokens that its KV cache holds, over all its engines; None if it does not tell.
+        max_model_len: tokens that prompt and answer of one request may have together; None if it does not tell.
         metrics: names of its figures on ``/metrics``.
         simulated: it is a simulation; every report says so.
         loopback: it runs on the client's machine, with no network in between.
@@ -93,6 +94,7 @@ class Capabilities:
 
     max_num_seqs: int | None = None
     kv_tokens: int | None = None
+    max_model_len: int | None = None
     metrics: MetricNames = field(default_factory=MetricNames)
     simulated: bool = False
     loopback: bool = False
@@ -288,6 +290,11 @@ class Engine(ABC):
     def gpus(self) -> int:
         """GPUs that this engine's server occupies."""
         return self.gpus_per_replica(self.request.arguments)
+
+    @property
+    def max_model_len(self) -> int | None:
+        """Tokens that prompt and answer of one request may have together, as far as the arguments tell; else None."""
+        return None
 
     @property
     def key(self) -> Hashable:

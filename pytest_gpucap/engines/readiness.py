@@ -125,6 +125,9 @@ class Readiness:
         except openai.OpenAIError as error:
             self._expect_death()
             raise ServerStartError(f"it listens but does not answer a request: {error}") from None
+        except (ValueError, TypeError, AttributeError) as error:
+            # The client takes any JSON, and any page, for an answer.
+            raise ServerStartError(f"it listens but its answer is no completion: {error}") from None
 
     def _expect_death(self) -> None:
         """After a failed request, wait whether the process ends; if so, raise its end as the error."""

@@ -6,6 +6,7 @@ import errno
 import json
 import re
 import socket
+import time
 from collections.abc import Mapping
 from functools import cached_property
 from types import TracebackType
@@ -17,6 +18,7 @@ from pytest_gpucap.engines.errors import EndpointError, MetricsUnavailable
 from pytest_gpucap.engines.protocol import Capabilities, ServerLog
 
 if TYPE_CHECKING:
+    from http.client import HTTPResponse
     from urllib.request import OpenerDirector
 
     import openai
@@ -31,8 +33,36 @@ HTTP_OK: Final = 200
 _LOADING_STATUS: Final = frozenset({502, 503, 504})
 """A server that loads its model, or a gateway that waits for one."""
 _LOADING_ERRNO: Final = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN})
-_MOST_BODY_BYTES: Final = 64 * 2**20
 _SHOWN_BODY: Final = 300
+
+
+_MOST_BYTES: Final = 1 << 25
+"""No page that is asked for here has a hundredth of this. A stream without an end does."""
+
+
+def json_object(body: str) -> dict[str, Any]:
+    """The JSON object in an answer; an empty one for anything else, be it a page, a list or no JSON at all."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _whole(answer: HTTPResponse, until_s: float) -> bytes:
+    """The body of an answer.
+
+    Raises:
+        OSError: if it does not end in time, or within the bytes that a page may have.
+    """
+    parts: list[bytes] = []
+    size = 0
+    while part := answer.read1(1 << 16):
+        parts.append(part)
+        size += len(part)
+        if size > _MOST_BYTES or time.monotonic() > until_s:
+            raise OSError("the answer has no end")
+    return b"".join(parts)
 
 
 class HttpServer:
@@ -107,20 +137,33 @@ class HttpServer:
     def version(self) -> str | None:
         """The version of its software from ``/version``, as vLLM gives it; None if there is none."""
         try:
-            answer = json.loads(self.request("/version"))
-        except (EndpointError, ValueError):
+            answer = json_object(self.request("/version"))
+        except EndpointError:
             return None
-        version = answer.get("version") if isinstance(answer, dict) else None
+        version = answer.get("version")
         return version if isinstance(version, str) else None
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """The server's own configuration by section, from vLLM in development mode; empty for others."""
         try:
-            told = json.loads(self.request("/server_info?config_format=json"))["vllm_config"]
-        except (EndpointError, ValueError, KeyError, TypeError):
+            told = json_object(self.request("/server_info?config_format=json")).get("vllm_config")
+        except EndpointError:
             return {}
-        return told if isinstance(told, dict) else {}
+        return {name: each for name, each in told.items() if isinstance(each, dict)} if isinstance(told, dict) else {}
+
+    @cached_property
+    def max_model_len(self) -> int | None:
+        """Tokens that prompt and answer may have together, as vLLM lists them with the model; None if it does not."""
+        try:
+            cards = json_object(self.request("/v1/models")).get("data")
+        except EndpointError:
+            return None
+        for card in cards if isinstance(cards, list) else []:
+            if isinstance(card, dict) and card.get("id") == self.model:
+                length = card.get("max_model_len")
+                return length if type(length) is int and length > 0 else None
+        return None
 
     @property
     def simulated(self) -> bool:
@@ -136,7 +179,7 @@ class HttpServer:
 
     def capabilities(self) -> Capabilities:
         """The capabilities that every server reports."""
-        return Capabilities(simulated=self.simulated, loopback=self.loopback)
+        return Capabilities(simulated=self.simulated, loopback=self.loopback, max_model_len=self.max_model_len)
 
     def facts(self) -> Mapping[str, object]:
         """What a report names of it."""
@@ -153,11 +196,14 @@ class HttpServer:
 
         try:
             return Metrics.parse(self.request("/metrics"))
-        except (EndpointError, ValueError) as error:
+        except (EndpointError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise MetricsUnavailable(f"{self.root_url}/metrics gives no Prometheus metrics: {error}") from None
 
     def reset_caches(self) -> bool:
-        """Empty the server's prefix and multi-modal caches; False if it cannot, such as with requests in flight."""
+        """Empty the server's prefix and multi-modal caches; False if it cannot, such as with requests in flight.
+
+        Some servers answer every path with 200. Only an empty answer, as vLLM's, or ``"success": true`` is a yes.
+        """
         try:
             answer = self.request("/reset_prefix_cache", method="POST")
         except EndpointError:
@@ -167,7 +213,7 @@ class HttpServer:
                 self.request(optional, method="POST")
             except EndpointError:
                 continue
-        return not answer.strip() or bool(json.loads(answer).get("success", True))
+        return not answer.strip() or json_object(answer).get("success") is True
 
     def models(self, timeout_s: float = 30.0) -> list[str]:
         """The models the server lists.
@@ -186,9 +232,9 @@ class HttpServer:
             EndpointError: if it lists none.
         """
         try:
-            listed = json.loads(self.request("/v1/models", timeout_s=timeout_s))["data"]
+            listed = json_object(self.request("/v1/models", timeout_s=timeout_s))["data"]
             return {str(each["id"]): str(each["root"]) if each.get("root") else None for each in listed}
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, AttributeError):
             text = f"{self.base_url}/models does not answer as an OpenAI-compatible server"
             raise EndpointError(text, status=HTTP_OK) from None
 
@@ -224,7 +270,7 @@ class HttpServer:
             request.add_header("Content-Type", "application/json")
         try:
             with self._opener(proxy).open(request, timeout=timeout_s) as answer:
-                body: bytes = answer.read(_MOST_BODY_BYTES)
+                body = _whole(answer, time.monotonic() + timeout_s)
         except HTTPError as error:
             told = self._told(error)
             text = f"{method} {url} answered {error.code} {error.reason}{told}{through(proxy)}"
@@ -252,7 +298,7 @@ class HttpServer:
         """What an answer other than 200 says in its body, or where it points to; empty if nothing."""
         try:
             with error:
-                body: bytes = error.read(_MOST_BODY_BYTES)
+                body: bytes = error.read(_MOST_BYTES)
         except (OSError, ValueError):
             body = b""
         target = urlsplit(error.headers.get("Location") or "")

@@ -74,6 +74,7 @@ class ExternalServer(HttpServer):
             started=False,
             models=tuple(dict.fromkeys([*filter(None, [self.origin]), self.model])),
             arguments=self._told_arguments(),
+            max_model_len=self.max_model_len,
         )
 
     def facts(self) -> Mapping[str, object]:
@@ -86,7 +87,12 @@ class ExternalServer(HttpServer):
         for section, names in _SECTIONS.items():
             values = self.config.get(section) or {}
             found |= {argument: values[name] for name, argument in names.items() if values.get(name) is not None}
-        return VllmArguments(found)
+        try:
+            told = VllmArguments(found)
+            _ = told.gpus_per_replica  # the sizes are whole numbers
+        except (ValueError, TypeError, AttributeError):
+            return VllmArguments()  # not what vLLM tells
+        return told
 
 
 def attach(

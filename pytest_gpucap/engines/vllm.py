@@ -68,6 +68,7 @@ class VllmServer(LaunchedServer):
             loopback=self.loopback,
             models=(self.spec.model,),
             arguments=self.spec.args,
+            max_model_len=self.max_model_len,
         )
 
     def facts(self) -> Mapping[str, object]:

@@ -58,6 +58,11 @@ class VllmEngine(Engine):
         return VllmArguments(arguments).gpus_per_replica
 
     @property
+    def max_model_len(self) -> int | None:
+        """See `Engine.max_model_len`."""
+        return self.spec.args.max_model_len
+
+    @property
     def key(self) -> Hashable:
         """See `Engine.key`."""
         return self.spec.key

@@ -26,6 +26,9 @@ LEAST_SLOPE = 0.25
 """Smallest slope that is believed. A percentile rises with the rate, so a flatter one is noise."""
 SLOPE_STEP = 0.02
 """Least distance in ln(rate) over which a slope is taken: over less, the noise of the replications counts."""
+ALONE_SHARE = 0.01
+"""Lowest rate of a search, as a share of the rate of requests one after the other. There requests hardly ever meet, so
+a limit that does not hold at it holds at no rate."""
 STRAIGHT = 2.0
 """Largest difference of ln(percentile / limit) over which the curve is taken for a straight line."""
 
@@ -71,6 +74,12 @@ class Examination:
     slope: float
 
 
+def alone_rps(model: ServerModel, traffic: Traffic) -> float:
+    """A rate at which requests hardly ever meet."""
+    alone_s = float(model.speed[1]) * traffic.mean_output + model.prefill_s * traffic.mean_prompt
+    return ALONE_SHARE / max(alone_s, 1e-6)
+
+
 def sustainable(
     model: ServerModel,
     traffic: Traffic,
@@ -81,6 +90,8 @@ def sustainable(
     most_in_flight: float | None = None,
 ) -> Sustainable:
     """The highest rate at which every limit holds, or the saturation rate without limits.
+
+    Where a limit holds at no rate, it is `alone_rps`.
 
     Solves ln(percentile / limit) = 0 for ln(rate). Common random numbers make the function smooth.
 
@@ -102,7 +113,8 @@ def sustainable(
         return f, name
 
     top = math.log(bound)
-    log_rate, slope, name = _root(worst, min(math.log(guess_rps), top - 0.02), top, slope)
+    lowest = min(math.log(alone_rps(model, traffic)), top - 0.02)
+    log_rate, slope, name = _root(worst, min(math.log(guess_rps), top - 0.02), (lowest, top), slope)
     nearest = evaluations[min(evaluations, key=lambda key: abs(key - log_rate))]
     in_flight = float(np.quantile(nearest.seen, 0.95))
     return Sustainable(math.exp(log_rate), name, slope, in_flight)
@@ -149,20 +161,23 @@ def _worst(
 
 
 def _root(
-    worst: Callable[[float], tuple[float, str]], guess: float, bound: float, known_slope: float | None
+    worst: Callable[[float], tuple[float, str]], guess: float, within: tuple[float, float], known_slope: float | None
 ) -> tuple[float, float, str]:
     """Where `worst` crosses 0, its slope there, and the name that binds.
 
     Newton steps inside a bracket. The slope is a secant over rates so far apart that the replications' own noise does
     not matter. A last step shorter than `ACCEPTED_STEP` is taken without another evaluation.
     """
+    lowest, bound = within
     low, high = -math.inf, bound
     slope = known_slope or FIRST_SLOPE
     sure = known_slope is not None
-    x, name = guess, "backlog"
+    x, name = max(guess, lowest), "backlog"
     tried: list[tuple[float, float]] = []
     for _ in range(MOST_EVALUATIONS):
         f, found = worst(x)
+        if f > 0 and x <= lowest:
+            return lowest, slope, found
         if f > 0:
             high, name = x, found
         else:
@@ -183,5 +198,5 @@ def _root(
         following = x + step
         if not low < following < high:
             following = (low + high) / 2 if math.isfinite(low) else x - 0.5
-        x = following
+        x = max(following, lowest)
     return (low if math.isfinite(low) else x), slope, name

@@ -72,6 +72,11 @@ class ServerAddress:
         """The text without what only this server may see."""
         return self.access.masked(text, self.api_key)
 
+    @property
+    def secrets(self) -> list[str]:
+        """See `Access.secrets`."""
+        return self.access.secrets(self.api_key)
+
     def needs_http_library(self) -> str | None:
         """Why requests must go through an HTTP library: TLS, HTTP/2, or a proxy on the way; None if not.
 

@@ -6,41 +6,69 @@ several tokens, and a server may end with an event that holds none; the usage se
 tokens of an answer with several tokens per event are estimated from the length of its text, by the tokens per byte of
 the latest whole answers.
 
+An ended stream is not yet an answer: `finish` looks at why the server ended it and at what it counted, once per answer.
+
 The figures are in a `STREAM_STATE` record, which the fast reader counts into as well: most events never come here.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from pytest_gpucap.load.event_stream import FIELD
+from pytest_gpucap.load.event_stream import FIELD, EventStream
 from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.load.recorder import Recorder
+from pytest_gpucap.load.server_words import error_in, words_in
 from pytest_gpucap.load.shared_memory import Count, PhaseTable
 
 USAGE_KEY = b'"completion_tokens"'
 """In every usage object and nowhere else: inside a token's text the quotes would be escaped."""
 EVENT_TEXT = re.compile(rb'"(?:text|content|reasoning|reasoning_content)":\s?"((?:[^"\\]|\\.)*)"')
 """The text of a token event, as it is written."""
+ERROR_KEY = b'"error"'
+"""In no event of an answer that is well, or with null."""
+FINISH_REASON = re.compile(rb'"finish_reason":\s?"([^"\\]*)"')
+"""As `USAGE_KEY`, never inside a token's text."""
 CHOICES_OPENING = re.compile(rb'"choices":\s?\[\{')
 """Near the beginning of every token event's data, and of no other's: the usage chunk's choices are empty."""
 CHOICES_WITHIN = 400
 """The choices open within the first bytes of the data, or the event is not learnt from."""
 HTTP_OK = 200
+WHOLE = frozenset(
+    {
+        *("stop", "length", "tool_calls", "function_call"),  # OpenAI, vLLM, SGLang, llama.cpp
+        *("eos_token", "stop_sequence"),  # TGI
+        *("eos", "end_turn", "max_tokens", "tool_use", "model_length", "repetition"),  # gateways; Mistral; vLLM
+    }
+)
+"""Reasons to end an answer that is whole."""
+GIVEN_UP = {
+    **dict.fromkeys(
+        ("abort", "aborted", "cancelled", "canceled", "timeout", "not_finished", "preempted"), Status.ABORTED
+    ),
+    **dict.fromkeys(("error", "network_error", "insufficient_system_resource"), Status.ENGINE_ERROR),
+    **dict.fromkeys(
+        ("content_filter", "content-filter", "sensitive", "safety", "recitation", "refusal"), Status.CONTENT_FILTER
+    ),
+}
+"""Reasons to end an answer that is not. Any other reason is one of an answer with all the tokens that were asked for;
+without them, the engine gave up."""
 
 
 class Answer:
     """The state of one request from its sending to its end; its figures are in ``streams``, at index ``stream``."""
 
     __slots__ = (
+        "code",
         "error",
         "extra_tokens",
         "extra_until_s",
         "last_event",
+        "opening_reason",
         "recorder",
         "row",
         "status",
@@ -56,7 +84,9 @@ class Answer:
         streams.first_address[stream] = table.first_address + 8 * row
         streams.sent_address[stream] = table.sent_address + 8 * row
         self.last_event = b""
-        """The last token event that was parsed here; some servers put the usage into it."""
+        """The last token event that came here and not to the fast reader."""
+        self.opening_reason = ""
+        """Why the answer ended, where the chunk that opened it said so."""
         self.extra_tokens = 0
         """Tokens counted so far beyond one per event."""
         self.extra_until_s: float | None = None
@@ -64,6 +94,8 @@ class Answer:
         self.status: Status | None = None
         """Set as soon as the answer has gone wrong."""
         self.error = ""
+        self.code = 0
+        """See `ErrorText.code`."""
 
     @property
     def events(self) -> int:
@@ -86,10 +118,10 @@ class Answer:
     def sent_s(self, time_s: float) -> None:
         self.streams.sent_s[self.stream] = time_s
 
-    def fail(self, status: Status, error: str) -> None:
+    def fail(self, status: Status, error: str, code: int = 0) -> None:
         """Note what went wrong; only the first failure is reported."""
         if self.status is None:
-            self.status, self.error = status, error
+            self.status, self.error, self.code = status, error, code
 
     def token(self, time_s: float, size: int = 0) -> None:
         """Count an event with a token, in a line of `size` bytes."""
@@ -109,7 +141,7 @@ class Answer:
     def event(self, data: bytes, time_s: float) -> None:
         """Take one event's data."""
         prefix = self.streams.prefix_of(self.stream)
-        if prefix and data.startswith(prefix):
+        if prefix and data.startswith(prefix) and ERROR_KEY not in data:
             self._take(data, time_s)
         elif data == b"[DONE]":
             self.streams.done[self.stream] = 1
@@ -120,6 +152,7 @@ class Answer:
         """Count a token event."""
         self.token(time_s, len(FIELD) + len(data))
         self.last_event = data
+        self.streams.last_bytes[self.stream] = 0
 
     def _learn(self, data: bytes, prefix: int, time_s: float) -> None:
         """Count a token event. Others will begin with its first `prefix` bytes."""
@@ -131,34 +164,65 @@ class Answer:
     def _inspect(self, data: bytes, time_s: float) -> None:
         try:
             chunk = json.loads(data)
-        except ValueError:
-            self.fail(Status.PROTOCOL, f"an event that is no JSON: {data[:80]!r}")
+        except (ValueError, RecursionError):
+            if data.strip():
+                self.fail(Status.PROTOCOL, f"an event that is no JSON: {_beginning(data)}")
             return
         if not isinstance(chunk, dict):
-            self.fail(Status.PROTOCOL, f"an event that is no JSON object: {data[:80]!r}")
-        elif chunk.get("error") or chunk.get("object") == "error":
-            self.fail(Status.STREAM_ERROR, _error_text(chunk))
+            self.fail(Status.PROTOCOL, f"an event that is no JSON object: {_beginning(data)}")
+        elif found := error_in(chunk):
+            self.fail(Status.STREAM_ERROR, *found)
         else:
-            usage = chunk.get("usage")
-            if isinstance(usage, dict):
-                self._counted(usage)
             choices = chunk.get("choices")
-            if isinstance(choices, list) and choices and not self._opening(choices[0]):
+            if not (isinstance(choices, list) and choices):
+                usage = chunk.get("usage")
+                if isinstance(usage, dict):
+                    self._counted(usage, self.events)
+            elif self.events or not self._opens(choices[0]):
                 begun = CHOICES_OPENING.search(data, 0, CHOICES_WITHIN) if data.startswith(b'{"id"') else None
                 self._learn(data, begun.end() if begun else 0, time_s)
 
-    def _opening(self, choice: Any) -> bool:
+    def _opens(self, choice: Any) -> bool:
         """Whether this is the chunk that opens a chat answer: it names the role and holds no token."""
         delta = choice.get("delta") if isinstance(choice, dict) else None
-        if not isinstance(delta, dict) or self.events:
+        if not isinstance(delta, dict) or _holds_output(choice):
             return False
-        holds = any(delta.get(key) for key in ("content", "reasoning", "reasoning_content", "tool_calls"))
-        return not holds and ("role" in delta or choice.get("finish_reason") is None)
+        reason = choice.get("finish_reason")
+        if "role" in delta and isinstance(reason, str):
+            self.opening_reason = reason
+        return "role" in delta or reason is None
 
-    def _counted(self, usage: dict[str, Any]) -> None:
-        cached = cached_tokens(usage) if self.recorder.cached_apart else None
-        self.streams.counted_prompt[self.stream] = _count(usage, "prompt_tokens") + (cached or 0)
-        self.streams.counted_output[self.stream] = _count(usage, "completion_tokens")
+    def error_event(self, data: bytes) -> None:
+        """Take an event that is no data but an error, as ``event: error`` and ``error: {...}`` are."""
+        text, code = words_in(data)
+        self.fail(Status.STREAM_ERROR, text or "an error event without a word", code)
+
+    def body_ended(self, stream: EventStream, time_s: float) -> bool:
+        """Take what is left of the body; whether it ended where an event ends.
+
+        Some servers leave the last blank line out. A body that is no event stream at all gives its words away here.
+        """
+        if stream.error is not None:
+            self.error_event(stream.error)
+        rest, stray = stream.rest, stream.stray.strip()
+        ended = not rest or rest == b"[DONE]" or bool(_parsed(rest))
+        if rest and ended:
+            self.event(rest, time_s)
+        if stray and not self.events:
+            found = error_in(_parsed(stray))
+            if found:
+                self.fail(Status.STREAM_ERROR, *found)
+            else:
+                self.fail(Status.PROTOCOL, f"no event stream: {words_in(stray)[0]}")
+        return ended
+
+    def _counted(self, usage: dict[str, Any], events: int) -> None:
+        """Keep a usage that came after so many token events, if it counts output tokens."""
+        output = _count(usage, "completion_tokens")
+        if output >= 0:
+            cached = (cached_tokens(usage) if self.recorder.cached_apart else None) or 0
+            self.streams.counted_output[self.stream], self.streams.counted_at[self.stream] = output, events
+            self.streams.counted_prompt[self.stream] = max(_count(usage, "prompt_tokens"), 0) + cached
 
     @property
     def text_bytes(self) -> int:
@@ -186,36 +250,35 @@ class Answer:
             self.recorder.add_tokens_evenly(since_s, last_s, extra - self.extra_tokens)
             self.extra_tokens, self.extra_until_s = extra, last_s
 
-    def check_headers(self, http_status: int, content_type: str, encoding: str) -> None:
-        """Fail where the headers promise no event stream (both in lower case)."""
+    def check_headers(self, http_status: int, content_type: str, encoding: str) -> str:
+        """What is wrong with the headers of an answer that should be an event stream (both in lower case); or empty."""
         if http_status != HTTP_OK:
-            return
+            return f"HTTP {http_status}"
         if encoding not in ("", "identity"):
-            self.fail(Status.PROTOCOL, f"compressed ({encoding}) though refused")
-        elif not content_type.startswith("text/event-stream"):
-            self.fail(Status.PROTOCOL, f"answered with {content_type or 'nothing'} instead of text/event-stream")
+            return f"compressed ({encoding}) though refused"
+        if not content_type.startswith("text/event-stream"):
+            return f"answered with {content_type or 'nothing'} instead of text/event-stream"
+        return ""
 
-    def check_http_status(self, http_status: int, body: bytes) -> None:
-        """Fail where the server refused the request, with the beginning of its reason."""
+    def check_body(self, http_status: int, wrong: str, body: bytes) -> None:
+        """Fail where the headers were `wrong`, with the reason that the server gives in the body."""
         if http_status != HTTP_OK:
-            reason = " ".join(body.decode("utf-8", "replace").split())[:200]
-            self.fail(_REFUSALS.get(http_status // 100, Status.PROTOCOL), f"HTTP {http_status}: {reason}")
+            text, _ = words_in(body)
+            self.fail(_REFUSALS.get(http_status // 100, Status.PROTOCOL), text, http_status)
+        elif wrong:
+            if found := error_in(_parsed(body)):
+                self.fail(Status.STREAM_ERROR, *found)
+            else:
+                words = "" if wrong.startswith("compressed") else words_in(body)[0]
+                self.fail(Status.PROTOCOL, f"{wrong}: {words}" if words else wrong)
 
     def finish(self, end_s: float, *, ignore_eos: bool) -> Status:
         """Settle the token counts, write the row, release the stream state; returns the final status."""
         streams, stream = self.streams, self.stream
         recorder, row, table = self.recorder, self.row, self.table
-        if USAGE_KEY in self.last_event and not streams.counted_output[stream]:
-            self._usage_of_last_event()
-        counted, events = streams.counted_output[stream], streams.events[stream]
-        if counted and events == counted + 1 and events > 1:
-            # The last event only said why the answer ended.
-            recorder.withdraw_token(streams.last_s[stream])
-            streams.last_s[stream] -= streams.gap_s[stream]
-            events = counted
-        elif events:
-            recorder.gaps.append(streams.gap_s[stream])
-        if counted and events:
+        reason, counted, events = self._ending()
+        asked = table.output[row]
+        if counted > 0 and events:
             extra = max(counted - events, 0)
             self._set_extra_tokens(extra)
             # An event of k tokens is one gap and k - 1 gaps of 0 s.
@@ -223,54 +286,111 @@ class Answer:
             recorder.learn_text_length(counted - 1, self.text_bytes if extra else 0)
         else:
             self.count_expected_tokens(recorder.tokens_per_byte)
-        asked = table.output[row]
-        whole = self.status is None and events > 0 and (counted >= asked or (counted > 0 and not ignore_eos))
-        status = Status.OK if whole else self._judge(ignore_eos=ignore_eos, asked=asked)
+        whole = self.status is None and events > 0 and counted >= asked and reason in WHOLE
+        status = Status.OK if whole else self._judge(reason, counted, events, asked, ignore_eos=ignore_eos)
         if status is Status.OK or status is Status.SHORT:
-            if not counted:
-                recorder.add(Count.WITHOUT_USAGE)
-            else:
-                recorder.add(Count.PROMPTS)
-                if streams.counted_prompt[stream] != table.prompt[row]:
-                    recorder.add(Count.WRONG_PROMPT)
-                    recorder.add(Count.WRONG_ASKED, table.prompt[row])
-                    recorder.add(Count.WRONG_COUNTED, streams.counted_prompt[stream])
+            counted = self._verified(counted, events, asked, ignore_eos=ignore_eos)
         table.sent[row], table.end[row] = streams.sent_s[stream], end_s
         table.first[row], table.last[row] = streams.first_s[stream], streams.last_s[stream]
-        table.counted_prompt[row], table.counted_output[row] = streams.counted_prompt[stream], counted
+        table.counted_prompt[row], table.counted_output[row] = max(streams.counted_prompt[stream], 0), max(counted, 0)
         table.state[row] = status
         streams.release(stream)
         return status
 
-    def _usage_of_last_event(self) -> None:
-        with contextlib.suppress(ValueError, AttributeError):
-            usage = json.loads(self.last_event).get("usage")
-            if isinstance(usage, dict):
-                self._counted(usage)
+    def _ending(self) -> tuple[str, int, int]:
+        """Why the server ended the answer (or ""), its tokens by the usage (-1 without one), its token events."""
+        streams, stream, recorder = self.streams, self.stream, self.recorder
+        last = streams.tail_of(stream) if streams.last_bytes[stream] else self.last_event
+        events = streams.events[stream]
+        if streams.counted_at[stream] < events and USAGE_KEY in last:
+            self._usage_of(last)
+        found = FINISH_REASON.search(last)
+        reason = found[1].decode("utf-8", "replace") if found else self.opening_reason
+        counted = streams.counted_output[stream]
+        if events and counted != events and self._only_ends(last, reason, counted, events):
+            # The last event only said why the answer ended.
+            recorder.withdraw_token(streams.last_s[stream])
+            streams.last_s[stream] -= streams.gap_s[stream]
+            events -= 1
+            if not events:
+                streams.first_s[stream] = streams.last_s[stream] = math.nan
+        elif events:
+            recorder.gaps.append(streams.gap_s[stream])
+        if streams.counted_at[stream] < events:
+            counted = -1  # A count of earlier tokens, which was not brought up to date.
+        return reason, counted, events
 
-    def _judge(self, *, ignore_eos: bool, asked: int) -> Status:
+    def _verified(self, counted: int, events: int, asked: int, *, ignore_eos: bool) -> int:
+        """The tokens of a whole answer, as far as they are known; counts answers whose length or prompt is not."""
+        streams, stream, recorder = self.streams, self.stream, self.recorder
+        recorder.add(Count.ANSWERS)
+        if counted >= 0:
+            recorder.add(Count.PROMPTS)
+            asked_prompt = self.table.prompt[self.row]
+            if streams.counted_prompt[stream] != asked_prompt:
+                recorder.add(Count.WRONG_PROMPT)
+                recorder.add(Count.WRONG_ASKED, asked_prompt)
+                recorder.add(Count.WRONG_COUNTED, streams.counted_prompt[stream])
+            return counted
+        recorder.add(Count.WITHOUT_USAGE)
+        if ignore_eos and events >= asked:
+            return events
+        if ignore_eos:
+            recorder.add(Count.UNVERIFIED)
+        return counted
+
+    def _usage_of(self, last: bytes) -> None:
+        """Take the usage of the last token event."""
+        chunk = _parsed(last)
+        usage = chunk.get("usage")
+        if isinstance(usage, dict):
+            self._counted(usage, self.events)
+        elif found := USAGE_COUNTS.findall(last):
+            # Only the event's end was kept.
+            self._counted({name.decode(): int(count) for name, count in found}, self.events)
+
+    def _only_ends(self, last: bytes, reason: str, counted: int, events: int) -> bool:
+        """Whether the last event holds no token and only says why the answer ended.
+
+        An empty text may be a token, such as one of a special kind. Then the usage counts it: as many tokens as events.
+        """
+        if 0 < counted == events - 1:
+            return True
+        if not reason:
+            return False
+        choices = _parsed(last).get("choices")
+        return isinstance(choices, list) and bool(choices) and not _holds_output(choices[0])
+
+    def _judge(self, reason: str, counted: int, events: int, asked: int, *, ignore_eos: bool) -> Status:
+        """The status of an answer that is not plainly whole. `counted` is -1 without a usage."""
         if self.status is not None:
             return self.status
-        counted = self.streams.counted_output[self.stream]
-        if not (self.done or counted):
+        tokens = counted if counted >= 0 else events
+        kind = GIVEN_UP.get(reason.lower())
+        if kind is None and reason and reason.lower() not in WHOLE and tokens < asked:
+            kind = Status.ABORTED
+        if kind is not None:
+            self.fail(kind, f"finish_reason {reason!r}")
+        elif not tokens or not events:
+            why = f" (finish_reason {reason!r})" if reason else ""
+            said = f"; the usage counts {counted}" if counted > 0 else ""
+            self.fail(Status.EMPTY, f"an answer without a token{why}{said}")
+        elif not (self.done or reason or (counted > 0 and (counted >= asked or not ignore_eos))):
             self.fail(Status.RESET, "the answer ended before [DONE]")
-            return Status.RESET
-        if not self.events:
-            self.fail(Status.PROTOCOL, "an answer without a token")
-            return Status.PROTOCOL
-        if ignore_eos and 0 < counted < asked:
+        elif ignore_eos and 0 < counted < asked:
             self.fail(Status.SHORT, f"{counted} tokens instead of {asked}")
-            return Status.SHORT
-        return Status.OK
+        return self.status or Status.OK
 
 
 _REFUSALS = {3: Status.REDIRECT, 4: Status.HTTP_4XX, 5: Status.HTTP_5XX}
 """By the class of the HTTP status."""
+USAGE_COUNTS = re.compile(rb'"(prompt_tokens|completion_tokens)":\s?(\d{1,9})\b')
 
 
 def _count(usage: dict[str, Any], name: str) -> int:
+    """A count in a usage; -1 where there is none."""
     value = usage.get(name)
-    return value if isinstance(value, int) and 0 <= value < 2**31 else 0
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31 else -1
 
 
 def cached_tokens(usage: Mapping[str, Any]) -> int | None:
@@ -280,7 +400,23 @@ def cached_tokens(usage: Mapping[str, Any]) -> int | None:
     return cached if isinstance(cached, int) and not isinstance(cached, bool) and 0 <= cached < 2**30 else None
 
 
-def _error_text(chunk: dict[str, Any]) -> str:
-    error = chunk.get("error") or chunk
-    message = error.get("message") if isinstance(error, dict) else error
-    return str(message or error)[:200]
+def _parsed(event: bytes) -> dict[str, Any]:
+    """An event's object; empty where it is none."""
+    try:
+        chunk = json.loads(event)
+    except (ValueError, RecursionError):
+        return {}
+    return chunk if isinstance(chunk, dict) else {}
+
+
+def _holds_output(choice: Any) -> bool:
+    """Whether a choice holds any part of an answer: text, reasoning, a tool call, token ids."""
+    if not isinstance(choice, dict):
+        return True
+    delta = choice.get("delta")
+    parts = delta if isinstance(delta, dict) else {"text": choice.get("text")}
+    return bool(choice.get("token_ids")) or any(value for name, value in parts.items() if name != "role")
+
+
+def _beginning(data: bytes) -> str:
+    return data[:80].decode("utf-8", "replace")

@@ -123,9 +123,9 @@ class _Probe:
         response = self._post(self._server.root + "/tokenize", json.dumps(body).encode())
         try:
             count = response.json().get("count") if response.status_code == 200 else None  # noqa: PLR2004
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             return None
-        return count if isinstance(count, int) else None
+        return _whole(count)
 
     def plain_body(self, text: str) -> bytes:
         """The body of a request with this prompt for one token."""
@@ -173,10 +173,10 @@ class _Probe:
             return f"{url} answered a probe with HTTP {response.status_code}: {text}{through(self._server.proxy)}"
         try:
             usage = response.json()["usage"]
-            counted, cached = usage["prompt_tokens"], cached_tokens(usage)
-        except (ValueError, KeyError, TypeError, AttributeError):
+            counted, cached = _whole(usage["prompt_tokens"]), cached_tokens(usage)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             counted = cached = None
-        if not isinstance(counted, int):
+        if counted is None:
             return f"{url} reports no usage.prompt_tokens, so prompts of an exact token count cannot be made for it"
         return Usage(counted, cached)
 
@@ -222,6 +222,11 @@ def _count_alike(probe: _Probe, nonce: int, times: int) -> bool:
         f"the same prompt was counted differently: as {counted} tokens in {len(prompts)} requests; a load balancer "
         "seems to mix servers with unlike tokenizers or chat templates: measure one of them by its own URL"
     )
+
+
+def _whole(count: object) -> int | None:
+    """A count of tokens; None if it is none."""
+    return count if type(count) is int and count >= 0 else None
 
 
 _ADVICE = 'exact prompts need a tokenizer that splits at spaces; try endpoint="completions", which sends token ids'

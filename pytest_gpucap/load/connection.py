@@ -102,6 +102,7 @@ class Connection:
         "_stream",
         "_template",
         "_watched",
+        "_wrong",
         "answer",
         "connected",
         "fd",
@@ -146,6 +147,8 @@ class Connection:
         self._chunked = self._finished = self._in_chunk = self._interim = self._keep_alive = False
         self._close_delimited = True
         self._body = self._head = b""
+        self._wrong = ""
+        """What is wrong with the head; its body then holds the server's reason, and no events."""
         self._now_s = 0.0
 
     def send(self, answer: Answer, request: bytes, now_s: float) -> None:
@@ -241,7 +244,8 @@ class Connection:
         chunks = self._status == HTTP_OK and self._chunked
         ordinary = chunks and not self._in_chunk and self._stream.empty and data.endswith(b"\r\n")
         answer.streams.read_state[answer.stream] = ReadState.PARSED if ordinary else ReadState.RAW
-        if answer.status in (Status.STREAM_ERROR, Status.PROTOCOL) or self._finished:
+        bad = answer.status in (Status.STREAM_ERROR, Status.PROTOCOL) or len(self._body) >= MAX_ERROR_BODY
+        if bad or self._finished:
             self._over(time_s)
 
     # -- httptools callbacks ------------------------------------------------------------------------------------------
@@ -267,8 +271,9 @@ class Connection:
         answer = self.answer
         if answer is None or self._interim:
             return
-        answer.check_headers(self._status, self._content_type.decode("latin-1"), self._encoding.decode("latin-1"))
-        plain = self._status == HTTP_OK and answer.status is None and self._chunked
+        content_type, encoding = self._content_type.decode("latin-1"), self._encoding.decode("latin-1")
+        self._wrong = answer.check_headers(self._status, content_type, encoding)
+        plain = not self._wrong and self._chunked
         if plain and head and self._parser.should_keep_alive():
             self._reader.learn_head(head)
 
@@ -285,12 +290,13 @@ class Connection:
         answer = self.answer
         if answer is None:
             return
-        if self._status != HTTP_OK or answer.status is not None:
-            if len(self._body) < MAX_ERROR_BODY:
-                self._body += body
-            return
-        for data in self._stream.feed(body):
-            answer.event(data, self._now_s)
+        if self._wrong:
+            self._body += body[: MAX_ERROR_BODY - len(self._body)]
+        elif answer.status is None:
+            for data in self._stream.feed(body):
+                answer.event(data, self._now_s)
+            if self._stream.error is not None:
+                answer.error_event(self._stream.error)
 
     def on_message_complete(self) -> None:
         """Note that the answer is whole, unless it was an interim one."""
@@ -309,11 +315,13 @@ class Connection:
         answer = self.answer
         if answer is None:
             return
-        answer.check_http_status(self._status, self._body)
+        if self._wrong:
+            answer.check_body(self._status, self._wrong, self._body)
+        elif self._finished:
+            answer.body_ended(self._stream, time_s)
         reusable = self._finished and self._keep_alive
         if reusable:
-            if not self._stream.empty:
-                self._stream = EventStream()
+            self._stream = EventStream()
             self._reset_answer_state()
         self._end(answer, time_s, reusable=reusable)
 
@@ -333,9 +341,10 @@ class Connection:
         elif self._status == 0 and not self._interim:
             self._broken("the server closed the connection without an answer")
         else:
-            if self._close_delimited and self._status == HTTP_OK and self._stream.empty:
+            if self._close_delimited and not self._wrong and answer.body_ended(self._stream, time_s):
                 self._finished = True  # HTTP/1.0: the end of the connection is the end of the answer.
-            elif not answer.done and self._status == HTTP_OK:
+                self._stream = EventStream()
+            elif not answer.done and not self._wrong:
                 answer.fail(Status.RESET, "the server closed the connection within the answer")
             self._over(time_s)
 
@@ -355,6 +364,8 @@ class Connection:
         answer, self.answer = self.answer, None
         self.close()
         if answer is not None:
+            if self._wrong:
+                answer.check_body(self._status, self._wrong, self._body)
             answer.fail(status, error)
             self._owner.ended(self, answer, time.monotonic(), reusable=False)
 

@@ -12,15 +12,16 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from pytest_gpucap.load.answer import Answer
 from pytest_gpucap.load.connection import Connection, RequestTemplate, is_local_limit
 from pytest_gpucap.load.fastpath.reader import DUE, ENDED, NOTHING, READY, FastReader
 from pytest_gpucap.load.prompts import RequestComposer
-from pytest_gpucap.load.protocol import ERRORS, Status
+from pytest_gpucap.load.protocol import ERRORS, ErrorText, Status
 from pytest_gpucap.load.recorder import Recorder
+from pytest_gpucap.load.server_words import likeness, one_line
 from pytest_gpucap.load.shared_memory import Count, PhaseTable, RunTable, WorkerProgress
 from pytest_gpucap.load.timestamps import RESAMPLE_S, ClockOffset, enable_timestamps
 
@@ -45,6 +46,7 @@ FEW_REQUESTS, AT_ONCE = 48, 8
 COMPOSE_S = 0.0001
 """An idle moment is longer than this: composing takes about 2 us per request, and more for long prompts."""
 MAX_ERROR_TEXTS = 50
+"""Different texts of failed requests that are kept; the others are counted by their kind."""
 FAILURE_PAUSE_S = 0.1
 """A closed loop waits this long before it replaces a failed request. Otherwise it would flood a server that refuses
 everything."""
@@ -111,11 +113,13 @@ class EventLoop:
         *,
         bins_start_s: float,
         request_timeout_s: float,
+        secrets: Sequence[str] = (),
     ) -> None:
         self.offset = ClockOffset()
         self.recorder = Recorder(run_table.tokens[worker], bins_start_s, worker)
         self.recorder.cached_apart = composer.recipe.cached_apart
-        self.errors: dict[str, int] = {}
+        self._errors: dict[tuple[Status, int, str], ErrorText] = {}
+        self._secrets = tuple(secrets)
         self._template, self._composer, self._worker = template, composer, worker
         self._progress = run_table.progress[worker]
         self._timeout_s = request_timeout_s
@@ -426,6 +430,18 @@ class EventLoop:
             self._completed += 1
         elif status in ERRORS:
             self._failed += 1
-            text = f"{status.name.lower()}: {answer.error}"
-            if text in self.errors or len(self.errors) < MAX_ERROR_TEXTS:
-                self.errors[text] = self.errors.get(text, 0) + 1
+            self._keep_text(status, answer.code, one_line(answer.error, self._secrets))
+
+    def _keep_text(self, status: Status, code: int, text: str) -> None:
+        """Count what was said of a failed request, together with texts that differ in numbers only."""
+        alike = status, code, likeness(text)
+        if alike not in self._errors and len(self._errors) >= MAX_ERROR_TEXTS:
+            text, alike = "", (status, 0, "")
+            code = 0
+        known = self._errors.get(alike)
+        self._errors[alike] = ErrorText(status, code, known.text if known else text, known.count + 1 if known else 1)
+
+    @property
+    def error_texts(self) -> list[ErrorText]:
+        """What was said of failed requests."""
+        return list(self._errors.values())

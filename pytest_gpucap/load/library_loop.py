@@ -12,12 +12,12 @@ import contextlib
 import importlib.util
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pytest_gpucap.access import tls_context
 from pytest_gpucap.load.address import http_library
-from pytest_gpucap.load.answer import HTTP_OK, Answer
+from pytest_gpucap.load.answer import Answer
 from pytest_gpucap.load.connection import MAX_ERROR_BODY, RequestTemplate
 from pytest_gpucap.load.event_loop import KEEP_IDLE_S, EventLoop
 from pytest_gpucap.load.event_stream import EventStream, EventStreamError
@@ -63,6 +63,7 @@ class LibraryEventLoop(EventLoop):
         *,
         bins_start_s: float,
         request_timeout_s: float,
+        secrets: Sequence[str] = (),
         url: str,
         headers: dict[str, str],
         http2: bool,
@@ -70,7 +71,13 @@ class LibraryEventLoop(EventLoop):
         proxy: str | None = None,
     ) -> None:
         super().__init__(
-            template, composer, run_table, worker, bins_start_s=bins_start_s, request_timeout_s=request_timeout_s
+            template,
+            composer,
+            run_table,
+            worker,
+            bins_start_s=bins_start_s,
+            request_timeout_s=request_timeout_s,
+            secrets=secrets,
         )
         self._url = url
         self._headers = headers | {"Content-Type": "application/json", "Accept": "text/event-stream"}
@@ -158,18 +165,27 @@ class LibraryEventLoop(EventLoop):
         status: int = response.status_code
         headers = response.headers
         content_type, encoding = headers.get("content-type", "").lower(), headers.get("content-encoding", "").lower()
-        answer.check_headers(status, content_type, encoding)
+        wrong = answer.check_headers(status, content_type, encoding)
         stream, text = EventStream(), b""
-        async for data in response.aiter_raw():
-            now_s = time.monotonic()
-            self.recorder.add(Count.USER_STAMPS)
-            if status != HTTP_OK or answer.status is not None:
-                text += data[: MAX_ERROR_BODY - len(text)]
-                continue
-            before = answer.events
-            for event in stream.feed(data):
-                answer.event(event, now_s)
-            self.recorder.add_shared(answer.events - before)
-            if answer.status is not None:
-                return
-        answer.check_http_status(status, text)
+        try:
+            async for data in response.aiter_raw():
+                now_s = time.monotonic()
+                self.recorder.add(Count.USER_STAMPS)
+                if wrong:
+                    text += data[: MAX_ERROR_BODY - len(text)]
+                    if len(text) >= MAX_ERROR_BODY:
+                        break
+                    continue
+                before = answer.events
+                for event in stream.feed(data):
+                    answer.event(event, now_s)
+                self.recorder.add_shared(answer.events - before)
+                if stream.error is not None:
+                    answer.error_event(stream.error)
+                if answer.status is not None:
+                    return
+        finally:
+            if wrong:
+                answer.check_body(status, wrong, text)
+        if not wrong:
+            answer.body_ended(stream, time.monotonic())

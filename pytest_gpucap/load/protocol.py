@@ -9,7 +9,7 @@ row per request in the order of being due. A million rows of Python objects woul
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
@@ -102,12 +102,37 @@ class Status(IntEnum):
     SHORT = 10
     """Whole, but with fewer tokens than asked for, under ``ignore_eos``."""
     STREAM_ERROR = 11
-    """An error object inside the event stream."""
+    """An error that the server reports inside an answer with HTTP status 200."""
     DROPPED = 12
     """Due, but never sent, because of a limit of the load generator; the self-check counts it."""
+    EMPTY = 13
+    """Ended well, but without a token."""
+    ABORTED = 14
+    """The engine gave the answer up: ``finish_reason`` abort, or another that is no end of a whole answer."""
+    ENGINE_ERROR = 15
+    """``finish_reason`` error."""
+    CONTENT_FILTER = 16
+    """``finish_reason`` content_filter, or another name of a filter."""
 
 
 ERRORS = frozenset(Status) - {Status.OK, Status.IN_FLIGHT, Status.CANCELLED}
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorText:
+    """What was said about failed requests of one kind, and of how many.
+
+    Attributes:
+        status: one of `ERRORS`.
+        code: the HTTP status; inside an answer with HTTP status 200, the code of the error object. 0 for none.
+        text: the server's words where it said something, else ours; empty for texts beyond those that are kept.
+        count: requests.
+    """
+
+    status: Status
+    code: int
+    text: str
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +219,8 @@ class Journal:
         due_s, sent_s, first_s, last_s, end_s: shape (n,): when it was due, when it was handed to the kernel, when its
             first and last tokens arrived, when the answer was whole or failed.
         prompt_tokens, output_tokens: shape (n,), as asked for.
-        counted_prompt_tokens, counted_output_tokens: shape (n,), from the server's usage chunk; 0 where it sent none.
+        counted_prompt_tokens, counted_output_tokens: shape (n,), from the server's usage; 0 where it sent none. Without
+            a usage, an answer with as many events as tokens were asked for has counted that many output tokens.
         status: shape (n,), of `Status`.
         hot: shape (n,), true for rows that started in mid-life.
         bin_s: width of the token bins.
@@ -277,6 +303,10 @@ class LoadRunner(Protocol):
 
     def journal(self) -> Journal:
         """What is known so far, in arrays that the caller may keep."""
+        ...
+
+    def error_texts(self) -> Sequence[ErrorText]:
+        """What is known of failed requests beyond their status. The journal has the counts that matter."""
         ...
 
     def close(self) -> None:

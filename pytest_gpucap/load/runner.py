@@ -20,7 +20,17 @@ from pytest_gpucap.arrays import Ints
 from pytest_gpucap.load.address import ServerAddress
 from pytest_gpucap.load.calibrate import calibrate
 from pytest_gpucap.load.prompts import PromptRecipe
-from pytest_gpucap.load.protocol import ClosedLoop, Journal, LoadError, LoadPhase, OpenLoop, PhaseSpan, Progress, Status
+from pytest_gpucap.load.protocol import (
+    ClosedLoop,
+    ErrorText,
+    Journal,
+    LoadError,
+    LoadPhase,
+    OpenLoop,
+    PhaseSpan,
+    Progress,
+    Status,
+)
 from pytest_gpucap.load.self_check import check_phase
 from pytest_gpucap.load.shared_memory import TOKEN_BIN_S, TOKEN_BINS, Count, HistogramKind, PhaseTable, WorkerProgress
 from pytest_gpucap.load.worker_pool import WorkerPool
@@ -144,6 +154,7 @@ class HttpLoadRunner:
                     "recipe": self.recipe.to_json(),
                     "bins_start_s": self._bins_start_s,
                     "request_timeout_s": self._timeout_s,
+                    "secrets": self.server.secrets,
                 },
                 self.server.masked,
             )
@@ -302,13 +313,13 @@ class HttpLoadRunner:
             tokens=tokens,
         )
 
-    def error_texts(self) -> dict[str, int]:
-        """What went wrong, and how often; only the first few different texts of each worker."""
-        texts: dict[str, int] = {}
-        for errors in self._pool.errors if self._pool is not None else ():
-            for text, count in errors.items():
-                texts[text] = texts.get(text, 0) + count
-        return texts
+    def error_texts(self) -> list[ErrorText]:
+        """See `LoadRunner.error_texts`; only the first few different texts of each worker are kept."""
+        counts: dict[tuple[Status, int, str], int] = {}
+        for error in (each for errors in (self._pool.errors if self._pool is not None else ()) for each in errors):
+            key = error.status, error.code, error.text
+            counts[key] = counts.get(key, 0) + error.count
+        return [ErrorText(*key, count) for key, count in counts.items()]
 
     @property
     def remarks(self) -> tuple[str, ...]:

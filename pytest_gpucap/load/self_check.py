@@ -27,6 +27,9 @@ CPU_LIMIT = 0.9
 RATE_SHARE = 0.02
 """Share of the requests that became due in a phase that may still wait to be sent at its end."""
 
+UNVERIFIED_SHARE = 0.05
+"""Share of the whole answers whose length may be unknown. More of them move the load that was asked for by percents."""
+
 
 def check_phase(phase: LoadPhase, table: PhaseTable, *, start_s: float, end_s: float, due: Floats) -> SelfCheck:
     """Judge one phase. `due` are the times of the rows that became due in it (journal order does not matter)."""
@@ -82,6 +85,14 @@ def check_phase(phase: LoadPhase, table: PhaseTable, *, start_s: float, end_s: f
         problems.append(Problem(ProblemSource.HOST, ProblemKind.CLOCK_SET, text))
     if counts[Count.WRONG_PROMPT]:
         problems.append(Problem(ProblemSource.SERVER, ProblemKind.PROMPT_TOKENS, _wrong_prompts(counts)))
+    unverified, answers = int(counts[Count.UNVERIFIED]), int(counts[Count.ANSWERS])
+    if unverified > max(UNVERIFIED_SHARE * answers, LEAST_LATE):
+        text = (
+            f"the lengths of {unverified} of {answers} answers cannot be verified: they came without a usage, in fewer "
+            "events than tokens were asked for; let the server send one (stream_options.include_usage), or one token "
+            "in each event"
+        )
+        problems.append(Problem(ProblemSource.SERVER, ProblemKind.LENGTHS, text))
     return SelfCheck(
         send_lateness_p99_s=lateness_p99,
         timestamp_lag_p99_s=lag_p99,

@@ -71,6 +71,10 @@ class Count(IntEnum):
     WRONG_ASKED = 14
     WRONG_COUNTED = 15
     """Tokens of the prompts of `WRONG_PROMPT`, as asked for and as the server counted them."""
+    ANSWERS = 16
+    """Whole answers."""
+    UNVERIFIED = 17
+    """Whole answers without a usage, in fewer events than tokens were asked for, under ``ignore_eos``."""
 
 
 class WorkerProgress(IntEnum):

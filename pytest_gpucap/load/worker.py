@@ -55,7 +55,7 @@ class WorkerControl:
         os.close(fds[0])
         loop = _event_loop(message, run_table)
         self._loop = loop
-        loop.on_phase_end = lambda: self._send({"ended": True, "errors": loop.errors})
+        loop.on_phase_end = lambda: self._send({"ended": True, "errors": _texts(loop)})
         loop.add_handler(self.sock, self._command)
         # Requests hold no reference cycles, so frequent collections find nothing, and each pause makes a request late.
         gc.collect()
@@ -88,7 +88,7 @@ class WorkerControl:
             loop.end_early(message["end_s"])
         elif message["do"] == "settle":
             loop.settle(cancel=message["cancel"])
-            self._send({"settled": True, "errors": loop.errors})
+            self._send({"settled": True, "errors": _texts(loop)})
 
     def _receive(self) -> tuple[dict[str, Any] | None, list[int]]:
         data, fds, _, _ = socket.recv_fds(self.sock, MESSAGE_BYTES, 4)
@@ -99,13 +99,17 @@ class WorkerControl:
             self.sock.send(json.dumps(message).encode())
 
 
+def _texts(loop: EventLoop) -> list[tuple[int, int, str, int]]:
+    return [(int(each.status), each.code, each.text, each.count) for each in loop.error_texts]
+
+
 def _event_loop(setup: dict[str, Any], run_table: RunTable) -> EventLoop:
     composer = RequestComposer(PromptRecipe.from_json(setup["recipe"]))
     family, address = setup["address"]
     template = RequestTemplate(
         (socket.AddressFamily(family), tuple(address)), setup["head"].encode(), setup["ignore_eos"]
     )
-    common = {"bins_start_s": setup["bins_start_s"], "request_timeout_s": setup["request_timeout_s"]}
+    common = {name: setup[name] for name in ("bins_start_s", "request_timeout_s", "secrets")}
     if setup["library"] is None:
         return EventLoop(template, composer, run_table, setup["worker"], **common)
     from pytest_gpucap.load.library_loop import LibraryEventLoop

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest_gpucap
-from pytest_gpucap.load.protocol import LoadError
+from pytest_gpucap.load.protocol import ErrorText, LoadError, Status
 from pytest_gpucap.load.shared_memory import RunTable, WorkerProgress, anonymous_memory
 
 WORKER_START_TIMEOUT_S = 60.0
@@ -42,7 +42,7 @@ class WorkerPool:
     def __init__(self, workers: int, setup: dict[str, Any], mask: Callable[[str], str] = str) -> None:
         self.workers = workers
         self._mask = mask
-        self.errors: list[dict[str, int]] = [{} for _ in range(workers)]
+        self.errors: list[list[ErrorText]] = [[] for _ in range(workers)]
         self._log: IO[bytes] = tempfile.TemporaryFile(prefix="gpucap-load-")  # noqa: SIM115 - closed in `close`
         self._processes: list[subprocess.Popen[bytes]] = []
         self._sockets: list[socket.socket] = []
@@ -114,7 +114,8 @@ class WorkerPool:
             message = _changed(json.loads(data), self._mask)
             if "died" in message:
                 self._dead(worker, message["died"])
-            self.errors[worker] = message.get("errors", self.errors[worker])
+            if "errors" in message:
+                self.errors[worker] = [ErrorText(Status(status), *told) for status, *told in message["errors"]]
             self._inbox[worker].append(message)
 
     def check_heartbeats(self) -> None:

@@ -20,6 +20,7 @@ from pytest_gpucap.decisions.paired import Pair
 from pytest_gpucap.estimate.step_time import SpeedError, bins_of
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.estimate import estimate, fitted, typical_step_s
+from pytest_gpucap.measure.pace import missing_pace
 from pytest_gpucap.measure.run import MeasuringRun, Window
 from pytest_gpucap.results.measured import Interval, Sample
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
@@ -96,12 +97,19 @@ class Alternation:
             window = run.hold(which, self.concurrency, BLOCK_S, discard_s=self._lead_s)
             block = _block(run, window)
             if not block.tokens.any():
-                text = f"the server generated no token with {self.concurrency} requests in flight"
-                run.problems.append(Problem(ProblemSource.SERVER, ProblemKind.NO_TOKENS, text))
+                run.problems.append(self._no_tokens(run))
                 return
             self._windows[name].append(window)
             self._blocks[name].append(block)
             self.empty(name)
+
+    def _no_tokens(self, run: MeasuringRun) -> Problem:
+        """Why a block has no token after the first of an answer."""
+        if no_pace := missing_pace(run.journal, run.requirement.workload):
+            text = f"paces cannot be compared: {no_pace.value}"
+            return Problem(ProblemSource.SERVER, ProblemKind.NO_PACE, text)
+        text = f"the server generated no token with {self.concurrency} requests in flight"
+        return Problem(ProblemSource.SERVER, ProblemKind.NO_TOKENS, text)
 
     def pairs(self) -> list[Pair]:
         """All complete pairs in the order measured; an even number, so that the orders are balanced.
@@ -165,8 +173,8 @@ class Alternation:
             found += [msgspec.structs.replace(each, text=f"{name}: {each.text}") for each in run.problems]
             failed, ended = run.errors()
             if failed > max(1.0, float(run.requirement.slo.max_error_rate) * ended):
-                text = f"{name}: {failed} of {ended} requests failed"
-                found.append(Problem(ProblemSource.SERVER, ProblemKind.FAILED_REQUESTS, text))
+                told = run.failed_requests() or f"{failed} of {ended} requests failed"
+                found.append(Problem(ProblemSource.SERVER, ProblemKind.FAILED_REQUESTS, f"{name}: {told}"))
         return tuple(found)
 
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from pytest_gpucap.decisions.failures import refusal
 from pytest_gpucap.decisions.verdict import errors_exceed, separated, verdict_of
 from pytest_gpucap.estimate.step_time import SpeedError
 from pytest_gpucap.estimate.traffic import traffic_for
 from pytest_gpucap.load.protocol import ClosedLoop, LoadError, LoadRunner
 from pytest_gpucap.measure import constants as c
-from pytest_gpucap.measure.direct import run_direct
+from pytest_gpucap.measure.direct import run_direct, run_without_pace
 from pytest_gpucap.measure.estimate import RateEstimate, critical_concurrency, estimate, fitted, server_model_of
 from pytest_gpucap.measure.model_check import ModelCheck, check_model
 from pytest_gpucap.measure.more_time import more_time
+from pytest_gpucap.measure.pace import NoPace, missing_pace
 from pytest_gpucap.measure.ramp import Ramp, overloaded, ramp_up
-from pytest_gpucap.measure.run import MeasuringRun, OutOfTime, Window, no_load
+from pytest_gpucap.measure.run import CalledOff, MeasuringRun, OutOfTime, Window, no_load
 from pytest_gpucap.measure.settings import Observer, Settings
+from pytest_gpucap.measure.shown import bound_shown, broken_alone, completed_rate
 from pytest_gpucap.requirement import Requirement
 from pytest_gpucap.results.measured import Interval, Measurement, Outcome, Verdict
+from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
 from pytest_gpucap.results.windows import Phase, WindowId
 
 
@@ -29,6 +33,8 @@ class _State:
     windows: list[Window]
     found: RateEstimate | None = None
     saturated: Interval | None = None
+    binding: str | None = None
+    """The limit that binds where no rate is found."""
 
 
 def run_check(runner: LoadRunner, requirement: Requirement, settings: Settings, observer: Observer) -> Verdict:
@@ -37,6 +43,14 @@ def run_check(runner: LoadRunner, requirement: Requirement, settings: Settings, 
     state = _State([])
     try:
         outcome, reason = _decide(run, state)
+        if outcome is Outcome.FAIL and _too_many_errors(run):
+            # GPUs counted from what a server does that fails so often would mean nothing.
+            state.found, state.binding = None, "errors"
+        if outcome is Outcome.FAIL and state.found is not None and (broken := broken_alone(run, state.found)):
+            # The estimate is a rate at which requests hardly ever meet. GPUs counted from it would mean nothing.
+            state.found, (state.binding, reason) = None, broken
+    except CalledOff:
+        outcome, reason = called_off(run)
     except OutOfTime:
         outcome = Outcome.INCONCLUSIVE
         reason = f"the GPU-time limit of {settings.max_time_s:g} s ended before the evidence separated" + _so_far(
@@ -51,14 +65,31 @@ def run_check(runner: LoadRunner, requirement: Requirement, settings: Settings, 
         run.problems.append(no_load(error))
     if run.problems:
         outcome, reason = Outcome.INVALID, run.problems[0].text
-    verdict = verdict_of(outcome, measurement_of(run, state.found, state.saturated), reason)
+    measurement = measurement_of(run, state.found, state.saturated, outcome)
+    if measurement.sustainable_rate is None:
+        measurement = replace(measurement, binding=state.binding, reason=reason)
+    elif measurement.at_least_rps is not None:
+        reason = _bound_reason(measurement.at_least_rps, float(requirement.design_rate))
+    verdict = verdict_of(outcome, measurement, reason)
     undecided = outcome is Outcome.INCONCLUSIVE
     return replace(verdict, more_time=more_time(verdict, settings.max_time_s)) if undecided else verdict
 
 
-def measurement_of(run: MeasuringRun, found: RateEstimate | None, saturated: Interval | None = None) -> Measurement:
-    """What the run found, as a measurement. It has no rate if there are problems or too few samples."""
+def measurement_of(
+    run: MeasuringRun,
+    found: RateEstimate | None,
+    saturated: Interval | None = None,
+    outcome: Outcome | None = None,
+) -> Measurement:
+    """What the run found, as a measurement. It has no rate if there are problems or too few samples.
+
+    A FAIL or an INCONCLUSIVE rests on the estimate. Otherwise the bound that was shown replaces an extrapolation.
+    """
     enough = len(run.samples) >= c.LEAST_SAMPLES and not run.problems
+    keeps_design = outcome is Outcome.PASS
+    at_least = float(run.requirement.design_rate) if keeps_design else None
+    if found is not None and enough and outcome in {Outcome.PASS, None}:
+        at_least = bound_shown(found, run.samples, run.requirement, keeps_design=keeps_design)
     return Measurement(
         requirement=run.requirement,
         samples=tuple(run.samples),
@@ -67,15 +98,28 @@ def measurement_of(run: MeasuringRun, found: RateEstimate | None, saturated: Int
         binding=found.binding if found is not None and enough else None,
         spent_s=dict(run.spent),
         problems=tuple(run.problems),
+        failed_requests=run.failed_requests(),
         simulated=run.runner.simulated,
         seed=run.settings.seed,
+        at_least_rps=at_least,
     )
 
 
+def failed_requests(run: MeasuringRun) -> Problem | None:
+    """Why a measurement without a verdict cannot be trusted, if more requests failed than the requirement allows."""
+    ended = _too_many_errors(run)
+    return None if ended is None else ended[1]
+
+
+def called_off(run: MeasuringRun) -> tuple[Outcome, str]:
+    """The verdict on a run that ended because most requests of a phase failed."""
+    failed, ended = run.errors()
+    return _by_errors(run) or (Outcome.FAIL, str(run.failed_requests() or f"{failed} of {ended} requests failed"))
+
+
 def _decide(run: MeasuringRun, state: _State) -> tuple[Outcome, str]:  # noqa: C901 - one branch per ending
-    requirement, settings = run.requirement, run.settings
-    design = float(requirement.design_rate)
-    critical = critical_concurrency(requirement, settings, design)
+    design = float(run.requirement.design_rate)
+    critical = _critical(run)
     ramp = ramp_up(run, critical, c.ENOUGH * design)
     state.windows.extend(ramp.windows)
     if early := _after_ramp(run, state, ramp):
@@ -122,10 +166,13 @@ def _after_ramp(run: MeasuringRun, state: _State, ramp: Ramp) -> tuple[Outcome, 
         return ended
     design = float(run.requirement.design_rate)
     highest = ramp.peak or ramp.level
+    if ramp.no_pace is not None:
+        return _without_pace(run, state, ramp, ramp.no_pace)
     try:
         state.found = found = estimate(run, state.windows, design, peak=ramp.peak)
     except SpeedError:
-        return Outcome.FAIL, _stuck(run, highest)
+        why = missing_pace(run.journal, run.requirement.workload) or NoPace.TOO_FEW_TOKENS
+        return _without_pace(run, state, ramp, why)
     least_gap = max(c.HOLD_FAIL_LN, c.HOLD_FAIL_Z * math.hypot(found.error, c.SHAPE_ERROR))
     if math.log(found.greatest / design) < -least_gap:
         how = f"held at up to {highest} requests in flight"
@@ -135,11 +182,34 @@ def _after_ramp(run: MeasuringRun, state: _State, ramp: Ramp) -> tuple[Outcome, 
     return None
 
 
+def _without_pace(run: MeasuringRun, state: _State, ramp: Ramp, why: NoPace) -> tuple[Outcome, str]:
+    """The verdict where answers show no pace: by what was seen."""
+    state.saturated = completed_rate(run, ramp.windows[-1]) if ramp.windows else None
+    overload = int(c.OVERLOAD * max(ramp.level, _critical(run))) + c.OVERLOAD_MARGIN
+    judged = run_without_pace(run, float(run.requirement.design_rate), overload, why)
+    return _ended(run) or judged
+
+
+def _critical(run: MeasuringRun) -> int:
+    return critical_concurrency(run.requirement, run.settings, float(run.requirement.design_rate))
+
+
 def _ended(run: MeasuringRun) -> tuple[Outcome, str] | None:
     """The verdict if problems or errors have ended the run."""
     if run.problems:
         return Outcome.INVALID, run.problems[0].text
-    return _too_many_errors(run)
+    return _by_errors(run)
+
+
+def _by_errors(run: MeasuringRun) -> tuple[Outcome, str] | None:
+    """The verdict if too many requests failed. Refused requests are a problem of the measurement."""
+    ended = _too_many_errors(run)
+    if ended is None:
+        return None
+    outcome, problem = ended
+    if outcome is Outcome.INVALID:
+        run.problems.append(problem)
+    return outcome, problem.text
 
 
 def reconciled(
@@ -176,12 +246,16 @@ def reconciled(
     return replace(found, settled=found.slope < c.STEEPEST), checked
 
 
-def _too_many_errors(run: MeasuringRun) -> tuple[Outcome, str] | None:
-    failed, ended = run.errors()
+def _too_many_errors(run: MeasuringRun) -> tuple[Outcome, Problem] | None:
+    """FAIL or INVALID, and why, if more requests failed than the requirement allows."""
+    found = run.failed_requests()
     allowed = float(run.requirement.slo.max_error_rate)
-    if errors_exceed(failed, ended, allowed, c.ERROR_LEVEL):
-        return Outcome.FAIL, f"{failed} of {ended} requests failed, more than the {allowed:.2%} allowed"
-    return None
+    if found is None or not errors_exceed(found.failed, found.ended, allowed, c.ERROR_LEVEL):
+        return None
+    if refused := refusal(found):
+        return Outcome.INVALID, Problem(ProblemSource.SERVER, *refused)
+    text = f"{found}; at most {allowed:.2%} may fail"
+    return Outcome.FAIL, Problem(ProblemSource.SERVER, ProblemKind.FAILED_REQUESTS, text)
 
 
 def _reason(found: RateEstimate, design: float, how: str) -> str:
@@ -196,8 +270,11 @@ def _seen(checked: ModelCheck) -> str:
     return f"the open loop at the design rate broke its tightest limit in {checked.violations:.0%} of its requests"
 
 
-def _stuck(run: MeasuringRun, critical: int) -> str:
-    return f"{critical} requests in flight produced too few tokens in {run.spent_s:.0f} s to tell the server's pace"
+def _bound_reason(at_least_rps: float, design: float) -> str:
+    return (
+        f"one replica sustains at least {_rps(at_least_rps)} req/s, {at_least_rps / design:.3g} times the design rate "
+        f"of {_rps(design)} req/s; more was not measured"
+    )
 
 
 def _so_far(run: MeasuringRun, state: _State) -> str:

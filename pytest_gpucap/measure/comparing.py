@@ -24,7 +24,7 @@ from pytest_gpucap.load.protocol import LoadError, LoadRunner
 from pytest_gpucap.measure.alternation import Alternation
 from pytest_gpucap.measure.equal_rate import EqualRate, run_equal_rate
 from pytest_gpucap.measure.estimate import critical_concurrency
-from pytest_gpucap.measure.run import MeasuringRun, OutOfTime, no_load
+from pytest_gpucap.measure.run import CalledOff, MeasuringRun, OutOfTime, no_load
 from pytest_gpucap.measure.settings import Observer, Settings, SilentObserver
 from pytest_gpucap.requirement import Requirement
 from pytest_gpucap.results.comparison import RegressionDecision
@@ -211,7 +211,7 @@ def _alternated(alternation: Alternation, max_regression: float, most_pairs: int
             found = _Decided(tuple(pairs), pace, elasticity, ratio, change)
             if change is not RegressionDecision.INCONCLUSIVE:
                 break
-    except OutOfTime:
+    except (OutOfTime, CalledOff):
         pass
     return found
 

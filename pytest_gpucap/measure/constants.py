@@ -87,7 +87,10 @@ ERROR_LEVEL = 0.005
 """Level of the one-sided binomial test of failed requests: a requirement fails only if chance would produce as many
 failures less often than this."""
 MOST_ERRORS_SEEN = 0.5
-"""A phase is called off once more than this share of its requests failed: its latencies would describe nothing."""
+"""A phase is called off once more than this share of its requests failed: its latencies would describe nothing. Where
+the requirement allows a larger share, that share counts."""
+LEAST_ENDED = 20
+"""Requests of a phase that must have ended before it is called off: the share of fewer says little."""
 
 # The interval
 
@@ -147,9 +150,19 @@ which decide a p95, lie above its mean."""
 TOKEN_FLOOR_S = 0.0003
 """No server generates the tokens of one request faster than this. It bounds how many requests a closed loop must have
 in store."""
+FEW_TOKENS = 2.0
+"""Answers shorter than this take no time by their tokens. What bounds their number is `MOST_RPS`."""
+MOST_RPS = 20_000.0
+"""No load generator on one machine sends more requests a second. Without this bound, a closed loop of answers of one
+token would keep millions of requests in store."""
 SLICES = 3
 """Each phase is recorded as this many windows. Two phases then already give the `LEAST_SAMPLES` that every estimate
 needs, and the spread within a phase shows."""
+LEAST_ANSWERS = 5
+"""Whole answers of several tokens that tell whether their tokens come one after the other."""
+AT_ONCE_SHARE = 0.5
+"""A stream is buffered if more than this share of the answers bring their tokens faster than `TOKEN_FLOOR_S` each. A
+pause of the client's machine delays the reading of a few answers, never of most."""
 LEAST_SAMPLES = 5
 """Windows that an estimate needs. With fewer, no rate is reported."""
 SETTLE_S = 20.0
@@ -169,6 +182,19 @@ DIRECT_BLOCKS = 8
 nearly independent."""
 DIRECT_Z = 2.36
 """Student's t at 97.5% with 7 degrees of freedom, for the mean over the 8 blocks."""
+DIRECT_LEAST_S = 40.0
+"""Shortest direct run, where answers show no pace: 8 blocks of 5 s, for requests that take a fraction of a second."""
+DIRECT_BLOCK_REQUESTS_S = 30.0
+"""There a block lasts this many times as long as a request. Busy periods of a queue last as long as many requests."""
+NONE_SEEN = 3.0
+"""No violation in n requests rules out, at 95%, a share of violations above this over n (the rule of three)."""
+GROWTH_T = 2.45
+"""Student's t at 97.5% with 6 degrees of freedom, for the slope of requests in flight over the 8 blocks."""
+GROWTH_SHARE = 0.25
+"""A backlog grows if requests in flight rise by more than this share of their mean. The slope alone may be significant
+and yet too small to matter."""
+GROWTH_REQUESTS = 3.0
+"""The rise must also exceed this many requests: a queue of a few requests doubles by chance."""
 
 # Measure
 
@@ -191,6 +217,11 @@ requests. Above it, the server was close to overload."""
 RETRY_RATE_SHARE = 0.92
 """After such an open loop, the next one has this share of the estimated rate: far enough below to be steady, near
 enough to test the estimate."""
+
+# What was shown
+
+ALONE_REQUESTS = 2.5
+"""A hold of one request at a time lasts this many times as long as a request, so that at least one is whole in it."""
 
 # Sweep
 

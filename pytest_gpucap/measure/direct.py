@@ -1,4 +1,4 @@
-"""The long direct run, for servers that the queue model does not describe: no model, only what the open loop shows."""
+"""The direct run, for servers that the queue model does not describe: no model, only what an open loop shows."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import math
 import numpy as np
 
 from pytest_gpucap.arrays import Floats
+from pytest_gpucap.estimate.samples import quantile
+from pytest_gpucap.estimate.step_time import integral
 from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.measure import constants as c
+from pytest_gpucap.measure.pace import NoPace, missing_pace, unjudgeable
 from pytest_gpucap.measure.run import MeasuringRun, Window
 from pytest_gpucap.requirement import LatencyLimit, Metric
 from pytest_gpucap.results.measured import Outcome
+from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
 from pytest_gpucap.results.windows import Phase, WindowId
 
 
 def run_direct(run: MeasuringRun, design_rps: float, overload: int) -> tuple[Outcome, str]:
-    """Decide on the share of requests within each limit, by blocks of one long open loop.
-
-    Blocks, because neighbouring requests share a busy period and are no independent trials (method of batch means).
-    """
+    """Decide by a long open loop, because the queue model disagrees with what the server does."""
     window = run.open_loop(WindowId(Phase.DIRECT), design_rps, c.DIRECT_S, overload=overload)
     if run.problems:
         return Outcome.INVALID, run.problems[0].text
@@ -28,20 +29,111 @@ def run_direct(run: MeasuringRun, design_rps: float, overload: int) -> tuple[Out
             Outcome.FAIL,
             "the queue model does not describe this server, and a direct run at the design rate overloaded it",
         )
-    why = "the queue model does not describe this server; a direct run at the design rate "
+    outcome, told = _judged(run, window, run.requirement.slo.limits)
+    return outcome, f"the queue model does not describe this server; a direct run at the design rate {told}"
+
+
+def run_without_pace(run: MeasuringRun, design_rps: float, overload: int, why: NoPace) -> tuple[Outcome, str]:
+    """Decide by an open loop, because answers show no pace to which a curve could be fitted.
+
+    Whole latencies, errors and the backlog are seen all the same. A limit on the time between tokens cannot be judged.
+    Behind a proxy that buffers, TTFT is the time of the whole answer: it can keep its limit, but not break it.
+    """
+    if refused := _refused(run, why):
+        return refused
+    window = run.open_loop(WindowId(Phase.DIRECT), design_rps, _length_s(run, design_rps), overload=overload)
+    if run.problems:
+        return Outcome.INVALID, run.problems[0].text
+    # A slow server's answers may have been too few to tell before.
+    why = missing_pace(run.journal, run.requirement.workload) or why
+    if refused := _refused(run, why):
+        return refused
+    outcome, told = _seen(run, window, overload, why)
+    if outcome is Outcome.INVALID:
+        return _invalid(run, told)
+    return (
+        outcome,
+        f"a direct run at the design rate of {design_rps:.3g} req/s {told}; no model was fitted: {why.value}",
+    )
+
+
+def _refused(run: MeasuringRun, why: NoPace) -> tuple[Outcome, str] | None:
+    """INVALID if a limit cannot be judged."""
+    names = ", ".join(limit.name for limit in unjudgeable(run.requirement.slo, why))
+    return _invalid(run, f"{names} cannot be judged: {why.value}") if names else None
+
+
+def _seen(run: MeasuringRun, window: Window, overload: int, why: NoPace) -> tuple[Outcome, str]:
+    """What a direct run without a pace showed."""
+    if window.span.stopped:
+        return Outcome.FAIL, f"overloaded the server: more than {overload} requests piled up"
+    limits = run.requirement.slo.limits
+    first_tokens = [limit for limit in limits if limit.metric is Metric.TTFT] if why is NoPace.AT_ONCE else []
+    outcome, told = _judged(run, window, tuple(limit for limit in limits if limit not in first_tokens))
+    if outcome is Outcome.PASS and (growth := _backlog_growth(run, window)):
+        return Outcome.FAIL, growth
+    for limit in first_tokens:
+        if outcome is not Outcome.PASS:
+            break
+        outcome, told = _judged(run, window, (limit,))
+        if outcome is Outcome.FAIL:
+            return (
+                Outcome.INVALID,
+                f"{limit.name} cannot be judged: {why.value} The first token came with the last, later than the limit",
+            )
+    return outcome, told
+
+
+def _invalid(run: MeasuringRun, text: str) -> tuple[Outcome, str]:
+    run.problems.append(Problem(ProblemSource.SERVER, ProblemKind.NO_PACE, text))
+    return Outcome.INVALID, text
+
+
+def _length_s(run: MeasuringRun, design_rps: float) -> float:
+    """Seconds of a direct run without a pace: long against a request, and enough requests for every percentile."""
+    journal = run.journal
+    ended = np.sort((journal.end_s - journal.due_s)[journal.status == Status.OK])
+    if ended.size < c.LEAST_ANSWERS:
+        return c.DIRECT_S
+    long_enough_s = c.DIRECT_BLOCKS * c.DIRECT_BLOCK_REQUESTS_S * quantile(ended, 0.95)
+    allowed = min((1.0 - float(limit.quantile) for limit in run.requirement.slo.limits), default=1.0)
+    # A tenth more, because arrivals are random.
+    enough_s = 1.1 * c.NONE_SEEN / allowed / design_rps
+    return min(c.DIRECT_S, max(c.DIRECT_LEAST_S, long_enough_s, enough_s))
+
+
+def _judged(run: MeasuringRun, window: Window, limits: tuple[LatencyLimit, ...]) -> tuple[Outcome, str]:
+    """Decide on the share of requests within each limit, by blocks of one long open loop.
+
+    Blocks, because neighbouring requests share a busy period and are no independent trials (method of batch means).
+    """
     outcome = Outcome.PASS
-    for limit in run.requirement.slo.limits:
+    for limit in limits:
         shares = block_shares(run, window, limit)
         if shares.size < 2:  # noqa: PLR2004 - no spread of one
-            return Outcome.INCONCLUSIVE, why + f"left {limit.name} undecided"
+            return Outcome.INCONCLUSIVE, f"left {limit.name} undecided"
         mean, error = float(shares.mean()), float(shares.std(ddof=1)) / math.sqrt(shares.size)
         allowed = 1.0 - float(limit.quantile)
         if mean - c.DIRECT_Z * error > allowed:
-            return Outcome.FAIL, why + f"broke {limit.name} in {mean:.1%} of the requests"
-        if mean + c.DIRECT_Z * error > allowed:
+            return Outcome.FAIL, f"broke {limit.name} in {mean:.1%} of the requests"
+        none_seen = c.NONE_SEEN / max(1, window.span.end_row - window.span.first_row)
+        if max(mean + c.DIRECT_Z * error, none_seen if limit.metric is not Metric.ITL else 0.0) > allowed:
             outcome = Outcome.INCONCLUSIVE
-    word = "kept every limit" if outcome is Outcome.PASS else "did not separate"
-    return outcome, why + word
+    return outcome, "kept every limit" if outcome is Outcome.PASS else "did not separate"
+
+
+def _backlog_growth(run: MeasuringRun, window: Window) -> str:
+    """How the requests in flight grew over the blocks; empty where they did not grow beyond chance."""
+    edges = np.linspace(window.start_s, window.end_s, c.DIRECT_BLOCKS + 1)
+    levels = np.diff(integral(edges, run.journal.due_s, run.journal.end_s)) / np.diff(edges)
+    at = np.arange(levels.size) - (levels.size - 1) / 2.0
+    slope = float((at * levels).sum() / (at**2).sum())
+    residual = levels - levels.mean() - slope * at
+    error = math.sqrt(float((residual**2).sum()) / (levels.size - 2) / float((at**2).sum()))
+    rise = slope * (levels.size - 1)
+    if slope <= c.GROWTH_T * error or rise <= max(c.GROWTH_REQUESTS, c.GROWTH_SHARE * float(levels.mean())):
+        return ""
+    return f"let the backlog grow from {levels[0]:.3g} to {levels[-1]:.3g} requests in flight"
 
 
 def block_shares(run: MeasuringRun, window: Window, limit: LatencyLimit) -> Floats:

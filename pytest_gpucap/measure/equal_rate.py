@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.alternation import LEAD_MARGIN, LEAST_LEAD_S, Alternation
+from pytest_gpucap.measure.run import CalledOff, Window
 from pytest_gpucap.results.measured import Sample
 from pytest_gpucap.results.windows import Phase, WindowId
 
@@ -58,16 +60,11 @@ def run_equal_rate(alternation: Alternation, rates: Sequence[float]) -> EqualRat
     overload = int(c.OVERLOAD * alternation.concurrency) + c.OVERLOAD_MARGIN
     shown: dict[str, tuple[Sample, ...]] = {}
     for name, run in alternation.runs.items():
-        windows = [
-            run.open_loop(
-                WindowId(Phase.EQUAL_RATE, number),
-                rate,
-                counted_s / PHASES,
-                overload=overload,
-                discard_s=lead_s if number == 1 else 0.0,
-            )
-            for number in range(1, PHASES + 1)
-        ]
+        windows: list[Window] = []
+        with suppress(CalledOff):  # the alternation names the failures as a problem
+            for number in range(1, PHASES + 1):
+                which, discard_s = WindowId(Phase.EQUAL_RATE, number), lead_s if number == 1 else 0.0
+                windows.append(run.open_loop(which, rate, counted_s / PHASES, overload=overload, discard_s=discard_s))
         alternation.empty(name)
         if problems := alternation.problems():
             return EqualRate(problem=problems[0].text)

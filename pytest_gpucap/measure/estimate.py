@@ -43,6 +43,7 @@ class RateEstimate:
             sizes measured; both are the rate itself where the queue reaches none of those.
         settled: an open loop is behind it, and its slope may be taken for that of the next estimate.
         examination: the queue model's thorough look that is in it; None where there was none.
+        extrapolated: the queue reaches batch sizes that were not measured.
     """
 
     rate: Interval
@@ -56,6 +57,7 @@ class RateEstimate:
     greatest: float
     settled: bool = False
     examination: Examination | None = None
+    extrapolated: bool = False
 
     def widened(self, by: float) -> RateEstimate:
         """The same with one more, independent, standard error of its logarithm."""
@@ -201,11 +203,12 @@ def estimate(
     error = _error(run.journal, windows, speed, model, found)
     least = greatest = rate = found.rate_rps
     highest = rate
+    beyond = peak is None and _beyond(found, windows, model, traffic)
     if peak is not None:
         error = math.hypot(error, c.PEAK_ERROR)
         # At most all that the best concurrency brought.
         highest = max(rate, saturation_rps(model, traffic))
-    elif extremes and _beyond(found, windows, model, traffic):
+    elif extremes and beyond:
         bounds = _extremes(model, speed, traffic, run.requirement, rate)
         least, greatest = min(rate, *bounds), max(rate, *bounds)
         error = math.hypot(error, c.EXTRAPOLATED_ERROR)
@@ -221,6 +224,7 @@ def estimate(
         least,
         greatest,
         examination=examined,
+        extrapolated=beyond,
     )
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pytest_gpucap.estimate.step_time import SpeedError
 from pytest_gpucap.load.protocol import LoadError, LoadRunner
 from pytest_gpucap.measure import constants as c
-from pytest_gpucap.measure.checking import measurement_of, reconciled
+from pytest_gpucap.measure.checking import failed_requests, measurement_of, reconciled
 from pytest_gpucap.measure.estimate import RateEstimate, critical_concurrency, estimate
 from pytest_gpucap.measure.model_check import ModelCheck
+from pytest_gpucap.measure.pace import NoPace, missing_pace
 from pytest_gpucap.measure.ramp import (
     Ramp,
     extended,
@@ -20,70 +22,114 @@ from pytest_gpucap.measure.ramp import (
     steady_throughput,
     throughput_rps,
 )
-from pytest_gpucap.measure.run import MeasuringRun, OutOfTime, Window, no_load
+from pytest_gpucap.measure.run import CalledOff, MeasuringRun, OutOfTime, no_load
 from pytest_gpucap.measure.settings import Observer, Settings
+from pytest_gpucap.measure.shown import broken_alone
 from pytest_gpucap.requirement import Requirement
-from pytest_gpucap.results.measured import Measurement
+from pytest_gpucap.results.measured import Interval, Measurement
+from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
 from pytest_gpucap.results.windows import Phase, WindowId
 
 
 def run_measure(runner: LoadRunner, requirement: Requirement, settings: Settings, observer: Observer) -> Measurement:
     """See `pytest_gpucap.measure.procedure.measure`."""
     run = MeasuringRun(runner, requirement, settings, observer)
-    found: RateEstimate | None = None
+    search = Search()
     try:
-        found, _ = measured(run)
+        measured(run, search)
         run.settle()
     except LoadError as error:
         run.problems.append(no_load(error))
-    return measurement_of(run, found)
+    return measurement_from(run, search)
 
 
-def measured(run: MeasuringRun) -> tuple[RateEstimate | None, list[Window]]:
-    """The estimate, and the windows behind it; None when time ended or the server was stuck before there was one."""
+@dataclass(slots=True)
+class Search:
+    """What a measurement without a verdict has found so far.
+
+    Attributes:
+        found: the estimate; None before there is one.
+        binding: the limit that binds where there is no rate.
+        reason: why there is no rate, in one sentence.
+    """
+
     found: RateEstimate | None = None
-    windows: list[Window] = []
-    checks: list[ModelCheck] = []
+    binding: str | None = None
+    reason: str = ""
+
+
+def measurement_from(run: MeasuringRun, search: Search, saturated: Interval | None = None) -> Measurement:
+    """What the run found. Without a rate, it says why; more failed requests than are allowed are a problem."""
+    problem = failed_requests(run)
+    if problem is not None and not run.problems:
+        run.problems.append(problem)
+    measurement = measurement_of(run, search.found, saturated)
+    if measurement.sustainable_rate is not None or run.problems:
+        return measurement
+    windows = f"the {len(run.samples)} windows measured are too few for a rate; give it more time: gpucap(max_time=...)"
+    return replace(measurement, binding=search.binding, reason=search.reason or windows)
+
+
+def measured(run: MeasuringRun, search: Search) -> None:
+    """Search for the rate. Leaves in `search` what was found when time ended, requests failed or no rate can be."""
     try:
-        ramp, found = _search(run)
-        windows = ramp.windows
-        if found is None:
-            return None, windows
-        share = 1.0
-        for cycle in range(1, c.MEASURE_CYCLES + 1):
-            if windows[-1].span.stopped or overloaded(windows[-1], ramp.peak):
-                run.settle()
-            emptied = run.in_flight == 0
-            hold = run.hold(
-                WindowId(Phase.HOLD, cycle),
-                ramp.level,
-                c.HOLD_S,
-                discard_s=c.REFILL_S if emptied else 0.0,
-                hot=emptied,
-            )
-            windows.append(extended(run, hold, ramp.level) if cycle == 1 else hold)
-            if run.problems:
-                break
-            window = run.open_loop(
-                WindowId(Phase.OPEN_LOOP, cycle),
-                found.rate.value * share * (c.BELOW_PEAK_RATE_SHARE if ramp.peak else 1.0),
-                c.OPEN_S,
-                overload=int(c.OVERLOAD * (ramp.peak or ramp.level)) + c.OVERLOAD_MARGIN,
-            )
-            windows.append(window)
-            if run.problems:
-                break
-            found, checked = reconciled(run, windows, found, ramp.peak, c.VIOLATIONS_TO_LEARN_FROM)
-            if checked.violations > c.VIOLATIONS_TO_LEARN_FROM:
-                share *= c.RETRY_RATE_SHARE
-            checks.append(checked)
-            if not all(each.agrees for each in checks):
-                found = found.widened(_misfit(checks))
-            # One odd window must not send the holds to a concurrency that tells nothing.
-            ramp.level = max(_level(run, found, ramp), ramp.level // 2)
+        _measure(run, search)
+        _breaks_alone(run, search)
+    except CalledOff:
+        search.found = None
+        search.reason = "most requests failed"
     except OutOfTime:
-        pass
-    return found, windows
+        search.reason = f"the GPU-time limit of {run.settings.max_time_s:g} s ended before a rate was found"
+
+
+def _breaks_alone(run: MeasuringRun, search: Search) -> bool:
+    """Whether one request alone breaks a limit, so that there is no rate."""
+    if search.found is None or run.problems or not (broken := broken_alone(run, search.found)):
+        return False
+    search.found, (search.binding, search.reason) = None, broken
+    return True
+
+
+def _measure(run: MeasuringRun, search: Search) -> None:
+    """The search, then cycles of hold and open loop at the estimated rate."""
+    checks: list[ModelCheck] = []
+    ramp = _search(run, search)
+    windows, found = ramp.windows, search.found
+    if found is None or _breaks_alone(run, search):
+        return
+    share = 1.0
+    for cycle in range(1, c.MEASURE_CYCLES + 1):
+        if windows[-1].span.stopped or overloaded(windows[-1], ramp.peak):
+            run.settle()
+        emptied = run.in_flight == 0
+        hold = run.hold(
+            WindowId(Phase.HOLD, cycle),
+            ramp.level,
+            c.HOLD_S,
+            discard_s=c.REFILL_S if emptied else 0.0,
+            hot=emptied,
+        )
+        windows.append(extended(run, hold, ramp.level) if cycle == 1 else hold)
+        if run.problems:
+            break
+        window = run.open_loop(
+            WindowId(Phase.OPEN_LOOP, cycle),
+            found.rate.value * share * (c.BELOW_PEAK_RATE_SHARE if ramp.peak else 1.0),
+            c.OPEN_S,
+            overload=int(c.OVERLOAD * (ramp.peak or ramp.level)) + c.OVERLOAD_MARGIN,
+        )
+        windows.append(window)
+        if run.problems:
+            break
+        found, checked = reconciled(run, windows, found, ramp.peak, c.VIOLATIONS_TO_LEARN_FROM)
+        if checked.violations > c.VIOLATIONS_TO_LEARN_FROM:
+            share *= c.RETRY_RATE_SHARE
+        checks.append(checked)
+        if not all(each.agrees for each in checks):
+            found = found.widened(_misfit(checks))
+        search.found = found
+        # One odd window must not send the holds to a concurrency that tells nothing.
+        ramp.level = max(_level(run, found, ramp), ramp.level // 2)
 
 
 def _misfit(checks: list[ModelCheck]) -> float:
@@ -101,7 +147,18 @@ def _level(run: MeasuringRun, found: RateEstimate, ramp: Ramp) -> int:
     return max(1, round(min(found.in_flight, found.model.most_running)))
 
 
-def _search(run: MeasuringRun) -> tuple[Ramp, RateEstimate | None]:  # noqa: C901 - one branch an ending
+def _without_pace(run: MeasuringRun, search: Search) -> bool:
+    """Whether answers show no pace. Behind a proxy that buffers, nothing can be estimated of the server."""
+    why = missing_pace(run.journal, run.requirement.workload)
+    if why is None:
+        return False
+    search.reason = f"no rate can be estimated: {why.value}"
+    if why is NoPace.AT_ONCE:
+        run.problems.append(Problem(ProblemSource.SERVER, ProblemKind.NO_PACE, search.reason))
+    return True
+
+
+def _search(run: MeasuringRun, search: Search) -> Ramp:  # noqa: C901, PLR0912 - one branch an ending
     """Move the held concurrency towards the critical one, as long as throughput rises with it.
 
     The first hold is the warm-up as well. The windows on the way are kept: other batch sizes tell the curve's shape.
@@ -115,9 +172,14 @@ def _search(run: MeasuringRun) -> tuple[Ramp, RateEstimate | None]:  # noqa: C90
     best, best_rps = level, 0.0
     for move in range(c.SEARCH_MOVES):
         lead_s = c.WARM_UP_S if move == 0 else c.TOP_UP_S
-        window = run.hold(WindowId(Phase.SEARCH, move + 1), ramp.level, c.SEARCH_HOLD_S, discard_s=lead_s)
-        if run.problems:
-            return ramp, None
+        try:
+            window = run.hold(WindowId(Phase.SEARCH, move + 1), ramp.level, c.SEARCH_HOLD_S, discard_s=lead_s)
+        except LoadError:
+            if _without_pace(run, search):  # a buffer that answers by itself is faster than the load was made for
+                return ramp
+            raise
+        if run.problems or _without_pace(run, search):
+            return ramp
         if ramp.level > best:
             window, rps = steady_throughput(run, window, ramp.level, best_rps * c.DOUBTFUL_RISE)
             if rps < best_rps * (1.0 - c.FALL_SHARE):
@@ -132,7 +194,8 @@ def _search(run: MeasuringRun) -> tuple[Ramp, RateEstimate | None]:  # noqa: C90
             found = estimate(run, ramp.windows, guess, peak=ramp.peak, extremes=False)
         except SpeedError:
             if ramp.level == 1:
-                return ramp, None
+                search.reason = NoPace.TOO_FEW_TOKENS.value
+                return ramp
             ramp.level = max(1, ramp.level // 4)
             continue
         guess = found.rate.value
@@ -145,4 +208,5 @@ def _search(run: MeasuringRun) -> tuple[Ramp, RateEstimate | None]:  # noqa: C90
         if abs(math.log(wanted / ramp.level)) < c.SEARCH_NEAR:
             break
         ramp.level = int(min(wanted, max(ramp.level + 1, math.ceil(ramp.level * c.SEARCH_FACTOR))))
-    return ramp, found
+    search.found = found
+    return ramp

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from pytest_gpucap.estimate.samples import sample_of
-from pytest_gpucap.load.protocol import LoadRunner
+from pytest_gpucap.load.protocol import LoadError, LoadRunner
 from pytest_gpucap.measure import constants as c
-from pytest_gpucap.measure.checking import run_check
+from pytest_gpucap.measure.checking import called_off, run_check
 from pytest_gpucap.measure.measuring import run_measure
-from pytest_gpucap.measure.run import MeasuringRun
+from pytest_gpucap.measure.run import CalledOff, MeasuringRun, OutOfTime
 from pytest_gpucap.measure.settings import Observer, Settings, SilentObserver
 from pytest_gpucap.measure.sweeping import run_sweep
 from pytest_gpucap.requirement import Requirement
@@ -73,23 +75,28 @@ def sample(
 
     Raises:
         ValueError: unless exactly one of `rate_rps` and `concurrency` is given.
-        LoadError: if the load cannot be produced.
+        LoadError: if the load cannot be produced, or most requests failed.
     """
     if (rate_rps is None) == (concurrency is None):
         raise ValueError("give exactly one of rate_rps and concurrency")
     run = MeasuringRun(runner, requirement, settings or Settings(), observer or SilentObserver())
-    if concurrency is not None:
-        which = WindowId(Phase.SAMPLE, concurrency=concurrency)
-        window = run.hold(which, concurrency, duration_s, discard_s=c.WARM_UP_S)
-    else:
-        assert rate_rps is not None  # noqa: S101 - one of the two is given
-        which = WindowId(Phase.SAMPLE, rate_rps=rate_rps)
-        window = run.open_loop(which, rate_rps, duration_s, overload=None, discard_s=c.WARM_UP_S)
+    try:
+        if concurrency is not None:
+            which = WindowId(Phase.SAMPLE, concurrency=concurrency)
+            window = run.hold(which, concurrency, duration_s, discard_s=c.WARM_UP_S)
+        else:
+            assert rate_rps is not None  # noqa: S101 - one of the two is given
+            which = WindowId(Phase.SAMPLE, rate_rps=rate_rps)
+            window = run.open_loop(which, rate_rps, duration_s, overload=None, discard_s=c.WARM_UP_S)
+    except CalledOff:
+        raise LoadError(called_off(run)[1]) from None
+    except OutOfTime:
+        raise LoadError(f"the GPU-time limit of {run.settings.max_time_s:g} s leaves no time for a window") from None
     # Requests of the window that are still in flight belong to it.
     runner.settle(c.SETTLE_S)
     run.journal = runner.journal()
     run.settle()
-    return sample_of(
+    found = sample_of(
         run.journal,
         window.span,
         which,
@@ -98,3 +105,4 @@ def sample(
         window.end_s,
         tuple(p for p in run.problems if p not in window.span.check.problems),
     )
+    return msgspec.structs.replace(found, failed_requests=run.failed_requests())

@@ -14,8 +14,10 @@ import numpy as np
 
 from pytest_gpucap.estimate.step_time import bin_width_s, bins_of
 from pytest_gpucap.estimate.traffic import traffic_for
+from pytest_gpucap.load.protocol import LoadError
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.estimate import typical_step_s
+from pytest_gpucap.measure.pace import NoPace, missing_pace
 from pytest_gpucap.measure.run import MeasuringRun, Window
 from pytest_gpucap.results.windows import Phase, WindowId
 
@@ -25,14 +27,16 @@ class Ramp:
     """How far up the holds went.
 
     Attributes:
-        windows: those that count, in order.
+        windows: those that count, in order; none where the first hold ran out of requests.
         level: concurrency to hold from here on.
         peak: the concurrency of greatest throughput, where throughput was seen to fall beyond it; else None.
+        no_pace: why the first hold's answers show no pace. The ramp then ends with it; None where they show one.
     """
 
     windows: list[Window]
     level: int
     peak: int | None = None
+    no_pace: NoPace | None = None
 
 
 def throughput_rps(run: MeasuringRun, window: Window) -> float:
@@ -50,7 +54,16 @@ def ramp_up(run: MeasuringRun, top: int, enough_rps: float) -> Ramp:
     holds then go back to a concurrency below the best.
     """
     level = min(top, max(1, round(c.LOW_SHARE * top)), c.FIRST_HOLD)
-    window = run.hold(WindowId(Phase.WARM_UP), level, c.LOW_HOLD_S, discard_s=c.WARM_UP_S)
+    workload = run.requirement.workload
+    try:
+        window = run.hold(WindowId(Phase.WARM_UP), level, c.LOW_HOLD_S, discard_s=c.WARM_UP_S)
+    except LoadError:
+        # A buffer that answers by itself is faster than the load was made for.
+        if no_pace := missing_pace(run.journal, workload):
+            return Ramp([], level, no_pace=no_pace)
+        raise
+    if no_pace := missing_pace(run.journal, workload):
+        return Ramp([window], level, no_pace=no_pace)
     ramp = Ramp([extended(run, window, level)], level)
     best, best_rps = level, throughput_rps(run, ramp.windows[-1])
     # Even steps, so that the last is not a remainder; steps slightly larger than 1 / LOW_SHARE save a hold.

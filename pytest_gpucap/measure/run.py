@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+import msgspec
 
 from pytest_gpucap.estimate.samples import sample_of
 from pytest_gpucap.load import schedule
 from pytest_gpucap.load.protocol import (
     ERRORS,
+    ErrorText,
     Journal,
     LoadError,
     LoadPhase,
@@ -21,6 +25,7 @@ from pytest_gpucap.load.protocol import (
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.requirement import Requirement
+from pytest_gpucap.results.failures import MOST_KEPT, FailedRequests, Failure, FailureKind
 from pytest_gpucap.results.measured import Sample
 from pytest_gpucap.results.problems import OF_THE_HOST, Problem, ProblemKind, ProblemSource
 from pytest_gpucap.results.windows import WindowId
@@ -35,6 +40,10 @@ def no_load(error: LoadError) -> Problem:
 
 class OutOfTime(Exception):  # noqa: N818 - an event of the procedure, not an error of the program
     """The GPU-time limit leaves no room for another phase."""
+
+
+class CalledOff(Exception):  # noqa: N818 - an event of the procedure, not an error of the program
+    """Most requests of a phase failed. What it shows is no figure of a server at work, so nothing is fitted to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,8 @@ class MeasuringRun:
         self.problems: list[Problem] = []
         self.spent: dict[str, float] = {}
         self.journal: Journal = runner.journal()
+        self.judged_from = 0
+        """The journal's first row whose errors count: that of the phase that was called off, otherwise all rows."""
         self._began_s = self._idle_since_s = runner.clock.now()
         self._stream = 0
         self._next_prompt = 0
@@ -88,15 +99,23 @@ class MeasuringRun:
         """A closed loop at `concurrency`; the first `discard_s` do not count.
 
         With `hot`, the rows that fill slots not yet in flight start mid-life, and only those.
+
+        Raises:
+            OutOfTime: if no time is left.
+            CalledOff: if most of its requests failed.
+            LoadError: if the load cannot be produced.
         """
         total_s = self._fitting(duration_s + discard_s)
         mean_output = max(1.0, self.requirement.workload.output_tokens.mean)
+        most_rps = concurrency / (mean_output * c.TOKEN_FLOOR_S)
+        if mean_output < c.FEW_TOKENS:
+            most_rps = min(most_rps, c.MOST_RPS)
         missing = max(1, concurrency - self.in_flight) if hot else concurrency
         phase = schedule.closed_loop(
             self.requirement.workload,
             missing,
             total_s,
-            concurrency / (mean_output * c.TOKEN_FLOOR_S),
+            most_rps,
             self.settings.seed,
             self._stream,
             hot=hot and self.in_flight < concurrency,
@@ -108,7 +127,13 @@ class MeasuringRun:
     def open_loop(
         self, window: WindowId, rate_rps: float, duration_s: float, *, overload: int | None, discard_s: float = 0.0
     ) -> Window:
-        """An open loop at `rate_rps`, called off when more than `overload` requests are in flight."""
+        """An open loop at `rate_rps`, ended early when more than `overload` requests are in flight.
+
+        Raises:
+            OutOfTime: if no time is left.
+            CalledOff: if most of its requests failed.
+            LoadError: if the load cannot be produced.
+        """
         total_s = self._fitting(duration_s + discard_s)
         phase = schedule.open_loop(
             self.requirement.workload, rate_rps, total_s, self.settings.seed, self._stream, self._next_prompt
@@ -140,8 +165,10 @@ class MeasuringRun:
             label, rate_rps=rate, concurrency=concurrency, duration_s=phase.duration_s, spent_s=self.spent_s
         )
         latency, latency_s, limit_s = self._nearest_limit()
+        failing = False
 
         def should_stop(progress: Progress) -> bool:
+            nonlocal failing
             self.observer.progress(
                 label,
                 in_flight=progress.in_flight,
@@ -152,14 +179,22 @@ class MeasuringRun:
                 spent_s=self.spent_s,
                 left_s=self.left_s,
             )
-            ended = progress.completed + progress.failed
-            if ended >= 20 and progress.failed > c.MOST_ERRORS_SEEN * ended:  # noqa: PLR2004 - enough to say so
-                return True
-            return overload is not None and progress.in_flight > overload
+            failing = self._fails(progress.failed, progress.completed + progress.failed)
+            return failing or (overload is not None and progress.in_flight > overload)
 
         self._stream += 1
         self._next_prompt += rows
-        span = self.runner.run(phase, should_stop)
+        before = self.journal.status.size
+        try:
+            span = self.runner.run(phase, should_stop)
+        except LoadError as error:
+            # Refused requests end at once, so a flood of them may be what kept the load from being produced.
+            self._spend(kind, self.runner.clock.now() - self._idle_since_s)
+            self._idle_since_s = self.runner.clock.now()
+            self.journal = self.runner.journal()
+            if self._phase_failed(before):
+                raise CalledOff from error
+            raise
         # The server waits while the procedure thinks, and is paid for all the same.
         self._spend("between phases", span.start_s - self._idle_since_s)
         self._idle_since_s = span.end_s
@@ -168,7 +203,9 @@ class MeasuringRun:
         if discard_s > 0:
             self._spend("warm-up", start_s - span.start_s)
         self._spend(kind, span.end_s - start_s)
-        problems = tuple(span.check.problems)
+        failing = self._phase_failed(before) or failing
+        # A load generator that is busy with refusals is not what is wrong.
+        problems = () if failing else tuple(span.check.problems)
         if self.settings.trust is not None:
             problems += tuple(self.settings.trust(span.start_s, span.end_s))
         told = {p.kind for p in self.problems} & OF_THE_HOST
@@ -182,11 +219,13 @@ class MeasuringRun:
                 self.requirement.slo.limits,
                 start_s + i * width,
                 start_s + (i + 1) * width,
-                problems[len(span.check.problems) :],
+                tuple(p for p in problems if p not in span.check.problems),
             )
             for i in range(c.SLICES if width > 0 else 0)
         ]
         self.samples.extend(samples)
+        if failing:
+            raise CalledOff
         return Window(span, start_s, tuple(samples))
 
     def _nearest_limit(self) -> tuple[str, float, float]:
@@ -211,8 +250,54 @@ class MeasuringRun:
         if seconds > 0:
             self.spent[kind] = self.spent.get(kind, 0.0) + seconds
 
-    def errors(self) -> tuple[int, int]:
-        """Failed and ended requests so far."""
-        status = self.journal.status
+    def _phase_failed(self, first_row: int) -> bool:
+        """Whether the phase whose first row this is failed; if so, its errors are judged alone."""
+        failed = self._fails(*self.errors(first_row))
+        if failed:
+            self.judged_from = first_row
+        return failed
+
+    def _fails(self, failed: int, ended: int) -> bool:
+        """Whether so many requests of a phase failed that it makes no sense to go on with it."""
+        most = max(c.MOST_ERRORS_SEEN, float(self.requirement.slo.max_error_rate))
+        return ended >= c.LEAST_ENDED and failed > most * ended
+
+    def errors(self, first_row: int | None = None) -> tuple[int, int]:
+        """Failed and ended requests of the rows from `first_row` on; None: of those that are judged."""
+        status = self.journal.status[self.judged_from if first_row is None else first_row :]
         failed = int(sum((status == s).sum() for s in ERRORS))
         return failed, failed + int((status == 0).sum())
+
+    def failed_requests(self) -> FailedRequests | None:
+        """What failed of the rows that are judged, and what was said of it; None where nothing did."""
+        status = self.journal.status[self.judged_from :]
+        counts = {each: int(count) for each in ERRORS if (count := (status == each).sum())}
+        if not counts:
+            return None
+        failed = sum(counts.values())
+        told = self.runner.error_texts()
+        kinds = [part for each, count in counts.items() for part in _told(each, count, told)]
+        kinds.sort(key=lambda each: (-each.count, each.kind, each.http_status or 0))
+        return FailedRequests(failed, failed + int((status == Status.OK).sum()), tuple(kinds[:MOST_KEPT]))
+
+
+def _told(status: Status, count: int, told: Sequence[ErrorText]) -> list[Failure]:
+    """The failures of one kind by their HTTP status, with the most frequent text of each.
+
+    The journal's `count` is what counts: texts also come from requests that are not in it, and some are not kept.
+    """
+    kind = FailureKind[status.name]
+    of_kind = sorted((each for each in told if each.status is status), key=lambda each: -each.count)
+    by_code: dict[int, list[ErrorText]] = {}
+    for each in of_kind:
+        by_code.setdefault(each.code, []).append(each)
+    found, left = [], count
+    for code, texts in sorted(by_code.items(), key=lambda pair: -sum(each.count for each in pair[1])):
+        here = min(left, sum(each.count for each in texts))
+        text = next((each.text for each in texts if each.text), "")
+        if here:
+            found.append(Failure(kind, here, code or None, text))
+        left -= here
+    if left and found:
+        found[0] = msgspec.structs.replace(found[0], count=found[0].count + left)
+    return found or [Failure(kind, count)]

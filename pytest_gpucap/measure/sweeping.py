@@ -13,10 +13,9 @@ from pytest_gpucap.estimate.samples import sample_of
 from pytest_gpucap.estimate.traffic import traffic_for
 from pytest_gpucap.load.protocol import LoadError, LoadRunner
 from pytest_gpucap.measure import constants as c
-from pytest_gpucap.measure.checking import measurement_of
 from pytest_gpucap.measure.estimate import NORMAL_95, RateEstimate
-from pytest_gpucap.measure.measuring import measured
-from pytest_gpucap.measure.run import MeasuringRun, OutOfTime, Window, no_load
+from pytest_gpucap.measure.measuring import Search, measured, measurement_from
+from pytest_gpucap.measure.run import CalledOff, MeasuringRun, OutOfTime, Window, no_load
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.requirement import Requirement
 from pytest_gpucap.results.measured import Curve, Interval, Sample
@@ -26,20 +25,21 @@ from pytest_gpucap.results.windows import Phase, WindowId
 def run_sweep(runner: LoadRunner, requirement: Requirement, settings: Settings, observer: Observer) -> Curve:
     """See `pytest_gpucap.measure.procedure.sweep`."""
     run = MeasuringRun(runner, requirement, settings, observer)
-    found: RateEstimate | None = None
+    search = Search()
     saturated: Interval | None = None
     points: list[Sample] = []
     single: Interval | None = None
     knee: float | None = None
     try:
-        found, _ = measured(run)
+        measured(run, search)
+        found = search.found
         if found is not None and not run.problems:
             knee = knee_rps(found, requirement)
             single, saturated = _points(run, found, points)
         run.settle()
     except LoadError as error:
         run.problems.append(no_load(error))
-    measurement = measurement_of(run, found, saturated)
+    measurement = measurement_from(run, search, saturated)
     gain = None
     if measurement.sustainable_rate is not None and single is not None:
         gain = _ratio(measurement.sustainable_rate, single)
@@ -66,7 +66,8 @@ def _points(run: MeasuringRun, found: RateEstimate, points: list[Sample]) -> tup
             which = WindowId(Phase.POINT, rate_rps=rate)
             overload = int(c.OVERLOAD * max(level, most)) + c.OVERLOAD_MARGIN
             window = run.open_loop(which, rate, c.POINT_S, discard_s=c.POINT_LEAD_S, overload=overload)
-            points.append(_whole(run, window, which))
+            if window.samples:
+                points.append(_whole(run, window, which))
             if window.span.stopped:
                 # Higher rates would overload the server as well, and an overloaded server is slow to recover.
                 run.settle()
@@ -75,8 +76,8 @@ def _points(run: MeasuringRun, found: RateEstimate, points: list[Sample]) -> tup
         window = run.hold(which, most, c.HOLD_S, discard_s=3.0, hot=run.in_flight == 0)
         points.append(_whole(run, window, which))
         saturated = _throughput(run, window.samples)
-    except OutOfTime:
-        pass
+    except (OutOfTime, CalledOff):
+        pass  # the points so far are a curve all the same
     return single, saturated
 
 

@@ -65,7 +65,7 @@ def measured_rates(
     usable: list[MeasuredRate] = []
     left_out: list[str] = []
     for result in results:
-        rate, reason = result.sustainable_rate, _unusable(result)
+        rate, reason = _rate(result), _unusable(result)
         if rate is None or reason:
             left_out.append(f"{result.name} in {place}: {reason}")
         else:
@@ -112,12 +112,18 @@ def _unusable(result: Result) -> str:
         return "SIMULATED, which is no measurement"
     if result.kind is ResultKind.SAMPLE:
         return "a single window has no sustainable rate"
-    rate = result.sustainable_rate
+    rate = _rate(result)
     if rate is None or not math.isfinite(rate.value) or not math.isfinite(rate.low):
         return "no sustainable rate was found"
     if not result.environment.gpu_class:
         return "the GPU class was not known"
     return ""
+
+
+def _rate(result: Result) -> Interval | None:
+    """The sustainable rate. Where it lies beyond all that was measured, GPUs are planned by what was shown."""
+    found, bound = result.sustainable_rate, result.at_least_rps
+    return found if bound is None else Interval(bound, bound, bound if found is None else max(bound, found.high))
 
 
 def _measured_rate(result: Result, rate: Interval, place: str, provenance: Provenance) -> MeasuredRate:

@@ -12,7 +12,7 @@ from typing import Final
 
 from pytest_gpucap.report import rows
 from pytest_gpucap.report.escape import cleaned
-from pytest_gpucap.report.formatting import arithmetic
+from pytest_gpucap.report.formatting import arithmetic, bound_text, shown_bound
 from pytest_gpucap.report.formatting import interval as formatted
 from pytest_gpucap.results.encoding import rounded
 from pytest_gpucap.results.measured import Interval, Latency
@@ -77,13 +77,15 @@ def _lines(name: str, result: Result) -> Iterator[str]:
     simulated = " (SIMULATED)" if result.simulated else ""
     yield f"{name} of {result.name}{simulated}{f': {_source(result)}' if name.startswith('gpus') else ''}"
     rate = result.sustainable_rate
-    if rate is not None and (found := formatted(rate)):
+    if shown_bound(result) is not None:
+        yield f"one replica sustains {bound_text(result)}; more was not measured"
+    elif rate is not None and (found := formatted(rate)):
         yield f"sustainable rate {found} req/s per replica ({rate.confidence * 100:g}% interval)"
     yield from (f"{key}: {value}" for key, value in rows.causes(result))
 
 
 def _source(result: Result) -> str:
-    return arithmetic(result) if result.sustainable_rate else ""
+    return arithmetic(result) if result.sustainable_rate or shown_bound(result) is not None else ""
 
 
 def _cut(line: str) -> str:

@@ -10,6 +10,7 @@ from typing import Final
 from pytest_gpucap.requirement import limited_percentile
 from pytest_gpucap.results.measured import Interval, Outcome
 from pytest_gpucap.results.result import Result
+from pytest_gpucap.sizing import gpus_required
 
 NOT_MEASURED = "no GPU and no server was measured"
 """What every report says of simulated results."""
@@ -79,6 +80,65 @@ def percentile_name(metric: str, percent: float) -> str:
     return f"p{percent:.12g} {metric.upper()}"
 
 
+def shown_bound(result: Result) -> float | None:
+    """The rate that was shown, where more was not measured; None where the sustainable rate is an estimate."""
+    return known(result.at_least_rps)
+
+
+def sustained(result: Result) -> str:
+    """``52.1 (50.9-53.4)``, or ``at least 6`` where more was not measured; empty where there is no rate."""
+    bound = shown_bound(result)
+    return interval(result.sustainable_rate) if bound is None else f"at least {significant(bound)}"
+
+
+def reported_rate(result: Result) -> Interval:
+    """The sustainable rate as figures for machines. NaN where it is not known; only a low end, where it is a bound."""
+    bound = shown_bound(result)
+    if bound is not None:
+        return Interval(math.nan, bound, math.nan)
+    return result.sustainable_rate or Interval(math.nan, math.nan, math.nan)
+
+
+def reported_slack(result: Result) -> float | None:
+    """Sustainable rate over design rate, minus one; of the bound, where there is one."""
+    bound, design = shown_bound(result), result.design_rate_rps
+    if bound is not None:
+        return bound / design - 1 if design else None
+    return None if result.slack is None else known(result.slack.value)
+
+
+def gpus_needed(result: Result) -> int | None:
+    """GPUs by the rate that is reported: at most as many, where it is a bound. None where none can be counted."""
+    bound, declared = shown_bound(result), result.requirement
+    if bound is None or result.design_rate_rps is None:
+        return result.gpus_required
+    most = gpus_required(declared.qps, declared.headroom, f"{bound:.7g}", declared.gpus_per_replica)
+    # The bound is rounded. What a verdict says of the budget is exact.
+    return min(most, declared.gpus) if result.outcome is Outcome.PASS else most
+
+
+def slack_text(result: Result) -> str:
+    """``+4.2%``, or ``>= +360.0%`` where more was not measured; empty where it is not known."""
+    slack = reported_slack(result)
+    at_least = ">= " if shown_bound(result) is not None else ""
+    return "" if slack is None else f"{at_least}{percent(slack, signed=True)}"
+
+
+def bound_text(result: Result) -> str:
+    """``at least 6 req/s per replica, 4.6 times the design rate``. The result must have such a bound."""
+    bound, design = shown_bound(result), result.design_rate_rps
+    assert bound is not None  # noqa: S101 - what the docstring asks for
+    shown = f"at least {rate(bound)} per replica"
+    if not design:
+        return shown
+    times = bound / design
+    return f"{shown}, {'the' if times < _SAME_RATE else f'{significant(times)} times the'} design rate"
+
+
+_SAME_RATE: Final = 1.005
+"""A bound below this multiple of the design rate is that rate: nothing above it was shown."""
+
+
 def bound_by(result: Result) -> str:
     """``p95 E2E, limit 20 s``; empty where nothing is known to bind, or the answers decided."""
     return ", ".join(filter(None, bound_by_parts(result)))
@@ -87,6 +147,8 @@ def bound_by(result: Result) -> str:
 def bound_by_parts(result: Result) -> tuple[str, str]:
     """``p95 E2E`` and ``limit 20 s``: what binds, and how much of it is allowed; empty as `bound_by`."""
     binding = result.binding
+    if shown_bound(result) is not None:
+        return "", ""  # nothing was seen to bind
     if not binding or (result.accuracy is not None and result.accuracy.decided):
         return "", ""
     if binding == "errors":
@@ -134,31 +196,49 @@ def headline_parts(result: Result) -> tuple[str, str]:
         return name, _figure(result)
     if outcome is Outcome.INVALID:
         return f"{name} was not measured", result.reason
-    budget = result.requirement.gpus
     if result.accuracy is not None and result.accuracy.decided:
         return f"{name} {result.accuracy.claim}", result.accuracy.undecided or f"fast enough, {arithmetic(result)}"
+    claim = _needs(result, outcome)
+    return (
+        (f"{name} {_UNCOUNTED[outcome]}", result.reason) if claim is None else (f"{name} {claim}", arithmetic(result))
+    )
+
+
+def _needs(result: Result, outcome: Outcome) -> str | None:
+    """The GPUs that a verdict counts, against the budget; None if it can count none."""
+    budget = f"budget {result.requirement.gpus}"
+    if shown_bound(result) is not None:
+        most = gpus_needed(result)
+        return f"needs at most {gpus(most)}, {budget}" if most is not None and outcome is Outcome.PASS else None
     if result.sustainable_rate is None or result.gpus_required is None:
-        return f"{name} {_UNCOUNTED[outcome]}", result.reason
+        return None
     if outcome is Outcome.INCONCLUSIVE and result.gpus_interval is not None:
         low, high = result.gpus_interval
-        needs = f"{gpus(high)}" if low == high else f"{low} to {gpus(high)}"
-        return f"{name} may need {needs}, budget {budget}", arithmetic(result)
-    return f"{name} needs {gpus(result.gpus_required)}, budget {budget}", arithmetic(result)
+        return f"may need {f'{gpus(high)}' if low == high else f'{low} to {gpus(high)}'}, {budget}"
+    return f"needs {gpus(result.gpus_required)}, {budget}"
 
 
 def _figure(result: Result) -> str:
     """What was measured without a verdict."""
     found, samples = result.sustainable_rate, result.samples
+    if shown_bound(result) is not None:
+        return f"one replica sustains {bound_text(result).removesuffix(' per replica')}"
+    if result.problems:
+        return f"not measured: {result.problems[0].text}"
     if found is not None:
         return f"one replica sustains {rate(found.value)}"
-    return f"{rate(samples[0].completed_rps)} in one window" if len(samples) == 1 else "no sustainable rate"
+    if len(samples) == 1:
+        return f"{rate(samples[0].completed_rps)} in one window"
+    return f"no sustainable rate: {result.reason}" if result.reason else "no sustainable rate"
 
 
 def arithmetic(result: Result) -> str:
     """``100 req/s x 1.3 / 52.1 req/s = 2.50``; without the quotient where the rate is not known or 0.
 
-    The result must have a sustainable rate.
+    Where more was not measured, the bound that was shown. The result must have a sustainable rate or such a bound.
     """
+    if shown_bound(result) is not None:
+        return bound_text(result)
     declared, found = result.requirement, result.sustainable_rate
     assert found is not None  # noqa: S101 - what the docstring asks for
     division = f"{declared.qps:g} req/s x {declared.headroom:g} / {rate(found.value)}"

@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 from pytest_gpucap.report import rows, terminal
 from pytest_gpucap.report.comparison import regression_failure
 from pytest_gpucap.report.escape import cleaned
-from pytest_gpucap.report.formatting import headline, known
+from pytest_gpucap.report.formatting import gpus_needed, headline, known, reported_rate, reported_slack, shown_bound
 from pytest_gpucap.report.headline import standing, stated
 from pytest_gpucap.results.measured import KEPT_PERCENTILES
 from pytest_gpucap.results.result import Result, ResultFile, ResultKind
@@ -45,19 +45,20 @@ def _sampled(result: Result) -> list[tuple[str, str | float]]:
 
 
 def _figures(result: Result) -> list[tuple[str, str | float | None]]:
-    rate, slack, accuracy = result.sustainable_rate, result.slack, result.accuracy
+    rate, accuracy = reported_rate(result), result.accuracy
     share = None if accuracy is None else accuracy.share
-    needed = result.gpus_required
+    needed = gpus_needed(result)
     return [
         ("gpucap_gpus_required", needed),
         ("gpucap_gpus", None if needed is None else result.requirement.gpus),
-        ("gpucap_rate_rps", None if rate is None else known(rate.value)),
-        ("gpucap_rate_low_rps", None if rate is None else known(rate.low)),
-        ("gpucap_rate_high_rps", None if rate is None else known(rate.high)),
+        ("gpucap_rate_rps", known(rate.value)),
+        ("gpucap_rate_low_rps", known(rate.low)),
+        ("gpucap_rate_high_rps", known(rate.high)),
         ("gpucap_design_rate_rps", result.design_rate_rps),
-        ("gpucap_slack", None if slack is None else known(slack.value)),
-        ("gpucap_binding", None if rate is None else result.binding),
+        ("gpucap_slack", reported_slack(result)),
+        ("gpucap_binding", result.binding if result.trusted and shown_bound(result) is None else None),
         ("gpucap_accuracy", None if share is None else known(share.value)),
+        ("gpucap_failed_requests", rows.told_failures(result) or None),
         ("gpucap_gpu", result.environment.gpu),
         ("gpucap_server", result.environment.server),
     ]

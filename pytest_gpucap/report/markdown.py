@@ -12,7 +12,17 @@ from typing import Final
 from pytest_gpucap.report import rows
 from pytest_gpucap.report.comparison import latency_lines
 from pytest_gpucap.report.escape import cleaned, code_block, prose, table_row
-from pytest_gpucap.report.formatting import NOT_MEASURED, interval, known, percent_interval, seconds
+from pytest_gpucap.report.formatting import (
+    NOT_MEASURED,
+    gpus_needed,
+    interval,
+    known,
+    percent_interval,
+    seconds,
+    shown_bound,
+    slack_text,
+    sustained,
+)
 from pytest_gpucap.report.headline import (
     LEADING,
     Standing,
@@ -135,11 +145,11 @@ def _table(page: _Page, results: Sequence[Result]) -> None:
 
 def _row(result: Result) -> list[str]:
     stands = standing(result)
-    found = interval(result.sustainable_rate)
+    found = sustained(result)
     compared = result.comparison
     base = None if compared is None else compared.base_rate
     if compared is not None and base is not None and known(base.value) is not None:
-        found = f"{interval(base)} → {interval(compared.head_rate or result.sustainable_rate)}"
+        found = f"{interval(base)} → {interval(compared.head_rate) or found}"
     elif compared is not None:
         found = f"no comparable base → {found}"
     # A verdict that fails the test anyway is marked where its rate regressed as well.
@@ -154,17 +164,20 @@ def _row(result: Result) -> list[str]:
 
 
 def _gpus(result: Result, base: Interval | None) -> str:
-    needed, declared = result.gpus_required, result.requirement
+    needed, declared = gpus_needed(result), result.requirement
     if needed is None:
         return ""
     before = ""
     if base is not None and known(base.value):
         count = gpus_required(declared.qps, declared.headroom, f"{base.value:.7g}", declared.gpus_per_replica)
         before = f"{count} → "
-    return f"{before}{needed} / {declared.gpus}"
+    most = "at most " if shown_bound(result) is not None else ""
+    return f"{before}{most}{needed} / {declared.gpus}"
 
 
 def _slack(result: Result) -> str:
+    if shown_bound(result) is not None:
+        return prose(slack_text(result))
     return "" if result.slack is None else prose(percent_interval(result.slack))
 
 

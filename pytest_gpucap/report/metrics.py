@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Final
 
 from pytest_gpucap.report.escape import cleaned
-from pytest_gpucap.report.formatting import known
-from pytest_gpucap.results.measured import Interval, Outcome
+from pytest_gpucap.report.formatting import gpus_needed, known, reported_rate, reported_slack
+from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.results.result import Result, ResultFile
 
-_NONE: Final = Interval(math.nan, math.nan, math.nan)
-
-
-def _rate(result: Result) -> Interval:
-    return result.sustainable_rate or _NONE
-
-
 _FIGURES: Final[tuple[tuple[str, str, Callable[[Result], float | None]], ...]] = (
-    ("gpucap_sustainable_rate_rps", "requests a second that one replica sustains", lambda each: _rate(each).value),
-    ("gpucap_sustainable_rate_low_rps", "lower end of its interval", lambda each: _rate(each).low),
-    ("gpucap_sustainable_rate_high_rps", "upper end of its interval", lambda each: _rate(each).high),
+    (
+        "gpucap_sustainable_rate_rps",
+        "requests a second that one replica sustains",
+        lambda each: reported_rate(each).value,
+    ),
+    ("gpucap_sustainable_rate_low_rps", "lower end of its interval", lambda each: reported_rate(each).low),
+    ("gpucap_sustainable_rate_high_rps", "upper end of its interval", lambda each: reported_rate(each).high),
     ("gpucap_design_rate_rps", "requests a second that one replica must sustain", lambda each: each.design_rate_rps),
-    ("gpucap_gpus_required", "GPUs that the requirement needs", lambda each: each.gpus_required),
-    ("gpucap_slack_ratio", "sustainable rate over design rate, minus one", lambda each: (each.slack or _NONE).value),
+    ("gpucap_gpus_required", "GPUs that the requirement needs", gpus_needed),
+    ("gpucap_slack_ratio", "sustainable rate over design rate, minus one", reported_slack),
     (
         "gpucap_budget_holds",
         "1: the verdict is PASS",

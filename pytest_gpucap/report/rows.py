@@ -12,7 +12,9 @@ import msgspec
 
 from pytest_gpucap.report.formatting import (
     bound_by,
+    bound_text,
     gpus,
+    gpus_needed,
     interval,
     known,
     limit_name,
@@ -21,6 +23,7 @@ from pytest_gpucap.report.formatting import (
     percentile_name,
     rate,
     seconds,
+    shown_bound,
     significant,
 )
 from pytest_gpucap.requirement import limited_percentile
@@ -49,6 +52,7 @@ def result_rows(result: Result) -> list[Row]:
         ("limits", limits(result.slo)),
         *_found(result),
         *sampled(result),
+        *_failures(result),
         *_physical_limit(result),
         *accuracy(result),
         *comparison(result),
@@ -75,6 +79,7 @@ def causes(result: Result) -> list[Row]:
         lines.append(("more time", result.more_time.text))
     if bottleneck is not None:
         lines += [("bottleneck", f"{bottleneck.kind}: {'; '.join(bottleneck.evidence)}"), ("try", bottleneck.advice)]
+    lines += [] if told_failures(result) in result.reason else _failures(result)
     lines += [("problem", problem.text) for problem in result.problems if problem.text != result.reason]
     return [(name, value) for name, value in lines if value]
 
@@ -95,6 +100,15 @@ def sampled(result: Result) -> list[Row]:
                 shown = (f"p{percent} {seconds(found.percentile(percent))}" for percent in KEPT_PERCENTILES)
                 lines.append((metric.upper(), ", ".join(shown)))
     return lines
+
+
+def told_failures(result: Result) -> str:
+    """How many requests failed, and what the server said; empty if none did."""
+    return "" if result.failed_requests is None else str(result.failed_requests)
+
+
+def _failures(result: Result) -> list[Row]:
+    return [("failed", told)] if (told := told_failures(result)) else []
 
 
 def failed(result: Result) -> bool:
@@ -208,6 +222,10 @@ def _requirement(result: Result) -> str:
 
 def _found(result: Result) -> list[Row]:
     found, lines = result.sustainable_rate, []
+    if shown_bound(result) is not None:
+        lines.append(("sustainable", f"{bound_text(result)}; more was not measured"))
+        needed = gpus_needed(result) if result.design_rate_rps else None
+        return lines + ([("GPUs needed", f"at most {needed}")] if needed is not None else [])
     if found is not None:
         binding = f", bound by {limit_name(result.binding)}" if result.binding else ""
         lines.append(("sustainable", f"{interval(found)} req/s per replica{binding}"))

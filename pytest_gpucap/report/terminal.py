@@ -15,11 +15,13 @@ from pytest_gpucap.report.escape import cleaned
 from pytest_gpucap.report.formatting import (
     NOT_MEASURED,
     bound_by,
-    interval,
-    percent,
+    gpus_needed,
     percent_interval,
     seconds,
+    shown_bound,
     significant,
+    slack_text,
+    sustained,
 )
 from pytest_gpucap.report.headline import Tone, result_headline, standing, stated, worst_first
 from pytest_gpucap.results.result import Result
@@ -111,19 +113,24 @@ def details(result: Result, width: int = NARROW) -> str:
     return "\n".join(lines)
 
 
+def _gpus(result: Result) -> str:
+    needed, most = gpus_needed(result), "<= " if shown_bound(result) is not None else ""
+    return "" if needed is None else f"{most}{needed} of {result.requirement.gpus}"
+
+
 _COLUMNS: Final[tuple[tuple[str, Callable[[Result], str]], ...]] = (
     ("verdict", lambda result: standing(result).word),
     ("requirement", lambda result: result.name.strip()),
-    ("req/s per replica", lambda result: interval(result.sustainable_rate)),
+    ("req/s per replica", sustained),
     ("needed", lambda result: significant(result.design_rate_rps) if result.design_rate_rps else ""),
-    (
-        "GPUs",
-        lambda result: "" if result.gpus_required is None else f"{result.gpus_required} of {result.requirement.gpus}",
-    ),
-    ("slack", lambda result: percent(result.slack.value, signed=True) if result.slack else ""),
+    ("GPUs", _gpus),
+    ("slack", slack_text),
 )
 _MORE_COLUMNS: Final[tuple[tuple[str, Callable[[Result], str]], ...]] = (
-    ("slack (interval)", lambda result: percent_interval(result.slack) if result.slack else ""),
+    (
+        "slack (interval)",
+        lambda result: percent_interval(result.slack) if result.slack and shown_bound(result) is None else "",
+    ),
     ("bound by", bound_by),
     ("against the baseline", lambda result: rows.change(result.comparison) if result.comparison else ""),
     ("server time", lambda result: seconds(result.total_spent_s)),
@@ -188,7 +195,7 @@ def _reasons(result: Result, width: int) -> list[str]:
 
 def _footnotes(results: Sequence[Result], width: int) -> list[str]:
     notes = []
-    if any(result.sustainable_rate for result in results):
+    if any(result.sustainable_rate and shown_bound(result) is None for result in results):
         notes += wrapped("(95% intervals; needed: QPS x headroom / replicas in the budget)", width=width)
     places = {place for result in results if (place := rows.measured_on(result))}
     notes += [line for place in sorted(places) for line in wrapped(f"measured on {place}", hang="  ", width=width)]

@@ -11,7 +11,8 @@ import msgspec
 from pytest_gpucap.requirement import Length, Requirement, Slo, Workload
 from pytest_gpucap.results.encoding import normalised
 from pytest_gpucap.results.environment import Environment
-from pytest_gpucap.results.measured import Curve, LatencyHistogram, Measurement, Sample, Verdict
+from pytest_gpucap.results.measured import Curve, LatencyHistogram, Measurement, Outcome, Sample, Verdict
+from pytest_gpucap.results.problems import Problem
 from pytest_gpucap.results.result import (
     DeclaredBudget,
     DeclaredSlo,
@@ -90,9 +91,25 @@ def sweep_result(curve: Curve, context: Context) -> Result:
 def sample_result(sample: Sample, requirement: Requirement, context: Context, *, simulated: bool, seed: int) -> Result:
     """The result of one window of `sample`."""
     alone = Measurement(
-        requirement, (sample,), None, problems=sample.problems, simulated=simulated, seed=seed, budgeted=False
+        requirement,
+        (sample,),
+        None,
+        problems=sample.problems,
+        failed_requests=sample.failed_requests,
+        simulated=simulated,
+        seed=seed,
+        budgeted=False,
     )
     return _result(alone, context, ResultKind.SAMPLE)
+
+
+def unmeasured_result(
+    requirement: Requirement, context: Context, kind: ResultKind, problem: Problem, *, budgeted: bool, seed: int
+) -> Result:
+    """The result of a measurement that could not begin, or that an error ended; `problem` says which."""
+    nothing = Measurement(requirement, (), None, problems=(problem,), seed=seed, budgeted=budgeted)
+    judged = {"outcome": Outcome.INVALID} if kind is ResultKind.CHECK else {}
+    return _result(nothing, context, kind, reason=problem.text, **judged)
 
 
 def _result(measurement: Measurement, context: Context, kind: ResultKind, **found: Any) -> Result:
@@ -103,6 +120,7 @@ def _result(measurement: Measurement, context: Context, kind: ResultKind, **foun
         if rate is not None:
             interval = gpus_interval(requirement, low_rps=rate.low, high_rps=rate.high)
             found = {"gpus_required": measurement.gpus_required, "gpus_interval": interval} | found
+    found = {"reason": measurement.reason} | found
     result = Result(
         kind=kind,
         test=context.test,
@@ -116,9 +134,11 @@ def _result(measurement: Measurement, context: Context, kind: ResultKind, **foun
         saturated_rate=measurement.saturated_rate,
         single_rate=measurement.single_rate,
         binding=measurement.binding,
+        at_least_rps=measurement.at_least_rps,
         samples=lean(measurement.samples),
         spent_s={START_UP: context.startup_s, **measurement.spent_s},
         problems=measurement.problems,
+        failed_requests=measurement.failed_requests,
         seed=measurement.seed,
         environment=context.environment,
         telemetry=context.telemetry,

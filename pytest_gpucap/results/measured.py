@@ -16,6 +16,7 @@ import msgspec
 from pytest_gpucap.errors import NoSustainableRate
 from pytest_gpucap.requirement import Requirement, RequirementError
 from pytest_gpucap.results.encoding import Figure, HighEnd, LowEnd
+from pytest_gpucap.results.failures import FailedRequests
 from pytest_gpucap.results.problems import Problem
 from pytest_gpucap.results.windows import WindowId
 from pytest_gpucap.sizing import gpus_for_rate
@@ -98,6 +99,7 @@ class Sample(msgspec.Struct, frozen=True):
         problems: why this window cannot be trusted; empty when it can.
         timeline: the window in bins of equal width, a column each: ``t_s`` (their middles, on the clock of `start_s`),
             ``in_flight``, and ``METRIC_p50_s`` and ``METRIC_p95_s`` of what ended in the bin; None or NaN for nothing.
+        failed_requests: of `sample` alone; other measurements keep those of all windows together.
         histograms: by metric name. ITL is counted by phase, and only the first window of a phase has its histogram.
     """
 
@@ -119,6 +121,7 @@ class Sample(msgspec.Struct, frozen=True):
     problems: tuple[Problem, ...] = ()
     timeline: Mapping[str, tuple[float | None, ...]] = msgspec.field(default_factory=dict)
     histograms: Mapping[str, LatencyHistogram] = msgspec.field(default_factory=dict)
+    failed_requests: FailedRequests | None = None
 
     def __repr__(self) -> str:
         return f"<Sample {self.window.text}: {self.completed_rps:.4g} req/s, {self.in_flight_mean:.4g} in flight>"
@@ -138,9 +141,13 @@ class Measurement:
         single_rate: requests a second of one request at a time; None where not measured.
         spent_s: seconds of server time by phase (``warm-up``, ``hold``, ``open loop`` ...).
         problems: why the measurement cannot be trusted; empty when it can.
+        failed_requests: by kind, with the server's words; None where no request failed.
         simulated: no real server was measured.
         seed: of arrivals, lengths and prompts.
         budgeted: the requirement's qps and gpus were declared, so they are not placeholders.
+        at_least_rps: the rate that was shown, where `sustainable_rate` is an extrapolation beyond all that was
+            measured, or where there is none; reports name this bound in its place. None otherwise.
+        reason: why there is no sustainable rate, in one sentence; empty where there is one.
     """
 
     requirement: Requirement
@@ -151,9 +158,12 @@ class Measurement:
     single_rate: Interval | None = None
     spent_s: Mapping[str, float] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
+    failed_requests: FailedRequests | None = None
     simulated: bool = False
     seed: int = 0
     budgeted: bool = True
+    at_least_rps: float | None = None
+    reason: str = ""
 
     @property
     def gpus_required(self) -> int:
@@ -168,8 +178,9 @@ class Measurement:
                 f"{self.requirement.name}: gpus_required needs a rate: gpucap(qps=...) or --target-qps"
             )
         if self.sustainable_rate is None:
+            why = f": {self.reason}" if self.reason else ""
             raise NoSustainableRate(
-                f"{self.requirement.name}: no sustainable rate was found, so no GPUs can be counted"
+                f"{self.requirement.name}: no sustainable rate was found, so no GPUs can be counted{why}"
             )
         return gpus_for_rate(self.requirement, self.sustainable_rate.value)
 
@@ -303,6 +314,9 @@ def _percent(share: float) -> str:
 def _found(measurement: Measurement) -> str:
     """The rate in a few words. pytest shows this repr beside a figure of the result in a failed assertion."""
     found = measurement.sustainable_rate
+    if measurement.at_least_rps is not None:
+        simulated = ", SIMULATED" if measurement.simulated else ""
+        return f"at least {measurement.at_least_rps:.4g} req/s per replica{simulated}"
     if found is None:
         return "no sustainable rate"
     bound = f", bound by {measurement.binding}" if measurement.binding else ""

@@ -18,6 +18,7 @@ from pytest_gpucap.results.comparison import Comparison, RegressionDecision
 from pytest_gpucap.results.encoding import Figure
 from pytest_gpucap.results.ending import Ending
 from pytest_gpucap.results.environment import Environment
+from pytest_gpucap.results.failures import FailedRequests
 from pytest_gpucap.results.measured import Accuracy, Interval, MoreTime, Outcome, Sample
 from pytest_gpucap.results.problems import Problem
 from pytest_gpucap.results.telemetry import Bottleneck, TelemetryOverTime, TelemetrySummary
@@ -131,13 +132,16 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         line: of the test in its file, from 1; None where unknown.
         name: of the requirement.
         outcome: None unless `kind` is ``check``.
-        reason: one sentence on why this outcome and no other; empty unless `kind` is ``check``.
+        reason: one sentence on why this outcome and no other, or why there is no sustainable rate; empty for a rate
+            without a verdict.
         expected_failure: the test was marked to fail (xfail) and did.
         ending: how the test ended; None in early files.
         ending_reason: one line on why it did not pass; empty where it did.
         more_time: what more time would decide; None unless `outcome` is INCONCLUSIVE.
         simulated: no real server was measured.
         sustainable_rate: what one replica keeps for good within the SLO and without a growing backlog.
+        at_least_rps: the rate that was shown, where `sustainable_rate` is an extrapolation beyond all that was
+            measured, or where there is none. Reports then name this bound, not the extrapolation. None otherwise.
         saturated_rate: at the highest concurrency held.
         single_rate: of one request at a time.
         binding: the limit that binds at the sustainable rate: a limit's name, ``backlog`` or ``errors``.
@@ -150,6 +154,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         samples: the measuring windows, in the order in which they were measured.
         spent_s: seconds of server time by phase, ``start-up`` included.
         problems: why the measurement cannot be trusted; empty when it can.
+        failed_requests: by kind, with the server's words; None where no request failed.
         seed: of arrivals, lengths and prompts.
         telemetry, bottleneck, series: None where nothing was watched.
         comparison: with a baseline; None where nothing was compared.
@@ -170,6 +175,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     workload: DeclaredWorkload
     slo: DeclaredSlo
     sustainable_rate: Interval | None
+    at_least_rps: Figure | None = None
     saturated_rate: Interval | None = None
     single_rate: Interval | None = None
     binding: str | None = None
@@ -184,6 +190,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     samples: tuple[Sample, ...]
     spent_s: Mapping[str, float]
     problems: tuple[Problem, ...] = ()
+    failed_requests: FailedRequests | None = None
     seed: int = 0
     environment: Environment
     telemetry: TelemetrySummary | None = None

@@ -64,6 +64,9 @@ def roofline_of(
         return _limits(server, gpu_class, workload, model, arguments or VllmArguments())
     except (ValueError, OSError) as error:  # a measurement must not be lost for a name that is no good path
         return NoLimit(str(error))
+    except (TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        # A config.json may hold anything.
+        return NoLimit(f"its config.json is not understood: {type(error).__name__}: {error}")
 
 
 class _Unknown(ValueError):  # noqa: N818 - what is lacking, never seen outside
@@ -189,7 +192,7 @@ def config_of(model: str) -> Mapping[str, Any] | None:
     for path in candidates:
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
         if isinstance(config, dict):
             return config

@@ -5,17 +5,24 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Final
 
+from pytest_gpucap.engines.errors import ServerError
+from pytest_gpucap.errors import GpuCapError
+from pytest_gpucap.gpu.lease import LeaseError
 from pytest_gpucap.markers import Declaration
-from pytest_gpucap.results.build import Context
+from pytest_gpucap.requirement import Requirement
+from pytest_gpucap.results.build import Context, unmeasured_result
+from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.measured import Sample
-from pytest_gpucap.results.problems import ProblemSource
-from pytest_gpucap.results.result import PhysicalLimit
+from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
+from pytest_gpucap.results.result import PhysicalLimit, Result, ResultKind
 from pytest_gpucap.results.telemetry import Bottleneck, BottleneckKind
 from pytest_gpucap.roofline.limits import NoLimit, Roofline
 from pytest_gpucap.roofline.plausibility import LEAST_WINDOW_S, share_of
 from pytest_gpucap.roofline.served import roofline_of
-from pytest_gpucap.session.environment import environment_of
+from pytest_gpucap.session.boundary import first_line
+from pytest_gpucap.session.environment import environment_of, host_and_plugin
 from pytest_gpucap.session.server_manager import SystemUnderTest
 from pytest_gpucap.telemetry.bottleneck import KnownLimits, find_bottleneck
 from pytest_gpucap.telemetry.over_time import binned_series
@@ -51,6 +58,26 @@ def context_of(
         limit=None if isinstance(limit, NoLimit) else limit,
         no_limit=limit.reason if isinstance(limit, NoLimit) else None,
     )
+
+
+def unmeasured(declared: Declaration, requirement: Requirement, test: str, kind: str, error: GpuCapError) -> Result:
+    """The result of a test whose measurement an error ended before it had one."""
+    reason = first_line(error).removeprefix(f"{declared.name} was not measured: ")
+    cause = error.__cause__ or error
+    source = next((source for known, source in _SOURCES if isinstance(cause, known)), ProblemSource.MEASUREMENT)
+    environment = Environment(model=declared.model, gpu_class=declared.gpu_class, **host_and_plugin())
+    return unmeasured_result(
+        requirement,
+        Context(test=test, line=declared.place.line, environment=environment),
+        ResultKind(kind),
+        Problem(source, ProblemKind.NOT_MEASURED, reason),
+        budgeted=declared.requirement is not None,
+        seed=declared.seed,
+    )
+
+
+_SOURCES: Final = ((ServerError, ProblemSource.SERVER), ((LeaseError, OSError, MemoryError), ProblemSource.HOST))
+"""Whose fault an error is."""
 
 
 def limits_of(target: SystemUnderTest, declared: Declaration) -> Roofline | NoLimit:

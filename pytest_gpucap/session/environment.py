@@ -21,10 +21,17 @@ def environment_of(target: SystemUnderTest) -> Environment:
         **_place(target),
         **target.endpoint.facts(),
         "remarks": tuple(getattr(target.runner, "remarks", ())),
+        **host_and_plugin(),
+    }
+    return Environment(**known)
+
+
+def host_and_plugin() -> dict[str, Any]:
+    """Fields that are known without a server."""
+    return {
         "host": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
         "plugin": f"pytest-gpucap {__version__}, Python {platform.python_version()}",
     }
-    return Environment(**known)
 
 
 def _place(target: SystemUnderTest) -> dict[str, Any]:

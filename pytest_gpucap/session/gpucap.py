@@ -5,15 +5,17 @@ A test file may import `GpuCap` for its annotations. So the methods that measure
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_gpucap.errors import MeasurementInvalid, PairInvalid
+from pytest_gpucap.errors import GpuCapError, MeasurementInvalid, NoSustainableRate, PairInvalid
 from pytest_gpucap.options import Options
 from pytest_gpucap.requirement import Number, Requirement, RequirementError, duration_s, positive, whole
+from pytest_gpucap.session.boundary import one_line
 
 if TYPE_CHECKING:
     from pytest_gpucap.results.build import Context
@@ -48,7 +50,7 @@ class GpuCap:
         self._declared, self._live = harness.declared, harness.live
         self._options = options
         self._test = test
-        self._keep, self._results = results.keep, results
+        self._results = results
         self._comparing = comparing
         self._pairing = pairing
         self._columns = columns
@@ -63,18 +65,22 @@ class GpuCap:
             pytest.fail.Exception: on FAIL, and on INCONCLUSIVE unless the options say otherwise.
             MeasurementInvalid: if the measurement cannot be trusted.
         """
-        from pytest_gpucap.report import terminal
-        from pytest_gpucap.results.measured import Outcome
-
-        self._results.asked = True
         requirement = self._declared.requirement
         if requirement is None:
             pytest.fail(
                 f"{self._declared.place}: check() needs a rate: gpucap(qps=...) or --target-qps",
                 pytrace=False,
             )
+        with self._one_result("check"):
+            return self._check(requirement)
+
+    def _check(self, requirement: Requirement) -> Verdict:
+        """See `check`."""
+        from pytest_gpucap.report import terminal
+        from pytest_gpucap.results.measured import Outcome
+
         verdict, result = self._checked(requirement)
-        kept = self._keep(result)
+        kept = self._results.keep(result)
         if verdict.outcome is Outcome.INVALID:
             raise MeasurementInvalid(terminal.failure(result, self._columns))
         undecided = verdict.outcome is Outcome.INCONCLUSIVE
@@ -103,33 +109,28 @@ class GpuCap:
 
         Raises:
             MeasurementInvalid: if the measurement cannot be trusted.
+            NoSustainableRate: if it found no rate.
         """
-        self._results.asked = True
-        measurement, result = self._measured()
-        kept = self._keep(result)
-        _trusted(measurement)
-        self._compared(kept)
-        return measurement
+        with self._one_result("measure"):
+            measurement, result = self._measured()
+            kept = self._results.keep(result)
+            _trusted(measurement)
+            self._compared(kept)
+            return measurement
 
     def sweep(self) -> Curve:
         """Measure latency against rate, up to saturation.
 
         Raises:
             MeasurementInvalid: if the measurement cannot be trusted.
+            NoSustainableRate: if it found no rate.
         """
-        from pytest_gpucap.measure import procedure
-        from pytest_gpucap.results.build import sweep_result
-
-        self._results.asked = True
-        with self._harness.driven() as (runner, settings, target):
-            curve = procedure.sweep(runner, self._harness.requirement, settings, self._live)
-            roofline = self._roofline(target)
-            curve = replace(curve, measurement=self._bounded(curve.measurement, roofline))
-            result = sweep_result(curve, self._context(target, curve.measurement.samples, roofline))
-        kept = self._keep(result)
-        _trusted(curve.measurement)
-        self._compared(kept)
-        return curve
+        with self._one_result("sweep"):
+            curve, result = self._swept()
+            kept = self._results.keep(result)
+            _trusted(curve.measurement)
+            self._compared(kept)
+            return curve
 
     def sample(self, *, rate: Number | None = None, concurrency: int | None = None, duration: Number = "30s") -> Sample:
         """Drive the server for one window at a rate (open loop) or a concurrency (closed loop).
@@ -141,17 +142,22 @@ class GpuCap:
 
         Raises:
             RequirementError: if neither or both are given, or a value is invalid.
+            MeasurementInvalid: if the load cannot be produced, or most requests failed.
         """
-        from pytest_gpucap.measure import procedure
-        from pytest_gpucap.results.build import sample_result
-        from pytest_gpucap.roofline.plausibility import checked_sample
-
-        self._results.asked = True
         if (rate is None) == (concurrency is None):
             raise RequirementError("sample() takes either rate= or concurrency=")
         rate_rps = None if rate is None else float(positive(rate, "rate"))
         held = None if concurrency is None else whole(concurrency, "concurrency")
         length_s = duration_s(duration, "duration")
+        with self._one_result("sample"):
+            return self._sampled(rate_rps, held, length_s)
+
+    def _sampled(self, rate_rps: float | None, held: int | None, length_s: float) -> Sample:
+        """See `sample`."""
+        from pytest_gpucap.measure import procedure
+        from pytest_gpucap.results.build import sample_result
+        from pytest_gpucap.roofline.plausibility import checked_sample
+
         requirement = self._harness.requirement
         with self._harness.driven() as (runner, settings, target):
             sample = procedure.sample(
@@ -160,7 +166,7 @@ class GpuCap:
             roofline = self._roofline(target)
             sample = checked_sample(sample, roofline)
             context = self._context(target, (sample,), roofline)
-            self._keep(
+            self._results.keep(
                 sample_result(sample, requirement, context, simulated=runner.simulated, seed=self._declared.seed)
             )
         return sample
@@ -172,12 +178,17 @@ class GpuCap:
             RequirementError: if the test declares no questions.
             MeasurementInvalid: if no answer came.
         """
-        self._results.asked = True
         declared = self._declared
         if declared.workload.questions is None:
             raise RequirementError(f'{declared.place}: accuracy() needs gpucap(questions=FILE), or "arithmetic"')
+        with self._one_result():
+            return self._graded()
+
+    def _graded(self) -> Accuracy:
+        """See `accuracy`."""
         from pytest_gpucap.accuracy.measurement import measure_accuracy
 
+        declared = self._declared
         with self._harness.driven():
             found = measure_accuracy(
                 self._harness.server(),
@@ -223,13 +234,44 @@ class GpuCap:
             measurement = self._bounded(measurement, roofline)
             return measurement, measure_result(measurement, self._context(target, measurement.samples, roofline))
 
+    def _swept(self) -> tuple[Curve, Result]:
+        """One run of the sweep."""
+        from pytest_gpucap.measure import procedure
+        from pytest_gpucap.results.build import sweep_result
+
+        with self._harness.driven() as (runner, settings, target):
+            curve = procedure.sweep(runner, self._harness.requirement, settings, self._live)
+            roofline = self._roofline(target)
+            curve = replace(curve, measurement=self._bounded(curve.measurement, roofline))
+            return curve, sweep_result(curve, self._context(target, curve.measurement.samples, roofline))
+
+    @contextmanager
+    def _one_result(self, kind: str | None = None) -> Iterator[None]:
+        """Whatever goes wrong: one line for the test, and a result if a measurement of `kind` has kept none itself."""
+        self._results.asked = True
+        before = self._results.count
+        try:
+            with one_line(f"{self._declared.name} was not measured"):
+                yield
+        except RequirementError:
+            raise
+        except GpuCapError as error:
+            if kind is not None and self._results.count == before:
+                self._results.keep(self._unmeasured(kind, error))
+            raise
+
+    def _unmeasured(self, kind: str, error: GpuCapError) -> Result:
+        from pytest_gpucap.session.context import unmeasured
+
+        return unmeasured(self._declared, self._harness.requirement, self._test, kind, error)
+
     def _compare_check(self, requirement: Requirement, kept: KeptResult) -> None:
         """Compare a check that passes. If its rate is not precise enough, it is measured first."""
         if not self._comparing.wants_more_than(kept.result):
             self._comparing.compare(kept, self._again(lambda: self._checked_sharply(requirement, start=1)))
             return
         _, sharper = self._measured()
-        self._keep(sharper)
+        self._results.keep(sharper)
         self._comparing.compare(kept, self._again(lambda: self._measured(start=1)[1]), sharper)
 
     def _checked_sharply(self, requirement: Requirement, start: int) -> Result:
@@ -285,7 +327,10 @@ class GpuCap:
 
 
 def _trusted(measurement: Measurement) -> Measurement:
+    """The measurement, if it can be trusted and found a rate."""
     if measurement.problems:
         why = "; ".join(problem.text for problem in measurement.problems)
         raise MeasurementInvalid(f"{measurement.requirement.name} was not measured: {why}")
+    if measurement.sustainable_rate is None:
+        raise NoSustainableRate(f"{measurement.requirement.name} has no sustainable rate: {measurement.reason}")
     return measurement

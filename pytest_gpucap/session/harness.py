@@ -11,6 +11,7 @@ from pytest_gpucap.engines.protocol import LoadRequest, Server
 from pytest_gpucap.errors import MeasurementInvalid
 from pytest_gpucap.gpu.lease import LeaseError
 from pytest_gpucap.load.protocol import LoadRunner
+from pytest_gpucap.load.trace import too_long
 from pytest_gpucap.markers import Declaration
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.options import Options
@@ -67,6 +68,8 @@ class Harness:
             target = self._manager.server(self.placement, self.live)
         except LeaseError as error:
             raise MeasurementInvalid(f"{self.declared.name} was not measured: {error}") from error
+        if why := too_long(self.declared.workload, target.endpoint.capabilities().max_model_len):
+            raise MeasurementInvalid(f"{self.declared.name} was not measured: {why}")
         telemetry = target.telemetry
         if telemetry is not None:
             self.live.gpu = lambda: glance(telemetry)

@@ -48,10 +48,13 @@ class KeptResults:
     def __init__(self, heard: Callable[[Sequence[Result]], None] | None = None) -> None:
         self.asked = False
         self._kept: list[KeptResult] = []
+        self.count = 0
+        """Results kept so far, those taken included."""
         self._heard = heard
 
     def keep(self, result: Result) -> KeptResult:
         """Keep a result; the test may add to the one returned."""
+        self.count += 1
         self._kept.append(kept := KeptResult(result, self._tell))
         self._tell()
         return kept

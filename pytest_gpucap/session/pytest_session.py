@@ -15,6 +15,8 @@ import pytest
 from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.markers import Declaration, declare, place_of, same_declaration
 from pytest_gpucap.options import Options
+from pytest_gpucap.requirement import RequirementError
+from pytest_gpucap.session.boundary import fault, one_line
 from pytest_gpucap.session.placement import Placement, check_gpu_class, place
 
 if TYPE_CHECKING:
@@ -72,8 +74,10 @@ class PytestSession:
                 if plan is None:
                     plans[key] = plan = self._plan(item, served=served)
                 item.stash[_PLAN] = plan
-            except ValueError as error:
+            except (ValueError, GpuCapError, OSError) as error:
                 mistakes.append(f"{place_of(item)}: {error}")
+            except Exception as error:  # noqa: BLE001 - the boundary to pytest: any other is a bug, and is named as one
+                mistakes.append(f"{place_of(item)}: {fault(error)}")
         self._mistakes = "\n".join(dict.fromkeys(mistakes))
         return self._mistakes
 
@@ -85,6 +89,9 @@ class PytestSession:
         """
         declared = _with_trace(declare(item, self._options))
         placed = place(declared, self._options, needs_server=served)
+        measures = "gpucap" in getattr(item, "fixturenames", ())
+        if measures and placed.engine is not None:
+            _check_length(declared, placed.engine)
         if self._options.base_python is None and self._options.base_args is None:
             return _Plan(declared, placed, None)
         from pytest_gpucap.session.base_and_head import base_of
@@ -156,17 +163,22 @@ class PytestSession:
 
     def server(self, item: pytest.Item) -> Server:
         """The test's server, ready."""
-        return self._servers().server(self._placed(item), self._live(item)).endpoint
+        placed, live = self._placed(item), self._live(item)
+        with one_line(f"{declaration(item).name} has no server"):
+            return self._servers().server(placed, live).endpoint
 
     def target(self, item: pytest.Item) -> SystemUnderTest:
         """The test's leased devices."""
-        return self._servers().target(self._placed(item), self._live(item))
+        placed, live = self._placed(item), self._live(item)
+        with one_line(f"{declaration(item).name} has no device"):
+            return self._servers().target(placed, live)
 
     def release_unless_needed(self, nextitem: pytest.Item | None) -> None:
         """End the server that is running unless the next test shares it."""
         if self._manager is not None:
             plan = None if nextitem is None else nextitem.stash.get(_PLAN, None)
-            self._manager.keep_only(None if plan is None else plan.placed.key)
+            with one_line("the server was not ended"):
+                self._manager.keep_only(None if plan is None else plan.placed.key)
 
     def explain(self, operator: str, left: object, right: object) -> list[str] | None:
         """Explain a failed comparison in the running test; None if neither side is a figure that the test measured."""
@@ -197,7 +209,8 @@ class PytestSession:
     def close(self) -> None:
         """End everything that was started."""
         if self._manager is not None:
-            self._manager.keep_only(None)
+            with one_line("the server was not ended"):
+                self._manager.keep_only(None)
 
     def _servers(self) -> ServerManager:
         """The server manager, made when a test first asks for devices or a server."""
@@ -235,6 +248,20 @@ def _with_trace(declared: Declaration) -> Declaration:
     workload = with_trace_lengths(declared.workload)
     requirement = declared.requirement and replace(declared.requirement, workload=workload)
     return replace(declared, workload=workload, requirement=requirement)
+
+
+def _check_length(declared: Declaration, engine: Engine) -> None:
+    """Check that the longest request fits the server's context, as far as its arguments tell.
+
+    Raises:
+        RequirementError: if it does not.
+    """
+    if engine.max_model_len is None:
+        return
+    from pytest_gpucap.load.trace import too_long
+
+    if why := too_long(declared.workload, engine.max_model_len):
+        raise RequirementError(why)
 
 
 def kept_results(item: pytest.Item) -> KeptResults:

@@ -10,6 +10,7 @@ import numpy as np
 from pytest_gpucap.arrays import Floats, Ints
 from pytest_gpucap.load.protocol import (
     ClosedLoop,
+    ErrorText,
     Histogram,
     Journal,
     LoadError,
@@ -198,6 +199,10 @@ class SimRunner:
             bins_start_s=0.0,
             tokens=self._tokens[: int(self.clock.time_s / BIN_S) + 1].copy(),
         )
+
+    def error_texts(self) -> list[ErrorText]:
+        """See `LoadRunner.error_texts`."""
+        return []
 
     def close(self) -> None:
         """See `LoadRunner.close`."""

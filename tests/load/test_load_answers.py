@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_gpucap.load.protocol import ClosedLoop, Journal, OpenLoop, PhaseSpan, Status
+from pytest_gpucap.load.protocol import ClosedLoop, ErrorText, Journal, OpenLoop, PhaseSpan, Status
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.requirement import ApiKind, Length, Workload
 from tests.load.rawserver import HEAD, RawServer, Script, chunk, events, good, token, usage
@@ -26,7 +26,7 @@ WORKLOAD = Workload(Length.fixed(32), Length.fixed(TOKENS), endpoint=ApiKind.COM
 class Result:
     journal: Journal
     span: PhaseSpan
-    errors: dict[str, int]
+    errors: list[ErrorText]
 
     @property
     def statuses(self) -> list[Status]:
@@ -170,6 +170,49 @@ WAYS: dict[str, list[bytes | None]] = {
     "an interim answer first": [b"HTTP/1.1 100 Continue\r\n\r\n", *good()],
     "trailers after the last chunk": [*good()[:-1], b"0\r\nServer-Timing: x\r\n\r\n"],
     "chunk extensions": [HEAD, *(part.replace(b"\r\n", b";a=b\r\n", 1) for part in good()[1:-1]), b"0\r\n\r\n"],
+    "a usage in every event, and none after them": [
+        HEAD,
+        *(
+            chunk(
+                b'data: %b,"usage":{"prompt_tokens":32,"completion_tokens":%d}}\n\n' % (data.removesuffix(b"}"), made)
+            )
+            for made, data in enumerate(events()[:TOKENS], 1)
+        ),
+        chunk(b"data: [DONE]\n\n"),
+        b"0\r\n\r\n",
+    ],
+    "a usage at the beginning, and another at the end": [
+        HEAD,
+        chunk(b"data: %b\n\n" % usage(completion=0)),
+        *good()[1:],
+    ],
+    "no DONE after the reason to finish": [*good()[: TOKENS + 1], chunk(b"data: %b\n\n" % usage()), b"0\r\n\r\n"],
+    "no blank line after DONE": [*good()[:-2], chunk(b"data: [DONE]\n"), b"0\r\n\r\n"],
+    "no line end after DONE": [
+        b"HTTP/1.0 200 OK\r\nContent-Type: text/event-stream\r\n\r\n",
+        b"".join(b"data: %b\n\n" % data for data in events()).rstrip(b"\n"),
+        None,
+    ],
+    "events that keep the connection open": [
+        HEAD,
+        chunk(b"event: ping\ndata: now\n\n"),
+        chunk(b"data:\n\n"),
+        *(chunk(b"event: message\ndata: %b\n\n" % data) for data in events()),
+        b"0\r\n\r\n",
+    ],
+    "log probabilities": [
+        HEAD,
+        *(
+            chunk(b"data: %b\n\n" % data.replace(b'"logprobs":null', b'"logprobs":{"tokens":["t"],"top":[{"t":-1}]}'))
+            for data in events()
+        ),
+        b"0\r\n\r\n",
+    ],
+    "an unknown reason to finish an answer of the right length": [
+        HEAD,
+        *(chunk(b"data: %b\n\n" % data.replace(b'"length"', b'"full"')) for data in events()),
+        b"0\r\n\r\n",
+    ],
     "closing after the answer": [
         HEAD.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"),
         *good()[1:],
@@ -240,6 +283,11 @@ def plain(status: str, body: bytes, content_type: str = "application/json", extr
     return head.encode() + body
 
 
+def said(*data: bytes) -> list[bytes]:
+    """Events, one chunk each, and the end of the answer."""
+    return [*(chunk(b"data: %b\n\n" % each) for each in data), b"0\r\n\r\n"]
+
+
 ZIPPED = gzip.compress(stream_body())
 BROKEN: dict[str, tuple[Script, Status, str]] = {
     "a JSON error of the client": (
@@ -250,13 +298,13 @@ BROKEN: dict[str, tuple[Script, Status, str]] = {
     "an HTML error of a gateway": (
         [plain("502 Bad Gateway", b"<html><h1>Bad  Gateway</h1></html>", "text/html")],
         Status.HTTP_5XX,
-        "HTTP 502: <html><h1>Bad Gateway</h1>",
+        "Bad Gateway",
     ),
-    "an error without a body": ([plain("503 Service Unavailable", b"")], Status.HTTP_5XX, "HTTP 503"),
+    "an error without a body": ([plain("503 Service Unavailable", b"")], Status.HTTP_5XX, ""),
     "a redirect": (
         [plain("307 Temporary Redirect", b"", extra="Location: /elsewhere\r\n")],
         Status.REDIRECT,
-        "HTTP 307",
+        "",
     ),
     "gzip though refused": (
         [plain("200 OK", ZIPPED, "text/event-stream", "Content-Encoding: gzip\r\n")],
@@ -288,11 +336,112 @@ BROKEN: dict[str, tuple[Script, Status, str]] = {
     "no HTTP": ([b"SSH-2.0-OpenSSH_9.6\r\n"], Status.PROTOCOL, "not HTTP"),
     "a bad chunk": ([HEAD, b"zz\r\nhello\r\n"], Status.PROTOCOL, "not HTTP"),
     "HTTP/2 only": ([b"\x00\x00\x12\x04\x00\x00\x00\x00\x00" + bytes(18)], Status.PROTOCOL, "not HTTP"),
-    "no token at all": ([HEAD, chunk(b"data: [DONE]\n\n"), b"0\r\n\r\n"], Status.PROTOCOL, "without a token"),
+    "no token at all": ([HEAD, chunk(b"data: [DONE]\n\n"), b"0\r\n\r\n"], Status.EMPTY, "without a token"),
     "a usage beyond all measure": (
-        [*good()[:-3], chunk(b"data: %b\n\n" % usage(completion=10**12)), b"0\r\n\r\n"],
+        [*good()[:3], chunk(b"data: %b\n\n" % usage(completion=10**12)), b"0\r\n\r\n"],
         Status.RESET,
         "before [DONE]",
+    ),
+    "a reason to finish, and no token": (
+        [HEAD, *said(token("", finish="stop"), usage(completion=0), b"[DONE]")],
+        Status.EMPTY,
+        "an answer without a token (finish_reason 'stop')",
+    ),
+    "no token by the usage": (
+        [HEAD, *said(*events()[:-2], usage(completion=0), b"[DONE]")],
+        Status.EMPTY,
+        "an answer without a token",
+    ),
+    "nothing at all": ([HEAD, b"0\r\n\r\n"], Status.EMPTY, "an answer without a token"),
+    "an abort before the first token": (
+        [HEAD, *said(token("", finish="abort"), usage(completion=0), b"[DONE]")],
+        Status.ABORTED,
+        "finish_reason 'abort'",
+    ),
+    "an abort after some tokens": (
+        [HEAD, *said(token(), token("t", finish="abort"), usage(completion=2), b"[DONE]")],
+        Status.ABORTED,
+        "finish_reason 'abort'",
+    ),
+    "an abort after all tokens": (
+        [HEAD, *said(*(token() for _ in range(TOKENS)), token("", finish="abort"), usage(), b"[DONE]")],
+        Status.ABORTED,
+        "finish_reason 'abort'",
+    ),
+    "an engine's error": (
+        [HEAD, *said(token(), token("", finish="error"), usage(completion=1), b"[DONE]")],
+        Status.ENGINE_ERROR,
+        "finish_reason 'error'",
+    ),
+    "a filter": (
+        [HEAD, *said(token(), token("", finish="content_filter"), usage(completion=1), b"[DONE]")],
+        Status.CONTENT_FILTER,
+        "finish_reason 'content_filter'",
+    ),
+    "an unknown reason to finish too early": (
+        [HEAD, *said(token(), token("", finish="budget"), usage(completion=1), b"[DONE]")],
+        Status.ABORTED,
+        "finish_reason 'budget'",
+    ),
+    "an event named error": (
+        [*good()[:3], chunk(b'event: error\ndata: {"error":{"message":"worker lost"}}\n\n')],
+        Status.STREAM_ERROR,
+        "worker lost",
+    ),
+    "an event named error with plain text": (
+        [HEAD, chunk(b"event: error\ndata: out of memory\n\n"), b"0\r\n\r\n"],
+        Status.STREAM_ERROR,
+        "out of memory",
+    ),
+    "a field named error": (
+        [HEAD, chunk(b'error: {"code":429,"message":"slow down"}\n\n'), b"0\r\n\r\n"],
+        Status.STREAM_ERROR,
+        "slow down",
+    ),
+    "an error after the choices": (
+        [*good()[:3], *said(token().removesuffix(b"}") + b',"error":{"message":"provider gone"}}')],
+        Status.STREAM_ERROR,
+        "provider gone",
+    ),
+    "a detail in place of a chunk": (
+        [HEAD, *said(b'{"detail":"no such model"}')],
+        Status.STREAM_ERROR,
+        "no such model",
+    ),
+    "an error object in place of an event stream": (
+        [plain("200 OK", b'{"error":{"message":"quota used up","code":"insufficient_quota"}}')],
+        Status.STREAM_ERROR,
+        "quota used up",
+    ),
+    "an error object that says it is an event stream": (
+        [HEAD, chunk(b'{"error":{"message":"no capacity left"}}'), b"0\r\n\r\n"],
+        Status.STREAM_ERROR,
+        "no capacity left",
+    ),
+    "a page that says it is an event stream": (
+        [HEAD, chunk(b"<html><head><title>Sign in</title></head>\n<p>Please</p></html>\n"), b"0\r\n\r\n"],
+        Status.PROTOCOL,
+        "no event stream: Sign in",
+    ),
+    "a page in place of an event stream": (
+        [plain("200 OK", b"<html><title>Welcome &amp; log in</title></html>", "text/html")],
+        Status.PROTOCOL,
+        "answered with text/html instead of text/event-stream: Welcome & log in",
+    ),
+    "a page without an end": (
+        [b"HTTP/1.0 200 OK\r\nContent-Type: text/html\r\n\r\n<title>Sign in</title>", None],
+        Status.PROTOCOL,
+        "Sign in",
+    ),
+    "a key in the server's words": (
+        [plain("401 Unauthorized", b'{"error":{"message":"Incorrect API key provided: secret."}}')],
+        Status.HTTP_4XX,
+        "Incorrect API key provided: ***.",
+    ),
+    "control characters in the server's words": (
+        [plain("400 Bad Request", b'{"message":"\\u001b[31mred\\nline \\u202eend"}')],
+        Status.HTTP_4XX,
+        "\\x1b[31mred line \\u202eend",
     ),
     "fewer tokens than asked for": (good(TOKENS - 1), Status.SHORT, "3 tokens instead of 4"),
 }
@@ -309,7 +458,7 @@ def test_a_bad_answer_is_counted_by_its_kind_and_the_next_request_is_well(way: s
     _, status, text = BROKEN[way]
     row = 2 * list(BROKEN).index(way)
     assert broken.statuses[row : row + 2] == [status, Status.OK], broken.errors
-    assert any(error.startswith(f"{status.name.lower()}: ") and text in error for error in broken.errors), broken.errors
+    assert any(error.status is status and text in error.text for error in broken.errors), broken.errors
     assert np.isfinite(broken.journal.end_s[row])
 
 
@@ -333,7 +482,9 @@ def test_a_silent_server_runs_into_the_time_limit() -> None:
             assert runner.settle(FOREVER_S)
             journal = runner.journal()
         assert (journal.status == Status.TIMEOUT).all()
-        assert list(runner.error_texts()) == ["timeout: no whole answer within 0.3 s"]
+        assert {(each.status, each.text) for each in runner.error_texts()} == {
+            (Status.TIMEOUT, "no whole answer within 0.3 s")
+        }
     # Not from when it was sent: the time limit holds for connecting as well.
     assert (journal.end_s - journal.due_s >= 0.3).all()
 

@@ -30,7 +30,7 @@ from pytest_gpucap.load.event_loop import EventLoop
 from pytest_gpucap.load.fastpath.event_grammar import OTHER_EVENT, ROLE_EVENT, TOKEN_EVENT, USAGE_EVENT, classify
 from pytest_gpucap.load.fastpath.stream_state import FIRST_STREAMS, PREFIX_BYTES, StreamStates
 from pytest_gpucap.load.prompts import PromptRecipe, RequestComposer
-from pytest_gpucap.load.protocol import ClosedLoop, OpenLoop, Progress, Status
+from pytest_gpucap.load.protocol import ClosedLoop, ErrorText, OpenLoop, Progress, Status
 from pytest_gpucap.load.recorder import Recorder
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.load.shared_memory import (
@@ -267,7 +267,7 @@ class Records:
     rows: list[list[int]]
     tokens: int
     gaps: int
-    errors: dict[str, int]
+    errors: list[ErrorText]
 
 
 def records(scripts: list[Script]) -> Records:

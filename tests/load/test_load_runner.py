@@ -329,7 +329,7 @@ def test_cancelling_ends_what_is_in_flight() -> None:
         assert not runner.settle(0.1)
         assert runner.settle(FOREVER_S, cancel=True)
         assert runner.journal().status.tolist() == [Status.CANCELLED] * 3
-        assert runner.error_texts() == {}
+        assert runner.error_texts() == []
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ _CHOICES = _literal(b'","choices":[')
 _TEXT = _literal(b'{"index":0,"text":"')
 _CONTENT = _literal(b'{"index":0,"delta":{"content":"')
 _OPENING = _literal(b'{"index":0,"delta":{"role":"assistant","content":""}')
+_FINISHED = _literal(b'"finish_reason":"')
 _PROMPT = _literal(b'],"usage":{"prompt_tokens":')
 _TOTAL = _literal(b',"total_tokens":')
 _OUTPUT = _literal(b',"completion_tokens":')
@@ -54,8 +55,10 @@ def classify(text: Bytes, at: int, end: int) -> tuple[int, int, int]:
     usage = after(text, at, end, _PROMPT)
     if usage >= 0:
         return _usage(text, usage, end)
-    if after(text, at, end, _OPENING) >= 0:
-        return ROLE_EVENT, 0, 0
+    opening = after(text, at, end, _OPENING)
+    if opening >= 0:
+        # Some servers end an answer with the very chunk that opens it.
+        return (OTHER_EVENT if _contains(text, opening, end, _FINISHED) else ROLE_EVENT), 0, 0
     token = after(text, at, end, _TEXT)
     if token < 0:
         token = after(text, at, end, _CONTENT)
@@ -88,6 +91,15 @@ def after(text: Bytes, at: int, end: int, literal: Bytes) -> int:
         if text[at + i] != literal[i]:
             return -1
     return at + literal.size
+
+
+@compiled
+def _contains(text: Bytes, at: int, end: int, literal: Bytes) -> bool:
+    """Whether `literal` stands somewhere in ``text[at:end]``."""
+    for start in range(at, end - literal.size + 1):  # noqa: SIM110 - compiled code has no generators
+        if after(text, start, end, literal) >= 0:
+            return True
+    return False
 
 
 @compiled

@@ -23,7 +23,7 @@ from pytest_gpucap.arrays import Bytes, Int32s, Ints
 from pytest_gpucap.jit import compiled, foreign
 from pytest_gpucap.load.event_stream import FIELD
 from pytest_gpucap.load.fastpath.event_grammar import OTHER_EVENT, ROLE_EVENT, TOKEN_EVENT, USAGE_EVENT, after, classify
-from pytest_gpucap.load.fastpath.stream_state import PREFIX_BYTES, STREAM_STATE, ReadState
+from pytest_gpucap.load.fastpath.stream_state import PREFIX_BYTES, STREAM_STATE, TAIL_BYTES, ReadState
 from pytest_gpucap.load.recorder import Recorder
 from pytest_gpucap.load.shared_memory import TOKEN_BIN_S, TOKEN_BINS, Count, HistogramKind, histogram_bin, item_view
 from pytest_gpucap.load.timestamps import ANCILLARY_BYTES, SO_TIMESTAMPNS
@@ -114,6 +114,7 @@ def _drain(
     control: _Records,
     streams: _Records,
     prefixes: Bytes,
+    tails: Bytes,
     stream_of: Ints,
     heads: Bytes,
     head_sizes: Ints,
@@ -128,7 +129,7 @@ def _drain(
     c = control[0]
     while True:
         if c["at"] < c["end"]:
-            found = _take(c, streams, prefixes, heads, head_sizes, buffer, tokens, counts, histograms)
+            found = _take(c, streams, prefixes, tails, heads, head_sizes, buffer, tokens, counts, histograms)
             if found == ENDED:
                 stream_of[c["fd"]] = -1
             if found != NOTHING:
@@ -192,6 +193,7 @@ def _take(
     c: _Record,
     streams: _Records,
     prefixes: Bytes,
+    tails: Bytes,
     heads: Bytes,
     head_sizes: Ints,
     buffer: Bytes,
@@ -218,6 +220,7 @@ def _take(
         c["at"] = stop + _EVENT_END.size
         kind = _kind(c, s, prefixes, buffer, start, stop)
         if kind == TOKEN_EVENT:
+            _keep_end(c, s, tails, buffer, start, stop)
             _token(c, s, streams, stop - start, tokens, counts, histograms)
         elif kind == OTHER_EVENT:
             c["data_at"] = start
@@ -253,6 +256,7 @@ def _kind(c: _Record, s: _Record, prefixes: Bytes, buffer: Bytes, start: int, st
         elif kind == USAGE_EVENT:
             s["counted_prompt"] = first
             s["counted_output"] = second
+            s["counted_at"] = s["events"]
         elif kind == OTHER_EVENT and after(buffer, start, stop, _DONE) == stop:
             s["done"] = 1
             return ROLE_EVENT
@@ -260,6 +264,14 @@ def _kind(c: _Record, s: _Record, prefixes: Bytes, buffer: Bytes, start: int, st
     if kind == TOKEN_EVENT and after(buffer, stop - _CHOICES_END.size, stop, _CHOICES_END) < 0:
         return TOKEN_EVENT if after(buffer, stop - _NULL_END.size, stop, _NULL_END) > 0 else OTHER_EVENT
     return kind
+
+
+@compiled
+def _keep_end(c: _Record, s: _Record, tails: Bytes, buffer: Bytes, start: int, stop: int) -> None:
+    """Keep the end of a token event: it may be the last, and then says why the answer ended."""
+    size = min(stop - start, TAIL_BYTES)
+    _copy(tails.ctypes.data + c["stream"] * TAIL_BYTES, buffer.ctypes.data + stop - size, size)
+    s["last_bytes"] = stop - start
 
 
 @compiled
@@ -397,6 +409,7 @@ class FastReader:
             self._control,
             streams.records,
             streams.prefixes,
+            streams.tails,
             self._stream_of,
             self._heads,
             self._head_sizes,

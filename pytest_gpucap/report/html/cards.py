@@ -12,13 +12,18 @@ from pytest_gpucap.report import rows
 from pytest_gpucap.report.formatting import (
     bound_by_parts,
     gpus,
+    gpus_needed,
     interval,
     known,
     limit_name,
     percent,
+    percentile_name,
     rate,
     seconds,
+    shown_bound,
     significant,
+    slack_text,
+    sustained,
 )
 from pytest_gpucap.report.headline import Tone, result_headlines, standing
 from pytest_gpucap.report.html.distributions import LATENCY_METRICS
@@ -169,7 +174,9 @@ def result_cards(results: Sequence[Result]) -> list[ResultCard]:
 
 
 def _card(result: Result, number: int) -> ResultCard:
-    found, design, needed = result.sustainable_rate, result.design_rate_rps, result.gpus_required
+    bound, design, needed = shown_bound(result), result.design_rate_rps, gpus_needed(result)
+    found = result.sustainable_rate if bound is None else None
+    most = "" if bound is None else "at most "
     return ResultCard(
         anchor=f"result-{number}",
         name=result.name,
@@ -179,11 +186,11 @@ def _card(result: Result, number: int) -> ResultCard:
         reason=result.reason,
         simulated=result.simulated,
         opened=number <= _OPEN_AT_FIRST,
-        rate=EMPTY_CELL if found is None else _number(found.value),
+        rate=sustained(result) if bound is not None else EMPTY_CELL if found is None else _number(found.value),
         interval=_range(found),
         design=significant(design) if design else EMPTY_CELL,
-        needed=EMPTY_CELL if needed is None else f"{needed} of {result.requirement.gpus}",
-        slack=EMPTY_CELL if result.slack is None else percent(result.slack.value, signed=True),
+        needed=EMPTY_CELL if needed is None else f"{most}{needed} of {result.requirement.gpus}",
+        slack=slack_text(result) or EMPTY_CELL,
         span=_span(found, design),
         facts=tuple(_facts(result)),
         notes=tuple(_notes(result)),
@@ -210,7 +217,9 @@ def _facts(result: Result) -> list[Fact]:
 
 
 def _capacity(result: Result) -> list[Fact]:
-    found = result.sustainable_rate
+    found, bound = result.sustainable_rate, shown_bound(result)
+    if bound is not None:
+        return [Fact("Sustainable rate", sustained(result) + " req/s", "more was not measured")]
     if found is None:
         return []
     return [
@@ -228,12 +237,17 @@ def _budget(result: Result) -> list[Fact]:
     if result.design_rate_rps:
         asked = f"{declared.qps:g} req/s x {declared.headroom:g}, per replica"
         figures.append(Fact("Design rate", rate(result.design_rate_rps), asked))
-    if result.slack is not None:
+    bound = shown_bound(result)
+    if bound is not None:
+        figures += [Fact("Slack", slack_text(result), "by what was shown")] if result.design_rate_rps else []
+    elif result.slack is not None:
         value, low, high = (
             percent(end, signed=True) for end in (result.slack.value, result.slack.low, result.slack.high)
         )
         figures.append(Fact("Slack", value, f"{low} to {high}"))
-    if result.gpus_required is not None:
+    if bound is not None:
+        figures.append(Fact("GPUs needed", f"at most {gpus_needed(result)}", f"budget {declared.gpus}"))
+    elif result.gpus_required is not None:
         ends = result.gpus_interval
         note = f"; {ends[0]} to {ends[1]} over the interval" if ends is not None and ends[0] != ends[1] else ""
         figures.append(Fact("GPUs needed", str(result.gpus_required), f"budget {declared.gpus}{note}"))
@@ -269,6 +283,9 @@ def _notes(result: Result) -> list[Note]:
     if result.problems:
         problems = tuple(problem.text for problem in result.problems)
         notes.append(Note("Why the measurement cannot be trusted", problems, "bad"))
+    if found := result.failed_requests:
+        title = f"{found.failed} of {found.ended} requests failed"
+        notes.append(Note(title, tuple(map(str, found.kinds)), "warn"))
     if result.comparison is not None:
         (_, decided), *others = rows.comparison(result)
         lines = tuple(f"{name}: {value}" if name else value for name, value in others)
@@ -281,8 +298,8 @@ def _notes(result: Result) -> list[Note]:
     if watched := rows.host(result):
         remarks = rows.remarks(result)
         notes.append(Note("Host", tuple(value for _, value in watched), "warn" if remarks else "plain"))
-    if found := result.bottleneck:
-        notes.append(Note(f"Bottleneck: {found.kind}", found.evidence, advice=found.advice))
+    if bottleneck := result.bottleneck:
+        notes.append(Note(f"Bottleneck: {bottleneck.kind}", bottleneck.evidence, advice=bottleneck.advice))
     return notes
 
 
@@ -382,7 +399,9 @@ def _curve_text(result: Result) -> str:
     """A text description of the chart of latency against rate, for screen readers."""
     found, design = result.sustainable_rate, result.design_rate_rps
     parts = [f"{len(result.samples)} measuring windows"]
-    if found is not None:
+    if shown_bound(result) is not None:
+        parts.append(f"sustainable rate {sustained(result)} req/s")
+    elif found is not None:
         parts.append(f"sustainable rate {rate(found.value)} ({_range(found)})")
     if design:
         parts.append(f"design rate {rate(design)}")
@@ -391,20 +410,26 @@ def _curve_text(result: Result) -> str:
 
 
 def windows_table(result: Result) -> WindowsTable:
-    """Every window with all its percentiles, in the order of time."""
+    """Every window with its percentiles, those that are limited among them, in the order of time."""
     samples = sorted(result.samples, key=lambda sample: sample.start_s)
-    metrics = [metric for metric in LATENCY_METRICS if any(metric in sample.latencies for sample in samples)]
-    limits = [name for name in result.slo.limits if any(name in sample.attainment for sample in samples)]
+    limited = [rows.kept_percentile(name) for name in result.slo.limits]
+    percents = sorted({50, 95, 99, *(percent for _, percent in limited)})
+    # Every limit has its columns, also where no window has a figure: it may be the one that binds.
+    seen = {metric for sample in samples for metric in sample.latencies} | {metric for metric, _ in limited}
+    metrics = [metric for metric in LATENCY_METRICS if metric in seen]
+    limits = list(result.slo.limits)
     headers = ("window", "start", "length", "load", "requests", "req/s", "tok/s", "in flight", "errors")
-    percentiles = (f"{percentile} {metric.upper()}" for metric in metrics for percentile in ("p50", "p95", "p99"))
+    percentiles = (percentile_name(metric, percent) for metric in metrics for percent in percents)
     within = (f"within {limit_name(name)}" for name in limits)
     return WindowsTable(
         (*headers, *percentiles, *within),
-        tuple(_window(sample, samples[0].start_s, metrics, limits) for sample in samples),
+        tuple(_window(sample, samples[0].start_s, metrics, percents, limits) for sample in samples),
     )
 
 
-def _window(sample: Sample, origin_s: float, metrics: Sequence[str], limits: Sequence[str]) -> tuple[str, ...]:
+def _window(
+    sample: Sample, origin_s: float, metrics: Sequence[str], percents: Sequence[int], limits: Sequence[str]
+) -> tuple[str, ...]:
     closed = sample.kind == "closed"
     return (
         sample.window.text,
@@ -416,20 +441,14 @@ def _window(sample: Sample, origin_s: float, metrics: Sequence[str], limits: Seq
         _number(sample.output_tokens_per_s),
         _number(sample.in_flight_mean),
         ", ".join(f"{count} {kind}" for kind, count in sample.errors.items()) or "0",
-        *(cell for metric in metrics for cell in _percentiles(sample.latencies.get(metric))),
+        *(_percentile(sample.latencies.get(metric), percent) for metric in metrics for percent in percents),
         *(_share(sample.attainment.get(name)) for name in limits),
     )
 
 
-def _percentiles(latency: Latency | None) -> tuple[str, str, str]:
-    """Cells of the median, p95 and p99."""
-    if latency is None:
-        return (EMPTY_CELL,) * 3
-    p50, p95, p99 = (
-        EMPTY_CELL if known(value) is None else seconds(value)
-        for value in (latency.p50_s, latency.p95_s, latency.p99_s)
-    )
-    return p50, p95, p99
+def _percentile(latency: Latency | None, percent: int) -> str:
+    value = None if latency is None else known(latency.percentile(percent))
+    return EMPTY_CELL if value is None else seconds(value)
 
 
 def _number(value: float | None) -> str:

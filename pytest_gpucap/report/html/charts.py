@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from pytest_gpucap.report.formatting import known, percentile_name, significant
+from pytest_gpucap.report.formatting import known, percentile_name, shown_bound, significant
 from pytest_gpucap.requirement import limited_percentile
 from pytest_gpucap.results.measured import KEPT_PERCENTILES, Sample
 from pytest_gpucap.results.result import DeclaredSlo, Result
@@ -272,10 +272,12 @@ def curve_chart(result: Result) -> CurveChart | None:
     for each in drawn_latencies(result.slo):
         by_name.setdefault(each.name, []).append(each)
     series = [_curve_series(limits, line, phases, joined=bool(result.points)) for limits in by_name.values()]
-    series = [each for each in series if each.points or each.windows]
-    if not series:
+    # A limit without a figure keeps its line: it may be the one that binds.
+    series = [each for each in series if each.points or each.windows or each.limits]
+    if not any(each.points or each.windows for each in series):
         return None
-    rate = result.sustainable_rate
+    # No estimate is drawn where nothing was measured.
+    rate = result.sustainable_rate if shown_bound(result) is None else None
     return CurveChart(
         series=series,
         line=[phase.label for phase in line],
