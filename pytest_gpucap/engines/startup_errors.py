@@ -143,7 +143,8 @@ PATTERNS = (
     ),
     _pattern(
         "unknown flag",
-        r"error: unrecognized arguments: (?P<flags>.*)",
+        # `vllm serve` lists their values too.
+        r"error: unrecognized arguments: (?P<flags>-\S*(?: -\S*)*)",
         "this vLLM does not know {flags}",
         "correct or remove the keyword of the vllm marker",
     ),

@@ -233,7 +233,7 @@ def test_a_failed_start_names_its_cause(
     with pytest.raises(ServerStartError) as caught:
         start_vllm(ServerSpec(model, args=VllmArguments(args), python=vllm_python, env=family.env, log_dir=tmp_path))
     assert caught.value.cause.startswith(cause)
-    assert len(caught.value.log_tail.splitlines()) == 30
+    assert 0 < len(caught.value.log_tail.splitlines()) <= 30
     assert "nanobind" not in caught.value.log_tail
     assert caught.value.log_path is not None
     assert caught.value.log_path.exists()
