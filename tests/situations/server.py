@@ -219,10 +219,10 @@ def whole(request: Request) -> list[bytes]:
     return [*tokens(request), usage(request), DONE]
 
 
-def sent(datas: Sequence[bytes], form: bytes = b"data: %b\n\n", *, head: bytes = SSE_HEAD, last: bytes = LAST) -> Reply:
+def sent(said: Sequence[bytes], form: bytes = b"data: %b\n\n", *, head: bytes = SSE_HEAD, last: bytes = LAST) -> Reply:
     """Events at the usual pace, a chunk each."""
     yield head
-    for data in datas:
+    for data in said:
         yield chunk(form % data)
         if b'"finish_reason":null' in data or b'"text"' in data:
             yield GAP_S
@@ -239,9 +239,9 @@ def spread(body: bytes, size: int, head: bytes = SSE_HEAD) -> Iterator[bytes | f
     yield LAST
 
 
-def events(datas: Iterable[bytes]) -> bytes:
+def events(said: Iterable[bytes]) -> bytes:
     """Events as one body."""
-    return b"".join(b"data: %b\n\n" % data for data in datas)
+    return b"".join(b"data: %b\n\n" % data for data in said)
 
 
 # -- behaviours -------------------------------------------------------------------------------------------------------
@@ -252,9 +252,9 @@ def good(request: Request) -> Reply:
     return sent(whole(request))
 
 
-def streams(datas: Callable[[Request], Sequence[bytes]], form: bytes = b"data: %b\n\n") -> Behaviour:
-    """The events that `datas` makes."""
-    return lambda request: sent(datas(request), form)
+def streams(said: Callable[[Request], Sequence[bytes]], form: bytes = b"data: %b\n\n") -> Behaviour:
+    """The events that `said` makes."""
+    return lambda request: sent(said(request), form)
 
 
 def always(*pieces: bytes | float | None) -> Behaviour:

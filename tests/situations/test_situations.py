@@ -71,24 +71,22 @@ def called(request: Request) -> Reply:
     call = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}
     part = {"index": 0, "function": {"arguments": '"'}}
     deltas = [{"tool_calls": [each]} for each in [call, *[part] * (request.asked - 1)]]
-    datas = [opening(request), *(token(request, delta=delta) for delta in deltas)]
-    return sent([*datas, token(request, "", "tool_calls", delta={}), usage(request), DONE])
+    said = [opening(request), *(token(request, delta=delta) for delta in deltas)]
+    return sent([*said, token(request, "", "tool_calls", delta={}), usage(request), DONE])
 
 
 def growing(request: Request) -> Reply:
     """A usage in every event, and none after them."""
     last = request.asked - 1
-    datas = [
-        token(request, "t", "length" if i == last else None, usage=counts(request, i + 1)) for i in range(last + 1)
-    ]
-    return sent([*datas, DONE])
+    said = [token(request, "t", "length" if i == last else None, usage=counts(request, i + 1)) for i in range(last + 1)]
+    return sent([*said, DONE])
 
 
 def several(request: Request, *, counted: bool = True) -> Reply:
     """Two tokens in an event."""
     half = (request.asked + 1) // 2
-    datas = [token(request, "t t", "length" if i == half - 1 else None) for i in range(half)]
-    return sent([*datas, *([usage(request)] if counted else []), DONE])
+    said = [token(request, "t t", "length" if i == half - 1 else None) for i in range(half)]
+    return sent([*said, *([usage(request)] if counted else []), DONE])
 
 
 def closed_at_the_end(request: Request) -> Reply:
