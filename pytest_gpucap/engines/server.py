@@ -361,4 +361,5 @@ def _unanswered(what: str, error: BaseException, way: str) -> EndpointError:
         if isinstance(reason, socket.gaierror)
         else isinstance(reason, OSError) and reason.errno in _LOADING_ERRNO
     )
-    return EndpointError(f"{what} failed: {str(reason) or type(reason).__name__}{way}", loading=loading)
+    why = " ".join(str(reason).split()) or type(reason).__name__
+    return EndpointError(f"{what} failed: {why}{way}", loading=loading)

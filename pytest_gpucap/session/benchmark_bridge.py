@@ -164,6 +164,7 @@ def extra_info(result: Result) -> dict[str, Any]:
         "kind": result.kind.value,
         "outcome": None if result.outcome is None else result.outcome.value,
         "sustainable_rate_rps": to_builtins(result.sustainable_rate),
+        "at_least_rps": result.at_least_rps,
         "binding": result.binding,
         "gpus_required": result.gpus_required,
         "gpus": result.requirement.gpus if result.kind is ResultKind.CHECK else None,
@@ -251,7 +252,9 @@ def _rate(result: Result) -> float:
     if result.kind is ResultKind.SAMPLE:
         rate_rps = result.samples[0].completed_rps
     else:
-        rate_rps = 0.0 if result.sustainable_rate is None else result.sustainable_rate.value
+        estimate = 0.0 if result.sustainable_rate is None else result.sustainable_rate.value
+        # As in every report, the bound that was shown stands in place of an extrapolation.
+        rate_rps = estimate if result.at_least_rps is None else result.at_least_rps
     return rate_rps if math.isfinite(rate_rps) else 0.0
 
 

@@ -116,8 +116,10 @@ def test_a_request_decodes_from_its_second_token_on() -> None:
 
 def test_a_limit_that_nothing_can_keep_gives_next_to_no_rate() -> None:
     limits = (LatencyLimit.parse("e2e_p95", "10ms"),)
-    found = sustainable_rate.sustainable(processor_sharing(1000.0), traffic_for(WORKLOAD), limits, 5.0)
-    assert found.rate_rps < 0.05
+    model, traffic = processor_sharing(1000.0), traffic_for(WORKLOAD)
+    found = sustainable_rate.sustainable(model, traffic, limits, 5.0)
+    assert found.rate_rps == pytest.approx(sustainable_rate.alone_rps(model, traffic))
+    assert found.rate_rps < 0.2
 
 
 def test_a_full_kv_cache_makes_requests_wait() -> None:

@@ -16,6 +16,7 @@ import pytest
 from aiohttp import web
 
 from pytest_gpucap import __version__
+from pytest_gpucap.access import server_root
 from pytest_gpucap.engines.vllm import VllmServer
 from pytest_gpucap.gpu.lease import lease_server
 from pytest_gpucap.load.address import one_name
@@ -181,8 +182,8 @@ def test_a_server_that_another_session_measures_is_waited_for(
     pytester.makepyfile("def test_it(gpucap):\n    gpucap.sample(rate=20, duration='1s')\n")
     spelled = simulator.replace("127.0.0.1", "localhost") + "/"
     options = [f"--gpucap-url={spelled}", "--gpucap-api-key-env=MY_KEY", "--gpucap-gpu-wait=1s"]
-    with lease_server(one_name(simulator), wait_s=0):
+    with lease_server(one_name(server_root(simulator)), wait_s=0):
         result = pytester.runpytest(*options)  # in this process, which has lock files of its own
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines([f"*was not measured: pid {os.getpid()} * came first and held its lease*"])
-    lease_server(one_name(simulator), wait_s=0).release()
+    lease_server(one_name(server_root(simulator)), wait_s=0).release()

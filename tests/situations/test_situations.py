@@ -44,6 +44,9 @@ from tests.situations.server import (
 )
 from tests.situations.table import KEY, Found, Situation, measured, tried
 
+GROUP = "situations"
+"""All rows are tried together, so one worker has them all; see the conftest."""
+
 PASS, FAIL, INVALID = Outcome.PASS, Outcome.FAIL, Outcome.INVALID
 
 # -- behaviours of more than one line ---------------------------------------------------------------------------------
