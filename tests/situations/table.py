@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -29,10 +31,14 @@ from pytest_gpucap.requirement import ApiKind, LatencyLimit, Length, Requirement
 from pytest_gpucap.results.failures import FailureKind
 from pytest_gpucap.results.measured import Measurement, Outcome
 from pytest_gpucap.results.problems import ProblemKind
+from pytest_gpucap.telemetry.host_watch import HostWatch
 from tests.situations.server import Behaviour, SituationServer
+from tests.telemetry.recorded_host import RecordedHost
 
 KEY: Final = "sk-secret-0123456789"
 """The key of every request. It must never be shown."""
+STRANGER: Final = 123
+"""A process that is not ours, on a recorded machine."""
 OUTPUT_TOKENS: Final = 8
 IN_FLIGHT: Final = 8
 """Most requests that are held in flight: each server here sustains about 100 requests a second with them."""
@@ -183,6 +189,27 @@ def checked(situation: Situation, lane: Lane) -> Found:
     with lane.driven(situation) as runner:
         verdict = procedure.check(runner, situation.requirement, SETTINGS)
     return Found(verdict.outcome, _causes(verdict.measurement), f"{verdict.reason}\n{_text(verdict.measurement)}")
+
+
+Machine = Callable[[RecordedHost, HostWatch], tuple[float, float]]
+"""What a machine does while it is watched; the window in which it does."""
+
+
+def on(machine: Machine, *, cores: int = 2) -> Callable[[Situation, Lane], Found]:
+    """Tried by `check`, while a machine of so many cores did this by its recorded files."""
+
+    def ask(situation: Situation, lane: Lane) -> Found:
+        with tempfile.TemporaryDirectory(prefix="gpucap-test-") as folder:
+            host = RecordedHost(Path(folder), cores=cores)
+            host.process(STRANGER, "stranger")
+            watch = host.watch()
+            window = machine(host, watch)
+            settings = replace(SETTINGS, trust=lambda _since_s, _until_s: watch.problems(*window))
+            with lane.driven(situation) as runner:
+                verdict = procedure.check(runner, situation.requirement, settings)
+        return Found(verdict.outcome, _causes(verdict.measurement), f"{verdict.reason}\n{_text(verdict.measurement)}")
+
+    return ask
 
 
 def measured(situation: Situation, lane: Lane) -> Found:

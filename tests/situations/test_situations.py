@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import gzip
 import json
+from typing import Any
 
 import pytest
 
 from pytest_gpucap.results.failures import FailureKind
 from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.results.problems import ProblemKind
+from pytest_gpucap.telemetry.host_watch import HostWatch
 from tests.situations.server import (
     CLOSE,
     DONE,
@@ -42,7 +44,8 @@ from tests.situations.server import (
     usage,
     whole,
 )
-from tests.situations.table import KEY, Found, Situation, measured, tried
+from tests.situations.table import KEY, STRANGER, Found, Machine, Situation, measured, on, tried
+from tests.telemetry.recorded_host import PYTEST, SERVER, RecordedHost
 
 GROUP = "situations"
 """All rows are tried together, so one worker has them all; see the conftest."""
@@ -303,7 +306,43 @@ INVALID_ONES = [
               probes=always(http(401, error("no key")))),
 ]  # fmt: skip
 
-SITUATIONS = [*HEALTHY, *FAILING, *INVALID_ONES]
+# -- machines: the server is well in all of them ---------------------------------------------------------------------
+
+
+def processes(seen: bool = True, **shown: Any) -> Machine:
+    """`seen`: all processes of the machine are listed, as they are not in a container. `shown`: see `RecordedHost`."""
+
+    def happens(host: RecordedHost, watch: HostWatch) -> tuple[float, float]:
+        if seen:
+            host.whole()
+            watch.sample()
+        return host.run(watch, **shown)
+
+    return happens
+
+
+OTHERS, STEAL, MEMORY = ProblemKind.OTHERS, ProblemKind.STEAL, ProblemKind.MEMORY
+MACHINES = [
+    Situation("the machine does nothing else", good, PASS, ask=on(processes(cores={SERVER: 0.9, PYTEST: 0.2}))),
+    Situation("another process takes the last core", good, INVALID, OTHERS, "pid 123 stranger 1.1",
+              ask=on(processes(cores={SERVER: 0.7, PYTEST: 0.2, STRANGER: 1.1}))),
+    Situation("another process uses what the server leaves", good, PASS,
+              ask=on(processes(cores={SERVER: 0.4, STRANGER: 1.0}, waiting=0.02))),
+    Situation("another process makes the server wait", good, INVALID, OTHERS, "stranger",
+              ask=on(processes(cores={SERVER: 0.4, STRANGER: 1.0}, waiting=0.4))),
+    Situation("another process on a machine of 96 cores", good, PASS,
+              ask=on(processes(cores={SERVER: 3.0, STRANGER: 1.0}, waiting=0.6), cores=96)),
+    Situation("others that a container does not list", good, INVALID, OTHERS,
+              ask=on(processes(seen=False, cores={SERVER: 0.9, STRANGER: 0.3}, unseen=0.8))),
+    Situation("the hypervisor takes a core", good, INVALID, STEAL, ask=on(processes(cores={SERVER: 1.2}, stolen=0.8))),
+    Situation("the hypervisor takes hardly anything", good, PASS,
+              ask=on(processes(cores={SERVER: 1.2}, stolen=0.01))),
+    Situation("the machine is short of memory", good, INVALID, MEMORY,
+              ask=on(processes(cores={SERVER: 0.5}, stalled=0.12))),
+    Situation("memory is waited for now and then", good, PASS, ask=on(processes(cores={SERVER: 0.5}, stalled=0.01))),
+]  # fmt: skip
+
+SITUATIONS = [*HEALTHY, *FAILING, *INVALID_ONES, *MACHINES]
 
 
 @pytest.fixture(scope="module")
