@@ -19,6 +19,7 @@ import msgspec
 from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.encoding import from_builtins, to_builtins
+from pytest_gpucap.results.ending import BROKEN
 from pytest_gpucap.results.measured import Outcome, Sample
 from pytest_gpucap.results.result import Result, ResultFile, ResultKind
 from pytest_gpucap.results.result_file import ResultFileError
@@ -202,7 +203,7 @@ def saved_form(content: ResultFile, *, simulated: bool, forced: bool = False) ->
     """A session's result file as it is saved: scrubbed, sorted, and with only simulated or only measured results.
 
     Results that show nothing (INVALID, or without a sustainable rate) are left out, so that they replace no better
-    ones. So are verdicts other than PASS and regressions, unless `forced`.
+    ones. So are verdicts other than PASS, regressions and results of tests that failed, unless `forced`.
     """
     kept = [
         result
@@ -217,11 +218,12 @@ def saved_form(content: ResultFile, *, simulated: bool, forced: bool = False) ->
 
 
 def _shows_something(result: Result) -> bool:
-    return result.trusted and (result.sustainable_rate is not None or result.kind is ResultKind.SAMPLE)
+    # One window, as a sample is, concludes nothing.
+    return result.trusted and result.sustainable_rate is not None and result.kind is not ResultKind.SAMPLE
 
 
 def _fell_short(result: Result) -> bool:
-    return result.outcome not in {Outcome.PASS, None} or result.regressed
+    return result.outcome not in {Outcome.PASS, None} or result.regressed or result.ending in BROKEN
 
 
 def _saved_result(result: Result) -> Result:

@@ -72,7 +72,11 @@ def save(options: Options, session: ResultFile) -> str:
     count, measured = len(new), len(session.results)
     said = [f"baseline {options.save}: {count} result{'' if count == 1 else 's'} saved in {shown(path)}"]
     if count < measured:
-        why = "simulated, without a rate, or invalid" if forced else "simulated, without a rate, or no PASS"
+        why = (
+            "simulated, without a rate, or invalid"
+            if forced
+            else "simulated, without a rate, no PASS, or of a failed test"
+        )
         said[0] += f", {measured - count} left out ({why})"
     renewed = {result.test for result in new}
     replaced = {result.test for result in before} & renewed

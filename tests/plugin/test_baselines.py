@@ -287,7 +287,7 @@ def test_a_failure_replaces_no_baseline_unless_it_is_forced_to(pytester: pytest.
     )
     result = pytester.runpytest(SIM, "--gpucap-save=main")
     result.assert_outcomes(passed=1, failed=1)
-    said = r"baseline main: 1 result saved in \S+, 1 left out \(simulated, without a rate, or no PASS\); "
+    said = r"baseline main: 1 result saved in \S+, 1 left out \([^)]+\); "
     said += r"replaced \S+::test_chat \(\S+ -> \S+ req/s\); kept the earlier result of \S+::test_second"
     assert re.search(said, unwrapped(result))
     second = {result.test: result for result in result_file.read(held).results}
@@ -299,6 +299,23 @@ def test_a_failure_replaces_no_baseline_unless_it_is_forced_to(pytester: pytest.
     forced.assert_outcomes(passed=1, failed=1)
     assert "baseline main: 2 results saved in gpucap-baselines/main.json; replaced " in unwrapped(forced)
     assert {result.outcome for result in result_file.read(held).results} == {Outcome.PASS, Outcome.FAIL}
+
+
+def test_samples_and_tests_that_fail_by_themselves_are_not_saved(pytester: pytest.Pytester) -> None:
+    engine(pytester.path / "mine.toml")
+    others = """
+    def test_window(gpucap):
+        gpucap.sample(rate=5, duration="5s")
+
+    def test_fails_by_itself(gpucap):
+        assert gpucap.measure().sustainable_rate.low > 1e9
+"""
+    pytester.makepyfile(test_suite=SUITE + others)
+    result = pytester.runpytest(SIM, "--target-qps=16", "--gpucap-save=main")
+    result.assert_outcomes(passed=2, failed=1)
+    assert "1 result saved in gpucap-baselines/main.json, 2 left out " in unwrapped(result)
+    [saved] = result_file.read(pytester.path / "gpucap-baselines" / "main.json").results
+    assert saved.test == "test_suite.py::test_chat"
 
 
 def test_a_baseline_of_failures_alone_is_not_begun(pytester: pytest.Pytester) -> None:
