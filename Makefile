@@ -13,7 +13,7 @@ WHEEL := dist/.built
 DEMO := examples --gpu-class cpu --target-qps 2 --gpucap-host-check=warn -v
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types unit coverage hooks matrix vllm install browser images clean
+.PHONY: help demo test lint types unit light real coverage hooks matrix vllm install browser images clean
 
 help: ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -35,9 +35,15 @@ types: install ## mypy, strict
 	@echo "== types"
 	$(BIN)/mypy
 
-unit: install vllm ## every test; those with the real vLLM CPU server run one at a time, beside the others
-	@echo "== tests"
-	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -n 3 --dist loadgroup
+unit: light real ## every test; with --jobs=2 both parts run side by side
+
+light: install ## the tests without vLLM
+	@echo "== tests without vLLM"
+	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -n 2 -m "not vllm_cpu and not one_process"
+
+real: install vllm ## the tests with the real vLLM CPU server and other tests in one process, one at a time
+	@echo "== tests with vLLM, one at a time"
+	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -m "vllm_cpu or one_process"
 
 coverage: install ## which lines the tests without vLLM run, lowest files first (some 15 minutes)
 	rm -f .coverage .coverage.*

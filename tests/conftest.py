@@ -27,21 +27,6 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("any machine")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that share what takes long to make run on one worker, beside the others; they take longest, so first."""
-    groups = {item: group for item in items if (group := _group(item))}
-    if config.pluginmanager.hasplugin("xdist"):
-        for item, group in groups.items():
-            item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item not in groups)
-
-
-def _group(item: pytest.Item) -> str:
-    """What a test shares with others; empty for nothing."""
-    # One real vLLM at a time: it takes a gigabyte of memory and both cores to start.
-    return "vllm_cpu" if item.get_closest_marker("vllm_cpu") else getattr(getattr(item, "module", None), "GROUP", "")
-
-
 @pytest.fixture(scope="session", autouse=True)
 def signals_end_processes() -> None:
     """What nohup and a script's `&` switch off for a job, and for every process that its tests start."""

@@ -47,8 +47,7 @@ from tests.situations.server import (
 from tests.situations.table import KEY, STRANGER, Found, Machine, Situation, measured, on, tried
 from tests.telemetry.recorded_host import PYTEST, SERVER, RecordedHost
 
-GROUP = "situations"
-"""All rows are tried together, so one worker has them all; see the conftest."""
+pytestmark = pytest.mark.one_process
 
 PASS, FAIL, INVALID = Outcome.PASS, Outcome.FAIL, Outcome.INVALID
 
