@@ -332,6 +332,22 @@ class Workload:
     answer_tokens: int | None = None
     """Most tokens that one answer may take; None: 2048, or half the server's context where that is less."""
 
+    @property
+    def longest(self) -> tuple[int, int]:
+        """Input and output tokens of the longest request. Of a trace's rows `load.trace.longest_request` knows."""
+        return self.input_tokens.high, self.output_tokens.high
+
+
+def too_long(request: tuple[int, int], max_model_len: int) -> str:
+    """Why a request of so many input and output tokens does not fit a server's context; empty if it does."""
+    prompt, answer = request
+    if prompt + answer <= max_model_len:
+        return ""
+    return (
+        f"a prompt of {prompt} and an answer of {answer} tokens, which the workload may ask for, do not fit "
+        f"max_model_len={max_model_len}: lower input_tokens or output_tokens, or raise max_model_len"
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class Requirement:

@@ -34,7 +34,7 @@ import pytest
 from pytest_gpucap import Device, Engine, GpuCap, GpuClass, Lease, MeasurementInvalid, Server, ServerError
 from pytest_gpucap import SystemUnderTest
 
-@pytest.mark.vllm("synthetic:tiny", tensor_parallel_size=1)
+@pytest.mark.vllm("synthetic:tiny", tensor_parallel_size=1, max_model_len=8192)
 @pytest.mark.gpucap(qps=10, gpus=4, workload="chat", ttft_p95="500ms")
 def test_budget(gpucap: GpuCap) -> None: ...
 

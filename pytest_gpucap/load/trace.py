@@ -106,28 +106,11 @@ def longest_request(workload: Workload) -> tuple[int, int]:
         RequirementError: as `read_trace`.
     """
     if workload.arrivals.trace is None:
-        return workload.input_tokens.high, workload.output_tokens.high
+        return workload.longest
     trace = read_trace(workload.arrivals.trace)
     # As 64-bit integers: the sum of two counts may not fit 32 bits.
     longest = int((trace.input_tokens.astype(np.int64) + trace.output_tokens).argmax())
     return int(trace.input_tokens[longest]), int(trace.output_tokens[longest])
-
-
-def too_long(workload: Workload, max_model_len: int | None) -> str:
-    """Why the workload's longest request does not fit a server's context, in a clause; empty if it does.
-
-    Raises:
-        RequirementError: as `read_trace`.
-    """
-    if max_model_len is None:
-        return ""
-    prompt, answer = longest_request(workload)
-    if prompt + answer <= max_model_len:
-        return ""
-    return (
-        f"a prompt of {prompt} and an answer of {answer} tokens, which the workload may ask for, do not fit "
-        f"max_model_len={max_model_len}: lower input_tokens or output_tokens, or raise max_model_len"
-    )
 
 
 def decode_context(trace: Trace) -> float:

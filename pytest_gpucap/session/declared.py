@@ -30,13 +30,14 @@ def check_declared(items: Sequence[pytest.Item], collected: Sequence[pytest.Item
     Returns:
         A line for each marker on a test that can measure nothing.
     """
-    mistakes = []
+    mistakes: list[str] = []
+    suspects = [item for item in items if FIXTURE not in _fixtures(item) and item.get_closest_marker(MARKER)]
+    if not suspects:
+        return mistakes
     holders = {
         id(node) for item in collected if FIXTURE in _fixtures(item) for node, _ in item.iter_markers_with_node(MARKER)
     }
-    for item in items:
-        if FIXTURE in _fixtures(item):
-            continue
+    for item in suspects:
         nodes = [node for node, _ in item.iter_markers_with_node(MARKER)]
         if item in nodes:
             why = f"{MARKER}(...) declares a capacity, but the test does not use the {FIXTURE} fixture"

@@ -11,11 +11,11 @@ from pytest_gpucap.engines.protocol import LoadRequest, Server
 from pytest_gpucap.errors import MeasurementInvalid
 from pytest_gpucap.gpu.lease import LeaseError
 from pytest_gpucap.load.protocol import LoadRunner
-from pytest_gpucap.load.trace import too_long
+from pytest_gpucap.load.trace import longest_request
 from pytest_gpucap.markers import Declaration
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.options import Options
-from pytest_gpucap.requirement import Requirement
+from pytest_gpucap.requirement import Requirement, too_long
 from pytest_gpucap.session.live_line import LiveLine, glance
 from pytest_gpucap.session.placement import Placement
 from pytest_gpucap.session.server_manager import ServerManager, SystemUnderTest, Trust
@@ -68,7 +68,8 @@ class Harness:
             target = self._manager.server(self.placement, self.live)
         except LeaseError as error:
             raise MeasurementInvalid(f"{self.declared.name} was not measured: {error}") from error
-        if why := too_long(self.declared.workload, target.endpoint.capabilities().max_model_len):
+        context = target.endpoint.capabilities().max_model_len
+        if context is not None and (why := too_long(longest_request(self.declared.workload), context)):
             raise MeasurementInvalid(f"{self.declared.name} was not measured: {why}")
         telemetry = target.telemetry
         if telemetry is not None:

@@ -15,7 +15,7 @@ import pytest
 from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.markers import Declaration, declare, place_of, same_declaration
 from pytest_gpucap.options import Options
-from pytest_gpucap.requirement import RequirementError
+from pytest_gpucap.requirement import RequirementError, too_long
 from pytest_gpucap.session.boundary import fault, one_line
 from pytest_gpucap.session.placement import Placement, check_gpu_class, place
 
@@ -258,9 +258,14 @@ def _check_length(declared: Declaration, engine: Engine) -> None:
     """
     if engine.max_model_len is None:
         return
-    from pytest_gpucap.load.trace import too_long
+    workload = declared.workload
+    if workload.arrivals.trace is None:
+        longest = workload.longest
+    else:
+        from pytest_gpucap.load.trace import longest_request  # loads NumPy
 
-    if why := too_long(declared.workload, engine.max_model_len):
+        longest = longest_request(workload)
+    if why := too_long(longest, engine.max_model_len):
         raise RequirementError(why)
 
 
