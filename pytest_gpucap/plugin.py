@@ -355,8 +355,9 @@ class _Results:
                 terminalreporter.write_line(f"pytest-gpucap: {error}", red=True)
         if self._unmeasured:
             from pytest_gpucap.session.declared import lines
+            from pytest_gpucap.session.screen import columns
 
             if self._session_report is None:
                 terminalreporter.section("GPU capacity")
-            for line in lines(self._unmeasured):
+            for line in lines(self._unmeasured, columns(self._config)):
                 terminalreporter.write_line(line, yellow=True)

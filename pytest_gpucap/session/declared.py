@@ -65,11 +65,14 @@ def never_measured(item: pytest.Item, *, asked: bool) -> str | None:
     return item.stash.get(_UNMEASURED, None)
 
 
-def lines(unmeasured: Sequence[tuple[str, str]]) -> list[str]:
-    """The lines of the summary for tests and why they should have measured."""
+def lines(unmeasured: Sequence[tuple[str, str]], width: int) -> list[str]:
+    """The lines of the summary, at most so wide, for tests and why they should have measured."""
+    from pytest_gpucap.report.columns import wrapped
+
     found = [f"{NEVER}: {test}: {why}" for test, why in unmeasured[:MOST_NAMED]]
     more = len(unmeasured) - len(found)
-    return [*found, f"{NEVER}: {more} more"] if more else found
+    told = [*found, f"{NEVER}: {more} more"] if more else found
+    return [line for each in told for line in wrapped(each, hang="  ", width=width)]
 
 
 def _fixtures(item: pytest.Item) -> Sequence[str]:
