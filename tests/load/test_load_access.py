@@ -20,9 +20,9 @@ from pytest_gpucap.load.schedule import open_loop
 from pytest_gpucap.requirement import Length, Workload
 from tests.load.h2server import H2Server
 from tests.load.tokenserver import TokenServer
+from tests.own_ca import OWN_CA
 from tests.waiting import FOREVER_S
 
-OWN_CA = Path(__file__).parent / "tls" / "own_ca"
 WORKLOAD = Workload(Length.fixed(40), Length.fixed(3))
 SECRET = "s3cret-of-the-team"
 HEADERS = (("X-Team", Secret(SECRET)),)
@@ -48,15 +48,6 @@ class Gate:
             return web.Response(status=403, text=f"refused: {dict(request.headers)}")
         answer: web.StreamResponse = await handler(request)
         return answer
-
-
-@pytest.fixture
-def own_ca(monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
-    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(OWN_CA / "cert.pem", OWN_CA / "key.pem")
-    return context
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,8 +19,9 @@ from pytest_gpucap.access import server_root
 from pytest_gpucap.engines.vllm import VllmServer
 from pytest_gpucap.gpu.lease import lease_server
 from pytest_gpucap.load.address import one_name
-from tests.load.test_load_access import OWN_CA, SECRET, Gate
+from tests.load.test_load_access import SECRET, Gate
 from tests.load.tokenserver import TokenServer
+from tests.own_ca import OWN_CA, server_tls
 from tests.waiting import refused_url
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "external" / "test_external.py"
@@ -118,9 +118,7 @@ def test_headers_and_a_ca_reach_a_gateway_that_loads_and_show_nowhere(
     """Logs of every library, locals in tracebacks, and all reports are on. The gateway repeats what it refuses."""
     monkeypatch.setenv("TEAM_TOKEN", SECRET)
     monkeypatch.setenv("MY_KEY", "k3y-of-the-team")
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(OWN_CA / "cert.pem", OWN_CA / "key.pem")
-    server = TokenServer(tls=context)
+    server = TokenServer(tls=server_tls())
     left = iter(range(3))
 
     @web.middleware

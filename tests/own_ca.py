@@ -1,0 +1,14 @@
+"""A certificate authority that no system trusts, and a server's TLS with a certificate of it."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+OWN_CA = Path(__file__).parent / "load" / "tls" / "own_ca"
+
+
+def server_tls() -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(OWN_CA / "cert.pem", OWN_CA / "key.pem")
+    return context
