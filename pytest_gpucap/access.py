@@ -30,7 +30,9 @@ FRAMING: Final = frozenset(
 )
 """Headers that belong to the transport, in lower case: another value would change what is measured, or break it."""
 LEAST_SECRET: Final = 5
-"""Characters of the shortest text that `masked` masks. A shorter one stands in ordinary words, and hides nothing."""
+"""A shorter secret stands in ordinary words, so `masked` masks it only as a word of its own."""
+NO_KEY: Final = "none"
+"""Sent to a server that needs no key, because the OpenAI client requires one. It is no secret."""
 _PATHS: Final = (
     *("audio", "batches", "chat", "chat/completions", "completions", "embeddings", "files", "load", "messages"),
     *("models", "rerank", "responses", "score"),
@@ -87,7 +89,7 @@ class Access:
 
     def secrets(self, api_key: str | None = None) -> list[str]:
         """What must never be shown, although a server may repeat it: the key and the headers' values."""
-        return [*([] if api_key is None else [api_key]), *(value for _, value in self.headers)]
+        return [*([] if api_key in {None, NO_KEY} else [api_key]), *(value for _, value in self.headers)]
 
 
 OPEN: Final = Access()
@@ -95,9 +97,14 @@ OPEN: Final = Access()
 
 
 def masked(text: str, secrets: Iterable[str]) -> str:
-    """The text with every secret in it replaced by ``***``; see `LEAST_SECRET`."""
-    for secret in sorted((each for each in secrets if len(each) >= LEAST_SECRET), key=len, reverse=True):
-        text = text.replace(str(secret), "***")
+    """The text with every secret in it replaced by ``***``, also as JSON and HTML write it; see `LEAST_SECRET`."""
+    import html
+    import json
+
+    forms = {form for each in secrets if each for form in (str(each), json.dumps(each)[1:-1], html.escape(each))}
+    for form in sorted(forms, key=len, reverse=True):
+        before, after = ("", "") if len(form) >= LEAST_SECRET else (r"(?<!\w)", r"(?!\w)")
+        text = re.sub(f"{before}{re.escape(form)}{after}", "***", text)
     return text
 
 

@@ -147,7 +147,7 @@ async def _one(session: Any, server: ServerAddress, body: Mapping[str, Any], lef
     except http_library().HTTPError as error:
         return Reply(error=f"{type(error).__name__}: {error}{through(server.proxy)}")
     if response.status_code != _OK:
-        text = server.masked(" ".join(response.text.split()))[:300]
+        text = server.quoted(response.text)
         return Reply(error=f"HTTP {response.status_code}: {text}{through(server.proxy)}")
     try:
         choice = response.json()["choices"][0]

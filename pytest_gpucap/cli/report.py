@@ -76,7 +76,7 @@ def _together(files: Sequence[ResultFile]) -> ResultFile:
 
 
 def _text(content: ResultFile, width: int = NARROW) -> str:
-    from pytest_gpucap.report import rows, terminal
+    from pytest_gpucap.report import terminal
     from pytest_gpucap.report.comparison import comparison_summary, regression_failure
     from pytest_gpucap.report.escape import cleaned
     from pytest_gpucap.report.headline import session_headlines, standing, worst_first
@@ -86,9 +86,9 @@ def _text(content: ResultFile, width: int = NARROW) -> str:
     early = [line for problem in cleaned(content.problems) for line in wrapped(problem, "! ", "  ", width)]
     parts = ["\n".join([summary, *comparison_summary(results, width), *early])]
     for result in results:
-        if rows.failed(result):
+        if result.failed:
             parts.append(terminal.failure(result, width))
-        elif rows.regressed(result):
+        elif result.regressed:
             parts.append(regression_failure(result, width))
         elif standing(result).bad:
             parts.append(terminal.section(result, width))

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_gpucap.access import NO_KEY
 from pytest_gpucap.engines.errors import ServerStartError
 from pytest_gpucap.engines.process import OwnedProcess
 from pytest_gpucap.engines.protocol import ServerLog
 from pytest_gpucap.engines.readiness import Readiness
-from pytest_gpucap.engines.server import NO_KEY, HttpServer
+from pytest_gpucap.engines.server import HttpServer
 from pytest_gpucap.engines.startup_errors import Given, diagnose, oom_kills
 from pytest_gpucap.vllm_arguments import VllmArguments
 

@@ -13,9 +13,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 from urllib.parse import urlsplit
 
-from pytest_gpucap.access import OPEN, Access, Secret
+from pytest_gpucap.access import NO_KEY, OPEN, Access, Secret
 from pytest_gpucap.engines.errors import EndpointError, MetricsUnavailable
 from pytest_gpucap.engines.protocol import Capabilities, ServerLog
+from pytest_gpucap.load.server_words import json_object
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from pytest_gpucap.engines.prometheus import Metrics
 
 
-NO_KEY: Final = "none"
-"""Sent to a server that needs no key, because the OpenAI client requires one."""
-
 HTTP_OK: Final = 200
 _LOADING_STATUS: Final = frozenset({502, 503, 504})
 """A server that loads its model, or a gateway that waits for one."""
@@ -38,15 +36,6 @@ _SHOWN_BODY: Final = 300
 
 _MOST_BYTES: Final = 1 << 25
 """No page that is asked for here has a hundredth of this. A stream without an end does."""
-
-
-def json_object(body: str) -> dict[str, Any]:
-    """The JSON object in an answer; an empty one for anything else, be it a page, a list or no JSON at all."""
-    try:
-        found = json.loads(body)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _whole(answer: HTTPResponse, until_s: float) -> bytes:
@@ -87,6 +76,8 @@ class HttpServer:
         self.model = model
         self.api_key = Secret(api_key)
         self.access = access
+        self._openers: dict[str | None, OpenerDirector] = {}
+        """By the proxy on the way. Making one loads certificates, and telemetry asks several times a second."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(base_url={self._base_url!r}, model={self.model!r}, api_key={self.api_key!r})"
@@ -280,6 +271,11 @@ class HttpServer:
         return body.decode("utf-8", errors="replace")
 
     def _opener(self, proxy: str | None) -> OpenerDirector:
+        if proxy not in self._openers:
+            self._openers[proxy] = self._new_opener(proxy)
+        return self._openers[proxy]
+
+    def _new_opener(self, proxy: str | None) -> OpenerDirector:
         from urllib.request import HTTPRedirectHandler, HTTPSHandler, ProxyHandler, Request, build_opener
 
         class SameOrigin(HTTPRedirectHandler):

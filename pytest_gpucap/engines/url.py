@@ -9,10 +9,19 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
-from pytest_gpucap.access import AUTHORIZATION, OPEN, Access, HeaderSource, read_headers, read_secret, server_root
+from pytest_gpucap.access import (
+    AUTHORIZATION,
+    NO_KEY,
+    OPEN,
+    Access,
+    HeaderSource,
+    read_headers,
+    read_secret,
+    server_root,
+)
 from pytest_gpucap.engines.errors import EndpointError
 from pytest_gpucap.engines.protocol import Capabilities, Engine, EnginePair, Server, ServerRequest
-from pytest_gpucap.engines.server import HTTP_OK, NO_KEY, HttpServer
+from pytest_gpucap.engines.server import HTTP_OK, HttpServer
 from pytest_gpucap.vllm_arguments import VllmArguments
 
 _PARALLEL: Final = (

@@ -20,7 +20,7 @@ from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.encoding import from_builtins, to_builtins
 from pytest_gpucap.results.ending import BROKEN
-from pytest_gpucap.results.measured import Outcome, Sample
+from pytest_gpucap.results.measured import Sample
 from pytest_gpucap.results.result import Result, ResultFile, ResultKind
 from pytest_gpucap.results.result_file import ResultFileError
 
@@ -223,7 +223,7 @@ def _shows_something(result: Result) -> bool:
 
 
 def _fell_short(result: Result) -> bool:
-    return result.outcome not in {Outcome.PASS, None} or result.regressed or result.ending in BROKEN
+    return result.failed or result.regressed or result.ending in BROKEN
 
 
 def _saved_result(result: Result) -> Result:

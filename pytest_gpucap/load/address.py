@@ -72,6 +72,10 @@ class ServerAddress:
         """The text without what only this server may see."""
         return self.access.masked(text, self.api_key)
 
+    def quoted(self, text: str) -> str:
+        """The beginning of what the server said, in one line, without secrets."""
+        return self.masked(" ".join(text.split()))[:300]
+
     @property
     def secrets(self) -> list[str]:
         """See `Access.secrets`."""

@@ -22,7 +22,7 @@ from typing import Any
 from pytest_gpucap.load.event_stream import FIELD, EventStream
 from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.load.recorder import Recorder
-from pytest_gpucap.load.server_words import error_in, words_in
+from pytest_gpucap.load.server_words import error_in, json_object, words_in
 from pytest_gpucap.load.shared_memory import Count, PhaseTable
 
 USAGE_KEY = b'"completion_tokens"'
@@ -205,11 +205,11 @@ class Answer:
         if stream.error is not None:
             self.error_event(stream.error)
         rest, stray = stream.rest, stream.stray.strip()
-        ended = not rest or rest == b"[DONE]" or bool(_parsed(rest))
+        ended = not rest or rest == b"[DONE]" or bool(json_object(rest))
         if rest and ended:
             self.event(rest, time_s)
         if stray and not self.events:
-            found = error_in(_parsed(stray))
+            found = error_in(json_object(stray))
             if found:
                 self.fail(Status.STREAM_ERROR, *found)
             else:
@@ -266,7 +266,7 @@ class Answer:
             text, _ = words_in(body)
             self.fail(_REFUSALS.get(http_status // 100, Status.PROTOCOL), text, http_status)
         elif wrong:
-            if found := error_in(_parsed(body)):
+            if found := error_in(json_object(body)):
                 self.fail(Status.STREAM_ERROR, *found)
             else:
                 words = "" if wrong.startswith("compressed") else words_in(body)[0]
@@ -341,7 +341,7 @@ class Answer:
 
     def _usage_of(self, last: bytes) -> None:
         """Take the usage of the last token event."""
-        chunk = _parsed(last)
+        chunk = json_object(last)
         usage = chunk.get("usage")
         if isinstance(usage, dict):
             self._counted(usage, self.events)
@@ -358,7 +358,7 @@ class Answer:
             return True
         if not reason:
             return False
-        choices = _parsed(last).get("choices")
+        choices = json_object(last).get("choices")
         return isinstance(choices, list) and bool(choices) and not _holds_output(choices[0])
 
     def _judge(self, reason: str, counted: int, events: int, asked: int, *, ignore_eos: bool) -> Status:
@@ -398,15 +398,6 @@ def cached_tokens(usage: Mapping[str, Any]) -> int | None:
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else None
     return cached if isinstance(cached, int) and not isinstance(cached, bool) and 0 <= cached < 2**30 else None
-
-
-def _parsed(event: bytes) -> dict[str, Any]:
-    """An event's object; empty where it is none."""
-    try:
-        chunk = json.loads(event)
-    except (ValueError, RecursionError):
-        return {}
-    return chunk if isinstance(chunk, dict) else {}
 
 
 def _holds_output(choice: Any) -> bool:

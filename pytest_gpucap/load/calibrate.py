@@ -169,7 +169,7 @@ class _Probe:
         url = self._server.url(self._workload.endpoint)
         response = self._post(url, body, session)
         if response.status_code != 200:  # noqa: PLR2004 - OK
-            text = self._server.masked(" ".join(response.text.split()))[:300]
+            text = self._server.quoted(response.text)
             return f"{url} answered a probe with HTTP {response.status_code}: {text}{through(self._server.proxy)}"
         try:
             usage = response.json()["usage"]

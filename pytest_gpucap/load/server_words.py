@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from pytest_gpucap.access import masked
+
 MOST_CHARACTERS = 200
 """Length of a text that is kept."""
 READ_BYTES = 8_192
@@ -34,8 +36,15 @@ _MARKUP = re.compile(r"<(script|style)\b.*?</\1\s*>|<!--.*?-->|<[^>]*>", re.IGNO
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
 _VARIABLE = re.compile(r"[0-9a-f]*[0-9][0-9a-f]*(?:[-:.][0-9a-f]+)*", re.IGNORECASE)
 """Numbers, times and identifiers, which differ from request to request."""
-_LEAST_KEY = 8
-"""A shorter key is only hidden where it stands as a word of its own."""
+
+
+def json_object(body: str | bytes) -> dict[str, Any]:
+    """The JSON object in an answer; an empty one for anything else, be it a page, a list or no JSON at all."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def error_in(chunk: Any) -> tuple[str, int] | None:
@@ -66,12 +75,7 @@ def words_in(body: bytes) -> tuple[str, int]:
 
 def one_line(text: str, secrets: Iterable[str] = ()) -> str:
     """At most `MOST_CHARACTERS` printable characters of a text, with every secret replaced by ``***``."""
-    for secret in secrets:
-        for form in {secret, json.dumps(secret)[1:-1], html.escape(secret)}:
-            edge = r"(?<!\w)", r"(?!\w)"
-            before, after = edge if len(form) < _LEAST_KEY else ("", "")
-            text = re.sub(f"{before}{re.escape(form)}{after}", "***", text)
-    line = " ".join(text.split())
+    line = " ".join(masked(text, secrets).split())
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
     return line if len(line) <= MOST_CHARACTERS else line[: MOST_CHARACTERS - 3] + "..."
 

@@ -14,7 +14,7 @@ from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.direct import run_direct, run_without_pace
 from pytest_gpucap.measure.estimate import RateEstimate, critical_concurrency, estimate, fitted, server_model_of
 from pytest_gpucap.measure.model_check import ModelCheck, check_model
-from pytest_gpucap.measure.more_time import more_time
+from pytest_gpucap.measure.more_time import more_time, rps
 from pytest_gpucap.measure.pace import NoPace, missing_pace
 from pytest_gpucap.measure.ramp import Ramp, overloaded, ramp_up
 from pytest_gpucap.measure.run import CalledOff, MeasuringRun, OutOfTime, Window, no_load
@@ -261,8 +261,8 @@ def _too_many_errors(run: MeasuringRun) -> tuple[Outcome, Problem] | None:
 def _reason(found: RateEstimate, design: float, how: str) -> str:
     sign = "above" if found.rate.value >= design else "below"
     return (
-        f"one replica sustains {_rps(found.rate.value)} req/s (95% interval {_rps(found.rate.low)} to "
-        f"{_rps(found.rate.high)}, bound by {found.binding}), {sign} the design rate of {_rps(design)} req/s; {how}"
+        f"one replica sustains {rps(found.rate.value)} req/s (95% interval {rps(found.rate.low)} to "
+        f"{rps(found.rate.high)}, bound by {found.binding}), {sign} the design rate of {rps(design)} req/s; {how}"
     )
 
 
@@ -272,8 +272,8 @@ def _seen(checked: ModelCheck) -> str:
 
 def _bound_reason(at_least_rps: float, design: float) -> str:
     return (
-        f"one replica sustains at least {_rps(at_least_rps)} req/s, {at_least_rps / design:.3g} times the design rate "
-        f"of {_rps(design)} req/s; more was not measured"
+        f"one replica sustains at least {rps(at_least_rps)} req/s, {at_least_rps / design:.3g} times the design rate "
+        f"of {rps(design)} req/s; more was not measured"
     )
 
 
@@ -282,10 +282,6 @@ def _so_far(run: MeasuringRun, state: _State) -> str:
         return ""
     rate = state.found.rate
     return (
-        f": {_rps(rate.value)} req/s (95% interval {_rps(rate.low)} to {_rps(rate.high)}) against a design rate of "
-        f"{_rps(float(run.requirement.design_rate))}"
+        f": {rps(rate.value)} req/s (95% interval {rps(rate.low)} to {rps(rate.high)}) against a design rate of "
+        f"{rps(float(run.requirement.design_rate))}"
     )
-
-
-def _rps(rate: float) -> str:
-    return f"{float(f'{rate:.3g}'):.10g}"

@@ -39,7 +39,7 @@ def more_time(verdict: Verdict, max_time_s: float) -> MoreTime:
             f"{_time(max_time_s + missing_s)} at least",
         )
     cycles = len({sample.window.whole for sample in samples if sample.window.phase is Phase.DESIGN_RATE})
-    near = f"{_shown(found)} lies within {abs(found.value / design - 1):.1%} of {_rps(design)} req/s"
+    near = f"{_shown(found)} lies within {abs(found.value / design - 1):.1%} of {rps(design)} req/s"
     if cycles >= c.MOST_CYCLES:
         return MoreTime(
             None,
@@ -55,7 +55,7 @@ def more_time(verdict: Verdict, max_time_s: float) -> MoreTime:
         )
     return MoreTime(
         needed_s,
-        f"about {_time(needed_s)} more at this rate would separate {_shown(found)} from {_rps(design)} req/s: allow a "
+        f"about {_time(needed_s)} more at this rate would separate {_shown(found)} from {rps(design)} req/s: allow a "
         f"max time of {_time(max_time_s + needed_s)}",
     )
 
@@ -90,10 +90,11 @@ def _direct(samples: list[Sample], max_time_s: float) -> MoreTime:
 
 
 def _shown(rate: Interval) -> str:
-    return f"{_rps(rate.value)} ({_rps(rate.low)} to {_rps(rate.high)})"
+    return f"{rps(rate.value)} ({rps(rate.low)} to {rps(rate.high)})"
 
 
-def _rps(rate: float) -> str:
+def rps(rate: float) -> str:
+    """A rate with three significant figures and no exponent."""
     return f"{float(f'{rate:.3g}'):.10g}"
 
 

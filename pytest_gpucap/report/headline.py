@@ -96,8 +96,8 @@ _ENDED: Final = {
 def standing(result: Result) -> Standing:
     """What a result came to: its verdict and the ending of its test."""
     ending = result.ending
-    if rows.failed(result) or rows.regressed(result):
-        found = _VERDICTS[result.outcome] if result.outcome and rows.failed(result) else _REGRESSED
+    if result.failed or result.regressed:
+        found = _VERDICTS[result.outcome] if result.outcome and result.failed else _REGRESSED
         if result.expected_failure or ending is Ending.XFAILED:
             # Its failure was expected. A crash or an error of its teardown was not.
             late = ending is not None and ending is not Ending.FAILED and ending in BROKEN
@@ -129,7 +129,7 @@ def worst_first(results: Iterable[Result]) -> list[Result]:
     def order(result: Result) -> tuple[bool, bool, bool, int]:
         found = standing(result)
         return (
-            not (found.bad and rows.failed(result)),
+            not (found.bad and result.failed),
             not found.bad,
             found.tone is not Tone.EXPECTED,
             rows.WORST_FIRST.index(result.outcome),
@@ -164,10 +164,10 @@ def result_headlines(result: Result) -> list[Headline]:
     """What a result came to, in a line or two: the verdict, the regression, the test's own failure."""
     found = standing(result)
     lines = []
-    if rows.failed(result):
+    if result.failed:
         claim, why = headline_parts(result)
         lines.append(Headline(claim, "; ".join(filter(None, [why, _more_time(result)])), found))
-    if rows.regressed(result):
+    if result.regressed:
         lines.append(Headline(*comparison_headline_parts(result), found, regression=True))
     if not lines and result.ending is not None and result.ending in BROKEN:
         lines.append(Headline(f"{result.name}: its test {_ENDED[result.ending]}", _own_failure(result), found))

@@ -117,6 +117,6 @@ def _suite(root: ET.Element, result: Result, started: str, turn: int) -> dict[st
 
 def _body(result: Result) -> str:
     """The whole text."""
-    if rows.failed(result):
+    if result.failed:
         return terminal.failure(result)
-    return regression_failure(result) if rows.regressed(result) else terminal.section(result)
+    return regression_failure(result) if result.regressed else terminal.section(result)

@@ -153,7 +153,7 @@ def _row(result: Result) -> list[str]:
     elif compared is not None:
         found = f"no comparable base → {found}"
     # A verdict that fails the test anyway is marked where its rate regressed as well.
-    mark = f" {_REGRESSED}" if rows.regressed(result) and rows.failed(result) else ""
+    mark = f" {_REGRESSED}" if result.regressed and result.failed else ""
     return [
         f"{_icon(stands)} {prose(stands.text)}{mark}",
         prose(result.name, 120),

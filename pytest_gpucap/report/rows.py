@@ -27,7 +27,7 @@ from pytest_gpucap.report.formatting import (
     significant,
 )
 from pytest_gpucap.requirement import limited_percentile
-from pytest_gpucap.results.comparison import Comparison, LatencyComparison, RegressionDecision
+from pytest_gpucap.results.comparison import Comparison, LatencyComparison
 from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.measured import KEPT_PERCENTILES, Outcome, Sample
 from pytest_gpucap.results.problems import ProblemSource
@@ -64,7 +64,7 @@ def result_rows(result: Result) -> list[Row]:
 
 def reasons(result: Result) -> list[Row]:
     """Why a requirement fails, is undecided or regressed: what binds, where the bottleneck is, what to try."""
-    if not (failed(result) or regressed(result)):
+    if not (result.failed or result.regressed):
         return []
     first, *others = causes(result) or [("", "")]
     lines = [first, *comparison(result), *others]
@@ -109,16 +109,6 @@ def told_failures(result: Result) -> str:
 
 def _failures(result: Result) -> list[Row]:
     return [("failed", told)] if (told := told_failures(result)) else []
-
-
-def failed(result: Result) -> bool:
-    """Whether there is a verdict other than PASS."""
-    return result.outcome not in {Outcome.PASS, None}
-
-
-def regressed(result: Result) -> bool:
-    """Whether the comparison found a regression."""
-    return result.comparison is not None and result.comparison.decision is RegressionDecision.REGRESSED
 
 
 def workload(declared: DeclaredWorkload) -> str:

@@ -182,11 +182,11 @@ def _reasons(result: Result, width: int) -> list[str]:
     """
     found = standing(result)
     sampled = rows.sampled(result)
-    own = found.ending is not None and not rows.regressed(result)
-    if not (rows.failed(result) or own or sampled):
+    own = found.ending is not None and not result.regressed
+    if not (result.failed or own or sampled):
         return []
     lines = _bullets([stated(result)], width)
-    shown = sampled + (rows.causes(result) if rows.failed(result) or found.ending is not None else [])
+    shown = sampled + (rows.causes(result) if result.failed or found.ending is not None else [])
     for name, value in shown:
         if result.more_time is None or value != result.more_time.text:  # the headline has it
             lines += wrapped(f"{name}: {value}", "  ", "    ", width)

@@ -209,6 +209,11 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         return not self.problems and self.outcome is not Outcome.INVALID
 
     @property
+    def failed(self) -> bool:
+        """Whether there is a verdict other than PASS."""
+        return self.outcome not in {Outcome.PASS, None}
+
+    @property
     def regressed(self) -> bool:
         """Whether the comparison found a regression."""
         return self.comparison is not None and self.comparison.decision is RegressionDecision.REGRESSED

@@ -11,7 +11,6 @@ from typing import Any, Final
 import msgspec
 import pytest
 
-from pytest_gpucap.report import rows
 from pytest_gpucap.report import terminal as text
 from pytest_gpucap.report.columns import wrapped
 from pytest_gpucap.report.comparison import comparison_summary
@@ -193,7 +192,7 @@ def ending_of(report: pytest.TestReport) -> Ending:
 
 def _ended(result: Result, attempt: _Attempt) -> Result:
     """The result with how its test ended; the same object if nothing changes."""
-    failed = rows.failed(result) or rows.regressed(result)
+    failed = result.failed or result.regressed
     # What was expected stays so, even if the teardown fails afterwards.
     expected = result.expected_failure or (attempt.ending is Ending.XFAILED and failed)
     if (result.ending, result.ending_reason, result.expected_failure) == (attempt.ending, attempt.reason, expected):

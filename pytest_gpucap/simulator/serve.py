@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pytest_gpucap.engines.errors import EndpointError
 from pytest_gpucap.engines.protocol import Capabilities
-from pytest_gpucap.engines.server import NO_KEY, HttpServer
+from pytest_gpucap.engines.server import HttpServer
 from pytest_gpucap.simulator.profile import Profile
 
 START_TIMEOUT_S = 60.0
@@ -33,7 +33,7 @@ class SimulatedServer(HttpServer):
     def __init__(
         self, profile: Profile, arguments: Sequence[str] = (), *, server_args: Mapping[str, object] | None = None
     ) -> None:
-        super().__init__("", f"simulated-{profile.name}", NO_KEY)
+        super().__init__("", f"simulated-{profile.name}")
         self.profile = profile
         self._arguments, self._server_args = tuple(arguments), server_args
         self._process: subprocess.Popen[str] | None = None
