@@ -203,13 +203,16 @@ def test_tokens_under_way_are_counted_where_an_event_holds_several(sized: VllmSe
     with HttpLoadRunner(sized.base_url, sized.model, str(sized.api_key), workload, 5, workers=1) as runner:
         runner.prepare()
         before = generated()
-        span = runner.run(closed_loop(workload, 8, 6.0, 20.0, 5, 0))
-        assert runner.settle(FOREVER_S, cancel=True)
-        until(lambda: sized.metrics().value("vllm:num_requests_running") == 0)
-        journal, told = runner.journal(), generated() - before
+        for stream in range(10):
+            span = runner.run(closed_loop(workload, 8, 6.0, 20.0, 5, stream))
+            assert runner.settle(FOREVER_S, cancel=True)
+            until(lambda: sized.metrics().value("vllm:num_requests_running") == 0)
+            journal, told = runner.journal(), generated() - before
+            whole = journal.counted_output_tokens.sum()
+            if told - whole > 512:  # else the phase ended where hardly a token was under way: on a busy machine
+                break
     assert (journal.end_s >= span.end_s).sum() == 8  # one may have ended with the phase
     assert (journal.status == Status.CANCELLED).any()
-    whole = journal.counted_output_tokens.sum()
     assert whole > 0
     # The server is up to one event ahead in every answer.
     assert 0.8 * (told - whole) < journal.tokens.sum() - whole < 1.1 * (told - whole)
