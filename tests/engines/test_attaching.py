@@ -11,10 +11,11 @@ import openai
 import pytest
 
 from pytest_gpucap import __version__
-from pytest_gpucap.access import Access, Secret
+from pytest_gpucap.access import Access
 from pytest_gpucap.engines import url as url_module
-from pytest_gpucap.engines.errors import EndpointError
+from pytest_gpucap.engines.errors import EndpointError, MetricsUnavailable
 from pytest_gpucap.engines.url import attach
+from pytest_gpucap.masking import Secret
 from tests.engines.scripted import CHAT, MODELS, NOT_FOUND, Asked, ScriptedServer, Told, openai_like
 from tests.load.rawserver import RawServer
 from tests.own_ca import OWN_CA
@@ -231,14 +232,19 @@ def test_nothing_secret_follows_a_redirect_to_another_server(monkeypatch: pytest
         assert other.asked == []
 
 
-def test_a_redirect_within_the_server_is_followed() -> None:
+def test_a_redirect_within_the_server_is_not_followed_either() -> None:
     def respond(asked: Asked) -> Told:
         if asked.path == "/metrics":
             return Told(307, "", {"Location": "/metrics/"})
         return Told(200, "up 1.0\n") if asked.path == "/metrics/" else openai_like(asked)
 
-    with ScriptedServer(respond) as server:
-        assert attach(server.url).metrics().value("up") == 1
+    with (
+        ScriptedServer(respond) as server,
+        attach(server.url) as found,
+        pytest.raises(MetricsUnavailable, match=r"answered 307 .*: it points to /metrics/, where no key is sent"),
+    ):
+        found.metrics()
+    assert not [asked for asked in server.asked if asked.path == "/metrics/"]
 
 
 def test_a_ca_of_one_s_own_is_trusted_by_every_client(own_ca: ssl.SSLContext) -> None:

@@ -30,6 +30,22 @@ class Connection(web.ClientConnection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._model = ARGUMENTS.served_model_name
+        self._allowed = False
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._allowed = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """As every vLLM that the plugin starts, it asks for the key on every path."""
+        if name.lower() == b"authorization":
+            self._allowed = value.decode() == f"Bearer {os.environ['VLLM_API_KEY']}"
+
+    def on_message_complete(self) -> None:
+        if self._allowed:
+            super().on_message_complete()
+        else:
+            self._error(401, "Unauthorized")
 
     def _routes(self) -> dict[tuple[str, str], Callable[[dict[str, Any]], None]]:
         if ROOT is None:
