@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from pytest_gpucap import __version__
-from pytest_gpucap.masking import Secret, masked
+from pytest_gpucap.masking import MASK, Secret, masked
 
 if TYPE_CHECKING:
     import ssl
@@ -45,6 +45,8 @@ _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _USUAL_VARIABLE: Final = re.compile(r"[A-Z][A-Z0-9_]*")
 
 
+_NAMES_VARIABLE: Final = frozenset({"--gpucap-header", "--gpucap-api-key-env"})
+"""Options whose value is the name of an environment variable."""
 HeaderSource = tuple[str, str]
 """A header's name, and the environment variable that holds its value."""
 
@@ -163,6 +165,22 @@ def header_sources(given: Sequence[str]) -> tuple[HeaderSource, ...]:
             raise ValueError(f"{name} is given twice")
         found[name.lower()] = name, variable
     return tuple(found.values())
+
+
+def masked_words(words: Sequence[str]) -> list[str]:
+    """A command line without secrets, also without those given by mistake where a variable's name belongs."""
+    found: list[str] = []
+    option = ""
+    for word in words:
+        own, equals, value = word.partition("=")
+        if option or (equals and own in _NAMES_VARIABLE):
+            lead, given = (option, word) if option else (own, value)
+            kept = _USUAL_VARIABLE.fullmatch(given.rpartition("=")[2].strip())
+            found.append(masked(word) if kept else MASK if option else f"{lead}={MASK}")
+        else:
+            found.append(masked(word))
+        option = word if word in _NAMES_VARIABLE else ""
+    return found
 
 
 def read_headers(sources: Iterable[HeaderSource]) -> tuple[tuple[str, Secret], ...]:

@@ -68,7 +68,8 @@ _KINDS: Final[Mapping[str, str]] = {
     "a PyPI token": r"\bpypi-[A-Za-z0-9_-]{20,}",
     "an API key": r"(?:(?<![\w-])(?:sk|rk|pk)[-_](?=[A-Za-z0-9_-]{0,99}\d)|\b(?:nvapi-|gsk_|r8_))[A-Za-z0-9_-]{16,}",
     "a JSON web token": r"\beyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*",
-    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?s:.*?)(?:-----END [A-Z ]*PRIVATE KEY-----|$)",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?s:.*?)(?:-----END [A-Z ]*PRIVATE KEY-----|$)|"
+    r"\bKEY-----\s*[A-Za-z0-9+/=]{12,}",  # of one that pretty printing has broken at its spaces
 }
 _LEADS: Final[Mapping[str, str]] = {
     "an authorization": r"\b(?:Bearer(?:\s+|%20)(?!token|auth|credential|scheme|realm|error)|"

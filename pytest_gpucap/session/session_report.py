@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 import pytest
 
+from pytest_gpucap.access import masked_words
 from pytest_gpucap.foreign_text import harmless
 from pytest_gpucap.masking import masked
 from pytest_gpucap.report import terminal as text
@@ -62,7 +63,7 @@ class SessionReport:
         self.usual: GrowingResultFile | None = None
         self._config = config
         self._started = datetime.now(UTC)
-        self._arguments = [masked(str(argument)) for argument in config.invocation_params.args]
+        self._arguments = masked_words([str(argument) for argument in config.invocation_params.args])
         self._results: list[Result] = []
         self._running: dict[str, list[Result]] = {}
         self._attempts: dict[Hashable, _Attempt] = {}

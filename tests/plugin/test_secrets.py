@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from pytest_gpucap.history import store
+from tests.history.made import result, session
 from tests.planted import PLANTED
 
 SERVER = Path(__file__).with_name("fast_vllm.py")
@@ -129,7 +132,7 @@ def planted_environment(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPat
 ENVIRONMENT = ("plain-words-of-the-environment", "other-words-of-the-environment")
 REPORTS = (
     *("--gpucap-json=r.json", "--gpucap-html=r.html", "--gpucap-markdown=r.md", "--junit-xml=j.xml"),
-    *("--gpucap-save=b", "--gpucap-force-save", "-l", "-rA", "-vv", "-o", "junit_logging=all"),
+    *("-l", "-rA", "-vv", "-o", "junit_logging=all"),
 )
 
 
@@ -153,7 +156,17 @@ def test_no_output_shows_what_a_server_echoes(pytester: pytest.Pytester, monkeyp
         assert shown(pytester, result, *ENVIRONMENT) == []
     assert json.loads((pytester.path / "r.json").read_text())["results"]
     assert {"processes.txt", "r.html", "r.md", "j.xml"} <= {path.name for path in _files(pytester.path)}
-    assert (pytester.path / "gpucap-baselines" / "b.json").exists()
+
+
+def test_a_baseline_holds_none(tmp_path: Path) -> None:
+    for kind, planted in PLANTED.items():
+        found = result(25.0)
+        environment = replace(
+            found.environment, command=f"vllm serve m --x {planted.argument}", server_args={"x": [planted.argument]}
+        )
+        path = tmp_path / "b.json"
+        store.save_run(path, session(replace(found, environment=environment)), simulated=False)
+        assert planted.core not in path.read_text(), kind
 
 
 @pytest.mark.usefixtures("planted_environment")
