@@ -22,6 +22,7 @@ parser.add_argument("--host")
 parser.add_argument("--port", type=int)
 ARGUMENTS, _ = parser.parse_known_args()
 ROOT = os.environ.get("FAST_VLLM_ROOT")
+KEY = os.environ.get("VLLM_API_KEY")
 
 
 class Connection(web.ClientConnection):
@@ -30,16 +31,16 @@ class Connection(web.ClientConnection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._model = ARGUMENTS.served_model_name
-        self._allowed = False
+        self._allowed = KEY is None
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._allowed = False
+        self._allowed = KEY is None
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """As every vLLM that the plugin starts, it asks for the key on every path."""
-        if name.lower() == b"authorization":
-            self._allowed = value.decode() == f"Bearer {os.environ['VLLM_API_KEY']}"
+        if name.lower() == b"authorization" and KEY is not None:
+            self._allowed = value.decode() == f"Bearer {KEY}"
 
     def on_message_complete(self) -> None:
         if self._allowed:
