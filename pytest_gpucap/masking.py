@@ -98,6 +98,8 @@ _ASSIGNED: Final = re.compile(
     re.IGNORECASE,
 )
 """``api_key=VALUE``, ``'hf_token': 'VALUE'``, ``--api-key VALUE``."""
+_LEAST_IN_PROSE: Final = 16
+"""After a colon, a shorter word of letters alone is prose."""
 _NO_SECRET: Final = frozenset({"none", "null", "true", "false", MASK, "", "not", "is", "was", "set"})
 
 
@@ -154,6 +156,9 @@ def _masked_value(match: re.Match[str]) -> str:
     bare = value.strip("\\'\"")
     if bare.lower() in _NO_SECRET or bare.startswith("$"):
         return match[0]
+    in_prose = match["name"].rstrip().endswith(":") and bare == value
+    if in_prose and len(bare) < _LEAST_IN_PROSE and not any(map(str.isdigit, bare)):
+        return match[0]  # "a user or password: name the variable"
     quote = value[: len(value) - len(value.lstrip("\\'\""))]
     return f"{match['name']}{quote}{MASK}{quote}"
 

@@ -129,6 +129,7 @@ def test_what_is_no_secret_is_taken(name: str, value: object) -> None:
         'WWW-Authenticate: Bearer realm="x"',
         "token ids are words; eos_token: </s>; output_tokens=32 tokens: 5",
         "secret: none, password: not set",
+        "the URL carries a user or password: name the environment variable that holds the key",
         "tests/test_a.py::test_b[secret] p95 E2E 20 s",
         "python /x/vllm_serve.py org/model@main --served-model-name gpucap-m-0123456789ab",
     ],
