@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from pytest_gpucap.foreign_text import harmless
+from pytest_gpucap.masking import masked
+
 
 class GpuCapError(Exception):
     """Base of every error that pytest-gpucap raises.
@@ -18,6 +21,10 @@ class GpuCapError(Exception):
 
     needs_traceback: ClassVar[bool] = True
     """Whether a report shows where the error was raised; False if the message is complete."""
+
+    def __init__(self, *args: object) -> None:
+        # Messages quote servers, logs and files. A terminal and a CI system obey what they print.
+        super().__init__(*(harmless(masked(each)) if isinstance(each, str) else each for each in args))
 
 
 class MeasurementInvalid(GpuCapError):  # noqa: N818 - named after the verdict
@@ -49,4 +56,4 @@ class PluginFault(GpuCapError):  # noqa: N818 - the name states whose fault it i
 
     def __init__(self, message: str, trace: str = "") -> None:
         super().__init__(message)
-        self.trace = trace
+        self.trace = harmless(masked(trace))

@@ -18,6 +18,7 @@ import pytest
 
 from pytest_gpucap.engines.protocol import Engine
 from pytest_gpucap.engines.vllm_engine import VllmEngine
+from pytest_gpucap.masking import refusal
 from pytest_gpucap.options import Options
 from pytest_gpucap.requirement import (
     ApiKind,
@@ -204,8 +205,13 @@ def _marks(item: pytest.Item, name: str, positional: str | None = None) -> Itera
         keywords, arguments = dict(mark.kwargs), list(mark.args)
         if arguments and positional is not None:
             if positional in keywords:
-                raise RequirementError(f"{name}({arguments[0]!r}) names {positional} twice")
+                raise RequirementError(f"{name}(...) names {positional} twice")
             keywords[positional] = arguments.pop(0)
+        if name in _SERVERS:
+            # First of all, since other messages repeat values.
+            for argument, value in [*keywords.items(), *((positional or name, each) for each in arguments)]:
+                if why := refusal(argument, value):
+                    raise RequirementError(f"{name}: {why}")
         if arguments:
             raise RequirementError(f"{name}({', '.join(map(repr, arguments))}) takes keywords only")
         yield keywords
@@ -327,6 +333,7 @@ _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
 }
 
 _MARKERS: Final = frozenset({"gpucap", "engine", "vllm", "gpu_class"})
+_SERVERS: Final = frozenset({"engine", "vllm"})
 _MEASURING: Final = "gpucap"
 """The fixture of a test that measures."""
 _WORDING: Final = ("system", "fold_system", "opening", "instruction")

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from pytest_gpucap.masking import FROM_ENVIRONMENT, masked, refusal
+
 if TYPE_CHECKING:  # every pytest run imports this file: exact arithmetic is loaded when there is something to parse
     from fractions import Fraction
 
@@ -34,7 +36,18 @@ def server_arguments(value: Any, _what: str, _config: pytest.Config) -> str:
     """Arguments of a server, which may begin with dashes."""
     if value is NOTHING:
         raise ValueError('needs arguments: write --gpucap-base-args="--max-num-seqs 64"')
-    return str(value).strip()
+    given = str(value).strip()
+    if masked(given) != given:
+        raise ValueError(f"holds a secret, which command lines, logs and reports would show: {FROM_ENVIRONMENT}")
+    return given
+
+
+def model(value: Any, _what: str, _config: pytest.Config) -> str:
+    """A model's name, folder or URL."""
+    named = str(value).strip()
+    if why := refusal("the model", named):
+        raise ValueError(why)
+    return named
 
 
 def flag(value: Any, _what: str, _config: pytest.Config) -> bool:

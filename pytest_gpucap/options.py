@@ -113,7 +113,7 @@ class Options:
     )
     model = Option(
         "--gpucap-model",
-        values.text,
+        values.model,
         'model of tests whose vllm marker names none ("synthetic:tiny" needs no hub)',
         "MODEL",
         default=None,

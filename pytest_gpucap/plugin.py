@@ -10,6 +10,8 @@ import pytest
 
 from pytest_gpucap.errors import GpuCapError, PluginFault
 from pytest_gpucap.fixtures import SESSION, gpu, gpucap, vllm_server
+from pytest_gpucap.foreign_text import harmless
+from pytest_gpucap.masking import masked
 from pytest_gpucap.options import Options, add_options, check_root, join_words, json_file, parse_options
 
 __all__ = ["gpu", "gpucap", "vllm_server"]
@@ -54,6 +56,7 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, int | pytest.E
     try:
         status = yield
     except pytest.UsageError as error:
+        error.args = tuple(harmless(masked(str(each))) for each in error.args)
         recorder.finished(pytest.ExitCode.USAGE_ERROR, str(error))
         raise
     if status is not None:
@@ -195,6 +198,10 @@ def pytest_runtest_makereport(
             # xfail expects the budget to fail. A test that could not be measured is no such failure.
             del report.wasxfail
             report.outcome = "failed"
+    if measuring is not None:
+        from pytest_gpucap.session.boundary import make_harmless
+
+        make_harmless(report)
     return report
 
 

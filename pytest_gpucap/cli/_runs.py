@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_gpucap.cli import CommandError
+from pytest_gpucap.foreign_text import harmless, visible
 from pytest_gpucap.history.store import SUFFIX, Run, path_of, read_run
 from pytest_gpucap.options import Options
 from pytest_gpucap.report.formatting import shown
@@ -74,16 +75,16 @@ def trends_in(folder: Path, since: datetime | None = None) -> tuple[list[Trend],
 def report_skipped(lines: Iterable[str]) -> None:
     """Say on standard error what was left out."""
     for line in lines:
-        print(f"skipped {line}", file=sys.stderr)  # noqa: T201 - a command
+        print(f"skipped {visible(line)}", file=sys.stderr)  # noqa: T201 - a command
 
 
 def described(run: Run) -> str:
     """A run in one line: its file, when it began, and the plugin's version."""
     started = run.started.isoformat(sep=" ", timespec="minutes")
-    return f"{shown(run.path)}, {started}, pytest-gpucap {run.content.plugin_version}"
+    return visible(f"{shown(run.path)}, {started}, pytest-gpucap {run.content.plugin_version}")
 
 
 def put(text: str) -> None:
-    """Print a text. A character that the output cannot show becomes its escape."""
+    """Print a text. What the terminal would obey becomes its escape, and so does a character that it cannot show."""
     encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, errors="backslashreplace").decode(encoding) + "\n")
+    sys.stdout.write(harmless(text).encode(encoding, errors="backslashreplace").decode(encoding) + "\n")

@@ -8,7 +8,6 @@ verdicts: only classes with a measured rate can be the cheapest.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +22,7 @@ from pytest_gpucap.planning.measured_rates import MeasuredRate, UnknownMeasureme
 from pytest_gpucap.planning.plan import Plan, Sources, make_plan
 from pytest_gpucap.planning.prices import Prices, PricesError, read_prices
 from pytest_gpucap.planning.service import BOUNDING, Service
+from pytest_gpucap.report.escape import json_text
 from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.report.plan import plan_markdown, plan_text
 from pytest_gpucap.requirement import LatencyLimit, Length, RequirementError, Slo, Workload, headroom, positive, whole
@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(str(error)) from None
     match options.format:
         case "json":
-            put(json.dumps(msgspec.to_builtins(plan), indent=1))
+            put(json_text(msgspec.to_builtins(plan)))
         case "markdown":
             put(plan_markdown(plan))
         case _:

@@ -101,6 +101,7 @@ def launch(
             raise ServerStartError(cause, log.tail(_TAIL_LINES), log.path, title=title) from None
     except BaseException:
         process.close()
+        log.mask()
         raise
     return Launched(
         process=process,
@@ -126,6 +127,7 @@ class LaunchedServer(HttpServer):
         self.command = list(launched.command)
         self.startup_s = launched.startup_s
         self._log, self._process = launched.log, launched.process
+        self._log_is_masked = False
 
     @property
     def log(self) -> ServerLog:
@@ -150,3 +152,6 @@ class LaunchedServer(HttpServer):
         """End the server; returns when its processes are reaped and its port is closed. Safe to call twice."""
         super().close()
         self._process.close()
+        if not self._log_is_masked:
+            self._log_is_masked = True
+            self._log.mask()

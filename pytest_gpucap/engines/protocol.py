@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final, Generic, Protocol, TypeVar
 
 from pytest_gpucap.access import OPEN, Access
+from pytest_gpucap.foreign_text import harmless
+from pytest_gpucap.masking import masked
 from pytest_gpucap.vllm_arguments import VllmArguments
 
 if TYPE_CHECKING:  # not imported: every collection of our tests imports this file
@@ -40,15 +42,28 @@ class ServerLog:
     path: Path
 
     def text(self) -> str:
-        """The whole log so far; empty if nothing was written."""
+        """The whole log so far, secrets masked; empty if nothing was written."""
+        return masked(self._raw())
+
+    def tail(self, lines: int = 30) -> str:
+        """The last lines, harmless and without secrets.
+
+        The leak reports that C++ bindings write at the end of every failed start are left out.
+        """
+        last = [line for line in self._raw().splitlines() if not _NOISE.search(line)][-lines:]
+        return harmless(masked("\n".join(last)))
+
+    def mask(self) -> None:
+        """Mask the secrets in the file itself, once its server has ended."""
+        raw = self._raw()
+        if (kept := masked(raw)) != raw:
+            self.path.write_text(kept, encoding="utf-8")
+
+    def _raw(self) -> str:
         try:
             return self.path.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return ""
-
-    def tail(self, lines: int = 30) -> str:
-        """The last lines, without the leak reports that C++ bindings write at the end of every failed start."""
-        return "\n".join([line for line in self.text().splitlines() if not _NOISE.search(line)][-lines:])
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 from urllib.parse import urlsplit
 
-from pytest_gpucap.access import NO_KEY, OPEN, Access, Secret
+from pytest_gpucap.access import NO_KEY, OPEN, Access
 from pytest_gpucap.engines.errors import EndpointError, MetricsUnavailable
 from pytest_gpucap.engines.protocol import Capabilities, ServerLog
 from pytest_gpucap.load.server_words import json_object
+from pytest_gpucap.masking import Secret
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
@@ -276,19 +277,16 @@ class HttpServer:
         return self._openers[proxy]
 
     def _new_opener(self, proxy: str | None) -> OpenerDirector:
-        from urllib.request import HTTPRedirectHandler, HTTPSHandler, ProxyHandler, Request, build_opener
+        from urllib.request import HTTPRedirectHandler, HTTPSHandler, ProxyHandler, build_opener
 
-        class SameOrigin(HTTPRedirectHandler):
-            """Follows a redirect within the server alone: the key and the headers are meant for no other."""
+        class Nowhere(HTTPRedirectHandler):
+            """Follows no redirect: urllib would send the key and the headers along."""
 
-            def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-                one, other = urlsplit(req.full_url), urlsplit(newurl)
-                if req.get_method() != "GET" or (one.scheme, one.netloc) != (other.scheme, other.netloc):
-                    return None
-                return super().redirect_request(req, fp, code, msg, headers, newurl)
+            def redirect_request(self, *_: Any) -> None:
+                return None
 
         proxies = {} if proxy is None else {urlsplit(self.root_url).scheme: proxy}
-        return build_opener(ProxyHandler(proxies), HTTPSHandler(context=self.access.tls()), SameOrigin())
+        return build_opener(ProxyHandler(proxies), HTTPSHandler(context=self.access.tls()), Nowhere())
 
     def _told(self, error: Any) -> str:
         """What an answer other than 200 says in its body, or where it points to; empty if nothing."""
@@ -297,12 +295,8 @@ class HttpServer:
                 body: bytes = error.read(_MOST_BYTES)
         except (OSError, ValueError):
             body = b""
-        target = urlsplit(error.headers.get("Location") or "")
-        if 300 <= error.code < 400 and target.netloc:  # noqa: PLR2004 - the class of redirects
-            host = target.netloc.rpartition("@")[2]
-            return (
-                f": it points to {target.scheme}://{host}, where no key is sent; give that server's URL if it is meant"
-            )
+        if 300 <= error.code < 400 and (place := _host(error.headers.get("Location") or "")):  # noqa: PLR2004 - the class of redirects
+            return f": it points to {place}, where no key is sent; give that server's URL if it is meant"
         text = self.access.masked(_words(body.decode("utf-8", errors="replace")), self.api_key)
         if text.lower() in {"", str(error.reason).lower()}:
             return ""
@@ -326,6 +320,16 @@ class HttpServer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _host(location: str) -> str:
+    """Scheme and host of a redirect's target, without a user or password; the path alone where it names no host."""
+    try:
+        target = urlsplit(location)
+    except ValueError:
+        return ""
+    host = target.netloc.rpartition("@")[2]
+    return f"{target.scheme}://{host}" if host else target.path
 
 
 def _words(body: str) -> str:

@@ -129,7 +129,7 @@ def attach(
         EndpointError: if it does not answer as an OpenAI-compatible server, refuses the key, or has no such model.
         ValueError: if the URL is no plain http or https URL, or carries a password or a query.
     """
-    key = NO_KEY if not os.environ.get(api_key_env) else str(read_secret(api_key_env))
+    key = NO_KEY if not os.environ.get(api_key_env) else read_secret(api_key_env)
     server = ExternalServer(f"{server_root(url)}/v1", model or "", key, access)
     began, pause_s = time.monotonic(), _FIRST_PAUSE_S
     while True:

@@ -16,6 +16,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from pytest_gpucap.masking import MASK, is_secret_name, masked
 from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.encoding import from_builtins, to_builtins
@@ -282,12 +283,6 @@ _PATH: Final = re.compile(r"(?<![\w.:/~-])(?:~|/[\w.@+~-]+)(?:/[\w.@+~-]+)+/?")
 """An absolute path of two parts or more, or one under ``~``; a lone ``/v1`` or ``req/s`` is none."""
 _URL: Final = re.compile(r"(?P<scheme>\bhttps?://)(?:[^\s/@]*@)?(?P<host>\[[^\]]+\]|[^\s/:?#'\"]+)(?P<port>:\d+)?")
 _LOOPBACK: Final = re.compile(r"127\.\d+\.\d+\.\d+|localhost|\[::1\]")
-_SECRET_NAME: Final = re.compile(r"(?:^|[-_])(?:api[-_]?key|token|secret|password)$", re.IGNORECASE)
-_SECRET_FLAG: Final = re.compile(
-    r"(?P<flag>--[A-Za-z0-9_-]*(?:api[-_]?key|token|secret|password))(?P<gap>[= ])(?P<value>'[^']*'|\S+)", re.IGNORECASE
-)
-_SECRET_VALUE: Final = re.compile(r"\b(?:hf_|sk-)[A-Za-z0-9_-]{16,}")
-_MASK: Final = "***"
 _DROPPED: Final = frozenset({"log"})
 """Names whose value has no meaning on another machine."""
 
@@ -309,7 +304,7 @@ def _scrubbed(value: object) -> object:
             return _scrubbed_text(value)
         case Mapping():
             return {
-                key: _MASK if isinstance(each, str) and each and _SECRET_NAME.search(str(key)) else _scrubbed(each)
+                key: MASK if isinstance(each, str) and each and is_secret_name(str(key)) else _scrubbed(each)
                 for key, each in value.items()
                 if key not in _DROPPED
             }
@@ -323,15 +318,13 @@ def _scrubbed_list(values: list[object]) -> list[object]:
     found: list[object] = []
     secret = False
     for value in values:
-        found.append(_MASK if secret and isinstance(value, str) else _scrubbed(value))
-        secret = isinstance(value, str) and value.startswith("--") and _SECRET_NAME.search(value) is not None
+        found.append(MASK if secret and isinstance(value, str) else _scrubbed(value))
+        secret = isinstance(value, str) and value.startswith("--") and is_secret_name(value)
     return found
 
 
 def _scrubbed_text(text: str) -> str:
-    text = _SECRET_FLAG.sub(rf"\g<flag>\g<gap>{_MASK}", text)
-    text = _SECRET_VALUE.sub(_MASK, text)
-    text = _URL.sub(_without_host, text)
+    text = _URL.sub(_without_host, masked(text))
     return _PATH.sub(lambda match: match[0].rstrip("/").rpartition("/")[2], text)
 
 

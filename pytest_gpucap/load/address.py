@@ -15,9 +15,10 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from pytest_gpucap.access import OPEN, Access, Secret, server_root
+from pytest_gpucap.access import OPEN, Access, server_root
 from pytest_gpucap.load.protocol import LoadError
 from pytest_gpucap.load.proxies import is_loopback, library_options, proxy_for, shown
+from pytest_gpucap.masking import Secret
 from pytest_gpucap.requirement import ApiKind
 
 PROBE_TIMEOUT_S = 60.0

@@ -11,6 +11,9 @@ from typing import Any, Final
 import msgspec
 import pytest
 
+from pytest_gpucap.access import masked_words
+from pytest_gpucap.foreign_text import harmless
+from pytest_gpucap.masking import masked
 from pytest_gpucap.report import terminal as text
 from pytest_gpucap.report.columns import wrapped
 from pytest_gpucap.report.comparison import comparison_summary
@@ -60,7 +63,7 @@ class SessionReport:
         self.usual: GrowingResultFile | None = None
         self._config = config
         self._started = datetime.now(UTC)
-        self._arguments = [str(argument) for argument in config.invocation_params.args]
+        self._arguments = masked_words([str(argument) for argument in config.invocation_params.args])
         self._results: list[Result] = []
         self._running: dict[str, list[Result]] = {}
         self._attempts: dict[Hashable, _Attempt] = {}
@@ -107,7 +110,7 @@ class SessionReport:
 
     def problem(self, text: str) -> None:
         """Something that ended tests or the session early, a line each."""
-        self._problems += filter(None, map(str.strip, text.splitlines()))
+        self._problems += filter(None, map(str.strip, masked(text).splitlines()))
         self._write()
 
     def finish(self, exit_status: int) -> None:
@@ -129,7 +132,7 @@ class SessionReport:
 
     def note(self, line: str) -> None:
         """A line for the end of the summary."""
-        self._notes.append(line)
+        self._notes.append(harmless(masked(line)))
 
     def _write(self) -> None:
         content = self.content()
@@ -212,5 +215,5 @@ def _reason(report: pytest.TestReport) -> str:
         said = str(found[-1])
     else:
         said = str(found or getattr(report, "wasxfail", ""))
-    lines = said.strip().splitlines()
+    lines = masked(said).strip().splitlines()
     return lines[0][:_LONGEST_REASON] if lines else ""

@@ -93,6 +93,12 @@ def test_the_key_stands_on_no_command_line_and_in_no_repr(stand_in: StandIn, fam
             assert key not in " ".join(process.cmdline())
 
 
+def test_a_server_that_answers_without_the_key_is_ended(stand_in: StandIn, family: Family) -> None:
+    with pytest.raises(ServerStartError, match="its front end does not ask for the key on every path, so other users"):
+        start_vllm(stand_in("open"))
+    assert family.alive() == []
+
+
 def test_two_servers_share_neither_key_nor_name_nor_port(stand_in: StandIn) -> None:
     with start_vllm(stand_in()) as one, start_vllm(stand_in()) as two:
         assert one.model != two.model

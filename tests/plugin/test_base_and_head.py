@@ -208,6 +208,14 @@ def vllm(**args: Any) -> VllmEngine:
     return VllmEngine(ServerRequest(model="m", arguments=VllmArguments(args).values, python="/usr/bin/python3"))
 
 
+def test_a_front_end_that_does_not_ask_for_the_key_everywhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "0")
+    assert vllm().spec.model == "m"
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    with pytest.raises(ValueError, match="sets VLLM_USE_RUST_FRONTEND, and that front end does not ask for the key on"):
+        vllm()
+
+
 def test_the_base_has_the_heads_arguments_but_for_those_given() -> None:
     engine = vllm(max_num_seqs=128, enable_prefix_caching=True, dtype="half")
     head = Placement(engine, find_class("h200"))
