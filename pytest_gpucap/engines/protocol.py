@@ -7,6 +7,7 @@ with a name and a `start`. Everything else has a default that suits an OpenAI-co
 from __future__ import annotations
 
 import json
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -30,7 +31,18 @@ RESERVED: Final = frozenset({"vllm", "url", "simulator"})
 
 _NOISE = re.compile(r"^nanobind: |^ - leaked |^ - \.\.\. skipped|^See https://nanobind")
 
+_BEGINNING_BYTES: Final = 1 << 20
+_END_BYTES: Final = 3 << 20
+"""Read of a log. The settings stand at its beginning, and what went wrong at its end."""
+_TAIL_BYTES: Final = 1 << 18
+_LONGEST_LINE: Final = 2_000
+
 Names = tuple[str, ...]
+
+
+def _lines_of(data: bytes) -> str:
+    """A log's text, with a progress bar's carriage returns as line breaks."""
+    return data.decode("utf-8", errors="replace").replace("\r\n", "\n").replace("\r", "\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +52,38 @@ class ServerLog:
     path: Path
 
     def text(self) -> str:
-        """The whole log so far; empty if nothing was written."""
+        """The log so far; empty if nothing was written. The middle of a very long one is left out."""
         try:
-            return self.path.read_text(encoding="utf-8", errors="replace")
+            with self.path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                beginning = file.read(_BEGINNING_BYTES)
+                left_out = size - len(beginning) - _END_BYTES
+                if left_out > 0:
+                    file.seek(-_END_BYTES, os.SEEK_END)
+                end = file.read(_END_BYTES)
         except FileNotFoundError:
             return ""
+        gap = f"\n... {left_out} bytes are left out ...\n".encode() if left_out > 0 else b""
+        return _lines_of(beginning + gap + end)
 
     def tail(self, lines: int = 30) -> str:
-        """The last lines, without the leak reports that C++ bindings write at the end of every failed start."""
-        return "\n".join([line for line in self.text().splitlines() if not _NOISE.search(line)][-lines:])
+        """The last lines, without the leak reports that C++ bindings write at the end of every failed start.
+
+        Only the log's end is read, and only the beginning of a very long line is shown.
+        """
+        try:
+            with self.path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                file.seek(max(0, size - _TAIL_BYTES))
+                end = _lines_of(file.read(_TAIL_BYTES))
+        except FileNotFoundError:
+            return ""
+        found = [line for line in end.splitlines() if not _NOISE.search(line)]
+        if size > _TAIL_BYTES and len(found) > 1:
+            del found[0]  # its beginning was not read
+        return "\n".join(
+            line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}..." for line in found[-lines:]
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,7 @@ class ExternalServer(HttpServer):
         try:
             told = VllmArguments(found)
             _ = told.gpus_per_replica  # the sizes are whole numbers
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError):
             return VllmArguments()  # not what vLLM tells
         return told
 
@@ -207,7 +207,7 @@ def _try(server: ExternalServer, timeout_s: float) -> None:
             if error.loading or error.status is None or error.status in _REFUSED | _REDIRECTS:
                 raise
             failed.append(error)
-        except ValueError:
+        except (ValueError, RecursionError):
             text = f"POST {server.root_url}{path} answered something else than JSON"
             failed.append(EndpointError(text, status=_NOT_FOUND))
         else:
