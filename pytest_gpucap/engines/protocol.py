@@ -192,7 +192,7 @@ class Server(Protocol):
         """
         ...
 
-    def request(self, path: str, *, method: str = "GET", timeout_s: float = 30.0) -> str:
+    def request(self, path: str, *, method: str = "GET", timeout_s: float | None = None) -> str:
         """The body of the answer to one plain request under the server's root.
 
         Raises:

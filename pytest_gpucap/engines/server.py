@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 
 HTTP_OK: Final = 200
+TIMEOUT_S: Final = 30.0
+"""For a whole answer to a plain request."""
 _LOADING_STATUS: Final = frozenset({502, 503, 504})
 """A server that loads its model, or a gateway that waits for one."""
 _SUCCESS: Final = range(200, 300)
@@ -189,7 +191,7 @@ class HttpServer:
                 continue
         return not answer.strip() or json_object(answer).get("success") is True
 
-    def models(self, timeout_s: float = 30.0) -> list[str]:
+    def models(self, timeout_s: float | None = None) -> list[str]:
         """The models the server lists.
 
         Raises:
@@ -197,7 +199,7 @@ class HttpServer:
         """
         return list(self.origins(timeout_s))
 
-    def origins(self, timeout_s: float = 30.0) -> dict[str, str | None]:
+    def origins(self, timeout_s: float | None = None) -> dict[str, str | None]:
         """The models that the server lists, each with the folder or hub name it was loaded from; None if not given.
 
         vLLM gives it as ``root``. It is not part of the OpenAI API.
@@ -207,20 +209,28 @@ class HttpServer:
         """
         try:
             listed = json_object(self.request("/v1/models", timeout_s=timeout_s))["data"]
-            return {str(each["id"]): str(each["root"]) if each.get("root") else None for each in listed}
+            names = {each["id"]: each.get("root") for each in listed}
         except (KeyError, TypeError, AttributeError):
+            names = {None: None}
+        if not all(_is_name(name) for name in names):
             text = f"{self.base_url}/models does not answer as an OpenAI-compatible server"
-            raise EndpointError(text, status=HTTP_OK) from None
+            raise EndpointError(text, status=HTTP_OK)
+        return {name: root if _is_name(root) else None for name, root in names.items()}
 
     def request(
-        self, path: str, *, method: str = "GET", timeout_s: float = 30.0, content: Mapping[str, Any] | None = None
+        self,
+        path: str,
+        *,
+        method: str = "GET",
+        timeout_s: float | None = None,
+        content: Mapping[str, Any] | None = None,
     ) -> str:
         """The body of the answer to one plain request under the server's root.
 
         Args:
             path: from the root.
             method: of HTTP.
-            timeout_s: for the whole answer.
+            timeout_s: for the whole answer; None: `TIMEOUT_S`.
             content: sent as JSON.
 
         Raises:
@@ -233,7 +243,14 @@ class HttpServer:
 
         data = None if content is None else json.dumps(content).encode()
         try:
-            reply = ask(address_of(self), path, method=method, body=data, timeout_s=timeout_s, most_bytes=_MOST_BYTES)
+            reply = ask(
+                address_of(self),
+                path,
+                method=method,
+                body=data,
+                timeout_s=TIMEOUT_S if timeout_s is None else timeout_s,
+                most_bytes=_MOST_BYTES,
+            )
         except NoAnswer as error:
             text = self.access.masked(str(error), self.api_key)
             raise EndpointError(text, loading=error.loading, untrusted=error.untrusted) from None
@@ -282,6 +299,11 @@ class HttpServer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _is_name(found: object) -> bool:
+    """Whether it is a name that can be sent, shown and written."""
+    return isinstance(found, str) and bool(found) and found.isprintable()
 
 
 def _words(body: str) -> str:

@@ -32,6 +32,7 @@ from pytest_gpucap.access import tls_context
 from pytest_gpucap.load.address import ServerAddress, http_library
 from pytest_gpucap.load.protocol import LoadError
 from pytest_gpucap.load.proxies import library_options, through
+from pytest_gpucap.load.server_words import printable
 
 MOST_BYTES: Final = 1 << 23
 """Of an answer's body. No page that is asked for here has a tenth of this. A stream without an end does."""
@@ -61,7 +62,7 @@ class NoAnswer(LoadError):  # noqa: N818 - it states what there is
     needs_traceback = False
 
     def __init__(self, message: str, *, loading: bool = False, untrusted: bool = False) -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
         self.loading, self.untrusted = loading, untrusted
 
 

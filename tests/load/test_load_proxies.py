@@ -136,7 +136,7 @@ def test_the_proxy_is_named_when_it_fails(monkeypatch: pytest.MonkeyPatch) -> No
             attach("http://model.invalid")
         with HttpLoadRunner("http://model.invalid", "m", None, LENGTHS, 1) as runner:
             assert runner.uses_library == f"the proxy {dead}"
-            with pytest.raises(LoadError, match=f"does not answer: .* {named}"):
+            with pytest.raises(LoadError, match=f"/v1/chat/completions failed: .*refused {named}"):
                 runner.prepare()
         reply = ask_all(ServerAddress.parse("http://model.invalid", None), [{}], in_flight=1, time_s=FOREVER_S)[0]
         assert reply.error is not None
