@@ -285,6 +285,14 @@ class HttpServer:
         """Its living processes: none are known."""
         return set()
 
+    def ended(self, patience_s: float = 0.0) -> str:  # noqa: ARG002 - for servers whose processes are known
+        """Why it can no longer answer, in one line; empty while it can.
+
+        Args:
+            patience_s: requests fail, and the reason may need so long to show.
+        """
+        return ""
+
     def close(self) -> None:
         """Close the clients that were made."""
         client = self.__dict__.pop("client", None)

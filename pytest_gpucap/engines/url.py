@@ -75,6 +75,17 @@ class ExternalServer(HttpServer):
             return error.status is not None and not error.loading  # it may have no such list
         return True
 
+    def ended(self, patience_s: float = 0.0) -> str:
+        """See `HttpServer.ended`: nobody listens any more. It is asked only while requests fail."""
+        if not patience_s:
+            return ""
+        try:
+            self.request("/v1/models", timeout_s=patience_s)
+        except EndpointError as error:
+            if error.status is None:
+                return f"the server can answer no more: {error}"
+        return ""
+
     def capabilities(self) -> Capabilities:
         """See `Server.capabilities`. From the server's own report if it gives one."""
         return Capabilities(

@@ -259,6 +259,13 @@ class GpuCap:
         except GpuCapError as error:
             if kind is not None and self._results.count == before:
                 self._results.keep(self._unmeasured(kind, error))
+            from pytest_gpucap.results.problems import OF_THE_END
+
+            problems = [problem for result in self._results.results for problem in result.problems]
+            if self._harness.has_ended() or any(problem.kind in OF_THE_END for problem in problems):
+                words = self._harness.last_words()
+                self._harness.give_up()
+                raise MeasurementInvalid("\n\n".join(filter(None, [str(error), words]))) from None
             raise
 
     def _unmeasured(self, kind: str, error: GpuCapError) -> Result:
