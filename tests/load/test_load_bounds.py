@@ -6,15 +6,18 @@ import os
 import resource
 import tracemalloc
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
 
+from pytest_gpucap.engines.protocol import ServerLog
 from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.load.schedule import open_loop
 from pytest_gpucap.load.shared_memory import read_shared_bytes, shared_bytes
 from pytest_gpucap.requirement import ApiKind, Length, Wording, Workload
+from pytest_gpucap.simulator.serve import start_simulator
 from tests.load.rawserver import HEAD, RawServer, chunk, events, good, token, usage
 from tests.load.tokenserver import TokenServer
 from tests.waiting import FOREVER_S
@@ -22,9 +25,11 @@ from tests.waiting import FOREVER_S
 WORKLOAD = Workload(Length.fixed(32), Length.fixed(4), endpoint=ApiKind.COMPLETIONS)
 
 
-def driven(url: str, workload: Workload = WORKLOAD, seconds: float = 0.5) -> tuple[list[Status], list[str], int]:
+def driven(
+    url: str, workload: Workload = WORKLOAD, seconds: float = 0.5, model: str = "m"
+) -> tuple[list[Status], list[str], int]:
     """The statuses of a short open loop, what was said of those that failed, and the most memory that a worker held."""
-    with HttpLoadRunner(url, "m", None, workload, 1, workers=1) as runner:
+    with HttpLoadRunner(url, model, None, workload, 1, workers=1) as runner:
         runner.run(open_loop(workload, 20.0, seconds, 1, 0))
         assert runner.settle(FOREVER_S)
         held = max(psutil.Process(pid).memory_info().rss for pid in runner.worker_pids)
@@ -74,11 +79,9 @@ def test_a_prompt_beyond_32_bits_ends_no_worker() -> None:
 
 @pytest.mark.parametrize("kilobytes", [1, 240, 600])
 def test_texts_around_prompts_may_be_longer_than_a_datagram(kilobytes: int) -> None:
-    workload = Workload(
-        Length.fixed(1024 * kilobytes + 64), Length.fixed(2), wording=Wording(system="s" * 1024 * kilobytes)
-    )
-    with TokenServer() as server:
-        statuses, texts, _ = driven(server.url, workload, 0.2)
+    workload = Workload(Length.fixed(64), Length.fixed(2), wording=Wording(system="s" * 1024 * kilobytes))
+    with start_simulator("fast") as server:
+        statuses, texts, _ = driven(server.base_url, workload, 0.2, model=server.model)
     assert set(statuses) == {Status.OK}, texts
 
 
@@ -110,8 +113,6 @@ def test_descriptors_beyond_1023_are_as_good_as_others() -> None:
 
 @pytest.mark.usefixtures("many_descriptors")
 def test_a_simulated_server_starts_beyond_1023_descriptors() -> None:
-    from pytest_gpucap.simulator.serve import start_simulator
-
     with start_simulator("fast") as server:
         assert server.models()
 
@@ -134,12 +135,8 @@ def test_an_answer_of_heads_alone_is_given_up(flood: bytes) -> None:
     assert any("without a body" in text for text in texts)
 
 
-def test_a_long_log_is_read_from_its_ends(tmp_path: object) -> None:
-    from pathlib import Path
-
-    from pytest_gpucap.engines.protocol import ServerLog
-
-    path = Path(str(tmp_path)) / "server.log"
+def test_a_long_log_is_read_from_its_ends(tmp_path: Path) -> None:
+    path = tmp_path / "server.log"
     with path.open("wb") as file:
         file.write(b"settings\n")
         file.truncate(2 << 30)  # sparse: it takes no disk
@@ -159,12 +156,8 @@ def test_a_long_log_is_read_from_its_ends(tmp_path: object) -> None:
     assert tail.splitlines()[2] == "the cause"
 
 
-def test_a_short_log_is_read_whole(tmp_path: object) -> None:
-    from pathlib import Path
-
-    from pytest_gpucap.engines.protocol import ServerLog
-
-    path = Path(str(tmp_path)) / "server.log"
+def test_a_short_log_is_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "server.log"
     assert ServerLog(path).text() == ServerLog(path).tail() == ""
     for lines in (1, 200_000, 400_000):
         text = "".join(f"line {number}\n" for number in range(lines))
