@@ -52,16 +52,29 @@ def stalled(journal: Journal, now_s: float, longest_s: float = 0.0) -> Bools:
         now_s: on the journal's clock.
         longest_s: a request may always take so long.
     """
-    rows = in_flight(journal)
-    answered = (journal.status == Status.OK) & np.isfinite(journal.first_s) & np.isfinite(journal.end_s)
+    answered = _answered(journal)
+    if answered.sum() < LEAST_ANSWERED:
+        return np.zeros_like(answered)
+    later = answered.sum() - np.searchsorted(np.sort(journal.due_s[answered]), journal.due_s, side="right")
+    hangs: Bools = overdue(journal, now_s, longest_s) & (later >= LEAST_ANSWERED)
+    least = max(LEAST_STALLED, STALLED_SHARE * journal.status.size)
+    return hangs if hangs.sum() >= least else np.zeros_like(hangs)
+
+
+def overdue(journal: Journal, now_s: float, longest_s: float = 0.0) -> Bools:
+    """Shape (n,): the requests in flight that take far longer than those that were answered; all if too few were."""
+    rows, answered = in_flight(journal), _answered(journal)
     if not rows.any() or answered.sum() < LEAST_ANSWERED:
-        return np.zeros_like(rows)
+        return rows
     first_s = (journal.first_s - journal.due_s)[answered].max()
     tokens = np.maximum(journal.output_tokens[answered] - 1, 1)
     token_s = ((journal.end_s - journal.first_s)[answered] / tokens).max()
     allowed_s = np.maximum(TIMES_SLOWER * (first_s + token_s * journal.output_tokens), longest_s)
-    later = answered.sum() - np.searchsorted(np.sort(journal.due_s[answered]), journal.due_s, side="right")
     with np.errstate(invalid="ignore"):
-        hangs: Bools = rows & (now_s - journal.due_s > allowed_s) & (later >= LEAST_ANSWERED)
-    least = max(LEAST_STALLED, STALLED_SHARE * journal.status.size)
-    return hangs if hangs.sum() >= least else np.zeros_like(rows)
+        late: Bools = rows & (now_s - journal.due_s > allowed_s)
+    return late
+
+
+def _answered(journal: Journal) -> Bools:
+    whole: Bools = (journal.status == Status.OK) & np.isfinite(journal.first_s) & np.isfinite(journal.end_s)
+    return whole

@@ -148,6 +148,7 @@ class MeasuringRun:
     def settle(self) -> None:
         """End what is in flight: nothing more is measured. What hangs is told first."""
         self._wait_for_stalled()
+        self._wait_for_a_sign()
         self.runner.settle(c.SETTLE_S, cancel=True)
         now = self.runner.clock.now()
         self._spend("settling", now - self._idle_since_s)
@@ -288,6 +289,24 @@ class MeasuringRun:
             self._hang(
                 f"the server stopped answering {hangs} of {self.journal.status.size} requests: they hang for over "
                 f"{patience_s:.0f} s, and requests that were sent later were answered"
+            )
+
+    def _wait_for_a_sign(self) -> None:
+        """Whether the server has stopped answering by now, which is a problem. Only overdue requests are waited for."""
+        began_s = self.runner.clock.now()
+        waiting = int(liveness.overdue(self.journal, began_s).sum())
+        if self.problems or not waiting:
+            return
+        until_s = began_s + liveness.patience_s(self.requirement.slo)
+        while (now_s := self.runner.clock.now()) < until_s:
+            self.runner.settle(min(c.LOOK_S, until_s - now_s))
+            self.journal = self.runner.journal()
+            if liveness.last_sign_s(self.journal) > began_s or not liveness.in_flight(self.journal).any():
+                return
+        if not self._has_ended(c.DYING_S):
+            self._hang(
+                f"the server stopped answering: no token came for {until_s - began_s:.0f} s while {waiting} requests "
+                "were in flight"
             )
 
     def _hang(self, text: str) -> None:
