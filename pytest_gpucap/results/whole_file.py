@@ -18,7 +18,7 @@ def write_whole(path: Path, pieces: Iterable[bytes]) -> None:
     Raises:
         OSError: if it cannot be written. The file of before is kept.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     path = path.resolve()
     if path.exists() and not path.is_file():  # a device or a pipe is written to, and stays
         with path.open("wb") as file:
@@ -47,7 +47,7 @@ def append_text(path: Path, text: str) -> None:
     Raises:
         OSError: if it cannot be written. What was there before is kept.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     with path.open("ab", buffering=0) as file:
         before = file.tell()
         left = memoryview(text.encode("utf-8"))
@@ -69,6 +69,11 @@ def clear_partial(path: Path) -> None:
         process = partial.name.rpartition(".tmp")[0].rpartition(".")[2]
         if process.isdecimal() and not psutil.pid_exists(int(process)):
             partial.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    if not folder.exists():  # a file there is an error of the writing, which says so
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _partial(path: Path, process: str) -> Path:
