@@ -45,6 +45,12 @@ class NoSustainableRate(GpuCapError, ValueError):  # noqa: N818 - the name state
     needs_traceback = False
 
 
+class TooLate(GpuCapError):  # noqa: N818 - the name states the fault
+    """A test asked for a fixture of ours while it ran: markers are read, and servers placed, at collection."""
+
+    needs_traceback = False
+
+
 class PluginFault(GpuCapError):  # noqa: N818 - the name states whose fault it is
     """A bug in pytest-gpucap, or in a plugin that it called. The message names its place.
 

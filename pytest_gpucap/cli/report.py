@@ -16,6 +16,7 @@ from pytest_gpucap.cli._runs import report_skipped, trends_in
 from pytest_gpucap.report.columns import NARROW, terminal_columns, wrapped
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.result import ResultFile
+from pytest_gpucap.results.whole_file import write_text
 
 if TYPE_CHECKING:
     from pytest_gpucap.results.trend import Trend
@@ -147,9 +148,6 @@ def _write(target: str, content: str) -> None:
         sys.stdout.flush()
         return
     try:
-        folder = Path(target).parent
-        if not folder.exists():
-            folder.mkdir(parents=True)
-        Path(target).write_text(content, encoding="utf-8")
+        write_text(Path(target), content)
     except OSError as error:
         raise CommandError(f"{target}: {error.strerror or error}") from None

@@ -33,6 +33,8 @@ _FRONT_ENDS_S: Final = 120.0
 """The first front end is ready. Others, which were started with it, are ready within this time."""
 _POLL_S: Final = 0.2
 _UNAUTHORISED: Final = 401
+_ENGINES: Final = re.compile(r"EngineCore|\bVLLM::Worker|\bWorker_")
+"""In the titles that vLLM's engines and their workers give themselves."""
 
 
 METRICS: Final = MetricNames(
@@ -56,6 +58,7 @@ class VllmServer(LaunchedServer):
     """
 
     software = "vLLM"
+    engines = _ENGINES
 
     def __init__(self, launched: Launched, spec: ServerSpec) -> None:
         super().__init__(launched)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import statistics
 import textwrap
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from pytest_gpucap.report.formatting import percent, significant
 from pytest_gpucap.results.encoding import to_builtins
 from pytest_gpucap.results.measured import Interval
 from pytest_gpucap.results.trend import AlarmState, LevelChange, Trend, TrendPoint
+from pytest_gpucap.results.whole_file import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -219,8 +221,11 @@ def plot_trends(trends: Sequence[Trend], path: Path) -> None:
         figure = Figure(figsize=(_WIDTH_IN, _HEIGHT_IN * len(trends)), layout="constrained")
         for axes, trend in zip(figure.subplots(len(trends), squeeze=False)[:, 0], trends, strict=True):
             _panel(axes, trend)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+        picture = io.BytesIO()
+        figure.savefig(
+            picture, format=path.suffix[1:].lower(), metadata={"Date": None} if path.suffix == ".svg" else None
+        )
+    write_whole(path, [picture.getvalue()])
 
 
 def _panel(axes: Axes, trend: Trend) -> None:

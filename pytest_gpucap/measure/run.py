@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
+import numpy as np
 
 from pytest_gpucap.estimate.samples import sample_of
 from pytest_gpucap.load import schedule
@@ -23,6 +24,7 @@ from pytest_gpucap.load.protocol import (
     Status,
 )
 from pytest_gpucap.measure import constants as c
+from pytest_gpucap.measure import liveness
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.requirement import Requirement
 from pytest_gpucap.results.failures import MOST_KEPT, FailedRequests, Failure, FailureKind
@@ -75,6 +77,9 @@ class MeasuringRun:
         self.judged_from = 0
         """The journal's first row whose errors count: that of the phase that was called off, otherwise all rows."""
         self._began_s = self._idle_since_s = runner.clock.now()
+        self._ended = ""
+        """Why the server can no longer answer, once it is known."""
+        self._look_s = 0.0
         self._stream = 0
         self._next_prompt = 0
 
@@ -141,7 +146,9 @@ class MeasuringRun:
         return self._carry(window, "open loop", phase, min(discard_s, 0.5 * total_s), overload=overload)
 
     def settle(self) -> None:
-        """End what is in flight: nothing more is measured."""
+        """End what is in flight: nothing more is measured. What hangs is told first."""
+        self._wait_for_stalled()
+        self._wait_for_a_sign()
         self.runner.settle(c.SETTLE_S, cancel=True)
         now = self.runner.clock.now()
         self._spend("settling", now - self._idle_since_s)
@@ -180,7 +187,7 @@ class MeasuringRun:
                 left_s=self.left_s,
             )
             failing = self._fails(progress.failed, progress.completed + progress.failed)
-            return failing or (overload is not None and progress.in_flight > overload)
+            return self._has_ended() or failing or (overload is not None and progress.in_flight > overload)
 
         self._stream += 1
         self._next_prompt += rows
@@ -192,7 +199,8 @@ class MeasuringRun:
             self._spend(kind, self.runner.clock.now() - self._idle_since_s)
             self._idle_since_s = self.runner.clock.now()
             self.journal = self.runner.journal()
-            if self._phase_failed(before):
+            failed = self._phase_failed(before)
+            if self._has_ended(c.DYING_S) or failed:
                 raise CalledOff from error
             raise
         # The server waits while the procedure thinks, and is paid for all the same.
@@ -204,6 +212,8 @@ class MeasuringRun:
             self._spend("warm-up", start_s - span.start_s)
         self._spend(kind, span.end_s - start_s)
         failing = self._phase_failed(before) or failing
+        if self._has_ended(c.DYING_S if failing else 0.0) or self._is_silent(span):
+            raise CalledOff
         # A load generator that is busy with refusals is not what is wrong.
         problems = () if failing else tuple(span.check.problems)
         if self.settings.trust is not None:
@@ -227,6 +237,81 @@ class MeasuringRun:
         if failing:
             raise CalledOff
         return Window(span, start_s, tuple(samples))
+
+    def _has_ended(self, patience_s: float = 0.0) -> bool:
+        """Whether the server can no longer answer, which is a problem; looks once a second at most, unless patient."""
+        now_s = self.runner.clock.now()
+        if self._ended or self.settings.ended is None or (now_s < self._look_s and not patience_s):
+            return bool(self._ended)
+        self._look_s = now_s + c.LOOK_S
+        self._ended = self.settings.ended(patience_s)
+        if self._ended:
+            self.problems.insert(0, Problem(ProblemSource.SERVER, ProblemKind.ENDED, self._ended))
+        return bool(self._ended)
+
+    def _is_silent(self, span: PhaseSpan) -> bool:
+        """Whether the server has stopped answering, which is a problem.
+
+        If nothing came in a whole phase although requests were in flight, the server is waited for.
+        """
+        if liveness.last_sign_s(self.journal) >= span.start_s or not liveness.in_flight(self.journal).any():
+            return False
+        waited_for = int(liveness.in_flight(self.journal).sum())
+        since_s = max(
+            liveness.last_sign_s(self.journal), float(self.journal.due_s[liveness.in_flight(self.journal)].min())
+        )
+        self.runner.settle(max(liveness.patience_s(self.requirement.slo) - (span.end_s - since_s), 0.0))
+        now_s = self.runner.clock.now()
+        self._spend("waiting", now_s - self._idle_since_s)
+        self._idle_since_s = now_s
+        self.journal = self.runner.journal()
+        if liveness.last_sign_s(self.journal) >= span.start_s or self._has_ended(c.DYING_S):
+            return bool(self._ended)
+        self._hang(
+            f"the server stopped answering: no token came for {now_s - since_s:.0f} s while {waited_for} requests were "
+            "in flight"
+        )
+        return True
+
+    def _wait_for_stalled(self) -> None:
+        """Whether requests hang while others are answered, which is a problem. Those that may hang are waited for."""
+        self.journal = self.runner.journal()
+        now_s = self.runner.clock.now()
+        rows = liveness.stalled(self.journal, now_s)
+        if self._ended or not rows.any():
+            return
+        patience_s = liveness.patience_s(self.requirement.slo)
+        youngest_s = float(np.sort(self.journal.due_s[rows])[liveness.LEAST_STALLED - 1])
+        self.runner.settle(max(patience_s - (now_s - youngest_s) + c.LOOK_S, 0.0))
+        self.journal = self.runner.journal()
+        hangs = int(liveness.stalled(self.journal, self.runner.clock.now(), patience_s).sum())
+        if hangs and not self._has_ended(c.DYING_S):
+            self._hang(
+                f"the server stopped answering {hangs} of {self.journal.status.size} requests: they hang for over "
+                f"{patience_s:.0f} s, and requests that were sent later were answered"
+            )
+
+    def _wait_for_a_sign(self) -> None:
+        """Whether the server has stopped answering by now, which is a problem. Only overdue requests are waited for."""
+        began_s = self.runner.clock.now()
+        waiting = int(liveness.overdue(self.journal, began_s).sum())
+        if self.problems or not waiting:
+            return
+        until_s = began_s + liveness.patience_s(self.requirement.slo)
+        while (now_s := self.runner.clock.now()) < until_s:
+            self.runner.settle(min(c.LOOK_S, until_s - now_s))
+            self.journal = self.runner.journal()
+            if liveness.last_sign_s(self.journal) > began_s or not liveness.in_flight(self.journal).any():
+                return
+        if not self._has_ended(c.DYING_S):
+            self._hang(
+                f"the server stopped answering: no token came for {until_s - began_s:.0f} s while {waiting} requests "
+                "were in flight"
+            )
+
+    def _hang(self, text: str) -> None:
+        if all(problem.kind is not ProblemKind.SILENT for problem in self.problems):
+            self.problems.insert(0, Problem(ProblemSource.SERVER, ProblemKind.SILENT, text))
 
     def _nearest_limit(self) -> tuple[str, float, float]:
         """Name, latest percentile and limit of the latency nearest to its limit."""

@@ -6,8 +6,6 @@ GPU time is too expensive to lose a finished result to a crash in the next test.
 
 from __future__ import annotations
 
-import glob
-import os
 import platform
 import re
 from collections.abc import Iterable, Sequence
@@ -22,6 +20,7 @@ from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.results import migrate
 from pytest_gpucap.results.encoding import encoded, from_builtins
 from pytest_gpucap.results.result import SCHEMA_VERSION, Result, ResultFile
+from pytest_gpucap.results.whole_file import clear_partial, write_whole
 
 
 class ResultFileError(GpuCapError, ValueError):
@@ -61,7 +60,7 @@ def session_file(
 
 def write(path: Path, content: ResultFile) -> None:
     """Write the file, whole or not at all. A missing folder is made."""
-    _replace(path, _around(content, [_encoded(result) for result in content.results]))
+    write_whole(path, _around(content, [_encoded(result) for result in content.results]))
 
 
 class GrowingResultFile:
@@ -88,12 +87,12 @@ class GrowingResultFile:
             OSError: if it cannot be written. The previous content is kept.
         """
         if not self._cleared:
-            _clear(self.path)
+            clear_partial(self.path)
             self._cleared = True
         # By identity: comparing two results costs as much as encoding one. The kept result keeps its id from others.
         before = self._encoded
         self._encoded = {id(result): before.get(id(result)) or (result, _encoded(result)) for result in content.results}
-        _replace(self.path, _around(content, [self._encoded[id(result)][1] for result in content.results]))
+        write_whole(self.path, _around(content, [self._encoded[id(result)][1] for result in content.results]))
 
 
 def _encoded(result: Result) -> bytes:
@@ -111,38 +110,6 @@ def _around(content: ResultFile, results: Sequence[bytes]) -> Iterable[bytes]:
         yield b",\n  " if number else b"\n  "
         yield result
     yield (b"\n ]" if results else b"]") + behind + b"\n"
-
-
-def _replace(path: Path, pieces: Iterable[bytes]) -> None:
-    """Write a file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not path.is_file():  # a device or a pipe is written to, and stays
-        with path.open("wb") as file:
-            file.writelines(pieces)
-        return
-    partial = _partial(path, str(os.getpid()))
-    try:
-        with partial.open("wb") as file:
-            file.writelines(pieces)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def _partial(path: Path, process: str) -> Path:
-    """The temporary name."""
-    return path.with_name(f".{path.name}.{process}.tmp")
-
-
-def _clear(path: Path) -> None:
-    """Remove temporary files of sessions that were killed while writing."""
-    import psutil
-
-    for partial in path.parent.glob(_partial(Path(glob.escape(path.name)), "*").name):
-        process = partial.name.rpartition(".tmp")[0].rpartition(".")[2]
-        if process.isdecimal() and not psutil.pid_exists(int(process)):
-            partial.unlink(missing_ok=True)
 
 
 def read(path: Path) -> ResultFile:

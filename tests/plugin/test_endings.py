@@ -142,8 +142,8 @@ WORDS = {
     "test_lenient": ("XPASSED", "", None),
     "test_expected_assertion": ("XFAILED", "", "skipped"),
     "test_expected": ("FAIL", "expected", "skipped"),
-    # xfail covers the teardown as well.
-    "test_expected_and_broken": ("FAIL", "expected", "skipped"),
+    # xfail does not cover the teardown.
+    "test_expected_and_broken": ("ERROR", "", "error"),
     "test_fails": ("FAIL", "", "failure"),
     "test_taken": ("FAIL", "test passed", "skipped"),
     "test_in_a_fixture": ("PASS", "", None),
