@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import SplitResult, unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import httptools
 
@@ -38,14 +38,12 @@ MOST_BYTES: Final = 1 << 23
 """Of an answer's body. No page that is asked for here has a tenth of this. A stream without an end does."""
 MOST_HEAD_BYTES: Final = 1 << 18
 """Before an answer's body begins, interim answers included."""
-_MOST_REDIRECTS: Final = 5
 _READ_BYTES: Final = 1 << 16
 _DAY_S: Final = 86_400.0
 """No socket takes an endless time limit."""
 _STOP_S: Final = 0.2
 """Between two looks at whether the caller still wants the answer."""
 _LOADING_ERRNO: Final = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN})
-_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _OK: Final = 200
 _INTERIM: Final = range(100, 200)
 _CONNECTED: Final = range(200, 300)
@@ -110,7 +108,7 @@ def ask(
     most_bytes: int = MOST_BYTES,
     stop: Callable[[], bool] | None = None,
 ) -> Reply:
-    """The answer to one request under the server's root. A redirect within the server is followed for a GET.
+    """The answer to one request under the server's root. No redirect is followed.
 
     Args:
         server: where to, and what requests must carry.
@@ -131,12 +129,7 @@ def ask(
         raise NoAnswer(f"{what} failed: {error}") from None
     exchange = _Exchange(server, proxy, method, body, time.monotonic() + timeout_s, timeout_s, most_bytes, stop)
     try:
-        reply = exchange.answer(urlsplit(server.root + path))
-        for _ in range(_MOST_REDIRECTS):
-            target = _same_origin(server.root + path, reply)
-            if method != "GET" or target is None:
-                break
-            reply = exchange.answer(target)
+        return exchange.answer(urlsplit(server.root + path))
     except NoAnswer as error:
         raise NoAnswer(
             f"{what} failed: {error}{through(proxy)}",
@@ -145,12 +138,11 @@ def ask(
         ) from None
     except (OSError, ValueError) as error:
         raise _unanswered(what, error, through(proxy)) from None
-    return reply
 
 
 @dataclass(slots=True)
 class _Exchange:
-    """The bounds of a request and of the redirects that it follows."""
+    """The bounds of a request."""
 
     server: ServerAddress
     proxy: str | None
@@ -244,7 +236,7 @@ class _Exchange:
         path = (url.path or "/") + (f"?{url.query}" if url.query else "")
         plain_proxy = self.proxy is not None and url.scheme == "http"
         lines = [f"{self.method} {f'http://{host}{path}' if plain_proxy else path} HTTP/1.1", f"Host: {host}"]
-        lines += [f"{name}: {value!s}" for name, value in self.server.headers.items()]
+        lines += [f"{name}: {value}" for name, value in self.server.headers.items()]
         if plain_proxy and self.proxy is not None:
             lines += _proxy_authorization(urlsplit(self.proxy))
         lines += ["Accept: */*", "Connection: close"]
@@ -441,19 +433,6 @@ def _check_encoding(reply: Reply) -> None:
 
 def _too_long(most_bytes: int) -> NoAnswer:
     return NoAnswer(f"the answer has no end within {most_bytes} bytes")
-
-
-def _same_origin(asked: str, reply: Reply) -> SplitResult | None:
-    """Where a redirect leads within the server; None for anything else: the key is meant for no other server."""
-    if reply.status not in _REDIRECTS:
-        return None
-    try:
-        one, other = urlsplit(asked), urlsplit(urljoin(asked, reply.headers.get("location", "")))
-    except ValueError:
-        return None
-    target = other.path + other.query
-    alike = (one.scheme, one.netloc) == (other.scheme, other.netloc) and target.isascii() and target.isprintable()
-    return other if alike and " " not in target else None
 
 
 def _usual_port(url: SplitResult) -> int:
