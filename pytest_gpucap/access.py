@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from pytest_gpucap import __version__
+from pytest_gpucap.user_files import MOST_CERTIFICATES, UserFileError, read_text
 
 if TYPE_CHECKING:
     import ssl
@@ -117,11 +118,12 @@ def tls_context(ca_file: str) -> ssl.SSLContext:
     import ssl
 
     try:
-        context = ssl.create_default_context(cafile=ca_file)
-    except ssl.SSLError:
+        certificates = read_text(ca_file, MOST_CERTIFICATES)
+        context = ssl.create_default_context(cadata=certificates or "empty")
+    except UserFileError as error:
+        raise ValueError(f"{error.path} cannot be read: {error.why}") from None
+    except (ssl.SSLError, ValueError):  # characters outside ASCII too
         raise ValueError(f"{ca_file} holds no certificates that can be read: give a PEM file") from None
-    except OSError as error:
-        raise ValueError(f"{ca_file} cannot be read: {error.strerror or error}") from None
     if not context.cert_store_stats()["x509"]:
         raise ValueError(f"{ca_file} holds no certificate: give a PEM file with the CA's certificate")
     return context

@@ -22,6 +22,8 @@ import pytest
 
 from pytest_gpucap import extensions
 from pytest_gpucap import option_values as values
+from pytest_gpucap.errors import on_one_line, told
+from pytest_gpucap.user_files import exists
 
 if TYPE_CHECKING:
     from pytest_gpucap.access import HeaderSource
@@ -387,7 +389,7 @@ def check_root(config: pytest.Config) -> None:
     flags = {row.flag for row in all_options() if row.parse is not values.flag}
     for flag, value in pairwise(words):
         path = _absolute(here / value)
-        if flag in flags and path.exists() and config.rootpath in (path, *path.parents) and not _is_own_root(config):
+        if flag in flags and exists(path) and config.rootpath in (path, *path.parents) and not _is_own_root(config):
             raise pytest.UsageError(
                 f"{flag}: pytest took its value for a test path, so that its root folder is {config.rootpath}: "
                 f"write {flag}={value}"
@@ -439,14 +441,14 @@ def parse_options(config: pytest.Config) -> Options:
             if isinstance(row.default, Path):
                 given[row.name] = config.rootpath / row.default
             continue
-        if (laid_over := values.PATHS.get(row.parse)) is not None:
-            raw = laid_over(raw, folder)
         try:
+            if (laid_over := values.PATHS.get(row.parse)) is not None:
+                raw = laid_over(raw, folder)
             given[row.name] = row.parse(raw, row.ini.removeprefix("gpucap_").replace("_", " "), config)
         except ValueError as error:
-            raise pytest.UsageError(f"{place}: {error}") from None
+            raise pytest.UsageError(on_one_line(f"{place}: {error}")) from None
         if row.choices and given[row.name] not in row.choices:
-            raise pytest.UsageError(f"{place}: must be one of {', '.join(row.choices)}, not {raw!r}")
+            raise pytest.UsageError(f"{place}: must be one of {', '.join(row.choices)}, not {told(raw)}")
     if "url" in given and str(given.get("gpu_class")).startswith("sim:"):
         raise pytest.UsageError("--gpucap-url and --gpu-class=sim:PROFILE exclude each other: give one of the two")
     if "url" in given:

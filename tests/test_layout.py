@@ -19,6 +19,7 @@ PACKAGE = Path(pytest_gpucap.__file__).parent
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "arrays": set(),
+    "user_files": set(),
     # What is declared, and the arithmetic on it.
     "requirement": set(),
     "access": set(),
@@ -86,7 +87,7 @@ ROOMS: dict[str, set[str]] = {
     "__init__": {"requirement", "results", "gpu", "engines", "load", "telemetry", "session"},
     "__main__": {"cli"},
 }
-"""Folder or file -> what it may import beside itself, ``errors.py`` and ``arrays.py``.
+"""Folder or file -> what it may import beside itself, ``errors.py``, ``arrays.py`` and ``user_files.py``.
 
 A room stands below everything that it may import.
 """
@@ -137,7 +138,7 @@ def _imports() -> Iterator[tuple[str, str, str]]:
 def _allowed(stage: str, module: str) -> bool:
     own, _, rest = module.partition(".")
     target = rest.partition(".")[0]
-    if own != "pytest_gpucap" or target in {"", "__version__", "errors", "arrays", stage}:
+    if own != "pytest_gpucap" or target in {"", "__version__", "errors", "arrays", "user_files", stage}:
         return True
     if stage in {"estimate", "measure"} and target == "load":
         return any(f"{module}.".startswith(f"{pure}.") for pure in PURE_LOAD)

@@ -23,6 +23,7 @@ from pytest_gpucap.results.ending import BROKEN
 from pytest_gpucap.results.measured import Sample
 from pytest_gpucap.results.result import Result, ResultFile, ResultKind
 from pytest_gpucap.results.result_file import ResultFileError
+from pytest_gpucap.user_files import UserFileError, exists, home_expanded, is_folder
 
 LATEST: Final = "latest"
 """The name of a folder's newest run; no run can be saved under it."""
@@ -157,14 +158,17 @@ def open_baseline(named: str, folder: Path, root: Path, *, required: bool = True
             path = path_of(folder, check_name(named))
         except ValueError as error:
             raise ResultFileError(str(error)) from None
-        if not path.exists():
+        if not exists(path):
             missing = f"no baseline {named!r} is saved in {shown(folder)}"
             if required:
                 raise ResultFileError(f"{missing}; save one with --gpucap-save {named}")
             return Baseline(named, (), missing=missing)
         return Baseline(named, (read_run(path),))
-    path = root / Path(named).expanduser()
-    if path.is_dir():
+    try:
+        path = root / home_expanded(named)
+    except UserFileError as error:
+        raise ResultFileError(str(error)) from None
+    if is_folder(path):
         runs = read_runs(path)
         return Baseline(
             named, tuple(reversed(runs)), median=True, missing="" if runs else f"{shown(path)} holds no runs"

@@ -21,8 +21,10 @@ from typing import Any
 import numpy as np
 
 from pytest_gpucap.arrays import Floats, Int32s
+from pytest_gpucap.errors import shortened, told
 from pytest_gpucap.load.trace_formats import CSV_FORMATS, JSON_FORMATS, TraceFormat, recognise
-from pytest_gpucap.requirement import Length, LengthKind, RequirementError, Workload
+from pytest_gpucap.requirement import MOST_TOKENS, Length, LengthKind, RequirementError, Workload
+from pytest_gpucap.user_files import UserFileError, lines_of
 
 MAX_ROWS = 2_000_000
 """More than any measurement can send. Public traces of a week have ten times as many, and would fill the memory."""
@@ -133,10 +135,12 @@ def _description(tokens: Int32s) -> Length:
 @lru_cache(maxsize=4)
 def _read(path: Path, _changed_ns: int, _size: int) -> Trace:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
+        with lines_of(path) as lines:
             form, found = _rows(path, lines)
             rows = list(itertools.islice(found, MAX_ROWS + 1))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UserFileError as error:
+        raise RequirementError(f"{error.path}: the trace file cannot be read: {error.why}") from None
+    except csv.Error as error:
         raise RequirementError(f"{path}: the trace file cannot be read: {error}") from None
     if len(rows) > MAX_ROWS:
         cut = f"head -n {MAX_ROWS} {path.name} > part{path.suffix}"
@@ -230,7 +234,7 @@ def _recognised(what: str, formats: tuple[TraceFormat, ...], names: Collection[s
 def _json_object(where: str, line: str) -> Mapping[str, Any]:
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise RequirementError(f"{where}: not a JSON object")
@@ -240,10 +244,10 @@ def _json_object(where: str, line: str) -> Mapping[str, Any]:
 def _row(where: str, number: int, form: TraceFormat, values: list[Any]) -> TraceRow:
     try:
         arrival_s = form.seconds(values[0])
-    except (TypeError, ValueError):
-        raise RequirementError(f"{where}: {form.columns[0]} must be {form.time_is}, not {values[0]!r}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise RequirementError(f"{where}: {form.columns[0]} must be {form.time_is}, not {told(values[0])}") from None
     if not math.isfinite(arrival_s):
-        raise RequirementError(f"{where}: {form.columns[0]} must be finite, not {values[0]}")
+        raise RequirementError(f"{where}: {form.columns[0]} must be finite, not {shortened(str(values[0]))}")
     least = 0 if form.published else 1
     prompt, output = (
         _tokens(where, name, value, least) for name, value in zip(form.columns[1:], values[1:], strict=True)
@@ -253,9 +257,11 @@ def _row(where: str, number: int, form: TraceFormat, values: list[Any]) -> Trace
 
 def _tokens(where: str, name: str, value: Any, least: int) -> int:
     try:
-        tokens = float(value)
-    except (TypeError, ValueError):
-        raise RequirementError(f"{where}: {name} must be a number, not {value!r}") from None
-    if not (least <= tokens <= 2**31 - 1 and tokens == int(tokens)):
-        raise RequirementError(f"{where}: {name} must be a whole number of at least {least}, not {tokens:g}")
-    return int(tokens)
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise RequirementError(f"{where}: {name} must be a number, not {told(value)}") from None
+    if not (least <= found <= MOST_TOKENS and found == int(found)):
+        raise RequirementError(
+            f"{where}: {name} must be a whole number of at least {least} and at most {MOST_TOKENS}, not {found:g}"
+        )
+    return int(found)

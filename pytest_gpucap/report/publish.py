@@ -13,6 +13,7 @@ from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.report.headline import Tone, session_headlines, worst_first
 from pytest_gpucap.report.markdown import pull_request_page
 from pytest_gpucap.results.result import ResultFile
+from pytest_gpucap.user_files import UserFileError, write_text
 
 _AGENT: Final = "buildkite-agent"
 _AGENT_S: Final = 30.0
@@ -63,11 +64,9 @@ def publish(
 def _written(path: Path, page: str, *, append: bool) -> str:
     """Write a file; returns an empty text, or why it could not be written."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a" if append else "w", encoding="utf-8") as file:
-            file.write(page)
-    except OSError as error:
-        return f"{path} could not be written: {error}"
+        write_text(path, page, append=append)
+    except UserFileError as error:
+        return f"{error.path} could not be written: {error.why}"
     return ""
 
 

@@ -21,6 +21,7 @@ from pytest_gpucap.roofline.deployment import Deployment, Hardware
 from pytest_gpucap.roofline.limits import NoLimit, Roofline
 from pytest_gpucap.roofline.model_shape import model_of
 from pytest_gpucap.roofline.precision import precision_of
+from pytest_gpucap.user_files import MOST_CONFIG, is_file, is_folder, read_bytes
 from pytest_gpucap.vllm_arguments import VllmArguments
 
 _FP4_OVER_FP8: Final = 2.0
@@ -188,11 +189,11 @@ def config_of(model: str) -> Mapping[str, Any] | None:
     if synthetic.is_synthetic(model):
         return synthetic.architecture(model).config
     place = Path(model)
-    candidates = [place] if place.is_file() else [place / "config.json"] if place.is_dir() else _cached(model)
+    candidates = [place] if is_file(place) else [place / "config.json"] if is_folder(place) else _cached(model)
     for path in candidates:
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            config = json.loads(read_bytes(path, MOST_CONFIG))
+        except (ValueError, RecursionError):  # a `UserFileError` too
             continue
         if isinstance(config, dict):
             return config
