@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from pytest_gpucap import __version__
-from pytest_gpucap.user_files import MOST_CERTIFICATES, UserFileError, read_text
+from pytest_gpucap.user_files import MOST_CERTIFICATES, UserFileError, read_text, shown_path
 
 if TYPE_CHECKING:
     import ssl
@@ -122,10 +122,10 @@ def tls_context(ca_file: str) -> ssl.SSLContext:
         context = ssl.create_default_context(cadata=certificates or "empty")
     except UserFileError as error:
         raise ValueError(f"{error.path} cannot be read: {error.why}") from None
-    except (ssl.SSLError, ValueError):  # characters outside ASCII too
-        raise ValueError(f"{ca_file} holds no certificates that can be read: give a PEM file") from None
+    except (ssl.SSLError, ValueError, TypeError):  # characters outside ASCII too
+        raise ValueError(f"{shown_path(ca_file)} holds no certificates that can be read: give a PEM file") from None
     if not context.cert_store_stats()["x509"]:
-        raise ValueError(f"{ca_file} holds no certificate: give a PEM file with the CA's certificate")
+        raise ValueError(f"{shown_path(ca_file)} holds no certificate: give a PEM file with the CA's certificate")
     return context
 
 

@@ -23,7 +23,7 @@ import pytest
 from pytest_gpucap import extensions
 from pytest_gpucap import option_values as values
 from pytest_gpucap.errors import on_one_line, told
-from pytest_gpucap.user_files import exists
+from pytest_gpucap.user_files import exists, real_path, shown_path
 
 if TYPE_CHECKING:
     from pytest_gpucap.access import HeaderSource
@@ -490,13 +490,13 @@ def _check_access(given: dict[str, Any]) -> None:
 
 def _twice(given: dict[str, Any]) -> str:
     """One line on a file that two reports would write; empty if there is none."""
-    seen: dict[Path, str] = {}
+    seen: dict[str, str] = {}
     for row in (Options.json, Options.markdown, Options.html):
         path = given.get(row.name)
         if path is None:
             continue
-        if (other := seen.setdefault(path.resolve(), row.flag)) != row.flag:
-            return f"{other} and {row.flag} name the same file, {path}: give each its own"
+        if (other := seen.setdefault(real_path(path), row.flag)) != row.flag:
+            return f"{other} and {row.flag} name the same file, {shown_path(path)}: give each its own"
     return ""
 
 

@@ -30,7 +30,7 @@ MOST_LINE: Final = MIB
 """Of one such line: a published trace lists the hashes of a prompt's blocks in it."""
 
 _MOST_KEY_PARTS: Final = 50
-_LONG_KEY: Final = re.compile(rf"(?:[\w\"'-]+[ \t]*\.[ \t]*){{{_MOST_KEY_PARTS}}}")
+_LONG_KEY: Final = re.compile(rf"(?<![\w\"'-])(?:[\w\"'-]++[ \t]*+\.[ \t]*+){{{_MOST_KEY_PARTS}}}")
 _LONGEST_SHOWN: Final = 300
 
 
@@ -71,6 +71,37 @@ def is_folder(path: Path | str) -> bool:
     return os.path.isdir(path)  # noqa: PTH112
 
 
+def real_path(path: Path | str) -> str:
+    """The path without links, to tell whether two paths are of one file; the path itself where there is no such."""
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):  # the working directory is gone, or no file can have this name
+        return str(path)
+
+
+def home_folder() -> Path:
+    """The user's home folder.
+
+    Raises:
+        UserFileError: if the user has none.
+    """
+    return home_expanded("~")
+
+
+def status(path: Path | str) -> os.stat_result:
+    """Size and times of a file.
+
+    Raises:
+        UserFileError: if there is none, or one may not look.
+    """
+    try:
+        return os.stat(path)  # noqa: PTH116 - a path may be text here
+    except OSError as error:
+        raise UserFileError(path, error.strerror or str(error)) from None
+    except ValueError:  # a character that no file's name can have
+        raise UserFileError(path, "no file can have this name") from None
+
+
 def home_expanded(path: Path | str) -> Path:
     """The path with ``~`` and ``~USER`` replaced by the home folder.
 
@@ -80,7 +111,7 @@ def home_expanded(path: Path | str) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise UserFileError(path, "there is no such home folder: write the whole path") from None
+        raise UserFileError(path, "there is no such home folder: write the whole path, or set HOME") from None
 
 
 def read_bytes(path: Path | str, most: int) -> bytes:
@@ -95,7 +126,9 @@ def read_bytes(path: Path | str, most: int) -> bytes:
     """
     with _opened(path, most) as file:
         # A file of /proc has no size before it is read.
-        content = file.read(most + 1)
+        content: bytes | None = file.read(most + 1)
+        if content is None:  # of a log of the kernel
+            raise UserFileError(path, "holds nothing that can be read now")
         if len(content) > most:
             raise _too_large(path, most)
         return content
@@ -196,7 +229,7 @@ def _opened(path: Path | str, most: int) -> Iterator[IO[bytes]]:
     """A regular file, open for reading."""
     try:
         # A device may do something when it is opened, and opening a pipe waits for someone who writes to it.
-        _check_regular(path, os.stat(path).st_mode)  # noqa: PTH116 - a path may be text here
+        _check_regular(path, status(path).st_mode)
         file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
     except OSError as error:
         raise UserFileError(path, error.strerror or str(error)) from None

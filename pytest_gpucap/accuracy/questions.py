@@ -17,7 +17,7 @@ from typing import Final
 from pytest_gpucap.accuracy.grading import exact_number, has_maths_parser
 from pytest_gpucap.errors import told
 from pytest_gpucap.requirement import RequirementError
-from pytest_gpucap.user_files import UserFileError, is_file, lines_of, shown_path
+from pytest_gpucap.user_files import UserFileError, is_file, lines_of, shown_path, status
 
 SHIPPED: Final = {"arithmetic": "arithmetic.jsonl"}
 """Questions that come with the plugin, by the name that ``questions=`` takes."""
@@ -54,9 +54,9 @@ def read_questions(path: Path) -> tuple[Question, ...]:
             that is not installed; names the file and the line.
     """
     try:
-        changed = path.stat()
-    except OSError as error:
-        raise RequirementError(f"{path}: the questions cannot be read: {error.strerror}") from None
+        changed = status(path)
+    except UserFileError as error:
+        raise RequirementError(f"{error.path}: the questions cannot be read: {error.why}") from None
     return _read(path, changed.st_mtime_ns, changed.st_size)
 
 
@@ -68,7 +68,7 @@ def _read(path: Path, _changed_ns: int, _size: int) -> tuple[Question, ...]:
     except UserFileError as error:
         raise RequirementError(f"{error.path}: the questions cannot be read: {error.why}") from None
     if not found:
-        raise RequirementError(f"{path}: the file has no question")
+        raise RequirementError(f"{shown_path(path)}: the file has no question")
     return found
 
 
@@ -77,7 +77,7 @@ def _rows(path: Path, lines: Iterable[str]) -> Iterator[Question]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        where = f"{path}:{number}"
+        where = f"{shown_path(path)}:{number}"
         count += 1
         if count > MAX_QUESTIONS:
             raise RequirementError(f"{where}: more than {MAX_QUESTIONS} questions; give a part of them")

@@ -16,7 +16,7 @@ from pytest_gpucap.cli._runs import report_skipped, trends_in
 from pytest_gpucap.report.columns import NARROW, terminal_columns, wrapped
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.result import ResultFile
-from pytest_gpucap.user_files import UserFileError, exists, is_file, shown_path, write_text
+from pytest_gpucap.user_files import UserFileError, exists, is_file, real_path, shown_path, write_text
 
 if TYPE_CHECKING:
     from pytest_gpucap.results.trend import Trend
@@ -63,13 +63,13 @@ def run(options: argparse.Namespace) -> int:
 
 def _check_outputs(options: argparse.Namespace) -> None:
     """Check that no report would replace a result file that it is made from, or another report."""
-    taken = {path.resolve(): "is one of the result files" for path in options.files}
+    taken = {real_path(path): "is one of the result files" for path in options.files}
     for name in _RENDERERS:
         target = getattr(options, name)
-        if target is None or target == _STDOUT or (exists(target) and not is_file(target)):
+        if target is None or target == _STDOUT or "\0" in target or (exists(target) and not is_file(target)):
             continue  # several reports may go to one pipe
         flag = f"--{name.replace('_', '-')}"
-        if (place := Path(target).resolve()) in taken:
+        if (place := real_path(target)) in taken:
             raise CommandError(f"{flag} {shown_path(target)}: {taken[place]}, and would be replaced")
         taken[place] = f"is the file of {flag}"
 

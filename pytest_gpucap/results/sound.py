@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
-from pytest_gpucap.errors import told
+from pytest_gpucap.errors import shortened, told
 
 LARGEST: Final = 1e18
 """Far above every figure: a GPU has 10^16 operations a second."""
@@ -52,24 +52,20 @@ Fault = tuple[str, str]
 
 
 def _faults(value: Any, place: str, *, signed: bool) -> Iterator[Fault]:
-    match value:
-        case bool() | None:
-            return
-        case int() | float():
-            yield from _number(value, place, signed=signed)
-        case str():
-            if len(value) > LONGEST_TEXT:
-                yield place, f"is longer than {LONGEST_TEXT} characters"
-        case Mapping():
-            yield from _together(value, place)
-            for key, each in value.items():
-                if len(key) > LONGEST_TEXT:
-                    yield place, f"has a name of more than {LONGEST_TEXT} characters"
-                if key not in _SEEDS:
-                    yield from _faults(each, f"{place}.{key}" if place else key, signed=signed or key in _SIGNED)
-        case Sequence():
-            for number, each in enumerate(value):
-                yield from _faults(each, f"{place}[{number}]", signed=signed)
+    if isinstance(value, str):
+        if len(value) > LONGEST_TEXT:
+            yield place, f"is longer than {LONGEST_TEXT} characters"
+    elif isinstance(value, Mapping):
+        yield from _together(value, place)
+        for key, each in value.items():
+            if key not in _SEEDS:
+                inside = f"{place}.{shortened(key)}" if place else key
+                yield from _faults(each, inside, signed=signed or key in _SIGNED)
+    elif isinstance(value, Sequence):
+        for number, each in enumerate(value):
+            yield from _faults(each, f"{place}[{number}]", signed=signed)
+    elif value is not None and not isinstance(value, bool):
+        yield from _number(value, place, signed=signed)
 
 
 def _number(value: float, place: str, *, signed: bool) -> Iterator[Fault]:

@@ -6,6 +6,7 @@ a bandwidth. Nothing is guessed: without it there is no limit, and the result sa
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from pytest_gpucap.roofline.deployment import Deployment, Hardware
 from pytest_gpucap.roofline.limits import NoLimit, Roofline
 from pytest_gpucap.roofline.model_shape import model_of
 from pytest_gpucap.roofline.precision import precision_of
-from pytest_gpucap.user_files import MOST_CONFIG, is_file, is_folder, read_bytes
+from pytest_gpucap.user_files import MOST_CONFIG, home_folder, is_file, is_folder, read_bytes
 from pytest_gpucap.vllm_arguments import VllmArguments
 
 _FP4_OVER_FP8: Final = 2.0
@@ -202,7 +203,10 @@ def config_of(model: str) -> Mapping[str, Any] | None:
 
 def _cached(model: str) -> list[Path]:
     """Where the hub's cache keeps the config of a model, newest first (huggingface_hub's layout)."""
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    found = hub.glob(f"models--{model.replace('/', '--')}/snapshots/*/config.json")
-    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    try:
+        home = Path(os.environ.get("HF_HOME") or home_folder() / ".cache" / "huggingface")
+        hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+        found = hub.glob(f"models--{glob.escape(model.replace('/', '--'))}/snapshots/*/config.json")
+        return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    except (OSError, ValueError):  # no home folder, or no name that a folder can have
+        return []
