@@ -453,7 +453,7 @@ def parse_options(config: pytest.Config) -> Options:
         raise pytest.UsageError("--gpucap-url and --gpu-class=sim:PROFILE exclude each other: give one of the two")
     if "url" in given:
         _check_access(given)
-    if mistake := _twice(given):
+    if mistake := _twice(given, config):
         raise pytest.UsageError(mistake)
     return Options(**given, extensions=extensions.read_extensions(config))
 
@@ -488,16 +488,32 @@ def _check_access(given: dict[str, Any]) -> None:
         )
 
 
-def _twice(given: dict[str, Any]) -> str:
-    """One line on a file that two reports would write; empty if there is none."""
+def _twice(given: dict[str, Any], config: pytest.Config) -> str:
+    """One line on a file that two reports would write, or that a report would replace; empty if there is none."""
+    inputs = _inputs(config)
     seen: dict[str, str] = {}
     for row in (Options.json, Options.markdown, Options.html):
         path = given.get(row.name)
         if path is None:
             continue
+        if (name := inputs.get(real_path(path))) is not None:
+            return f"{row.flag}: {shown_path(path)} is the file of {name}, and would be replaced: name another one"
         if (other := seen.setdefault(real_path(path), row.flag)) != row.flag:
             return f"{other} and {row.flag} name the same file, {shown_path(path)}: give each its own"
     return ""
+
+
+def _inputs(config: pytest.Config) -> dict[str, str]:
+    """The files that the session reads, without links, and what names each; however wrong the options are."""
+    found = {} if config.inipath is None else {real_path(config.inipath): "the ini file"}
+    for row in (Options.gpu_file, Options.workload_file, Options.ca_file, Options.compare):
+        try:
+            raw, _, folder = _raw(config, row)
+            if raw is not UNSET and raw != "":
+                found[real_path(config.rootpath / values.PATHS[row.parse](raw, folder))] = row.flag
+        except (ValueError, pytest.UsageError):
+            continue
+    return found
 
 
 def json_file(config: pytest.Config) -> Path | None:
@@ -506,9 +522,10 @@ def json_file(config: pytest.Config) -> Path | None:
     if raw is UNSET or raw == "":
         return None
     try:
-        return values.output_file(values.PATHS[values.output_file](raw, folder), Options.json.flag, config)
+        file = values.output_file(values.PATHS[values.output_file](raw, folder), Options.json.flag, config)
     except ValueError:
         return None
+    return None if real_path(file) in _inputs(config) else file
 
 
 def _raw(config: pytest.Config, row: Option[Any]) -> tuple[Any, str, Path]:

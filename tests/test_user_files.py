@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,9 +44,9 @@ def test_a_pipe_and_a_socket_make_nothing_wait(tmp_path: Path, monkeypatch: pyte
     with socket.socket(socket.AF_UNIX) as unix:
         unix.bind("socket")
     for name in ("pipe", "socket"):
-        with pytest.raises(UserFileError, match=f"^{name}: is a {name}, not a file$"):
+        with pytest.raises(UserFileError, match=rf"^{name}: is a {name}, not a file$"):
             read_bytes(name, MIB)
-    with pytest.raises(UserFileError, match="^pipe: No such device or address$"):
+    with pytest.raises(UserFileError, match=r"^pipe: No such device or address$"):
         write_text("pipe", "nobody reads")
 
 
@@ -109,11 +111,11 @@ def test_a_text_that_utf_8_cannot_have_is_written_with_its_escape(tmp_path: Path
 
 
 def test_no_home_folder_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserFileError, match="^~nosuchuser/x: there is no such home folder"):
+    with pytest.raises(UserFileError, match=r"^~nosuchuser/x: there is no such home folder"):
         user_files.home_expanded("~nosuchuser/x")
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("os.getuid", lambda: 4_294_967_000)  # a user that the system does not know
-    with pytest.raises(UserFileError, match="^~: there is no such home folder"):
+    with pytest.raises(UserFileError, match=r"^~: there is no such home folder"):
         user_files.home_folder()
     assert main(["plan", "--model=a/b", "--qps=1"]) == 2
 
@@ -130,7 +132,7 @@ def test_a_report_does_not_replace_what_it_is_made_from(tmp_path: Path, capsys: 
 
 def test_results_are_checked_before_anything_is_computed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = json.loads(RESULT.read_bytes())
-    for change, message in (
+    changes: list[tuple[Callable[[Any], object], str | None]] = [
         (lambda result: result["spent_s"].update(hold=-1), "results[0].spent_s.hold must not be below 0, but is -1"),
         (lambda result: result.update(seed=10**25), None),
         (lambda result: result["requirement"].update(qps=1e300), "results[0].requirement.qps must lie within 1e+18"),
@@ -147,7 +149,8 @@ def test_results_are_checked_before_anything_is_computed(tmp_path: Path, capsys:
             lambda result: result["samples"][0].update(timeline={"t_s": [1], "in_flight": []}),
             "results[0].samples[0].timeline must have columns of one length",
         ),
-    ):
+    ]
+    for change, message in changes:
         document = json.loads(json.dumps(whole))
         change(document["results"][0])
         file = tmp_path / "result.json"

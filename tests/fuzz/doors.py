@@ -210,8 +210,8 @@ def _markers(paths: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
 def _declare(place: Place, given: Any) -> str | None:
     own, server, unnamed = given
     place.item.own_markers[:] = [
-        pytest.mark.gpucap(**own).mark,
-        pytest.mark.vllm(
+        pytest.mark.gpucap.with_args(**own).mark,
+        pytest.mark.vllm.with_args(
             *unnamed, **{name: value for name, value in server.items() if not unnamed or name != "model"}
         ).mark,
     ]
