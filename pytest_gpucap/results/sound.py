@@ -27,7 +27,9 @@ _SIGNED: Final = frozenset(
         "exit_status",
         "temperature_c",
         "temperature_max_c",
-        "columns",
+        "paired",
+        "telemetry",  # differences of counters, which a restart sets back
+        "series",
     }
 )
 """Names of values that may be below 0, with all that stands in them."""

@@ -160,5 +160,5 @@ def test_a_mistake_is_one_line(tmp_path: Path, name: str, content: str, message:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RequirementError, match=r"none\.toml: the workload file cannot be read: No such file"):
+    with pytest.raises(RequirementError, match=r"none\.toml: the workload file: No such file"):
         find_preset("chat", tmp_path / "none.toml")
