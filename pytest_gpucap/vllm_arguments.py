@@ -149,7 +149,7 @@ class VllmArguments:
             ValueError: for an unclosed quote.
         """
         pairs = []
-        for spelling, value, shown in _spelled(shlex.split(text), strict=True):
+        for spelling, value, shown in _spelled(_split(text), strict=True):
             left_out = value == "" and shown.endswith("=")
             pairs.append((spelling, None if left_out else value, shown))
         return cls(_read(pairs))
@@ -316,18 +316,28 @@ def recorded_command(command: str) -> dict[str, object] | None:
     Several values are a list. Arguments that we own are left out.
 
     Raises:
-        ValueError: for an unclosed quote.
+        ValueError: for an unclosed quote, or a text that is too long for a command line.
     """
     start = _STARTS.search(command)
     if start is None:
         return None
-    words = shlex.split(command[start.end() :])
+    words = _split(command[start.end() :])
     given = {spelling: value for spelling, value, _ in _spelled(words, strict=False)}
     return {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in recorded(given).items()
         if name not in _OWNED
     }
+
+
+_LONGEST_COMMAND: Final = 2**16
+
+
+def _split(text: str) -> list[str]:
+    """The words of a command line."""
+    if len(text) > _LONGEST_COMMAND:  # the time to split it grows with the square of its length
+        raise RequirementError(f"a command line has at most {_LONGEST_COMMAND} characters, not {len(text)}")
+    return shlex.split(text)
 
 
 Spelled = tuple[str, object, str]

@@ -13,6 +13,7 @@ import pytest
 
 from pytest_gpucap import user_files
 from pytest_gpucap.__main__ import main
+from pytest_gpucap.results import result_file
 from pytest_gpucap.user_files import MIB, UserFileError, lines_of, read_bytes, read_text, read_toml, write_text
 
 RESULT = Path(__file__).parents[1] / "benchmarks" / "results" / "cpu" / "examples.json"
@@ -128,6 +129,17 @@ def test_a_report_does_not_replace_what_it_is_made_from(tmp_path: Path, capsys: 
     assert "is one of the result files, and would be replaced" in capsys.readouterr().err
     assert result.read_bytes() == RESULT.read_bytes()
     assert main(["report", str(result), "--markdown", str(tmp_path / "a"), "--junit", str(tmp_path / "a")]) in {0, 2}
+
+
+def test_a_command_line_of_millions_of_characters_is_not_split(tmp_path: Path) -> None:
+    document = json.loads(RESULT.read_bytes())
+    document["schema_version"] = 1
+    environment = document["results"][0]["environment"]
+    environment.pop("server_args", None)
+    environment["command"] = "vllm serve model " + "x" * 2_000_000
+    (tmp_path / "result.json").write_text(json.dumps(document))
+    with pytest.raises(ValueError, match="a command line has at most 65536 characters"):
+        result_file.read(tmp_path / "result.json")
 
 
 def test_results_are_checked_before_anything_is_computed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

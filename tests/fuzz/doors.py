@@ -474,6 +474,10 @@ def _arguments(place: Place, paths: st.SearchStrategy[str]) -> st.SearchStrategy
     )
 
 
+_ALL_FILES = frozenset({"/", "//", "~", "..", "../.."})
+"""Folders with all files of the machine, which take as long as they take."""
+
+
 def _run(place: Place, given: Any) -> str | None:
     command, value = given
     base = str(place.base)
@@ -483,12 +487,14 @@ def _run(place: Place, given: Any) -> str | None:
             if not any(flag == "--qps" for flag, _ in value):
                 words.append("--qps=10")
             words += [f"{flag}={each}" for flag, each in value]
+        case "report" if any(flag == "--history" and each in _ALL_FILES for flag, each in value):
+            return None
         case "report":
             words = ["report", base, *(f"{flag}={each}" for flag, each in value)]
         case "report-of":
             words = ["report", "--", value]
-        case "history" if value in {"/", "//", "~", ".."}:
-            return None  # all files of the machine
+        case "history" if value in _ALL_FILES:
+            return None
         case "show" | "history":
             words = [command, "--", value]
         case "--since" | "--plot":
