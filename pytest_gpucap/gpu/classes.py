@@ -185,7 +185,7 @@ _NUMBERS: Mapping[str, tuple[str, float]] = {
 }
 _NAMES = ("aliases", "nvml_names", "mig_profiles")
 _KEYS = {"name", "family", "compute_capability", "sms", "mig_sms", "sources", *_NUMBERS, *_NAMES}
-_MOST = 1e9
+_LEAST, _MOST = 1e-6, 1e9
 _PROFILE = re.compile(r"(?P<compute>[1-7])g\.(?P<memory>[0-9]{1,6})gb")
 _MIG_COMPUTE_SLICES, _MIG_MEMORY_SLICES = 7, 8
 
@@ -288,8 +288,10 @@ def _figures(table: Mapping[str, Any], place: str) -> dict[str, Any]:
         value = table.get(key)
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MOST:
-            raise GpuClassError(f"{place}: {key} must be a number above 0 and at most {_MOST:g}, not {told(value)}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _LEAST <= value <= _MOST:
+            raise GpuClassError(
+                f"{place}: {key} must be a number above 0 (from {_LEAST:g} to {_MOST:g}), not {told(value)}"
+            )
         figures[attribute] = int(value * factor) if attribute == "memory_bytes" else value * factor
     return figures
 
