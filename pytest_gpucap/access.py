@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from pytest_gpucap import __version__
 from pytest_gpucap.masking import MASK, Secret, masked
+from pytest_gpucap.user_files import MOST_CERTIFICATES, UserFileError, read_text, shown_path
 
 if TYPE_CHECKING:
     import ssl
@@ -97,13 +98,14 @@ def tls_context(ca_file: str) -> ssl.SSLContext:
     import ssl
 
     try:
-        context = ssl.create_default_context(cafile=ca_file)
-    except ssl.SSLError:
-        raise ValueError(f"{ca_file} holds no certificates that can be read: give a PEM file") from None
-    except OSError as error:
-        raise ValueError(f"{ca_file} cannot be read: {error.strerror or error}") from None
+        certificates = read_text(ca_file, MOST_CERTIFICATES)
+        context = ssl.create_default_context(cadata=certificates or "empty")
+    except UserFileError as error:
+        raise ValueError(f"{error.path} cannot be read: {error.why}") from None
+    except (ssl.SSLError, ValueError, TypeError):  # characters outside ASCII too
+        raise ValueError(f"{shown_path(ca_file)} holds no certificates that can be read: give a PEM file") from None
     if not context.cert_store_stats()["x509"]:
-        raise ValueError(f"{ca_file} holds no certificate: give a PEM file with the CA's certificate")
+        raise ValueError(f"{shown_path(ca_file)} holds no certificate: give a PEM file with the CA's certificate")
     return context
 
 

@@ -6,7 +6,8 @@ The package exports those that a test can meet, so ``pytest_gpucap.LeaseError`` 
 
 from __future__ import annotations
 
-from typing import ClassVar
+import re
+from typing import ClassVar, Final
 
 from pytest_gpucap.foreign_text import harmless
 from pytest_gpucap.masking import masked
@@ -63,3 +64,27 @@ class PluginFault(GpuCapError):  # noqa: N818 - the name states whose fault it i
     def __init__(self, message: str, trace: str = "") -> None:
         super().__init__(message)
         self.trace = harmless(masked(trace))
+
+
+def told(value: object) -> str:
+    """A user's value for a message: on one line, and shortened if it is long."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - any class may be given; an int of thousands of digits has no text either
+        return f"<{type(value).__name__}>"
+    return shortened(text)
+
+
+def shortened(text: str) -> str:
+    """The text on one line, and shortened if it is long."""
+    line = on_one_line(text)
+    return line if len(line) <= _LONGEST_TOLD else f"{line[: _LONGEST_TOLD - 3]}..."
+
+
+def on_one_line(text: str) -> str:
+    """The text with every character escaped that would end its line or change a terminal."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+_LONGEST_TOLD: Final = 80
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")

@@ -111,8 +111,8 @@ def test_a_ca_file(tmp_path: Path) -> None:
     (tmp_path / "text.pem").write_text("no certificate")
     with pytest.raises(ValueError, match=r"none\.pem cannot be read: No such file"):
         tls_context(str(tmp_path / "none.pem"))
-    for broken in (tmp_path / "text.pem", TLS / "key.pem", Path("/dev/null")):
+    for broken in (tmp_path / "text.pem", TLS / "key.pem"):
         with pytest.raises(ValueError, match=r"holds no certificate.*: give a PEM file"):
             tls_context(str(broken))
-    with pytest.raises(ValueError, match=r"cannot be read|holds no certificate"):
+    with pytest.raises(ValueError, match="cannot be read: is a folder, not a file"):
         tls_context(str(tmp_path))

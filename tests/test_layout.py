@@ -21,6 +21,7 @@ ROOMS: dict[str, set[str]] = {
     "arrays": set(),
     "masking": set(),
     "foreign_text": set(),
+    "user_files": set(),
     # What is declared, and the arithmetic on it.
     "requirement": set(),
     "access": set(),
@@ -93,7 +94,7 @@ ROOMS: dict[str, set[str]] = {
 A room stands below everything that it may import.
 """
 
-EVERYWHERE = {"errors", "arrays", "masking", "foreign_text"}
+EVERYWHERE = {"errors", "arrays", "masking", "foreign_text", "user_files"}
 """What every text, error and array needs."""
 
 FORBIDDEN = {

@@ -15,6 +15,7 @@ from pytest_gpucap.history.store import SUFFIX, Run, path_of, read_run
 from pytest_gpucap.options import Options
 from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.results.result_file import ResultFileError
+from pytest_gpucap.user_files import exists, shown_path
 
 if TYPE_CHECKING:
     from pytest_gpucap.results.trend import Trend
@@ -36,10 +37,10 @@ def find_run(given: str, folder: Path) -> Run:
         CommandError: if there is none, or if the file is damaged, foreign or from a newer version.
     """
     path = Path(given)
-    if not path.exists() and "/" not in given and not given.endswith(SUFFIX):
+    if not exists(path) and "/" not in given and not given.endswith(SUFFIX):
         path = path_of(folder, given)
-        if not path.exists():
-            raise CommandError(f"there is no file {given}, and no run of that name in {folder}")
+        if not exists(path):
+            raise CommandError(f"there is no file {shown_path(given)}, and no run of that name in {shown_path(folder)}")
     try:
         return read_run(path)
     except ResultFileError as error:

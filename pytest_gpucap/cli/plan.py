@@ -29,6 +29,7 @@ from pytest_gpucap.requirement import LatencyLimit, Length, RequirementError, Sl
 from pytest_gpucap.results import result_file
 from pytest_gpucap.roofline.model_shape import UnknownModel
 from pytest_gpucap.roofline.served import config_of
+from pytest_gpucap.user_files import exists
 from pytest_gpucap.vllm_arguments import VllmArguments
 
 HELP: Final = "GPUs, memory and cost for a target rate, by GPU class"
@@ -114,7 +115,7 @@ def _sources(options: argparse.Namespace) -> Sources:
     """What the given files contain."""
     own_classes = () if options.gpu_file is None else read_classes(options.gpu_file)
     prices = Prices() if options.prices is None else read_prices(options.prices, own_classes)
-    default = [_DEFAULT_RESULT] if _DEFAULT_RESULT.exists() else []
+    default = [_DEFAULT_RESULT] if exists(_DEFAULT_RESULT) else []
     results = default if options.result is None else options.result
     here, left_out = _rates([str(path) for path in results], options.baselines, Provenance.MEASURED)
     before, left_out_before = _rates(options.baseline, options.baselines, Provenance.BASELINE)

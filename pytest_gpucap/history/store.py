@@ -16,6 +16,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from pytest_gpucap.errors import told
 from pytest_gpucap.masking import MASK, is_secret_name, masked
 from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.results import result_file
@@ -24,6 +25,7 @@ from pytest_gpucap.results.ending import BROKEN
 from pytest_gpucap.results.measured import Sample
 from pytest_gpucap.results.result import Result, ResultFile, ResultKind
 from pytest_gpucap.results.result_file import ResultFileError
+from pytest_gpucap.user_files import UserFileError, exists, home_expanded, is_folder, shown_path
 
 LATEST: Final = "latest"
 """The name of a folder's newest run; no run can be saved under it."""
@@ -31,6 +33,7 @@ SUFFIX: Final = ".json"
 MEDIAN_RUNS: Final = 10
 """The median of a folder is that of its newest 10 comparable runs: enough to average out their noise, and recent."""
 
+_LONGEST_NAME: Final = 200
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -76,9 +79,9 @@ def check_name(name: str) -> str:
     """
     if name == LATEST:
         raise ValueError(f"{LATEST!r} means the newest saved run: choose another name")
-    if _NAME.fullmatch(name) is None or name.endswith(SUFFIX):
+    if _NAME.fullmatch(name) is None or name.endswith(SUFFIX) or len(name) > _LONGEST_NAME:
         raise ValueError(
-            f"must be a name of letters, digits and . _ + -, which becomes NAME{SUFFIX} in the folder, not {name!r}"
+            f"must be a name of letters, digits and . _ + -, which becomes NAME{SUFFIX} in the folder, not {told(name)}"
         )
     return name
 
@@ -104,8 +107,8 @@ def read_runs(folder: Path) -> list[Run]:
         ResultFileError: for a file that is no run; one line that names it.
         NotADirectoryError: if there is no such folder.
     """
-    if not folder.is_dir():
-        raise NotADirectoryError(f"there is no folder {folder}")
+    if not is_folder(folder):
+        raise NotADirectoryError(f"there is no folder {shown_path(folder)}")
     # Files that are being written have names with a leading dot.
     files = (path for path in folder.glob(f"*{SUFFIX}") if not path.name.startswith("."))
     return oldest_first(read_run(path) for path in files)
@@ -149,7 +152,7 @@ def open_baseline(named: str, folder: Path, root: Path, *, required: bool = True
         ResultFileError: one line, for a file that is missing, corrupt, foreign or from a newer version.
     """
     if named == LATEST:
-        runs = read_runs(folder) if folder.is_dir() else []
+        runs = read_runs(folder) if is_folder(folder) else []
         return Baseline(
             named, tuple(reversed(runs)), missing="" if runs else f"nothing is saved in {shown(folder)} yet"
         )
@@ -158,14 +161,17 @@ def open_baseline(named: str, folder: Path, root: Path, *, required: bool = True
             path = path_of(folder, check_name(named))
         except ValueError as error:
             raise ResultFileError(str(error)) from None
-        if not path.exists():
+        if not exists(path):
             missing = f"no baseline {named!r} is saved in {shown(folder)}"
             if required:
                 raise ResultFileError(f"{missing}; save one with --gpucap-save {named}")
             return Baseline(named, (), missing=missing)
         return Baseline(named, (read_run(path),))
-    path = root / Path(named).expanduser()
-    if path.is_dir():
+    try:
+        path = root / home_expanded(named)
+    except UserFileError as error:
+        raise ResultFileError(str(error)) from None
+    if is_folder(path):
         runs = read_runs(path)
         return Baseline(
             named, tuple(reversed(runs)), median=True, missing="" if runs else f"{shown(path)} holds no runs"
@@ -182,7 +188,7 @@ def check_writable(path: Path) -> None:
     Raises:
         ResultFileError: for a file that is corrupt, foreign or newer, which is never overwritten.
     """
-    if path.exists():
+    if exists(path):
         try:
             read_run(path)
         except ResultFileError as error:
@@ -195,7 +201,7 @@ def check_kind(path: Path, *, simulated: bool) -> None:
     Raises:
         ResultFileError: if it would.
     """
-    if path.exists() and (old := read_run(path)).results and old.simulated != simulated:
+    if exists(path) and (old := read_run(path)).results and old.simulated != simulated:
         ours, theirs = ("simulated", "measured") if simulated else ("measured", "simulated")
         raise ResultFileError(f"{path}: holds {theirs} results and is not overwritten by {ours} ones")
 
@@ -266,7 +272,7 @@ def save_run(path: Path, content: ResultFile, *, simulated: bool, forced: bool =
             f"{path}: there is no result to save: every one is without a rate, not to be trusted, or no PASS "
             "(--gpucap-force-save saves those too)"
         )
-    if path.exists():
+    if exists(path):
         again = {result.test for result in content.results} - {result.test for result in form.results}
         kept = [result for result in read_run(path).results if result.test in again]
         results = sorted([*form.results, *kept], key=lambda result: (result.test, result.kind))

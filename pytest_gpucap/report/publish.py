@@ -14,6 +14,7 @@ from pytest_gpucap.report.headline import Tone, session_headlines, worst_first
 from pytest_gpucap.report.markdown import pull_request_page
 from pytest_gpucap.results.result import ResultFile
 from pytest_gpucap.results.whole_file import append_text, write_text
+from pytest_gpucap.user_files import shown_path
 
 _AGENT: Final = "buildkite-agent"
 _AGENT_S: Final = 30.0
@@ -84,8 +85,8 @@ def _written(path: Path, page: str, *, append: bool) -> str:
     """Write a file; returns an empty text, or why it could not be written."""
     try:
         (append_text if append else write_text)(path, page)
-    except OSError as error:
-        return f"{path} could not be written: {error}"
+    except (OSError, ValueError) as error:
+        return f"{shown_path(path)} could not be written: {getattr(error, 'strerror', None) or error}"
     return ""
 
 

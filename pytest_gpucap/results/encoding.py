@@ -56,7 +56,10 @@ def decoded_figure(kind: Any, value: Any) -> float:
         unknown: float = kind.unknown  # type: ignore[attr-defined]
         return unknown
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # a whole number of hundreds of digits
+            raise ValueError("Number out of range") from None
     raise TypeError(f"Expected `float | null`, got `{_JSON_NAMES.get(type(value), 'object')}`")
 
 

@@ -16,11 +16,12 @@ from typing import Any, Final
 import msgspec
 
 from pytest_gpucap import __version__
-from pytest_gpucap.errors import GpuCapError
-from pytest_gpucap.results import migrate
+from pytest_gpucap.errors import GpuCapError, on_one_line, told
+from pytest_gpucap.results import migrate, sound
 from pytest_gpucap.results.encoding import encoded, from_builtins
 from pytest_gpucap.results.result import SCHEMA_VERSION, Result, ResultFile
 from pytest_gpucap.results.whole_file import clear_partial, write_whole
+from pytest_gpucap.user_files import MOST_RESULTS, UserFileError, read_bytes, shown_path
 
 
 class ResultFileError(GpuCapError, ValueError):
@@ -120,15 +121,15 @@ def read(path: Path) -> ResultFile:
             the place of the damage.
     """
     try:
-        content = msgspec.json.decode(path.read_bytes())
-    except OSError as error:
-        raise ResultFileError(f"{path}: {error.strerror or error}") from None
+        content = msgspec.json.decode(read_bytes(path, MOST_RESULTS))
+    except UserFileError as error:
+        raise ResultFileError(str(error)) from None
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise ResultFileError(f"{path}: not JSON ({error})") from None
+        raise ResultFileError(f"{shown_path(path)}: not JSON ({on_one_line(str(error))})") from None
     try:
         return from_document(content)
     except ValueError as error:
-        raise ResultFileError(f"{path}: {error}") from None
+        raise ResultFileError(f"{shown_path(path)}: {on_one_line(str(error))}") from None
 
 
 def from_document(content: Any) -> ResultFile:
@@ -141,16 +142,17 @@ def from_document(content: Any) -> ResultFile:
         raise ValueError("not a result of pytest-gpucap")
     version = content.get("schema_version")
     if type(version) is not int:
-        raise ValueError(f"schema version {version!r} does not exist")
+        raise ValueError(f"schema version {told(version)} does not exist")
     if version > SCHEMA_VERSION:
         raise ValueError(
-            f"schema version {version} is newer than this plugin's ({SCHEMA_VERSION}); upgrade pytest-gpucap"
+            f"schema version {told(version)} is newer than this plugin's ({SCHEMA_VERSION}); upgrade pytest-gpucap"
         )
     content = migrate.current(content, SCHEMA_VERSION, migrate.STEPS)
     try:
         found = from_builtins(content, ResultFile)
     except msgspec.ValidationError as error:
         raise ValueError(f"damaged: {_where(str(error), content)}") from None
+    sound.check(content)
     if found.started.tzinfo is None:
         found = msgspec.structs.replace(found, started=found.started.replace(tzinfo=UTC))
     return found

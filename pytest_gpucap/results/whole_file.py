@@ -11,6 +11,8 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
+from pytest_gpucap.user_files import open_to_write
+
 
 def write_whole(path: Path, pieces: Iterable[bytes]) -> None:
     """Write a file, whole or not at all. A missing folder is made. Behind a link, what it points to is replaced.
@@ -21,7 +23,7 @@ def write_whole(path: Path, pieces: Iterable[bytes]) -> None:
     _make_folder(path.parent)
     path = path.resolve()
     if path.exists() and not path.is_file():  # a device or a pipe is written to, and stays
-        with path.open("wb") as file:
+        with open_to_write(path) as file:
             file.writelines(pieces)
         return
     partial = _partial(path, str(os.getpid()))
@@ -37,8 +39,8 @@ def write_whole(path: Path, pieces: Iterable[bytes]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_whole` of a text in UTF-8."""
-    write_whole(path, [text.encode("utf-8")])
+    """`write_whole` of a text in UTF-8; a character that UTF-8 cannot have becomes its escape."""
+    write_whole(path, [text.encode("utf-8", errors="backslashreplace")])
 
 
 def append_text(path: Path, text: str) -> None:
@@ -48,9 +50,9 @@ def append_text(path: Path, text: str) -> None:
         OSError: if it cannot be written. What was there before is kept.
     """
     _make_folder(path.parent)
-    with path.open("ab", buffering=0) as file:
+    with open_to_write(path, append=True) as file:
         before = file.tell()
-        left = memoryview(text.encode("utf-8"))
+        left = memoryview(text.encode("utf-8", errors="backslashreplace"))
         try:
             while left:
                 left = left[file.write(left) or 0 :]

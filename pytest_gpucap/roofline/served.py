@@ -6,6 +6,7 @@ a bandwidth. Nothing is guessed: without it there is no limit, and the result sa
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from pytest_gpucap.roofline.deployment import Deployment, Hardware
 from pytest_gpucap.roofline.limits import NoLimit, Roofline
 from pytest_gpucap.roofline.model_shape import model_of
 from pytest_gpucap.roofline.precision import precision_of
+from pytest_gpucap.user_files import MOST_CONFIG, home_folder, is_file, is_folder, read_bytes
 from pytest_gpucap.vllm_arguments import VllmArguments
 
 _FP4_OVER_FP8: Final = 2.0
@@ -192,7 +194,7 @@ def config_of(model: str) -> Mapping[str, Any] | None:
     if synthetic.is_synthetic(model):
         return synthetic.architecture(model).config
     place = Path(model)
-    return _first([place / "config.json"] if place.is_dir() else [place]) or hub_config_of(model)
+    return _first([place / "config.json"] if is_folder(place) else [place]) or hub_config_of(model)
 
 
 def hub_config_of(model: str) -> Mapping[str, Any] | None:
@@ -203,11 +205,11 @@ def hub_config_of(model: str) -> Mapping[str, Any] | None:
 def _first(candidates: Iterable[Path]) -> Mapping[str, Any] | None:
     """The content of the first file that holds a JSON object; only regular files of that kind are opened."""
     for path in candidates:
-        if path.suffix != ".json" or not path.is_file():
+        if path.suffix != ".json" or not is_file(path):
             continue
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            config = json.loads(read_bytes(path, MOST_CONFIG))
+        except (ValueError, RecursionError):  # a `UserFileError` too
             continue
         if isinstance(config, dict):
             return config
@@ -216,7 +218,10 @@ def _first(candidates: Iterable[Path]) -> Mapping[str, Any] | None:
 
 def _cached(model: str) -> list[Path]:
     """Where the hub's cache keeps the config of a model, newest first (huggingface_hub's layout)."""
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    found = hub.glob(f"models--{model.replace('/', '--')}/snapshots/*/config.json")
-    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    try:
+        home = Path(os.environ.get("HF_HOME") or home_folder() / ".cache" / "huggingface")
+        hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+        found = hub.glob(f"models--{glob.escape(model.replace('/', '--'))}/snapshots/*/config.json")
+        return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    except (OSError, ValueError):  # no home folder, or no name that a folder can have
+        return []

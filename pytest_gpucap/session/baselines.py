@@ -19,6 +19,7 @@ from pytest_gpucap.results.result_file import ResultFileError
 from pytest_gpucap.session.expected import verdict_failure
 from pytest_gpucap.session.kept import KeptResult
 from pytest_gpucap.session.placement import SIMULATED
+from pytest_gpucap.user_files import exists
 
 _BASELINE = pytest.StashKey[Baseline | None]()
 
@@ -75,7 +76,7 @@ def save(options: Options, session: ResultFile) -> str:
     simulated = all(result.simulated for result in session.results)
     forced = options.force_save
     try:
-        before = store.read_run(path).results if path.exists() else ()
+        before = store.read_run(path).results if exists(path) else ()
         saved = store.save_run(path, session, simulated=simulated, forced=forced)
     except (ResultFileError, OSError) as error:
         raise NotSaved(f"baseline {options.save} was NOT saved: {error}") from None
