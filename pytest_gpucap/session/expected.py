@@ -9,12 +9,14 @@ from __future__ import annotations
 import sysconfig
 import traceback
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from pytest_gpucap.errors import GpuCapError
-from pytest_gpucap.session.kept import KeptResults
+
+if TYPE_CHECKING:  # every collection of our tests imports this file
+    from pytest_gpucap.session.kept import KeptResults
 
 _LIBRARIES: Final = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
 _PYTEST: Final = Path(pytest.__file__).parents[1] / "_pytest"

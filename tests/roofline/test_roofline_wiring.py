@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -39,7 +40,7 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> Limits:
         **arguments: Any,
     ) -> Roofline | NoLimit:
         launched = Launched(
-            process=cast("Any", None),
+            process=cast("Any", SimpleNamespace(pids=list)),
             log=cast("Any", None),
             command=(),
             model="m",
