@@ -14,8 +14,7 @@ from pathlib import Path
 
 from pytest_gpucap import __version__
 from pytest_gpucap.cli import COMMANDS, CommandError
-from pytest_gpucap.errors import on_one_line
-from pytest_gpucap.foreign_text import harmless
+from pytest_gpucap.foreign_text import harmless, on_one_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,10 +6,9 @@ The package exports those that a test can meet, so ``pytest_gpucap.LeaseError`` 
 
 from __future__ import annotations
 
-import re
 from typing import ClassVar, Final
 
-from pytest_gpucap.foreign_text import harmless
+from pytest_gpucap.foreign_text import harmless, on_one_line
 from pytest_gpucap.masking import masked
 
 
@@ -81,10 +80,4 @@ def shortened(text: str) -> str:
     return line if len(line) <= _LONGEST_TOLD else f"{line[: _LONGEST_TOLD - 3]}..."
 
 
-def on_one_line(text: str) -> str:
-    """The text with every character escaped that would end its line or change a terminal."""
-    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
-
-
 _LONGEST_TOLD: Final = 80
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")

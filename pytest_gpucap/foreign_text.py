@@ -14,10 +14,22 @@ from typing import Final
 _DIRECTION: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Marks that make text read in another order than it is stored in."""
 _NOT_XML: Final = frozenset("\ufffe\uffff")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _UNSHOWABLE: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
 COMMAND: Final = re.compile(r"(?<!\S)::(?=[A-Za-z])|##(?=\[|vso\[|teamcity\[)", re.IGNORECASE)
 """Workflow commands: ``::error::`` at the start of a line, and text may be broken into lines anywhere (GitHub);
 ``##[error]``, ``##vso[...]``, ``##teamcity[...]`` anywhere (GitHub, Azure, TeamCity)."""
+
+
+def on_one_line(text: str) -> str:
+    """The text with every character escaped that would end its line or change a terminal; its spaces stay."""
+    return _CONTROL.sub(lambda match: _escaped(match[0]), text)
+
+
+def printable(text: str) -> str:
+    """The words of a text on one line, with every character escaped that is not printable."""
+    line = " ".join(text.split())
+    return "".join(character if character.isprintable() else _escaped(character) for character in line)
 
 
 def visible(text: str) -> str:
@@ -36,9 +48,13 @@ def harmless(text: str) -> str:
     )
 
 
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
 def _shown(character: str) -> str:
     if character in "\n\t":
         return character
     if character in _DIRECTION or character in _NOT_XML or unicodedata.category(character) in _UNSHOWABLE:
-        return character.encode("unicode_escape").decode("ascii")
+        return _escaped(character)
     return character

@@ -22,7 +22,8 @@ import pytest
 
 from pytest_gpucap import extensions
 from pytest_gpucap import option_values as values
-from pytest_gpucap.errors import on_one_line, told
+from pytest_gpucap.errors import told
+from pytest_gpucap.foreign_text import on_one_line
 from pytest_gpucap.user_files import exists, real_path, shown_path
 
 if TYPE_CHECKING:

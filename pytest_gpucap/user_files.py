@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, Self
 
-from pytest_gpucap.errors import GpuCapError, on_one_line
+from pytest_gpucap.errors import GpuCapError
+from pytest_gpucap.foreign_text import on_one_line
 
 MIB: Final = 2**20
 MOST_RESULTS: Final = 64 * MIB
@@ -48,6 +49,11 @@ class UserFileError(GpuCapError, ValueError):
     def __init__(self, path: Path | str, why: str) -> None:
         self.path, self.why = shown_path(path), on_one_line(why)
         super().__init__(f"{self.path}: {self.why}")
+
+    @classmethod
+    def of(cls, path: Path | str, error: OSError | ValueError) -> Self:
+        """The same for what the system, or Python, said of the file."""
+        return cls(path, getattr(error, "strerror", None) or str(error))
 
 
 def shown_path(path: Path | str) -> str:
@@ -98,7 +104,7 @@ def status(path: Path | str) -> os.stat_result:
     try:
         return os.stat(path)  # noqa: PTH116 - a path may be text here
     except OSError as error:
-        raise UserFileError(path, error.strerror or str(error)) from None
+        raise UserFileError.of(path, error) from None
     except ValueError:  # a character that no file's name can have
         raise UserFileError(path, "no file can have this name") from None
 
@@ -192,7 +198,7 @@ def _lines(path: Path | str, file: IO[bytes]) -> Iterator[str]:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             text = line.decode("utf-8")
         except OSError as error:
-            raise UserFileError(path, error.strerror or str(error)) from None
+            raise UserFileError.of(path, error) from None
         except UnicodeDecodeError:
             raise UserFileError(f"{path}:{number}", "not UTF-8") from None
         if not line:
@@ -218,7 +224,7 @@ def _opened(path: Path | str, most: int) -> Iterator[IO[bytes]]:
         _check_regular(path, status(path).st_mode)
         file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
     except OSError as error:
-        raise UserFileError(path, error.strerror or str(error)) from None
+        raise UserFileError.of(path, error) from None
     except UserFileError:
         raise
     except ValueError:  # a character that no file's name can have
@@ -231,7 +237,7 @@ def _opened(path: Path | str, most: int) -> Iterator[IO[bytes]]:
         try:
             yield file
         except OSError as error:
-            raise UserFileError(path, error.strerror or str(error)) from None
+            raise UserFileError.of(path, error) from None
 
 
 def _without_waiting(path: str, flags: int) -> int:

@@ -213,8 +213,6 @@ KINDS: dict[str, tuple[Kind, ...]] = {
     "seen": SEEN,
     "unseen": (*SEEN, few, throttle, front_wander, speculation_long, stops_wander),
 }
-CALM = ("calm", "tails", "few", "staircase", "speculation", "long", "chunked", "tiny")
-"""Kinds whose pace stays as it is. On all others a run may need long, or not tell."""
 
 
 def names(half: str) -> list[str]:

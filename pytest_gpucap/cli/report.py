@@ -165,5 +165,4 @@ def _write(target: str, content: str) -> None:
     try:
         write_text(Path(target), content)
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise CommandError(str(UserFileError(target, why))) from None
+        raise CommandError(str(UserFileError.of(target, error))) from None

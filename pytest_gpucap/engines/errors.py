@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pytest_gpucap.errors import GpuCapError
-from pytest_gpucap.load.server_words import printable
+from pytest_gpucap.foreign_text import printable
 
 
 class ServerError(GpuCapError):

@@ -6,12 +6,11 @@ import contextlib
 import os
 import re
 import shlex
-import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar, Final, NamedTuple
 
 import psutil
 
@@ -21,7 +20,7 @@ from pytest_gpucap.engines.process import OwnedProcess
 from pytest_gpucap.engines.protocol import ServerLog
 from pytest_gpucap.engines.readiness import Readiness
 from pytest_gpucap.engines.server import HttpServer
-from pytest_gpucap.engines.startup_errors import NOTHING, Given, diagnose, find, oom_kills
+from pytest_gpucap.engines.startup_errors import NOTHING, Given, diagnose, find, oom_kills, signal_name
 from pytest_gpucap.vllm_arguments import VllmArguments
 
 _TAIL_LINES = 30
@@ -162,15 +161,14 @@ class LaunchedServer(HttpServer):
     def _why_ended(self) -> str:
         exit_code = self._process.poll()
         name = f"the {self.software or 'server'} server".replace("the server server", "the server")
-        lost = next(filter(None, (_lost(pid, *known) for pid, known in self._vital.items())), "")
-        if lost and exit_code is None:
-            stopped = lost.endswith("is stopped")
-            return f"{name} stopped answering: its {lost}" if stopped else f"{name} can answer no more: its {lost}"
+        lost = next(filter(None, (_lost(pid, *known) for pid, known in self._vital.items())), None)
+        if lost is not None and exit_code is None:
+            return f"{name} {'stopped answering' if lost.stopped else 'can answer no more'}: its {lost.what}"
         if exit_code is None:
             pid = self._process.pid
             return f"{name} stopped answering: its main process {pid} is stopped" if pid and _is_stopped(pid) else ""
-        how = f"by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"with exit code {exit_code}"
-        first = f", after its {lost}" if lost else ""
+        how = f"by {signal_name(-exit_code)}" if exit_code < 0 else f"with exit code {exit_code}"
+        first = f", after its {lost.what}" if lost is not None else ""
         cause = find(self.log.text())
         told = f": {cause[0].describe(cause[1], NOTHING)}" if cause is not None else ""
         return f"{name} ended {how} in the middle of the measurement{first}{told}"
@@ -205,16 +203,24 @@ def _named(pids: Iterable[int], titles: re.Pattern[str]) -> dict[int, tuple[str,
     return found
 
 
-def _lost(pid: int, title: str, began_s: float) -> str:
-    """What became of a process, such as "engine VLLM::EngineCore (pid 12) ended"; empty while it runs."""
+class _Lost(NamedTuple):
+    """What became of an engine, such as "engine VLLM::EngineCore (pid 12) ended"; whether it could go on."""
+
+    what: str
+    stopped: bool
+
+
+def _lost(pid: int, title: str, began_s: float) -> _Lost | None:
+    """What became of an engine; None while it runs."""
     try:
         process = psutil.Process(pid)
         alive = process.create_time() == began_s and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         alive = False
+    engine = f"engine {title} (pid {pid})"
     if not alive:
-        return f"engine {title} (pid {pid}) ended"
-    return f"engine {title} (pid {pid}) is stopped" if _is_stopped(pid) else ""
+        return _Lost(f"{engine} ended", stopped=False)
+    return _Lost(f"{engine} is stopped", stopped=True) if _is_stopped(pid) else None
 
 
 def _is_stopped(pid: int) -> bool:

@@ -29,10 +29,10 @@ from urllib.parse import SplitResult, unquote, urlsplit
 import httptools
 
 from pytest_gpucap.access import tls_context
+from pytest_gpucap.foreign_text import printable
 from pytest_gpucap.load.address import ServerAddress, http_library
 from pytest_gpucap.load.protocol import LoadError
 from pytest_gpucap.load.proxies import library_options, through
-from pytest_gpucap.load.server_words import printable
 
 MOST_BYTES: Final = 1 << 23
 """Of an answer's body. No page that is asked for here has a tenth of this. A stream without an end does."""

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from pytest_gpucap.foreign_text import visible
+from pytest_gpucap.foreign_text import printable, visible
 from pytest_gpucap.masking import masked
 
 MOST_CHARACTERS = 200
@@ -76,14 +76,8 @@ def words_in(body: bytes) -> tuple[str, int]:
 
 def one_line(text: str, secrets: Iterable[str] = ()) -> str:
     """At most `MOST_CHARACTERS` printable characters of a text, with every secret replaced by ``***``."""
-    line = printable(visible(" ".join(masked(text, secrets).split())))
+    line = printable(visible(masked(text, secrets)))
     return line if len(line) <= MOST_CHARACTERS else line[: MOST_CHARACTERS - 3] + "..."
-
-
-def printable(text: str) -> str:
-    """A text on one line, with control characters and lone surrogates written out."""
-    line = " ".join(text.split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
 
 
 def likeness(text: str) -> str:

@@ -254,12 +254,10 @@ class MeasuringRun:
 
         If nothing came in a whole phase although requests were in flight, the server is waited for.
         """
-        if liveness.last_sign_s(self.journal) >= span.start_s or not liveness.in_flight(self.journal).any():
+        last_sign_s, rows = liveness.last_sign_s(self.journal), liveness.in_flight(self.journal)
+        if last_sign_s >= span.start_s or not rows.any():
             return False
-        waited_for = int(liveness.in_flight(self.journal).sum())
-        since_s = max(
-            liveness.last_sign_s(self.journal), float(self.journal.due_s[liveness.in_flight(self.journal)].min())
-        )
+        since_s = max(last_sign_s, float(self.journal.due_s[rows].min()))
         self.runner.settle(max(liveness.patience_s(self.requirement.slo) - (span.end_s - since_s), 0.0))
         now_s = self.runner.clock.now()
         self._spend("waiting", now_s - self._idle_since_s)
@@ -267,10 +265,7 @@ class MeasuringRun:
         self.journal = self.runner.journal()
         if liveness.last_sign_s(self.journal) >= span.start_s or self._has_ended(c.DYING_S):
             return bool(self._ended)
-        self._hang(
-            f"the server stopped answering: no token came for {now_s - since_s:.0f} s while {waited_for} requests were "
-            "in flight"
-        )
+        self._no_token_came(now_s - since_s, int(rows.sum()))
         return True
 
     def _wait_for_stalled(self) -> None:
@@ -304,10 +299,12 @@ class MeasuringRun:
             if liveness.last_sign_s(self.journal) > began_s or not liveness.in_flight(self.journal).any():
                 return
         if not self._has_ended(c.DYING_S):
-            self._hang(
-                f"the server stopped answering: no token came for {until_s - began_s:.0f} s while {waiting} requests "
-                "were in flight"
-            )
+            self._no_token_came(until_s - began_s, waiting)
+
+    def _no_token_came(self, seconds: float, requests: int) -> None:
+        self._hang(
+            f"the server stopped answering: no token came for {seconds:.0f} s while {requests} requests were in flight"
+        )
 
     def _hang(self, text: str) -> None:
         if all(problem.kind is not ProblemKind.SILENT for problem in self.problems):

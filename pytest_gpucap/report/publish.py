@@ -14,7 +14,7 @@ from pytest_gpucap.report.headline import Tone, session_headlines, worst_first
 from pytest_gpucap.report.markdown import pull_request_page
 from pytest_gpucap.results.result import ResultFile
 from pytest_gpucap.results.whole_file import append_text, write_text
-from pytest_gpucap.user_files import shown_path
+from pytest_gpucap.user_files import UserFileError
 
 _AGENT: Final = "buildkite-agent"
 _AGENT_S: Final = 30.0
@@ -86,7 +86,8 @@ def _written(path: Path, page: str, *, append: bool) -> str:
     try:
         (append_text if append else write_text)(path, page)
     except (OSError, ValueError) as error:
-        return f"{shown_path(path)} could not be written: {getattr(error, 'strerror', None) or error}"
+        failed = UserFileError.of(path, error)
+        return f"{failed.path} could not be written: {failed.why}"
     return ""
 
 

@@ -101,7 +101,8 @@ def changed_texts(value: T, change: Callable[[str], str]) -> T:
     return _changed(value, change)  # type: ignore[return-value] # the same kind of value
 
 
-def _changed(value: object, change: Callable[[str], str]) -> object:
+def _changed(value: object, change: Callable[[str], str], *, by_name: bool = False) -> object:
+    """The same with every text changed; `by_name`: texts whose name says that they are secrets become `MASK`."""
     match value:
         case Enum():
             return value
@@ -109,32 +110,23 @@ def _changed(value: object, change: Callable[[str], str]) -> object:
             return change(value)
         case msgspec.Struct():
             fields = {name: getattr(value, name) for name in value.__struct_fields__ if name not in _NUMBERS}
-            return msgspec.structs.replace(value, **{name: _changed(each, change) for name, each in fields.items()})
+            changed = {name: _changed(each, change, by_name=by_name) for name, each in fields.items()}
+            return msgspec.structs.replace(value, **changed)
         case Mapping():
-            return {_changed(key, change): _changed(each, change) for key, each in value.items()}
+            return {
+                _changed(key, change): MASK
+                if by_name and isinstance(each, str) and each and is_secret_name(str(key))
+                else _changed(each, change, by_name=by_name)
+                for key, each in value.items()
+            }
         case tuple() | list():
-            return type(value)(_changed(each, change) for each in value)
+            return type(value)(_changed(each, change, by_name=by_name) for each in value)
     return value
 
 
 def without_secrets(value: T) -> T:
     """A result, or a part of one, with every secret in it masked, also those that only the name before them tells."""
-    return changed_texts(_named(value), masked)  # type: ignore[return-value] # the same kind of value
-
-
-def _named(value: object) -> object:
-    match value:
-        case msgspec.Struct():
-            fields = {name: getattr(value, name) for name in value.__struct_fields__ if name not in _NUMBERS}
-            return msgspec.structs.replace(value, **{name: _named(each) for name, each in fields.items()})
-        case Mapping():
-            return {
-                key: MASK if isinstance(each, str) and each and is_secret_name(str(key)) else _named(each)
-                for key, each in value.items()
-            }
-        case tuple() | list():
-            return type(value)(map(_named, value))
-    return value
+    return _changed(value, masked, by_name=True)  # type: ignore[return-value] # the same kind of value
 
 
 def encoded(value: Any) -> bytes:

@@ -16,7 +16,8 @@ from typing import Any, Final
 import msgspec
 
 from pytest_gpucap import __version__
-from pytest_gpucap.errors import GpuCapError, on_one_line, told
+from pytest_gpucap.errors import GpuCapError, told
+from pytest_gpucap.foreign_text import on_one_line
 from pytest_gpucap.results import migrate, sound
 from pytest_gpucap.results.encoding import encoded, from_builtins
 from pytest_gpucap.results.result import SCHEMA_VERSION, Result, ResultFile

@@ -6,6 +6,7 @@ So a full disk, a kill or a crash leaves the file of before, and never half of a
 from __future__ import annotations
 
 import glob
+import io
 import os
 import stat
 from collections.abc import Iterable
@@ -23,7 +24,7 @@ def write_whole(path: Path, pieces: Iterable[bytes]) -> None:
     _make_folder(path.parent)
     path = path.resolve()
     if path.exists() and not path.is_file():  # a device or a pipe is written to, and stays
-        with open_to_write(path) as file:
+        with io.BufferedWriter(open_to_write(path)) as file:
             file.writelines(pieces)
         return
     partial = _partial(path, str(os.getpid()))

@@ -9,7 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_gpucap.errors import GpuCapError, on_one_line, told
+from pytest_gpucap.errors import GpuCapError, told
+from pytest_gpucap.foreign_text import on_one_line
 from pytest_gpucap.requirement import (
     ApiKind,
     Arrivals,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.plugin.measured_once import ONCE
+
 pytestmark = pytest.mark.usefixtures("no_gpu")
 
 HEAD = """
@@ -32,21 +34,6 @@ HEAD = """
     @pytest.fixture
     def asserts():
         assert not "a fixture's own"
-"""
-ONCE = """
-    import msgspec
-    from pytest_gpucap.session.gpucap import GpuCap
-
-    measured, checked = {}, GpuCap._checked
-
-    def once(self, requirement, start=0):
-        "All tests of a rate share one measurement, which takes most of the time."
-        if requirement.qps not in measured:
-            measured[requirement.qps] = checked(self, requirement, start)
-        verdict, result = measured[requirement.qps]
-        return verdict, msgspec.structs.replace(result, test=self._test, name=self._declared.name)
-
-    GpuCap._checked = once
 """
 
 EXPECTED = {
@@ -102,6 +89,11 @@ BROKEN = {
 """Code under ``xfail`` that breaks the run."""
 
 
+either_way = pytest.mark.parametrize(
+    "decorator", ["@pytest.mark.xfail(strict=True)", "@pytest.mark.xfail(True, reason='x', strict=False)"]
+)
+
+
 def _suite(cases: dict[str, str], decorator: str) -> dict[str, str]:
     """A file for each case: pytest stops at nothing in another one."""
     import textwrap
@@ -113,9 +105,7 @@ def _suite(cases: dict[str, str], decorator: str) -> dict[str, str]:
     return files
 
 
-@pytest.mark.parametrize(
-    "decorator", ["@pytest.mark.xfail(strict=True)", "@pytest.mark.xfail(True, reason='x', strict=False)"]
-)
+@either_way
 def test_what_is_expected_keeps_the_run_green(pytester: pytest.Pytester, decorator: str) -> None:
     pytester.makeconftest(ONCE)
     pytester.makepyfile(**_suite(EXPECTED, decorator))
@@ -124,9 +114,7 @@ def test_what_is_expected_keeps_the_run_green(pytester: pytest.Pytester, decorat
     assert result.ret == pytest.ExitCode.OK
 
 
-@pytest.mark.parametrize(
-    "decorator", ["@pytest.mark.xfail(strict=True)", "@pytest.mark.xfail(True, reason='x', strict=False)"]
-)
+@either_way
 def test_everything_else_breaks_the_run(pytester: pytest.Pytester, decorator: str) -> None:
     pytester.makeconftest(ONCE)
     pytester.makepyfile(**_suite(BROKEN, decorator))
