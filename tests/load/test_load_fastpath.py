@@ -291,7 +291,9 @@ def records(scripts: list[Script]) -> Records:
         assert runner.settle(FOREVER_S)
         journal = runner.journal()
         # Of the phase and of what came after its end.
-        gaps = runner._finished[0].table.histogram(HistogramKind.GAPS).total
+        table = runner._finished[0].table
+        assert table is not None
+        gaps = table.histogram(HistogramKind.GAPS).total
         columns = (journal.status, journal.counted_prompt_tokens, journal.counted_output_tokens, journal.first_s > 0)
         rows = [list(map(int, row)) for row in zip(*columns, strict=True)]
         return Records(rows, int(journal.tokens.sum()), gaps, runner.error_texts())
