@@ -32,6 +32,7 @@ MODULES: Final = (
     "estimate/samples",
     "decisions/paired",
     "decisions/regression",
+    "decisions/pooling",
     "telemetry/host_health",
 )
 """Those that decide what a measurement finds, below ``pytest_gpucap``."""

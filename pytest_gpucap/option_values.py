@@ -179,6 +179,13 @@ def count(value: Any, what: str, _config: pytest.Config) -> int:
     return requirement.whole(value, what)
 
 
+def starts(value: Any, what: str, _config: pytest.Config) -> int:
+    """How many starts of a server one result comes from."""
+    from pytest_gpucap import requirement
+
+    return requirement.starts(value, what)
+
+
 def seed(value: Any, what: str, _config: pytest.Config) -> int:
     """A whole number of at least 0."""
     from pytest_gpucap import requirement
@@ -246,6 +253,6 @@ start at pytest's root folder. ``~`` is the user's home folder.
 """
 
 NUMBERS: Final[frozenset[Callable[[Any, str, pytest.Config], object]]] = frozenset(
-    {positive_value, headroom_value, count, seed, duration, share_value}
+    {positive_value, headroom_value, count, starts, seed, duration, share_value}
 )
 """Parsers that also take the numbers of a native TOML configuration."""

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from pytest_gpucap.decisions.failures import refusal
-from pytest_gpucap.decisions.verdict import errors_exceed, separated, verdict_of
+from pytest_gpucap.decisions.verdict import errors_exceed, rps, separated, verdict_of
 from pytest_gpucap.estimate.step_time import SpeedError
 from pytest_gpucap.estimate.traffic import traffic_for
 from pytest_gpucap.load.protocol import ClosedLoop, LoadError, LoadRunner
@@ -14,7 +14,7 @@ from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.direct import run_direct, run_without_pace
 from pytest_gpucap.measure.estimate import RateEstimate, critical_concurrency, estimate, fitted, server_model_of
 from pytest_gpucap.measure.model_check import ModelCheck, check_model
-from pytest_gpucap.measure.more_time import more_time, rps
+from pytest_gpucap.measure.more_time import more_time
 from pytest_gpucap.measure.pace import NoPace, missing_pace
 from pytest_gpucap.measure.ramp import Ramp, overloaded, ramp_up
 from pytest_gpucap.measure.run import CalledOff, MeasuringRun, OutOfTime, Window, no_load

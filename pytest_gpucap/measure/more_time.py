@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from pytest_gpucap.decisions.verdict import rps
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.estimate import NORMAL_95
 from pytest_gpucap.results.measured import Interval, MoreTime, Sample, Verdict
@@ -91,11 +92,6 @@ def _direct(samples: list[Sample], max_time_s: float) -> MoreTime:
 
 def _shown(rate: Interval) -> str:
     return f"{rps(rate.value)} ({rps(rate.low)} to {rps(rate.high)})"
-
-
-def rps(rate: float) -> str:
-    """A rate with three significant figures and no exponent."""
-    return f"{float(f'{rate:.3g}'):.10g}"
 
 
 def _time(seconds: float) -> str:
