@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import rivals  # type: ignore[import-not-found,unused-ignore]
+import servers  # type: ignore[import-not-found,unused-ignore]
 import tables  # type: ignore[import-not-found,unused-ignore]
 
 from pytest_gpucap.measure.procedure import check, measure
@@ -44,21 +45,27 @@ FRESH = 4_600_000
 Row = tuple[int, str, float, float, float, float]
 
 
+def profile_of(name: str) -> profiles.Profile:
+    """A profile that comes with the plugin, or one of the drawn servers."""
+    drawn = servers.path_of(name)
+    return profiles.load(drawn if drawn.is_file() else name)
+
+
 def requirement(name: str, ratio: float) -> Requirement:
     """What a server of this profile sustains `ratio` times."""
-    profile = profiles.load(name)
+    profile = profile_of(name)
     return Requirement(name, Fraction(profile.true_rate_rps / ratio), 1, Fraction(1), 1, profile.workload, profile.slo)
 
 
 def settings(name: str, seed: int) -> Settings:
     """As the plugin fills them in from the server."""
-    engine = profiles.load(name).engine
+    engine = profile_of(name).engine
     return Settings(MAX_TIME_S, seed, engine.max_num_seqs, engine.kv_tokens)
 
 
 def one_check(name: str, ratio: float, rep: int) -> Row:
     """One verdict of ours."""
-    runner = SimRunner(profiles.load(name).engine, FRESH + 10_000 + rep)
+    runner = SimRunner(profile_of(name).engine, FRESH + 10_000 + rep)
     verdict = check(runner, requirement(name, ratio), settings(name, FRESH + rep))
     spent = sum(verdict.measurement.spent_s.values())
     rate = verdict.measurement.sustainable_rate
@@ -69,7 +76,7 @@ def one_check(name: str, ratio: float, rep: int) -> Row:
 
 def one_measure(name: str, ratio: float, rep: int) -> Row:
     """One estimate of ours; the search begins at `ratio` times too high a guess."""
-    runner = SimRunner(profiles.load(name).engine, FRESH + 20_000 + rep)
+    runner = SimRunner(profile_of(name).engine, FRESH + 20_000 + rep)
     measurement = measure(runner, requirement(name, ratio), settings(name, FRESH + rep))
     rate = measurement.sustainable_rate
     nan = math.nan
@@ -79,7 +86,7 @@ def one_measure(name: str, ratio: float, rep: int) -> Row:
 
 def one_fixed(name: str, ratio: float, rep: int) -> Row:
     """One fixed run."""
-    profile = profiles.load(name)
+    profile = profile_of(name)
     passed, gpu_s = rivals.fixed_run(profile, 30_000 + rep, profile.true_rate_rps / ratio)
     return rep, "PASS" if passed else "FAIL", gpu_s, math.nan, math.nan, math.nan
 
@@ -87,14 +94,14 @@ def one_fixed(name: str, ratio: float, rep: int) -> Row:
 def one_sweep(name: str, ratio: float, rep: int) -> Row:
     """One sweep; its estimate decides for every ratio."""
     del ratio
-    rate, gpu_s = rivals.sweep(profiles.load(name), 40_000 + rep)
+    rate, gpu_s = rivals.sweep(profile_of(name), 40_000 + rep)
     return rep, "OK", gpu_s, rate, math.nan, math.nan
 
 
 def one_bisection(name: str, ratio: float, rep: int) -> Row:
     """One doubling and bisection; its estimate decides for every ratio."""
     del ratio
-    profile = profiles.load(name)
+    profile = profile_of(name)
     start = profile.true_rate_rps * float(np.random.default_rng(rep).uniform(0.1, 0.3))
     rate, gpu_s = rivals.bisection(profile, 50_000 + rep, start)
     return rep, "OK", gpu_s, rate, math.nan, math.nan

@@ -2,22 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 from pytest_gpucap.results.measured import Interval, Measurement, Outcome, Verdict
 from pytest_gpucap.sizing import gpus_for_rate, gpus_interval
-
-
-def separated(least_rps: float, greatest_rps: float, design_rps: float, error: float, z: float) -> Outcome:
-    """PASS when `z` standard errors of the logarithm lift even the least rate above the design rate.
-
-    FAIL when they keep even the greatest below it, else INCONCLUSIVE.
-    """
-    if least_rps > design_rps * math.exp(z * error):
-        return Outcome.PASS
-    if greatest_rps < design_rps * math.exp(-z * error):
-        return Outcome.FAIL
-    return Outcome.INCONCLUSIVE
 
 
 def errors_exceed(failed: int, ended: int, allowed: float, level: float) -> bool:

@@ -33,8 +33,9 @@ evenly."""
 STALL_PHASE = 0.7548776662466927
 """The inverse plastic number. Its multiples spread stops evenly as well, and independently of the step phases."""
 
-UNTIL, ARRIVAL, COMPLETION, FULL, STALL = range(5)
-"""What happens next: the end of the simulation, an arrival, a completion, a full KV cache, a stop of the engine."""
+UNTIL, ARRIVAL, COMPLETION, FULL, STALL, PACE = range(6)
+"""What happens next: the simulation's end, an arrival, a completion, a full KV cache, a stop of the engine, another
+pace."""
 
 
 class QueueServer(NamedTuple):
@@ -45,7 +46,9 @@ class QueueServer(NamedTuple):
         prefill_s: engine seconds per prompt token.
         max_seqs, kv_tokens: the server's limits.
         kv_token_s, mean_context: seconds per step for each KV token held beyond `mean_context` per running request.
-        stall_per_s, stall_s: stops of the engine per second, and how long each lasts.
+        stall_per_s: stops of the engine per second.
+        stall_s: shape (k,): how long stops last; each length is equally likely.
+        path: shape (p,): factors on all times, one after the other and over again; `path_bin_s` is how long each holds.
     """
 
     speed: Floats
@@ -55,7 +58,9 @@ class QueueServer(NamedTuple):
     kv_token_s: float
     mean_context: float
     stall_per_s: float
-    stall_s: float
+    stall_s: Floats
+    path: Floats
+    path_bin_s: float
 
 
 class QueueArrivals(NamedTuple):
@@ -140,7 +145,7 @@ def _pace_s(speed: Floats, n: int, kv_excess_s: float) -> float:
 @compiled
 def _next_event(
     time: float, n: int, decoding_s: float, finish_tokens: float, full_tokens: float, pace: float, due_s: float,
-    stall_at_s: float, until_s: float,
+    stall_at_s: float, pace_at_s: float, until_s: float,
 ) -> tuple[int, float]:  # fmt: skip
     """What happens next, and when.
 
@@ -153,6 +158,7 @@ def _next_event(
         pace: seconds per token.
         due_s: the next arrival; infinite where there is none.
         stall_at_s: when the engine stops next.
+        pace_at_s: when the pace changes next.
         until_s: end of the simulation.
     """
     event_s = until_s
@@ -172,6 +178,9 @@ def _next_event(
     if stall_at_s < event_s and (n > 0 or due_s < np.inf):
         event_s = max(time, stall_at_s)
         kind = STALL
+    if pace_at_s <= event_s:
+        event_s = pace_at_s
+        kind = PACE
     return kind, event_s
 
 
@@ -213,7 +222,8 @@ def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays 
     Args:
         server: and its limits.
         factor: on all times of this replication: its drift.
-        stall_phase: in [0, 1): when in this replication the first stop of the engine comes.
+        stall_phase: in [0, 1): when in this replication the first stop of the engine comes, and where in the path of
+            the pace it begins.
         arrivals: all of them.
         running: requests that run at time 0.
         measured: first and end of the arrivals that must be complete.
@@ -225,7 +235,7 @@ def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays 
         The time integral of requests in flight.
     """
     # Taken out once: taking an array out of a tuple costs, and each of these is used for every event.
-    speed, prefill_s, max_seqs, kv_tokens, kv_token_s, mean_context, stall_per_s, stall_s = server
+    speed, prefill_s, max_seqs, kv_tokens, kv_token_s, mean_context, stall_per_s, stall_s, path, path_bin_s = server
     due_s, _, output = arrivals
     ttft_s, e2e_s, seen = found
     starters, rows = running.left.size, due_s.size
@@ -247,13 +257,17 @@ def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays 
         admitted[i] = i
     kv = float(running.context.sum())
     stall_at_s = -math.log(1.0 - stall_phase) / stall_per_s if stall_per_s > 0.0 else np.inf
+    path_at = int(stall_phase * path.size)
+    pace_at_s = path_bin_s if path.size > 1 else np.inf
+    drift = factor
+    factor = drift * path[path_at]
     while completed < measured[1] - measured[0] and time < until_s:
         while size > 0 and target[item[0]] != key[0]:  # entries of preempted requests
             size = _pop(key, item, size)
         pace = _pace_s(speed, n, kv_token_s * (kv - n * mean_context)) * factor
         kind, event_s = _next_event(
             time, n, time + pause, key[0] - clock, (kv_tokens - kv) / max(n, 1), pace,
-            due_s[arrived] if arrived < rows else np.inf, stall_at_s, until_s,
+            due_s[arrived] if arrived < rows else np.inf, stall_at_s, pace_at_s, until_s,
         )  # fmt: skip
         passed = event_s - time
         in_flight = n + arrived - taken + waiting_again
@@ -270,8 +284,13 @@ def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays 
         time = event_s
         if kind == UNTIL:
             break
+        if kind == PACE:
+            path_at = (path_at + 1) % path.size
+            factor = drift * path[path_at]
+            pace_at_s += path_bin_s
+            continue
         if kind == STALL:
-            pause += stall_s if n > 0 else 0.0
+            pause += stall_s[int((stall_phase + stalls * STEP_PHASE) % 1.0 * stall_s.size)] if n > 0 else 0.0
             stalls += 1
             stall_at_s = time - math.log(1.0 - (stall_phase + stalls * STALL_PHASE) % 1.0) / stall_per_s
             continue
@@ -375,6 +394,7 @@ def simulate_replications(
     found: QueueLatencies,
     outputs: Ints,
     gaps: Floats,
+    made: Ints,
 ) -> None:
     """Simulate every replication at one rate.
 
@@ -387,6 +407,7 @@ def simulate_replications(
         found: shape (l, measured), written.
         outputs: shape (l, measured), written: output tokens of the measured arrivals.
         gaps: as for `simulate`.
+        made: shape as `unit`: tokens of each answer, where ``unit.output`` is what they amount to at the common pace.
     """
     rows, measured = replications.rows, replications.measured
     for number in range(replications.in_flight.size):
@@ -408,4 +429,4 @@ def simulate_replications(
         found.ttft_s[number] = own.ttft_s[first : first + measured]
         found.e2e_s[number] = own.e2e_s[first : first + measured]
         found.seen[number] = own.seen[first : first + measured]
-        outputs[number] = unit.output[start + first : start + first + measured]
+        outputs[number] = made[start + first : start + first + measured]

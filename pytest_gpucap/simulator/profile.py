@@ -191,7 +191,7 @@ def load(name: str | Path) -> Profile:
         path = Path(text)
         if not path.is_file():
             raise ProfileError(f"simulator profile {text} does not exist")
-        return replace(_parse(path.stem, path.read_text()), file=path.resolve())
+        return replace(parse(path.stem, path.read_text()), file=path.resolve())
     if text not in names():
         raise ProfileError(
             f"no simulator profile {text!r}: there are {', '.join(names())}, or the path of a .toml file"
@@ -201,14 +201,15 @@ def load(name: str | Path) -> Profile:
 
 @lru_cache(maxsize=64)
 def _shipped(name: str) -> Profile:
-    return _parse(name, (_folder() / f"{name}.toml").read_text())
+    return parse(name, (_folder() / f"{name}.toml").read_text())
 
 
 def _folder() -> Path:
     return Path(str(files("pytest_gpucap.simulator"))) / "profiles"
 
 
-def _parse(name: str, text: str) -> Profile:
+def parse(name: str, text: str) -> Profile:
+    """A profile from the text of its TOML file; raises as `load`."""
     try:
         data = tomllib.loads(text)
         engine = data.pop("engine")

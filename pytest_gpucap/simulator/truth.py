@@ -74,8 +74,9 @@ def simulated_saturation_rps(engine: EngineModel, workload: Workload, runs: int 
     for run in range(runs):
         runner = SimRunner(warm, 31 + run)
         target = warm.max_num_seqs + 64
-        runner.run(schedule.closed_loop(workload, target, DISCARD_S, 2000.0, 5, 2 * run))
-        span = runner.run(schedule.closed_loop(workload, target, RUN_S, 500.0, 5, 2 * run + 1, hot=False))
+        first = runner.run(schedule.closed_loop(workload, target, DISCARD_S, 2000.0, 5, 2 * run))
+        most_rps = max(500.0, 1.2 * (first.end_row - first.first_row) / DISCARD_S)
+        span = runner.run(schedule.closed_loop(workload, target, RUN_S, most_rps, 5, 2 * run + 1, hot=False))
         journal = runner.journal()
         rates.append(((journal.end_s > span.start_s) & (journal.end_s <= span.end_s)).sum() / RUN_S)
     return float(np.mean(rates))
