@@ -14,10 +14,10 @@ from pytest_gpucap.measure.observed import violations
 from pytest_gpucap.measure.pace import NoPace, missing_pace
 from pytest_gpucap.measure.ramp import (
     Ramp,
-    below,
     far_beyond,
     overloaded,
     peak_confirmed,
+    retreat,
     settle,
     steady_throughput,
     throughput_rps,
@@ -178,7 +178,7 @@ def _search(run: MeasuringRun, search: Search) -> Ramp:  # noqa: C901, PLR0912 -
         if run.problems or _without_pace(run, search):
             return ramp
         if far_beyond(run, window):
-            below(run, ramp, c.FAR_LOWER * ramp.level if not ramp.windows else math.sqrt(ramp.level * best))
+            retreat(run, ramp, window, (best, best_rps))
             found = _estimated(run, ramp, search, guess)
             break
         if ramp.level > best:

@@ -253,7 +253,8 @@ def _departure(
     seen, *modelled = (np.log(np.maximum(_upper(column[picked], level), 1e-6)) for column in latencies)
     table = np.maximum.accumulate(np.column_stack(modelled), axis=1)
     middle = PACES_LN.size // 2
-    factors = seen - table[:, middle]
+    with np.errstate(invalid="ignore"):  # neither ended: left out below
+        factors = seen - table[:, middle]
     paces = np.array([_pace_for(target, row) for target, row in zip(seen, table, strict=True)])
     sensitivity = float((table[0, middle + 1] - table[0, middle - 1]) / (PACES_LN[middle + 1] - PACES_LN[middle - 1]))
     usable = np.isfinite(factors) & np.isfinite(paces)

@@ -67,7 +67,7 @@ def ramp_up(run: MeasuringRun, top: int, enough_rps: float) -> Ramp:
         return Ramp([window], level, no_pace=no_pace)
     ramp = Ramp([], level)
     if far_beyond(run, window):
-        below(run, ramp, c.FAR_LOWER * level)
+        retreat(run, ramp, window, (level, 0.0))
         return ramp
     ramp.windows.append(extended(run, window, level))
     best, best_rps = level, throughput_rps(run, ramp.windows[-1])
@@ -82,7 +82,8 @@ def ramp_up(run: MeasuringRun, top: int, enough_rps: float) -> Ramp:
         seconds = c.HOLD_S if level == top else c.LOW_HOLD_S
         window = run.hold(WindowId(Phase.RAMP, concurrency=level), level, seconds, discard_s=c.TOP_UP_S)
         if far_beyond(run, window):
-            below(run, ramp, math.sqrt(level * ramp.level))
+            ramp.level = level
+            retreat(run, ramp, window, (best, best_rps))
             break
         window, rps = steady_throughput(run, window, level, best_rps * c.DOUBTFUL_RISE)
         if rps < best_rps * (1.0 - c.FALL_SHARE) and peak_confirmed(run, ramp, best, rps):
@@ -114,6 +115,24 @@ def far_beyond(run: MeasuringRun, window: Window) -> bool:
         if values.size >= c.LEAST_ANSWERS and float(np.median(values)) > beyond * limit.limit_s:
             return True
     return False
+
+
+def retreat(run: MeasuringRun, ramp: Ramp, window: Window, best: tuple[int, float]) -> None:
+    """Go back from a hold far beyond what the server sustains.
+
+    Args:
+        run: the measurement.
+        ramp: at the level of this hold; holds before it count.
+        window: the hold, which does not count.
+        best: requests in flight and throughput of the best hold before it.
+    """
+    if not ramp.windows:
+        below(run, ramp, c.FAR_LOWER * ramp.level)
+        return
+    fallen_rps = throughput_rps(run, window)
+    if fallen_rps < best[1] * (1.0 - c.FALL_SHARE) and peak_confirmed(run, ramp, best[0], fallen_rps):
+        return
+    below(run, ramp, math.sqrt(ramp.level * best[0]))
 
 
 def below(run: MeasuringRun, ramp: Ramp, level: float) -> None:

@@ -71,7 +71,7 @@ def corrected(
     own = Part(1.0, found.rate.value, found.least, found.greatest, found.error)
     other = None
     if not limits or peak is not None:
-        return found.believing(Belief((own,)))
+        return replace(found, belief=Belief((own,)))
     if all(limit.name in known or limit.metric is Metric.ITL for limit in limits):
         roots = [_as_seen(run, found, limit, known.get(limit.name), rate_rps) for limit in limits]
         root, off = min(roots, key=lambda pair: pair[0].rate_rps)
