@@ -21,8 +21,9 @@ nothing to do with each other would show."""
 MEMORY_S = 12.0
 """The pace is taken to forget within this time: the longest lag of the long-run variance (Newey and West 1987)."""
 STOP_LN = 0.5
-"""A bin slower than the median by more than this and by `STOP_SPREADS` holds a stop of the engine."""
+"""A bin slower than the median by more than this, in the logarithm, may hold a stop of the engine."""
 STOP_SPREADS = 4.0
+"""It holds one if it is also slower by this many standard deviations: where the pace wanders, slow seconds are none."""
 CLOCK_BIN_S = 0.25
 """Width of the bins in which tokens per request are counted."""
 LEAST_TOKENS = 24

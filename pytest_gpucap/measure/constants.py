@@ -248,7 +248,7 @@ GROWTH_REQUESTS = 3.0
 MEASURE_CYCLES = 13
 """Most open loops of `measure`: what is still wide after three minutes is drift."""
 LEAST_MEASURE_CYCLES = 3
-"""Fewest of them."""
+"""Fewest open loops of `measure`: fewer would not show how a server differs from one ten seconds to the next."""
 NARROW_LN = 0.03
 """Half width of the interval, of ln(rate), with which `measure` ends."""
 SAME_RATE_LN = 0.1
