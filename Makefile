@@ -13,7 +13,7 @@ WHEEL := dist/.built
 DEMO := examples --gpu-class cpu --target-qps 2 --gpucap-host-check=warn -v
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types unit light real coverage hooks matrix vllm install browser images clean
+.PHONY: help demo test lint types unit light real coverage fuzz hooks matrix vllm install browser images clean
 
 help: ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -49,6 +49,9 @@ coverage: install ## which lines the tests without vLLM run, lowest files first 
 	rm -f .coverage .coverage.*
 	PYTHONPATH=$(CURDIR) $(BIN)/coverage run -m pytest -n 2 -q -m "not vllm_cpu"; $(BIN)/coverage combine -q
 	$(BIN)/coverage report | head -40
+
+fuzz: install ## hostile options, markers and files, for an hour or GPUCAP_FUZZ_SECONDS
+	GPUCAP_TEST_INSTALLED=1 GPUCAP_FUZZ_SECONDS=$${GPUCAP_FUZZ_SECONDS:-3600} $(BIN)/pytest -s tests/fuzz -m slow
 
 hooks: install ## checks before every commit (pre-commit)
 	$(BIN)/pre-commit install

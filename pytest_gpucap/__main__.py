@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pytest_gpucap import __version__
 from pytest_gpucap.cli import COMMANDS, CommandError
+from pytest_gpucap.foreign_text import harmless, on_one_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except CommandError as error:
-        print(f"{parser.prog} {options.command}: {error}", file=sys.stderr)  # noqa: T201 - a command
+        print(harmless(on_one_line(f"{parser.prog} {options.command}: {error}")), file=sys.stderr)  # noqa: T201 - a command
         return 2
     except BrokenPipeError:
         # Whoever read our output has seen enough (`| head`); Python would complain once more at exit.

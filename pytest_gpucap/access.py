@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from pytest_gpucap import __version__
+from pytest_gpucap.masking import MASK, Secret, masked
+from pytest_gpucap.user_files import MOST_CERTIFICATES, UserFileError, read_text, shown_path
 
 if TYPE_CHECKING:
     import ssl
@@ -29,8 +31,6 @@ FRAMING: Final = frozenset(
     }
 )
 """Headers that belong to the transport, in lower case: another value would change what is measured, or break it."""
-LEAST_SECRET: Final = 5
-"""A shorter secret stands in ordinary words, so `masked` masks it only as a word of its own."""
 NO_KEY: Final = "none"
 """Sent to a server that needs no key, because the OpenAI client requires one. It is no secret."""
 _PATHS: Final = (
@@ -41,20 +41,13 @@ _PATHS: Final = (
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """A header's name (RFC 9110, section 5.1)."""
 _VALUE: Final = re.compile(r"[!-~]([ -~\t]*[!-~])?")
-"""A header's value in ASCII (RFC 9110, section 5.5): no line break, no space at the ends."""
+"""A header's value in ASCII (RFC 9110, section 5.5), without the space around it: no line break."""
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _USUAL_VARIABLE: Final = re.compile(r"[A-Z][A-Z0-9_]*")
 
 
-class Secret(str):
-    """A text that its repr hides, so that tracebacks and logs do not show it."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "'***'"
-
-
+_NAMES_VARIABLE: Final = frozenset({"--gpucap-header", "--gpucap-api-key-env"})
+"""Options whose value is the name of an environment variable."""
 HeaderSource = tuple[str, str]
 """A header's name, and the environment variable that holds its value."""
 
@@ -75,7 +68,7 @@ class Access:
         """The headers of every request: ours, the key as a bearer token, and the further ones."""
         found: dict[str, str] = {_AGENT: USER_AGENT}
         if api_key is not None:
-            found[AUTHORIZATION] = Secret(f"Bearer {api_key!s}")
+            found[AUTHORIZATION] = Secret(f"Bearer {api_key}")
         ours = {name.lower(): name for name in (_AGENT, AUTHORIZATION)}
         return found | {ours.get(name.lower(), name): value for name, value in self.headers}
 
@@ -96,18 +89,6 @@ OPEN: Final = Access()
 """Nothing but the URL and the key is needed."""
 
 
-def masked(text: str, secrets: Iterable[str]) -> str:
-    """The text with every secret in it replaced by ``***``, also as JSON and HTML write it; see `LEAST_SECRET`."""
-    import html
-    import json
-
-    forms = {form for each in secrets if each for form in (str(each), json.dumps(each)[1:-1], html.escape(each))}
-    for form in sorted(forms, key=len, reverse=True):
-        before, after = ("", "") if len(form) >= LEAST_SECRET else (r"(?<!\w)", r"(?!\w)")
-        text = re.sub(f"{before}{re.escape(form)}{after}", "***", text)
-    return text
-
-
 def tls_context(ca_file: str) -> ssl.SSLContext:
     """A context for a client that trusts the certificates in a PEM file, and no others.
 
@@ -117,13 +98,14 @@ def tls_context(ca_file: str) -> ssl.SSLContext:
     import ssl
 
     try:
-        context = ssl.create_default_context(cafile=ca_file)
-    except ssl.SSLError:
-        raise ValueError(f"{ca_file} holds no certificates that can be read: give a PEM file") from None
-    except OSError as error:
-        raise ValueError(f"{ca_file} cannot be read: {error.strerror or error}") from None
+        certificates = read_text(ca_file, MOST_CERTIFICATES)
+        context = ssl.create_default_context(cadata=certificates or "empty")
+    except UserFileError as error:
+        raise ValueError(f"{error.path} cannot be read: {error.why}") from None
+    except (ssl.SSLError, ValueError, TypeError):  # characters outside ASCII too
+        raise ValueError(f"{shown_path(ca_file)} holds no certificates that can be read: give a PEM file") from None
     if not context.cert_store_stats()["x509"]:
-        raise ValueError(f"{ca_file} holds no certificate: give a PEM file with the CA's certificate")
+        raise ValueError(f"{shown_path(ca_file)} holds no certificate: give a PEM file with the CA's certificate")
     return context
 
 
@@ -187,6 +169,22 @@ def header_sources(given: Sequence[str]) -> tuple[HeaderSource, ...]:
     return tuple(found.values())
 
 
+def masked_words(words: Sequence[str]) -> list[str]:
+    """A command line without secrets, also without those given by mistake where a variable's name belongs."""
+    found: list[str] = []
+    option = ""
+    for word in words:
+        own, equals, value = word.partition("=")
+        if option or (equals and own in _NAMES_VARIABLE):
+            lead, given = (option, word) if option else (own, value)
+            kept = _USUAL_VARIABLE.fullmatch(given.rpartition("=")[2].strip())
+            found.append(masked(word) if kept else MASK if option else f"{lead}={MASK}")
+        else:
+            found.append(masked(word))
+        option = word if word in _NAMES_VARIABLE else ""
+    return found
+
+
 def read_headers(sources: Iterable[HeaderSource]) -> tuple[tuple[str, Secret], ...]:
     """The headers with their values from the environment.
 
@@ -197,7 +195,7 @@ def read_headers(sources: Iterable[HeaderSource]) -> tuple[tuple[str, Secret], .
 
 
 def read_secret(variable: str, whose: str = "") -> Secret:
-    """The value of an environment variable that holds a header's value or a key.
+    """The value of an environment variable that holds a header's value or a key, without the space around it.
 
     Raises:
         ValueError: one line, if it is not set or cannot be sent in a header. The line never repeats the value, nor
@@ -208,7 +206,8 @@ def read_secret(variable: str, whose: str = "") -> Secret:
         usual = _USUAL_VARIABLE.fullmatch(variable)
         named = f"the environment variable {variable} is not set" if usual else "no environment variable has this name"
         raise ValueError(f"{whose}{named}")
+    value = value.strip()  # files and secret stores often end them with a line break
     if not _VALUE.fullmatch(value):
-        wrong = "is empty" if not value else "has a line break, a space at an end, or a character outside ASCII"
+        wrong = "is empty" if not value else "has a line break or a character outside ASCII"
         raise ValueError(f"{whose}the value of the environment variable {variable} {wrong}: no header can carry it")
     return Secret(value)

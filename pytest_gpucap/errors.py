@@ -6,7 +6,10 @@ The package exports those that a test can meet, so ``pytest_gpucap.LeaseError`` 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
+
+from pytest_gpucap.foreign_text import harmless, on_one_line
+from pytest_gpucap.masking import masked
 
 
 class GpuCapError(Exception):
@@ -18,6 +21,10 @@ class GpuCapError(Exception):
 
     needs_traceback: ClassVar[bool] = True
     """Whether a report shows where the error was raised; False if the message is complete."""
+
+    def __init__(self, *args: object) -> None:
+        # Messages quote servers, logs and files. A terminal and a CI system obey what they print.
+        super().__init__(*(harmless(masked(each)) if isinstance(each, str) else each for each in args))
 
 
 class MeasurementInvalid(GpuCapError):  # noqa: N818 - named after the verdict
@@ -38,6 +45,12 @@ class NoSustainableRate(GpuCapError, ValueError):  # noqa: N818 - the name state
     needs_traceback = False
 
 
+class TooLate(GpuCapError):  # noqa: N818 - the name states the fault
+    """A test asked for a fixture of ours while it ran: markers are read, and servers placed, at collection."""
+
+    needs_traceback = False
+
+
 class PluginFault(GpuCapError):  # noqa: N818 - the name states whose fault it is
     """A bug in pytest-gpucap, or in a plugin that it called. The message names its place.
 
@@ -49,4 +62,22 @@ class PluginFault(GpuCapError):  # noqa: N818 - the name states whose fault it i
 
     def __init__(self, message: str, trace: str = "") -> None:
         super().__init__(message)
-        self.trace = trace
+        self.trace = harmless(masked(trace))
+
+
+def told(value: object) -> str:
+    """A user's value for a message: on one line, and shortened if it is long."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - any class may be given; an int of thousands of digits has no text either
+        return f"<{type(value).__name__}>"
+    return shortened(text)
+
+
+def shortened(text: str) -> str:
+    """The text on one line, and shortened if it is long."""
+    line = on_one_line(text)
+    return line if len(line) <= _LONGEST_TOLD else f"{line[: _LONGEST_TOLD - 3]}..."
+
+
+_LONGEST_TOLD: Final = 80

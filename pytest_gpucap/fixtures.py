@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_gpucap.errors import TooLate
+
 if TYPE_CHECKING:  # imported by every pytest run: the types' modules are not
     from pytest_gpucap.engines.protocol import Server
     from pytest_gpucap.session.gpucap import GpuCap
@@ -38,9 +40,8 @@ def _session(request: pytest.FixtureRequest) -> PytestSession:
     session = request.config.stash.get(SESSION, None)
     if session is None or not session.knows(request.node):
         # Markers are read and servers placed at collection.
-        pytest.fail(
+        raise TooLate(
             f"{request.node.nodeid}: request.getfixturevalue({request.fixturename!r}) is too late: name the fixture as "
-            "an argument of the test, or of a fixture that it uses",
-            pytrace=False,
+            "an argument of the test, or of a fixture that it uses"
         )
     return session

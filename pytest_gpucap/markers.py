@@ -7,6 +7,7 @@ keyword by keyword; the closest one wins.
 from __future__ import annotations
 
 import marshal
+import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -18,6 +19,8 @@ import pytest
 
 from pytest_gpucap.engines.protocol import Engine
 from pytest_gpucap.engines.vllm_engine import VllmEngine
+from pytest_gpucap.errors import told
+from pytest_gpucap.masking import refusal
 from pytest_gpucap.options import Options
 from pytest_gpucap.requirement import (
     ApiKind,
@@ -36,8 +39,10 @@ from pytest_gpucap.requirement import (
     headroom,
     positive,
     share,
+    tokens,
     whole,
 )
+from pytest_gpucap.user_files import is_file, shown_path
 from pytest_gpucap.vllm_arguments import VllmArguments
 
 VLLM: Final = VllmEngine.name
@@ -116,7 +121,11 @@ def _content(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Hashable:
         # The fastest way for builtins. Version 0 keeps types apart and does not depend on which strings are interned.
         return marshal.dumps((arguments, dict(named)), 0)
     except ValueError:
+        pass
+    try:
         return _hashable(arguments), _hashable(named)
+    except RecursionError:
+        return id(named)
 
 
 def _hashable(value: object) -> Hashable:
@@ -141,6 +150,8 @@ def declare(item: pytest.Item, options: Options) -> Declaration:
     engine, model, arguments = _engine(item)
     gpus_per_replica = engine_type(engine, options).gpus_per_replica(arguments)
     model = model or options.model
+    if model is not None and not isinstance(model, str | os.PathLike):
+        raise RequirementError(f"model must be a name or a path, not {told(model)}")
     values = _gpucap_values(_with_preset(_merged(item, "gpucap"), options, item), item)
     slo = Slo(
         limits=tuple(values.pop("limits")),
@@ -165,7 +176,7 @@ def declare(item: pytest.Item, options: Options) -> Declaration:
         engine=engine,
         arguments=arguments,
         vllm_args=VllmArguments(arguments if engine == VLLM else {}),
-        gpu_class=None if own_class is None else str(own_class),
+        gpu_class=None if own_class is None else _text(own_class, "gpu_class"),
         max_time_s=values.get("max_time", options.max_time_s),
         seed=values.get("seed", options.seed),
         named=bool(values.get("name")),
@@ -204,10 +215,15 @@ def _marks(item: pytest.Item, name: str, positional: str | None = None) -> Itera
         keywords, arguments = dict(mark.kwargs), list(mark.args)
         if arguments and positional is not None:
             if positional in keywords:
-                raise RequirementError(f"{name}({arguments[0]!r}) names {positional} twice")
+                raise RequirementError(f"{name}(...) names {positional} twice")
             keywords[positional] = arguments.pop(0)
+        if name in _SERVERS:
+            # First of all, since other messages repeat values.
+            for argument, value in [*keywords.items(), *((positional or name, each) for each in arguments)]:
+                if why := refusal(argument, value):
+                    raise RequirementError(f"{name}: {why}")
         if arguments:
-            raise RequirementError(f"{name}({', '.join(map(repr, arguments))}) takes keywords only")
+            raise RequirementError(f"{name}({', '.join(map(told, arguments))}) takes keywords only")
         yield keywords
 
 
@@ -231,7 +247,7 @@ def engine_type(name: str, options: Options) -> type[Engine]:
 
         near = get_close_matches(name, known, n=2, cutoff=0.5)
         offer = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
-        raise RequirementError(f"engine({name!r}): there is no such engine; {offer}")
+        raise RequirementError(f"engine({told(name)}): there is no such engine; {offer}")
     return known[name]
 
 
@@ -273,30 +289,45 @@ def _choice(kind: type[ArrivalKind | ApiKind], value: Any, what: str) -> Arrival
     try:
         return kind(str(value))
     except ValueError:
-        raise RequirementError(f"{what} must be one of {', '.join(kind)}, not {value!r}") from None
+        raise RequirementError(f"{what} must be one of {', '.join(kind)}, not {told(value)}") from None
 
 
 def _flag(value: Any, what: str) -> bool:
     if not isinstance(value, bool):
-        raise RequirementError(f"{what} must be True or False, not {value!r}")
+        raise RequirementError(f"{what} must be True or False, not {told(value)}")
     return value
 
 
 def _text(value: Any, what: str) -> str:
     if not isinstance(value, str):
-        raise RequirementError(f"{what} must be a text, not {value!r}")
+        raise RequirementError(f"{what} must be a text, not {told(value)}")
+    return value
+
+
+def _path(value: Any, what: str) -> str:
+    if not isinstance(value, str | os.PathLike):
+        raise RequirementError(f"{what} must be the name of a file, not {told(value)}")
+    return str(value)
+
+
+_LONGEST_NAME: Final = 200
+
+
+def _name(value: Any, what: str) -> str:
+    if not isinstance(value, str) or len(value) > _LONGEST_NAME or not value.isprintable():
+        raise RequirementError(f"{what} must be a text of up to {_LONGEST_NAME} characters, not {told(value)}")
     return value
 
 
 def _sampling(value: Any, what: str) -> float:
     number = exact(value, what)
     if number < 0:
-        raise RequirementError(f"{what} must not be negative, but is {value}")
+        raise RequirementError(f"{what} must not be negative, but is {told(value)}")
     return float(number)
 
 
 _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
-    "name": lambda value, _what: str(value),
+    "name": _name,
     "qps": positive,
     "gpus": whole,
     "headroom": headroom,
@@ -304,9 +335,9 @@ _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "output_tokens": Length.parse,
     "arrivals": lambda value, what: _choice(ArrivalKind, value, what),
     "burstiness": lambda value, what: float(positive(value, what)),
-    "trace": lambda value, _what: Path(str(value)),
+    "trace": lambda value, what: Path(_path(value, what)),
     "endpoint": lambda value, what: _choice(ApiKind, value, what),
-    "shared_prefix_tokens": lambda value, what: whole(value, what, least=0),
+    "shared_prefix_tokens": lambda value, what: tokens(value, what, least=0),
     "ignore_eos": _flag,
     "max_error_rate": share,
     "max_time": duration_s,
@@ -316,17 +347,18 @@ _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "top_k": lambda value, what: whole(value, what, least=-1),
     "presence_penalty": lambda value, what: float(exact(value, what)),
     "frequency_penalty": lambda value, what: float(exact(value, what)),
-    "workload": lambda value, _what: str(value),
+    "workload": _text,
     "system": _text,
     "fold_system": _flag,
     "opening": _text,
     "instruction": _text,
-    "questions": lambda value, _what: str(value),
-    "answer_tokens": whole,
+    "questions": _path,
+    "answer_tokens": tokens,
     "min_accuracy": share,
 }
 
 _MARKERS: Final = frozenset({"gpucap", "engine", "vllm", "gpu_class"})
+_SERVERS: Final = frozenset({"engine", "vllm"})
 _MEASURING: Final = "gpucap"
 """The fixture of a test that measures."""
 _WORDING: Final = ("system", "fold_system", "opening", "instruction")
@@ -341,7 +373,7 @@ def _gpucap_values(given: Mapping[str, Any], item: pytest.Item) -> dict[str, Any
         elif keyword.startswith(tuple(f"{metric.value}_" for metric in Metric)):
             values["limits"].append(LatencyLimit.parse(keyword, value))
         else:
-            raise RequirementError(f"gpucap has no keyword {keyword!r}{_near(keyword)}")
+            raise RequirementError(f"gpucap has no keyword {told(keyword)}{_near(keyword)}")
     if "trace" in values:
         values["trace"] = _trace_file(values["trace"], item)
     if "questions" in values:
@@ -358,7 +390,7 @@ def _with_preset(given: dict[str, Any], options: Options, item: pytest.Item) -> 
         return given
     from pytest_gpucap.workloads.presets import find_preset
 
-    preset = find_preset(str(name), options.workload_file, options.extensions.presets)
+    preset = find_preset(_text(name, "workload"), options.workload_file, options.extensions.presets)
     try:
         _gpucap_values(preset.keywords, item)
     except RequirementError as error:
@@ -377,8 +409,8 @@ def _near(keyword: str) -> str:
 def _trace_file(trace: Path, item: pytest.Item) -> Path:
     # Relative to the test file: a suite must not depend on where pytest was started.
     path = trace if trace.is_absolute() else item.path.parent / trace
-    if not path.is_file():
-        raise RequirementError(f"trace: there is no file {path}")
+    if not is_file(path):
+        raise RequirementError(f"trace: there is no file {shown_path(path)}")
     return path
 
 

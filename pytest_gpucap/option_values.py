@@ -14,6 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from pytest_gpucap.errors import told
+from pytest_gpucap.masking import FROM_ENVIRONMENT, masked, refusal
+from pytest_gpucap.user_files import exists, home_expanded, is_file, is_folder, shown_path
+
 if TYPE_CHECKING:  # every pytest run imports this file: exact arithmetic is loaded when there is something to parse
     from fractions import Fraction
 
@@ -34,7 +38,18 @@ def server_arguments(value: Any, _what: str, _config: pytest.Config) -> str:
     """Arguments of a server, which may begin with dashes."""
     if value is NOTHING:
         raise ValueError('needs arguments: write --gpucap-base-args="--max-num-seqs 64"')
-    return str(value).strip()
+    given = str(value).strip()
+    if masked(given) != given:
+        raise ValueError(f"holds a secret, which command lines, logs and reports would show: {FROM_ENVIRONMENT}")
+    return given
+
+
+def model(value: Any, _what: str, _config: pytest.Config) -> str:
+    """A model's name, folder or URL."""
+    named = str(value).strip()
+    if why := refusal("the model", named):
+        raise ValueError(why)
+    return named
 
 
 def flag(value: Any, _what: str, _config: pytest.Config) -> bool:
@@ -44,14 +59,15 @@ def flag(value: Any, _what: str, _config: pytest.Config) -> bool:
 
 def path(value: Any, _what: str, _config: pytest.Config) -> Path:
     """A file or folder. `PATHS` has laid a relative path over the folder that it starts from."""
-    return Path(str(value)).expanduser()
+    return home_expanded(str(value))
 
 
 def output_file(value: Any, what: str, config: pytest.Config) -> Path:
     """A file to write. Missing folders are made later; whatever would stop that is reported here."""
     file = path(value, what, config)
-    if file.is_dir():
-        raise ValueError(f"{file} is a folder: name a file in it")
+    if is_folder(file):
+        raise ValueError(f"{shown_path(file)} is a folder: name a file in it")
+    _check_name(file)
     _check_folder(file.parent)
     return file
 
@@ -59,18 +75,31 @@ def output_file(value: Any, what: str, config: pytest.Config) -> Path:
 def output_folder(value: Any, what: str, config: pytest.Config) -> Path:
     """A folder to write files to, made when it is needed."""
     folder = path(value, what, config)
+    _check_name(folder)
     _check_folder(folder)
     return folder
+
+
+def _check_name(path: Path) -> None:
+    """Check that a file may have this path: no part of it is too long, and it has no character that no name has."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, PermissionError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise ValueError(f"{shown_path(path)}: {error.strerror or error}") from None
+    except ValueError:
+        raise ValueError(f"{shown_path(path)}: no file can have this name") from None
 
 
 def _check_folder(folder: Path) -> None:
     """Check that the folder is there or can be made, and that files can be made in it."""
     # os.path: what may not be looked at is not there.
-    there = next(each for each in (folder, *folder.parents) if os.path.exists(each) or each == each.parent)  # noqa: PTH110
-    if not there.is_dir():
-        raise ValueError(f"{there} is a file, so there can be no folder of that name: choose another path")
+    there = next(each for each in (folder, *folder.parents) if exists(each) or each == each.parent)
+    if not is_folder(there):
+        raise ValueError(f"{shown_path(there)} is a file, so there can be no folder of that name: choose another path")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"{there} cannot be written to: choose another path")
+        raise ValueError(f"{shown_path(there)} cannot be written to: choose another path")
 
 
 def html_path(value: Any, what: str, config: pytest.Config) -> Path:
@@ -85,8 +114,9 @@ def html_path(value: Any, what: str, config: pytest.Config) -> Path:
 def baselines_folder(value: Any, what: str, config: pytest.Config) -> Path:
     """The folder of the baselines; a session that only compares need not be able to write to it."""
     folder = path(value, what, config)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: name a folder")
+    _check_name(folder)
+    if exists(folder) and not is_folder(folder):
+        raise ValueError(f"{shown_path(folder)} is a file: name a folder")
     return folder
 
 
@@ -106,8 +136,8 @@ def interpreter(value: Any, what: str, config: pytest.Config) -> str:
         return given
     found = path(value, what, config)
     # An ini file may name an interpreter that only the GPU machine has: tests that need none run everywhere.
-    if config.getoption("gpucap_vllm_python") is not None and not found.exists():
-        raise ValueError(f"there is no interpreter at {found}")
+    if config.getoption("gpucap_vllm_python") is not None and not is_file(found):
+        raise ValueError(f"there is no interpreter at {shown_path(found)}")
     # Not resolved: a virtual environment's python is a link, and Python finds the environment by the link's path.
     return str(found)
 
@@ -116,15 +146,15 @@ def idle_memory(value: Any, what: str, _config: pytest.Config) -> IdleMemory:
     """An amount of GPU memory such as 2GiB, 1500 MB or 5%."""
     from pytest_gpucap.gpu.occupancy import IdleMemory
 
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|[KMGT]i?B?)", str(value).strip(), re.IGNORECASE)
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s{0,9}(%|[KMGT]i?B?)", str(value).strip(), re.IGNORECASE)
     if match is None:
-        raise ValueError(f"{what} must be an amount of memory with its unit, such as 2GiB or 5%, not {value!r}")
+        raise ValueError(f"{what} must be an amount of memory with its unit, such as 2GiB or 5%, not {told(value)}")
     number, unit = float(match[1]), match[2].lower()
     if unit != "%":
         base = 1000 if unit.endswith("b") and "i" not in unit else 1024
         return IdleMemory(bytes=int(number * base ** ("kmgt".index(unit[0]) + 1)))
     if number >= 100:  # noqa: PLR2004 - per cent
-        raise ValueError(f"{what} must be less than 100% of the GPU's memory, not {value!r}")
+        raise ValueError(f"{what} must be less than 100% of the GPU's memory, not {told(value)}")
     return IdleMemory(share=number / 100)
 
 
@@ -190,7 +220,7 @@ def _is_path(text: str) -> bool:
 
 
 def _laid_over(value: Any, folder: Path) -> str:
-    return str(folder / Path(str(value)).expanduser())
+    return str(folder / home_expanded(str(value)))
 
 
 def _laid_over_if_path(value: Any, folder: Path) -> str:

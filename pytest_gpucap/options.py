@@ -22,6 +22,9 @@ import pytest
 
 from pytest_gpucap import extensions
 from pytest_gpucap import option_values as values
+from pytest_gpucap.errors import told
+from pytest_gpucap.foreign_text import on_one_line
+from pytest_gpucap.user_files import exists, real_path, shown_path
 
 if TYPE_CHECKING:
     from pytest_gpucap.access import HeaderSource
@@ -113,7 +116,7 @@ class Options:
     )
     model = Option(
         "--gpucap-model",
-        values.text,
+        values.model,
         'model of tests whose vllm marker names none ("synthetic:tiny" needs no hub)',
         "MODEL",
         default=None,
@@ -387,7 +390,7 @@ def check_root(config: pytest.Config) -> None:
     flags = {row.flag for row in all_options() if row.parse is not values.flag}
     for flag, value in pairwise(words):
         path = _absolute(here / value)
-        if flag in flags and path.exists() and config.rootpath in (path, *path.parents) and not _is_own_root(config):
+        if flag in flags and exists(path) and config.rootpath in (path, *path.parents) and not _is_own_root(config):
             raise pytest.UsageError(
                 f"{flag}: pytest took its value for a test path, so that its root folder is {config.rootpath}: "
                 f"write {flag}={value}"
@@ -439,19 +442,19 @@ def parse_options(config: pytest.Config) -> Options:
             if isinstance(row.default, Path):
                 given[row.name] = config.rootpath / row.default
             continue
-        if (laid_over := values.PATHS.get(row.parse)) is not None:
-            raw = laid_over(raw, folder)
         try:
+            if (laid_over := values.PATHS.get(row.parse)) is not None:
+                raw = laid_over(raw, folder)
             given[row.name] = row.parse(raw, row.ini.removeprefix("gpucap_").replace("_", " "), config)
         except ValueError as error:
-            raise pytest.UsageError(f"{place}: {error}") from None
+            raise pytest.UsageError(on_one_line(f"{place}: {error}")) from None
         if row.choices and given[row.name] not in row.choices:
-            raise pytest.UsageError(f"{place}: must be one of {', '.join(row.choices)}, not {raw!r}")
+            raise pytest.UsageError(f"{place}: must be one of {', '.join(row.choices)}, not {told(raw)}")
     if "url" in given and str(given.get("gpu_class")).startswith("sim:"):
         raise pytest.UsageError("--gpucap-url and --gpu-class=sim:PROFILE exclude each other: give one of the two")
     if "url" in given:
         _check_access(given)
-    if mistake := _twice(given):
+    if mistake := _twice(given, config):
         raise pytest.UsageError(mistake)
     return Options(**given, extensions=extensions.read_extensions(config))
 
@@ -486,16 +489,32 @@ def _check_access(given: dict[str, Any]) -> None:
         )
 
 
-def _twice(given: dict[str, Any]) -> str:
-    """One line on a file that two reports would write; empty if there is none."""
-    seen: dict[Path, str] = {}
+def _twice(given: dict[str, Any], config: pytest.Config) -> str:
+    """One line on a file that two reports would write, or that a report would replace; empty if there is none."""
+    inputs = _inputs(config)
+    seen: dict[str, str] = {}
     for row in (Options.json, Options.markdown, Options.html):
         path = given.get(row.name)
         if path is None:
             continue
-        if (other := seen.setdefault(path.resolve(), row.flag)) != row.flag:
-            return f"{other} and {row.flag} name the same file, {path}: give each its own"
+        if (name := inputs.get(real_path(path))) is not None:
+            return f"{row.flag}: {shown_path(path)} is the file of {name}, and would be replaced: name another one"
+        if (other := seen.setdefault(real_path(path), row.flag)) != row.flag:
+            return f"{other} and {row.flag} name the same file, {shown_path(path)}: give each its own"
     return ""
+
+
+def _inputs(config: pytest.Config) -> dict[str, str]:
+    """The files that the session reads, without links, and what names each; however wrong the options are."""
+    found = {} if config.inipath is None else {real_path(config.inipath): "the ini file"}
+    for row in (Options.gpu_file, Options.workload_file, Options.ca_file, Options.compare):
+        try:
+            raw, _, folder = _raw(config, row)
+            if raw is not UNSET and raw != "":
+                found[real_path(config.rootpath / values.PATHS[row.parse](raw, folder))] = row.flag
+        except (ValueError, pytest.UsageError):
+            continue
+    return found
 
 
 def json_file(config: pytest.Config) -> Path | None:
@@ -504,9 +523,10 @@ def json_file(config: pytest.Config) -> Path | None:
     if raw is UNSET or raw == "":
         return None
     try:
-        return values.output_file(values.PATHS[values.output_file](raw, folder), Options.json.flag, config)
+        file = values.output_file(values.PATHS[values.output_file](raw, folder), Options.json.flag, config)
     except ValueError:
         return None
+    return None if real_path(file) in _inputs(config) else file
 
 
 def _raw(config: pytest.Config, row: Option[Any]) -> tuple[Any, str, Path]:

@@ -7,17 +7,17 @@ Times are seconds as floats. The name of every field carries its unit.
 
 from __future__ import annotations
 
-import math
+import numbers
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from pytest_gpucap.errors import GpuCapError
+from pytest_gpucap.errors import GpuCapError, shortened, told
 
 Number = int | float | str | Decimal | Fraction
 
@@ -39,30 +39,63 @@ class RequirementError(GpuCapError, ValueError):
     """A declared value is invalid; the message names the value and the fix."""
 
 
+LARGEST: Final = 10**20
+"""Above every number that a declaration can mean, a random seed of 64 bits included."""
+_SMALLEST: Final = Fraction(1, 10**12)
+_LONGEST_NUMBER: Final = 100
+"""Characters; a float has 24 at most."""
+_WRITTEN: Final = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
+_NOT_FINITE: Final = re.compile(r"[-+]?(?:nan|inf|infinity)", re.IGNORECASE)
+
+
 def exact(value: Number, what: str) -> Fraction:
     """The exact fraction of a number as it was written: ``exact(1.1, "headroom") == Fraction(11, 10)``.
 
+    Every number that a user writes is read here. Length and exponent are checked first: the fraction of ``1e9999999``
+    has ten million digits.
+
     Raises:
-        RequirementError: if the value is no finite number.
+        RequirementError: if the value is no finite number, or so large or small that it can only be a mistake.
     """
-    if isinstance(value, bool):
-        raise RequirementError(f"{what} must be a number, not {value!r}")
-    if isinstance(value, Fraction):
-        return value
-    try:
-        number = Decimal(str(value).strip())
-    except InvalidOperation:
-        raise RequirementError(f"{what} must be a number, not {value!r}") from None
-    if not number.is_finite():
-        raise RequirementError(f"{what} must be a finite number, not {value!r}")
-    return Fraction(number)
+    if isinstance(value, bool) or not isinstance(value, str | Decimal | numbers.Real):
+        raise RequirementError(f"{what} must be a number, not {told(value)}")
+    if isinstance(value, numbers.Rational):  # NumPy's integers too
+        return _bounded(Fraction(int(value.numerator), int(value.denominator)), value, what)
+    text = str(value).strip()
+    if _NOT_FINITE.fullmatch(text):
+        raise RequirementError(f"{what} must be a finite number, not {told(value)}")
+    if len(text) > _LONGEST_NUMBER or _WRITTEN.fullmatch(text) is None:
+        raise RequirementError(f"{what} must be a number, not {told(value)}")
+    number = Decimal(text)
+    if number and not -_MOST_DIGITS <= number.adjusted() <= _MOST_DIGITS:
+        raise _out_of_bounds(value, what)
+    return _bounded(Fraction(number), value, what)
+
+
+_MOST_DIGITS: Final = 30
+"""Of a decimal before or after its point; `_bounded` compares exactly."""
+
+
+def _bounded(number: Fraction, value: Number, what: str) -> Fraction:
+    if number and not _SMALLEST <= abs(number) <= LARGEST:
+        raise _out_of_bounds(value, what)
+    return number
+
+
+def _plain(value: Number) -> str:
+    """A number for a message, without quotation marks."""
+    return shortened(str(value).strip())
+
+
+def _out_of_bounds(value: Number, what: str) -> RequirementError:
+    return RequirementError(f"{what} must be 0, or between 1e-12 and 1e20, not {told(value)}")
 
 
 def positive(value: Number, what: str) -> Fraction:
     """`exact`, and above zero."""
     number = exact(value, what)
     if number <= 0:
-        raise RequirementError(f"{what} must be above 0, not {value}")
+        raise RequirementError(f"{what} must be above 0, not {_plain(value)}")
     return number
 
 
@@ -70,24 +103,36 @@ def whole(value: Number, what: str, least: int = 1) -> int:
     """A whole number of at least `least`; ``"4"``, ``4`` and ``4.0`` are the same."""
     number = exact(value, what)
     if number.denominator != 1 or number < least:
-        raise RequirementError(f"{what} must be a whole number of at least {least}, not {value!r}")
+        raise RequirementError(f"{what} must be a whole number of at least {least}, not {told(value)}")
     return int(number)
+
+
+MOST_TOKENS: Final = 2**24
+"""Of one prompt or answer: more than any model's context, and little enough for 32 bits and for memory."""
+
+
+def tokens(value: Number, what: str, least: int = 1) -> int:
+    """A number of tokens in one prompt or answer."""
+    number = whole(value, what, least)
+    if number > MOST_TOKENS:
+        raise RequirementError(f"{what} must be at most {MOST_TOKENS} tokens, not {told(value)}")
+    return number
 
 
 def headroom(value: Number, what: str) -> Fraction:
     """A factor on the target rate, of at least 1."""
     number = exact(value, what)
     if number < 1:
-        raise RequirementError(f"{what} must be at least 1 (1.3 keeps 30% in reserve), not {value}")
+        raise RequirementError(f"{what} must be at least 1 (1.3 keeps 30% in reserve), not {_plain(value)}")
     return number
 
 
 def share(value: Number, what: str) -> Fraction:
     """A share between 0 and 1, as ``0.01`` or ``"1%"``."""
-    text = str(value).strip()
+    text = value.strip() if isinstance(value, str) else ""
     number = exact(text[:-1], what) / 100 if text.endswith("%") else exact(value, what)
     if not 0 <= number <= 1:
-        raise RequirementError(f"{what} must lie between 0 and 1 (0% and 100%), not {value}")
+        raise RequirementError(f"{what} must lie between 0 and 1 (0% and 100%), not {_plain(value)}")
     return number
 
 
@@ -95,16 +140,20 @@ def proper_share(value: Number, what: str) -> float:
     """A share above 0 and below 1."""
     found = float(share(value, what))
     if not 0 < found < 1:
-        raise RequirementError(f"{what} must lie above 0% and below 100%, not {value}")
+        raise RequirementError(f"{what} must lie above 0% and below 100%, not {_plain(value)}")
     return found
 
 
-_DURATION = re.compile(r"(?P<number>[0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(?P<unit>us|ms|s|m|min|h)?", re.IGNORECASE)
+_DURATION = re.compile(
+    r"(?P<number>[0-9]{0,50}\.?[0-9]{1,50}(?:e[+-]?[0-9]{1,9})?)\s{0,9}(?P<unit>us|ms|s|m|min|h)?", re.IGNORECASE
+)
 _UNIT_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
 _LONGEST_BARE_S = 60.0
 """A plain number above this is more often milliseconds than seconds."""
+_SHORTEST_S, _LONGEST_S = 1e-6, 500 * 3600.0
+"""Timers of the system end before 600 hours."""
 
 
 def duration_s(value: Number, what: str) -> float:
@@ -117,20 +166,22 @@ def duration_s(value: Number, what: str) -> float:
     if isinstance(value, str):
         match = _DURATION.fullmatch(value.strip())
         if match is None:
-            raise RequirementError(f'{what} must be a duration such as "500ms", "20s" or "10m", not {value!r}')
+            raise RequirementError(f'{what} must be a duration such as "500ms", "20s" or "10m", not {told(value)}')
         unit = match["unit"]
         seconds = float(match["number"]) * _UNIT_S[(unit or "s").lower()]
     else:
         seconds = float(exact(value, what))
-    if not (seconds > 0 and math.isfinite(seconds)):
-        raise RequirementError(f"{what} must be above 0, not {value!r}")
+    if not seconds > 0:
+        raise RequirementError(f"{what} must be above 0, not {told(value)}")
+    if not _SHORTEST_S <= seconds <= _LONGEST_S:
+        raise RequirementError(f'{what} must be between "1us" and "500h", not {told(value)}')
     if unit is None and seconds > _LONGEST_BARE_S:
         bare = str(value).strip()
         raise RequirementError(f'{what}={bare} needs a unit, since it is above a minute: "{bare}s" or "{bare}ms"')
     return seconds
 
 
-_LIMIT_NAME = re.compile(r"(?P<metric>ttft|tpot|itl|e2e)_p(?P<percent>[0-9]{1,2}(?:_[0-9]+)?)")
+_LIMIT_NAME = re.compile(r"(?P<metric>ttft|tpot|itl|e2e)_p(?P<percent>[0-9]{1,2}(?:_[0-9]{1,9})?)")
 
 
 class LatencyPercentile(NamedTuple):
@@ -172,8 +223,8 @@ class LatencyLimit:
         found = limited_percentile(keyword)
         if found is None:
             raise RequirementError(
-                f"{keyword} is no latency limit: write METRIC_pPERCENT with a metric of ttft, tpot, itl, e2e "
-                "and a percentile above 0 and below 100, such as ttft_p95 or e2e_p99_9"
+                f"{shortened(keyword)} is no latency limit: write METRIC_pPERCENT with a metric of ttft, tpot, itl, "
+                "e2e and a percentile above 0 and below 100, such as ttft_p95 or e2e_p99_9"
             )
         return cls(found.metric, found.percent / 100, duration_s(value, keyword))
 
@@ -225,20 +276,20 @@ class Length:
         Raises:
             RequirementError: if the text is none of these, or a bound is out of order.
         """
-        text = str(value).strip()
-        if match := re.fullmatch(r"uniform:\s*(\d+)\s*-\s*(\d+)", text):
-            low, high = int(match[1]), int(match[2])
-            if not 1 <= low <= high:
-                raise RequirementError(f"{what}: the bounds of {text!r} must be in order and at least 1")
+        text = value.strip() if isinstance(value, str) else ""
+        if match := re.fullmatch(r"uniform:\s*([0-9]{1,50})\s*-\s*([0-9]{1,50})", text):
+            low, high = tokens(match[1], what), tokens(match[2], what)
+            if low > high:
+                raise RequirementError(f"{what}: the bounds of {text!r} must be in order")
             return cls(LengthKind.UNIFORM, (low + high) / 2, low, high)
         if text.startswith("lognormal:"):
             return cls._lognormal(text, what)
-        if re.fullmatch(r"[-+0-9.eE]+", text) is None:
+        if isinstance(value, bool) or not (isinstance(value, numbers.Real) or re.fullmatch(r"[-+0-9.eE]+", text)):
             raise RequirementError(
                 f'{what} must be a whole number, "uniform:LOW-HIGH" or '
-                f'"lognormal:mean=M,cv=C,low=L,high=H", not {value!r}'
+                f'"lognormal:mean=M,cv=C,low=L,high=H", not {told(value)}'
             )
-        return cls.fixed(whole(value, what))
+        return cls.fixed(tokens(value, what))
 
     @classmethod
     def _lognormal(cls, text: str, what: str) -> Length:
@@ -246,11 +297,11 @@ class Length:
         pairs = [part.partition("=") for part in text.removeprefix("lognormal:").split(",")]
         given = {name.strip(): number.strip() for name, _, number in pairs}
         if not {"mean", "cv", "high"} <= set(given) <= known:
-            raise RequirementError(f"{what}: {text!r} takes mean=, cv=, high= and, optionally, low=")
+            raise RequirementError(f"{what}: {told(text)} takes mean=, cv=, high= and, optionally, low=")
         mean, cv = float(positive(given["mean"], what)), float(positive(given["cv"], what))
-        low, high = whole(given.get("low", 1), what), whole(given["high"], what)
+        low, high = tokens(given.get("low", 1), what), tokens(given["high"], what)
         if not low <= mean <= high:
-            raise RequirementError(f"{what}: the mean of {text!r} must lie between its low and its high")
+            raise RequirementError(f"{what}: the mean of {told(text)} must lie between its low and its high")
         return cls(LengthKind.LOGNORMAL, mean, low, high, cv)
 
 

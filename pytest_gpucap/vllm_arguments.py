@@ -17,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from pytest_gpucap.errors import told
 from pytest_gpucap.requirement import RequirementError, positive, whole
 
 Item = str | int | float
@@ -102,7 +103,7 @@ _SIZES: Final = (
 )
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*\+?")
 _FLAG: Final = re.compile(r"--?[A-Za-z]")
-_READABLE: Final = re.compile(r"(\d+(?:\.\d+)?)([kKmMgGtT])")
+_READABLE: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)([kKmMgGtT])")
 _FACTORS: Final = {letter: 1000**power for power, letter in enumerate("kmgt", 1)} | {
     letter: 1024**power for power, letter in enumerate("KMGT", 1)
 }
@@ -148,7 +149,7 @@ class VllmArguments:
             ValueError: for an unclosed quote.
         """
         pairs = []
-        for spelling, value, shown in _spelled(shlex.split(text), strict=True):
+        for spelling, value, shown in _spelled(_split(text), strict=True):
             left_out = value == "" and shown.endswith("=")
             pairs.append((spelling, None if left_out else value, shown))
         return cls(_read(pairs))
@@ -255,7 +256,7 @@ class VllmArguments:
         if value is None:
             return None
         if isinstance(value, bool | tuple):
-            raise RequirementError(f"vllm: gpu_memory_utilization must be a number, not {value!r}")
+            raise RequirementError(f"vllm: gpu_memory_utilization must be a number, not {told(value)}")
         return float(positive(value, "vllm: gpu_memory_utilization"))
 
     @property
@@ -315,12 +316,12 @@ def recorded_command(command: str) -> dict[str, object] | None:
     Several values are a list. Arguments that we own are left out.
 
     Raises:
-        ValueError: for an unclosed quote.
+        ValueError: for an unclosed quote, or a text that is too long for a command line.
     """
     start = _STARTS.search(command)
     if start is None:
         return None
-    words = shlex.split(command[start.end() :])
+    words = _split(command[start.end() :])
     given = {spelling: value for spelling, value, _ in _spelled(words, strict=False)}
     return {
         name: list(value) if isinstance(value, tuple) else value
@@ -329,12 +330,22 @@ def recorded_command(command: str) -> dict[str, object] | None:
     }
 
 
+_LONGEST_COMMAND: Final = 2**16
+
+
+def _split(text: str) -> list[str]:
+    """The words of a command line."""
+    if len(text) > _LONGEST_COMMAND:  # the time to split it grows with the square of its length
+        raise RequirementError(f"a command line has at most {_LONGEST_COMMAND} characters, not {len(text)}")
+    return shlex.split(text)
+
+
 Spelled = tuple[str, object, str]
 """An argument as it was given: the spelling of its name, its value, and both as they stood there."""
 
 
 def _shown(given: Mapping[str, object]) -> Iterator[Spelled]:
-    return ((name, value, f"{name}={value!r}") for name, value in given.items())
+    return ((name, value, f"{name}={told(value)}") for name, value in given.items())
 
 
 def _spelled(words: Sequence[str], *, strict: bool) -> list[Spelled]:
@@ -437,18 +448,24 @@ def _plain(name: str, value: object) -> Value:
     return value if value is None or isinstance(value, bool) else _item(name, value)
 
 
+_LARGEST: Final = 10**100
+"""More is a mistake; Python makes no text of thousands of digits."""
+
+
 def _item(name: str, value: object) -> Item:
     """One word of the command line."""
     if isinstance(value, Mapping):
         try:
             return json.dumps(value)
-        except TypeError as error:
-            raise RequirementError(f"vllm: {name}={value!r} cannot be written as JSON: {error}") from None
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RequirementError(f"vllm: {name}={told(value)} cannot be written as JSON: {error}") from None
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise RequirementError(f"vllm: {name} must lie within 1e100, not {told(value)}")
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         return value
-    raise RequirementError(f"vllm: {name}={value!r}: write text, a number, a mapping or a list of these")
+    raise RequirementError(f"vllm: {name}={told(value)}: write text, a number, a mapping or a list of these")
 
 
 def _words(name: str, value: Value) -> list[str]:
@@ -495,7 +512,7 @@ def _joined(values: Mapping[str, Value], shown_as: Mapping[str, str] | None = No
         joined = _object(whole_value)
         keys = [name for name in found if _within(name, root)]
         if joined is None:
-            raise RequirementError(f"vllm: {root}={whole_value!r} is no JSON object, and {keys[0]} is a key of one")
+            raise RequirementError(f"vllm: {root}={told(whole_value)} is no JSON object, and {keys[0]} is a key of one")
         for name in keys:
             before = json.dumps(joined, sort_keys=True)
             _put(joined, name, found.pop(name))
@@ -540,7 +557,7 @@ def _json(value: Value) -> object:
         return value
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         readable = _readable(value)
         return value if readable is None else readable
 
@@ -551,7 +568,7 @@ def _object(value: object) -> dict[str, object] | None:
         return None
     try:
         found = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
@@ -582,5 +599,5 @@ def _readable(text: str) -> int | None:
 
 def _whole(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise RequirementError(f"vllm: {name} must be a whole number of at least 1, not {value!r}")
+        raise RequirementError(f"vllm: {name} must be a whole number of at least 1, not {told(value)}")
     return whole(value, f"vllm: {name}")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_gpucap.access import Access, Secret, header_sources, masked, read_headers, server_root, tls_context
+from pytest_gpucap.access import Access, header_sources, read_headers, server_root, tls_context
+from pytest_gpucap.masking import Secret, masked
 
 TLS = Path(__file__).parent / "load" / "tls"
 
@@ -60,7 +61,7 @@ def test_a_url_that_cannot_be_meant(url: str, message: str) -> None:
 
 
 def test_headers_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TEAM", "s3cret value")
+    monkeypatch.setenv("TEAM", "s3cret value\r\n")  # as files and secret stores have it
     sources = header_sources(["X-Team=TEAM", " x-other = TEAM "])
     assert sources == (("X-Team", "TEAM"), ("x-other", "TEAM"))
     headers = read_headers(sources)
@@ -84,12 +85,12 @@ def test_headers_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
         ("X-Key=s3cret", "X-Key: no environment variable has this name"),
         ("X-Key=EMPTY", "X-Key: the value of the environment variable EMPTY is empty"),
         ("X-Key=LINES", "X-Key: the value of the environment variable LINES has a line break"),
-        ("X-Key=SPACED", "X-Key: the value of the environment variable SPACED has"),
+        ("X-Key=SPACE", "X-Key: the value of the environment variable SPACE is empty"),
         ("X-Key=UMLAUT", "X-Key: the value of the environment variable UMLAUT has"),
     ],
 )
 def test_a_header_that_cannot_be_sent(text: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    values = {"TEAM": "t", "EMPTY": "", "LINES": "s3cret\n", "SPACED": " s3cret", "UMLAUT": "s3cret\u00e4"}
+    values = {"TEAM": "t", "EMPTY": "", "LINES": "s3\ncret", "SPACE": " \n", "UMLAUT": "s3cret\u00e4"}
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
@@ -110,8 +111,8 @@ def test_a_ca_file(tmp_path: Path) -> None:
     (tmp_path / "text.pem").write_text("no certificate")
     with pytest.raises(ValueError, match=r"none\.pem cannot be read: No such file"):
         tls_context(str(tmp_path / "none.pem"))
-    for broken in (tmp_path / "text.pem", TLS / "key.pem", Path("/dev/null")):
+    for broken in (tmp_path / "text.pem", TLS / "key.pem"):
         with pytest.raises(ValueError, match=r"holds no certificate.*: give a PEM file"):
             tls_context(str(broken))
-    with pytest.raises(ValueError, match=r"cannot be read|holds no certificate"):
+    with pytest.raises(ValueError, match="cannot be read: is a folder, not a file"):
         tls_context(str(tmp_path))

@@ -19,6 +19,9 @@ PACKAGE = Path(pytest_gpucap.__file__).parent
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "arrays": set(),
+    "masking": set(),
+    "foreign_text": set(),
+    "user_files": set(),
     # What is declared, and the arithmetic on it.
     "requirement": set(),
     "access": set(),
@@ -86,10 +89,13 @@ ROOMS: dict[str, set[str]] = {
     "__init__": {"requirement", "results", "gpu", "engines", "load", "telemetry", "session"},
     "__main__": {"cli"},
 }
-"""Folder or file -> what it may import beside itself, ``errors.py`` and ``arrays.py``.
+"""Folder or file -> what it may import beside itself and those of `EVERYWHERE`.
 
 A room stands below everything that it may import.
 """
+
+EVERYWHERE = {"errors", "arrays", "masking", "foreign_text", "user_files"}
+"""What every text, error and array needs."""
 
 FORBIDDEN = {
     "results": {"pytest", "numpy", "openai", "asyncio", "socket"},
@@ -137,7 +143,7 @@ def _imports() -> Iterator[tuple[str, str, str]]:
 def _allowed(stage: str, module: str) -> bool:
     own, _, rest = module.partition(".")
     target = rest.partition(".")[0]
-    if own != "pytest_gpucap" or target in {"", "__version__", "errors", "arrays", stage}:
+    if own != "pytest_gpucap" or target in {"", "__version__", *EVERYWHERE, stage}:
         return True
     if stage in {"estimate", "measure"} and target == "load":
         return any(f"{module}.".startswith(f"{pure}.") for pure in PURE_LOAD)

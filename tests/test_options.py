@@ -143,3 +143,17 @@ def test_server_arguments_may_begin_with_dashes(pytester: pytest.Pytester, words
 def test_server_arguments_that_are_missing(pytester: pytest.Pytester) -> None:
     with pytest.raises(pytest.UsageError, match="--gpucap-base-args: needs arguments"):
         pytester.parseconfigure("--gpucap-base-args", "--gpu-class", "cpu")
+
+
+@pytest.mark.parametrize("source", ["--gpucap-gpu-file", "--gpucap-workload-file", "--gpucap-compare", "ini"])
+def test_a_report_that_would_replace_what_the_session_reads_is_refused(pytester: pytest.Pytester, source: str) -> None:
+    file = pytester.makeini("[pytest]\n") if source == "ini" else pytester.maketxtfile(kept="")
+    before = file.read_bytes()
+    arguments = [] if source == "ini" else [f"{source}={file}"]
+    for report in ("--gpucap-markdown", "--gpucap-json"):
+        result = pytester.runpytest(*arguments, f"{report}={file}")
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        name = "the ini file" if source == "ini" else source
+        if source != "--gpucap-compare":  # an empty file is no baseline, which is told first
+            result.stderr.fnmatch_lines([f"*{report}: {file} is the file of {name}, and would be replaced*"])
+        assert file.read_bytes() == before

@@ -46,7 +46,7 @@ def ours(server: VllmServer, options: argparse.Namespace, seed: int) -> dict[str
     workload = Workload(
         Length.fixed(options.input_tokens), Length.fixed(options.output_tokens), endpoint=ApiKind.COMPLETIONS
     )
-    with HttpLoadRunner(server.base_url, server.model, str(server.api_key), workload, seed) as runner:
+    with HttpLoadRunner(server.base_url, server.model, f"{server.api_key}", workload, seed) as runner:
         runner.prepare()
         before = counters(server)
         runner.run(phase_of(workload, options, seed))
@@ -102,7 +102,7 @@ def theirs(server: VllmServer, options: argparse.Namespace, seed: int) -> dict[s
         command += ["--request-rate", rate, "--num-prompts", str(round(options.rate * options.seconds))]
         command += ["--max-concurrency", str(options.concurrency)] if options.concurrency else []
         command += ["--seed", str(seed), "--save-result", "--result-dir", folder, "--result-filename", "result.json"]
-        environment = {**os.environ, "OPENAI_API_KEY": str(server.api_key), "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, "OPENAI_API_KEY": f"{server.api_key}", "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(
             command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600, check=False
         )

@@ -13,6 +13,7 @@ import argparse
 import math
 import multiprocessing
 import os
+import tempfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -212,8 +213,6 @@ KINDS: dict[str, tuple[Kind, ...]] = {
     "seen": SEEN,
     "unseen": (*SEEN, few, throttle, front_wander, speculation_long, stops_wander),
 }
-CALM = ("calm", "tails", "few", "staircase", "speculation", "long", "chunked", "tiny")
-"""Kinds whose pace stays as it is. On all others a run may need long, or not tell."""
 
 
 def names(half: str) -> list[str]:
@@ -247,7 +246,10 @@ def text_of(drawn: Drawn, source: str, half: str, limits: dict[str, str]) -> str
 
 
 def _profile(drawn: Drawn, half: str, limits: dict[str, str]) -> profiles.Profile:
-    return profiles.parse("drawn", text_of(drawn, "", half, limits))
+    with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
+        file.write(text_of(drawn, "", half, limits))
+        file.flush()
+        return profiles.load(file.name)
 
 
 def saturation_rps(drawn: Drawn) -> float:

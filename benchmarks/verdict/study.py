@@ -145,7 +145,8 @@ def run(cells: Iterable[tuple[str, str, float]], reps: int, jobs: int) -> None:
             if have >= reps:
                 continue
             began = time.monotonic()
-            tasks = [(method, name, ratio, i, min(i + CHUNK, reps)) for i in range(have, reps, CHUNK)]
+            each = min(CHUNK, math.ceil((reps - have) / jobs))
+            tasks = [(method, name, ratio, i, min(i + each, reps)) for i in range(have, reps, each)]
             rows = [row for part in pool.imap(chunk, tasks) for row in part]
             path = path_of(method, name, ratio)
             new = not path.exists()

@@ -5,20 +5,19 @@ Nothing is timed here. The load generator's workers measure times, and keep no t
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
+import json
 import threading
 import time
-from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pytest_gpucap.load.address import ServerAddress, http_library
-from pytest_gpucap.load.proxies import library_options, through
+from pytest_gpucap.load.address import ServerAddress
+from pytest_gpucap.load.plain_request import NoAnswer, ask
+from pytest_gpucap.load.proxies import through
 from pytest_gpucap.requirement import ApiKind
 
 REQUEST_TIMEOUT_S: Final = 600.0
-_OK: Final = 200
 _END_S: Final = 10.0
 """How long closing the requests under way may take when the user interrupts."""
 
@@ -59,101 +58,69 @@ def ask_all(
     Returns:
         A reply for each body, in their order. A request that fails is a reply with its error.
     """
-    bodies = list(bodies)
-    replies = [NOT_ASKED] * len(bodies)
-    _run(_send_all(server, bodies, replies, max(1, in_flight), time.monotonic() + time_s))
-    return replies
-
-
-def context_tokens(server: ServerAddress, model: str) -> int | None:
-    """The tokens that prompt and answer may have together, as vLLM lists them with the model; None where unknown."""
-    found: list[int] = []
-
-    async def fetch() -> None:
-        async with _session(server) as session:
-            cards = (await session.get(f"{server.root}/v1/models", timeout=30.0)).json()["data"]
-        lengths = [card.get("max_model_len") for card in cards if card["id"] == model]
-        found.extend(length for length in lengths if isinstance(length, int))
-
+    asking = _Asking(server, list(bodies), time.monotonic() + time_s)
+    askers = [
+        threading.Thread(target=asking.ask, name="gpucap-chat", daemon=True)
+        for _ in range(min(max(1, in_flight), len(asking.replies)))
+    ]
     try:
-        _run(fetch())
-    except (http_library().HTTPError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-    return found[0] if found else None
-
-
-def _run(work: Coroutine[Any, Any, None]) -> None:
-    """Run on a separate event loop, in a thread: a test that is a coroutine has a running loop already."""
-    loop = asyncio.new_event_loop()
-    task = loop.create_task(work)
-    failed: list[BaseException] = []
-
-    def serve() -> None:
-        try:
-            loop.run_until_complete(task)
-        except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
-            failed.append(error)
-        finally:
-            loop.close()
-
-    thread = threading.Thread(target=serve, name="gpucap-chat", daemon=True)
-    thread.start()
-    try:
-        thread.join()
+        for thread in askers:
+            thread.start()
+        for thread in askers:
+            thread.join()
     except BaseException:
-        with contextlib.suppress(RuntimeError):  # the loop may have ended by itself
-            loop.call_soon_threadsafe(task.cancel)
-        thread.join(_END_S)
+        asking.stopped.set()
+        for thread in filter(threading.Thread.is_alive, askers):
+            thread.join(_END_S)
         raise
-    if failed:
-        raise failed[0]
+    if asking.failed:
+        raise asking.failed[0]
+    return asking.replies
 
 
-def _session(server: ServerAddress) -> Any:
-    library = http_library()
-    return library.AsyncClient(
-        headers={**server.headers, "Content-Type": "application/json"},
-        **library_options(server.root, server.proxy, server.access.tls()),
-        http1=not server.http2,
-        http2=server.http2,
-        limits=library.Limits(max_connections=None),
-    )
+class _Asking:
+    """The questions under way. Several threads share it."""
 
+    def __init__(self, server: ServerAddress, bodies: list[Mapping[str, Any]], deadline_s: float) -> None:
+        self.replies = [NOT_ASKED] * len(bodies)
+        self.stopped = threading.Event()
+        self.failed: list[BaseException] = []
+        self._server, self._bodies, self._deadline_s = server, bodies, deadline_s
+        self._left, self._turn = iter(range(len(bodies))), threading.Lock()
 
-async def _send_all(
-    server: ServerAddress, bodies: list[Mapping[str, Any]], replies: list[Reply], in_flight: int, deadline_s: float
-) -> None:
-    left = iter(range(len(bodies)))
-    async with _session(server) as session:
-
-        async def asker(numbers: Iterator[int]) -> None:
-            for number in numbers:
-                left_s = deadline_s - time.monotonic()
-                if left_s <= 0:
+    def ask(self) -> None:
+        """Ask one question after the other until none is left, or the time is over."""
+        try:
+            while not self.stopped.is_set():
+                with self._turn:
+                    number = next(self._left, None)
+                left_s = self._deadline_s - time.monotonic()
+                if number is None or left_s <= 0:
                     return
-                replies[number] = await _one(session, server, bodies[number], left_s)
+                self.replies[number] = _one(self._server, self._bodies[number], left_s, self.stopped.is_set)
+        except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
+            self.failed.append(error)
+            self.stopped.set()
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(in_flight, len(bodies))):
-                group.create_task(asker(left))
 
-
-async def _one(session: Any, server: ServerAddress, body: Mapping[str, Any], left_s: float) -> Reply:
+def _one(server: ServerAddress, body: Mapping[str, Any], left_s: float, stop: Callable[[], bool]) -> Reply:
+    timeout_s = min(left_s, REQUEST_TIMEOUT_S)
+    path = server.url(ApiKind.CHAT).removeprefix(server.root)
+    until_s = time.monotonic() + timeout_s
     try:
-        async with asyncio.timeout(min(left_s, REQUEST_TIMEOUT_S)):
-            response = await session.post(server.url(ApiKind.CHAT), json=body, timeout=None)
-    except TimeoutError:
+        answer = ask(server, path, method="POST", body=json.dumps(body).encode(), timeout_s=timeout_s, stop=stop)
+    except NoAnswer as error:
+        if time.monotonic() < until_s:
+            return Reply(error=str(error))
         return NOT_ASKED if left_s <= REQUEST_TIMEOUT_S else Reply(error=f"no answer in {REQUEST_TIMEOUT_S:g} s")
-    except http_library().HTTPError as error:
-        return Reply(error=f"{type(error).__name__}: {error}{through(server.proxy)}")
-    if response.status_code != _OK:
-        text = server.quoted(response.text)
-        return Reply(error=f"HTTP {response.status_code}: {text}{through(server.proxy)}")
+    if not answer.ok:
+        text = server.quoted(answer.text)
+        return Reply(error=f"HTTP {answer.status}: {text}{through(server.proxy)}")
     try:
-        choice = response.json()["choices"][0]
+        choice = answer.json()["choices"][0]
         message = choice["message"]
         # The field with the reasoning has another name in older servers.
         reasoning = message.get("reasoning") or message.get("reasoning_content") or ""
         return Reply(str(message.get("content") or ""), str(reasoning), choice.get("finish_reason") == "length")
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        return Reply(error=f"the answer is not a chat completion: {server.masked(response.text)[:200]!r}")
+    except (LookupError, TypeError, AttributeError):
+        return Reply(error=f"the answer is not a chat completion: {server.masked(answer.text)[:200]!r}")

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from scipy.special import betaincinv, stdtrit
 
-from pytest_gpucap.accuracy.chat_client import Reply, ask_all, context_tokens
+from pytest_gpucap.accuracy.chat_client import Reply, ask_all
 from pytest_gpucap.accuracy.grading import Grade, grade, has_reasoning
 from pytest_gpucap.accuracy.questions import Question, read_questions
 from pytest_gpucap.engines.protocol import Server, address_of
@@ -123,7 +123,7 @@ def _ask(
     endpoint = address_of(server)
     most = workload.answer_tokens
     if most is None:
-        context = context_tokens(endpoint, server.model)
+        context = server.capabilities().max_model_len
         most = ANSWER_TOKENS if context is None else max(1, min(ANSWER_TOKENS, context // 2))
     order = list(range(len(questions)))
     random.Random(seed).shuffle(order)  # noqa: S311 - an order, not a secret

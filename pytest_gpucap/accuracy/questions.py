@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from pytest_gpucap.accuracy.grading import exact_number, has_maths_parser
+from pytest_gpucap.errors import told
 from pytest_gpucap.requirement import RequirementError
+from pytest_gpucap.user_files import UserFileError, is_file, lines_of, shown_path, status
 
 SHIPPED: Final = {"arithmetic": "arithmetic.jsonl"}
 """Questions that come with the plugin, by the name that ``questions=`` takes."""
@@ -39,8 +41,8 @@ def questions_file(given: str, folder: Path) -> Path:
     if given in SHIPPED:
         return Path(str(files("pytest_gpucap.accuracy").joinpath(SHIPPED[given])))
     path = folder / given
-    if not path.is_file():
-        raise RequirementError(f"questions: there is no file {path}, and of ours only {', '.join(SHIPPED)}")
+    if not is_file(path):
+        raise RequirementError(f"questions: there is no file {shown_path(path)}, and of ours only {', '.join(SHIPPED)}")
     return path
 
 
@@ -52,21 +54,21 @@ def read_questions(path: Path) -> tuple[Question, ...]:
             that is not installed; names the file and the line.
     """
     try:
-        changed = path.stat()
-    except OSError as error:
-        raise RequirementError(f"{path}: the questions cannot be read: {error.strerror}") from None
+        changed = status(path)
+    except UserFileError as error:
+        raise RequirementError(f"{error.path}: the questions cannot be read: {error.why}") from None
     return _read(path, changed.st_mtime_ns, changed.st_size)
 
 
 @lru_cache(maxsize=8)
 def _read(path: Path, _changed_ns: int, _size: int) -> tuple[Question, ...]:
     try:
-        with path.open(encoding="utf-8-sig") as lines:
+        with lines_of(path) as lines:
             found = tuple(_rows(path, lines))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequirementError(f"{path}: the questions cannot be read: {error}") from None
+    except UserFileError as error:
+        raise RequirementError(f"{error.path}: the questions cannot be read: {error.why}") from None
     if not found:
-        raise RequirementError(f"{path}: the file has no question")
+        raise RequirementError(f"{shown_path(path)}: the file has no question")
     return found
 
 
@@ -75,22 +77,22 @@ def _rows(path: Path, lines: Iterable[str]) -> Iterator[Question]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        where = f"{path}:{number}"
+        where = f"{shown_path(path)}:{number}"
         count += 1
         if count > MAX_QUESTIONS:
             raise RequirementError(f"{where}: more than {MAX_QUESTIONS} questions; give a part of them")
         try:
             row = json.loads(line)
             text, answer = row["question"], row["answer"]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise RequirementError(f'{where}: not a JSON object with "question" and "answer"') from None
         if not isinstance(text, str) or not text.strip():
             raise RequirementError(f"{where}: question must be text and not empty")
         if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
-            raise RequirementError(f"{where}: answer must be a number, or text that is not empty, not {answer!r}")
+            raise RequirementError(f"{where}: answer must be a number, or text that is not empty, not {told(answer)}")
         if exact_number(str(answer)) is None and not has_maths_parser():
             raise RequirementError(
-                f"{where}: the answer {answer!r} is not a plain number, and grading it needs a maths parser: "
+                f"{where}: the answer {told(answer)} is not a plain number, and grading it needs a maths parser: "
                 'pip install "pytest-gpucap[accuracy]"'
             )
         yield Question(text, str(answer))

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_gpucap.cli import CommandError
+from pytest_gpucap.foreign_text import harmless, visible
 from pytest_gpucap.history.store import SUFFIX, Run, path_of, read_run
 from pytest_gpucap.options import Options
 from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.results.result_file import ResultFileError
+from pytest_gpucap.user_files import exists, shown_path
 
 if TYPE_CHECKING:
     from pytest_gpucap.results.trend import Trend
@@ -35,10 +37,10 @@ def find_run(given: str, folder: Path) -> Run:
         CommandError: if there is none, or if the file is damaged, foreign or from a newer version.
     """
     path = Path(given)
-    if not path.exists() and "/" not in given and not given.endswith(SUFFIX):
+    if not exists(path) and "/" not in given and not given.endswith(SUFFIX):
         path = path_of(folder, given)
-        if not path.exists():
-            raise CommandError(f"there is no file {given}, and no run of that name in {folder}")
+        if not exists(path):
+            raise CommandError(f"there is no file {shown_path(given)}, and no run of that name in {shown_path(folder)}")
     try:
         return read_run(path)
     except ResultFileError as error:
@@ -74,16 +76,16 @@ def trends_in(folder: Path, since: datetime | None = None) -> tuple[list[Trend],
 def report_skipped(lines: Iterable[str]) -> None:
     """Say on standard error what was left out."""
     for line in lines:
-        print(f"skipped {line}", file=sys.stderr)  # noqa: T201 - a command
+        print(f"skipped {visible(line)}", file=sys.stderr)  # noqa: T201 - a command
 
 
 def described(run: Run) -> str:
     """A run in one line: its file, when it began, and the plugin's version."""
     started = run.started.isoformat(sep=" ", timespec="minutes")
-    return f"{shown(run.path)}, {started}, pytest-gpucap {run.content.plugin_version}"
+    return visible(f"{shown(run.path)}, {started}, pytest-gpucap {run.content.plugin_version}")
 
 
 def put(text: str) -> None:
-    """Print a text. A character that the output cannot show becomes its escape."""
+    """Print a text. What the terminal would obey becomes its escape, and so does a character that it cannot show."""
     encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, errors="backslashreplace").decode(encoding) + "\n")
+    sys.stdout.write(harmless(text).encode(encoding, errors="backslashreplace").decode(encoding) + "\n")

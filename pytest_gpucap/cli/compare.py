@@ -7,7 +7,6 @@ one measurement. Only a test run with --gpucap-compare confirms a regression on 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -73,6 +72,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _json(base: Run, head: Run, compared: Sequence[Result]) -> str:
+    from pytest_gpucap.report.escape import json_text
     from pytest_gpucap.results.encoding import to_builtins
 
     results = [
@@ -85,9 +85,7 @@ def _json(base: Run, head: Run, compared: Sequence[Result]) -> str:
         }
         for result in compared
     ]
-    return json.dumps(
-        {"base": described(base), "head": described(head), "results": results}, indent=1, ensure_ascii=False
-    )
+    return json_text({"base": described(base), "head": described(head), "results": results})
 
 
 def _share(given: str) -> float:

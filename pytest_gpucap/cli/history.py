@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_gpucap.cli import CommandError
-from pytest_gpucap.cli._runs import report_skipped, trends_in
+from pytest_gpucap.cli._runs import put, report_skipped, trends_in
 
 if TYPE_CHECKING:
     from pytest_gpucap.results.trend import Trend
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
             shown = trend_report.trends_markdown(trends, skipped)
         case _:
             shown = trend_report.trends_text(trends, skipped, heights=_heights())
-    print(shown)  # noqa: T201 - a command
+    put(shown)
     return _exit_code(trends) if options.fail_on_drop else 0
 
 

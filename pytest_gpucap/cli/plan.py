@@ -8,7 +8,6 @@ verdicts: only classes with a measured rate can be the cheapest.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Final
 
@@ -23,12 +22,14 @@ from pytest_gpucap.planning.measured_rates import MeasuredRate, UnknownMeasureme
 from pytest_gpucap.planning.plan import Plan, Sources, make_plan
 from pytest_gpucap.planning.prices import Prices, PricesError, read_prices
 from pytest_gpucap.planning.service import BOUNDING, Service
+from pytest_gpucap.report.escape import json_text
 from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.report.plan import plan_markdown, plan_text
 from pytest_gpucap.requirement import LatencyLimit, Length, RequirementError, Slo, Workload, headroom, positive, whole
 from pytest_gpucap.results import result_file
 from pytest_gpucap.roofline.model_shape import UnknownModel
 from pytest_gpucap.roofline.served import config_of
+from pytest_gpucap.user_files import exists
 from pytest_gpucap.vllm_arguments import VllmArguments
 
 HELP: Final = "GPUs, memory and cost for a target rate, by GPU class"
@@ -89,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(str(error)) from None
     match options.format:
         case "json":
-            put(json.dumps(msgspec.to_builtins(plan), indent=1))
+            put(json_text(msgspec.to_builtins(plan)))
         case "markdown":
             put(plan_markdown(plan))
         case _:
@@ -114,7 +115,7 @@ def _sources(options: argparse.Namespace) -> Sources:
     """What the given files contain."""
     own_classes = () if options.gpu_file is None else read_classes(options.gpu_file)
     prices = Prices() if options.prices is None else read_prices(options.prices, own_classes)
-    default = [_DEFAULT_RESULT] if _DEFAULT_RESULT.exists() else []
+    default = [_DEFAULT_RESULT] if exists(_DEFAULT_RESULT) else []
     results = default if options.result is None else options.result
     here, left_out = _rates([str(path) for path in results], options.baselines, Provenance.MEASURED)
     before, left_out_before = _rates(options.baseline, options.baselines, Provenance.BASELINE)

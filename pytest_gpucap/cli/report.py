@@ -16,6 +16,8 @@ from pytest_gpucap.cli._runs import report_skipped, trends_in
 from pytest_gpucap.report.columns import NARROW, terminal_columns, wrapped
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.result import ResultFile
+from pytest_gpucap.results.whole_file import write_text
+from pytest_gpucap.user_files import UserFileError, exists, is_file, real_path, shown_path
 
 if TYPE_CHECKING:
     from pytest_gpucap.results.trend import Trend
@@ -46,6 +48,7 @@ def run(options: argparse.Namespace) -> int:
     """
     if options.history is not None and options.html is None:
         raise CommandError("--history is for the HTML report: name its file with --html")
+    _check_outputs(options)
     content = _together([_read(path) for path in options.files])
     renderers = _RENDERERS
     if options.history is not None:
@@ -57,6 +60,19 @@ def run(options: argparse.Namespace) -> int:
         on_screen = render is _text and target == _STDOUT
         _write(target, _text(content, terminal_columns()) if on_screen else render(content))
     return 0
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Check that no report would replace a result file that it is made from, or another report."""
+    taken = {real_path(path): "is one of the result files" for path in options.files}
+    for name in _RENDERERS:
+        target = getattr(options, name)
+        if target is None or target == _STDOUT or "\0" in target or (exists(target) and not is_file(target)):
+            continue  # several reports may go to one pipe
+        flag = f"--{name.replace('_', '-')}"
+        if (place := real_path(target)) in taken:
+            raise CommandError(f"{flag} {shown_path(target)}: {taken[place]}, and would be replaced")
+        taken[place] = f"is the file of {flag}"
 
 
 def _read(path: Path) -> ResultFile:
@@ -147,9 +163,6 @@ def _write(target: str, content: str) -> None:
         sys.stdout.flush()
         return
     try:
-        folder = Path(target).parent
-        if not folder.exists():
-            folder.mkdir(parents=True)
-        Path(target).write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise CommandError(f"{target}: {error.strerror or error}") from None
+        write_text(Path(target), content)
+    except (OSError, ValueError) as error:
+        raise CommandError(str(UserFileError.of(target, error))) from None

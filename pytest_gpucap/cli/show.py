@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from pytest_gpucap.cli._runs import add_folder, described, find_run, put
+from pytest_gpucap.foreign_text import visible
 from pytest_gpucap.results.result import Result
 
 HELP = "everything in a result file"
@@ -27,13 +27,14 @@ def run(options: argparse.Namespace) -> int:
     # Imported here, as in all commands: the help does not need it.
     from pytest_gpucap.report import terminal
     from pytest_gpucap.report.columns import terminal_columns
+    from pytest_gpucap.report.escape import json_text
     from pytest_gpucap.report.markdown import pull_request_page
     from pytest_gpucap.results.encoding import to_builtins
 
     found = find_run(options.file, options.baselines)
     match options.format:
         case "json":
-            shown = json.dumps(to_builtins(found.content), indent=1, ensure_ascii=False)
+            shown = json_text(to_builtins(found.content))
         case "markdown":
             shown = pull_request_page(found.content).rstrip("\n")
         case _:
@@ -46,5 +47,5 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _section(result: Result, details: str) -> str:
-    title = f"{result.outcome or result.kind}: {result.name} ({result.test})"
+    title = visible(f"{result.outcome or result.kind}: {result.name} ({result.test})")
     return f"{title}\n{'-' * min(len(title), 80)}\n{details}"

@@ -14,6 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pytest_gpucap.errors import GpuCapError
+from pytest_gpucap.foreign_text import printable
 
 
 class ServerError(GpuCapError):
@@ -67,4 +68,4 @@ class EndpointError(ServerError):
         self, message: str, *, status: int | None = None, loading: bool = False, untrusted: bool = False
     ) -> None:
         self.status, self.loading, self.untrusted = status, loading, untrusted
-        super().__init__(message)
+        super().__init__(printable(message))  # it may hold names and words of a server

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Final, NamedTuple
+
+import psutil
 
 from pytest_gpucap.access import NO_KEY
 from pytest_gpucap.engines.errors import ServerStartError
@@ -15,10 +20,12 @@ from pytest_gpucap.engines.process import OwnedProcess
 from pytest_gpucap.engines.protocol import ServerLog
 from pytest_gpucap.engines.readiness import Readiness
 from pytest_gpucap.engines.server import HttpServer
-from pytest_gpucap.engines.startup_errors import Given, diagnose, oom_kills
+from pytest_gpucap.engines.startup_errors import NOTHING, Given, diagnose, find, oom_kills, signal_name
 from pytest_gpucap.vllm_arguments import VllmArguments
 
 _TAIL_LINES = 30
+_POLL_S: Final = 0.2
+_LONGEST_TITLE: Final = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +108,7 @@ def launch(
             raise ServerStartError(cause, log.tail(_TAIL_LINES), log.path, title=title) from None
     except BaseException:
         process.close()
+        log.mask()
         raise
     return Launched(
         process=process,
@@ -119,13 +127,19 @@ class LaunchedServer(HttpServer):
     Attributes:
         command: its command line.
         startup_s: seconds from start to ready.
+        engines: matches the titles of processes that it cannot do without, beside the main one.
     """
+
+    engines: ClassVar[re.Pattern[str] | None] = None
 
     def __init__(self, launched: Launched) -> None:
         super().__init__(launched.base_url, launched.model, launched.api_key)
         self.command = list(launched.command)
         self.startup_s = launched.startup_s
         self._log, self._process = launched.log, launched.process
+        self._log_is_masked = False
+        self._vital = _named(self.pids(), self.engines) if self.engines is not None else {}
+        """Processes that it cannot do without: by pid, the name and when it began."""
 
     @property
     def log(self) -> ServerLog:
@@ -136,6 +150,28 @@ class LaunchedServer(HttpServer):
     def running(self) -> bool:
         """Whether its main process still runs."""
         return self._process.poll() is None
+
+    def ended(self, patience_s: float = 0.0) -> str:
+        """See `HttpServer.ended`: its main process or one of its engines ended, or is stopped."""
+        until_s = time.monotonic() + patience_s
+        while not (why := self._why_ended()) and time.monotonic() < until_s:
+            self._process.wait_news(min(_POLL_S, patience_s))
+        return why
+
+    def _why_ended(self) -> str:
+        exit_code = self._process.poll()
+        name = f"the {self.software or 'server'} server".replace("the server server", "the server")
+        lost = next(filter(None, (_lost(pid, *known) for pid, known in self._vital.items())), None)
+        if lost is not None and exit_code is None:
+            return f"{name} {'stopped answering' if lost.stopped else 'can answer no more'}: its {lost.what}"
+        if exit_code is None:
+            pid = self._process.pid
+            return f"{name} stopped answering: its main process {pid} is stopped" if pid and _is_stopped(pid) else ""
+        how = f"by {signal_name(-exit_code)}" if exit_code < 0 else f"with exit code {exit_code}"
+        first = f", after its {lost.what}" if lost is not None else ""
+        cause = find(self.log.text())
+        told = f": {cause[0].describe(cause[1], NOTHING)}" if cause is not None else ""
+        return f"{name} ended {how} in the middle of the measurement{first}{told}"
 
     def pids(self) -> set[int]:
         """Every living process of the server."""
@@ -150,3 +186,46 @@ class LaunchedServer(HttpServer):
         """End the server; returns when its processes are reaped and its port is closed. Safe to call twice."""
         super().close()
         self._process.close()
+        if not self._log_is_masked:
+            self._log_is_masked = True
+            self._log.mask()
+
+
+def _named(pids: Iterable[int], titles: re.Pattern[str]) -> dict[int, tuple[str, float]]:
+    """The processes whose titles match: by pid, the title and when it began."""
+    found = {}
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
+            title = " ".join(process.cmdline()).strip()
+            if titles.search(title):
+                found[pid] = title.split()[0][:_LONGEST_TITLE], process.create_time()
+    return found
+
+
+class _Lost(NamedTuple):
+    """What became of an engine, such as "engine VLLM::EngineCore (pid 12) ended"; whether it could go on."""
+
+    what: str
+    stopped: bool
+
+
+def _lost(pid: int, title: str, began_s: float) -> _Lost | None:
+    """What became of an engine; None while it runs."""
+    try:
+        process = psutil.Process(pid)
+        alive = process.create_time() == began_s and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        alive = False
+    engine = f"engine {title} (pid {pid})"
+    if not alive:
+        return _Lost(f"{engine} ended", stopped=False)
+    return _Lost(f"{engine} is stopped", stopped=True) if _is_stopped(pid) else None
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a process is stopped, by SIGSTOP or a debugger."""
+    try:
+        return psutil.Process(pid).status() in {psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP}
+    except psutil.Error:
+        return False

@@ -20,6 +20,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
@@ -39,7 +40,7 @@ class OwnedProcess:
     Args:
         command: what to run; the first entry is an absolute path or found on PATH.
         env: the whole environment of the process.
-        log_path: where its standard output and error go, appended.
+        log_path: where its standard output and error go, appended; made for its owner alone.
         grace_s: seconds between SIGTERM and SIGKILL when it is ended.
     """
 
@@ -60,7 +61,7 @@ class OwnedProcess:
         log_path.parent.mkdir(parents=True, exist_ok=True)
         arguments = [str(control_read), str(status_write), str(self._owner), str(grace_s), str(log_path), *command]
         try:
-            with log_path.open("ab") as log:
+            with _own(log_path) as log:
                 self._watchdog = subprocess.Popen(
                     [sys.executable, "-I", "-S", str(_WATCHDOG), *arguments],
                     env={**env, SERVER_ID_VARIABLE: self._token},
@@ -182,6 +183,11 @@ class OwnedProcess:
         with selectors.DefaultSelector() as selector:
             selector.register(self._status, selectors.EVENT_READ)
             selector.select(max(0.0, timeout_s))
+
+
+def _own(path: Path) -> BinaryIO:
+    """Open a file that, if it is new, no other user can read: until its server ends, a log may show secrets."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
 
 
 def marked(token: str) -> list[psutil.Process]:

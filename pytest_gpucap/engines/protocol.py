@@ -6,7 +6,9 @@ with a name and a `start`. Everything else has a default that suits an OpenAI-co
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -15,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final, Generic, Protocol, TypeVar
 
 from pytest_gpucap.access import OPEN, Access
+from pytest_gpucap.foreign_text import harmless
+from pytest_gpucap.masking import masked
 from pytest_gpucap.vllm_arguments import VllmArguments
 
 if TYPE_CHECKING:  # not imported: every collection of our tests imports this file
@@ -30,7 +34,18 @@ RESERVED: Final = frozenset({"vllm", "url", "simulator"})
 
 _NOISE = re.compile(r"^nanobind: |^ - leaked |^ - \.\.\. skipped|^See https://nanobind")
 
+_BEGINNING_BYTES: Final = 1 << 20
+_END_BYTES: Final = 3 << 20
+"""Read of a log. The settings stand at its beginning, and what went wrong at its end."""
+_TAIL_BYTES: Final = 1 << 18
+_LONGEST_LINE: Final = 2_000
+
 Names = tuple[str, ...]
+
+
+def _lines_of(data: bytes) -> str:
+    """A log's text, with a progress bar's carriage returns as line breaks."""
+    return data.decode("utf-8", errors="replace").replace("\r\n", "\n").replace("\r", "\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +55,55 @@ class ServerLog:
     path: Path
 
     def text(self) -> str:
-        """The whole log so far; empty if nothing was written."""
+        """The log so far, secrets masked; empty if nothing was written. The middle of a very long one is left out."""
         try:
-            return self.path.read_text(encoding="utf-8", errors="replace")
+            with self.path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                beginning = file.read(_BEGINNING_BYTES)
+                left_out = size - len(beginning) - _END_BYTES
+                if left_out > 0:
+                    file.seek(-_END_BYTES, os.SEEK_END)
+                end = file.read(_END_BYTES)
         except FileNotFoundError:
             return ""
+        gap = f"\n... {left_out} bytes are left out ...\n".encode() if left_out > 0 else b""
+        return masked(_lines_of(beginning + gap + end))
 
     def tail(self, lines: int = 30) -> str:
-        """The last lines, without the leak reports that C++ bindings write at the end of every failed start."""
-        return "\n".join([line for line in self.text().splitlines() if not _NOISE.search(line)][-lines:])
+        """The last lines, harmless and without secrets.
+
+        The leak reports that C++ bindings write at the end of every failed start are left out. Only the log's end is
+        read, and only the beginning of a very long line is shown.
+        """
+        try:
+            with self.path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                file.seek(max(0, size - _TAIL_BYTES))
+                end = _lines_of(file.read(_TAIL_BYTES))
+        except FileNotFoundError:
+            return ""
+        found = [line for line in end.splitlines() if not _NOISE.search(line)]
+        if size > _TAIL_BYTES and len(found) > 1:
+            del found[0]  # its beginning was not read
+        # Masked before lines are cut: the beginning of a secret is one too.
+        shown = masked("\n".join(found[-lines:])).splitlines()
+        cut = (line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}..." for line in shown)
+        return harmless("\n".join(cut))
+
+    def mask(self) -> None:
+        """Mask the secrets in the file itself, once its server has ended; not in one that is too long to be read.
+
+        Masking a gigabyte would take minutes. Only its owner can read the file.
+        """
+        with contextlib.suppress(FileNotFoundError), self.path.open("r+b") as file:
+            if os.fstat(file.fileno()).st_size > _BEGINNING_BYTES + _END_BYTES:
+                return
+            raw = file.read()
+            kept = masked(raw.decode("utf-8", "replace")).encode()
+            if kept != raw:
+                file.seek(0)
+                file.write(kept)
+                file.truncate()
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +212,7 @@ class Server(Protocol):
         """
         ...
 
-    def request(self, path: str, *, method: str = "GET", timeout_s: float = 30.0) -> str:
+    def request(self, path: str, *, method: str = "GET", timeout_s: float | None = None) -> str:
         """The body of the answer to one plain request under the server's root.
 
         Raises:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any, Final
 
 import psutil
 
@@ -13,9 +14,8 @@ from pytest_gpucap.engines.process import OwnedProcess
 from pytest_gpucap.engines.protocol import ServerLog
 from pytest_gpucap.engines.server import HttpServer
 from pytest_gpucap.engines.startup_errors import NOTHING, Given, diagnose
-
-if TYPE_CHECKING:
-    import openai
+from pytest_gpucap.load.event_stream import EventStream
+from pytest_gpucap.load.server_words import json_object, one_line
 
 _POLL_S = 0.2
 _FIND_S = 2.0
@@ -28,6 +28,8 @@ _LINE = 100
 _PROMPT = "Please say hello and then count to three."
 """Not too short: on CPUs with AMX, vLLM 0.32 crashes if the very first prompt has fewer than five tokens."""
 _TOKENS = 4
+_NO_CHAT: Final = frozenset({400, 404})
+"""What a server answers to a chat if the model has no chat template."""
 
 
 class Readiness:
@@ -114,20 +116,39 @@ class Readiness:
 
     def _ask(self, endpoint: HttpServer) -> None:
         """Ask for one plain and one streamed chat, or for completions where the model has no chat template."""
-        import openai
-
-        client = endpoint.client.with_options(timeout=max(1.0, self._deadline - time.monotonic()))
         try:
             try:
-                chat(client, self._model)
-            except (openai.BadRequestError, openai.NotFoundError):
-                complete(client, self._model)
-        except openai.OpenAIError as error:
+                self._answered(endpoint, "/v1/chat/completions", {"messages": [{"role": "user", "content": _PROMPT}]})
+            except EndpointError as error:
+                if error.status not in _NO_CHAT:
+                    raise
+                self._answered(endpoint, "/v1/completions", {"prompt": _PROMPT})
+        except EndpointError as error:
             self._expect_death()
             raise ServerStartError(f"it listens but does not answer a request: {error}") from None
-        except (ValueError, TypeError, AttributeError) as error:
-            # The client takes any JSON, and any page, for an answer.
-            raise ServerStartError(f"it listens but its answer is no completion: {error}") from None
+
+    def _answered(self, endpoint: HttpServer, path: str, asked: dict[str, Any]) -> None:
+        """Ask for a whole and for a streamed answer.
+
+        Raises:
+            EndpointError: if either does not come.
+            ServerStartError: if something else than a completion comes.
+        """
+        content = {"model": self._model, "max_tokens": _TOKENS, **asked}
+        whole = json_object(self._request(endpoint, path, content))
+        usage = whole.get("usage")
+        tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+        if not whole.get("choices") or type(tokens) is not int or tokens < 1:
+            shown = one_line(json.dumps(whole)) if whole else "no JSON object"
+            raise ServerStartError(f"it listens but its answer is no completion: {shown}")
+        stream = EventStream()
+        events = stream.feed(self._request(endpoint, path, {**content, "stream": True}).encode())
+        if not any(_finishes(json_object(event)) for event in events):
+            raise EndpointError("a streamed answer broke off")
+
+    def _request(self, endpoint: HttpServer, path: str, content: dict[str, Any]) -> str:
+        left_s = max(1.0, self._deadline - time.monotonic())
+        return endpoint.request(path, method="POST", timeout_s=left_s, content=content)
 
     def _expect_death(self) -> None:
         """After a failed request, wait whether the process ends; if so, raise its end as the error."""
@@ -163,39 +184,9 @@ class Readiness:
         )
 
 
-def chat(client: openai.OpenAI, model: str) -> None:
-    """Ask for one plain and one streamed chat.
-
-    Raises:
-        openai.OpenAIError: if either is not answered with tokens.
-    """
-    import openai
-
-    reply = client.chat.completions.create(
-        model=model, messages=[{"role": "user", "content": _PROMPT}], max_tokens=_TOKENS
+def _finishes(chunk: dict[str, Any]) -> bool:
+    """Whether an event of a stream says why the answer ends."""
+    choices = chunk.get("choices")
+    return isinstance(choices, list) and any(
+        isinstance(choice, dict) and bool(choice.get("finish_reason")) for choice in choices
     )
-    if not reply.choices or not reply.usage or reply.usage.completion_tokens < 1:
-        raise openai.OpenAIError(f"a chat came back without a token: {reply}")
-    with client.chat.completions.create(
-        model=model, messages=[{"role": "user", "content": _PROMPT}], max_tokens=_TOKENS, stream=True
-    ) as stream:
-        finished = [choice.finish_reason for chunk in stream for choice in chunk.choices if choice.finish_reason]
-    if not finished:
-        raise openai.OpenAIError("a streamed chat broke off")
-
-
-def complete(client: openai.OpenAI, model: str) -> None:
-    """Ask for one plain and one streamed completion, for a model without a chat template.
-
-    Raises:
-        openai.OpenAIError: if either is not answered with tokens.
-    """
-    import openai
-
-    reply = client.completions.create(model=model, prompt=_PROMPT, max_tokens=_TOKENS)
-    if not reply.choices or not reply.usage or reply.usage.completion_tokens < 1:
-        raise openai.OpenAIError(f"a completion came back without a token: {reply}")
-    with client.completions.create(model=model, prompt=_PROMPT, max_tokens=_TOKENS, stream=True) as stream:
-        finished = [choice.finish_reason for chunk in stream for choice in chunk.choices if choice.finish_reason]
-    if not finished:
-        raise openai.OpenAIError("a streamed completion broke off")

@@ -2,56 +2,41 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import re
-import socket
-import time
 from collections.abc import Mapping
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 from urllib.parse import urlsplit
 
-from pytest_gpucap.access import NO_KEY, OPEN, Access, Secret
+from pytest_gpucap.access import NO_KEY, OPEN, Access
 from pytest_gpucap.engines.errors import EndpointError, MetricsUnavailable
 from pytest_gpucap.engines.protocol import Capabilities, ServerLog
-from pytest_gpucap.load.server_words import json_object
+from pytest_gpucap.load.server_words import json_object, one_line
+from pytest_gpucap.masking import Secret
 
 if TYPE_CHECKING:
-    from http.client import HTTPResponse
-    from urllib.request import OpenerDirector
-
     import openai
 
     from pytest_gpucap.engines.prometheus import Metrics
+    from pytest_gpucap.load.plain_request import Reply
 
 
 HTTP_OK: Final = 200
+TIMEOUT_S: Final = 30.0
+"""For a whole answer to a plain request."""
 _LOADING_STATUS: Final = frozenset({502, 503, 504})
 """A server that loads its model, or a gateway that waits for one."""
-_LOADING_ERRNO: Final = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN})
+_SUCCESS: Final = range(200, 300)
+_READ_BODY: Final = 65_536
 _SHOWN_BODY: Final = 300
+_LONGEST_VERSION: Final = 100
+_MOST_TOKENS: Final = 2**31
 
 
-_MOST_BYTES: Final = 1 << 25
-"""No page that is asked for here has a hundredth of this. A stream without an end does."""
-
-
-def _whole(answer: HTTPResponse, until_s: float) -> bytes:
-    """The body of an answer.
-
-    Raises:
-        OSError: if it does not end in time, or within the bytes that a page may have.
-    """
-    parts: list[bytes] = []
-    size = 0
-    while part := answer.read1(1 << 16):
-        parts.append(part)
-        size += len(part)
-        if size > _MOST_BYTES or time.monotonic() > until_s:
-            raise OSError("the answer has no end")
-    return b"".join(parts)
+_MOST_BYTES: Final = 1 << 23
+"""Of the answer to a plain request; a page of metrics is the longest."""
 
 
 class HttpServer:
@@ -76,8 +61,6 @@ class HttpServer:
         self.model = model
         self.api_key = Secret(api_key)
         self.access = access
-        self._openers: dict[str | None, OpenerDirector] = {}
-        """By the proxy on the way. Making one loads certificates, and telemetry asks several times a second."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(base_url={self._base_url!r}, model={self.model!r}, api_key={self.api_key!r})"
@@ -132,7 +115,7 @@ class HttpServer:
         except EndpointError:
             return None
         version = answer.get("version")
-        return version if isinstance(version, str) else None
+        return one_line(version)[:_LONGEST_VERSION] or None if isinstance(version, str) else None
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -153,7 +136,7 @@ class HttpServer:
         for card in cards if isinstance(cards, list) else []:
             if isinstance(card, dict) and card.get("id") == self.model:
                 length = card.get("max_model_len")
-                return length if type(length) is int and length > 0 else None
+                return length if type(length) is int and 0 < length < _MOST_TOKENS else None
         return None
 
     @property
@@ -187,8 +170,11 @@ class HttpServer:
 
         try:
             return Metrics.parse(self.request("/metrics"))
-        except (EndpointError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except EndpointError as error:
             raise MetricsUnavailable(f"{self.root_url}/metrics gives no Prometheus metrics: {error}") from None
+        except Exception as error:  # noqa: BLE001 - the parser raises whatever a page that is none makes it raise
+            why = one_line(str(error)) or type(error).__name__
+            raise MetricsUnavailable(f"{self.root_url}/metrics gives no Prometheus metrics: {why}") from None
 
     def reset_caches(self) -> bool:
         """Empty the server's prefix and multi-modal caches; False if it cannot, such as with requests in flight.
@@ -206,7 +192,7 @@ class HttpServer:
                 continue
         return not answer.strip() or json_object(answer).get("success") is True
 
-    def models(self, timeout_s: float = 30.0) -> list[str]:
+    def models(self, timeout_s: float | None = None) -> list[str]:
         """The models the server lists.
 
         Raises:
@@ -214,7 +200,7 @@ class HttpServer:
         """
         return list(self.origins(timeout_s))
 
-    def origins(self, timeout_s: float = 30.0) -> dict[str, str | None]:
+    def origins(self, timeout_s: float | None = None) -> dict[str, str | None]:
         """The models that the server lists, each with the folder or hub name it was loaded from; None if not given.
 
         vLLM gives it as ``root``. It is not part of the OpenAI API.
@@ -224,93 +210,82 @@ class HttpServer:
         """
         try:
             listed = json_object(self.request("/v1/models", timeout_s=timeout_s))["data"]
-            return {str(each["id"]): str(each["root"]) if each.get("root") else None for each in listed}
+            names = {each["id"]: each.get("root") for each in listed}
         except (KeyError, TypeError, AttributeError):
+            names = {None: None}
+        if not all(_is_name(name) for name in names):
             text = f"{self.base_url}/models does not answer as an OpenAI-compatible server"
-            raise EndpointError(text, status=HTTP_OK) from None
+            raise EndpointError(text, status=HTTP_OK)
+        return {name: root if _is_name(root) else None for name, root in names.items()}
 
     def request(
-        self, path: str, *, method: str = "GET", timeout_s: float = 30.0, content: Mapping[str, Any] | None = None
+        self,
+        path: str,
+        *,
+        method: str = "GET",
+        timeout_s: float | None = None,
+        content: Mapping[str, Any] | None = None,
     ) -> str:
         """The body of the answer to one plain request under the server's root.
 
         Args:
             path: from the root.
             method: of HTTP.
-            timeout_s: longest wait for the next bytes.
+            timeout_s: for the whole answer; None: `TIMEOUT_S`.
             content: sent as JSON.
 
         Raises:
             EndpointError: if the request fails. Its message has the beginning of the answer's body.
         """
-        from http.client import HTTPException
-        from urllib.error import HTTPError
-        from urllib.request import Request
-
+        from pytest_gpucap.engines.protocol import address_of
+        from pytest_gpucap.load.plain_request import NoAnswer, ask
         from pytest_gpucap.load.protocol import LoadError
         from pytest_gpucap.load.proxies import proxy_for, through
 
-        url = self.root_url + path
-        try:
-            proxy = proxy_for(url)
-        except LoadError as error:
-            raise EndpointError(f"{method} {url} failed: {error}") from None
         data = None if content is None else json.dumps(content).encode()
-        request = Request(url, data, self.access.request_headers(self.api_key or None), method=method)  # noqa: S310  (checked to be http or https)
-        if data is not None:
-            request.add_header("Content-Type", "application/json")
         try:
-            with self._opener(proxy).open(request, timeout=timeout_s) as answer:
-                body = _whole(answer, time.monotonic() + timeout_s)
-        except HTTPError as error:
-            told = self._told(error)
-            text = f"{method} {url} answered {error.code} {error.reason}{told}{through(proxy)}"
-            raise EndpointError(text, status=error.code, loading=error.code in _LOADING_STATUS) from None
-        except (OSError, ValueError, HTTPException) as error:
-            raise _unanswered(f"{method} {url}", error, through(proxy)) from None
-        return body.decode("utf-8", errors="replace")
-
-    def _opener(self, proxy: str | None) -> OpenerDirector:
-        if proxy not in self._openers:
-            self._openers[proxy] = self._new_opener(proxy)
-        return self._openers[proxy]
-
-    def _new_opener(self, proxy: str | None) -> OpenerDirector:
-        from urllib.request import HTTPRedirectHandler, HTTPSHandler, ProxyHandler, Request, build_opener
-
-        class SameOrigin(HTTPRedirectHandler):
-            """Follows a redirect within the server alone: the key and the headers are meant for no other."""
-
-            def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-                one, other = urlsplit(req.full_url), urlsplit(newurl)
-                if req.get_method() != "GET" or (one.scheme, one.netloc) != (other.scheme, other.netloc):
-                    return None
-                return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-        proxies = {} if proxy is None else {urlsplit(self.root_url).scheme: proxy}
-        return build_opener(ProxyHandler(proxies), HTTPSHandler(context=self.access.tls()), SameOrigin())
-
-    def _told(self, error: Any) -> str:
-        """What an answer other than 200 says in its body, or where it points to; empty if nothing."""
-        try:
-            with error:
-                body: bytes = error.read(_MOST_BYTES)
-        except (OSError, ValueError):
-            body = b""
-        target = urlsplit(error.headers.get("Location") or "")
-        if 300 <= error.code < 400 and target.netloc:  # noqa: PLR2004 - the class of redirects
-            host = target.netloc.rpartition("@")[2]
-            return (
-                f": it points to {target.scheme}://{host}, where no key is sent; give that server's URL if it is meant"
+            reply = ask(
+                address_of(self),
+                path,
+                method=method,
+                body=data,
+                timeout_s=TIMEOUT_S if timeout_s is None else timeout_s,
+                most_bytes=_MOST_BYTES,
             )
-        text = self.access.masked(_words(body.decode("utf-8", errors="replace")), self.api_key)
-        if text.lower() in {"", str(error.reason).lower()}:
+        except NoAnswer as error:
+            text = self.access.masked(str(error), self.api_key)
+            raise EndpointError(text, loading=error.loading, untrusted=error.untrusted) from None
+        except LoadError as error:
+            raise EndpointError(str(error)) from None
+        if reply.status in _SUCCESS:
+            return reply.text
+        text = f"{method} {self.root_url}{path} answered {reply.status} {reply.reason}".rstrip()
+        raise EndpointError(
+            f"{text}{self._told(reply)}{through(proxy_for(self.root_url))}",
+            status=reply.status,
+            loading=reply.status in _LOADING_STATUS,
+        )
+
+    def _told(self, reply: Reply) -> str:
+        """What an answer other than 200 says in its body, or where it points to; empty if nothing."""
+        if 300 <= reply.status < 400 and (place := _host(reply.headers.get("location", ""))):  # noqa: PLR2004 - the class of redirects
+            return f": it points to {place}, where no key is sent; give that server's URL if it is meant"
+        text = self.access.masked(_words(reply.text[:_READ_BODY]), self.api_key)
+        if text.lower() in {"", reply.reason.lower()}:
             return ""
         return f": {text[:_SHOWN_BODY]}{'...' if len(text) > _SHOWN_BODY else ''}"
 
     def pids(self) -> set[int]:
         """Its living processes: none are known."""
         return set()
+
+    def ended(self, patience_s: float = 0.0) -> str:  # noqa: ARG002 - for servers whose processes are known
+        """Why it can no longer answer, in one line; empty while it can.
+
+        Args:
+            patience_s: requests fail, and the reason may need so long to show.
+        """
+        return ""
 
     def close(self) -> None:
         """Close the clients that were made."""
@@ -328,34 +303,29 @@ class HttpServer:
         self.close()
 
 
+def _host(location: str) -> str:
+    """Scheme and host of a redirect's target, without a user or password; the path alone where it names no host."""
+    try:
+        target = urlsplit(location)
+    except ValueError:
+        return ""
+    host = target.netloc.rpartition("@")[2]
+    return f"{target.scheme}://{host}" if host else target.path
+
+
+def _is_name(found: object) -> bool:
+    """Whether it is a name that can be sent, shown and written."""
+    return isinstance(found, str) and bool(found) and found.isprintable()
+
+
 def _words(body: str) -> str:
     """The message in a body: an error's in JSON, else the text without tags, in one line."""
     try:
         found = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     for name in ("error", "message", "detail"):
         if isinstance(found, dict) and found.get(name):
             found = found[name]
     text = found if isinstance(found, str) else re.sub(r"(?s)<(style|script)\b.*?</\1>|<[^>]*>", " ", body)
     return " ".join("".join(each if each.isprintable() else " " for each in text).split())
-
-
-def _unanswered(what: str, error: BaseException, way: str) -> EndpointError:
-    """The error for a request that got no HTTP answer; `way` tells of a proxy."""
-    import ssl
-
-    reason: Any = getattr(error, "reason", error)
-    if isinstance(reason, ssl.SSLCertVerificationError):
-        return EndpointError(
-            f"{what} failed: its certificate is not trusted: {reason.verify_message}{way}", untrusted=True
-        )
-    if isinstance(reason, ssl.SSLError) and reason.reason == "WRONG_VERSION_NUMBER":
-        return EndpointError(f"{what} failed: no TLS is spoken there; write http:// if that is meant{way}")
-    loading = isinstance(reason, ConnectionError | TimeoutError | ssl.SSLEOFError) or (
-        reason.errno == socket.EAI_AGAIN
-        if isinstance(reason, socket.gaierror)
-        else isinstance(reason, OSError) and reason.errno in _LOADING_ERRNO
-    )
-    why = " ".join(str(reason).split()) or type(reason).__name__
-    return EndpointError(f"{what} failed: {why}{way}", loading=loading)

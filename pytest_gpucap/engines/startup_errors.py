@@ -678,10 +678,18 @@ def oom_kills() -> int:
     return int(match[1]) if match else 0
 
 
+def signal_name(number: int) -> str:
+    """The name of a signal, such as ``SIGKILL``."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have none
+        return f"signal {number}"
+
+
 def ended(exit_code: int | None) -> str:
     """How a process ended, in words."""
     if exit_code is None:
         return "the log names no cause"
     if exit_code < 0:
-        return f"it was ended by {signal.Signals(-exit_code).name}, and the log names no cause"
+        return f"it was ended by {signal_name(-exit_code)}, and the log names no cause"
     return f"it ended with exit code {exit_code}, and the log names no cause"

@@ -22,6 +22,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pytest_gpucap.user_files import home_folder
+
 PREFIX = "synthetic:"
 END_TOKEN = "<|end|>"  # noqa: S105  (a token of a model, not a secret)
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -123,7 +125,7 @@ def make_model(model: str, cache_dir: Path | None = None) -> Path:
 def default_cache_dir() -> Path:
     """``$XDG_CACHE_HOME/pytest-gpucap/models``, or the same under ``~/.cache``."""
     root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "pytest-gpucap" / "models"
+    return (Path(root) if root else home_folder() / ".cache") / "pytest-gpucap" / "models"
 
 
 def _write(chosen: Architecture, folder: Path) -> None:

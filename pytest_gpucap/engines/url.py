@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -22,6 +21,7 @@ from pytest_gpucap.access import (
 from pytest_gpucap.engines.errors import EndpointError
 from pytest_gpucap.engines.protocol import Capabilities, Engine, EnginePair, Server, ServerRequest
 from pytest_gpucap.engines.server import HTTP_OK, HttpServer
+from pytest_gpucap.load.server_words import json_object
 from pytest_gpucap.vllm_arguments import VllmArguments
 
 _PARALLEL: Final = (
@@ -75,6 +75,17 @@ class ExternalServer(HttpServer):
             return error.status is not None and not error.loading  # it may have no such list
         return True
 
+    def ended(self, patience_s: float = 0.0) -> str:
+        """See `HttpServer.ended`: nobody listens any more. It is asked only while requests fail."""
+        if not patience_s:
+            return ""
+        try:
+            self.request("/v1/models", timeout_s=patience_s)
+        except EndpointError as error:
+            if error.status is None:
+                return f"the server can answer no more: {error}"
+        return ""
+
     def capabilities(self) -> Capabilities:
         """See `Server.capabilities`. From the server's own report if it gives one."""
         return Capabilities(
@@ -99,7 +110,7 @@ class ExternalServer(HttpServer):
         try:
             told = VllmArguments(found)
             _ = told.gpus_per_replica  # the sizes are whole numbers
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError):
             return VllmArguments()  # not what vLLM tells
         return told
 
@@ -129,7 +140,7 @@ def attach(
         EndpointError: if it does not answer as an OpenAI-compatible server, refuses the key, or has no such model.
         ValueError: if the URL is no plain http or https URL, or carries a password or a query.
     """
-    key = NO_KEY if not os.environ.get(api_key_env) else str(read_secret(api_key_env))
+    key = NO_KEY if not os.environ.get(api_key_env) else read_secret(api_key_env)
     server = ExternalServer(f"{server_root(url)}/v1", model or "", key, access)
     began, pause_s = time.monotonic(), _FIRST_PAUSE_S
     while True:
@@ -202,16 +213,16 @@ def _try(server: ExternalServer, timeout_s: float) -> None:
     failed: list[EndpointError] = []
     for path, content in requests.items():
         try:
-            json.loads(server.request(path, method="POST", timeout_s=timeout_s, content=content))
+            answer = server.request(path, method="POST", timeout_s=timeout_s, content=content)
         except EndpointError as error:
             if error.loading or error.status is None or error.status in _REFUSED | _REDIRECTS:
                 raise
             failed.append(error)
-        except ValueError:
-            text = f"POST {server.root_url}{path} answered something else than JSON"
-            failed.append(EndpointError(text, status=_NOT_FOUND))
-        else:
+            continue
+        if json_object(answer):
             return
+        text = f"POST {server.root_url}{path} answered something else than a JSON object"
+        failed.append(EndpointError(text, status=_NOT_FOUND))
     if server.listed or not all(error.status in _ABSENT for error in failed):
         return
     if server.unlisted is None:  # a list without models

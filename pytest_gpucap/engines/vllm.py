@@ -14,13 +14,15 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from pytest_gpucap.engines import synthetic
-from pytest_gpucap.engines.errors import MetricsUnavailable, ServerStartError
+from pytest_gpucap.engines.errors import EndpointError, MetricsUnavailable, ServerStartError
 from pytest_gpucap.engines.front_ends import front_ends
 from pytest_gpucap.engines.launch import Launched, LaunchedServer, launch
 from pytest_gpucap.engines.protocol import Capabilities, MetricNames
+from pytest_gpucap.engines.server import HttpServer
 from pytest_gpucap.engines.server_spec import ServerSpec
+from pytest_gpucap.masking import Secret
 
-_SERVE: Final = Path(__file__).with_name("vllm_serve.py")
+_SERVE: Final = Path(__file__).parent / "server_side" / "vllm_serve.py"
 _LOG_KV_TOKENS = re.compile(r"KV cache size: ([\d,]+) tokens")
 _LOG_NO_EFFECT = re.compile(
     r"--(?P<flag>[a-z][a-z0-9_-]*)\b[^.\n]*? (?:has no effect|(?:is|will be) ignored)\b"
@@ -30,6 +32,9 @@ _LOG_NO_EFFECT = re.compile(
 _FRONT_ENDS_S: Final = 120.0
 """The first front end is ready. Others, which were started with it, are ready within this time."""
 _POLL_S: Final = 0.2
+_UNAUTHORISED: Final = 401
+_ENGINES: Final = re.compile(r"EngineCore|\bVLLM::Worker|\bWorker_")
+"""In the titles that vLLM's engines and their workers give themselves."""
 
 
 METRICS: Final = MetricNames(
@@ -53,6 +58,7 @@ class VllmServer(LaunchedServer):
     """
 
     software = "vLLM"
+    engines = _ENGINES
 
     def __init__(self, launched: Launched, spec: ServerSpec) -> None:
         super().__init__(launched)
@@ -126,6 +132,24 @@ class VllmServer(LaunchedServer):
             if self.spec.args.has(flag):
                 raise self._useless(f"--{flag}", f"vLLM logged: {match[0].strip()}")
 
+    def check_key(self) -> None:
+        """Check that the server refuses a request without the key on a path that vLLM itself leaves open.
+
+        Raises:
+            ServerStartError: if it does not.
+        """
+        stranger = HttpServer(self.base_url, self.model, "")
+        try:
+            stranger.request("/version")
+        except EndpointError as error:
+            if error.status == _UNAUTHORISED:
+                return
+        cause = (
+            "its front end does not ask for the key on every path, so other users of this machine could control it; "
+            "start it yourself and measure it with --gpucap-url"
+        )
+        raise ServerStartError(cause, log_path=self.log.path, title=self.software)
+
     def _useless(self, argument: str, seen: str) -> ServerStartError:
         cause = f"{argument} has no effect with this vLLM ({seen}); remove it from the vllm marker"
         return ServerStartError(cause, log_path=self.log.path, title=self.software)
@@ -175,8 +199,8 @@ def start_vllm(
         on_wait: called about once a second with what the start is doing.
 
     Raises:
-        ServerStartError: if it is not ready in time or ends before, or an argument has no effect. None of its processes
-            is left running.
+        ServerStartError: if it is not ready in time or ends before, an argument has no effect, or it answers without
+            the key. None of its processes is left running.
         ValueError: for an unknown synthetic model.
     """
     model_path = spec.model
@@ -188,7 +212,7 @@ def start_vllm(
         cause = f"there is no interpreter {spec.python}; choose one that has vLLM with --gpucap-vllm-python"
         raise ServerStartError(cause, title=VllmServer.software)
     name = f"gpucap-{_slug(spec.model)}-{secrets.token_hex(6)}"
-    api_key = secrets.token_urlsafe(24)
+    api_key = Secret(secrets.token_urlsafe(24))
     command = [python, str(_SERVE), model_path, *spec.args.flags()]
     command += ["--host", "127.0.0.1", "--port", "0", "--served-model-name", name]
     launched = launch(
@@ -206,6 +230,7 @@ def start_vllm(
     )
     server = VllmServer(launched, spec)
     try:
+        server.check_key()
         server.check_arguments(_FRONT_ENDS_S, on_wait)
     except BaseException:
         server.close()
@@ -217,8 +242,6 @@ def _variables(spec: ServerSpec, api_key: str) -> dict[str, str]:
     """What the measurement needs, then what the spec adds."""
     own = {
         "VLLM_API_KEY": api_key,
-        # This enables the endpoints that reset caches. The server listens on loopback only.
-        "VLLM_SERVER_DEV_MODE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         # Otherwise setproctitle overwrites the environment, by which we find escaped processes.

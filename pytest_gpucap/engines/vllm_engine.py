@@ -42,6 +42,11 @@ class VllmEngine(Engine):
                 "(--gpucap-vllm-python or ini gpucap_vllm_python)"
             )
         args = VllmArguments(request.arguments)
+        if os.environ.get("VLLM_USE_RUST_FRONTEND", "0").strip() not in {"", "0"}:
+            raise ValueError(
+                "vllm: the environment sets VLLM_USE_RUST_FRONTEND, and that front end does not ask for the key on "
+                "every path: unset it, or start the server yourself and measure it with --gpucap-url"
+            )
         if reason := _one_front_end(args):
             raise ValueError(f"vllm: api_server_count={args.api_server_count} has no effect: {reason}")
         self.spec = ServerSpec(
@@ -94,8 +99,6 @@ def _one_front_end(args: VllmArguments) -> str:
     """Why vLLM would start one front end where several are asked for; empty if it starts what is asked for."""
     if (args.api_server_count or 1) == 1:
         return ""
-    if os.environ.get("VLLM_USE_RUST_FRONTEND", "0").strip() not in {"", "0"}:
-        return "the environment sets VLLM_USE_RUST_FRONTEND, and that front end is one process"
     if args.get("enable_elastic_ep") is True:
         return "with enable_elastic_ep, vLLM starts one front end"
     return ""

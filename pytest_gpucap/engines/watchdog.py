@@ -151,7 +151,7 @@ class Watchdog:
             if os.getppid() != watchdog:
                 os._exit(1)
             null = os.open(os.devnull, os.O_RDONLY)
-            log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             for fd, target in ((null, 0), (log, 1), (log, 2)):
                 os.dup2(fd, target)
             os.execvp(command[0], command)  # noqa: S606  (no shell is the point)

@@ -14,7 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pytest_gpucap.errors import GpuCapError
+from pytest_gpucap.errors import GpuCapError, shortened, told
+from pytest_gpucap.user_files import UserFileError, read_toml
 
 GIB = 2**30
 
@@ -104,7 +105,7 @@ def find_class(name: str, extra: Iterable[GpuClass] = ()) -> GpuClass:
                 _product_key(each, gpu_class.mig_profile, brands=brands) for each in gpu_class.nvml_names
             }:
                 return gpu_class
-    raise UnknownGpuClass(f"GPU class {name!r} is not known: {_offer(name, known)}")
+    raise UnknownGpuClass(f"GPU class {told(name)} is not known: {_offer(name, known)}")
 
 
 def known_classes(extra: Iterable[GpuClass] = ()) -> tuple[GpuClass, ...]:
@@ -120,11 +121,7 @@ def read_classes(path: Path) -> tuple[GpuClass, ...]:
     Raises:
         GpuClassError: if the file cannot be read, or a value in it is invalid.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise GpuClassError(f"GPU class file {path}: {error.strerror or error}") from None
-    return _parse(text, str(path))
+    return _parse(path, str(path))
 
 
 def class_named_by_nvml(
@@ -188,7 +185,8 @@ _NUMBERS: Mapping[str, tuple[str, float]] = {
 }
 _NAMES = ("aliases", "nvml_names", "mig_profiles")
 _KEYS = {"name", "family", "compute_capability", "sms", "mig_sms", "sources", *_NUMBERS, *_NAMES}
-_PROFILE = re.compile(r"(?P<compute>[1-7])g\.(?P<memory>[0-9]+)gb")
+_LEAST, _MOST = 1e-6, 1e9
+_PROFILE = re.compile(r"(?P<compute>[1-7])g\.(?P<memory>[0-9]{1,6})gb")
 _MIG_COMPUTE_SLICES, _MIG_MEMORY_SLICES = 7, 8
 
 
@@ -221,16 +219,14 @@ def _product_key(name: str, mig_profile: str | None = None, *, brands: bool = Tr
 
 @cache
 def _built_in() -> tuple[GpuClass, ...]:
-    return _parse(Path(__file__).with_name("gpus.toml").read_text(encoding="utf-8"), "gpus.toml")
+    return _parse(Path(__file__).with_name("gpus.toml"), "gpus.toml")
 
 
-def _parse(text: str, where: str) -> tuple[GpuClass, ...]:
-    import tomllib
-
+def _parse(path: Path, where: str) -> tuple[GpuClass, ...]:
     try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise GpuClassError(f"GPU class file {where}: {error}") from None
+        tables = read_toml(path)
+    except UserFileError as error:
+        raise GpuClassError(f"GPU class file {error}") from None
     gpus = tables.get("gpu")
     if set(tables) != {"gpu"} or not isinstance(gpus, list) or not all(isinstance(table, dict) for table in gpus):
         raise GpuClassError(f"GPU class file {where}: write one [[gpu]] table per class, and nothing else")
@@ -242,30 +238,48 @@ def _from_table(table: Mapping[str, Any], where: str) -> tuple[GpuClass, ...]:
     name = table.get("name")
     if not isinstance(name, str) or not name.strip():
         raise GpuClassError(f'{where}: every GPU class needs a name = "..."')
-    place = f"{where}: GPU class {name}"
+    place = f"{where}: GPU class {shortened(name)}"
     if unknown := sorted(set(table) - _KEYS):
         from difflib import get_close_matches
 
         near = get_close_matches(unknown[0], sorted(_KEYS), n=1)
-        raise GpuClassError(f"{place}: no such key: {unknown[0]}" + (f" (did you mean {near[0]}?)" if near else ""))
+        raise GpuClassError(
+            f"{place}: no such key: {shortened(unknown[0])}" + (f" (did you mean {near[0]}?)" if near else "")
+        )
     names: dict[str, tuple[str, ...]] = {}
     for key in _NAMES:
         value = table.get(key, [])
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise GpuClassError(f"{place}: {key} must be a list of names, not {value!r}")
+            raise GpuClassError(f"{place}: {key} must be a list of names, not {told(value)}")
         names[key] = tuple(value)
     whole = GpuClass(
         name=_normal(name),
         aliases=names["aliases"],
-        family=str(table.get("family", _normal(name))),
+        family=_family(table.get("family", _normal(name)), place),
         nvml_names=names["nvml_names"],
         compute_capability=_capability(table.get("compute_capability"), place),
-        sources=dict(table.get("sources", {})),
+        sources=_sources(table.get("sources", {}), place),
         **_figures(table, place),
     )
     if not whole.nvml_names and not whole.is_cpu:
         raise GpuClassError(f"{place}: nvml_names must name the product as `nvidia-smi -L` does, or nothing matches it")
     return (whole, *_slices(whole, table, names["mig_profiles"], place))
+
+
+def _family(value: Any, place: str) -> str:
+    if not isinstance(value, str):
+        raise GpuClassError(f"{place}: family must be a name, not {told(value)}")
+    return value
+
+
+def _sources(value: Any, place: str) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise GpuClassError(f"{place}: sources must be a table, not {told(value)}")
+    return value
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MOST
 
 
 def _figures(table: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -274,8 +288,10 @@ def _figures(table: Mapping[str, Any], place: str) -> dict[str, Any]:
         value = table.get(key)
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise GpuClassError(f"{place}: {key} must be a number above 0, not {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _LEAST <= value <= _MOST:
+            raise GpuClassError(
+                f"{place}: {key} must be a number above 0 (from {_LEAST:g} to {_MOST:g}), not {told(value)}"
+            )
         figures[attribute] = int(value * factor) if attribute == "memory_bytes" else value * factor
     return figures
 
@@ -283,22 +299,25 @@ def _figures(table: Mapping[str, Any], place: str) -> dict[str, Any]:
 def _capability(value: Any, place: str) -> tuple[int, int] | None:
     if value is None:
         return None
-    match = re.fullmatch(r"([0-9]+)\.([0-9]+)", str(value))
+    match = re.fullmatch(r"([0-9]{1,3})\.([0-9]{1,3})", value if isinstance(value, str) else told(value))
     if match is None:
-        raise GpuClassError(f'{place}: compute_capability must be "major.minor" such as "8.6", not {value!r}')
+        raise GpuClassError(f'{place}: compute_capability must be "major.minor" such as "8.6", not {told(value)}')
     return int(match[1]), int(match[2])
 
 
 def _slices(whole: GpuClass, table: Mapping[str, Any], profiles: tuple[str, ...], place: str) -> list[GpuClass]:
     """A slice has whole eighths of the memory and its bandwidth, and its own share of the SMs (MIG user guide)."""
     counted = table.get("mig_sms")
-    if counted is not None and (not isinstance(counted, list) or len(counted) != len(profiles) or "sms" not in table):
+    numbers = [table.get("sms"), *counted] if isinstance(counted, list) else []
+    if counted is not None and (len(numbers) != len(profiles) + 1 or not all(map(_is_count, numbers))):
         raise GpuClassError(f"{place}: mig_sms needs one number for each of mig_profiles, and sms")
     slices = []
     for position, profile in enumerate(profiles):
         match = _PROFILE.fullmatch(profile)
         if match is None or whole.memory_bytes is None:
-            raise GpuClassError(f'{place}: mig_profiles must look like "1g.5gb" and need memory_gb, not {profile!r}')
+            raise GpuClassError(
+                f'{place}: mig_profiles must look like "1g.5gb" and need memory_gb, not {told(profile)}'
+            )
         share_sm = counted[position] / table["sms"] if counted else int(match["compute"]) / _MIG_COMPUTE_SLICES
         eighths = round(_MIG_MEMORY_SLICES * int(match["memory"]) * GIB / whole.memory_bytes)
         share_memory = max(1, eighths) / _MIG_MEMORY_SLICES

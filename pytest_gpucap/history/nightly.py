@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +13,13 @@ from pathlib import Path
 from typing import Final
 
 from pytest_gpucap.history.comparable import Told, changed, identity
-from pytest_gpucap.history.store import Run, oldest_first, read_run
+from pytest_gpucap.history.store import SUFFIX, Run, oldest_first, read_run
 from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.measured import Interval
 from pytest_gpucap.results.result import DeclaredWorkload, Result, ResultKind
 from pytest_gpucap.results.result_file import ResultFileError
 from pytest_gpucap.results.trend import TrendPoint
+from pytest_gpucap.user_files import is_file, is_folder, shown_path
 
 NIGHT: Final = timedelta(hours=8)
 """Runs that start within this time of a night's first run belong to that night: its confirming runs."""
@@ -71,12 +73,14 @@ def read_folder(folder: Path) -> tuple[list[Run], list[str]]:
     Raises:
         NotADirectoryError: if there is no such folder.
     """
-    if not folder.is_dir():
-        raise NotADirectoryError(f"there is no folder {folder}")
+    if not is_folder(folder):
+        raise NotADirectoryError(f"there is no folder {shown_path(folder)}")
     runs, skipped = [], []
-    for path in sorted(folder.rglob("*.json")):
+    # os.walk: a folder that disappears or may not be read is left out.
+    below = (Path(place) / name for place, _, names in os.walk(folder) for name in names if name.endswith(SUFFIX))
+    for path in sorted(below):
         # Files that are being written have names with a leading dot.
-        if path.name.startswith(".") or not path.is_file():
+        if path.name.startswith(".") or not is_file(path):
             continue
         try:
             runs.append(read_run(path))

@@ -16,6 +16,8 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from pytest_gpucap.errors import told
+from pytest_gpucap.masking import MASK, is_secret_name, masked
 from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.encoding import from_builtins, to_builtins
@@ -23,6 +25,7 @@ from pytest_gpucap.results.ending import BROKEN
 from pytest_gpucap.results.measured import Sample
 from pytest_gpucap.results.result import Result, ResultFile, ResultKind
 from pytest_gpucap.results.result_file import ResultFileError
+from pytest_gpucap.user_files import UserFileError, exists, home_expanded, is_folder, shown_path
 
 LATEST: Final = "latest"
 """The name of a folder's newest run; no run can be saved under it."""
@@ -30,6 +33,7 @@ SUFFIX: Final = ".json"
 MEDIAN_RUNS: Final = 10
 """The median of a folder is that of its newest 10 comparable runs: enough to average out their noise, and recent."""
 
+_LONGEST_NAME: Final = 200
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -75,9 +79,9 @@ def check_name(name: str) -> str:
     """
     if name == LATEST:
         raise ValueError(f"{LATEST!r} means the newest saved run: choose another name")
-    if _NAME.fullmatch(name) is None or name.endswith(SUFFIX):
+    if _NAME.fullmatch(name) is None or name.endswith(SUFFIX) or len(name) > _LONGEST_NAME:
         raise ValueError(
-            f"must be a name of letters, digits and . _ + -, which becomes NAME{SUFFIX} in the folder, not {name!r}"
+            f"must be a name of letters, digits and . _ + -, which becomes NAME{SUFFIX} in the folder, not {told(name)}"
         )
     return name
 
@@ -103,8 +107,8 @@ def read_runs(folder: Path) -> list[Run]:
         ResultFileError: for a file that is no run; one line that names it.
         NotADirectoryError: if there is no such folder.
     """
-    if not folder.is_dir():
-        raise NotADirectoryError(f"there is no folder {folder}")
+    if not is_folder(folder):
+        raise NotADirectoryError(f"there is no folder {shown_path(folder)}")
     # Files that are being written have names with a leading dot.
     files = (path for path in folder.glob(f"*{SUFFIX}") if not path.name.startswith("."))
     return oldest_first(read_run(path) for path in files)
@@ -148,7 +152,7 @@ def open_baseline(named: str, folder: Path, root: Path, *, required: bool = True
         ResultFileError: one line, for a file that is missing, corrupt, foreign or from a newer version.
     """
     if named == LATEST:
-        runs = read_runs(folder) if folder.is_dir() else []
+        runs = read_runs(folder) if is_folder(folder) else []
         return Baseline(
             named, tuple(reversed(runs)), missing="" if runs else f"nothing is saved in {shown(folder)} yet"
         )
@@ -157,14 +161,17 @@ def open_baseline(named: str, folder: Path, root: Path, *, required: bool = True
             path = path_of(folder, check_name(named))
         except ValueError as error:
             raise ResultFileError(str(error)) from None
-        if not path.exists():
+        if not exists(path):
             missing = f"no baseline {named!r} is saved in {shown(folder)}"
             if required:
                 raise ResultFileError(f"{missing}; save one with --gpucap-save {named}")
             return Baseline(named, (), missing=missing)
         return Baseline(named, (read_run(path),))
-    path = root / Path(named).expanduser()
-    if path.is_dir():
+    try:
+        path = root / home_expanded(named)
+    except UserFileError as error:
+        raise ResultFileError(str(error)) from None
+    if is_folder(path):
         runs = read_runs(path)
         return Baseline(
             named, tuple(reversed(runs)), median=True, missing="" if runs else f"{shown(path)} holds no runs"
@@ -181,7 +188,7 @@ def check_writable(path: Path) -> None:
     Raises:
         ResultFileError: for a file that is corrupt, foreign or newer, which is never overwritten.
     """
-    if path.exists():
+    if exists(path):
         try:
             read_run(path)
         except ResultFileError as error:
@@ -194,7 +201,7 @@ def check_kind(path: Path, *, simulated: bool) -> None:
     Raises:
         ResultFileError: if it would.
     """
-    if path.exists() and (old := read_run(path)).results and old.simulated != simulated:
+    if exists(path) and (old := read_run(path)).results and old.simulated != simulated:
         ours, theirs = ("simulated", "measured") if simulated else ("measured", "simulated")
         raise ResultFileError(f"{path}: holds {theirs} results and is not overwritten by {ours} ones")
 
@@ -265,7 +272,7 @@ def save_run(path: Path, content: ResultFile, *, simulated: bool, forced: bool =
             f"{path}: there is no result to save: every one is without a rate, not to be trusted, or no PASS "
             "(--gpucap-force-save saves those too)"
         )
-    if path.exists():
+    if exists(path):
         again = {result.test for result in content.results} - {result.test for result in form.results}
         kept = [result for result in read_run(path).results if result.test in again]
         results = sorted([*form.results, *kept], key=lambda result: (result.test, result.kind))
@@ -282,12 +289,6 @@ _PATH: Final = re.compile(r"(?<![\w.:/~-])(?:~|/[\w.@+~-]+)(?:/[\w.@+~-]+)+/?")
 """An absolute path of two parts or more, or one under ``~``; a lone ``/v1`` or ``req/s`` is none."""
 _URL: Final = re.compile(r"(?P<scheme>\bhttps?://)(?:[^\s/@]*@)?(?P<host>\[[^\]]+\]|[^\s/:?#'\"]+)(?P<port>:\d+)?")
 _LOOPBACK: Final = re.compile(r"127\.\d+\.\d+\.\d+|localhost|\[::1\]")
-_SECRET_NAME: Final = re.compile(r"(?:^|[-_])(?:api[-_]?key|token|secret|password)$", re.IGNORECASE)
-_SECRET_FLAG: Final = re.compile(
-    r"(?P<flag>--[A-Za-z0-9_-]*(?:api[-_]?key|token|secret|password))(?P<gap>[= ])(?P<value>'[^']*'|\S+)", re.IGNORECASE
-)
-_SECRET_VALUE: Final = re.compile(r"\b(?:hf_|sk-)[A-Za-z0-9_-]{16,}")
-_MASK: Final = "***"
 _DROPPED: Final = frozenset({"log"})
 """Names whose value has no meaning on another machine."""
 
@@ -309,7 +310,7 @@ def _scrubbed(value: object) -> object:
             return _scrubbed_text(value)
         case Mapping():
             return {
-                key: _MASK if isinstance(each, str) and each and _SECRET_NAME.search(str(key)) else _scrubbed(each)
+                key: MASK if isinstance(each, str) and each and is_secret_name(str(key)) else _scrubbed(each)
                 for key, each in value.items()
                 if key not in _DROPPED
             }
@@ -323,15 +324,13 @@ def _scrubbed_list(values: list[object]) -> list[object]:
     found: list[object] = []
     secret = False
     for value in values:
-        found.append(_MASK if secret and isinstance(value, str) else _scrubbed(value))
-        secret = isinstance(value, str) and value.startswith("--") and _SECRET_NAME.search(value) is not None
+        found.append(MASK if secret and isinstance(value, str) else _scrubbed(value))
+        secret = isinstance(value, str) and value.startswith("--") and is_secret_name(value)
     return found
 
 
 def _scrubbed_text(text: str) -> str:
-    text = _SECRET_FLAG.sub(rf"\g<flag>\g<gap>{_MASK}", text)
-    text = _SECRET_VALUE.sub(_MASK, text)
-    text = _URL.sub(_without_host, text)
+    text = _URL.sub(_without_host, masked(text))
     return _PATH.sub(lambda match: match[0].rstrip("/").rpartition("/")[2], text)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 import statistics
 import textwrap
 from collections.abc import Sequence
@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tabulate import tabulate
 
+from pytest_gpucap.foreign_text import visible
 from pytest_gpucap.history.detection import MissingLibraryError
+from pytest_gpucap.report.escape import cleaned, json_text, prose
 from pytest_gpucap.report.formatting import percent, significant
 from pytest_gpucap.results.encoding import to_builtins
 from pytest_gpucap.results.measured import Interval
 from pytest_gpucap.results.trend import AlarmState, LevelChange, Trend, TrendPoint
+from pytest_gpucap.results.whole_file import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,9 +35,9 @@ _FEW: Final = 4
 
 def trends_text(trends: Sequence[Trend], skipped: Sequence[str] = (), *, heights: str = BLOCKS) -> str:
     """All trends, those with a standing drop first, then one line per skipped file."""
-    parts = [_one(trend, heights) for trend in _worst_first(trends)]
+    parts = [_one(trend, heights) for trend in _worst_first(cleaned(list(trends)))]
     if skipped:
-        parts.append("\n".join(f"skipped {line}" for line in skipped))
+        parts.append("\n".join(f"skipped {visible(line)}" for line in skipped))
     return "\n\n".join(parts)
 
 
@@ -43,12 +46,12 @@ def trends_markdown(trends: Sequence[Trend], skipped: Sequence[str] = ()) -> str
     rows = [
         [
             _icon(trend),
-            _cell(trend.title),
+            prose(trend.title),
             len(trend.points),
             f"`{sparkline(trend)}`",
             _rate(trend.segments[-1].rate) if trend.segments else "",
             percent(trend.run_sd),
-            _verdict(trend),
+            prose(_verdict(trend)),
         ]
         for trend in _worst_first(trends)
     ]
@@ -56,16 +59,16 @@ def trends_markdown(trends: Sequence[Trend], skipped: Sequence[str] = ()) -> str
     parts = [tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)]
     for trend in _worst_first(trends):
         if trend.changes:
-            lines = "\n".join(f"- {_cell(line)}" for change in trend.changes for line in [_sentence(trend, change)])
-            parts.append(f"**{_cell(trend.title)}**\n\n{lines}")
+            lines = "\n".join(f"- {prose(_sentence(trend, change))}" for change in trend.changes)
+            parts.append(f"**{prose(trend.title)}**\n\n{lines}")
     if skipped:
-        parts.append("\n".join(f"- skipped {_cell(line)}" for line in skipped))
+        parts.append("\n".join(f"- skipped {prose(line)}" for line in skipped))
     return "\n\n".join(parts)
 
 
 def trends_json(trends: Sequence[Trend], skipped: Sequence[str] = ()) -> str:
     """``trends`` (the fields of `Trend`) and ``skipped``."""
-    return json.dumps({"trends": to_builtins(trends), "skipped": list(skipped)}, indent=1)
+    return json_text({"trends": to_builtins(trends), "skipped": list(skipped)})
 
 
 def sparkline(trend: Trend, width: int = _WIDTH - 24, heights: str = BLOCKS) -> str:
@@ -192,11 +195,6 @@ def _day(when: datetime) -> str:
     return when.date().isoformat()
 
 
-def _cell(line: str) -> str:
-    """A text escaped for a table cell."""
-    return line.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
-
-
 FORMATS: Final = ("svg", "png", "pdf")
 _WIDTH_IN: Final = 10.0
 _HEIGHT_IN: Final = 3.2
@@ -223,8 +221,11 @@ def plot_trends(trends: Sequence[Trend], path: Path) -> None:
         figure = Figure(figsize=(_WIDTH_IN, _HEIGHT_IN * len(trends)), layout="constrained")
         for axes, trend in zip(figure.subplots(len(trends), squeeze=False)[:, 0], trends, strict=True):
             _panel(axes, trend)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+        picture = io.BytesIO()
+        figure.savefig(
+            picture, format=path.suffix[1:].lower(), metadata={"Date": None} if path.suffix == ".svg" else None
+        )
+    write_whole(path, [picture.getvalue()])
 
 
 def _panel(axes: Axes, trend: Trend) -> None:
@@ -258,5 +259,5 @@ def _panel(axes: Axes, trend: Trend) -> None:
             color=colour,
             fontsize=8,
         )
-    axes.set_title(trend.title, fontsize=9, loc="left")
+    axes.set_title(visible(trend.title).replace("$", r"\$"), fontsize=9, loc="left")
     axes.set_ylabel("req/s per replica")

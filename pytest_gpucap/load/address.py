@@ -1,6 +1,6 @@
 """Where a server is, and how to reach it: by a socket of our own, or through an HTTP library.
 
-The library is for what is not worth a client of our own: calibration, TLS, proxies, HTTP/2. ``httpx2`` comes with
+The library is for load that is not worth a client of our own: over TLS, proxies, HTTP/2. ``httpx2`` comes with
 openai 3, ``httpx`` with older versions; both have the same interface. It is imported on first use.
 """
 
@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import socket
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from pytest_gpucap.access import OPEN, Access, Secret, server_root
+from pytest_gpucap.access import OPEN, Access, server_root
 from pytest_gpucap.load.protocol import LoadError
-from pytest_gpucap.load.proxies import is_loopback, library_options, proxy_for, shown
+from pytest_gpucap.load.proxies import is_loopback, proxy_for, shown
+from pytest_gpucap.masking import Secret
 from pytest_gpucap.requirement import ApiKind
 
-PROBE_TIMEOUT_S = 60.0
-"""A probe is one short request; a server that is ready answers within seconds even on a CPU."""
 _PATHS = {ApiKind.CHAT: "/v1/chat/completions", ApiKind.COMPLETIONS: "/v1/completions"}
 
 
@@ -133,20 +130,6 @@ class ServerAddress:
             else:
                 return int(family), (str(address[0]), *(int(part) for part in address[1:]))
         raise LoadError(f"no connection to {self.root}: {reason}")
-
-    def client(self, timeout_s: float = PROBE_TIMEOUT_S) -> Any:
-        """A blocking client of the HTTP library, for probes.
-
-        Raises:
-            LoadError: if no library is installed.
-        """
-        return http_library().Client(
-            headers=self.headers,
-            timeout=timeout_s,
-            **library_options(self.root, self.proxy, self.access.tls()),
-            http1=not self.http2,
-            http2=self.http2 or importlib.util.find_spec("h2") is not None,
-        )
 
 
 def one_name(url: str) -> str:

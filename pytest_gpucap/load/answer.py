@@ -38,6 +38,11 @@ CHOICES_OPENING = re.compile(rb'"choices":\s?\[\{')
 CHOICES_WITHIN = 400
 """The choices open within the first bytes of the data, or the event is not learnt from."""
 HTTP_OK = 200
+MOST_TIMES, ALWAYS_ALLOWED = 4, 64
+"""A usage may count so many times the tokens that were asked for, or so many tokens. More is no count of an answer, and
+each one would be an entry in the worker's memory."""
+_MOST_COUNTED = 2**31 - 1
+"""The journal's counts are 32 bits wide."""
 WHOLE = frozenset(
     {
         *("stop", "length", "tool_calls", "function_call"),  # OpenAI, vLLM, SGLang, llama.cpp
@@ -222,7 +227,8 @@ class Answer:
         if output >= 0:
             cached = (cached_tokens(usage) if self.recorder.cached_apart else None) or 0
             self.streams.counted_output[self.stream], self.streams.counted_at[self.stream] = output, events
-            self.streams.counted_prompt[self.stream] = max(_count(usage, "prompt_tokens"), 0) + cached
+            prompt = max(_count(usage, "prompt_tokens"), 0) + cached
+            self.streams.counted_prompt[self.stream] = min(prompt, _MOST_COUNTED)
 
     @property
     def text_bytes(self) -> int:
@@ -278,6 +284,11 @@ class Answer:
         recorder, row, table = self.recorder, self.row, self.table
         reason, counted, events = self._ending()
         asked = table.output[row]
+        if max(counted, events) > (most := max(MOST_TIMES * asked, ALWAYS_ALLOWED)):
+            self.fail(
+                Status.PROTOCOL, f"{max(counted, events)} tokens came or were counted, and {asked} were asked for"
+            )
+            counted = min(events, most)
         if counted > 0 and events:
             extra = max(counted - events, 0)
             self._set_extra_tokens(extra)

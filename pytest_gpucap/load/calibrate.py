@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from pytest_gpucap.load.address import ServerAddress, http_library
+from pytest_gpucap.load.address import ServerAddress
 from pytest_gpucap.load.answer import cached_tokens
+from pytest_gpucap.load.plain_request import NoAnswer, Reply, ask
 from pytest_gpucap.load.prompts import PromptRecipe, RequestComposer, hash64
 from pytest_gpucap.load.protocol import LoadError, PromptCountError
 from pytest_gpucap.load.proxies import through
+from pytest_gpucap.load.server_words import json_object
 from pytest_gpucap.requirement import ApiKind, Workload
 
 _COMMON = """
@@ -40,6 +42,10 @@ LEAST_SAME = 3
 MOST_SAME = 12
 """And how often if something does not fit. One server in four that counts otherwise is missed once in thirty times."""
 MOST_SHOWN = 4
+MOST_TOKENS = 2**31
+"""No request has so many."""
+PROBE_TIMEOUT_S = 60.0
+"""A probe is one short request; a server that is ready answers within seconds even on a CPU."""
 MOST_COUNTS = 400
 """Requests to count tokens that finding the units may take."""
 
@@ -53,19 +59,18 @@ def calibrate(server: ServerAddress, model: str, workload: Workload, seed: int, 
     Raises:
         LoadError: if the server does not answer, or exact prompts cannot be made for it; names the cause and the fix.
     """
-    with server.client() as session:
-        probe = _Probe(session, server, model, workload)
-        probe.cached_apart = _count_alike(probe, nonce, LEAST_SAME)
-        try:
-            recipe = _recipe(probe, model, workload, seed, nonce)
-        except LoadError:
-            _count_alike(probe, nonce, MOST_SAME)  # a cause that explains every other mismatch
-            if not probe.has_tokenize:
-                raise
-            # Something before the server may change the prompts of real requests, which /tokenize does not see.
-            probe.count_by_usage()
-            recipe = replace(_recipe(probe, model, workload, seed, nonce), by_usage=True)
-        return replace(recipe, cached_apart=probe.cached_apart)
+    probe = _Probe(server, model, workload)
+    probe.cached_apart = _count_alike(probe, nonce, LEAST_SAME)
+    try:
+        recipe = _recipe(probe, model, workload, seed, nonce)
+    except LoadError:
+        _count_alike(probe, nonce, MOST_SAME)  # a cause that explains every other mismatch
+        if not probe.has_tokenize:
+            raise
+        # Something before the server may change the prompts of real requests, which /tokenize does not see.
+        probe.count_by_usage()
+        recipe = replace(_recipe(probe, model, workload, seed, nonce), by_usage=True)
+    return replace(recipe, cached_apart=probe.cached_apart)
 
 
 def _recipe(probe: _Probe, model: str, workload: Workload, seed: int, nonce: int) -> PromptRecipe:
@@ -89,8 +94,8 @@ class Usage(NamedTuple):
 class _Probe:
     """Asks the server how many tokens a prompt has."""
 
-    def __init__(self, session: Any, server: ServerAddress, model: str, workload: Workload) -> None:
-        self._session, self._server, self._model, self._workload = session, server, model, workload
+    def __init__(self, server: ServerAddress, model: str, workload: Workload) -> None:
+        self._server, self._model, self._workload = server, model, workload
         self.has_tokenize: bool | None = None
         """Whether the server has ``/tokenize``; None: not yet known."""
         self.cached_apart = False
@@ -120,12 +125,11 @@ class _Probe:
             body |= {"messages": messages, "add_generation_prompt": True}
         else:
             body["prompt"] = text
-        response = self._post(self._server.root + "/tokenize", json.dumps(body).encode())
         try:
-            count = response.json().get("count") if response.status_code == 200 else None  # noqa: PLR2004
-        except (ValueError, AttributeError, RecursionError):
-            return None
-        return _whole(count)
+            reply = self._post("/tokenize", json.dumps(body).encode())
+        except NoAnswer:
+            return None  # the usage of real requests tells as well
+        return _whole(json_object(reply.body).get("count")) if reply.ok else None
 
     def plain_body(self, text: str) -> bytes:
         """The body of a request with this prompt for one token."""
@@ -145,7 +149,7 @@ class _Probe:
 
     def try_usage(self, body: bytes) -> int | str:
         """Prompt tokens by the usage of a real request, or why the server reports none."""
-        found = self._ask(self._session, body)
+        found = self._ask(body)
         if isinstance(found, str):
             return found
         return found.prompt + (found.cached or 0 if self.cached_apart else 0)
@@ -157,36 +161,28 @@ class _Probe:
         """
         found = []
         for _ in range(times):
-            with self._server.client() as session:
-                usage = self._ask(session, body)
+            usage = self._ask(body)
             if isinstance(usage, str):
                 return []
             found.append(usage)
         return found
 
-    def _ask(self, session: Any, body: bytes) -> Usage | str:
+    def _ask(self, body: bytes) -> Usage | str:
         """The usage of a real request, or why the server reports none."""
         url = self._server.url(self._workload.endpoint)
-        response = self._post(url, body, session)
-        if response.status_code != 200:  # noqa: PLR2004 - OK
-            text = self._server.quoted(response.text)
-            return f"{url} answered a probe with HTTP {response.status_code}: {text}{through(self._server.proxy)}"
-        try:
-            usage = response.json()["usage"]
-            counted, cached = _whole(usage["prompt_tokens"]), cached_tokens(usage)
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            counted = cached = None
+        reply = self._post(url.removeprefix(self._server.root), body)
+        if not reply.ok:
+            text = self._server.quoted(reply.text)
+            return f"{url} answered a probe with HTTP {reply.status}: {text}{through(self._server.proxy)}"
+        told = json_object(reply.body).get("usage")
+        usage = told if isinstance(told, dict) else {}
+        counted, cached = _whole(usage.get("prompt_tokens")), cached_tokens(usage)
         if counted is None:
             return f"{url} reports no usage.prompt_tokens, so prompts of an exact token count cannot be made for it"
         return Usage(counted, cached)
 
-    def _post(self, url: str, body: bytes, session: Any = None) -> Any:
-        try:
-            return (session or self._session).post(url, content=body, headers={"Content-Type": "application/json"})
-        except http_library().HTTPError as error:
-            # Not its cause as well: a traceback may show the headers there, with the key.
-            way = through(self._server.proxy)
-            raise LoadError(f"{url} does not answer: {type(error).__name__}: {error}{way}") from None
+    def _post(self, path: str, body: bytes) -> Reply:
+        return ask(self._server, path, method="POST", body=body, timeout_s=PROBE_TIMEOUT_S)
 
 
 def _same_prompt(probe: _Probe, nonce: int) -> bytes:
@@ -226,7 +222,7 @@ def _count_alike(probe: _Probe, nonce: int, times: int) -> bool:
 
 def _whole(count: object) -> int | None:
     """A count of tokens; None if it is none."""
-    return count if type(count) is int and count >= 0 else None
+    return count if type(count) is int and 0 <= count < MOST_TOKENS else None
 
 
 _ADVICE = 'exact prompts need a tokenizer that splits at spaces; try endpoint="completions", which sends token ids'

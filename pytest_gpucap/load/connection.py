@@ -25,6 +25,8 @@ from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.load.timestamps import enable_timestamps
 
 MAX_ERROR_BODY = 65_536
+MAX_BODILESS = 2**18
+"""Bytes that may come without a part of a body among them: heads, trailers, and what stands beside a chunk's size."""
 HEAD_END = b"\r\n\r\n"
 MINIMAL_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 """The meaning of every head that `FastReader.learn_head` is told."""
@@ -81,6 +83,7 @@ class Connection:
     """One socket; at most one request at a time."""
 
     __slots__ = (
+        "_bodiless",
         "_body",
         "_chunked",
         "_close_delimited",
@@ -147,6 +150,7 @@ class Connection:
         self._chunked = self._finished = self._in_chunk = self._interim = self._keep_alive = False
         self._close_delimited = True
         self._body = self._head = b""
+        self._bodiless = 0
         self._wrong = ""
         """What is wrong with the head; its body then holds the server's reason, and no events."""
         self._now_s = 0.0
@@ -227,6 +231,7 @@ class Connection:
 
     def _parse(self, answer: Answer, data: bytes, time_s: float, read_state: int) -> None:
         self._now_s = time_s
+        self._bodiless += len(data)
         if read_state == ReadState.BODY:
             data = MINIMAL_HEAD + data
         elif read_state == ReadState.HEAD and HEAD_END in data:
@@ -239,6 +244,9 @@ class Connection:
             self._fail(Status.PROTOCOL, text)
             return
         if self._closed or self.answer is not answer:
+            return
+        if self._bodiless > MAX_BODILESS:
+            self._fail(Status.PROTOCOL, f"over {MAX_BODILESS} bytes of an answer came without a body")
             return
         answer.recorder.add_shared(answer.events - self._reader.events_before)
         chunks = self._status == HTTP_OK and self._chunked
@@ -287,6 +295,7 @@ class Connection:
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
+        self._bodiless = 0
         answer = self.answer
         if answer is None:
             return

@@ -32,6 +32,8 @@ SEND_BATCH = 64
 """Due requests sent before anything is read again."""
 FINE_S = 0.002
 """epoll waits in whole milliseconds. Nearer to a due time than this, select waits instead, in microseconds."""
+SELECT_LIMIT = 1_024
+"""`select` takes no descriptor from here on. A worker's epoll is among its first."""
 SPIN_S = 0.00006
 """This near to a due time nothing waits: waking up takes about 30 us, and not always the same."""
 GATHER_S, LEAST_GATHER_S, GATHER_BELOW = 0.00075, 0.0005, 32
@@ -124,6 +126,7 @@ class EventLoop:
         self._progress = run_table.progress[worker]
         self._timeout_s = request_timeout_s
         self._epoll = select.epoll()
+        self._fine = self._epoll.fileno() < SELECT_LIMIT
         self.reader = FastReader(self._epoll.fileno(), self.recorder)
         # Nothing is ready yet: this call compiles the reader, or loads its compiled code from disk.
         self.reader.drain(0, math.inf, self.offset.ns)
@@ -206,6 +209,8 @@ class EventLoop:
             return math.ceil(wait_s * 1e3)
         if wait_s > FINE_S:
             return math.ceil((wait_s - FINE_S / 2) * 1e3)  # Rounded up, so it aims before the due time.
+        if not self._fine:
+            return math.ceil(wait_s * 1e3)
         select.select((self._epoll,), (), (), wait_s - SPIN_S)
         return 0
 

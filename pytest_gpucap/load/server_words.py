@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from pytest_gpucap.access import masked
+from pytest_gpucap.foreign_text import printable, visible
+from pytest_gpucap.masking import masked
 
 MOST_CHARACTERS = 200
 """Length of a text that is kept."""
@@ -75,8 +76,7 @@ def words_in(body: bytes) -> tuple[str, int]:
 
 def one_line(text: str, secrets: Iterable[str] = ()) -> str:
     """At most `MOST_CHARACTERS` printable characters of a text, with every secret replaced by ``***``."""
-    line = " ".join(masked(text, secrets).split())
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+    line = printable(visible(masked(text, secrets)))
     return line if len(line) <= MOST_CHARACTERS else line[: MOST_CHARACTERS - 3] + "..."
 
 

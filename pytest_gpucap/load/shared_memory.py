@@ -95,6 +95,23 @@ def anonymous_memory(size: int) -> int:
     return fd
 
 
+def shared_bytes(data: bytes) -> int:
+    """A file descriptor of anonymous memory that holds `data`: for what may be too long for one datagram."""
+    fd = anonymous_memory(len(data))
+    with mmap.mmap(fd, max(len(data), 1)) as memory:
+        memory[: len(data)] = data
+    return fd
+
+
+def read_shared_bytes(fd: int, size: int) -> bytes:
+    """What `shared_bytes` was given; closes the descriptor."""
+    try:
+        with mmap.mmap(fd, max(size, 1)) as memory:
+            return memory[:size]
+    finally:
+        os.close(fd)
+
+
 _ROW_FLOATS = ("due_s", "sent_s", "first_s", "last_s", "end_s")
 _ROW_INTS = ("prompt_tokens", "output_tokens", "counted_prompt_tokens", "counted_output_tokens")
 _ROW_BYTES = ("status", "hot")

@@ -21,8 +21,10 @@ from typing import Any
 import numpy as np
 
 from pytest_gpucap.arrays import Floats, Int32s
+from pytest_gpucap.errors import shortened, told
 from pytest_gpucap.load.trace_formats import CSV_FORMATS, JSON_FORMATS, TraceFormat, recognise
-from pytest_gpucap.requirement import Length, LengthKind, RequirementError, Workload
+from pytest_gpucap.requirement import MOST_TOKENS, Length, LengthKind, RequirementError, Workload
+from pytest_gpucap.user_files import UserFileError, lines_of, shown_path, status
 
 MAX_ROWS = 2_000_000
 """More than any measurement can send. Public traces of a week have ten times as many, and would fill the memory."""
@@ -73,9 +75,9 @@ def read_trace(path: Path) -> Trace:
         RequirementError: if the file cannot be read, or a row is malformed; names the file and the line.
     """
     try:
-        changed = path.stat()
-    except OSError as error:
-        raise RequirementError(f"{path}: the trace file cannot be read: {error.strerror}") from None
+        changed = status(path)
+    except UserFileError as error:
+        raise RequirementError(f"{error.path}: the trace file cannot be read: {error.why}") from None
     return _read(path, changed.st_mtime_ns, changed.st_size)
 
 
@@ -133,29 +135,31 @@ def _description(tokens: Int32s) -> Length:
 @lru_cache(maxsize=4)
 def _read(path: Path, _changed_ns: int, _size: int) -> Trace:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
+        with lines_of(path) as lines:
             form, found = _rows(path, lines)
             rows = list(itertools.islice(found, MAX_ROWS + 1))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise RequirementError(f"{path}: the trace file cannot be read: {error}") from None
+    except UserFileError as error:
+        raise RequirementError(f"{error.path}: the trace file cannot be read: {error.why}") from None
+    except csv.Error as error:
+        raise RequirementError(f"{shown_path(path)}: the trace file cannot be read: {error}") from None
     if len(rows) > MAX_ROWS:
         cut = f"head -n {MAX_ROWS} {path.name} > part{path.suffix}"
-        raise RequirementError(f"{path}: a trace may have up to {MAX_ROWS} rows; take a part of it: {cut}")
+        raise RequirementError(f"{shown_path(path)}: a trace may have up to {MAX_ROWS} rows; take a part of it: {cut}")
     kept = [row for row in rows if row[2] and row[3]] if form.published else rows
     if len(kept) < 2:  # noqa: PLR2004 - a rate needs two arrivals
         failed = f", and {len(rows) - len(kept)} of failed requests" if len(rows) > len(kept) else ""
-        raise RequirementError(f"{path}: a trace needs at least 2 rows, this one has {len(kept)}{failed}")
+        raise RequirementError(f"{shown_path(path)}: a trace needs at least 2 rows, this one has {len(kept)}{failed}")
     if form.published:
         kept.sort(key=lambda row: row[1])
     arrival_s = np.array([row[1] for row in kept])
     back = np.flatnonzero(np.diff(arrival_s) < 0)
     if back.size:
         raise RequirementError(
-            f"{path}:{kept[back[0] + 1][0]}: {form.columns[0]} goes back in time; sort the rows by it"
+            f"{shown_path(path)}:{kept[back[0] + 1][0]}: {form.columns[0]} goes back in time; sort the rows by it"
         )
     arrival_s -= arrival_s[0]
     if arrival_s[-1] == 0:
-        raise RequirementError(f"{path}: all requests arrive at the same moment, so the trace has no rate")
+        raise RequirementError(f"{shown_path(path)}: all requests arrive at the same moment, so the trace has no rate")
     return Trace(
         arrival_s,
         np.array([row[2] for row in kept], np.int32),
@@ -174,7 +178,7 @@ def _rows(path: Path, lines: Iterable[str]) -> tuple[TraceFormat, Iterator[Trace
     numbered = enumerate(lines, start=1)
     first = next(((number, line) for number, line in numbered if line.strip()), None)
     if first is None:
-        raise RequirementError(f"{path}: the trace file is empty")
+        raise RequirementError(f"{shown_path(path)}: the trace file is empty")
     if first[1].lstrip().startswith("{"):
         return _json_rows(path, itertools.chain([first], numbered))
     return _csv_rows(path, first[1], (line for _, line in numbered), first[0])
@@ -182,7 +186,7 @@ def _rows(path: Path, lines: Iterable[str]) -> tuple[TraceFormat, Iterator[Trace
 
 def _csv_rows(path: Path, header: str, lines: Iterator[str], offset: int) -> tuple[TraceFormat, Iterator[TraceRow]]:
     names = [name.strip() for name in next(csv.reader([header]))]
-    form = _recognised(f"{path}:{offset}: the header", CSV_FORMATS, names)
+    form = _recognised(f"{shown_path(path)}:{offset}: the header", CSV_FORMATS, names)
     places = [names.index(name) for name in form.columns]
     reader = csv.reader(lines)
 
@@ -191,14 +195,14 @@ def _csv_rows(path: Path, header: str, lines: Iterator[str], offset: int) -> tup
             number = reader.line_num + offset
             if row:
                 values = [row[place] if place < len(row) else None for place in places]
-                yield _row(f"{path}:{number}", number, form, values)
+                yield _row(f"{shown_path(path)}:{number}", number, form, values)
 
     return form, rows()
 
 
 def _json_rows(path: Path, numbered: Iterator[tuple[int, str]]) -> tuple[TraceFormat, Iterator[TraceRow]]:
     number, line = next(numbered)
-    where = f"{path}:{number}"
+    where = f"{shown_path(path)}:{number}"
     first = _json_object(where, line)
     inside = [f"{name}.{key}" for name, value in first.items() if isinstance(value, dict) for key in value]
     form = _recognised(f"{where}: the object", JSON_FORMATS, [*first, *inside])
@@ -206,7 +210,7 @@ def _json_rows(path: Path, numbered: Iterator[tuple[int, str]]) -> tuple[TraceFo
     def rows() -> Iterator[TraceRow]:
         for at, text in itertools.chain([(number, line)], numbered):
             if text.strip():
-                where = f"{path}:{at}"
+                where = f"{shown_path(path)}:{at}"
                 found = _json_object(where, text)
                 missing = [name for name in form.columns if name not in found]
                 if missing:
@@ -230,7 +234,7 @@ def _recognised(what: str, formats: tuple[TraceFormat, ...], names: Collection[s
 def _json_object(where: str, line: str) -> Mapping[str, Any]:
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise RequirementError(f"{where}: not a JSON object")
@@ -240,10 +244,10 @@ def _json_object(where: str, line: str) -> Mapping[str, Any]:
 def _row(where: str, number: int, form: TraceFormat, values: list[Any]) -> TraceRow:
     try:
         arrival_s = form.seconds(values[0])
-    except (TypeError, ValueError):
-        raise RequirementError(f"{where}: {form.columns[0]} must be {form.time_is}, not {values[0]!r}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise RequirementError(f"{where}: {form.columns[0]} must be {form.time_is}, not {told(values[0])}") from None
     if not math.isfinite(arrival_s):
-        raise RequirementError(f"{where}: {form.columns[0]} must be finite, not {values[0]}")
+        raise RequirementError(f"{where}: {form.columns[0]} must be finite, not {shortened(str(values[0]))}")
     least = 0 if form.published else 1
     prompt, output = (
         _tokens(where, name, value, least) for name, value in zip(form.columns[1:], values[1:], strict=True)
@@ -253,9 +257,11 @@ def _row(where: str, number: int, form: TraceFormat, values: list[Any]) -> Trace
 
 def _tokens(where: str, name: str, value: Any, least: int) -> int:
     try:
-        tokens = float(value)
-    except (TypeError, ValueError):
-        raise RequirementError(f"{where}: {name} must be a number, not {value!r}") from None
-    if not (least <= tokens <= 2**31 - 1 and tokens == int(tokens)):
-        raise RequirementError(f"{where}: {name} must be a whole number of at least {least}, not {tokens:g}")
-    return int(tokens)
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise RequirementError(f"{where}: {name} must be a number, not {told(value)}") from None
+    if not (least <= found <= MOST_TOKENS and found == int(found)):
+        raise RequirementError(
+            f"{where}: {name} must be a whole number of at least {least} and at most {MOST_TOKENS}, not {found:g}"
+        )
+    return int(found)

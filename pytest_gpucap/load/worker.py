@@ -22,9 +22,11 @@ from typing import Any
 from pytest_gpucap.load.connection import RequestTemplate
 from pytest_gpucap.load.event_loop import EventLoop
 from pytest_gpucap.load.prompts import PromptRecipe, RequestComposer
-from pytest_gpucap.load.shared_memory import PhaseTable, RunTable
+from pytest_gpucap.load.shared_memory import PhaseTable, RunTable, read_shared_bytes
 
 MESSAGE_BYTES = 2**20
+MOST_SAID = 2_000
+"""Characters of a worker's last words: a datagram must hold them."""
 _PR_SET_PDEATHSIG = 1
 _PR_SET_TIMERSLACK = 29
 _TIMERSLACK_NS = 1_000
@@ -47,9 +49,10 @@ class WorkerControl:
 
     def serve(self) -> None:
         """Set up from the first message, then run until told to stop or the runner is gone."""
-        message, fds = self._receive()
-        if message is None:
+        told, fds = self._receive()
+        if told is None:
             return
+        message = json.loads(read_shared_bytes(fds[1], told["setup"]))
         self._worker, self._workers = message["worker"], message["workers"]
         run_table = RunTable.attach(fds[0], self._workers)
         os.close(fds[0])
@@ -146,7 +149,7 @@ def main() -> int:
     try:
         control.serve()
     except BaseException as error:  # noqa: BLE001 - the runner must learn of every failure
-        control._send({"died": f"{type(error).__name__}: {error}"})  # noqa: SLF001 - the same module
+        control._send({"died": f"{type(error).__name__}: {error}"[:MOST_SAID]})  # noqa: SLF001 - the same module
         traceback.print_exc()
         return 1
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import select
 import socket
@@ -18,7 +19,7 @@ from typing import IO, Any
 
 import pytest_gpucap
 from pytest_gpucap.load.protocol import ErrorText, LoadError, Status
-from pytest_gpucap.load.shared_memory import RunTable, WorkerProgress, anonymous_memory
+from pytest_gpucap.load.shared_memory import RunTable, WorkerProgress, anonymous_memory, shared_bytes
 
 WORKER_START_TIMEOUT_S = 60.0
 """Importing NumPy takes a second even on a busy machine; a minute means that something is wrong."""
@@ -76,7 +77,13 @@ class WorkerPool:
             self._processes.append(
                 subprocess.Popen(command, stdin=theirs.fileno(), stdout=self._log, stderr=self._log, env=environment)
             )
-        socket.send_fds(ours, [json.dumps(setup).encode()], [run_table_fd])
+        # The texts around prompts may be longer than a datagram.
+        text = json.dumps(setup).encode()
+        setup_fd = shared_bytes(text)
+        try:
+            socket.send_fds(ours, [json.dumps({"setup": len(text)}).encode()], [run_table_fd, setup_fd])
+        finally:
+            os.close(setup_fd)
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -102,9 +109,8 @@ class WorkerPool:
         Raises:
             LoadError: if a worker has died or fallen silent.
         """
-        readable, _, _ = select.select(self._sockets, [], [], max(timeout_s, 0.0))
-        for sock in readable:
-            worker = self._sockets.index(sock)
+        for worker in self._readable(timeout_s):
+            sock = self._sockets[worker]
             try:
                 data = sock.recv(2**20)
             except OSError:
@@ -117,6 +123,14 @@ class WorkerPool:
             if "errors" in message:
                 self.errors[worker] = [ErrorText(Status(status), *told) for status, *told in message["errors"]]
             self._inbox[worker].append(message)
+
+    def _readable(self, timeout_s: float) -> list[int]:
+        """The workers that have sent something within this time. `select` takes no descriptor beyond 1,023."""
+        poll = select.poll()
+        workers = {sock.fileno(): worker for worker, sock in enumerate(self._sockets)}
+        for fd in workers:
+            poll.register(fd, select.POLLIN)
+        return [workers[fd] for fd, _ in poll.poll(math.ceil(max(timeout_s, 0.0) * 1e3))]
 
     def check_heartbeats(self) -> None:
         """Check that every worker is alive.

@@ -212,6 +212,10 @@ AT_ONCE_SHARE = 0.5
 pause of the client's machine delays the reading of a few answers, never of most."""
 LEAST_SAMPLES = 5
 """Windows that an estimate needs. With fewer, no rate is reported."""
+LOOK_S = 1.0
+"""Between two looks at whether the server still runs."""
+DYING_S = 10.0
+"""When requests fail because an engine died, its server ends within this time."""
 SETTLE_S = 20.0
 """Longest wait for cancelled requests to end. A healthy server drops them within a second; one that does not is no
 longer waited for."""

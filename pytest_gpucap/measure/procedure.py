@@ -14,6 +14,7 @@ from pytest_gpucap.measure.settings import Observer, Settings, SilentObserver
 from pytest_gpucap.measure.sweeping import run_sweep
 from pytest_gpucap.requirement import Requirement
 from pytest_gpucap.results.measured import Curve, Measurement, Sample, Verdict
+from pytest_gpucap.results.problems import OF_THE_END
 from pytest_gpucap.results.windows import Phase, WindowId
 
 __all__ = ["check", "measure", "sample", "sweep"]
@@ -89,13 +90,15 @@ def sample(
             which = WindowId(Phase.SAMPLE, rate_rps=rate_rps)
             window = run.open_loop(which, rate_rps, duration_s, overload=None, discard_s=c.WARM_UP_S)
     except CalledOff:
-        raise LoadError(called_off(run)[1]) from None
+        raise LoadError(run.problems[0].text if run.problems else called_off(run)[1]) from None
     except OutOfTime:
         raise LoadError(f"the GPU-time limit of {run.settings.max_time_s:g} s leaves no time for a window") from None
     # Requests of the window that are still in flight belong to it.
     runner.settle(c.SETTLE_S)
     run.journal = runner.journal()
     run.settle()
+    if ended := next((problem.text for problem in run.problems if problem.kind in OF_THE_END), ""):
+        raise LoadError(ended)
     found = sample_of(
         run.journal,
         window.span,

@@ -24,6 +24,7 @@ from pytest_gpucap.load.protocol import (
     Status,
 )
 from pytest_gpucap.measure import constants as c
+from pytest_gpucap.measure import liveness
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.requirement import Requirement
 from pytest_gpucap.results.failures import MOST_KEPT, FailedRequests, Failure, FailureKind
@@ -78,6 +79,9 @@ class MeasuringRun:
         self.emptied_s: list[float] = []
         """When what was in flight was cancelled: requests on both sides of such a time share no queue."""
         self._began_s = self._idle_since_s = runner.clock.now()
+        self._ended = ""
+        """Why the server can no longer answer, once it is known."""
+        self._look_s = 0.0
         self._stream = 0
         self._next_prompt = 0
 
@@ -160,7 +164,9 @@ class MeasuringRun:
         return latest_s if np.isnan(begun_s).any() else min(latest_s, float(begun_s.max()))
 
     def settle(self) -> None:
-        """End what is in flight: nothing more is measured."""
+        """End what is in flight: nothing more is measured. What hangs is told first."""
+        self._wait_for_stalled()
+        self._wait_for_a_sign()
         self.runner.settle(c.SETTLE_S, cancel=True)
         now = self.runner.clock.now()
         self.emptied_s.append(now)
@@ -200,7 +206,7 @@ class MeasuringRun:
                 left_s=self.left_s,
             )
             failing = self._fails(progress.failed, progress.completed + progress.failed)
-            return failing or (overload is not None and progress.in_flight > overload)
+            return self._has_ended() or failing or (overload is not None and progress.in_flight > overload)
 
         self._stream += 1
         self._next_prompt += rows
@@ -212,7 +218,8 @@ class MeasuringRun:
             self._spend(kind, self.runner.clock.now() - self._idle_since_s)
             self._idle_since_s = self.runner.clock.now()
             self.journal = self.runner.journal()
-            if self._phase_failed(before):
+            failed = self._phase_failed(before)
+            if self._has_ended(c.DYING_S) or failed:
                 raise CalledOff from error
             raise
         # The server waits while the procedure thinks, and is paid for all the same.
@@ -226,6 +233,8 @@ class MeasuringRun:
             self._spend("warm-up", start_s - span.start_s)
         self._spend(kind, span.end_s - start_s)
         failing = self._phase_failed(before) or failing
+        if self._has_ended(c.DYING_S if failing else 0.0) or self._is_silent(span):
+            raise CalledOff
         # A load generator that is busy with refusals is not what is wrong.
         problems = () if failing else tuple(span.check.problems)
         if self.settings.trust is not None:
@@ -249,6 +258,78 @@ class MeasuringRun:
         if failing:
             raise CalledOff
         return Window(span, start_s, tuple(samples))
+
+    def _has_ended(self, patience_s: float = 0.0) -> bool:
+        """Whether the server can no longer answer, which is a problem; looks once a second at most, unless patient."""
+        now_s = self.runner.clock.now()
+        if self._ended or self.settings.ended is None or (now_s < self._look_s and not patience_s):
+            return bool(self._ended)
+        self._look_s = now_s + c.LOOK_S
+        self._ended = self.settings.ended(patience_s)
+        if self._ended:
+            self.problems.insert(0, Problem(ProblemSource.SERVER, ProblemKind.ENDED, self._ended))
+        return bool(self._ended)
+
+    def _is_silent(self, span: PhaseSpan) -> bool:
+        """Whether the server has stopped answering, which is a problem.
+
+        If nothing came in a whole phase although requests were in flight, the server is waited for.
+        """
+        last_sign_s, rows = liveness.last_sign_s(self.journal), liveness.in_flight(self.journal)
+        if last_sign_s >= span.start_s or not rows.any():
+            return False
+        since_s = max(last_sign_s, float(self.journal.due_s[rows].min()))
+        self.runner.settle(max(liveness.patience_s(self.requirement.slo) - (span.end_s - since_s), 0.0))
+        now_s = self.runner.clock.now()
+        self._spend("waiting", now_s - self._idle_since_s)
+        self._idle_since_s = now_s
+        self.journal = self.runner.journal()
+        if liveness.last_sign_s(self.journal) >= span.start_s or self._has_ended(c.DYING_S):
+            return bool(self._ended)
+        self._no_token_came(now_s - since_s, int(rows.sum()))
+        return True
+
+    def _wait_for_stalled(self) -> None:
+        """Whether requests hang while others are answered, which is a problem. Those that may hang are waited for."""
+        self.journal = self.runner.journal()
+        now_s = self.runner.clock.now()
+        rows = liveness.stalled(self.journal, now_s)
+        if self._ended or not rows.any():
+            return
+        patience_s = liveness.patience_s(self.requirement.slo)
+        youngest_s = float(np.sort(self.journal.due_s[rows])[liveness.LEAST_STALLED - 1])
+        self.runner.settle(max(patience_s - (now_s - youngest_s) + c.LOOK_S, 0.0))
+        self.journal = self.runner.journal()
+        hangs = int(liveness.stalled(self.journal, self.runner.clock.now(), patience_s).sum())
+        if hangs and not self._has_ended(c.DYING_S):
+            self._hang(
+                f"the server stopped answering {hangs} of {self.journal.status.size} requests: they hang for over "
+                f"{patience_s:.0f} s, and requests that were sent later were answered"
+            )
+
+    def _wait_for_a_sign(self) -> None:
+        """Whether the server has stopped answering by now, which is a problem. Only overdue requests are waited for."""
+        began_s = self.runner.clock.now()
+        waiting = int(liveness.overdue(self.journal, began_s).sum())
+        if self.problems or not waiting:
+            return
+        until_s = began_s + liveness.patience_s(self.requirement.slo)
+        while (now_s := self.runner.clock.now()) < until_s:
+            self.runner.settle(min(c.LOOK_S, until_s - now_s))
+            self.journal = self.runner.journal()
+            if liveness.last_sign_s(self.journal) > began_s or not liveness.in_flight(self.journal).any():
+                return
+        if not self._has_ended(c.DYING_S):
+            self._no_token_came(until_s - began_s, waiting)
+
+    def _no_token_came(self, seconds: float, requests: int) -> None:
+        self._hang(
+            f"the server stopped answering: no token came for {seconds:.0f} s while {requests} requests were in flight"
+        )
+
+    def _hang(self, text: str) -> None:
+        if all(problem.kind is not ProblemKind.SILENT for problem in self.problems):
+            self.problems.insert(0, Problem(ProblemSource.SERVER, ProblemKind.SILENT, text))
 
     def _nearest_limit(self) -> tuple[str, float, float]:
         """Name, latest percentile and limit of the latency nearest to its limit."""

@@ -21,6 +21,7 @@ class Settings:
         kv_tokens: tokens that fit the server's KV cache; None where unknown.
         trust: reasons to distrust the span [start, end] on the runner's clock, such as a throttled GPU; any reason
             makes the sample of that span, and so the measurement, INVALID.
+        ended: why the server can no longer answer; empty while it can. It may wait so many seconds for that to show.
     """
 
     max_time_s: float = 600.0
@@ -28,6 +29,7 @@ class Settings:
     max_num_seqs: int | None = None
     kv_tokens: int | None = None
     trust: Callable[[float, float], Sequence[Problem]] | None = None
+    ended: Callable[[float], str] | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant.

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
 from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.gpu.classes import GpuClass, UnknownGpuClass, find_class
 from pytest_gpucap.requirement import RequirementError, positive
+from pytest_gpucap.user_files import UserFileError, read_toml
 
 
 class PricesError(GpuCapError, ValueError):
@@ -42,11 +41,9 @@ def read_prices(path: Path, own_classes: Sequence[GpuClass] = ()) -> Prices:
         PricesError: if the file cannot be read, names an unknown class, or holds a price that is no number above 0.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)
-    except OSError as error:
-        raise PricesError(f"{path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise PricesError(f"{path}: {error}") from None
+        content = read_toml(path, parse_float=str)
+    except UserFileError as error:
+        raise PricesError(str(error)) from None
     table = content.get("per_hour")
     if not isinstance(table, dict) or set(content) - {"currency", "per_hour"}:
         raise PricesError(f'{path}: write currency = "USD" and a table [per_hour] with CLASS = PRICE')

@@ -8,56 +8,25 @@ structural meaning, tables do not split at them, and HTML shows them as text: on
 
 from __future__ import annotations
 
+import json
 import re
-import unicodedata
-from collections.abc import Mapping, Sequence
-from enum import Enum
+from collections.abc import Sequence
 from typing import Final, TypeVar
 
-import msgspec
+from pytest_gpucap.foreign_text import COMMAND, visible
+from pytest_gpucap.results.encoding import changed_texts
 
 T = TypeVar("T")
-
-_DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Marks that make text read in another order than it is stored in."""
-_NUMBERS = frozenset({"series", "timeline", "histograms"})
-"""Parts of a result that hold hundreds of thousands of numbers, and no text that is shown."""
-_NOT_XML = frozenset("\ufffe\uffff")
-_UNSHOWABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
-
-
-def visible(text: str) -> str:
-    """One line of printable text: white space becomes single spaces, controls and direction marks Python escapes."""
-    if text.isascii() and text.isprintable():
-        return text
-    plain = " ".join(text.split())
-    return "".join(
-        character.encode("unicode_escape").decode("ascii")
-        if character in _DIRECTION | _NOT_XML or unicodedata.category(character) in _UNSHOWABLE
-        else character
-        for character in plain
-    )
 
 
 def cleaned(value: T) -> T:
     """A result, or a part of one, with every string made `visible`, keys included; the original is left as it is."""
-    return _cleaned(value)  # type: ignore[return-value] # the same kind of value
+    return changed_texts(value, visible)
 
 
-def _cleaned(value: object) -> object:
-    match value:
-        case Enum():
-            return value
-        case str():
-            return visible(value)
-        case msgspec.Struct():
-            fields = {name: getattr(value, name) for name in value.__struct_fields__ if name not in _NUMBERS}
-            return msgspec.structs.replace(value, **{name: _cleaned(each) for name, each in fields.items()})
-        case Mapping():
-            return {_cleaned(key): _cleaned(each) for key, each in value.items()}
-        case tuple() | list():
-            return type(value)(map(_cleaned, value))
-    return value
+def json_text(value: object) -> str:
+    """Indented JSON for a terminal and for CI's log reader: ASCII alone, and no workflow command anywhere in it."""
+    return COMMAND.sub(lambda match: f"\\u{ord(match[0][0]):04x}{match[0][1]}", json.dumps(value, indent=1))
 
 
 _MEANINGFUL: Final = {ord(character): f"&#{ord(character)};" for character in '\\`*_{}[]<>#!|~$&@^"'}

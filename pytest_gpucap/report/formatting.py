@@ -11,6 +11,7 @@ from pytest_gpucap.requirement import limited_percentile
 from pytest_gpucap.results.measured import Interval, Outcome
 from pytest_gpucap.results.result import Result
 from pytest_gpucap.sizing import gpus_required
+from pytest_gpucap.user_files import shown_path
 
 NOT_MEASURED = "no GPU and no server was measured"
 """What every report says of simulated results."""
@@ -169,8 +170,8 @@ def shown(path: Path) -> str:
     try:
         here = Path.cwd()
     except OSError:  # a test removed it
-        return str(path)
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+        return shown_path(path)
+    return shown_path(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 _UNCOUNTED: Final = {

@@ -8,11 +8,12 @@ from typing import Final
 
 from tabulate import tabulate
 
+from pytest_gpucap.foreign_text import visible
 from pytest_gpucap.planning.evidence import Provenance
 from pytest_gpucap.planning.fleet import Fleet
 from pytest_gpucap.planning.guide import Guide, GuideReference, TierCheck
 from pytest_gpucap.planning.plan import Plan, PlanTable
-from pytest_gpucap.report.escape import prose, visible
+from pytest_gpucap.report.escape import prose
 from pytest_gpucap.report.formatting import gpus, limit_name, rate, seconds, significant
 from pytest_gpucap.sizing import GpuRange
 

@@ -6,17 +6,31 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from pytest_gpucap.report.annotations import annotations_of, workflow_commands
 from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.report.headline import Tone, session_headlines, worst_first
 from pytest_gpucap.report.markdown import pull_request_page
 from pytest_gpucap.results.result import ResultFile
+from pytest_gpucap.results.whole_file import append_text, write_text
+from pytest_gpucap.user_files import UserFileError
 
 _AGENT: Final = "buildkite-agent"
 _AGENT_S: Final = 30.0
 """How long the agent may take. A failed annotation must not delay the end of the tests."""
+
+
+class Published(NamedTuple):
+    """What came of the reports.
+
+    Attributes:
+        lines: for the terminal: where the reports are, what could not be written, and GitHub's annotations.
+        missing: why a report that an option asks for could not be written, a line each.
+    """
+
+    lines: list[str]
+    missing: list[str]
 
 
 def publish(
@@ -26,7 +40,7 @@ def publish(
     root: Path,
     environ: Mapping[str, str],
     html_file: Path | None = None,
-) -> list[str]:
+) -> Published:
     """Write the reports to all requested places.
 
     Args:
@@ -37,15 +51,22 @@ def publish(
         html_file: from ``--gpucap-html``.
 
     Returns:
-        Lines for the terminal: where the report is, what could not be written, and GitHub's annotations.
+        What to tell the user.
     """
     lines: list[str] = []
+    missing: list[str] = []
+
+    def asked(name: str, path: Path, text: str) -> None:
+        failed = _written(path, text, append=False)
+        missing.extend(filter(None, [failed]))
+        lines.append(failed or f"{name} report: {shown(path)}")
+
     summary = environ.get("GITHUB_STEP_SUMMARY")
     agent = shutil.which(_AGENT, path=environ.get("PATH")) if environ.get("BUILDKITE") == "true" else None
     if markdown_file or summary or agent:
         page = pull_request_page(content)
         if markdown_file:
-            lines.append(_written(markdown_file, page, append=False) or f"Markdown report: {shown(markdown_file)}")
+            asked("Markdown", markdown_file, page)
         if summary:
             # Appended: the step may have written other text there.
             lines.append(_written(Path(summary), f"{page}\n", append=True))
@@ -54,20 +75,19 @@ def publish(
     if html_file:
         from pytest_gpucap.report import html
 
-        lines.append(_written(html_file, html.render(content), append=False) or f"HTML report: {shown(html_file)}")
+        asked("HTML", html_file, html.render(content))
     if environ.get("GITHUB_ACTIONS") == "true":
         lines += workflow_commands(annotations_of(content, _folder(root, environ.get("GITHUB_WORKSPACE"))))
-    return [line for line in lines if line]
+    return Published([line for line in lines if line], missing)
 
 
 def _written(path: Path, page: str, *, append: bool) -> str:
     """Write a file; returns an empty text, or why it could not be written."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a" if append else "w", encoding="utf-8") as file:
-            file.write(page)
-    except OSError as error:
-        return f"{path} could not be written: {error}"
+        (append_text if append else write_text)(path, page)
+    except (OSError, ValueError) as error:
+        failed = UserFileError.of(path, error)
+        return f"{failed.path} could not be written: {failed.why}"
     return ""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from pytest_gpucap.requirement import Length, Requirement, Slo, Workload
-from pytest_gpucap.results.encoding import normalised
+from pytest_gpucap.results.encoding import normalised, without_secrets
 from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.measured import Curve, LatencyHistogram, Measurement, Outcome, Sample, Verdict
 from pytest_gpucap.results.problems import Problem
@@ -148,7 +148,7 @@ def _result(measurement: Measurement, context: Context, kind: ResultKind, **foun
         no_limit=context.no_limit,
         **found,
     )
-    return normalised(result)
+    return without_secrets(normalised(result))
 
 
 def declared_budget(requirement: Requirement) -> DeclaredBudget:

@@ -8,12 +8,15 @@ session decides and reports on the same figures.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from enum import Enum
 from fractions import Fraction
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import msgspec
+
+from pytest_gpucap.masking import MASK, is_secret_name, masked
 
 if TYPE_CHECKING:
     Figure = float
@@ -53,7 +56,10 @@ def decoded_figure(kind: Any, value: Any) -> float:
         unknown: float = kind.unknown  # type: ignore[attr-defined]
         return unknown
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # a whole number of hundreds of digits
+            raise ValueError("Number out of range") from None
     raise TypeError(f"Expected `float | null`, got `{_JSON_NAMES.get(type(value), 'object')}`")
 
 
@@ -84,6 +90,43 @@ def from_builtins(value: Any, kind: type[T]) -> T:
 def normalised(value: T) -> T:
     """The value as a reader of its file gets it."""
     return from_builtins(to_builtins(value), type(value))
+
+
+_NUMBERS = frozenset({"series", "timeline", "histograms"})
+"""Parts of a result that hold hundreds of thousands of numbers, and no text that is shown."""
+
+
+def changed_texts(value: T, change: Callable[[str], str]) -> T:
+    """A result, or a part of one, with every string changed, keys included; the original is left as it is."""
+    return _changed(value, change)  # type: ignore[return-value] # the same kind of value
+
+
+def _changed(value: object, change: Callable[[str], str], *, by_name: bool = False) -> object:
+    """The same with every text changed; `by_name`: texts whose name says that they are secrets become `MASK`."""
+    match value:
+        case Enum():
+            return value
+        case str():
+            return change(value)
+        case msgspec.Struct():
+            fields = {name: getattr(value, name) for name in value.__struct_fields__ if name not in _NUMBERS}
+            changed = {name: _changed(each, change, by_name=by_name) for name, each in fields.items()}
+            return msgspec.structs.replace(value, **changed)
+        case Mapping():
+            return {
+                _changed(key, change): MASK
+                if by_name and isinstance(each, str) and each and is_secret_name(str(key))
+                else _changed(each, change, by_name=by_name)
+                for key, each in value.items()
+            }
+        case tuple() | list():
+            return type(value)(_changed(each, change, by_name=by_name) for each in value)
+    return value
+
+
+def without_secrets(value: T) -> T:
+    """A result, or a part of one, with every secret in it masked, also those that only the name before them tells."""
+    return _changed(value, masked, by_name=True)  # type: ignore[return-value] # the same kind of value
 
 
 def encoded(value: Any) -> bytes:

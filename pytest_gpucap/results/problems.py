@@ -67,6 +67,10 @@ class ProblemKind(StrEnum):
     """Answers show no time between tokens, so the limits cannot be judged."""
     TOO_LONG = "too long"
     """Prompts and answers do not fit the server's context."""
+    ENDED = "ended"
+    """The server, or one of its processes, ended or was stopped in the middle of the measurement."""
+    SILENT = "silent"
+    """The server stopped answering, or some of its requests hang."""
     NOT_MEASURED = "not measured"
     """The measurement could not begin, or ended early: no server, no device, or a fault of the plugin."""
     IMPOSSIBLE = "impossible"
@@ -81,6 +85,10 @@ class ProblemKind(StrEnum):
 
 OF_THE_HOST: Final = frozenset({ProblemKind.OTHERS, ProblemKind.STEAL, ProblemKind.QUOTA, ProblemKind.MEMORY})
 """Kinds that are about the whole host: of several windows they tell the same with slightly different figures."""
+
+
+OF_THE_END: Final = frozenset({ProblemKind.ENDED, ProblemKind.SILENT})
+"""Kinds after which a server answers no more."""
 
 
 class Problem(msgspec.Struct, frozen=True):

@@ -6,8 +6,6 @@ GPU time is too expensive to lose a finished result to a crash in the next test.
 
 from __future__ import annotations
 
-import glob
-import os
 import platform
 import re
 from collections.abc import Iterable, Sequence
@@ -18,10 +16,13 @@ from typing import Any, Final
 import msgspec
 
 from pytest_gpucap import __version__
-from pytest_gpucap.errors import GpuCapError
-from pytest_gpucap.results import migrate
+from pytest_gpucap.errors import GpuCapError, told
+from pytest_gpucap.foreign_text import on_one_line
+from pytest_gpucap.results import migrate, sound
 from pytest_gpucap.results.encoding import encoded, from_builtins
 from pytest_gpucap.results.result import SCHEMA_VERSION, Result, ResultFile
+from pytest_gpucap.results.whole_file import clear_partial, write_whole
+from pytest_gpucap.user_files import MOST_RESULTS, UserFileError, read_bytes, shown_path
 
 
 class ResultFileError(GpuCapError, ValueError):
@@ -61,7 +62,7 @@ def session_file(
 
 def write(path: Path, content: ResultFile) -> None:
     """Write the file, whole or not at all. A missing folder is made."""
-    _replace(path, _around(content, [_encoded(result) for result in content.results]))
+    write_whole(path, _around(content, [_encoded(result) for result in content.results]))
 
 
 class GrowingResultFile:
@@ -88,12 +89,12 @@ class GrowingResultFile:
             OSError: if it cannot be written. The previous content is kept.
         """
         if not self._cleared:
-            _clear(self.path)
+            clear_partial(self.path)
             self._cleared = True
         # By identity: comparing two results costs as much as encoding one. The kept result keeps its id from others.
         before = self._encoded
         self._encoded = {id(result): before.get(id(result)) or (result, _encoded(result)) for result in content.results}
-        _replace(self.path, _around(content, [self._encoded[id(result)][1] for result in content.results]))
+        write_whole(self.path, _around(content, [self._encoded[id(result)][1] for result in content.results]))
 
 
 def _encoded(result: Result) -> bytes:
@@ -113,38 +114,6 @@ def _around(content: ResultFile, results: Sequence[bytes]) -> Iterable[bytes]:
     yield (b"\n ]" if results else b"]") + behind + b"\n"
 
 
-def _replace(path: Path, pieces: Iterable[bytes]) -> None:
-    """Write a file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not path.is_file():  # a device or a pipe is written to, and stays
-        with path.open("wb") as file:
-            file.writelines(pieces)
-        return
-    partial = _partial(path, str(os.getpid()))
-    try:
-        with partial.open("wb") as file:
-            file.writelines(pieces)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def _partial(path: Path, process: str) -> Path:
-    """The temporary name."""
-    return path.with_name(f".{path.name}.{process}.tmp")
-
-
-def _clear(path: Path) -> None:
-    """Remove temporary files of sessions that were killed while writing."""
-    import psutil
-
-    for partial in path.parent.glob(_partial(Path(glob.escape(path.name)), "*").name):
-        process = partial.name.rpartition(".tmp")[0].rpartition(".")[2]
-        if process.isdecimal() and not psutil.pid_exists(int(process)):
-            partial.unlink(missing_ok=True)
-
-
 def read(path: Path) -> ResultFile:
     """The content of a result file of any version.
 
@@ -153,15 +122,15 @@ def read(path: Path) -> ResultFile:
             the place of the damage.
     """
     try:
-        content = msgspec.json.decode(path.read_bytes())
-    except OSError as error:
-        raise ResultFileError(f"{path}: {error.strerror or error}") from None
+        content = msgspec.json.decode(read_bytes(path, MOST_RESULTS))
+    except UserFileError as error:
+        raise ResultFileError(str(error)) from None
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise ResultFileError(f"{path}: not JSON ({error})") from None
+        raise ResultFileError(f"{shown_path(path)}: not JSON ({on_one_line(str(error))})") from None
     try:
         return from_document(content)
     except ValueError as error:
-        raise ResultFileError(f"{path}: {error}") from None
+        raise ResultFileError(f"{shown_path(path)}: {on_one_line(str(error))}") from None
 
 
 def from_document(content: Any) -> ResultFile:
@@ -174,16 +143,17 @@ def from_document(content: Any) -> ResultFile:
         raise ValueError("not a result of pytest-gpucap")
     version = content.get("schema_version")
     if type(version) is not int:
-        raise ValueError(f"schema version {version!r} does not exist")
+        raise ValueError(f"schema version {told(version)} does not exist")
     if version > SCHEMA_VERSION:
         raise ValueError(
-            f"schema version {version} is newer than this plugin's ({SCHEMA_VERSION}); upgrade pytest-gpucap"
+            f"schema version {told(version)} is newer than this plugin's ({SCHEMA_VERSION}); upgrade pytest-gpucap"
         )
     content = migrate.current(content, SCHEMA_VERSION, migrate.STEPS)
     try:
         found = from_builtins(content, ResultFile)
     except msgspec.ValidationError as error:
         raise ValueError(f"damaged: {_where(str(error), content)}") from None
+    sound.check(content)
     if found.started.tzinfo is None:
         found = msgspec.structs.replace(found, started=found.started.replace(tzinfo=UTC))
     return found

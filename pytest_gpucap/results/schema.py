@@ -12,6 +12,7 @@ import msgspec
 
 from pytest_gpucap.results import comparison, environment, failures, measured, problems, result, telemetry, windows
 from pytest_gpucap.results.result import SCHEMA_VERSION, ResultFile
+from pytest_gpucap.results.whole_file import write_text
 
 PATH: Final = Path(__file__).with_name("result.schema.json")
 _MODULES: Final = (comparison, environment, failures, measured, problems, result, telemetry, windows)
@@ -59,4 +60,4 @@ def rendered() -> str:
 
 
 if __name__ == "__main__":
-    PATH.write_text(rendered(), encoding="utf-8")
+    write_text(PATH, rendered())

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pytest_gpucap.errors import GpuCapError
+from pytest_gpucap.errors import GpuCapError, told
 
 Config = Mapping[str, Any]
 
@@ -127,7 +127,7 @@ def model_of(config: Config) -> Model:
         config = {**text, "tie_word_embeddings": config.get("tie_word_embeddings", text.get("tie_word_embeddings"))}
     family = str(config.get("model_type", ""))
     if family not in _FAMILIES:
-        raise UnknownModel(f"model_type {family!r} is not understood; known are {', '.join(sorted(_FAMILIES))}")
+        raise UnknownModel(f"model_type {told(family)} is not understood; known are {', '.join(sorted(_FAMILIES))}")
     hidden, vocabulary = _whole(config, "hidden_size"), _whole(config, "vocab_size")
     kinds = [_layer(config, family, number) for number in range(_whole(config, "num_hidden_layers"))]
     tied = config.get("tie_word_embeddings")
@@ -230,37 +230,44 @@ def _mlp(config: Config, family: str, number: int) -> tuple[int, int, int, int]:
 def _routed(config: Config, family: str, number: int) -> bool:
     """Whether this layer of a mixture of experts is one."""
     if family.startswith("deepseek"):
-        dense, every = int(config.get("first_k_dense_replace", 0)), int(config.get("moe_layer_freq", 1))
+        dense, every = _whole(config, "first_k_dense_replace", 0, least=0), _whole(config, "moe_layer_freq", 1)
         return number >= dense and number % every == 0
     if family in {"qwen2_moe", "qwen3_moe"}:
         alone = config.get("mlp_only_layers") or []
-        return number not in alone and (number + 1) % int(config.get("decoder_sparse_step", 1)) == 0
+        if not isinstance(alone, Sequence):
+            raise UnknownModel(f"mlp_only_layers must be a list, not {told(alone)}")
+        return number not in alone and (number + 1) % _whole(config, "decoder_sparse_step", 1) == 0
     return True
 
 
 def _window(config: Config, family: str, number: int) -> int | None:
-    window = config.get("sliding_window")
-    if window is None or (family.startswith("qwen") and not config.get("use_sliding_window")):
+    if config.get("sliding_window") is None or (family.startswith("qwen") and not config.get("use_sliding_window")):
         return None
+    window = _whole(config, "sliding_window", least=0)
     kinds = config.get("layer_types")
     if isinstance(kinds, Sequence) and len(kinds) > number:
         if kinds[number] not in {"sliding_attention", "full_attention"}:
-            raise UnknownModel(f"layers of type {kinds[number]!r} are not understood")
-        return int(window) if kinds[number] == "sliding_attention" else None
+            raise UnknownModel(f"layers of type {told(kinds[number])} are not understood")
+        return window if kinds[number] == "sliding_attention" else None
     if family.startswith("qwen"):
-        return int(window) if number >= int(config.get("max_window_layers", 0)) else None
-    every = {"gemma2": 2, "gemma3_text": int(config.get("sliding_window_pattern", 6)), "gpt_oss": 2}.get(family)
-    return None if every is not None and (number + 1) % every == 0 else int(window)
+        return window if number >= _whole(config, "max_window_layers", 0, least=0) else None
+    every = {"gemma2": 2, "gemma3_text": _whole(config, "sliding_window_pattern", 6), "gpt_oss": 2}.get(family)
+    return None if every is not None and (number + 1) % every == 0 else window
 
 
 def _kv_heads(config: Config) -> int:
     return _whole(config, "num_key_value_heads", _whole(config, "num_attention_heads"))
 
 
-def _whole(config: Config, key: str, default: int | None = None) -> int:
+def _whole(config: Config, key: str, default: int | None = None, least: int = 1) -> int:
     value = config.get(key)
     if value is None and default is not None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UnknownModel(f"{key} must be a whole number of at least 1, not {value!r}")
+    most = _MOST_LAYERS if key == "num_hidden_layers" else _MOST
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise UnknownModel(f"{key} must be a whole number of at least {least} and at most {most}, not {told(value)}")
     return value
+
+
+_MOST, _MOST_LAYERS = 2**40, 10_000
+"""Far above every model."""

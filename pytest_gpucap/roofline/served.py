@@ -6,9 +6,11 @@ a bandwidth. Nothing is guessed: without it there is no limit, and the result sa
 
 from __future__ import annotations
 
+import glob
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +23,7 @@ from pytest_gpucap.roofline.deployment import Deployment, Hardware
 from pytest_gpucap.roofline.limits import NoLimit, Roofline
 from pytest_gpucap.roofline.model_shape import model_of
 from pytest_gpucap.roofline.precision import precision_of
+from pytest_gpucap.user_files import MOST_CONFIG, home_folder, is_file, is_folder, read_bytes
 from pytest_gpucap.vllm_arguments import VllmArguments
 
 _FP4_OVER_FP8: Final = 2.0
@@ -28,6 +31,8 @@ _FP4_OVER_FP8: Final = 2.0
 _FP4_FROM: Final = (10, 0)
 _NOT_BOUNDED: Final = ("cpu_offload_gb", "lora_modules", "pooler_config")
 """Arguments under which these limits do not describe the server."""
+_HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
+"""A model's name at the hub, with or without its owner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +122,8 @@ def _declared(known: Capabilities, model: str | None, declared: VllmArguments) -
     names = list(dict.fromkeys([*known.models, *([model] if model else [])]))
     arguments = declared.overlaid(known.arguments)
     for name in names:
-        config = config_of(name)
+        # What a server says of its model is no path on this machine, whatever it looks like.
+        config = config_of(name) if name == model or synthetic.is_synthetic(name) else hub_config_of(name)
         if config is not None:
             return _Served((name,), config, arguments, "GPU class" if name in known.models else "GPU class and model")
     return _Served(tuple(names), None, arguments)
@@ -188,11 +194,22 @@ def config_of(model: str) -> Mapping[str, Any] | None:
     if synthetic.is_synthetic(model):
         return synthetic.architecture(model).config
     place = Path(model)
-    candidates = [place] if place.is_file() else [place / "config.json"] if place.is_dir() else _cached(model)
+    return _first([place / "config.json"] if is_folder(place) else [place]) or hub_config_of(model)
+
+
+def hub_config_of(model: str) -> Mapping[str, Any] | None:
+    """The same for the name that a server gives its model: no path is made of it."""
+    return _first(_cached(model)) if _HUB_NAME.fullmatch(model) else None
+
+
+def _first(candidates: Iterable[Path]) -> Mapping[str, Any] | None:
+    """The content of the first file that holds a JSON object; only regular files of that kind are opened."""
     for path in candidates:
+        if path.suffix != ".json" or not is_file(path):
+            continue
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            config = json.loads(read_bytes(path, MOST_CONFIG))
+        except (ValueError, RecursionError):  # a `UserFileError` too
             continue
         if isinstance(config, dict):
             return config
@@ -201,7 +218,10 @@ def config_of(model: str) -> Mapping[str, Any] | None:
 
 def _cached(model: str) -> list[Path]:
     """Where the hub's cache keeps the config of a model, newest first (huggingface_hub's layout)."""
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    found = hub.glob(f"models--{model.replace('/', '--')}/snapshots/*/config.json")
-    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    try:
+        home = Path(os.environ.get("HF_HOME") or home_folder() / ".cache" / "huggingface")
+        hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+        found = hub.glob(f"models--{glob.escape(model.replace('/', '--'))}/snapshots/*/config.json")
+        return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    except (OSError, ValueError):  # no home folder, or no name that a folder can have
+        return []

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.history import store
 from pytest_gpucap.history.compare import compare_result, is_precise
 from pytest_gpucap.history.store import Baseline, open_baseline
@@ -15,10 +16,18 @@ from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.result import Result, ResultFile
 from pytest_gpucap.results.result_file import ResultFileError
+from pytest_gpucap.session.expected import verdict_failure
 from pytest_gpucap.session.kept import KeptResult
 from pytest_gpucap.session.placement import SIMULATED
+from pytest_gpucap.user_files import exists
 
 _BASELINE = pytest.StashKey[Baseline | None]()
+
+
+class NotSaved(GpuCapError):  # noqa: N818 - the name states the fault
+    """The session's results were not saved as a baseline."""
+
+    needs_traceback = False
 
 
 def check_files(options: Options, config: pytest.Config) -> Baseline | None:
@@ -58,16 +67,19 @@ def save(options: Options, session: ResultFile) -> str:
 
     A baseline holds either measured or simulated results. If any result was measured, simulated ones are left out. So
     are results that are no PASS, without ``--gpucap-force-save``.
+
+    Raises:
+        NotSaved: one line, why nothing was saved.
     """
     assert options.save is not None  # noqa: S101 - the caller's condition
     path = store.path_of(options.baselines, options.save)
     simulated = all(result.simulated for result in session.results)
     forced = options.force_save
     try:
-        before = store.read_run(path).results if path.exists() else ()
+        before = store.read_run(path).results if exists(path) else ()
         saved = store.save_run(path, session, simulated=simulated, forced=forced)
     except (ResultFileError, OSError) as error:
-        return f"baseline {options.save} was NOT saved: {error}"
+        raise NotSaved(f"baseline {options.save} was NOT saved: {error}") from None
     new = store.saved_form(session, simulated=simulated, forced=forced).results
     count, measured = len(new), len(session.results)
     said = [f"baseline {options.save}: {count} result{'' if count == 1 else 's'} saved in {shown(path)}"]
@@ -152,4 +164,4 @@ class Comparing:
         """
         comparison = result.comparison
         if comparison is not None and comparison.decision is RegressionDecision.REGRESSED and comparison.confirmed:
-            pytest.fail(regression_failure(result, columns), pytrace=False)
+            raise verdict_failure(regression_failure(result, columns))

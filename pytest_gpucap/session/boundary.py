@@ -11,9 +11,13 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import pytest
 
 from pytest_gpucap.errors import GpuCapError, MeasurementInvalid, PluginFault
+from pytest_gpucap.foreign_text import harmless
+from pytest_gpucap.masking import masked
 from pytest_gpucap.requirement import RequirementError
 
 _PACKAGE: Final = Path(__file__).parents[1]
@@ -74,6 +78,24 @@ def _place(error: BaseException) -> tuple[Path | None, int]:
         if path.is_relative_to(_PACKAGE) or not any(path.is_relative_to(library) for library in _LIBRARIES):
             place = path, frame.lineno or 0
     return place
+
+
+def make_harmless(report: pytest.TestReport) -> None:
+    """Take secrets and control sequences out of a report: tracebacks show arguments, locals and words of servers."""
+    report.longrepr = _harmless(report.longrepr)
+    report.sections = [(name, masked(content)) for name, content in report.sections]
+
+
+def _harmless(value: Any) -> Any:
+    """The same with every text in it changed. pytest's parts of a traceback are changed in place."""
+    if isinstance(value, str):
+        return harmless(masked(value))
+    if isinstance(value, list | tuple):
+        return type(value)([_harmless(each) for each in value])
+    if type(value).__module__.startswith("_pytest."):
+        for name, each in vars(value).items():
+            setattr(value, name, _harmless(each))
+    return value
 
 
 def _is_of_processes(error: Exception) -> bool:

@@ -16,6 +16,7 @@ from pytest_gpucap.errors import GpuCapError, MeasurementInvalid, NoSustainableR
 from pytest_gpucap.options import Options
 from pytest_gpucap.requirement import Number, Requirement, RequirementError, duration_s, positive, whole
 from pytest_gpucap.session.boundary import one_line
+from pytest_gpucap.session.expected import verdict_failure
 
 if TYPE_CHECKING:
     from pytest_gpucap.results.build import Context
@@ -98,7 +99,7 @@ class GpuCap:
             self._comparing.compare(kept)
         report = terminal.failure(kept.result, self._columns)
         if verdict.outcome is Outcome.FAIL or (undecided and self._options.inconclusive == "fail"):
-            pytest.fail(report, pytrace=False)
+            raise verdict_failure(report, decided=not undecided)
         if undecided and self._options.inconclusive == "skip":
             pytest.skip(report)
         self._comparing.refuse_regression(kept.result, self._columns)
@@ -258,6 +259,13 @@ class GpuCap:
         except GpuCapError as error:
             if kind is not None and self._results.count == before:
                 self._results.keep(self._unmeasured(kind, error))
+            from pytest_gpucap.results.problems import OF_THE_END
+
+            problems = [problem for result in self._results.results for problem in result.problems]
+            if self._harness.has_ended() or any(problem.kind in OF_THE_END for problem in problems):
+                words = self._harness.last_words()
+                self._harness.give_up()
+                raise MeasurementInvalid("\n\n".join(filter(None, [str(error), words]))) from None
             raise
 
     def _unmeasured(self, kind: str, error: GpuCapError) -> Result:

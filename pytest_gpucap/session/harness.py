@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
+from typing import Final
 
 from pytest_gpucap.engines.protocol import LoadRequest, Server
 from pytest_gpucap.errors import MeasurementInvalid
@@ -24,7 +25,11 @@ from pytest_gpucap.session.server_manager import ServerManager, SystemUnderTest,
 def settings_on(server: Server, settings: Settings, trust: Trust | None) -> Settings:
     """The settings, with what the server reports about itself and a function that finds problems in a span of time."""
     known = server.capabilities()
-    return replace(settings, max_num_seqs=known.max_num_seqs, kv_tokens=known.kv_tokens, trust=trust)
+    ended = getattr(server, "ended", None)  # servers of other plugins need not tell
+    return replace(settings, max_num_seqs=known.max_num_seqs, kv_tokens=known.kv_tokens, trust=trust, ended=ended)
+
+
+LAST_LINES: Final = 30
 
 
 class Harness:
@@ -53,9 +58,27 @@ class Harness:
         """The test's server, ready. It answers over HTTP even if rates come from virtual time."""
         return self._manager.server(self.placement, self.live).endpoint
 
+    def has_ended(self) -> bool:
+        """Whether the test's server can no longer answer."""
+        return self._manager.has_ended()
+
+    def last_words(self) -> str:
+        """The end of the log of a server that answers no more; empty where there is none."""
+        log = self._manager.log()
+        if log is None:
+            return ""
+        tail = log.tail(LAST_LINES)
+        said = f"the last {len(tail.splitlines())} lines of its log:\n{tail}" if tail.strip() else "its log is empty"
+        return f"{said}\n\nwhole log: {log.path}"
+
     def start_afresh(self) -> None:
         """End the server, so that the next measurement starts another. A server behind a URL keeps running."""
         self._manager.keep_only(None)
+
+    def give_up(self) -> None:
+        """End a server that answers no more, so that the next test has another."""
+        if self.placement.engine is not None and self.placement.engine.restarts:
+            self.start_afresh()
 
     @contextmanager
     def driven(self, start: int = 0) -> Iterator[tuple[LoadRunner, Settings, SystemUnderTest]]:

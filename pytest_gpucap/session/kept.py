@@ -50,11 +50,14 @@ class KeptResults:
         self._kept: list[KeptResult] = []
         self.count = 0
         """Results kept so far, those taken included."""
+        self.untrusted = False
+        """One of the results is INVALID."""
         self._heard = heard
 
     def keep(self, result: Result) -> KeptResult:
         """Keep a result; the test may add to the one returned."""
         self.count += 1
+        self.untrusted = self.untrusted or not result.trusted
         self._kept.append(kept := KeptResult(result, self._tell))
         self._tell()
         return kept

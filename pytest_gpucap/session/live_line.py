@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import pytest
 
+from pytest_gpucap.foreign_text import visible
 from pytest_gpucap.report.columns import cut, display_width, shortened, terminal_columns
-from pytest_gpucap.report.escape import visible
 from pytest_gpucap.report.formatting import limit_name, rate, seconds
 from pytest_gpucap.session.screen import columns
 from pytest_gpucap.telemetry.sampler import Telemetry

@@ -189,11 +189,6 @@ class PytestSession:
         return assertion.explain(operator, left, right, self._measured.results)
 
     @staticmethod
-    def explains(error: BaseException) -> bool:
-        """Whether the error's message is complete, so that the report needs no traceback."""
-        return isinstance(error, GpuCapError) and not error.needs_traceback
-
-    @staticmethod
     def take_results(item: pytest.Item) -> list[Result]:
         """The results of a test since the last call."""
         kept = item.stash.get(_RESULTS, None)

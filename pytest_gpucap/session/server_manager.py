@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_gpucap.engines.protocol import Engine, MetricNames, Server
+from pytest_gpucap.engines.protocol import Engine, MetricNames, Server, ServerLog
 from pytest_gpucap.gpu.classes import GpuClass
 from pytest_gpucap.gpu.inventory import Inventory, NoGpu, WrongGpuClass, detect_class, devices_of_class, take_inventory
 from pytest_gpucap.gpu.lease import Lease, lease, lease_cpu, lease_server
@@ -87,6 +87,10 @@ class ServerManager:
     def server(self, placement: Placement, live: LiveLine) -> SystemUnderTest:
         """The target of a test with its server ready."""
         target = self.target(placement, live)
+        if target.server is not None and target.engine.restarts and (why := _ended(target.server)):
+            live.say(f"{why}: starting another")
+            self.keep_only(None)
+            target = self.target(placement, live)
         if target.server is None:
             try:
                 self._serve(target, live)
@@ -95,6 +99,16 @@ class ServerManager:
                 self.keep_only(None)
                 raise
         return target
+
+    def log(self) -> ServerLog | None:
+        """The log of the server that runs or ran last, if it can be read."""
+        server = None if self._target is None else self._target.server
+        return None if server is None else server.log
+
+    def has_ended(self) -> bool:
+        """Whether there is a server, and it can no longer answer."""
+        server = None if self._target is None else self._target.server
+        return server is not None and bool(_ended(server))
 
     @contextmanager
     def pair(
@@ -230,3 +244,9 @@ class ServerManager:
         server.close()
         if held.devices:
             wait_memory_returned(held.devices, held.baseline, pids, MEMORY_RETURN_S)
+
+
+def _ended(server: Server) -> str:
+    """Why a server can no longer answer; empty while it can, or does not tell."""
+    asked: Callable[[], str] | None = getattr(server, "ended", None)
+    return "" if asked is None else asked()

@@ -11,12 +11,15 @@ from typing import Any, Final
 import msgspec
 import pytest
 
+from pytest_gpucap.access import masked_words
+from pytest_gpucap.foreign_text import harmless
+from pytest_gpucap.masking import masked
 from pytest_gpucap.report import terminal as text
 from pytest_gpucap.report.columns import wrapped
 from pytest_gpucap.report.comparison import comparison_summary
 from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.report.headline import Tone
-from pytest_gpucap.report.publish import publish
+from pytest_gpucap.report.publish import Published, publish
 from pytest_gpucap.results.ending import Ending, worse
 from pytest_gpucap.results.result import Result, ResultFile
 from pytest_gpucap.results.result_file import GrowingResultFile, session_file
@@ -60,7 +63,7 @@ class SessionReport:
         self.usual: GrowingResultFile | None = None
         self._config = config
         self._started = datetime.now(UTC)
-        self._arguments = [str(argument) for argument in config.invocation_params.args]
+        self._arguments = masked_words([str(argument) for argument in config.invocation_params.args])
         self._results: list[Result] = []
         self._running: dict[str, list[Result]] = {}
         self._attempts: dict[Hashable, _Attempt] = {}
@@ -68,6 +71,7 @@ class SessionReport:
         self._exit_status: int | None = None
         self._unwritten: dict[Path, str] = {}
         self._notes: list[str] = []
+        self._missing: list[str] = []
         self._write()
 
     @property
@@ -107,7 +111,7 @@ class SessionReport:
 
     def problem(self, text: str) -> None:
         """Something that ended tests or the session early, a line each."""
-        self._problems += filter(None, map(str.strip, text.splitlines()))
+        self._problems += filter(None, map(str.strip, masked(text).splitlines()))
         self._write()
 
     def finish(self, exit_status: int) -> None:
@@ -127,9 +131,17 @@ class SessionReport:
             problems=self._problems,
         )
 
-    def note(self, line: str) -> None:
-        """A line for the end of the summary."""
-        self._notes.append(line)
+    def note(self, line: str, *, missing: bool = False) -> None:
+        """A line for the end of the summary; `missing`: on a file that an option asks for and that was not written."""
+        self._notes.append(harmless(masked(line)))
+        if missing:
+            self._missing.append(line)
+
+    @property
+    def missing(self) -> Sequence[str]:
+        """Why files that options ask for were not written, a line each: a session that lacks one is no success."""
+        asked = [self._unwritten[file.path] for file in self._asked if file.path in self._unwritten]
+        return [*asked, *self._missing]
 
     def _write(self) -> None:
         content = self.content()
@@ -160,7 +172,7 @@ class SessionReport:
             terminal.write_line("nothing was measured")
         for line in self._unwritten.values() or [f"result file: {shown(self._files(content)[-1].path)}"]:
             terminal.write_line(line)
-        published: list[str] = []
+        published = Published([], [])
         if results:
             published = publish(
                 content,
@@ -172,8 +184,9 @@ class SessionReport:
         for note in self._notes:
             for line in wrapped(note, hang="  ", width=width):
                 terminal.write_line(line)
-        for line in published:
+        for line in published.lines:
             terminal.write_line(line)
+        self._missing += published.missing
 
 
 def ending_of(report: pytest.TestReport) -> Ending:
@@ -212,5 +225,5 @@ def _reason(report: pytest.TestReport) -> str:
         said = str(found[-1])
     else:
         said = str(found or getattr(report, "wasxfail", ""))
-    lines = said.strip().splitlines()
+    lines = masked(said).strip().splitlines()
     return lines[0][:_LONGEST_REASON] if lines else ""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
-from pytest_gpucap.errors import GpuCapError
+from pytest_gpucap.errors import GpuCapError, told
+from pytest_gpucap.foreign_text import on_one_line
 from pytest_gpucap.requirement import (
     ApiKind,
     Arrivals,
@@ -20,8 +20,11 @@ from pytest_gpucap.requirement import (
     Slo,
     Workload,
     exact,
+    positive,
     share,
+    whole,
 )
+from pytest_gpucap.user_files import UserFileError, exists, read_toml, shown_path
 
 if TYPE_CHECKING:  # loads NumPy; naming a profile at collection does not need it
     import numpy as np
@@ -189,9 +192,9 @@ def load(name: str | Path) -> Profile:
     text = str(name)
     if text.endswith(".toml"):
         path = Path(text)
-        if not path.is_file():
-            raise ProfileError(f"simulator profile {text} does not exist")
-        return replace(parse(path.stem, path.read_text()), file=path.resolve())
+        if not exists(path):
+            raise ProfileError(f"simulator profile {shown_path(text)} does not exist")
+        return replace(_parse(shown_path(path.stem), path), file=path.resolve())
     if text not in names():
         raise ProfileError(
             f"no simulator profile {text!r}: there are {', '.join(names())}, or the path of a .toml file"
@@ -201,43 +204,84 @@ def load(name: str | Path) -> Profile:
 
 @lru_cache(maxsize=64)
 def _shipped(name: str) -> Profile:
-    return parse(name, (_folder() / f"{name}.toml").read_text())
+    return _parse(name, _folder() / f"{name}.toml")
 
 
 def _folder() -> Path:
     return Path(str(files("pytest_gpucap.simulator"))) / "profiles"
 
 
-def parse(name: str, text: str) -> Profile:
-    """A profile from the text of its TOML file; raises as `load`."""
+def _parse(name: str, path: Path) -> Profile:
     try:
-        data = tomllib.loads(text)
-        engine = data.pop("engine")
-        work = data.pop("workload")
-        slo = data.pop("slo", {})
-        known = {f.name for f in fields(EngineModel)}
-        if unknown := set(engine) - known:
-            raise ProfileError(f"simulator profile {name}: unknown engine keys {sorted(unknown)}")
-        if unknown := set(data) - {"source", "held_out", "true_rate_rps", "accuracy"}:
-            raise ProfileError(f"simulator profile {name}: unknown keys {sorted(unknown)}")
-        return Profile(
-            name=name,
-            source=str(data.get("source", "made up")),
-            held_out=bool(data.get("held_out", False)),
-            engine=EngineModel(**engine),
-            workload=_workload(work),
-            slo=_slo(slo),
-            true_rate_rps=float(data.get("true_rate_rps", "nan")),
-            accuracy=float(share(data.get("accuracy", 1), "accuracy")),
-        )
-    except (KeyError, TypeError, tomllib.TOMLDecodeError, RequirementError) as error:
-        raise ProfileError(f"simulator profile {name}: {error}") from error
+        return _profile(name, read_toml(path))
+    except UserFileError as error:
+        raise ProfileError(f"simulator profile {name}: {error.why}") from None
+    except KeyError as error:
+        raise ProfileError(f"simulator profile {name}: {error} is missing") from None
+    except (TypeError, ValueError, AttributeError) as error:  # a `RequirementError` too
+        raise ProfileError(f"simulator profile {name}: {on_one_line(str(error))}") from error
+
+
+def _profile(name: str, data: dict[str, Any]) -> Profile:
+    engine = data.pop("engine")
+    work = data.pop("workload")
+    slo = data.pop("slo", {})
+    known = {f.name for f in fields(EngineModel)}
+    if unknown := set(engine) - known:
+        raise RequirementError(f"unknown engine keys {told(sorted(unknown))}")
+    if missing := _NEEDED - set(engine):
+        raise RequirementError(f"[engine] lacks {', '.join(sorted(missing))}")
+    if unknown := set(data) - {"source", "held_out", "true_rate_rps", "accuracy"}:
+        raise RequirementError(f"unknown keys {told(sorted(unknown))}")
+    return Profile(
+        name=name,
+        source=str(data.get("source", "made up")),
+        held_out=bool(data.get("held_out", False)),
+        engine=EngineModel(**_engine_values(engine)),
+        workload=_workload(work),
+        slo=_slo(slo),
+        true_rate_rps=_true_rate(data.get("true_rate_rps")),
+        accuracy=float(share(data.get("accuracy", 1), "accuracy")),
+    )
+
+
+_NEEDED: Final = frozenset({"base_s", "per_seq_s", "per_prompt_token_s"})
+_ABOVE_ZERO: Final = frozenset(
+    {"base_s", "drift_tau_s", "warm_tau_s", "wander_tau_s", "throttle_every_s", "front_backlog_s"}
+    | {"knee", "max_num_seqs", "max_num_batched_tokens", "kv_tokens", "graph_most"}
+)
+_MOST: Final = {"max_num_seqs": 10**6, "graph_step": 10**6, "graph_most": 10**6, "spec_tokens": 1000}
+_MOST_SHARE, _MOST_S, _MOST_TOKENS = 10.0, 1e5, 1e12
+
+
+def _engine_values(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _engine_value(key, value) for key, value in table.items()}
+
+
+def _engine_value(key: str, value: Any) -> float | int:
+    """A number of the table [engine]: no time is negative, and none lets a step take nothing or for ever."""
+    kind = {each.name: each.type for each in fields(EngineModel)}[key]
+    if isinstance(value, str):
+        raise RequirementError(f"{key} must be a number, not {told(value)}")
+    number = whole(value, key, least=0) if kind == "int" else exact(value, key)
+    shares = ("_sd", "_extra", "_loss", "_slow", "_accept", "_share", "_spread", "noise", "stall_per_s")
+    usual = _MOST_SHARE if key.endswith(shares) else _MOST_S if key.endswith("_s") else _MOST_TOKENS
+    most = _MOST.get(key, usual)
+    if not (number > 0 if key in _ABOVE_ZERO else number >= 0) or number > most:
+        above = "above 0" if key in _ABOVE_ZERO else "at least 0"
+        raise RequirementError(f"{key} must be {above} and at most {most:g}, not {told(value)}")
+    return number if isinstance(number, int) else float(number)
+
+
+def _true_rate(value: Any) -> float:
+    return float("nan") if value is None else float(positive(value, "true_rate_rps"))
 
 
 def _workload(table: Mapping[str, object]) -> Workload:
     from pytest_gpucap.requirement import ArrivalKind
 
-    arrivals = Arrivals(ArrivalKind(str(table.get("arrivals", "poisson"))), float(str(table.get("burstiness", 1.0))))
+    burstiness = float(positive(str(table["burstiness"]), "burstiness")) if "burstiness" in table else 1.0
+    arrivals = Arrivals(ArrivalKind(str(table.get("arrivals", "poisson"))), burstiness)
     return Workload(
         input_tokens=Length.parse(str(table["input_tokens"]), "input_tokens"),
         output_tokens=Length.parse(str(table["output_tokens"]), "output_tokens"),
@@ -248,4 +292,4 @@ def _workload(table: Mapping[str, object]) -> Workload:
 
 def _slo(table: Mapping[str, object]) -> Slo:
     limits = tuple(LatencyLimit.parse(k, str(v)) for k, v in table.items() if k != "max_error_rate")
-    return Slo(limits, exact(str(table.get("max_error_rate", "0.01")), "max_error_rate"))
+    return Slo(limits, share(str(table.get("max_error_rate", "0.01")), "max_error_rate"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import select
+import selectors
 import subprocess
 import sys
 import time
@@ -101,10 +101,11 @@ class SimulatedServer(HttpServer):
         deadline = time.monotonic() + START_TIMEOUT_S
         line = ""
         while time.monotonic() < deadline and process.poll() is None:
-            ready, _, _ = select.select([process.stdout], [], [], 0.2)
-            if ready:
-                line = process.stdout.readline()
-                break
+            with selectors.DefaultSelector() as selector:  # `select` takes no descriptor beyond 1,023
+                selector.register(process.stdout, selectors.EVENT_READ)
+                if selector.select(0.2):
+                    line = process.stdout.readline()
+                    break
         if " serves at " not in line:
             process.kill()
             process.communicate()

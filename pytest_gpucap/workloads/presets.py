@@ -6,16 +6,16 @@ its presets may extend ours.
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
-from importlib.resources import files
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Final
 
 from pytest_gpucap.requirement import RequirementError
+from pytest_gpucap.user_files import UserFileError, read_toml
 
 _OUR_FILE: Final = "presets.toml"
 _NO_KEYWORDS: Final = frozenset({"about", "extends", "sources"})
@@ -54,7 +54,7 @@ def find_preset(name: str, own: Path | None = None, added: Mapping[str, Mapping[
     if added:
         layers.insert(0, _Layer(added, "presets of plugins", None))
     if own is not None:
-        layers.insert(0, _Layer(_read(own.read_bytes, str(own)), str(own), own.parent))
+        layers.insert(0, _Layer(_read(own, str(own)), str(own), own.parent))
     return _resolve(name, layers, ())
 
 
@@ -105,16 +105,15 @@ def _placed(key: str, value: Any, folder: Path | None) -> Any:
 @cache
 def _ours() -> Mapping[str, Mapping[str, Any]]:
     data = files("pytest_gpucap.workloads").joinpath(_OUR_FILE)
-    return _read(data.read_bytes, _OUR_FILE)
+    with as_file(data) as path:
+        return _read(path, _OUR_FILE)
 
 
-def _read(content: Callable[[], bytes], place: str) -> Mapping[str, Mapping[str, Any]]:
+def _read(path: Path, place: str) -> Mapping[str, Mapping[str, Any]]:
     try:
-        tables = tomllib.loads(content().decode("utf-8"))
-    except OSError as error:
-        raise RequirementError(f"{place}: the workload file cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RequirementError(f"{place}: the workload file is no TOML: {error}") from None
+        tables = read_toml(path)
+    except UserFileError as error:
+        raise RequirementError(f"{error.path}: the workload file: {error.why}") from None
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise RequirementError(f"{place}: {name} stands outside a table: write [NAME] above a preset's keywords")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from pytest_gpucap.accuracy.chat_client import NOT_ASKED, Reply, ask_all, context_tokens
+from pytest_gpucap.accuracy.chat_client import NOT_ASKED, Reply, ask_all
 from pytest_gpucap.load.address import ServerAddress
 from tests.load.tokenserver import TokenServer
 from tests.waiting import FOREVER_S
@@ -138,7 +138,7 @@ def test_a_server_that_is_gone_is_an_error_for_each_question() -> None:
     with TokenServer() as server:
         url = server.url
     replies = ask_all(ServerAddress.parse(url, None), bodies("a", "b"), in_flight=2, time_s=FOREVER_S)
-    assert all(each.error is not None and "ConnectError" in each.error for each in replies)
+    assert all(each.error is not None and "Connection refused" in each.error for each in replies)
 
 
 def test_a_test_that_is_a_coroutine_may_ask() -> None:
@@ -150,26 +150,3 @@ def test_a_test_that_is_a_coroutine_may_ask() -> None:
 
     with TokenServer(handler=answer) as server:
         assert asyncio.run(test()) == [Reply("4")]
-
-
-@pytest.mark.parametrize(
-    ("cards", "tokens"),
-    [
-        ([{"id": "m", "max_model_len": 4096}], 4096),
-        ([{"id": "other", "max_model_len": 1}, {"id": "m"}], None),
-        ([], None),
-    ],
-)
-def test_the_context_is_what_the_server_lists(cards: list[dict[str, Any]], tokens: int | None) -> None:
-    async def models(_: web.Request) -> web.Response:
-        return web.json_response({"data": cards})
-
-    server = TokenServer()
-    server.app.router.add_get("/v1/models", models)
-    with server:
-        assert context_tokens(ServerAddress.parse(server.url, None), "m") == tokens
-
-
-def test_a_server_without_a_list_has_no_known_context() -> None:
-    with TokenServer() as server:
-        assert context_tokens(ServerAddress.parse(server.url, None), "m") is None

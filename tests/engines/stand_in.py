@@ -13,6 +13,7 @@ daemon. Only the end of processes and the start-up protocol are tested with it; 
 - ``mute``: list the model, but answer no chat; then die.
 - ``completions``: refuse chats as a model without a chat template does.
 - ``alone``: answer from the main process, whatever ``--api-server-count`` says, as vLLM's older module does.
+- ``open``: answer, and ask for no key but to generate.
 - ``useless``: answer, and log STAND_IN_LOG first.
 
 With ``--api-server-count`` above 1 the main process binds the socket and hands it to that many front ends, as vLLM's
@@ -91,6 +92,8 @@ class Handler(BaseHTTPRequestHandler):
         return False
 
     def do_GET(self) -> None:
+        if MODE != "open" and not self.allowed():
+            return
         if self.path == "/health":
             self.answer("")
         elif self.path == "/version":
@@ -98,8 +101,7 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/metrics":
             self.answer(METRICS, kind="text/plain")
         elif self.path == "/v1/models":
-            if self.allowed():
-                self.answer({"object": "list", "data": [{"id": self.model, "object": "model", "created": 0}]})
+            self.answer({"object": "list", "data": [{"id": self.model, "object": "model", "created": 0}]})
         else:
             self.answer({"error": {"message": "Not Found"}}, 404)
 

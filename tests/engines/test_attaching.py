@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import ssl
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,13 +13,16 @@ import openai
 import pytest
 
 from pytest_gpucap import __version__
-from pytest_gpucap.access import Access, Secret
+from pytest_gpucap.access import Access
 from pytest_gpucap.engines import url as url_module
-from pytest_gpucap.engines.errors import EndpointError
+from pytest_gpucap.engines.errors import EndpointError, MetricsUnavailable
 from pytest_gpucap.engines.url import attach
+from pytest_gpucap.masking import Secret
 from tests.engines.scripted import CHAT, MODELS, NOT_FOUND, Asked, ScriptedServer, Told, openai_like
 from tests.load.rawserver import RawServer
 from tests.own_ca import OWN_CA
+from tests.planted import PLANTED
+from tests.test_foreign_text import obeyed
 from tests.waiting import refused_url
 
 """A CA made for these tests, and the certificate that it gave a server at 127.0.0.1."""
@@ -97,7 +102,7 @@ def test_a_server_that_never_loads_is_one_line_with_its_words(kind: str) -> None
         attach(server.url, wait_s=0.02)
     text = str(caught.value)
     assert "\n" not in text
-    assert text.startswith("no OpenAI-compatible server ready after 0 s at ")
+    assert re.match(r"no OpenAI-compatible server ready after \d+ s at ", text)
     assert text.endswith("give it more time with --gpucap-startup-timeout")
     assert ("serves no model" if kind == "an empty list" else "Loading model") in text
 
@@ -231,14 +236,19 @@ def test_nothing_secret_follows_a_redirect_to_another_server(monkeypatch: pytest
         assert other.asked == []
 
 
-def test_a_redirect_within_the_server_is_followed() -> None:
+def test_a_redirect_within_the_server_is_not_followed_either() -> None:
     def respond(asked: Asked) -> Told:
         if asked.path == "/metrics":
             return Told(307, "", {"Location": "/metrics/"})
         return Told(200, "up 1.0\n") if asked.path == "/metrics/" else openai_like(asked)
 
-    with ScriptedServer(respond) as server:
-        assert attach(server.url).metrics().value("up") == 1
+    with (
+        ScriptedServer(respond) as server,
+        attach(server.url) as found,
+        pytest.raises(MetricsUnavailable, match=r"answered 307 .*: it points to /metrics/, where no key is sent"),
+    ):
+        found.metrics()
+    assert not [asked for asked in server.asked if asked.path == "/metrics/"]
 
 
 def test_a_ca_of_one_s_own_is_trusted_by_every_client(own_ca: ssl.SSLContext) -> None:
@@ -267,3 +277,25 @@ def test_an_answer_that_is_no_http_is_no_traceback() -> None:
 
     with Garbage() as server, pytest.raises(EndpointError, match="no OpenAI-compatible server at"):
         attach(server.url)
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_what_a_server_says_is_masked_and_harmless(kind: str) -> None:
+    """Its models are named like secrets and workflow commands."""
+    planted = PLANTED[kind]
+    names = [f"{planted.argument} ::error::{number} ##[error]" for number in range(2)]
+
+    def respond(asked: Asked) -> Told:
+        return Told(200, json.dumps({"data": [{"id": name} for name in names]}))
+
+    with ScriptedServer(respond) as server, pytest.raises(EndpointError, match="name one with --gpuc") as caught:
+        attach(server.url)
+    assert planted.core not in str(caught.value)
+    assert obeyed(str(caught.value)) == []
+
+
+def test_a_key_that_ends_in_a_line_break_is_sent_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "the-key-of-a-file\r\n")
+    with ScriptedServer() as server, attach(server.url) as found:
+        found.client.models.list()
+        assert {asked.headers["authorization"] for asked in server.asked} == {"Bearer the-key-of-a-file"}

@@ -83,7 +83,8 @@ def test_an_unexpected_answer_means_not_supported(name: str) -> None:
         with contextlib.suppress(MetricsUnavailable):
             assert list(server.metrics()) == []
         # It may have no list of models: whatever answers over HTTP runs.
-        assert server.running == ANSWERS[name].startswith(b"HTTP/1.1 200 OK\r\nContent-")
+        whole = ANSWERS[name].startswith(b"HTTP/1.1 200 OK\r\nContent-") and name != "half an answer"
+        assert server.running == whole
 
 
 @pytest.mark.parametrize("name", [name for name in ANSWERS if name != "no success"])

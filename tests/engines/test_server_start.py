@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.vllm import start_vllm
 from tests.engines.server_family import TREE, Family
 from tests.load.proxy import Proxy
-from tests.waiting import until
+from tests.waiting import FOREVER_S, until
 
 StandIn = Callable[..., ServerSpec]
 
@@ -91,6 +92,12 @@ def test_the_key_stands_on_no_command_line_and_in_no_repr(stand_in: StandIn, fam
             assert key not in shown
         for process in family.alive():
             assert key not in " ".join(process.cmdline())
+
+
+def test_a_server_that_answers_without_the_key_is_ended(stand_in: StandIn, family: Family) -> None:
+    with pytest.raises(ServerStartError, match="its front end does not ask for the key on every path, so other users"):
+        start_vllm(stand_in("open"))
+    assert family.alive() == []
 
 
 def test_two_servers_share_neither_key_nor_name_nor_port(stand_in: StandIn) -> None:
@@ -259,6 +266,16 @@ def test_the_kernels_out_of_memory_killer_is_named(
     with pytest.raises(ServerStartError, match="the kernel's out-of-memory killer ended a process while it started"):
         start_vllm(replace(spec, python=str(confined)))
     assert family.alive() == []
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [(signal.SIGKILL, "SIGKILL"), (signal.SIGRTMIN + 1, f"signal {signal.SIGRTMIN + 1}")]
+)
+def test_a_signal_that_ends_a_server_is_named_even_if_it_has_no_name(stand_in: StandIn, number: int, name: str) -> None:
+    with start_vllm(stand_in()) as server:
+        main = min(server.pids(), key=lambda pid: psutil.Process(pid).create_time())
+        os.kill(main, number)
+        assert f"ended by {name} in the middle of the measurement" in server.ended(FOREVER_S)
 
 
 def test_metrics_of_a_dead_server(stand_in: StandIn) -> None:

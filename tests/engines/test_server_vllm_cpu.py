@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -115,7 +117,7 @@ def test_it_listens_on_loopback_only_and_wants_its_key(
             if connection.status == psutil.CONN_LISTEN:
                 addresses.add(connection.laddr.ip)
     assert addresses == {"127.0.0.1"}
-    key = str.__str__(server.api_key)
+    key = f"{server.api_key}"
     assert all(key not in " ".join(psutil.Process(pid).cmdline()) for pid in server.pids())
     assert key not in server.log.text()
     monkeypatch.setenv("SOME_KEY", "wrong")
@@ -123,6 +125,68 @@ def test_it_listens_on_loopback_only_and_wants_its_key(
         attach(server.root_url, api_key_env="SOME_KEY")
     monkeypatch.setenv("SOME_KEY", key)
     assert attach(server.root_url, api_key_env="SOME_KEY").model == server.model
+
+
+GUARDED = (
+    *("/v1/models", "/server_info", "/metrics", "/health", "/docs", "/openapi.json", "/version", "/ping", "/load"),
+    *("POST /invocations", "POST /pause", "POST /collective_rpc", "POST /tokenize", "POST /reset_prefix_cache"),
+    *("POST /v1/chat/completions", "POST /no/such/path", "OPTIONS /v1/models", "OPTIONS /pause", "PUT /sleep"),
+    *("//v1/models", "/%76ersion", "/v1/../version"),
+)
+
+
+@pytest.fixture(params=["vllm_cpu_server", "sized"])
+def any_server(request: pytest.FixtureRequest) -> VllmServer:
+    """A server with one front end, and one with two."""
+    found: VllmServer = request.getfixturevalue(request.param)
+    return found
+
+
+def test_every_path_wants_the_key(any_server: VllmServer) -> None:
+    server = any_server
+    told = json.loads(server.request("/openapi.json"))["paths"]
+    every = [f"{method.upper()} {path}" for path, methods in told.items() for method in methods]
+    assert len(every) > 20
+    key = f"{server.api_key}"
+    for asked in (*GUARDED, *every):
+        method, _, path = asked.rpartition(" ")
+        for sent in ([], ["Bearer wrong"], [key], ["Bearer "], [f"Bearer {key}x"], [f"Basic {key}"]):
+            assert answered(server, method or "GET", path, sent) == 401, (asked, len(sent))
+    for path in ("/v1/models", "/server_info", "/metrics", "/health", "/docs", "/version"):
+        assert answered(server, "GET", path, [f"Bearer {key}"]) == 200
+    assert answered(server, "POST", "/reset_prefix_cache", [f"Bearer {key}"]) == 200
+    tokenized = json.dumps({"model": server.model, "prompt": "x"}).encode()
+    assert answered(server, "POST", "/tokenize", [f"Bearer {key}"], tokenized) == 200
+    assert answered(server, "POST", "/invocations", [f"Bearer {key}"], tokenized) not in {401, 404}
+    assert answered(server, "GET", "/version", [f"Bearer {key}", "Bearer wrong"]) == 401
+    # What a handshake of a WebSocket asks for: the server closes it before it is one.
+    assert answered(server, "GET", "/v1/realtime", [], upgrade="websocket") in {401, 403}
+
+
+def answered(
+    server: VllmServer, method: str, path: str, authorization: list[str], body: bytes = b"{}", upgrade: str = ""
+) -> int:
+    """The status of the answer to a request that carries these headers."""
+    connection = http.client.HTTPConnection(urlsplit(server.base_url).netloc)
+    try:
+        connection.putrequest(method, path)
+        for value in authorization:
+            connection.putheader("Authorization", value)
+        if upgrade:
+            for name, value in {
+                "Connection": "Upgrade",
+                "Upgrade": upgrade,
+                "Sec-WebSocket-Version": "13",
+                "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+            }.items():
+                connection.putheader(name, value)
+        elif method != "GET":
+            connection.putheader("Content-Type", "application/json")
+            connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders(None if upgrade or method == "GET" else body)
+        return connection.getresponse().status
+    finally:
+        connection.close()
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +264,7 @@ def test_tokens_under_way_are_counted_where_an_event_holds_several(sized: VllmSe
         return sized.metrics().value("vllm:generation_tokens_total")
 
     workload = Workload(Length.fixed(64), Length.fixed(512), endpoint=endpoint)
-    with HttpLoadRunner(sized.base_url, sized.model, str(sized.api_key), workload, 5, workers=1) as runner:
+    with HttpLoadRunner(sized.base_url, sized.model, f"{sized.api_key}", workload, 5, workers=1) as runner:
         runner.prepare()
         before = generated()
         for stream in range(10):

@@ -19,7 +19,7 @@ from tests.waiting import refused_url
 @pytest.fixture
 def running(stand_in: Callable[..., ServerSpec], monkeypatch: pytest.MonkeyPatch) -> Iterator[VllmServer]:
     with start_vllm(stand_in()) as server:
-        monkeypatch.setenv("MY_KEY", str.__str__(server.api_key))
+        monkeypatch.setenv("MY_KEY", f"{server.api_key}")
         yield server
 
 
@@ -34,7 +34,7 @@ def test_attach_uses_the_server_and_never_stops_it(running: VllmServer) -> None:
         assert server.version == "0.0.stand-in"
         assert server.metrics().value("vllm:generation_tokens_total", model_name="b") == 4
         assert server.client.models.list().data[0].id == running.model
-        assert str.__str__(running.api_key) not in repr(server)
+        assert f"{running.api_key}" not in repr(server)
     assert running.running
 
 

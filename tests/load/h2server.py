@@ -26,6 +26,7 @@ class H2Server:
         self._tls = tls
         self.seen = Seen()
         self.versions: set[str] = set()
+        """Of HTTP, that streams were asked for over."""
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         listener = socket.create_server(("127.0.0.1", 0))
@@ -62,7 +63,6 @@ class H2Server:
     ) -> None:
         if scope["type"] != "http":
             return
-        self.versions.add(scope["http_version"])
         text, more = b"", True
         while more:
             message = await receive()
@@ -79,6 +79,7 @@ class H2Server:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]})
         if streamed:
             self.seen.bodies.append(body)
+            self.versions.add(scope["http_version"])
             for event in stream(body, usage, chat="messages" in body):
                 await send({"type": "http.response.body", "body": event, "more_body": True})
             await send({"type": "http.response.body", "body": b""})

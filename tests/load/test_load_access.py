@@ -11,12 +11,13 @@ import pytest
 from aiohttp import web
 
 from pytest_gpucap import __version__
-from pytest_gpucap.access import Access, Secret
+from pytest_gpucap.access import Access
 from pytest_gpucap.accuracy.chat_client import ask_all
 from pytest_gpucap.load.address import ServerAddress
 from pytest_gpucap.load.protocol import LoadError, Status
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.load.schedule import open_loop
+from pytest_gpucap.masking import Secret
 from pytest_gpucap.requirement import Length, Workload
 from tests.load.h2server import H2Server
 from tests.load.tokenserver import TokenServer

@@ -402,10 +402,10 @@ def test_answers_of_the_real_vllm_are_read_without_python(
 ) -> None:
     server = vllm_cpu_server
     workload = Workload(Length.fixed(64), Length.fixed(8), endpoint=endpoint)
-    with HttpLoadRunner(server.base_url, server.model, str(server.api_key), workload, 1, workers=1) as runner:
+    with HttpLoadRunner(server.base_url, server.model, f"{server.api_key}", workload, 1, workers=1) as runner:
         recipe = runner.prepare()
     port = int(server.base_url.split(":")[2].split("/")[0])
-    handed, table = in_this_process(monkeypatch, port, recipe, str(server.api_key), 120, 4)
+    handed, table = in_this_process(monkeypatch, port, recipe, f"{server.api_key}", 120, 4)
     assert (table.status == Status.OK).all()
     assert handed.tokens == table.counted_output_tokens.sum() == 8 * 120
     assert handed.whole + handed.new_heads > 60

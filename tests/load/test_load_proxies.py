@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_gpucap.accuracy.chat_client import ask_all, context_tokens
+from pytest_gpucap.accuracy.chat_client import ask_all
 from pytest_gpucap.engines.errors import EndpointError
 from pytest_gpucap.engines.server import HttpServer
 from pytest_gpucap.engines.url import attach
@@ -61,7 +61,7 @@ def use_every_client(url: str) -> None:
     address = ServerAddress.parse(url, "secret")
     body = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "Hi"}]}
     assert ask_all(address, [body], in_flight=1, time_s=FOREVER_S)[0].error is not None  # it answers without a choice
-    assert context_tokens(address, "m") == 99
+    assert HttpServer(url, "m", "secret").max_model_len == 99
     with HttpServer(url, "m", "secret") as server:
         assert server.models() == ["m"]
         assert server.client.models.list().data[0].id == "m"
@@ -136,7 +136,7 @@ def test_the_proxy_is_named_when_it_fails(monkeypatch: pytest.MonkeyPatch) -> No
             attach("http://model.invalid")
         with HttpLoadRunner("http://model.invalid", "m", None, LENGTHS, 1) as runner:
             assert runner.uses_library == f"the proxy {dead}"
-            with pytest.raises(LoadError, match=f"does not answer: .* {named}"):
+            with pytest.raises(LoadError, match=f"/v1/chat/completions failed: .*refused {named}"):
                 runner.prepare()
         reply = ask_all(ServerAddress.parse("http://model.invalid", None), [{}], in_flight=1, time_s=FOREVER_S)[0]
         assert reply.error is not None

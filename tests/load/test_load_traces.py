@@ -89,7 +89,10 @@ def test_windows_line_ends_and_a_byte_order_mark_change_nothing(tmp_path: Path) 
             AZURE_2023.replace("18:15:50.9951690", "tomorrow"),
             "t:3: TIMESTAMP must be a date and time, not '2023-11-16 tomorrow'",
         ),
-        (AZURE_2023.replace("396,109", "396,-1"), "t:3: GeneratedTokens must be a whole number of at least 0, not -1"),
+        (
+            AZURE_2023.replace("396,109", "396,-1"),
+            "t:3: GeneratedTokens must be a whole number of at least 0 and at most 16777216, not -1",
+        ),
         (AZURE_2023.replace("ContextTokens", "Context"), "t:1: the header lacks ContextTokens; it must name TIMESTAMP"),
         (BURSTGPT_1.replace("472", ""), "t:2: Request tokens must be a number, not ''"),
         (BURSTGPT_1.replace("230", "0").replace("276", "0"), "at least 2 rows, this one has 1, and 3 of failed"),

@@ -34,7 +34,7 @@ def test_the_servers_counters_agree_exactly(vllm_cpu_server: VllmServer, endpoin
         sampling={"temperature": 0.6},
     )
     server = vllm_cpu_server
-    with HttpLoadRunner(server.base_url, server.model, str(server.api_key), workload, 11, workers=1) as runner:
+    with HttpLoadRunner(server.base_url, server.model, f"{server.api_key}", workload, 11, workers=1) as runner:
         recipe = runner.prepare()
         assert recipe.as_ids == (endpoint is ApiKind.COMPLETIONS)
         before = counters(server)
@@ -79,7 +79,7 @@ def test_no_prompt_hits_the_prefix_cache_unless_asked_to(vllm_cpu_server: VllmSe
         workload = Workload(
             Length.fixed(200), Length.fixed(2), endpoint=ApiKind.COMPLETIONS, shared_prefix_tokens=shared
         )
-        with HttpLoadRunner(server.base_url, server.model, str(server.api_key), workload, 3, workers=1) as runner:
+        with HttpLoadRunner(server.base_url, server.model, f"{server.api_key}", workload, 3, workers=1) as runner:
             runner.prepare()
             before = hits()
             runner.run(open_loop(workload, 8.0, 2.0, 3, 0))

@@ -22,6 +22,7 @@ parser.add_argument("--host")
 parser.add_argument("--port", type=int)
 ARGUMENTS, _ = parser.parse_known_args()
 ROOT = os.environ.get("FAST_VLLM_ROOT")
+KEY = os.environ.get("VLLM_API_KEY")
 
 
 class Connection(web.ClientConnection):
@@ -30,6 +31,22 @@ class Connection(web.ClientConnection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._model = ARGUMENTS.served_model_name
+        self._allowed = KEY is None
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._allowed = KEY is None
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """As every vLLM that the plugin starts, it asks for the key on every path."""
+        if name.lower() == b"authorization" and KEY is not None:
+            self._allowed = value.decode() == f"Bearer {KEY}"
+
+    def on_message_complete(self) -> None:
+        if self._allowed:
+            super().on_message_complete()
+        else:
+            self._error(401, "Unauthorized")
 
     def _routes(self) -> dict[tuple[str, str], Callable[[dict[str, Any]], None]]:
         if ROOT is None:

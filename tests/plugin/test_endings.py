@@ -18,6 +18,7 @@ from pytest_gpucap.report.markdown import pull_request_page
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.ending import Ending
 from pytest_gpucap.results.result import ResultFile
+from tests.plugin.measured_once import ONCE
 
 ENDINGS = """
     import pytest
@@ -100,22 +101,9 @@ ENDINGS = """
         assert test_again.__dict__.setdefault("runs", []) or test_again.runs.append(1)
 """
 
-RERUNS = """
-    import msgspec
+RERUNS = f"""
     from _pytest.runner import runtestprotocol
-    from pytest_gpucap.session.gpucap import GpuCap
-
-    measured, checked = {}, GpuCap._checked
-
-    def once(self, requirement, start=0):
-        "All tests of a rate share one measurement, which takes most of the time."
-        if requirement.qps not in measured:
-            measured[requirement.qps] = checked(self, requirement, start)
-        verdict, result = measured[requirement.qps]
-        return verdict, msgspec.structs.replace(result, test=self._test, name=self._declared.name)
-
-    GpuCap._checked = once
-
+{ONCE}
     def pytest_runtest_protocol(item, nextitem):
         '''As plugins do that run failed tests again: the attempt is logged with a word of their own.'''
         if item.name != "test_again":
@@ -142,8 +130,8 @@ WORDS = {
     "test_lenient": ("XPASSED", "", None),
     "test_expected_assertion": ("XFAILED", "", "skipped"),
     "test_expected": ("FAIL", "expected", "skipped"),
-    # xfail covers the teardown as well.
-    "test_expected_and_broken": ("FAIL", "expected", "skipped"),
+    # xfail does not cover the teardown.
+    "test_expected_and_broken": ("ERROR", "", "error"),
     "test_fails": ("FAIL", "", "failure"),
     "test_taken": ("FAIL", "test passed", "skipped"),
     "test_in_a_fixture": ("PASS", "", None),

@@ -60,14 +60,14 @@ def test_the_example_against_a_real_vllm(
     pytester: pytest.Pytester, vllm_cpu_server: VllmServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = vllm_cpu_server
-    monkeypatch.setenv("MY_KEY", str(server.api_key))
+    monkeypatch.setenv("MY_KEY", f"{server.api_key}")
     run(pytester, server.base_url, "--target-qps=1").assert_outcomes(passed=1)
     (record,) = records(pytester)
     assert record["outcome"] == "PASS"
     assert record["simulated"] is False
     assert record["no_limit"] == "the GPU class behind the URL is not known: name it with --gpu-class"
     assert server.client.models.list().data, "it goes on serving"
-    assert str(server.api_key) not in (pytester.path / ".gpucap" / "result.json").read_text()
+    assert f"{server.api_key}" not in (pytester.path / ".gpucap" / "result.json").read_text()
 
     # So far beyond the server that the holds decide: there is no core here for an open loop of a thousand a second.
     result = run(pytester, server.base_url, "--target-qps=10000")

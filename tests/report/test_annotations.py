@@ -7,8 +7,9 @@ import json
 from hypothesis import given, settings
 from msgspec.structs import replace
 
+from pytest_gpucap.foreign_text import visible
+from pytest_gpucap.masking import masked
 from pytest_gpucap.report.annotations import MOST, annotations_of, code_quality, workflow_commands
-from pytest_gpucap.report.escape import visible
 from pytest_gpucap.results.measured import Interval, Outcome
 from tests.report.test_escape import TEXTS, runner_reads
 from tests.results import made
@@ -86,10 +87,11 @@ def test_a_finding_keeps_its_fingerprint_when_its_figures_change() -> None:
 @settings(deadline=None)
 @given(TEXTS)
 def test_texts_from_outside_stay_in_their_place(hostile: str) -> None:
+    named = visible(masked(hostile))
     document = made.session(replace(made.check(name=hostile), test=f"tests/{hostile}.py::test"))
     (line,) = workflow_commands(annotations_of(document))
     name, properties, message = runner_reads(line)
     assert (name, set(properties)) == ("error", {"file", "line", "title"})
-    assert properties["title"] == f"GPU capacity FAIL: {visible(hostile)}"
-    assert message.startswith(f"{visible(hostile)} needs 3 GPUs")
+    assert properties["title"] == f"GPU capacity FAIL: {named}"
+    assert message.startswith(f"{named} needs 3 GPUs")
     assert json.loads(code_quality(annotations_of(document)))[0]["check_name"] == "gpucap"

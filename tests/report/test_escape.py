@@ -9,7 +9,8 @@ import unicodedata
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pytest_gpucap.report.escape import cleaned, code_block, command_data, command_property, prose, visible
+from pytest_gpucap.foreign_text import visible
+from pytest_gpucap.report.escape import cleaned, code_block, command_data, command_property, prose
 from tests.report.gfm import rendered, tags, words
 
 HOSTILE = (

@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 from hypothesis import given, settings
 from msgspec.structs import replace
 
-from pytest_gpucap.report.escape import visible
+from pytest_gpucap.foreign_text import visible
 from pytest_gpucap.report.junit import junit, properties
 from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.results.result import Result

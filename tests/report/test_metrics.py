@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families as prometheus_families
 
-from pytest_gpucap.report.escape import visible
+from pytest_gpucap.foreign_text import visible
 from pytest_gpucap.report.metrics import openmetrics
 from pytest_gpucap.results.measured import Outcome
 from tests.report.test_escape import TEXTS

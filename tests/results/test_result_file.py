@@ -60,7 +60,7 @@ def test_it_is_read_as_it_was_written_and_keeps_its_schema(tmp_path: Path) -> No
 
 
 def test_figures_are_rounded_and_what_is_not_finite_is_null(tmp_path: Path) -> None:
-    sample = msgspec.structs.replace(made.SAMPLES[0], completed_rps=math.nan, start_s=9_000_000.1234)
+    sample = msgspec.structs.replace(made.SAMPLES[0], completed_rps=math.nan, start_s=9_000_000.1234, end_s=9_000_030.0)
     rate = Interval(1 / 3, -math.inf, math.inf)
     result = msgspec.structs.replace(made.check(), samples=(sample,), sustainable_rate=rate)
     result_file.write(tmp_path / "x.json", made.session(result))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -38,7 +40,7 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> Limits:
         **arguments: Any,
     ) -> Roofline | NoLimit:
         launched = Launched(
-            process=cast("Any", None),
+            process=cast("Any", SimpleNamespace(pids=list)),
             log=cast("Any", None),
             command=(),
             model="m",
@@ -170,6 +172,34 @@ def test_the_server_of_a_url_has_no_limits_where_nothing_is_known() -> None:
     server.__dict__["version"] = "SIMULATED 1.0 fast"
     h200 = find_class("h200")
     assert roofline_of(server, h200, Workload()) == NoLimit("a SIMULATED server has no hardware")
+
+
+def test_no_path_is_made_of_what_a_server_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    folder.joinpath("config.json").write_text(json.dumps(dict(architecture("synthetic:tiny").config)))
+    beside = tmp_path / "hub" / "models--other" / "snapshots" / "abc"
+    beside.mkdir(parents=True)
+    beside.joinpath("config.json").write_text(folder.joinpath("config.json").read_text())
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    said = (str(folder), str(folder / "config.json"), "model", "./model", "/proc/kmsg", "*", "**", "oth*", "a/../other")
+    for name in said:
+        assert isinstance(behind("chat", origin=name), NoLimit), name
+        assert isinstance(behind(name), NoLimit), name
+        assert isinstance(behind(name, origin=name), NoLimit), name
+    # The test itself may name the folder, and a server may name a model of the hub's cache.
+    assert isinstance(behind("chat", origin=str(folder), model=str(folder)), Roofline)
+    assert isinstance(behind("other"), Roofline)
+
+
+def test_only_files_that_can_be_a_config_are_opened(tmp_path: Path) -> None:
+    named = tmp_path / "kmsg"
+    named.write_text(json.dumps(dict(architecture("synthetic:tiny").config)))
+    assert config_of(str(named)) is None
+    assert config_of("/proc/kmsg") is None
+    os.mkfifo(tmp_path / "config.json")
+    assert config_of(str(tmp_path)) is None
 
 
 def test_configs_are_found_in_folders_files_and_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,7 +147,7 @@ def test_presets_of_the_users_own_extend_ours_and_one_another(tmp_path: Path) ->
         ("mine", '[mine]\nextends = "mine"', "mine extends 'mine': there is no such workload preset"),
         ("mine", '[mine]\nworkload = "chat"', "mine: write extends = 'chat' instead of workload"),
         ("mine", "mine = 3", "mine stands outside a table"),
-        ("mine", "[mine", "the workload file is no TOML"),
+        ("mine", "[mine", "the workload file: not TOML"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path: Path, name: str, content: str, message: str) -> None:
@@ -160,5 +160,5 @@ def test_a_mistake_is_one_line(tmp_path: Path, name: str, content: str, message:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RequirementError, match=r"none\.toml: the workload file cannot be read: No such file"):
+    with pytest.raises(RequirementError, match=r"none\.toml: the workload file: No such file"):
         find_preset("chat", tmp_path / "none.toml")

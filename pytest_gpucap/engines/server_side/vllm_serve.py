@@ -1,4 +1,6 @@
-"""Runs what ``vllm serve`` runs. The interpreter that has vLLM runs this file by its path; it needs nothing of ours.
+"""Runs what ``vllm serve`` runs, with the key asked for on every path.
+
+The interpreter that has vLLM runs this file by its path. It needs nothing of ours but the file beside it.
 
 ``python vllm_serve.py MODEL [arguments of vllm serve]`` does what vLLM's console script does. It also works for builds
 of vLLM whose distribution has another name than ``vllm``, where the console script fails. A vLLM without this command
@@ -15,13 +17,19 @@ from types import SimpleNamespace
 
 COMMAND_LINE = "vllm.entrypoints.cli.main"
 OLD_MODULE = "vllm.entrypoints.openai.api_server"
+KEY = "gpucap_key.RequireKey"
+DEVELOPMENT = "VLLM_SERVER_DEV_MODE"
+"""Enables the endpoints that reset caches and tell the configuration, and others that are dangerous without a key."""
 
 
 def main() -> None:
     """Become the server."""
-    # As `python -m` has it. Modules beside this file must not hide others of their name, such as vllm.
-    sys.path[0] = os.getcwd()  # noqa: PTH109 - a text, as every entry
+    # As `python -m` has it. The file beside this one comes last. Processes that are spawned get the same path.
+    here, sys.path[0] = sys.path[0], os.getcwd()  # noqa: PTH109 - a text, as every entry
+    sys.path.append(here)
     model, *arguments = sys.argv[1:]
+    arguments += ["--middleware", KEY]  # the last one is the outermost
+    os.environ.setdefault(DEVELOPMENT, "1")
     if not _has(COMMAND_LINE):
         sys.argv[1:] = ["--model", model, *arguments]
         runpy.run_module(OLD_MODULE, run_name="__main__", alter_sys=True)

@@ -1,0 +1,60 @@
+"""Asks for the key on every path of a vLLM server. The server's own Python imports this file; it needs nothing of ours.
+
+vLLM's own check of the key leaves out whatever is not below ``/v1``: pauses, remote calls, the server's configuration,
+``/invocations``, metrics. On a machine with other users, these are open to all of them.
+"""
+
+import hmac
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Application = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
+
+VARIABLE = "VLLM_API_KEY"
+"""Environment variable that holds the key. Only the server's own user can read it."""
+_BODY = b'{"error":"Unauthorized"}'
+_HEADERS = [
+    (b"content-type", b"application/json"),
+    (b"content-length", str(len(_BODY)).encode()),
+    (b"www-authenticate", b"Bearer"),
+]
+_POLICY = 1008
+"""The code of a WebSocket that is closed for a broken rule (RFC 6455, section 7.4.1)."""
+_REQUESTS = frozenset({"http", "websocket"})
+
+
+class RequireKey:
+    """An ASGI middleware. It adds a comparison to a request, and nothing to what the answer sends.
+
+    Raises:
+        RuntimeError: if the environment holds no key. The server then does not start.
+    """
+
+    def __init__(self, app: Application) -> None:
+        key = os.environ.get(VARIABLE, "")
+        if not key:
+            raise RuntimeError(f"{VARIABLE} is not set, so no request could be let in")
+        self._app, self._expected = app, f"Bearer {key}".encode()
+
+    def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> Awaitable[None]:
+        """Let the request pass with the key, answer it with 401 without. A WebSocket is closed."""
+        if scope["type"] not in _REQUESTS or self._has_key(scope["headers"]):
+            return self._app(scope, receive, send)
+        return _close(receive, send) if scope["type"] == "websocket" else _refuse(send)
+
+    def _has_key(self, headers: list[tuple[bytes, bytes]]) -> bool:
+        given = [value for name, value in headers if name == b"authorization"]
+        return len(given) == 1 and hmac.compare_digest(given[0], self._expected)
+
+
+async def _refuse(send: Send) -> None:
+    await send({"type": "http.response.start", "status": 401, "headers": _HEADERS})
+    await send({"type": "http.response.body", "body": _BODY})
+
+
+async def _close(receive: Receive, send: Send) -> None:
+    await receive()
+    await send({"type": "websocket.close", "code": _POLICY})

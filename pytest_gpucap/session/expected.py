@@ -1,0 +1,71 @@
+"""What a test that is marked ``xfail`` may expect: that the verdict is FAIL, or that its own judgement fails.
+
+pytest takes any exception for the failure that was expected. A server that died, a measurement that cannot be trusted
+or a fixture that broke would then keep a run green. So nothing is expected here unless it is named below.
+"""
+
+from __future__ import annotations
+
+import sysconfig
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from pytest_gpucap.errors import GpuCapError
+
+if TYPE_CHECKING:  # every collection of our tests imports this file
+    from pytest_gpucap.session.kept import KeptResults
+
+_LIBRARIES: Final = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
+_PYTEST: Final = Path(pytest.__file__).parents[1] / "_pytest"
+EXPECTED: Final = "xfail expects the verdict FAIL, or an assertion of the test on what was measured; this is neither"
+_DECIDED: Final = "gpucap_decided"
+"""Attribute of the exception that a verdict raises."""
+_ANYTHING: Final = (BaseException, Exception, GpuCapError)
+"""Classes that name nothing in ``xfail(raises=...)``."""
+
+
+def verdict_failure(report: str, *, decided: bool = True) -> BaseException:
+    """What fails a test for its verdict. Only a verdict that is `decided` (FAIL, a regression) can be expected."""
+    failure: BaseException = pytest.fail.Exception(report, pytrace=False)
+    setattr(failure, _DECIDED, decided)
+    return failure
+
+
+def is_expected(item: pytest.Item, call: pytest.CallInfo[Any], kept: KeptResults) -> bool:
+    """Whether ``xfail`` may call what ended a phase of a test of ours an expected failure.
+
+    Args:
+        item: the test.
+        call: the phase, and what ended it.
+        kept: what the test has measured.
+    """
+    measured = kept.count > 0 or "gpucap" not in getattr(item, "fixturenames", ())
+    error = call.excinfo.value if call.excinfo is not None else None
+    decided: bool | None = getattr(error, _DECIDED, None)
+    if error is None or decided is not None:
+        return decided is not False
+    if isinstance(error, pytest.xfail.Exception):
+        return not kept.untrusted  # called in the test, or run=False
+    if any(_names(mark.kwargs.get("raises"), error) for mark in item.iter_markers("xfail")):
+        return True
+    judges = isinstance(error, AssertionError) or (type(error) is pytest.fail.Exception and _of_the_test(error))
+    return call.when == "call" and judges and measured and not kept.untrusted
+
+
+def _names(raises: Any, error: BaseException) -> bool:
+    """Whether ``raises=`` names the error, and not just any."""
+    kinds = getattr(raises, "expected_exceptions", raises)
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    return any(isinstance(kind, type) and kind not in _ANYTHING and isinstance(error, kind) for kind in kinds)
+
+
+def _of_the_test(error: BaseException) -> bool:
+    """Whether ``pytest.fail`` was called by the test's own code, and not by a plugin such as a timeout's."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if not path.is_relative_to(_PYTEST):
+            return not any(path.is_relative_to(library) for library in _LIBRARIES)
+    return False

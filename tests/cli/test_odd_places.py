@@ -1,0 +1,74 @@
+"""Commands where the working directory is gone, nothing can be written, or the user has no home: no traceback."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+
+RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "cpu" / "examples.json"
+_DROP, _OVERRIDE, _SEARCH = 24, 1, 2  # prctl(2), capabilities(7)
+
+
+def _obeys_permissions() -> None:
+    """Even as root."""
+    libc = ctypes.CDLL(None)
+    for capability in (_OVERRIDE, _SEARCH):
+        libc.prctl(_DROP, capability, 0, 0, 0)
+
+
+def gpucap(
+    *words: str, folder: Path, gone: bool = False, environ: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.CompletedProcess[str]:
+    def before() -> None:
+        _obeys_permissions()
+        os.chdir(folder)
+        if gone:
+            folder.rmdir()
+
+    return subprocess.run(
+        [sys.executable, "-m", "pytest_gpucap", *words],
+        env={**os.environ, **environ},
+        preexec_fn=before,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("command", ["report", "show"])
+def test_the_working_directory_is_gone(tmp_path: Path, command: str) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    done = gpucap(command, str(RESULT), folder=gone, gone=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    gone.mkdir()
+    done = gpucap(command, "result.json", folder=gone, gone=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [f"python -m pytest_gpucap {command}: result.json: No such file or directory"]
+
+
+def test_nothing_can_be_written(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir(0o555)
+    places = {"HOME": str(folder), "XDG_CACHE_HOME": str(folder / "cache"), "TMPDIR": str(folder)}
+    done = gpucap("report", str(RESULT), folder=folder, environ=places)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = gpucap("report", str(RESULT), "--markdown", "page.md", folder=folder, environ=places)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["python -m pytest_gpucap report: page.md: Permission denied"]
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    file.write_bytes(RESULT.read_bytes())
+    file.chmod(0)
+    done = gpucap("show", str(file), folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [f"python -m pytest_gpucap show: {file}: Permission denied"]

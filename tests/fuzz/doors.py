@@ -1,0 +1,506 @@
+"""The doors through which a user's input comes in: options and ini keys, markers, commands, and every format of file.
+
+A door takes one input. It returns None if the input is accepted, and the message if it is refused. Any other end, an
+exception of another kind above all, is a fault.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+
+from pytest_gpucap import access, markers, option_values, options
+from pytest_gpucap.__main__ import main
+from pytest_gpucap.accuracy.questions import read_questions
+from pytest_gpucap.errors import GpuCapError
+from pytest_gpucap.gpu.classes import read_classes
+from pytest_gpucap.history import store
+from pytest_gpucap.history.compare import compare_result
+from pytest_gpucap.load.trace import read_trace
+from pytest_gpucap.options import Options
+from pytest_gpucap.planning.prices import read_prices
+from pytest_gpucap.results import result_file
+from pytest_gpucap.roofline.model_shape import model_of
+from pytest_gpucap.roofline.served import config_of
+from pytest_gpucap.session.baselines import _BASELINE, check_files
+from pytest_gpucap.session.placement import check_names
+from pytest_gpucap.simulator import profile
+from pytest_gpucap.user_files import is_file
+from pytest_gpucap.workloads.presets import find_preset
+from tests.fuzz import inputs
+
+
+@dataclass(frozen=True)
+class Door:
+    """One door.
+
+    Attributes:
+        name: for reports.
+        values: the inputs that it is given.
+        enter: gives it one.
+        weight: how many inputs it gets of every 100, about.
+    """
+
+    name: str
+    values: st.SearchStrategy[Any]
+    enter: Callable[[Any], str | None]
+    weight: int
+
+
+@dataclass
+class Place:
+    """Where a fuzzing run happens.
+
+    Attributes:
+        config: pytest's own, of an empty run.
+        item: a real test.
+        kept: no file in this folder may change.
+        work: inputs are written here, and reports go here.
+        paths: hostile ones; those that exist are in `kept`.
+    """
+
+    config: pytest.Config
+    item: pytest.Item
+    kept: Path
+    work: Path
+    paths: tuple[str, ...] = ()
+    base: Path = field(default=Path())
+
+    def __post_init__(self) -> None:
+        self.paths = inputs.make_paths(self.kept)
+        self.base = self.kept / "base.json"
+        self.base.write_text(json.dumps(inputs.result_documents()[0]))
+        self.work.mkdir(parents=True, exist_ok=True)
+
+    def put(self, name: str, content: bytes) -> Path:
+        """A file in the work folder."""
+        path = self.work / name
+        path.write_bytes(content)
+        return path
+
+
+def doors(place: Place) -> tuple[Door, ...]:
+    """Every door."""
+    paths = st.sampled_from(place.paths)
+    formats = _formats(place)
+    return (
+        Door("options and ini keys", _options(paths), lambda given: _parse_options(place, given), 20),
+        Door("markers", _markers(paths), lambda given: _declare(place, given), 20),
+        Door(
+            "result files, damaged",
+            _command(inputs.damaged(inputs.result_documents())),
+            lambda given: _reports(place, given),
+            15,
+        ),
+        Door("result files, spoilt", _command(inputs.spoilt(_results())), lambda given: _reports(place, given), 5),
+        Door("baselines", inputs.damaged(inputs.result_documents()), lambda given: _baseline(place, given), 5),
+        Door("arguments of commands", _arguments(place, paths), lambda given: _run(place, given), 10),
+        *(_file_door(place, name, contents, read) for name, contents, read in formats),
+        Door(
+            "paths",
+            st.tuples(st.sampled_from(range(len(formats))), paths),
+            lambda given: _path(formats, given),
+            5,
+        ),
+    )
+
+
+def _refusal(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+# Options and ini keys
+
+
+def _options(paths: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
+    rows = st.sampled_from(list(options.all_options()))
+    values = inputs.numbers | inputs.texts | paths | st.sampled_from(EXAMPLES)
+    return st.tuples(st.lists(st.tuples(rows, values), min_size=1, max_size=3), st.booleans())
+
+
+EXAMPLES = (
+    *(
+        "sim:fast",
+        "sim:/dev/zero.toml",
+        "sim:x.toml",
+        "h200",
+        "cpu",
+        "a10q",
+        "http://127.0.0.1:1/v1",
+        "http://[::1",
+        "https://u:p@h/v1",
+    ),
+    *(
+        "http://h:99999999999999999999/v1",
+        "latest",
+        "main",
+        "X=HOME",
+        "X=NOPE",
+        "error",
+        "warn",
+        "chat",
+        "HOME",
+        "--a b",
+        "--a 'b",
+    ),
+)
+
+
+def _parse_options(place: Place, given: Any) -> str | None:
+    rows, as_ini = given
+    config = place.config
+    unset = {row.ini: config.getoption(row.ini) for row in options.all_options()}
+    cached = dict(config._inicache)
+    config.stash._storage.pop(_BASELINE, None)
+    try:
+        for row, value in rows:
+            # On the command line everything is text. An ini file in TOML has numbers and lists too.
+            raw = value if as_ini or row.parse is option_values.flag else _text(value)
+            raw = [_text(value)] if row.repeatable else raw
+            if as_ini:
+                config._inicache[row.ini] = raw
+            else:
+                setattr(config.option, row.ini, raw)
+        found = options.parse_options(config)
+        check_names(found)
+        check_files(found, config)
+        options.json_file(config)
+    except pytest.UsageError as error:
+        return _refusal(error)
+    finally:
+        config._inicache.clear()
+        config._inicache.update(cached)
+        for name, value in unset.items():
+            setattr(config.option, name, value)
+    return None
+
+
+def _text(value: Any) -> str:
+    try:
+        return str(value)
+    except ValueError:  # an int of thousands of digits
+        return "9" * 5000
+
+
+# Markers
+
+
+def _markers(paths: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
+    values = inputs.numbers | inputs.texts | paths | inputs.json_values | st.sampled_from(EXAMPLES)
+    ours = st.sampled_from([*markers._KEYWORDS, "ttft_p95", "e2e_p99_9", "itl_p50", "e2e_p99_" + "9" * 5000, "tpot_p0"])
+    names = st.sampled_from(
+        ["max_model_len", "tp", "gpu_memory_utilization", "max_num_seqs", "speculative_config", "a.b", "a", "-q"]
+    )
+    return st.tuples(
+        st.dictionaries(ours | inputs.texts, values, max_size=4),
+        st.dictionaries(names | inputs.texts, values, max_size=3),
+        st.lists(values, max_size=1),
+    )
+
+
+def _declare(place: Place, given: Any) -> str | None:
+    own, server, unnamed = given
+    place.item.own_markers[:] = [
+        pytest.mark.gpucap.with_args(**own).mark,
+        pytest.mark.vllm.with_args(
+            *unnamed, **{name: value for name, value in server.items() if not unnamed or name != "model"}
+        ).mark,
+    ]
+    try:
+        markers.same_declaration(place.item)
+        found = markers.declare(place.item, Options())
+        for each in ("max_model_len", "max_num_seqs", "gpu_memory_utilization", "gpus_per_replica"):
+            getattr(found.vllm_args, each)
+        found.vllm_args.flags()
+    except ValueError as error:
+        if not isinstance(error, GpuCapError):
+            raise
+        return _refusal(error)
+    return None
+
+
+# Files
+
+
+@cache
+def _results() -> tuple[bytes, ...]:
+    return tuple(json.dumps(document).encode() for document in inputs.result_documents())
+
+
+COMMANDS = (
+    *("report", "text", "markdown", "junit", "code-quality", "metrics", "html", "show", "compare", "compared"),
+    *("report", "text", "markdown", "show", "compare", "compared", "html", "plan", "history"),
+)
+
+
+def _command(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.tuples(st.sampled_from(COMMANDS), values)
+
+
+def _reports(place: Place, given: Any) -> str | None:
+    command, content = given
+    path = place.put("result.json", content if isinstance(content, bytes) else _json(content))
+    match command:
+        case "report" | "show":
+            words = [command, str(path)]
+        case "compare":
+            words = ["compare", str(place.base), str(path), "--format", "markdown"]
+        case "compared":
+            words = ["compare", str(path), str(place.base), "--format", "json"]
+        case "plan":
+            words = ["plan", "--result", str(path), "--qps", "100"]
+        case "history":
+            nights = place.work / "nights"
+            nights.mkdir(exist_ok=True)
+            (nights / "a.json").write_bytes(path.read_bytes())
+            (nights / "b.json").write_bytes(place.base.read_bytes())
+            words = ["history", str(nights)]
+        case _:
+            words = ["report", str(path), f"--{command}", str(place.work / "report")]
+    return _main(words)
+
+
+def _json(document: Any) -> bytes:
+    return json.dumps(document).encode()
+
+
+def _main(words: list[str]) -> str | None:
+    said, shown = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(shown):
+        try:
+            status = main(words)
+        except SystemExit as end:  # argparse: the usage, and one line
+            status = 2
+            if end.code != 2:
+                raise AssertionError(f"exit {end.code}") from None
+            said = io.StringIO(said.getvalue().strip().rpartition("\n")[2])
+    if status == 2:
+        return (
+            said.getvalue().strip().splitlines()[-1]
+            if "skipped" in said.getvalue()
+            else said.getvalue().removesuffix("\n")
+        )
+    return None
+
+
+def _baseline(place: Place, document: Any) -> str | None:
+    path = place.put("baseline.json", _json(document))
+    ours = result_file.read(place.base)
+    try:
+        store.check_writable(path)
+        baseline = store.open_baseline(str(path), place.work, place.work)
+    except result_file.ResultFileError as error:
+        return _refusal(error)
+    for result in ours.results:
+        compare_result(result, baseline, 0.05)
+    for result in baseline.runs[0].results:
+        compare_result(result, store.Baseline("base", (store.Run(place.base, ours),)), 0.05)
+    store.saved_form(baseline.runs[0].content, simulated=False, forced=True)
+    return None
+
+
+Formats = tuple[tuple[str, tuple[bytes, ...], Callable[[Path], object]], ...]
+
+
+def _formats(place: Place) -> Formats:
+    package, tests = inputs.REPOSITORY / "pytest_gpucap", inputs.REPOSITORY / "tests"
+    trace = b"arrival_s,input_tokens,output_tokens\n0,7,3\n1.5,8,2\n2,9,100\n"
+    jsonl = (
+        b'{"timestamp": 0, "input_length": 7, "output_length": 3}\n' * 2
+        + b'{"timestamp": 27, "input_length": 8, "output_length": 2}\n'
+    )
+    prices = b'currency = "USD"\n[per_hour]\na10g = 1.006\nh200 = 4\n'
+    preset = b'[mine]\nabout = "a"\nextends = "chat"\ninput_tokens = "lognormal:mean=256,cv=0.8,high=2048"\nqps = 3\n'
+    questions = b'{"question": "1+1?", "answer": "2"}\n{"question": "2+2?", "answer": 4}\n'
+    return (
+        (
+            "GPU classes",
+            ((package / "gpu" / "gpus.toml").read_bytes()[:4000].rpartition(b"\n[[gpu]]")[0], GPU),
+            read_classes,
+        ),
+        ("prices", (prices,), read_prices),
+        (
+            "workload presets",
+            (preset, (package / "workloads" / "presets.toml").read_bytes()),
+            lambda path: _preset(place, path),
+        ),
+        ("traces", (trace, jsonl), read_trace),
+        ("questions", (questions,), read_questions),
+        ("simulator profiles", ((package / "simulator" / "profiles" / "h200.toml").read_bytes(),), _profile),
+        ("model configs", _configs(), _shape),
+        (
+            "certificates",
+            ((tests / "load" / "tls" / "cert.pem").read_bytes(),),
+            _certificates,
+        ),
+        ("result files", _results(), result_file.read),
+    )
+
+
+GPU = b"""[[gpu]]
+name = "mine"
+nvml_names = ["NVIDIA Mine"]
+memory_gb = 24
+bandwidth_gb_s = 600.5
+bf16_tflops = 70
+compute_capability = "8.6"
+sms = 7
+mig_profiles = ["1g.5gb"]
+mig_sms = [1]
+"""
+
+
+def _file_door(place: Place, name: str, contents: tuple[bytes, ...], read: Callable[[Path], object]) -> Door:
+    lines = _with_values(contents)
+    suffix = ".toml" if name in {"GPU classes", "prices", "workload presets", "simulator profiles"} else ".json"
+    return Door(
+        name, inputs.spoilt(contents) | lines, lambda content: _read(read, place.put(f"file{suffix}", content)), 3
+    )
+
+
+@st.composite
+def _with_values(draw: st.DrawFn, contents: tuple[bytes, ...]) -> bytes:
+    """A file with one of its values replaced: what stands behind ``=`` or ``:``, or between commas."""
+    lines = draw(st.sampled_from(contents)).splitlines()
+    number = draw(st.integers(0, len(lines) - 1))
+    line = lines[number]
+    marks = [at for at, letter in enumerate(line) if letter in b"=:,["]
+    start = draw(st.sampled_from(marks)) + 1 if marks else 0
+    end = next((at for at in marks if at >= start), len(line))
+    value = draw(
+        st.sampled_from(inputs.WRITTEN_NUMBERS)
+        | st.sampled_from(("[]", "{}", '""', "true", "null", '"x"', "[1]", "1e9"))
+        | inputs.texts
+    )
+    lines[number] = line[:start] + value.encode("utf-8", errors="surrogatepass") + line[end:]
+    return b"\n".join(lines) + b"\n"
+
+
+def _path(formats: Formats, given: Any) -> str | None:
+    number, path = given
+    return _read(formats[number][2], Path(path))
+
+
+def _read(read: Callable[[Path], object], path: Path) -> str | None:
+    try:
+        read(path)
+    except ValueError as error:
+        if not isinstance(error, GpuCapError) and read is not _certificates:
+            raise
+        return _refusal(error)
+    return None
+
+
+def _preset(place: Place, path: Path) -> object:
+    preset = find_preset("mine", path)
+    return markers._gpucap_values(preset.keywords, place.item)
+
+
+def _profile(path: Path) -> object:
+    return profile.load(str(path) if str(path).endswith(".toml") else f"{path}.toml")
+
+
+def _configs() -> tuple[bytes, ...]:
+    return tuple(
+        json.dumps(config_of(f"synthetic:{name}")).encode()
+        for name in ("tiny", "qwen2-1.5b", "llama3-8b")
+        if _has(name)
+    )
+
+
+def _has(name: str) -> bool:
+    try:
+        return config_of(f"synthetic:{name}") is not None
+    except ValueError:
+        return False
+
+
+def _shape(path: Path) -> object:
+    config = config_of(str(path))
+    return None if config is None else model_of(config)
+
+
+def _certificates(path: Path) -> object:
+    return access.tls_context(str(path))
+
+
+# Commands
+
+
+def _arguments(place: Place, paths: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
+    # A report replaces the file that it names, unless it is made from that file.
+    outputs = st.sampled_from([str(place.base), *(path for path in place.paths if not is_file(path))])
+    values = inputs.numbers.map(_text) | inputs.texts | paths
+    plan = st.sampled_from(
+        [
+            "--qps",
+            "--headroom",
+            "--qps-table",
+            "--gpus",
+            "--slo",
+            "--input-tokens",
+            "--output-tokens",
+            "--shared-prefix-tokens",
+        ]
+        + [
+            "--tensor-parallel-size",
+            "--max-num-seqs",
+            "--gpu-memory-utilization",
+            "--prices",
+            "--gpu-file",
+            "--model",
+            "--result",
+        ]
+        + ["--baseline", "--gpu-class", "--name", "--baselines", "--dtype", "--data-parallel-size"]
+    )
+    given = st.lists(st.tuples(plan, values), min_size=1, max_size=2)
+    report = st.sampled_from(["--text", "--markdown", "--html", "--junit", "--metrics", "--code-quality", "--history"])
+    return (
+        st.tuples(st.just("plan"), given)
+        | st.tuples(st.just("report"), st.lists(st.tuples(report, outputs), min_size=1, max_size=2))
+        | st.tuples(
+            st.sampled_from(["report-of", "show", "history", "--since", "--plot", "compare", "--max-regression"]),
+            values,
+        )
+    )
+
+
+_ALL_FILES = frozenset({"/", "//", "~", "..", "../.."})
+"""Folders with all files of the machine, which take as long as they take."""
+
+
+def _run(place: Place, given: Any) -> str | None:
+    command, value = given
+    base = str(place.base)
+    match command:
+        case "plan":
+            words = ["plan", "--model=synthetic:tiny", "--gpu-class=h200"]
+            if not any(flag == "--qps" for flag, _ in value):
+                words.append("--qps=10")
+            words += [f"{flag}={each}" for flag, each in value]
+        case "report" if any(flag == "--history" and each in _ALL_FILES for flag, each in value):
+            return None
+        case "report":
+            words = ["report", base, *(f"{flag}={each}" for flag, each in value)]
+        case "report-of":
+            words = ["report", "--", value]
+        case "history" if value in _ALL_FILES:
+            return None
+        case "show" | "history":
+            words = [command, "--", value]
+        case "--since" | "--plot":
+            words = ["history", str(place.kept / "folder.json"), f"{command}={value}"]
+        case "compare":
+            words = ["compare", "--", base, value]
+        case _:
+            words = ["compare", base, base, f"--max-regression={value}"]
+    return _main(words)

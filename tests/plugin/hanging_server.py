@@ -1,0 +1,57 @@
+"""The simulated server over HTTP, which stops answering in one way or another once load has come.
+
+HANGS says how: ``all`` answers no request of the load, ``half`` every second one, ``middle`` stops every answer in the
+middle of its stream, ``gone`` ends the process. HANGS_AFTER: so many requests of the load are answered well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from pytest_gpucap.simulator import profile, web
+
+HOW, AFTER = os.environ["HANGS"], int(os.environ.get("HANGS_AFTER", "0"))
+NUMBERS = itertools.count()
+MIDDLE = 3
+"""Tokens of an answer that stops in its middle."""
+
+
+class Muted:
+    """A transport that takes the first few tokens of a stream."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport, self._left = transport, MIDDLE
+
+    def is_closing(self) -> bool:
+        return bool(self._transport.is_closing())
+
+    def write(self, data: bytes) -> None:
+        self._left -= 1
+        if self._left >= 0:
+            self._transport.write(data)
+
+
+class Connection(web.ClientConnection):
+    """Its answers to streamed requests are those of a broken server."""
+
+    def _stream(
+        self, head: Mapping[str, Any], prompt: int, asked: int, usage: Mapping[str, int] | None, *, chat: bool
+    ) -> None:
+        number = next(NUMBERS)
+        if number < AFTER or (HOW == "half" and number % 2):
+            super()._stream(head, prompt, asked, usage, chat=chat)
+        elif HOW == "gone":
+            os._exit(1)
+        elif HOW == "middle":
+            whole, self._transport = self._transport, Muted(self._transport)  # type: ignore[assignment]
+            super()._stream(head, prompt, asked, usage, chat=chat)
+            self._transport = whole
+
+
+if __name__ == "__main__":
+    web.ClientConnection = Connection  # type: ignore[misc]
+    asyncio.run(web.serve(profile.load("fast"), "127.0.0.1", 0, 0, lambda port: print(port, flush=True)))
