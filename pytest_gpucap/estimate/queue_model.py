@@ -120,6 +120,7 @@ class ServerModel:
         path_bin_s: how long each holds.
         own_paces: of the requests, in tokens per token of the common pace; empty: all run at the common one. The
             traffic has them in it (`traffic_for`).
+        step_tokens: tokens of one step, prompt and generated; infinite where unknown.
     """
 
     speed: Floats
@@ -135,6 +136,7 @@ class ServerModel:
     path: tuple[float, ...] = (1.0,)
     path_bin_s: float = math.inf
     own_paces: tuple[float, ...] = ()
+    step_tokens: float = math.inf
 
     @property
     def stall_share(self) -> float:
@@ -213,6 +215,7 @@ def server_of(model: ServerModel) -> QueueServer:
     return QueueServer(
         model.speed, model.prefill_s, model.max_seqs, model.kv_tokens, model.kv_token_s, model.mean_context,
         model.stall_per_s, np.array(model.stall_s), np.array(model.path), model.path_bin_s,
+        model.step_tokens,
     )  # fmt: skip
 
 

@@ -310,6 +310,11 @@ def fit(bins: Bins, mean_context: float = 0.0) -> Speed:
     frozen = (bins.decoding >= LEAST_DECODING) & (bins.tokens <= 0)
     lost_s = np.where(frozen, bins.width_s, 0.0)
     lost_s[np.flatnonzero(usable)[~keep]] = (residual * width)[~keep]
+    # A stop begins and ends in the middle of bins, which alone would not look like one.
+    edges = (lost_s <= 0.0) & (np.append(lost_s[1:], 0.0) + np.append(0.0, lost_s[:-1]) > 0.0)
+    excess_s = np.zeros(lost_s.size)
+    excess_s[usable] = np.maximum(0.0, (residual - centre) * width)
+    lost_s[edges] = excess_s[edges]
     error = float(np.std(kept)) * math.sqrt(related(residual, keep) / max(1.0, kept.size - 3.0))
     return Speed(
         intercept_s=max(

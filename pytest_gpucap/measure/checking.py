@@ -215,7 +215,15 @@ def _reason(found: RateEstimate, design: float, how: str) -> str:
     return (
         f"one replica sustains {rps(found.rate.value)} req/s (95% interval {rps(found.rate.low)} to "
         f"{rps(found.rate.high)}, bound by {found.binding}), {sign} the design rate of {rps(design)} req/s; {how}"
+        + _unexplained(found)
     )
+
+
+def _unexplained(found: RateEstimate) -> str:
+    if not found.misfits:
+        return ""
+    names = " and ".join(sorted(found.misfits))
+    return f"; the queue model does not explain {names} of this server, so only requests that kept or broke it count"
 
 
 def _seen(broken: float) -> str:
@@ -235,5 +243,5 @@ def _so_far(run: MeasuringRun, state: _State) -> str:
     rate = state.found.rate
     return (
         f": {rps(rate.value)} req/s (95% interval {rps(rate.low)} to {rps(rate.high)}) against a design rate of "
-        f"{rps(float(run.requirement.design_rate))}"
+        f"{rps(float(run.requirement.design_rate))}{_unexplained(state.found)}"
     )

@@ -180,6 +180,19 @@ WRONG_CHANCE = 0.02
 FAR_FROM_MODEL_LN = 0.5
 """A latency that is longer than modelled by more than this, in the logarithm, is made by something that is not in the
 model, such as an API server."""
+MISFIT_PACE_LN = 0.25
+"""So is one that only such a factor on all times, in the logarithm, would explain: the pace itself was measured."""
+CLEAR = 3.0
+"""A departure that is so many times its error is clear."""
+CUT_S = 0.05
+"""Windows less than this apart follow each other without a pause."""
+SIDE_BLOCK_S = 10.0
+"""Where the model does not explain a latency, moments this far apart are taken to have nothing to do with each other:
+backlogs outside the engine take many seconds to build up and to drain."""
+UNKNOWN_LN = 0.12
+"""Standard error of ln(rate) where nothing but the share of requests that broke a limit is known."""
+MOST_SCORE = 4.0
+"""Most standard errors that such a share is believed: it decides beyond doubt with fewer."""
 UNKNOWN_SLOPE = 1.0
 """Slope of such a latency against the rate: a queue's is steeper, so the rate is rather too low than too high."""
 CARRIED = 0.15

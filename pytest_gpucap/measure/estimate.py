@@ -48,6 +48,7 @@ class RateEstimate:
         examination: the queue model's thorough look that is in it; None where there was none.
         extrapolated: the queue reaches batch sizes that were not measured.
         stop_error: the part of `error` that comes from how seldom long stops of the engine were seen.
+        misfits: names of the limits whose latency the queue model does not explain. Then only what was seen counts.
     """
 
     rate: Interval
@@ -64,6 +65,7 @@ class RateEstimate:
     examination: Examination | None = None
     extrapolated: bool = False
     stop_error: float = 0.0
+    misfits: frozenset[str] = frozenset()
 
     def believing(self, belief: Belief) -> RateEstimate:
         """The same with another belief, and its interval."""
@@ -73,8 +75,14 @@ class RateEstimate:
 
 
 def bins_between(journal: Journal, windows: list[Window], step_s: float) -> Bins:
-    """All windows in bins."""
-    parts = [bins_of(journal, w.start_s, w.end_s, bin_width_s(step_s)) for w in windows if w.end_s > w.start_s]
+    """All windows in bins; windows that follow each other are one, so that no stop of the engine is cut in two."""
+    spans: list[tuple[float, float]] = []
+    for window in windows:
+        if spans and 0.0 <= window.start_s - spans[-1][1] < c.CUT_S:
+            spans[-1] = (spans[-1][0], window.end_s)
+        elif window.end_s > window.start_s:
+            spans.append((window.start_s, window.end_s))
+    parts = [bins_of(journal, start_s, end_s, bin_width_s(step_s)) for start_s, end_s in spans]
     joined = parts[0]
     for part in parts[1:]:
         joined = joined.join(part)
@@ -179,6 +187,7 @@ def server_model_of(speed: Speed, settings: Settings) -> ServerModel:
         stall_s=stall_s,
         kv_token_s=speed.kv_token_s,
         mean_context=speed.mean_context,
+        step_tokens=float(settings.max_num_batched_tokens or math.inf),
     )
 
 

@@ -151,6 +151,13 @@ class Departure:
         """Whether a pace explains it better than a factor on the latency: where requests queue."""
         return self.sensitivity > c.QUEUEING
 
+    @property
+    def unexplained(self) -> bool:
+        """Whether it is clear, and longer than anything that the model knows makes it."""
+        if self.in_pace:  # the pace itself was measured
+            return self.log_pace > max(c.MISFIT_PACE_LN, c.CLEAR * self.pace_error)
+        return self.log_factor > max(c.FAR_FROM_MODEL_LN, c.CLEAR * self.error)
+
 
 def departures_of(
     journal: Journal,
@@ -304,23 +311,45 @@ def itl_factor(journal: Journal, window: Window, model: ServerModel, speed: Spee
     return float(window.span.gaps.quantile_s(quantile) / modelled)
 
 
+def side(journal: Journal, open_loops: list[Window], limit: LatencyLimit) -> float:
+    """On which side of a limit some open loops are, in standard errors: above 0, fewer break it than may.
+
+    Requests of the same moments break a limit together. So the error is that of as many draws as there were blocks of
+    time, not of as many as there were requests.
+    """
+    allowed = 1.0 - float(limit.quantile)
+    late, known = 0.0, 0
+    for window in open_loops:
+        broken, counted = _broken(journal, window, limit)
+        late, known = late + broken, known + counted
+    seconds = sum(w.end_s - w.start_s for w in open_loops)
+    if known < c.LEAST_KNOWN:
+        return 0.0
+    share = min(late / known, 1.0 - allowed)
+    spread = max(share, allowed)
+    blocks = max(1.0, seconds / max(c.SIDE_BLOCK_S, c.BLOCK_REQUESTS * _usual_e2e_s(journal)))
+    return (allowed - share) / math.sqrt(spread * (1.0 - spread) / blocks)
+
+
 def violations(journal: Journal, window: Window, slo: Slo) -> float:
     """Largest share of the open loop's own requests that broke a limit; undecided requests count for neither side."""
-    rows = slice(window.span.first_row, window.span.end_row)
-    end_s = window.end_s
     shares = [0.0]
-    age = end_s - journal.due_s[rows]
     for limit in slo.limits:
-        if limit.metric is Metric.ITL:
-            total = window.span.gaps.total
-            shares.append(window.span.gaps.share_above(limit.limit_s) if total else 0.0)
-            continue
-        value = {Metric.TTFT: journal.ttft_s, Metric.E2E: journal.e2e_s, Metric.TPOT: journal.tpot_s}[limit.metric][
-            rows
-        ]
-        ended = ~np.isnan(journal.first_s[rows] if limit.metric is Metric.TTFT else journal.end_s[rows])
-        late = np.where(ended, value > limit.limit_s, (age > limit.limit_s) & (limit.metric is not Metric.TPOT))
-        known = ended | late
-        if known.sum() >= c.LEAST_KNOWN:
-            shares.append(float(late[known].mean()))
+        broken, known = _broken(journal, window, limit)
+        if known >= c.LEAST_KNOWN:
+            shares.append(broken / known)
     return max(shares)
+
+
+def _broken(journal: Journal, window: Window, limit: LatencyLimit) -> tuple[float, int]:
+    """How many of an open loop's requests, or gaps, broke a limit, and of how many that is known."""
+    if limit.metric is Metric.ITL:
+        total = int(window.span.gaps.total)
+        return (window.span.gaps.share_above(limit.limit_s) * total if total else 0.0), total
+    rows = slice(window.span.first_row, window.span.end_row)
+    value = {Metric.TTFT: journal.ttft_s, Metric.E2E: journal.e2e_s, Metric.TPOT: journal.tpot_s}[limit.metric][rows]
+    age = window.end_s - journal.due_s[rows]
+    ended = ~np.isnan(journal.first_s[rows] if limit.metric is Metric.TTFT else journal.end_s[rows])
+    late = np.where(ended, value > limit.limit_s, (age > limit.limit_s) & (limit.metric is not Metric.TPOT))
+    known = ended | late
+    return float(late[known].sum()), int(known.sum())

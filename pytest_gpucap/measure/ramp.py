@@ -165,6 +165,12 @@ def settle(run: MeasuringRun, ramp: Ramp) -> bool:
         if run.problems or (len(rates) == 4 and math.log(sum(rates[2:]) / sum(rates[:2])) < c.SETTLED_LN):  # noqa: PLR2004 - two pairs
             break
     ramp.windows[:] = holds[-2:]
+    if ramp.level > 1 and not run.problems:
+        # One batch size gives a pace, but not a curve.
+        run.settle()
+        ramp.level = max(1, round(c.LOW_SHARE * ramp.level))
+        which = WindowId(Phase.RAMP, concurrency=ramp.level)
+        ramp.windows.append(run.hold(which, ramp.level, c.LOW_HOLD_S, discard_s=c.REFILL_S))
     return True
 
 

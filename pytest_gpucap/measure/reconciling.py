@@ -12,7 +12,7 @@ from pytest_gpucap.load.protocol import ClosedLoop, OpenLoop
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.belief import Belief, Part, mixture
 from pytest_gpucap.measure.estimate import RateEstimate, between_windows, drift_share, estimate, server_seen
-from pytest_gpucap.measure.observed import Departure, departures_of, itl_factor
+from pytest_gpucap.measure.observed import Departure, departures_of, itl_factor, side
 from pytest_gpucap.measure.ramp import overloaded
 from pytest_gpucap.measure.run import MeasuringRun, Window
 from pytest_gpucap.requirement import LatencyLimit, Metric
@@ -50,6 +50,12 @@ def reconciled(
     open_loops = [(w.span.start_s, w.end_s) for w in alike if isinstance(w.span.phase, OpenLoop)]
     spans = _unbroken(run, alike)
     departures = departures_of(run.journal, spans, open_loops, found.model, found.speed, requirement.slo)
+    # A server that was seen once to do what the model cannot, may do so again at any moment.
+    misfits = before.misfits if before else frozenset()
+    found = replace(found, misfits=misfits.union(each.limit for each in departures if each.unexplained))
+    if found.misfits and requirement.slo.limits and peak is None:
+        alone = [w for w in alike if isinstance(w.span.phase, OpenLoop)]
+        return found.believing(Belief((_as_kept(run, alone, rate, found.rate.value),)))
     return corrected(run, windows, found, departures, rate, peak)
 
 
@@ -108,6 +114,19 @@ def _as_seen(
         value = rate_rps * math.exp(-max(0.0, math.log(here)) / c.UNKNOWN_SLOPE)
         root, slope = replace(root, rate_rps=max(root.rate_rps, min(value, rate_rps))), max(slope, c.UNKNOWN_SLOPE)
     return root, departure.error / slope
+
+
+def _as_kept(run: MeasuringRun, open_loops: list[Window], rate_rps: float, most_rps: float) -> Part:
+    """The belief from nothing but the share of requests that broke a limit in open loops at about a rate.
+
+    How the share depends on the rate is unknown. So the part says on which side of `rate_rps` the sustainable rate
+    lies, with the chance that the share gives, and puts it no nearer than `constants.UNKNOWN_LN`. What the model leaves
+    out makes requests slower, so its own estimate, `most_rps`, is the most that is believed.
+    """
+    sides = [side(run.journal, open_loops, limit) for limit in run.requirement.slo.limits]
+    scores = min(max(min(sides), -c.MOST_SCORE), c.MOST_SCORE)
+    value = min(rate_rps * math.exp(scores * c.UNKNOWN_LN), most_rps)
+    return Part(1.0, value, value, value, c.UNKNOWN_LN)
 
 
 def _near(window: Window, rate_rps: float) -> bool:
