@@ -182,6 +182,8 @@ FAR_FROM_MODEL_LN = 0.5
 model, such as an API server."""
 MISFIT_PACE_LN = 0.25
 """So is one that only such a factor on all times, in the logarithm, would explain: the pace itself was measured."""
+UNSTEADY_ERROR = 0.08
+"""A departure with this standard error or more comes and goes."""
 CLEAR = 3.0
 """A departure that is so many times its error is clear."""
 CUT_S = 0.05

@@ -136,6 +136,7 @@ class Departure:
         log_pace, pace_error: the same as a factor on all times of the model with which it has the observed percentile.
         sensitivity: of ln(percentile) to ln(times): high where requests queue.
         requests: behind it.
+        of_limit: the observed percentile over the limit.
     """
 
     limit: str
@@ -145,6 +146,7 @@ class Departure:
     pace_error: float
     sensitivity: float
     requests: int
+    of_limit: float = 1.0
 
     @property
     def in_pace(self) -> bool:
@@ -153,7 +155,12 @@ class Departure:
 
     @property
     def unexplained(self) -> bool:
-        """Whether it is clear, and longer than anything that the model knows makes it."""
+        """Whether it is clear, longer than anything that the model knows makes it, and matters.
+
+        A latency that keeps its limit and departs by the same factor all the time is corrected by that factor.
+        """
+        if self.of_limit < 1.0 and self.error < c.UNSTEADY_ERROR:
+            return False
         if self.in_pace:  # the pace itself was measured
             return self.log_pace > max(c.MISFIT_PACE_LN, c.CLEAR * self.pace_error)
         return self.log_factor > max(c.FAR_FROM_MODEL_LN, c.CLEAR * self.error)
@@ -277,11 +284,14 @@ def _departure(
         math.hypot(float(np.std(paces[usable])) * more, elsewhere / max(1.0, sensitivity)),
         sensitivity,
         n,
+        math.exp(float(seen[0])) / limit.limit_s,
     )
 
 
 def _pace_for(target: float, modelled: Floats) -> float:
     """Where a rising table over `PACES_LN` reaches a value; straight on beyond its ends."""
+    if not np.isfinite(modelled).all():
+        return math.nan
     if target > modelled[-1]:
         slope = max(1.0, (modelled[-1] - modelled[-2]) / (PACES_LN[-1] - PACES_LN[-2]))
         return float(PACES_LN[-1] + (target - modelled[-1]) / slope)
