@@ -1,4 +1,4 @@
-"""The direct run, for servers that the queue model does not describe: no model, only what an open loop shows."""
+"""The direct run, where answers show no pace: no model, only what an open loop shows."""
 
 from __future__ import annotations
 
@@ -17,20 +17,6 @@ from pytest_gpucap.requirement import LatencyLimit, Metric
 from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
 from pytest_gpucap.results.windows import Phase, WindowId
-
-
-def run_direct(run: MeasuringRun, design_rps: float, overload: int) -> tuple[Outcome, str]:
-    """Decide by a long open loop, because the queue model disagrees with what the server does."""
-    window = run.open_loop(WindowId(Phase.DIRECT), design_rps, c.DIRECT_S, overload=overload)
-    if run.problems:
-        return Outcome.INVALID, run.problems[0].text
-    if window.span.stopped:
-        return (
-            Outcome.FAIL,
-            "the queue model does not describe this server, and a direct run at the design rate overloaded it",
-        )
-    outcome, told = _judged(run, window, run.requirement.slo.limits)
-    return outcome, f"the queue model does not describe this server; a direct run at the design rate {told}"
 
 
 def run_without_pace(run: MeasuringRun, design_rps: float, overload: int, why: NoPace) -> tuple[Outcome, str]:

@@ -9,15 +9,17 @@ import numpy as np
 
 from pytest_gpucap.arrays import Floats
 from pytest_gpucap.estimate import queue_model
-from pytest_gpucap.estimate.queue_model import Calibration, ServerModel, saturation_rps
+from pytest_gpucap.estimate.paces import PATH_BIN_S, own_paces, pace_path, paces_of
+from pytest_gpucap.estimate.queue_model import Calibration, ServerModel, saturation_rps, starting_levels
 from pytest_gpucap.estimate.step_time import Bins, Speed, bin_width_s, bins_of, fit
 from pytest_gpucap.estimate.sustainable_rate import Examination, Sustainable, examine, sustainable
 from pytest_gpucap.estimate.traffic import Traffic, traffic_for
-from pytest_gpucap.load.protocol import Journal
+from pytest_gpucap.load.protocol import Journal, OpenLoop
 from pytest_gpucap.measure import constants as c
+from pytest_gpucap.measure.belief import Belief, Part, mixture
 from pytest_gpucap.measure.run import MeasuringRun, Window
 from pytest_gpucap.measure.settings import Settings
-from pytest_gpucap.requirement import Metric, Requirement
+from pytest_gpucap.requirement import LatencyLimit, Metric, Requirement
 from pytest_gpucap.results.measured import Interval
 
 NORMAL_95 = 1.96
@@ -41,9 +43,12 @@ class RateEstimate:
         model: of the server, as the queue model took it.
         least, greatest: the rates with the slowest and the fastest course that the curve may take beyond the batch
             sizes measured; both are the rate itself where the queue reaches none of those.
+        belief: how sure it is; before an open loop, the model may be off by much.
         settled: an open loop is behind it, and its slope may be taken for that of the next estimate.
         examination: the queue model's thorough look that is in it; None where there was none.
         extrapolated: the queue reaches batch sizes that were not measured.
+        stop_error: the part of `error` that comes from how seldom long stops of the engine were seen.
+        misfits: names of the limits whose latency the queue model does not explain. Then only what was seen counts.
     """
 
     rate: Interval
@@ -55,21 +60,29 @@ class RateEstimate:
     model: ServerModel
     least: float
     greatest: float
+    belief: Belief
     settled: bool = False
     examination: Examination | None = None
     extrapolated: bool = False
+    stop_error: float = 0.0
+    misfits: frozenset[str] = frozenset()
 
-    def widened(self, by: float) -> RateEstimate:
-        """The same with one more, independent, standard error of its logarithm."""
-        error = math.hypot(self.error, by)
-        value = self.rate.value
-        low, high = (value * math.exp(sign * NORMAL_95 * error) for sign in (-1, 1))
-        return replace(self, rate=Interval(value, min(low, self.rate.low), max(high, self.rate.high)), error=error)
+    def believing(self, belief: Belief) -> RateEstimate:
+        """The same with another belief, and its interval."""
+        value, low, high = belief.interval()
+        error = math.log(high / low) / (2.0 * NORMAL_95)
+        return replace(self, belief=belief, rate=Interval(value, low, high), error=error)
 
 
 def bins_between(journal: Journal, windows: list[Window], step_s: float) -> Bins:
-    """All windows in bins."""
-    parts = [bins_of(journal, w.start_s, w.end_s, bin_width_s(step_s)) for w in windows if w.end_s > w.start_s]
+    """All windows in bins; windows that follow each other are one, so that no stop of the engine is cut in two."""
+    spans: list[tuple[float, float]] = []
+    for window in windows:
+        if spans and 0.0 <= window.start_s - spans[-1][1] < c.CUT_S:
+            spans[-1] = (spans[-1][0], window.end_s)
+        elif window.end_s > window.start_s:
+            spans.append((window.start_s, window.end_s))
+    parts = [bins_of(journal, start_s, end_s, bin_width_s(step_s)) for start_s, end_s in spans]
     joined = parts[0]
     for part in parts[1:]:
         joined = joined.join(part)
@@ -140,21 +153,62 @@ def error_of_mean(paces: Floats, noise: float) -> float:
     return math.sqrt(max(0.0, variance - noise) * share)
 
 
+def stops_of(speed: Speed) -> tuple[float, tuple[float, ...]]:
+    """How often the engine stops per second, and the lengths that are equally likely.
+
+    Short stops are told together with the one that is assumed beforehand; longer ones by what was seen alone.
+    """
+    seen = np.array(speed.stops_s)
+    long = seen[seen > c.LONG_STOP_S]
+    short = np.append(seen[seen <= c.LONG_STOP_S], c.STALL_S)
+    short_per_s, long_per_s = short.size / (speed.seconds + c.STALL_PRIOR_S), long.size / speed.seconds
+    if not long.size:
+        return short_per_s, (float(short.mean()),)
+    share = short_per_s / (short_per_s + long_per_s)
+    shorts = round(share * c.STOP_LENGTHS)
+    drawn = np.sort(long)[
+        ((np.arange(c.STOP_LENGTHS - shorts) + 0.5) / (c.STOP_LENGTHS - shorts) * long.size).astype(int)
+    ]
+    return short_per_s + long_per_s, (*([float(short.mean())] * shorts), *(float(s) for s in drawn))
+
+
 def server_model_of(speed: Speed, settings: Settings) -> ServerModel:
     """The queue model's view of the server."""
     max_seqs = settings.max_num_seqs or queue_model.NEVER_LIMITED
     most = int(min(max_seqs, max(queue_model.TABLE, 4 * speed.most)))
-    stops = speed.stalls + 1.0
+    stall_per_s, stall_s = stops_of(speed)
     return ServerModel(
         speed=speed.table(most),
         prefill_s=speed.prefill_s,
         max_seqs=max_seqs,
         kv_tokens=float(settings.kv_tokens or math.inf),
         drift_sd=c.DRIFT_SD,
-        stall_per_s=stops / (speed.seconds + c.STALL_PRIOR_S),
-        stall_s=(speed.stalled_s + c.STALL_S) / stops,
+        stall_per_s=stall_per_s,
+        stall_s=stall_s,
         kv_token_s=speed.kv_token_s,
         mean_context=speed.mean_context,
+        step_tokens=float(settings.max_num_batched_tokens or math.inf),
+    )
+
+
+def server_seen(run: MeasuringRun, windows: list[Window]) -> tuple[Speed, ServerModel]:
+    """The curve fitted to all windows, and the server as the queue model takes it.
+
+    Raises:
+        SpeedError: if the windows hold too few tokens.
+    """
+    journal, workload = run.journal, run.requirement.workload
+    if workload.output_tokens.mean < c.SHORT_ANSWER:
+        windows = [w for w in windows if isinstance(w.span.phase, OpenLoop)] or windows
+    speed = fitted(journal, windows, traffic_for(workload).mean_context)
+    path = pace_path(journal, [(w.start_s, w.end_s) for w in windows], speed)
+    own = own_paces(paces_of(journal, windows[0].start_s, windows[-1].end_s))
+    model = server_model_of(speed, run.settings)
+    return speed, replace(
+        model,
+        path=path.factors,
+        path_bin_s=PATH_BIN_S if len(path.factors) > 1 else math.inf,
+        own_paces=own,
     )
 
 
@@ -190,9 +244,10 @@ def estimate(
     Raises:
         SpeedError: if the windows hold too few tokens.
     """
-    limits, traffic = run.requirement.slo.limits, traffic_for(run.requirement.workload)
-    speed = fitted(run.journal, windows, traffic.mean_context)
-    model = replace(server_model_of(speed, run.settings), calibration=calibration or Calibration())
+    limits = run.requirement.slo.limits
+    speed, model = server_seen(run, windows)
+    traffic = traffic_for(run.requirement.workload, model.own_paces)
+    model = replace(model, calibration=calibration or Calibration())
     if peak is not None:
         model = replace(model, speed=speed.pessimistic(model.speed.size - 1))
     found = sustainable(model, traffic, limits, guess_rps, slope, most_in_flight=peak)
@@ -201,6 +256,10 @@ def estimate(
             examined = examine(found, model, traffic, limits)
         found = replace(found, rate_rps=found.rate_rps * math.exp(examined.correction), slope=examined.slope)
     error = _error(run.journal, windows, speed, model, found)
+    if starting_levels(model, traffic, found.rate_rps, 64)[1]:
+        error = math.hypot(error, c.LIMITED_ERROR)
+    stop_error = _stop_error(speed, model, traffic, limits, found) if extremes else 0.0
+    error = math.hypot(error, stop_error)
     least = greatest = rate = found.rate_rps
     highest = rate
     beyond = peak is None and _beyond(found, windows, model, traffic)
@@ -223,8 +282,10 @@ def estimate(
         model,
         least,
         greatest,
+        mixture(Part(1.0, rate, least, greatest, error), None),
         examination=examined,
         extrapolated=beyond,
+        stop_error=stop_error,
     )
 
 
@@ -233,10 +294,25 @@ def _error(journal: Journal, windows: list[Window], speed: Speed, model: ServerM
     seconds = windows[-1].end_s - windows[0].start_s
     drift = max(c.DRIFT_SD * math.sqrt(drift_share(seconds)), between_windows(journal, windows, speed))
     # How often the engine stops is known from a Poisson count: the stops seen, and the one assumed beforehand.
-    stops = model.stall_share / math.sqrt(speed.stalls + 1.0)
+    stops = model.stall_share / math.sqrt(len(speed.stops_s) + 1.0)
     pace_error = math.hypot(speed.error, drift, stops)
     flatness = max(1.0, c.FLAT_SLOPE / found.slope)
     return math.hypot(found.elasticity * pace_error, flatness * c.QUEUE_MODEL_ERROR)
+
+
+def _stop_error(
+    speed: Speed, model: ServerModel, traffic: Traffic, limits: tuple[LatencyLimit, ...], found: Sustainable
+) -> float:
+    """Standard error of ln(rate) from the number of long stops, which is a Poisson count; 0 where none was seen."""
+    count = sum(each > c.LONG_STOP_S for each in speed.stops_s)
+    if not count or not limits:
+        return 0.0
+    off = 1.0 / math.sqrt(count)
+    rates = [
+        sustainable(replace(model, stall_per_s=model.stall_per_s * factor), traffic, limits, found.rate_rps).rate_rps
+        for factor in (math.exp(-off), math.exp(off))
+    ]
+    return abs(math.log(rates[0] / rates[1])) / 2.0
 
 
 def _beyond(found: Sustainable, windows: list[Window], model: ServerModel, traffic: Traffic) -> bool:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from pytest_gpucap.measure.estimate import error_of_mean
-from pytest_gpucap.measure.model_check import observed_pace
 
 
 def wandering(correlation: float, windows: int, random: np.random.Generator) -> np.ndarray:
@@ -40,20 +39,3 @@ def test_what_the_windows_own_noise_explains_is_no_drift() -> None:
     paces = wandering(0.0, 9, np.random.default_rng(3))
     assert error_of_mean(paces, float(np.var(paces, ddof=1))) == 0.0
     assert 0.0 < error_of_mean(paces, 0.5 * float(np.var(paces, ddof=1))) < error_of_mean(paces, 0.0)
-
-
-def at(factor: float) -> float:
-    """Requests in flight of a queue that is 80% busy at a factor of 1."""
-    return 0.8 * factor / max(1e-3, 1 - 0.8 * factor)
-
-
-@pytest.mark.parametrize("factor", [0.7, 0.95, 1.0, 1.02, 1.2])
-def test_the_pace_is_that_at_which_so_many_are_in_flight(factor: float) -> None:
-    """Near its limit a queue answers no straight line: 1.2 holds six times as many, and a slope would say 1.7."""
-    assert observed_pace(at, at(factor)) == pytest.approx(factor, rel=2e-3)
-
-
-def test_a_pace_beyond_all_measure_is_the_farthest_and_one_that_shows_nowhere_is_none() -> None:
-    assert observed_pace(at, 1e9) == pytest.approx(math.exp(0.7))
-    assert observed_pace(at, 0.0) == pytest.approx(math.exp(-0.7))
-    assert math.isnan(observed_pace(lambda _factor: 5.0, 7.0))
