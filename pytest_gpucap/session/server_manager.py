@@ -221,6 +221,7 @@ class ServerManager:
         return HostWatch(server.base_url, strict=self._options.host_check == "error")
 
     def _start(self, target: SystemUnderTest, live: LiveLine) -> Server:
+        from pytest_gpucap.engines.process import held_until_gone
         from pytest_gpucap.report.formatting import shown
 
         engine, held = target.engine, target.lease
@@ -230,7 +231,8 @@ class ServerManager:
             return server
         started = time.monotonic()
         live.say(f"starting {engine.title} with {engine.request.model}")
-        server = engine.start(held.cuda_devices, live.waiting)
+        with held_until_gone(held.descriptors):
+            server = engine.start(held.cuda_devices, live.waiting)
         target._closing.callback(self._stop, server, held)  # noqa: SLF001 - see above
         target.startup_s = time.monotonic() - started
         target.server = server

@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pytest_gpucap.engines.process import OwnedProcess
+from pytest_gpucap.engines.process import OwnedProcess, held_until_gone
+from pytest_gpucap.gpu.lease import LeaseTimeout, lease_cpu
 from tests.engines.server_family import TREE, Family
 from tests.waiting import until
 
@@ -145,6 +146,52 @@ def test_a_fork_of_the_owner_neither_ends_the_server_nor_keeps_it(log: Path, fam
         owner.kill()
     psutil.wait_procs(servers)
     until(lambda: [process.pid for process in family.alive()] == [holder])
+
+
+HOLDER = """
+import os, sys
+from pathlib import Path
+from pytest_gpucap.engines.process import OwnedProcess, held_until_gone
+from pytest_gpucap.gpu.lease import lease_cpu
+
+held = lease_cpu(wait_s=0, directory=Path({locks!r}))
+with held_until_gone(held.descriptors):
+    owned = OwnedProcess({command!r}, env={{**os.environ, "VLLM_API_KEY": "k"}}, log_path=Path({log!r}))
+print("started", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_lease_outlives_its_process_until_the_server_has_ended(log: Path, tmp_path: Path, family: Family) -> None:
+    """The server ignores SIGTERM, and whoever leased for it is killed: the next one does not measure beside it."""
+    told = tmp_path / "told"
+    script = HOLDER.format(command=COMMAND, log=str(log), locks=str(tmp_path))
+    environment = {**os.environ, **family.env, "STAND_IN": "stubborn", "STAND_IN_TOLD": str(told)}
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "started\n"
+        until(lambda: len(family.alive()) > TREE and "serving" in log.read_text())
+        (watchdog,) = [each for each in family.alive() if each.ppid() == holder.pid]
+        watchdog.suspend()  # it takes what time it likes
+        holder.kill()
+    with pytest.raises(LeaseTimeout, match=rf"pid {holder.pid} \(it has ended, and its server not yet\) came first"):
+        lease_cpu(wait_s=0, directory=tmp_path)
+    watchdog.resume()
+    with lease_cpu(wait_s=1e6, directory=tmp_path):
+        assert told.exists()
+        assert [each for each in family.alive() if each.pid != watchdog.pid] == []
+
+
+def test_a_lease_that_is_given_back_is_free_at_once(start: Start, tmp_path: Path) -> None:
+    held = lease_cpu(wait_s=0, directory=tmp_path)
+    with held_until_gone(held.descriptors):
+        owned = start()
+    inherited = [str(fd.readlink()) for fd in Path(f"/proc/{owned.pid}/fd").iterdir()]
+    assert not any(name.endswith(".lock") for name in inherited)
+    held.release()
+    lease_cpu(wait_s=0, directory=tmp_path).release()
 
 
 def test_a_command_that_cannot_run_says_so_in_the_log(log: Path) -> None:

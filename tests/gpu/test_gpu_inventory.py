@@ -423,7 +423,7 @@ def test_nothing_here_can_change_a_setting() -> None:
 
 @pytest.mark.parametrize("module", ["classes", "device", "inventory", "nvml", "cuda_visible_devices"])
 def test_what_collection_needs_is_light(module: str) -> None:
-    heavy = "{'numpy', 'pynvml', 'psutil', 'scipy', 'filelock'}"
+    heavy = "{'numpy', 'pynvml', 'psutil', 'scipy'}"
     script = f"import sys, pytest_gpucap.gpu.{module}; print(*sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "\n"

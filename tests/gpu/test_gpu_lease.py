@@ -412,7 +412,6 @@ def test_lock_files_are_for_every_user(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 NOBODY = """
     import os, sys
-    import filelock  # now: the other user may have no right to read this Python's library
     from pathlib import Path
     from pytest_gpucap.gpu.lease import LeaseTimeout, lease_cpu
     os.setgid(65534)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import math
@@ -291,7 +292,9 @@ def records(scripts: list[Script]) -> Records:
         assert runner.settle(FOREVER_S)
         journal = runner.journal()
         # Of the phase and of what came after its end.
-        gaps = runner._finished[0].table.histogram(HistogramKind.GAPS).total
+        table = runner._finished[0].table
+        assert table is not None
+        gaps = table.histogram(HistogramKind.GAPS).total
         columns = (journal.status, journal.counted_prompt_tokens, journal.counted_output_tokens, journal.first_s > 0)
         rows = [list(map(int, row)) for row in zip(*columns, strict=True)]
         return Records(rows, int(journal.tokens.sum()), gaps, runner.error_texts())
@@ -392,6 +395,23 @@ def test_ordinary_answers_are_read_without_python(monkeypatch: pytest.MonkeyPatc
     assert (table.status == Status.OK).all()
     assert handed.whole + handed.new_heads > 300
     assert handed.other - handed.new_heads < 100
+
+
+def test_a_closed_connection_leaves_nothing_to_the_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The collector hardly ever runs in a worker, so each of them would stay for an hour."""
+
+    def living() -> int:
+        return sum(isinstance(each, Connection) for each in gc.get_objects())
+
+    gc.disable()
+    try:
+        before = living()
+        with TokenServer() as server:
+            recipe = PromptRecipe("m", ApiKind.COMPLETIONS.value, ("a", "b"))
+            in_this_process(monkeypatch, server.port, recipe, "", 40, 4)
+        assert living() == before
+    finally:
+        gc.enable()
 
 
 @pytest.mark.vllm_cpu
