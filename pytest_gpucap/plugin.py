@@ -180,16 +180,7 @@ def pytest_runtest_makereport(
     report = yield
     if call.when == "call" and report.passed:
         _note_unmeasured(item, report)
-    if results:
-        from pytest_gpucap.results.encoding import to_builtins
-
-        report.gpucap = to_builtins(results)  # type: ignore[attr-defined]  # xdist carries builtins alone
-    if results and call.excinfo is not None and call.excinfo.errisinstance(AssertionError):
-        from pytest_gpucap.report.terminal import section
-        from pytest_gpucap.session.screen import columns
-
-        width = columns(item.config)
-        report.sections += [("GPU capacity", section(result, width)) for result in results]
+    _attach(item, call, report, results)
     if call.excinfo is not None and isinstance(call.excinfo.value, PluginFault):
         report.sections.append(("pytest-gpucap: where it failed", call.excinfo.value.trace))
     error = call.excinfo.value if call.excinfo is not None else None
@@ -208,6 +199,23 @@ def pytest_runtest_makereport(
 
         make_harmless(report)
     return report
+
+
+def _attach(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport, results: Sequence[Any]) -> None:
+    """What the process that talks to the user must know: it travels with the report, also through xdist."""
+    if _ours([item]):
+        report.gpucap_declared = True  # type: ignore[attr-defined]
+    if not results:
+        return
+    from pytest_gpucap.results.encoding import to_builtins
+
+    report.gpucap = to_builtins(results)  # type: ignore[attr-defined]  # xdist carries builtins alone
+    if call.excinfo is not None and call.excinfo.errisinstance(AssertionError):
+        from pytest_gpucap.report.terminal import section
+        from pytest_gpucap.session.screen import columns
+
+        width = columns(item.config)
+        report.sections += [("GPU capacity", section(result, width)) for result in results]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -271,6 +279,8 @@ class _Results:
         self._config = config
         self._session_report: Any = None
         self._unmeasured: list[tuple[str, str]] = []
+        self._declared = False
+        """A test of ours has run, or was skipped."""
         # These run no session.
         only_lists = config.option.help or config.option.version or getattr(config.option, "markers", False)
         self._json = None if only_lists else json_file(config)
@@ -298,6 +308,8 @@ class _Results:
                 # Whoever reads that file next would take an older one for this session's.
                 self._problem("\n".join(missing))
                 self._session_report.finish(int(status := pytest.ExitCode.TESTS_FAILED))
+            for line in self._session_report.untold:
+                print(f"pytest-gpucap: {line}", file=sys.stderr)  # noqa: T201 - pytest's own reporting is over
         return status
 
     def _problem(self, text: str) -> None:
@@ -311,6 +323,7 @@ class _Results:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if (why := getattr(report, "gpucap_unmeasured", None)) is not None:
             self._unmeasured.append((report.nodeid, why))
+        self._declared = self._declared or hasattr(report, "gpucap_declared")
         carried = getattr(report, "gpucap", None)
         if not carried and self._session_report is None:
             return
@@ -341,36 +354,50 @@ class _Results:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, exitstatus: int) -> None:
-        found = self._session_report
-        if found is None:
+        options = self._config.stash.get(OPTIONS, None)
+        asks = options is not None and (options.save, options.markdown, options.html) != (None, None, None)
+        if self._session_report is None and not (asks and self._declared):
             return
+        found = self._report()
         found.finish(exitstatus)
-        if not found.results:
-            return
+        if options is None or not (found.results or self._declared):
+            return  # a session without a test of ours replaces no report
         # An interrupted session must not replace a whole baseline by a partial one.
-        finished = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
-        if finished and self._config.stash[OPTIONS].save is not None:
-            from pytest_gpucap.session.baselines import save
-            from pytest_gpucap.session.boundary import one_line
+        if options.save is not None and exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}:
+            self._save(options)
+        if found.results:
+            self._tell("pytest_gpucap_results", results=found.content())
+        self._publish(options)
 
-            try:
-                with one_line("the baseline was not saved"):
-                    found.note(save(self._config.stash[OPTIONS], found.content()))
-            except GpuCapError as error:
-                found.note(str(error), missing=True)
-        self._tell("pytest_gpucap_results", results=found.content())
+    def _save(self, options: Options) -> None:
+        from pytest_gpucap.session.baselines import save
+        from pytest_gpucap.session.boundary import one_line
+
+        found = self._session_report
+        try:
+            with one_line("the baseline was not saved"):
+                found.note(save(options, found.content()))
+        except GpuCapError as error:
+            found.note(str(error), missing=True)
+
+    def _publish(self, options: Options) -> None:
+        from pytest_gpucap.session.boundary import one_line
+
+        found = self._session_report
+        try:
+            with one_line("the reports could not be written"):
+                found.publish(markdown=options.markdown, html=options.html)
+        except GpuCapError as error:
+            found.note(str(error), missing=options.markdown is not None or options.html is not None)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._session_report is not None:
             from pytest_gpucap.session.boundary import one_line
 
-            options = self._config.stash[OPTIONS]
             try:
                 with one_line("the summary could not be written"):
-                    self._session_report.summarise(terminalreporter, markdown=options.markdown, html=options.html)
+                    self._session_report.summarise(terminalreporter)
             except GpuCapError as error:
-                found = self._session_report
-                found.note(str(error), missing=options.markdown is not None or options.html is not None)
                 terminalreporter.write_line(f"pytest-gpucap: {error}", red=True)
             if missing := self._session_report.missing:
                 failed = "" if terminalreporter.stats.get("failed") else ", so the session has failed"

@@ -41,7 +41,7 @@ def publish(
     environ: Mapping[str, str],
     html_file: Path | None = None,
 ) -> Published:
-    """Write the reports to all requested places.
+    """Write the reports to all requested places. A job's page has nothing about a session that measured nothing.
 
     Args:
         content: of the result file.
@@ -61,8 +61,10 @@ def publish(
         missing.extend(filter(None, [failed]))
         lines.append(failed or f"{name} report: {shown(path)}")
 
-    summary = environ.get("GITHUB_STEP_SUMMARY")
-    agent = shutil.which(_AGENT, path=environ.get("PATH")) if environ.get("BUILDKITE") == "true" else None
+    measured = bool(content.results)
+    summary = environ.get("GITHUB_STEP_SUMMARY") if measured else None
+    buildkite = measured and environ.get("BUILDKITE") == "true"
+    agent = shutil.which(_AGENT, path=environ.get("PATH")) if buildkite else None
     if markdown_file or summary or agent:
         page = pull_request_page(content)
         if markdown_file:
@@ -76,7 +78,7 @@ def publish(
         from pytest_gpucap.report import html
 
         asked("HTML", html_file, html.render(content))
-    if environ.get("GITHUB_ACTIONS") == "true":
+    if measured and environ.get("GITHUB_ACTIONS") == "true":
         lines += workflow_commands(annotations_of(content, _folder(root, environ.get("GITHUB_WORKSPACE"))))
     return Published([line for line in lines if line], missing)
 

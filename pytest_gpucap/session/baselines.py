@@ -72,6 +72,8 @@ def save(options: Options, session: ResultFile) -> str:
         NotSaved: one line, why nothing was saved.
     """
     assert options.save is not None  # noqa: S101 - the caller's condition
+    if not session.results:
+        raise NotSaved(f"baseline {options.save} was NOT saved: nothing was measured")
     path = store.path_of(options.baselines, options.save)
     simulated = all(result.simulated for result in session.results)
     forced = options.force_save

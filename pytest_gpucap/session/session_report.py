@@ -19,7 +19,7 @@ from pytest_gpucap.report.columns import wrapped
 from pytest_gpucap.report.comparison import comparison_summary
 from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.report.headline import Tone
-from pytest_gpucap.report.publish import Published, publish
+from pytest_gpucap.report.publish import publish
 from pytest_gpucap.results.ending import Ending, worse
 from pytest_gpucap.results.result import Result, ResultFile
 from pytest_gpucap.results.result_file import GrowingResultFile, session_file
@@ -72,6 +72,8 @@ class SessionReport:
         self._unwritten: dict[Path, str] = {}
         self._notes: list[str] = []
         self._missing: list[str] = []
+        self._published: list[str] = []
+        self._shown = False
         self._write()
 
     @property
@@ -157,11 +159,24 @@ class SessionReport:
     def _files(self, content: ResultFile) -> list[GrowingResultFile]:
         return [*([self.usual] if self.usual is not None and content.results else []), *self._asked]
 
-    def summarise(self, terminal: Any, *, markdown: Path | None, html: Path | None) -> None:
-        """Write the summary to pytest's terminal reporter, and the reports to their files if there is a result."""
+    def publish(self, *, markdown: Path | None, html: Path | None) -> None:
+        """Write the reports to their files and places, whether the terminal shows a summary or not."""
+        published = publish(
+            self.content(),
+            markdown_file=markdown,
+            html_file=html,
+            root=self._config.rootpath,
+            environ=os.environ,
+        )
+        self._published += published.lines
+        self._missing += published.missing
+
+    def summarise(self, terminal: Any) -> None:
+        """Write the summary to pytest's terminal reporter."""
         width = columns(self._config)
         content = self.content()
         results = content.results
+        self._shown = True
         terminal.section("GPU capacity")
         if results:
             for line, tone in text.summary_lines(results, width):
@@ -170,23 +185,19 @@ class SessionReport:
                 terminal.write_line(line)
         else:
             terminal.write_line("nothing was measured")
-        for line in self._unwritten.values() or [f"result file: {shown(self._files(content)[-1].path)}"]:
+        files = [f"result file: {shown(file.path)}" for file in self._files(content)[-1:]]
+        for line in self._unwritten.values() or files:
             terminal.write_line(line)
-        published = Published([], [])
-        if results:
-            published = publish(
-                content,
-                markdown_file=markdown,
-                html_file=html,
-                root=self._config.rootpath,
-                environ=os.environ,
-            )
         for note in self._notes:
             for line in wrapped(note, hang="  ", width=width):
                 terminal.write_line(line)
-        for line in published.lines:
+        for line in self._published:
             terminal.write_line(line)
-        self._missing += published.missing
+
+    @property
+    def untold(self) -> Sequence[str]:
+        """What `missing` says, if no summary has said it."""
+        return [] if self._shown else [harmless(masked(line)) for line in self.missing]
 
 
 def ending_of(report: pytest.TestReport) -> Ending:
