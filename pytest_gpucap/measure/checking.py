@@ -172,7 +172,8 @@ def _without_pace(run: MeasuringRun, state: _State, ramp: Ramp, why: NoPace) -> 
     """The verdict where answers show no pace: by what was seen."""
     state.saturated = completed_rate(run, ramp.windows[-1]) if ramp.windows else None
     overload = int(c.OVERLOAD * max(ramp.level, _critical(run))) + c.OVERLOAD_MARGIN
-    judged = run_without_pace(run, float(run.requirement.design_rate), overload, why)
+    completed = state.saturated.value if state.saturated else 0.0
+    judged = run_without_pace(run, float(run.requirement.design_rate), overload, why, completed)
     return _ended(run) or judged
 
 

@@ -243,6 +243,11 @@ one rate to the next."""
 DIRECT_S = 240.0
 """Length of the direct run, which replaces a queue model that disagrees. Near its limit a queue takes minutes from one
 busy period to the next."""
+DIRECT_STEP = 4.0
+"""Where the design rate is far beyond what the server answered before, the direct run begins at this multiple of that
+and rises by the same factor. A smaller one would meet a server that keeps the design rate with many steps."""
+DIRECT_STEP_S = 5.0
+"""Length of such a step: three times what the server answers piles up within a second or two."""
 DIRECT_BLOCKS = 8
 """Blocks of the direct run (method of batch means). Each lasts 30 s, longer than most busy periods, so that they are
 nearly independent."""

@@ -11,7 +11,7 @@ from pytest_gpucap.arrays import Floats
 from pytest_gpucap.estimate import queue_model
 from pytest_gpucap.estimate.paces import PATH_BIN_S, own_paces, pace_path, paces_of
 from pytest_gpucap.estimate.queue_model import Calibration, ServerModel, saturation_rps, starting_levels
-from pytest_gpucap.estimate.step_time import Bins, Speed, bin_width_s, bins_of, fit
+from pytest_gpucap.estimate.step_time import Bins, Speed, SpeedError, bin_width_s, bins_of, fit
 from pytest_gpucap.estimate.sustainable_rate import Examination, Sustainable, examine, sustainable
 from pytest_gpucap.estimate.traffic import Traffic, traffic_for
 from pytest_gpucap.load.protocol import Journal, OpenLoop
@@ -103,6 +103,14 @@ def fitted(journal: Journal, windows: list[Window], mean_context: float = 0.0) -
         SpeedError: if the windows hold too few tokens.
     """
     return fit(bins_between(journal, windows, typical_step_s(journal, windows)), mean_context)
+
+
+def _fitted_if_enough(journal: Journal, windows: list[Window], mean_context: float) -> Speed | None:
+    """As `fitted`; None where the windows hold too few tokens, as open loops at a low rate do."""
+    try:
+        return fitted(journal, windows, mean_context) if windows else None
+    except SpeedError:
+        return None
 
 
 def drift_share(seconds: float) -> float:
@@ -198,9 +206,13 @@ def server_seen(run: MeasuringRun, windows: list[Window]) -> tuple[Speed, Server
         SpeedError: if the windows hold too few tokens.
     """
     journal, workload = run.journal, run.requirement.workload
+    context = traffic_for(workload).mean_context
+    speed = None
     if workload.output_tokens.mean < c.SHORT_ANSWER:
-        windows = [w for w in windows if isinstance(w.span.phase, OpenLoop)] or windows
-    speed = fitted(journal, windows, traffic_for(workload).mean_context)
+        open_loops = [w for w in windows if isinstance(w.span.phase, OpenLoop)]
+        speed = _fitted_if_enough(journal, open_loops, context)
+        windows = open_loops if speed else windows
+    speed = speed or fitted(journal, windows, context)
     path = pace_path(journal, [(w.start_s, w.end_s) for w in windows], speed)
     own = own_paces(paces_of(journal, windows[0].start_s, windows[-1].end_s))
     model = server_model_of(speed, run.settings)
