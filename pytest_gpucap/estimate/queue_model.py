@@ -58,6 +58,10 @@ Prompts come in bursts, which the stationary law ignores, so a replication needs
 server."""
 BURN_IN_PREFILL_FROM = 0.15
 """Share of the engine's time up to which prefill hardly disturbs the stationary law."""
+LONG_STOP_S = 0.5
+"""After a stop longer than this, a queue takes long to drain, so a short replication would not see it."""
+STOPS_FACTOR = 2.0
+"""Where it stops, such replications are longer by this: a tail that seldom stops make needs many of them."""
 QUEUED_REPLICATIONS = 96
 """Replications where sequences or KV cache run out, or where arrivals are not Poisson. The stationary law is only near
 there, so replications are few and long."""
@@ -156,6 +160,11 @@ class ServerModel:
     def wanders(self) -> bool:
         """Whether the pace changes from second to second."""
         return len(self.path) > 1
+
+    @property
+    def stops(self) -> bool:
+        """Whether the engine stands still for so long that its start in a steady state would matter."""
+        return max(self.stall_s) > LONG_STOP_S
 
     @property
     def most_running(self) -> int:
@@ -280,10 +289,11 @@ def _size_of(model: ServerModel, traffic: Traffic, rate_rps: float, *, thorough:
     few, limited = starting_levels(model, traffic, rate_rps, 16)
     typical = 1.0 + float(few.mean())
     trailing = int(TRAILING_SHARE * typical) + 16
-    if limited or not traffic.poisson or model.wanders:
+    if limited or not traffic.poisson or model.wanders or model.stops:
         share = THOROUGH_QUEUED_MEASURED_SHARE if thorough else QUEUED_MEASURED_SHARE
+        share *= STOPS_FACTOR if model.stops and not thorough else 1.0
         measured = int(share * typical) if thorough else max(LEAST_MEASURED, int(share * typical))
-        replications = QUEUED_REPLICATIONS * (THOROUGH_QUEUED_FACTOR if thorough else 1)
+        replications = QUEUED_REPLICATIONS * (THOROUGH_QUEUED_FACTOR if thorough or model.stops else 1)
         return _Size(replications, int(QUEUED_BURN_IN_SHARE * typical), measured, trailing)
     prefilling = min(1.0, rate_rps * model.prefill_s * traffic.mean_prompt)
     burn_in = int((BURN_IN_SHARE + BURN_IN_PREFILL * max(0.0, prefilling - BURN_IN_PREFILL_FROM)) * typical)

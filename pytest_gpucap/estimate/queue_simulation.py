@@ -273,8 +273,10 @@ def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays 
     target = np.full(total, -1.0)
     key, item = np.empty(2 * total + 16), np.empty(2 * total + 16, np.int64)
     admitted, preempted = np.empty(4 * total + 64, np.int64), np.empty(total + 1, np.int64)
-    size = waiting_again = arrived = taken = completed = stalls = 0
-    time = halt = pause = clock = in_flight_s = 0.0
+    # First tokens to come, in order of admission: after how much of the engine's time at a factor of 1.
+    first_item, first_work = np.empty(4 * rows + 64, np.int64), np.empty(4 * rows + 64)
+    size = waiting_again = arrived = taken = completed = stalls = begun = announced = 0
+    time = halt = pause = clock = work = in_flight_s = 0.0
     n = newest = starters
     for i in range(starters):
         target[i] = float(left[i])
@@ -303,6 +305,11 @@ def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays 
         else:
             working = passed - halt
             halt = 0.0
+            work += working / factor
+            while begun < announced and first_work[begun] <= work:
+                i = first_item[begun]
+                ttft_s[i] = event_s - (work - first_work[begun]) * factor - due_s[i]
+                begun += 1
             stretch = 1.0 + pace * chunks_per_s
             if working <= pause * stretch:
                 tokens = working / stretch * chunks_per_s
@@ -320,6 +327,7 @@ def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays 
             break
         if kind == PACE:
             path_at = (path_at + 1) % path.size
+            pause *= drift * path[path_at] / factor
             factor = drift * path[path_at]
             pace_at_s += path_bin_s
             continue
@@ -375,8 +383,10 @@ def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays 
             n += 1
             # Its first token comes from the last of the steps that prefill it and all before it.
             steps = max(1.0, math.ceil(pause * chunks_per_s))
-            if i >= starters and left[i] == output[i - starters]:
-                ttft_s[i - starters] = time + halt + pause + (steps + wait) * after - due_s[i - starters]
+            if i >= starters and left[i] == output[i - starters] and announced < first_work.size:
+                first_item[announced] = i - starters
+                first_work[announced] = work + (pause + (steps + wait) * after) / factor
+                announced += 1
             target[i] = clock + steps - 1.0 + left[i] + wait
             size = _push(key, item, size, target[i], i)
             if newest < admitted.size:

@@ -43,6 +43,22 @@ class Belief:
 
     parts: tuple[Part, ...]
 
+    def spread(self, shifts: tuple[tuple[float, float], ...]) -> Belief:
+        """The same where something unknown moves ln(rate): by each of these shifts with its chance."""
+        return Belief(
+            tuple(
+                Part(
+                    p.weight * chance,
+                    p.value * math.exp(shift),
+                    p.least * math.exp(shift),
+                    p.greatest * math.exp(shift),
+                    p.error,
+                )
+                for p in self.parts
+                for chance, shift in shifts
+            )
+        )
+
     def chance_below(self, rate_rps: float) -> float:
         """Highest chance that the rate is below `rate_rps`."""
         return self._chance(rate_rps, [p.least for p in self.parts])

@@ -120,8 +120,9 @@ STALL_PRIOR_S = 100.0
 """Before any stop of the engine was seen, one stop in this time is assumed: a garbage collection or a slow write."""
 STALL_S = 0.3
 """Length of the stop that is assumed beforehand: that of the simulated servers' stops."""
-LONG_STOP_S = 0.5
-"""A stop longer than this is none of those that are assumed beforehand: only what was seen tells how often it comes."""
+STOP_STRATA = (0.03, 0.12, 0.2, 0.3, 0.2, 0.12, 0.03)
+"""Chances of the frequencies of long stops that an estimate is made for. The outermost are larger than `WRONG_CHANCE`,
+so a verdict needs all of them."""
 STOP_LENGTHS = 32
 """Lengths of stops that the queue model draws from, where long ones were seen: they keep the shares to 3%."""
 EXTRAPOLATED = 1.4

@@ -6,11 +6,12 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.stats import gamma
 
 from pytest_gpucap.arrays import Floats
 from pytest_gpucap.estimate import queue_model
 from pytest_gpucap.estimate.paces import PATH_BIN_S, own_paces, pace_path, paces_of
-from pytest_gpucap.estimate.queue_model import Calibration, ServerModel, saturation_rps, starting_levels
+from pytest_gpucap.estimate.queue_model import LONG_STOP_S, Calibration, ServerModel, saturation_rps, starting_levels
 from pytest_gpucap.estimate.step_time import Bins, Speed, SpeedError, bin_width_s, bins_of, fit
 from pytest_gpucap.estimate.sustainable_rate import Examination, Sustainable, examine, sustainable
 from pytest_gpucap.estimate.traffic import Traffic, traffic_for
@@ -47,7 +48,8 @@ class RateEstimate:
         settled: an open loop is behind it, and its slope may be taken for that of the next estimate.
         examination: the queue model's thorough look that is in it; None where there was none.
         extrapolated: the queue reaches batch sizes that were not measured.
-        stop_error: the part of `error` that comes from how seldom long stops of the engine were seen.
+        stops: how often long stops of the engine may come, which is known from a few of them alone: the chance of each
+            frequency, and by how much the rate is then another, in the logarithm. One of no change where none was seen.
         misfits: names of the limits whose latency the queue model does not explain. Then only what was seen counts.
     """
 
@@ -64,7 +66,7 @@ class RateEstimate:
     settled: bool = False
     examination: Examination | None = None
     extrapolated: bool = False
-    stop_error: float = 0.0
+    stops: tuple[tuple[float, float], ...] = ((1.0, 0.0),)
     misfits: frozenset[str] = frozenset()
 
     def believing(self, belief: Belief) -> RateEstimate:
@@ -167,8 +169,8 @@ def stops_of(speed: Speed) -> tuple[float, tuple[float, ...]]:
     Short stops are told together with the one that is assumed beforehand; longer ones by what was seen alone.
     """
     seen = np.array(speed.stops_s)
-    long = seen[seen > c.LONG_STOP_S]
-    short = np.append(seen[seen <= c.LONG_STOP_S], c.STALL_S)
+    long = seen[seen > LONG_STOP_S]
+    short = np.append(seen[seen <= LONG_STOP_S], c.STALL_S)
     short_per_s, long_per_s = short.size / (speed.seconds + c.STALL_PRIOR_S), long.size / speed.seconds
     if not long.size:
         return short_per_s, (float(short.mean()),)
@@ -263,15 +265,14 @@ def estimate(
     if peak is not None:
         model = replace(model, speed=speed.pessimistic(model.speed.size - 1))
     found = sustainable(model, traffic, limits, guess_rps, slope, most_in_flight=peak)
-    if thorough and peak is None:
+    stops = _stop_shifts(speed, model, traffic, limits, found) if extremes and peak is None else ((1.0, 0.0),)
+    if thorough and peak is None and not model.stops:  # where it stops, an ordinary evaluation is long already
         if examined is None or abs(math.log(found.rate_rps / examined.rate_rps)) > c.EXAMINED_NEAR:
             examined = examine(found, model, traffic, limits)
         found = replace(found, rate_rps=found.rate_rps * math.exp(examined.correction), slope=examined.slope)
     error = _error(run.journal, windows, speed, model, found)
     if starting_levels(model, traffic, found.rate_rps, 64)[1]:
         error = math.hypot(error, c.LIMITED_ERROR)
-    stop_error = _stop_error(speed, model, traffic, limits, found) if extremes else 0.0
-    error = math.hypot(error, stop_error)
     least = greatest = rate = found.rate_rps
     highest = rate
     beyond = peak is None and _beyond(found, windows, model, traffic)
@@ -284,6 +285,7 @@ def estimate(
         least, greatest = min(rate, *bounds), max(rate, *bounds)
         error = math.hypot(error, c.EXTRAPOLATED_ERROR)
     high = max(greatest * math.exp(NORMAL_95 * error), highest)
+    own = Part(1.0, rate, least, greatest, error)
     return RateEstimate(
         Interval(rate, least * math.exp(-NORMAL_95 * error), high),
         error,
@@ -294,10 +296,10 @@ def estimate(
         model,
         least,
         greatest,
-        mixture(Part(1.0, rate, least, greatest, error), None),
+        mixture(own, None).spread(stops),
         examination=examined,
         extrapolated=beyond,
-        stop_error=stop_error,
+        stops=stops,
     )
 
 
@@ -312,19 +314,25 @@ def _error(journal: Journal, windows: list[Window], speed: Speed, model: ServerM
     return math.hypot(found.elasticity * pace_error, flatness * c.QUEUE_MODEL_ERROR)
 
 
-def _stop_error(
+def _stop_shifts(
     speed: Speed, model: ServerModel, traffic: Traffic, limits: tuple[LatencyLimit, ...], found: Sustainable
-) -> float:
-    """Standard error of ln(rate) from the number of long stops, which is a Poisson count; 0 where none was seen."""
-    count = sum(each > c.LONG_STOP_S for each in speed.stops_s)
+) -> tuple[tuple[float, float], ...]:
+    """How often long stops may come: the chance of each frequency, and the change of ln(rate) with it.
+
+    Their number is a Poisson count, so their frequency has a gamma distribution (with Jeffreys' prior). A standard
+    error would not do: where a stop meets as many requests as may be late, the rate jumps.
+    """
+    count = sum(each > LONG_STOP_S for each in speed.stops_s)
     if not count or not limits:
-        return 0.0
-    off = 1.0 / math.sqrt(count)
-    rates = [
-        sustainable(replace(model, stall_per_s=model.stall_per_s * factor), traffic, limits, found.rate_rps).rate_rps
-        for factor in (math.exp(-off), math.exp(off))
-    ]
-    return abs(math.log(rates[0] / rates[1])) / 2.0
+        return ((1.0, 0.0),)
+    edges = np.concatenate([[0.0], np.cumsum(c.STOP_STRATA)])
+    frequencies = gamma.ppf((edges[1:] + edges[:-1]) / 2.0, count + 0.5) / count
+    shifts = []
+    for chance, frequency in zip(c.STOP_STRATA, frequencies, strict=True):
+        other = replace(model, stall_per_s=model.stall_per_s * float(frequency))
+        rate = sustainable(other, traffic, limits, found.rate_rps).rate_rps
+        shifts.append((chance, math.log(rate / found.rate_rps)))
+    return tuple(shifts)
 
 
 def _beyond(found: Sustainable, windows: list[Window], model: ServerModel, traffic: Traffic) -> bool:

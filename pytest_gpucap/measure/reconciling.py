@@ -85,9 +85,9 @@ def corrected(
         seconds = sum(w.end_s - w.start_s for w in windows if isinstance(w.span.phase, OpenLoop))
         drift = max(c.DRIFT_SD * math.sqrt(drift_share(seconds)), between_windows(run.journal, windows, found.speed))
         carried = c.CARRIED * abs(math.log(value / rate_rps))
-        error = math.hypot(off, root.elasticity * drift, c.QUEUE_MODEL_ERROR, carried, found.stop_error)
+        error = math.hypot(off, root.elasticity * drift, c.QUEUE_MODEL_ERROR, carried)
         other = Part(1.0, value, value, value, error)
-    return found.believing(mixture(own, other))
+    return found.believing(mixture(own, other).spread(found.stops))
 
 
 def _as_seen(
