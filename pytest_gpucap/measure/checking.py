@@ -142,6 +142,8 @@ def _decide(run: MeasuringRun, state: _State) -> tuple[Outcome, str]:
         outcome = found.belief.outcome(design, c.WRONG_CHANCE)
         if outcome is Outcome.PASS and broken > c.MOST_VIOLATIONS:
             continue
+        if outcome is Outcome.FAIL and found.warming:
+            continue
         if outcome is not Outcome.INCONCLUSIVE:
             return outcome, _reason(found, design, _seen(broken))
     return Outcome.INCONCLUSIVE, "the evidence does not separate" + _so_far(run, state)

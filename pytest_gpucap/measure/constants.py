@@ -66,6 +66,14 @@ SETTLED_LN = 0.01
 """Such a server is settled once two holds are faster than the two before by no more than this."""
 MOST_SETTLING = 18
 """Holds that are waited for it: two minutes, which is longer than caches of prompts take to fill."""
+TREND_LN = 0.015
+"""A server gets faster if its times fall by more than this over all windows, in the logarithm."""
+TREND_Z = 2.5
+"""It clearly does if that is so many of its standard errors. The early windows then do not count."""
+WARMING_Z = 1.5
+"""With so many it may: it does not fail yet."""
+LEAST_WARM = 3
+"""Windows that are kept of such a server: fewer would not show a trend."""
 LATEST_BEGIN_SHARE = 0.7
 """A phase counts at the latest after this share of it, though first tokens of its hot start may still be missing."""
 MOST_EXTENSIONS = 2

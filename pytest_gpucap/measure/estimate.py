@@ -50,6 +50,7 @@ class RateEstimate:
         extrapolated: the queue reaches batch sizes that were not measured.
         stops: how often long stops of the engine may come, which is known from a few of them alone: the chance of each
             frequency, and by how much the rate is then another, in the logarithm. One of no change where none was seen.
+        warming: the server got faster while it was measured, so it may be faster still.
         misfits: names of the limits whose latency the queue model does not explain. Then only what was seen counts.
     """
 
@@ -67,6 +68,7 @@ class RateEstimate:
     examination: Examination | None = None
     extrapolated: bool = False
     stops: tuple[tuple[float, float], ...] = ((1.0, 0.0),)
+    warming: bool = False
     misfits: frozenset[str] = frozenset()
 
     def believing(self, belief: Belief) -> RateEstimate:
@@ -121,12 +123,40 @@ def drift_share(seconds: float) -> float:
     return 2.0 / x * (1.0 - (1.0 - math.exp(-x)) / x)
 
 
-def between_windows(journal: Journal, windows: list[Window], speed: Speed) -> float:
-    """Standard error of the mean pace from how it departs from the curve, window by window.
+@dataclass(frozen=True, slots=True)
+class WindowPaces:
+    """How the pace departs from the curve, window by window, shape (k,) each: windows with too few bins are left out.
 
-    A server that drifts by more than `DRIFT_SD` shows it here, and widens its interval. 0 with fewer than 3 windows.
+    Attributes:
+        at_s: middle of each window.
+        log: median of the logarithm of time taken over time by the curve.
+        variance: of that, from the window's own noise.
     """
-    means, variances = [], []
+
+    at_s: Floats
+    log: Floats
+    variance: Floats
+
+    def falls(self, z: float) -> bool:
+        """Whether times fell over the windows by `constants.TREND_LN`, which is so many of its standard errors.
+
+        Windows scatter by more than their own noise where the pace wanders, so the larger of both is the error of the
+        least-squares line.
+        """
+        if self.at_s.size < 3:  # noqa: PLR2004 - two points are always on a line
+            return False
+        weight = 1.0 / np.maximum(self.variance, 1e-12)
+        at = self.at_s - float(np.average(self.at_s, weights=weight))
+        moment = float((weight * at**2).sum())
+        slope = float((weight * at * self.log).sum()) / moment
+        residual = self.log - float(np.average(self.log, weights=weight)) - slope * at
+        scatter = max(1.0, float((weight * residual**2).sum()) / (self.at_s.size - 2))
+        return slope < -z * math.sqrt(scatter / moment) and slope * float(np.ptp(self.at_s)) < -c.TREND_LN
+
+
+def window_paces(journal: Journal, windows: list[Window], speed: Speed) -> WindowPaces:
+    """How the pace of each window departs from the curve."""
+    found: list[tuple[float, float, float]] = []
     step_s = typical_step_s(journal, windows)
     for window in windows:
         bins = bins_of(journal, window.start_s, window.end_s, bin_width_s(step_s))
@@ -134,12 +164,21 @@ def between_windows(journal: Journal, windows: list[Window], speed: Speed) -> fl
         if usable.sum() > 3:  # noqa: PLR2004 - no spread of fewer
             departure = np.log(bins.width_s[usable] / speed.taken_s(bins)[usable])
             # The median, so that a stop of the engine is no drift; its variance is pi / 2 that of a mean.
-            means.append(float(np.median(departure)))
             spread = 1.4826 * float(np.median(np.abs(departure - np.median(departure))))
-            variances.append(math.pi / 2 * spread**2 / departure.size)
-    if len(means) < 3:  # noqa: PLR2004 - documented
+            middle_s = (window.start_s + window.end_s) / 2.0
+            found.append((middle_s, float(np.median(departure)), math.pi / 2 * spread**2 / departure.size))
+    at_s, log, variance = np.array(found).reshape(-1, 3).T
+    return WindowPaces(at_s, log, variance)
+
+
+def between_windows(paces: WindowPaces) -> float:
+    """Standard error of the mean pace from how it departs from the curve, window by window.
+
+    A server that drifts by more than `DRIFT_SD` shows it here, and widens its interval. 0 with fewer than 3 windows.
+    """
+    if paces.log.size < 3:  # noqa: PLR2004 - documented
         return 0.0
-    return error_of_mean(np.array(means), float(np.mean(variances)))
+    return error_of_mean(paces.log, float(paces.variance.mean()))
 
 
 def error_of_mean(paces: Floats, noise: float) -> float:
@@ -306,7 +345,7 @@ def estimate(
 def _error(journal: Journal, windows: list[Window], speed: Speed, model: ServerModel, found: Sustainable) -> float:
     """Standard error of ln(rate): of the fit, of drift, of how often the engine stops, and of the queue model."""
     seconds = windows[-1].end_s - windows[0].start_s
-    drift = max(c.DRIFT_SD * math.sqrt(drift_share(seconds)), between_windows(journal, windows, speed))
+    drift = max(c.DRIFT_SD * math.sqrt(drift_share(seconds)), between_windows(window_paces(journal, windows, speed)))
     # How often the engine stops is known from a Poisson count: the stops seen, and the one assumed beforehand.
     stops = model.stall_share / math.sqrt(len(speed.stops_s) + 1.0)
     pace_error = math.hypot(speed.error, drift, stops)

@@ -289,16 +289,21 @@ def _departure(
 
 
 def _pace_for(target: float, modelled: Floats) -> float:
-    """Where a rising table over `PACES_LN` reaches a value; straight on beyond its ends."""
-    if not np.isfinite(modelled).all():
+    """Where a rising table over `PACES_LN` reaches a value; straight on beyond its ends.
+
+    A slow pace may overload the model, so that the percentile never ends: the table is then used as far as it goes.
+    """
+    known = int(np.isfinite(modelled).sum())
+    if known < 2 or not np.isfinite(modelled[:known]).all():  # noqa: PLR2004 - no slope of one
         return math.nan
+    modelled, paces = modelled[:known], PACES_LN[:known]
     if target > modelled[-1]:
-        slope = max(1.0, (modelled[-1] - modelled[-2]) / (PACES_LN[-1] - PACES_LN[-2]))
-        return float(PACES_LN[-1] + (target - modelled[-1]) / slope)
+        slope = max(1.0, (modelled[-1] - modelled[-2]) / (paces[-1] - paces[-2]))
+        return float(paces[-1] + (target - modelled[-1]) / slope)
     if target < modelled[0]:
-        slope = max(1.0, (modelled[1] - modelled[0]) / (PACES_LN[1] - PACES_LN[0]))
-        return float(PACES_LN[0] + (target - modelled[0]) / slope)
-    return float(np.interp(target, modelled + 1e-9 * np.arange(modelled.size), PACES_LN))
+        slope = max(1.0, (modelled[1] - modelled[0]) / (paces[1] - paces[0]))
+        return float(paces[0] + (target - modelled[0]) / slope)
+    return float(np.interp(target, modelled + 1e-9 * np.arange(known), paces))
 
 
 def _upper(values: Floats, level: float) -> Floats:

@@ -11,7 +11,14 @@ from pytest_gpucap.estimate.traffic import traffic_for
 from pytest_gpucap.load.protocol import ClosedLoop, OpenLoop
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.belief import Belief, Part, mixture
-from pytest_gpucap.measure.estimate import RateEstimate, between_windows, drift_share, estimate, server_seen
+from pytest_gpucap.measure.estimate import (
+    RateEstimate,
+    between_windows,
+    drift_share,
+    estimate,
+    server_seen,
+    window_paces,
+)
 from pytest_gpucap.measure.observed import Departure, departures_of, itl_factor, side
 from pytest_gpucap.measure.ramp import overloaded
 from pytest_gpucap.measure.run import MeasuringRun, Window
@@ -33,6 +40,13 @@ def reconciled(
     if peak is not None:
         windows = [w for w in windows if isinstance(w.span.phase, ClosedLoop) or not overloaded(w, peak)]
     speed, model = server_seen(run, windows)
+    paces = window_paces(run.journal, windows, speed)
+    warming = peak is None and paces.falls(c.WARMING_Z)
+    while warming and len(windows) > c.LEAST_WARM and paces.falls(c.TREND_Z):
+        # What came first is another server than the one that will be used.
+        windows = windows[1:]
+        speed, model = server_seen(run, windows)
+        paces = window_paces(run.journal, windows, speed)
     found = estimate(
         run,
         windows,
@@ -43,7 +57,7 @@ def reconciled(
         thorough=True,
         examined=before.examination if before else None,
     )
-    found = replace(found, settled=found.slope < c.STEEPEST)
+    found = replace(found, settled=found.slope < c.STEEPEST, warming=warming)
     phase = last.span.phase
     rate = phase.rate_rps if isinstance(phase, OpenLoop) else found.rate.value
     alike = [w for w in windows if _near(w, rate)]
@@ -83,7 +97,10 @@ def corrected(
         root, off = min(roots, key=lambda pair: pair[0].rate_rps)
         value = root.rate_rps * math.exp(found.examination.correction if found.examination else 0.0)
         seconds = sum(w.end_s - w.start_s for w in windows if isinstance(w.span.phase, OpenLoop))
-        drift = max(c.DRIFT_SD * math.sqrt(drift_share(seconds)), between_windows(run.journal, windows, found.speed))
+        drift = max(
+            c.DRIFT_SD * math.sqrt(drift_share(seconds)),
+            between_windows(window_paces(run.journal, windows, found.speed)),
+        )
         carried = c.CARRIED * abs(math.log(value / rate_rps))
         error = math.hypot(off, root.elasticity * drift, c.QUEUE_MODEL_ERROR, carried)
         other = Part(1.0, value, value, value, error)
