@@ -64,6 +64,8 @@ SETTLING_Z = 3.0
 """The halves must also differ by this many standard errors."""
 SETTLED_LN = 0.01
 """Such a server is settled once two holds are faster than the two before by no more than this."""
+LEAST_SETTLING = 4
+"""Holds that tell whether it does: two pairs."""
 MOST_SETTLING = 18
 """Holds that are waited for it: two minutes, which is longer than caches of prompts take to fill."""
 TREND_LN = 0.015

@@ -16,7 +16,7 @@ from pytest_gpucap.estimate.step_time import bin_width_s, bins_of
 from pytest_gpucap.estimate.traffic import traffic_for
 from pytest_gpucap.load.protocol import LoadError
 from pytest_gpucap.measure import constants as c
-from pytest_gpucap.measure.estimate import typical_step_s
+from pytest_gpucap.measure.estimate import fitted, typical_step_s, window_paces
 from pytest_gpucap.measure.pace import NoPace, missing_pace
 from pytest_gpucap.measure.run import MeasuringRun, Window
 from pytest_gpucap.requirement import Metric
@@ -149,7 +149,7 @@ def below(run: MeasuringRun, ramp: Ramp, level: float) -> None:
 
 
 def settle(run: MeasuringRun, ramp: Ramp) -> bool:
-    """Go on holding where the last hold shows that the server still gets faster; what came before does not count.
+    """Go on holding where the last hold suggests that the server still gets faster. If it does, earlier holds do not count.
 
     Returns:
         Whether it did.
@@ -158,14 +158,24 @@ def settle(run: MeasuringRun, ramp: Ramp) -> bool:
         return False
     if trend(run, ramp.windows[-1], c.SETTLING_LN, c.SETTLING_Z) >= 0:
         return False
-    holds: list[Window] = []
+    holds = [ramp.windows[-1]]
+    warming = False
     for _ in range(c.MOST_SETTLING):
         holds.append(run.hold(WindowId(Phase.EXTENDED), ramp.level, c.HOLD_S, hot=False))
+        if run.problems:
+            return False
+        if len(holds) < c.LEAST_SETTLING:
+            continue
+        # Where the pace wanders, one hold's second half is faster than its first by chance.
+        warming = window_paces(run.journal, holds, fitted(run.journal, holds)).falls(c.TREND_Z)
         rates = [throughput_rps(run, hold) for hold in holds[-4:]]
-        if run.problems or (len(rates) == 4 and math.log(sum(rates[2:]) / sum(rates[:2])) < c.SETTLED_LN):  # noqa: PLR2004 - two pairs
+        if not warming or math.log(sum(rates[2:]) / sum(rates[:2])) < c.SETTLED_LN:
             break
+    if not warming:
+        ramp.windows += holds[1:]
+        return True
     ramp.windows[:] = holds[-2:]
-    if ramp.level > 1 and not run.problems:
+    if ramp.level > 1:
         # One batch size gives a pace, but not a curve.
         run.settle()
         ramp.level = max(1, round(c.LOW_SHARE * ramp.level))
