@@ -149,7 +149,9 @@ def below(run: MeasuringRun, ramp: Ramp, level: float) -> None:
 
 
 def settle(run: MeasuringRun, ramp: Ramp) -> bool:
-    """Go on holding where the last hold suggests that the server still gets faster. If it does, earlier holds do not count.
+    """Go on holding where the last hold suggests that the server still gets faster.
+
+    If it does, earlier holds do not count.
 
     Returns:
         Whether it did.
