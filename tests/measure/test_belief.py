@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pytest_gpucap.measure import constants
 from pytest_gpucap.measure.belief import Belief, Part, mixture
 from pytest_gpucap.results.measured import Outcome
 
@@ -83,3 +84,19 @@ def test_the_chances_are_those_of_draws() -> None:
             wrong += rate < 1.0
     assert passed > 5000
     assert wrong / passed < 0.01
+
+
+def test_a_frequency_that_is_not_known_widens_the_belief_where_the_rate_jumps() -> None:
+    calm = Belief((part(20.0, 0.02),))
+    spread = calm.spread(((0.9, 0.0), (0.1, -3.0)))
+    assert sum(each.weight for each in spread.parts) == pytest.approx(1.0)
+    assert calm.outcome(18.0, 0.02) is Outcome.PASS
+    assert spread.outcome(18.0, 0.02) is Outcome.INCONCLUSIVE
+    assert spread.outcome(22.0, 0.02) is Outcome.FAIL
+    assert spread.interval()[1] < 1.1
+
+
+def test_the_chances_of_frequencies_are_all_of_them() -> None:
+    assert sum(constants.STOP_STRATA) == pytest.approx(1.0)
+    # A verdict needs every one of them, the outermost too.
+    assert min(constants.STOP_STRATA) > constants.WRONG_CHANCE
