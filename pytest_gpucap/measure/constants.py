@@ -168,6 +168,11 @@ JOINED_S = 0.5
 """Windows whose ends are no farther apart are one span of load."""
 LEAST_BLOCKS = 3
 """Blocks that tell how much they differ."""
+LEAST_PROGRESS = 0.1
+"""Where requests in flight hardly depend on the pace, they do not tell it: least change of one, in the logarithm, over
+that of the other."""
+PROGRESS_ERROR = 0.012
+"""Standard error of a pace that one open loop's requests in flight tell, in the logarithm."""
 RESAMPLES = 200
 """Resamples of the bootstrap: they give a standard error to 5%."""
 MISFIT_CHANCE = 0.3

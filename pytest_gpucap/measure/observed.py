@@ -24,7 +24,7 @@ from pytest_gpucap.estimate.queue_simulation import (
     QueueStart,
     simulate,
 )
-from pytest_gpucap.estimate.step_time import LEAST_DECODING, Speed, bins_of
+from pytest_gpucap.estimate.step_time import LEAST_DECODING, Speed, bins_of, integral
 from pytest_gpucap.load.protocol import ERRORS, Journal, Status
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.run import Window
@@ -197,6 +197,8 @@ def departures_of(
         each = _departure(limit, [column[free] for column in columns], e2e_s, least)
         if each is None and not first:
             each = _departure(limit, columns, e2e_s)
+        if each is None and not first and sum(end - begin for begin, end in open_loops) < c.ENOUGH_BLOCKS * e2e_s:
+            each = _by_requests_in_flight(journal, open_loops, model, speed, limit)
         if each is not None:
             found.append(each)
     return found
@@ -286,6 +288,28 @@ def _departure(
         n,
         math.exp(float(seen[0])) / limit.limit_s,
     )
+
+
+def _by_requests_in_flight(
+    journal: Journal, open_loops: list[tuple[float, float]], model: ServerModel, speed: Speed, limit: LatencyLimit
+) -> Departure | None:
+    """The departure where requests take longer than the load lasted: a pace, from how many were in flight."""
+    paces = []
+    for start_s, end_s in open_loops:
+        path = path_seen(journal, start_s, end_s, speed, model)
+        replays = [replayed(journal, start_s, end_s, model, path, math.exp(ln)) for ln in PACES_LN]
+        modelled = np.log(np.maximum.accumulate([replay.in_flight_s for replay in replays]))
+        usable = ~np.isin(journal.status, [int(s) for s in ERRORS])
+        span = np.array([start_s, end_s])
+        seen_s = float(np.diff(integral(span, journal.due_s[usable], journal.end_s[usable]))[0])
+        if modelled[-1] - modelled[0] > c.LEAST_PROGRESS * (PACES_LN[-1] - PACES_LN[0]):
+            paces.append(float(np.interp(math.log(max(seen_s, 1e-9)), modelled, PACES_LN)))
+    if not paces:
+        return None
+    mean = float(np.mean(paces))
+    scatter = float(np.std(paces, ddof=1)) if len(paces) > 1 else 0.0
+    error = max(c.PROGRESS_ERROR, scatter) / math.sqrt(len(paces))
+    return Departure(limit.name, mean, error, mean, error, math.inf, len(paces))
 
 
 def _pace_for(target: float, modelled: Floats) -> float:

@@ -58,8 +58,7 @@ def reconciled(
         examined=before.examination if before else None,
     )
     found = replace(found, settled=found.slope < c.STEEPEST, warming=warming)
-    phase = last.span.phase
-    rate = phase.rate_rps if isinstance(phase, OpenLoop) else found.rate.value
+    rate = last.rate_rps or found.rate.value
     alike = [w for w in windows if _near(w, rate)]
     open_loops = [(w.span.start_s, w.end_s) for w in alike if isinstance(w.span.phase, OpenLoop)]
     spans = _unbroken(run, alike)
@@ -148,8 +147,7 @@ def _as_kept(run: MeasuringRun, open_loops: list[Window], rate_rps: float, most_
 
 def _near(window: Window, rate_rps: float) -> bool:
     """Whether a window shows how the server is at a rate: holds, and open loops at about that rate."""
-    phase = window.span.phase
-    return not isinstance(phase, OpenLoop) or abs(math.log(phase.rate_rps / rate_rps)) < c.SAME_RATE_LN
+    return window.rate_rps is None or abs(math.log(window.rate_rps / rate_rps)) < c.SAME_RATE_LN
 
 
 def _unbroken(run: MeasuringRun, windows: list[Window]) -> list[tuple[float, float]]:

@@ -50,11 +50,19 @@ class CalledOff(Exception):  # noqa: N818 - an event of the procedure, not an er
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A phase as it went, from when it counts."""
+    """A phase as it went, from when it counts.
+
+    Attributes:
+        span: of the phase.
+        start_s: from when it counts.
+        samples: of what counts.
+        rate_rps: that an open loop was meant to have. Its arrivals are random, so their number is another.
+    """
 
     span: PhaseSpan
     start_s: float
     samples: tuple[Sample, ...]
+    rate_rps: float | None = None
 
     @property
     def end_s(self) -> float:
@@ -149,7 +157,8 @@ class MeasuringRun:
         phase = schedule.open_loop(
             self.requirement.workload, rate_rps, total_s, self.settings.seed, self._stream, self._next_prompt
         )
-        return self._carry(window, "open loop", phase, min(discard_s, 0.5 * total_s), overload=overload)
+        carried = self._carry(window, "open loop", phase, min(discard_s, 0.5 * total_s), overload=overload)
+        return replace(carried, rate_rps=rate_rps)
 
     def _all_begun_s(self, span: PhaseSpan) -> float:
         """When the last of a hot start's requests had its first token, at most at three quarters of the phase.

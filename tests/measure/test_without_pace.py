@@ -196,7 +196,8 @@ def test_a_design_rate_far_beyond_the_server_is_not_sent(qps: str) -> None:
 @pytest.mark.usefixtures("short")
 def test_a_server_that_keeps_far_more_than_it_showed_first_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hold of few requests shows little of what a server can do."""
-    for name, value in {"FIRST_HOLD": 2, "LOW_HOLD_S": 1.1, "DIRECT_STEP_S": 0.5}.items():
+    # So short a run begins with few requests in flight, and ends with more.
+    for name, value in {"FIRST_HOLD": 2, "LOW_HOLD_S": 1.1, "DIRECT_STEP_S": 0.5, "GROWTH_T": 1e6}.items():
         monkeypatch.setattr(constants, name, value)
     rates = Rates()
     with TokenServer(ttft_s=0.5) as server:
@@ -205,4 +206,4 @@ def test_a_server_that_keeps_far_more_than_it_showed_first_passes(monkeypatch: p
             verdict = check(runner, requirement, Settings(max_time_s=60.0), rates)
     assert verdict.outcome is not Outcome.FAIL, verdict.reason
     assert "at the design rate of 150 req/s" in verdict.reason
-    assert rates.seen[0] < 150.0 == rates.seen[-1]
+    assert rates.seen[0] < 100.0 < rates.seen[-1]
