@@ -157,9 +157,10 @@ class Departure:
     def unexplained(self) -> bool:
         """Whether it is clear, longer than anything that the model knows makes it, and matters.
 
-        A latency that keeps its limit and departs by the same factor all the time is corrected by that factor.
+        A latency that keeps its limit and departs by the same factor all the time is corrected by that factor. So is
+        one that is far from its limit.
         """
-        if self.of_limit < 1.0 and self.error < c.UNSTEADY_ERROR:
+        if self.of_limit < c.FAR_WITHIN or (self.of_limit < 1.0 and self.error < c.UNSTEADY_ERROR):
             return False
         if self.in_pace:  # the pace itself was measured
             return self.log_pace > max(c.MISFIT_PACE_LN, c.CLEAR * self.pace_error)
