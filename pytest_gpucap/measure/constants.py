@@ -198,7 +198,7 @@ FAR_FROM_MODEL_LN = 0.5
 model, such as an API server."""
 MISFIT_PACE_LN = 0.25
 """So is one that only such a factor on all times, in the logarithm, would explain: the pace itself was measured."""
-FAR_WITHIN = 0.5
+FAR_WITHIN = 0.2
 """Share of a limit below which it does not matter what makes a latency."""
 UNSTEADY_ERROR = 0.08
 """A departure with this standard error or more comes and goes."""
