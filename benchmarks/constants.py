@@ -21,10 +21,11 @@ PAGE: Final = ROOT / "docs" / "statistics.md"
 MODULES: Final = (
     "measure/constants",
     "measure/estimate",
-    "measure/model_check",
+    "measure/observed",
     "measure/alternation",
     "measure/equal_rate",
     "estimate/step_time",
+    "estimate/paces",
     "estimate/traffic",
     "estimate/queue_model",
     "estimate/queue_simulation",
@@ -32,6 +33,7 @@ MODULES: Final = (
     "estimate/samples",
     "decisions/paired",
     "decisions/regression",
+    "decisions/pooling",
     "telemetry/host_health",
 )
 """Those that decide what a measurement finds, below ``pytest_gpucap``."""

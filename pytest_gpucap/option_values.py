@@ -16,7 +16,7 @@ import pytest
 
 from pytest_gpucap.errors import told
 from pytest_gpucap.masking import FROM_ENVIRONMENT, masked, refusal
-from pytest_gpucap.user_files import exists, home_expanded, is_file, is_folder, shown_path
+from pytest_gpucap.user_files import UserFileError, exists, home_expanded, is_file, is_folder, shown_path
 
 if TYPE_CHECKING:  # every pytest run imports this file: exact arithmetic is loaded when there is something to parse
     from fractions import Fraction
@@ -87,9 +87,9 @@ def _check_name(path: Path) -> None:
     except (FileNotFoundError, PermissionError, NotADirectoryError):
         return
     except OSError as error:
-        raise ValueError(f"{shown_path(path)}: {error.strerror or error}") from None
+        raise UserFileError.of(path, error) from None
     except ValueError:
-        raise ValueError(f"{shown_path(path)}: no file can have this name") from None
+        raise UserFileError(path, "no file can have this name") from None
 
 
 def _check_folder(folder: Path) -> None:
@@ -179,6 +179,13 @@ def count(value: Any, what: str, _config: pytest.Config) -> int:
     return requirement.whole(value, what)
 
 
+def starts(value: Any, what: str, _config: pytest.Config) -> int:
+    """How many starts of a server one result comes from."""
+    from pytest_gpucap import requirement
+
+    return requirement.starts(value, what)
+
+
 def seed(value: Any, what: str, _config: pytest.Config) -> int:
     """A whole number of at least 0."""
     from pytest_gpucap import requirement
@@ -246,6 +253,6 @@ start at pytest's root folder. ``~`` is the user's home folder.
 """
 
 NUMBERS: Final[frozenset[Callable[[Any, str, pytest.Config], object]]] = frozenset(
-    {positive_value, headroom_value, count, seed, duration, share_value}
+    {positive_value, headroom_value, count, starts, seed, duration, share_value}
 )
 """Parsers that also take the numbers of a native TOML configuration."""

@@ -140,6 +140,15 @@ class Options:
         default=600.0,
         otherwise="10m",
     )
+    repeat = Option(
+        "--gpucap-repeat",
+        values.starts,
+        "measure check() and measure() on this many starts of the server, 1 to 20, and give one result of all; each "
+        "start may take the max time",
+        "N",
+        default=1,
+        otherwise="1",
+    )
     inconclusive = Option(
         "--gpucap-inconclusive",
         values.text,
@@ -450,13 +459,27 @@ def parse_options(config: pytest.Config) -> Options:
             raise pytest.UsageError(on_one_line(f"{place}: {error}")) from None
         if row.choices and given[row.name] not in row.choices:
             raise pytest.UsageError(f"{place}: must be one of {', '.join(row.choices)}, not {told(raw)}")
-    if "url" in given and str(given.get("gpu_class")).startswith("sim:"):
-        raise pytest.UsageError("--gpucap-url and --gpu-class=sim:PROFILE exclude each other: give one of the two")
     if "url" in given:
-        _check_access(given)
+        _check_url(given)
     if mistake := _twice(given, config):
         raise pytest.UsageError(mistake)
     return Options(**given, extensions=extensions.read_extensions(config))
+
+
+def _check_url(given: dict[str, Any]) -> None:
+    """Check what goes with a server that already runs.
+
+    Raises:
+        pytest.UsageError: one line on what does not.
+    """
+    if str(given.get("gpu_class")).startswith("sim:"):
+        raise pytest.UsageError("--gpucap-url and --gpu-class=sim:PROFILE exclude each other: give one of the two")
+    if given.get("repeat", 1) > 1:
+        raise pytest.UsageError(
+            f"--gpucap-repeat={given['repeat']}: a server behind --gpucap-url cannot be started afresh: give "
+            "--gpucap-repeat=1, and run the suite again after each start of your own"
+        )
+    _check_access(given)
 
 
 def _check_access(given: dict[str, Any]) -> None:

@@ -107,6 +107,18 @@ def whole(value: Number, what: str, least: int = 1) -> int:
     return int(number)
 
 
+MOST_STARTS: Final = 20
+"""Of a server for one result: nobody would wait for more, and they would tell little more."""
+
+
+def starts(value: Number, what: str) -> int:
+    """How many starts of a server one result comes from."""
+    number = whole(value, what)
+    if number > MOST_STARTS:
+        raise RequirementError(f"{what} must be a whole number from 1 to {MOST_STARTS}, not {told(value)}")
+    return number
+
+
 MOST_TOKENS: Final = 2**24
 """Of one prompt or answer: more than any model's context, and little enough for 32 bits and for memory."""
 

@@ -60,7 +60,7 @@ def requirement(name: str, ratio: float) -> Requirement:
 def settings(name: str, seed: int) -> Settings:
     """As the plugin fills them in from the server."""
     engine = profile_of(name).engine
-    return Settings(MAX_TIME_S, seed, engine.max_num_seqs, engine.kv_tokens)
+    return Settings(MAX_TIME_S, seed, engine.max_num_seqs, engine.kv_tokens, engine.max_num_batched_tokens)
 
 
 def one_check(name: str, ratio: float, rep: int) -> Row:

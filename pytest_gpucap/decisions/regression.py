@@ -46,7 +46,8 @@ class ComparedRate:
 
     Attributes:
         rate: with its own interval, which knows nothing of other starts.
-        starts: starts of a server behind it, as far as their noise averages out (a median of n counts less than n).
+        starts: starts of a server behind it, as far as their noise averages out (a median of n counts less than n);
+            infinite where the interval itself contains the spread of the starts.
         repeat: how runs of this server repeat: their scatter over what their intervals and `START_SD` allow.
     """
 
@@ -77,6 +78,15 @@ def mean_of(rates: Sequence[Interval]) -> ComparedRate:
     """Several measurements of one thing, each from its own start: their geometric mean."""
     value = math.exp(fmean(math.log(rate.value) for rate in rates))
     return ComparedRate(_around(value, rates, 1 / math.sqrt(len(rates))), starts=len(rates))
+
+
+def head_of(rates: Sequence[Interval], base: ComparedRate, *, spread_known: bool) -> ComparedRate:
+    """The mean of this run's measurements. They repeat as the runs of the baseline do.
+
+    With `spread_known`, each is of several starts, and its interval contains their spread as it was seen.
+    """
+    mean = mean_of(rates)
+    return ComparedRate(mean.rate, math.inf) if spread_known else ComparedRate(mean.rate, mean.starts, base.repeat)
 
 
 def median_of(rates: Sequence[Interval]) -> ComparedRate:
@@ -141,7 +151,9 @@ def decide(ratio: Interval, max_regression: float) -> RegressionDecision:
     return RegressionDecision.INCONCLUSIVE
 
 
-def confirmed(base: ComparedRate, first: Interval, second: Interval, max_regression: float) -> bool:
+def confirmed(
+    base: ComparedRate, first: Interval, second: Interval, max_regression: float, *, spread_known: bool = False
+) -> bool:
     """Whether a second measurement, from a fresh start, confirms a first that said REGRESSED.
 
     The second, which was not chosen for being low, must lie below the limit by itself: one odd start is no loss. And
@@ -149,8 +161,7 @@ def confirmed(base: ComparedRate, first: Interval, second: Interval, max_regress
     instead would let a base that was lucky be wrong twice, and would lose as many true losses (docs/baselines.md).
     """
     limit = 1.0 - max_regression
-    both = mean_of([first, second])
-    ratio = ratio_of(base, ComparedRate(both.rate, both.starts, base.repeat))
+    ratio = ratio_of(base, head_of([first, second], base, spread_known=spread_known))
     _, up = own_errors(ratio)
     excluded = ratio.value * math.exp(Z_CONFIRMED * up) < 1
     return second.value < limit * base.rate.value and ratio.value < limit and excluded
@@ -170,5 +181,6 @@ def runs_to_settle(base: ComparedRate, head: ComparedRate, max_regression: float
         fixed, moving = base.errors()[0], head.errors()[1]
     if wanted <= fixed or not math.isfinite(moving):
         return None
-    needed = math.ceil(head.starts * (moving**2 / (wanted**2 - fixed**2) - 1) + 1e-9)
+    runs = head.starts if math.isfinite(head.starts) else 1.0
+    needed = math.ceil(runs * (moving**2 / (wanted**2 - fixed**2) - 1) + 1e-9)
     return max(1, needed) if needed <= MOST_RUNS else None

@@ -20,6 +20,11 @@ def separated(least_rps: float, greatest_rps: float, design_rps: float, error: f
     return Outcome.INCONCLUSIVE
 
 
+def rps(rate: float) -> str:
+    """A rate with three significant figures and no exponent."""
+    return f"{float(f'{rate:.3g}'):.10g}"
+
+
 def errors_exceed(failed: int, ended: int, allowed: float, level: float) -> bool:
     """Whether `failed` of `ended` requests are more than the allowed share, beyond chance (one-sided binomial test)."""
     if ended == 0 or failed <= allowed * ended:

@@ -137,6 +137,7 @@ class Capabilities:
     Attributes:
         max_num_seqs: requests that it decodes at once, over all its engines; None if it does not tell.
         kv_tokens: tokens that its KV cache holds, over all its engines; None if it does not tell.
+        max_num_batched_tokens: tokens of one step, prompt and generated, over all its engines; None: it does not tell.
         max_model_len: tokens that prompt and answer of one request may have together; None if it does not tell.
         metrics: names of its figures on ``/metrics``.
         simulated: it is a simulation; every report says so.
@@ -149,6 +150,7 @@ class Capabilities:
 
     max_num_seqs: int | None = None
     kv_tokens: int | None = None
+    max_num_batched_tokens: int | None = None
     max_model_len: int | None = None
     metrics: MetricNames = field(default_factory=MetricNames)
     simulated: bool = False

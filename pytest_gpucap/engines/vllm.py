@@ -24,6 +24,7 @@ from pytest_gpucap.masking import Secret
 
 _SERVE: Final = Path(__file__).parent / "server_side" / "vllm_serve.py"
 _LOG_KV_TOKENS = re.compile(r"KV cache size: ([\d,]+) tokens")
+_LOG_BATCHED_TOKENS = re.compile(r"max_num_batched_tokens=(?P<tokens>\d+)")
 _LOG_NO_EFFECT = re.compile(
     r"--(?P<flag>[a-z][a-z0-9_-]*)\b[^.\n]*? (?:has no effect|(?:is|will be) ignored)\b"
     r"|\b[Ii]gnoring --(?P<ignored>[a-z][a-z0-9_-]*)"
@@ -68,6 +69,7 @@ class VllmServer(LaunchedServer):
         """See `Server.capabilities`."""
         return Capabilities(
             max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
             kv_tokens=self.kv_tokens,
             metrics=METRICS,
             simulated=self.simulated,
@@ -164,6 +166,18 @@ class VllmServer(LaunchedServer):
             except (ValueError, KeyError, TypeError):
                 return None
         return each * self.spec.args.data_parallel_size
+
+    @cached_property
+    def max_num_batched_tokens(self) -> int | None:
+        """Tokens of one engine step, prompt and generated, over all engines; None if it does not report it."""
+        each = self.spec.args.count("max_num_batched_tokens")
+        if each is None:
+            try:
+                each = int(str(self.config["scheduler_config"]["max_num_batched_tokens"]))
+            except (ValueError, KeyError, TypeError):
+                logged = _LOG_BATCHED_TOKENS.search(self.log.text())
+                each = int(logged["tokens"]) if logged else None
+        return None if each is None else each * self.spec.args.data_parallel_size
 
     @cached_property
     def kv_tokens(self) -> int | None:

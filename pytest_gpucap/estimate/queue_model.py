@@ -58,6 +58,10 @@ Prompts come in bursts, which the stationary law ignores, so a replication needs
 server."""
 BURN_IN_PREFILL_FROM = 0.15
 """Share of the engine's time up to which prefill hardly disturbs the stationary law."""
+LONG_STOP_S = 0.5
+"""After a stop longer than this, a queue takes long to drain, so a short replication would not see it."""
+STOPS_FACTOR = 2.0
+"""Where it stops, such replications are longer by this: a tail that seldom stops make needs many of them."""
 QUEUED_REPLICATIONS = 96
 """Replications where sequences or KV cache run out, or where arrivals are not Poisson. The stationary law is only near
 there, so replications are few and long."""
@@ -93,16 +97,12 @@ class Calibration:
     """What an open loop showed beyond the model.
 
     Attributes:
-        ttft_offset_s: shape (k,), quantiles of the time that first tokens took beyond the model (network, HTTP); empty:
-            none.
-        ttft_offset_rps: the rate at which they were seen. Most of that time is an API server's work, so it is scaled
-            with the rate. 0: the same at any rate.
         itl_factor: observed over modelled percentile of the inter-token gaps.
+        latency_factors: by the name of a limit, observed over modelled percentile of its latency.
     """
 
-    ttft_offset_s: tuple[float, ...] = ()
-    ttft_offset_rps: float = 0.0
     itl_factor: float = 1.0
+    latency_factors: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +115,16 @@ class ServerModel:
         max_seqs: sequences run at once; `NEVER_LIMITED` where unknown.
         kv_tokens: tokens that fit the KV cache; infinite where unknown.
         drift_sd: slow drift of all times, relative.
-        stall_per_s, stall_s: rare stops of the engine per second, and how long each lasts.
+        stall_per_s: rare stops of the engine per second.
+        stall_s: shape (k,): how long stops last; each is equally likely.
         calibration: what the model check found that the model leaves out.
         kv_token_s: seconds per step for each KV token held beyond `mean_context` per running request.
         mean_context: KV tokens per running request for which `speed` holds.
+        path: shape (p,): factors on all times as they were seen, one after the other; one of 1: the pace stays.
+        path_bin_s: how long each holds.
+        own_paces: of the requests, in tokens per token of the common pace; empty: all run at the common one. The
+            traffic has them in it (`traffic_for`).
+        step_tokens: tokens of one step, prompt and generated; infinite where unknown.
     """
 
     speed: Floats
@@ -127,15 +133,38 @@ class ServerModel:
     kv_tokens: float = math.inf
     drift_sd: float = 0.0
     stall_per_s: float = 0.0
-    stall_s: float = 0.0
+    stall_s: tuple[float, ...] = (0.0,)
     calibration: Calibration = Calibration()
     kv_token_s: float = 0.0
     mean_context: float = 0.0
+    path: tuple[float, ...] = (1.0,)
+    path_bin_s: float = math.inf
+    own_paces: tuple[float, ...] = ()
+    step_tokens: float = math.inf
 
     @property
     def stall_share(self) -> float:
         """Share of the time that stops take."""
-        return self.stall_per_s * self.stall_s
+        return self.stall_per_s * sum(self.stall_s) / len(self.stall_s)
+
+    def scaled(self, factor: float) -> ServerModel:
+        """The same server with all times of its work multiplied by `factor`."""
+        return replace(
+            self,
+            speed=self.speed * factor,
+            prefill_s=self.prefill_s * factor,
+            kv_token_s=self.kv_token_s * factor,
+        )
+
+    @property
+    def wanders(self) -> bool:
+        """Whether the pace changes from second to second."""
+        return len(self.path) > 1
+
+    @property
+    def stops(self) -> bool:
+        """Whether the engine stands still for so long that its start in a steady state would matter."""
+        return max(self.stall_s) > LONG_STOP_S
 
     @property
     def most_running(self) -> int:
@@ -152,6 +181,7 @@ class Evaluation:
         ttft_s, tpot_s, e2e_s: shape (k,), of the measured requests; infinite where one did not end.
         seen: shape (k,), requests in flight that each met at its arrival.
         gaps: shape (`GAP_BINS`,), histogram of inter-token gaps; zeros where they were not counted.
+        factors: on percentiles, by the name of the limit (`Calibration.latency_factors`).
     """
 
     rate_rps: float
@@ -160,9 +190,13 @@ class Evaluation:
     e2e_s: Floats
     seen: Floats
     gaps: Floats
+    factors: tuple[tuple[str, float], ...] = ()
 
     def latency_s(self, limit: LatencyLimit) -> float:
         """The limit's percentile; infinite where requests never ended."""
+        return dict(self.factors).get(limit.name, 1.0) * self._modelled_s(limit)
+
+    def _modelled_s(self, limit: LatencyLimit) -> float:
         quantile = float(limit.quantile)
         if limit.metric is Metric.ITL:
             counts = np.maximum(self.gaps, 0.0)
@@ -189,7 +223,8 @@ def server_of(model: ServerModel) -> QueueServer:
     """The model as the simulation takes it."""
     return QueueServer(
         model.speed, model.prefill_s, model.max_seqs, model.kv_tokens, model.kv_token_s, model.mean_context,
-        model.stall_per_s, model.stall_s,
+        model.stall_per_s, np.array(model.stall_s), np.array(model.path), model.path_bin_s,
+        model.step_tokens,
     )  # fmt: skip
 
 
@@ -254,10 +289,11 @@ def _size_of(model: ServerModel, traffic: Traffic, rate_rps: float, *, thorough:
     few, limited = starting_levels(model, traffic, rate_rps, 16)
     typical = 1.0 + float(few.mean())
     trailing = int(TRAILING_SHARE * typical) + 16
-    if limited or not traffic.poisson:
+    if limited or not traffic.poisson or model.wanders or model.stops:
         share = THOROUGH_QUEUED_MEASURED_SHARE if thorough else QUEUED_MEASURED_SHARE
+        share *= STOPS_FACTOR if model.stops and not thorough else 1.0
         measured = int(share * typical) if thorough else max(LEAST_MEASURED, int(share * typical))
-        replications = QUEUED_REPLICATIONS * (THOROUGH_QUEUED_FACTOR if thorough else 1)
+        replications = QUEUED_REPLICATIONS * (THOROUGH_QUEUED_FACTOR if thorough or model.stops else 1)
         return _Size(replications, int(QUEUED_BURN_IN_SHARE * typical), measured, trailing)
     prefilling = min(1.0, rate_rps * model.prefill_s * traffic.mean_prompt)
     burn_in = int((BURN_IN_SHARE + BURN_IN_PREFILL * max(0.0, prefilling - BURN_IN_PREFILL_FROM)) * typical)
@@ -293,19 +329,13 @@ def evaluate(
         found,
         outputs,
         gaps if want_gaps else gaps[:0],
+        traffic.made,
     )
     ttft, e2e, seen = found.ttft_s.ravel(), found.e2e_s.ravel(), found.seen.ravel()
     with np.errstate(invalid="ignore"):
         decode_s = np.where(np.isinf(e2e), np.inf, e2e - ttft)
         tpot = decode_s / np.where(outputs.ravel() > 1, outputs.ravel() - 1.0, np.nan)
     calibration = model.calibration
-    if calibration.ttft_offset_s:
-        offsets = np.asarray(calibration.ttft_offset_s)
-        extra = offsets[(np.arange(ttft.size) * 7919) % offsets.size]
-        if calibration.ttft_offset_rps > 0:
-            extra = extra * (rate_rps / calibration.ttft_offset_rps)
-        ttft = np.maximum(ttft + extra, 0.0)
-        e2e = np.maximum(e2e + extra, 0.0)
     return Evaluation(
         rate_rps,
         ttft,
@@ -313,6 +343,7 @@ def evaluate(
         e2e,
         seen,
         gaps if calibration.itl_factor == 1.0 else _shifted(gaps, calibration.itl_factor),
+        calibration.latency_factors,
     )
 
 

@@ -27,14 +27,17 @@ GAP_BINS = 700
 LEAST_PACE = 0.5
 """Requests that hold few KV tokens run at no less than this share of the curve's time, which is that of requests of
 mean context: however little they hold, the weights must be read."""
+LEAST_CHUNK = 16.0
+"""Prompt tokens for which a step has room at least, however many requests run."""
 STEP_PHASE = 0.6180339887498949
 """The inverse golden ratio. Its multiples, modulo 1, spread the moments at which requests meet a running step
 evenly."""
 STALL_PHASE = 0.7548776662466927
 """The inverse plastic number. Its multiples spread stops evenly as well, and independently of the step phases."""
 
-UNTIL, ARRIVAL, COMPLETION, FULL, STALL = range(5)
-"""What happens next: the end of the simulation, an arrival, a completion, a full KV cache, a stop of the engine."""
+UNTIL, ARRIVAL, COMPLETION, FULL, STALL, PACE = range(6)
+"""What happens next: the simulation's end, an arrival, a completion, a full KV cache, a stop of the engine, another
+pace."""
 
 
 class QueueServer(NamedTuple):
@@ -45,7 +48,11 @@ class QueueServer(NamedTuple):
         prefill_s: engine seconds per prompt token.
         max_seqs, kv_tokens: the server's limits.
         kv_token_s, mean_context: seconds per step for each KV token held beyond `mean_context` per running request.
-        stall_per_s, stall_s: stops of the engine per second, and how long each lasts.
+        stall_per_s: stops of the engine per second.
+        stall_s: shape (k,): how long stops last; each length is equally likely.
+        path: shape (p,): factors on all times, one after the other and over again; `path_bin_s` is how long each holds.
+        step_tokens: tokens of one step at most, prompt and generated: the budget of chunked prefill. Infinite where
+            unknown: all prompts that wait are then prefilled before the next token.
     """
 
     speed: Floats
@@ -55,7 +62,10 @@ class QueueServer(NamedTuple):
     kv_token_s: float
     mean_context: float
     stall_per_s: float
-    stall_s: float
+    stall_s: Floats
+    path: Floats
+    path_bin_s: float
+    step_tokens: float
 
 
 class QueueArrivals(NamedTuple):
@@ -138,21 +148,32 @@ def _pace_s(speed: Floats, n: int, kv_excess_s: float) -> float:
 
 
 @compiled
+def _tokens_s(tokens: float, pause: float, chunks_per_s: float, pace: float) -> float:
+    """Seconds until those that run have got so many tokens each, when so much prefill comes first."""
+    if tokens < pause * chunks_per_s:
+        return tokens * (pace + 1.0 / chunks_per_s)
+    return tokens * pace + pause
+
+
+@compiled
 def _next_event(
-    time: float, n: int, decoding_s: float, finish_tokens: float, full_tokens: float, pace: float, due_s: float,
-    stall_at_s: float, until_s: float,
+    time: float, n: int, halt: float, pause: float, chunks_per_s: float, finish_tokens: float, full_tokens: float,
+    pace: float, due_s: float, stall_at_s: float, pace_at_s: float, until_s: float,
 ) -> tuple[int, float]:  # fmt: skip
     """What happens next, and when.
 
     Args:
         time: now.
         n: requests running.
-        decoding_s: when those that run get their next tokens.
+        halt: seconds for which the engine stands still.
+        pause: seconds of prefill that come then.
+        chunks_per_s: steps over which a second of prefill is spread; in each, those that run get a token.
         finish_tokens: tokens until the next of them completes.
         full_tokens: tokens that each of them gets until the KV cache is full.
         pace: seconds per token.
         due_s: the next arrival; infinite where there is none.
         stall_at_s: when the engine stops next.
+        pace_at_s: when the pace changes next.
         until_s: end of the simulation.
     """
     event_s = until_s
@@ -161,17 +182,20 @@ def _next_event(
         event_s = max(time, due_s)
         kind = ARRIVAL
     if n > 0:
-        finish_s = decoding_s + max(0.0, finish_tokens) * pace
+        finish_s = time + halt + _tokens_s(max(0.0, finish_tokens), pause, chunks_per_s, pace)
         if finish_s < event_s:
             event_s = finish_s
             kind = COMPLETION
-        full_s = decoding_s + max(0.0, full_tokens) * pace
+        full_s = time + halt + _tokens_s(max(0.0, full_tokens), pause, chunks_per_s, pace)
         if n > 1 and full_s < event_s:
             event_s = full_s
             kind = FULL
     if stall_at_s < event_s and (n > 0 or due_s < np.inf):
         event_s = max(time, stall_at_s)
         kind = STALL
+    if pace_at_s <= event_s:
+        event_s = pace_at_s
+        kind = PACE
     return kind, event_s
 
 
@@ -197,6 +221,14 @@ def _pause_s(speed: Floats, n: int, pace: float, factor: float, prefill: float, 
 
 
 @compiled
+def _chunks_per_s(budget: float, n: int, prefill_s: float) -> float:
+    """Steps over which a second of prefill is spread, with n running; 0: it comes as one piece."""
+    if budget == np.inf or prefill_s <= 0.0:
+        return 0.0
+    return 1.0 / (max(LEAST_CHUNK, budget - n) * prefill_s)
+
+
+@compiled
 def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays in registers
     server: QueueServer,
     factor: float,
@@ -213,7 +245,8 @@ def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays 
     Args:
         server: and its limits.
         factor: on all times of this replication: its drift.
-        stall_phase: in [0, 1): when in this replication the first stop of the engine comes.
+        stall_phase: in [0, 1): when in this replication the first stop of the engine comes, and where in the path of
+            the pace it begins.
         arrivals: all of them.
         running: requests that run at time 0.
         measured: first and end of the arrivals that must be complete.
@@ -225,7 +258,9 @@ def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays 
         The time integral of requests in flight.
     """
     # Taken out once: taking an array out of a tuple costs, and each of these is used for every event.
-    speed, prefill_s, max_seqs, kv_tokens, kv_token_s, mean_context, stall_per_s, stall_s = server
+    speed, prefill_s, max_seqs, kv_tokens, kv_token_s, mean_context, stall_per_s, stall_s, path, path_bin_s, budget = (
+        server
+    )
     due_s, _, output = arrivals
     ttft_s, e2e_s, seen = found
     starters, rows = running.left.size, due_s.size
@@ -238,8 +273,10 @@ def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays 
     target = np.full(total, -1.0)
     key, item = np.empty(2 * total + 16), np.empty(2 * total + 16, np.int64)
     admitted, preempted = np.empty(4 * total + 64, np.int64), np.empty(total + 1, np.int64)
-    size = waiting_again = arrived = taken = completed = stalls = 0
-    time = pause = clock = in_flight_s = 0.0
+    # First tokens to come, in order of admission: after how much of the engine's time at a factor of 1.
+    first_item, first_work = np.empty(4 * rows + 64, np.int64), np.empty(4 * rows + 64)
+    size = waiting_again = arrived = taken = completed = stalls = begun = announced = 0
+    time = halt = pause = clock = work = in_flight_s = 0.0
     n = newest = starters
     for i in range(starters):
         target[i] = float(left[i])
@@ -247,31 +284,55 @@ def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays 
         admitted[i] = i
     kv = float(running.context.sum())
     stall_at_s = -math.log(1.0 - stall_phase) / stall_per_s if stall_per_s > 0.0 else np.inf
+    path_at = int(stall_phase * path.size)
+    pace_at_s = path_bin_s if path.size > 1 else np.inf
+    drift = factor
+    factor = drift * path[path_at]
     while completed < measured[1] - measured[0] and time < until_s:
         while size > 0 and target[item[0]] != key[0]:  # entries of preempted requests
             size = _pop(key, item, size)
         pace = _pace_s(speed, n, kv_token_s * (kv - n * mean_context)) * factor
+        chunks_per_s = _chunks_per_s(budget, n, prefill_s * factor)
         kind, event_s = _next_event(
-            time, n, time + pause, key[0] - clock, (kv_tokens - kv) / max(n, 1), pace,
-            due_s[arrived] if arrived < rows else np.inf, stall_at_s, until_s,
+            time, n, halt, pause, chunks_per_s, key[0] - clock, (kv_tokens - kv) / max(n, 1), pace,
+            due_s[arrived] if arrived < rows else np.inf, stall_at_s, pace_at_s, until_s,
         )  # fmt: skip
         passed = event_s - time
         in_flight = n + arrived - taken + waiting_again
         in_flight_s += passed * in_flight
-        if passed <= pause:
-            pause -= passed
+        if passed <= halt:
+            halt -= passed
         else:
-            tokens = (passed - pause) / pace if n > 0 else 0.0
-            pause = 0.0
-            clock += tokens
-            kv += n * tokens
-            if gaps.size > 0 and n > 0:
-                gaps[_gap_bin(pace)] += n * tokens
+            working = passed - halt
+            halt = 0.0
+            work += working / factor
+            while begun < announced and first_work[begun] <= work:
+                i = first_item[begun]
+                ttft_s[i] = event_s - (work - first_work[begun]) * factor - due_s[i]
+                begun += 1
+            stretch = 1.0 + pace * chunks_per_s
+            if working <= pause * stretch:
+                tokens = working / stretch * chunks_per_s
+                pause -= working / stretch
+            else:
+                tokens = pause * chunks_per_s + (working - pause * stretch) / pace
+                pause = 0.0
+            if n > 0 and tokens > 0.0:
+                clock += tokens
+                kv += n * tokens
+                if gaps.size > 0:
+                    gaps[_gap_bin(pace)] += n * tokens
         time = event_s
         if kind == UNTIL:
             break
+        if kind == PACE:
+            path_at = (path_at + 1) % path.size
+            pause *= drift * path[path_at] / factor
+            factor = drift * path[path_at]
+            pace_at_s += path_bin_s
+            continue
         if kind == STALL:
-            pause += stall_s if n > 0 else 0.0
+            halt += stall_s[int((stall_phase + stalls * STEP_PHASE) % 1.0 * stall_s.size)] if n > 0 else 0.0
             stalls += 1
             stall_at_s = time - math.log(1.0 - (stall_phase + stalls * STALL_PHASE) % 1.0) / stall_per_s
             continue
@@ -310,17 +371,23 @@ def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays 
             # A step already under way must end before this request's first one begins.
             wait = 0.0 if n == 0 else (i * STEP_PHASE) % 1.0
             prefill = prefill_s * need[i] * factor
-            if gaps.size > 0 and n > 0 and pause <= 0.0:
+            chunks_per_s = _chunks_per_s(budget, n, prefill_s * factor)
+            if gaps.size > 0 and n > 0 and pause + halt <= 0.0:
                 before = speed[n] * factor if n < speed.size else pace
-                gaps[_gap_bin(before + prefill)] += n
-                gaps[_gap_bin(before)] -= n
+                steps = max(1.0, prefill * chunks_per_s)
+                gaps[_gap_bin(before + prefill / steps)] += n * steps
+                gaps[_gap_bin(before)] -= n * steps
             delay, after = _pause_s(speed, n, pace, factor, prefill, wait)
             pause += delay
             kv += need[i]
             n += 1
-            if i >= starters and left[i] == output[i - starters]:
-                ttft_s[i - starters] = time + pause + (1.0 + wait) * after - due_s[i - starters]
-            target[i] = clock + left[i] + wait
+            # Its first token comes from the last of the steps that prefill it and all before it.
+            steps = max(1.0, math.ceil(pause * chunks_per_s))
+            if i >= starters and left[i] == output[i - starters] and announced < first_work.size:
+                first_item[announced] = i - starters
+                first_work[announced] = work + (pause + (steps + wait) * after) / factor
+                announced += 1
+            target[i] = clock + steps - 1.0 + left[i] + wait
             size = _push(key, item, size, target[i], i)
             if newest < admitted.size:
                 admitted[newest] = i
@@ -375,6 +442,7 @@ def simulate_replications(
     found: QueueLatencies,
     outputs: Ints,
     gaps: Floats,
+    made: Ints,
 ) -> None:
     """Simulate every replication at one rate.
 
@@ -387,6 +455,7 @@ def simulate_replications(
         found: shape (l, measured), written.
         outputs: shape (l, measured), written: output tokens of the measured arrivals.
         gaps: as for `simulate`.
+        made: shape as `unit`: tokens of each answer, where ``unit.output`` is what they amount to at the common pace.
     """
     rows, measured = replications.rows, replications.measured
     for number in range(replications.in_flight.size):
@@ -408,4 +477,4 @@ def simulate_replications(
         found.ttft_s[number] = own.ttft_s[first : first + measured]
         found.e2e_s[number] = own.e2e_s[first : first + measured]
         found.seen[number] = own.seen[first : first + measured]
-        outputs[number] = unit.output[start + first : start + first + measured]
+        outputs[number] = made[start + first : start + first + measured]

@@ -34,6 +34,9 @@ STALL_EXCESS = 0.15
 engine. It is left out of the fit and counted. The noise of a bin is a few percent."""
 STALL_STEPS = 3.0
 """A stop must also last for this many engine steps. With few steps in a bin, one slow step is a large share of it."""
+STALL_SPREAD = 4.0
+"""A stop must also exceed the usual pace by this many standard deviations, in the logarithm. Where the pace wanders, a
+slow second is no stop."""
 HUBER = 2.0
 """Residuals beyond this many standard deviations weigh by their inverse (Huber 1964). Normal noise keeps 95% of its
 weight."""
@@ -178,8 +181,7 @@ class Speed:
         error: standard error of ln s in the middle of the data, from the residuals alone, and from how those of
             neighbouring bins are related (`related`).
         bins: behind it.
-        stalled_s: seconds lost to stops in bins left out.
-        stalls: such stops; neighbouring bins are one.
+        stops_s: length of each stop of the engine, in bins left out; neighbouring bins are one.
         seconds: of bins behind it, those left out included.
         kv_token_s: seconds per step for each KV token held beyond `mean_context` per request; the curve itself is for
             requests of that context.
@@ -195,8 +197,7 @@ class Speed:
     most: float
     error: float
     bins: int
-    stalled_s: float
-    stalls: int
+    stops_s: tuple[float, ...]
     seconds: float
     kv_token_s: float = 0.0
     mean_context: float = 0.0
@@ -233,6 +234,16 @@ class Speed:
         # A convex curve lies above its chord from the origin's intercept; half its own mean slope is well below it.
         slope = 0.5 * max(0.0, at_edge - self.intercept_s) / edge
         return np.where(n <= edge, self.at(n), np.minimum(self.at(n), at_edge + slope * (n - edge)))
+
+
+def _runs(lost_s: Floats) -> tuple[float, ...]:
+    """The sums of neighbouring values above 0."""
+    lost = lost_s > 0
+    begins = np.flatnonzero(lost & ~np.append(False, lost[:-1]))
+    if not begins.size:
+        return ()
+    sums = np.add.reduceat(np.append(lost_s, 0.0), np.append(begins, lost_s.size))[:-1]
+    return tuple(float(each) for each in sums)
 
 
 def related(residual: Floats, keep: Bools) -> float:
@@ -290,11 +301,20 @@ def fit(bins: Bins, mean_context: float = 0.0) -> Speed:
         solution = nnls(rows / scale, np.concatenate([w, np.zeros(len(priors))]))[0] / scale
         residual = 1.0 - design @ solution
         centre = float(np.median(residual[keep]))
-        keep = residual - centre < np.maximum(STALL_EXCESS, STALL_STEPS / steps)
+        wide = max(STALL_EXCESS, 1.0 - math.exp(-STALL_SPREAD * spread))
+        keep = residual - centre < np.maximum(wide, STALL_STEPS / steps)
         spread = 1.4826 * float(np.median(np.abs(residual[keep] - np.median(residual[keep])))) + 1e-6
         huber = np.minimum(1.0, HUBER * spread / np.maximum(np.abs(residual - centre), 1e-9))
     kept = residual[keep]
-    stalled = float((residual[~keep] * width[~keep]).sum())
+    # Where requests decode and no token comes, the engine stands still.
+    frozen = (bins.decoding >= LEAST_DECODING) & (bins.tokens <= 0)
+    lost_s = np.where(frozen, bins.width_s, 0.0)
+    lost_s[np.flatnonzero(usable)[~keep]] = (residual * width)[~keep]
+    # A stop begins and ends in the middle of bins, which alone would not look like one.
+    edges = (lost_s <= 0.0) & (np.append(lost_s[1:], 0.0) + np.append(0.0, lost_s[:-1]) > 0.0)
+    excess_s = np.zeros(lost_s.size)
+    excess_s[usable] = np.maximum(0.0, (residual - centre) * width)
+    lost_s[edges] = excess_s[edges]
     error = float(np.std(kept)) * math.sqrt(related(residual, keep) / max(1.0, kept.size - 3.0))
     return Speed(
         intercept_s=max(
@@ -308,10 +328,8 @@ def fit(bins: Bins, mean_context: float = 0.0) -> Speed:
         most=most,
         error=error,
         bins=int(keep.sum()),
-        stalled_s=stalled,
-        # One stop may reach into the next bin.
-        stalls=int((~keep & np.append(True, keep[:-1])).sum()),
-        seconds=float(width.sum()),
+        stops_s=_runs(lost_s),
+        seconds=float(width.sum() + bins.width_s[frozen].sum()),
         kv_token_s=float(solution[-2]),
         mean_context=mean_context,
     )

@@ -29,6 +29,10 @@ SLOPE_STEP = 0.02
 ALONE_SHARE = 0.01
 """Lowest rate of a search, as a share of the rate of requests one after the other. There requests hardly ever meet, so
 a limit that does not hold at it holds at no rate."""
+FURTHEST = 0.12
+"""Distance in ln(rate) beyond which the slope at one end says little of the other: an examination goes on there."""
+MOST_EXAMINATIONS = 4
+"""Places of an examination: together they reach as far as an ordinary evaluation can be wrong."""
 STRAIGHT = 2.0
 """Largest difference of ln(percentile / limit) over which the curve is taken for a straight line."""
 
@@ -132,13 +136,19 @@ def examine(found: Sustainable, model: ServerModel, traffic: Traffic, limits: tu
     def f(log_rate: float) -> float:
         return _worst(model, traffic, limits, math.exp(log_rate), None, thorough=True)[0]
 
-    root, slope, missed = math.log(found.rate_rps), found.slope, 0.0
-    low, middle, high = (f(root + step) for step in (-SLOPE_STEP, 0.0, SLOPE_STEP))
-    if max(abs(low), abs(high)) < STRAIGHT:
+    top = math.log(saturation_rps(model, traffic))
+    begin = root = min(math.log(found.rate_rps), top)
+    slope = found.slope
+    for _ in range(MOST_EXAMINATIONS):
+        low, middle, high = (f(root + step) for step in (-SLOPE_STEP, 0.0, SLOPE_STEP))
+        if max(abs(low), abs(high)) >= STRAIGHT:
+            break
         slope = max(LEAST_SLOPE, (high - low) / (2.0 * SLOPE_STEP))
-        missed = (low + middle + high) / 3.0
-    room = math.log(saturation_rps(model, traffic)) - root
-    return Examination(found.rate_rps, min(-missed / slope, room), slope)
+        missed = -(low + middle + high) / 3.0 / slope
+        root = min(root + min(max(missed, -FURTHEST), FURTHEST), top)
+        if abs(missed) < FURTHEST:
+            break
+    return Examination(found.rate_rps, root - begin, slope)
 
 
 def _worst(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -18,6 +18,9 @@ POOL = 16_384
 ARRIVALS = 1 << 21
 """Arrivals over all replications. They take 48 MiB, and a thorough examination uses most of them."""
 
+PACE_PHASE = 0.5698402909980532
+"""The inverse square of the plastic number. Its multiples spread paces evenly, and independently of the step phases."""
+
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
@@ -25,7 +28,9 @@ class Traffic:
 
     Attributes:
         gap: shape (m,): gaps between arrivals at one request per second.
-        prompt, output: shape (m,), tokens.
+        prompt, output: shape (m,), tokens. Where answers have paces of their own, `output` is what their tokens amount
+            to at the common pace.
+        made: shape (m,), tokens of each answer.
         pool_left, pool_context: shape (p,): requests found running in steady state: tokens to go, KV held.
         mean_prompt, mean_output: tokens per request.
         poisson: arrivals are Poisson, so that the stationary law holds.
@@ -34,6 +39,7 @@ class Traffic:
     gap: Floats
     prompt: Ints
     output: Ints
+    made: Ints
     pool_left: Ints
     pool_context: Ints
     mean_prompt: float
@@ -45,10 +51,42 @@ class Traffic:
         """Mean KV tokens of a running request."""
         return float(self.pool_context.mean())
 
+    def paced(self, own: tuple[float, ...]) -> Traffic:
+        """The same requests, each with a pace of its own: one of `own`, in tokens per token of the common pace."""
+        if not own:
+            return self
+        paces: Floats = np.sort(np.array(own, np.float64))
+        # An answer is under way for a time in inverse proportion to its pace, and so likely found running.
+        time = np.cumsum(1.0 / paces)
+        running: Floats = paces[np.minimum(np.searchsorted(time / time[-1], _spread(POOL)), paces.size - 1)]
+        drawn: Floats = paces[np.floor(_spread(self.made.size) * paces.size).astype(np.int64)]
+        return replace(
+            self,
+            output=np.maximum(1, np.rint(self.made / drawn)).astype(np.int64),
+            pool_left=np.maximum(1, np.rint(self.pool_left / running)).astype(np.int64),
+        )
 
-def traffic_for(workload: Workload) -> Traffic:
-    """The queue model's requests for a workload; the same for every measurement of it (common random numbers)."""
-    return _traffic(workload.input_tokens, workload.output_tokens, workload.arrivals)
+
+def _spread(count: int) -> Floats:
+    """Numbers in [0, 1), evenly spread and in no order: multiples of an irrational number, modulo 1."""
+    numbers: Floats = (np.arange(count, dtype=np.float64) * PACE_PHASE) % 1.0
+    return numbers
+
+
+def traffic_for(workload: Workload, own_paces: tuple[float, ...] = ()) -> Traffic:
+    """The queue model's requests for a workload; the same for every measurement of it (common random numbers).
+
+    Args:
+        workload: whose lengths and arrivals they have.
+        own_paces: of the requests (`Traffic.paced`); empty: all run at the common pace.
+    """
+    common = _traffic(workload.input_tokens, workload.output_tokens, workload.arrivals)
+    return _paced(workload.input_tokens, workload.output_tokens, workload.arrivals, own_paces) if own_paces else common
+
+
+@lru_cache(maxsize=2)
+def _paced(inputs: Length, outputs: Length, arrivals: Arrivals, own_paces: tuple[float, ...]) -> Traffic:
+    return _traffic(inputs, outputs, arrivals).paced(own_paces)
 
 
 @lru_cache(maxsize=4)
@@ -61,6 +99,7 @@ def _traffic(inputs: Length, outputs: Length, arrivals: Arrivals) -> Traffic:
         gap=np.diff(phase.due_s),
         prompt=phase.prompt_tokens[1:].astype(np.int64),
         output=phase.output_tokens[1:].astype(np.int64),
+        made=phase.output_tokens[1:].astype(np.int64),
         pool_left=pool.output_tokens[:POOL].astype(np.int64),
         pool_context=pool.prompt_tokens[:POOL].astype(np.int64),
         mean_prompt=float(phase.prompt_tokens.mean()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,9 +26,12 @@ PRECISE: Final = 2 * regression.START_SD
 
 
 def is_precise(result: Result) -> bool:
-    """Whether a result's rate is known well enough to compare; that of a check far from its requirement is not."""
-    rate = _rate(result)
-    return rate is not None and max(regression.own_errors(rate)) <= PRECISE
+    """Whether a result's rate is known well enough to compare; that of a check far from its requirement is not.
+
+    Of several starts each counts for itself: measuring again would not make starts differ less.
+    """
+    rates = [start.sustainable_rate for start in result.starts] or [_rate(result)]
+    return all(rate is not None and max(regression.own_errors(rate)) <= PRECISE for rate in rates)
 
 
 def compare_result(
@@ -76,14 +80,14 @@ def compare_result(
     first = None if measured is None else _rate(measured)
     if measured is None or first is None:
         return normalised(comparison)
-    heads = _Heads(base, (first,), max_regression)
+    heads = _Heads(base, (first,), max_regression, spread_known=bool(measured.starts))
     decision = heads.decision
     confirmed: bool | None = None
     if decision is RegressionDecision.REGRESSED and again is not None:
         second = _rate(again(f"{heads.loss} against {baseline.name}"))
         if second is not None:
-            heads = _Heads(base, (first, second), max_regression)
-            confirmed = regression.confirmed(base, first, second, max_regression)
+            heads = replace(heads, rates=(first, second))
+            confirmed = regression.confirmed(base, first, second, max_regression, spread_known=heads.spread_known)
             decision = RegressionDecision.REGRESSED if confirmed else heads.unconfirmed
     more_s = None
     if decision is RegressionDecision.INCONCLUSIVE:
@@ -176,7 +180,7 @@ class _Comparable:
     def rate(self) -> ComparedRate:
         """The baseline's rate."""
         rates = [rate for result in self.sharpest if (rate := _rate(result)) is not None]
-        return regression.median_of(rates) if len(rates) > 1 else ComparedRate(rates[0])
+        return regression.median_of(rates) if len(rates) > 1 else _compared(self.sharpest[0], rates[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +249,11 @@ def _rate(result: Result) -> Interval | None:
     return msgspec.structs.replace(rate, low=max(rate.low, 0.0))
 
 
+def _compared(result: Result, rate: Interval) -> ComparedRate:
+    """One result's rate. That of several starts contains their spread already."""
+    return ComparedRate(rate, math.inf) if result.starts else ComparedRate(rate)
+
+
 def _named(baseline: Baseline, run: Run | None, median_of: int = 1) -> ComparedBaseline:
     if run is None:
         return ComparedBaseline(baseline.name)
@@ -272,12 +281,13 @@ class _Heads:
     base: ComparedRate
     rates: tuple[Interval, ...]
     max_regression: float
+    spread_known: bool = False
+    """Each is of several starts, whose spread its interval contains."""
 
     @property
     def mean(self) -> ComparedRate:
         """Their mean; this run repeats as the runs of the baseline do."""
-        mean = regression.mean_of(self.rates)
-        return ComparedRate(mean.rate, mean.starts, self.base.repeat)
+        return regression.head_of(self.rates, self.base, spread_known=self.spread_known)
 
     @property
     def decision(self) -> RegressionDecision:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from pytest_gpucap.decisions.failures import refusal
-from pytest_gpucap.decisions.verdict import errors_exceed, separated, verdict_of
+from pytest_gpucap.decisions.verdict import errors_exceed, rps, verdict_of
 from pytest_gpucap.estimate.step_time import SpeedError
-from pytest_gpucap.estimate.traffic import traffic_for
-from pytest_gpucap.load.protocol import ClosedLoop, LoadError, LoadRunner
+from pytest_gpucap.load.protocol import LoadError, LoadRunner
 from pytest_gpucap.measure import constants as c
-from pytest_gpucap.measure.direct import run_direct, run_without_pace
-from pytest_gpucap.measure.estimate import RateEstimate, critical_concurrency, estimate, fitted, server_model_of
-from pytest_gpucap.measure.model_check import ModelCheck, check_model
-from pytest_gpucap.measure.more_time import more_time, rps
+from pytest_gpucap.measure.direct import run_without_pace
+from pytest_gpucap.measure.estimate import RateEstimate, critical_concurrency, estimate
+from pytest_gpucap.measure.more_time import more_time
+from pytest_gpucap.measure.observed import violations
 from pytest_gpucap.measure.pace import NoPace, missing_pace
 from pytest_gpucap.measure.ramp import Ramp, overloaded, ramp_up
+from pytest_gpucap.measure.reconciling import reconciled
 from pytest_gpucap.measure.run import CalledOff, MeasuringRun, OutOfTime, Window, no_load
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.measure.shown import bound_shown, broken_alone, completed_rate
@@ -117,7 +116,7 @@ def called_off(run: MeasuringRun) -> tuple[Outcome, str]:
     return _by_errors(run) or (Outcome.FAIL, str(run.failed_requests() or f"{failed} of {ended} requests failed"))
 
 
-def _decide(run: MeasuringRun, state: _State) -> tuple[Outcome, str]:  # noqa: C901 - one branch per ending
+def _decide(run: MeasuringRun, state: _State) -> tuple[Outcome, str]:
     design = float(run.requirement.design_rate)
     critical = _critical(run)
     ramp = ramp_up(run, critical, c.ENOUGH * design)
@@ -126,37 +125,27 @@ def _decide(run: MeasuringRun, state: _State) -> tuple[Outcome, str]:  # noqa: C
         return early
     most = ramp.peak or critical
     overload = int(c.OVERLOAD * most) + c.OVERLOAD_MARGIN
-    disagreements = 0
     for cycle in range(1, c.MOST_CYCLES + 1):
-        if cycle > 1:
-            lead_s = c.TOP_UP_S if run.in_flight else c.REFILL_S
-            state.windows.append(run.hold(WindowId(Phase.HOLD, cycle), ramp.level, c.HOLD_S, discard_s=lead_s))
+        if cycle > 1 and not run.in_flight:
+            hold = run.hold(WindowId(Phase.HOLD, cycle), ramp.level, c.LOW_HOLD_S, discard_s=c.REFILL_S)
+            state.windows.append(hold)
         open_loop = run.open_loop(WindowId(Phase.DESIGN_RATE, cycle), design, c.OPEN_S, overload=overload)
         state.windows.append(open_loop)
         if ended := _ended(run):
             return ended
-        # If the first open loop goes badly wrong, a second one must confirm it.
-        most_violations = c.MOST_VIOLATIONS if cycle == 1 else 1.0
-        found, checked = reconciled(run, state.windows, state.found, ramp.peak, most_violations)
-        state.found = found
+        state.found = found = reconciled(run, state.windows, state.found, ramp.peak)
+        broken = violations(run.journal, open_loop, run.requirement.slo)
         if open_loop.span.stopped or overloaded(open_loop, ramp.peak):
-            if found.rate.value < design * math.exp(c.DECISION_Z[-1] * found.error):
+            if found.belief.chance_above(design) < c.STOPPED_CHANCE:
                 return Outcome.FAIL, _reason(found, design, "the open loop at the design rate overloaded the server")
             run.settle()
-        if not checked.agrees:
-            # The difference between model and open loop counts as one more error. Far from the design rate it
-            # changes no verdict; near the design rate the model is given up.
-            state.found = found = found.widened(math.log(checked.pace))
-        z = c.DECISION_Z[min(cycle, len(c.DECISION_Z)) - 1]
-        outcome = separated(found.least, found.greatest, design, found.error, z)
-        if outcome is Outcome.PASS and checked.violations > c.MOST_VIOLATIONS:
+        outcome = found.belief.outcome(design, c.WRONG_CHANCE)
+        if outcome is Outcome.PASS and broken > c.MOST_VIOLATIONS:
+            continue
+        if outcome is Outcome.FAIL and found.warming:
             continue
         if outcome is not Outcome.INCONCLUSIVE:
-            return outcome, _reason(found, design, _seen(checked))
-        if not checked.agrees:
-            disagreements += 1
-            if disagreements > 1:
-                return run_direct(run, design, overload)
+            return outcome, _reason(found, design, _seen(broken))
     return Outcome.INCONCLUSIVE, "the evidence does not separate" + _so_far(run, state)
 
 
@@ -173,8 +162,7 @@ def _after_ramp(run: MeasuringRun, state: _State, ramp: Ramp) -> tuple[Outcome, 
     except SpeedError:
         why = missing_pace(run.journal, run.requirement.workload) or NoPace.TOO_FEW_TOKENS
         return _without_pace(run, state, ramp, why)
-    least_gap = max(c.HOLD_FAIL_LN, c.HOLD_FAIL_Z * math.hypot(found.error, c.SHAPE_ERROR))
-    if math.log(found.greatest / design) < -least_gap:
+    if found.belief.chance_above(design) < c.WRONG_CHANCE:
         how = f"held at up to {highest} requests in flight"
         if ramp.peak:
             how += ", beyond which throughput falls"
@@ -186,7 +174,8 @@ def _without_pace(run: MeasuringRun, state: _State, ramp: Ramp, why: NoPace) -> 
     """The verdict where answers show no pace: by what was seen."""
     state.saturated = completed_rate(run, ramp.windows[-1]) if ramp.windows else None
     overload = int(c.OVERLOAD * max(ramp.level, _critical(run))) + c.OVERLOAD_MARGIN
-    judged = run_without_pace(run, float(run.requirement.design_rate), overload, why)
+    completed = state.saturated.value if state.saturated else 0.0
+    judged = run_without_pace(run, float(run.requirement.design_rate), overload, why, completed)
     return _ended(run) or judged
 
 
@@ -212,40 +201,6 @@ def _by_errors(run: MeasuringRun) -> tuple[Outcome, str] | None:
     return outcome, problem.text
 
 
-def reconciled(
-    run: MeasuringRun,
-    windows: list[Window],
-    before: RateEstimate | None,
-    peak: int | None = None,
-    most_violations: float = 1.0,
-) -> tuple[RateEstimate, ModelCheck]:
-    """The estimate from all windows, and the model check on the last window, an open loop.
-
-    The check also says what the model leaves out. The estimate takes that over, unless the open loop broke a limit in
-    more than `most_violations` of its requests.
-    """
-    requirement, last = run.requirement, windows[-1]
-    if peak is not None:
-        windows = [w for w in windows if isinstance(w.span.phase, ClosedLoop) or not overloaded(w, peak)]
-    speed = fitted(run.journal, windows, traffic_for(requirement.workload).mean_context)
-    checked = check_model(run.journal, last, server_model_of(speed, run.settings), requirement.slo)
-    calibration = checked.calibration
-    if (last.span.stopped or overloaded(last, peak) or checked.violations > most_violations) and before is not None:
-        # TTFT of an overloaded server says nothing about a server that is not overloaded.
-        calibration = before.model.calibration
-    found = estimate(
-        run,
-        windows,
-        before.rate.value if before else float(requirement.design_rate),
-        slope=before.slope if before and before.settled else None,
-        calibration=calibration,
-        peak=peak,
-        thorough=True,
-        examined=before.examination if before else None,
-    )
-    return replace(found, settled=found.slope < c.STEEPEST), checked
-
-
 def _too_many_errors(run: MeasuringRun) -> tuple[Outcome, Problem] | None:
     """FAIL or INVALID, and why, if more requests failed than the requirement allows."""
     found = run.failed_requests()
@@ -263,11 +218,19 @@ def _reason(found: RateEstimate, design: float, how: str) -> str:
     return (
         f"one replica sustains {rps(found.rate.value)} req/s (95% interval {rps(found.rate.low)} to "
         f"{rps(found.rate.high)}, bound by {found.binding}), {sign} the design rate of {rps(design)} req/s; {how}"
+        + _unexplained(found)
     )
 
 
-def _seen(checked: ModelCheck) -> str:
-    return f"the open loop at the design rate broke its tightest limit in {checked.violations:.0%} of its requests"
+def _unexplained(found: RateEstimate) -> str:
+    if not found.misfits:
+        return ""
+    names = " and ".join(sorted(found.misfits))
+    return f"; the queue model does not explain {names} of this server, so only requests that kept or broke it count"
+
+
+def _seen(broken: float) -> str:
+    return f"the open loop at the design rate broke its tightest limit in {broken:.0%} of its requests"
 
 
 def _bound_reason(at_least_rps: float, design: float) -> str:
@@ -283,5 +246,5 @@ def _so_far(run: MeasuringRun, state: _State) -> str:
     rate = state.found.rate
     return (
         f": {rps(rate.value)} req/s (95% interval {rps(rate.low)} to {rps(rate.high)}) against a design rate of "
-        f"{rps(float(run.requirement.design_rate))}"
+        f"{rps(float(run.requirement.design_rate))}{_unexplained(state.found)}"
     )

@@ -50,6 +50,34 @@ UNSTEADY_LN = 0.04
 the estimate by less than the interval allows for."""
 UNSTEADY_Z = 4.0
 """The halves must also differ by this many standard errors: noise alone reaches that once in 16,000 holds."""
+LEAST_LEFT = 0.7
+"""A hold of which less than this share is left, once its hot start has begun to answer, is followed by a whole one."""
+FAR_BEYOND = 1.25
+"""A hold whose usual request takes this many times a limit is far beyond what the server sustains. Nothing is held
+there: what is in flight is cancelled, and the next hold has fewer requests."""
+FAR_LOWER = 0.4
+"""The next hold then has this share of its requests."""
+SETTLING_LN = 0.02
+"""A hold whose second half is faster than its first by this, in the logarithm, belongs to a server that still warms up:
+a cache fills, a compiler works."""
+SETTLING_Z = 3.0
+"""The halves must also differ by this many standard errors."""
+SETTLED_LN = 0.01
+"""Such a server is settled once two holds are faster than the two before by no more than this."""
+LEAST_SETTLING = 4
+"""Holds that tell whether it does: two pairs."""
+MOST_SETTLING = 18
+"""Holds that are waited for it: two minutes, which is longer than caches of prompts take to fill."""
+TREND_LN = 0.015
+"""A server gets faster if its times fall by more than this over all windows, in the logarithm."""
+TREND_Z = 2.5
+"""It clearly does if that is so many of its standard errors. The early windows then do not count."""
+WARMING_Z = 1.5
+"""With so many it may: it does not fail yet."""
+LEAST_WARM = 3
+"""Windows that are kept of such a server: fewer would not show a trend."""
+LATEST_BEGIN_SHARE = 0.7
+"""A phase counts at the latest after this share of it, though first tokens of its hot start may still be missing."""
 MOST_EXTENSIONS = 2
 """A hold is extended at most this often. A server that has not settled after three holds drifts, and the interval
 covers that instead."""
@@ -59,21 +87,9 @@ covers that instead."""
 OPEN_S = 11.0
 """Length of an open loop at the design rate. It brings enough arrivals to compare the queue model with what happened,
 and costs little more than a hold."""
-MOST_CYCLES = 4
+MOST_CYCLES = 9
 """Cycles of hold and open loop. What is still undecided after four is drift and the queue model's own error, and more
 cycles reduce neither."""
-DECISION_Z = (1.9, 1.6, 1.4, 1.2)
-"""Standard errors between ln(rate) and ln(design rate) that decide after each cycle. The first values are strict,
-because few windows are measured by then; all looks together keep the error rates that RESULTS.md reports."""
-HOLD_FAIL_LN = 0.10
-"""The first holds alone decide FAIL if the estimate is below the design rate by more than this, in the logarithm. An
-open loop would only overload such a server."""
-HOLD_FAIL_Z = 4.0
-"""The estimate of the first holds must also be this many standard errors below the design rate: no open loop has
-confirmed the model yet."""
-SHAPE_ERROR = 0.02
-"""Standard error of ln(rate) that is added to an estimate from the first holds alone. Two batch sizes leave the curve's
-shape to the prior."""
 OVERLOAD = 1.6
 """An open loop is called off once this multiple of the critical concurrency is in flight. The design rate then exceeds
 what the server sustains, and the rest of the phase would add nothing."""
@@ -114,6 +130,11 @@ STALL_PRIOR_S = 100.0
 """Before any stop of the engine was seen, one stop in this time is assumed: a garbage collection or a slow write."""
 STALL_S = 0.3
 """Length of the stop that is assumed beforehand: that of the simulated servers' stops."""
+STOP_STRATA = (0.03, 0.12, 0.2, 0.3, 0.2, 0.12, 0.03)
+"""Chances of the frequencies of long stops that an estimate is made for. The outermost are larger than `WRONG_CHANCE`,
+so a verdict needs all of them."""
+STOP_LENGTHS = 32
+"""Lengths of stops that the queue model draws from, where long ones were seen: they keep the shares to 3%."""
 EXTRAPOLATED = 1.4
 """An estimate counts as extrapolated if its queue reaches this multiple of the highest concurrency that was measured.
 Up to there the fitted curve is simply continued."""
@@ -124,19 +145,78 @@ EXTRAPOLATED_ERROR = 0.06
 """Standard error of ln(rate) that is added to an extrapolated estimate. The bounds of the curve assume that throughput
 does not fall beyond the measured batch sizes, but it may."""
 
-# The model check
+# Observed against modelled latencies
 
-PACE_TOLERANCE_LN = 0.05
-"""The queue model agrees with an open loop if the pace that explains its requests in flight differs from the fitted
-pace by no more than this, in the logarithm. Sampling error alone rarely exceeds it."""
-OFFSET_QUANTILES = 41
-"""Quantiles that are kept of the first-token times beyond the model. They follow the distribution's shape up to its
-98.8th percentile."""
-OFFSET_SPREAD = 8.0
-"""A first token this many interquartile ranges from the median met a stop of the engine. It is left out, because the
-model contains stops already."""
-LEAST_OFFSETS = 20
-"""Fewer requests than this do not describe a distribution: no offset and no share of violations is taken from them."""
+LEAST_KNOWN = 20
+"""Requests of which a share that broke a limit is taken: of fewer, it says little."""
+LEAST_COMPARED = 30
+"""Requests that tell how a percentile departs from the model."""
+BLOCK_REQUESTS = 1.0
+"""Requests due within this many times the usual end-to-end latency share their queue. They are one block of the
+bootstrap (Kuensch 1989), whose blocks are nearly independent of each other."""
+BLOCK_S = 1.0
+"""A block lasts at least this long: whatever else disturbs a server, such as a write to disk, lasts less."""
+ENOUGH_BLOCKS = 5
+"""Blocks of open loops alone that are enough. With fewer, requests of closed loops count as well."""
+SHORT_ANSWER = 24
+"""Answers of fewer tokens, all started together, stay together in a closed loop. Their curve comes from open loops, as
+soon as there are any."""
+STOPPED_CHANCE = 0.1
+"""An open loop that was called off at the design rate decides FAIL where the chance that the server sustains that rate
+is below this."""
+JOINED_S = 0.5
+"""Windows whose ends are no farther apart are one span of load."""
+LEAST_BLOCKS = 3
+"""Blocks that tell how much they differ."""
+LEAST_PROGRESS = 0.1
+"""Where requests in flight hardly depend on the pace, they do not tell it: least change of one, in the logarithm, over
+that of the other."""
+PROGRESS_ERROR = 0.012
+"""Standard error of a pace that one open loop's requests in flight tell, in the logarithm."""
+RESAMPLES = 200
+"""Resamples of the bootstrap: they give a standard error to 5%."""
+MISFIT_CHANCE = 0.3
+"""Chance, before anything was seen, that a server is built otherwise than the queue model."""
+MISFIT_LN = 0.2
+"""By how much the model is then off: standard deviation of ln(rate)."""
+LEAST_BEYOND = 5.0
+"""Requests beyond a percentile that tell it. With fewer, a lower percentile is compared."""
+LEVEL_ERROR = 1.0
+"""Standard error of a departure, per difference between the percentile compared and that of the limit."""
+QUEUEING = 2.5
+"""Where a latency changes by this many times as much as all times of the engine do (in the logarithm), it is made of
+queueing. A departure is then one of the pace, else one of the latency."""
+LIMITED_ERROR = 0.025
+"""Standard error of ln(rate) that is added where sequences or KV cache run out. From outside, requests that were
+preempted look like requests that run."""
+UNSEEN_ERROR = 0.1
+"""Standard error of the logarithm of a latency whose departure from the model could not be seen."""
+WRONG_CHANCE = 0.02
+"""Chance of a wrong verdict that is accepted after each cycle."""
+FAR_FROM_MODEL_LN = 0.5
+"""A latency that is longer than modelled by more than this, in the logarithm, is made by something that is not in the
+model, such as an API server."""
+MISFIT_PACE_LN = 0.25
+"""So is one that only such a factor on all times, in the logarithm, would explain: the pace itself was measured."""
+FAR_WITHIN = 0.2
+"""Share of a limit below which it does not matter what makes a latency."""
+UNSTEADY_ERROR = 0.08
+"""A departure with this standard error or more comes and goes."""
+CLEAR = 3.0
+"""A departure that is so many times its error is clear."""
+CUT_S = 0.05
+"""Windows less than this apart follow each other without a pause."""
+SIDE_BLOCK_S = 10.0
+"""Where the model does not explain a latency, moments this far apart are taken to have nothing to do with each other:
+backlogs outside the engine take many seconds to build up and to drain."""
+UNKNOWN_LN = 0.12
+"""Standard error of ln(rate) where nothing but the share of requests that broke a limit is known."""
+MOST_SCORE = 4.0
+"""Most standard errors that such a share is believed: it decides beyond doubt with fewer."""
+UNKNOWN_SLOPE = 1.0
+"""Slope of such a latency against the rate: a queue's is steeper, so the rate is rather too low than too high."""
+CARRIED = 0.15
+"""A departure seen at one rate is carried over to another with this standard error per difference of the logarithms."""
 
 # Where to hold
 
@@ -181,6 +261,11 @@ one rate to the next."""
 DIRECT_S = 240.0
 """Length of the direct run, which replaces a queue model that disagrees. Near its limit a queue takes minutes from one
 busy period to the next."""
+DIRECT_STEP = 4.0
+"""Where the design rate is far beyond what the server answered before, the direct run begins at this multiple of that
+and rises by the same factor. A smaller one would meet a server that keeps the design rate with many steps."""
+DIRECT_STEP_S = 5.0
+"""Length of such a step: three times what the server answers piles up within a second or two."""
 DIRECT_BLOCKS = 8
 """Blocks of the direct run (method of batch means). Each lasts 30 s, longer than most busy periods, so that they are
 nearly independent."""
@@ -202,8 +287,18 @@ GROWTH_REQUESTS = 3.0
 
 # Measure
 
-MEASURE_CYCLES = 3
-"""Cycles of `measure`. A fourth narrows the interval little: drift and the queue model's own error remain."""
+MEASURE_CYCLES = 13
+"""Most open loops of `measure`: what is still wide after three minutes is drift."""
+LEAST_MEASURE_CYCLES = 3
+"""Fewest open loops of `measure`: fewer would not show how a server differs from one ten seconds to the next."""
+NARROW_LN = 0.03
+"""Half width of the interval, of ln(rate), with which `measure` ends."""
+SAME_RATE_LN = 0.1
+"""Open loops whose rates differ by no more than this show the same: a departure from the model is taken from them."""
+MOVED_LN = 0.08
+"""The next open loop has another rate if the estimate moved by more than this."""
+TOO_MANY = 1.3
+"""A server that holds this many times the requests that a rate leads to is emptied before an open loop at it."""
 SEARCH_MOVES = 11
 """Most changes of the held concurrency during the search. From one request, ten steps of `SEARCH_FACTOR` reach 216,
 which is near `UNKNOWN_SEQS`."""
@@ -215,10 +310,7 @@ what was measured."""
 SEARCH_FACTOR = 1.6
 """Largest factor by which one move raises the concurrency. A guess from few requests in flight must not overload the
 server."""
-VIOLATIONS_TO_LEARN_FROM = 0.15
-"""`measure` takes first-token offsets only from an open loop that broke limits in no more than this share of its
-requests. Above it, the server was close to overload."""
-RETRY_RATE_SHARE = 0.92
+RETRY_RATE_SHARE = 0.85
 """After such an open loop, the next one has this share of the estimated rate: far enough below to be steady, near
 enough to test the estimate."""
 

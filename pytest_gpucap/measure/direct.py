@@ -1,4 +1,4 @@
-"""The direct run, for servers that the queue model does not describe: no model, only what an open loop shows."""
+"""The direct run, where answers show no pace: no model, only what an open loop shows."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pytest_gpucap.estimate.samples import quantile
 from pytest_gpucap.estimate.step_time import integral
 from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.measure import constants as c
+from pytest_gpucap.measure.estimate import critical_concurrency
 from pytest_gpucap.measure.pace import NoPace, missing_pace, unjudgeable
 from pytest_gpucap.measure.run import MeasuringRun, Window
 from pytest_gpucap.requirement import LatencyLimit, Metric
@@ -19,28 +20,25 @@ from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
 from pytest_gpucap.results.windows import Phase, WindowId
 
 
-def run_direct(run: MeasuringRun, design_rps: float, overload: int) -> tuple[Outcome, str]:
-    """Decide by a long open loop, because the queue model disagrees with what the server does."""
-    window = run.open_loop(WindowId(Phase.DIRECT), design_rps, c.DIRECT_S, overload=overload)
-    if run.problems:
-        return Outcome.INVALID, run.problems[0].text
-    if window.span.stopped:
-        return (
-            Outcome.FAIL,
-            "the queue model does not describe this server, and a direct run at the design rate overloaded it",
-        )
-    outcome, told = _judged(run, window, run.requirement.slo.limits)
-    return outcome, f"the queue model does not describe this server; a direct run at the design rate {told}"
-
-
-def run_without_pace(run: MeasuringRun, design_rps: float, overload: int, why: NoPace) -> tuple[Outcome, str]:
+def run_without_pace(
+    run: MeasuringRun, design_rps: float, overload: int, why: NoPace, completed_rps: float = 0.0
+) -> tuple[Outcome, str]:
     """Decide by an open loop, because answers show no pace to which a curve could be fitted.
 
     Whole latencies, errors and the backlog are seen all the same. A limit on the time between tokens cannot be judged.
     Behind a proxy that buffers, TTFT is the time of the whole answer: it can keep its limit, but not break it.
+
+    Args:
+        run: the measurement.
+        design_rps: design rate per replica.
+        overload: requests in flight with which an open loop at the design rate is called off.
+        why: there is no pace.
+        completed_rps: what the server answered in the hold before; 0 where nothing is known of it.
     """
     if refused := _refused(run, why):
         return refused
+    if ended := _overloaded_below(run, design_rps, completed_rps, why):
+        return ended
     window = run.open_loop(WindowId(Phase.DIRECT), design_rps, _length_s(run, design_rps), overload=overload)
     if run.problems:
         return Outcome.INVALID, run.problems[0].text
@@ -55,6 +53,26 @@ def run_without_pace(run: MeasuringRun, design_rps: float, overload: int, why: N
         outcome,
         f"a direct run at the design rate of {design_rps:.3g} req/s {told}; no model was fitted: {why.value}",
     )
+
+
+def _overloaded_below(
+    run: MeasuringRun, design_rps: float, completed_rps: float, why: NoPace
+) -> tuple[Outcome, str] | None:
+    """FAIL if a rate far below the design rate overloads the server, INVALID if the run has problems.
+
+    A design rate far beyond everything that was seen would overload the load generator as well, and tell no more.
+    """
+    rate = c.DIRECT_STEP * completed_rps
+    while 0.0 < rate <= design_rps / c.DIRECT_STEP:
+        overload = int(c.OVERLOAD * critical_concurrency(run.requirement, run.settings, rate)) + c.OVERLOAD_MARGIN
+        window = run.open_loop(WindowId(Phase.APPROACH, rate_rps=rate), rate, c.DIRECT_STEP_S, overload=overload)
+        if run.problems:
+            return Outcome.INVALID, run.problems[0].text
+        if window.span.stopped:
+            told = f"{rate:.3g} req/s, far below the design rate of {design_rps:.3g} req/s, overloaded the server"
+            return Outcome.FAIL, f"a direct run at {told}; no model was fitted: {why.value}"
+        rate *= c.DIRECT_STEP
+    return None
 
 
 def _refused(run: MeasuringRun, why: NoPace) -> tuple[Outcome, str] | None:

@@ -6,18 +6,21 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.stats import gamma
 
 from pytest_gpucap.arrays import Floats
 from pytest_gpucap.estimate import queue_model
-from pytest_gpucap.estimate.queue_model import Calibration, ServerModel, saturation_rps
-from pytest_gpucap.estimate.step_time import Bins, Speed, bin_width_s, bins_of, fit
+from pytest_gpucap.estimate.paces import PATH_BIN_S, own_paces, pace_path, paces_of
+from pytest_gpucap.estimate.queue_model import LONG_STOP_S, Calibration, ServerModel, saturation_rps, starting_levels
+from pytest_gpucap.estimate.step_time import Bins, Speed, SpeedError, bin_width_s, bins_of, fit
 from pytest_gpucap.estimate.sustainable_rate import Examination, Sustainable, examine, sustainable
 from pytest_gpucap.estimate.traffic import Traffic, traffic_for
-from pytest_gpucap.load.protocol import Journal
+from pytest_gpucap.load.protocol import Journal, OpenLoop
 from pytest_gpucap.measure import constants as c
+from pytest_gpucap.measure.belief import Belief, Part, mixture
 from pytest_gpucap.measure.run import MeasuringRun, Window
 from pytest_gpucap.measure.settings import Settings
-from pytest_gpucap.requirement import Metric, Requirement
+from pytest_gpucap.requirement import LatencyLimit, Metric, Requirement
 from pytest_gpucap.results.measured import Interval
 
 NORMAL_95 = 1.96
@@ -41,9 +44,14 @@ class RateEstimate:
         model: of the server, as the queue model took it.
         least, greatest: the rates with the slowest and the fastest course that the curve may take beyond the batch
             sizes measured; both are the rate itself where the queue reaches none of those.
+        belief: how sure it is; before an open loop, the model may be off by much.
         settled: an open loop is behind it, and its slope may be taken for that of the next estimate.
         examination: the queue model's thorough look that is in it; None where there was none.
         extrapolated: the queue reaches batch sizes that were not measured.
+        stops: how often long stops of the engine may come, which is known from a few of them alone: the chance of each
+            frequency, and by how much the rate is then another, in the logarithm. One of no change where none was seen.
+        warming: the server got faster while it was measured, so it may be faster still.
+        misfits: names of the limits whose latency the queue model does not explain. Then only what was seen counts.
     """
 
     rate: Interval
@@ -55,21 +63,30 @@ class RateEstimate:
     model: ServerModel
     least: float
     greatest: float
+    belief: Belief
     settled: bool = False
     examination: Examination | None = None
     extrapolated: bool = False
+    stops: tuple[tuple[float, float], ...] = ((1.0, 0.0),)
+    warming: bool = False
+    misfits: frozenset[str] = frozenset()
 
-    def widened(self, by: float) -> RateEstimate:
-        """The same with one more, independent, standard error of its logarithm."""
-        error = math.hypot(self.error, by)
-        value = self.rate.value
-        low, high = (value * math.exp(sign * NORMAL_95 * error) for sign in (-1, 1))
-        return replace(self, rate=Interval(value, min(low, self.rate.low), max(high, self.rate.high)), error=error)
+    def believing(self, belief: Belief) -> RateEstimate:
+        """The same with another belief, and its interval."""
+        value, low, high = belief.interval()
+        error = math.log(high / low) / (2.0 * NORMAL_95)
+        return replace(self, belief=belief, rate=Interval(value, low, high), error=error)
 
 
 def bins_between(journal: Journal, windows: list[Window], step_s: float) -> Bins:
-    """All windows in bins."""
-    parts = [bins_of(journal, w.start_s, w.end_s, bin_width_s(step_s)) for w in windows if w.end_s > w.start_s]
+    """All windows in bins; windows that follow each other are one, so that no stop of the engine is cut in two."""
+    spans: list[tuple[float, float]] = []
+    for window in windows:
+        if spans and 0.0 <= window.start_s - spans[-1][1] < c.CUT_S:
+            spans[-1] = (spans[-1][0], window.end_s)
+        elif window.end_s > window.start_s:
+            spans.append((window.start_s, window.end_s))
+    parts = [bins_of(journal, start_s, end_s, bin_width_s(step_s)) for start_s, end_s in spans]
     joined = parts[0]
     for part in parts[1:]:
         joined = joined.join(part)
@@ -92,18 +109,54 @@ def fitted(journal: Journal, windows: list[Window], mean_context: float = 0.0) -
     return fit(bins_between(journal, windows, typical_step_s(journal, windows)), mean_context)
 
 
+def _fitted_if_enough(journal: Journal, windows: list[Window], mean_context: float) -> Speed | None:
+    """As `fitted`; None where the windows hold too few tokens, as open loops at a low rate do."""
+    try:
+        return fitted(journal, windows, mean_context) if windows else None
+    except SpeedError:
+        return None
+
+
 def drift_share(seconds: float) -> float:
     """Variance of the mean of a drift over a measurement, against the drift's own (Ornstein-Uhlenbeck process)."""
     x = max(seconds, 1e-6) / c.DRIFT_TAU_S
     return 2.0 / x * (1.0 - (1.0 - math.exp(-x)) / x)
 
 
-def between_windows(journal: Journal, windows: list[Window], speed: Speed) -> float:
-    """Standard error of the mean pace from how it departs from the curve, window by window.
+@dataclass(frozen=True, slots=True)
+class WindowPaces:
+    """How the pace departs from the curve, window by window, shape (k,) each: windows with too few bins are left out.
 
-    A server that drifts by more than `DRIFT_SD` shows it here, and widens its interval. 0 with fewer than 3 windows.
+    Attributes:
+        at_s: middle of each window.
+        log: median of the logarithm of time taken over time by the curve.
+        variance: of that, from the window's own noise.
     """
-    means, variances = [], []
+
+    at_s: Floats
+    log: Floats
+    variance: Floats
+
+    def falls(self, z: float) -> bool:
+        """Whether times fell over the windows by `constants.TREND_LN`, which is so many of its standard errors.
+
+        Windows scatter by more than their own noise where the pace wanders, so the larger of both is the error of the
+        least-squares line.
+        """
+        if self.at_s.size < 3:  # noqa: PLR2004 - two points are always on a line
+            return False
+        weight = 1.0 / np.maximum(self.variance, 1e-12)
+        at = self.at_s - float(np.average(self.at_s, weights=weight))
+        moment = float((weight * at**2).sum())
+        slope = float((weight * at * self.log).sum()) / moment
+        residual = self.log - float(np.average(self.log, weights=weight)) - slope * at
+        scatter = max(1.0, float((weight * residual**2).sum()) / (self.at_s.size - 2))
+        return slope < -z * math.sqrt(scatter / moment) and slope * float(np.ptp(self.at_s)) < -c.TREND_LN
+
+
+def window_paces(journal: Journal, windows: list[Window], speed: Speed) -> WindowPaces:
+    """How the pace of each window departs from the curve."""
+    found: list[tuple[float, float, float]] = []
     step_s = typical_step_s(journal, windows)
     for window in windows:
         bins = bins_of(journal, window.start_s, window.end_s, bin_width_s(step_s))
@@ -111,12 +164,21 @@ def between_windows(journal: Journal, windows: list[Window], speed: Speed) -> fl
         if usable.sum() > 3:  # noqa: PLR2004 - no spread of fewer
             departure = np.log(bins.width_s[usable] / speed.taken_s(bins)[usable])
             # The median, so that a stop of the engine is no drift; its variance is pi / 2 that of a mean.
-            means.append(float(np.median(departure)))
             spread = 1.4826 * float(np.median(np.abs(departure - np.median(departure))))
-            variances.append(math.pi / 2 * spread**2 / departure.size)
-    if len(means) < 3:  # noqa: PLR2004 - documented
+            middle_s = (window.start_s + window.end_s) / 2.0
+            found.append((middle_s, float(np.median(departure)), math.pi / 2 * spread**2 / departure.size))
+    at_s, log, variance = np.array(found).reshape(-1, 3).T
+    return WindowPaces(at_s, log, variance)
+
+
+def between_windows(paces: WindowPaces) -> float:
+    """Standard error of the mean pace from how it departs from the curve, window by window.
+
+    A server that drifts by more than `DRIFT_SD` shows it here, and widens its interval. 0 with fewer than 3 windows.
+    """
+    if paces.log.size < 3:  # noqa: PLR2004 - documented
         return 0.0
-    return error_of_mean(np.array(means), float(np.mean(variances)))
+    return error_of_mean(paces.log, float(paces.variance.mean()))
 
 
 def error_of_mean(paces: Floats, noise: float) -> float:
@@ -140,21 +202,66 @@ def error_of_mean(paces: Floats, noise: float) -> float:
     return math.sqrt(max(0.0, variance - noise) * share)
 
 
+def stops_of(speed: Speed) -> tuple[float, tuple[float, ...]]:
+    """How often the engine stops per second, and the lengths that are equally likely.
+
+    Short stops are told together with the one that is assumed beforehand; longer ones by what was seen alone.
+    """
+    seen = np.array(speed.stops_s)
+    long = seen[seen > LONG_STOP_S]
+    short = np.append(seen[seen <= LONG_STOP_S], c.STALL_S)
+    short_per_s, long_per_s = short.size / (speed.seconds + c.STALL_PRIOR_S), long.size / speed.seconds
+    if not long.size:
+        return short_per_s, (float(short.mean()),)
+    share = short_per_s / (short_per_s + long_per_s)
+    shorts = round(share * c.STOP_LENGTHS)
+    drawn = np.sort(long)[
+        ((np.arange(c.STOP_LENGTHS - shorts) + 0.5) / (c.STOP_LENGTHS - shorts) * long.size).astype(int)
+    ]
+    return short_per_s + long_per_s, (*([float(short.mean())] * shorts), *(float(s) for s in drawn))
+
+
 def server_model_of(speed: Speed, settings: Settings) -> ServerModel:
     """The queue model's view of the server."""
     max_seqs = settings.max_num_seqs or queue_model.NEVER_LIMITED
     most = int(min(max_seqs, max(queue_model.TABLE, 4 * speed.most)))
-    stops = speed.stalls + 1.0
+    stall_per_s, stall_s = stops_of(speed)
     return ServerModel(
         speed=speed.table(most),
         prefill_s=speed.prefill_s,
         max_seqs=max_seqs,
         kv_tokens=float(settings.kv_tokens or math.inf),
         drift_sd=c.DRIFT_SD,
-        stall_per_s=stops / (speed.seconds + c.STALL_PRIOR_S),
-        stall_s=(speed.stalled_s + c.STALL_S) / stops,
+        stall_per_s=stall_per_s,
+        stall_s=stall_s,
         kv_token_s=speed.kv_token_s,
         mean_context=speed.mean_context,
+        step_tokens=float(settings.max_num_batched_tokens or math.inf),
+    )
+
+
+def server_seen(run: MeasuringRun, windows: list[Window]) -> tuple[Speed, ServerModel]:
+    """The curve fitted to all windows, and the server as the queue model takes it.
+
+    Raises:
+        SpeedError: if the windows hold too few tokens.
+    """
+    journal, workload = run.journal, run.requirement.workload
+    context = traffic_for(workload).mean_context
+    speed = None
+    if workload.output_tokens.mean < c.SHORT_ANSWER:
+        open_loops = [w for w in windows if isinstance(w.span.phase, OpenLoop)]
+        speed = _fitted_if_enough(journal, open_loops, context)
+        windows = open_loops if speed else windows
+    speed = speed or fitted(journal, windows, context)
+    path = pace_path(journal, [(w.start_s, w.end_s) for w in windows], speed)
+    own = own_paces(paces_of(journal, windows[0].start_s, windows[-1].end_s))
+    model = server_model_of(speed, run.settings)
+    return speed, replace(
+        model,
+        path=path.factors,
+        path_bin_s=PATH_BIN_S if len(path.factors) > 1 else math.inf,
+        own_paces=own,
     )
 
 
@@ -190,17 +297,21 @@ def estimate(
     Raises:
         SpeedError: if the windows hold too few tokens.
     """
-    limits, traffic = run.requirement.slo.limits, traffic_for(run.requirement.workload)
-    speed = fitted(run.journal, windows, traffic.mean_context)
-    model = replace(server_model_of(speed, run.settings), calibration=calibration or Calibration())
+    limits = run.requirement.slo.limits
+    speed, model = server_seen(run, windows)
+    traffic = traffic_for(run.requirement.workload, model.own_paces)
+    model = replace(model, calibration=calibration or Calibration())
     if peak is not None:
         model = replace(model, speed=speed.pessimistic(model.speed.size - 1))
     found = sustainable(model, traffic, limits, guess_rps, slope, most_in_flight=peak)
-    if thorough and peak is None:
+    stops = _stop_shifts(speed, model, traffic, limits, found) if extremes and peak is None else ((1.0, 0.0),)
+    if thorough and peak is None and not model.stops:  # where it stops, an ordinary evaluation is long already
         if examined is None or abs(math.log(found.rate_rps / examined.rate_rps)) > c.EXAMINED_NEAR:
             examined = examine(found, model, traffic, limits)
         found = replace(found, rate_rps=found.rate_rps * math.exp(examined.correction), slope=examined.slope)
     error = _error(run.journal, windows, speed, model, found)
+    if starting_levels(model, traffic, found.rate_rps, 64)[1]:
+        error = math.hypot(error, c.LIMITED_ERROR)
     least = greatest = rate = found.rate_rps
     highest = rate
     beyond = peak is None and _beyond(found, windows, model, traffic)
@@ -213,6 +324,7 @@ def estimate(
         least, greatest = min(rate, *bounds), max(rate, *bounds)
         error = math.hypot(error, c.EXTRAPOLATED_ERROR)
     high = max(greatest * math.exp(NORMAL_95 * error), highest)
+    own = Part(1.0, rate, least, greatest, error)
     return RateEstimate(
         Interval(rate, least * math.exp(-NORMAL_95 * error), high),
         error,
@@ -223,20 +335,43 @@ def estimate(
         model,
         least,
         greatest,
+        mixture(own, None).spread(stops),
         examination=examined,
         extrapolated=beyond,
+        stops=stops,
     )
 
 
 def _error(journal: Journal, windows: list[Window], speed: Speed, model: ServerModel, found: Sustainable) -> float:
     """Standard error of ln(rate): of the fit, of drift, of how often the engine stops, and of the queue model."""
     seconds = windows[-1].end_s - windows[0].start_s
-    drift = max(c.DRIFT_SD * math.sqrt(drift_share(seconds)), between_windows(journal, windows, speed))
+    drift = max(c.DRIFT_SD * math.sqrt(drift_share(seconds)), between_windows(window_paces(journal, windows, speed)))
     # How often the engine stops is known from a Poisson count: the stops seen, and the one assumed beforehand.
-    stops = model.stall_share / math.sqrt(speed.stalls + 1.0)
+    stops = model.stall_share / math.sqrt(len(speed.stops_s) + 1.0)
     pace_error = math.hypot(speed.error, drift, stops)
     flatness = max(1.0, c.FLAT_SLOPE / found.slope)
     return math.hypot(found.elasticity * pace_error, flatness * c.QUEUE_MODEL_ERROR)
+
+
+def _stop_shifts(
+    speed: Speed, model: ServerModel, traffic: Traffic, limits: tuple[LatencyLimit, ...], found: Sustainable
+) -> tuple[tuple[float, float], ...]:
+    """How often long stops may come: the chance of each frequency, and the change of ln(rate) with it.
+
+    Their number is a Poisson count, so their frequency has a gamma distribution (with Jeffreys' prior). A standard
+    error would not do: where a stop meets as many requests as may be late, the rate jumps.
+    """
+    count = sum(each > LONG_STOP_S for each in speed.stops_s)
+    if not count or not limits:
+        return ((1.0, 0.0),)
+    edges = np.concatenate([[0.0], np.cumsum(c.STOP_STRATA)])
+    frequencies = gamma.ppf((edges[1:] + edges[:-1]) / 2.0, count + 0.5) / count
+    shifts = []
+    for chance, frequency in zip(c.STOP_STRATA, frequencies, strict=True):
+        other = replace(model, stall_per_s=model.stall_per_s * float(frequency))
+        rate = sustainable(other, traffic, limits, found.rate_rps).rate_rps
+        shifts.append((chance, math.log(rate / found.rate_rps)))
+    return tuple(shifts)
 
 
 def _beyond(found: Sustainable, windows: list[Window], model: ServerModel, traffic: Traffic) -> bool:

@@ -5,23 +5,24 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from pytest_gpucap.estimate.step_time import SpeedError
 from pytest_gpucap.load.protocol import LoadError, LoadRunner
 from pytest_gpucap.measure import constants as c
-from pytest_gpucap.measure.checking import failed_requests, measurement_of, reconciled
+from pytest_gpucap.measure.checking import failed_requests, measurement_of
 from pytest_gpucap.measure.estimate import RateEstimate, critical_concurrency, estimate
-from pytest_gpucap.measure.model_check import ModelCheck
+from pytest_gpucap.measure.observed import violations
 from pytest_gpucap.measure.pace import NoPace, missing_pace
 from pytest_gpucap.measure.ramp import (
     Ramp,
-    extended,
+    far_beyond,
     overloaded,
     peak_confirmed,
+    retreat,
+    settle,
     steady_throughput,
     throughput_rps,
 )
+from pytest_gpucap.measure.reconciling import reconciled
 from pytest_gpucap.measure.run import CalledOff, MeasuringRun, OutOfTime, no_load
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.measure.shown import broken_alone
@@ -92,50 +93,46 @@ def _breaks_alone(run: MeasuringRun, search: Search) -> bool:
 
 def _measure(run: MeasuringRun, search: Search) -> None:
     """The search, then cycles of hold and open loop at the estimated rate."""
-    checks: list[ModelCheck] = []
     ramp = _search(run, search)
     windows, found = ramp.windows, search.found
     if found is None or _breaks_alone(run, search):
         return
-    share = 1.0
+    rate = found.rate.value * (c.BELOW_PEAK_RATE_SHARE if ramp.peak else 1.0)
     for cycle in range(1, c.MEASURE_CYCLES + 1):
-        if windows[-1].span.stopped or overloaded(windows[-1], ramp.peak):
+        if not run.in_flight or ramp.level > c.TOO_MANY * _in_flight(found, rate):
             run.settle()
-        emptied = run.in_flight == 0
-        hold = run.hold(
-            WindowId(Phase.HOLD, cycle),
-            ramp.level,
-            c.HOLD_S,
-            discard_s=c.REFILL_S if emptied else 0.0,
-            hot=emptied,
-        )
-        windows.append(extended(run, hold, ramp.level) if cycle == 1 else hold)
+            ramp.level = max(1, round(min(ramp.level, _in_flight(found, rate))))
+            windows.append(run.hold(WindowId(Phase.HOLD, cycle), ramp.level, c.LOW_HOLD_S, discard_s=c.REFILL_S))
         if run.problems:
             break
         window = run.open_loop(
             WindowId(Phase.OPEN_LOOP, cycle),
-            found.rate.value * share * (c.BELOW_PEAK_RATE_SHARE if ramp.peak else 1.0),
+            rate,
             c.OPEN_S,
-            overload=int(c.OVERLOAD * (ramp.peak or ramp.level)) + c.OVERLOAD_MARGIN,
+            overload=int(c.OVERLOAD * max(ramp.peak or 0, ramp.level, found.in_flight)) + c.OVERLOAD_MARGIN,
         )
         windows.append(window)
         if run.problems:
             break
-        found, checked = reconciled(run, windows, found, ramp.peak, c.VIOLATIONS_TO_LEARN_FROM)
-        if checked.violations > c.VIOLATIONS_TO_LEARN_FROM:
-            share *= c.RETRY_RATE_SHARE
-        checks.append(checked)
-        if not all(each.agrees for each in checks):
-            found = found.widened(_misfit(checks))
-        search.found = found
-        # One odd window must not send the holds to a concurrency that tells nothing.
-        ramp.level = max(_level(run, found, ramp), ramp.level // 2)
+        search.found = found = reconciled(run, windows, found, ramp.peak)
+        if cycle >= c.LEAST_MEASURE_CYCLES and math.log(found.rate.high / found.rate.low) / 2 < c.NARROW_LN:
+            break
+        wanted = found.rate.value * (c.BELOW_PEAK_RATE_SHARE if ramp.peak else 1.0)
+        if (
+            window.span.stopped
+            or overloaded(window, ramp.peak)
+            or violations(run.journal, window, run.requirement.slo) > c.MOST_VIOLATIONS
+        ):
+            # What piled up belongs to this rate.
+            run.settle()
+            wanted = min(wanted, rate * c.RETRY_RATE_SHARE)
+        if abs(math.log(wanted / rate)) > c.MOVED_LN:
+            rate = wanted
 
 
-def _misfit(checks: list[ModelCheck]) -> float:
-    """By how much the checks of several open loops are off: their mean, or its error where that is more."""
-    off = np.log([each.pace for each in checks if not math.isnan(each.pace)])
-    return max(abs(float(off.mean())), float(np.sqrt((off**2).mean() / off.size)))
+def _in_flight(found: RateEstimate, rate_rps: float) -> float:
+    """Requests in flight at a rate, about: in proportion to those at the estimated rate."""
+    return max(1.0, found.in_flight * min(1.0, rate_rps / found.rate.value))
 
 
 def _level(run: MeasuringRun, found: RateEstimate, ramp: Ramp) -> int:
@@ -180,6 +177,10 @@ def _search(run: MeasuringRun, search: Search) -> Ramp:  # noqa: C901, PLR0912 -
             raise
         if run.problems or _without_pace(run, search):
             return ramp
+        if far_beyond(run, window):
+            retreat(run, ramp, window, (best, best_rps))
+            found = _estimated(run, ramp, search, guess)
+            break
         if ramp.level > best:
             window, rps = steady_throughput(run, window, ramp.level, best_rps * c.DOUBTFUL_RISE)
             if rps < best_rps * (1.0 - c.FALL_SHARE):
@@ -208,5 +209,16 @@ def _search(run: MeasuringRun, search: Search) -> Ramp:  # noqa: C901, PLR0912 -
         if abs(math.log(wanted / ramp.level)) < c.SEARCH_NEAR:
             break
         ramp.level = int(min(wanted, max(ramp.level + 1, math.ceil(ramp.level * c.SEARCH_FACTOR))))
+    if found is not None and settle(run, ramp):
+        found = _estimated(run, ramp, search, guess)
     search.found = found
     return ramp
+
+
+def _estimated(run: MeasuringRun, ramp: Ramp, search: Search, guess: float) -> RateEstimate | None:
+    """The estimate from the windows of the search; None, with the reason, where they show too few tokens."""
+    try:
+        return estimate(run, ramp.windows, guess, peak=ramp.peak, extremes=False)
+    except SpeedError:
+        search.reason = NoPace.TOO_FEW_TOKENS.value
+        return None

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
+from pytest_gpucap.decisions.verdict import rps
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.estimate import NORMAL_95
 from pytest_gpucap.results.measured import Interval, MoreTime, Sample, Verdict
 from pytest_gpucap.results.windows import Phase
 
-_CYCLE_S = c.TOP_UP_S + c.HOLD_S + c.OPEN_S
-_FIRST_ESTIMATE_S = c.WARM_UP_S + c.LOW_HOLD_S + _CYCLE_S
+_CYCLE_S = c.OPEN_S
+_DECISION_Z = NormalDist().inv_cdf(1.0 - c.WRONG_CHANCE)
+"""Standard errors between ln(rate) and ln(design rate) that decide."""
+_FIRST_ESTIMATE_S = c.WARM_UP_S + c.LOW_HOLD_S + c.TOP_UP_S + c.HOLD_S + _CYCLE_S
 """A check with two holds and one open loop, which is what most need for an estimate."""
 
 
@@ -65,7 +69,7 @@ def _needed_s(found: Interval, design_rps: float, measured_s: float) -> float | 
 
     A check decides on whole cycles, so it is one of them at least.
     """
-    gap = abs(math.log(found.value / design_rps)) / c.DECISION_Z[-1]
+    gap = abs(math.log(found.value / design_rps)) / _DECISION_Z
     error = math.log(found.high / found.low) / (2 * NORMAL_95) if found.low > 0 and found.high < math.inf else math.inf
     noise = error**2 - c.QUEUE_MODEL_ERROR**2
     allowed = gap**2 - c.QUEUE_MODEL_ERROR**2
@@ -91,11 +95,6 @@ def _direct(samples: list[Sample], max_time_s: float) -> MoreTime:
 
 def _shown(rate: Interval) -> str:
     return f"{rps(rate.value)} ({rps(rate.low)} to {rps(rate.high)})"
-
-
-def rps(rate: float) -> str:
-    """A rate with three significant figures and no exponent."""
-    return f"{float(f'{rate:.3g}'):.10g}"
 
 
 def _time(seconds: float) -> str:

@@ -16,9 +16,10 @@ from pytest_gpucap.estimate.step_time import bin_width_s, bins_of
 from pytest_gpucap.estimate.traffic import traffic_for
 from pytest_gpucap.load.protocol import LoadError
 from pytest_gpucap.measure import constants as c
-from pytest_gpucap.measure.estimate import typical_step_s
+from pytest_gpucap.measure.estimate import fitted, typical_step_s, window_paces
 from pytest_gpucap.measure.pace import NoPace, missing_pace
 from pytest_gpucap.measure.run import MeasuringRun, Window
+from pytest_gpucap.requirement import Metric
 from pytest_gpucap.results.windows import Phase, WindowId
 
 
@@ -64,7 +65,11 @@ def ramp_up(run: MeasuringRun, top: int, enough_rps: float) -> Ramp:
         raise
     if no_pace := missing_pace(run.journal, workload):
         return Ramp([window], level, no_pace=no_pace)
-    ramp = Ramp([extended(run, window, level)], level)
+    ramp = Ramp([], level)
+    if far_beyond(run, window):
+        retreat(run, ramp, window, (level, 0.0))
+        return ramp
+    ramp.windows.append(extended(run, window, level))
     best, best_rps = level, throughput_rps(run, ramp.windows[-1])
     # Even steps, so that the last is not a remainder; steps slightly larger than 1 / LOW_SHARE save a hold.
     steps = max(1, math.ceil(math.log(top / level) / -math.log(c.LOW_SHARE) - c.STEP_SLACK))
@@ -76,6 +81,10 @@ def ramp_up(run: MeasuringRun, top: int, enough_rps: float) -> Ramp:
         level = min(top, max(level + 1, round(level * factor)))
         seconds = c.HOLD_S if level == top else c.LOW_HOLD_S
         window = run.hold(WindowId(Phase.RAMP, concurrency=level), level, seconds, discard_s=c.TOP_UP_S)
+        if far_beyond(run, window):
+            ramp.level = level
+            retreat(run, ramp, window, (best, best_rps))
+            break
         window, rps = steady_throughput(run, window, level, best_rps * c.DOUBTFUL_RISE)
         if rps < best_rps * (1.0 - c.FALL_SHARE) and peak_confirmed(run, ramp, best, rps):
             break
@@ -83,7 +92,98 @@ def ramp_up(run: MeasuringRun, top: int, enough_rps: float) -> Ramp:
         ramp.level = level
         if rps > best_rps:
             best, best_rps = level, rps
+    settle(run, ramp)
     return ramp
+
+
+def far_beyond(run: MeasuringRun, window: Window) -> bool:
+    """Whether the usual request of a hold took far longer than a limit allows."""
+    journal = run.journal
+    for limit in run.requirement.slo.limits:
+        if limit.metric is Metric.ITL:
+            continue
+        beyond = c.FAR_BEYOND
+        if limit.metric is Metric.TTFT:
+            # In a closed loop a request comes when another has just left, and waits for less than its usual time.
+            beyond = 1.0
+            rows = (journal.due_s >= window.start_s) & (journal.due_s < window.end_s - limit.limit_s) & ~journal.hot
+            values = np.where(np.isnan(journal.ttft_s[rows]), np.inf, journal.ttft_s[rows])
+        else:
+            ended = (journal.end_s >= window.start_s) & (journal.end_s < window.end_s) & ~journal.hot
+            values = (journal.tpot_s if limit.metric is Metric.TPOT else journal.e2e_s)[ended]
+            values = values[~np.isnan(values)]
+        if values.size >= c.LEAST_ANSWERS and float(np.median(values)) > beyond * limit.limit_s:
+            return True
+    return False
+
+
+def retreat(run: MeasuringRun, ramp: Ramp, window: Window, best: tuple[int, float]) -> None:
+    """Go back from a hold far beyond what the server sustains.
+
+    Args:
+        run: the measurement.
+        ramp: at the level of this hold; holds before it count.
+        window: the hold, which does not count.
+        best: requests in flight and throughput of the best hold before it.
+    """
+    if not ramp.windows:
+        below(run, ramp, c.FAR_LOWER * ramp.level)
+        return
+    fallen_rps = throughput_rps(run, window)
+    if fallen_rps < best[1] * (1.0 - c.FALL_SHARE) and peak_confirmed(run, ramp, best[0], fallen_rps):
+        return
+    below(run, ramp, math.sqrt(ramp.level * best[0]))
+
+
+def below(run: MeasuringRun, ramp: Ramp, level: float) -> None:
+    """Hold at `level`, and at fewer while that is still far beyond what the server sustains."""
+    while True:
+        run.settle()
+        ramp.level = max(1, round(level))
+        which = WindowId(Phase.RAMP, concurrency=ramp.level)
+        window = run.hold(which, ramp.level, c.HOLD_S, discard_s=c.REFILL_S)
+        if ramp.level == 1 or run.problems or not far_beyond(run, window):
+            break
+        level = c.FAR_LOWER * ramp.level
+    ramp.windows.append(window)
+
+
+def settle(run: MeasuringRun, ramp: Ramp) -> bool:
+    """Go on holding where the last hold suggests that the server still gets faster.
+
+    If it does, earlier holds do not count.
+
+    Returns:
+        Whether it did.
+    """
+    if run.problems or ramp.peak is not None or not ramp.windows:
+        return False
+    if trend(run, ramp.windows[-1], c.SETTLING_LN, c.SETTLING_Z) >= 0:
+        return False
+    holds = [ramp.windows[-1]]
+    warming = False
+    for _ in range(c.MOST_SETTLING):
+        holds.append(run.hold(WindowId(Phase.EXTENDED), ramp.level, c.HOLD_S, hot=False))
+        if run.problems:
+            return False
+        if len(holds) < c.LEAST_SETTLING:
+            continue
+        # Where the pace wanders, one hold's second half is faster than its first by chance.
+        warming = window_paces(run.journal, holds, fitted(run.journal, holds)).falls(c.TREND_Z)
+        rates = [throughput_rps(run, hold) for hold in holds[-4:]]
+        if not warming or math.log(sum(rates[2:]) / sum(rates[:2])) < c.SETTLED_LN:
+            break
+    if not warming:
+        ramp.windows += holds[1:]
+        return True
+    ramp.windows[:] = holds[-2:]
+    if ramp.level > 1:
+        # One batch size gives a pace, but not a curve.
+        run.settle()
+        ramp.level = max(1, round(c.LOW_SHARE * ramp.level))
+        which = WindowId(Phase.RAMP, concurrency=ramp.level)
+        ramp.windows.append(run.hold(which, ramp.level, c.LOW_HOLD_S, discard_s=c.REFILL_S))
+    return True
 
 
 def steady_throughput(run: MeasuringRun, window: Window, level: int, doubtful_rps: float) -> tuple[Window, float]:
@@ -123,7 +223,7 @@ def extended(run: MeasuringRun, hold: Window, concurrency: int) -> Window:
     return hold
 
 
-def trend(run: MeasuringRun, hold: Window) -> float:
+def trend(run: MeasuringRun, hold: Window, least_ln: float = c.UNSTEADY_LN, z: float = c.UNSTEADY_Z) -> float:
     """By how much the hold's second half was slower than its first, in the logarithm; 0 within the noise."""
     step_s = typical_step_s(run.journal, [hold])
     bins = bins_of(run.journal, hold.start_s, hold.end_s, min(bin_width_s(step_s), c.HOLD_S / 8))
@@ -139,7 +239,7 @@ def trend(run: MeasuringRun, hold: Window) -> float:
     difference = second[half // 2] - first[half // 2]
     spread = sorted(abs(a - b) for a, b in zip(log_pace[1:], log_pace[:-1], strict=True))
     noise = 1.05 * spread[len(spread) // 2] * math.sqrt(math.pi / half)
-    return difference if abs(difference) > max(c.UNSTEADY_LN, c.UNSTEADY_Z * noise) else 0.0
+    return difference if abs(difference) > max(least_ln, z * noise) else 0.0
 
 
 def overloaded(window: Window, peak: int | None) -> bool:

@@ -50,11 +50,19 @@ class CalledOff(Exception):  # noqa: N818 - an event of the procedure, not an er
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A phase as it went, from when it counts."""
+    """A phase as it went, from when it counts.
+
+    Attributes:
+        span: of the phase.
+        start_s: from when it counts.
+        samples: of what counts.
+        rate_rps: that an open loop was meant to have. Its arrivals are random, so their number is another.
+    """
 
     span: PhaseSpan
     start_s: float
     samples: tuple[Sample, ...]
+    rate_rps: float | None = None
 
     @property
     def end_s(self) -> float:
@@ -76,6 +84,8 @@ class MeasuringRun:
         self.journal: Journal = runner.journal()
         self.judged_from = 0
         """The journal's first row whose errors count: that of the phase that was called off, otherwise all rows."""
+        self.emptied_s: list[float] = []
+        """When what was in flight was cancelled: requests on both sides of such a time share no queue."""
         self._began_s = self._idle_since_s = runner.clock.now()
         self._ended = ""
         """Why the server can no longer answer, once it is known."""
@@ -127,7 +137,11 @@ class MeasuringRun:
             first_prompt=self._next_prompt,
         )
         phase = replace(phase, concurrency=concurrency)
-        return self._carry(window, "hold", phase, min(discard_s, 0.75 * total_s), overload=None)
+        held = self._carry(window, "hold", phase, min(discard_s, 0.75 * total_s), overload=None)
+        if hot and held.end_s - held.start_s < c.LEAST_LEFT * (total_s - discard_s) and not self.problems:
+            # The prompts of its start took most of it.
+            return self.hold(window, concurrency, duration_s, hot=False)
+        return held
 
     def open_loop(
         self, window: WindowId, rate_rps: float, duration_s: float, *, overload: int | None, discard_s: float = 0.0
@@ -143,7 +157,20 @@ class MeasuringRun:
         phase = schedule.open_loop(
             self.requirement.workload, rate_rps, total_s, self.settings.seed, self._stream, self._next_prompt
         )
-        return self._carry(window, "open loop", phase, min(discard_s, 0.5 * total_s), overload=overload)
+        carried = self._carry(window, "open loop", phase, min(discard_s, 0.5 * total_s), overload=overload)
+        return replace(carried, rate_rps=rate_rps)
+
+    def _all_begun_s(self, span: PhaseSpan) -> float:
+        """When the last of a hot start's requests had its first token, at most at three quarters of the phase.
+
+        Before, so many prompts are prefilled at once as no steady state ever has.
+        """
+        rows = slice(span.first_row, span.end_row)
+        latest_s = span.start_s + c.LATEST_BEGIN_SHARE * (span.end_s - span.start_s)
+        begun_s = self.journal.first_s[rows][self.journal.hot[rows]]
+        if not begun_s.size:
+            return span.start_s
+        return latest_s if np.isnan(begun_s).any() else min(latest_s, float(begun_s.max()))
 
     def settle(self) -> None:
         """End what is in flight: nothing more is measured. What hangs is told first."""
@@ -151,6 +178,7 @@ class MeasuringRun:
         self._wait_for_a_sign()
         self.runner.settle(c.SETTLE_S, cancel=True)
         now = self.runner.clock.now()
+        self.emptied_s.append(now)
         self._spend("settling", now - self._idle_since_s)
         self._idle_since_s = now
         self.journal = self.runner.journal()
@@ -208,6 +236,8 @@ class MeasuringRun:
         self._idle_since_s = span.end_s
         self.journal = self.runner.journal()
         start_s = min(span.end_s, span.start_s + discard_s)
+        if discard_s > 0:
+            start_s = max(start_s, self._all_begun_s(span))
         if discard_s > 0:
             self._spend("warm-up", start_s - span.start_s)
         self._spend(kind, span.end_s - start_s)

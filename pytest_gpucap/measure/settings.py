@@ -19,6 +19,7 @@ class Settings:
         seed: of arrivals, lengths and prompts; the same seed sends the same requests.
         max_num_seqs: sequences that the server runs at once (vLLM's ``max_num_seqs``); None where unknown.
         kv_tokens: tokens that fit the server's KV cache; None where unknown.
+        max_num_batched_tokens: tokens of one engine step, prompt and generated; None where unknown.
         trust: reasons to distrust the span [start, end] on the runner's clock, such as a throttled GPU; any reason
             makes the sample of that span, and so the measurement, INVALID.
         ended: why the server can no longer answer; empty while it can. It may wait so many seconds for that to show.
@@ -28,6 +29,7 @@ class Settings:
     seed: int = 0
     max_num_seqs: int | None = None
     kv_tokens: int | None = None
+    max_num_batched_tokens: int | None = None
     trust: Callable[[float, float], Sequence[Problem]] | None = None
     ended: Callable[[float], str] | None = None
 
@@ -37,7 +39,7 @@ class Settings:
         Raises:
             ValueError: if a limit is not above zero.
         """
-        for name in ("max_time_s", "max_num_seqs", "kv_tokens"):
+        for name in ("max_time_s", "max_num_seqs", "kv_tokens", "max_num_batched_tokens"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, not {value!r}")

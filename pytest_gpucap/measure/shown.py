@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from pytest_gpucap.arrays import Floats
-from pytest_gpucap.estimate.queue_model import Calibration, evaluate
+from pytest_gpucap.estimate.queue_model import evaluate
 from pytest_gpucap.estimate.samples import quantile
 from pytest_gpucap.estimate.sustainable_rate import ALONE_SHARE, alone_rps
 from pytest_gpucap.estimate.traffic import traffic_for
@@ -106,7 +105,7 @@ def broken_alone(run: MeasuringRun, found: RateEstimate) -> tuple[str, str] | No
         return None
     try:
         run.settle()  # alone means alone
-        alone_s = ALONE_SHARE / alone_rps(found.model, traffic_for(run.requirement.workload))
+        alone_s = ALONE_SHARE / alone_rps(found.model, traffic_for(run.requirement.workload, found.model.own_paces))
         window = run.hold(WindowId(Phase.ALONE), 1, max(c.SINGLE_S, c.ALONE_REQUESTS * alone_s), hot=False)
     except OutOfTime:
         return None
@@ -127,12 +126,10 @@ def broken_alone(run: MeasuringRun, found: RateEstimate) -> tuple[str, str] | No
 
 def _suspects(run: MeasuringRun, found: RateEstimate) -> list[LatencyLimit]:
     """The limits that the queue model breaks at a rate at which requests hardly ever meet."""
-    limits, traffic = run.requirement.slo.limits, traffic_for(run.requirement.workload)
+    limits, traffic = run.requirement.slo.limits, traffic_for(run.requirement.workload, found.model.own_paces)
     if not limits:
         return []
-    # Time on the way, which the model scales with the rate, may be there at any rate.
-    calibration: Calibration = replace(found.model.calibration, ttft_offset_rps=0.0)
-    model = replace(found.model, calibration=calibration)
+    model = found.model
     want_gaps = any(limit.metric is Metric.ITL for limit in limits)
     evaluation = evaluate(model, traffic, alone_rps(model, traffic), want_gaps=want_gaps)
     return [limit for limit in limits if evaluation.latency_s(limit) > limit.limit_s]

@@ -54,6 +54,8 @@ def _figures(result: Result) -> list[tuple[str, str | float | None]]:
         ("gpucap_rate_rps", known(rate.value)),
         ("gpucap_rate_low_rps", known(rate.low)),
         ("gpucap_rate_high_rps", known(rate.high)),
+        ("gpucap_starts", ", ".join(map(rows.start_told, result.starts)) or None),
+        ("gpucap_start_spread", known(result.start_spread)),
         ("gpucap_design_rate_rps", result.design_rate_rps),
         ("gpucap_slack", reported_slack(result)),
         ("gpucap_binding", result.binding if result.trusted and shown_bound(result) is None else None),

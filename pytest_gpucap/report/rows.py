@@ -29,7 +29,7 @@ from pytest_gpucap.report.formatting import (
 from pytest_gpucap.requirement import limited_percentile
 from pytest_gpucap.results.comparison import Comparison, LatencyComparison
 from pytest_gpucap.results.environment import Environment
-from pytest_gpucap.results.measured import KEPT_PERCENTILES, Outcome, Sample
+from pytest_gpucap.results.measured import KEPT_PERCENTILES, MeasuredStart, Outcome, Sample
 from pytest_gpucap.results.problems import ProblemSource
 from pytest_gpucap.results.result import DeclaredSlo, DeclaredWorkload, Result, ResultKind
 from pytest_gpucap.results.telemetry import HostSummary, cores_text
@@ -51,6 +51,7 @@ def result_rows(result: Result) -> list[Row]:
         ("workload", workload(result.workload)),
         ("limits", limits(result.slo)),
         *_found(result),
+        *starts(result),
         *sampled(result),
         *_failures(result),
         *_physical_limit(result),
@@ -225,6 +226,25 @@ def _found(result: Result) -> list[Row]:
         fewest, most = result.gpus_interval
         lines.append(("GPUs needed", f"{result.gpus_required} ({fewest} to {most})"))
     return lines
+
+
+def starts(result: Result) -> list[Row]:
+    """What each start of the server sustains, and how far they spread; empty for one start."""
+    if not result.starts:
+        return []
+    spread = "" if result.start_spread is None else f"; standard deviation {percent(result.start_spread)}"
+    lines = [("starts", f"{', '.join(map(start_told, result.starts))}{spread}")]
+    detailed = [number for number, start in enumerate(result.starts, 1) if start.detailed]
+    return lines + [("", f"windows, telemetry and bottleneck are those of start {number}") for number in detailed]
+
+
+def start_told(start: MeasuredStart) -> str:
+    """``4.12 req/s PASS``, ``at least 6 req/s PASS``."""
+    if start.at_least_rps is not None:
+        found = f"at least {rate(start.at_least_rps)}"
+    else:
+        found = "no rate" if start.sustainable_rate is None else rate(start.sustainable_rate.value)
+    return f"{found} {start.outcome}" if start.outcome is not None else found
 
 
 def _physical_limit(result: Result) -> list[Row]:

@@ -140,6 +140,8 @@ def _result(measurement: Measurement, context: Context, kind: ResultKind, **foun
         problems=measurement.problems,
         failed_requests=measurement.failed_requests,
         seed=measurement.seed,
+        starts=measurement.starts,
+        start_spread=measurement.start_spread,
         environment=context.environment,
         telemetry=context.telemetry,
         bottleneck=context.bottleneck,

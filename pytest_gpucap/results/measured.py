@@ -1,7 +1,8 @@
 """What a measurement found, as frozen values.
 
-`Interval`, `Latency`, `LatencyHistogram`, `Sample` and `Accuracy` are part of the result file. `Measurement`,
-`Verdict` and `Curve` hold the declared requirement with its exact fractions; `results.build` makes a `Result` of them.
+`Interval`, `Latency`, `LatencyHistogram`, `Sample`, `MeasuredStart` and `Accuracy` are part of the result file.
+`Measurement`, `Verdict` and `Curve` hold the declared requirement with its exact fractions; `results.build` makes a
+`Result` of them.
 """
 
 from __future__ import annotations
@@ -127,6 +128,28 @@ class Sample(msgspec.Struct, frozen=True):
         return f"<Sample {self.window.text}: {self.completed_rps:.4g} req/s, {self.in_flight_mean:.4g} in flight>"
 
 
+class MeasuredStart(msgspec.Struct, frozen=True):
+    """What one of several starts of the server showed.
+
+    Attributes:
+        seed: of its arrivals, lengths and prompts.
+        sustainable_rate: what this start sustains, with its own interval; None where it showed none.
+        at_least_rps: see `Measurement.at_least_rps`.
+        outcome: what the check of this start alone says; None where nothing was judged.
+        reason: one sentence on that, or on why there is no rate.
+        spent_s: server time, without the start-up.
+        detailed: the result's windows, telemetry and bottleneck are those of this start.
+    """
+
+    seed: int
+    sustainable_rate: Interval | None = None
+    at_least_rps: Figure | None = None
+    outcome: Outcome | None = None
+    reason: str = ""
+    spent_s: float = 0.0
+    detailed: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Measurement:
     """What one server can sustain, and the samples behind it.
@@ -148,6 +171,10 @@ class Measurement:
         at_least_rps: the rate that was shown, where `sustainable_rate` is an extrapolation beyond all that was
             measured, or where there is none; reports name this bound in its place. None otherwise.
         reason: why there is no sustainable rate, in one sentence; empty where there is one.
+        starts: what each start showed, where several starts of the server were measured; empty for one. The samples
+            are then those of the start that is `detailed`.
+        start_spread: standard deviation of ln(rate) from start to start as seen; None where there is one start, or a
+            rate is an extrapolation.
     """
 
     requirement: Requirement
@@ -164,6 +191,8 @@ class Measurement:
     budgeted: bool = True
     at_least_rps: float | None = None
     reason: str = ""
+    starts: tuple[MeasuredStart, ...] = ()
+    start_spread: float | None = None
 
     @property
     def gpus_required(self) -> int:

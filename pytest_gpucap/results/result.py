@@ -19,7 +19,7 @@ from pytest_gpucap.results.encoding import Figure
 from pytest_gpucap.results.ending import Ending
 from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.failures import FailedRequests
-from pytest_gpucap.results.measured import Accuracy, Interval, MoreTime, Outcome, Sample
+from pytest_gpucap.results.measured import Accuracy, Interval, MeasuredStart, MoreTime, Outcome, Sample
 from pytest_gpucap.results.problems import Problem
 from pytest_gpucap.results.telemetry import Bottleneck, TelemetryOverTime, TelemetrySummary
 
@@ -156,6 +156,10 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         problems: why the measurement cannot be trusted; empty when it can.
         failed_requests: by kind, with the server's words; None where no request failed.
         seed: of arrivals, lengths and prompts.
+        starts: what each start of the server showed, if several were measured; then the rate and the verdict are those
+            of all of them, and windows, telemetry and bottleneck those of the start that is `detailed`. Else empty.
+        start_spread: standard deviation of ln(rate) from start to start as seen; None where there is one start, or a
+            rate is an extrapolation.
         telemetry, bottleneck, series: None where nothing was watched.
         comparison: with a baseline; None where nothing was compared.
         accuracy: None if the requirement does not ask for it.
@@ -192,6 +196,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     problems: tuple[Problem, ...] = ()
     failed_requests: FailedRequests | None = None
     seed: int = 0
+    starts: tuple[MeasuredStart, ...] = ()
+    start_spread: Figure | None = None
     environment: Environment
     telemetry: TelemetrySummary | None = None
     bottleneck: Bottleneck | None = None

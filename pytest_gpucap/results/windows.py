@@ -33,7 +33,7 @@ class Phase(StrEnum):
     """A short hold on the way to the critical concurrency."""
     ALONE = "one at a time"
     APPROACH = "approach"
-    """From one rate of a sweep to the next; too short to be a point of its curve."""
+    """From one rate to the next; too short to be a point of a curve."""
     POINT = "point"
     """One rate of a sweep."""
     SATURATION = "saturation"

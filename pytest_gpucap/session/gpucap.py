@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from pytest_gpucap.session.server_manager import SystemUnderTest
 
 
+def _nobody(_result: Result) -> None:
+    """Hears a result so far and does nothing."""
+
+
 class GpuCap:
     """What a test asks: ``check()`` for the verdict, ``measure()``, ``sweep()`` and ``sample()`` for figures.
 
@@ -80,8 +84,8 @@ class GpuCap:
         from pytest_gpucap.report import terminal
         from pytest_gpucap.results.measured import Outcome
 
-        verdict, result = self._checked(requirement)
-        kept = self._results.keep(result)
+        verdict, result = self._checked(requirement, heard=self._results.keep_part)
+        kept = self._results.keep_whole(result)
         if verdict.outcome is Outcome.INVALID:
             raise MeasurementInvalid(terminal.failure(result, self._columns))
         undecided = verdict.outcome is Outcome.INCONCLUSIVE
@@ -113,8 +117,8 @@ class GpuCap:
             NoSustainableRate: if it found no rate.
         """
         with self._one_result("measure"):
-            measurement, result = self._measured()
-            kept = self._results.keep(result)
+            measurement, result = self._measured(heard=self._results.keep_part)
+            kept = self._results.keep_whole(result)
             _trusted(measurement)
             self._compared(kept)
             return measurement
@@ -203,17 +207,43 @@ class GpuCap:
             raise MeasurementInvalid(f"{declared.name}: the answers could not be judged: {found.problem}")
         return found
 
-    def _checked(self, requirement: Requirement, start: int = 0) -> tuple[Verdict, Result]:
-        """One run of the check."""
-        from pytest_gpucap.measure import procedure
+    def _checked(
+        self, requirement: Requirement, start: int = 0, heard: Callable[[Result], object] = _nobody
+    ) -> tuple[Verdict, Result]:
+        """The check on all starts that the session wants; `heard` is told the result so far."""
         from pytest_gpucap.results.build import check_result
+
+        if self._options.repeat == 1:
+            verdict, context = self._checked_once(requirement, start)
+            return verdict, check_result(verdict, context)
+        from pytest_gpucap.decisions.pooling import pooled_verdict
+        from pytest_gpucap.measure.constants import MOST_VIOLATIONS
+        from pytest_gpucap.session.repeats import Repeats
+
+        count = self._options.repeat
+        repeats = Repeats(
+            self._harness,
+            count,
+            once=lambda number: self._checked_once(requirement, number, asks=False),
+            pool=lambda verdicts: pooled_verdict(verdicts, count, MOST_VIOLATIONS),
+            result=check_result,
+            heard=heard,
+        )
+        verdict, context = repeats.run(start)
+        verdict = self._answered(verdict)  # once: answers do not depend on the start
+        return verdict, check_result(verdict, context)
+
+    def _checked_once(self, requirement: Requirement, start: int, *, asks: bool = True) -> tuple[Verdict, Context]:
+        """The check on one start; `asks`: the workload's questions too."""
+        from pytest_gpucap.measure import procedure
         from pytest_gpucap.roofline.plausibility import checked_verdict
 
         with self._harness.driven(start) as (runner, settings, target):
             verdict = procedure.check(runner, requirement, settings, self._live)
             roofline = self._roofline(target)
-            verdict = self._answered(checked_verdict(verdict, roofline))
-            return verdict, check_result(verdict, self._context(target, verdict.measurement.samples, roofline))
+            verdict = checked_verdict(verdict, roofline)
+            verdict = self._answered(verdict) if asks else verdict
+            return verdict, self._context(target, verdict.measurement.samples, roofline)
 
     def _answered(self, verdict: Verdict) -> Verdict:
         """The verdict with the answers judged, where the requirement says how many must be right."""
@@ -222,18 +252,41 @@ class GpuCap:
         from pytest_gpucap.accuracy.accuracy_verdict import with_accuracy
 
         self._live.say("asking the workload's questions")
-        return with_accuracy(verdict, self._harness.server(), max_time_s=self._declared.max_time_s)
+        return with_accuracy(
+            verdict, self._harness.server(), max_time_s=self._options.repeat * self._declared.max_time_s
+        )
 
-    def _measured(self, start: int = 0) -> tuple[Measurement, Result]:
-        """One run of the measurement."""
-        from pytest_gpucap.measure import procedure
+    def _measured(self, start: int = 0, heard: Callable[[Result], object] = _nobody) -> tuple[Measurement, Result]:
+        """The measurement on all starts that the session wants; `heard` is told the result so far."""
         from pytest_gpucap.results.build import measure_result
+
+        if self._options.repeat == 1:
+            measurement, context = self._measured_once(start)
+            return measurement, measure_result(measurement, context)
+        from pytest_gpucap.decisions.pooling import pooled_measurement
+        from pytest_gpucap.session.repeats import Repeats
+
+        count = self._options.repeat
+        repeats = Repeats(
+            self._harness,
+            count,
+            once=self._measured_once,
+            pool=lambda starts: pooled_measurement(starts, count),
+            result=measure_result,
+            heard=heard,
+        )
+        measurement, context = repeats.run(start)
+        return measurement, measure_result(measurement, context)
+
+    def _measured_once(self, start: int) -> tuple[Measurement, Context]:
+        """The measurement on one start."""
+        from pytest_gpucap.measure import procedure
 
         with self._harness.driven(start) as (runner, settings, target):
             measurement = procedure.measure(runner, self._harness.requirement, settings, self._live)
             roofline = self._roofline(target)
             measurement = self._bounded(measurement, roofline)
-            return measurement, measure_result(measurement, self._context(target, measurement.samples, roofline))
+            return measurement, self._context(target, measurement.samples, roofline)
 
     def _swept(self) -> tuple[Curve, Result]:
         """One run of the sweep."""
@@ -257,7 +310,13 @@ class GpuCap:
         except RequirementError:
             raise
         except GpuCapError as error:
-            if kind is not None and self._results.count == before:
+            if kind is not None and self._results.part is not None:
+                from pytest_gpucap.session.repeats import broken_off
+
+                part = self._results.part.result
+                unmeasured = self._unmeasured(part.kind, error)
+                self._results.keep_whole(broken_off(part, unmeasured, self._options.repeat))
+            elif kind is not None and self._results.count == before:
                 self._results.keep(self._unmeasured(kind, error))
             from pytest_gpucap.results.problems import OF_THE_END
 
@@ -276,11 +335,11 @@ class GpuCap:
     def _compare_check(self, requirement: Requirement, kept: KeptResult) -> None:
         """Compare a check that passes. If its rate is not precise enough, it is measured first."""
         if not self._comparing.wants_more_than(kept.result):
-            self._comparing.compare(kept, self._again(lambda: self._checked_sharply(requirement, start=1)))
+            self._comparing.compare(kept, self._again(lambda: self._checked_sharply(requirement, self._options.repeat)))
             return
-        _, sharper = self._measured()
-        self._results.keep(sharper)
-        self._comparing.compare(kept, self._again(lambda: self._measured(start=1)[1]), sharper)
+        _, sharper = self._measured(heard=self._results.keep_part)
+        self._results.keep_whole(sharper)
+        self._comparing.compare(kept, self._again(lambda: self._measured(self._options.repeat)[1]), sharper)
 
     def _checked_sharply(self, requirement: Requirement, start: int) -> Result:
         """One run of the check, or of the measurement if the check's rate is not precise enough."""
@@ -298,7 +357,7 @@ class GpuCap:
             self._pairing.compare(self._harness.requirement, kept)
             self._comparing.refuse_regression(kept.result, self._columns)
             return
-        self._comparing.compare(kept, self._again(lambda: self._measured(start=1)[1]))
+        self._comparing.compare(kept, self._again(lambda: self._measured(self._options.repeat)[1]))
         self._comparing.refuse_regression(kept.result, self._columns)
 
     def _again(self, once: Callable[[], Result]) -> Callable[[str], Result]:

@@ -26,7 +26,14 @@ def settings_on(server: Server, settings: Settings, trust: Trust | None) -> Sett
     """The settings, with what the server reports about itself and a function that finds problems in a span of time."""
     known = server.capabilities()
     ended = getattr(server, "ended", None)  # servers of other plugins need not tell
-    return replace(settings, max_num_seqs=known.max_num_seqs, kv_tokens=known.kv_tokens, trust=trust, ended=ended)
+    return replace(
+        settings,
+        max_num_seqs=known.max_num_seqs,
+        kv_tokens=known.kv_tokens,
+        max_num_batched_tokens=known.max_num_batched_tokens,
+        trust=trust,
+        ended=ended,
+    )
 
 
 LAST_LINES: Final = 30

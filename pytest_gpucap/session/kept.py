@@ -22,6 +22,11 @@ class KeptResult:
         self.result = result
         self._changed = changed
 
+    def become(self, result: Result) -> None:
+        """Replace the result by one that knows more."""
+        self.result = result
+        self._changed()
+
     def spend(self, phase: str, seconds: float) -> None:
         """Count server time that was spent on the result after it was measured."""
         self._change(spent_s={**self.result.spent_s, phase: seconds})
@@ -50,6 +55,8 @@ class KeptResults:
         self._kept: list[KeptResult] = []
         self.count = 0
         """Results kept so far, those taken included."""
+        self.part: KeptResult | None = None
+        """The result that is still being measured, if some of it is kept."""
         self.untrusted = False
         """One of the results is INVALID."""
         self._heard = heard
@@ -57,12 +64,27 @@ class KeptResults:
     def keep(self, result: Result) -> KeptResult:
         """Keep a result; the test may add to the one returned."""
         self.count += 1
-        self.untrusted = self.untrusted or not result.trusted
         self._kept.append(kept := KeptResult(result, self._tell))
         self._tell()
         return kept
 
+    def keep_part(self, result: Result) -> None:
+        """Keep what is known so far of a result that is still being measured."""
+        if self.part is None:
+            self.part = self.keep(result)
+        else:
+            self.part.become(result)
+
+    def keep_whole(self, result: Result) -> KeptResult:
+        """Keep a result that is measured, in place of its part if that was kept."""
+        if self.part is None:
+            return self.keep(result)
+        kept, self.part = self.part, None
+        kept.become(result)
+        return kept
+
     def _tell(self) -> None:
+        self.untrusted = self.untrusted or any(not result.trusted for result in self.results)
         if self._heard is not None:
             self._heard(self.results)
 
@@ -73,5 +95,5 @@ class KeptResults:
 
     def take(self) -> list[Result]:
         """The results since the last call."""
-        results, self._kept = self.results, []
+        results, self._kept, self.part = self.results, [], None
         return results

@@ -92,6 +92,7 @@ class PytestSession:
         measures = "gpucap" in getattr(item, "fixturenames", ())
         if measures and placed.engine is not None:
             _check_length(declared, placed.engine)
+            _check_repeat(self._options, placed.engine)
         if self._options.base_python is None and self._options.base_args is None:
             return _Plan(declared, placed, None)
         from pytest_gpucap.session.base_and_head import base_of
@@ -262,6 +263,19 @@ def _check_length(declared: Declaration, engine: Engine) -> None:
         longest = longest_request(workload)
     if why := too_long(longest, engine.max_model_len):
         raise RequirementError(why)
+
+
+def _check_repeat(options: Options, engine: Engine) -> None:
+    """Check that the server can be started as often as the session wants.
+
+    Raises:
+        ValueError: one line, if it cannot.
+    """
+    if options.repeat > 1 and not engine.restarts:
+        raise ValueError(
+            f"--gpucap-repeat={options.repeat}: engine {engine.name} cannot start its server afresh: give "
+            "--gpucap-repeat=1"
+        )
 
 
 def kept_results(item: pytest.Item) -> KeptResults:

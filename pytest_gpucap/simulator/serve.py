@@ -59,6 +59,7 @@ class SimulatedServer(HttpServer):
         engine = self.profile.engine
         return Capabilities(
             max_num_seqs=engine.max_num_seqs,
+            max_num_batched_tokens=engine.max_num_batched_tokens,
             kv_tokens=engine.kv_tokens,
             simulated=True,
             loopback=True,

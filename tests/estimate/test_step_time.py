@@ -97,8 +97,8 @@ def test_what_held_tokens_cost_is_found_and_kept_out_of_the_curve() -> None:
 
 def test_a_stop_of_the_engine_is_counted_and_left_out() -> None:
     clean, stalled = (fit(bins(np.linspace(40, 130, 40), pace=line, stalls=s)) for s in ((), (7, 30)))
-    assert stalled.stalls == 2
-    assert stalled.stalled_s == pytest.approx(0.5, rel=0.1)
+    assert len(stalled.stops_s) == 2
+    assert sum(stalled.stops_s) == pytest.approx(0.5, rel=0.1)
     assert stalled.at(np.array([100.0])) == pytest.approx(clean.at(np.array([100.0])), rel=5e-3)
 
 

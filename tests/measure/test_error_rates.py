@@ -72,7 +72,8 @@ def test_wrong_verdicts_at_five_percent_are_rare(pool: Executor, name: Any, rati
 def test_far_below_is_seen_before_the_open_loop(pool: Executor, ratio: Any) -> None:
     found = verdicts(pool, "fast", ratio, 10)
     assert count(found, Outcome.FAIL) == 10
-    assert max(gpu_s(found)) <= 40
+    # A hold far beyond the limits is followed by one below it: GPUs are counted from what was held near them.
+    assert max(gpu_s(found)) <= 50
 
 
 @pytest.mark.parametrize("ratio", [2.0, 10.0])

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from pytest_gpucap.measure.estimate import error_of_mean
-from pytest_gpucap.measure.model_check import observed_pace
+from pytest_gpucap.measure import constants
+from pytest_gpucap.measure.estimate import WindowPaces, error_of_mean
 
 
 def wandering(correlation: float, windows: int, random: np.random.Generator) -> np.ndarray:
@@ -42,18 +42,26 @@ def test_what_the_windows_own_noise_explains_is_no_drift() -> None:
     assert 0.0 < error_of_mean(paces, 0.5 * float(np.var(paces, ddof=1))) < error_of_mean(paces, 0.0)
 
 
-def at(factor: float) -> float:
-    """Requests in flight of a queue that is 80% busy at a factor of 1."""
-    return 0.8 * factor / max(1e-3, 1 - 0.8 * factor)
+def paces(log: list[float], error: float = 0.005) -> WindowPaces:
+    values = np.array(log)
+    return WindowPaces(np.linspace(0.0, 60.0, values.size), values, np.full(values.size, error**2))
 
 
-@pytest.mark.parametrize("factor", [0.7, 0.95, 1.0, 1.02, 1.2])
-def test_the_pace_is_that_at_which_so_many_are_in_flight(factor: float) -> None:
-    """Near its limit a queue answers no straight line: 1.2 holds six times as many, and a slope would say 1.7."""
-    assert observed_pace(at, at(factor)) == pytest.approx(factor, rel=2e-3)
+def test_a_server_that_gets_faster_shows_a_trend() -> None:
+    assert paces([0.08, 0.05, 0.03, 0.01, 0.0]).falls(constants.TREND_Z)
 
 
-def test_a_pace_beyond_all_measure_is_the_farthest_and_one_that_shows_nowhere_is_none() -> None:
-    assert observed_pace(at, 1e9) == pytest.approx(math.exp(0.7))
-    assert observed_pace(at, 0.0) == pytest.approx(math.exp(-0.7))
-    assert math.isnan(observed_pace(lambda _factor: 5.0, 7.0))
+@pytest.mark.parametrize(
+    "log",
+    [[0.08, 0.0], [0.0, 0.0, 0.001, 0.0], [0.0, 0.01, 0.03, 0.05], [0.1, -0.1, 0.12, -0.08, 0.05, -0.1]],
+    ids=["two windows", "steady", "slower", "wandering"],
+)
+def test_other_servers_show_none(log: list[float]) -> None:
+    assert not paces(log).falls(constants.TREND_Z)
+
+
+@pytest.mark.parametrize("windows", [3, 5, 9])
+def test_chance_seldom_looks_like_a_trend(windows: int) -> None:
+    random = np.random.default_rng(3)
+    seen = [paces(list(0.02 * random.standard_normal(windows)), 0.02).falls(constants.TREND_Z) for _ in range(2000)]
+    assert np.mean(seen) < 0.02

@@ -13,7 +13,7 @@ from aiohttp import web
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.measure import constants
 from pytest_gpucap.measure.procedure import check, measure
-from pytest_gpucap.measure.settings import Settings
+from pytest_gpucap.measure.settings import Settings, SilentObserver
 from pytest_gpucap.requirement import LatencyLimit, Length, Requirement, Slo, Workload
 from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.results.problems import ProblemKind
@@ -167,3 +167,43 @@ def test_one_token_on_a_simulated_server(limit: str, outcome: Outcome) -> None:
     assert verdict.outcome is outcome, verdict.reason
     assert verdict.gpus_required is None
     assert verdict.measurement.at_least_rps == (5.0 if outcome is Outcome.PASS else None)
+
+
+class Rates(SilentObserver):
+    """Remembers the rates of open loops."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def phase(
+        self, label: str, *, rate_rps: float | None, concurrency: int | None, duration_s: float, spent_s: float
+    ) -> None:
+        self.seen += [rate_rps] if rate_rps else []
+
+
+@pytest.mark.parametrize("qps", ["200000", "5000000"])
+def test_a_design_rate_far_beyond_the_server_is_not_sent(qps: str) -> None:
+    """It would overload the client too, and so end as INVALID."""
+    profile = profiles.load("fast")
+    rates = Rates()
+    verdict = check(SimRunner(profile.engine, 1), wanted(1, qps, e2e_p95="20s"), Settings(), rates)
+    assert verdict.outcome is Outcome.FAIL, verdict.reason
+    assert f"far below the design rate of {float(qps):.3g} req/s, overloaded the server" in verdict.reason
+    assert rates.seen
+    assert max(rates.seen) <= float(qps) / constants.DIRECT_STEP
+
+
+@pytest.mark.usefixtures("short")
+def test_a_server_that_keeps_far_more_than_it_showed_first_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hold of few requests shows little of what a server can do."""
+    # So short a run begins with few requests in flight, and ends with more.
+    for name, value in {"FIRST_HOLD": 2, "LOW_HOLD_S": 1.1, "DIRECT_STEP_S": 0.5, "GROWTH_T": 1e6}.items():
+        monkeypatch.setattr(constants, name, value)
+    rates = Rates()
+    with TokenServer(ttft_s=0.5) as server:
+        requirement = wanted(1, "150", e2e_p50="20s")
+        with HttpLoadRunner(server.url, "m", None, requirement.workload, 1, workers=1) as runner:
+            verdict = check(runner, requirement, Settings(max_time_s=60.0), rates)
+    assert verdict.outcome is not Outcome.FAIL, verdict.reason
+    assert "at the design rate of 150 req/s" in verdict.reason
+    assert rates.seen[0] < 100.0 < rates.seen[-1]

@@ -270,7 +270,12 @@ def test_two_real_servers_in_alternation(pytester: pytest.Pytester, vllm_python:
     result = pytester.runpytest_subprocess("--gpu-class=cpu", "--gpucap-inconclusive=pass", *options)
     result.assert_outcomes(passed=1)
     found = comparison(pytester.path)
-    assert found.decision is RegressionDecision.IMPROVED
+    # On a busy machine the interval of so few short pairs may be so wide that it does not show the gain.
+    assert found.decision in {RegressionDecision.SAME, RegressionDecision.IMPROVED}
+    assert found.ratio is not None
+    assert found.paired is not None
+    assert found.ratio.value > 1.05
+    assert [pair.base_first for pair in found.paired.pairs][:4] == [True, False, True, False]
     assert found.changed == ("arguments: --max-model-len 512 --max-num-seqs 2 -> --max-model-len 512",)
     logs = list(pytester.path.glob(".gpucap/logs/*"))
     assert len([log for log in logs if "startup complete" in log.read_text()]) == 2

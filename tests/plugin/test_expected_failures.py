@@ -77,12 +77,12 @@ BROKEN = {
     "undecided": ("@pytest.mark.gpucap(max_time='1s', qps=30)\ndef test_it(gpucap): gpucap.check()"),
     "invalid, and then an assertion": (
         "def test_it(gpucap, monkeypatch):\n"
-        "    monkeypatch.setattr(GpuCap, '_checked', lambda *_: 1 / 0)\n"
+        "    monkeypatch.setattr(GpuCap, '_checked', lambda *_, **__: 1 / 0)\n"
         "    try:\n        gpucap.check()\n    except GpuCapError:\n        assert not 'measured'"
     ),
     "invalid, and then xfail": (
         "def test_it(gpucap, monkeypatch):\n"
-        "    monkeypatch.setattr(GpuCap, '_checked', lambda *_: 1 / 0)\n"
+        "    monkeypatch.setattr(GpuCap, '_checked', lambda *_, **__: 1 / 0)\n"
         "    try:\n        gpucap.check()\n    except GpuCapError:\n        pytest.xfail('known')"
     ),
 }

@@ -32,6 +32,7 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> Limits:
     """The limits of a server that is not started: only what it was asked to be counts."""
     monkeypatch.setattr(VllmServer, "max_num_seqs", 256)
     monkeypatch.setattr(VllmServer, "kv_tokens", 100_000)
+    monkeypatch.setattr(VllmServer, "max_num_batched_tokens", 8192)
 
     def of(
         model: str = "synthetic:qwen2-1.5b",

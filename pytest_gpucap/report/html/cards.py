@@ -290,6 +290,8 @@ def _notes(result: Result) -> list[Note]:
         (_, decided), *others = rows.comparison(result)
         lines = tuple(f"{name}: {value}" if name else value for name, value in others)
         notes.append(Note(f"Against the baseline {decided}", lines, _TONES.get(result.comparison.decision, "warn")))
+    if told := rows.starts(result):
+        notes.append(Note(f"{len(result.starts)} starts of the server", tuple(value for _, value in told), "plain"))
     if answers := result.accuracy:
         least, share = answers.min_accuracy, answers.share
         short = least is not None and share is not None and share.high < least

@@ -1,0 +1,162 @@
+"""The estimate after an open loop: the queue model's, and what the open loop showed beyond the model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from pytest_gpucap.estimate.queue_model import Calibration, evaluate
+from pytest_gpucap.estimate.sustainable_rate import Sustainable, sustainable
+from pytest_gpucap.estimate.traffic import traffic_for
+from pytest_gpucap.load.protocol import ClosedLoop, OpenLoop
+from pytest_gpucap.measure import constants as c
+from pytest_gpucap.measure.belief import Belief, Part, mixture
+from pytest_gpucap.measure.estimate import (
+    RateEstimate,
+    between_windows,
+    drift_share,
+    estimate,
+    server_seen,
+    window_paces,
+)
+from pytest_gpucap.measure.observed import Departure, departures_of, itl_factor, side
+from pytest_gpucap.measure.ramp import overloaded
+from pytest_gpucap.measure.run import MeasuringRun, Window
+from pytest_gpucap.requirement import LatencyLimit, Metric
+
+
+def reconciled(
+    run: MeasuringRun, windows: list[Window], before: RateEstimate | None, peak: int | None = None
+) -> RateEstimate:
+    """The estimate from all windows, the last of which is an open loop, and how far that departs from the model.
+
+    Args:
+        run: its journal, requirement and settings.
+        windows: that count.
+        before: the estimate before the last window.
+        peak: the concurrency beyond which throughput falls, where one was seen.
+    """
+    requirement, last = run.requirement, windows[-1]
+    if peak is not None:
+        windows = [w for w in windows if isinstance(w.span.phase, ClosedLoop) or not overloaded(w, peak)]
+    speed, model = server_seen(run, windows)
+    paces = window_paces(run.journal, windows, speed)
+    warming = peak is None and paces.falls(c.WARMING_Z)
+    while warming and len(windows) > c.LEAST_WARM and paces.falls(c.TREND_Z):
+        # What came first is another server than the one that will be used.
+        windows = windows[1:]
+        speed, model = server_seen(run, windows)
+        paces = window_paces(run.journal, windows, speed)
+    found = estimate(
+        run,
+        windows,
+        before.rate.value if before else float(requirement.design_rate),
+        slope=before.slope if before and before.settled else None,
+        calibration=Calibration(itl_factor=itl_factor(run.journal, last, model, speed, requirement.slo)),
+        peak=peak,
+        thorough=True,
+        examined=before.examination if before else None,
+    )
+    found = replace(found, settled=found.slope < c.STEEPEST, warming=warming)
+    rate = last.rate_rps or found.rate.value
+    alike = [w for w in windows if _near(w, rate)]
+    open_loops = [(w.span.start_s, w.end_s) for w in alike if isinstance(w.span.phase, OpenLoop)]
+    spans = _unbroken(run, alike)
+    departures = departures_of(run.journal, spans, open_loops, found.model, found.speed, requirement.slo)
+    # A server that was seen once to do what the model cannot, may do so again at any moment.
+    misfits = before.misfits if before else frozenset()
+    found = replace(found, misfits=misfits.union(each.limit for each in departures if each.unexplained))
+    if found.misfits and requirement.slo.limits and peak is None:
+        alone = [w for w in alike if isinstance(w.span.phase, OpenLoop)]
+        return found.believing(Belief((_as_kept(run, alone, rate, found.rate.value),)))
+    return corrected(run, windows, found, departures, rate, peak)
+
+
+def corrected(
+    run: MeasuringRun,
+    windows: list[Window],
+    found: RateEstimate,
+    departures: list[Departure],
+    rate_rps: float,
+    peak: int | None,
+) -> RateEstimate:
+    """The estimate, with what open loops at `rate_rps` showed beyond the model.
+
+    Without a limit on latency, what the engine brings at most was measured as it is. So it is where throughput falls:
+    the estimate is made for the best concurrency, and has an error of its own for that.
+    """
+    known = {each.limit: each for each in departures}
+    limits = run.requirement.slo.limits
+    own = Part(1.0, found.rate.value, found.least, found.greatest, found.error)
+    other = None
+    if not limits or peak is not None:
+        return replace(found, belief=Belief((own,)))
+    if all(limit.name in known or limit.metric is Metric.ITL for limit in limits):
+        roots = [_as_seen(run, found, limit, known.get(limit.name), rate_rps) for limit in limits]
+        root, off = min(roots, key=lambda pair: pair[0].rate_rps)
+        value = root.rate_rps * math.exp(found.examination.correction if found.examination else 0.0)
+        seconds = sum(w.end_s - w.start_s for w in windows if isinstance(w.span.phase, OpenLoop))
+        drift = max(
+            c.DRIFT_SD * math.sqrt(drift_share(seconds)),
+            between_windows(window_paces(run.journal, windows, found.speed)),
+        )
+        carried = c.CARRIED * abs(math.log(value / rate_rps))
+        error = math.hypot(off, root.elasticity * drift, c.QUEUE_MODEL_ERROR, carried)
+        other = Part(1.0, value, value, value, error)
+    return found.believing(mixture(own, other).spread(found.stops))
+
+
+def _as_seen(
+    run: MeasuringRun, found: RateEstimate, limit: LatencyLimit, departure: Departure | None, rate_rps: float
+) -> tuple[Sustainable, float]:
+    """The rate that one limit allows, with what was seen of it; and the standard error of its logarithm from that."""
+    calibration = Calibration(itl_factor=found.model.calibration.itl_factor)
+    model = replace(found.model, calibration=calibration)
+    if departure is not None and departure.in_pace:
+        model = model.scaled(math.exp(departure.log_pace))
+    elif departure is not None:
+        factor = ((limit.name, math.exp(departure.log_factor)),)
+        model = replace(model, calibration=replace(calibration, latency_factors=factor))
+    traffic = traffic_for(run.requirement.workload, model.own_paces)
+    root = sustainable(model, traffic, (limit,), found.rate.value, found.slope)
+    slope = max(c.FLAT_SLOPE, root.slope)
+    if departure is None:
+        return root, c.UNSEEN_ERROR / slope
+    if departure.in_pace:
+        return root, departure.pace_error * (1.0 + 1.0 / slope)
+    if departure.log_factor > c.FAR_FROM_MODEL_LN:
+        # The model does not know what makes this latency, so its curve says nothing of how it falls with the rate.
+        here = evaluate(model, traffic, rate_rps, want_gaps=False).latency_s(limit) / limit.limit_s
+        value = rate_rps * math.exp(-max(0.0, math.log(here)) / c.UNKNOWN_SLOPE)
+        root, slope = replace(root, rate_rps=max(root.rate_rps, min(value, rate_rps))), max(slope, c.UNKNOWN_SLOPE)
+    return root, departure.error / slope
+
+
+def _as_kept(run: MeasuringRun, open_loops: list[Window], rate_rps: float, most_rps: float) -> Part:
+    """The belief from nothing but the share of requests that broke a limit in open loops at about a rate.
+
+    How the share depends on the rate is unknown. So the part says on which side of `rate_rps` the sustainable rate
+    lies, with the chance that the share gives, and puts it no nearer than `constants.UNKNOWN_LN`. What the model leaves
+    out makes requests slower, so its own estimate, `most_rps`, is the most that is believed.
+    """
+    sides = [side(run.journal, open_loops, limit) for limit in run.requirement.slo.limits]
+    scores = min(max(min(sides), -c.MOST_SCORE), c.MOST_SCORE)
+    value = min(rate_rps * math.exp(scores * c.UNKNOWN_LN), most_rps)
+    return Part(1.0, value, value, value, c.UNKNOWN_LN)
+
+
+def _near(window: Window, rate_rps: float) -> bool:
+    """Whether a window shows how the server is at a rate: holds, and open loops at about that rate."""
+    return window.rate_rps is None or abs(math.log(window.rate_rps / rate_rps)) < c.SAME_RATE_LN
+
+
+def _unbroken(run: MeasuringRun, windows: list[Window]) -> list[tuple[float, float]]:
+    """The spans of time in which windows followed each other without a cancellation."""
+    spans: list[tuple[float, float]] = []
+    for window in windows:
+        joined = spans and window.span.start_s - spans[-1][1] < c.JOINED_S
+        if joined and not any(spans[-1][1] <= at <= window.start_s for at in run.emptied_s):
+            spans[-1] = (spans[-1][0], window.end_s)
+        else:
+            spans.append((window.start_s, window.end_s))
+    return spans
