@@ -359,6 +359,8 @@ class _Results:
         if self._session_report is None and not (asks and self._declared):
             return
         found = self._report()
+        if isinstance(sys.exc_info()[1], KeyboardInterrupt):  # a second one comes before pytest has noted the first
+            exitstatus = int(pytest.ExitCode.INTERRUPTED)
         if why := session.shouldfail or session.shouldstop:
             self._problem(f"the session stopped early: {why}")
         found.finish(exitstatus)
