@@ -43,14 +43,7 @@ from pytest_gpucap.requirement import ApiKind, LatencyLimit, Length, Metric, Req
 from pytest_gpucap.results.measured import Measurement
 from pytest_gpucap.vllm_arguments import VllmArguments
 
-BENCH = """
-import argparse
-from vllm.benchmarks.serve import add_cli_args, main
-parser = argparse.ArgumentParser()
-add_cli_args(parser)
-main(parser.parse_args())
-"""
-"""What the console script's ``bench serve`` runs; it cannot find its own version in every installation."""
+BENCH = Path(__file__).parents[1] / "loadgen" / "vllm_bench.py"
 SIDES = (0.93, 1.07)
 """Rates of the checks and direct runs, as shares of the rate measured."""
 MOST_S = 150.0
@@ -159,7 +152,7 @@ def direct(
     asked = SERVERS[name]
     limit, seconds = LatencyLimit.parse(*asked.limit), options.direct_s
     with tempfile.TemporaryDirectory() as folder:
-        command = [options.vllm_python, "-c", BENCH, "--backend", "vllm", "--endpoint", "/v1/completions"]
+        command = [options.vllm_python, str(BENCH), "--backend", "vllm", "--endpoint", "/v1/completions"]
         command += ["--base-url", server.root_url, "--model", server.model]
         command += ["--tokenizer", str(synthetic.make_model(asked.model)), "--dataset-name", "random"]
         command += ["--random-input-len", f"{asked.input_tokens}", "--random-output-len", f"{asked.output_tokens}"]

@@ -31,14 +31,7 @@ from pytest_gpucap.load.schedule import closed_loop, open_loop
 from pytest_gpucap.requirement import ApiKind, Length, Workload
 from pytest_gpucap.vllm_arguments import VllmArguments
 
-BENCH = """
-import argparse
-from vllm.benchmarks.serve import add_cli_args, main
-parser = argparse.ArgumentParser()
-add_cli_args(parser)
-main(parser.parse_args())
-"""
-"""What the console script's ``bench serve`` runs; the CPU build's console script itself cannot find its own version."""
+BENCH = Path(__file__).parents[1] / "loadgen" / "vllm_bench.py"
 
 
 def ours(server: VllmServer, options: argparse.Namespace, seed: int) -> dict[str, float]:
@@ -87,7 +80,7 @@ def counters(server: VllmServer) -> dict[str, float]:
 def theirs(server: VllmServer, options: argparse.Namespace, seed: int) -> dict[str, float]:
     """One turn of ``vllm bench serve``."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [options.vllm_python, "-c", BENCH, "--backend", "vllm", "--endpoint", "/v1/completions"]
+        command = [options.vllm_python, str(BENCH), "--backend", "vllm", "--endpoint", "/v1/completions"]
         command += [
             "--base-url",
             server.root_url,

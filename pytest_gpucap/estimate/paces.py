@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pytest_gpucap.arrays import Floats
-from pytest_gpucap.estimate.step_time import LEAST_DECODING, Bins, Speed, bins_of
+from pytest_gpucap.estimate.step_time import LEAST_DECODING, Speed, bins_of
 from pytest_gpucap.load.protocol import Journal, Status
 
 PATH_BIN_S = 0.5
@@ -25,7 +25,8 @@ STOP_LN = 0.5
 STOP_SPREADS = 4.0
 """It holds one if it is also slower by this many standard deviations: where the pace wanders, slow seconds are none."""
 CLOCK_BIN_S = 0.25
-"""Width of the bins in which tokens per request are counted."""
+"""Width of the bins in which tokens per request are counted: a few engine steps, so that the pace is followed
+closely."""
 LEAST_TOKENS = 24
 """Answers of fewer tokens tell no pace of their own: a step more or less is several percent of them."""
 LEAST_ANSWERS = 30
@@ -51,13 +52,9 @@ class PacePath:
     error: float
 
 
-def departures(journal: Journal, start_s: float, end_s: float, speed: Speed, width_s: float = PATH_BIN_S) -> Floats:
+def departures(journal: Journal, start_s: float, end_s: float, speed: Speed) -> Floats:
     """Time taken over time by the curve in bins of [start_s, end_s), shape (k,); NaN where next to nobody decodes."""
-    bins = bins_of(journal, start_s, end_s, width_s)
-    return _departures(bins, speed)
-
-
-def _departures(bins: Bins, speed: Speed) -> Floats:
+    bins = bins_of(journal, start_s, end_s, PATH_BIN_S)
     taken = speed.taken_s(bins)
     with np.errstate(invalid="ignore", divide="ignore"):
         factors: Floats = np.where(bins.decoding >= LEAST_DECODING, bins.width_s / taken, np.nan)
@@ -95,17 +92,26 @@ def long_run_variance(values: Floats, lags: int) -> float:
     return max(total, 0.0)
 
 
-def paces_of(journal: Journal, start_s: float, end_s: float) -> Floats:
-    """Each answer's pace over the common pace, shape (rows,); NaN where it is not whole within the span, or too short.
+def token_clock(journal: Journal, start_s: float, end_s: float) -> tuple[Floats, Floats]:
+    """Times in [start_s, end_s], and how many tokens a request that decodes all the time has received by each of them.
 
     Of an answer under way, the common pace makes ``tokens / decoding`` tokens in each bin of time.
+
+    Returns:
+        Shape (k,) each, rising.
     """
+    bins = bins_of(journal, start_s, end_s, CLOCK_BIN_S)
+    edges: Floats = start_s + np.concatenate([[0.0], np.cumsum(bins.width_s)])
+    clock: Floats = np.concatenate([[0.0], np.cumsum(bins.tokens / np.maximum(bins.decoding, LEAST_DECODING))])
+    return edges, clock
+
+
+def paces_of(journal: Journal, start_s: float, end_s: float) -> Floats:
+    """Each answer's pace over the common one, shape (rows,); NaN where it is too short or not whole within the span."""
     counted = np.where(journal.counted_output_tokens > 0, journal.counted_output_tokens, journal.output_tokens)
     whole = (journal.status == Status.OK) & (journal.first_s >= start_s) & (journal.last_s <= end_s)
     whole &= counted >= LEAST_TOKENS
-    bins = bins_of(journal, start_s, end_s, CLOCK_BIN_S)
-    edges = start_s + np.concatenate([[0.0], np.cumsum(bins.width_s)])
-    clock = np.concatenate([[0.0], np.cumsum(bins.tokens / np.maximum(bins.decoding, LEAST_DECODING))])
+    edges, clock = token_clock(journal, start_s, end_s)
     common = np.interp(journal.last_s[whole], edges, clock) - np.interp(journal.first_s[whole], edges, clock)
     paces: Floats = np.full(whole.size, np.nan)
     paces[whole] = (counted[whole] - 1.0) / np.maximum(common, 1e-9)

@@ -16,7 +16,7 @@ from pytest_gpucap.measure.observed import violations
 from pytest_gpucap.measure.pace import NoPace, missing_pace
 from pytest_gpucap.measure.ramp import Ramp, overloaded, ramp_up
 from pytest_gpucap.measure.reconciling import reconciled
-from pytest_gpucap.measure.run import CalledOff, MeasuringRun, OutOfTime, Window, no_load
+from pytest_gpucap.measure.run import CalledOff, MeasuringRun, OutOfTime, Window, no_load, overload_at
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.measure.shown import bound_shown, broken_alone, completed_rate
 from pytest_gpucap.requirement import Requirement
@@ -124,7 +124,7 @@ def _decide(run: MeasuringRun, state: _State) -> tuple[Outcome, str]:
     if early := _after_ramp(run, state, ramp):
         return early
     most = ramp.peak or critical
-    overload = int(c.OVERLOAD * most) + c.OVERLOAD_MARGIN
+    overload = overload_at(most)
     for cycle in range(1, c.MOST_CYCLES + 1):
         if cycle > 1 and not run.in_flight:
             hold = run.hold(WindowId(Phase.HOLD, cycle), ramp.level, c.LOW_HOLD_S, discard_s=c.REFILL_S)
@@ -140,9 +140,7 @@ def _decide(run: MeasuringRun, state: _State) -> tuple[Outcome, str]:
                 return Outcome.FAIL, _reason(found, design, "the open loop at the design rate overloaded the server")
             run.settle()
         outcome = found.belief.outcome(design, c.WRONG_CHANCE)
-        if outcome is Outcome.PASS and broken > c.MOST_VIOLATIONS:
-            continue
-        if outcome is Outcome.FAIL and found.warming:
+        if (outcome is Outcome.PASS and broken > c.MOST_VIOLATIONS) or (outcome is Outcome.FAIL and found.warming):
             continue
         if outcome is not Outcome.INCONCLUSIVE:
             return outcome, _reason(found, design, _seen(broken))
@@ -173,7 +171,7 @@ def _after_ramp(run: MeasuringRun, state: _State, ramp: Ramp) -> tuple[Outcome, 
 def _without_pace(run: MeasuringRun, state: _State, ramp: Ramp, why: NoPace) -> tuple[Outcome, str]:
     """The verdict where answers show no pace: by what was seen."""
     state.saturated = completed_rate(run, ramp.windows[-1]) if ramp.windows else None
-    overload = int(c.OVERLOAD * max(ramp.level, _critical(run))) + c.OVERLOAD_MARGIN
+    overload = overload_at(max(ramp.level, _critical(run)))
     completed = state.saturated.value if state.saturated else 0.0
     judged = run_without_pace(run, float(run.requirement.design_rate), overload, why, completed)
     return _ended(run) or judged

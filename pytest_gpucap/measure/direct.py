@@ -13,7 +13,7 @@ from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.estimate import critical_concurrency
 from pytest_gpucap.measure.pace import NoPace, missing_pace, unjudgeable
-from pytest_gpucap.measure.run import MeasuringRun, Window
+from pytest_gpucap.measure.run import MeasuringRun, Window, overload_at
 from pytest_gpucap.requirement import LatencyLimit, Metric
 from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
@@ -64,7 +64,7 @@ def _overloaded_below(
     """
     rate = c.DIRECT_STEP * completed_rps
     while 0.0 < rate <= design_rps / c.DIRECT_STEP:
-        overload = int(c.OVERLOAD * critical_concurrency(run.requirement, run.settings, rate)) + c.OVERLOAD_MARGIN
+        overload = overload_at(critical_concurrency(run.requirement, run.settings, rate))
         window = run.open_loop(WindowId(Phase.APPROACH, rate_rps=rate), rate, c.DIRECT_STEP_S, overload=overload)
         if run.problems:
             return Outcome.INVALID, run.problems[0].text

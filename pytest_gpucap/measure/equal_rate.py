@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.alternation import LEAD_MARGIN, LEAST_LEAD_S, Alternation
-from pytest_gpucap.measure.run import CalledOff, Window
+from pytest_gpucap.measure.run import CalledOff, Window, overload_at
 from pytest_gpucap.results.measured import Sample
 from pytest_gpucap.results.windows import Phase, WindowId
 
@@ -57,7 +57,7 @@ def run_equal_rate(alternation: Alternation, rates: Sequence[float]) -> EqualRat
     lead_s = min(MOST_LEAD_S, max(LEAST_LEAD_S, LEAD_MARGIN * alternation.residence_s()))
     if alternation.left_s < 2 * (lead_s + counted_s + c.SETTLE_S):
         return None
-    overload = int(c.OVERLOAD * alternation.concurrency) + c.OVERLOAD_MARGIN
+    overload = overload_at(alternation.concurrency)
     shown: dict[str, tuple[Sample, ...]] = {}
     for name, run in alternation.runs.items():
         windows: list[Window] = []

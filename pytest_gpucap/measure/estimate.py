@@ -30,6 +30,10 @@ NORMAL_95_ONE_SIDED = 1.64
 out."""
 
 
+UNMOVED = ((1.0, 0.0),)
+"""The chances and changes of ln(rate) where nothing unknown moves it."""
+
+
 @dataclass(frozen=True, slots=True)
 class RateEstimate:
     """What the windows say.
@@ -67,7 +71,7 @@ class RateEstimate:
     settled: bool = False
     examination: Examination | None = None
     extrapolated: bool = False
-    stops: tuple[tuple[float, float], ...] = ((1.0, 0.0),)
+    stops: tuple[tuple[float, float], ...] = UNMOVED
     warming: bool = False
     misfits: frozenset[str] = frozenset()
 
@@ -181,6 +185,12 @@ def between_windows(paces: WindowPaces) -> float:
     return error_of_mean(paces.log, float(paces.variance.mean()))
 
 
+def drift_error(journal: Journal, windows: list[Window], speed: Speed, seconds: float) -> float:
+    """Standard error of the mean pace from a drift over so many seconds: the assumed one, or what windows show."""
+    assumed = c.DRIFT_SD * math.sqrt(drift_share(seconds))
+    return max(assumed, between_windows(window_paces(journal, windows, speed)))
+
+
 def error_of_mean(paces: Floats, noise: float) -> float:
     """Standard error of the mean of windows' paces, beyond what their own noise explains.
 
@@ -276,6 +286,7 @@ def estimate(
     extremes: bool = True,
     thorough: bool = False,
     examined: Examination | None = None,
+    seen: tuple[Speed, ServerModel] | None = None,
 ) -> RateEstimate:
     """Fit the curve, put the queue on top, solve for the rate.
 
@@ -293,18 +304,19 @@ def estimate(
             belongs to a length of time, since a longer simulation is more likely to meet a moment that overloads the
             server for good.
         examined: an earlier examination.
+        seen: what `server_seen` makes of these windows, where it is known already.
 
     Raises:
         SpeedError: if the windows hold too few tokens.
     """
     limits = run.requirement.slo.limits
-    speed, model = server_seen(run, windows)
+    speed, model = seen or server_seen(run, windows)
     traffic = traffic_for(run.requirement.workload, model.own_paces)
     model = replace(model, calibration=calibration or Calibration())
     if peak is not None:
         model = replace(model, speed=speed.pessimistic(model.speed.size - 1))
     found = sustainable(model, traffic, limits, guess_rps, slope, most_in_flight=peak)
-    stops = _stop_shifts(speed, model, traffic, limits, found) if extremes and peak is None else ((1.0, 0.0),)
+    stops = _stop_shifts(speed, model, traffic, limits, found) if extremes and peak is None else UNMOVED
     if thorough and peak is None and not model.stops:  # where it stops, an ordinary evaluation is long already
         if examined is None or abs(math.log(found.rate_rps / examined.rate_rps)) > c.EXAMINED_NEAR:
             examined = examine(found, model, traffic, limits)
@@ -345,7 +357,7 @@ def estimate(
 def _error(journal: Journal, windows: list[Window], speed: Speed, model: ServerModel, found: Sustainable) -> float:
     """Standard error of ln(rate): of the fit, of drift, of how often the engine stops, and of the queue model."""
     seconds = windows[-1].end_s - windows[0].start_s
-    drift = max(c.DRIFT_SD * math.sqrt(drift_share(seconds)), between_windows(window_paces(journal, windows, speed)))
+    drift = drift_error(journal, windows, speed, seconds)
     # How often the engine stops is known from a Poisson count: the stops seen, and the one assumed beforehand.
     stops = model.stall_share / math.sqrt(len(speed.stops_s) + 1.0)
     pace_error = math.hypot(speed.error, drift, stops)
@@ -363,7 +375,7 @@ def _stop_shifts(
     """
     count = sum(each > LONG_STOP_S for each in speed.stops_s)
     if not count or not limits:
-        return ((1.0, 0.0),)
+        return UNMOVED
     edges = np.concatenate([[0.0], np.cumsum(c.STOP_STRATA)])
     frequencies = gamma.ppf((edges[1:] + edges[:-1]) / 2.0, count + 0.5) / count
     shifts = []

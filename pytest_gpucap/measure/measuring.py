@@ -23,7 +23,7 @@ from pytest_gpucap.measure.ramp import (
     throughput_rps,
 )
 from pytest_gpucap.measure.reconciling import reconciled
-from pytest_gpucap.measure.run import CalledOff, MeasuringRun, OutOfTime, no_load
+from pytest_gpucap.measure.run import CalledOff, MeasuringRun, OutOfTime, no_load, overload_at
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.measure.shown import broken_alone
 from pytest_gpucap.requirement import Requirement
@@ -109,7 +109,7 @@ def _measure(run: MeasuringRun, search: Search) -> None:
             WindowId(Phase.OPEN_LOOP, cycle),
             rate,
             c.OPEN_S,
-            overload=int(c.OVERLOAD * max(ramp.peak or 0, ramp.level, found.in_flight)) + c.OVERLOAD_MARGIN,
+            overload=overload_at(max(ramp.peak or 0, ramp.level, found.in_flight)),
         )
         windows.append(window)
         if run.problems:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pytest_gpucap.arrays import Bools, Floats, Ints
-from pytest_gpucap.estimate.paces import STOP_LN, departures, paces_of
+from pytest_gpucap.estimate.paces import CLOCK_BIN_S, STOP_LN, departures, paces_of, token_clock
 from pytest_gpucap.estimate.queue_model import ServerModel, server_of
 from pytest_gpucap.estimate.queue_simulation import (
     GAP_BINS,
@@ -24,15 +24,12 @@ from pytest_gpucap.estimate.queue_simulation import (
     QueueStart,
     simulate,
 )
-from pytest_gpucap.estimate.step_time import LEAST_DECODING, Speed, bins_of, integral
+from pytest_gpucap.estimate.step_time import Speed, integral
 from pytest_gpucap.load.protocol import ERRORS, Journal, Status
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.run import Window
 from pytest_gpucap.requirement import LatencyLimit, Metric, Slo
 
-_CLOCK_BIN_S = 0.25
-"""Width of the bins in which tokens per request are counted: a few engine steps, so that the pace is followed
-closely."""
 PACES_LN = np.array([-0.15, -0.07, 0.0, 0.07, 0.15])
 """Logarithms of the factors on all times at which the model replays the arrivals."""
 _STANDSTILL = 50.0
@@ -70,7 +67,7 @@ def replayed(
         path: shape (k,): factors on all times, as they were seen (`path_seen`).
         factor: on all times.
     """
-    usable = ~np.isin(journal.status, [int(s) for s in ERRORS])
+    usable = _usable(journal)
     waiting = usable & (journal.due_s < start_s) & ~(journal.first_s <= start_s) & ~(journal.end_s <= start_s)
     due = usable & (journal.due_s >= start_s) & (journal.due_s < end_s)
     rows = np.concatenate([np.flatnonzero(waiting), np.flatnonzero(due)])
@@ -90,6 +87,18 @@ def replayed(
     gaps = np.zeros(GAP_BINS)
     in_flight_s = simulate(server, factor, 0.0, arrivals, running, (0, rows.size + 1), found, gaps, end_s - start_s)
     return Replay(rows, found.ttft_s, found.e2e_s, gaps, in_flight_s)
+
+
+def _usable(journal: Journal) -> Bools:
+    """Requests that did not fail, shape (rows,)."""
+    usable: Bools = ~np.isin(journal.status, [int(s) for s in ERRORS])
+    return usable
+
+
+def _replays(journal: Journal, start_s: float, end_s: float, model: ServerModel, speed: Speed) -> list[Replay]:
+    """Replays of [start_s, end_s) with each of the factors `PACES_LN` on all times."""
+    path = path_seen(journal, start_s, end_s, speed, model)
+    return [replayed(journal, start_s, end_s, model, path, math.exp(ln)) for ln in PACES_LN]
 
 
 def path_seen(journal: Journal, start_s: float, end_s: float, speed: Speed, model: ServerModel) -> Floats:
@@ -117,11 +126,9 @@ def _tokens_done(journal: Journal, at_s: float, first_s: Floats) -> Floats:
     if first_s.size == 0:
         return np.zeros(0)
     begin = float(first_s.min())
-    if at_s - begin < 2 * _CLOCK_BIN_S:
+    if at_s - begin < 2 * CLOCK_BIN_S:
         return np.ones(first_s.size)
-    bins = bins_of(journal, begin, at_s, _CLOCK_BIN_S)
-    edges = np.concatenate([[begin], begin + np.cumsum(bins.width_s)])
-    clock = np.concatenate([[0.0], np.cumsum(bins.tokens / np.maximum(bins.decoding, LEAST_DECODING))])
+    edges, clock = token_clock(journal, begin, at_s)
     result: Floats = clock[-1] - np.interp(first_s, edges, clock) + 1.0
     return result
 
@@ -135,7 +142,6 @@ class Departure:
         log_factor, error: logarithm of the observed over the modelled percentile, and its standard error.
         log_pace, pace_error: the same as a factor on all times of the model with which it has the observed percentile.
         sensitivity: of ln(percentile) to ln(times): high where requests queue.
-        requests: behind it.
         of_limit: the observed percentile over the limit.
     """
 
@@ -145,7 +151,6 @@ class Departure:
     log_pace: float
     pace_error: float
     sensitivity: float
-    requests: int
     of_limit: float = 1.0
 
     @property
@@ -184,8 +189,7 @@ def departures_of(
     limits = [limit for limit in slo.limits if limit.metric is not Metric.ITL]
     parts: dict[str, list[tuple[Floats, ...]]] = {limit.name: [] for limit in limits}
     for start_s, end_s in spans:
-        path = path_seen(journal, start_s, end_s, speed, model)
-        replays = [replayed(journal, start_s, end_s, model, path, math.exp(ln)) for ln in PACES_LN]
+        replays = _replays(journal, start_s, end_s, model, speed)
         for limit in limits:
             parts[limit.name].append(_pairs(journal, replays, limit, (start_s, end_s)))
     e2e_s = _usual_e2e_s(journal)
@@ -286,7 +290,6 @@ def _departure(
         float(paces[0]),
         math.hypot(float(np.std(paces[usable])) * more, elsewhere / max(1.0, sensitivity)),
         sensitivity,
-        n,
         math.exp(float(seen[0])) / limit.limit_s,
     )
 
@@ -297,10 +300,9 @@ def _by_requests_in_flight(
     """The departure where requests take longer than the load lasted: a pace, from how many were in flight."""
     paces = []
     for start_s, end_s in open_loops:
-        path = path_seen(journal, start_s, end_s, speed, model)
-        replays = [replayed(journal, start_s, end_s, model, path, math.exp(ln)) for ln in PACES_LN]
+        replays = _replays(journal, start_s, end_s, model, speed)
         modelled = np.log(np.maximum.accumulate([replay.in_flight_s for replay in replays]))
-        usable = ~np.isin(journal.status, [int(s) for s in ERRORS])
+        usable = _usable(journal)
         span = np.array([start_s, end_s])
         seen_s = float(np.diff(integral(span, journal.due_s[usable], journal.end_s[usable]))[0])
         if modelled[-1] - modelled[0] > c.LEAST_PROGRESS * (PACES_LN[-1] - PACES_LN[0]):
@@ -310,7 +312,7 @@ def _by_requests_in_flight(
     mean = float(np.mean(paces))
     scatter = float(np.std(paces, ddof=1)) if len(paces) > 1 else 0.0
     error = max(c.PROGRESS_ERROR, scatter) / math.sqrt(len(paces))
-    return Departure(limit.name, mean, error, mean, error, math.inf, len(paces))
+    return Departure(limit.name, mean, error, mean, error, math.inf)
 
 
 def _pace_for(target: float, modelled: Floats) -> float:

@@ -138,14 +138,18 @@ def retreat(run: MeasuringRun, ramp: Ramp, window: Window, best: tuple[int, floa
 def below(run: MeasuringRun, ramp: Ramp, level: float) -> None:
     """Hold at `level`, and at fewer while that is still far beyond what the server sustains."""
     while True:
-        run.settle()
-        ramp.level = max(1, round(level))
-        which = WindowId(Phase.RAMP, concurrency=ramp.level)
-        window = run.hold(which, ramp.level, c.HOLD_S, discard_s=c.REFILL_S)
+        window = _held_afresh(run, ramp, level, c.HOLD_S)
         if ramp.level == 1 or run.problems or not far_beyond(run, window):
             break
         level = c.FAR_LOWER * ramp.level
     ramp.windows.append(window)
+
+
+def _held_afresh(run: MeasuringRun, ramp: Ramp, level: float, seconds: float) -> Window:
+    """Empty the server, and hold at `level` from here on."""
+    run.settle()
+    ramp.level = max(1, round(level))
+    return run.hold(WindowId(Phase.RAMP, concurrency=ramp.level), ramp.level, seconds, discard_s=c.REFILL_S)
 
 
 def settle(run: MeasuringRun, ramp: Ramp) -> bool:
@@ -179,10 +183,7 @@ def settle(run: MeasuringRun, ramp: Ramp) -> bool:
     ramp.windows[:] = holds[-2:]
     if ramp.level > 1:
         # One batch size gives a pace, but not a curve.
-        run.settle()
-        ramp.level = max(1, round(c.LOW_SHARE * ramp.level))
-        which = WindowId(Phase.RAMP, concurrency=ramp.level)
-        ramp.windows.append(run.hold(which, ramp.level, c.LOW_HOLD_S, discard_s=c.REFILL_S))
+        ramp.windows.append(_held_afresh(run, ramp, c.LOW_SHARE * ramp.level, c.LOW_HOLD_S))
     return True
 
 

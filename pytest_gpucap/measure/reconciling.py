@@ -13,8 +13,7 @@ from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.belief import Belief, Part, mixture
 from pytest_gpucap.measure.estimate import (
     RateEstimate,
-    between_windows,
-    drift_share,
+    drift_error,
     estimate,
     server_seen,
     window_paces,
@@ -56,19 +55,20 @@ def reconciled(
         peak=peak,
         thorough=True,
         examined=before.examination if before else None,
+        seen=(speed, model),
     )
     found = replace(found, settled=found.slope < c.STEEPEST, warming=warming)
     rate = last.rate_rps or found.rate.value
     alike = [w for w in windows if _near(w, rate)]
-    open_loops = [(w.span.start_s, w.end_s) for w in alike if isinstance(w.span.phase, OpenLoop)]
+    open_loops = [w for w in alike if isinstance(w.span.phase, OpenLoop)]
+    free = [(w.span.start_s, w.end_s) for w in open_loops]
     spans = _unbroken(run, alike)
-    departures = departures_of(run.journal, spans, open_loops, found.model, found.speed, requirement.slo)
+    departures = departures_of(run.journal, spans, free, found.model, found.speed, requirement.slo)
     # A server that was seen once to do what the model cannot, may do so again at any moment.
     misfits = before.misfits if before else frozenset()
     found = replace(found, misfits=misfits.union(each.limit for each in departures if each.unexplained))
     if found.misfits and requirement.slo.limits and peak is None:
-        alone = [w for w in alike if isinstance(w.span.phase, OpenLoop)]
-        return found.believing(Belief((_as_kept(run, alone, rate, found.rate.value),)))
+        return found.believing(Belief((_as_kept(run, open_loops, rate, found.rate.value),)))
     return corrected(run, windows, found, departures, rate, peak)
 
 
@@ -96,10 +96,7 @@ def corrected(
         root, off = min(roots, key=lambda pair: pair[0].rate_rps)
         value = root.rate_rps * math.exp(found.examination.correction if found.examination else 0.0)
         seconds = sum(w.end_s - w.start_s for w in windows if isinstance(w.span.phase, OpenLoop))
-        drift = max(
-            c.DRIFT_SD * math.sqrt(drift_share(seconds)),
-            between_windows(window_paces(run.journal, windows, found.speed)),
-        )
+        drift = drift_error(run.journal, windows, found.speed, seconds)
         carried = c.CARRIED * abs(math.log(value / rate_rps))
         error = math.hypot(off, root.elasticity * drift, c.QUEUE_MODEL_ERROR, carried)
         other = Part(1.0, value, value, value, error)

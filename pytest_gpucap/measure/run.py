@@ -70,6 +70,11 @@ class Window:
         return self.span.end_s
 
 
+def overload_at(concurrency: float) -> int:
+    """Requests in flight with which an open loop is called off where `concurrency` of them are critical."""
+    return int(c.OVERLOAD * concurrency) + c.OVERLOAD_MARGIN
+
+
 class MeasuringRun:
     """The state of one measurement."""
 
@@ -238,7 +243,6 @@ class MeasuringRun:
         start_s = min(span.end_s, span.start_s + discard_s)
         if discard_s > 0:
             start_s = max(start_s, self._all_begun_s(span))
-        if discard_s > 0:
             self._spend("warm-up", start_s - span.start_s)
         self._spend(kind, span.end_s - start_s)
         failing = self._phase_failed(before) or failing

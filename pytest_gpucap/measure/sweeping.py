@@ -15,7 +15,7 @@ from pytest_gpucap.load.protocol import LoadError, LoadRunner
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.estimate import NORMAL_95, RateEstimate
 from pytest_gpucap.measure.measuring import Search, measured, measurement_from
-from pytest_gpucap.measure.run import CalledOff, MeasuringRun, OutOfTime, Window, no_load
+from pytest_gpucap.measure.run import CalledOff, MeasuringRun, OutOfTime, Window, no_load, overload_at
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.requirement import Requirement
 from pytest_gpucap.results.measured import Curve, Interval, Sample
@@ -64,7 +64,7 @@ def _points(run: MeasuringRun, found: RateEstimate, points: list[Sample]) -> tup
             level = min(in_flight, most)
             run.hold(WindowId(Phase.APPROACH, rate_rps=rate), level, c.LEAST_PHASE_S, hot=False)
             which = WindowId(Phase.POINT, rate_rps=rate)
-            overload = int(c.OVERLOAD * max(level, most)) + c.OVERLOAD_MARGIN
+            overload = overload_at(max(level, most))
             window = run.open_loop(which, rate, c.POINT_S, discard_s=c.POINT_LEAD_S, overload=overload)
             if window.samples:
                 points.append(_whole(run, window, which))
