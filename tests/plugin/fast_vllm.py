@@ -5,7 +5,8 @@ FAST_VLLM_PROFILE names another profile: a shipped one, or a file. FAST_VLLM_ROO
 model from, as vLLM 0.26, whose version it then claims too. FAST_VLLM_TELLS is a folder in which it makes a file when it
 has begun ("started"), has a request of the load ("loaded") and gets a SIGTERM ("told"), which it then ignores. Each
 name ends in its pid.
-FAST_VLLM_HANGS: with --max-num-seqs of that number it never listens.
+FAST_VLLM_HANGS: with --max-num-seqs of that number it never listens. FAST_VLLM_DIES: at its first request of the load
+it writes that to its log, and ends.
 """
 
 from __future__ import annotations
@@ -70,6 +71,9 @@ class Connection(web.ClientConnection):
     ) -> None:
         if prompt > LONGEST_PROBE:
             tell("loaded")
+            if (last_words := os.environ.get("FAST_VLLM_DIES")) is not None:
+                print(last_words, flush=True)
+                os._exit(1)
         super()._stream(head, prompt, asked, usage, chat=chat)
 
     def _routes(self) -> dict[tuple[str, str], Callable[[dict[str, Any]], None]]:
