@@ -370,13 +370,19 @@ def write(results: Path, target: Path, machine: str) -> None:
         "",
         (
             "`study.py run --parts fixed,bisection,sweep,aiperf,aiperf-rate,guidellm,mlperf,mlperf-peak "
-            "--profiles seen,unseen`. The last five follow the source of load tools, with their own defaults: AIPerf "
-            "0.13.0, GuideLLM 0.8.1 and MLPerf LoadGen 6.0.17. The docstrings in `rivals/` say from where, and what is "
-            "different in virtual time. `aiperf` and `guidellm` search the highest concurrency that keeps the limits, "
-            "as these tools do. The rate they report there is their estimate. `aiperf-rate` is AIPerf's search on the "
-            "rate, in whole requests per second. `mlperf` is one run at the design rate with early stopping. "
-            "`mlperf-peak` is LoadGen's search for the highest rate. PASS is an estimate of at least the design rate. "
-            "`check` may also answer that it cannot tell; the others never do. Shares are means over the servers."
+            "--profiles seen,unseen --reps 40`. The last five follow the source of load tools, with the tools' own "
+            "defaults: AIPerf 0.13.0, GuideLLM 0.8.1 and MLPerf LoadGen 6.0.17. The docstrings in `rivals/` name the "
+            "modules and say what is different in virtual time. `aiperf` and `guidellm` search the highest concurrency "
+            "that keeps the limits, as these tools do. The throughput they report there is their estimate. "
+            "`aiperf-rate` is AIPerf's search on the rate, in whole requests per second. `mlperf` is one run at the "
+            "design rate with early stopping. `mlperf-peak` is LoadGen's search for the highest rate."
+        ),
+        "",
+        (
+            "PASS is an estimate of at least the design rate. `check` may also answer that it cannot tell; the others "
+            "never do. Shares are means over the servers. Every run begins on a server that has just started. How many "
+            "requests a server holds at a time within the limits is not what it sustains under random arrivals: there, "
+            "more are in flight at times. So a search for the concurrency passes many servers that are too slow."
         ),
         "",
         *rivals_summary(results),
