@@ -130,3 +130,12 @@ def test_a_full_kv_cache_makes_requests_wait() -> None:
     limits = (LatencyLimit.parse("ttft_p95", "200ms"),)
     rates = [sustainable_rate.sustainable(model, traffic, limits, 10.0).rate_rps for model in (tight, roomy)]
     assert rates[0] < 0.6 * rates[1]
+
+
+def test_stops_that_come_more_often_leave_the_engine_some_time() -> None:
+    """It stood still for 60% of the time that was seen; three times as often would be more than all of it."""
+    model = replace(processor_sharing(1000.0), stall_per_s=1.0, stall_s=(0.6,))
+    traffic = traffic_for(WORKLOAD)
+    seen, twice, thrice = (queue_model.saturation_rps(model.stopping(f), traffic) for f in (1.0, 1.4, 3.0))
+    assert seen == pytest.approx(queue_model.saturation_rps(model, traffic))
+    assert seen > twice > thrice > 0.0
