@@ -28,6 +28,48 @@ def rows(section: str) -> list[tuple[str, str]]:
     ]
 
 
+MACHINE = {
+    "the working directory": ["cli/test_odd_places.py::test_the_working_directory_is_gone"],
+    "home, cache, working directory": [
+        "cli/test_odd_places.py::test_nothing_can_be_written",
+        "cli/test_odd_places.py::test_a_session_measures_where_nothing_can_be_written",
+    ],
+    "the user has no home": ["cli/test_odd_places.py::test_a_session_of_a_user_without_a_name_and_a_home"],
+    "the disk is full": ["plugin/test_full_disks.py::test_a_disk_that_fills_up"],
+    "the disk of a server's log": ["engines/test_server_start.py::test_a_log_on_a_full_disk_costs_the_log_alone"],
+    "the server or a load worker": [
+        "engines/test_server_start.py::test_a_signal_that_ends_a_server_is_named_even_if_it_has_no_name",
+        "load/test_load_runner.py::test_a_workers_death_is_an_error_at_once",
+    ],
+    "pytest is killed": [
+        "engines/test_server_process.py::test_a_lease_outlives_its_process_until_the_server_has_ended"
+    ],
+    "a server behind `--gpucap-url` is restarted": [
+        "plugin/test_dying_servers.py::test_a_server_that_stops_answering_is_given_up",
+        "engines/test_answering.py::test_a_start_after_the_first_look_is_a_restart",
+    ],
+    "the session is suspended": ["plugin/test_suspension.py::test_a_session_that_was_suspended_is_invalid"],
+    "a host name's resolver": ["engines/test_attaching.py::test_a_resolver_that_does_not_answer_is_one_line"],
+    "a certificate": [
+        "engines/test_attaching.py::test_an_expired_certificate_is_not_trusted",
+        "engines/test_attaching.py::test_a_certificate_of_another_name_is_not_trusted",
+        "engines/test_attaching.py::test_a_ca_of_one_s_own_is_trusted_by_every_client",
+    ],
+}
+"""How each row of "The machine" begins, and the tests that try it."""
+
+
+def test_every_row_about_the_machine_has_a_test() -> None:
+    text = PAGE.partition("\n## The machine\n")[2].partition("\n## ")[0]
+    given = re.findall(r"^\| (?!---|fault )(.*?) \|", text, re.MULTILINE)
+    assert len(given) == len(MACHINE)
+    for row, (start, tests) in zip(given, MACHINE.items(), strict=True):
+        assert row.startswith(start)
+        for test in tests:
+            file, _, name = test.partition("::")
+            assert re.search(rf"^def {name}\(", (REPOSITORY / "tests" / file).read_text(encoding="utf-8"), re.MULTILINE)
+
+
 def _code(given: str) -> str:
     return given.strip("`")
 

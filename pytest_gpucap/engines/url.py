@@ -18,6 +18,7 @@ from pytest_gpucap.access import (
     read_secret,
     server_root,
 )
+from pytest_gpucap.engines.answering import Answering, port_of
 from pytest_gpucap.engines.errors import EndpointError
 from pytest_gpucap.engines.protocol import Capabilities, Engine, EnginePair, Server, ServerRequest
 from pytest_gpucap.engines.server import HTTP_OK, HttpServer
@@ -44,6 +45,8 @@ _LONGEST_PAUSE_S: Final = 2.0
 """Between two looks at a server that is still loading: short at first, for one that is almost ready."""
 _ANSWER_S: Final = 30.0
 """Longest wait for an answer. The first token may take as long as the server may take to become ready."""
+_LAST_LOOK_S: Final = 2.0
+"""Longest wait for an answer of a server that was just measured."""
 _MOST_NAMES: Final = 5
 _UNAUTHORISED, _FORBIDDEN, _NOT_FOUND, _NOT_ALLOWED, _NOT_IMPLEMENTED = 401, 403, 404, 405, 501
 _REFUSED: Final = frozenset({_UNAUTHORISED, _FORBIDDEN})
@@ -59,12 +62,14 @@ class ExternalServer(HttpServer):
         origin: the folder or hub name that it loaded the model from; None if it does not say.
         listed: the models that it lists, with their origins.
         unlisted: why it lists none; None if it has a list.
+        answering: the process that answered first; None before `know` was called.
     """
 
     software = "vLLM"  # the only engine known to report a version
     origin: str | None = None
     listed: Mapping[str, str | None] = MappingProxyType({})
     unlisted: EndpointError | None = None
+    answering: Answering | None = None
 
     @property
     def running(self) -> bool:
@@ -76,15 +81,28 @@ class ExternalServer(HttpServer):
         return True
 
     def ended(self, patience_s: float = 0.0) -> str:
-        """See `HttpServer.ended`: nobody listens any more. It is asked only while requests fail."""
-        if not patience_s:
+        """See `HttpServer.ended`: nobody listens any more, or another process does.
+
+        It is asked for nothing while it is under load, unless requests fail.
+        """
+        known = self.answering
+        gone = "" if known is None else known.ended()
+        if not patience_s and not gone:
             return ""
         try:
-            self.request("/v1/models", timeout_s=patience_s)
+            self.request("/v1/models", timeout_s=max(patience_s, _LAST_LOOK_S))
         except EndpointError as error:
             if error.status is None:
                 return f"the server can answer no more: {error}"
-        return ""
+        why = gone or ("" if known is None else known.replaced())
+        return f"the server was restarted in the middle of the measurement: {why}" if why else ""
+
+    def know(self) -> None:
+        """Remember which process answers now."""
+        self.answering = Answering(
+            port_of(self.base_url) if self.loopback else None,
+            lambda: self.request("/metrics", timeout_s=_LAST_LOOK_S),
+        )
 
     def capabilities(self) -> Capabilities:
         """See `Server.capabilities`. From the server's own report if it gives one."""
@@ -165,6 +183,7 @@ def attach(
             if on_wait is not None:
                 on_wait(f"{url} is not ready ({waited_s:.0f} s): {error}")
         else:
+            server.know()
             return server
         time.sleep(min(pause_s, wait_s - waited_s))
         pause_s = min(1.5 * pause_s, _LONGEST_PAUSE_S)

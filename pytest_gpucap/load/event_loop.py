@@ -265,7 +265,7 @@ class EventLoop:
     def end_early(self, end_s: float) -> None:
         """End the phase at `end_s`; what became due before is still sent."""
         self._end_s = min(self._end_s, end_s)
-        self._next_tick_s = 0.0
+        self._next_tick_s = time.monotonic()
 
     def _end_phase(self, now_s: float) -> None:
         self._phase_open = False

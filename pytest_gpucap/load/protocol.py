@@ -173,6 +173,11 @@ class Histogram:
         edges = self.lowest_s * self.growth ** np.arange(self.counts.size)
         return float(self.counts[edges > limit_s * self.growth**0.5].sum() / total)
 
+    def sum_above_s(self, limit_s: float) -> float:
+        """Sum of the values above the limit, each taken at the upper edge of its bin, to the nearest bin edge."""
+        edges = self.lowest_s * self.growth ** np.arange(self.counts.size)
+        return float((self.counts * edges)[edges > limit_s * self.growth**0.5].sum())
+
 
 @dataclass(frozen=True, slots=True)
 class SelfCheck:

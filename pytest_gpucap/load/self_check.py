@@ -27,6 +27,11 @@ CPU_LIMIT = 0.9
 RATE_SHARE = 0.02
 """Share of the requests that became due in a phase that may still wait to be sent at its end."""
 
+STOPPED_S = 0.25
+"""A worker whose event loop was late by more than this did not run: it was suspended, or had no core."""
+STOPPED_SHARE = 0.02
+"""Share of a closed loop's time for which workers may so have stood still. For that long, no new request replaced an
+answered one, so throughput is lower by about as much. In an open loop the lateness of requests shows it."""
 UNVERIFIED_SHARE = 0.05
 """Share of the whole answers whose length may be unknown. More of them move the load that was asked for by percents."""
 
@@ -60,6 +65,11 @@ def check_phase(phase: LoadPhase, table: PhaseTable, *, start_s: float, end_s: f
             ProblemKind.LATE,
             f"{_BOTTLENECK}: send lateness p99 {_ms(lateness_p99)} (limit {_ms(limit_s)}); {_ADVICE}",
         )
+    loop = table.histogram(HistogramKind.LOOP)
+    stopped_s = loop.sum_above_s(STOPPED_S) / len(table.counts)
+    if not is_open and stopped_s > STOPPED_SHARE * seconds:
+        text = f" did not run for {stopped_s:.2g} s of {seconds:.2g} s"
+        own(ProblemKind.LATE, f"{text}: it was suspended, or other processes had its cores")
     user = int(counts[Count.USER_STAMPS])
     busiest = max(shares, default=0.0)
     if busiest > CPU_LIMIT:
@@ -96,7 +106,7 @@ def check_phase(phase: LoadPhase, table: PhaseTable, *, start_s: float, end_s: f
     return SelfCheck(
         send_lateness_p99_s=lateness_p99,
         timestamp_lag_p99_s=lag_p99,
-        loop_lag_p99_s=table.histogram(HistogramKind.LOOP).quantile_s(0.99),
+        loop_lag_p99_s=loop.quantile_s(0.99),
         worker_cpu_share=shares,
         open_sockets=int(counts[Count.OPEN_SOCKETS]),
         intended_rps=intended,

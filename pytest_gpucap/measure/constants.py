@@ -247,6 +247,8 @@ LEAST_SAMPLES = 5
 """Windows that an estimate needs. With fewer, no rate is reported."""
 LOOK_S = 1.0
 """Between two looks at whether the server still runs."""
+LAST_LOOK_S = 0.05
+"""An idle server is asked whether it is still the one that was measured, and is waited for so long."""
 DYING_S = 10.0
 """When requests fail because an engine died, its server ends within this time."""
 SETTLE_S = 20.0

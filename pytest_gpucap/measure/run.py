@@ -183,6 +183,7 @@ class MeasuringRun:
         self._wait_for_a_sign()
         self.runner.settle(c.SETTLE_S, cancel=True)
         now = self.runner.clock.now()
+        self._has_ended(c.LAST_LOOK_S)
         self.emptied_s.append(now)
         self._spend("settling", now - self._idle_since_s)
         self._idle_since_s = now

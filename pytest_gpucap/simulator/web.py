@@ -20,6 +20,8 @@ from pytest_gpucap.simulator.live import LiveEngine, Refused
 from pytest_gpucap.simulator.profile import Profile
 
 VERSION = "SIMULATED"
+STARTED_S = time.time()
+"""When this process started."""
 CHAT_OVERHEAD = 8
 """Tokens that the simulated chat template adds to a conversation."""
 TOKEN_TEXT = " a"  # noqa: S105 - no secret
@@ -272,6 +274,7 @@ class ClientConnection(asyncio.Protocol):
             lines += [f"vllm:{name}_sum{label} {total}", f"vllm:{name}_count{label} {count}"]
         lines += ["# TYPE vllm:cache_config_info gauge"]
         lines += [f'vllm:cache_config_info{{block_size="16",num_gpu_blocks="{blocks}"}} 1.0']
+        lines += ["# TYPE process_start_time_seconds gauge", f"process_start_time_seconds {STARTED_S!r}"]
         lines += ["# TYPE gpucap_simulator:late_steps_total counter"]
         lines += [f"gpucap_simulator:late_steps_total {totals.late_steps}"]
         return "\n".join(lines) + "\n"

@@ -23,6 +23,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from pytest_gpucap.engines.answering import port_of
 from pytest_gpucap.results.problems import Problem, ProblemKind
 from pytest_gpucap.results.telemetry import HostSummary, OtherProcess
 from pytest_gpucap.telemetry.host_files import (
@@ -41,7 +42,7 @@ from pytest_gpucap.telemetry.host_health import (
     UNSEEN_CORES,
     host_problems,
 )
-from pytest_gpucap.telemetry.serving import OwnServer, port_of, with_descendants
+from pytest_gpucap.telemetry.serving import OwnServer, with_descendants
 from pytest_gpucap.telemetry.time_series import TimeSeries, counter_growth, known_mean
 
 HOST_PERIOD_S: Final = 1.0

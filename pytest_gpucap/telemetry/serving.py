@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 import psutil
 
+from pytest_gpucap.engines.answering import listeners
 from pytest_gpucap.telemetry.host_files import Process
 
 _LAUNCHERS = frozenset(
@@ -29,12 +29,6 @@ _LAUNCHERS = frozenset(
     }
 )
 """A parent of this name started the server among other things. It is no part of the server."""
-
-
-def port_of(base_url: str) -> int:
-    """The port of a URL, written or implied."""
-    parts = urlsplit(base_url)
-    return parts.port or (443 if parts.scheme == "https" else 80)
 
 
 class OwnServer:
@@ -75,14 +69,7 @@ class OwnServer:
 
     def _found(self, processes: Mapping[int, Process], own: Collection[int]) -> frozenset[int]:
         """The listeners with the processes that started them for the purpose; none if they cannot be seen."""
-        try:
-            every: list[Any] = psutil.net_connections("tcp")
-        except (psutil.Error, OSError):
-            return frozenset()
-        listeners = {each.pid for each in every if each.status == psutil.CONN_LISTEN and each.laddr.port == self._port}
-        if None in listeners:
-            return frozenset()
-        return frozenset(_launcher(pid, processes, own) for pid in listeners if pid is not None)
+        return frozenset(_launcher(pid, processes, own) for pid in listeners(self._port or 0))
 
     def _passes_on(self, server: Collection[int]) -> bool:
         """Whether the server is a client of something that is no part of it."""

@@ -80,6 +80,11 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
     assert done.stderr.splitlines() == [f"python -m pytest_gpucap show: {file}: Permission denied"]
 
 
+NOBODY = 54321
+MODEL = """
+import pytest
+pytestmark = pytest.mark.vllm(model="synthetic:tiny")
+"""
 SUITE = """
 import pytest
 
@@ -107,3 +112,30 @@ def test_a_session_measures_where_nothing_can_be_written(tmp_path: Path) -> None
     assert "--gpucap-json: " in done.stderr
     assert "cannot be written to: choose another path" in done.stderr
     assert [each.name for each in folder.iterdir()] == ["test_it.py"]
+
+
+def test_a_session_of_a_user_without_a_name_and_a_home(tmp_path: Path) -> None:
+    """In a user namespace of its own, where this user's files belong to a user whom no system knows."""
+    (tmp_path / "test_it.py").write_text(SUITE)
+    command = ["unshare", "-U", f"--map-user={NOBODY}", "env", "-uHOME", "-uXDG_CACHE_HOME", sys.executable, "-m"]
+    words = ["pytest", "-pno:benchmark", "-ogpucap_host_check=warn", "--gpu-class=sim:fast"]
+    try:
+        done = subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no unshare")
+    if "unshare: " in done.stderr:
+        pytest.skip(f"there are no user namespaces here: {done.stderr.strip()}")
+    assert "1 passed" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.returncode == pytest.ExitCode.OK
+    (tmp_path / "test_it.py").write_text(SUITE.replace("import pytest", MODEL))
+    done = subprocess.run(
+        [*command, "pytest", "-pno:benchmark", "--gpu-class=cpu"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "set HOME" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.returncode != pytest.ExitCode.OK

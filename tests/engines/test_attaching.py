@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -27,6 +31,14 @@ from tests.waiting import refused_url
 
 """A CA made for these tests, and the certificate that it gave a server at 127.0.0.1."""
 LONG_S = 600.0
+ASK = """
+from pytest_gpucap.engines.errors import EndpointError
+from pytest_gpucap.engines.url import attach
+try:
+    attach("http://gpus.example.com:8000/v1")
+except EndpointError as error:
+    print(error)
+"""
 ACCESS = Access((("X-Team", Secret("team-value-1")), ("Cookie", Secret('a=b; c="d"'))))
 
 
@@ -119,6 +131,29 @@ def test_a_name_that_is_nobody_s_is_one_line() -> None:
         attach("http://gpucap.invalid:8000/v1")
     assert re.search(r"GET http://gpucap\.invalid:8000/v1/models failed: \[Errno -\d\] \w", str(caught.value))
     assert "\n" not in str(caught.value)
+
+
+def test_a_resolver_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
+    """In a mount namespace of its own, with a name server that takes every question and answers none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        try:
+            silent.bind(("127.0.0.53", 53))
+        except OSError as error:
+            pytest.skip(f"no name server can be stood in for here: {error}")
+        (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.53\noptions timeout:1 attempts:1\n")
+        mount = f"mount --bind {tmp_path}/resolv.conf /etc/resolv.conf"
+        command = ["unshare", "-Urm", "sh", "-c", f'{mount} && exec "$0" "$@"', sys.executable, "-c", ASK]
+        try:
+            ran = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            pytest.skip("there is no unshare")
+        if "unshare" in ran.stderr or "mount" in ran.stderr:
+            pytest.skip(f"nothing can be mounted here: {ran.stderr.strip()}")
+        silent.setblocking(False)
+        assert silent.recv(512)  # the question came here
+    assert ran.stderr == ""
+    (line,) = ran.stdout.splitlines()
+    assert re.match(r"no OpenAI-compatible server .*: GET \S+ failed: .*[Nn]ame resolution", line)
 
 
 def test_a_name_of_several_addresses_is_asked_at_the_one_that_answers() -> None:
@@ -281,6 +316,16 @@ def test_a_certificate_of_another_name_is_not_trusted(own_ca: ssl.SSLContext) ->
     with ScriptedServer(tls=own_ca) as server, pytest.raises(EndpointError, match="address mismatch") as caught:
         attach(server.url.replace("127.0.0.1", "[::ffff:127.0.0.1]"), access=trusted, wait_s=LONG_S)
     assert "its certificate is not trusted" in str(caught.value)
+
+
+def test_an_expired_certificate_is_not_trusted() -> None:
+    expired = OWN_CA.parent / "expired"
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(expired / "cert.pem", expired / "key.pem")
+    trusted = Access(ca_file=str(expired / "cert.pem"))
+    with ScriptedServer(tls=tls) as server, pytest.raises(EndpointError, match="certificate has expired") as caught:
+        attach(server.url, access=trusted, wait_s=LONG_S)
+    assert "\n" not in str(caught.value)
 
 
 def test_https_at_a_port_without_tls() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pytest_gpucap.load.protocol import Histogram, OpenLoop, Progress, SelfCheck, Status
 from pytest_gpucap.load.recorder import Recorder
 from pytest_gpucap.load.runner import HttpLoadRunner
-from pytest_gpucap.load.schedule import open_loop
+from pytest_gpucap.load.schedule import closed_loop, open_loop
 from pytest_gpucap.load.self_check import check_phase
 from pytest_gpucap.load.shared_memory import (
     HISTOGRAM_BINS,
@@ -159,6 +159,33 @@ def test_a_stalled_worker_is_noticed() -> None:
     assert journal.ttft_s.max() > 0.2
     assert isinstance(span.phase, OpenLoop)
     assert journal.status.size == np.count_nonzero(span.phase.due_s < span.end_s - span.start_s)
+
+
+@pytest.mark.parametrize(("stalled_s", "problems"), [(0.6, [ProblemKind.LATE]), (0.05, [])])
+def test_a_worker_that_stalls_in_a_closed_loop(stalled_s: float, problems: list[ProblemKind]) -> None:
+    """No request of a closed loop is due at a time, so the worker's own clock has to tell."""
+    with (
+        TokenServer() as server,
+        HttpLoadRunner(server.url, "m", None, WORKLOAD, 1, workers=1) as runner,
+    ):
+        runner.prepare()
+        (pid,) = runner.worker_pids
+        stalled = False
+
+        def stall(progress: Progress) -> bool:
+            nonlocal stalled
+            if not stalled and progress.completed > 10:
+                os.kill(pid, signal.SIGSTOP)
+                time.sleep(stalled_s)
+                os.kill(pid, signal.SIGCONT)
+                stalled = True
+                return False
+            return stalled
+
+        span = runner.run(closed_loop(WORKLOAD, 4, 60.0, 500.0, 1, 0), stall)
+        assert runner.settle(FOREVER_S)
+    own = [each.kind for each in span.check.problems if each.source is ProblemSource.LOAD_GENERATOR]
+    assert [kind for kind in own if kind is ProblemKind.LATE] == problems
 
 
 def test_too_few_sockets_are_counted_against_the_client() -> None:

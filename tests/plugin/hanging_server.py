@@ -1,7 +1,8 @@
 """The simulated server over HTTP, which stops answering in one way or another once load has come.
 
 HANGS says how: ``all`` answers no request of the load, ``half`` every second one, ``middle`` stops every answer in the
-middle of its stream, ``gone`` ends the process. HANGS_AFTER: so many requests of the load are answered well.
+middle of its stream, ``gone`` ends the process, ``replaced`` starts another at the same port and ends then.
+HANGS_AFTER: so many requests of the load are answered well. HANGS_PORT: where to listen.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
+from functools import partialmethod
 from typing import Any
 
 from pytest_gpucap.simulator import profile, web
@@ -35,6 +39,14 @@ class Muted:
             self._transport.write(data)
 
 
+def _successor(port: int) -> None:
+    """Start the next server at a port, and return when it listens."""
+    environment = {**os.environ, "HANGS": "never", "HANGS_AFTER": "1000000", "HANGS_PORT": str(port)}
+    process = subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    process.stdout.readline()
+
+
 class Connection(web.ClientConnection):
     """Its answers to streamed requests are those of a broken server."""
 
@@ -46,6 +58,9 @@ class Connection(web.ClientConnection):
             super()._stream(head, prompt, asked, usage, chat=chat)
         elif HOW == "gone":
             os._exit(1)
+        elif HOW == "replaced":
+            _successor(self._transport.get_extra_info("sockname")[1])  # type: ignore[union-attr]
+            os._exit(1)
         elif HOW == "middle":
             whole, self._transport = self._transport, Muted(self._transport)  # type: ignore[assignment]
             super()._stream(head, prompt, asked, usage, chat=chat)
@@ -54,4 +69,7 @@ class Connection(web.ClientConnection):
 
 if __name__ == "__main__":
     web.ClientConnection = Connection  # type: ignore[misc]
-    asyncio.run(web.serve(profile.load("fast"), "127.0.0.1", 0, 0, lambda port: print(port, flush=True)))
+    create_server = asyncio.BaseEventLoop.create_server
+    asyncio.BaseEventLoop.create_server = partialmethod(create_server, reuse_port=True)  # type: ignore[assignment]
+    port = int(os.environ.get("HANGS_PORT", "0"))
+    asyncio.run(web.serve(profile.load("fast"), "127.0.0.1", port, 0, lambda port: print(port, flush=True)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ SUITE = """
     def test_it(gpucap):
         gpucap.{call}
 """
+RESTARTED = "the server was restarted in the middle of the measurement: the process * that answered has ended"
 SUITE_OF_CHECK = dedent(SUITE.format(call="check()"))
 
 
@@ -41,12 +43,13 @@ def hanging(how: str, after: int = 0) -> Iterator[str]:
         stdout=subprocess.PIPE,
         text=True,
         env=environment,
+        process_group=0,
     )
     assert process.stdout is not None
     try:
         yield f"http://127.0.0.1:{int(process.stdout.readline())}"
     finally:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         process.stdout.close()
 
@@ -74,6 +77,9 @@ def the_result(pytester: pytest.Pytester) -> dict[str, Any]:
         ),
         ("gone", 40, "check()", "the server can answer no more: *refused*"),
         ("gone", 40, "sample(rate=20, duration='6s')", "the server can answer no more: *refused*"),
+        ("replaced", 40, "check()", RESTARTED),
+        ("replaced", 0, "measure()", RESTARTED),
+        ("replaced", 40, "sample(rate=20, duration='6s')", RESTARTED),
     ],
 )
 def test_a_server_that_stops_answering_is_given_up(

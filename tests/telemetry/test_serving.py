@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from pytest_gpucap.telemetry.host_files import HostFiles
-from pytest_gpucap.telemetry.serving import OwnServer, port_of, with_descendants
+from pytest_gpucap.telemetry.serving import OwnServer, with_descendants
 
 LISTENER = """
 import socket, subprocess, sys
@@ -85,11 +85,3 @@ def test_a_listener_that_cannot_be_seen_is_not_known(
         server = OwnServer(held.getsockname()[1])
         server.look(HostFiles().processes(), {stranger})
     assert (server.known, server.pids) == (False, frozenset())
-
-
-def test_the_port_of_a_url() -> None:
-    assert [port_of(url) for url in ("http://[::1]:8000/v1", "http://localhost/v1", "https://localhost/v1")] == [
-        8000,
-        80,
-        443,
-    ]
