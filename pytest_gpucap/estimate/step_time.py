@@ -2,11 +2,15 @@
 
 In every bin of time the engine spent its seconds on decode steps and on prefill::
 
-    width = steps * (s(n) + (held - n * mean context) * k) + prompt_tokens * p,    steps = tokens / n
+    width = steps * (s(n) + (held - n * mean context) * k) + prompt_tokens * p + prompt_squares * g
+    steps = tokens / n
 
-with `held` the KV tokens of the requests decoding. Divided by the steps, that is a linear model of s(n), k and p. s is
-convex, rising and non-negative: a sum of hinges with non-negative weights. For in a small batch a step takes as long as
-reading the weights, and in a large one every further sequence adds its own time.
+with `held` the KV tokens of the requests decoding, and `prompt_squares` the sum of the squares of prompts' lengths: a
+token attends to all before it, so a prompt twice as long takes more than twice the time. Divided by the steps, that is
+a linear model of s(n), k, p and g. s is convex, rising and non-negative: a sum of hinges with non-negative weights. For
+in a small batch a step takes as long as reading the weights, and in a large one every further sequence adds its own
+time. Where the engine has CUDA graphs for some batch sizes only, it pads a batch to the next of them, and s is a
+staircase.
 """
 
 from __future__ import annotations
@@ -56,9 +60,22 @@ RELATED_PRIOR = 1.8
 say less than 1: what the cut step gives one bin, it takes from the next."""
 RELATED_PRIOR_BINS = 20.0
 """Number of bins that `RELATED_PRIOR` counts for: with as many bins, the data decide half of it."""
+GROWTH_PRIOR = 0.3
+"""Before the data, what grows with the square of the prompt takes about this share of the time."""
 KV_PRIOR = 0.3
 """Before the data, reading the KV cache takes about this share of a step. Lengths that hardly vary say nothing of
 it."""
+STAIRS = (8, 16, 32)
+"""Multiples of batch sizes with a CUDA graph that are looked for. Those of vLLM are 8, and 16 from 256 on."""
+STAIRS_GAIN = 12.0
+"""A batch is padded if that makes the residuals' log-likelihood ratio so much larger. By chance it is as large in one
+fit of a thousand: a chi-square of one degree of freedom, with three candidates."""
+STAIRS_SPREADS = 3.0
+"""Residuals count for no more than so many standard deviations in that ratio: a stop of the engine is no stair."""
+ERROR_SIZES = 12
+"""Batch sizes at which the curve's error is known; in between it is interpolated."""
+FURTHEST_ERROR = 1.5
+"""The largest of them, over the largest in the data. Further away extremes stand for the error."""
 PACE_FLOOR = 0.1
 """No batch is faster than this share of the fastest pace seen. A curve through noise must not reach zero."""
 KNOTS = (0.4, 0.7, 0.9)
@@ -70,14 +87,18 @@ points measured."""
 class Bins:
     """Time in bins, shape (b,) each.
 
-    Width, requests decoding, tokens after the first, prompt tokens prefilled, KV tokens held by the requests decoding.
+    Width, requests decoding, tokens after the first, prompt tokens prefilled, the same weighted by the length of their
+    prompt, KV tokens held by the requests decoding; and, shape (b, len(STAIRS)), the requests decoding with what they
+    are padded by.
     """
 
     width_s: Floats
     decoding: Floats
     tokens: Floats
     prompt_tokens: Floats
+    prompt_squares: Floats
     held: Floats
+    padded: Floats
 
     def excess(self, mean_context: float) -> Floats:
         """KV tokens held beyond `mean_context` per request, shape (b,); zeros where that is unknown (0)."""
@@ -117,13 +138,42 @@ def bins_of(journal: Journal, start_s: float, end_s: float, width_s: float) -> B
     made = np.interp(edges, ticks, np.concatenate([[0.0], np.cumsum(journal.tokens)]))
     first = np.sort(journal.first_s[~np.isnan(journal.first_s)])
     tokens = np.diff(made) - np.diff(np.searchsorted(first, edges))
+    width = np.diff(edges)
+    prompts, squares = np.diff(_prefilled(journal, edges))
     return Bins(
-        np.diff(edges),
+        width,
         decoding,
         np.maximum(tokens, 0.0),
-        np.diff(_prefilled(journal, edges)),
+        prompts,
+        squares,
         _held(journal, edges, ticks, made),
+        np.diff(_padded(journal, edges), axis=0) / width[:, None],
     )
+
+
+def padded(n: Floats, stair: int) -> Floats:
+    """Batch sizes padded to the next CUDA graph: a multiple of `stair`, or below it a power of two."""
+    power = np.exp2(np.ceil(np.log2(np.maximum(n, 1.0))))
+    result: Floats = np.where(n <= 0.0, 0.0, np.where(n < stair, np.minimum(power, stair), np.ceil(n / stair) * stair))
+    return result
+
+
+def _padded(journal: Journal, times: Floats) -> Floats:
+    """Integral over time, up to each of `times`, of the batch padded by each of `STAIRS`, shape (t, len(STAIRS))."""
+    begun = ~np.isnan(journal.first_s)
+    ended = begun & ~np.isnan(journal.end_s)
+    at = np.concatenate([journal.first_s[begun], journal.end_s[ended]])
+    change = np.concatenate([np.ones(int(begun.sum())), -np.ones(int(ended.sum()))])
+    order = np.argsort(at, kind="stable")
+    at, n = np.append(at[order], math.inf), np.concatenate([[0.0], np.cumsum(change[order])])
+    start_s = min(float(at[0]), float(times[0]))
+    marks = np.concatenate([[start_s], at[:-1]])
+    held = np.diff(np.append(marks, max(float(times[-1]), float(marks[-1]))))
+    columns = []
+    for stair in STAIRS:
+        total = np.concatenate([[0.0], np.cumsum(padded(n, stair) * held)])
+        columns.append(np.interp(times, np.append(marks, marks[-1] + held[-1]), total))
+    return np.column_stack(columns)
 
 
 def _held(journal: Journal, edges: Floats, ticks: Floats, made: Floats) -> Floats:
@@ -153,20 +203,35 @@ def _held(journal: Journal, edges: Floats, ticks: Floats, made: Floats) -> Float
 
 
 def _prefilled(journal: Journal, times: Floats) -> Floats:
-    """Prompt tokens prefilled up to each time; a prompt is spread over the time since the one before it was done."""
+    """Prompt tokens prefilled up to each time, and the same weighted by the length of their prompt, shape (2, t).
+
+    A prompt is spread over the time since the one before it was done. At the end one is under way: it is taken to be
+    as fast as the others.
+    """
     known = ~np.isnan(journal.first_s)
     order = np.argsort(journal.first_s[known], kind="stable")
     first = journal.first_s[known][order]
     if first.size == 0:
-        return np.zeros_like(times)
+        return np.zeros((2, times.size))
     prompt = journal.prompt_tokens[known][order].astype(np.float64)
     before = np.concatenate([[-math.inf], first[:-1]])
     begin = np.maximum(journal.sent_s[known][order], before)
-    points = np.column_stack([np.minimum(begin, first), first]).ravel()
-    levels = np.concatenate([[0.0], np.cumsum(prompt)])
-    values = np.column_stack([levels[:-1], levels[1:]]).ravel()
-    result: Floats = np.interp(times, np.maximum.accumulate(points), values)
-    return result
+    waiting = np.isnan(journal.first_s) & (journal.status == Status.IN_FLIGHT) & (journal.sent_s < times[-1])
+    if waiting.any():
+        under_way = np.flatnonzero(waiting)[np.argmin(journal.sent_s[waiting])]
+        since = max(float(journal.sent_s[under_way]), float(first[-1]))
+        per_s = float(np.median(prompt / np.maximum(first - np.minimum(begin, first), 1e-6)))
+        done = min(float(journal.prompt_tokens[under_way]), per_s * max(0.0, float(times[-1]) - since))
+        begin, first = np.append(begin, since), np.append(first, max(since, float(times[-1])))
+        prompt = np.append(prompt, done)
+    points = np.maximum.accumulate(np.column_stack([np.minimum(begin, first), first]).ravel())
+
+    def total(each: Floats) -> Floats:
+        levels = np.concatenate([[0.0], np.cumsum(each)])
+        result: Floats = np.interp(times, points, np.column_stack([levels[:-1], levels[1:]]).ravel())
+        return result
+
+    return np.stack([total(prompt), total(prompt**2)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,16 +241,21 @@ class Speed:
     Attributes:
         intercept_s, slope_s: of the straight part.
         knots, bends_s: where it bends upwards, and by how much per request.
-        prefill_s: engine seconds per prompt token.
+        prefill_s: engine seconds per prompt token, in a prompt of `even_prompt` tokens.
         least, most: requests decoding in the bins behind it (5th and 95th percentile).
         error: standard error of ln s in the middle of the data, from the residuals alone, and from how those of
             neighbouring bins are related (`related`).
+        errors: of ln(time per step), by requests decoding: larger where the curve rests on few bins.
         bins: behind it.
         stops_s: length of each stop of the engine, in bins left out; neighbouring bins are one.
         seconds: of bins behind it, those left out included.
         kv_token_s: seconds per step for each KV token held beyond `mean_context` per request; the curve itself is for
             requests of that context.
         mean_context: 0 where unknown.
+        prefill_growth_s: engine seconds by which each prompt token takes longer for each token of its prompt beyond
+            `even_prompt`.
+        even_prompt: 0 where unknown.
+        stair: batches are padded to its multiples; 0: they are not.
     """
 
     intercept_s: float
@@ -196,15 +266,21 @@ class Speed:
     least: float
     most: float
     error: float
+    errors: tuple[tuple[float, float], ...]
     bins: int
     stops_s: tuple[float, ...]
     seconds: float
     kv_token_s: float = 0.0
     mean_context: float = 0.0
+    prefill_growth_s: float = 0.0
+    even_prompt: float = 0.0
+    stair: int = 0
 
-    def at(self, n: Floats) -> Floats:
-        """Seconds per token with n decoding."""
-        s: Floats = self.intercept_s + self.slope_s * n
+    def at(self, n: Floats, size: Floats | None = None) -> Floats:
+        """Seconds per token with n decoding, in a batch of `size` (None: the one that n are padded to)."""
+        if size is None:
+            size = padded(n, self.stair) if self.stair else n
+        s: Floats = self.intercept_s + self.slope_s * size
         for knot, bend in zip(self.knots, self.bends_s, strict=True):
             s = s + bend * np.maximum(0.0, n - knot)
         return s
@@ -213,8 +289,14 @@ class Speed:
         """Engine seconds that the work of each bin takes by the model, shape (b,); NaN where nobody decodes."""
         with np.errstate(invalid="ignore", divide="ignore"):
             steps = bins.tokens / bins.decoding
-        pace = self.at(bins.decoding) + self.kv_token_s * bins.excess(self.mean_context)
-        return steps * pace + self.prefill_s * bins.prompt_tokens
+        pace = self.at(bins.decoding, _sizes(bins, self.stair)) + self.kv_token_s * bins.excess(self.mean_context)
+        growth = bins.prompt_squares - self.even_prompt * bins.prompt_tokens
+        return steps * pace + self.prefill_s * bins.prompt_tokens + self.prefill_growth_s * growth
+
+    def error_at(self, n: float) -> float:
+        """Standard error of the logarithm of the time per step with n decoding."""
+        sizes, errors = zip(*self.errors, strict=True)
+        return float(np.interp(n, sizes, errors))
 
     def table(self, most: int) -> Floats:
         """`at` for n from 0 to `most`; the entry of 0, which is never used, is that of 1."""
@@ -234,6 +316,10 @@ class Speed:
         # A convex curve lies above its chord from the origin's intercept; half its own mean slope is well below it.
         slope = 0.5 * max(0.0, at_edge - self.intercept_s) / edge
         return np.where(n <= edge, self.at(n), np.minimum(self.at(n), at_edge + slope * (n - edge)))
+
+
+def _sizes(bins: Bins, stair: int) -> Floats:
+    return bins.padded[:, STAIRS.index(stair)] if stair else bins.decoding
 
 
 def _runs(lost_s: Floats) -> tuple[float, ...]:
@@ -265,8 +351,14 @@ class SpeedError(GpuCapError, ValueError):
     """Too little was decoded for a curve."""
 
 
-def fit(bins: Bins, mean_context: float = 0.0) -> Speed:
-    """Fit the curve for requests that hold `mean_context` KV tokens on average; 0 leaves KV tokens out of the model.
+def fit(bins: Bins, mean_context: float = 0.0, even_prompt: float = 0.0) -> Speed:
+    """Fit the curve, and a staircase where that explains the times clearly better.
+
+    Args:
+        bins: of time.
+        mean_context: KV tokens that the requests hold on average; 0 leaves KV tokens out of the model.
+        even_prompt: length of the prompt that the average prompt token is in; 0 leaves it out that prefill takes longer
+            in long prompts.
 
     Raises:
         SpeedError: with fewer than 4 usable bins.
@@ -274,13 +366,28 @@ def fit(bins: Bins, mean_context: float = 0.0) -> Speed:
     usable = (bins.decoding >= LEAST_DECODING) & (bins.tokens > 0)
     if usable.sum() < 4:  # noqa: PLR2004 - documented
         raise SpeedError("fewer than 4 bins of time in which tokens were generated")
+    smooth, residual = _fit(bins, usable, mean_context, even_prompt, 0)
+    most = STAIRS_SPREADS * (1.4826 * float(np.median(np.abs(residual - np.median(residual)))) + 1e-9)
+
+    def lost(each: Floats) -> float:
+        return float((np.clip(each - np.median(each), -most, most) ** 2).sum())
+
+    fits = [(lost(other[1]), other[0]) for other in (_fit(bins, usable, mean_context, even_prompt, s) for s in STAIRS)]
+    least, stairs = min(fits, key=lambda pair: pair[0])
+    return stairs if residual.size * math.log(lost(residual) / max(least, 1e-30)) > STAIRS_GAIN else smooth
+
+
+def _fit(bins: Bins, usable: Bools, mean_context: float, even_prompt: float, stair: int) -> tuple[Speed, Floats]:
+    """The curve with one staircase or none, and the residuals of the `usable` bins, relative to their time."""
     width, n = bins.width_s[usable], bins.decoding[usable]
     steps = bins.tokens[usable] / n
     pace = width / steps
     most = float(np.quantile(n, 0.95))
     knots = tuple(float(k * n.max()) for k in KNOTS)
     bends = (np.maximum(0.0, n - knot) for knot in knots)
-    columns = [np.ones_like(n), n, *bends, bins.excess(mean_context)[usable], bins.prompt_tokens[usable] / steps]
+    squares = bins.prompt_squares[usable] if even_prompt else np.zeros_like(n)
+    columns = [np.ones_like(n), _sizes(bins, stair)[usable], *bends, bins.excess(mean_context)[usable], squares / steps]
+    columns.append(bins.prompt_tokens[usable] / steps)
     # Relative errors: divide by the pace itself.
     design = np.column_stack(columns) / pace[:, None]
     scale = np.maximum(np.abs(design).max(axis=0), 1e-30)
@@ -291,10 +398,12 @@ def fit(bins: Bins, mean_context: float = 0.0) -> Speed:
     residual = np.zeros(n.size)
     spread = FIRST_SPREAD
     # Few distinct batch sizes leave open where the curve bends: without evidence it does not.
-    priors = np.zeros((len(knots) + 2, design.shape[1]))
-    priors[-2, -2] = float(np.median(n)) * max(mean_context, 1.0) / float(np.median(pace)) / KV_PRIOR
-    priors[:-2, 2:-2] = np.diag(np.full(len(knots), n.max() / float(np.median(pace)) / BEND_PRIOR))
-    priors[-1, -1] = float(np.median(design[:, -1])) / PREFILL_PRIOR
+    priors = np.zeros((len(knots) + 3, design.shape[1]))
+    priors[-3, -3] = float(np.median(n)) * max(mean_context, 1.0) / float(np.median(pace)) / KV_PRIOR
+    priors[:-3, 2:-3] = np.diag(np.full(len(knots), n.max() / float(np.median(pace)) / BEND_PRIOR))
+    per_token = float(np.median(design[:, -1]))
+    priors[-2, -2] = per_token * even_prompt / GROWTH_PRIOR
+    priors[-1, -2:] = per_token * even_prompt / PREFILL_PRIOR, per_token / PREFILL_PRIOR
     for _ in range(ROUNDS):
         w = (weight * np.sqrt(huber))[keep]
         rows = np.vstack([design[keep] * w[:, None], priors * spread])
@@ -315,21 +424,39 @@ def fit(bins: Bins, mean_context: float = 0.0) -> Speed:
     excess_s = np.zeros(lost_s.size)
     excess_s[usable] = np.maximum(0.0, (residual - centre) * width)
     lost_s[edges] = excess_s[edges]
-    error = float(np.std(kept)) * math.sqrt(related(residual, keep) / max(1.0, kept.size - 3.0))
-    return Speed(
+    alike = related(residual, keep)
+    error = float(np.std(kept)) * math.sqrt(alike / max(1.0, kept.size - 3.0))
+    # The covariance of all coefficients, those that the data put at 0 too: a bend that was not seen is not excluded.
+    inverse = np.linalg.pinv((rows / scale).T @ (rows / scale))
+    covariance = float(np.var(kept)) * alike * inverse / np.outer(scale, scale)
+    sizes = np.linspace(0.0, FURTHEST_ERROR * float(n.max()), ERROR_SIZES + 1)[1:]
+    prompts = np.array([each.sum() for each in (squares, bins.prompt_tokens[usable])]) / float(
+        bins.tokens[usable].sum()
+    )
+    work = np.column_stack([
+        np.ones_like(sizes), padded(sizes, stair) if stair else sizes,
+        *(np.maximum(0.0, sizes - knot) for knot in knots), np.zeros_like(sizes), np.outer(sizes, prompts),
+    ])  # fmt: skip
+    errors = np.sqrt(np.einsum("ij,jk,ik->i", work, covariance, work)) / np.maximum(work @ solution, 1e-30)
+    speed = Speed(
         intercept_s=max(
             float(solution[0]), PACE_FLOOR * float(pace[keep].min()) if solution[0] + solution[1] <= 0 else 0.0
         ),
         slope_s=float(solution[1]),
         knots=knots,
-        bends_s=tuple(float(b) for b in solution[2:-2]),
-        prefill_s=float(solution[-1]),
+        bends_s=tuple(float(b) for b in solution[2:-3]),
+        prefill_s=float(solution[-1] + solution[-2] * even_prompt),
         least=float(np.quantile(n, 0.05)),
         most=most,
         error=error,
+        errors=tuple((float(size), max(error, float(each))) for size, each in zip(sizes, errors, strict=True)),
         bins=int(keep.sum()),
         stops_s=_runs(lost_s),
         seconds=float(width.sum() + bins.width_s[frozen].sum()),
-        kv_token_s=float(solution[-2]),
+        kv_token_s=float(solution[-3]),
         mean_context=mean_context,
+        prefill_growth_s=float(solution[-2]),
+        even_prompt=even_prompt,
+        stair=stair,
     )
+    return speed, residual

@@ -193,6 +193,8 @@ UNSEEN_ERROR = 0.1
 """Standard error of the logarithm of a latency whose departure from the model could not be seen."""
 WRONG_CHANCE = 0.02
 """Chance of a wrong verdict that is accepted after each cycle."""
+FAR_FROM_LIMIT_LN = 0.5
+"""An observed latency that is so far from its limit, in the logarithm, says nothing of the curve near the limit."""
 FAR_FROM_MODEL_LN = 0.5
 """A latency that is longer than modelled by more than this, in the logarithm, is made by something that is not in the
 model, such as an API server."""
