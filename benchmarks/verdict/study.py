@@ -1,6 +1,7 @@
 """Error rates and GPU seconds of `check()` and of other ways to decide, on simulated servers of known capacity.
 
     python benchmarks/verdict/study.py run --reps 1000        # raw results: benchmarks/verdict/results/*.csv
+    python benchmarks/verdict/study.py run --parts aiperf,guidellm,mlperf --profiles seen,unseen --reps 100
     python benchmarks/verdict/study.py table                  # RESULTS.md, and the operating characteristic curves
 
 Results are kept cell by cell, so an interrupted run goes on where it stopped.
@@ -20,9 +21,9 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-import rivals  # type: ignore[import-not-found,unused-ignore]
 import servers  # type: ignore[import-not-found,unused-ignore]
 import tables  # type: ignore[import-not-found,unused-ignore]
+from rivals import aiperf, guidellm, mlperf, simple  # type: ignore[import-not-found,unused-ignore]
 
 from pytest_gpucap.measure.procedure import check, measure
 from pytest_gpucap.measure.settings import Settings
@@ -43,12 +44,20 @@ FRESH = 4_600_000
 """Where the seeds of the final study begin; none of them was drawn while constants were set."""
 
 Row = tuple[int, str, float, float, float, float]
+Method = Callable[[str, float, int], Row]
+Rival = Callable[..., tuple[float, float]]
+"""A profile, a seed and perhaps a rate; the estimate, or whether the rate holds, and GPU seconds."""
 
 
 def profile_of(name: str) -> profiles.Profile:
     """A profile that comes with the plugin, or one of the drawn servers."""
     drawn = servers.path_of(name)
     return profiles.load(drawn if drawn.is_file() else name)
+
+
+def profiles_of(name: str) -> list[str]:
+    """All drawn servers of a half, or the profile of this name."""
+    return servers.names(name) if name in servers.KINDS else [name]
 
 
 def requirement(name: str, ratio: float) -> Requirement:
@@ -84,35 +93,45 @@ def one_measure(name: str, ratio: float, rep: int) -> Row:
     return rep, "INVALID" if measurement.problems else "OK", sum(measurement.spent_s.values()), *figures
 
 
-def one_fixed(name: str, ratio: float, rep: int) -> Row:
-    """One fixed run."""
-    profile = profile_of(name)
-    passed, gpu_s = rivals.fixed_run(profile, 30_000 + rep, profile.true_rate_rps / ratio)
-    return rep, "PASS" if passed else "FAIL", gpu_s, math.nan, math.nan, math.nan
+def promised_rps(name: str, rep: int) -> float:
+    """A rate well below the true one, where a search begins that needs such a rate."""
+    return profile_of(name).true_rate_rps * float(np.random.default_rng(rep).uniform(0.1, 0.3))
 
 
-def one_sweep(name: str, ratio: float, rep: int) -> Row:
-    """One sweep; its estimate decides for every ratio."""
-    del ratio
-    rate, gpu_s = rivals.sweep(profile_of(name), 40_000 + rep)
-    return rep, "OK", gpu_s, rate, math.nan, math.nan
+def decided(run: Rival, first_seed: int) -> Method:
+    """A rival that says whether the design rate holds."""
+
+    def one(name: str, ratio: float, rep: int) -> Row:
+        profile = profile_of(name)
+        passed, gpu_s = run(profile, first_seed + rep, profile.true_rate_rps / ratio)
+        return rep, "PASS" if passed else "FAIL", gpu_s, math.nan, math.nan, math.nan
+
+    return one
 
 
-def one_bisection(name: str, ratio: float, rep: int) -> Row:
-    """One doubling and bisection; its estimate decides for every ratio."""
-    del ratio
-    profile = profile_of(name)
-    start = profile.true_rate_rps * float(np.random.default_rng(rep).uniform(0.1, 0.3))
-    rate, gpu_s = rivals.bisection(profile, 50_000 + rep, start)
-    return rep, "OK", gpu_s, rate, math.nan, math.nan
+def searched(run: Rival, first_seed: int, *, promised: bool = False) -> Method:
+    """A rival that estimates the rate: one estimate decides for every ratio."""
+
+    def one(name: str, ratio: float, rep: int) -> Row:
+        del ratio
+        start = (promised_rps(name, rep),) if promised else ()
+        rate, gpu_s = run(profile_of(name), first_seed + rep, *start)
+        return rep, "OK", gpu_s, rate, math.nan, math.nan
+
+    return one
 
 
-METHODS: dict[str, Callable[[str, float, int], Row]] = {
+METHODS: dict[str, Method] = {
     "check": one_check,
     "measure": one_measure,
-    "fixed": one_fixed,
-    "sweep": one_sweep,
-    "bisection": one_bisection,
+    "fixed": decided(simple.fixed_run, 30_000),
+    "sweep": searched(simple.sweep, 40_000),
+    "bisection": searched(simple.bisection, 50_000, promised=True),
+    "aiperf": searched(aiperf.concurrency, 60_000),
+    "aiperf-rate": searched(aiperf.rate, 70_000),
+    "guidellm": searched(guidellm.goodput, 80_000),
+    "mlperf": decided(mlperf.server_run, 90_000),
+    "mlperf-peak": searched(mlperf.find_peak, 100_000, promised=True),
 }
 
 
@@ -160,16 +179,14 @@ def run(cells: Iterable[tuple[str, str, float]], reps: int, jobs: int) -> None:
 
 def cells_of(what: str, names: tuple[str, ...]) -> list[tuple[str, str, float]]:
     """The cells of one part of the study."""
-    parts = {
-        "check": [("check", n, r) for r in RATIOS for n in names],
-        "curve": [("check", n, r) for n in names for r in CURVE_RATIOS],
-        "far": [("check", n, r) for n in names for r in tables.FAR_RATIOS],
-        "measure": [("measure", n, 0.7) for n in names],
-        "fixed": [("fixed", n, r) for r in RATIOS for n in names],
-        "sweep": [("sweep", n, 1.0) for n in names],
-        "bisection": [("bisection", n, 1.0) for n in names],
+    ratios = {
+        "curve": CURVE_RATIOS,
+        "far": tables.FAR_RATIOS,
+        "measure": (0.7,),
+        **dict.fromkeys(tables.ESTIMATING, (1.0,)),
     }
-    return parts[what]
+    method = "check" if what in ("curve", "far") else what
+    return [(method, n, r) for r in ratios.get(what, RATIOS) for n in names]
 
 
 def main() -> None:
@@ -177,14 +194,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "table"])
     parser.add_argument("--parts", default="check,measure,fixed,bisection,sweep")
-    parser.add_argument("--profiles", default=",".join((*TUNED, *HELD_OUT)))
+    parser.add_argument("--profiles", default=",".join((*TUNED, *HELD_OUT)), help="by name; seen, unseen: all drawn")
     parser.add_argument("--reps", type=int, default=1000)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     if options.what == "table":
         tables.write(RESULTS, HERE / "RESULTS.md", platform.processor() or platform.machine())
         return
-    names = tuple(options.profiles.split(","))
+    names = tuple(n for name in options.profiles.split(",") for n in profiles_of(name))
     for part in options.parts.split(","):
         run(cells_of(part, names), options.reps, options.jobs)
 

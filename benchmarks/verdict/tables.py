@@ -16,6 +16,9 @@ CURVES = HERE.parents[1] / "docs" / "operating-characteristic.svg"
 SERVERS = HERE / "servers"
 RATIOS = (0.95, 0.98, 1.02, 1.05)
 FAR_RATIOS = (0.1, 0.5, 2.0, 10.0)
+ESTIMATING = ("sweep", "bisection", "aiperf", "aiperf-rate", "guidellm", "mlperf-peak")
+"""Methods whose estimate of the rate decides for every ratio."""
+METHODS = ("check", "fixed", "bisection", "sweep", "aiperf", "aiperf-rate", "guidellm", "mlperf", "mlperf-peak")
 Rows = Sequence[Mapping[str, str]]
 
 
@@ -40,10 +43,15 @@ def read(results: Path, method: str, name: str, ratio: float) -> Rows:
 def wrong(rows: Rows, ratio: float, truth: float, method: str) -> float:
     """Share of wrong verdicts: PASS below the requirement, FAIL above it."""
     bad = "PASS" if ratio < 1 else "FAIL"
-    if method in ("sweep", "bisection"):
+    if method in ESTIMATING:
         passed = np.array([float(r["rate"]) >= truth / ratio for r in rows])
         return float(passed.mean() if ratio < 1 else (~passed).mean())
     return sum(r["outcome"] == bad for r in rows) / len(rows)
+
+
+def cells_of(results: Path, method: str, name: str) -> dict[float, Rows]:
+    """A method's rows for a profile by ratio; one estimate serves them all."""
+    return {r: read(results, method, name, 1.0 if method in ESTIMATING else r) for r in RATIOS}
 
 
 def share(rows: Rows, outcome: str) -> float:
@@ -82,7 +90,7 @@ def verdict_table(results: Path) -> list[str]:
     ]
     for name, (truth, held_out) in truths().items():
         for method in ("check", "fixed", "bisection", "sweep"):
-            cells = {r: read(results, method, name, 1.0 if method in ("sweep", "bisection") else r) for r in RATIOS}
+            cells = cells_of(results, method, name)
             if not any(cells.values()):
                 continue
             errors = [percent(wrong(rows, r, truth, method)) if rows else "-" for r, rows in cells.items()]
@@ -239,6 +247,76 @@ def traits_table(results: Path) -> list[str]:
     return lines
 
 
+def seconds_of(results: Path, method: str, name: str) -> list[float]:
+    """GPU seconds of every run, each run once."""
+    ratios = (1.0,) if method in ESTIMATING else RATIOS
+    return [float(row["gpu_s"]) for ratio in ratios for row in read(results, method, name, ratio)]
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean; NaN of nothing."""
+    return float(np.mean(values)) if values else math.nan
+
+
+def rivals_summary(results: Path) -> list[str]:
+    """Every method over all drawn servers. Each server counts the same."""
+    lines = [
+        (
+            "| method | runs a cell | wrong at r = 0.95 / 0.98 / 1.02 / 1.05, seen servers, % | unseen servers | "
+            "undecided, seen | unseen | wrong in all: seen, unseen | right in all: seen, unseen | "
+            "estimate / truth: median (5% to 95%) | GPU s: median, p90 |"
+        ),
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    known = truths(SERVERS)
+    for method in METHODS:
+        runs = {name: cells for name in known if all((cells := cells_of(results, method, name)).values())}
+        if not runs:
+            continue
+        errors, undecided = [], []
+        for held_out in (False, True):
+            half = [(known[name][0], cells) for name, cells in runs.items() if known[name][1] == held_out]
+            errors.append([mean([wrong(cells[r], r, truth, method) for truth, cells in half]) for r in RATIOS])
+            undecided.append([mean([share(cells[r], "INCONCLUSIVE") for _, cells in half]) for r in RATIOS])
+        ratios = [
+            float(row["rate"]) / known[name][0]
+            for name, cells in runs.items()
+            for rows in (cells.values() if method == "check" else (cells[0.95],))
+            for row in rows
+            if row["rate"] != "nan"
+        ]
+        spread = [f"{q:.2f}" for q in np.quantile(ratios, (0.5, 0.05, 0.95))] if ratios else []
+        seconds = np.quantile([s for name in runs for s in seconds_of(results, method, name)], (0.5, 0.9))
+        least = min(len(rows) for cells in runs.values() for rows in cells.values())
+        by_ratio = [" / ".join(map(percent, half)) for half in (*errors, *undecided)]
+        right = [1 - mean(bad) - mean(open_) for bad, open_ in zip(errors, undecided, strict=True)]
+        lines.append(
+            f"| {method} | {least} | {by_ratio[0]} | {by_ratio[1]} | "
+            f"{' | '.join(by_ratio[2:]) if method == 'check' else ' | '} | "
+            f"{', '.join(percent(mean(half)) for half in errors)} | {', '.join(map(percent, right))} | "
+            f"{f'{spread[0]} ({spread[1]} to {spread[2]})' if spread else ''} | {seconds[0]:.0f}, {seconds[1]:.0f} |"
+        )
+    return lines
+
+
+def rivals_by_server(results: Path) -> tuple[list[str], list[str]]:
+    """Two tables with a row a server and a column a method: wrong verdicts at 0.95 and 1.05, and median GPU seconds."""
+    head = [f"| server | {' | '.join(METHODS)} |", "|---|" + "---|" * len(METHODS)]
+    errors, seconds = [*head], [*head]
+    for name, (truth, _) in truths(SERVERS).items():
+        cells = {method: cells_of(results, method, name) for method in METHODS}
+        if not any(all(rows.values()) for method, rows in cells.items() if method != "check"):
+            continue
+        wrongs = [
+            " / ".join(f"{100 * wrong(rows[r], r, truth, method):.0f}" if rows[r] else "-" for r in (0.95, 1.05))
+            for method, rows in cells.items()
+        ]
+        spent = [seconds_of(results, method, name) for method in METHODS]
+        errors.append(f"| {name} | {' | '.join(wrongs)} |")
+        seconds.append(f"| {name} | {' | '.join(f'{np.median(s):.0f}' if s else '-' for s in spent)} |")
+    return errors, seconds
+
+
 def starts_table() -> list[str]:
     """Wrong verdicts from one start and from several."""
     import starts  # type: ignore[import-not-found,unused-ignore]  # it imports the study, which imports this file
@@ -248,6 +326,7 @@ def starts_table() -> list[str]:
 
 def write(results: Path, target: Path, machine: str) -> None:
     """RESULTS.md and the curves."""
+    errors, seconds = rivals_by_server(results)
     parts = [
         "# Verdicts: error rates and GPU seconds",
         "",
@@ -286,6 +365,35 @@ def write(results: Path, target: Path, machine: str) -> None:
         ),
         "",
         *traits_table(results),
+        "",
+        "## Other ways to decide, on the same servers",
+        "",
+        (
+            "`study.py run --parts fixed,bisection,sweep,aiperf,aiperf-rate,guidellm,mlperf,mlperf-peak "
+            "--profiles seen,unseen --reps 40`. The last five follow the source of load tools, with the tools' own "
+            "defaults: AIPerf 0.13.0, GuideLLM 0.8.1 and MLPerf LoadGen 6.0.17. The docstrings in `rivals/` name the "
+            "modules and say what is different in virtual time. `aiperf` and `guidellm` search the highest concurrency "
+            "that keeps the limits, as these tools do. The throughput they report there is their estimate. "
+            "`aiperf-rate` is AIPerf's search on the rate, in whole requests per second. `mlperf` is one run at the "
+            "design rate with early stopping. `mlperf-peak` is LoadGen's search for the highest rate."
+        ),
+        "",
+        (
+            "PASS is an estimate of at least the design rate. `check` may also answer that it cannot tell; the others "
+            "never do. Shares are means over the servers. Every run begins on a server that has just started. How many "
+            "requests a server holds at a time within the limits is not what it sustains under random arrivals: there, "
+            "more are in flight at times. So a search for the concurrency passes many servers that are too slow."
+        ),
+        "",
+        *rivals_summary(results),
+        "",
+        "Wrong at r = 0.95 / 1.05, in percent:",
+        "",
+        *errors,
+        "",
+        "GPU seconds, median:",
+        "",
+        *seconds,
         "",
         "## One verdict from several starts",
         "",

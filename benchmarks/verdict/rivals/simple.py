@@ -1,44 +1,20 @@
-"""Re-implementations of other ways to find a server's capacity, on the same simulated servers.
-
-They follow the published procedures of load tools, not their code: a sweep of rates with a minute each, doubling and
-bisection with a fixed number of prompts a probe, and one fixed run at the design rate.
-"""
+"""Three simple ways to find a server's capacity, which need no tool: a fixed run, bisection and a sweep of rates."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from pytest_gpucap.load import schedule
-from pytest_gpucap.load.protocol import PhaseSpan
-from pytest_gpucap.requirement import LatencyLimit, Metric
 from pytest_gpucap.simulator.profile import Profile
 from pytest_gpucap.simulator.runner import SimRunner
 
-DRAIN_S = 900.0
+from .probes import DRAIN_S, hold, keeps_limits
+
 SWEEP_POINTS = 8
 SWEEP_POINT_S = 60.0
 PROBE_PROMPTS = 300
 PROBE_TOLERANCE = 0.05
 FIXED_S, FIXED_LEAD_S = 120.0, 20.0
-
-
-def keeps_limits(runner: SimRunner, span: PhaseSpan, profile: Profile) -> bool:
-    """Whether the phase's requests that have ended kept every limit."""
-    return bool(worst_ratio(runner, span, profile) <= 1.0)
-
-
-def worst_ratio(runner: SimRunner, span: PhaseSpan, profile: Profile) -> float:
-    """Largest percentile over its limit among the phase's requests that have ended."""
-    journal = runner.journal()
-    rows = slice(span.first_row, span.end_row)
-    return max(_percentile(journal, rows, limit) / limit.limit_s for limit in profile.slo.limits)
-
-
-def _percentile(journal: object, rows: slice, limit: LatencyLimit) -> float:
-    name = {Metric.TTFT: "ttft_s", Metric.TPOT: "tpot_s", Metric.E2E: "e2e_s"}[limit.metric]
-    values = getattr(journal, name)[rows]
-    values = values[~np.isnan(values)]
-    return float(np.quantile(values, float(limit.quantile))) if values.size else float("inf")
 
 
 def sweep(profile: Profile, seed: int) -> tuple[float, float]:
@@ -50,9 +26,7 @@ def sweep(profile: Profile, seed: int) -> tuple[float, float]:
     runner = SimRunner(profile.engine, seed)
     rates = []
     for stream, concurrency in ((0, 1), (1, profile.engine.max_num_seqs)):
-        span = runner.run(
-            schedule.closed_loop(profile.workload, concurrency, SWEEP_POINT_S, 500.0, seed, stream, hot=False)
-        )
+        span = hold(runner, profile.workload, concurrency, SWEEP_POINT_S, seed, stream)
         journal = runner.journal()
         rates.append(float(((journal.end_s > span.start_s) & (journal.end_s <= span.end_s)).sum()) / SWEEP_POINT_S)
         runner.settle(DRAIN_S, cancel=True)
