@@ -245,6 +245,7 @@ class Speed:
         least, most: requests decoding in the bins behind it (5th and 95th percentile).
         error: standard error of ln s in the middle of the data, from the residuals alone, and from how those of
             neighbouring bins are related (`related`).
+        trend: of ln(time) over the bins, beyond what the work in them explains; its standard error; seconds of the bins.
         errors: of ln(time per step), by requests decoding: larger where the curve rests on few bins.
         bins: behind it.
         stops_s: length of each stop of the engine, in bins left out; neighbouring bins are one.
@@ -266,6 +267,7 @@ class Speed:
     least: float
     most: float
     error: float
+    trend: tuple[float, float, float]
     errors: tuple[tuple[float, float], ...]
     bins: int
     stops_s: tuple[float, ...]
@@ -292,6 +294,11 @@ class Speed:
         pace = self.at(bins.decoding, _sizes(bins, self.stair)) + self.kv_token_s * bins.excess(self.mean_context)
         growth = bins.prompt_squares - self.even_prompt * bins.prompt_tokens
         return steps * pace + self.prefill_s * bins.prompt_tokens + self.prefill_growth_s * growth
+
+    def falls(self, z: float, least_ln: float) -> bool:
+        """Whether times fell over the bins by `least_ln`, which is so many standard errors of it."""
+        slope, error, seconds = self.trend
+        return slope < -z * error and slope * seconds < -least_ln
 
     def error_at(self, n: float) -> float:
         """Standard error of the logarithm of the time per step with n decoding."""
@@ -345,6 +352,29 @@ def related(residual: Floats, keep: Bools) -> float:
     centred = np.clip(centred, -most, most)
     ratio = 1.0 + 2.0 * float((centred[1:] * centred[:-1]).sum()) / max(float((centred**2).sum()), 1e-30)
     return (kept.size * max(0.0, ratio) + RELATED_PRIOR_BINS * RELATED_PRIOR) / (kept.size + RELATED_PRIOR_BINS)
+
+
+def _trend(design: Floats, weight: Floats, at_s: Floats, alike: float) -> tuple[float, float, float]:
+    """The slope of relative times over time in a regression with the curve's own columns, its error, and the span.
+
+    A curve that was fitted first has taken up what it could of a trend: batch sizes follow each other in time.
+
+    Args:
+        design: shape (b, m): what the columns take of a bin's time, per unit of their coefficients.
+        weight: shape (b,).
+        at_s: shape (b,): when.
+        alike: variance of sums of residuals over that of unrelated ones.
+    """
+    columns = design[:, np.abs(design).max(axis=0) > 0]
+    columns = np.column_stack([columns / np.abs(columns).max(axis=0), at_s - at_s.mean()]) * weight[:, None]
+    freedom = at_s.size - columns.shape[1]
+    if freedom < 1:
+        return 0.0, math.inf, 0.0
+    inverse = np.linalg.pinv(columns.T @ columns)
+    found = inverse @ columns.T @ weight
+    left = weight - columns @ found
+    variance = float(left @ left) / freedom * alike * float(inverse[-1, -1])
+    return float(found[-1]), math.sqrt(max(variance, 1e-30)), float(np.ptp(at_s))
 
 
 class SpeedError(GpuCapError, ValueError):
@@ -425,6 +455,7 @@ def _fit(bins: Bins, usable: Bools, mean_context: float, even_prompt: float, sta
     excess_s[usable] = np.maximum(0.0, (residual - centre) * width)
     lost_s[edges] = excess_s[edges]
     alike = related(residual, keep)
+    trend = _trend(design[keep], weight[keep], np.cumsum(bins.width_s)[usable][keep], alike)
     error = float(np.std(kept)) * math.sqrt(alike / max(1.0, kept.size - 3.0))
     # The covariance of all coefficients, those that the data put at 0 too: a bend that was not seen is not excluded.
     inverse = np.linalg.pinv((rows / scale).T @ (rows / scale))
@@ -449,6 +480,7 @@ def _fit(bins: Bins, usable: Bools, mean_context: float, even_prompt: float, sta
         least=float(np.quantile(n, 0.05)),
         most=most,
         error=error,
+        trend=trend,
         errors=tuple((float(size), max(error, float(each))) for size, each in zip(sizes, errors, strict=True)),
         bins=int(keep.sum()),
         stops_s=_runs(lost_s),

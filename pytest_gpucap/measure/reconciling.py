@@ -42,8 +42,8 @@ def reconciled(
         windows = [w for w in windows if isinstance(w.span.phase, ClosedLoop) or not overloaded(w, peak)]
     speed, model = server_seen(run, windows)
     paces = window_paces(run.journal, windows, speed)
-    warming = peak is None and paces.falls(c.WARMING_Z)
-    while warming and len(windows) > c.LEAST_WARM and paces.falls(c.TREND_Z):
+    warming = peak is None and (paces.falls(c.WARMING_Z) or speed.falls(c.WARMING_Z, c.TREND_LN))
+    while warming and len(windows) > c.LEAST_WARM and (paces.falls(c.TREND_Z) or speed.falls(c.TREND_Z, c.TREND_LN)):
         # What came first is another server than the one that will be used.
         windows = windows[1:]
         speed, model = server_seen(run, windows)
