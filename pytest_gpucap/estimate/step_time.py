@@ -23,16 +23,8 @@ from scipy.optimize import nnls
 
 from pytest_gpucap.arrays import Bools, Floats
 from pytest_gpucap.errors import GpuCapError
-from pytest_gpucap.load.protocol import Journal, Status
+from pytest_gpucap.estimate.bins import LEAST_DECODING, STAIRS, Bins, padded
 
-STEPS_PER_BIN = 16
-"""Engine steps in a bin. The step that the bin's edge cuts is then 6% of it, and the next bin has the rest."""
-LEAST_BIN_S = 0.4
-"""Shortest bin: tokens are counted in bins of 0.1 s, whose edges do not fall on those of a bin."""
-MOST_BIN_S = 2.0
-"""Longest bin: a phase of 7 s must still have several, or nothing would tell its noise."""
-LEAST_DECODING = 0.5
-"""Bins with fewer requests decoding, on average, say nothing of the speed: the engine idles for part of them."""
 STALL_EXCESS = 0.15
 """A bin that is slower than the model by more than this share, and by more than `STALL_STEPS`, contains a stop of the
 engine. It is left out of the fit and counted. The noise of a bin is a few percent."""
@@ -65,8 +57,6 @@ GROWTH_PRIOR = 0.3
 KV_PRIOR = 0.3
 """Before the data, reading the KV cache takes about this share of a step. Lengths that hardly vary say nothing of
 it."""
-STAIRS = (8, 16, 32)
-"""Multiples of batch sizes with a CUDA graph that are looked for. Those of vLLM are 8, and 16 from 256 on."""
 STAIRS_GAIN = 12.0
 """A batch is padded if that makes the residuals' log-likelihood ratio so much larger. By chance it is as large in one
 fit of a thousand: a chi-square of one degree of freedom, with three candidates."""
@@ -84,157 +74,6 @@ points measured."""
 
 
 @dataclass(frozen=True, slots=True)
-class Bins:
-    """Time in bins, shape (b,) each.
-
-    Width, requests decoding, tokens after the first, prompt tokens prefilled, the same weighted by the length of their
-    prompt, KV tokens held by the requests decoding; and, shape (b, len(STAIRS)), the requests decoding with what they
-    are padded by.
-    """
-
-    width_s: Floats
-    decoding: Floats
-    tokens: Floats
-    prompt_tokens: Floats
-    prompt_squares: Floats
-    held: Floats
-    padded: Floats
-
-    def excess(self, mean_context: float) -> Floats:
-        """KV tokens held beyond `mean_context` per request, shape (b,); zeros where that is unknown (0)."""
-        return self.held - self.decoding * mean_context if mean_context else np.zeros_like(self.held)
-
-    def join(self, other: Bins) -> Bins:
-        """Both, one after the other."""
-        return Bins(*(np.concatenate([getattr(self, f), getattr(other, f)]) for f in Bins.__slots__))
-
-
-def integral(times: Floats, starts: Floats, ends: Floats) -> Floats:
-    """Integral over time, up to each of `times`, of how many spans [start, end) are under way; NaN: not ended."""
-    begun = np.sort(starts[~np.isnan(starts)])
-    ended = np.sort(ends[~np.isnan(ends) & ~np.isnan(starts)])
-
-    def elapsed(events: Floats) -> Floats:
-        before = np.searchsorted(events, times)
-        total = np.concatenate([[0.0], np.cumsum(events)])
-        result: Floats = before * times - total[before]
-        return result
-
-    difference: Floats = elapsed(begun) - elapsed(ended)
-    return difference
-
-
-def bin_width_s(step_s: float) -> float:
-    """A width that holds enough steps of the engine."""
-    return min(MOST_BIN_S, max(LEAST_BIN_S, STEPS_PER_BIN * step_s))
-
-
-def bins_of(journal: Journal, start_s: float, end_s: float, width_s: float) -> Bins:
-    """The span [start_s, end_s) in bins of about `width_s`."""
-    count = max(1, round((end_s - start_s) / width_s))
-    edges = np.linspace(start_s, end_s, count + 1)
-    decoding = np.diff(integral(edges, journal.first_s, journal.end_s)) / np.diff(edges)
-    ticks: Floats = journal.bins_start_s + journal.bin_s * np.arange(journal.tokens.size + 1, dtype=np.float64)
-    made = np.interp(edges, ticks, np.concatenate([[0.0], np.cumsum(journal.tokens)]))
-    first = np.sort(journal.first_s[~np.isnan(journal.first_s)])
-    tokens = np.diff(made) - np.diff(np.searchsorted(first, edges))
-    width = np.diff(edges)
-    prompts, squares = np.diff(_prefilled(journal, edges))
-    return Bins(
-        width,
-        decoding,
-        np.maximum(tokens, 0.0),
-        prompts,
-        squares,
-        _held(journal, edges, ticks, made),
-        np.diff(_padded(journal, edges), axis=0) / width[:, None],
-    )
-
-
-def padded(n: Floats, stair: int) -> Floats:
-    """Batch sizes padded to the next CUDA graph: a multiple of `stair`, or below it a power of two."""
-    power = np.exp2(np.ceil(np.log2(np.maximum(n, 1.0))))
-    result: Floats = np.where(n <= 0.0, 0.0, np.where(n < stair, np.minimum(power, stair), np.ceil(n / stair) * stair))
-    return result
-
-
-def _padded(journal: Journal, times: Floats) -> Floats:
-    """Integral over time, up to each of `times`, of the batch padded by each of `STAIRS`, shape (t, len(STAIRS))."""
-    begun = ~np.isnan(journal.first_s)
-    ended = begun & ~np.isnan(journal.end_s)
-    at = np.concatenate([journal.first_s[begun], journal.end_s[ended]])
-    change = np.concatenate([np.ones(int(begun.sum())), -np.ones(int(ended.sum()))])
-    order = np.argsort(at, kind="stable")
-    at, n = np.append(at[order], math.inf), np.concatenate([[0.0], np.cumsum(change[order])])
-    start_s = min(float(at[0]), float(times[0]))
-    marks = np.concatenate([[start_s], at[:-1]])
-    held = np.diff(np.append(marks, max(float(times[-1]), float(marks[-1]))))
-    columns = []
-    for stair in STAIRS:
-        total = np.concatenate([[0.0], np.cumsum(padded(n, stair) * held)])
-        columns.append(np.interp(times, np.append(marks, marks[-1] + held[-1]), total))
-    return np.column_stack(columns)
-
-
-def _held(journal: Journal, edges: Floats, ticks: Floats, made: Floats) -> Floats:
-    """KV tokens of the requests decoding, mean of each bin: prompts begun and tokens made, less all of ended requests.
-
-    `ticks`: the edges of the journal's own bins; `made`: tokens up to each of `edges`. The tokens of a request that
-    failed are estimated from the pace while it ran.
-    """
-    begun = ~np.isnan(journal.first_s)
-    over = begun & ~np.isnan(journal.end_s)
-
-    def total(times: Floats, tokens: Floats) -> Floats:
-        order = np.argsort(times, kind="stable")
-        sums: Floats = np.concatenate([[0.0], np.cumsum(tokens[order])])
-        return sums[np.searchsorted(times[order], edges)]
-
-    prompt, output = journal.prompt_tokens.astype(np.float64), journal.output_tokens.astype(np.float64)
-    broken = over & (journal.status != Status.OK)
-    if broken.any():
-        decoding = np.diff(integral(ticks, journal.first_s, journal.end_s)) / journal.bin_s
-        clock = np.concatenate([[0.0], np.cumsum(journal.tokens / np.maximum(decoding, LEAST_DECODING))])
-        first, end = (np.interp(t[broken], ticks, clock) for t in (journal.first_s, journal.end_s))
-        output[broken] = np.minimum(output[broken], end - first)
-    at = total(journal.first_s[begun], prompt[begun]) + made - total(journal.end_s[over], (prompt + output)[over])
-    mean: Floats = (at[1:] + at[:-1]) / 2.0
-    return mean
-
-
-def _prefilled(journal: Journal, times: Floats) -> Floats:
-    """Prompt tokens prefilled up to each time, and the same weighted by the length of their prompt, shape (2, t).
-
-    A prompt is spread over the time since the one before it was done. At the end one is under way: it is taken to be
-    as fast as the others.
-    """
-    known = ~np.isnan(journal.first_s)
-    order = np.argsort(journal.first_s[known], kind="stable")
-    first = journal.first_s[known][order]
-    if first.size == 0:
-        return np.zeros((2, times.size))
-    prompt = journal.prompt_tokens[known][order].astype(np.float64)
-    before = np.concatenate([[-math.inf], first[:-1]])
-    begin = np.maximum(journal.sent_s[known][order], before)
-    waiting = np.isnan(journal.first_s) & (journal.status == Status.IN_FLIGHT) & (journal.sent_s < times[-1])
-    if waiting.any():
-        under_way = np.flatnonzero(waiting)[np.argmin(journal.sent_s[waiting])]
-        since = max(float(journal.sent_s[under_way]), float(first[-1]))
-        per_s = float(np.median(prompt / np.maximum(first - np.minimum(begin, first), 1e-6)))
-        done = min(float(journal.prompt_tokens[under_way]), per_s * max(0.0, float(times[-1]) - since))
-        begin, first = np.append(begin, since), np.append(first, max(since, float(times[-1])))
-        prompt = np.append(prompt, done)
-    points = np.maximum.accumulate(np.column_stack([np.minimum(begin, first), first]).ravel())
-
-    def total(each: Floats) -> Floats:
-        levels = np.concatenate([[0.0], np.cumsum(each)])
-        result: Floats = np.interp(times, points, np.column_stack([levels[:-1], levels[1:]]).ravel())
-        return result
-
-    return np.stack([total(prompt), total(prompt**2)])
-
-
-@dataclass(frozen=True, slots=True)
 class Speed:
     """A fitted curve.
 
@@ -245,7 +84,7 @@ class Speed:
         least, most: requests decoding in the bins behind it (5th and 95th percentile).
         error: standard error of ln s in the middle of the data, from the residuals alone, and from how those of
             neighbouring bins are related (`related`).
-        trend: of ln(time) over the bins, beyond what the work in them explains; its standard error; seconds of the bins.
+        trend: of ln(time) per second of the bins, beyond what the work in them explains; its standard error; seconds.
         errors: of ln(time per step), by requests decoding: larger where the curve rests on few bins.
         bins: behind it.
         stops_s: length of each stop of the engine, in bins left out; neighbouring bins are one.
@@ -291,7 +130,7 @@ class Speed:
         """Engine seconds that the work of each bin takes by the model, shape (b,); NaN where nobody decodes."""
         with np.errstate(invalid="ignore", divide="ignore"):
             steps = bins.tokens / bins.decoding
-        pace = self.at(bins.decoding, _sizes(bins, self.stair)) + self.kv_token_s * bins.excess(self.mean_context)
+        pace = self.at(bins.decoding, bins.sizes(self.stair)) + self.kv_token_s * bins.excess(self.mean_context)
         growth = bins.prompt_squares - self.even_prompt * bins.prompt_tokens
         return steps * pace + self.prefill_s * bins.prompt_tokens + self.prefill_growth_s * growth
 
@@ -323,10 +162,6 @@ class Speed:
         # A convex curve lies above its chord from the origin's intercept; half its own mean slope is well below it.
         slope = 0.5 * max(0.0, at_edge - self.intercept_s) / edge
         return np.where(n <= edge, self.at(n), np.minimum(self.at(n), at_edge + slope * (n - edge)))
-
-
-def _sizes(bins: Bins, stair: int) -> Floats:
-    return bins.padded[:, STAIRS.index(stair)] if stair else bins.decoding
 
 
 def _runs(lost_s: Floats) -> tuple[float, ...]:
@@ -407,6 +242,42 @@ def fit(bins: Bins, mean_context: float = 0.0, even_prompt: float = 0.0) -> Spee
     return stairs if residual.size * math.log(lost(residual) / max(least, 1e-30)) > STAIRS_GAIN else smooth
 
 
+def _frozen(bins: Bins) -> Bools:
+    """Bins in which requests decode and no token comes: the engine stands still."""
+    frozen: Bools = (bins.decoding >= LEAST_DECODING) & (bins.tokens <= 0)
+    return frozen
+
+
+def _lost_s(bins: Bins, usable: Bools, stopped: Bools, beyond: Floats, residual: Floats) -> Floats:
+    """Seconds of each bin for which the engine stood still, shape (b,).
+
+    Args:
+        bins: all of them.
+        usable: those that the curve was fitted to.
+        stopped: of the usable ones, those that contain a stop.
+        beyond: by how much they are slower than the usual one, as a share of their time.
+        residual: the same, slower than the curve.
+    """
+    lost_s = np.where(_frozen(bins), bins.width_s, 0.0)
+    lost_s[np.flatnonzero(usable)[stopped]] = (residual * bins.width_s[usable])[stopped]
+    # A stop begins and ends in the middle of bins, which alone would not look like one.
+    edges = (lost_s <= 0.0) & (np.append(lost_s[1:], 0.0) + np.append(0.0, lost_s[:-1]) > 0.0)
+    excess_s = np.zeros(lost_s.size)
+    excess_s[usable] = np.maximum(0.0, beyond * bins.width_s[usable])
+    lost_s[edges] = excess_s[edges]
+    return lost_s
+
+
+def _work(sizes: Floats, stair: int, knots: tuple[float, ...], prompts: Floats) -> Floats:
+    """What a step takes by each coefficient of the curve, shape (k, m): with so many decoding, shape (k,).
+
+    `prompts`, shape (2,): squares of prompts, and prompt tokens, for each token made.
+    """
+    batch = padded(sizes, stair) if stair else sizes
+    bends = (np.maximum(0.0, sizes - knot) for knot in knots)
+    return np.column_stack([np.ones_like(sizes), batch, *bends, np.zeros_like(sizes), np.outer(sizes, prompts)])
+
+
 def _fit(bins: Bins, usable: Bools, mean_context: float, even_prompt: float, stair: int) -> tuple[Speed, Floats]:
     """The curve with one staircase or none, and the residuals of the `usable` bins, relative to their time."""
     width, n = bins.width_s[usable], bins.decoding[usable]
@@ -416,7 +287,7 @@ def _fit(bins: Bins, usable: Bools, mean_context: float, even_prompt: float, sta
     knots = tuple(float(k * n.max()) for k in KNOTS)
     bends = (np.maximum(0.0, n - knot) for knot in knots)
     squares = bins.prompt_squares[usable] if even_prompt else np.zeros_like(n)
-    columns = [np.ones_like(n), _sizes(bins, stair)[usable], *bends, bins.excess(mean_context)[usable], squares / steps]
+    columns = [np.ones_like(n), bins.sizes(stair)[usable], *bends, bins.excess(mean_context)[usable], squares / steps]
     columns.append(bins.prompt_tokens[usable] / steps)
     # Relative errors: divide by the pace itself.
     design = np.column_stack(columns) / pace[:, None]
@@ -445,30 +316,17 @@ def _fit(bins: Bins, usable: Bools, mean_context: float, even_prompt: float, sta
         spread = 1.4826 * float(np.median(np.abs(residual[keep] - np.median(residual[keep])))) + 1e-6
         huber = np.minimum(1.0, HUBER * spread / np.maximum(np.abs(residual - centre), 1e-9))
     kept = residual[keep]
-    # Where requests decode and no token comes, the engine stands still.
-    frozen = (bins.decoding >= LEAST_DECODING) & (bins.tokens <= 0)
-    lost_s = np.where(frozen, bins.width_s, 0.0)
-    lost_s[np.flatnonzero(usable)[~keep]] = (residual * width)[~keep]
-    # A stop begins and ends in the middle of bins, which alone would not look like one.
-    edges = (lost_s <= 0.0) & (np.append(lost_s[1:], 0.0) + np.append(0.0, lost_s[:-1]) > 0.0)
-    excess_s = np.zeros(lost_s.size)
-    excess_s[usable] = np.maximum(0.0, (residual - centre) * width)
-    lost_s[edges] = excess_s[edges]
+    lost_s = _lost_s(bins, usable, ~keep, residual - centre, residual)
     alike = related(residual, keep)
     trend = _trend(design[keep], weight[keep], np.cumsum(bins.width_s)[usable][keep], alike)
     error = float(np.std(kept)) * math.sqrt(alike / max(1.0, kept.size - 3.0))
-    # The covariance of all coefficients, those that the data put at 0 too: a bend that was not seen is not excluded.
-    inverse = np.linalg.pinv((rows / scale).T @ (rows / scale))
-    covariance = float(np.var(kept)) * alike * inverse / np.outer(scale, scale)
+    # All coefficients have an error, those that the data put at 0 too: a bend that was not seen is not excluded.
+    inverse = np.linalg.pinv((rows / scale).T @ (rows / scale)) / np.outer(scale, scale)
     sizes = np.linspace(0.0, FURTHEST_ERROR * float(n.max()), ERROR_SIZES + 1)[1:]
-    prompts = np.array([each.sum() for each in (squares, bins.prompt_tokens[usable])]) / float(
-        bins.tokens[usable].sum()
-    )
-    work = np.column_stack([
-        np.ones_like(sizes), padded(sizes, stair) if stair else sizes,
-        *(np.maximum(0.0, sizes - knot) for knot in knots), np.zeros_like(sizes), np.outer(sizes, prompts),
-    ])  # fmt: skip
-    errors = np.sqrt(np.einsum("ij,jk,ik->i", work, covariance, work)) / np.maximum(work @ solution, 1e-30)
+    prompts = np.array([squares.sum(), bins.prompt_tokens[usable].sum()]) / float(bins.tokens[usable].sum())
+    work = _work(sizes, stair, knots, prompts)
+    spreads = np.sqrt(float(np.var(kept)) * alike * np.einsum("ij,jk,ik->i", work, inverse, work))
+    errors = np.maximum(error, spreads / np.maximum(work @ solution, 1e-30))
     speed = Speed(
         intercept_s=max(
             float(solution[0]), PACE_FLOOR * float(pace[keep].min()) if solution[0] + solution[1] <= 0 else 0.0
@@ -481,10 +339,10 @@ def _fit(bins: Bins, usable: Bools, mean_context: float, even_prompt: float, sta
         most=most,
         error=error,
         trend=trend,
-        errors=tuple((float(size), max(error, float(each))) for size, each in zip(sizes, errors, strict=True)),
+        errors=tuple(zip(sizes.tolist(), errors.tolist(), strict=True)),
         bins=int(keep.sum()),
         stops_s=_runs(lost_s),
-        seconds=float(width.sum() + bins.width_s[frozen].sum()),
+        seconds=float(width.sum() + bins.width_s[_frozen(bins)].sum()),
         kv_token_s=float(solution[-3]),
         mean_context=mean_context,
         prefill_growth_s=float(solution[-2]),

@@ -10,9 +10,10 @@ from scipy.stats import gamma
 
 from pytest_gpucap.arrays import Floats
 from pytest_gpucap.estimate import queue_model
+from pytest_gpucap.estimate.bins import Bins, bin_width_s, bins_of
 from pytest_gpucap.estimate.paces import PATH_BIN_S, own_paces, pace_path, paces_of
 from pytest_gpucap.estimate.queue_model import LONG_STOP_S, Calibration, ServerModel, saturation_rps, starting_levels
-from pytest_gpucap.estimate.step_time import Bins, Speed, SpeedError, bin_width_s, bins_of, fit
+from pytest_gpucap.estimate.step_time import Speed, SpeedError, fit
 from pytest_gpucap.estimate.sustainable_rate import Examination, Sustainable, examine, sustainable
 from pytest_gpucap.estimate.traffic import Traffic, traffic_for
 from pytest_gpucap.load.protocol import Journal, OpenLoop

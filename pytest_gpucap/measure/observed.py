@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pytest_gpucap.arrays import Bools, Floats, Ints
+from pytest_gpucap.estimate.bins import integral
 from pytest_gpucap.estimate.paces import CLOCK_BIN_S, STOP_LN, departures, paces_of, token_clock
 from pytest_gpucap.estimate.queue_model import ServerModel, server_of
 from pytest_gpucap.estimate.queue_simulation import (
@@ -24,7 +25,7 @@ from pytest_gpucap.estimate.queue_simulation import (
     QueueStart,
     simulate,
 )
-from pytest_gpucap.estimate.step_time import Speed, integral
+from pytest_gpucap.estimate.step_time import Speed
 from pytest_gpucap.load.protocol import ERRORS, Journal, Status
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.run import Window

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pytest_gpucap.estimate.step_time import bin_width_s, bins_of
+from pytest_gpucap.estimate.bins import bin_width_s, bins_of
 from pytest_gpucap.estimate.traffic import traffic_for
 from pytest_gpucap.load.protocol import LoadError
 from pytest_gpucap.measure import constants as c

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from pytest_gpucap.estimate import queue_model, sustainable_rate
+from pytest_gpucap.estimate.bins import padded
 from pytest_gpucap.estimate.queue_model import ServerModel, server_of
 from pytest_gpucap.estimate.queue_simulation import QueueArrivals, QueueLatencies, QueueStart, simulate
-from pytest_gpucap.estimate.step_time import padded
 from pytest_gpucap.estimate.traffic import Traffic, traffic_for
 from pytest_gpucap.load import schedule
 from pytest_gpucap.requirement import LatencyLimit, Length, Workload

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pytest_gpucap.estimate.step_time import STAIRS, Bins, SpeedError, bins_of, fit, integral, padded, related
+from pytest_gpucap.estimate.bins import STAIRS, Bins, bins_of, integral, padded
+from pytest_gpucap.estimate.step_time import SpeedError, fit, related
 from pytest_gpucap.load import schedule
 from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.requirement import Length, Workload
