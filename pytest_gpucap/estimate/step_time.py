@@ -325,7 +325,8 @@ def _fit(bins: Bins, usable: Bools, mean_context: float, even_prompt: float, sta
     sizes = np.linspace(0.0, FURTHEST_ERROR * float(n.max()), ERROR_SIZES + 1)[1:]
     prompts = np.array([squares.sum(), bins.prompt_tokens[usable].sum()]) / float(bins.tokens[usable].sum())
     work = _work(sizes, stair, knots, prompts)
-    spreads = np.sqrt(float(np.var(kept)) * alike * np.einsum("ij,jk,ik->i", work, inverse, work))
+    variances = np.maximum(0.0, np.einsum("ij,jk,ik->i", work, inverse, work))  # rounding may make them negative
+    spreads = np.sqrt(float(np.var(kept)) * alike * variances)
     errors = np.maximum(error, spreads / np.maximum(work @ solution, 1e-30))
     speed = Speed(
         intercept_s=max(

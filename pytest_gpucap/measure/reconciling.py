@@ -70,10 +70,11 @@ def reconciled(
     found = replace(found, misfits=misfits.union(each.limit for each in departures if each.unexplained))
     most_rps, crowd = found.rate.value, None if peak is not None else crowded_at(run, model, speed)
     bound = borne(run, windows, found.model, most_rps, crowd[0]) if crowd else None
-    if found.misfits and requirement.slo.limits and peak is None:
-        return found.believing(Belief((_as_kept(run, open_loops, rate, bound.greatest if bound else most_rps),)))
     if bound and crowd:
         found = replace(found, binding=crowd[1])
+    if found.misfits and requirement.slo.limits and peak is None:
+        return found.believing(Belief((_as_kept(run, open_loops, rate, bound.greatest if bound else most_rps),)))
+    if bound:
         return found.believing(Belief((replace(bound, error=math.hypot(found.error, bound.error)),)))
     return corrected(run, windows, found, departures, rate, peak)
 
