@@ -51,7 +51,7 @@ coverage: install ## which lines the tests without vLLM run, lowest files first 
 	PYTHONPATH=$(CURDIR) $(BIN)/coverage run -m pytest -n 2 -q -m "not vllm_cpu"; $(BIN)/coverage combine -q
 	$(BIN)/coverage report | head -40
 
-fuzz: install ## hostile options, markers and files, for an hour or GPUCAP_FUZZ_SECONDS
+fuzz: install ## hostile options, markers, files and answers, for an hour or GPUCAP_FUZZ_SECONDS
 	GPUCAP_TEST_INSTALLED=1 GPUCAP_FUZZ_SECONDS=$${GPUCAP_FUZZ_SECONDS:-3600} $(BIN)/pytest -s tests/fuzz -m slow
 
 hooks: install ## checks before every commit (pre-commit)
@@ -84,6 +84,8 @@ lock: ## requirements/dev.txt anew: the newest versions of what dev.in and the p
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.in ".[accuracy,benchmark,history,html,http2]"
 	.venv-lock/bin/python -m pip freeze --disable-pip-version-check --exclude pytest-gpucap > requirements/dev.txt
+	grep '^[a-z].*;' requirements/dev.in | while IFS=';' read -r name marker; do \
+		sed -i "s/^$$name==[^;]*$$/&;$$marker/" requirements/dev.txt; done
 	rm -rf .venv-lock
 
 # Not a part of `make test`: an advisory of today would fail a change of yesterday.

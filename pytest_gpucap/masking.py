@@ -67,7 +67,7 @@ _KINDS: Final[Mapping[str, str]] = {
     "an npm token": r"\bnpm_[A-Za-z0-9]{30,}",
     "a PyPI token": r"\bpypi-[A-Za-z0-9_-]{20,}",
     "an API key": r"(?:(?<![\w-])(?:sk|rk|pk)[-_](?=[A-Za-z0-9_-]{0,99}\d)|\b(?:nvapi-|gsk_|r8_))[A-Za-z0-9_-]{16,}",
-    "a JSON web token": r"\beyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*",
+    "a JSON web token": r"(?<![\w-])(?>(?:[\w-]*?-)??eyJ[A-Za-z0-9_-]{8,}+)\.eyJ[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?s:.*?)(?:-----END [A-Z ]*PRIVATE KEY-----|$)|"
     r"\bKEY-----\s*[A-Za-z0-9+/=]{12,}",  # of one that pretty printing has broken at its spaces
 }
@@ -93,7 +93,7 @@ _ANY: Final = re.compile(
     )
 )
 _ASSIGNED: Final = re.compile(
-    rf"(?P<name>(?:{_WORDS})\\?['\"]?\s{{0,9}}[:=]\s{{0,9}}|--[\w.-]{{0,40}}(?:{_WORDS}|token)\s+)"
+    rf"(?P<name>(?:{_WORDS})\\?['\"]?\s{{0,9}}[:=]\s{{0,9}}|(?:(?<![\w.-])|(?<=\\[nrt]))--[\w.-]{{0,40}}(?:{_WORDS}|token)\s+)"
     r"(?P<value>\\?'[^'\n]*'|\\?\"[^\"\n]*\"|[^\s,;'\")}\]]+)",
     re.IGNORECASE,
 )

@@ -353,12 +353,16 @@ class _Results:
             self._session_report.note(f"{hook} failed: {type(error).__name__}: {error}")
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionfinish(self, exitstatus: int) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         options = self._config.stash.get(OPTIONS, None)
         asks = options is not None and (options.save, options.markdown, options.html) != (None, None, None)
         if self._session_report is None and not (asks and self._declared):
             return
         found = self._report()
+        if isinstance(sys.exc_info()[1], KeyboardInterrupt):  # a second one comes before pytest has noted the first
+            exitstatus = int(pytest.ExitCode.INTERRUPTED)
+        if why := session.shouldfail or session.shouldstop:
+            self._problem(f"the session stopped early: {why}")
         found.finish(exitstatus)
         if options is None or not (found.results or self._declared):
             return  # a session without a test of ours replaces no report

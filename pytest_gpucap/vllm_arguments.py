@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from pytest_gpucap.errors import told
+from pytest_gpucap.errors import shortened, told
 from pytest_gpucap.requirement import RequirementError, positive, whole
 
 Item = str | int | float
@@ -359,12 +359,13 @@ def _spelled(words: Sequence[str], *, strict: bool) -> list[Spelled]:
         elif is_flag and (short := _short_flag(word)) is not None:
             found.append((*short, word))
         elif is_flag and strict:
-            raise RequirementError(f"vLLM has no argument {word}; a value with a dash is written --argument={word}")
+            shown = shortened(word)
+            raise RequirementError(f"vLLM has no argument {shown}; a value with a dash is written --argument={shown}")
         elif found:
             spelling, values, shown = found[-1]
             found[-1] = (spelling, [*values, word], f"{shown} {word}")
         elif strict:
-            raise RequirementError(f"{word!r} follows no --argument")
+            raise RequirementError(f"{told(word)} follows no --argument")
     return [
         (spelling, True if not values else values[0] if len(values) == 1 else tuple(values), shown)
         for spelling, values, shown in found
@@ -416,17 +417,17 @@ def _read(given: Iterable[Spelled]) -> dict[str, Value]:
     for spelling, raw, shown in given:
         short = spelling.partition(".")[0].removeprefix("-")
         if _NAME.fullmatch(spelling.removeprefix("-") if short in {*_SHORT, _LEVEL_OR_CONFIG} else spelling) is None:
-            raise RequirementError(f"vllm: {spelling!r} is no name of a vLLM argument")
+            raise RequirementError(f"vllm: {told(spelling)} is no name of a vLLM argument")
         name, switched = _long(spelling, raw)
         if _root(name).startswith("no_"):
-            raise RequirementError(f"vllm: {spelling} is a switch: write True or False, not {raw!r}")
+            raise RequirementError(f"vllm: {spelling} is a switch: write True or False, not {told(raw)}")
         if reason := _OWNED.get(name.lower()):
             raise RequirementError(f"vllm: {spelling} cannot be set: {reason}")
         value = _plain(spelling, switched)
         if name in found and name in _REPEATED:
             value = (*_several(found[name]), *_several(value))
         elif name in found and _identity({name: found[name]}) != _identity({name: value}):
-            raise RequirementError(f"vllm: {name} given twice: {shown_as[name]} and {shown}")
+            raise RequirementError(f"vllm: {name} given twice: {shortened(shown_as[name])} and {shortened(shown)}")
         found[name], shown_as[name] = value, shown
     return _joined(found, shown_as)
 
@@ -442,7 +443,7 @@ def _plain(name: str, value: object) -> Value:
             raise RequirementError(f"vllm: {name} is an empty list: leave it out or name its values")
         items = tuple(_item(name, item) for item in value)
         if "." not in name and (flags := [item for item in items if _FLAG.match(str(item))]):
-            raise RequirementError(f"vllm: {name}: {flags[0]!r} in a list would be read as an argument of its own")
+            raise RequirementError(f"vllm: {name}: {told(flags[0])} in a list would be read as an argument of its own")
         # One item and the item alone are one word; behind a key they are different JSON.
         return items[0] if len(items) == 1 and "." not in name else items
     return value if value is None or isinstance(value, bool) else _item(name, value)

@@ -138,6 +138,20 @@ def test_plain_text_stays_as_it_is(text: str) -> None:
     assert masked(text) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("x-{jwt} y", "*** y"),
+        ("/eyJabcdefghij-{jwt}/", "/***/"),
+        (r"run\n--api-key opaque1 more", r"run\n--api-key *** more"),
+        ("'--hf-token' '--hub-token opaque1'", "'--hf-token' '--hub-token ***'"),
+        ("-----\n--api-key opaque1\n-----", "-----\n--api-key ***\n-----"),
+    ],
+)
+def test_a_secret_is_seen_next_to_what_looks_alike(text: str, shown: str) -> None:
+    assert masked(text.format(jwt=PLANTED["JSON web token"].core)) == shown
+
+
 def test_masking_is_quick_on_long_lines() -> None:
     # Each would take minutes if the patterns could go back and forth in it.
     for text in (
@@ -147,6 +161,8 @@ def test_masking_is_quick_on_long_lines() -> None:
         "api_key" * 30_000,
         "Bearer " * 30_000,
         "://" * 90_000,
+        "eyJ-" * 1_000_000,
+        "-" * 1_000_000,
     ):
         masked(text)
 

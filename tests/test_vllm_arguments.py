@@ -112,6 +112,8 @@ def test_what_cannot_be_meant_is_refused_by_name(given_as: Given, message: str) 
         ("--port 1", "port cannot be set"),
         ("64", "'64' follows no --argument"),
         ("--chat-template -x-", "no argument -x-; a value with a dash is written --argument=-x-"),
+        ("-z'\n'x", r"no argument -z\\nx; a value with a dash is written --argument=-z\\nx"),
+        ("--a 'x\n' --a y", r"a given twice: --a x\\n and --a y"),
         ("--a 'b", "No closing quotation"),
     ],
 )

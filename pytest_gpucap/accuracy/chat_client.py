@@ -15,6 +15,7 @@ from typing import Any, Final
 from pytest_gpucap.load.address import ServerAddress
 from pytest_gpucap.load.plain_request import NoAnswer, ask
 from pytest_gpucap.load.proxies import through
+from pytest_gpucap.load.server_words import beginning
 from pytest_gpucap.requirement import ApiKind
 
 REQUEST_TIMEOUT_S: Final = 600.0
@@ -123,4 +124,4 @@ def _one(server: ServerAddress, body: Mapping[str, Any], left_s: float, stop: Ca
         reasoning = message.get("reasoning") or message.get("reasoning_content") or ""
         return Reply(str(message.get("content") or ""), str(reasoning), choice.get("finish_reason") == "length")
     except (LookupError, TypeError, AttributeError):
-        return Reply(error=f"the answer is not a chat completion: {server.masked(answer.text)[:200]!r}")
+        return Reply(error=f"the answer is not a chat completion: {server.masked(beginning(answer.text))[:200]!r}")

@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     """
     # Imported here, as in all commands: the help does not need it.
     from pytest_gpucap.report import terminal
-    from pytest_gpucap.report.columns import terminal_columns
+    from pytest_gpucap.report.columns import terminal_columns, wrapped
     from pytest_gpucap.report.escape import json_text
     from pytest_gpucap.report.markdown import pull_request_page
     from pytest_gpucap.results.encoding import to_builtins
@@ -39,7 +39,8 @@ def run(options: argparse.Namespace) -> int:
             shown = pull_request_page(found.content).rstrip("\n")
         case _:
             width = terminal_columns()
-            parts = [described(found), terminal.summary(found.results, width)]
+            early = [line for problem in found.content.problems for line in wrapped(problem, "! ", "  ", width)]
+            parts = ["\n".join([described(found), *early]), terminal.summary(found.results, width)]
             details = (_section(result, terminal.details(result, width)) for result in found.results)
             shown = "\n\n".join([*parts, *details])
     put(shown)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shlex
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ def launch(
             exit_code = readiness.exit_code
             killed = oom_kills() - killed_before
             cause = error.cause if exit_code is None else diagnose(log.text(), exit_code, killed, given)
-            raise ServerStartError(cause, log.tail(_TAIL_LINES), log.path, title=title) from None
+            raise ServerStartError(f"{cause}{_no_room(log)}", log.tail(_TAIL_LINES), log.path, title=title) from None
     except BaseException:
         process.close()
         log.mask()
@@ -119,6 +120,14 @@ def launch(
         base_url=base_url,
         startup_s=time.monotonic() - started,
     )
+
+
+def _no_room(log: ServerLog) -> str:
+    """Why a log may lack what it should tell, after a semicolon; empty where its disk has room."""
+    with contextlib.suppress(OSError):
+        if not shutil.disk_usage(log.path.parent).free:
+            return f"; the disk of its log, {log.path.parent}, is full"
+    return ""
 
 
 class LaunchedServer(HttpServer):

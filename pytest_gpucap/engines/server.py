@@ -318,6 +318,9 @@ def _is_name(found: object) -> bool:
     return isinstance(found, str) and bool(found) and found.isprintable()
 
 
+_MARKUP: Final = re.compile(r"(?s)<(style|script)\b(?:(?!<\1\b).)*?</\1>|<[^<>]*>")
+
+
 def _words(body: str) -> str:
     """The message in a body: an error's in JSON, else the text without tags, in one line."""
     try:
@@ -327,5 +330,5 @@ def _words(body: str) -> str:
     for name in ("error", "message", "detail"):
         if isinstance(found, dict) and found.get(name):
             found = found[name]
-    text = found if isinstance(found, str) else re.sub(r"(?s)<(style|script)\b.*?</\1>|<[^>]*>", " ", body)
+    text = found if isinstance(found, str) else _MARKUP.sub(" ", body)
     return " ".join("".join(each if each.isprintable() else " " for each in text).split())

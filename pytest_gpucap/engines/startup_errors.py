@@ -128,6 +128,7 @@ _HUB = "the model's hub"
 _ALONE = "install vLLM into an environment of its own, with the versions that it asks for"
 
 
+# What a pattern leaves open is of a bounded length: else its time would grow with the square of a log's.
 # The first pattern found wins, so special causes stand before general ones: a hub that refuses a download also makes
 # transformers say that there is no such model. A summary that points to a cause above it matches nothing (see `find`).
 PATTERNS = (
@@ -162,17 +163,17 @@ PATTERNS = (
     ),
     _pattern(
         "shared memory full",
-        r"[Ii]nsufficient space in /dev/shm[^\n:]*: (?P<need>\d+ MiB) required, (?P<have>\d+ MiB) free",
+        r"[Ii]nsufficient space in /dev/shm[^\n:]{0,100}: (?P<need>\d+ MiB) required, (?P<have>\d+ MiB) free",
         "the shared memory (/dev/shm) is too small: {need} needed, {have} free",
         _MORE_SHM,
     ),
     _pattern(
         "shared memory full",
         r"unable to (?:write to file|mmap|open shared memory object) </?torch_|[Ii]nsufficient shared memory"
-        r"|[Ii]nsufficient space in /dev/shm|out of shared memory|/dev/shm\b[^\n]*No space left on device"
-        r"|No space left on device[^\n]*'/?(?:dev/shm|psm_|sem\.)"
+        r"|[Ii]nsufficient space in /dev/shm|out of shared memory|/dev/shm\b[^\n]{0,300}?No space left on device"
+        r"|No space left on device[^\n]{0,300}?'/?(?:dev/shm|psm_|sem\.)"
         r"|(?:SemLock|shared_memory\.py|_posixshmem)[^~]{0,400}?No space left on device"
-        r"|[Bb]us error \(core dumped\)|\(exit code: -7\)|Failed core proc\(s\): \{[^}]*: -7\b",
+        r"|[Bb]us error \(core dumped\)|\(exit code: -7\)|Failed core proc\(s\): \{[^}]{0,300}: -7\b",
         "the shared memory (/dev/shm) is full",
         _MORE_SHM,
     ),
@@ -192,15 +193,15 @@ PATTERNS = (
     ),
     _pattern(
         "GPU not supported by build",
-        r"(?:^|\s)(?P<gpu>(?:NVIDIA|Tesla|Quadro)[^\n]*?) with CUDA capability (?P<have>sm_\d+) is not compatible "
-        r"with the current PyTorch installation",
+        r"(?:^|\s)(?P<gpu>(?:NVIDIA|Tesla|Quadro)[^\n]{0,100}?) with CUDA capability (?P<have>sm_\d+) is not "
+        r"compatible with the current PyTorch installation",
         "this build of vLLM has no kernels for the {gpu} ({have})",
         "install a vLLM that is built for it",
     ),
     _pattern(
         "GPU not supported by build",
-        r"no kernel image is available for execution on the device|named symbol not found[^\n]*sm_\d+"
-        r"|Value 'sm_\d+\w*' is not defined for option 'gpu-name'",
+        r"no kernel image is available for execution on the device|named symbol not found[^\n]{0,300}?sm_\d"
+        r"|Value 'sm_\d\w{0,20}' is not defined for option 'gpu-name'",
         "this build of vLLM has no kernels for the GPU",
         "install a vLLM that is built for its compute capability, or take a GPU class that this one knows",
     ),
@@ -245,8 +246,8 @@ PATTERNS = (
     ),
     _pattern(
         "dtype not supported",
-        r"(?P<dtype>[Bb][Ff]loat16) is only supported on GPUs with compute capability of at least (?P<need>[\d.]+?)\.? "
-        r"Your (?P<gpu>.*?) GPU has compute capability (?P<have>[\d.]+\d)",
+        r"(?P<dtype>[Bb][Ff]loat16) is only supported on GPUs with compute capability of at least "
+        r"(?P<need>[\d.]{1,9}?)\.? Your (?P<gpu>.{0,100}?) GPU has compute capability (?P<have>[\d.]{1,9}\d)",
         "the {gpu} (compute capability {have}) has no {dtype}",
         _half,
     ),
@@ -308,15 +309,16 @@ PATTERNS = (
     ),
     _pattern(
         "NCCL",
-        r"NCCL error(?:: | in: [^\n]*?, )(?P<what>(?!remote process exited)[^\n(,]*[^\n(, ])",
+        r"NCCL error(?:: | in: [^\n]{0,300}?, )(?P<what>(?!remote process exited)[^\n(,]*[^\n(, ])",
         "NCCL, which connects the GPUs, failed: {what}",
         "start once with NCCL_DEBUG=INFO and read its lines in the log; in a container give more shared memory "
         "(--shm-size or --ipc=host)",
     ),
     _pattern(
         "KV cache too small",
-        r"To serve at least one request with the models?'s max seq len \((?P<length>[\d,]+)\).*?"
-        r"(?P<need>[\d.]+ GiB) KV cache is needed.*?available KV cache memory \((?P<have>[\d.]+ GiB)\)",
+        r"To serve at least one request with the models?'s max seq len \((?P<length>[\d,]+)\).{0,100}?"
+        r"(?P<need>[\d.]{1,20} GiB) KV cache is needed.{0,200}?"
+        r"available KV cache memory \((?P<have>[\d.]+ GiB)\)",
         "the KV cache is too small for max_model_len {length}: {need} needed, {have} available",
         _more_kv_cache,
     ),
@@ -335,8 +337,8 @@ PATTERNS = (
     ),
     _pattern(
         "no GPU memory",
-        r"Free memory on device (?:\S+ )?\((?P<have>[^)]*)\) on startup "
-        r"is less than desired GPU memory utilization \((?P<want>[^)]*)\)",
+        r"Free memory on device (?:\S{1,50} )?\((?P<have>[^)]{0,100})\) on startup "
+        r"is less than desired GPU memory utilization \((?P<want>[^)]{0,100})\)",
         "not enough free GPU memory: {have} free, {want} asked for",
         "end the other programs on the GPU, or lower gpu_memory_utilization",
     ),
@@ -351,41 +353,42 @@ PATTERNS = (
     ),
     _pattern(
         "out of host memory",
-        r"Available memory on node \d+ \((?P<have>[^)]*)\) on kv cache allocation "
-        r"is less than requested memory for kv \((?P<want>[^)]*)\)",
+        r"Available memory on node \d+ \((?P<have>[^)]{0,100})\) on kv cache allocation "
+        r"is less than requested memory for kv \((?P<want>[^)]{0,100})\)",
         "not enough host memory for the KV cache: {have} free, {want} asked for",
         "lower VLLM_CPU_KVCACHE_SPACE or kv_cache_memory_bytes",
     ),
     _pattern(
         "out of host memory",
-        r"Available memory on node \d+ \((?P<have>[^)]*)\) on startup is less than desired CPU memory utilization "
-        r"\((?P<want>[^)]*)\)",
+        r"Available memory on node \d+ \((?P<have>[^)]{0,100})\) on startup is less than desired CPU memory "
+        r"utilization \((?P<want>[^)]{0,100})\)",
         "not enough host memory: {have} free, {want} asked for",
         "lower gpu_memory_utilization (on the CPU it is the share of host memory)",
     ),
     _pattern(
         "out of host memory",
-        r"DefaultCPUAllocator: (?:can't|not enough).*?allocate (?P<size>\d+ bytes|memory)|MemoryError|std::bad_alloc"
-        r"|Cannot allocate memory|[Nn]ot enough (?:available )?(?:CPU )?memory.*",
+        r"DefaultCPUAllocator: (?:can't|not enough).{0,200}?allocate (?P<size>\d+ bytes|memory)|MemoryError"
+        r"|std::bad_alloc|Cannot allocate memory|[Nn]ot enough (?:available )?(?:CPU )?memory.*",
         "out of host memory",
         _more_memory,
     ),
     _pattern(
         "hub refuses",
-        r"429 (?:Client Error|Too Many Requests)[^\n]*?for url:? '?https?://(?P<hub>[^/\s]+)",
+        r"429 (?:Client Error|Too Many Requests)[^\n]{0,200}?for url:? '?https?://(?P<hub>[^/\s]+)",
         "{hub} refused the download: too many requests (HTTP 429)",
         "set HF_TOKEN, wait, or download the model once and set HF_HUB_OFFLINE=1",
     ),
     _pattern(
         "hub refuses",
         r"429 Client Error|429 Too Many Requests|HTTP Error 429|Too Many Requests for url"
-        r"|[Rr]ate.?limit(?:ed)?\b[^\n]*huggingface|Client error '429",
+        r"|[Rr]ate.?limit(?:ed)?\b[^\n]{0,300}?huggingface|Client error '429",
         f"{_HUB} refused the download: too many requests (HTTP 429)",
         "set HF_TOKEN, wait, or download the model once and set HF_HUB_OFFLINE=1",
     ),
     _pattern(
         "certificate",
-        r"host='(?P<host>[^']+)'[^\n]*(?:CERTIFICATE_VERIFY_FAILED|certificate verify failed)",
+        r"host='(?P<host>[^']{1,255})'(?:(?!host=')[^\n]){0,1000}?"
+        r"(?:CERTIFICATE_VERIFY_FAILED|certificate verify failed)",
         "the TLS certificate of {host} cannot be verified, as behind a proxy that inspects TLS",
         "set SSL_CERT_FILE and REQUESTS_CA_BUNDLE to your organisation's CA file, or name a downloaded model's folder",
     ),
@@ -423,8 +426,8 @@ PATTERNS = (
     ),
     _pattern(
         "hub fault",
-        r"(?P<code>50[0-9]) (?:Server Error|Internal Server Error|Bad Gateway|Service \w*|Gateway Time-?out)[^\n]*?"
-        r" for url:? '?https?://(?P<hub>[^/\s]+)",
+        r"(?P<code>50[0-9]) (?:Server Error|Internal Server Error|Bad Gateway|Service \w*|Gateway Time-?out)"
+        r"[^\n]{0,200}? for url:? '?https?://(?P<hub>[^/\s]+)",
         "{hub} has a fault (HTTP {code})",
         "run again later, or name a downloaded model's folder",
     ),
@@ -453,7 +456,7 @@ PATTERNS = (
     ),
     _pattern(
         "model not supported",
-        r"model type `(?P<kind>[^`]*)` but Transformers does not recognize this architecture",
+        r"model type `(?P<kind>[^`]{0,200})` but Transformers does not recognize this architecture",
         "the installed transformers does not know the model type {kind}",
         "update vLLM and transformers, or take another model",
     ),
@@ -465,7 +468,7 @@ PATTERNS = (
     ),
     _pattern(
         "model not supported",
-        r"[Mm]odel architectures? \[?(?P<what>'[^\]\n]*')\]? (?:is|are) not supported",
+        r"[Mm]odel architectures? \[?(?P<what>'[^\]\n]{0,500}')\]? (?:is|are) not supported",
         "this vLLM does not know the model's architecture {what}",
         "update vLLM and transformers, or take another model",
     ),
@@ -477,13 +480,13 @@ PATTERNS = (
     ),
     _pattern(
         "illegal instruction",
-        r"died unexpectedly \(exit code: -4\)|Failed core proc\(s\): \{[^}]*: -4\b",
+        r"died unexpectedly \(exit code: -4\)|Failed core proc\(s\): \{[^}]{0,300}: -4\b",
         "a process of it used an instruction that this CPU does not grant (SIGILL)",
         _plain_dtype,
     ),
     _pattern(
         "out of host memory",
-        r"died unexpectedly \(exit code: -9\)|Failed core proc\(s\): \{[^}]*: -9\b",
+        r"died unexpectedly \(exit code: -9\)|Failed core proc\(s\): \{[^}]{0,300}: -9\b",
         "a process of it was killed with SIGKILL, which is what the kernel does when host memory runs out",
         _more_memory,
     ),
@@ -531,25 +534,25 @@ PATTERNS = (
     ),
     _pattern(
         "library missing",
-        r"(?P<library>lib(?:cud|cu|nv|nccl)[\w-]*\.so[.\d]*): cannot open shared object file",
+        r"(?P<library>lib(?:cud|cu|nv|nccl)[\w-]{0,100}\.so[.\d]{0,20}): cannot open shared object file",
         "{library} of CUDA is missing: vLLM was built for another CUDA version",
         "install the vLLM that is built for this CUDA version, or that CUDA version's runtime",
     ),
     _pattern(
         "library missing",
-        r"(?P<library>lib[\w+-]+\.so[.\d]*): cannot open shared object file",
+        r"(?P<library>lib[\w+-]{1,100}\.so[.\d]{0,20}): cannot open shared object file",
         "the shared library {library} is missing",
         "install the system package that has it, or add its folder to LD_LIBRARY_PATH",
     ),
     _pattern(
         "packages do not fit",
-        r"(?P<file>\b[\w.-]{1,120}\.so(?:\.\d+)*): undefined symbol",
+        r"(?P<file>(?<![\w.-])[\w.-]{1,120}\.so(?:\.\d+){0,5}): undefined symbol",
         "{file} was built for another PyTorch than the one here (undefined symbol)",
         _ALONE,
     ),
     _pattern(
         "packages do not fit",
-        r"(?P<version>version `[^']+' not found)",
+        r"(?P<version>version `[^'\n]{1,100}' not found)",
         "the system's libraries are older than the ones vLLM was built for ({version})",
         "run vLLM's container, or a newer system",
     ),
@@ -580,12 +583,12 @@ _ROOT_ELSEWHERE = re.compile(
     r"|EngineCore encountered an issue|[Cc]heck the logs|remote process exited|recvValue failed|Broken ?[Pp]ipe"
 )
 """In the words of an exception: it only reports that another one, above it, ended something."""
-_INSPECTED = re.compile(r"Model architectures \[[^\]\n]*\] failed to be inspected")
-_INVALID = re.compile(r"\d+ validation errors? for")
+_INSPECTED = re.compile(r"Model architectures \[[^\]\n]{0,500}\] failed to be inspected")
+_INVALID = re.compile(r"\d validation errors? for")
 _CAUSED = "The above exception was the direct cause of the following exception"
 _NO_CAUSE = re.compile(r"^(?:(?:DEBUG|INFO|WARNING) .*|[ \t]+raise \w.*)\n?", re.MULTILINE)
 """Lines that only inform or warn, and lines of source code in a traceback whose words may be another error's."""
-_PREFIX = re.compile(r"^(?:\([\w ]*pid=\d+[^()\n]*\) ?)+", re.MULTILINE)
+_PREFIX = re.compile(r"^(?:\([\w ]*pid=\d[^()\n]*\) ?)+", re.MULTILINE)
 _LEVEL = re.compile(r"^(?:ERROR|CRITICAL) (?:\d\d-\d\d )?(?:\d\d:\d\d:\d\d )?\[?[\w.]+\.py:\d+\] ?", re.MULTILINE)
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LONGEST = 300

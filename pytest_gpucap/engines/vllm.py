@@ -26,7 +26,8 @@ _SERVE: Final = Path(__file__).parent / "server_side" / "vllm_serve.py"
 _LOG_KV_TOKENS = re.compile(r"KV cache size: ([\d,]+) tokens")
 _LOG_BATCHED_TOKENS = re.compile(r"max_num_batched_tokens=(?P<tokens>\d+)")
 _LOG_NO_EFFECT = re.compile(
-    r"--(?P<flag>[a-z][a-z0-9_-]*)\b[^.\n]*? (?:has no effect|(?:is|will be) ignored)\b"
+    r"(?<![\w-])--(?P<flag>[a-z][a-z0-9_]*+(?:-[a-z0-9_]++)*+)\b[^.\n]{0,200}? "
+    r"(?:has no effect|(?:is|will be) ignored)\b"
     r"|\b[Ii]gnoring --(?P<ignored>[a-z][a-z0-9_-]*)"
 )
 """How vLLM logs that an argument does nothing, such as "--disable-cascade-attn is deprecated and has no effect"."""

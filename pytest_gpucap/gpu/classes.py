@@ -190,7 +190,7 @@ _PROFILE = re.compile(r"(?P<compute>[1-7])g\.(?P<memory>[0-9]{1,6})gb")
 _MIG_COMPUTE_SLICES, _MIG_MEMORY_SLICES = 7, 8
 
 
-_MIG_SUFFIX = re.compile(r"[-\s_]*(?:mig[-\s_]*)?((?:[1-7]c\.)?[1-7]g\.[0-9]+gb)(?:[.+-]me[a-z.]*)?$")
+_MIG_SUFFIX = re.compile(r"(?<![-\s_])[-\s_]*+(?:mig[-\s_]*+)?((?:[1-7]c\.)?[1-7]g\.[0-9]+gb)(?:[.+-]me[a-z.]*)?$")
 """A slice at the end of a name; ``+me`` is a slice with the media engines, written ``.me`` in a label."""
 _LABEL = re.compile(r"^(?:nvidia\.com/)?gpu\.product\s*[:=]\s*")
 _SHARED = re.compile(r"[-\s_]shared$")

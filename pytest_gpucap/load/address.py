@@ -16,6 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 from pytest_gpucap.access import OPEN, Access, server_root
 from pytest_gpucap.load.protocol import LoadError
 from pytest_gpucap.load.proxies import is_loopback, proxy_for, shown
+from pytest_gpucap.load.server_words import beginning
 from pytest_gpucap.masking import Secret
 from pytest_gpucap.requirement import ApiKind
 
@@ -71,7 +72,7 @@ class ServerAddress:
 
     def quoted(self, text: str) -> str:
         """The beginning of what the server said, in one line, without secrets."""
-        return self.masked(" ".join(text.split()))[:300]
+        return self.masked(" ".join(beginning(text).split()))[:300]
 
     @property
     def secrets(self) -> list[str]:

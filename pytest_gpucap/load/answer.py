@@ -27,8 +27,8 @@ from pytest_gpucap.load.shared_memory import Count, PhaseTable
 
 USAGE_KEY = b'"completion_tokens"'
 """In every usage object and nowhere else: inside a token's text the quotes would be escaped."""
-EVENT_TEXT = re.compile(rb'"(?:text|content|reasoning|reasoning_content)":\s?"((?:[^"\\]|\\.)*)"')
-"""The text of a token event, as it is written."""
+EVENT_TEXT = re.compile(rb'"(?:text|content|reasoning|reasoning_content)":\s?"([^"\\]*+(?:\\.[^"\\]*+)*+)"')
+"""The text of a token event, as it is written. It gives nothing back: else each character would take 128 bytes."""
 ERROR_KEY = b'"error"'
 """In no event of an answer that is well, or with null."""
 FINISH_REASON = re.compile(rb'"finish_reason":\s?"([^"\\]*)"')

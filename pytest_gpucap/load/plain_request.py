@@ -38,6 +38,8 @@ MOST_BYTES: Final = 1 << 23
 """Of an answer's body. No page that is asked for here has a tenth of this. A stream without an end does."""
 MOST_HEAD_BYTES: Final = 1 << 18
 """Before an answer's body begins, interim answers included."""
+_MOST_REASON: Final = 100
+"""Characters that are kept of the words behind a status. No server's are longer, but a head may be full of them."""
 _READ_BYTES: Final = 1 << 16
 _DAY_S: Final = 86_400.0
 """No socket takes an endless time limit."""
@@ -70,7 +72,7 @@ class Reply:
 
     Attributes:
         status: of HTTP.
-        reason: the words behind it.
+        reason: the words behind it, shortened.
         headers: by their names in lower case; the last one of a name.
         body: as it was sent.
     """
@@ -299,7 +301,7 @@ class _Exchange:
             headers = {} if self.body is None else {"Content-Type": "application/json"}
             try:
                 with client.stream(self.method, url.geturl(), content=self.body, headers=headers) as response:
-                    reply.status, reply.reason = response.status_code, response.reason_phrase
+                    reply.status, reply.reason = response.status_code, response.reason_phrase[:_MOST_REASON]
                     reply.headers.update({name.lower(): value for name, value in response.headers.items()})
                     for part in response.iter_raw():
                         reply.body += part
@@ -401,7 +403,7 @@ class _Reader:
             return
         self.head_done = True
         self.reply.status, self.reply.headers = status, self._headers
-        self.reply.reason = b"".join(self._reason).decode("latin-1").strip()
+        self.reply.reason = b"".join(self._reason).decode("latin-1").strip()[:_MOST_REASON]
         self._close_delimited = not self._headers.keys() & {"content-length", "transfer-encoding"}
         length = self._headers.get("content-length", "")
         if length.isdecimal() and len(length) < 20:  # noqa: PLR2004 - digits of 64 bits

@@ -33,8 +33,10 @@ _CODES = (
 )
 """HTTP statuses of names that stand in place of a code."""
 _HTTP_ERRORS = range(400, 600)
-_MARKUP = re.compile(r"<(script|style)\b.*?</\1\s*>|<!--.*?-->|<[^>]*>", re.IGNORECASE | re.DOTALL)
-_TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
+_MARKUP = re.compile(
+    r"<(script|style)\b(?:(?!<\1\b).)*?</\1\s*>|<!--(?:(?!<!--).)*?-->|<[^<>]*>", re.IGNORECASE | re.DOTALL
+)
+_TITLE = re.compile(r"<title[^<>]*>([^<]*)</title", re.IGNORECASE)
 _VARIABLE = re.compile(r"[0-9a-f]*[0-9][0-9a-f]*(?:[-:.][0-9a-f]+)*", re.IGNORECASE)
 """Numbers, times and identifiers, which differ from request to request."""
 
@@ -76,8 +78,17 @@ def words_in(body: bytes) -> tuple[str, int]:
 
 def one_line(text: str, secrets: Iterable[str] = ()) -> str:
     """At most `MOST_CHARACTERS` printable characters of a text, with every secret replaced by ``***``."""
-    line = printable(visible(masked(text, secrets)))
+    line = printable(visible(masked(beginning(text), secrets)))
     return line if len(line) <= MOST_CHARACTERS else line[: MOST_CHARACTERS - 3] + "..."
+
+
+def beginning(text: str) -> str:
+    """The first words of a text, more than are ever shown: masking megabytes would take seconds.
+
+    It ends where a word does, since half a secret is one that masking does not know.
+    """
+    words = text.strip()
+    return words if len(words) <= READ_BYTES else words[:READ_BYTES].rsplit(maxsplit=1)[0]
 
 
 def likeness(text: str) -> str:
@@ -114,5 +125,5 @@ def _code(found: Any) -> int:
         if isinstance(value, int) and value in _HTTP_ERRORS:
             return value
         if isinstance(value, str):
-            named += f" {value}"
+            named += f" {value[:MOST_CHARACTERS]}"
     return next((code for pattern, code in _CODES if re.search(pattern, named, re.IGNORECASE)), 0)

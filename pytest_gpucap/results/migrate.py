@@ -162,8 +162,12 @@ def _problems(texts: Any) -> Any:
     return [_problem(each) if isinstance(each, str) else each for each in texts] if isinstance(texts, list) else texts
 
 
+_LONGEST_PROBLEM: Final = 1_000
+"""Characters that are looked at; the time of a search may grow with their square."""
+
+
 def _problem(text: str) -> Document:
-    told = ((source, kind) for pattern, source, kind in _PROBLEMS if pattern.match(text))
+    told = ((source, kind) for pattern, source, kind in _PROBLEMS if pattern.match(text, 0, _LONGEST_PROBLEM))
     source, kind = next(told, (ProblemSource.MEASUREMENT, ProblemKind.OTHER))
     return {"source": source.value, "kind": kind.value, "text": text}
 

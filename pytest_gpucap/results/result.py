@@ -243,7 +243,8 @@ class ResultFile(msgspec.Struct, frozen=True, kw_only=True):
         exit_status: pytest's exit code; None if the session had not ended when the file was written: it is still
             running, or its process was killed.
         problems: one line each on what ended tests or the session early: a file that could not be collected, an
-            internal error, a worker that crashed.
+            internal error, a worker that crashed, an interruption, the limit of ``-x``. One line says so of a session
+            that had not ended.
     """
 
     schema: Literal["pytest-gpucap"] = "pytest-gpucap"

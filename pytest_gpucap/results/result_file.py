@@ -208,5 +208,5 @@ def _where(message: str, content: dict[str, Any]) -> str:
         what = f"is wrong: {what}"
     result = _RESULT.match(place)
     named = content["results"][int(result["number"])] if result else None
-    name = f" (of {named['name']!r})" if isinstance(named, dict) and isinstance(named.get("name"), str) else ""
+    name = f" (of {told(named['name'])})" if isinstance(named, dict) and isinstance(named.get("name"), str) else ""
     return f"{place or 'the document'}{name} {what}"

@@ -5,6 +5,7 @@ So a full disk, a kill or a crash leaves the file of before, and never half of a
 
 from __future__ import annotations
 
+import errno
 import glob
 import io
 import os
@@ -22,7 +23,7 @@ def write_whole(path: Path, pieces: Iterable[bytes]) -> None:
         OSError: if it cannot be written. The file of before is kept.
     """
     _make_folder(path.parent)
-    path = path.resolve()
+    path = _behind_links(path)
     if path.exists() and not path.is_file():  # a device or a pipe is written to, and stays
         with io.BufferedWriter(open_to_write(path)) as file:
             file.writelines(pieces)
@@ -37,6 +38,18 @@ def write_whole(path: Path, pieces: Iterable[bytes]) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _behind_links(path: Path) -> Path:
+    """The file that a path leads to.
+
+    Raises:
+        OSError: if its links lead in a circle. `Path.resolve` raises another error for that, or none at all.
+    """
+    found = Path(os.path.realpath(path))
+    if found.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return found
 
 
 def write_text(path: Path, text: str) -> None:
@@ -67,7 +80,7 @@ def clear_partial(path: Path) -> None:
     """Remove what sessions that were killed while they wrote this file have left beside it."""
     import psutil
 
-    path = path.resolve()
+    path = _behind_links(path)
     for partial in path.parent.glob(_partial(Path(glob.escape(path.name)), "*").name):
         process = partial.name.rpartition(".tmp")[0].rpartition(".")[2]
         if process.isdecimal() and not psutil.pid_exists(int(process)):

@@ -33,6 +33,11 @@ _COLOURS: Final[dict[Tone, dict[str, bool]]] = {
 }
 """By what a line states; its words say the same."""
 _LONGEST_REASON: Final = 300
+_PARTIAL: Final[dict[int | None, str]] = {
+    None: "the session had not ended when this was written: it was killed, or still runs",
+    int(pytest.ExitCode.INTERRUPTED): "the session was interrupted",
+}
+"""By the exit status, why results may be missing. Whoever reads such a file must not take it for a whole session's."""
 
 
 class _Attempt:
@@ -130,7 +135,7 @@ class SessionReport:
             started=self._started,
             arguments=self._arguments,
             exit_status=self._exit_status,
-            problems=self._problems,
+            problems=[*self._problems, *filter(None, [_PARTIAL.get(self._exit_status)])],
         )
 
     def note(self, line: str, *, missing: bool = False) -> None:

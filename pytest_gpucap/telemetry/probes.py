@@ -147,7 +147,7 @@ _PROCESS_LABELS = {
     *("tp_rank", "pp_rank", "rank", "local_rank", "worker"),
 }
 """Labels that tell apart processes of one engine: its front ends (``pid`` is prometheus_client's) and its ranks."""
-_LABEL = re.compile(r'(\w+)\s*=\s*"((?:[^"\\]|\\.)*)"')
+_LABEL = re.compile(r'(?<!\w)(\w++)\s*+=\s*+"([^"\\]*+(?:\\.[^"\\]*+)*+)"')
 
 
 @dataclass(frozen=True, slots=True)

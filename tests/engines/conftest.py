@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.vllm_arguments import VllmArguments
-from tests.engines.server_family import Family
+from tests.engines.server_family import Family, new_family
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 
@@ -27,16 +25,8 @@ def stand_in_python(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(script)
 
 
-def _family() -> Iterator[Family]:
-    made = Family()
-    yield made
-    for process in made.alive():  # left by a test that failed
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-
-
-family = pytest.fixture(_family, name="family")
-shared_family = pytest.fixture(_family, name="shared_family", scope="module")
+family = pytest.fixture(new_family, name="family")
+shared_family = pytest.fixture(new_family, name="shared_family", scope="module")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
+from collections.abc import Iterator
 
 import psutil
 
@@ -33,3 +34,12 @@ class Family:
     def wait_until_gone(self) -> None:
         """Wait until none of them lives."""
         until(lambda: not self.alive())
+
+
+def new_family() -> Iterator[Family]:
+    """For a fixture: a family whose last members end with the test."""
+    made = Family()
+    yield made
+    for process in made.alive():  # left by a test that failed
+        with contextlib.suppress(psutil.Error):
+            process.kill()

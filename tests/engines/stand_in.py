@@ -23,6 +23,7 @@ does. The last of them starts a moment later if STAND_IN_LATE names a file: when
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import selectors
@@ -44,6 +45,12 @@ vllm:cache_config_info{block_size="16",engine="0",num_gpu_blocks="100",pid="3"} 
 vllm:generation_tokens_total{model_name="a"} 3.0
 vllm:generation_tokens_total{model_name="b"} 4.0
 """
+
+
+def say(line: str) -> None:
+    """Log a line. As with vLLM, a line that cannot be logged is lost."""
+    with contextlib.suppress(OSError):
+        print(line, flush=True)
 
 
 def linger() -> None:
@@ -174,8 +181,8 @@ def serve() -> None:
     parser.add_argument("--port", type=int)
     arguments, _ = parser.parse_known_args()
     if MODE == "die":
-        print(os.environ.get("STAND_IN_LOG", ""), flush=True)
-        sys.exit(1)
+        say(os.environ.get("STAND_IN_LOG", ""))
+        os._exit(1)  # nothing is left to be flushed
     if MODE == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if MODE == "eat":
@@ -189,7 +196,7 @@ def serve() -> None:
     if MODE == "useless":
         print(os.environ["STAND_IN_LOG"], flush=True)
     bound = socket.create_server((arguments.host, arguments.port), backlog=0, reuse_port=False)
-    print("serving", flush=True)
+    say("serving")
     if arguments.api_server_count > 1 and MODE != "alone":
         serve_front_ends(bound, arguments.served_model_name, arguments.api_server_count)
     Handler.model = arguments.served_model_name

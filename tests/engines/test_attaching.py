@@ -113,6 +113,19 @@ def test_a_port_where_nobody_listens_is_waited_for() -> None:
     assert caught.value.loading
 
 
+def test_a_name_that_is_nobody_s_is_one_line() -> None:
+    # No resolver knows a name in this domain (RFC 6761).
+    with pytest.raises(EndpointError, match=r"^no OpenAI-compatible server .*http://gpucap\.invalid:8000/v1") as caught:
+        attach("http://gpucap.invalid:8000/v1")
+    assert re.search(r"GET http://gpucap\.invalid:8000/v1/models failed: \[Errno -\d\] \w", str(caught.value))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_of_several_addresses_is_asked_at_the_one_that_answers() -> None:
+    with ScriptedServer(openai_like) as server:  # at 127.0.0.1 alone, and localhost is often ::1 too
+        assert attach(server.url.replace("127.0.0.1", "localhost")).model == "m"
+
+
 def test_a_connection_that_closes_is_waited_for() -> None:
     with ScriptedServer(lambda asked: None if asked.number < 3 else openai_like(asked)) as server:
         assert attach(server.url, wait_s=LONG_S).model == "m"

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
+import runpy
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
 
+from pytest_gpucap import engines
 from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.vllm import start_vllm
+
+SERVE = Path(engines.__file__).parent / "server_side" / "vllm_serve.py"
 
 
 @pytest.fixture
@@ -36,6 +45,57 @@ def test_the_environment_of_a_gpu_server(environment_of: Callable[..., dict[str,
     assert env["VLLM_API_KEY"]
     assert "VLLM_CPU_KVCACHE_SPACE" not in env
     assert "HF_HUB_OFFLINE" not in env
+    assert "VLLM_SERVER_DEV_MODE" not in env
+
+
+COMMAND_LINE = """
+import json, os, sys
+def main():
+    print(json.dumps([sys.argv[1:], os.environ.get("VLLM_SERVER_DEV_MODE")]))
+if __name__ == "__main__":
+    main()
+"""
+"""Of a vLLM that only tells how it was called."""
+
+
+@pytest.mark.parametrize("module", ["cli/main.py", "openai/api_server.py"], ids=["vllm serve", "an old vLLM"])
+def test_the_development_mode_is_on_in_one_process_alone_which_asks_for_the_key(tmp_path: Path, module: str) -> None:
+    for folder in ("vllm", "vllm/entrypoints", f"vllm/entrypoints/{module.partition('/')[0]}"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").write_text("__version__ = '1'\n")
+    (tmp_path / "vllm" / "entrypoints" / module).write_text(COMMAND_LINE)
+    words = ["org/model", "--middleware", "of.the.User", "--port", "0"]
+    ran = subprocess.run(
+        [sys.executable, str(SERVE), *words],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    asked, mode = json.loads(ran.stdout)
+    assert mode == "1"
+    # The last one is the outermost: nothing of the user's answers before it.
+    assert asked[-2:] == ["--middleware", "gpucap_key.RequireKey"]
+    assert asked[:-2] == ["serve" if module.startswith("cli") else "--model", *words]
+
+
+def test_without_a_key_the_server_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    key = runpy.run_path(str(SERVE.with_name("gpucap_key.py")))
+    with pytest.raises(RuntimeError, match="VLLM_API_KEY is not set, so no request could be let in"):
+        key["RequireKey"](None)
+
+
+def test_a_front_end_that_cannot_ask_for_the_key_is_refused(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    pytester.makepyfile("def test_it(vllm_server): ...")
+    result = pytester.runpytest("--gpu-class=cpu", "--gpucap-model=m", "--gpucap-vllm-python=/bin/false")
+    assert result.ret != pytest.ExitCode.OK
+    assert "VLLM_USE_RUST_FRONTEND, and that front end does not ask for the key" in " ".join(
+        f"{result.stdout}{result.stderr}".split()
+    )
 
 
 def test_the_environment_of_a_cpu_server_hides_gpus_and_stays_small(

@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -192,6 +194,54 @@ def test_an_early_death_names_cause_tail_and_log(stand_in: StandIn, family: Fami
     assert str(error).endswith(f"whole log: {error.log_path}")
     assert "line 0" in error.log_path.read_text()
     assert family.alive() == []
+
+
+FULL_DISK = """
+import json, subprocess, sys
+from pathlib import Path
+
+from pytest_gpucap.engines.errors import ServerStartError
+from pytest_gpucap.engines.server_spec import ServerSpec
+from pytest_gpucap.engines.vllm import start_vllm
+
+folder, python = Path(sys.argv[1]), sys.argv[2]
+if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "gpucap", folder]).returncode:
+    sys.exit(77)
+try:
+    with (folder / "all").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+except OSError:
+    pass
+
+def spec(mode):
+    return ServerSpec("/models/stand-in", python=python, env={"STAND_IN": mode}, log_dir=folder / "logs")
+
+(folder / "all").rename(folder / "full")
+with start_vllm(spec("serve")) as server:
+    told = {"answers": server.models() == [server.model], "log": server.log.text()}
+try:
+    start_vllm(spec("die"))
+except ServerStartError as error:
+    told["cause"] = error.cause
+print(json.dumps(told))
+"""
+
+
+def test_a_log_on_a_full_disk_costs_the_log_alone(tmp_path: Path, stand_in_python: str) -> None:
+    """In a mount namespace of its own, so that the disk is a real one and gone afterwards."""
+    command = ["unshare", "-Urm", sys.executable, "-c", FULL_DISK, str(tmp_path), stand_in_python]
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no unshare")
+    if ran.returncode == 77 or "unshare" in ran.stderr:
+        pytest.skip(f"nothing can be mounted here: {ran.stderr.strip()}")
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(ran.stdout)
+    assert (told["answers"], told["log"]) == (True, "")
+    assert told["cause"].startswith("it ended with exit code 1, and the log names no cause; the disk of its log, ")
+    assert told["cause"].endswith("logs, is full")
 
 
 def test_a_killed_server_is_told_as_such(stand_in: StandIn, family: Family) -> None:

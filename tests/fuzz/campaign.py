@@ -7,7 +7,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +14,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tests.fuzz.doors import Door, Place, doors
-from tests.fuzz.guard import Guard
+from tests.fuzz.guard import Figures, Guard
 
 _ROUND = 100
 """Inputs of one round over all doors, about; time is looked at between rounds."""
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What a campaign did."""
-
-    inputs: int
-    refused: int
-    seconds: float
-    slowest_s: float
-    memory_bytes: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.inputs:,} inputs in {self.seconds:.0f} s, {self.refused:,} refused in one line, "
-            f"the slowest took {self.slowest_s:.2f} s of processor time, "
-            f"memory grew by {self.memory_bytes / 2**20:.0f} MiB"
-        )
 
 
 def campaign(
@@ -57,7 +38,7 @@ def campaign(
         faults: takes the faults; without it the first one ends the campaign.
 
     Raises:
-        Broken: for the first input that breaks what must hold; Hypothesis makes it smaller and shows it.
+        BrokenError: for the first input that breaks what must hold; Hypothesis makes it smaller and shows it.
     """
     guard, began, number = Guard(place.kept), time.monotonic(), first_seed
     everything = doors(place)
@@ -68,7 +49,7 @@ def campaign(
                 _round(door, guard, number, faults)
             guard.check_files()
             number += 1
-    return Figures(guard.inputs, guard.refused, time.monotonic() - began, guard.slowest_s, guard.memory_bytes)
+    return guard.figures(time.monotonic() - began)
 
 
 def _round(door: Door, guard: Guard, number: int, faults: list[Exception] | None) -> None:

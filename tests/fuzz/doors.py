@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ class Place:
         kept: no file in this folder may change.
         work: inputs are written here, and reports go here.
         paths: hostile ones; those that exist are in `kept`.
+        base: a result file that is whole, in `kept`.
     """
 
     config: pytest.Config
@@ -91,7 +93,7 @@ class Place:
 def doors(place: Place) -> tuple[Door, ...]:
     """Every door."""
     paths = st.sampled_from(place.paths)
-    formats = _formats(place)
+    known = formats(place)
     return (
         Door("options and ini keys", _options(paths), lambda given: _parse_options(place, given), 20),
         Door("markers", _markers(paths), lambda given: _declare(place, given), 20),
@@ -104,11 +106,19 @@ def doors(place: Place) -> tuple[Door, ...]:
         Door("result files, spoilt", _command(inputs.spoilt(_results())), lambda given: _reports(place, given), 5),
         Door("baselines", inputs.damaged(inputs.result_documents()), lambda given: _baseline(place, given), 5),
         Door("arguments of commands", _arguments(place, paths), lambda given: _run(place, given), 10),
-        *(_file_door(place, name, contents, read) for name, contents, read in formats),
+        *(
+            Door(
+                each.name,
+                inputs.spoilt(each.contents) | _with_values(each.contents),
+                partial(each.enter, place),
+                3,
+            )
+            for each in known
+        ),
         Door(
             "paths",
-            st.tuples(st.sampled_from(range(len(formats))), paths),
-            lambda given: _path(formats, given),
+            st.tuples(st.sampled_from(known), paths),
+            lambda given: _read(given[0].read, Path(given[1])),
             5,
         ),
     )
@@ -308,10 +318,33 @@ def _baseline(place: Place, document: Any) -> str | None:
     return None
 
 
-Formats = tuple[tuple[str, tuple[bytes, ...], Callable[[Path], object]], ...]
+_numbers = itertools.cycle(range(32))
+"""Files are read at most so often under one name, since readers may know a file by its name, size and time."""
 
 
-def _formats(place: Place) -> Formats:
+@dataclass(frozen=True)
+class Format:
+    """A format of file.
+
+    Attributes:
+        name: for reports.
+        contents: of files that are whole.
+        read: reads a file.
+        suffix: of its name.
+    """
+
+    name: str
+    contents: tuple[bytes, ...]
+    read: Callable[[Path], object]
+    suffix: str = ".json"
+
+    def enter(self, place: Place, content: bytes) -> str | None:
+        """Read a file of this content: a door."""
+        return _read(self.read, place.put(f"file{next(_numbers)}{self.suffix}", content))
+
+
+def formats(place: Place) -> tuple[Format, ...]:
+    """Every format of file that a user names."""
     package, tests = inputs.REPOSITORY / "pytest_gpucap", inputs.REPOSITORY / "tests"
     trace = b"arrival_s,input_tokens,output_tokens\n0,7,3\n1.5,8,2\n2,9,100\n"
     jsonl = (
@@ -322,27 +355,30 @@ def _formats(place: Place) -> Formats:
     preset = b'[mine]\nabout = "a"\nextends = "chat"\ninput_tokens = "lognormal:mean=256,cv=0.8,high=2048"\nqps = 3\n'
     questions = b'{"question": "1+1?", "answer": "2"}\n{"question": "2+2?", "answer": 4}\n'
     return (
-        (
+        Format(
             "GPU classes",
             ((package / "gpu" / "gpus.toml").read_bytes()[:4000].rpartition(b"\n[[gpu]]")[0], GPU),
             read_classes,
+            ".toml",
         ),
-        ("prices", (prices,), read_prices),
-        (
+        Format("prices", (prices,), read_prices, ".toml"),
+        Format(
             "workload presets",
             (preset, (package / "workloads" / "presets.toml").read_bytes()),
             lambda path: _preset(place, path),
+            ".toml",
         ),
-        ("traces", (trace, jsonl), read_trace),
-        ("questions", (questions,), read_questions),
-        ("simulator profiles", ((package / "simulator" / "profiles" / "h200.toml").read_bytes(),), _profile),
-        ("model configs", _configs(), _shape),
-        (
-            "certificates",
-            ((tests / "load" / "tls" / "cert.pem").read_bytes(),),
-            _certificates,
+        Format("traces", (trace, jsonl), read_trace),
+        Format("questions", (questions,), read_questions),
+        Format(
+            "simulator profiles",
+            ((package / "simulator" / "profiles" / "h200.toml").read_bytes(),),
+            _profile,
+            ".toml",
         ),
-        ("result files", _results(), result_file.read),
+        Format("model configs", _configs(), _shape),
+        Format("certificates", ((tests / "load" / "tls" / "cert.pem").read_bytes(),), _certificates),
+        Format("result files", _results(), result_file.read),
     )
 
 
@@ -357,14 +393,6 @@ sms = 7
 mig_profiles = ["1g.5gb"]
 mig_sms = [1]
 """
-
-
-def _file_door(place: Place, name: str, contents: tuple[bytes, ...], read: Callable[[Path], object]) -> Door:
-    lines = _with_values(contents)
-    suffix = ".toml" if name in {"GPU classes", "prices", "workload presets", "simulator profiles"} else ".json"
-    return Door(
-        name, inputs.spoilt(contents) | lines, lambda content: _read(read, place.put(f"file{suffix}", content)), 3
-    )
 
 
 @st.composite
@@ -383,11 +411,6 @@ def _with_values(draw: st.DrawFn, contents: tuple[bytes, ...]) -> bytes:
     )
     lines[number] = line[:start] + value.encode("utf-8", errors="surrogatepass") + line[end:]
     return b"\n".join(lines) + b"\n"
-
-
-def _path(formats: Formats, given: Any) -> str | None:
-    number, path = given
-    return _read(formats[number][2], Path(path))
 
 
 def _read(read: Callable[[Path], object], path: Path) -> str | None:

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,6 +22,24 @@ MEMORY_BYTES = 500 * 2**20
 
 class BrokenError(AssertionError):
     """An input broke what must hold."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What became of many inputs."""
+
+    inputs: int
+    refused: int
+    seconds: float
+    slowest_s: float
+    memory_bytes: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.inputs:,} inputs in {self.seconds:.0f} s, {self.refused:,} refused in one line, "
+            f"the slowest took {self.slowest_s:.2f} s of processor time, "
+            f"memory grew by {self.memory_bytes / 2**20:.0f} MiB"
+        )
 
 
 class Guard:
@@ -64,6 +83,10 @@ class Guard:
         if self.memory_bytes > MEMORY_BYTES:
             grown, self._memory = self.memory_bytes, _peak()  # the peak stays: later inputs are not to blame
             raise BrokenError(f"took {grown / 2**20:.0f} MiB of memory")
+
+    def figures(self, seconds: float) -> Figures:
+        """Of all inputs so far."""
+        return Figures(self.inputs, self.refused, seconds, self.slowest_s, self.memory_bytes)
 
     def check_files(self) -> None:
         """Check that no file was changed, made or removed."""

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.engines.server_family import new_family
+
+family = pytest.fixture(new_family, name="family")
+
 
 @pytest.fixture(autouse=True)
 def own_lease(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,7 +2,11 @@
 
 It stands for a server that is not what it claims to be: one that skips the model, stops early, or runs elsewhere.
 FAST_VLLM_PROFILE names another profile: a shipped one, or a file. FAST_VLLM_ROOT is where it claims to have loaded its
-model from, as vLLM 0.26, whose version it then claims too.
+model from, as vLLM 0.26, whose version it then claims too. FAST_VLLM_TELLS is a folder in which it makes a file when it
+has begun ("started"), has a request of the load ("loaded") and gets a SIGTERM ("told"), which it then ignores. Each
+name ends in its pid.
+FAST_VLLM_HANGS: with --max-num-seqs of that number it never listens. FAST_VLLM_DIES: at its first request of the load
+it writes that to its log, and ends.
 """
 
 from __future__ import annotations
@@ -10,7 +14,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pytest_gpucap.simulator import profile, web
@@ -20,9 +27,20 @@ parser.add_argument("-m", dest="module")
 parser.add_argument("--served-model-name")
 parser.add_argument("--host")
 parser.add_argument("--port", type=int)
+parser.add_argument("--max-num-seqs")
 ARGUMENTS, _ = parser.parse_known_args()
 ROOT = os.environ.get("FAST_VLLM_ROOT")
 KEY = os.environ.get("VLLM_API_KEY")
+TELLS = os.environ.get("FAST_VLLM_TELLS")
+HANGS = ARGUMENTS.max_num_seqs is not None and ARGUMENTS.max_num_seqs == os.environ.get("FAST_VLLM_HANGS")
+LONGEST_PROBE = 24
+"""Tokens in the prompt of the longest request that is no load."""
+
+
+def tell(what: str) -> None:
+    """Make the file, if somebody wants to know."""
+    if TELLS is not None:
+        Path(TELLS, f"{what}-{os.getpid()}").touch()
 
 
 class Connection(web.ClientConnection):
@@ -48,6 +66,16 @@ class Connection(web.ClientConnection):
         else:
             self._error(401, "Unauthorized")
 
+    def _stream(
+        self, head: Mapping[str, Any], prompt: int, asked: int, usage: Mapping[str, int] | None, *, chat: bool
+    ) -> None:
+        if prompt > LONGEST_PROBE:
+            tell("loaded")
+            if (last_words := os.environ.get("FAST_VLLM_DIES")) is not None:
+                print(last_words, flush=True)
+                os._exit(1)
+        super()._stream(head, prompt, asked, usage, chat=chat)
+
     def _routes(self) -> dict[tuple[str, str], Callable[[dict[str, Any]], None]]:
         if ROOT is None:
             return super()._routes()
@@ -58,6 +86,11 @@ class Connection(web.ClientConnection):
 
 
 if __name__ == "__main__":
+    if TELLS is not None:
+        signal.signal(signal.SIGTERM, lambda *_: tell("told"))
+        tell("started")
+    if HANGS:
+        threading.Event().wait(600)  # lest a failing test leave it
     web.ClientConnection = Connection  # type: ignore[misc]
     served = profile.load(os.environ.get("FAST_VLLM_PROFILE", "fast"))
     asyncio.run(web.serve(served, ARGUMENTS.host, ARGUMENTS.port, 0, lambda port: print("serving", port, flush=True)))

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ SUITE = """
     def test_it(gpucap):
         gpucap.{call}
 """
+SUITE_OF_CHECK = dedent(SUITE.format(call="check()"))
 
 
 @contextmanager
@@ -84,6 +86,29 @@ def test_a_server_that_stops_answering_is_given_up(
     assert found["outcome"] in {"INVALID", None}  # None: of a measurement without a verdict
     pytest.LineMatcher([found["problems"][0]["text"]]).fnmatch_lines([f"*{words}"])
     assert "Traceback" not in result.stdout.str()
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_server_that_runs_out_of_memory_under_load_says_so(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = pytester.path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name("fast_vllm.py")} "$@"\n')
+    python.chmod(0o755)
+    said = (
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 22 GiB"
+    )
+    monkeypatch.setenv("FAST_VLLM_DIES", f"ERROR 11-29 09:00:00 [core.py:700] {said}")
+    pytester.makepyfile(test_suite="import pytest\npytestmark = pytest.mark.vllm(model='/models/m')\n" + SUITE_OF_CHECK)
+    result = pytester.runpytest_subprocess("--gpu-class=cpu", f"--gpucap-vllm-python={python}")
+    result.assert_outcomes(failed=1)
+    found = the_result(pytester)
+    assert found["outcome"] == "INVALID"
+    assert found["problems"][0]["text"].startswith(
+        "the vLLM server ended with exit code 1 in the middle of the measurement: out of GPU memory (tried to allocate "
+        "2.00 GiB); lower gpu_memory_utilization"
+    )
+    result.stdout.fnmatch_lines(["the last * lines of its log:", f"*{said[:60]}*", "whole log: *"])
 
 
 DYING = """

@@ -78,13 +78,19 @@ OUTPUTS = [row for row in PATHS if row.parse in {values.output_file, values.html
 
 @pytest.mark.parametrize("row", OUTPUTS, ids=lambda row: row.flag)
 @pytest.mark.parametrize(
-    ("named", "said"), [("folder", "is a folder: name a file in it"), ("file/r.json", "is a file")]
+    ("named", "said"),
+    [
+        ("folder", "is a folder: name a file in it"),
+        ("file/r.json", "is a file"),
+        ("loop", "Too many levels of symbolic links"),
+    ],
 )
 def test_what_cannot_be_written_is_one_line_before_anything_starts(
     pytester: pytest.Pytester, row: Option[Any], named: str, said: str
 ) -> None:
     pytester.mkdir("folder")
     pytester.path.joinpath("file").touch()
+    pytester.path.joinpath("loop").symlink_to("loop")
     pytester.makepyfile("def test_it(): ...")
     result = pytester.runpytest(f"{row.flag}={named}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR

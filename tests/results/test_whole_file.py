@@ -99,6 +99,17 @@ def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path: Path) -> None:
     assert real.stat().st_mode & 0o777 == 0o600
 
 
+def test_links_in_a_circle_are_an_error_of_the_system(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for act in (write_text, append_text):
+        for path in (tmp_path / "loop", tmp_path / "loop" / "file"):
+            with pytest.raises(OSError, match=r"Too many levels of symbolic links|File exists"):
+                act(path, "x")
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        clear_partial(tmp_path / "loop")
+    assert [each.name for each in tmp_path.iterdir()] == ["loop"]
+
+
 def test_an_interrupt_while_writing_leaves_nothing_beside(tmp_path: Path) -> None:
     def pieces() -> Iterable[bytes]:
         yield b"half"
