@@ -1,4 +1,4 @@
-"""Commands where the working directory is gone, nothing can be written, or the user has no home: no traceback."""
+"""Commands and sessions where the working directory is gone, or nothing can be read or written: no traceback."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _obeys_permissions() -> None:
         libc.prctl(_DROP, capability, 0, 0, 0)
 
 
-def gpucap(
+def run(
     *words: str, folder: Path, gone: bool = False, environ: Mapping[str, str] = MappingProxyType({})
 ) -> subprocess.CompletedProcess[str]:
     def before() -> None:
@@ -33,13 +33,19 @@ def gpucap(
             folder.rmdir()
 
     return subprocess.run(
-        [sys.executable, "-m", "pytest_gpucap", *words],
+        [sys.executable, "-m", *words],
         env={**os.environ, **environ},
         preexec_fn=before,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def gpucap(
+    *words: str, folder: Path, gone: bool = False, environ: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.CompletedProcess[str]:
+    return run("pytest_gpucap", *words, folder=folder, gone=gone, environ=environ)
 
 
 @pytest.mark.parametrize("command", ["report", "show"])
@@ -72,3 +78,32 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
     done = gpucap("show", str(file), folder=tmp_path)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [f"python -m pytest_gpucap show: {file}: Permission denied"]
+
+
+SUITE = """
+import pytest
+
+@pytest.mark.gpucap(qps=5, gpus=1, input_tokens=256, output_tokens=512, e2e_p95="4s")
+def test_it(gpucap):
+    gpucap.check()
+"""
+
+
+@pytest.mark.slow
+def test_a_session_measures_where_nothing_can_be_written(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "test_it.py").write_text(SUITE)
+    folder.chmod(0o555)
+    places = {"HOME": str(folder), "XDG_CACHE_HOME": str(folder / "cache"), "TMPDIR": str(folder)}
+    words = ["pytest", "-pno:cacheprovider", "-pno:benchmark", "-ogpucap_host_check=warn", "--gpu-class=sim:fast"]
+    done = run(*words, folder=folder, environ=places)
+    assert "1 passed" in done.stdout
+    assert "result.json could not be written: [Errno 13] Permission denied" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.returncode == pytest.ExitCode.OK  # nobody asked for the file
+    done = run(*words, "--gpucap-json=r.json", folder=folder, environ=places)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "--gpucap-json: " in done.stderr
+    assert "cannot be written to: choose another path" in done.stderr
+    assert [each.name for each in folder.iterdir()] == ["test_it.py"]

@@ -276,6 +276,13 @@ def test_a_ca_of_one_s_own_is_trusted_by_every_client(own_ca: ssl.SSLContext) ->
             attach(server.url, access=other, wait_s=LONG_S)
 
 
+def test_a_certificate_of_another_name_is_not_trusted(own_ca: ssl.SSLContext) -> None:
+    trusted = Access(ca_file=str(OWN_CA / "ca.pem"))
+    with ScriptedServer(tls=own_ca) as server, pytest.raises(EndpointError, match="address mismatch") as caught:
+        attach(server.url.replace("127.0.0.1", "[::ffff:127.0.0.1]"), access=trusted, wait_s=LONG_S)
+    assert "its certificate is not trusted" in str(caught.value)
+
+
 def test_https_at_a_port_without_tls() -> None:
     with ScriptedServer() as server, pytest.raises(EndpointError, match="no TLS is spoken there; write http://"):
         attach(server.url.replace("http://", "https://"), wait_s=LONG_S)

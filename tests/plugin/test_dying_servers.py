@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from pytest_gpucap.measure import liveness
+
 SILENCE = """
     from pytest_gpucap.load import self_check
     from pytest_gpucap.measure import liveness
@@ -86,6 +88,11 @@ def test_a_server_that_stops_answering_is_given_up(
     assert found["outcome"] in {"INVALID", None}  # None: of a measurement without a verdict
     pytest.LineMatcher([found["problems"][0]["text"]]).fnmatch_lines([f"*{words}"])
     assert "Traceback" not in result.stdout.str()
+
+
+def test_the_documented_time_is_the_one_that_is_waited() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "answers.md").read_text(encoding="utf-8")
+    assert f"no token came for {liveness.SILENCE_S:g} s with requests in flight" in page
 
 
 @pytest.mark.usefixtures("no_gpu")
