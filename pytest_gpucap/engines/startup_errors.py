@@ -338,7 +338,7 @@ PATTERNS = (
     _pattern(
         "no GPU memory",
         r"Free memory on device (?:\S{1,50} )?\((?P<have>[^)]{0,100})\) on startup "
-        r"is less than desired GPU memory utilization \((?P<want>[^)]{0,100})\)",
+        r"is less than desired GPU memory utilization \((?:[\d.]{1,20}, )?(?P<want>[^)]{0,100})\)",
         "not enough free GPU memory: {have} free, {want} asked for",
         "end the other programs on the GPU, or lower gpu_memory_utilization",
     ),
@@ -361,7 +361,7 @@ PATTERNS = (
     _pattern(
         "out of host memory",
         r"Available memory on node \d+ \((?P<have>[^)]{0,100})\) on startup is less than desired CPU memory "
-        r"utilization \((?P<want>[^)]{0,100})\)",
+        r"utilization \((?:[\d.]{1,20}, )?(?P<want>[^)]{0,100})\)",
         "not enough host memory: {have} free, {want} asked for",
         "lower gpu_memory_utilization (on the CPU it is the share of host memory)",
     ),

@@ -45,7 +45,7 @@ LOGS = Path(__file__).with_name("logs")
         (
             "out_of_host_memory_util",
             "out of host memory",
-            "not enough host memory: 6.06/8.21 GiB free, 0.999, 8.2 GiB asked for",
+            "not enough host memory: 6.06/8.21 GiB free, 8.2 GiB asked for",
         ),
         ("port_taken", "port taken", "a port was taken"),
         (
@@ -84,7 +84,7 @@ REPORTED = [
             "ValueError: Free memory on device cuda:0 (19.77/22.05 GiB) on startup is less than desired GPU memory "
             "utilization (0.9, 19.84 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes."
         ),
-        "not enough free GPU memory: 19.77/22.05 GiB free, 0.9, 19.84 GiB asked for",
+        "not enough free GPU memory: 19.77/22.05 GiB free, 19.84 GiB asked for",
     ),
     # ovg-project/kvcached#29 (vLLM 0.9.2)
     (
@@ -92,7 +92,7 @@ REPORTED = [
             "ValueError: Free memory on device (59.32/79.15 GiB) on startup is less than desired GPU memory utilization "
             "(0.9, 71.24 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes."
         ),
-        "not enough free GPU memory: 59.32/79.15 GiB free, 0.9, 71.24 GiB asked for",
+        "not enough free GPU memory: 59.32/79.15 GiB free, 71.24 GiB asked for",
     ),
     # vllm-project/vllm#27508
     (
