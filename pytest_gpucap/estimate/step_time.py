@@ -84,6 +84,7 @@ class Speed:
         least, most: requests decoding in the bins behind it (5th and 95th percentile).
         error: standard error of ln s in the middle of the data, from the residuals alone, and from how those of
             neighbouring bins are related (`related`).
+        scatter: standard deviation of the logarithm of a bin's time, around the curve.
         trend: of ln(time) per second of the bins, beyond what the work in them explains; its standard error; seconds.
         errors: of ln(time per step), by requests decoding: larger where the curve rests on few bins.
         bins: behind it.
@@ -106,6 +107,7 @@ class Speed:
     least: float
     most: float
     error: float
+    scatter: float
     trend: tuple[float, float, float]
     errors: tuple[tuple[float, float], ...]
     bins: int
@@ -140,9 +142,16 @@ class Speed:
         return slope < -z * error and slope * seconds < -least_ln
 
     def error_at(self, n: float) -> float:
-        """Standard error of the logarithm of the time per step with n decoding."""
+        """Standard error of the logarithm of the time per step with n decoding.
+
+        Within the data a bin is near, so it is no larger than that bin's scatter. Beyond them the curve lies between a flat
+        one and one in proportion to n, and either is as likely.
+        """
         sizes, errors = zip(*self.errors, strict=True)
-        return float(np.interp(n, sizes, errors))
+        inside = min(max(n, self.least), self.most)
+        bound = abs(math.log(max(n, 1e-9) / max(inside, 1e-9))) / math.sqrt(12.0)
+        near = min(float(np.interp(inside, sizes, errors)), max(self.error, self.scatter))
+        return min(float(np.interp(n, sizes, errors)), math.hypot(near, bound))
 
     def table(self, most: int) -> Floats:
         """`at` for n from 0 to `most`; the entry of 0, which is never used, is that of 1."""
@@ -321,12 +330,14 @@ def _fit(bins: Bins, usable: Bools, mean_context: float, even_prompt: float, sta
     trend = _trend(design[keep], weight[keep], np.cumsum(bins.width_s)[usable][keep], alike)
     error = float(np.std(kept)) * math.sqrt(alike / max(1.0, kept.size - 3.0))
     # All coefficients have an error, those that the data put at 0 too: a bend that was not seen is not excluded.
-    inverse = np.linalg.pinv((rows / scale).T @ (rows / scale)) / np.outer(scale, scale)
+    scatter = float(np.std(kept))
+    known = np.vstack([design[keep] * (weight * np.sqrt(huber))[keep][:, None], priors * scatter]) / scale
+    inverse = np.linalg.pinv(known.T @ known) / np.outer(scale, scale)
     sizes = np.linspace(0.0, FURTHEST_ERROR * float(n.max()), ERROR_SIZES + 1)[1:]
     prompts = np.array([squares.sum(), bins.prompt_tokens[usable].sum()]) / float(bins.tokens[usable].sum())
     work = _work(sizes, stair, knots, prompts)
     variances = np.maximum(0.0, np.einsum("ij,jk,ik->i", work, inverse, work))  # rounding may make them negative
-    spreads = np.sqrt(float(np.var(kept)) * alike * variances)
+    spreads = scatter * np.sqrt(alike * variances)
     errors = np.maximum(error, spreads / np.maximum(work @ solution, 1e-30))
     speed = Speed(
         intercept_s=max(
@@ -339,6 +350,7 @@ def _fit(bins: Bins, usable: Bools, mean_context: float, even_prompt: float, sta
         least=float(np.quantile(n, 0.05)),
         most=most,
         error=error,
+        scatter=scatter,
         trend=trend,
         errors=tuple(zip(sizes.tolist(), errors.tolist(), strict=True)),
         bins=int(keep.sum()),
