@@ -58,6 +58,9 @@ Prompts come in bursts, which the stationary law ignores, so a replication needs
 server."""
 BURN_IN_PREFILL_FROM = 0.15
 """Share of the engine's time up to which prefill hardly disturbs the stationary law."""
+MOST_STOPPED = 0.9
+"""Largest share of the time for which the engine is taken to stand still. An engine that was seen to stop most of the
+time, as on a host that gives it no core, would else have stops that leave it no time at all."""
 LONG_STOP_S = 0.5
 """After a stop longer than this, a queue takes long to drain, so a short replication would not see it."""
 STOPS_FACTOR = 2.0
@@ -165,6 +168,11 @@ class ServerModel:
     def wanders(self) -> bool:
         """Whether the pace changes from second to second."""
         return len(self.path) > 1
+
+    def stopping(self, factor: float) -> ServerModel:
+        """The same with stops so many times as often, for `MOST_STOPPED` of the time at most."""
+        most = max(self.stall_per_s, MOST_STOPPED / max(float(np.mean(self.stall_s)), 1e-9))
+        return replace(self, stall_per_s=min(self.stall_per_s * factor, most))
 
     @property
     def stops(self) -> bool:

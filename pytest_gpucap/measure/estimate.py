@@ -394,7 +394,7 @@ def _stop_shifts(
     frequencies = gamma.ppf((edges[1:] + edges[:-1]) / 2.0, count + 0.5) / count
     shifts = []
     for chance, frequency in zip(c.STOP_STRATA, frequencies, strict=True):
-        other = replace(model, stall_per_s=model.stall_per_s * float(frequency))
+        other = model.stopping(float(frequency))
         rate = sustainable(other, traffic, limits, found.rate_rps).rate_rps
         shifts.append((chance, math.log(rate / found.rate_rps)))
     return tuple(shifts)

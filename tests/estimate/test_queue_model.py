@@ -191,3 +191,12 @@ def test_a_prompt_that_comes_before_a_step_begins_delays_its_first_tokens() -> N
     nobody = QueueStart(np.zeros(0, np.int64), np.zeros(0, np.int64))
     simulate(server_of(model), 1.0, 0.0, arrivals, nobody, (0, 3), found, np.zeros(0), 1e9)
     assert found.ttft_s == pytest.approx([0.6, 1.6, 1.8], abs=0.05)
+
+
+def test_stops_that_come_more_often_leave_the_engine_some_time() -> None:
+    """It stood still for 60% of the time that was seen; three times as often would be more than all of it."""
+    model = replace(processor_sharing(1000.0), stall_per_s=1.0, stall_s=(0.6,))
+    traffic = traffic_for(WORKLOAD)
+    seen, twice, thrice = (queue_model.saturation_rps(model.stopping(f), traffic) for f in (1.0, 1.4, 3.0))
+    assert seen == pytest.approx(queue_model.saturation_rps(model, traffic))
+    assert seen > twice > thrice > 0.0
