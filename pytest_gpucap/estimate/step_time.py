@@ -144,8 +144,8 @@ class Speed:
     def error_at(self, n: float) -> float:
         """Standard error of the logarithm of the time per step with n decoding.
 
-        Within the data a bin is near, so it is no larger than that bin's scatter. Beyond them the curve lies between a flat
-        one and one in proportion to n, and either is as likely.
+        Within the data a bin is near, so it is no larger than that bin's scatter. Beyond them the curve lies between a
+        flat one and one in proportion to n, and either is as likely.
         """
         sizes, errors = zip(*self.errors, strict=True)
         inside = min(max(n, self.least), self.most)
