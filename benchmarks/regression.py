@@ -22,11 +22,13 @@ from fractions import Fraction
 
 import numpy as np
 
+from pytest_gpucap.decisions.pooling import pooled
 from pytest_gpucap.decisions.regression import (
     START_SD,
     ComparedRate,
     confirmed,
     decide,
+    head_of,
     median_of,
     own_errors,
     ratio_of,
@@ -50,10 +52,10 @@ ELASTICITIES = {"fast": 1.6, "slow": 2.6}
 """Relative loss of a profile's sustainable rate per relative increase of its step times."""
 
 
-def run(rng: np.random.Generator, loss: float) -> Interval:
+def run(rng: np.random.Generator, loss: float, start_sd: float = START_SD, odd_share: float = ODD_SHARE) -> Interval:
     """One measurement from one start."""
-    odd = ODD_LN if rng.random() < ODD_SHARE else 0.0
-    rate = 20.0 * (1.0 - loss) * math.exp(rng.normal(0.0, OWN_SD) + rng.normal(0.0, START_SD) + odd)
+    odd = ODD_LN if rng.random() < odd_share else 0.0
+    rate = 20.0 * (1.0 - loss) * math.exp(rng.normal(0.0, OWN_SD) + rng.normal(0.0, start_sd) + odd)
     return Interval(rate, rate * math.exp(-1.96 * OWN_SD), rate * math.exp(1.96 * OWN_SD))
 
 
@@ -68,13 +70,37 @@ def drawn(rng: np.random.Generator, bases: Sequence[Interval], heads: Sequence[I
     return decided(ComparedRate(bases[int(rng.integers(len(bases)))]), lambda: heads[int(rng.integers(len(heads)))])
 
 
-def decided(base: ComparedRate, head: Callable[[], Interval]) -> str:
-    """The decision on a head; a second run confirms a REGRESSED."""
+def several(rng: np.random.Generator, loss: float, starts: int, start_sd: float, allowed: float, *, again: bool) -> str:
+    """The decision on several starts a side (`--gpucap-repeat`), none of them odd."""
+
+    def side(lost: float) -> Interval:
+        return pooled([run(rng, lost, start_sd, odd_share=0.0) for _ in range(starts)]).rate
+
+    return decided(ComparedRate(side(0.0), math.inf), lambda: side(loss), allowed, repeated=True, again=again)
+
+
+def decided(
+    base: ComparedRate,
+    head: Callable[[], Interval],
+    allowed: float = ALLOWED,
+    *,
+    repeated: bool = False,
+    again: bool = True,
+) -> str:
+    """The decision on a head; a second run confirms a REGRESSED.
+
+    Args:
+        base: the baseline's rate.
+        head: measures the head once more.
+        allowed: share of the rate that may be lost.
+        repeated: each rate is of several starts and contains their spread.
+        again: whether a REGRESSED is measured again.
+    """
     first = head()
-    decision = decide(ratio_of(base, ComparedRate(first, repeat=base.repeat)), ALLOWED)
-    if decision is RegressionDecision.REGRESSED and not confirmed(base, first, head(), ALLOWED):
-        return "not confirmed"
-    return decision.value
+    decision = decide(ratio_of(base, head_of([first], base, spread_known=repeated)), allowed)
+    if not again or decision is not RegressionDecision.REGRESSED:
+        return decision.value
+    return decision.value if confirmed(base, first, head(), allowed, spread_known=repeated) else "not confirmed"
 
 
 def session(profile: Profile, requirement: Requirement, pace: float, seed: int) -> Interval | None:

@@ -11,17 +11,15 @@ out of it under load. OUT gets each session's output, and `memory.json` what was
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from pytest_gpucap.engines.server_spec import ServerSpec
-from pytest_gpucap.engines.vllm import start_vllm
+from pytest_gpucap.engines.vllm import VllmServer, start_vllm
 from pytest_gpucap.gpu.inventory import take_inventory
 from pytest_gpucap.vllm_arguments import VllmArguments
 
@@ -60,10 +58,8 @@ def test_capacity(gpucap, vllm_server):
 """
 
 
-def other(held: bool, python: str) -> AbstractContextManager[Any]:
-    """Another server that holds most of the memory, or none."""
-    if not held:
-        return nullcontext()
+def other(python: str) -> VllmServer:
+    """Another server, which holds most of the memory."""
     devices = [str(take_inventory().devices[0].index)]
     arguments = VllmArguments({"max_model_len": 4096, "gpu_memory_utilization": 0.6})
     return start_vllm(ServerSpec(MODEL, arguments, python), devices=devices)
@@ -76,19 +72,10 @@ def session(out: Path, python: str, name: str, *, arguments: str, hogged: bool, 
     suite = folder / "test_memory.py"
     suite.write_text(SUITE.format(hog=HOG, model=MODEL, arguments=arguments, hogged=hogged))
     command = [python, "-m", "pytest", "-p", "pytest_gpucap.plugin", "-p", "no:cacheprovider", "-o", "addopts="]
-    command += [
-        "-o",
-        "filterwarnings=",
-        "--rootdir",
-        str(folder),
-        str(suite),
-        "--gpu-class",
-        "h200",
-        "--gpucap-require",
-    ]
+    command += ["-o", "filterwarnings=", "--rootdir", str(folder), str(suite), "--gpu-class=h200", "--gpucap-require"]
     command += ["--gpucap-vllm-python", python, "--gpucap-dir", str(folder / "gpucap"), *options]
     command += ["--gpucap-json", str(folder / "result.json")]
-    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     (folder / "output.txt").write_text(done.stdout + done.stderr)
     said = [line.strip() for line in done.stdout.splitlines() if "memory" in line.lower() or "INVALID" in line]
     return {"exit_status": done.returncode, "said": said[:12]}
@@ -111,7 +98,7 @@ def main() -> None:
     out, python = Path(sys.argv[1]), (sys.argv[2:] or [sys.executable])[0]
     found: dict[str, Any] = {"idle_mib": used_mib(), "sessions": {}}
     asked = "gpu_memory_utilization=0.6"
-    with other(True, python):
+    with other(python):
         for name, options in (("another tenant", []), ("too little at the start", ["--gpucap-gpu-idle", "95%"])):
             found["sessions"][name] = session(out, python, name, arguments=asked, hogged=False, options=options)
     found["sessions"]["too little under load"] = session(

@@ -85,8 +85,13 @@ def one_check(name: str, ratio: float, rep: int) -> Row:
 
 def one_measure(name: str, ratio: float, rep: int) -> Row:
     """One estimate of ours; the search begins at `ratio` times too high a guess."""
-    runner = SimRunner(profile_of(name).engine, FRESH + 20_000 + rep)
-    measurement = measure(runner, requirement(name, ratio), settings(name, FRESH + rep))
+    return measured(profile_of(name).engine, name, ratio, rep)
+
+
+def measured(engine: profiles.EngineModel, name: str, ratio: float, rep: int, seed: int = FRESH) -> Row:
+    """One estimate of ours, of an engine that may be another than the profile's."""
+    runner = SimRunner(engine, seed + 20_000 + rep)
+    measurement = measure(runner, requirement(name, ratio), settings(name, seed + rep))
     rate = measurement.sustainable_rate
     nan = math.nan
     figures = (rate.value, rate.low, rate.high) if rate else (nan, nan, nan)

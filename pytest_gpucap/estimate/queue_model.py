@@ -171,8 +171,8 @@ class ServerModel:
 
     def stopping(self, factor: float) -> ServerModel:
         """The same with stops so many times as often, for `MOST_STOPPED` of the time at most."""
-        most = max(self.stall_per_s, MOST_STOPPED / max(float(np.mean(self.stall_s)), 1e-9))
-        return replace(self, stall_per_s=min(self.stall_per_s * factor, most))
+        most = max(1.0, MOST_STOPPED / max(self.stall_share, 1e-9))
+        return replace(self, stall_per_s=self.stall_per_s * min(factor, most))
 
     @property
     def stops(self) -> bool:

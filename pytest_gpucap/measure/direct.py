@@ -161,7 +161,7 @@ def block_shares(run: MeasuringRun, window: Window, limit: LatencyLimit) -> Floa
         return np.array([window.span.gaps.share_above(limit.limit_s)] * 2)
     rows = slice(window.span.first_row, window.span.end_row)
     due = journal.due_s[rows]
-    value = {Metric.TTFT: journal.ttft_s, Metric.E2E: journal.e2e_s, Metric.TPOT: journal.tpot_s}[limit.metric][rows]
+    value = journal.latency_s(limit.metric)[rows]
     done = journal.status[rows] == Status.OK
     if limit.metric is Metric.TTFT:
         done = ~np.isnan(journal.first_s[rows])

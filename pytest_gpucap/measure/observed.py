@@ -404,7 +404,7 @@ def _broken(journal: Journal, window: Window, limit: LatencyLimit) -> tuple[floa
         total = int(window.span.gaps.total)
         return (window.span.gaps.share_above(limit.limit_s) * total if total else 0.0), total
     rows = slice(window.span.first_row, window.span.end_row)
-    value = {Metric.TTFT: journal.ttft_s, Metric.E2E: journal.e2e_s, Metric.TPOT: journal.tpot_s}[limit.metric][rows]
+    value = journal.latency_s(limit.metric)[rows]
     age = window.end_s - journal.due_s[rows]
     ended = ~np.isnan(journal.first_s[rows] if limit.metric is Metric.TTFT else journal.end_s[rows])
     late = np.where(ended, value > limit.limit_s, (age > limit.limit_s) & (limit.metric is not Metric.TPOT))

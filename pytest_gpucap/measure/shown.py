@@ -142,7 +142,7 @@ def latencies_of(run: MeasuringRun, window: Window, limit: LatencyLimit) -> Floa
     if limit.metric is Metric.ITL:
         gaps = window.span.gaps
         return np.array([gaps.quantile_s(float(limit.quantile))] if gaps.total else [])
-    values = {Metric.TTFT: journal.ttft_s, Metric.E2E: journal.e2e_s, Metric.TPOT: journal.tpot_s}[limit.metric][rows]
+    values = journal.latency_s(limit.metric)[rows]
     known = ~np.isnan(values)
     return np.sort(values[known if limit.metric is Metric.TTFT else known & (journal.status[rows] == Status.OK)])
 

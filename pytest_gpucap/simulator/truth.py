@@ -45,13 +45,12 @@ def long_run(
         journal = runner.journal()
         rows = slice(span.first_row, span.end_row)
         ok = journal.status[rows] == Status.OK
-        by_metric = {Metric.TTFT: journal.ttft_s, Metric.E2E: journal.e2e_s, Metric.TPOT: journal.tpot_s}
         for limit in slo.limits:
             if limit.metric is Metric.ITL:
                 counts = span.gaps.counts if counts.size == 0 else counts + span.gaps.counts
             else:
                 # A request that never ended broke every limit.
-                values = np.where(ok, by_metric[limit.metric][rows], np.inf)
+                values = np.where(ok, journal.latency_s(limit.metric)[rows], np.inf)
                 pooled[limit.name].append(values[~np.isnan(values)])
     ratios = {"backlog": float(np.mean(growth))}
     for limit in slo.limits:

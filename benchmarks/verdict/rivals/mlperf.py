@@ -40,8 +40,6 @@ from pytest_gpucap.requirement import LatencyLimit
 from pytest_gpucap.simulator.profile import Profile
 from pytest_gpucap.simulator.runner import SimRunner
 
-from .probes import latencies
-
 MIN_DURATION_S = 600.0
 MIN_QUERIES = 100
 CONFIDENCE = 0.99
@@ -95,7 +93,7 @@ def _run(runner: SimRunner, profile: Profile, qps: float, seed: int, stream: int
     journal, rows = runner.journal(), slice(span.first_row, span.end_row)
     ended = ~np.isnan(journal.end_s[rows])
     limits: Sequence[LatencyLimit] = profile.slo.limits
-    return all(judge(np.where(ended, latencies(journal, rows, limit), np.inf), limit) for limit in limits)
+    return all(judge(np.where(ended, journal.latency_s(limit.metric)[rows], np.inf), limit) for limit in limits)
 
 
 def server_run(profile: Profile, seed: int, design_rps: float) -> tuple[bool, float]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final
 
 import numpy as np
 
-from pytest_gpucap.arrays import Bools, Floats
+from pytest_gpucap.arrays import Bools
 from pytest_gpucap.load import schedule
 from pytest_gpucap.load.protocol import Journal, PhaseSpan
-from pytest_gpucap.requirement import LatencyLimit, Metric, Slo, Workload
+from pytest_gpucap.requirement import LatencyLimit, Slo, Workload
 from pytest_gpucap.simulator.profile import Profile
 from pytest_gpucap.simulator.runner import SimRunner
 
@@ -20,18 +18,11 @@ LONGEST_S = 20_000.0
 """A closed loop of a given number of requests ends within this time on every server of the study."""
 MOST_RPS = 2000.0
 """No server of the study answers more requests a second."""
-_COLUMNS: Final[Mapping[Metric, str]] = {Metric.TTFT: "ttft_s", Metric.TPOT: "tpot_s", Metric.E2E: "e2e_s"}
-
-
-def latencies(journal: Journal, rows: slice, limit: LatencyLimit) -> Floats:
-    """Of each request, the latency that is limited; NaN where it has none yet."""
-    values: Floats = getattr(journal, _COLUMNS[limit.metric])[rows]
-    return values
 
 
 def percentile(journal: Journal, rows: slice, limit: LatencyLimit) -> float:
     """The limited percentile of the requests that have that latency."""
-    values = latencies(journal, rows, limit)
+    values = journal.latency_s(limit.metric)[rows]
     values = values[~np.isnan(values)]
     return float(np.quantile(values, float(limit.quantile))) if values.size else float("inf")
 
@@ -51,7 +42,7 @@ def within_limits(journal: Journal, rows: slice, slo: Slo) -> Bools:
     """Which requests have ended and kept every limit, each for itself."""
     kept = ~np.isnan(journal.end_s[rows])
     for limit in slo.limits:
-        kept &= ~(latencies(journal, rows, limit) > limit.limit_s)
+        kept &= ~(journal.latency_s(limit.metric)[rows] > limit.limit_s)
     return kept
 
 
