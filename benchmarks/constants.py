@@ -24,6 +24,7 @@ MODULES: Final = (
     "measure/observed",
     "measure/alternation",
     "measure/equal_rate",
+    "estimate/bins",
     "estimate/step_time",
     "estimate/paces",
     "estimate/traffic",

@@ -62,11 +62,18 @@ class Server:
     guess_rps: int
     kv_gib: float
     arguments: dict[str, object] = field(default_factory=dict)
+    shared_tokens: int = 0
+    """Of every prompt's start."""
 
     @property
     def workload(self) -> Workload:
         """Fixed lengths, so that another client can send the same."""
-        return Workload(Length.fixed(self.input_tokens), Length.fixed(self.output_tokens), endpoint=ApiKind.COMPLETIONS)
+        return Workload(
+            Length.fixed(self.input_tokens),
+            Length.fixed(self.output_tokens),
+            endpoint=ApiKind.COMPLETIONS,
+            shared_prefix_tokens=self.shared_tokens,
+        )
 
     def requirement(self, qps: Fraction) -> Requirement:
         """What one GPU shall carry."""
@@ -89,6 +96,9 @@ SERVERS = {
         {"speculative_config": {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4}},
     ),
     "16 sequences": Server("synthetic:qwen2.5-7b", 256, 512, ("e2e_p95", "8s"), 3, 12.0, {"max_num_seqs": 16}),
+    "prefix": Server(
+        "synthetic:qwen2.5-7b", 2048, 128, ("e2e_p95", "4s"), 20, 12.0, {"enable_prefix_caching": True}, 1792
+    ),
     "tiny": Server("synthetic:tiny", 64, 32, ("e2e_p95", "500ms"), 20, 0.0),
 }
 
@@ -155,7 +165,9 @@ def direct(
         command = [options.vllm_python, str(BENCH), "--backend", "vllm", "--endpoint", "/v1/completions"]
         command += ["--base-url", server.root_url, "--model", server.model]
         command += ["--tokenizer", str(synthetic.make_model(asked.model)), "--dataset-name", "random"]
-        command += ["--random-input-len", f"{asked.input_tokens}", "--random-output-len", f"{asked.output_tokens}"]
+        own = asked.input_tokens - asked.shared_tokens
+        command += ["--random-input-len", f"{own}", "--random-output-len", f"{asked.output_tokens}"]
+        command += ["--random-prefix-len", f"{asked.shared_tokens}"]
         command += ["--request-rate", f"{rate_rps}", "--num-prompts", f"{round(rate_rps * seconds)}"]
         command += ["--seed", f"{seed}", "--ignore-eos", "--disable-tqdm", "--save-result", "--save-detailed"]
         command += ["--result-dir", folder, "--result-filename", "result.json"]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pytest_gpucap.arrays import Floats
-from pytest_gpucap.estimate.step_time import LEAST_DECODING, Speed, bins_of
+from pytest_gpucap.estimate.bins import LEAST_DECODING, bins_of
+from pytest_gpucap.estimate.step_time import Speed
 from pytest_gpucap.load.protocol import Journal, Status
 
 PATH_BIN_S = 0.5

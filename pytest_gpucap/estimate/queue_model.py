@@ -114,7 +114,7 @@ class ServerModel:
 
     Attributes:
         speed: shape (m,): seconds per token with n requests running, by n from 0.
-        prefill_s: engine seconds per prompt token.
+        prefill_s: engine seconds per prompt token, in a prompt of `even_prompt` tokens.
         max_seqs: sequences run at once; `NEVER_LIMITED` where unknown.
         kv_tokens: tokens that fit the KV cache; infinite where unknown.
         drift_sd: slow drift of all times, relative.
@@ -123,6 +123,8 @@ class ServerModel:
         calibration: what the model check found that the model leaves out.
         kv_token_s: seconds per step for each KV token held beyond `mean_context` per running request.
         mean_context: KV tokens per running request for which `speed` holds.
+        prefill_growth_s, even_prompt: seconds by which each prompt token takes longer for each token of its prompt
+            beyond `even_prompt`.
         path: shape (p,): factors on all times as they were seen, one after the other; one of 1: the pace stays.
         path_bin_s: how long each holds.
         own_paces: of the requests, in tokens per token of the common pace; empty: all run at the common one. The
@@ -140,6 +142,8 @@ class ServerModel:
     calibration: Calibration = Calibration()
     kv_token_s: float = 0.0
     mean_context: float = 0.0
+    prefill_growth_s: float = 0.0
+    even_prompt: float = 0.0
     path: tuple[float, ...] = (1.0,)
     path_bin_s: float = math.inf
     own_paces: tuple[float, ...] = ()
@@ -157,6 +161,7 @@ class ServerModel:
             speed=self.speed * factor,
             prefill_s=self.prefill_s * factor,
             kv_token_s=self.kv_token_s * factor,
+            prefill_growth_s=self.prefill_growth_s * factor,
         )
 
     @property
@@ -231,8 +236,8 @@ def server_of(model: ServerModel) -> QueueServer:
     """The model as the simulation takes it."""
     return QueueServer(
         model.speed, model.prefill_s, model.max_seqs, model.kv_tokens, model.kv_token_s, model.mean_context,
-        model.stall_per_s, np.array(model.stall_s), np.array(model.path), model.path_bin_s,
-        model.step_tokens,
+        model.prefill_growth_s, model.even_prompt, model.stall_per_s, np.array(model.stall_s), np.array(model.path),
+        model.path_bin_s, model.step_tokens,
     )  # fmt: skip
 
 

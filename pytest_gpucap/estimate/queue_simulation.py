@@ -45,9 +45,11 @@ class QueueServer(NamedTuple):
 
     Attributes:
         speed: shape (m,): seconds per token with n running, by n from 0; beyond the end its last slope goes on.
-        prefill_s: engine seconds per prompt token.
+        prefill_s: engine seconds per prompt token, in a prompt of `even_prompt` tokens.
         max_seqs, kv_tokens: the server's limits.
         kv_token_s, mean_context: seconds per step for each KV token held beyond `mean_context` per running request.
+        prefill_growth_s, even_prompt: seconds by which each prompt token takes longer for each token of its prompt
+            beyond `even_prompt`.
         stall_per_s: stops of the engine per second.
         stall_s: shape (k,): how long stops last; each length is equally likely.
         path: shape (p,): factors on all times, one after the other and over again; `path_bin_s` is how long each holds.
@@ -61,6 +63,8 @@ class QueueServer(NamedTuple):
     kv_tokens: float
     kv_token_s: float
     mean_context: float
+    prefill_growth_s: float
+    even_prompt: float
     stall_per_s: float
     stall_s: Floats
     path: Floats
@@ -229,6 +233,43 @@ def _chunks_per_s(budget: float, n: int, prefill_s: float) -> float:
 
 
 @compiled
+def _into_steps(
+    pause: float, last_s: float, last_tokens: float, tokens: float, delay: float, budget: float, bend: float
+) -> tuple[float, float, float]:
+    """Put a prompt behind those that wait, into steps of so many prompt tokens.
+
+    First tokens come at the end of a step, and what it holds is decided when it begins. So a prompt that comes before
+    that fills it up, and delays the first tokens of the prompts that end in it.
+
+    Args:
+        pause: seconds of prefill that wait or are under way.
+        last_s: seconds of the last step of them.
+        last_tokens: prompt tokens of it.
+        tokens: of the new prompt.
+        delay: seconds of it.
+        budget: prompt tokens of a step; infinite: prompts do not share steps.
+        bend: share of `delay` that grows with the square of the tokens.
+
+    Returns:
+        Seconds by which the last step gets longer, then the seconds and the tokens of the step that is the last then.
+        It is the same step if it has all of the prompt.
+    """
+    if budget == np.inf:
+        return 0.0, 0.0, 0.0
+    room = 0.0
+    if 0.0 < last_s < pause * (1.0 - 1e-9):
+        room = min(max(0.0, budget - last_tokens), tokens)
+    share = room / tokens
+    filled_s = delay * share * (1.0 - bend + bend * share)
+    if room >= tokens:
+        return filled_s, last_s + filled_s, last_tokens + tokens
+    rest = tokens - room
+    last = rest - budget * max(0.0, math.ceil(rest / budget) - 1.0)
+    share = 1.0 - last / tokens
+    return filled_s, delay * (1.0 - share * (1.0 - bend + bend * share)), last
+
+
+@compiled
 def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays in registers
     server: QueueServer,
     factor: float,
@@ -258,9 +299,8 @@ def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays 
         The time integral of requests in flight.
     """
     # Taken out once: taking an array out of a tuple costs, and each of these is used for every event.
-    speed, prefill_s, max_seqs, kv_tokens, kv_token_s, mean_context, stall_per_s, stall_s, path, path_bin_s, budget = (
-        server
-    )
+    speed, prefill_s, max_seqs, kv_tokens, kv_token_s, mean_context = server[:6]
+    growth_s, even_prompt, stall_per_s, stall_s, path, path_bin_s, budget = server[6:]
     due_s, _, output = arrivals
     ttft_s, e2e_s, seen = found
     starters, rows = running.left.size, due_s.size
@@ -275,6 +315,9 @@ def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays 
     admitted, preempted = np.empty(4 * total + 64, np.int64), np.empty(total + 1, np.int64)
     # First tokens to come, in order of admission: after how much of the engine's time at a factor of 1.
     first_item, first_work = np.empty(4 * rows + 64, np.int64), np.empty(4 * rows + 64)
+    # The last of the steps that prefill what waits: its seconds and prompt tokens, and its first request in that order.
+    last_s = last_tokens = 0.0
+    last_from = 0
     size = waiting_again = arrived = taken = completed = stalls = begun = announced = 0
     time = halt = pause = clock = work = in_flight_s = 0.0
     n = newest = starters
@@ -328,6 +371,7 @@ def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays 
         if kind == PACE:
             path_at = (path_at + 1) % path.size
             pause *= drift * path[path_at] / factor
+            last_s *= drift * path[path_at] / factor
             factor = drift * path[path_at]
             pace_at_s += path_bin_s
             continue
@@ -370,7 +414,7 @@ def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays 
                 taken += 1
             # A step already under way must end before this request's first one begins.
             wait = 0.0 if n == 0 else (i * STEP_PHASE) % 1.0
-            prefill = prefill_s * need[i] * factor
+            prefill = (prefill_s + growth_s * (need[i] - even_prompt)) * need[i] * factor
             chunks_per_s = _chunks_per_s(budget, n, prefill_s * factor)
             if gaps.size > 0 and n > 0 and pause + halt <= 0.0:
                 before = speed[n] * factor if n < speed.size else pace
@@ -378,8 +422,16 @@ def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays 
                 gaps[_gap_bin(before + prefill / steps)] += n * steps
                 gaps[_gap_bin(before)] -= n * steps
             delay, after = _pause_s(speed, n, pace, factor, prefill, wait)
+            room = max(LEAST_CHUNK, budget - n)
+            bend = min(1.0, growth_s * need[i] / max(1e-30, prefill_s + growth_s * (need[i] - even_prompt)))
+            fills = last_tokens
+            filled_s, last_s, last_tokens = _into_steps(pause, last_s, last_tokens, need[i], delay, room, bend)
+            # What fills up a step that has not begun delays the first tokens that come at its end.
+            for j in range(max(begun, last_from), announced):
+                first_work[j] += filled_s / factor
+            if last_tokens != fills + need[i]:
+                last_from = announced
             pause += delay
-            kv += need[i]
             n += 1
             # Its first token comes from the last of the steps that prefill it and all before it.
             steps = max(1.0, math.ceil(pause * chunks_per_s))
@@ -387,7 +439,10 @@ def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays 
                 first_item[announced] = i - starters
                 first_work[announced] = work + (pause + (steps + wait) * after) / factor
                 announced += 1
-            target[i] = clock + steps - 1.0 + left[i] + wait
+            # From now on it counts as one of those that get tokens, and it gets none before its first.
+            lead = steps - 1.0 + wait
+            kv += need[i] - lead
+            target[i] = clock + lead + left[i]
             size = _push(key, item, size, target[i], i)
             if newest < admitted.size:
                 admitted[newest] = i

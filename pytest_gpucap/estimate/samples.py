@@ -12,7 +12,7 @@ from dataclasses import fields
 import numpy as np
 
 from pytest_gpucap.arrays import Floats
-from pytest_gpucap.estimate.step_time import integral
+from pytest_gpucap.estimate.bins import integral
 from pytest_gpucap.load.protocol import ERRORS, ClosedLoop, Histogram, Journal, OpenLoop, PhaseSpan, Status
 from pytest_gpucap.requirement import LatencyLimit, Metric
 from pytest_gpucap.results.measured import Latency, LatencyHistogram, Sample

@@ -2,11 +2,15 @@
 
 In every bin of time the engine spent its seconds on decode steps and on prefill::
 
-    width = steps * (s(n) + (held - n * mean context) * k) + prompt_tokens * p,    steps = tokens / n
+    width = steps * (s(n) + (held - n * mean context) * k) + prompt_tokens * p + prompt_squares * g
+    steps = tokens / n
 
-with `held` the KV tokens of the requests decoding. Divided by the steps, that is a linear model of s(n), k and p. s is
-convex, rising and non-negative: a sum of hinges with non-negative weights. For in a small batch a step takes as long as
-reading the weights, and in a large one every further sequence adds its own time.
+with `held` the KV tokens of the requests decoding, and `prompt_squares` the sum of the squares of prompts' lengths: a
+token attends to all before it, so a prompt twice as long takes more than twice the time. Divided by the steps, that is
+a linear model of s(n), k, p and g. s is convex, rising and non-negative: a sum of hinges with non-negative weights. For
+in a small batch a step takes as long as reading the weights, and in a large one every further sequence adds its own
+time. Where the engine has CUDA graphs for some batch sizes only, it pads a batch to the next of them, and s is a
+staircase.
 """
 
 from __future__ import annotations
@@ -19,16 +23,8 @@ from scipy.optimize import nnls
 
 from pytest_gpucap.arrays import Bools, Floats
 from pytest_gpucap.errors import GpuCapError
-from pytest_gpucap.load.protocol import Journal, Status
+from pytest_gpucap.estimate.bins import LEAST_DECODING, STAIRS, Bins, padded
 
-STEPS_PER_BIN = 16
-"""Engine steps in a bin. The step that the bin's edge cuts is then 6% of it, and the next bin has the rest."""
-LEAST_BIN_S = 0.4
-"""Shortest bin: tokens are counted in bins of 0.1 s, whose edges do not fall on those of a bin."""
-MOST_BIN_S = 2.0
-"""Longest bin: a phase of 7 s must still have several, or nothing would tell its noise."""
-LEAST_DECODING = 0.5
-"""Bins with fewer requests decoding, on average, say nothing of the speed: the engine idles for part of them."""
 STALL_EXCESS = 0.15
 """A bin that is slower than the model by more than this share, and by more than `STALL_STEPS`, contains a stop of the
 engine. It is left out of the fit and counted. The noise of a bin is a few percent."""
@@ -56,117 +52,25 @@ RELATED_PRIOR = 1.8
 say less than 1: what the cut step gives one bin, it takes from the next."""
 RELATED_PRIOR_BINS = 20.0
 """Number of bins that `RELATED_PRIOR` counts for: with as many bins, the data decide half of it."""
+GROWTH_PRIOR = 0.3
+"""Before the data, what grows with the square of the prompt takes about this share of the time."""
 KV_PRIOR = 0.3
 """Before the data, reading the KV cache takes about this share of a step. Lengths that hardly vary say nothing of
 it."""
+STAIRS_GAIN = 12.0
+"""A batch is padded if that makes the residuals' log-likelihood ratio so much larger. By chance it is as large in one
+fit of a thousand: a chi-square of one degree of freedom, with three candidates."""
+STAIRS_SPREADS = 3.0
+"""Residuals count for no more than so many standard deviations in that ratio: a stop of the engine is no stair."""
+ERROR_SIZES = 12
+"""Batch sizes at which the curve's error is known; in between it is interpolated."""
+FURTHEST_ERROR = 1.5
+"""The largest of them, over the largest in the data. Further away extremes stand for the error."""
 PACE_FLOOR = 0.1
 """No batch is faster than this share of the fastest pace seen. A curve through noise must not reach zero."""
 KNOTS = (0.4, 0.7, 0.9)
 """Where the curve may bend, as shares of the highest number decoding. Enough for a curve that bends once between the
 points measured."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bins:
-    """Time in bins, shape (b,) each.
-
-    Width, requests decoding, tokens after the first, prompt tokens prefilled, KV tokens held by the requests decoding.
-    """
-
-    width_s: Floats
-    decoding: Floats
-    tokens: Floats
-    prompt_tokens: Floats
-    held: Floats
-
-    def excess(self, mean_context: float) -> Floats:
-        """KV tokens held beyond `mean_context` per request, shape (b,); zeros where that is unknown (0)."""
-        return self.held - self.decoding * mean_context if mean_context else np.zeros_like(self.held)
-
-    def join(self, other: Bins) -> Bins:
-        """Both, one after the other."""
-        return Bins(*(np.concatenate([getattr(self, f), getattr(other, f)]) for f in Bins.__slots__))
-
-
-def integral(times: Floats, starts: Floats, ends: Floats) -> Floats:
-    """Integral over time, up to each of `times`, of how many spans [start, end) are under way; NaN: not ended."""
-    begun = np.sort(starts[~np.isnan(starts)])
-    ended = np.sort(ends[~np.isnan(ends) & ~np.isnan(starts)])
-
-    def elapsed(events: Floats) -> Floats:
-        before = np.searchsorted(events, times)
-        total = np.concatenate([[0.0], np.cumsum(events)])
-        result: Floats = before * times - total[before]
-        return result
-
-    difference: Floats = elapsed(begun) - elapsed(ended)
-    return difference
-
-
-def bin_width_s(step_s: float) -> float:
-    """A width that holds enough steps of the engine."""
-    return min(MOST_BIN_S, max(LEAST_BIN_S, STEPS_PER_BIN * step_s))
-
-
-def bins_of(journal: Journal, start_s: float, end_s: float, width_s: float) -> Bins:
-    """The span [start_s, end_s) in bins of about `width_s`."""
-    count = max(1, round((end_s - start_s) / width_s))
-    edges = np.linspace(start_s, end_s, count + 1)
-    decoding = np.diff(integral(edges, journal.first_s, journal.end_s)) / np.diff(edges)
-    ticks: Floats = journal.bins_start_s + journal.bin_s * np.arange(journal.tokens.size + 1, dtype=np.float64)
-    made = np.interp(edges, ticks, np.concatenate([[0.0], np.cumsum(journal.tokens)]))
-    first = np.sort(journal.first_s[~np.isnan(journal.first_s)])
-    tokens = np.diff(made) - np.diff(np.searchsorted(first, edges))
-    return Bins(
-        np.diff(edges),
-        decoding,
-        np.maximum(tokens, 0.0),
-        np.diff(_prefilled(journal, edges)),
-        _held(journal, edges, ticks, made),
-    )
-
-
-def _held(journal: Journal, edges: Floats, ticks: Floats, made: Floats) -> Floats:
-    """KV tokens of the requests decoding, mean of each bin: prompts begun and tokens made, less all of ended requests.
-
-    `ticks`: the edges of the journal's own bins; `made`: tokens up to each of `edges`. The tokens of a request that
-    failed are estimated from the pace while it ran.
-    """
-    begun = ~np.isnan(journal.first_s)
-    over = begun & ~np.isnan(journal.end_s)
-
-    def total(times: Floats, tokens: Floats) -> Floats:
-        order = np.argsort(times, kind="stable")
-        sums: Floats = np.concatenate([[0.0], np.cumsum(tokens[order])])
-        return sums[np.searchsorted(times[order], edges)]
-
-    prompt, output = journal.prompt_tokens.astype(np.float64), journal.output_tokens.astype(np.float64)
-    broken = over & (journal.status != Status.OK)
-    if broken.any():
-        decoding = np.diff(integral(ticks, journal.first_s, journal.end_s)) / journal.bin_s
-        clock = np.concatenate([[0.0], np.cumsum(journal.tokens / np.maximum(decoding, LEAST_DECODING))])
-        first, end = (np.interp(t[broken], ticks, clock) for t in (journal.first_s, journal.end_s))
-        output[broken] = np.minimum(output[broken], end - first)
-    at = total(journal.first_s[begun], prompt[begun]) + made - total(journal.end_s[over], (prompt + output)[over])
-    mean: Floats = (at[1:] + at[:-1]) / 2.0
-    return mean
-
-
-def _prefilled(journal: Journal, times: Floats) -> Floats:
-    """Prompt tokens prefilled up to each time; a prompt is spread over the time since the one before it was done."""
-    known = ~np.isnan(journal.first_s)
-    order = np.argsort(journal.first_s[known], kind="stable")
-    first = journal.first_s[known][order]
-    if first.size == 0:
-        return np.zeros_like(times)
-    prompt = journal.prompt_tokens[known][order].astype(np.float64)
-    before = np.concatenate([[-math.inf], first[:-1]])
-    begin = np.maximum(journal.sent_s[known][order], before)
-    points = np.column_stack([np.minimum(begin, first), first]).ravel()
-    levels = np.concatenate([[0.0], np.cumsum(prompt)])
-    values = np.column_stack([levels[:-1], levels[1:]]).ravel()
-    result: Floats = np.interp(times, np.maximum.accumulate(points), values)
-    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,16 +80,23 @@ class Speed:
     Attributes:
         intercept_s, slope_s: of the straight part.
         knots, bends_s: where it bends upwards, and by how much per request.
-        prefill_s: engine seconds per prompt token.
+        prefill_s: engine seconds per prompt token, in a prompt of `even_prompt` tokens.
         least, most: requests decoding in the bins behind it (5th and 95th percentile).
         error: standard error of ln s in the middle of the data, from the residuals alone, and from how those of
             neighbouring bins are related (`related`).
+        scatter: standard deviation of the logarithm of a bin's time, around the curve.
+        trend: of ln(time) per second of the bins, beyond what the work in them explains; its standard error; seconds.
+        errors: of ln(time per step), by requests decoding: larger where the curve rests on few bins.
         bins: behind it.
         stops_s: length of each stop of the engine, in bins left out; neighbouring bins are one.
         seconds: of bins behind it, those left out included.
         kv_token_s: seconds per step for each KV token held beyond `mean_context` per request; the curve itself is for
             requests of that context.
         mean_context: 0 where unknown.
+        prefill_growth_s: engine seconds by which each prompt token takes longer for each token of its prompt beyond
+            `even_prompt`.
+        even_prompt: 0 where unknown.
+        stair: batches are padded to its multiples; 0: they are not.
     """
 
     intercept_s: float
@@ -196,15 +107,23 @@ class Speed:
     least: float
     most: float
     error: float
+    scatter: float
+    trend: tuple[float, float, float]
+    errors: tuple[tuple[float, float], ...]
     bins: int
     stops_s: tuple[float, ...]
     seconds: float
     kv_token_s: float = 0.0
     mean_context: float = 0.0
+    prefill_growth_s: float = 0.0
+    even_prompt: float = 0.0
+    stair: int = 0
 
-    def at(self, n: Floats) -> Floats:
-        """Seconds per token with n decoding."""
-        s: Floats = self.intercept_s + self.slope_s * n
+    def at(self, n: Floats, size: Floats | None = None) -> Floats:
+        """Seconds per token with n decoding, in a batch of `size` (None: the one that n are padded to)."""
+        if size is None:
+            size = padded(n, self.stair) if self.stair else n
+        s: Floats = self.intercept_s + self.slope_s * size
         for knot, bend in zip(self.knots, self.bends_s, strict=True):
             s = s + bend * np.maximum(0.0, n - knot)
         return s
@@ -213,8 +132,26 @@ class Speed:
         """Engine seconds that the work of each bin takes by the model, shape (b,); NaN where nobody decodes."""
         with np.errstate(invalid="ignore", divide="ignore"):
             steps = bins.tokens / bins.decoding
-        pace = self.at(bins.decoding) + self.kv_token_s * bins.excess(self.mean_context)
-        return steps * pace + self.prefill_s * bins.prompt_tokens
+        pace = self.at(bins.decoding, bins.sizes(self.stair)) + self.kv_token_s * bins.excess(self.mean_context)
+        growth = bins.prompt_squares - self.even_prompt * bins.prompt_tokens
+        return steps * pace + self.prefill_s * bins.prompt_tokens + self.prefill_growth_s * growth
+
+    def falls(self, z: float, least_ln: float) -> bool:
+        """Whether times fell over the bins by `least_ln`, which is so many standard errors of it."""
+        slope, error, seconds = self.trend
+        return slope < -z * error and slope * seconds < -least_ln
+
+    def error_at(self, n: float) -> float:
+        """Standard error of the logarithm of the time per step with n decoding.
+
+        Within the data a bin is near, so it is no larger than that bin's scatter. Beyond them the curve lies between a
+        flat one and one in proportion to n, and either is as likely.
+        """
+        sizes, errors = zip(*self.errors, strict=True)
+        inside = min(max(n, self.least), self.most)
+        bound = abs(math.log(max(n, 1e-9) / max(inside, 1e-9))) / math.sqrt(12.0)
+        near = min(float(np.interp(inside, sizes, errors)), max(self.error, self.scatter))
+        return min(float(np.interp(n, sizes, errors)), math.hypot(near, bound))
 
     def table(self, most: int) -> Floats:
         """`at` for n from 0 to `most`; the entry of 0, which is never used, is that of 1."""
@@ -261,12 +198,41 @@ def related(residual: Floats, keep: Bools) -> float:
     return (kept.size * max(0.0, ratio) + RELATED_PRIOR_BINS * RELATED_PRIOR) / (kept.size + RELATED_PRIOR_BINS)
 
 
+def _trend(design: Floats, weight: Floats, at_s: Floats, alike: float) -> tuple[float, float, float]:
+    """The slope of relative times over time in a regression with the curve's own columns, its error, and the span.
+
+    A curve that was fitted first has taken up what it could of a trend: batch sizes follow each other in time.
+
+    Args:
+        design: shape (b, m): what the columns take of a bin's time, per unit of their coefficients.
+        weight: shape (b,).
+        at_s: shape (b,): when.
+        alike: variance of sums of residuals over that of unrelated ones.
+    """
+    columns = design[:, np.abs(design).max(axis=0) > 0]
+    columns = np.column_stack([columns / np.abs(columns).max(axis=0), at_s - at_s.mean()]) * weight[:, None]
+    freedom = at_s.size - columns.shape[1]
+    if freedom < 1:
+        return 0.0, math.inf, 0.0
+    inverse = np.linalg.pinv(columns.T @ columns)
+    found = inverse @ columns.T @ weight
+    left = weight - columns @ found
+    variance = float(left @ left) / freedom * alike * float(inverse[-1, -1])
+    return float(found[-1]), math.sqrt(max(variance, 1e-30)), float(np.ptp(at_s))
+
+
 class SpeedError(GpuCapError, ValueError):
     """Too little was decoded for a curve."""
 
 
-def fit(bins: Bins, mean_context: float = 0.0) -> Speed:
-    """Fit the curve for requests that hold `mean_context` KV tokens on average; 0 leaves KV tokens out of the model.
+def fit(bins: Bins, mean_context: float = 0.0, even_prompt: float = 0.0) -> Speed:
+    """Fit the curve, and a staircase where that explains the times clearly better.
+
+    Args:
+        bins: of time.
+        mean_context: KV tokens that the requests hold on average; 0 leaves KV tokens out of the model.
+        even_prompt: length of the prompt that the average prompt token is in; 0 leaves it out that prefill takes longer
+            in long prompts.
 
     Raises:
         SpeedError: with fewer than 4 usable bins.
@@ -274,13 +240,64 @@ def fit(bins: Bins, mean_context: float = 0.0) -> Speed:
     usable = (bins.decoding >= LEAST_DECODING) & (bins.tokens > 0)
     if usable.sum() < 4:  # noqa: PLR2004 - documented
         raise SpeedError("fewer than 4 bins of time in which tokens were generated")
+    smooth, residual = _fit(bins, usable, mean_context, even_prompt, 0)
+    most = STAIRS_SPREADS * (1.4826 * float(np.median(np.abs(residual - np.median(residual)))) + 1e-9)
+
+    def lost(each: Floats) -> float:
+        return float((np.clip(each - np.median(each), -most, most) ** 2).sum())
+
+    fits = [(lost(other[1]), other[0]) for other in (_fit(bins, usable, mean_context, even_prompt, s) for s in STAIRS)]
+    least, stairs = min(fits, key=lambda pair: pair[0])
+    return stairs if residual.size * math.log(lost(residual) / max(least, 1e-30)) > STAIRS_GAIN else smooth
+
+
+def _frozen(bins: Bins) -> Bools:
+    """Bins in which requests decode and no token comes: the engine stands still."""
+    frozen: Bools = (bins.decoding >= LEAST_DECODING) & (bins.tokens <= 0)
+    return frozen
+
+
+def _lost_s(bins: Bins, usable: Bools, stopped: Bools, beyond: Floats, residual: Floats) -> Floats:
+    """Seconds of each bin for which the engine stood still, shape (b,).
+
+    Args:
+        bins: all of them.
+        usable: those that the curve was fitted to.
+        stopped: of the usable ones, those that contain a stop.
+        beyond: by how much they are slower than the usual one, as a share of their time.
+        residual: the same, slower than the curve.
+    """
+    lost_s = np.where(_frozen(bins), bins.width_s, 0.0)
+    lost_s[np.flatnonzero(usable)[stopped]] = (residual * bins.width_s[usable])[stopped]
+    # A stop begins and ends in the middle of bins, which alone would not look like one.
+    edges = (lost_s <= 0.0) & (np.append(lost_s[1:], 0.0) + np.append(0.0, lost_s[:-1]) > 0.0)
+    excess_s = np.zeros(lost_s.size)
+    excess_s[usable] = np.maximum(0.0, beyond * bins.width_s[usable])
+    lost_s[edges] = excess_s[edges]
+    return lost_s
+
+
+def _work(sizes: Floats, stair: int, knots: tuple[float, ...], prompts: Floats) -> Floats:
+    """What a step takes by each coefficient of the curve, shape (k, m): with so many decoding, shape (k,).
+
+    `prompts`, shape (2,): squares of prompts, and prompt tokens, for each token made.
+    """
+    batch = padded(sizes, stair) if stair else sizes
+    bends = (np.maximum(0.0, sizes - knot) for knot in knots)
+    return np.column_stack([np.ones_like(sizes), batch, *bends, np.zeros_like(sizes), np.outer(sizes, prompts)])
+
+
+def _fit(bins: Bins, usable: Bools, mean_context: float, even_prompt: float, stair: int) -> tuple[Speed, Floats]:
+    """The curve with one staircase or none, and the residuals of the `usable` bins, relative to their time."""
     width, n = bins.width_s[usable], bins.decoding[usable]
     steps = bins.tokens[usable] / n
     pace = width / steps
     most = float(np.quantile(n, 0.95))
     knots = tuple(float(k * n.max()) for k in KNOTS)
     bends = (np.maximum(0.0, n - knot) for knot in knots)
-    columns = [np.ones_like(n), n, *bends, bins.excess(mean_context)[usable], bins.prompt_tokens[usable] / steps]
+    squares = bins.prompt_squares[usable] if even_prompt else np.zeros_like(n)
+    columns = [np.ones_like(n), bins.sizes(stair)[usable], *bends, bins.excess(mean_context)[usable], squares / steps]
+    columns.append(bins.prompt_tokens[usable] / steps)
     # Relative errors: divide by the pace itself.
     design = np.column_stack(columns) / pace[:, None]
     scale = np.maximum(np.abs(design).max(axis=0), 1e-30)
@@ -291,10 +308,12 @@ def fit(bins: Bins, mean_context: float = 0.0) -> Speed:
     residual = np.zeros(n.size)
     spread = FIRST_SPREAD
     # Few distinct batch sizes leave open where the curve bends: without evidence it does not.
-    priors = np.zeros((len(knots) + 2, design.shape[1]))
-    priors[-2, -2] = float(np.median(n)) * max(mean_context, 1.0) / float(np.median(pace)) / KV_PRIOR
-    priors[:-2, 2:-2] = np.diag(np.full(len(knots), n.max() / float(np.median(pace)) / BEND_PRIOR))
-    priors[-1, -1] = float(np.median(design[:, -1])) / PREFILL_PRIOR
+    priors = np.zeros((len(knots) + 3, design.shape[1]))
+    priors[-3, -3] = float(np.median(n)) * max(mean_context, 1.0) / float(np.median(pace)) / KV_PRIOR
+    priors[:-3, 2:-3] = np.diag(np.full(len(knots), n.max() / float(np.median(pace)) / BEND_PRIOR))
+    per_token = float(np.median(design[:, -1]))
+    priors[-2, -2] = per_token * even_prompt / GROWTH_PRIOR
+    priors[-1, -2:] = per_token * even_prompt / PREFILL_PRIOR, per_token / PREFILL_PRIOR
     for _ in range(ROUNDS):
         w = (weight * np.sqrt(huber))[keep]
         rows = np.vstack([design[keep] * w[:, None], priors * spread])
@@ -306,30 +325,41 @@ def fit(bins: Bins, mean_context: float = 0.0) -> Speed:
         spread = 1.4826 * float(np.median(np.abs(residual[keep] - np.median(residual[keep])))) + 1e-6
         huber = np.minimum(1.0, HUBER * spread / np.maximum(np.abs(residual - centre), 1e-9))
     kept = residual[keep]
-    # Where requests decode and no token comes, the engine stands still.
-    frozen = (bins.decoding >= LEAST_DECODING) & (bins.tokens <= 0)
-    lost_s = np.where(frozen, bins.width_s, 0.0)
-    lost_s[np.flatnonzero(usable)[~keep]] = (residual * width)[~keep]
-    # A stop begins and ends in the middle of bins, which alone would not look like one.
-    edges = (lost_s <= 0.0) & (np.append(lost_s[1:], 0.0) + np.append(0.0, lost_s[:-1]) > 0.0)
-    excess_s = np.zeros(lost_s.size)
-    excess_s[usable] = np.maximum(0.0, (residual - centre) * width)
-    lost_s[edges] = excess_s[edges]
-    error = float(np.std(kept)) * math.sqrt(related(residual, keep) / max(1.0, kept.size - 3.0))
-    return Speed(
+    lost_s = _lost_s(bins, usable, ~keep, residual - centre, residual)
+    alike = related(residual, keep)
+    trend = _trend(design[keep], weight[keep], np.cumsum(bins.width_s)[usable][keep], alike)
+    error = float(np.std(kept)) * math.sqrt(alike / max(1.0, kept.size - 3.0))
+    # All coefficients have an error, those that the data put at 0 too: a bend that was not seen is not excluded.
+    scatter = float(np.std(kept))
+    known = np.vstack([design[keep] * (weight * np.sqrt(huber))[keep][:, None], priors * scatter]) / scale
+    inverse = np.linalg.pinv(known.T @ known) / np.outer(scale, scale)
+    sizes = np.linspace(0.0, FURTHEST_ERROR * float(n.max()), ERROR_SIZES + 1)[1:]
+    prompts = np.array([squares.sum(), bins.prompt_tokens[usable].sum()]) / float(bins.tokens[usable].sum())
+    work = _work(sizes, stair, knots, prompts)
+    variances = np.maximum(0.0, np.einsum("ij,jk,ik->i", work, inverse, work))  # rounding may make them negative
+    spreads = scatter * np.sqrt(alike * variances)
+    errors = np.maximum(error, spreads / np.maximum(work @ solution, 1e-30))
+    speed = Speed(
         intercept_s=max(
             float(solution[0]), PACE_FLOOR * float(pace[keep].min()) if solution[0] + solution[1] <= 0 else 0.0
         ),
         slope_s=float(solution[1]),
         knots=knots,
-        bends_s=tuple(float(b) for b in solution[2:-2]),
-        prefill_s=float(solution[-1]),
+        bends_s=tuple(float(b) for b in solution[2:-3]),
+        prefill_s=float(solution[-1] + solution[-2] * even_prompt),
         least=float(np.quantile(n, 0.05)),
         most=most,
         error=error,
+        scatter=scatter,
+        trend=trend,
+        errors=tuple(zip(sizes.tolist(), errors.tolist(), strict=True)),
         bins=int(keep.sum()),
         stops_s=_runs(lost_s),
-        seconds=float(width.sum() + bins.width_s[frozen].sum()),
-        kv_token_s=float(solution[-2]),
+        seconds=float(width.sum() + bins.width_s[_frozen(bins)].sum()),
+        kv_token_s=float(solution[-3]),
         mean_context=mean_context,
+        prefill_growth_s=float(solution[-2]),
+        even_prompt=even_prompt,
+        stair=stair,
     )
+    return speed, residual

@@ -33,6 +33,7 @@ class Traffic:
         made: shape (m,), tokens of each answer.
         pool_left, pool_context: shape (p,): requests found running in steady state: tokens to go, KV held.
         mean_prompt, mean_output: tokens per request.
+        even_prompt: length of the prompt that the average prompt token is in.
         poisson: arrivals are Poisson, so that the stationary law holds.
     """
 
@@ -44,6 +45,7 @@ class Traffic:
     pool_context: Ints
     mean_prompt: float
     mean_output: float
+    even_prompt: float
     poisson: bool = True
 
     @property
@@ -104,5 +106,6 @@ def _traffic(inputs: Length, outputs: Length, arrivals: Arrivals) -> Traffic:
         pool_context=pool.prompt_tokens[:POOL].astype(np.int64),
         mean_prompt=float(phase.prompt_tokens.mean()),
         mean_output=float(phase.output_tokens.mean()),
+        even_prompt=float((phase.prompt_tokens.astype(np.float64) ** 2).mean() / phase.prompt_tokens.mean()),
         poisson=arrivals.kind is ArrivalKind.POISSON,
     )

@@ -17,7 +17,8 @@ from scipy.stats import trim_mean
 
 from pytest_gpucap.arrays import Floats
 from pytest_gpucap.decisions.paired import Pair
-from pytest_gpucap.estimate.step_time import SpeedError, bins_of
+from pytest_gpucap.estimate.bins import bins_of
+from pytest_gpucap.estimate.step_time import SpeedError
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.estimate import estimate, fitted, typical_step_s
 from pytest_gpucap.measure.pace import missing_pace

@@ -59,6 +59,13 @@ class Belief:
             )
         )
 
+    def widest(self) -> Belief:
+        """The parts with the largest error: what is believed of a server that is built otherwise than the model."""
+        error = max(p.error for p in self.parts)
+        parts = [p for p in self.parts if p.error == error]
+        total = sum(p.weight for p in parts)
+        return Belief(tuple(replace(p, weight=p.weight / total) for p in parts))
+
     def chance_below(self, rate_rps: float) -> float:
         """Highest chance that the rate is below `rate_rps`."""
         return self._chance(rate_rps, [p.least for p in self.parts])

@@ -160,7 +160,9 @@ def _after_ramp(run: MeasuringRun, state: _State, ramp: Ramp) -> tuple[Outcome, 
     except SpeedError:
         why = missing_pace(run.journal, run.requirement.workload) or NoPace.TOO_FEW_TOKENS
         return _without_pace(run, state, ramp, why)
-    if found.belief.chance_above(design) < c.WRONG_CHANCE:
+    # Holds do not tell how far the server departs from the model, so they decide only where even that does not matter.
+    faster = found.speed.falls(c.WARMING_Z, c.TREND_LN)
+    if found.belief.widest().chance_above(design) < c.WRONG_CHANCE and not faster:
         how = f"held at up to {highest} requests in flight"
         if ramp.peak:
             how += ", beyond which throughput falls"

@@ -87,9 +87,9 @@ covers that instead."""
 OPEN_S = 11.0
 """Length of an open loop at the design rate. It brings enough arrivals to compare the queue model with what happened,
 and costs little more than a hold."""
-MOST_CYCLES = 9
-"""Cycles of hold and open loop. What is still undecided after four is drift and the queue model's own error, and more
-cycles reduce neither."""
+MOST_CYCLES = 13
+"""Cycles of hold and open loop: a check of as many takes about three minutes. What is still undecided then is mostly drift
+and the queue model's own error, and more cycles reduce neither."""
 OVERLOAD = 1.6
 """An open loop is called off once this multiple of the critical concurrency is in flight. The design rate then exceeds
 what the server sustains, and the rest of the phase would add nothing."""
@@ -193,6 +193,8 @@ UNSEEN_ERROR = 0.1
 """Standard error of the logarithm of a latency whose departure from the model could not be seen."""
 WRONG_CHANCE = 0.02
 """Chance of a wrong verdict that is accepted after each cycle."""
+FAR_FROM_LIMIT_LN = 0.5
+"""An observed latency that is so far from its limit, in the logarithm, says nothing of the curve near the limit."""
 FAR_FROM_MODEL_LN = 0.5
 """A latency that is longer than modelled by more than this, in the logarithm, is made by something that is not in the
 model, such as an API server."""

@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 from pytest_gpucap.arrays import Floats
+from pytest_gpucap.estimate.bins import integral
 from pytest_gpucap.estimate.samples import quantile
-from pytest_gpucap.estimate.step_time import integral
 from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.estimate import critical_concurrency

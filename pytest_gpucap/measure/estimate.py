@@ -10,9 +10,10 @@ from scipy.stats import gamma
 
 from pytest_gpucap.arrays import Floats
 from pytest_gpucap.estimate import queue_model
+from pytest_gpucap.estimate.bins import Bins, bin_width_s, bins_of
 from pytest_gpucap.estimate.paces import PATH_BIN_S, own_paces, pace_path, paces_of
 from pytest_gpucap.estimate.queue_model import LONG_STOP_S, Calibration, ServerModel, saturation_rps, starting_levels
-from pytest_gpucap.estimate.step_time import Bins, Speed, SpeedError, bin_width_s, bins_of, fit
+from pytest_gpucap.estimate.step_time import Speed, SpeedError, fit
 from pytest_gpucap.estimate.sustainable_rate import Examination, Sustainable, examine, sustainable
 from pytest_gpucap.estimate.traffic import Traffic, traffic_for
 from pytest_gpucap.load.protocol import Journal, OpenLoop
@@ -104,19 +105,20 @@ def typical_step_s(journal: Journal, windows: list[Window]) -> float:
     return float(bins.width_s[0] * max(bins.decoding[0], 0.5) / max(bins.tokens[0], 1.0))
 
 
-def fitted(journal: Journal, windows: list[Window], mean_context: float = 0.0) -> Speed:
-    """The speed curve from all windows, for requests that hold `mean_context` KV tokens (0: unknown).
+def fitted(journal: Journal, windows: list[Window], traffic: Traffic | None = None) -> Speed:
+    """The speed curve from all windows, for the requests of `traffic` (None: of any length).
 
     Raises:
         SpeedError: if the windows hold too few tokens.
     """
-    return fit(bins_between(journal, windows, typical_step_s(journal, windows)), mean_context)
+    bins = bins_between(journal, windows, typical_step_s(journal, windows))
+    return fit(bins, traffic.mean_context, traffic.even_prompt) if traffic else fit(bins)
 
 
-def _fitted_if_enough(journal: Journal, windows: list[Window], mean_context: float) -> Speed | None:
+def _fitted_if_enough(journal: Journal, windows: list[Window], traffic: Traffic) -> Speed | None:
     """As `fitted`; None where the windows hold too few tokens, as open loops at a low rate do."""
     try:
-        return fitted(journal, windows, mean_context) if windows else None
+        return fitted(journal, windows, traffic) if windows else None
     except SpeedError:
         return None
 
@@ -186,9 +188,14 @@ def between_windows(paces: WindowPaces) -> float:
 
 
 def drift_error(journal: Journal, windows: list[Window], speed: Speed, seconds: float) -> float:
-    """Standard error of the mean pace from a drift over so many seconds: the assumed one, or what windows show."""
+    """Standard error of the mean pace from a drift over so many seconds: the assumed one, or what windows show.
+
+    Where the pace wanders within windows, it is at least that of the mean over the path.
+    """
     assumed = c.DRIFT_SD * math.sqrt(drift_share(seconds))
-    return max(assumed, between_windows(window_paces(journal, windows, speed)))
+    path = pace_path(journal, [(w.start_s, w.end_s) for w in windows], speed)
+    wandering = path.error if len(path.factors) > 1 else 0.0
+    return max(assumed, wandering, between_windows(window_paces(journal, windows, speed)))
 
 
 def error_of_mean(paces: Floats, noise: float) -> float:
@@ -246,6 +253,8 @@ def server_model_of(speed: Speed, settings: Settings) -> ServerModel:
         stall_s=stall_s,
         kv_token_s=speed.kv_token_s,
         mean_context=speed.mean_context,
+        prefill_growth_s=speed.prefill_growth_s,
+        even_prompt=speed.even_prompt,
         step_tokens=float(settings.max_num_batched_tokens or math.inf),
     )
 
@@ -257,13 +266,13 @@ def server_seen(run: MeasuringRun, windows: list[Window]) -> tuple[Speed, Server
         SpeedError: if the windows hold too few tokens.
     """
     journal, workload = run.journal, run.requirement.workload
-    context = traffic_for(workload).mean_context
+    traffic = traffic_for(workload)
     speed = None
     if workload.output_tokens.mean < c.SHORT_ANSWER:
         open_loops = [w for w in windows if isinstance(w.span.phase, OpenLoop)]
-        speed = _fitted_if_enough(journal, open_loops, context)
+        speed = _fitted_if_enough(journal, open_loops, traffic)
         windows = open_loops if speed else windows
-    speed = speed or fitted(journal, windows, context)
+    speed = speed or fitted(journal, windows, traffic)
     path = pace_path(journal, [(w.start_s, w.end_s) for w in windows], speed)
     own = own_paces(paces_of(journal, windows[0].start_s, windows[-1].end_s))
     model = server_model_of(speed, run.settings)
@@ -354,13 +363,18 @@ def estimate(
     )
 
 
+def curve_error(speed: Speed, in_flight: float) -> float:
+    """Standard error of ln(time per step) where the rate is decided: with the most requests in flight."""
+    return speed.error_at(min(in_flight, c.EXTRAPOLATED * speed.most))
+
+
 def _error(journal: Journal, windows: list[Window], speed: Speed, model: ServerModel, found: Sustainable) -> float:
     """Standard error of ln(rate): of the fit, of drift, of how often the engine stops, and of the queue model."""
     seconds = windows[-1].end_s - windows[0].start_s
     drift = drift_error(journal, windows, speed, seconds)
     # How often the engine stops is known from a Poisson count: the stops seen, and the one assumed beforehand.
     stops = model.stall_share / math.sqrt(len(speed.stops_s) + 1.0)
-    pace_error = math.hypot(speed.error, drift, stops)
+    pace_error = math.hypot(curve_error(speed, found.in_flight), drift, stops)
     flatness = max(1.0, c.FLAT_SLOPE / found.slope)
     return math.hypot(found.elasticity * pace_error, flatness * c.QUEUE_MODEL_ERROR)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pytest_gpucap.arrays import Bools, Floats, Ints
+from pytest_gpucap.estimate.bins import integral
 from pytest_gpucap.estimate.paces import CLOCK_BIN_S, STOP_LN, departures, paces_of, token_clock
 from pytest_gpucap.estimate.queue_model import ServerModel, server_of
 from pytest_gpucap.estimate.queue_simulation import (
@@ -24,7 +25,7 @@ from pytest_gpucap.estimate.queue_simulation import (
     QueueStart,
     simulate,
 )
-from pytest_gpucap.estimate.step_time import Speed, integral
+from pytest_gpucap.estimate.step_time import Speed
 from pytest_gpucap.load.protocol import ERRORS, Journal, Status
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.run import Window
@@ -182,26 +183,40 @@ def departures_of(
 ) -> list[Departure]:
     """How every limit's latency departs from the model, over requests due in some spans of uninterrupted load.
 
-    In a closed loop a request comes when another has just left. So its requests count only while the open loops are too
-    short to tell, and its first tokens never. Limits on ITL are left out: their gaps are no requests. So are those of
-    which too few requests are known.
+    In a closed loop a request comes when another has just left: a replay that is a little slower than the server gets
+    the server's arrivals all the same, and falls behind. So its requests count only while the open loops are too short
+    to tell, and its first tokens never. Limits on ITL are left out: their gaps are no requests. So are those of which
+    too few requests are known.
+
+    Args:
+        journal: at the end of all spans or later.
+        spans: of uninterrupted load.
+        open_loops: the parts of them that are open loops.
+        model: of the server.
+        speed: its curve.
+        slo: the limits.
     """
     limits = [limit for limit in slo.limits if limit.metric is not Metric.ITL]
-    parts: dict[str, list[tuple[Floats, ...]]] = {limit.name: [] for limit in limits}
-    for start_s, end_s in spans:
-        replays = _replays(journal, start_s, end_s, model, speed)
-        for limit in limits:
-            parts[limit.name].append(_pairs(journal, replays, limit, (start_s, end_s)))
+
+    def pairs(spans: list[tuple[float, float]]) -> dict[str, list[Floats]]:
+        parts: dict[str, list[tuple[Floats, ...]]] = {limit.name: [] for limit in limits}
+        for span in spans:
+            replays = _replays(journal, *span, model, speed)
+            for limit in limits:
+                parts[limit.name].append(_pairs(journal, replays, limit, span))
+        return {name: [np.concatenate(each) for each in zip(*found, strict=True)] for name, found in parts.items()}
+
     e2e_s = _usual_e2e_s(journal)
+    free = pairs(open_loops) if open_loops else {}
+    everything: dict[str, list[Floats]] = {}
     found = []
     for limit in limits:
-        columns = [np.concatenate(column) for column in zip(*parts[limit.name], strict=True)]
-        free = np.any([(columns[0] >= begin) & (columns[0] < end) for begin, end in open_loops], axis=0)
         first = limit.metric is Metric.TTFT
         least = c.LEAST_BLOCKS if first else c.ENOUGH_BLOCKS
-        each = _departure(limit, [column[free] for column in columns], e2e_s, least)
+        each = _departure(limit, free[limit.name], e2e_s, least) if free else None
         if each is None and not first:
-            each = _departure(limit, columns, e2e_s)
+            everything = everything or pairs(spans)
+            each = _departure(limit, everything[limit.name], e2e_s)
         if each is None and not first and sum(end - begin for begin, end in open_loops) < c.ENOUGH_BLOCKS * e2e_s:
             each = _by_requests_in_flight(journal, open_loops, model, speed, limit)
         if each is not None:

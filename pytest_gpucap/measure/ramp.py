@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pytest_gpucap.estimate.step_time import bin_width_s, bins_of
+from pytest_gpucap.estimate.bins import bin_width_s, bins_of
 from pytest_gpucap.estimate.traffic import traffic_for
 from pytest_gpucap.load.protocol import LoadError
 from pytest_gpucap.measure import constants as c
@@ -126,6 +126,7 @@ def retreat(run: MeasuringRun, ramp: Ramp, window: Window, best: tuple[int, floa
         window: the hold, which does not count.
         best: requests in flight and throughput of the best hold before it.
     """
+    run.given_up.append(window)
     if not ramp.windows:
         below(run, ramp, c.FAR_LOWER * ramp.level)
         return
@@ -141,6 +142,7 @@ def below(run: MeasuringRun, ramp: Ramp, level: float) -> None:
         window = _held_afresh(run, ramp, level, c.HOLD_S)
         if ramp.level == 1 or run.problems or not far_beyond(run, window):
             break
+        run.given_up.append(window)
         level = c.FAR_LOWER * ramp.level
     ramp.windows.append(window)
 

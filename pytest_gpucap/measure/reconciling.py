@@ -11,8 +11,10 @@ from pytest_gpucap.estimate.traffic import traffic_for
 from pytest_gpucap.load.protocol import ClosedLoop, OpenLoop
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.belief import Belief, Part, mixture
+from pytest_gpucap.measure.crowding import borne, crowded_at
 from pytest_gpucap.measure.estimate import (
     RateEstimate,
+    curve_error,
     drift_error,
     estimate,
     server_seen,
@@ -40,8 +42,8 @@ def reconciled(
         windows = [w for w in windows if isinstance(w.span.phase, ClosedLoop) or not overloaded(w, peak)]
     speed, model = server_seen(run, windows)
     paces = window_paces(run.journal, windows, speed)
-    warming = peak is None and paces.falls(c.WARMING_Z)
-    while warming and len(windows) > c.LEAST_WARM and paces.falls(c.TREND_Z):
+    warming = peak is None and (paces.falls(c.WARMING_Z) or speed.falls(c.WARMING_Z, c.TREND_LN))
+    while warming and len(windows) > c.LEAST_WARM and (paces.falls(c.TREND_Z) or speed.falls(c.TREND_Z, c.TREND_LN)):
         # What came first is another server than the one that will be used.
         windows = windows[1:]
         speed, model = server_seen(run, windows)
@@ -61,14 +63,19 @@ def reconciled(
     rate = last.rate_rps or found.rate.value
     alike = [w for w in windows if _near(w, rate)]
     open_loops = [w for w in alike if isinstance(w.span.phase, OpenLoop)]
-    free = [(w.span.start_s, w.end_s) for w in open_loops]
-    spans = _unbroken(run, alike)
+    spans, free = _unbroken(run, alike), _unbroken(run, open_loops)
     departures = departures_of(run.journal, spans, free, found.model, found.speed, requirement.slo)
     # A server that was seen once to do what the model cannot, may do so again at any moment.
     misfits = before.misfits if before else frozenset()
     found = replace(found, misfits=misfits.union(each.limit for each in departures if each.unexplained))
+    most_rps, crowd = found.rate.value, None if peak is not None else crowded_at(run, model, speed)
+    bound = borne(run, windows, found.model, most_rps, crowd[0]) if crowd else None
+    if bound and crowd:
+        found = replace(found, binding=crowd[1])
     if found.misfits and requirement.slo.limits and peak is None:
-        return found.believing(Belief((_as_kept(run, open_loops, rate, found.rate.value),)))
+        return found.believing(Belief((_as_kept(run, open_loops, rate, bound.greatest if bound else most_rps),)))
+    if bound:
+        return found.believing(Belief((replace(bound, error=math.hypot(found.error, bound.error)),)))
     return corrected(run, windows, found, departures, rate, peak)
 
 
@@ -119,14 +126,17 @@ def _as_seen(
     slope = max(c.FLAT_SLOPE, root.slope)
     if departure is None:
         return root, c.UNSEEN_ERROR / slope
+    # Far from the limit, the curve alone tells how the latency gets there.
+    share = min(1.0, abs(math.log(departure.of_limit)) / c.FAR_FROM_LIMIT_LN)
+    curve = root.elasticity * share * curve_error(found.speed, found.in_flight)
     if departure.in_pace:
-        return root, departure.pace_error * (1.0 + 1.0 / slope)
+        return root, math.hypot(departure.pace_error * (1.0 + 1.0 / slope), curve)
     if departure.log_factor > c.FAR_FROM_MODEL_LN:
         # The model does not know what makes this latency, so its curve says nothing of how it falls with the rate.
         here = evaluate(model, traffic, rate_rps, want_gaps=False).latency_s(limit) / limit.limit_s
         value = rate_rps * math.exp(-max(0.0, math.log(here)) / c.UNKNOWN_SLOPE)
         root, slope = replace(root, rate_rps=max(root.rate_rps, min(value, rate_rps))), max(slope, c.UNKNOWN_SLOPE)
-    return root, departure.error / slope
+    return root, math.hypot(departure.error / slope, curve)
 
 
 def _as_kept(run: MeasuringRun, open_loops: list[Window], rate_rps: float, most_rps: float) -> Part:

@@ -89,6 +89,8 @@ class MeasuringRun:
         self.journal: Journal = runner.journal()
         self.judged_from = 0
         """The journal's first row whose errors count: that of the phase that was called off, otherwise all rows."""
+        self.given_up: list[Window] = []
+        """Holds that do not count, because they were far beyond what the server sustains."""
         self.emptied_s: list[float] = []
         """When what was in flight was cancelled: requests on both sides of such a time share no queue."""
         self._began_s = self._idle_since_s = runner.clock.now()

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from pytest_gpucap.arrays import Floats
+from pytest_gpucap.estimate.bins import bins_of
 from pytest_gpucap.estimate.paces import long_run_variance, own_paces, pace_path, paces_of
-from pytest_gpucap.estimate.step_time import bins_of, fit
+from pytest_gpucap.estimate.step_time import fit
 from pytest_gpucap.estimate.traffic import traffic_for
 from pytest_gpucap.load import schedule
 from pytest_gpucap.load.protocol import Journal

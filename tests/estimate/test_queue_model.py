@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from pytest_gpucap.estimate import queue_model, sustainable_rate
-from pytest_gpucap.estimate.queue_model import ServerModel
-from pytest_gpucap.estimate.traffic import traffic_for
+from pytest_gpucap.estimate.bins import padded
+from pytest_gpucap.estimate.queue_model import ServerModel, server_of
+from pytest_gpucap.estimate.queue_simulation import QueueArrivals, QueueLatencies, QueueStart, simulate
+from pytest_gpucap.estimate.traffic import Traffic, traffic_for
 from pytest_gpucap.load import schedule
 from pytest_gpucap.requirement import LatencyLimit, Length, Workload
+from pytest_gpucap.simulator import profile as profiles
 from pytest_gpucap.simulator.profile import EngineModel
 from pytest_gpucap.simulator.runner import SimRunner
 
@@ -130,6 +134,63 @@ def test_a_full_kv_cache_makes_requests_wait() -> None:
     limits = (LatencyLimit.parse("ttft_p95", "200ms"),)
     rates = [sustainable_rate.sustainable(model, traffic, limits, 10.0).rate_rps for model in (tight, roomy)]
     assert rates[0] < 0.6 * rates[1]
+
+
+DRAWN = Path(__file__).parents[2] / "benchmarks" / "verdict" / "servers"
+
+
+def model_of(engine: EngineModel, traffic: Traffic) -> ServerModel:
+    """The queue model with the constants of a simulated engine, as if a fit had found them."""
+    n = np.maximum(1.0, np.arange(1025.0))
+    batch = padded(n, engine.graph_step) if engine.graph_step else n
+    growth_s = engine.per_prompt_context_s / 2
+    return ServerModel(
+        engine.base_s + engine.per_seq_s * batch + engine.per_kv_token_s * traffic.mean_context * n,
+        engine.per_prompt_token_s + growth_s * traffic.even_prompt,
+        max_seqs=engine.max_num_seqs,
+        kv_tokens=float(engine.kv_tokens),
+        drift_sd=engine.drift_sd,
+        stall_per_s=engine.stall_per_s,
+        stall_s=(engine.stall_s,),
+        kv_token_s=engine.per_kv_token_s,
+        mean_context=traffic.mean_context,
+        prefill_growth_s=growth_s,
+        even_prompt=traffic.even_prompt,
+        step_tokens=float(engine.max_num_batched_tokens),
+    )
+
+
+@pytest.mark.parametrize("name", ["calm", "tails", "staircase", "long", "tiny"])
+def test_with_a_servers_own_constants_the_model_has_its_true_rate(name: Any) -> None:
+    """What is left is the model's own error; the truth is from the simulated engine, step by step."""
+    drawn = profiles.load(DRAWN / f"seen-{name}.toml")
+    traffic = traffic_for(drawn.workload)
+    model = model_of(drawn.engine, traffic)
+    found = sustainable_rate.sustainable(model, traffic, drawn.slo.limits, drawn.true_rate_rps)
+    more = sustainable_rate.examine(found, model, traffic, drawn.slo.limits).correction
+    assert found.rate_rps * math.exp(more) == pytest.approx(drawn.true_rate_rps, rel=0.02)
+
+
+def test_held_tokens_do_not_add_up_over_a_long_replay() -> None:
+    """Requests alike, evenly spaced: the thousandth is served like the hundredth, though held tokens cost time."""
+    count = 4000
+    model = ServerModel(np.full(101, 0.01), 1e-5, kv_token_s=2e-6, mean_context=110.0)
+    arrivals = QueueArrivals(np.linspace(0.0, 0.02 * (count - 1), count), np.full(count, 100), np.full(count, 20))
+    found = QueueLatencies(np.full(count, np.nan), np.full(count, np.nan), np.zeros(count))
+    nobody = QueueStart(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    simulate(server_of(model), 1.0, 0.0, arrivals, nobody, (0, count), found, np.zeros(0), 1e9)
+    early, late = found.e2e_s[100:600].mean(), found.e2e_s[-600:-100].mean()
+    assert late == pytest.approx(early, rel=1e-3)
+
+
+def test_a_prompt_that_comes_before_a_step_begins_delays_its_first_tokens() -> None:
+    """Three prompts of 600 tokens at once, in steps of 1,000: the second ends in the second step, with the third."""
+    model = ServerModel(np.full(101, 1e-6), 1e-3, step_tokens=1000.0)
+    arrivals = QueueArrivals(np.array([0.0, 1e-4, 2e-4]), np.full(3, 600), np.full(3, 50))
+    found = QueueLatencies(np.full(3, np.nan), np.full(3, np.nan), np.zeros(3))
+    nobody = QueueStart(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    simulate(server_of(model), 1.0, 0.0, arrivals, nobody, (0, 3), found, np.zeros(0), 1e9)
+    assert found.ttft_s == pytest.approx([0.6, 1.6, 1.8], abs=0.05)
 
 
 def test_stops_that_come_more_often_leave_the_engine_some_time() -> None:

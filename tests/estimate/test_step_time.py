@@ -7,11 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pytest_gpucap.estimate.step_time import Bins, SpeedError, bins_of, fit, integral, related
+from pytest_gpucap.estimate.bins import STAIRS, Bins, bins_of, integral, padded
+from pytest_gpucap.estimate.step_time import SpeedError, fit, related
 from pytest_gpucap.load import schedule
 from pytest_gpucap.load.protocol import Status
+from pytest_gpucap.requirement import Length, Workload
 from pytest_gpucap.simulator import profile as profiles
+from pytest_gpucap.simulator.profile import EngineModel
 from pytest_gpucap.simulator.runner import SimRunner
+
+
+def measured(width: Any, n: Any, tokens: Any, prompts: Any, held: Any, lengths: Any = 256.0) -> Bins:
+    """Bins with prompts of these lengths, in which the batch stays the same."""
+    return Bins(width, n, tokens, prompts, prompts * lengths, held, np.column_stack([padded(n, s) for s in STAIRS]))
 
 
 def bins(
@@ -24,7 +32,7 @@ def bins(
     seconds = np.full(n.size, width)
     seconds[list(stalls)] /= 2
     steps = (seconds - prefill * prompts) / (pace(n) * (1 + noise * rng.standard_normal(n.size)))
-    return Bins(np.full(n.size, width), n, steps * n, prompts, 500.0 * n)
+    return measured(np.full(n.size, width), n, steps * n, prompts, 500.0 * n)
 
 
 def line(n: Any) -> Any:
@@ -49,7 +57,7 @@ def cut_steps(seed: Any) -> Any:
     rng = np.random.default_rng(seed)
     cut = rng.uniform(-0.5, 0.5, n.size + 1)
     steps = 0.05 / line(n) * (1 + 0.02 * rng.standard_normal(n.size)) + np.diff(cut)
-    return Bins(np.full(n.size, 0.05), n, steps * n, np.zeros(n.size), 500.0 * n)
+    return measured(np.full(n.size, 0.05), n, steps * n, np.zeros(n.size), 500.0 * n)
 
 
 def test_the_error_explains_the_spread_of_fits_whose_bins_share_the_steps_at_their_edges() -> None:
@@ -86,13 +94,56 @@ def test_what_held_tokens_cost_is_found_and_kept_out_of_the_curve() -> None:
     # Contexts grow with the batch sizes that happened to be measured, as they do in so few holds.
     context = 500.0 * (1 + 0.08 * rng.standard_normal(n.size) + 0.002 * (n - 90))
     pace = line(n) + 2e-8 * n * (context - 500.0)
-    measured = Bins(np.full(n.size, 0.5), n, 0.5 / pace * n, np.zeros(n.size), n * context)
+    seen = measured(np.full(n.size, 0.5), n, 0.5 / pace * n, np.zeros(n.size), n * context)
     at = np.array([70.0, 110.0])
-    known, unknown = fit(measured, 500.0), fit(measured)
+    known, unknown = fit(seen, 500.0), fit(seen)
     assert known.kv_token_s == pytest.approx(2e-8, rel=0.1)
     assert known.at(at) == pytest.approx(line(at), rel=2e-3)
     assert np.abs(unknown.at(at) / line(at) - 1).max() > 5e-3
-    assert known.taken_s(measured) == pytest.approx(measured.width_s, rel=5e-3)
+    assert known.taken_s(seen) == pytest.approx(seen.width_s, rel=5e-3)
+
+
+def test_a_prompt_twice_as_long_may_take_more_than_twice_the_time() -> None:
+    rng = np.random.default_rng(3)
+    n = np.tile([6.0, 9.0, 12.0], 20)
+    lengths = rng.uniform(3000.0, 9000.0, n.size)
+    prompts = lengths * rng.poisson(3, n.size)
+    linear, growth = 1e-5, 1.5e-9
+    steps = (2.0 - prompts * (linear + growth * lengths)) / (line(n) * (1 + 0.02 * rng.standard_normal(n.size)))
+    speed = fit(measured(np.full(n.size, 2.0), n, steps * n, prompts, 500.0 * n, lengths), 0.0, 6000.0)
+    assert speed.prefill_growth_s == pytest.approx(growth, rel=0.2)
+    assert speed.prefill_s == pytest.approx(linear + growth * 6000.0, rel=0.03)
+
+
+@pytest.mark.parametrize("stair", STAIRS)
+def test_a_staircase_of_batch_sizes_is_found(stair: Any) -> None:
+    def stairs(n: Any) -> Any:
+        return line(padded(n, stair))
+
+    speed = fit(bins(np.linspace(20, 90, 60), pace=stairs, prefill=4e-6, noise=0.005))
+    assert speed.stair == stair
+    at = np.array([3.0, 33.0, 40.0, 65.0])
+    assert speed.at(at) == pytest.approx(stairs(at), rel=0.02)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_smooth_curve_is_no_staircase(seed: Any) -> None:
+    assert fit(bins(np.linspace(20, 90, 60), pace=line, prefill=4e-6, noise=0.02, seed=seed)).stair == 0
+
+
+def test_the_padded_batch_is_averaged_over_time() -> None:
+    """Against the simulated engine: the batch changes many times in each bin."""
+    engine = EngineModel(
+        base_s=0.006, per_seq_s=0.0002, per_prompt_token_s=1e-6, noise=0.0, drift_sd=0.0, stall_per_s=0.0,
+        warm_extra=0.0, graph_step=16,
+    )  # fmt: skip
+    runner = SimRunner(engine, 1)
+    workload = Workload(Length.fixed(64), Length.fixed(100))
+    span = runner.run(schedule.open_loop(workload, 25.0, 60.0, 5, 0))
+    speed = fit(bins_of(runner.journal(), 5.0, span.end_s, 0.4))
+    assert speed.stair == 16
+    assert speed.intercept_s == pytest.approx(engine.base_s, rel=0.05)
+    assert speed.slope_s == pytest.approx(engine.per_seq_s, rel=0.05)
 
 
 def test_a_stop_of_the_engine_is_counted_and_left_out() -> None:
@@ -118,7 +169,7 @@ def test_one_batch_size_whose_prompts_keep_step_with_its_tokens_has_a_pace(seed:
     width, n, pace = np.full(12, 0.4), np.full(12, 16.0), 0.01 * (1 + 0.15 * rng.standard_normal(12))
     steps = width / pace
     prompts = 4.0 * steps * n * (1 + 0.02 * rng.standard_normal(12))
-    speed = fit(Bins(width, n, steps * n, prompts, 500.0 * n))
+    speed = fit(measured(width, n, steps * n, prompts, 500.0 * n))
     table = speed.table(64)
     assert table.min() > 1e-5
     found = speed.at(n)[0] + speed.prefill_s * 64

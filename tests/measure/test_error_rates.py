@@ -20,6 +20,8 @@ from pytest_gpucap.simulator import profile as profiles
 from pytest_gpucap.simulator.runner import SimRunner
 
 REPS = 60
+MOST_GPU_S = {"fast": 65, "slow": 125}
+"""Of the median check. An answer of the slow server lasts as long as a whole open loop, so each tells of few requests."""
 LEVEL = 1e-3
 """A test may fail by chance this rarely, were its seeds drawn anew."""
 
@@ -62,7 +64,7 @@ def test_wrong_verdicts_at_five_percent_are_rare(pool: Executor, name: Any, rati
     assert count(found, wrong) <= binom.isf(LEVEL, REPS, 0.005)
     assert count(found, Outcome.INVALID) == 0
     assert count(found, Outcome.INCONCLUSIVE) <= binom.isf(LEVEL, REPS, 0.20)
-    assert np.median(gpu_s(found)) <= 65
+    assert np.median(gpu_s(found)) <= MOST_GPU_S[name]
     truth = profiles.load(name).true_rate_rps
     covered = sum(v.measurement.sustainable_rate.low <= truth <= v.measurement.sustainable_rate.high for v in found)
     assert covered >= binom.ppf(LEVEL, REPS, 0.93)

