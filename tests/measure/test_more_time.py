@@ -8,6 +8,7 @@ from fractions import Fraction
 import pytest
 
 from pytest_gpucap.accuracy.accuracy_verdict import apply_accuracy
+from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure import procedure
 from pytest_gpucap.measure.more_time import more_time
 from pytest_gpucap.measure.settings import Settings
@@ -69,11 +70,11 @@ def test_noise_falls_with_the_root_of_the_time() -> None:
     ("verdict", "cause"),
     [
         # All cycles are made.
-        (undecided(Interval(51.0, 49.0, 53.0), 50.0, *cycles(9)), "drift"),
+        (undecided(Interval(51.0, 49.0, 53.0), 50.0, *cycles(c.MOST_CYCLES)), "drift"),
         # Nearer to the budget than the model itself is right.
-        (undecided(Interval(50.1, 49.0, 51.2), 50.0, *cycles(1)), "all 9 cycles"),
+        (undecided(Interval(50.1, 49.0, 51.2), 50.0, *cycles(1)), f"all {c.MOST_CYCLES} cycles"),
         (undecided(Interval(51.0, 49.0, 53.0), 50.0, *[WindowId(Phase.DIRECT)] * 10), "direct run"),
-        (undecided(Interval(51.0, 49.0, float("inf")), 50.0, *cycles(1)), "all 9 cycles"),
+        (undecided(Interval(51.0, 49.0, float("inf")), 50.0, *cycles(1)), f"all {c.MOST_CYCLES} cycles"),
     ],
 )
 def test_where_time_does_not_help_it_says_what_binds(verdict: Verdict, cause: str) -> None:
