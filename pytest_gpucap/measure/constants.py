@@ -88,8 +88,8 @@ OPEN_S = 11.0
 """Length of an open loop at the design rate. It brings enough arrivals to compare the queue model with what happened,
 and costs little more than a hold."""
 MOST_CYCLES = 13
-"""Cycles of hold and open loop: a check of as many takes about three minutes. What is still undecided then is mostly drift
-and the queue model's own error, and more cycles reduce neither."""
+"""Cycles of hold and open loop: a check of as many takes about three minutes. What is still undecided then is mostly
+drift and the queue model's own error, and more cycles reduce neither."""
 OVERLOAD = 1.6
 """An open loop is called off once this multiple of the critical concurrency is in flight. The design rate then exceeds
 what the server sustains, and the rest of the phase would add nothing."""

@@ -21,7 +21,7 @@ from pytest_gpucap.simulator.runner import SimRunner
 
 REPS = 60
 MOST_GPU_S = {"fast": 65, "slow": 125}
-"""Of the median check. An answer of the slow server lasts as long as a whole open loop, so each tells of few requests."""
+"""Of the median check. An answer of the slow server lasts as long as a whole open loop, which tells of few requests."""
 LEVEL = 1e-3
 """A test may fail by chance this rarely, were its seeds drawn anew."""
 
