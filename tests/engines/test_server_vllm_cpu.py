@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -161,6 +163,55 @@ def test_every_path_wants_the_key(any_server: VllmServer) -> None:
     assert answered(server, "GET", "/version", [f"Bearer {key}", "Bearer wrong"]) == 401
     # What a handshake of a WebSocket asks for: the server closes it before it is one.
     assert answered(server, "GET", "/v1/realtime", [], upgrade="websocket") in {401, 403}
+
+
+SYSTEM_PYTHON = "/usr/bin/python3"
+"""One that every user may run."""
+NOBODY = 65534
+STRANGER = """
+import http.client, json, os, pathlib, sys
+address, *asked = json.load(sys.stdin)
+answers = []
+for each in asked:
+    method, _, path = each.rpartition(" ")
+    connection = http.client.HTTPConnection(address)
+    connection.request(method or "GET", path, b"{}", {"Content-Type": "application/json"})
+    answers.append(connection.getresponse().status)
+    connection.close()
+seen = []
+for folder in pathlib.Path("/proc").glob("[0-9]*"):
+    for name in ("cmdline", "environ"):
+        try:
+            seen.append((folder / name).read_bytes().decode(errors="replace"))
+        except OSError:
+            pass
+print(json.dumps({"uid": os.getuid(), "answers": answers, "seen": seen}))
+"""
+
+
+def test_another_user_of_the_machine_is_let_in_nowhere(any_server: VllmServer) -> None:
+    if os.getuid():
+        pytest.skip("only root can be another user")
+    if not Path(SYSTEM_PYTHON).exists():
+        pytest.skip(f"there is no {SYSTEM_PYTHON}")
+    asked = [*GUARDED, "GET /server_info", "POST /pause", "POST /collective_rpc", "POST /invocations", "GET /v1/models"]
+    found = json.loads(
+        subprocess.run(
+            [SYSTEM_PYTHON, "-c", STRANGER],
+            input=json.dumps([urlsplit(any_server.base_url).netloc, *asked]),
+            user=NOBODY,
+            group=NOBODY,
+            extra_groups=[],
+            cwd="/",
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    )
+    assert found["uid"] == NOBODY
+    assert found["answers"] == [401] * len(asked)
+    assert any("vllm_serve" in each for each in found["seen"])  # command lines are everybody's
+    assert not any(f"{any_server.api_key}" in each for each in found["seen"])
 
 
 def answered(
