@@ -27,9 +27,9 @@ CPU_LIMIT = 0.9
 RATE_SHARE = 0.02
 """Share of the requests that became due in a phase that may still wait to be sent at its end."""
 
-STOPPED_S = 1.0
+STOPPED_S = 2.0
 """A worker whose event loop was late by more than this was suspended. On a machine whose every core is taken it may be
-late by a third of a second."""
+late by half a second."""
 STOPPED_SHARE = 0.02
 """Share of a closed loop's time for which workers may so have stood still. For that long, no new request replaced an
 answered one, so throughput is lower by about as much. In an open loop the lateness of requests shows it."""

@@ -161,7 +161,7 @@ def test_a_stalled_worker_is_noticed() -> None:
     assert journal.status.size == np.count_nonzero(span.phase.due_s < span.end_s - span.start_s)
 
 
-@pytest.mark.parametrize(("stalled_s", "problems"), [(1.5, [ProblemKind.LATE]), (0.3, [])])
+@pytest.mark.parametrize(("stalled_s", "problems"), [(2.5, [ProblemKind.LATE]), (0.3, [])])
 def test_a_worker_that_stalls_in_a_closed_loop(stalled_s: float, problems: list[ProblemKind]) -> None:
     """No request of a closed loop is due at a time, so the worker's own clock has to tell."""
     with (
