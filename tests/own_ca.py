@@ -8,7 +8,7 @@ from pathlib import Path
 OWN_CA = Path(__file__).parent / "load" / "tls" / "own_ca"
 
 
-def server_tls() -> ssl.SSLContext:
+def server_tls(folder: Path = OWN_CA) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(OWN_CA / "cert.pem", OWN_CA / "key.pem")
+    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
     return context

@@ -44,14 +44,11 @@ Shares = Mapping[str, float]
 Resampled = Mapping[tuple[str, float], Shares]
 
 
-def rates(rows: tables.Rows) -> list[Interval]:
-    """The rates that measurements found."""
-    return [Interval(*(float(row[key]) for key in ("rate", "low", "high"))) for row in rows if found(row)]
-
-
-def found(row: Mapping[str, str]) -> bool:
-    """Whether a measurement found a rate that can be trusted."""
-    return row["outcome"] == "OK" and row["rate"] != "nan"
+def rate_of(row: Mapping[str, str]) -> Interval | None:
+    """The rate that a measurement found; None if it found none that can be trusted."""
+    if row["outcome"] != "OK" or row["rate"] == "nan":
+        return None
+    return Interval(*(float(row[key]) for key in ("rate", "low", "high")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +71,8 @@ class Server:
     def read(cls, results: Path, name: str) -> Server:
         """From the cells; empty where they were not run."""
         cells = {loss: tables.read(results, "slower", name, loss) for loss in slower.LOSSES}
-        cells[0.0] = tables.read(results, "measure", name, 0.7)
-        runs = [(loss, rates([row])[0] if found(row) else None) for loss, rows in cells.items() for row in rows]
+        cells[0.0] = tables.read(results, "measure", name, tables.MEASURED_AT)
+        runs = [(loss, rate_of(row)) for loss, rows in cells.items() for row in rows]
         spent = [float(row["gpu_s"]) for rows in cells.values() for row in rows]
         truth, _ = tables.truths(tables.SERVERS)[name]
         return cls(name, truth, tuple(runs), median(spent) if spent else math.nan)

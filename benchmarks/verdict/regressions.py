@@ -23,6 +23,7 @@ import regression_tables  # type: ignore[import-not-found,unused-ignore]
 import servers  # type: ignore[import-not-found,unused-ignore]
 import slower  # type: ignore[import-not-found,unused-ignore]
 import study  # type: ignore[import-not-found,unused-ignore]
+import tables  # type: ignore[import-not-found,unused-ignore]
 
 from pytest_gpucap.decisions.paired import PAIR_START_SD
 from pytest_gpucap.measure.comparing import Paired, PairedServer, compare
@@ -38,8 +39,6 @@ BASES = 4
 """Measurements of each unchanged server at least: a base, a head and its second run, and one to spare."""
 BUDGET = 0.75
 """The tests of the alternation ask for this share of the base's true rate: every head keeps its budget."""
-MEASURED_AT = 0.7
-"""The `measure` cells of the study that are used."""
 SEED = study.FRESH + 1_000_000
 CONFIRMING = 500_000
 
@@ -53,14 +52,14 @@ def seed_of(loss: float, rep: int) -> int:
 
 def one_slower(name: str, loss: float, rep: int) -> Row:
     """One estimate of a server that lost a share of its rate. The search begins where that of the base does."""
-    found: Row = study.measured(slower.engine_of(name, loss), name, MEASURED_AT, rep, seed_of(loss, 0))
+    found: Row = study.measured(slower.engine_of(name, loss), name, tables.MEASURED_AT, rep, seed_of(loss, 0))
     return found
 
 
 def one_paired(name: str, loss: float, rep: int) -> Row:
     """Base and head in alternation, confirmed by both started afresh: decision, server seconds and the ratio."""
-    cell = ("slower", name, loss) if loss else ("measure", name, MEASURED_AT)
-    measurements = regression_tables.rates(study.read(*cell))
+    cell = ("slower", name, loss) if loss else ("measure", name, tables.MEASURED_AT)
+    measurements = [*filter(None, map(regression_tables.rate_of, study.read(*cell)))]
     head_rate = measurements[rep % len(measurements)] if measurements else None
     found = alternated(name, loss, seed_of(loss, rep), head_rate)
     spent_s, decision = found.about.spent_s, found.change.value
@@ -107,7 +106,7 @@ def main() -> None:
             for path in (*RESULTS.glob("slower-*.csv"), *RESULTS.glob("paired-*.csv")):
                 path.unlink()
         names = options.servers.split(",")
-        study.run([("measure", name, MEASURED_AT) for name in names], BASES, options.jobs)
+        study.run([("measure", name, tables.MEASURED_AT) for name in names], BASES, options.jobs)
         study.run([("slower", name, loss) for name in names for loss in slower.LOSSES], options.reps, options.jobs)
         cells = [("paired", name, loss) for name in names for loss in (0.0, *slower.LOSSES)]
         study.run(cells, options.pairs, options.jobs)

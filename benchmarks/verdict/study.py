@@ -187,7 +187,7 @@ def cells_of(what: str, names: tuple[str, ...]) -> list[tuple[str, str, float]]:
     ratios = {
         "curve": CURVE_RATIOS,
         "far": tables.FAR_RATIOS,
-        "measure": (0.7,),
+        "measure": (tables.MEASURED_AT,),
         **dict.fromkeys(tables.ESTIMATING, (1.0,)),
     }
     method = "check" if what in ("curve", "far") else what

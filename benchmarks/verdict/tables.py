@@ -16,6 +16,8 @@ CURVES = HERE.parents[1] / "docs" / "operating-characteristic.svg"
 SERVERS = HERE / "servers"
 RATIOS = (0.95, 0.98, 1.02, 1.05)
 FAR_RATIOS = (0.1, 0.5, 2.0, 10.0)
+MEASURED_AT = 0.7
+"""Place of the `measure` cells: the search begins at a guess that the server sustains so many times."""
 ESTIMATING = ("sweep", "bisection", "aiperf", "aiperf-rate", "guidellm", "mlperf-peak")
 """Methods whose estimate of the rate decides for every ratio."""
 METHODS = ("check", "fixed", "bisection", "sweep", "aiperf", "aiperf-rate", "guidellm", "mlperf", "mlperf-peak")
@@ -114,7 +116,7 @@ def estimate_table(results: Path) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for name, (truth, held_out) in truths().items():
-        cells = [("check", r) for r in RATIOS] + [("measure", 0.7), ("sweep", 1.0), ("bisection", 1.0)]
+        cells = [("check", r) for r in RATIOS] + [("measure", MEASURED_AT), ("sweep", 1.0), ("bisection", 1.0)]
         for method, ratio in cells:
             rows = read(results, method, name, ratio)
             if not rows:
@@ -233,7 +235,7 @@ def traits_table(results: Path) -> list[str]:
     ]
     for name, (truth, _) in truths(SERVERS).items():
         cells = {ratio: read(results, "check", name, ratio) for ratio in RATIOS}
-        measured = read(results, "measure", name, 0.7)
+        measured = read(results, "measure", name, MEASURED_AT)
         if not measured or not all(cells.values()):
             continue
         bad = [f"{wrong(rows, ratio, truth, 'check'):.0%}" for ratio, rows in cells.items()]

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from pytest_gpucap.engines.errors import EndpointError
+from pytest_gpucap.engines.process import alive
 
 _STARTED: Final = re.compile(
     r"^process_start_time_seconds(?:\{[^\n]{0,1000}\})? +([0-9.e+]{1,40})(?: [0-9]{1,20})?\r?$", re.MULTILINE
@@ -56,7 +57,7 @@ class Answering:
 
     def ended(self) -> str:
         """Why the process no longer answers, in one line: it has ended. Empty while it lives, or is not known."""
-        if not self._processes or any(map(_lives, self._processes)):
+        if not self._processes or any(map(alive, self._processes)):
             return ""
         return f"the process {self._processes[0].pid} that answered has ended"
 
@@ -78,13 +79,6 @@ class Answering:
             return frozenset(map(float, _STARTED.findall(self._page())))
         except (EndpointError, ValueError):
             return frozenset()
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
 
 
 def _process(pid: int) -> psutil.Process | None:

@@ -117,7 +117,7 @@ class OwnedProcess:
             below = psutil.Process(self._watchdog.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             return set()
-        return {process.pid for process in below if _alive(process)}
+        return {process.pid for process in below if alive(process)}
 
     def close(self) -> None:
         """End everything; returns when all processes are reaped. Safe to call twice. In a fork it does nothing.
@@ -211,15 +211,16 @@ def marked(token: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if _alive(process) and process.environ().get(SERVER_ID_VARIABLE) == token:
+            if alive(process) and process.environ().get(SERVER_ID_VARIABLE) == token:
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
             continue
     return found
 
 
-def _alive(process: psutil.Process) -> bool:
+def alive(process: psutil.Process) -> bool:
+    """Whether a process lives. A zombie does not, nor does another process that has its number now."""
     try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
+        return process.is_running() and bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False

@@ -328,9 +328,9 @@ def _fit(bins: Bins, usable: Bools, mean_context: float, even_prompt: float, sta
     lost_s = _lost_s(bins, usable, ~keep, residual - centre, residual)
     alike = related(residual, keep)
     trend = _trend(design[keep], weight[keep], np.cumsum(bins.width_s)[usable][keep], alike)
-    error = float(np.std(kept)) * math.sqrt(alike / max(1.0, kept.size - 3.0))
-    # All coefficients have an error, those that the data put at 0 too: a bend that was not seen is not excluded.
     scatter = float(np.std(kept))
+    error = scatter * math.sqrt(alike / max(1.0, kept.size - 3.0))
+    # All coefficients have an error, those that the data put at 0 too: a bend that was not seen is not excluded.
     known = np.vstack([design[keep] * (weight * np.sqrt(huber))[keep][:, None], priors * scatter]) / scale
     inverse = np.linalg.pinv(known.T @ known) / np.outer(scale, scale)
     sizes = np.linspace(0.0, FURTHEST_ERROR * float(n.max()), ERROR_SIZES + 1)[1:]

@@ -170,13 +170,21 @@ class Histogram:
         total = self.total
         if total == 0:
             return float("nan")
-        edges = self.lowest_s * self.growth ** np.arange(self.counts.size)
-        return float(self.counts[edges > limit_s * self.growth**0.5].sum() / total)
+        return float(self.counts[self._above(limit_s)].sum() / total)
 
     def sum_above_s(self, limit_s: float) -> float:
         """Sum of the values above the limit, each taken at the upper edge of its bin, to the nearest bin edge."""
-        edges = self.lowest_s * self.growth ** np.arange(self.counts.size)
-        return float((self.counts * edges)[edges > limit_s * self.growth**0.5].sum())
+        above = self._above(limit_s)
+        return float((self.counts * self._edges_s())[above].sum())
+
+    def _above(self, limit_s: float) -> Bools:
+        """The bins of values above the limit."""
+        above: Bools = self._edges_s() > limit_s * self.growth**0.5
+        return above
+
+    def _edges_s(self) -> Floats:
+        """The upper edge of each bin."""
+        return np.asarray(self.lowest_s * self.growth ** np.arange(self.counts.size), np.float64)
 
 
 @dataclass(frozen=True, slots=True)

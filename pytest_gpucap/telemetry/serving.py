@@ -60,16 +60,12 @@ class OwnServer:
             if self._listens(own):
                 self._port = None  # started by the measurement
                 return
-            self.pids = self._found(processes, own)
+            self.pids = frozenset(_launcher(pid, processes, own) for pid in listeners(self._port))
         self._gateway = self._gateway or self._passes_on(with_descendants(self.pids, processes))
         self.known = bool(self.pids) and not self._gateway
 
     def _listens(self, own: Collection[int]) -> bool:
         return any(each.status == psutil.CONN_LISTEN and each.laddr.port == self._port for each in _connections(own))
-
-    def _found(self, processes: Mapping[int, Process], own: Collection[int]) -> frozenset[int]:
-        """The listeners with the processes that started them for the purpose; none if they cannot be seen."""
-        return frozenset(_launcher(pid, processes, own) for pid in listeners(self._port or 0))
 
     def _passes_on(self, server: Collection[int]) -> bool:
         """Whether the server is a client of something that is no part of it."""

@@ -12,6 +12,8 @@ from types import MappingProxyType
 
 import pytest
 
+from tests.namespaces import unshared
+
 RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "cpu" / "examples.json"
 _DROP, _OVERRIDE, _SEARCH = 24, 1, 2  # prctl(2), capabilities(7)
 
@@ -117,25 +119,14 @@ def test_a_session_measures_where_nothing_can_be_written(tmp_path: Path) -> None
 def test_a_session_of_a_user_without_a_name_and_a_home(tmp_path: Path) -> None:
     """In a user namespace of its own, where this user's files belong to a user whom no system knows."""
     (tmp_path / "test_it.py").write_text(SUITE)
-    command = ["unshare", "-U", f"--map-user={NOBODY}", "env", "-uHOME", "-uXDG_CACHE_HOME", sys.executable, "-m"]
-    words = ["pytest", "-pno:benchmark", "-ogpucap_host_check=warn", "--gpu-class=sim:fast"]
-    try:
-        done = subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no unshare")
-    if "unshare: " in done.stderr:
-        pytest.skip(f"there are no user namespaces here: {done.stderr.strip()}")
+    flags = f"-U --map-user={NOBODY}"
+    command = ["env", "-uHOME", "-uXDG_CACHE_HOME", sys.executable, "-m", "pytest", "-pno:benchmark"]
+    done = unshared(flags, *command, "-ogpucap_host_check=warn", "--gpu-class=sim:fast", cwd=tmp_path)
     assert "1 passed" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     assert done.returncode == pytest.ExitCode.OK
     (tmp_path / "test_it.py").write_text(SUITE.replace("import pytest", MODEL))
-    done = subprocess.run(
-        [*command, "pytest", "-pno:benchmark", "--gpu-class=cpu"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = unshared(flags, *command, "--gpu-class=cpu", cwd=tmp_path)
     assert "set HOME" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     assert done.returncode != pytest.ExitCode.OK

@@ -7,7 +7,6 @@ import json
 import re
 import socket
 import ssl
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,7 +23,8 @@ from pytest_gpucap.engines.url import attach
 from pytest_gpucap.masking import Secret
 from tests.engines.scripted import CHAT, MODELS, NOT_FOUND, Asked, ScriptedServer, Told, openai_like
 from tests.load.rawserver import RawServer
-from tests.own_ca import OWN_CA
+from tests.namespaces import unshared
+from tests.own_ca import OWN_CA, server_tls
 from tests.planted import PLANTED
 from tests.test_foreign_text import obeyed
 from tests.waiting import refused_url
@@ -142,13 +142,7 @@ def test_a_resolver_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
             pytest.skip(f"no name server can be stood in for here: {error}")
         (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.53\noptions timeout:1 attempts:1\n")
         mount = f"mount --bind {tmp_path}/resolv.conf /etc/resolv.conf"
-        command = ["unshare", "-Urm", "sh", "-c", f'{mount} && exec "$0" "$@"', sys.executable, "-c", ASK]
-        try:
-            ran = subprocess.run(command, capture_output=True, text=True, check=False)
-        except FileNotFoundError:
-            pytest.skip("there is no unshare")
-        if "unshare" in ran.stderr or "mount" in ran.stderr:
-            pytest.skip(f"nothing can be mounted here: {ran.stderr.strip()}")
+        ran = unshared("-Urm", "sh", "-c", f'{mount} && exec "$0" "$@"', sys.executable, "-c", ASK)
         silent.setblocking(False)
         assert silent.recv(512)  # the question came here
     assert ran.stderr == ""
@@ -320,10 +314,11 @@ def test_a_certificate_of_another_name_is_not_trusted(own_ca: ssl.SSLContext) ->
 
 def test_an_expired_certificate_is_not_trusted() -> None:
     expired = OWN_CA.parent / "expired"
-    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    tls.load_cert_chain(expired / "cert.pem", expired / "key.pem")
     trusted = Access(ca_file=str(expired / "cert.pem"))
-    with ScriptedServer(tls=tls) as server, pytest.raises(EndpointError, match="certificate has expired") as caught:
+    with (
+        ScriptedServer(tls=server_tls(expired)) as server,
+        pytest.raises(EndpointError, match="certificate has expired") as caught,
+    ):
         attach(server.url, access=trusted, wait_s=LONG_S)
     assert "\n" not in str(caught.value)
 

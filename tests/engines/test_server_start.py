@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,6 +19,7 @@ from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.vllm import start_vllm
 from tests.engines.server_family import TREE, Family
 from tests.load.proxy import Proxy
+from tests.namespaces import unshared
 from tests.waiting import FOREVER_S, until
 
 StandIn = Callable[..., ServerSpec]
@@ -230,13 +230,7 @@ print(json.dumps(told))
 
 def test_a_log_on_a_full_disk_costs_the_log_alone(tmp_path: Path, stand_in_python: str) -> None:
     """In a mount namespace of its own, so that the disk is a real one and gone afterwards."""
-    command = ["unshare", "-Urm", sys.executable, "-c", FULL_DISK, str(tmp_path), stand_in_python]
-    try:
-        ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no unshare")
-    if ran.returncode == 77 or "unshare" in ran.stderr:
-        pytest.skip(f"nothing can be mounted here: {ran.stderr.strip()}")
+    ran = unshared("-Urm", sys.executable, "-c", FULL_DISK, str(tmp_path), stand_in_python)
     assert ran.returncode == 0, ran.stderr
     told = json.loads(ran.stdout)
     assert (told["answers"], told["log"]) == (True, "")

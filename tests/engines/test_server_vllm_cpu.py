@@ -194,11 +194,10 @@ def test_another_user_of_the_machine_is_let_in_nowhere(any_server: VllmServer) -
         pytest.skip("only root can be another user")
     if not Path(SYSTEM_PYTHON).exists():
         pytest.skip(f"there is no {SYSTEM_PYTHON}")
-    asked = [*GUARDED, "GET /server_info", "POST /pause", "POST /collective_rpc", "POST /invocations", "GET /v1/models"]
     found = json.loads(
         subprocess.run(
             [SYSTEM_PYTHON, "-c", STRANGER],
-            input=json.dumps([urlsplit(any_server.base_url).netloc, *asked]),
+            input=json.dumps([urlsplit(any_server.base_url).netloc, *GUARDED]),
             user=NOBODY,
             group=NOBODY,
             extra_groups=[],
@@ -209,7 +208,7 @@ def test_another_user_of_the_machine_is_let_in_nowhere(any_server: VllmServer) -
         ).stdout
     )
     assert found["uid"] == NOBODY
-    assert found["answers"] == [401] * len(asked)
+    assert found["answers"] == [401] * len(GUARDED)
     assert any("vllm_serve" in each for each in found["seen"])  # command lines are everybody's
     assert not any(f"{any_server.api_key}" in each for each in found["seen"])
 

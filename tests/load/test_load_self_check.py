@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import time
+from collections.abc import Callable
 
 import numpy as np
 import psutil
@@ -128,6 +129,23 @@ def test_stamps_of_user_space_are_called_so() -> None:
 WORKLOAD = Workload(Length.fixed(40), Length.fixed(4))
 
 
+def stalling(pid: int, seconds: float, enough: int) -> Callable[[Progress], bool]:
+    """Stops a process for so long once some requests are answered; ends the phase after more than `enough` of them."""
+    stalled = False
+
+    def stop(progress: Progress) -> bool:
+        nonlocal stalled
+        if not stalled and progress.completed > 10:
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(seconds)
+            os.kill(pid, signal.SIGCONT)
+            stalled = True
+            return False
+        return stalled and progress.completed > enough
+
+    return stop
+
+
 def test_a_stalled_worker_is_noticed() -> None:
     """The worker is stopped for half a second in the middle of a phase: the lateness of its requests says so."""
     with (
@@ -136,20 +154,8 @@ def test_a_stalled_worker_is_noticed() -> None:
     ):
         runner.prepare()
         (pid,) = runner.worker_pids
-
-        stalled = False
-
-        def stall(progress: Progress) -> bool:
-            nonlocal stalled
-            if not stalled and progress.completed > 10:
-                os.kill(pid, signal.SIGSTOP)
-                time.sleep(0.5)
-                os.kill(pid, signal.SIGCONT)
-                stalled = True
-            # Some 50 requests are late: as long as they are more than one in a hundred.
-            return stalled and progress.completed > 80
-
-        span = runner.run(open_loop(WORKLOAD, 100.0, 1800.0, 1, 0), stall)
+        # Some 50 requests are late: as long as they are more than one in a hundred.
+        span = runner.run(open_loop(WORKLOAD, 100.0, 1800.0, 1, 0), stalling(pid, 0.5, enough=80))
         assert runner.settle(FOREVER_S)
         journal = runner.journal()
     assert any(problem.kind is ProblemKind.LATE for problem in span.check.problems), span.check
@@ -170,19 +176,7 @@ def test_a_worker_that_stalls_in_a_closed_loop(stalled_s: float, problems: list[
     ):
         runner.prepare()
         (pid,) = runner.worker_pids
-        stalled = False
-
-        def stall(progress: Progress) -> bool:
-            nonlocal stalled
-            if not stalled and progress.completed > 10:
-                os.kill(pid, signal.SIGSTOP)
-                time.sleep(stalled_s)
-                os.kill(pid, signal.SIGCONT)
-                stalled = True
-                return False
-            return stalled
-
-        span = runner.run(closed_loop(WORKLOAD, 4, 60.0, 500.0, 1, 0), stall)
+        span = runner.run(closed_loop(WORKLOAD, 4, 60.0, 500.0, 1, 0), stalling(pid, stalled_s, enough=10))
         assert runner.settle(FOREVER_S)
     own = [each.kind for each in span.check.problems if each.source is ProblemSource.LOAD_GENERATOR]
     assert [kind for kind in own if kind is ProblemKind.LATE] == problems
