@@ -48,7 +48,7 @@ MACHINE = {
         "plugin/test_dying_servers.py::test_a_server_that_stops_answering_is_given_up",
         "engines/test_answering.py::test_a_start_after_the_first_look_is_a_restart",
     ],
-    "the session is suspended": ["plugin/test_suspension.py::test_a_session_that_was_suspended_is_invalid"],
+    "the session is suspended": ["plugin/test_suspension.py::test_a_suspended_session_is_no_verdict_about_the_server"],
     "a host name's resolver": ["engines/test_attaching.py::test_a_resolver_that_does_not_answer_is_one_line"],
     "a certificate": [
         "engines/test_attaching.py::test_an_expired_certificate_is_not_trusted",

@@ -70,7 +70,7 @@ def check_phase(phase: LoadPhase, table: PhaseTable, *, start_s: float, end_s: f
     stopped_s = loop.sum_above_s(STOPPED_S) / len(table.counts)
     if not is_open and stopped_s > STOPPED_SHARE * seconds:
         text = f" did not run for {stopped_s:.2g} s of {seconds:.2g} s"
-        own(ProblemKind.LATE, f"{text}: its processes, or the machine, were suspended")
+        own(ProblemKind.SUSPENDED, f"{text}: its processes, or the machine, were suspended")
     user = int(counts[Count.USER_STAMPS])
     busiest = max(shares, default=0.0)
     if busiest > CPU_LIMIT:

@@ -48,6 +48,10 @@ class CalledOff(Exception):  # noqa: N818 - an event of the procedure, not an er
     """Most requests of a phase failed. What it shows is no figure of a server at work, so nothing is fitted to it."""
 
 
+class Suspended(Exception):  # noqa: N818 - an event of the procedure, not an error of the program
+    """The load generator did not run for a part of a hold, for the first time in this measurement."""
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """A phase as it went, from when it counts.
@@ -97,6 +101,8 @@ class MeasuringRun:
         self._ended = ""
         """Why the server can no longer answer, once it is known."""
         self._look_s = 0.0
+        self._may_repeat = True
+        """No phase was lost to a suspension yet."""
         self._stream = 0
         self._next_prompt = 0
 
@@ -120,7 +126,8 @@ class MeasuringRun:
     ) -> Window:
         """A closed loop at `concurrency`; the first `discard_s` do not count.
 
-        With `hot`, the rows that fill slots not yet in flight start mid-life, and only those.
+        With `hot`, the rows that fill slots not yet in flight start mid-life, and only those. One hold of a measurement
+        is carried again if the load generator was suspended in it: a virtual machine that is moved stands still once.
 
         Raises:
             OutOfTime: if no time is left.
@@ -144,7 +151,10 @@ class MeasuringRun:
             first_prompt=self._next_prompt,
         )
         phase = replace(phase, concurrency=concurrency)
-        held = self._carry(window, "hold", phase, min(discard_s, 0.75 * total_s), overload=None)
+        try:
+            held = self._carry(window, "hold", phase, min(discard_s, 0.75 * total_s), overload=None)
+        except Suspended:
+            return self.hold(window, concurrency, duration_s, discard_s=discard_s, hot=hot)
         if hot and held.end_s - held.start_s < c.LEAST_LEFT * (total_s - discard_s) and not self.problems:
             # The prompts of its start took most of it.
             return self.hold(window, concurrency, duration_s, hot=False)
@@ -243,6 +253,10 @@ class MeasuringRun:
         self._spend("between phases", span.start_s - self._idle_since_s)
         self._idle_since_s = span.end_s
         self.journal = self.runner.journal()
+        if self._may_repeat and any(p.kind is ProblemKind.SUSPENDED for p in span.check.problems):
+            self._may_repeat = False
+            self._spend("lost to a suspension", span.end_s - span.start_s)
+            raise Suspended
         start_s = min(span.end_s, span.start_s + discard_s)
         if discard_s > 0:
             start_s = max(start_s, self._all_begun_s(span))

@@ -26,6 +26,8 @@ class ProblemKind(StrEnum):
 
     LATE = "late"
     """Requests were sent later than they were due."""
+    SUSPENDED = "suspended"
+    """The load generator's processes did not run for a part of a phase."""
     CPU = "cpu"
     """A load worker's core was fully used."""
     DROPPED = "dropped"

@@ -167,7 +167,7 @@ def test_a_stalled_worker_is_noticed() -> None:
     assert journal.status.size == np.count_nonzero(span.phase.due_s < span.end_s - span.start_s)
 
 
-@pytest.mark.parametrize(("stalled_s", "problems"), [(2.5, [ProblemKind.LATE]), (0.3, [])])
+@pytest.mark.parametrize(("stalled_s", "problems"), [(2.5, [ProblemKind.SUSPENDED]), (0.3, [])])
 def test_a_worker_that_stalls_in_a_closed_loop(stalled_s: float, problems: list[ProblemKind]) -> None:
     """No request of a closed loop is due at a time, so the worker's own clock has to tell."""
     with (
@@ -179,7 +179,7 @@ def test_a_worker_that_stalls_in_a_closed_loop(stalled_s: float, problems: list[
         span = runner.run(closed_loop(WORKLOAD, 4, 60.0, 500.0, 1, 0), stalling(pid, stalled_s, enough=10))
         assert runner.settle(FOREVER_S)
     own = [each.kind for each in span.check.problems if each.source is ProblemSource.LOAD_GENERATOR]
-    assert [kind for kind in own if kind is ProblemKind.LATE] == problems
+    assert [kind for kind in own if kind is ProblemKind.SUSPENDED] == problems
 
 
 def test_too_few_sockets_are_counted_against_the_client() -> None:

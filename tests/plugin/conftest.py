@@ -41,6 +41,6 @@ def short_phases(pytester: pytest.Pytester) -> None:
         constants.WARM_UP_S = constants.HOLD_S = constants.LOW_HOLD_S = constants.OPEN_S = 4.0
         alternation.BLOCK_S = 3.0
         alternation.EQUAL_RATE_S = (7.0, 24.0)
-        self_check.LATENESS_FLOOR_S = self_check.RATE_SHARE = 1e6
+        self_check.LATENESS_FLOOR_S = self_check.RATE_SHARE = self_check.STOPPED_S = 1e6
         """
     )

@@ -29,8 +29,10 @@ SLEEP_S = 4.0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("phase", ["hold at", "design rate 1"])
-def test_a_session_that_was_suspended_is_invalid(tmp_path: Path, phase: str) -> None:
+@pytest.mark.parametrize(
+    ("phases", "kinds"), [(["hold at"], set()), (["hold at"] * 2, {"suspended"}), (["design rate 1"], {"late"})]
+)
+def test_a_suspended_session_is_no_verdict_about_the_server(tmp_path: Path, phases: list[str], kinds: set[str]) -> None:
     (tmp_path / "test_it.py").write_text(SUITE.format(qps=20))
     words = ["-m", "pytest", "-pno:cacheprovider", "-pno:benchmark", "-ogpucap_host_check=warn", "--gpu-class=cpu"]
     with hanging("never", 10**6) as url:
@@ -43,22 +45,32 @@ def test_a_session_that_was_suspended_is_invalid(tmp_path: Path, phase: str) -> 
             process_group=0,
         )
         try:
-            assert session.stdout is not None
-            for line in session.stdout:
-                if phase in line:
-                    break
-            time.sleep(SINCE_S)
-            every = [psutil.Process(session.pid), *psutil.Process(session.pid).children(recursive=True)]
-            for each in every:
-                each.send_signal(signal.SIGSTOP)
-            time.sleep(SLEEP_S)
-            for each in every:
-                each.send_signal(signal.SIGCONT)
+            for phase in phases:
+                assert session.stdout is not None
+                for line in session.stdout:
+                    if phase in line:
+                        break
+                time.sleep(SINCE_S)
+                suspend(session.pid)
             said = session.communicate()[0]
         finally:
             if session.poll() is None:
                 os.killpg(session.pid, signal.SIGKILL)
                 session.wait()
     (found,) = json.loads((tmp_path / ".gpucap" / "result.json").read_text())["results"]
-    assert found["outcome"] == "INVALID", said
+    # On a busy machine a measurement may be INVALID for another reason, and that too is no verdict about the server.
+    assert found["outcome"] == "INVALID" or (not kinds and found["outcome"] == "PASS"), said
     assert {each["source"] for each in found["problems"]} <= {"load generator", "host"}, found["problems"]
+    assert {each["kind"] for each in found["problems"]} & {"suspended", "late"} >= kinds, found["problems"]
+    assert kinds or "suspended" not in {each["kind"] for each in found["problems"]}, found["problems"]
+    assert ("lost to a suspension" in found["spent_s"]) == (phases[0] == "hold at"), found["spent_s"]
+
+
+def suspend(pid: int) -> None:
+    """Stop the process and its children for `SLEEP_S`."""
+    every = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    for each in every:
+        each.send_signal(signal.SIGSTOP)
+    time.sleep(SLEEP_S)
+    for each in every:
+        each.send_signal(signal.SIGCONT)
