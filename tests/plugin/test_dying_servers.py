@@ -22,7 +22,7 @@ SILENCE = """
     from pytest_gpucap.measure import liveness
 
     liveness.SILENCE_S = 4.0
-    self_check.LATENESS_FLOOR_S = self_check.RATE_SHARE = self_check.CPU_LIMIT = 1e6
+    self_check.LATENESS_FLOOR_S = self_check.RATE_SHARE = self_check.CPU_LIMIT = self_check.STOPPED_S = 1e6
 """
 SUITE = """
     import pytest

@@ -42,7 +42,7 @@ from pytest_gpucap.measure import alternation, constants
 
 lease.MACHINE_DIRECTORY = Path(os.environ["ENDS_LOCKS"])
 OwnedProcess.__init__.__kwdefaults__["grace_s"] = float(os.environ["ENDS_GRACE_S"])
-self_check.LATENESS_FLOOR_S = self_check.RATE_SHARE = self_check.CPU_LIMIT = 1e6
+self_check.LATENESS_FLOOR_S = self_check.RATE_SHARE = self_check.CPU_LIMIT = self_check.STOPPED_S = 1e6
 for name in ("WARM_UP_S", "SEARCH_HOLD_S", "HOLD_S", "LOW_HOLD_S", "OPEN_S"):
     setattr(constants, name, 1.0)
 constants.LEAST_PHASE_S = 0.5
