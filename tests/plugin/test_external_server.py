@@ -72,7 +72,10 @@ def test_the_example_against_a_real_vllm(
     # So far beyond the server that the holds decide: there is no core here for an open loop of a thousand a second.
     result = run(pytester, server.base_url, "--target-qps=10000")
     result.assert_outcomes(failed=1)
-    result.stdout.re_match_lines([r"(FAIL: )?endpoint needs \d+ GPUs, budget 1: 10000 req/s x 1\.3 / .* req/s = .*"])
+    # Beside other work the tokens of an answer may all come at once. Then no model is fitted, and no GPUs are counted.
+    counted = r"needs \d+ GPUs, budget 1: 10000 req/s x 1\.3 / .* req/s = .*"
+    seen = r"does not keep its budget: .* far below the design rate of 1\.3e\+04 req/s.*"
+    result.stdout.re_match_lines([rf"(FAIL: )?endpoint ({counted}|{seen})"])
     assert server.client.models.list().data
 
     monkeypatch.setenv("MY_KEY", "not-the-key")
