@@ -31,6 +31,8 @@ FRAMING: Final = frozenset(
     }
 )
 """Headers that belong to the transport, in lower case: another value would change what is measured, or break it."""
+LOOPBACK: Final = "127.0.0.1"
+"""Where a server listens that only this machine asks."""
 NO_KEY: Final = "none"
 """Sent to a server that needs no key, because the OpenAI client requires one. It is no secret."""
 _PATHS: Final = (

@@ -15,7 +15,7 @@ from typing import ClassVar, Final, NamedTuple
 
 import psutil
 
-from pytest_gpucap.access import NO_KEY
+from pytest_gpucap.access import LOOPBACK, NO_KEY
 from pytest_gpucap.engines.errors import ServerStartError
 from pytest_gpucap.engines.process import OwnedProcess
 from pytest_gpucap.engines.protocol import ServerLog
@@ -62,13 +62,14 @@ def launch(
     env: Mapping[str, str] | None = None,
     default_env: Mapping[str, str] | None = None,
     api_key: str = NO_KEY,
+    host: str = LOOPBACK,
     title: str = "",
     arguments: VllmArguments | None = None,
     on_wait: Callable[[str], None] | None = None,
 ) -> Launched:
     """Start a server and wait until it answers.
 
-    Let the server bind port 0 of 127.0.0.1, so that the kernel chooses a free port. The port is read from the listening
+    Let the server bind port 0 of `host`, so that the kernel chooses a free port. The port is read from the listening
     sockets of our own process, so it cannot belong to another server. Ready means that ``/v1/models``
     lists the model, ``/health`` succeeds, and a chat (or a completion) is answered, whole and streamed.
 
@@ -81,6 +82,7 @@ def launch(
         env: variables laid over this process's environment.
         default_env: variables for which this process's environment has no value.
         api_key: the key that it asks for.
+        host: the address that it listens on.
         title: the name of the engine, for messages.
         arguments: that the command holds, so that no advice contradicts them.
         on_wait: called about once a second with what the start is doing.
@@ -98,7 +100,7 @@ def launch(
         command, env={**(default_env or {}), **os.environ, **visible, **(env or {})}, log_path=log.path
     )
     try:
-        readiness = Readiness(process, log, model, api_key, started + timeout_s, on_wait, title, given)
+        readiness = Readiness(process, log, model, api_key, started + timeout_s, on_wait, title, given, host=host)
         try:
             base_url = readiness.wait()
         except ServerStartError as error:

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final, Generic, Protocol, TypeVar
 
-from pytest_gpucap.access import OPEN, Access
+from pytest_gpucap.access import LOOPBACK, OPEN, Access
 from pytest_gpucap.foreign_text import harmless
-from pytest_gpucap.masking import masked
+from pytest_gpucap.masking import Secret, masked
 from pytest_gpucap.vllm_arguments import VllmArguments
 
 if TYPE_CHECKING:  # not imported: every collection of our tests imports this file
@@ -236,6 +236,30 @@ class Server(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServingIdentity:
+    """What clients know a server by. The replicas of a fleet share name and key, so that any may answer any request.
+
+    Attributes:
+        name: under which it serves the model.
+        api_key: that it requires; masked in every repr.
+        host: address of this machine that it listens on.
+    """
+
+    name: str
+    api_key: Secret
+    host: str = LOOPBACK
+
+    @classmethod
+    def new(cls, model: str, host: str = LOOPBACK) -> ServingIdentity:
+        """A name and a key that no other server has; `model` may be a path."""
+        import re
+        import secrets
+
+        slug = re.sub(r"[^A-Za-z0-9.-]+", "-", model.rpartition(":")[2].rstrip("/").rpartition("/")[2])[:40]
+        return cls(name=f"gpucap-{slug}-{secrets.token_hex(6)}", api_key=Secret(secrets.token_urlsafe(24)), host=host)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerRequest:
     """What a test and the session require of an engine; known at collection.
 
@@ -245,6 +269,7 @@ class ServerRequest:
         python: the interpreter of ``--gpucap-vllm-python``, or the one that runs pytest.
         startup_timeout_s: seconds from start to ready.
         log_dir: folder for the server's log.
+        identity: name, key and address that the server must have; None: the engine chooses.
     """
 
     model: str | None = None
@@ -252,6 +277,7 @@ class ServerRequest:
     python: str = ""
     startup_timeout_s: float = 1800.0
     log_dir: Path = Path(".gpucap/logs")
+    identity: ServingIdentity | None = None
 
     def new_log(self, name: str) -> Path:
         """A log file for one start, in the log folder; `name` may be a model's name."""

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import psutil
 
+from pytest_gpucap.access import LOOPBACK
 from pytest_gpucap.engines.errors import EndpointError, ServerStartError
 from pytest_gpucap.engines.process import OwnedProcess
 from pytest_gpucap.engines.protocol import ServerLog
@@ -44,6 +45,7 @@ class Readiness:
         on_wait: called about once a second with what the start is doing.
         title: the server's name in messages.
         given: what is known of its command.
+        host: the address that it listens on.
     """
 
     def __init__(
@@ -56,6 +58,8 @@ class Readiness:
         on_wait: Callable[[str], None] | None,
         title: str,
         given: Given = NOTHING,
+        *,
+        host: str = LOOPBACK,
     ) -> None:
         self.exit_code: int | None = None
         """The main process's exit code, once it is known to have ended."""
@@ -63,6 +67,7 @@ class Readiness:
         self._log = log
         self._model = model
         self._api_key = api_key
+        self._host = f"[{host}]" if ":" in host else host
         self._started = time.monotonic()
         self._deadline = deadline
         self._on_wait, self._title, self._given = on_wait, title, given
@@ -88,7 +93,7 @@ class Readiness:
         """The server that lists our model on a port that our own process listens on."""
         while True:
             for port in self._ports():
-                endpoint = HttpServer(f"http://127.0.0.1:{port}/v1", self._model, self._api_key)
+                endpoint = HttpServer(f"http://{self._host}:{port}/v1", self._model, self._api_key)
                 try:
                     if self._model in endpoint.models(timeout_s=_FIND_S):
                         return endpoint

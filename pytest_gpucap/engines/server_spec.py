@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from pytest_gpucap.engines.protocol import ServingIdentity
 from pytest_gpucap.vllm_arguments import VllmArguments
 
 
@@ -24,6 +25,7 @@ class ServerSpec:
         env: environment variables added to this process's own.
         startup_timeout_s: seconds from start to ready.
         log_dir: folder of the logs.
+        identity: name, key and address that it must have; None: a name and a key of its own, on loopback.
 
     Raises:
         ValueError: if the model is empty.
@@ -35,8 +37,9 @@ class ServerSpec:
     env: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     startup_timeout_s: float = field(default=1800.0, compare=False)
     log_dir: Path = field(default=Path(".gpucap/logs"), compare=False)
+    identity: ServingIdentity | None = field(default=None, compare=False)
     key: str = field(init=False, repr=False)
-    """Stable identity of a server: everything but the timeout and the log folder."""
+    """Stable identity of a server: everything but the timeout, the log folder and what clients know it by."""
 
     def __post_init__(self) -> None:
         if not self.model:

@@ -17,10 +17,9 @@ from pytest_gpucap.engines import synthetic
 from pytest_gpucap.engines.errors import EndpointError, MetricsUnavailable, ServerStartError
 from pytest_gpucap.engines.front_ends import front_ends
 from pytest_gpucap.engines.launch import Launched, LaunchedServer, launch
-from pytest_gpucap.engines.protocol import Capabilities, MetricNames
+from pytest_gpucap.engines.protocol import Capabilities, MetricNames, ServingIdentity
 from pytest_gpucap.engines.server import HttpServer
 from pytest_gpucap.engines.server_spec import ServerSpec
-from pytest_gpucap.masking import Secret
 
 _SERVE: Final = Path(__file__).parent / "server_side" / "vllm_serve.py"
 _LOG_KV_TOKENS = re.compile(r"KV cache size: ([\d,]+) tokens")
@@ -226,19 +225,19 @@ def start_vllm(
     if python is None:
         cause = f"there is no interpreter {spec.python}; choose one that has vLLM with --gpucap-vllm-python"
         raise ServerStartError(cause, title=VllmServer.software)
-    name = f"gpucap-{_slug(spec.model)}-{secrets.token_hex(6)}"
-    api_key = Secret(secrets.token_urlsafe(24))
+    known = spec.identity or ServingIdentity.new(spec.model)
     command = [python, str(_SERVE), model_path, *spec.args.flags()]
-    command += ["--host", "127.0.0.1", "--port", "0", "--served-model-name", name]
+    command += ["--host", known.host, "--port", "0", "--served-model-name", known.name]
     launched = launch(
         command,
-        model=name,
-        log_path=spec.log_dir / f"{name}.log",
+        model=known.name,
+        host=known.host,
+        log_path=spec.log_dir / f"{known.name}-{secrets.token_hex(2)}.log",
         timeout_s=spec.startup_timeout_s,
         devices=devices,
-        env=_variables(spec, api_key),
+        env=_variables(spec, known.api_key),
         default_env=_default_variables(spec, cpu=not devices),
-        api_key=api_key,
+        api_key=known.api_key,
         title=VllmServer.software,
         arguments=spec.args,
         on_wait=on_wait,
@@ -285,7 +284,3 @@ def _cache_size(labels: Mapping[str, str]) -> int:
     if "kv_cache_size_tokens" in labels:
         return int(labels["kv_cache_size_tokens"])
     return int(labels["num_gpu_blocks"]) * int(labels["block_size"])
-
-
-def _slug(model: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.-]+", "-", model.removeprefix(synthetic.PREFIX).rstrip("/").rpartition("/")[2])[:40]

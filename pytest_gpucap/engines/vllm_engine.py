@@ -55,6 +55,7 @@ class VllmEngine(Engine):
             python=request.python,
             startup_timeout_s=request.startup_timeout_s,
             log_dir=request.log_dir,
+            identity=request.identity,
         )
 
     @classmethod
