@@ -46,11 +46,13 @@ class RequestTemplate:
         address: where they go.
         head: a request up to the value of Content-Length; empty where an HTTP library makes the head.
         ignore_eos: answers must have the number of tokens that was asked for.
+        replica: number of the server that they go to.
     """
 
     address: SocketAddress
     head: bytes
     ignore_eos: bool
+    replica: int = 0
 
     def request(self, body: bytes) -> bytes:
         """The whole request; the body alone where there is no head."""
@@ -75,7 +77,7 @@ class ConnectionOwner(Protocol):
         ...
 
     def resend(self, answer: Answer, request: bytes) -> None:
-        """Send a request again: the server had closed the kept connection before it saw the request."""
+        """Send a request again, to the same server: it had closed the kept connection before it saw the request."""
         ...
 
 
@@ -103,7 +105,6 @@ class Connection:
         "_sent",
         "_status",
         "_stream",
-        "_template",
         "_watched",
         "_wrong",
         "answer",
@@ -111,6 +112,7 @@ class Connection:
         "fd",
         "idle_since_s",
         "sock",
+        "template",
     )
 
     def __init__(self, template: RequestTemplate, owner: ConnectionOwner) -> None:
@@ -119,7 +121,7 @@ class Connection:
         Raises:
             OSError: if no socket can be had, or the connection is refused at once.
         """
-        self._template, self._owner, self._reader = template, owner, owner.reader
+        self.template, self._owner, self._reader = template, owner, owner.reader
         family, address = template.address
         self.sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self.fd = self.sock.fileno()

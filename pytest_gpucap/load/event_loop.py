@@ -23,6 +23,7 @@ from pytest_gpucap.load.protocol import ERRORS, ErrorText, Status
 from pytest_gpucap.load.recorder import Recorder
 from pytest_gpucap.load.server_words import likeness, one_line
 from pytest_gpucap.load.shared_memory import Count, PhaseTable, RunTable, WorkerProgress
+from pytest_gpucap.load.spread import Spread, next_replica
 from pytest_gpucap.load.timestamps import RESAMPLE_S, ClockOffset, enable_timestamps
 
 KEEP_IDLE_S = 3.0
@@ -93,6 +94,8 @@ class WorkerRows:
 class RequestCarrier(Protocol):
     """What carries one request: a connection, or a request of an HTTP library."""
 
+    template: RequestTemplate
+
     @property
     def answer(self) -> Answer | None:
         """The request's answer so far."""
@@ -104,7 +107,19 @@ class RequestCarrier(Protocol):
 
 
 class EventLoop:
-    """One worker's requests to one server."""
+    """One worker's requests to one server, or to the replicas of a fleet.
+
+    Args:
+        template: of requests to the server, or to replica 0.
+        composer: makes the bodies.
+        run_table: shared with the runner.
+        worker: its number.
+        bins_start_s: when the token bins begin.
+        request_timeout_s: see `HttpLoadRunner`.
+        secrets: texts that no message may show.
+        beside: the templates of replicas 1, 2, ...
+        spread: of requests over the replicas.
+    """
 
     def __init__(
         self,
@@ -116,13 +131,16 @@ class EventLoop:
         bins_start_s: float,
         request_timeout_s: float,
         secrets: Sequence[str] = (),
+        beside: Sequence[RequestTemplate] = (),
+        spread: Spread = Spread.ROUND_ROBIN,
     ) -> None:
         self.offset = ClockOffset()
         self.recorder = Recorder(run_table.tokens[worker], bins_start_s, worker)
         self.recorder.cached_apart = composer.recipe.cached_apart
         self._errors: dict[tuple[Status, int, str], ErrorText] = {}
         self._secrets = tuple(secrets)
-        self._template, self._composer, self._worker = template, composer, worker
+        self._templates, self._spread = (template, *beside), spread
+        self._composer, self._worker = composer, worker
         self._progress = run_table.progress[worker]
         self._timeout_s = request_timeout_s
         self._epoll = select.epoll()
@@ -132,7 +150,10 @@ class EventLoop:
         self.reader.drain(0, math.inf, self.offset.ns)
         self._handlers: dict[int, Callable[[], None]] = {}
         self._connections: dict[int, Connection] = {}
-        self._idle: deque[Connection] = deque()
+        self._idle: tuple[deque[Connection], ...] = tuple(deque() for _ in self._templates)
+        """By replica."""
+        self._outstanding = [0] * len(self._templates)
+        """Requests in flight, by replica."""
         self._busy: dict[RequestCarrier, float] = {}
         self._rows: WorkerRows | None = None
         self._requests: deque[bytes] = deque()
@@ -223,8 +244,9 @@ class EventLoop:
         if self.offset.steps != steps:
             recorder.add(Count.CLOCK_STEPS)
         recorder.flush_if_full()
-        while self._idle and now_s - self._idle[0].idle_since_s > KEEP_IDLE_S:
-            self._idle.popleft().close()
+        for idle in self._idle:
+            while idle and now_s - idle[0].idle_since_s > KEEP_IDLE_S:
+                idle.popleft().close()
         while self._busy:
             connection, since_s = next(iter(self._busy.items()))
             if now_s - since_s <= self._timeout_s:
@@ -273,7 +295,7 @@ class EventLoop:
         recorder.add(Count.CPU_NS, time.process_time_ns() - self._cpu_ns)
         recorder.add(Count.WALL_NS, time.monotonic_ns() - self._wall_ns)
         self._count_in_flight()
-        recorder.keep_highest(Count.OPEN_SOCKETS, len(self._idle) + len(self._busy))
+        recorder.keep_highest(Count.OPEN_SOCKETS, sum(map(len, self._idle)) + len(self._busy))
         self._report_progress(now_s)
         recorder.keep_highest(Count.ENDED, 1)
         self.on_phase_end()
@@ -306,7 +328,7 @@ class EventLoop:
     def close(self) -> None:
         """Cancel everything and free it."""
         self.settle(cancel=True)
-        for connection in list(self._idle):
+        for connection in [each for idle in self._idle for each in idle]:
             connection.close()
         self._epoll.close()
 
@@ -341,22 +363,25 @@ class EventLoop:
             if rows is not None and self._concurrency:
                 self.recorder.add(Count.OUT_OF_ROWS)
             return False
-        request = self._requests.popleft() if self._requests else self._compose(rows, rows.next_row)
+        body = self._requests.popleft() if self._requests else self._compose(rows, rows.next_row)
         row = rows.take()
+        rows.table.replica[row] = replica = next_replica(self._spread, rows.number(row), self._outstanding)
+        template = self._templates[replica]
         if self._concurrency:
             rows.table.due[row] = due_s
         recorder = self.recorder
         recorder.add(Count.SENT)
-        sent_s = self._send(Answer(rows.table, row, recorder), request)
+        sent_s = self._send(Answer(rows.table, row, recorder), template.request(body), template)
         # A closed loop sends its first requests at once: none of them is late.
         if not (self._concurrency and self._filling):
             recorder.lateness.append(sent_s - due_s)
         return True
 
-    def _send(self, answer: Answer, request: bytes, *, fresh: bool = False) -> float:
+    def _send(self, answer: Answer, request: bytes, template: RequestTemplate, *, fresh: bool = False) -> float:
         """Send a request, or begin to; returns when that was."""
+        idle = self._idle[template.replica]
         try:
-            connection = self._idle.pop() if self._idle and not fresh else Connection(self._template, self)
+            connection = idle.pop() if idle and not fresh else Connection(template, self)
         except OSError as error:
             status = Status.DROPPED if is_local_limit(error) else Status.CONNECT
             answer.fail(status, f"no connection: {error.strerror or error}")
@@ -366,16 +391,24 @@ class EventLoop:
                 self._refill_after_failure()
             return now_s
         # Before the call: a server on this machine may have answered by the time it returns.
-        self._busy[connection] = now_s = time.monotonic()
+        self._begun(connection, now_s := time.monotonic())
         connection.send(answer, request, now_s)
         return now_s
+
+    def _begun(self, carrier: RequestCarrier, now_s: float) -> None:
+        self._busy[carrier] = now_s
+        self._outstanding[carrier.template.replica] += 1
+
+    def _over(self, carrier: RequestCarrier) -> None:
+        if self._busy.pop(carrier, None) is not None:
+            self._outstanding[carrier.template.replica] -= 1
 
     def _refill_after_failure(self) -> None:
         self._next_due_s = min(self._next_due_s, time.monotonic() + FAILURE_PAUSE_S)
 
     def _compose(self, rows: WorkerRows, row: int) -> bytes:
         table = rows.table
-        return self._template.request(self._composer.body(rows.number(row), table.prompt[row], table.output[row]))
+        return self._composer.body(rows.number(row), table.prompt[row], table.output[row])
 
     def _compose_ahead(self) -> bool:
         """Compose some requests while there is nothing else to do; False when there are enough."""
@@ -402,20 +435,21 @@ class EventLoop:
         """See `ConnectionOwner`."""
         if self._connections.pop(connection.fd, None) is not None:
             self._epoll.unregister(connection.fd)
-        self._busy.pop(connection, None)
-        if connection.idle_since_s and connection in self._idle:
-            self._idle.remove(connection)
+        self._over(connection)
+        idle = self._idle[connection.template.replica]
+        if connection.idle_since_s and connection in idle:
+            idle.remove(connection)
 
     def resend(self, answer: Answer, request: bytes) -> None:
         """See `ConnectionOwner`."""
         self.recorder.add(Count.RESENT)
-        self._send(answer, request, fresh=True)
+        self._send(answer, request, self._templates[answer.table.replica[answer.row]], fresh=True)
 
     def ended(self, connection: RequestCarrier, answer: Answer, end_s: float, *, reusable: bool) -> None:
         """See `ConnectionOwner`."""
-        self._busy.pop(connection, None)
+        self._over(connection)
         if reusable and isinstance(connection, Connection):
-            self._idle.append(connection)
+            self._idle[connection.template.replica].append(connection)
         self._count(answer, end_s)
         if (
             not self._concurrency
@@ -430,7 +464,7 @@ class EventLoop:
             self._refill_after_failure()
 
     def _count(self, answer: Answer, end_s: float) -> None:
-        status = answer.finish(end_s, ignore_eos=self._template.ignore_eos)
+        status = answer.finish(end_s, ignore_eos=self._templates[0].ignore_eos)
         if status is Status.OK:
             self._completed += 1
         elif status in ERRORS:

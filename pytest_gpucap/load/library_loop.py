@@ -34,9 +34,10 @@ NEAREST_S = 0.0005
 class LibraryRequest:
     """One request under way; it stands in for a connection."""
 
-    __slots__ = ("_loop", "answer", "task")
+    __slots__ = ("_loop", "answer", "task", "template")
 
-    def __init__(self, loop: LibraryEventLoop, answer: Answer) -> None:
+    def __init__(self, loop: LibraryEventLoop, answer: Answer, template: RequestTemplate) -> None:
+        self.template = template
         self._loop, self.answer = loop, answer
         self.task: asyncio.Task[None] | None = None
 
@@ -137,10 +138,11 @@ class LibraryEventLoop(EventLoop):
         super()._refill_after_failure()
         self._wake.set()
 
-    def _send(self, answer: Answer, request: bytes, *, fresh: bool = False) -> float:
+    def _send(self, answer: Answer, request: bytes, template: RequestTemplate, *, fresh: bool = False) -> float:
         del fresh
-        pending = LibraryRequest(self, answer)
-        self._busy[pending] = answer.sent_s = now_s = time.monotonic()
+        pending = LibraryRequest(self, answer, template)
+        self._begun(pending, now_s := time.monotonic())
+        answer.sent_s = now_s
         pending.task = asyncio.get_running_loop().create_task(self._carry(pending, request))
         self.recorder.keep_highest(Count.OPEN_SOCKETS, len(self._busy))
         return now_s

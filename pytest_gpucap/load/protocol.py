@@ -240,6 +240,8 @@ class Journal:
         bin_s: width of the token bins.
         bins_start_s: when bin 0 starts.
         tokens: shape (m,), output tokens received in each bin.
+        replica: shape (n,), the number of the replica that each request was sent to; None where one server, or one
+            router, takes all.
     """
 
     due_s: Floats
@@ -256,6 +258,7 @@ class Journal:
     bin_s: float
     bins_start_s: float
     tokens: Ints
+    replica: Ints | None = None
 
     @property
     def ttft_s(self) -> Floats:

@@ -7,7 +7,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -32,6 +32,7 @@ from pytest_gpucap.load.protocol import (
 )
 from pytest_gpucap.load.self_check import check_phase
 from pytest_gpucap.load.shared_memory import TOKEN_BIN_S, TOKEN_BINS, Count, HistogramKind, PhaseTable, WorkerProgress
+from pytest_gpucap.load.spread import Spread
 from pytest_gpucap.load.worker_pool import WorkerPool
 from pytest_gpucap.requirement import ArrivalKind, Workload
 
@@ -64,7 +65,7 @@ class MonotonicClock:
 
 _COLUMNS = (
     *("due_s", "sent_s", "first_s", "last_s", "end_s", "prompt_tokens", "output_tokens"),
-    *("counted_prompt_tokens", "counted_output_tokens", "status", "hot"),
+    *("counted_prompt_tokens", "counted_output_tokens", "status", "hot", "replicas"),
 )
 """Of the journal, as a phase's table names them."""
 
@@ -92,7 +93,7 @@ class _FinishedPhase:
 
 
 class HttpLoadRunner:
-    """Drives one OpenAI-compatible server over HTTP; see `LoadRunner`.
+    """Drives one OpenAI-compatible server over HTTP, or the replicas of a fleet; see `LoadRunner`.
 
     Args:
         base_url: the server, with or without ``/v1``.
@@ -107,6 +108,8 @@ class HttpLoadRunner:
         http2: the server speaks HTTP/2 only, and does not negotiate it (needs the ``h2`` package).
         simulated: the server says that it is a simulation; reports must say so too.
         access: what requests need beside URL and key.
+        beside: base URLs of further replicas of the same fleet: model, key and access are the same for all.
+        spread: of requests over the replicas.
 
     TLS, proxies (from the environment) and HTTP/2 go through httpx, which costs more CPU and stamps in user space.
     The workers start with the first phase, or earlier with `prepare`.
@@ -126,12 +129,18 @@ class HttpLoadRunner:
         http2: bool = False,
         simulated: bool = False,
         access: Access = OPEN,
+        beside: Sequence[str] = (),
+        spread: Spread = Spread.ROUND_ROBIN,
     ) -> None:
         if workers is not None and workers < 1:
             raise ValueError(f"workers must be at least 1, not {workers}")
         self.clock = MonotonicClock()
         self.simulated = simulated
         self.server = ServerAddress.parse(base_url, api_key, http2=http2, access=access)
+        others = [ServerAddress.parse(url, api_key, http2=http2, access=access) for url in beside]
+        self.replicas, self.spread = (self.server, *others), spread
+        if others and (why := next(filter(None, (each.needs_http_library() for each in self.replicas)), None)):
+            raise LoadError(f"a fleet whose requests need {why} cannot be measured: give the URL of its load balancer")
         self.nonce = secrets.randbits(40) if nonce is None else nonce
         self.recipe: PromptRecipe | None = None
         self._model, self._workload, self._seed = model, workload, seed
@@ -184,7 +193,8 @@ class HttpLoadRunner:
         """How the workers reach the server."""
         api = self._workload.endpoint
         if self.uses_library is None:
-            return {"address": self.server.socket_address(), "head": self.server.request_head(api), "library": None}
+            replicas = [(each.socket_address(), each.request_head(api)) for each in self.replicas]
+            return {"replicas": replicas, "spread": self.spread, "library": None}
         library = {
             "url": self.server.url(api),
             "headers": self.server.headers,
@@ -192,7 +202,7 @@ class HttpLoadRunner:
             "ca_file": self.server.access.ca_file,
             "proxy": self.server.proxy,
         }
-        return {"address": (int(socket.AF_INET), ()), "head": "", "library": library}
+        return {"replicas": [((int(socket.AF_INET), ()), "")], "spread": self.spread, "library": library}
 
     @property
     def uses_library(self) -> str | None:
@@ -333,6 +343,7 @@ class HttpLoadRunner:
             bin_s=TOKEN_BIN_S,
             bins_start_s=self._bins_start_s,
             tokens=tokens,
+            replica=None if len(self.replicas) == 1 else column("replicas", np.uint16).astype(np.int64),
         )
 
     def error_texts(self) -> list[ErrorText]:

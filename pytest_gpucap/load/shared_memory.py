@@ -114,6 +114,7 @@ def read_shared_bytes(fd: int, size: int) -> bytes:
 
 _ROW_FLOATS = ("due_s", "sent_s", "first_s", "last_s", "end_s")
 _ROW_INTS = ("prompt_tokens", "output_tokens", "counted_prompt_tokens", "counted_output_tokens")
+_ROW_SHORTS = ("replica",)
 _ROW_BYTES = ("status", "hot")
 
 
@@ -151,13 +152,14 @@ class PhaseTable:
         self.prompt_tokens, self.output_tokens, self.counted_prompt_tokens, self.counted_output_tokens = (
             self._take(np.int32, rows) for _ in _ROW_INTS
         )
+        self.replicas = self._take(np.uint16, rows)
         self.status, self.hot = (self._take(np.uint8, rows) for _ in _ROW_BYTES)
         self.due, self.sent = item_view(self.due_s), item_view(self.sent_s)
         self.first, self.last, self.end = item_view(self.first_s), item_view(self.last_s), item_view(self.end_s)
         self.prompt, self.output = item_view(self.prompt_tokens), item_view(self.output_tokens)
         self.counted_prompt = item_view(self.counted_prompt_tokens)
         self.counted_output = item_view(self.counted_output_tokens)
-        self.state = item_view(self.status)
+        self.state, self.replica = item_view(self.status), item_view(self.replicas)
         self.first_address, self.sent_address = self.first_s.ctypes.data, self.sent_s.ctypes.data
 
     def _take(self, dtype: type[_Scalar], count: int) -> npt.NDArray[_Scalar]:
@@ -168,7 +170,7 @@ class PhaseTable:
     @staticmethod
     def size(rows: int, workers: int) -> int:
         """Bytes that a table takes."""
-        row = 8 * len(_ROW_FLOATS) + 4 * len(_ROW_INTS) + len(_ROW_BYTES)
+        row = 8 * len(_ROW_FLOATS) + 4 * len(_ROW_INTS) + 2 * len(_ROW_SHORTS) + len(_ROW_BYTES)
         return row * rows + 8 * workers * (len(HistogramKind) * HISTOGRAM_BINS + len(Count))
 
     @classmethod

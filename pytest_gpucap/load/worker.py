@@ -23,6 +23,7 @@ from pytest_gpucap.load.connection import RequestTemplate
 from pytest_gpucap.load.event_loop import EventLoop
 from pytest_gpucap.load.prompts import PromptRecipe, RequestComposer
 from pytest_gpucap.load.shared_memory import PhaseTable, RunTable, read_shared_bytes
+from pytest_gpucap.load.spread import Spread
 
 MESSAGE_BYTES = 2**20
 MOST_SAID = 2_000
@@ -108,13 +109,15 @@ def _texts(loop: EventLoop) -> list[tuple[int, int, str, int]]:
 
 def _event_loop(setup: dict[str, Any], run_table: RunTable) -> EventLoop:
     composer = RequestComposer(PromptRecipe.from_json(setup["recipe"]))
-    family, address = setup["address"]
-    template = RequestTemplate(
-        (socket.AddressFamily(family), tuple(address)), setup["head"].encode(), setup["ignore_eos"]
-    )
+    templates = [
+        RequestTemplate((socket.AddressFamily(family), tuple(address)), head.encode(), setup["ignore_eos"], replica)
+        for replica, ((family, address), head) in enumerate(setup["replicas"])
+    ]
+    template, *beside = templates
     common = {name: setup[name] for name in ("bins_start_s", "request_timeout_s", "secrets")}
     if setup["library"] is None:
-        return EventLoop(template, composer, run_table, setup["worker"], **common)
+        spread = Spread(setup["spread"])
+        return EventLoop(template, composer, run_table, setup["worker"], **common, beside=beside, spread=spread)
     from pytest_gpucap.load.library_loop import LibraryEventLoop
 
     return LibraryEventLoop(template, composer, run_table, setup["worker"], **common, **setup["library"])

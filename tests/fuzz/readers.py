@@ -344,7 +344,8 @@ class _Streams:
         loop._errors.clear()
         table.status[0] = Status.IN_FLIGHT
         cut = 1 + len(content) * content[0] // 256 if content else 0
-        loop._send(Answer(table, 0, loop.recorder), loop._template.request(b"{}"), fresh=True)
+        (template,) = loop._templates
+        loop._send(Answer(table, 0, loop.recorder), template.request(b"{}"), template, fresh=True)
         sock, _ = self._listener.accept()
         with sock:
             for piece in (content[1:cut], content[cut:]):
@@ -355,7 +356,7 @@ class _Streams:
                 sock.shutdown(socket.SHUT_WR)
             while loop._busy:
                 loop._turn(100)
-        for idle in list(loop._idle):
+        for idle in list(loop._idle[0]):
             idle.close()
         loop.recorder.flush()
         status = Status(int(table.status[0]))

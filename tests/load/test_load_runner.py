@@ -144,9 +144,9 @@ def test_a_request_that_is_due_does_not_wait_for_what_is_to_be_read() -> None:
     tried_s: list[float] = []
 
     class Watched(EventLoop):
-        def _send(self, answer: Answer, request: bytes, *, fresh: bool = False) -> float:
+        def _send(self, answer: Answer, request: bytes, template: RequestTemplate, *, fresh: bool = False) -> float:
             tried_s.append(time.monotonic())
-            return super()._send(answer, request, fresh=fresh)
+            return super()._send(answer, request, template, fresh=fresh)
 
     pairs = [socket.socketpair() for _ in range(60)]
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -90,7 +90,7 @@ class TokenServer:
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
         # With `cancel` a handler ends when its client goes away.
-        runner = web.AppRunner(self.app, shutdown_timeout=0.1, handler_cancellation=self._cancel)
+        self._runner = runner = web.AppRunner(self.app, shutdown_timeout=0.1, handler_cancellation=self._cancel)
         self._loop.run_until_complete(runner.setup())
         site = web.TCPSite(runner, self._host, 0, ssl_context=self._tls)
         self._loop.run_until_complete(site.start())
@@ -102,6 +102,19 @@ class TokenServer:
     def release(self) -> None:
         """Let answers go on beyond `hold_after` events, where they wait until then."""
         self._loop.call_soon_threadsafe(self._go.set)
+
+    def drop_connections(self) -> int:
+        """Close what clients keep open; returns how many there were."""
+
+        async def drop() -> int:
+            server = self._runner.server
+            assert server is not None
+            transports = [each.transport for each in server.connections if each.transport is not None]
+            for transport in transports:
+                transport.close()
+            return len(transports)
+
+        return asyncio.run_coroutine_threadsafe(drop(), self._loop).result()
 
     def prompt_tokens(self, body: dict[str, Any]) -> int:
         """As the server counts them."""
