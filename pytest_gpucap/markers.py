@@ -68,6 +68,8 @@ class Declaration:
         requirement: None if no rate was declared; then `check` fails with a message.
         workload, slo: declared even without a rate, so that `measure` and `sweep` work without one.
         gpus_per_replica: GPUs that one server occupies.
+        fleet: replicas that are measured together.
+        counts_loss: a replica that is lost is counted, and the measurement goes on with the others; otherwise it ends.
         model: model of the server; None when no marker and no option names one.
         engine: the name of the engine that starts the server.
         arguments: of the server: every other keyword of the ``vllm`` or ``engine`` markers.
@@ -92,6 +94,8 @@ class Declaration:
     max_time_s: float = 600.0
     seed: int = 0
     named: bool = False
+    fleet: int = 1
+    counts_loss: bool = False
 
     def of(self, item: pytest.Item) -> Declaration:
         """The declaration of a test with equal markers: only its place differs, and its name unless `named`."""
@@ -162,13 +166,14 @@ def declare(item: pytest.Item, options: Options) -> Declaration:
     _check_pace(workload, slo)
     own_class = _merged(item, "gpu_class", positional="name").get("name")
     name = values.get("name") or _own_name(item)
+    fleet = _fleet(values, options, gpus_per_replica)
     # The session's budget does not apply to a test that only uses the server.
     if "gpus" in values or _MEASURING in getattr(item, "fixturenames", ()):
         _check_budget(values.get("gpus") or options.gpus, gpus_per_replica)
     return Declaration(
         place=place_of(item),
         name=name,
-        requirement=_requirement(name, values, options, workload, slo, gpus_per_replica),
+        requirement=_requirement(name, values, options, workload, slo, gpus_per_replica, fleet),
         workload=workload,
         slo=slo,
         gpus_per_replica=gpus_per_replica,
@@ -180,6 +185,8 @@ def declare(item: pytest.Item, options: Options) -> Declaration:
         max_time_s=values.get("max_time", options.max_time_s),
         seed=values.get("seed", options.seed),
         named=bool(values.get("name")),
+        fleet=fleet,
+        counts_loss=values.get("on_replica_loss") == "count",
     )
 
 
@@ -191,22 +198,50 @@ def _check_budget(gpus: int | None, needed: int) -> None:
         )
 
 
+def _fleet(values: Mapping[str, Any], options: Options, gpus_per_replica: int) -> int:
+    """How many replicas are measured together.
+
+    Raises:
+        RequirementError: if the budget has no room for them, or there is none to count them from.
+    """
+    asked, gpus = values.get("replicas", 1), values.get("gpus") or options.gpus
+    if asked == BUDGET:
+        if gpus is None:
+            raise RequirementError('replicas="budget" needs a budget: gpucap(gpus=...) or --gpus')
+        return max(1, gpus // gpus_per_replica)
+    if gpus is not None and asked * gpus_per_replica > gpus and asked > 1:
+        raise RequirementError(
+            f"replicas={asked} take {asked * gpus_per_replica} GPUs, and the budget is gpus={gpus}: raise it, or write "
+            'replicas="budget"'
+        )
+    if asked == 1 and "on_replica_loss" in values:
+        raise RequirementError("on_replica_loss is about a fleet: give replicas= as well")
+    return int(asked)
+
+
 def _requirement(
-    name: str, values: Mapping[str, Any], options: Options, workload: Workload, slo: Slo, gpus_per_replica: int
+    name: str,
+    values: Mapping[str, Any],
+    options: Options,
+    workload: Workload,
+    slo: Slo,
+    gpus_per_replica: int,
+    fleet: int,
 ) -> Requirement | None:
     qps = values.get("qps", options.target_qps)
     if qps is None:
         return None
     factor = values.get("headroom") or options.headroom
-    return Requirement(
+    requirement = Requirement(
         name=name,
         qps=qps,
-        gpus=values.get("gpus") or options.gpus or gpus_per_replica,
+        gpus=values.get("gpus") or options.gpus or fleet * gpus_per_replica,
         gpus_per_replica=gpus_per_replica,
         workload=workload,
         slo=slo,
-        **({} if factor is None else {"headroom": factor}),
+        fleet=fleet,
     )
+    return requirement if factor is None else replace(requirement, headroom=factor)
 
 
 def _marks(item: pytest.Item, name: str, positional: str | None = None) -> Iterator[dict[str, Any]]:
@@ -326,11 +361,35 @@ def _sampling(value: Any, what: str) -> float:
     return float(number)
 
 
+BUDGET: Final = "budget"
+"""Of ``replicas=``: as many as the budget holds."""
+MOST_REPLICAS: Final = 4096
+"""Of one fleet: more is a mistake, and the journal numbers them with 16 bits."""
+_ON_LOSS: Final = ("invalid", "count")
+
+
+def _replicas(value: Any, what: str) -> int | str:
+    if value == BUDGET:
+        return BUDGET
+    count = whole(value, what)
+    if count > MOST_REPLICAS:
+        raise RequirementError(f'{what} must be "{BUDGET}" or a number from 1 to {MOST_REPLICAS}, not {told(value)}')
+    return count
+
+
+def _on_loss(value: Any, what: str) -> str:
+    if value not in _ON_LOSS:
+        raise RequirementError(f"{what} must be one of {', '.join(_ON_LOSS)}, not {told(value)}")
+    return str(value)
+
+
 _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "name": _name,
     "qps": positive,
     "gpus": whole,
     "headroom": headroom,
+    "replicas": _replicas,
+    "on_replica_loss": _on_loss,
     "input_tokens": Length.parse,
     "output_tokens": Length.parse,
     "arrivals": lambda value, what: _choice(ArrivalKind, value, what),

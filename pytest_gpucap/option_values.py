@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # every pytest run imports this file: exact arithmetic is loa
 
     from pytest_gpucap.access import HeaderSource
     from pytest_gpucap.gpu.occupancy import IdleMemory
+    from pytest_gpucap.routing import Routing
 
 
 def text(value: Any, _what: str, _config: pytest.Config) -> str:
@@ -205,6 +206,13 @@ def share_value(value: Any, what: str, _config: pytest.Config) -> float:
     from pytest_gpucap import requirement
 
     return requirement.proper_share(value, what)
+
+
+def routing(value: Any, _what: str, _config: pytest.Config) -> Routing:
+    """A router, with or without its policy."""
+    from pytest_gpucap.routing import Routing
+
+    return Routing.parse(str(value))
 
 
 def url(value: Any, _what: str, _config: pytest.Config) -> str:

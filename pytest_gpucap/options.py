@@ -229,6 +229,16 @@ class Options:
         "FILE",
         default=None,
     )
+    router = Option(
+        "--gpucap-router",
+        values.routing,
+        "what spreads requests over the replicas of a fleet, and its policy: client (round_robin, least_outstanding), "
+        "vllm (vLLM's router: cache_aware, round_robin, random, power_of_two, consistent_hash) or nginx (round_robin, "
+        "least_conn, random)",
+        "ROUTER[:POLICY]",
+        default=None,
+        otherwise="client:round_robin",
+    )
     gpu_wait_s = Option(
         "--gpucap-gpu-wait",
         values.duration,

@@ -423,6 +423,11 @@ class Requirement:
     gpus_per_replica: int = 1
     workload: Workload = field(default_factory=Workload)
     slo: Slo = Slo()
+    fleet: int = 1
+    """Replicas that are measured together."""
+    efficiency: Fraction = Fraction(1)
+    """Share of its own rate that each replica keeps where all of the budget's replicas serve. It is for one replica
+    that is measured alone; of a fleet the measured rate holds it already."""
 
     @property
     def replicas(self) -> int:
@@ -431,5 +436,19 @@ class Requirement:
 
     @property
     def design_rate(self) -> Fraction:
-        """The rate (requests a second) that one replica must sustain so that the budget holds."""
-        return self.qps * self.headroom / self.replicas
+        """The rate (requests a second) that one replica must sustain so that the budget holds.
+
+        Of a fleet it is each replica's share. Of one replica that is measured alone it is what the replica must sustain
+        alone, to be left with its share where all serve.
+        """
+        return self.qps * self.headroom / (self.replicas * self.efficiency)
+
+    @property
+    def driven_rate(self) -> Fraction:
+        """The rate that all replicas under load must sustain together."""
+        return self.design_rate * self.fleet
+
+    @property
+    def under_load(self) -> str:
+        """What is driven, with its verb."""
+        return "one replica sustains" if self.fleet == 1 else f"{self.fleet} replicas together sustain"

@@ -28,12 +28,13 @@ ROOMS: dict[str, set[str]] = {
     "jit": set(),
     "sizing": {"requirement"},
     "vllm_arguments": {"requirement"},
+    "routing": set(),
     # What is found.
     "results": {"requirement", "sizing", "vllm_arguments"},
     # The stages of a measurement, earliest first.
     "hookspecs": {"engines", "gpu", "results"},
     "extensions": {"engines", "gpu", "workloads"},
-    "option_values": {"requirement", "access", "gpu"},
+    "option_values": {"requirement", "access", "gpu", "routing"},
     "options": {"option_values", "extensions", "access"},
     "workloads": {"requirement"},
     "gpu": set(),
@@ -47,6 +48,7 @@ ROOMS: dict[str, set[str]] = {
     "roofline": {"requirement", "vllm_arguments", "results", "load", "gpu", "engines"},
     "measure": {"requirement", "results", "load", "estimate", "decisions", "roofline"},
     "simulator": {"requirement", "vllm_arguments", "jit", "load", "accuracy", "engines"},
+    "fleet": {"requirement", "access", "routing", "gpu", "engines", "telemetry", "load", "results"},
     # What is made of results.
     "planning": {"requirement", "sizing", "vllm_arguments", "results", "gpu", "roofline"},
     "report": {"requirement", "sizing", "results", "planning"},
@@ -56,6 +58,8 @@ ROOMS: dict[str, set[str]] = {
         *(
             "options",
             "markers",
+            "routing",
+            "fleet",
             "access",
             "requirement",
             "vllm_arguments",

@@ -37,7 +37,7 @@ def errors_exceed(failed: int, ended: int, allowed: float, level: float) -> bool
 
 
 def verdict_of(outcome: Outcome, measurement: Measurement, reason: str) -> Verdict:
-    """A verdict with the arithmetic that belongs to its measurement."""
+    """A verdict with the arithmetic that belongs to its measurement, whose rates are those of one replica."""
     requirement = measurement.requirement
     design = float(requirement.design_rate)
     rate = measurement.sustainable_rate

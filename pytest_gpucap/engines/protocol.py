@@ -146,6 +146,7 @@ class Capabilities:
         models: folders or hub names whose ``config.json`` describes its model, the most certain first. Empty: unknown,
             and so are its physical limits.
         arguments: what its physical limits depend on, by vLLM's names: ``tensor_parallel_size``, ``quantization``, ...
+        replicas: servers of this kind that share the requests.
     """
 
     max_num_seqs: int | None = None
@@ -158,6 +159,7 @@ class Capabilities:
     started: bool = True
     models: tuple[str, ...] = ()
     arguments: VllmArguments = field(default_factory=VllmArguments)
+    replicas: int = 1
 
 
 class Server(Protocol):
@@ -243,20 +245,23 @@ class ServingIdentity:
         name: under which it serves the model.
         api_key: that it requires; masked in every repr.
         host: address of this machine that it listens on.
+        open_health: whether it answers a health check without the key, as vLLM's router sends them.
     """
 
     name: str
     api_key: Secret
     host: str = LOOPBACK
+    open_health: bool = False
 
     @classmethod
-    def new(cls, model: str, host: str = LOOPBACK) -> ServingIdentity:
+    def new(cls, model: str, host: str = LOOPBACK, *, open_health: bool = False) -> ServingIdentity:
         """A name and a key that no other server has; `model` may be a path."""
         import re
         import secrets
 
         slug = re.sub(r"[^A-Za-z0-9.-]+", "-", model.rpartition(":")[2].rstrip("/").rpartition("/")[2])[:40]
-        return cls(name=f"gpucap-{slug}-{secrets.token_hex(6)}", api_key=Secret(secrets.token_urlsafe(24)), host=host)
+        name, key = f"gpucap-{slug}-{secrets.token_hex(6)}", Secret(secrets.token_urlsafe(24))
+        return cls(name=name, api_key=key, host=host, open_health=open_health)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -343,9 +348,9 @@ class Engine(ABC):
     """
 
     name: ClassVar[str]
-    title: ClassVar[str] = ""
-    leases_devices: ClassVar[bool] = True
-    restarts: ClassVar[bool] = True
+    title: str = ""
+    leases_devices: bool = True
+    restarts: bool = True
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -391,6 +396,10 @@ class Engine(ABC):
         One session of a machine measures it at a time.
         """
         return None
+
+    def with_request(self, request: ServerRequest) -> Engine:
+        """The same engine for another request, such as that of a replica, whose name and key are given."""
+        return type(self)(request)
 
     @abstractmethod
     def start(self, devices: Sequence[str], on_wait: Callable[[str], None]) -> Server:

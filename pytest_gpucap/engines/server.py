@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import urlsplit
 
 from pytest_gpucap.access import NO_KEY, OPEN, Access
@@ -54,7 +54,7 @@ class HttpServer:
         software: its name in reports.
     """
 
-    software: ClassVar[str] = ""
+    software: str = ""
 
     def __init__(self, base_url: str, model: str, api_key: str = NO_KEY, access: Access = OPEN) -> None:
         self._base_url = base_url.rstrip("/")

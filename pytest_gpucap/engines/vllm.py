@@ -264,6 +264,8 @@ def _variables(spec: ServerSpec, api_key: str) -> dict[str, str]:
     }
     if synthetic.is_synthetic(spec.model):
         own["HF_HUB_OFFLINE"] = "1"
+    if spec.identity is not None and spec.identity.open_health:
+        own["GPUCAP_OPEN_HEALTH"] = "1"
     return {**own, **spec.env}
 
 

@@ -138,7 +138,7 @@ class Alternation:
         found = []
         for name, run in self.runs.items():
             try:
-                known = estimate(run, self._windows[name], float(run.requirement.design_rate), extremes=False)
+                known = estimate(run, self._windows[name], float(run.requirement.driven_rate), extremes=False)
             except SpeedError:
                 continue
             found.append(min(MOST_ELASTICITY, 1.0 + 1.0 / known.slope) if known.slope > 0 else 1.0)

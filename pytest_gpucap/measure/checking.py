@@ -14,6 +14,7 @@ from pytest_gpucap.measure.estimate import RateEstimate, critical_concurrency, e
 from pytest_gpucap.measure.more_time import more_time
 from pytest_gpucap.measure.observed import violations
 from pytest_gpucap.measure.pace import NoPace, missing_pace
+from pytest_gpucap.measure.per_replica import per_replica
 from pytest_gpucap.measure.ramp import Ramp, overloaded, ramp_up
 from pytest_gpucap.measure.reconciling import reconciled
 from pytest_gpucap.measure.run import CalledOff, MeasuringRun, OutOfTime, Window, no_load, overload_at
@@ -68,8 +69,8 @@ def run_check(runner: LoadRunner, requirement: Requirement, settings: Settings, 
     if measurement.sustainable_rate is None:
         measurement = replace(measurement, binding=state.binding, reason=reason)
     elif measurement.at_least_rps is not None:
-        reason = _bound_reason(measurement.at_least_rps, float(requirement.design_rate))
-    verdict = verdict_of(outcome, measurement, reason)
+        reason = _bound_reason(requirement, measurement.at_least_rps)
+    verdict = verdict_of(outcome, per_replica(measurement), reason)
     undecided = outcome is Outcome.INCONCLUSIVE
     return replace(verdict, more_time=more_time(verdict, settings.max_time_s)) if undecided else verdict
 
@@ -86,7 +87,7 @@ def measurement_of(
     """
     enough = len(run.samples) >= c.LEAST_SAMPLES and not run.problems
     keeps_design = outcome is Outcome.PASS
-    at_least = float(run.requirement.design_rate) if keeps_design else None
+    at_least = float(run.requirement.driven_rate) if keeps_design else None
     if found is not None and enough and outcome in {Outcome.PASS, None}:
         at_least = bound_shown(found, run.samples, run.requirement, keeps_design=keeps_design)
     return Measurement(
@@ -117,7 +118,7 @@ def called_off(run: MeasuringRun) -> tuple[Outcome, str]:
 
 
 def _decide(run: MeasuringRun, state: _State) -> tuple[Outcome, str]:
-    design = float(run.requirement.design_rate)
+    design = float(run.requirement.driven_rate)
     critical = _critical(run)
     ramp = ramp_up(run, critical, c.ENOUGH * design)
     state.windows.extend(ramp.windows)
@@ -137,13 +138,13 @@ def _decide(run: MeasuringRun, state: _State) -> tuple[Outcome, str]:
         broken = violations(run.journal, open_loop, run.requirement.slo)
         if open_loop.span.stopped or overloaded(open_loop, ramp.peak):
             if found.belief.chance_above(design) < c.STOPPED_CHANCE:
-                return Outcome.FAIL, _reason(found, design, "the open loop at the design rate overloaded the server")
+                return Outcome.FAIL, _reason(run, found, "the open loop at the design rate overloaded the server")
             run.settle()
         outcome = found.belief.outcome(design, c.WRONG_CHANCE)
         if (outcome is Outcome.PASS and broken > c.MOST_VIOLATIONS) or (outcome is Outcome.FAIL and found.warming):
             continue
         if outcome is not Outcome.INCONCLUSIVE:
-            return outcome, _reason(found, design, _seen(broken))
+            return outcome, _reason(run, found, _seen(broken))
     return Outcome.INCONCLUSIVE, "the evidence does not separate" + _so_far(run, state)
 
 
@@ -151,7 +152,7 @@ def _after_ramp(run: MeasuringRun, state: _State, ramp: Ramp) -> tuple[Outcome, 
     """The verdict if the holds alone decide: the run has problems, or the server is far too slow."""
     if ended := _ended(run):
         return ended
-    design = float(run.requirement.design_rate)
+    design = float(run.requirement.driven_rate)
     highest = ramp.peak or ramp.level
     if ramp.no_pace is not None:
         return _without_pace(run, state, ramp, ramp.no_pace)
@@ -166,7 +167,7 @@ def _after_ramp(run: MeasuringRun, state: _State, ramp: Ramp) -> tuple[Outcome, 
         how = f"held at up to {highest} requests in flight"
         if ramp.peak:
             how += ", beyond which throughput falls"
-        return Outcome.FAIL, _reason(found, design, how)
+        return Outcome.FAIL, _reason(run, found, how)
     return None
 
 
@@ -175,12 +176,12 @@ def _without_pace(run: MeasuringRun, state: _State, ramp: Ramp, why: NoPace) -> 
     state.saturated = completed_rate(run, ramp.windows[-1]) if ramp.windows else None
     overload = overload_at(max(ramp.level, _critical(run)))
     completed = state.saturated.value if state.saturated else 0.0
-    judged = run_without_pace(run, float(run.requirement.design_rate), overload, why, completed)
+    judged = run_without_pace(run, float(run.requirement.driven_rate), overload, why, completed)
     return _ended(run) or judged
 
 
 def _critical(run: MeasuringRun) -> int:
-    return critical_concurrency(run.requirement, run.settings, float(run.requirement.design_rate))
+    return critical_concurrency(run.requirement, run.settings, float(run.requirement.driven_rate))
 
 
 def _ended(run: MeasuringRun) -> tuple[Outcome, str] | None:
@@ -213,10 +214,11 @@ def _too_many_errors(run: MeasuringRun) -> tuple[Outcome, Problem] | None:
     return Outcome.FAIL, Problem(ProblemSource.SERVER, ProblemKind.FAILED_REQUESTS, text)
 
 
-def _reason(found: RateEstimate, design: float, how: str) -> str:
+def _reason(run: MeasuringRun, found: RateEstimate, how: str) -> str:
+    design = float(run.requirement.driven_rate)
     sign = "above" if found.rate.value >= design else "below"
     return (
-        f"one replica sustains {rps(found.rate.value)} req/s (95% interval {rps(found.rate.low)} to "
+        f"{run.requirement.under_load} {rps(found.rate.value)} req/s (95% interval {rps(found.rate.low)} to "
         f"{rps(found.rate.high)}, bound by {found.binding}), {sign} the design rate of {rps(design)} req/s; {how}"
         + _unexplained(found)
     )
@@ -233,10 +235,11 @@ def _seen(broken: float) -> str:
     return f"the open loop at the design rate broke its tightest limit in {broken:.0%} of its requests"
 
 
-def _bound_reason(at_least_rps: float, design: float) -> str:
+def _bound_reason(requirement: Requirement, at_least_rps: float) -> str:
+    design = float(requirement.driven_rate)
     return (
-        f"one replica sustains at least {rps(at_least_rps)} req/s, {at_least_rps / design:.3g} times the design rate "
-        f"of {rps(design)} req/s; more was not measured"
+        f"{requirement.under_load} at least {rps(at_least_rps)} req/s, {at_least_rps / design:.3g} times the design "
+        f"rate of {rps(design)} req/s; more was not measured"
     )
 
 
@@ -246,5 +249,5 @@ def _so_far(run: MeasuringRun, state: _State) -> str:
     rate = state.found.rate
     return (
         f": {rps(rate.value)} req/s (95% interval {rps(rate.low)} to {rps(rate.high)}) against a design rate of "
-        f"{rps(float(run.requirement.design_rate))}{_unexplained(state.found)}"
+        f"{rps(float(run.requirement.driven_rate))}{_unexplained(state.found)}"
     )

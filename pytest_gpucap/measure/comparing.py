@@ -222,7 +222,7 @@ def concurrency_of(requirement: Requirement, base: PairedServer, head: PairedSer
     Where a head has lost most of its capacity, its limits bind with few requests in flight, where the base would not
     show what it can do. So the design rate counts too, and of the servers' own limits the wider one.
     """
-    rates = [float(requirement.design_rate), *([head_rate.value] if head_rate is not None else [])]
+    rates = [float(requirement.driven_rate), *([head_rate.value] if head_rate is not None else [])]
     return max(critical_concurrency(requirement, server.settings, rate) for server in (base, head) for rate in rates)
 
 

@@ -12,6 +12,7 @@ from pytest_gpucap.measure.checking import failed_requests, measurement_of
 from pytest_gpucap.measure.estimate import RateEstimate, critical_concurrency, estimate
 from pytest_gpucap.measure.observed import violations
 from pytest_gpucap.measure.pace import NoPace, missing_pace
+from pytest_gpucap.measure.per_replica import per_replica
 from pytest_gpucap.measure.ramp import (
     Ramp,
     far_beyond,
@@ -41,7 +42,7 @@ def run_measure(runner: LoadRunner, requirement: Requirement, settings: Settings
         run.settle()
     except LoadError as error:
         run.problems.append(no_load(error))
-    return measurement_from(run, search)
+    return per_replica(measurement_from(run, search))
 
 
 @dataclass(slots=True)
@@ -161,7 +162,7 @@ def _search(run: MeasuringRun, search: Search) -> Ramp:  # noqa: C901, PLR0912 -
     The first hold is the warm-up as well. The windows on the way are kept: other batch sizes tell the curve's shape.
     """
     requirement, settings = run.requirement, run.settings
-    guess = float(requirement.design_rate)
+    guess = float(requirement.driven_rate)
     start = min(critical_concurrency(requirement, settings, guess), c.FIRST_HOLD)
     level = max(1, round(c.LOW_SHARE * start))
     ramp = Ramp([], level)

@@ -51,7 +51,7 @@ def reconciled(
     found = estimate(
         run,
         windows,
-        before.rate.value if before else float(requirement.design_rate),
+        before.rate.value if before else float(requirement.driven_rate),
         slope=before.slope if before and before.settled else None,
         calibration=Calibration(itl_factor=itl_factor(run.journal, last, model, speed, requirement.slo)),
         peak=peak,

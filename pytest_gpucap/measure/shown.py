@@ -49,7 +49,7 @@ def bound_shown(
     within = [_throughput_rps(group, mean_output) for group in _windows(samples) if _keeps(group, limits)]
     shown = min(max(within, default=0.0), found.rate.low)
     if keeps_design:
-        shown = max(shown, float(requirement.design_rate))
+        shown = max(shown, float(requirement.driven_rate))
     return shown if shown > 0 else None
 
 

@@ -15,6 +15,7 @@ from pytest_gpucap.load.protocol import LoadError, LoadRunner
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.estimate import NORMAL_95, RateEstimate
 from pytest_gpucap.measure.measuring import Search, measured, measurement_from
+from pytest_gpucap.measure.per_replica import per_replica
 from pytest_gpucap.measure.run import CalledOff, MeasuringRun, OutOfTime, Window, no_load, overload_at
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.requirement import Requirement
@@ -39,13 +40,13 @@ def run_sweep(runner: LoadRunner, requirement: Requirement, settings: Settings, 
         run.settle()
     except LoadError as error:
         run.problems.append(no_load(error))
-    measurement = measurement_from(run, search, saturated)
+    measurement = per_replica(measurement_from(run, search, saturated))
     gain = None
     if measurement.sustainable_rate is not None and single is not None:
         gain = _ratio(measurement.sustainable_rate, single)
         measurement = replace(measurement, single_rate=single)
     points.sort(key=lambda sample: sample.completed_rps)
-    return Curve(measurement, tuple(points), knee, gain)
+    return Curve(measurement, tuple(points), None if knee is None else knee / requirement.fleet, gain)
 
 
 def _points(run: MeasuringRun, found: RateEstimate, points: list[Sample]) -> tuple[Interval | None, Interval | None]:

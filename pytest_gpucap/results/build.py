@@ -160,6 +160,7 @@ def declared_budget(requirement: Requirement) -> DeclaredBudget:
         gpus=requirement.gpus,
         headroom=float(requirement.headroom),
         gpus_per_replica=requirement.gpus_per_replica,
+        fleet=requirement.fleet,
     )
 
 

@@ -44,12 +44,14 @@ class DeclaredBudget(msgspec.Struct, frozen=True):
         gpus: the budget.
         headroom: factor on `qps`.
         gpus_per_replica: GPUs that one server takes.
+        fleet: replicas that were measured together; rates are each one's share.
     """
 
     qps: Annotated[float, msgspec.Meta(gt=0)]
     gpus: Annotated[int, msgspec.Meta(ge=1)]
     headroom: Annotated[float, msgspec.Meta(gt=0)]
     gpus_per_replica: Annotated[int, msgspec.Meta(ge=1)]
+    fleet: Annotated[int, msgspec.Meta(ge=1)] = 1
 
 
 class DeclaredWorkload(msgspec.Struct, frozen=True):

@@ -55,8 +55,9 @@ class Harness:
         return declared.requirement or Requirement(
             declared.name,
             qps=Fraction(1),
-            gpus=declared.gpus_per_replica,
+            gpus=declared.fleet * declared.gpus_per_replica,
             gpus_per_replica=declared.gpus_per_replica,
+            fleet=declared.fleet,
             workload=declared.workload,
             slo=declared.slo,
         )

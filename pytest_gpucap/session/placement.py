@@ -29,7 +29,7 @@ class Placement:
         engine: starts the server; None for a test that needs none.
         gpu_class: None for "whatever GPU this machine has", for a simulator, and for an external server whose class
             is not given. The class given for an external server cannot be checked.
-        devices: GPUs that one replica occupies.
+        devices: GPUs that the server occupies, all replicas of a fleet together.
         skip: why the test does not apply here; None if it does.
     """
 
@@ -83,7 +83,12 @@ def place(declared: Declaration, options: Options, *, needs_server: bool) -> Pla
         return Placement(SimulatorEngine(request, _profile(wanted)))
     gpu_class = None if wanted is None else find_class(wanted, classes)
     engine = _engine(declared, options) if needs_server else None
-    return Placement(engine, gpu_class, declared.gpus_per_replica)
+    if engine is not None and declared.fleet > 1:
+        from pytest_gpucap.fleet.fleet_engine import FleetEngine
+        from pytest_gpucap.routing import Routing
+
+        engine = FleetEngine(engine, declared.fleet, options.router or Routing())
+    return Placement(engine, gpu_class, declared.fleet * declared.gpus_per_replica)
 
 
 def check_names(options: Options) -> None:

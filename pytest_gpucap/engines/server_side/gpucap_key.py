@@ -15,6 +15,8 @@ Application = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
 
 VARIABLE = "VLLM_API_KEY"
 """Environment variable that holds the key. Only the server's own user can read it."""
+OPEN_HEALTH = "GPUCAP_OPEN_HEALTH"
+"""Environment variable: ``1`` answers health checks without the key, because vLLM's router sends none with them."""
 _BODY = b'{"error":"Unauthorized"}'
 _HEADERS = [
     (b"content-type", b"application/json"),
@@ -38,10 +40,11 @@ class RequireKey:
         if not key:
             raise RuntimeError(f"{VARIABLE} is not set, so no request could be let in")
         self._app, self._expected = app, f"Bearer {key}".encode()
+        self._open = {"/health"} if os.environ.get(OPEN_HEALTH) == "1" else set()
 
     def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> Awaitable[None]:
         """Let the request pass with the key, answer it with 401 without. A WebSocket is closed."""
-        if scope["type"] not in _REQUESTS or self._has_key(scope["headers"]):
+        if scope["type"] not in _REQUESTS or self._has_key(scope["headers"]) or scope["path"] in self._open:
             return self._app(scope, receive, send)
         return _close(receive, send) if scope["type"] == "websocket" else _refuse(send)
 

@@ -1,0 +1,1 @@
+"""Several replicas as one: started together, driven together, judged together."""

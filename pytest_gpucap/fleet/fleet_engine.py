@@ -1,0 +1,199 @@
+"""Starts a fleet: all replicas at once, each on its share of the leased GPUs, then the router."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pytest_gpucap.engines.errors import ServerStartError
+from pytest_gpucap.engines.protocol import Engine, EnginePair, LoadRequest, Server, ServingIdentity
+from pytest_gpucap.fleet.router import missing_router, start_router
+from pytest_gpucap.load.spread import Spread
+from pytest_gpucap.routing import RouterKind, Routing
+
+if TYPE_CHECKING:  # every collection of tests with a fleet imports this file
+    from pytest_gpucap.fleet.fleet_server import FleetServer
+    from pytest_gpucap.load.protocol import LoadRunner
+
+
+class FleetEngine(Engine):
+    """Several replicas of what one engine starts, measured as one server.
+
+    Args:
+        one: the engine of each replica.
+        replicas: how many.
+        routing: how requests reach them.
+
+    Raises:
+        ValueError: one line, if the router cannot be started here.
+    """
+
+    name = "fleet"
+
+    def __init__(self, one: Engine, replicas: int, routing: Routing) -> None:
+        super().__init__(one.request)
+        self.one, self.replicas, self.routing = one, replicas, routing
+        self.title, self.leases_devices, self.restarts = one.title, one.leases_devices, one.restarts
+        if why := missing_router(routing):
+            raise ValueError(f"--gpucap-router={routing}: {why}")
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that the whole fleet occupies."""
+        return self.replicas * self.one.gpus
+
+    @property
+    def max_model_len(self) -> int | None:
+        """See `Engine.max_model_len`."""
+        return self.one.max_model_len
+
+    @property
+    def key(self) -> Hashable:
+        """See `Engine.key`."""
+        return self.one.name, self.one.key, self.replicas, self.routing
+
+    def start(self, devices: Sequence[str], on_wait: Callable[[str], None]) -> Server:
+        """See `Engine.start`. The devices are dealt out in their order, so that neighbours on the bus stay together.
+
+        Raises:
+            ServerStartError: if a replica or the router does not become ready. Nothing is left running.
+        """
+        from pytest_gpucap.fleet.fleet_server import FleetServer
+
+        open_health = self.routing.kind is RouterKind.VLLM
+        identity = ServingIdentity.new(str(self.request.model), open_health=open_health)
+        share = len(devices) // self.replicas
+        shares = [devices[place * share : (place + 1) * share] for place in range(self.replicas)]
+        replicas = _start_all(self._named(identity), shares, on_wait)
+        try:
+            router = None
+            if self.routing.kind is not RouterKind.CLIENT:
+                router = start_router(
+                    self.routing,
+                    [each.base_url for each in replicas],
+                    identity,
+                    log_dir=self.request.log_dir,
+                    timeout_s=self.request.startup_timeout_s,
+                    on_wait=on_wait,
+                )
+            return FleetServer(replicas, router, self.routing)
+        except BaseException:
+            for each in replicas:
+                each.close()
+            raise
+
+    def runner(self, server: Server, load: LoadRequest) -> LoadRunner:
+        """One load for all replicas: through the router, or spread by the load generator."""
+        from pytest_gpucap.fleet.fleet_server import FleetServer
+        from pytest_gpucap.load.runner import HttpLoadRunner
+
+        assert isinstance(server, FleetServer)  # noqa: S101 - what `start` has returned
+        server.reset_caches()
+        return fleet_runner(server, server.urls, load, HttpLoadRunner)
+
+    def runner_of_one(self, server: FleetServer, load: LoadRequest) -> LoadRunner:
+        """The same load for a single replica, while the others idle."""
+        from pytest_gpucap.load.runner import HttpLoadRunner
+
+        server.reset_caches()
+        return fleet_runner(server, [server.replicas[0].base_url], load, HttpLoadRunner)
+
+    def with_base(self, base_args: str, base_python: str | None) -> EnginePair[Engine]:
+        """See `Engine.with_base`.
+
+        Raises:
+            ValueError: always: a base would need GPUs for a second fleet.
+        """
+        del base_args, base_python
+        raise ValueError("--gpucap-base-...: base and head are compared on one replica: leave replicas= out")
+
+    def _named(self, identity: ServingIdentity) -> Engine:
+        return self.one.with_request(replace(self.request, identity=identity))
+
+
+def fleet_runner(
+    server: FleetServer, urls: Sequence[str], load: LoadRequest, runner: Callable[..., LoadRunner]
+) -> LoadRunner:
+    """A runner that sends the load to these of a fleet's addresses."""
+    routing = server.routing
+    spread = Spread(routing.policy) if routing.kind is RouterKind.CLIENT else Spread.ROUND_ROBIN
+    first, *beside = urls
+    return runner(
+        first,
+        server.model,
+        server.api_key,
+        load.workload,
+        load.seed,
+        workers=load.workers,
+        simulated=server.simulated,
+        access=server.access,
+        beside=beside,
+        spread=spread,
+    )
+
+
+class _CalledOff(Exception):  # noqa: N818 - an event, seen nowhere outside
+    """Another replica did not start."""
+
+
+def _start_all(engine: Engine, shares: Sequence[Sequence[str]], on_wait: Callable[[str], None]) -> list[Server]:
+    """Start a replica on each share of the devices, all at once.
+
+    Raises:
+        ServerStartError: that of the first replica that did not start. The others are ended.
+    """
+    count = len(shares)
+    called_off, lock = threading.Event(), threading.Lock()
+
+    def start(number: int, devices: Sequence[str]) -> Server:
+        def waiting(text: str) -> None:
+            if called_off.is_set():
+                raise _CalledOff
+            with lock:  # the live line has one writer
+                on_wait(f"replica {number} of {count}: {text}")
+
+        return engine.start(devices, waiting)
+
+    starts: list[Future[Server]] = []
+    try:
+        with ThreadPoolExecutor(max_workers=count, thread_name_prefix="gpucap-replica") as threads:
+            # Each in its own copy of the context, which says what must outlive the servers' processes.
+            starts += [
+                threads.submit(copy_context().run, start, number, devices) for number, devices in enumerate(shares, 1)
+            ]
+            try:
+                wait(starts, return_when=FIRST_EXCEPTION)
+            finally:
+                if not _all_ready(starts):  # after Ctrl-C, too
+                    called_off.set()
+    finally:
+        if called_off.is_set():
+            for each in starts:
+                if each.exception() is None:
+                    each.result().close()
+    if (failed := _first_error(starts)) is not None:
+        raise _of_replica(*failed, count, engine.title)
+    return [each.result() for each in starts]
+
+
+def _all_ready(starts: Sequence[Future[Server]]) -> bool:
+    return all(each.done() and each.exception() is None for each in starts)
+
+
+def _of_replica(number: int, error: BaseException, count: int, title: str) -> BaseException:
+    """The error that says which replica it is about."""
+    if not isinstance(error, ServerStartError):
+        return error
+    return ServerStartError(f"replica {number} of {count}: {error.cause}", error.log_tail, error.log_path, title=title)
+
+
+def _first_error(starts: Sequence[Future[Server]]) -> tuple[int, BaseException] | None:
+    """Number and error of the first replica that failed by itself."""
+    found = [(number, each.exception()) for number, each in enumerate(starts, 1) if each.done()]
+    errors = [(number, error) for number, error in found if error is not None]
+    own = [each for each in errors if not isinstance(each[1], _CalledOff)]
+    return next(iter(own or errors), None)

@@ -1,0 +1,159 @@
+"""A fleet as one server: requests go to its router, or to each replica in turn, and everything else to all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from pytest_gpucap.engines.protocol import Capabilities, Server, ServerLog
+from pytest_gpucap.engines.server import HttpServer
+from pytest_gpucap.fleet.router import Router
+from pytest_gpucap.routing import Routing
+
+_Found = TypeVar("_Found")
+
+
+class FleetServer(HttpServer):
+    """The replicas of a fleet that are ready, and their router.
+
+    Args:
+        replicas: all of them, with the same name, key and model.
+        router: in front of them; None: the load generator spreads requests.
+        routing: which router, with which policy.
+    """
+
+    def __init__(self, replicas: Sequence[Server], router: Router | None, routing: Routing) -> None:
+        first = replicas[0]
+        entry = router if router is not None else first
+        super().__init__(entry.base_url, first.model, first.api_key)
+        self.started = tuple(replicas)
+        """As started, in the order of their devices."""
+        self.replicas = list(replicas)
+        """Those that serve."""
+        self.router, self.routing = router, routing
+        self.software = getattr(first, "software", "")
+
+    @property
+    def log(self) -> ServerLog | None:
+        """The log of a replica, or of the router, that has ended; while all run, that of the first."""
+        parts: list[Server] = [*self.started, *([] if self.router is None else [self.router])]
+        return next((each.log for each in parts if _ended(each)), self.started[0].log)
+
+    @property
+    def version(self) -> str | None:
+        """See `Server.version`."""
+        return self.started[0].version
+
+    @property
+    def urls(self) -> list[str]:
+        """Where requests go: to the router, or to the replicas."""
+        return [self.base_url] if self.router is not None else [each.base_url for each in self.replicas]
+
+    def capabilities(self) -> Capabilities:
+        """Those of one replica, with what all of them hold together."""
+        known = [each.capabilities() for each in self.replicas]
+        return replace(
+            known[0],
+            max_num_seqs=_sum(each.max_num_seqs for each in known),
+            kv_tokens=_sum(each.kv_tokens for each in known),
+            max_num_batched_tokens=_sum(each.max_num_batched_tokens for each in known),
+            replicas=len(known),
+            loopback=all(each.loopback for each in known),
+            simulated=self.simulated,
+        )
+
+    @property
+    def simulated(self) -> bool:
+        """Whether a replica is a simulation."""
+        return any(each.capabilities().simulated for each in self.started)
+
+    def facts(self) -> Mapping[str, object]:
+        """Those of one replica, and how many there are behind what."""
+        told = dict(self.started[0].facts())
+        return told | {"replicas": len(self.started), "router": str(self.routing)}
+
+    def request(
+        self,
+        path: str,
+        *,
+        method: str = "GET",
+        timeout_s: float | None = None,
+        content: Mapping[str, Any] | None = None,
+    ) -> str:
+        """See `Server.request`. The page of metrics is that of all replicas, one after the other."""
+        if path.partition("?")[0] == "/metrics":
+            return "\n".join(self._all(lambda each: each.request(path, method=method, timeout_s=timeout_s)))
+        return super().request(path, method=method, timeout_s=timeout_s, content=content)
+
+    def reset_caches(self) -> bool:
+        """See `Server.reset_caches`; True if every replica could."""
+        return all(self._all(lambda each: each.reset_caches()))
+
+    def pids(self) -> set[int]:
+        """The processes of all replicas and of the router."""
+        routers = set() if self.router is None else self.router.pids()
+        return routers.union(*(each.pids() for each in self.started))
+
+    def ended(self, patience_s: float = 0.0) -> str:
+        """Which replica, or the router, can no longer answer, and why; empty while all can."""
+        if self.router is not None and (why := self.router.ended()):
+            return why
+        lost = [(each, why) for each, why in zip(self.replicas, self._all(_ended), strict=True) if why]
+        if not lost and patience_s > 0:
+            lost = [
+                (each, why)
+                for each, why in zip(self.replicas, self._all(lambda one: _ended(one, patience_s)), strict=True)
+                if why
+            ]
+        if not lost:
+            return ""
+        server, why = lost[0]
+        more = f" ({len(lost)} replicas are lost)" if len(lost) > 1 else ""
+        return f"replica {self.started.index(server) + 1} of {len(self.started)}: {why}{more}"
+
+    def drop_lost(self) -> int:
+        """Go on without the replicas that can no longer answer; returns how many those are."""
+        living = [each for each in self.replicas if not _ended(each)]
+        lost = len(self.replicas) - len(living)
+        if living:
+            self.replicas = living
+            if self.router is None:
+                self._base_url = living[0].base_url
+        return lost
+
+    def close(self) -> None:
+        """End the router, then all replicas at once."""
+        super().close()
+        try:
+            if self.router is not None:
+                self.router.close()
+        finally:
+            _at_once(lambda each: each.close(), self.started)
+
+    def _all(self, ask: Callable[[Server], _Found]) -> list[_Found]:
+        return _at_once(ask, self.replicas)
+
+
+def _at_once(ask: Callable[[Server], _Found], servers: Sequence[Server]) -> list[_Found]:
+    """The answers of all servers, asked at the same time. Every one is asked, whichever fails.
+
+    Raises:
+        Exception: that of the first server that failed.
+    """
+    with ThreadPoolExecutor(max_workers=len(servers)) as threads:
+        asked = [threads.submit(ask, each) for each in servers]
+    return [each.result() for each in asked]
+
+
+def _ended(server: Server, patience_s: float = 0.0) -> str:
+    asked: Callable[[float], str] | None = getattr(server, "ended", None)  # servers of other plugins need not tell
+    return "" if asked is None else asked(patience_s)
+
+
+def _sum(figures: Iterable[int | None]) -> int | None:
+    """The sum; None where one is not known."""
+    known = list(figures)
+    found = [each for each in known if each is not None]
+    return sum(found) if len(found) == len(known) else None
