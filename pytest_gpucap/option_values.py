@@ -215,6 +215,21 @@ def routing(value: Any, _what: str, _config: pytest.Config) -> Routing:
     return Routing.parse(str(value))
 
 
+def efficiency(value: Any, what: str, config: pytest.Config) -> str | Fraction | Path:
+    """``measure``, ``skip``, a share above 0 of up to 100%, or a result file."""
+    given = str(value).strip()
+    if given in {"measure", "skip"}:
+        return given
+    if _is_path(given):
+        return path(given, what, config)
+    from pytest_gpucap import requirement
+
+    share = requirement.share(given, what)
+    if not share:
+        raise ValueError(f"{what} must be above 0%, not {told(given)}")
+    return share
+
+
 def url(value: Any, _what: str, _config: pytest.Config) -> str:
     """The base URL of a server; the URL of one of its endpoints is understood."""
     from pytest_gpucap.access import server_root
@@ -250,7 +265,7 @@ def _laid_over_unless_name(value: Any, folder: Path) -> str:
 
 PATHS: Final[Mapping[Callable[[Any, str, pytest.Config], object], Callable[[Any, Path], str]]] = {
     **dict.fromkeys((path, output_file, output_folder, html_path, baselines_folder), _laid_over),
-    baseline: _laid_over_if_path,
+    **dict.fromkeys((baseline, efficiency), _laid_over_if_path),
     interpreter: _laid_over_unless_name,
 }
 """Parsers of paths: what lays a path as it was given over the folder that it starts from.

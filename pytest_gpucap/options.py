@@ -27,9 +27,12 @@ from pytest_gpucap.foreign_text import on_one_line
 from pytest_gpucap.user_files import exists, real_path, shown_path
 
 if TYPE_CHECKING:
+    from fractions import Fraction
+
     from pytest_gpucap.access import HeaderSource
 
 UNSET: Final = None
+_MEASURE: Final[str | Fraction | Path] = "measure"
 _NO_HEADERS: Final[tuple[HeaderSource, ...]] = ()
 
 T = TypeVar("T")
@@ -238,6 +241,15 @@ class Options:
         "ROUTER[:POLICY]",
         default=None,
         otherwise="client:round_robin",
+    )
+    efficiency = Option(
+        "--gpucap-efficiency",
+        values.efficiency,
+        "how well replicas add up: measure (with a fleet, one replica alone as well), skip, or, where one replica is "
+        "measured, a share such as 86% or the result file of a fleet to take it from",
+        "measure|skip|SHARE|FILE",
+        default=_MEASURE,
+        otherwise="measure",
     )
     gpu_wait_s = Option(
         "--gpucap-gpu-wait",

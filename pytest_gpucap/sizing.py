@@ -31,8 +31,13 @@ def replicas_required(qps: Number, headroom: Number, rate: Number) -> int:
     return math.ceil(positive(qps, "qps") * positive(headroom, "headroom") / positive(rate, "rate"))
 
 
-def gpus_required(qps: Number, headroom: Number, rate: Number, gpus_per_replica: Number = 1) -> int:
-    """``ceil(qps * headroom / rate) * gpus_per_replica``, exactly. ``gpus_required(10, 1.3, 3.85)`` is 4.
+def gpus_required(
+    qps: Number, headroom: Number, rate: Number, gpus_per_replica: Number = 1, efficiency: Number = 1
+) -> int:
+    """``ceil(qps * headroom / (rate * efficiency)) * gpus_per_replica``, exactly.
+
+    ``gpus_required(10, 1.3, 3.85)`` is 4. `efficiency` is the share of `rate` that a replica keeps where all serve; 1
+    assumes that replicas add up.
 
     Source of the formula: DeepSeek-R1-Distill-Qwen-1.5B sizing guide, 2026 (N = ceil(Q x R / T), R = 1.3).
 
@@ -40,7 +45,8 @@ def gpus_required(qps: Number, headroom: Number, rate: Number, gpus_per_replica:
         RequirementError: if one of the first three is not a number above zero, or if `gpus_per_replica` is not a whole
             number of at least 1.
     """
-    return replicas_required(qps, headroom, rate) * whole(gpus_per_replica, "gpus_per_replica")
+    kept = positive(rate, "rate") * positive(efficiency, "efficiency")
+    return replicas_required(qps, headroom, kept) * whole(gpus_per_replica, "gpus_per_replica")
 
 
 def largest_qps(gpus: Number, rate: Number, headroom: Number, gpus_per_replica: Number = 1) -> Fraction:
@@ -132,7 +138,13 @@ def decimal_text(rate: float) -> str:
 
 def gpus_for_rate(requirement: Requirement, rate_rps: float) -> int:
     """GPUs that `requirement` needs if one replica sustains `rate_rps` requests per second."""
-    return gpus_required(requirement.qps, requirement.headroom, decimal_text(rate_rps), requirement.gpus_per_replica)
+    return gpus_required(
+        requirement.qps,
+        requirement.headroom,
+        decimal_text(rate_rps),
+        requirement.gpus_per_replica,
+        requirement.efficiency,
+    )
 
 
 def gpus_interval(requirement: Requirement, *, low_rps: float, high_rps: float) -> tuple[int, int]:

@@ -48,7 +48,7 @@ ROOMS: dict[str, set[str]] = {
     "roofline": {"requirement", "vllm_arguments", "results", "load", "gpu", "engines"},
     "measure": {"requirement", "results", "load", "estimate", "decisions", "roofline"},
     "simulator": {"requirement", "vllm_arguments", "jit", "load", "accuracy", "engines"},
-    "fleet": {"requirement", "access", "routing", "gpu", "engines", "telemetry", "load", "results"},
+    "fleet": {"requirement", "sizing", "access", "routing", "gpu", "engines", "telemetry", "load", "results"},
     # What is made of results.
     "planning": {"requirement", "sizing", "vllm_arguments", "results", "gpu", "roofline"},
     "report": {"requirement", "sizing", "results", "planning"},

@@ -7,17 +7,22 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pytest_gpucap.engines.errors import ServerStartError
 from pytest_gpucap.engines.protocol import Engine, EnginePair, LoadRequest, Server, ServingIdentity
 from pytest_gpucap.fleet.router import missing_router, start_router
 from pytest_gpucap.load.spread import Spread
+from pytest_gpucap.masking import Secret
 from pytest_gpucap.routing import RouterKind, Routing
 
 if TYPE_CHECKING:  # every collection of tests with a fleet imports this file
     from pytest_gpucap.fleet.fleet_server import FleetServer
     from pytest_gpucap.load.protocol import LoadRunner
+
+
+DYING_S: Final = 10.0
+"""A replica whose requests fail has ended, or is seen to end, within this time."""
 
 
 class FleetEngine(Engine):
@@ -69,22 +74,38 @@ class FleetEngine(Engine):
         share = len(devices) // self.replicas
         shares = [devices[place * share : (place + 1) * share] for place in range(self.replicas)]
         replicas = _start_all(self._named(identity), shares, on_wait)
+        server = FleetServer(replicas, None, self.routing)
         try:
-            router = None
-            if self.routing.kind is not RouterKind.CLIENT:
-                router = start_router(
-                    self.routing,
-                    [each.base_url for each in replicas],
-                    identity,
-                    log_dir=self.request.log_dir,
-                    timeout_s=self.request.startup_timeout_s,
-                    on_wait=on_wait,
-                )
-            return FleetServer(replicas, router, self.routing)
+            self._route(server, on_wait)
         except BaseException:
-            for each in replicas:
-                each.close()
+            server.close()
             raise
+        return server
+
+    def go_on_without_lost(self, server: FleetServer, on_wait: Callable[[str], None]) -> bool:
+        """Whether replicas were lost and others are left; then requests go only to those.
+
+        Raises:
+            ServerStartError: if a router for them does not become ready.
+        """
+        if not server.drop_lost(DYING_S):
+            return False
+        self._route(server, on_wait)
+        return True
+
+    def _route(self, server: FleetServer, on_wait: Callable[[str], None]) -> None:
+        """Start the router, where there is one, in front of the replicas that serve."""
+        if self.routing.kind is RouterKind.CLIENT:
+            return
+        router = start_router(
+            self.routing,
+            [each.base_url for each in server.replicas],
+            ServingIdentity(name=server.model, api_key=Secret(server.api_key)),
+            log_dir=self.request.log_dir,
+            timeout_s=self.request.startup_timeout_s,
+            on_wait=on_wait,
+        )
+        server.take_router(router)
 
     def runner(self, server: Server, load: LoadRequest) -> LoadRunner:
         """One load for all replicas: through the router, or spread by the load generator."""

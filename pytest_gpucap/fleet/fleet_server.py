@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import re
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from typing import Any, TypeVar
+from dataclasses import astuple, replace
+from typing import Any, Final, TypeVar
 
 from pytest_gpucap.engines.protocol import Capabilities, Server, ServerLog
 from pytest_gpucap.engines.server import HttpServer
 from pytest_gpucap.fleet.router import Router
 from pytest_gpucap.routing import Routing
+from pytest_gpucap.telemetry.probes import read_metrics
+from pytest_gpucap.telemetry.sampler import SERVER_FIELDS
+from pytest_gpucap.telemetry.time_series import TimeSeries
 
 _Found = TypeVar("_Found")
 
@@ -32,8 +38,15 @@ class FleetServer(HttpServer):
         """As started, in the order of their devices."""
         self.replicas = list(replicas)
         """Those that serve."""
+        self.lost: list[str] = []
+        """Why the others do not, a line each."""
         self.router, self.routing = router, routing
         self.software = getattr(first, "software", "")
+        self._names = first.capabilities().metrics
+        self.readings = tuple(TimeSeries(SERVER_FIELDS) for _ in replicas)
+        """What each replica's page of metrics said, whenever it was read; by place in `started`."""
+        self.latencies = tuple(TimeSeries(("sum_s", "count")) for _ in replicas)
+        """Sum and number of the end-to-end latencies that each replica tells; NaN where it does not."""
 
     @property
     def log(self) -> ServerLog | None:
@@ -84,8 +97,17 @@ class FleetServer(HttpServer):
     ) -> str:
         """See `Server.request`. The page of metrics is that of all replicas, one after the other."""
         if path.partition("?")[0] == "/metrics":
-            return "\n".join(self._all(lambda each: each.request(path, method=method, timeout_s=timeout_s)))
+            return self._pages(path, timeout_s)
         return super().request(path, method=method, timeout_s=timeout_s, content=content)
+
+    def _pages(self, path: str, timeout_s: float | None) -> str:
+        """The pages of all replicas as one, whose lines say which replica they are from."""
+        pages = self._all(lambda each: (each, each.request(path, timeout_s=timeout_s), time.monotonic()))
+        for server, page, read_s in pages:
+            place = self.started.index(server)
+            self.readings[place].append(read_s, astuple(read_metrics(page, self._names)))
+            self.latencies[place].append(read_s, _latency(page))
+        return "\n".join(_LINE.sub(_labelled(self.started.index(server) + 1), page) for server, page, _ in pages)
 
     def reset_caches(self) -> bool:
         """See `Server.reset_caches`; True if every replica could."""
@@ -113,15 +135,35 @@ class FleetServer(HttpServer):
         more = f" ({len(lost)} replicas are lost)" if len(lost) > 1 else ""
         return f"replica {self.started.index(server) + 1} of {len(self.started)}: {why}{more}"
 
-    def drop_lost(self) -> int:
-        """Go on without the replicas that can no longer answer; returns how many those are."""
-        living = [each for each in self.replicas if not _ended(each)]
-        lost = len(self.replicas) - len(living)
-        if living:
-            self.replicas = living
-            if self.router is None:
-                self._base_url = living[0].base_url
-        return lost
+    def drop_lost(self, patience_s: float = 0.0) -> bool:
+        """Go on without the replicas that can no longer answer, and without the router: it may still ask them.
+
+        Args:
+            patience_s: as for `ended`.
+
+        Returns:
+            Whether any replica was lost and any is left.
+        """
+        why = self._all(lambda each: _ended(each, patience_s))
+        living = [each for each, reason in zip(self.replicas, why, strict=True) if not reason]
+        if not living or len(living) == len(self.replicas):
+            return False
+        self.lost += [
+            f"replica {self.started.index(each) + 1} of {len(self.started)}: {reason}"
+            for each, reason in zip(self.replicas, why, strict=True)
+            if reason
+        ]
+        self.replicas = living
+        if self.router is None:
+            self._base_url = living[0].base_url
+        return True
+
+    def take_router(self, router: Router) -> None:
+        """Let another router stand before the replicas that are left; ends the one before."""
+        before, self.router = self.router, router
+        self._base_url = router.base_url
+        if before is not None:
+            before.close()
 
     def close(self) -> None:
         """End the router, then all replicas at once."""
@@ -145,6 +187,30 @@ def _at_once(ask: Callable[[Server], _Found], servers: Sequence[Server]) -> list
     with ThreadPoolExecutor(max_workers=len(servers)) as threads:
         asked = [threads.submit(ask, each) for each in servers]
     return [each.result() for each in asked]
+
+
+_LINE: Final = re.compile(r"(?m)^([a-zA-Z_:][\w:]*)(\{?)")
+"""The name of a sample at the start of its line, and the brace of its labels."""
+_E2E: Final = "vllm:e2e_request_latency_seconds"
+
+
+def _labelled(number: int) -> Callable[[re.Match[str]], str]:
+    """Puts ``replica="NUMBER"`` among the labels of a sample. Otherwise the samples of all would be the same one."""
+
+    def labelled(match: re.Match[str]) -> str:
+        end = "," if match[2] else "}"
+        return f'{match[1]}{{replica="{number}"{end}'
+
+    return labelled
+
+
+def _latency(page: str) -> tuple[float, float]:
+    """Sum and number of the end-to-end latencies that a page of vLLM tells; NaN where it tells none."""
+    found = {"sum": math.nan, "count": math.nan}
+    for match in re.finditer(rf"(?m)^{_E2E}_(sum|count)(?:\{{.*\}})? ([0-9.eE+-]{{1,40}})", page):
+        before = found[match[1]]
+        found[match[1]] = float(match[2]) + (0.0 if math.isnan(before) else before)
+    return found["sum"], found["count"]
 
 
 def _ended(server: Server, patience_s: float = 0.0) -> str:

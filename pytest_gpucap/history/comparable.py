@@ -51,8 +51,9 @@ EVERYTHING: Final = Told.QUANTIZATION | Told.DTYPE | Told.TRACE
 def identity(result: Result, *, told: Told = EVERYTHING) -> dict[IdentityKey, str]:
     """What must be equal for results to be comparable.
 
-    GPU class (for `cpu` the processor), GPUs per replica, model, quantisation, every part of the workload, every limit
-    and every server argument. Values are texts, because an early file holds ``"4096"`` where a later one holds 4096.
+    GPU class (for `cpu` the processor), GPUs per replica, replicas measured together, model, quantisation, every part
+    of the workload, every limit and every server argument. Values are texts, because an early file holds ``"4096"``
+    where a later one holds 4096.
 
     Args:
         result: the result.
@@ -66,7 +67,8 @@ def identity(result: Result, *, told: Told = EVERYTHING) -> dict[IdentityKey, st
     found = {
         IdentityKey("measured or SIMULATED"): "SIMULATED" if result.simulated else "measured",
         IdentityKey("GPU class"): _text(environment.gpu_class, _UNKNOWN),
-        IdentityKey("GPUs per replica"): _text(result.requirement.gpus_per_replica),
+        IdentityKey("GPUs per replica", served=True): _text(result.requirement.gpus_per_replica),
+        IdentityKey("replicas measured together", served=True): _text(result.requirement.fleet),
         IdentityKey("model", served=True): _text(environment.model, _UNKNOWN),
         IdentityKey("quantisation", served=True): _text(quantization),
         IdentityKey("dtype", served=True): _text(dtype),

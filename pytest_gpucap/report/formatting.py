@@ -37,9 +37,9 @@ def interval(found: Interval | None) -> str:
     return f"{significant(found.value)} ({low}-{high})"
 
 
-def percent_interval(found: Interval) -> str:
-    """``-12.1% (-14.0% to -10.0%)``, for a share that is a gain or a loss."""
-    value, low, high = (percent(end, signed=True) for end in (found.value, found.low, found.high))
+def percent_interval(found: Interval, *, signed: bool = True) -> str:
+    """``-12.1% (-14.0% to -10.0%)``; signed for a share that is a gain or a loss."""
+    value, low, high = (percent(end, signed=signed) for end in (found.value, found.low, found.high))
     return f"{value} ({low} to {high})"
 
 
@@ -113,7 +113,9 @@ def gpus_needed(result: Result) -> int | None:
     bound, declared = shown_bound(result), result.requirement
     if bound is None or result.design_rate_rps is None:
         return result.gpus_required
-    most = gpus_required(declared.qps, declared.headroom, f"{bound:.7g}", declared.gpus_per_replica)
+    most = gpus_required(
+        declared.qps, declared.headroom, f"{bound:.7g}", declared.gpus_per_replica, str(declared.efficiency)
+    )
     # The bound is rounded. What a verdict says of the budget is exact.
     return min(most, declared.gpus) if result.outcome is Outcome.PASS else most
 
@@ -242,13 +244,15 @@ def arithmetic(result: Result) -> str:
         return bound_text(result)
     declared, found = result.requirement, result.sustainable_rate
     assert found is not None  # noqa: S101 - what the docstring asks for
-    division = f"{declared.qps:g} req/s x {declared.headroom:g} / {rate(found.value)}"
+    kept = declared.efficiency
+    divisor = rate(found.value) if kept == 1 else f"({rate(found.value)} x {percent(kept)})"
+    division = f"{declared.qps:g} req/s x {declared.headroom:g} / {divisor}"
     value = known(found.value)
     if not value:
         return division
     per_replica = declared.gpus_per_replica
     # From the figures as printed, in exact arithmetic, so that a reader who checks the line gets the same.
-    replicas = _exact(declared.qps) * _exact(declared.headroom) / _exact(significant(value))
+    replicas = _exact(declared.qps) * _exact(declared.headroom) / (_exact(significant(value)) * _exact(kept))
     return f"{division} = {float(replicas):.2f}{'' if per_replica == 1 else f' replicas of {per_replica} GPUs'}"
 
 

@@ -169,7 +169,13 @@ def _gpus(result: Result, base: Interval | None) -> str:
         return ""
     before = ""
     if base is not None and known(base.value):
-        count = gpus_required(declared.qps, declared.headroom, f"{base.value:.7g}", declared.gpus_per_replica)
+        count = gpus_required(
+            declared.qps,
+            declared.headroom,
+            f"{base.value:.7g}",
+            declared.gpus_per_replica,
+            str(declared.efficiency),
+        )
         before = f"{count} → "
     most = "at most " if shown_bound(result) is not None else ""
     return f"{before}{most}{needed} / {declared.gpus}"

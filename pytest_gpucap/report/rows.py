@@ -31,7 +31,7 @@ from pytest_gpucap.results.comparison import Comparison, LatencyComparison
 from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.measured import KEPT_PERCENTILES, MeasuredStart, Outcome, Sample
 from pytest_gpucap.results.problems import ProblemSource
-from pytest_gpucap.results.result import DeclaredSlo, DeclaredWorkload, Result, ResultKind
+from pytest_gpucap.results.result import DeclaredBudget, DeclaredSlo, DeclaredWorkload, Result, ResultKind
 from pytest_gpucap.results.telemetry import HostSummary, cores_text
 from pytest_gpucap.results.windows import WindowId
 
@@ -51,6 +51,7 @@ def result_rows(result: Result) -> list[Row]:
         ("workload", workload(result.workload)),
         ("limits", limits(result.slo)),
         *_found(result),
+        *fleet(result),
         *starts(result),
         *sampled(result),
         *_failures(result),
@@ -208,7 +209,8 @@ def measured_on(result: Result) -> str:
 def _requirement(result: Result) -> str:
     declared = result.requirement
     budget = f"{declared.qps:g} req/s on {gpus(declared.gpus)}, headroom {declared.headroom:g}"
-    return f"{budget} -> {rate(result.design_rate_rps)} per replica"
+    kept = "" if declared.efficiency == 1 else f", {percent(declared.efficiency)} efficiency"
+    return f"{budget}{kept} -> {rate(result.design_rate_rps)} per replica"
 
 
 def _found(result: Result) -> list[Row]:
@@ -226,6 +228,48 @@ def _found(result: Result) -> list[Row]:
         fewest, most = result.gpus_interval
         lines.append(("GPUs needed", f"{result.gpus_required} ({fewest} to {most})"))
     return lines
+
+
+def fleet(result: Result) -> list[Row]:
+    """What the replicas of a fleet sustain together, how well they add up, and which of them was slow.
+
+    Of one replica that stands for several: what is taken for granted of the others.
+    """
+    found = result.fleet
+    if found is None:
+        return _additivity(result.requirement) if result.design_rate_rps else []
+    told = [f"{found.replicas} replicas, {found.router}"]
+    if found.together is not None and shown_bound(result) is None:
+        told.append(f"{interval(found.together)} req/s together")
+    if found.alone is not None:
+        told.append(f"one alone {interval(found.alone)} req/s")
+    lines = [("fleet", ", ".join(told))]
+    if found.efficiency is not None:
+        count = found.replicas
+        lines.append(
+            ("efficiency", f"{percent_interval(found.efficiency, signed=False)} of {count} times one replica alone")
+        )
+    elif found.note:
+        lines.append(("efficiency", f"not known: {found.note}"))
+    lines += [("lost", text) for text in found.lost]
+    lines += [("weakest", found.weakest_why)] if found.weakest_why else []
+    if (outside := known(found.outside_share)) is not None and outside >= _OUTSIDE:
+        way = "on the way" if found.router.startswith("client") else "in the router and on the way"
+        lines.append(("", f"{percent(outside)} of a request's time passed outside of the replicas, {way}"))
+    return lines
+
+
+_OUTSIDE: Final = 0.05
+"""Less of a request's time outside of the replicas is not worth a line."""
+
+
+def _additivity(declared: DeclaredBudget) -> list[Row]:
+    count = declared.gpus // declared.gpus_per_replica
+    if count == 1 or declared.fleet > 1:
+        return []
+    if declared.efficiency != 1:
+        return [("efficiency", f"{count} replicas are taken to keep {percent(declared.efficiency)} of one alone")]
+    return [("efficiency", f"{count} replicas are taken to add up; gpucap(replicas=...) measures whether they do")]
 
 
 def starts(result: Result) -> list[Row]:

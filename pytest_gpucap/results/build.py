@@ -11,7 +11,8 @@ import msgspec
 from pytest_gpucap.requirement import Length, Requirement, Slo, Workload
 from pytest_gpucap.results.encoding import normalised, without_secrets
 from pytest_gpucap.results.environment import Environment
-from pytest_gpucap.results.measured import Curve, LatencyHistogram, Measurement, Outcome, Sample, Verdict
+from pytest_gpucap.results.fleet import FleetResult
+from pytest_gpucap.results.measured import Curve, Interval, LatencyHistogram, Measurement, Outcome, Sample, Verdict
 from pytest_gpucap.results.problems import Problem
 from pytest_gpucap.results.result import (
     DeclaredBudget,
@@ -39,6 +40,7 @@ class Context:
         no_limit: why it is not known, in one line; None where it is.
         line: of the test in its file, from 1; None where unknown.
         telemetry, bottleneck, series: None where nothing was watched.
+        fleet: what the replicas of a fleet did; None for one replica.
     """
 
     test: str
@@ -50,6 +52,7 @@ class Context:
     limit: PhysicalLimit | None = None
     no_limit: str | None = None
     line: int | None = None
+    fleet: FleetResult | None = None
 
 
 def check_result(verdict: Verdict, context: Context) -> Result:
@@ -148,9 +151,19 @@ def _result(measurement: Measurement, context: Context, kind: ResultKind, **foun
         series=context.series,
         limit=context.limit,
         no_limit=context.no_limit,
+        fleet=_together(context.fleet, rate),
         **found,
     )
     return without_secrets(normalised(result))
+
+
+def _together(fleet: FleetResult | None, each: Interval | None) -> FleetResult | None:
+    """The fleet with the rate of all its replicas."""
+    if fleet is None or each is None:
+        return fleet
+    count = fleet.replicas
+    together = Interval(each.value * count, each.low * count, each.high * count, each.confidence)
+    return msgspec.structs.replace(fleet, together=together)
 
 
 def declared_budget(requirement: Requirement) -> DeclaredBudget:
@@ -161,6 +174,7 @@ def declared_budget(requirement: Requirement) -> DeclaredBudget:
         headroom=float(requirement.headroom),
         gpus_per_replica=requirement.gpus_per_replica,
         fleet=requirement.fleet,
+        efficiency=float(requirement.efficiency),
     )
 
 

@@ -57,6 +57,8 @@ class Environment(msgspec.Struct, frozen=True, omit_defaults=True):
         quantization, dtype: of the weights, as the server reports them; unset if it does not.
         command: the command line that started the server.
         log: path of the server's log.
+        replicas: of a fleet, as started.
+        router: what spread the requests over them, and its policy.
         url: of a server that was running already.
         max_num_seqs: requests that the server runs at once, at most.
         kv_tokens: tokens that fit the server's KV cache.
@@ -82,6 +84,8 @@ class Environment(msgspec.Struct, frozen=True, omit_defaults=True):
     dtype: str | msgspec.UnsetType | None = msgspec.UNSET
     command: str | None = None
     log: str | None = None
+    replicas: int | None = None
+    router: str | None = None
     url: str | None = None
     max_num_seqs: int | None = None
     kv_tokens: int | None = None

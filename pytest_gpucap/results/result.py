@@ -19,6 +19,7 @@ from pytest_gpucap.results.encoding import Figure
 from pytest_gpucap.results.ending import Ending
 from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.failures import FailedRequests
+from pytest_gpucap.results.fleet import FleetResult
 from pytest_gpucap.results.measured import Accuracy, Interval, MeasuredStart, MoreTime, Outcome, Sample
 from pytest_gpucap.results.problems import Problem
 from pytest_gpucap.results.telemetry import Bottleneck, TelemetryOverTime, TelemetrySummary
@@ -45,6 +46,8 @@ class DeclaredBudget(msgspec.Struct, frozen=True):
         headroom: factor on `qps`.
         gpus_per_replica: GPUs that one server takes.
         fleet: replicas that were measured together; rates are each one's share.
+        efficiency: share of its rate that a replica keeps where all serve, where one was measured alone; 1 assumes that
+            replicas add up.
     """
 
     qps: Annotated[float, msgspec.Meta(gt=0)]
@@ -52,6 +55,7 @@ class DeclaredBudget(msgspec.Struct, frozen=True):
     headroom: Annotated[float, msgspec.Meta(gt=0)]
     gpus_per_replica: Annotated[int, msgspec.Meta(ge=1)]
     fleet: Annotated[int, msgspec.Meta(ge=1)] = 1
+    efficiency: Annotated[float, msgspec.Meta(gt=0)] = 1.0
 
 
 class DeclaredWorkload(msgspec.Struct, frozen=True):
@@ -167,6 +171,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         accuracy: None if the requirement does not ask for it.
         limit: the physical limit; None where `no_limit` says why.
         no_limit: why it is not known, in one line.
+        fleet: how well the replicas of a fleet add up; None for one replica.
     """
 
     kind: ResultKind
@@ -210,6 +215,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     ending: Ending | None = None
     ending_reason: str = ""
     more_time: MoreTime | None = None
+    fleet: FleetResult | None = None
 
     @property
     def trusted(self) -> bool:

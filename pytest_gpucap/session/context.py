@@ -23,6 +23,7 @@ from pytest_gpucap.roofline.plausibility import LEAST_WINDOW_S, share_of
 from pytest_gpucap.roofline.served import roofline_of
 from pytest_gpucap.session.boundary import first_line
 from pytest_gpucap.session.environment import environment_of, host_and_plugin
+from pytest_gpucap.session.scaling import fleet_of
 from pytest_gpucap.session.server_manager import SystemUnderTest
 from pytest_gpucap.telemetry.bottleneck import KnownLimits, find_bottleneck
 from pytest_gpucap.telemetry.over_time import binned_series
@@ -57,6 +58,7 @@ def context_of(
         series=over_time,
         limit=None if isinstance(limit, NoLimit) else limit,
         no_limit=limit.reason if isinstance(limit, NoLimit) else None,
+        fleet=fleet_of(target, samples, watched),
     )
 
 

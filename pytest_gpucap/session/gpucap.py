@@ -21,6 +21,7 @@ from pytest_gpucap.session.expected import verdict_failure
 if TYPE_CHECKING:
     from pytest_gpucap.results.build import Context
     from pytest_gpucap.results.measured import Accuracy, Curve, Measurement, Sample, Verdict
+    from pytest_gpucap.results.problems import Problem
     from pytest_gpucap.results.result import Result
     from pytest_gpucap.roofline.limits import NoLimit, Roofline
     from pytest_gpucap.session.base_and_head import BaseAndHead
@@ -238,12 +239,16 @@ class GpuCap:
         from pytest_gpucap.measure import procedure
         from pytest_gpucap.roofline.plausibility import checked_verdict
 
-        with self._harness.driven(start) as (runner, settings, target):
-            verdict = procedure.check(runner, requirement, settings, self._live)
-            roofline = self._roofline(target)
-            verdict = checked_verdict(verdict, roofline)
-            verdict = self._answered(verdict) if asks else verdict
-            return verdict, self._context(target, verdict.measurement.samples, roofline)
+        while True:
+            with self._harness.driven(start) as (runner, settings, target):
+                verdict = procedure.check(runner, requirement, settings, self._live)
+                roofline = self._roofline(target)
+                verdict = checked_verdict(verdict, roofline)
+                verdict = self._answered(verdict) if asks else verdict
+                context = self._context(target, verdict.measurement.samples, roofline)
+            if not self._lost_some(verdict.measurement.problems):
+                context, measurement = self._scaled(context, verdict.measurement)
+                return replace(verdict, measurement=measurement), context
 
     def _answered(self, verdict: Verdict) -> Verdict:
         """The verdict with the answers judged, where the requirement says how many must be right."""
@@ -282,11 +287,32 @@ class GpuCap:
         """The measurement on one start."""
         from pytest_gpucap.measure import procedure
 
-        with self._harness.driven(start) as (runner, settings, target):
-            measurement = procedure.measure(runner, self._harness.requirement, settings, self._live)
-            roofline = self._roofline(target)
-            measurement = self._bounded(measurement, roofline)
-            return measurement, self._context(target, measurement.samples, roofline)
+        while True:
+            with self._harness.driven(start) as (runner, settings, target):
+                measurement = procedure.measure(runner, self._harness.requirement, settings, self._live)
+                roofline = self._roofline(target)
+                measurement = self._bounded(measurement, roofline)
+                context = self._context(target, measurement.samples, roofline)
+            if not self._lost_some(measurement.problems):
+                context, measurement = self._scaled(context, measurement)
+                return measurement, context
+
+    def _lost_some(self, problems: Sequence[Problem]) -> bool:
+        """Whether replicas were lost, and the measurement begins again without them because the test counts that."""
+        from pytest_gpucap.results.problems import OF_THE_END
+
+        if not any(problem.kind in OF_THE_END for problem in problems) or not self._harness.go_on_without_lost():
+            return False
+        self._live.say("a replica was lost: measuring again without it")
+        return True
+
+    def _scaled(self, context: Context, measurement: Measurement) -> tuple[Context, Measurement]:
+        """The measurement of a fleet with its efficiency; any other as it is."""
+        if context.fleet is None:
+            return context, measurement
+        from pytest_gpucap.session.scaling import with_efficiency
+
+        return with_efficiency(context, measurement, self._harness)
 
     def _swept(self) -> tuple[Curve, Result]:
         """One run of the sweep."""

@@ -37,6 +37,9 @@ def settings_on(server: Server, settings: Settings, trust: Trust | None) -> Sett
 
 
 LAST_LINES: Final = 30
+ALONE_SEED: Final = 500_009
+"""One replica alone gets other prompts than the fleet, which it has in its prefix cache."""
+SKIP: Final = "skip"
 
 
 class Harness:
@@ -118,3 +121,45 @@ class Harness:
             target.runner = None
             runner.close()
             self.live.done()
+
+    @property
+    def skips_efficiency(self) -> bool:
+        """Whether nobody wants to know how well the replicas of a fleet add up."""
+        return self._options.efficiency == SKIP
+
+    @contextmanager
+    def driven_alone(self) -> Iterator[tuple[LoadRunner, Settings]]:
+        """A load runner for one replica of the test's fleet, while the others idle."""
+        from pytest_gpucap.fleet.fleet_engine import FleetEngine
+        from pytest_gpucap.fleet.fleet_server import FleetServer
+
+        target = self._manager.server(self.placement, self.live)
+        engine, server = target.engine, target.endpoint
+        assert isinstance(engine, FleetEngine)  # noqa: S101 - what callers know
+        assert isinstance(server, FleetServer)  # noqa: S101 - what a fleet's engine starts
+        telemetry = target.telemetry
+        settings = settings_on(
+            server.replicas[0],
+            Settings(max_time_s=self.declared.max_time_s, seed=self.declared.seed + ALONE_SEED),
+            None if telemetry is None else telemetry.problems,
+        )
+        load = LoadRequest(workload=self.declared.workload, seed=settings.seed, workers=self._options.workers)
+        runner = engine.runner_of_one(server, load)
+        try:
+            yield runner, settings
+        finally:
+            runner.close()
+            self.live.done()
+
+    def go_on_without_lost(self) -> bool:
+        """Whether replicas of the test's fleet were lost and the test counts that; requests go to the others then."""
+        from pytest_gpucap.fleet.fleet_engine import FleetEngine
+        from pytest_gpucap.fleet.fleet_server import FleetServer
+
+        if not self.declared.counts_loss:
+            return False
+        target = self._manager.target(self.placement, self.live)
+        engine, server = target.engine, target.server
+        if not isinstance(engine, FleetEngine) or not isinstance(server, FleetServer):
+            return False
+        return engine.go_on_without_lost(server, self.live.waiting)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
@@ -87,7 +88,7 @@ class PytestSession:
         Raises:
             ValueError: one line, the mistake and the fix.
         """
-        declared = _with_trace(declare(item, self._options))
+        declared = _with_efficiency(_with_trace(declare(item, self._options)), self._options)
         placed = place(declared, self._options, needs_server=served)
         measures = "gpucap" in getattr(item, "fixturenames", ())
         if measures and placed.engine is not None:
@@ -244,6 +245,25 @@ def _with_trace(declared: Declaration) -> Declaration:
     workload = with_trace_lengths(declared.workload)
     requirement = declared.requirement and replace(declared.requirement, workload=workload)
     return replace(declared, workload=workload, requirement=requirement)
+
+
+def _with_efficiency(declared: Declaration, options: Options) -> Declaration:
+    """The declaration with the efficiency that the session gives for budgets of several replicas.
+
+    Raises:
+        ValueError: one line, if it is to come from a file that has none.
+    """
+    given, requirement = options.efficiency, declared.requirement
+    if isinstance(given, str) or requirement is None or requirement.fleet > 1 or requirement.replicas == 1:
+        return declared
+    if isinstance(given, Path):
+        from pytest_gpucap.fleet.known_efficiency import known_efficiency
+
+        try:
+            given = known_efficiency(given, requirement.replicas, declared.model)
+        except (ValueError, GpuCapError, OSError) as error:
+            raise ValueError(f"--gpucap-efficiency: {error}") from None
+    return replace(declared, requirement=replace(requirement, efficiency=given))
 
 
 def _check_length(declared: Declaration, engine: Engine) -> None:

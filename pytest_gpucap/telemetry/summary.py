@@ -26,7 +26,7 @@ def summarise(
 ) -> TelemetrySummary:
     """Summarise the series in a window."""
     seen = tuple(_device(device, series, link, start_s, end_s) for device, series, link in devices)
-    figures = _server(server, start_s, end_s)
+    figures = server_summary(server, start_s, end_s)
     energies = [device.energy_j for device in seen]
     energy_j = sum(e for e in energies if e is not None) if seen and None not in energies else None
     tokens = figures.output_tokens
@@ -83,7 +83,8 @@ def _energy_j(series: TimeSeries, start_s: float, end_s: float) -> float | None:
     return None if grown is None else grown[0] / grown[1] * (end_s - start_s)
 
 
-def _server(server: TimeSeries, start_s: float, end_s: float) -> ServerSummary:
+def server_summary(server: TimeSeries, start_s: float, end_s: float) -> ServerSummary:
+    """The figures of a server's page of metrics in a window."""
     columns = server.window(start_s, end_s)
     everything = server.all()
 

@@ -88,8 +88,12 @@ def test_a_replica_that_is_killed_is_named(tmp_path: Path, number: int, routing:
         assert killed.log is not None
         assert fleet.log is not None
         assert fleet.log.path == killed.log.path
-        assert fleet.drop_lost() == 1
+        engine = FleetEngine(engine_of(tmp_path), 2, Routing.parse(routing))
+        assert engine.go_on_without_lost(fleet, lambda _: None)
         assert fleet.ended() == ""
+        assert fleet.lost[0].startswith(f"replica {number + 1} of 2: ")
+        assert not engine.go_on_without_lost(fleet, lambda _: None), "nobody else was lost"
+        assert fleet.client.models.list().data
         assert fleet.replicas == [fleet.started[1 - number]]
         if routing == "client":
             assert fleet.urls == [fleet.started[1 - number].base_url]

@@ -1,0 +1,103 @@
+"""How well the replicas of a fleet add up: what each did under load, and what one of them sustains alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from msgspec import structs
+
+from pytest_gpucap.fleet.efficiency import scaling_efficiency
+from pytest_gpucap.fleet.fleet_server import FleetServer
+from pytest_gpucap.fleet.shares import outside_share, shares_of, weakest
+from pytest_gpucap.load.protocol import Journal
+from pytest_gpucap.measure import procedure
+from pytest_gpucap.results.build import Context
+from pytest_gpucap.results.fleet import FleetResult
+from pytest_gpucap.results.measured import Measurement, Sample
+from pytest_gpucap.results.telemetry import TelemetrySummary
+
+if TYPE_CHECKING:
+    from pytest_gpucap.session.harness import Harness
+    from pytest_gpucap.session.server_manager import SystemUnderTest
+
+
+def fleet_of(
+    target: SystemUnderTest, samples: Sequence[Sample], watched: TelemetrySummary | None
+) -> FleetResult | None:
+    """What the replicas did where the load was highest; None for one server."""
+    server = target.server
+    if not isinstance(server, FleetServer):
+        return None
+    found = FleetResult(replicas=len(server.started), router=str(server.routing), lost=tuple(server.lost))
+    if not samples:
+        return found
+    hardest = max(samples, key=lambda sample: sample.in_flight_mean)
+    journal = None if target.runner is None else target.runner.journal()
+    shares = shares_of(
+        server,
+        hardest.start_s,
+        hardest.end_s,
+        journal=journal,
+        processes=() if watched is None else watched.processes,
+        places=_places(target, len(server.started)),
+    )
+    number, why = weakest(shares)
+    return structs.replace(
+        found,
+        shares=shares,
+        weakest=number,
+        weakest_why=why,
+        outside_share=_outside(server, journal, hardest.start_s, hardest.end_s),
+    )
+
+
+def with_efficiency(context: Context, measurement: Measurement, harness: Harness) -> tuple[Context, Measurement]:
+    """The context of a fleet's measurement with the efficiency, for which one replica is measured alone.
+
+    The seconds that it takes are added to the measurement's.
+    """
+    fleet = context.fleet
+    if fleet is None or harness.skips_efficiency:
+        return context, measurement
+    each = measurement.sustainable_rate
+    if measurement.problems or each is None or measurement.at_least_rps is not None:
+        why = "the fleet has no rate" if each is None or measurement.problems else "the fleet's rate is a bound"
+        return replace(context, fleet=structs.replace(fleet, note=f"{why}, so it cannot be compared")), measurement
+    if fleet.lost:
+        note = "a replica was lost, so the fleet cannot be compared with one that is whole"
+        return replace(context, fleet=structs.replace(fleet, note=note)), measurement
+    harness.live.say("measuring one replica alone, for the scaling efficiency")
+    with harness.driven_alone() as (runner, settings):
+        alone = procedure.measure(runner, replace(harness.requirement, fleet=1), settings, harness.live)
+    spent_s = {**measurement.spent_s, "one replica alone": sum(alone.spent_s.values())}
+    rate = alone.sustainable_rate
+    if alone.problems or rate is None or alone.at_least_rps is not None:
+        reason = "; ".join(problem.text for problem in alone.problems) or alone.reason or "it gave only a bound"
+        fleet = structs.replace(fleet, note=f"one replica alone was not measured: {reason}")
+    else:
+        fleet = structs.replace(fleet, alone=rate, efficiency=scaling_efficiency(each, rate))
+    return replace(context, fleet=fleet), replace(measurement, spent_s=spent_s)
+
+
+def _places(target: SystemUnderTest, replicas: int) -> list[str]:
+    """The devices of each replica, as reports name them."""
+    devices = [] if target.lease is None else list(target.lease.devices)
+    share = len(devices) // replicas
+    if not share:
+        return []
+    return [
+        ", ".join(device.label for device in devices[place * share : (place + 1) * share]) for place in range(replicas)
+    ]
+
+
+def _outside(server: FleetServer, journal: Journal | None, start_s: float, end_s: float) -> float | None:
+    if journal is None:
+        return None
+    ended = (journal.end_s >= start_s) & (journal.end_s < end_s) & np.isfinite(journal.last_s)
+    if not ended.any():
+        return None
+    client_s = float((journal.last_s[ended] - journal.sent_s[ended]).mean())
+    return outside_share(server, client_s, start_s, end_s)
