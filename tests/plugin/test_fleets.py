@@ -22,7 +22,7 @@ import pytest
 pytestmark = pytest.mark.vllm("synthetic:tiny")
 
 @pytest.mark.gpucap(qps={qps}, gpus=2, headroom=1, replicas={replicas}, input_tokens=64, output_tokens=32,
-                    e2e_p95="3s", max_time="90s"{more})
+                    e2e_p95="1s", max_time="120s"{more})
 def test_fleet(gpucap):
     gpucap.{call}()
 """
@@ -40,7 +40,7 @@ kv_tokens = 200000
 input_tokens = 64
 output_tokens = 32
 [slo]
-e2e_p95 = "3s"
+e2e_p95 = "1s"
 """
 """About seven requests a second: little load for a machine whose cores are taken."""
 
@@ -70,11 +70,22 @@ def the_result(pytester: pytest.Pytester) -> Any:
     return found
 
 
+QUICK = """
+from pytest_gpucap.load import self_check
+from pytest_gpucap.measure import constants
+
+constants.WARM_UP_S = constants.SEARCH_HOLD_S = constants.TOP_UP_S = constants.LOW_HOLD_S = constants.OPEN_S = 3.0
+constants.NARROW_LN, constants.LEAST_MEASURE_CYCLES = 10.0, 2  # how precise it is does not matter here
+self_check.LATENESS_FLOOR_S = self_check.RATE_SHARE = self_check.STOPPED_S = 1e6
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_gpu", "short_phases")
+@pytest.mark.usefixtures("no_gpu")
 @pytest.mark.parametrize("router", ["client", "nginx"])
 def test_a_fleet_is_measured_as_one_and_against_one(fleet: pytest.Pytester, router: str) -> None:
     suite(fleet, qps=4, call="measure")
+    fleet.makeconftest(QUICK)
     ran = fleet.runpytest_subprocess(f"--gpucap-router={router}", "-pno:cacheprovider")
     ran.assert_outcomes(passed=1)
     found = the_result(fleet)
@@ -85,8 +96,8 @@ def test_a_fleet_is_measured_as_one_and_against_one(fleet: pytest.Pytester, rout
     assert together.value == pytest.approx(2 * each.value, rel=1e-6)
     assert found.fleet.efficiency is not None, found.fleet.note
     # The replicas share nothing but this machine's cores, which they hardly need.
-    assert found.fleet.efficiency.low < 1.1
-    assert found.fleet.efficiency.high > 0.8
+    assert found.fleet.efficiency.low < 1.2
+    assert found.fleet.efficiency.high > 0.7
     assert [share.number for share in found.fleet.shares] == [1, 2]
     assert all(share.output_tokens_per_s > 0 for share in found.fleet.shares)
     rows = dict(result_rows(found))
