@@ -14,7 +14,7 @@ WHEEL := dist/.built
 DEMO := examples --gpu-class cpu --target-qps 2 --gpucap-host-check=warn -v
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types unit light real coverage fuzz hooks matrix vllm install browser images lock audit clean
+.PHONY: help demo test lint types unit light real coverage fuzz hooks matrix vllm install browser nginx images lock audit clean
 
 help: ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -75,6 +75,11 @@ browser: ## a headless Chromium for the tests of the HTML report (Debian and Ubu
 	apt-get update -qq && \
 	{ apt-get install -y -qq --no-install-recommends chromium-headless-shell fonts-dejavu-core >/dev/null || \
 	apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; }
+
+nginx: ## nginx for the tests of fleets (Debian and Ubuntu, as root); without it they are skipped
+	@command -v nginx || [ -x /usr/sbin/nginx ] || { \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then echo "install nginx" >&2; exit 1; fi; \
+	echo "== nginx"; apt-get update -qq && apt-get install -y -qq --no-install-recommends nginx-light >/dev/null; }
 
 images: install ## the pictures of the docs, made anew
 	GPUCAP_TEST_IMAGES=docs/images $(BIN)/pytest tests/report/test_html_images.py
