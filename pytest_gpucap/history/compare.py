@@ -122,8 +122,9 @@ def compare_runs(head: Run, base: Baseline, max_regression: float) -> list[Resul
 def compare_variants(base: tuple[Run, str], head: tuple[Run, str], max_regression: float) -> list[Result]:
     """One test against another that serves the model differently: quantised, say, or with prefix caching.
 
-    Server arguments, model and the way weights are held may differ and are listed as changed. Everything else must be
-    equal, as between runs of one test.
+    Server arguments, model, the way weights are held and the layout (GPUs per replica, replicas measured together) may
+    differ and are listed as changed. Everything else must be equal, as between runs of one test. Layouts whose replicas
+    have other numbers of GPUs are compared in requests per GPU.
 
     Args:
         base: a run, and the test in it to compare with, by its name or node id.
@@ -136,12 +137,31 @@ def compare_variants(base: tuple[Run, str], head: tuple[Run, str], max_regressio
     Raises:
         LookupError: one line, for a test that its run does not have, or a name that several tests have.
     """
-    first, *others = _results_named(*head)
-    ours = tuple(msgspec.structs.replace(each, test=first.test) for each in _results_named(*base))
+    theirs, (first, *others) = _results_named(*base), _results_named(*head)
+    by_gpu = len({result.requirement.gpus_per_replica for result in (*theirs, first, *others)}) > 1
+    if by_gpu:
+        theirs, (first, *others) = [_per_gpu(each) for each in theirs], [_per_gpu(each) for each in (first, *others)]
+    ours = tuple(msgspec.structs.replace(each, test=first.test) for each in theirs)
     run = replace(base[0], content=msgspec.structs.replace(base[0].content, results=ours))
     baseline = Baseline(run.name, (run,))
     comparison = compare_result(first, baseline, max_regression, sharper=_sharpest(others), variants=True)
+    if by_gpu:
+        comparison = msgspec.structs.replace(comparison, reason=f"{PER_GPU}: {comparison.reason}")
     return [_with_comparison(first, comparison)]
+
+
+PER_GPU: Final = "requests a second of each GPU"
+"""The unit of rates where layouts are compared."""
+
+
+def _per_gpu(result: Result) -> Result:
+    """The result with the rates of one GPU."""
+    gpus, rate, at_least = result.requirement.gpus_per_replica, result.sustainable_rate, result.at_least_rps
+    if rate is not None:
+        rate = Interval(rate.value / gpus, rate.low / gpus, rate.high / gpus, rate.confidence)
+    return msgspec.structs.replace(
+        result, sustainable_rate=rate, at_least_rps=None if at_least is None else at_least / gpus
+    )
 
 
 def _with_comparison(result: Result, comparison: Comparison) -> Result:

@@ -94,7 +94,7 @@ def _limits(
         raise _Unknown(f"what {odd[0]} does to speed is not known")
     if served.arguments.prefill_context_parallel_size > 1:
         raise _Unknown("what prefill_context_parallel_size does to speed is not known")
-    hardware = hardware_under(gpu_class, served.arguments)
+    hardware = hardware_under(gpu_class, served.arguments, known.replicas)
     if hardware is None:
         line = "" if gpu_class.is_cpu else f", with the line {file_entry(gpu_class)} and its bandwidth_gb_s added"
         raise _Unknown(f"no bandwidth is known of class {gpu_class.name}: --gpucap-gpu-file can give it one{line}")
@@ -104,6 +104,8 @@ def _limits(
         tokens_per_pass=1 + served.arguments.speculative_tokens,  # a pass yields one more than is drafted for it
         kv_split=served.arguments.decode_context_parallel_size > 1,
     )
+    if known.replicas > 1 and any(layer.experts for layer, _ in model_of(served.config).blocks):
+        raise _Unknown("the limit of a fleet of a mixture of experts is not known")
     found = build(served.config, served.arguments, hardware, workload, deployment)
     return replace(found, decode_context=_decode_context(workload), declared=served.declared)
 
@@ -156,10 +158,16 @@ def build(
     return Roofline(model_of(config), precision, hardware, workload, deployment)
 
 
-def hardware_under(gpu_class: GpuClass, arguments: VllmArguments) -> Hardware | None:
-    """The class's figures for the GPUs that one replica has under these arguments; None as for `hardware_of`."""
+def hardware_under(gpu_class: GpuClass, arguments: VllmArguments, replicas: int = 1) -> Hardware | None:
+    """The class's figures for the GPUs of so many replicas under these arguments; None as for `hardware_of`.
+
+    Replicas share requests as data-parallel engines do, but for the experts of a mixture, which each replica holds.
+    """
     return hardware_of(
-        gpu_class, arguments.tensor_parallel_size, arguments.pipeline_parallel_size, arguments.data_parallel_size
+        gpu_class,
+        arguments.tensor_parallel_size,
+        arguments.pipeline_parallel_size,
+        arguments.data_parallel_size * replicas,
     )
 
 
