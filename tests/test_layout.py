@@ -47,6 +47,8 @@ ROOMS: dict[str, set[str]] = {
     "roofline": {"requirement", "vllm_arguments", "results", "load", "gpu", "engines"},
     "measure": {"requirement", "results", "load", "estimate", "decisions", "roofline"},
     "simulator": {"requirement", "vllm_arguments", "jit", "load", "accuracy", "engines"},
+    # One load over several generators and nodes.
+    "fleet": {"requirement", "access", "engines", "gpu", "telemetry", "load", "results"},
     # What is made of results.
     "planning": {"requirement", "sizing", "vllm_arguments", "results", "gpu", "roofline"},
     "report": {"requirement", "sizing", "results", "planning"},
@@ -67,7 +69,7 @@ ROOMS: dict[str, set[str]] = {
             "accuracy",
             "decisions",
         ),
-        *("roofline", "measure", "simulator", "report", "history"),
+        *("roofline", "measure", "simulator", "fleet", "report", "history"),
     },
     "fixtures": {"engines", "session"},
     "plugin": {"hookspecs", "options", "fixtures", "results", "session", "report"},
@@ -114,6 +116,7 @@ FORBIDDEN = {
     "history": {"pytest"},
     "cli": {"pytest"},
     "simulator": {"pytest", "pynvml"},
+    "fleet": {"pytest"},
     "requirement": {"pytest", "numpy"},
     "vllm_arguments": {"pytest", "numpy"},
     "*": {"vllm", "torch"},
