@@ -57,10 +57,6 @@ class Reading:
     bound_s: float
 
 
-SAME_CLOCK: Final = Reading(0.0, 0.0, 0.0)
-"""Of a generator that reads our own clock."""
-
-
 def read_offset(exchange: Callable[[], Exchange], rounds: int = ROUNDS) -> Reading:
     """The offset from the shortest of `rounds` exchanges; half of its round trip is the bound (Cristian, 1989)."""
     best = min((exchange() for _ in range(rounds)), key=lambda each: each.round_trip_s)

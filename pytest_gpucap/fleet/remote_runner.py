@@ -281,6 +281,11 @@ _ANSWERS: Final = msgspec.msgpack.Decoder(Answer, dec_hook=_from_text)
 M = TypeVar("M")
 
 
+def encoded(message: Order | Answer) -> bytes:
+    """The bytes of a message, without its length."""
+    return _ENCODER.encode(message)
+
+
 class ByteStream(Protocol):
     """Bytes in both directions."""
 
@@ -363,7 +368,7 @@ class Channel:
         Raises:
             StreamError: if the stream is closed.
         """
-        data = _ENCODER.encode(message)
+        data = encoded(message)
         if len(data) > MOST_BYTES:
             raise StreamError(f"a message of {len(data)} bytes is too long")
         try:

@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 
 from pytest_gpucap.arrays import Floats, Ints
-from pytest_gpucap.fleet.clock_offset import SAME_CLOCK, Exchange, OffsetTrack, read_offset
+from pytest_gpucap.fleet.clock_offset import Exchange, OffsetTrack, read_offset
 from pytest_gpucap.load.protocol import (
     ClosedLoop,
     ErrorText,
@@ -49,6 +49,9 @@ TRIPS: Final = 4
 """Round trips that an order may take to arrive: the first one of a connection at rest is slow."""
 LATE_START_S: Final = 0.010
 """A part that begins its phase later than agreed by more than this is late, as one that sends so late."""
+CLOCKS_AT_ONCE: Final = 8
+"""The servers wait while clocks are read. Exchanges beside each other take it in turns with this process, so that more
+at once would make the round trips longer."""
 CLOCK_SHARE: Final = 0.05
 """Of the smallest latency limit: by more than this no part's load may be shifted against the others'. Latencies are
 right all the same, but queues of the servers are those of another arrival process."""
@@ -255,6 +258,7 @@ class SplitRunner:
         self.simulated = any(part.runner.simulated for part in parts)
         self._limit_s, self._virtual = smallest_limit_s, virtual
         self._tracks = [OffsetTrack() for _ in parts]
+        """Of parts that read another clock; empty for the others."""
         self._trip_s = 0.0
         self._threads = ThreadPoolExecutor(len(parts), "gpucap-part")
         self._carried: list[_Carried] = []
@@ -361,15 +365,17 @@ class SplitRunner:
         ]
 
     def _read_offsets(self) -> None:
-        """Read all clocks of other nodes, one after the other: exchanges beside each other would slow each other."""
-        for number, (part, track) in enumerate(zip(self.parts, self._tracks, strict=True)):
-            if part.exchange is None:
-                track.add(replace(SAME_CLOCK, at_s=self.clock.now()))
-                continue
-            with self._naming(number):
-                reading = read_offset(part.exchange)
-            track.add(reading)
-            self._trip_s = max(self._trip_s, 2 * reading.bound_s)
+        """Read all clocks of other nodes, `CLOCKS_AT_ONCE` beside each other."""
+        others = [(number, part.exchange) for number, part in enumerate(self.parts) if part.exchange is not None]
+        for first in range(0, len(others), CLOCKS_AT_ONCE):
+            some = others[first : first + CLOCKS_AT_ONCE]
+            futures = [(number, self._threads.submit(read_offset, exchange)) for number, exchange in some]
+            wait([future for _, future in futures])
+            for number, future in futures:
+                with self._naming(number):
+                    reading = future.result()
+                self._tracks[number].add(reading)
+                self._trip_s = max(self._trip_s, 2 * reading.bound_s)
 
     def _carry(
         self,
