@@ -11,6 +11,7 @@ Between two readings the clocks may drift apart by `MOST_DRIFT`. The bound grows
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -116,13 +117,18 @@ class OffsetTrack:
         offset_s = one.offset_s + share * (two.offset_s - one.offset_s)
         return Reading(time_s, offset_s, (1 - share) * one.bound_s + share * two.bound_s + between_s)
 
-    def strayed(self) -> float:
-        """Seconds by which the last two readings differ beyond their bounds and the drift; 0 where they agree."""
-        if len(self._readings) < 2:  # noqa: PLR2004 - a pair
-            return 0.0
-        one, two = self._readings[-2:]
-        allowed_s = one.bound_s + two.bound_s + self._most_drift * (two.at_s - one.at_s)
-        return max(0.0, abs(two.offset_s - one.offset_s) - allowed_s)
+    def strayed(self, since_s: float = -math.inf) -> float:
+        """Seconds by which two readings in a row differ beyond their bounds and the drift; 0 where all agree.
+
+        Args:
+            since_s: on our clock; pairs whose later reading is older do not count.
+        """
+        found = 0.0
+        for one, two in pairwise(self._readings):
+            if two.at_s >= since_s:
+                allowed_s = one.bound_s + two.bound_s + self._most_drift * (two.at_s - one.at_s)
+                found = max(found, abs(two.offset_s - one.offset_s) - allowed_s)
+        return found
 
     def skew_s(self, offset_s: float, start_s: float, end_s: float) -> float:
         """How far a clock that is taken to be `offset_s` from ours was from the truth at most, in a span on ours."""

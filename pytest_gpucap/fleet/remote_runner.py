@@ -594,6 +594,9 @@ def main() -> int:
 # -- our end ----------------------------------------------------------------------------------------------------------
 
 
+_Answers = queue.SimpleQueue[Answer | StreamError | None]
+
+
 class RemoteRunner:
     """A `TimedRunner` whose load generator runs elsewhere, behind a stream of bytes. Times are on its own clock.
 
@@ -636,7 +639,9 @@ class RemoteRunner:
         self.pid = 0
         self._channel = Channel(stream)
         self._silence_s = SILENCE_S if silence_s is None else silence_s
-        self._answers: queue.SimpleQueue[Answer | StreamError | None] = queue.SimpleQueue()
+        self._answers: _Answers = queue.SimpleQueue()
+        self._tocks: _Answers = queue.SimpleQueue()
+        """What the clock showed; apart from the others, because it is asked for while a phase runs."""
         self._start_s = -math.inf
         self._ready_for: LoadPhase | None = None
         self._kept: dict[str, npt.NDArray[Any]] = {}
@@ -675,14 +680,14 @@ class RemoteRunner:
         return self.exchange().told_s
 
     def exchange(self) -> Exchange:
-        """One exchange of timestamps with the other side.
+        """One exchange of timestamps with the other side; one thread may do this while another runs a phase.
 
         Raises:
             LoadError: if it does not answer.
         """
         sent_s = time.monotonic()
         self._send(Tick())
-        told_s = self._await(Tock).now_s
+        told_s = self._await(Tock, answers=self._tocks).now_s
         return Exchange(sent_s, told_s, time.monotonic())
 
     def prepare(self, phase: LoadPhase | None = None) -> None:
@@ -789,10 +794,11 @@ class RemoteRunner:
     def _listen(self) -> None:
         try:
             while (answer := self._channel.receive(_ANSWERS)) is not None:
-                self._answers.put(answer)
+                (self._tocks if isinstance(answer, Tock) else self._answers).put(answer)
         except StreamError as error:
             self._answers.put(error)
-        self._answers.put(None)
+        for answers in (self._answers, self._tocks):
+            answers.put(None)
 
     def _send(self, order: Order) -> None:
         if self._closed or self.ended:
@@ -802,7 +808,9 @@ class RemoteRunner:
         except StreamError:
             raise self._lost("it has ended") from None
 
-    def _await(self, kind: type[M], follow: Callable[[Running], None] = lambda _: None) -> M:
+    def _await(
+        self, kind: type[M], follow: Callable[[Running], None] = lambda _: None, answers: _Answers | None = None
+    ) -> M:
         """The next answer of a kind.
 
         Raises:
@@ -810,7 +818,9 @@ class RemoteRunner:
         """
         while True:
             try:
-                answer = self._answers.get(timeout=None if math.isinf(self._silence_s) else self._silence_s)
+                answer = (answers or self._answers).get(
+                    timeout=None if math.isinf(self._silence_s) else self._silence_s
+                )
             except queue.Empty:
                 raise self._lost(
                     f"it has been silent for {self._silence_s:.3g} s: stopped, starved of CPU, or out of reach"

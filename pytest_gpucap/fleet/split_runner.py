@@ -12,6 +12,7 @@ small against the latency limits.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import threading
 import time
@@ -325,7 +326,7 @@ class SplitRunner:
         except LoadError:
             self._keep_failed(offsets_s)
             raise
-        end_s = max(span.end_s - offset for span, offset in zip(spans, offsets_s, strict=True))
+        end_s = max(float(span.end_s - offset) for span, offset in zip(spans, offsets_s, strict=True))
         if not stopped and not self._virtual:
             end_s = max(end_s, start_s + phase.duration_s)
         self._last_end_s = end_s
@@ -377,6 +378,16 @@ class SplitRunner:
                 self._tracks[number].add(reading)
                 self._trip_s = max(self._trip_s, 2 * reading.bound_s)
 
+    def _read_on(self, number: int) -> bool:
+        """Read one clock while a phase runs, so that drift cannot hide for long; whether its part still answers."""
+        exchange = self.parts[number].exchange
+        assert exchange is not None  # noqa: S101 - one of those with a clock of their own
+        try:
+            self._tracks[number].add(read_offset(exchange))
+        except LoadError:  # which its own thread hears, too
+            return False
+        return True
+
     def _carry(
         self,
         pieces: Sequence[LoadPhase],
@@ -401,11 +412,15 @@ class SplitRunner:
             assert isinstance(part.runner, TimedRunner)  # noqa: S101 - checked when this was made
             part.runner.start_at(start_s + float(offsets_s[number]))
             futures.append(self._threads.submit(part.runner.run, piece, note(number)))
-        stopped = False
+        stopped = failed = False
+        others = itertools.cycle([number for number, part in enumerate(self.parts) if part.exchange is not None])
         pending: set[Future[PhaseSpan]] = set(futures)
         while pending:
             done, pending = wait(pending, PROGRESS_S, FIRST_COMPLETED)
-            if any(each.exception() is not None for each in done):
+            failed = failed or any(each.exception() is not None for each in done)
+            if not failed and not done and (other := next(others, None)) is not None:
+                failed = not self._read_on(other)
+            if failed:
                 # What the other parts go on to send would be no phase of anything.
                 self._end_all(self.clock.now(), offsets_s)
                 break
@@ -522,7 +537,7 @@ class SplitRunner:
         for part, track, offset_s in zip(self.parts, self._live_tracks(), offsets_s, strict=True):
             if track is None:
                 continue
-            if strayed_s := track.strayed():
+            if strayed_s := track.strayed(start_s):
                 text = (
                     f"the clock of the load generator on {part.node} moved {strayed_s * 1e3:.3g} ms further than "
                     "clocks drift: it, or this machine's, was set or slewed; stop what sets it and run again"
@@ -624,6 +639,8 @@ class SplitRunner:
 
         The parts' bins begin at other times. Tokens are taken to come evenly within a bin; the sum stays as it was.
         """
+        if not self._carried:
+            return _EMPTY.bin_s, 0.0, np.empty(0, np.int64)
         known = [(journal, self._offset_s(part)) for part, journal in enumerate(self._journals) if journal is not None]
         known = [(journal, offset_s) for journal, offset_s in known if journal.tokens.size]
         if not known:

@@ -77,7 +77,9 @@ def test_a_clock_that_was_set_is_noticed() -> None:
     track.add(Reading(10.0, 5.0025, 0.001))
     assert track.strayed() == 0.0
     track.add(Reading(20.0, 5.1025, 0.001))
-    assert track.strayed() == pytest.approx(0.1 - 0.003)
+    assert track.strayed() == track.strayed(20.0) == pytest.approx(0.1 - 0.003)
+    track.add(Reading(30.0, 5.1025, 0.001))
+    assert track.strayed(20.0) > 0.0 == track.strayed(20.5)
     with pytest.raises(ValueError, match="order"):
         track.add(Reading(19.0, 5.0, 0.001))
 

@@ -84,6 +84,7 @@ def test_two_remote_parts_carry_the_declared_process() -> None:
     with TokenServer(gap_s=0.002) as server:
         parts = [remote(server.url, "near"), remote(server.url, "far", clock_shift_s=SHIFT_S)]
         split = SplitRunner(parts)
+        assert split.journal().status.size == split.journal().tokens.size == 0
         one = open_loop(WORKLOAD, 80.0, 1.5, seed=1, stream=0)
         two = closed_loop(WORKLOAD, 7, 0.8, 5000.0, seed=1, stream=1, first_prompt=10_000)
         spans = [split.run(one), split.run(two)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,10 @@ from hypothesis import strategies as st
 from pytest_gpucap.fleet.split_runner import COLUMNS, Part, SplitRunner, shares_of, split
 from pytest_gpucap.load.protocol import ClosedLoop, OpenLoop, Progress
 from pytest_gpucap.load.schedule import closed_loop, open_loop
-from pytest_gpucap.requirement import ArrivalKind, Arrivals, Length, Workload
+from pytest_gpucap.measure.procedure import check
+from pytest_gpucap.measure.settings import Settings
+from pytest_gpucap.requirement import ArrivalKind, Arrivals, Length, Requirement, Workload
+from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.simulator import profile as profiles
 from pytest_gpucap.simulator.fleet import FleetSimRunner, replica_seed
 from pytest_gpucap.simulator.runner import SimRunner
@@ -149,6 +154,17 @@ def test_an_early_end_comes_to_all_parts_at_once_in_virtual_time() -> None:
     journal = parted.journal()
     assert journal.status.size == span.end_row
     assert parted.settle(0.0, cancel=True)
+
+
+def test_the_procedure_measures_with_split_generators() -> None:
+    parted, whole = in_virtual_time(2)
+    engine = FAST.engine
+    limits = Settings(600.0, 3, 2 * engine.max_num_seqs, 2 * engine.kv_tokens, 2 * engine.max_num_batched_tokens)
+    wanted = Requirement("x", Fraction(2 * FAST.true_rate_rps / 1.2), 1, Fraction(1), 1, FAST.workload, FAST.slo)
+    found = [check(runner, wanted, limits) for runner in (parted, whole)]
+    assert [each.outcome for each in found] == [Outcome.PASS, Outcome.PASS]
+    assert not found[0].measurement.problems
+    parted.close()
 
 
 def test_parts_must_have_names_of_their_own_and_a_time_to_begin() -> None:
