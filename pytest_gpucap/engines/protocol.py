@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, Generic, Protocol, TypeVar
 from pytest_gpucap.access import LOOPBACK, OPEN, Access
 from pytest_gpucap.foreign_text import harmless
 from pytest_gpucap.masking import Secret, masked
+from pytest_gpucap.routing import RouterKind, Routing
 from pytest_gpucap.vllm_arguments import VllmArguments
 
 if TYPE_CHECKING:  # not imported: every collection of our tests imports this file
@@ -336,6 +337,29 @@ def over_http(server: Server, load: LoadRequest) -> LoadRunner:
     )
 
 
+def fleet_over_http(
+    servers: Sequence[Server], load: LoadRequest, routing: Routing, router_url: str | None
+) -> LoadRunner:
+    """A runner that sends real requests to the replicas of a fleet, or to their router."""
+    from pytest_gpucap.load.runner import HttpLoadRunner
+    from pytest_gpucap.load.spread import Spread
+
+    first, *others = servers
+    by_client = routing.kind is RouterKind.CLIENT
+    return HttpLoadRunner(
+        router_url or first.base_url,
+        first.model,
+        first.api_key,
+        load.workload,
+        load.seed,
+        workers=load.workers,
+        simulated=first.capabilities().simulated,
+        access=access_of(first),
+        beside=[each.base_url for each in others] if router_url is None else [],
+        spread=Spread(routing.policy) if by_client else Spread.ROUND_ROBIN,
+    )
+
+
 class Engine(ABC):
     """Starts a server for one test. It is made at collection and starts nothing before `start`.
 
@@ -416,6 +440,19 @@ class Engine(ABC):
     def runner(self, server: Server, load: LoadRequest) -> LoadRunner:
         """The runner that sends the load to the server: real requests over HTTP, unless an engine overrides this."""
         return over_http(server, load)
+
+    def fleet_runner(
+        self, servers: Sequence[Server], load: LoadRequest, routing: Routing, router_url: str | None
+    ) -> LoadRunner:
+        """The runner that sends one load to replicas of this engine: over HTTP, unless an engine overrides this.
+
+        Args:
+            servers: the replicas that are to share the load; they have the same name and key.
+            load: all of it.
+            routing: how requests reach the replicas.
+            router_url: of the router in front of them; None: the load generator spreads requests.
+        """
+        return fleet_over_http(servers, load, routing, router_url)
 
     def with_base(self, base_args: str, base_python: str | None) -> EnginePair[Engine]:
         """This engine as the head, and a pull request's base, to be measured in alternation.

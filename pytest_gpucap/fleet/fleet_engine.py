@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 from pytest_gpucap.engines.errors import ServerStartError
 from pytest_gpucap.engines.protocol import Engine, EnginePair, LoadRequest, Server, ServingIdentity
 from pytest_gpucap.fleet.router import missing_router, start_router
-from pytest_gpucap.load.spread import Spread
 from pytest_gpucap.masking import Secret
 from pytest_gpucap.routing import RouterKind, Routing
 
@@ -110,18 +109,16 @@ class FleetEngine(Engine):
     def runner(self, server: Server, load: LoadRequest) -> LoadRunner:
         """One load for all replicas: through the router, or spread by the load generator."""
         from pytest_gpucap.fleet.fleet_server import FleetServer
-        from pytest_gpucap.load.runner import HttpLoadRunner
 
         assert isinstance(server, FleetServer)  # noqa: S101 - what `start` has returned
         server.reset_caches()
-        return fleet_runner(server, server.urls, load, HttpLoadRunner)
+        router_url = None if server.router is None else server.router.base_url
+        return self.one.fleet_runner(server.replicas, load, self.routing, router_url)
 
     def runner_of_one(self, server: FleetServer, load: LoadRequest) -> LoadRunner:
         """The same load for a single replica, while the others idle."""
-        from pytest_gpucap.load.runner import HttpLoadRunner
-
         server.reset_caches()
-        return fleet_runner(server, [server.replicas[0].base_url], load, HttpLoadRunner)
+        return self.one.fleet_runner(server.replicas[:1], load, self.routing, None)
 
     def with_base(self, base_args: str, base_python: str | None) -> EnginePair[Engine]:
         """See `Engine.with_base`.
@@ -134,27 +131,6 @@ class FleetEngine(Engine):
 
     def _named(self, identity: ServingIdentity) -> Engine:
         return self.one.with_request(replace(self.request, identity=identity))
-
-
-def fleet_runner(
-    server: FleetServer, urls: Sequence[str], load: LoadRequest, runner: Callable[..., LoadRunner]
-) -> LoadRunner:
-    """A runner that sends the load to these of a fleet's addresses."""
-    routing = server.routing
-    spread = Spread(routing.policy) if routing.kind is RouterKind.CLIENT else Spread.ROUND_ROBIN
-    first, *beside = urls
-    return runner(
-        first,
-        server.model,
-        server.api_key,
-        load.workload,
-        load.seed,
-        workers=load.workers,
-        simulated=server.simulated,
-        access=server.access,
-        beside=beside,
-        spread=spread,
-    )
 
 
 class _CalledOff(Exception):  # noqa: N818 - an event, seen nowhere outside

@@ -32,8 +32,7 @@ class FleetServer(HttpServer):
 
     def __init__(self, replicas: Sequence[Server], router: Router | None, routing: Routing) -> None:
         first = replicas[0]
-        entry = router if router is not None else first
-        super().__init__(entry.base_url, first.model, first.api_key)
+        super().__init__("", first.model, first.api_key)
         self.started = tuple(replicas)
         """As started, in the order of their devices."""
         self.replicas = list(replicas)
@@ -47,6 +46,11 @@ class FleetServer(HttpServer):
         """What each replica's page of metrics said, whenever it was read; by place in `started`."""
         self.latencies = tuple(TimeSeries(("sum_s", "count")) for _ in replicas)
         """Sum and number of the end-to-end latencies that each replica tells; NaN where it does not."""
+
+    @property
+    def base_url(self) -> str:
+        """Of the router, or of the first replica that serves."""
+        return (self.replicas[0] if self.router is None else self.router).base_url
 
     @property
     def log(self) -> ServerLog | None:
@@ -154,14 +158,11 @@ class FleetServer(HttpServer):
             if reason
         ]
         self.replicas = living
-        if self.router is None:
-            self._base_url = living[0].base_url
         return True
 
     def take_router(self, router: Router) -> None:
         """Let another router stand before the replicas that are left; ends the one before."""
         before, self.router = self.router, router
-        self._base_url = router.base_url
         if before is not None:
             before.close()
 

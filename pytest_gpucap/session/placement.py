@@ -80,14 +80,10 @@ def place(declared: Declaration, options: Options, *, needs_server: bool) -> Pla
             name, value = next(iter(declared.arguments.items()))
             raise ValueError(f"engine({declared.engine!r}, {name}={value!r}): {wanted} simulates a vLLM, without this")
         request = ServerRequest(model=declared.model, arguments=declared.vllm_args.values)
-        return Placement(SimulatorEngine(request, _profile(wanted)))
+        return Placement(_fleet(SimulatorEngine(request, _profile(wanted)), declared, options))
     gpu_class = None if wanted is None else find_class(wanted, classes)
     engine = _engine(declared, options) if needs_server else None
-    if engine is not None and declared.fleet > 1:
-        from pytest_gpucap.fleet.fleet_engine import FleetEngine
-        from pytest_gpucap.routing import Routing
-
-        engine = FleetEngine(engine, declared.fleet, options.router or Routing())
+    engine = None if engine is None else _fleet(engine, declared, options)
     return Placement(engine, gpu_class, declared.fleet * declared.gpus_per_replica)
 
 
@@ -144,6 +140,23 @@ def _profile(name: str) -> Profile:
     from pytest_gpucap.simulator import profile
 
     return profile.load(name.removeprefix(SIMULATED))
+
+
+def _fleet(engine: Engine, declared: Declaration, options: Options) -> Engine:
+    """The engine of all replicas that the test declares; for one replica the engine itself.
+
+    Raises:
+        ValueError: one line, if the router cannot be had.
+    """
+    if declared.fleet == 1:
+        return engine
+    from pytest_gpucap.fleet.fleet_engine import FleetEngine
+    from pytest_gpucap.routing import RouterKind, Routing
+
+    routing = options.router or Routing()
+    if not engine.leases_devices and routing.kind is not RouterKind.CLIENT:
+        raise ValueError(f"--gpucap-router={routing}: a simulated fleet has no router: give client or client:POLICY")
+    return FleetEngine(engine, declared.fleet, routing)
 
 
 def _engine(declared: Declaration, options: Options) -> Engine:

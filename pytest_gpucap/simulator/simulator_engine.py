@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pytest_gpucap.engines.protocol import Engine, EnginePair, LoadRequest, Server, ServerRequest
 from pytest_gpucap.requirement import positive
+from pytest_gpucap.routing import Routing
 from pytest_gpucap.simulator.profile import Profile, load
 from pytest_gpucap.vllm_arguments import VllmArguments
 
@@ -75,6 +76,20 @@ class SimulatorEngine(Engine):
         from pytest_gpucap.simulator.runner import SimRunner
 
         return SimRunner(self.profile.engine, seed=load.seed)
+
+    def with_request(self, request: ServerRequest) -> SimulatorEngine:
+        """See `Engine.with_request`: what a replica of a fleet is asked for changes nothing here."""
+        del request
+        return self
+
+    def fleet_runner(
+        self, servers: Sequence[Server], load: LoadRequest, routing: Routing, router_url: str | None
+    ) -> LoadRunner:
+        """In virtual time. A router's policies that the load generator has too are simulated; it has no others."""
+        del router_url
+        from pytest_gpucap.simulator.fleet import FleetSimRunner
+
+        return FleetSimRunner([self.profile.engine] * len(servers), routing.policy, seed=load.seed)
 
     def with_base(self, base_args: str, base_python: str | None) -> SimulatorPair:  # noqa: ARG002 - it is our own
         """A base with arguments of ``python -m pytest_gpucap.simulator``, and those of vLLM's that it models."""
