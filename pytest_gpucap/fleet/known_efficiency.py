@@ -14,6 +14,8 @@ from pytest_gpucap.user_files import shown_path
 def known_efficiency(path: Path, replicas: int, model: str | None) -> Fraction:
     """The efficiency in a result file: of the model's fleet whose size is nearest to `replicas`, the larger of two.
 
+    At most 1: what is above is the error of the measurement.
+
     Args:
         path: a result file with a fleet in it.
         replicas: that the budget holds.
@@ -33,7 +35,7 @@ def known_efficiency(path: Path, replicas: int, model: str | None) -> Fraction:
             f"{shown_path(path)} has no measured efficiency of a fleet{of}: gpucap(replicas=...) measures it"
         )
     _, value = min(found, key=lambda each: (abs(each[0] - replicas), -each[0]))
-    return Fraction(decimal_text(value))
+    return min(Fraction(decimal_text(value)), Fraction(1))
 
 
 def _fits(result: Result, model: str | None) -> bool:

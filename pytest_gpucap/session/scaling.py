@@ -77,8 +77,11 @@ def with_efficiency(context: Context, measurement: Measurement, harness: Harness
     if alone.problems or rate is None or alone.at_least_rps is not None:
         reason = "; ".join(problem.text for problem in alone.problems) or alone.reason or "it gave only a bound"
         fleet = structs.replace(fleet, note=f"one replica alone was not measured: {reason}")
+    elif (found := scaling_efficiency(each, rate)).low > 1:
+        note = "replicas cannot sustain more together than alone, so one of the two rates is wrong"
+        fleet = structs.replace(fleet, alone=rate, note=note)
     else:
-        fleet = structs.replace(fleet, alone=rate, efficiency=scaling_efficiency(each, rate))
+        fleet = structs.replace(fleet, alone=rate, efficiency=found)
     return replace(context, fleet=fleet), replace(measurement, spent_s=spent_s)
 
 

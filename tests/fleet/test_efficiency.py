@@ -113,6 +113,7 @@ def test_the_efficiency_of_the_nearest_fleet_is_taken(tmp_path: Path) -> None:
     assert known_efficiency(path, 3, "org/model") == Fraction("0.86"), "of two, the larger one"
     assert known_efficiency(path, 100, "org/model") == Fraction("0.7")
     assert known_efficiency(path, 4, "other") == Fraction("0.5")
+    assert known_efficiency(written(tmp_path, fleet(2, 1.02)), 2, "org/model") == 1
 
 
 def test_a_file_without_an_efficiency_is_one_line(tmp_path: Path) -> None:

@@ -220,3 +220,42 @@ def test_without_an_efficiency_the_report_says_what_is_assumed(fleet: pytest.Pyt
     suite(fleet, qps=4, replicas=1)
     fleet.runpytest_subprocess("-pno:cacheprovider").assert_outcomes(passed=1)
     assert dict(result_rows(the_result(fleet)))["efficiency"].startswith("2 replicas are taken to add up; ")
+
+
+SIMULATED = """
+import pytest
+
+pytestmark = pytest.mark.gpucap(gpus=2, replicas="budget", input_tokens=256, output_tokens=512, e2e_p95="4s")
+
+def test_measured(gpucap):
+    gpucap.measure()
+
+@pytest.mark.gpucap(qps=10)
+def test_far_above(gpucap):
+    gpucap.check()
+"""
+
+
+@pytest.mark.slow
+def test_a_simulated_fleet_needs_no_server(pytester: pytest.Pytester) -> None:
+    """The profile sustains 30.3 requests a second alone, and simulated replicas share nothing."""
+    pytester.makepyfile(test_it=SIMULATED)
+    ran = pytester.runpytest("--gpu-class=sim:fast", "--gpucap-router=client:least_outstanding", "-pno:cacheprovider")
+    ran.assert_outcomes(passed=2)
+    measured, far = result_file.read(pytester.path / ".gpucap" / "result.json").results
+    assert measured.fleet is not None
+    assert measured.fleet.efficiency is not None, measured.fleet.note
+    assert 0.93 < measured.fleet.efficiency.value < 1.07
+    assert measured.sustainable_rate is not None
+    assert 28 < measured.sustainable_rate.value < 33
+    assert far.outcome == "PASS"
+    assert far.fleet is not None
+    assert far.fleet.efficiency is None
+    assert "is a bound" in far.fleet.note
+
+
+def test_a_simulated_fleet_has_no_router(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_it=SIMULATED)
+    ran = pytester.runpytest("--gpu-class=sim:fast", "--gpucap-router=nginx", "-pno:cacheprovider")
+    assert ran.ret == pytest.ExitCode.USAGE_ERROR
+    ran.stderr.fnmatch_lines(["*--gpucap-router=nginx:round_robin: a simulated fleet has no router*"])
