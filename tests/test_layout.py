@@ -51,6 +51,8 @@ ROOMS: dict[str, set[str]] = {
     "planning": {"requirement", "sizing", "vllm_arguments", "results", "gpu", "roofline"},
     "report": {"requirement", "sizing", "results", "planning"},
     "history": {"requirement", "vllm_arguments", "results", "decisions", "report"},
+    # Several replicas.
+    "fleet": {"requirement", "access", "engines", "gpu", "telemetry", "load", "results"},
     # The wiring: one pytest session, and the commands.
     "session": {
         *(

@@ -1,0 +1,1 @@
+"""Fleets: several replicas of one server, on this machine or on others."""
