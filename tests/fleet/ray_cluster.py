@@ -16,8 +16,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import psutil
@@ -83,9 +84,15 @@ class TestCluster:
         for _ in range(nodes - 1):
             self.add()
 
-    def add(self) -> RayNode:
-        """One more node. It has joined when this returns."""
-        node = self._node(self._named + 1)
+    def add(self, gpus: int = 1, kind: str = "A10G", env: Mapping[str, str] | None = None) -> RayNode:
+        """One more node. It has joined when this returns.
+
+        Args:
+            gpus: that Ray is told of.
+            kind: the label that an administrator gives them; empty: what Ray finds.
+            env: variables of the node.
+        """
+        node = self._node(self._named + 1, gpus, kind, env or {})
         self.nodes.append(node)
         return node
 
@@ -107,11 +114,13 @@ class TestCluster:
         self._closing.callback(_ran, "ip", "link", "del", name)
         return _ran("ip", "addr", "add", f"{self._net}.1/24", "dev", name) and _ran("ip", "link", "set", name, "up")
 
-    def _node(self, number: int) -> RayNode:
+    def _node(
+        self, number: int, gpus: int = 1, kind: str = "A10G", env: Mapping[str, str] = MappingProxyType({})
+    ) -> RayNode:
         self._named = number
         address = f"{self._net}.{number}"
-        words = [str(RAY), "start", "--block", f"--node-ip-address={address}", "--num-cpus=2", "--num-gpus=1"]
-        words += [f"--resources={json.dumps({'accelerator_type:A10G': 1})}"]
+        words = [str(RAY), "start", "--block", f"--node-ip-address={address}", "--num-cpus=2", f"--num-gpus={gpus}"]
+        words += [f"--resources={json.dumps({f'accelerator_type:{kind}': 1})}"] if kind else []
         words += [f"--object-store-memory={OBJECT_STORE_BYTES}", "--disable-usage-stats"]
         if number == 1:
             words += ["--head", f"--port={self._port}", f"--temp-dir={self._folder}", "--include-dashboard=false"]
@@ -121,7 +130,7 @@ class TestCluster:
         log = self._folder / f"node-{number}.log"
         with log.open("wb") as out:
             process = subprocess.Popen(
-                words, env=self.env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+                words, env={**self.env, **env}, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
             )
         node = RayNode(address, process, log)
         until(lambda: "Ray runtime started" in log.read_text() or process.poll() is not None)

