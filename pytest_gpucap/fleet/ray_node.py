@@ -174,6 +174,7 @@ class ReplicaOnNode:
                     raise _Abandoned  # noqa: TRY301 - one way out for every reason
                 devices, told = self._take(gpus, gpu_class, spans_nodes=spans_nodes)
                 began = time.monotonic()
+                _forget_ray_settings()  # Ray 2.40 sets them again at every call
                 engine = kind(replace(request, log_dir=self._folder, python=_python(request.python)))
                 with held_until_gone(() if self._lease is None else self._lease.descriptors):
                     self._server = engine.start(devices, self._hear)

@@ -149,7 +149,10 @@ class TestCluster:
         for command in (f"addr add {address}/24 dev eth0", "link set eth0 up", "link set lo up"):
             assert _ran("ip", "-n", name, *command.split())
         assert _ran("ip", "-n", name, "route", "add", "default", "via", f"{self._net}.1")
-        return ["ip", "netns", "exec", name]
+        # Nodes share no files of Ray either. The command has a mount namespace of its own.
+        own = self._folder / f"node-{number}"
+        own.mkdir()
+        return ["ip", "netns", "exec", name, "sh", "-c", f'mount --bind {own} {self._folder} && exec "$@"', "sh"]
 
 
 def _ran(*command: str) -> bool:
