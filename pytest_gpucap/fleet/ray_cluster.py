@@ -14,7 +14,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -27,6 +29,7 @@ from pytest_gpucap.fleet.ray_placement import Need, Node, RayPlacementError, che
 from pytest_gpucap.fleet.ray_server import LogStream, RayServer, Remote, end_replica, own_signals
 from pytest_gpucap.foreign_text import on_one_line
 from pytest_gpucap.gpu.classes import GpuClass
+from pytest_gpucap.gpu.occupancy import IdleMemory
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
@@ -128,7 +131,11 @@ class RayCluster:
         return cls()
 
     def close(self) -> None:
-        """End every server that is left, give everything back, and leave the cluster. Safe to call twice."""
+        """End every server that is left, give everything back, and leave the cluster. Safe to call twice.
+
+        Raises:
+            ServerStopError: if a process outlived SIGKILL, or GPU memory did not come back.
+        """
         if self._closed:
             return
         self._closed = True
@@ -136,8 +143,7 @@ class RayCluster:
             closing.callback(ray_module().shutdown)
             for reservation in self._reservations:
                 closing.callback(reservation.release)
-            for server in self._servers:
-                closing.callback(server.close)
+            closing.callback(all_at_once, [server.close for server in self._servers])
 
     def __enter__(self) -> Self:
         return self
@@ -173,6 +179,7 @@ class RayCluster:
         gpu_class: GpuClass | None,
         on_wait: Callable[[str], None],
         env: Mapping[str, str] | None = None,
+        idle: IdleMemory | None = None,
         place_s: float = PLACE_S,
     ) -> list[Server]:
         """Place so many replicas and start their servers, all with one name and one key.
@@ -182,7 +189,9 @@ class RayCluster:
             count: of replicas.
             gpu_class: that each node must have; None: any GPU. On class ``cpu``, replicas take no GPU.
             on_wait: called about once a second with what is waited for. What it raises ends the start.
-            env: variables for the servers, laid over their nodes' own. They do not appear in Ray's state.
+            env: variables for the servers, laid over their nodes' own. They are no part of Ray's runtime environment,
+                so its dashboard does not show them.
+            idle: memory that a GPU may have in use and still count as free; see `lease`.
             place_s: longest wait for the placement, in seconds.
 
         Returns:
@@ -204,7 +213,7 @@ class RayCluster:
                 replicas.append(_placed(engine, reserved.group, index, need, env or {}))  # noqa: PERF401
             self._wait_for_workers(replicas, on_wait)
             for replica in replicas:
-                _begin(replica, engine, identity, need)
+                _begin(replica, engine, identity, need, idle)
             _wait_for_servers(replicas, engine, on_wait)
         except BaseException:
             _give_up(replicas)
@@ -324,7 +333,7 @@ def _placed(engine: Engine, group: PlacementGroup, index: int, need: Need, env: 
     return _Replica(remote, LogStream(path, remote.read_log))
 
 
-def _begin(replica: _Replica, engine: Engine, identity: ServingIdentity, need: Need) -> None:
+def _begin(replica: _Replica, engine: Engine, identity: ServingIdentity, need: Need, idle: IdleMemory | None) -> None:
     """Start a replica's server. An engine's class that is no part of this package is sent to the node as a value."""
     ray = connected()
     assert replica.where is not None  # noqa: S101 - its worker has answered
@@ -341,7 +350,7 @@ def _begin(replica: _Replica, engine: Engine, identity: ServingIdentity, need: N
         ray.cloudpickle.register_pickle_by_value(module)
     try:
         replica.start = replica.remote.actor.start.remote(
-            kind, request, need.gpus, need.gpu_class, spans_nodes=need.spans_nodes
+            kind, request, need.gpus, need.gpu_class, spans_nodes=need.spans_nodes, idle=idle
         )
     finally:
         if by_value:
@@ -398,15 +407,19 @@ def _served(replica: _Replica, identity: ServingIdentity, reserved: _Reservation
 
 
 def _give_up(replicas: Sequence[_Replica]) -> None:
-    """End every replica, whatever state it is in, all at once."""
+    """End every replica, whatever state it is in."""
 
     def end(replica: _Replica) -> None:
-        with contextlib.suppress(Exception):  # the reason of the failed start is what must be told
-            node_id = "" if replica.where is None else replica.where.node_id
-            end_replica(replica.remote, node_id, replica.node, replica.log)
+        node_id = "" if replica.where is None else replica.where.node_id
+        end_replica(replica.remote, node_id, replica.node, replica.log)
 
-    threads = [threading.Thread(target=end, args=(replica,), daemon=True) for replica in replicas]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with contextlib.suppress(Exception):  # the reason of the failed start is what must be told
+        all_at_once([partial(end, replica) for replica in replicas])
+
+
+def all_at_once(calls: Sequence[Callable[[], None]]) -> None:
+    """Make every call in a thread of its own. When all have ended, the first error of one is raised."""
+    with ThreadPoolExecutor(max_workers=max(1, len(calls))) as pool:
+        made = [pool.submit(call) for call in calls]
+    for each in made:
+        each.result()

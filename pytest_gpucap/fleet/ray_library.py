@@ -49,4 +49,5 @@ def reason(error: BaseException) -> str:
     told = on_one_line(str(error)) or type(error).__name__
     found = re.search(r"The actor (?:is dead|died) because (.+)", told)
     told = found[1] if found is not None else told
+    told = told.partition(" Some common causes include")[0]
     return told if len(told) <= _LONGEST else f"{told[:_LONGEST]}..."

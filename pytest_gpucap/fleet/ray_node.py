@@ -32,7 +32,7 @@ from pytest_gpucap.fleet.ray_library import ray_module
 from pytest_gpucap.gpu.classes import GpuClass
 from pytest_gpucap.gpu.inventory import WrongGpuClass, devices_of_class, take_inventory
 from pytest_gpucap.gpu.lease import Lease, lease
-from pytest_gpucap.gpu.occupancy import wait_memory_returned
+from pytest_gpucap.gpu.occupancy import IdleMemory, wait_memory_returned
 from pytest_gpucap.masking import masked
 from pytest_gpucap.results.problems import Problem
 from pytest_gpucap.results.telemetry import TelemetrySummary
@@ -158,6 +158,7 @@ class ReplicaOnNode:
         gpu_class: GpuClass | None,
         *,
         spans_nodes: bool,
+        idle: IdleMemory | None = None,
     ) -> Started | Failed:
         """Start the server and wait until it answers.
 
@@ -167,12 +168,13 @@ class ReplicaOnNode:
             gpus: that the replica has of Ray.
             gpu_class: that they must be of; None: any.
             spans_nodes: vLLM's own executor takes the GPUs.
+            idle: memory that a GPU may have in use and still count as free.
         """
         with self._busy:
             try:
                 if self._abandoned.is_set():
                     raise _Abandoned  # noqa: TRY301 - one way out for every reason
-                devices, told = self._take(gpus, gpu_class, spans_nodes=spans_nodes)
+                devices, told = self._take(gpus, gpu_class, idle, spans_nodes=spans_nodes)
                 began = time.monotonic()
                 _forget_ray_settings()  # Ray 2.40 sets them again at every call
                 engine = kind(replace(request, log_dir=self._folder, python=_python(request.python)))
@@ -287,7 +289,7 @@ class ReplicaOnNode:
             raise _Abandoned
 
     def _take(
-        self, gpus: int, gpu_class: GpuClass | None, *, spans_nodes: bool
+        self, gpus: int, gpu_class: GpuClass | None, idle: IdleMemory | None, *, spans_nodes: bool
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Entries of ``CUDA_VISIBLE_DEVICES`` for the server, and what they are.
 
@@ -300,6 +302,8 @@ class ReplicaOnNode:
         order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         given = os.environ.get("CUDA_VISIBLE_DEVICES")
         entries = tuple(filter(None, (given or "").split(",")))
+        if spans_nodes:  # vLLM becomes a driver of the same cluster
+            os.environ["RAY_ADDRESS"] = ray_module().get_runtime_context().gcs_address
         found = take_inventory(order if spans_nodes or given is None else {**order, "CUDA_VISIBLE_DEVICES": given})
         if not found.devices and not found.hidden:  # no NVML here, so Ray's word is all there is
             return entries, tuple(f"GPU {entry}, as Ray says" for entry in entries)
@@ -309,7 +313,7 @@ class ReplicaOnNode:
         devices = found.devices if gpu_class is None else devices_of_class(found, gpu_class)
         if len(devices) < gpus:
             raise WrongGpuClass(f"Ray gave {gpus} GPUs, and {len(devices)} of them are of the class")
-        self._lease = lease(devices, gpus, wait_s=LEASE_WAIT_S, on_wait=self._hear)
+        self._lease = lease(devices, gpus, wait_s=LEASE_WAIT_S, idle=idle, on_wait=self._hear)
         return self._lease.cuda_devices, tuple(found.describe(self._lease.devices))
 
     def _give_back(self) -> None:

@@ -205,9 +205,12 @@ def test_a_replica_bigger_than_every_node_is_refused_at_once(driver: RayCluster,
         driver.start(engine, 1, gpu_class=A10G, on_wait=print)
 
 
-def test_a_replica_over_several_nodes_leaves_its_gpus_to_vllm(driver: RayCluster, start: Start) -> None:
+def test_a_replica_over_several_nodes_leaves_its_gpus_to_vllm(
+    ray_cluster: TestCluster, driver: RayCluster, start: Start, family: Family
+) -> None:
     (server,) = start(1, tensor_parallel_size=2, distributed_executor_backend="ray")
     assert driver.has() == "3 nodes; GPUs: 3x A10G, 3 free; CPUs: 6, 5 free"
+    assert {each.environ().get("RAY_ADDRESS") for each in family.alive()} == {ray_cluster.address}
     server.close()
 
 
