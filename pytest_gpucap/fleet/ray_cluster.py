@@ -13,7 +13,7 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -87,6 +87,7 @@ class RayCluster:
     """A Ray cluster of which this process is a driver. Made by `connect`."""
 
     def __init__(self) -> None:
+        self._quiet = contextlib.ExitStack()
         self._servers: list[RayServer] = []
         self._reservations: list[_Reservation] = []
         self._closed = False
@@ -128,7 +129,9 @@ class RayCluster:
             with contextlib.suppress(Exception):
                 ray.shutdown()
             raise RayUnavailable(_why_not(address, error)) from None
-        return cls()
+        made = cls()
+        made._quiet.enter_context(_quiet(ray))
+        return made
 
     def close(self) -> None:
         """End every server that is left, give everything back, and leave the cluster. Safe to call twice.
@@ -140,6 +143,7 @@ class RayCluster:
             return
         self._closed = True
         with contextlib.ExitStack() as closing:
+            closing.callback(self._quiet.close)
             closing.callback(ray_module().shutdown)
             for reservation in self._reservations:
                 closing.callback(reservation.release)
@@ -266,6 +270,25 @@ class RayCluster:
                     on_wait("waiting for Ray's worker processes")
                 except ray.exceptions.RayError as error:
                     raise ServerStartError(_why_no_worker(error)) from None
+
+
+@contextlib.contextmanager
+def _quiet(ray: Any) -> Iterator[None]:
+    """Keep Ray from printing what becomes of workers and nodes, with the ends of their logs, to standard output.
+
+    That may be the terminal in the middle of a report. `RayServer.ended` tells it in one line. Ray has no option for
+    this.
+    """
+    where, name = ray._private.worker, "print_to_stdstream"  # noqa: SLF001 - see above
+    kept = getattr(where, name, None)
+    if kept is None:
+        yield
+        return
+    setattr(where, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        setattr(where, name, kept)
 
 
 def _check_answers(address: str) -> None:

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,23 @@ def test_three_nodes_have_one_replica_each_and_share_one_key(
     until(lambda: all_free(driver))
 
 
+class OwnEngine(VllmEngine):
+    """An engine of a test suite, whose module no node has."""
+
+    name = "own"
+
+    def start(self, devices: Sequence[str], on_wait: Callable[[str], None]) -> Server:
+        os.environ["OWN_ENGINE_ON"] = ",".join(devices)
+        return super().start(devices, on_wait)
+
+
+def test_the_engine_of_a_test_suite_goes_along(driver: RayCluster, tmp_path: Path, family: Family) -> None:
+    engine = OwnEngine(engine_of("plugin/fast_vllm.py", tmp_path).request)
+    (server,) = driver.start(engine, 1, gpu_class=A10G, on_wait=print, env=family.env)
+    assert {each.environ().get("OWN_ENGINE_ON") for each in family.alive()} == {"0"}
+    server.close()
+
+
 def test_on_class_cpu_replicas_take_no_gpu(driver: RayCluster, start: Start) -> None:
     servers = start(gpu_class=CPU)
     assert driver.has() == "3 nodes; GPUs: 3x A10G, 3 free; CPUs: 6, 3 free"
@@ -232,7 +249,9 @@ def watched(process: psutil.Process) -> bool:
     return parent is not None and any(word.endswith("watchdog.py") for word in parent.cmdline())
 
 
-def test_a_killed_worker_takes_its_server_along(driver: RayCluster, start: Start, family: Family) -> None:
+def test_a_killed_worker_takes_its_server_along(
+    driver: RayCluster, start: Start, family: Family, capfd: pytest.CaptureFixture[str]
+) -> None:
     first, second = start(2, "engines/stand_in.py")
     worker_of(first).kill()
     why = until(first.ended)
@@ -243,6 +262,7 @@ def test_a_killed_worker_takes_its_server_along(driver: RayCluster, start: Start
     second.close()
     assert family.alive() == []
     until(lambda: all_free(driver))
+    assert capfd.readouterr() == ("", "")  # Ray would print the end of a log
 
 
 def test_what_a_killed_watchdog_left_goes_with_the_replica(start: Start, family: Family) -> None:
