@@ -211,12 +211,9 @@ class RayServer(HttpServer):
     def ended(self, patience_s: float = 0.0) -> str:
         """See `HttpServer.ended`: the server, its replica or its node is gone."""
         until_s = time.monotonic() + patience_s
-        while not self._ended:
-            self._ended = self._why_ended()
-            if self._ended or time.monotonic() >= until_s:
-                break
+        while not (why := self._ended or self._why_ended()) and time.monotonic() < until_s:
             time.sleep(min(_PAUSE_S, patience_s))
-        return self._ended
+        return why
 
     def _why_ended(self) -> str:
         from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError
@@ -224,9 +221,10 @@ class RayServer(HttpServer):
         try:
             why: str = self.ask("ended", timeout_s=GLANCE_S)
         except (GetTimeoutError, ActorUnavailableError):
-            return self._why_silent()
+            return self._why_silent()  # not kept: a network may come back
         except RayActorError as error:
-            return self._node_gone() or f"the replica on {self.node} ended: {reason(error)}"
+            self._ended = self._node_gone() or f"the replica on {self.node} ended: {reason(error)}"
+            return self._ended
         except RayError as error:
             return self._node_gone() or f"the replica on {self.node} cannot be asked: {reason(error)}"
         own = f"the {self.software} server"
