@@ -242,6 +242,22 @@ class Options:
         default=None,
         otherwise="client:round_robin",
     )
+    launcher = Option(
+        "--gpucap-launcher",
+        values.text,
+        "where servers start: on this machine, or on the nodes of a Ray cluster (pytest-gpucap[ray])",
+        default="local",
+        otherwise="local",
+        choices=("local", "ray"),
+    )
+    ray_address = Option(
+        "--gpucap-ray-address",
+        values.text,
+        "the Ray cluster: auto, for the one that this machine is a node of, or HOST:PORT of its head",
+        "ADDRESS",
+        default="auto",
+        otherwise="auto",
+    )
     efficiency = Option(
         "--gpucap-efficiency",
         values.efficiency,
@@ -496,6 +512,8 @@ def _check_url(given: dict[str, Any]) -> None:
     """
     if str(given.get("gpu_class")).startswith("sim:"):
         raise pytest.UsageError("--gpucap-url and --gpu-class=sim:PROFILE exclude each other: give one of the two")
+    if given.get("launcher") == "ray":
+        raise pytest.UsageError("--gpucap-url and --gpucap-launcher=ray exclude each other: give one of the two")
     if given.get("repeat", 1) > 1:
         raise pytest.UsageError(
             f"--gpucap-repeat={given['repeat']}: a server behind --gpucap-url cannot be started afresh: give "

@@ -6,12 +6,14 @@ import threading
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from pytest_gpucap.engines.errors import ServerStartError
 from pytest_gpucap.engines.protocol import Engine, EnginePair, LoadRequest, Server, ServingIdentity
 from pytest_gpucap.fleet.router import missing_router, start_router
+from pytest_gpucap.gpu.classes import GpuClass
+from pytest_gpucap.gpu.occupancy import IdleMemory
 from pytest_gpucap.masking import Secret
 from pytest_gpucap.routing import RouterKind, Routing
 
@@ -24,6 +26,23 @@ DYING_S: Final = 10.0
 """A replica whose requests fail has ended, or is seen to end, within this time."""
 
 
+@dataclass(frozen=True, slots=True)
+class OnRay:
+    """Where replicas are placed on a Ray cluster.
+
+    Attributes:
+        address: ``auto``, or ``HOST:PORT`` of the cluster's head.
+        gpu_class: of every node; None: any GPU.
+        idle: memory that a GPU may have in use and still count as free.
+        host_check: what a disturbed host of a node does to a measurement.
+    """
+
+    address: str
+    gpu_class: GpuClass | None = None
+    idle: IdleMemory | None = None
+    host_check: str = "warn"
+
+
 class FleetEngine(Engine):
     """Several replicas of what one engine starts, measured as one server.
 
@@ -31,6 +50,7 @@ class FleetEngine(Engine):
         one: the engine of each replica.
         replicas: how many.
         routing: how requests reach them.
+        ray: where to start them on a Ray cluster; None: on this machine.
 
     Raises:
         ValueError: one line, if the router cannot be started here.
@@ -38,10 +58,11 @@ class FleetEngine(Engine):
 
     name = "fleet"
 
-    def __init__(self, one: Engine, replicas: int, routing: Routing) -> None:
+    def __init__(self, one: Engine, replicas: int, routing: Routing, ray: OnRay | None = None) -> None:
         super().__init__(one.request)
-        self.one, self.replicas, self.routing = one, replicas, routing
-        self.title, self.leases_devices, self.restarts = one.title, one.leases_devices, one.restarts
+        self.one, self.replicas, self.routing, self._ray = one, replicas, routing, ray
+        self.title, self.restarts = one.title, one.restarts
+        self.leases_devices = one.leases_devices and ray is None  # nodes lease their own
         if why := missing_router(routing):
             raise ValueError(f"--gpucap-router={routing}: {why}")
 
@@ -58,7 +79,7 @@ class FleetEngine(Engine):
     @property
     def key(self) -> Hashable:
         """See `Engine.key`."""
-        return self.one.name, self.one.key, self.replicas, self.routing
+        return self.one.name, self.one.key, self.replicas, self.routing, self._ray and self._ray.address
 
     def start(self, devices: Sequence[str], on_wait: Callable[[str], None]) -> Server:
         """See `Engine.start`. The devices are dealt out in their order, so that neighbours on the bus stay together.
@@ -70,16 +91,33 @@ class FleetEngine(Engine):
 
         open_health = self.routing.kind is RouterKind.VLLM
         identity = ServingIdentity.new(str(self.request.model), open_health=open_health)
-        share = len(devices) // self.replicas
-        shares = [devices[place * share : (place + 1) * share] for place in range(self.replicas)]
-        replicas = _start_all(self._named(identity), shares, on_wait)
-        server = FleetServer(replicas, None, self.routing)
+        if self._ray is None:
+            share = len(devices) // self.replicas
+            shares = [devices[place * share : (place + 1) * share] for place in range(self.replicas)]
+            server = FleetServer(_start_all(self._named(identity), shares, on_wait), None, self.routing)
+        else:
+            server = self._start_on_ray(self._ray, identity, on_wait)
         try:
             self._route(server, on_wait)
         except BaseException:
             server.close()
             raise
         return server
+
+    def _start_on_ray(self, ray: OnRay, identity: ServingIdentity, on_wait: Callable[[str], None]) -> FleetServer:
+        """Start the replicas on nodes of a cluster, which is left when the fleet is closed."""
+        from pytest_gpucap.fleet.fleet_server import FleetServer
+        from pytest_gpucap.fleet.ray_cluster import RayCluster
+
+        cluster = RayCluster.connect(ray.address)
+        try:
+            replicas = cluster.start(
+                self.one, self.replicas, gpu_class=ray.gpu_class, on_wait=on_wait, idle=ray.idle, identity=identity
+            )
+            return FleetServer(replicas, None, self.routing, on_close=cluster.close, host_check=ray.host_check)
+        except BaseException:
+            cluster.close()
+            raise
 
     def go_on_without_lost(self, server: FleetServer, on_wait: Callable[[str], None]) -> bool:
         """Whether replicas were lost and others are left; then requests go only to those.

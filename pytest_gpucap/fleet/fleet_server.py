@@ -7,16 +7,20 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import astuple, replace
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pytest_gpucap.engines.protocol import Capabilities, Server, ServerLog
 from pytest_gpucap.engines.server import HttpServer
 from pytest_gpucap.fleet.router import Router
 from pytest_gpucap.routing import Routing
 from pytest_gpucap.telemetry.probes import read_metrics
-from pytest_gpucap.telemetry.sampler import SERVER_FIELDS
+from pytest_gpucap.telemetry.sampler import SERVER_FIELDS, Telemetry
 from pytest_gpucap.telemetry.time_series import TimeSeries
+
+if TYPE_CHECKING:
+    from pytest_gpucap.fleet.fleet_telemetry import FleetTelemetry
 
 _Found = TypeVar("_Found")
 
@@ -28,9 +32,19 @@ class FleetServer(HttpServer):
         replicas: all of them, with the same name, key and model.
         router: in front of them; None: the load generator spreads requests.
         routing: which router, with which policy.
+        on_close: called once all replicas have ended.
+        host_check: what a disturbed host of a node does to a measurement.
     """
 
-    def __init__(self, replicas: Sequence[Server], router: Router | None, routing: Routing) -> None:
+    def __init__(
+        self,
+        replicas: Sequence[Server],
+        router: Router | None,
+        routing: Routing,
+        *,
+        on_close: Callable[[], None] | None = None,
+        host_check: str = "warn",
+    ) -> None:
         first = replicas[0]
         super().__init__("", first.model, first.api_key)
         self.started = tuple(replicas)
@@ -40,6 +54,7 @@ class FleetServer(HttpServer):
         self.lost: list[str] = []
         """Why the others do not, a line each."""
         self.router, self.routing = router, routing
+        self._on_close, self._host_check = on_close, host_check
         self.software = getattr(first, "software", "")
         self._names = first.capabilities().metrics
         self.readings = tuple(TimeSeries(SERVER_FIELDS) for _ in replicas)
@@ -62,6 +77,12 @@ class FleetServer(HttpServer):
     def version(self) -> str | None:
         """See `Server.version`."""
         return self.started[0].version
+
+    @property
+    def nodes(self) -> list[str]:
+        """The node of each replica that was started; empty where they are processes of this machine."""
+        found = [str(getattr(each, "node", "")) for each in self.started]
+        return found if all(found) else []
 
     @property
     def urls(self) -> list[str]:
@@ -89,6 +110,9 @@ class FleetServer(HttpServer):
     def facts(self) -> Mapping[str, object]:
         """Those of one replica, and how many there are behind what."""
         told = dict(self.started[0].facts())
+        told.pop("node", None)
+        if self.nodes:
+            told["nodes"] = ", ".join(dict.fromkeys(self.nodes))
         return told | {"replicas": len(self.started), "router": str(self.routing)}
 
     def request(
@@ -169,11 +193,21 @@ class FleetServer(HttpServer):
     def close(self) -> None:
         """End the router, then all replicas at once."""
         super().close()
-        try:
+        with ExitStack() as closing:
+            if self._on_close is not None:
+                closing.callback(self._on_close)
+            closing.callback(_at_once, _close, self.started)
             if self.router is not None:
-                self.router.close()
-        finally:
-            _at_once(lambda each: each.close(), self.started)
+                closing.callback(self.router.close)
+
+    def node_telemetry(self) -> FleetTelemetry | None:
+        """What watches the replicas on their nodes; None where they are processes of this machine."""
+        from pytest_gpucap.fleet.fleet_telemetry import FleetTelemetry
+
+        parts = [each.telemetry(self._host_check) for each in self.started if hasattr(each, "telemetry")]
+        if len(parts) < len(self.started):
+            return None
+        return FleetTelemetry(parts, Telemetry((), tuple, lambda: self.request("/metrics"), names=self._names))
 
     def _all(self, ask: Callable[[Server], _Found]) -> list[_Found]:
         return _at_once(ask, self.replicas)
@@ -188,6 +222,10 @@ def _at_once(ask: Callable[[Server], _Found], servers: Sequence[Server]) -> list
     with ThreadPoolExecutor(max_workers=len(servers)) as threads:
         asked = [threads.submit(ask, each) for each in servers]
     return [each.result() for each in asked]
+
+
+def _close(server: Server) -> None:
+    server.close()
 
 
 _LINE: Final = re.compile(r"(?m)^([a-zA-Z_:][\w:]*)(\{?)")

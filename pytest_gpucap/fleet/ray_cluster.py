@@ -185,6 +185,7 @@ class RayCluster:
         env: Mapping[str, str] | None = None,
         idle: IdleMemory | None = None,
         place_s: float = PLACE_S,
+        identity: ServingIdentity | None = None,
     ) -> list[Server]:
         """Place so many replicas and start their servers, all with one name and one key.
 
@@ -197,6 +198,7 @@ class RayCluster:
                 so its dashboard does not show them.
             idle: memory that a GPU may have in use and still count as free; see `lease`.
             place_s: longest wait for the placement, in seconds.
+            identity: that all share; None: a new one.
 
         Returns:
             The servers, all ready: `RayServer`.
@@ -212,7 +214,7 @@ class RayCluster:
         self._reservations.append(reserved)
         replicas: list[_Replica] = []
         try:
-            identity = ServingIdentity.new(engine.request.model or engine.name)
+            identity = identity or ServingIdentity.new(engine.request.model or engine.name)
             for index in range(count):  # one by one: those that were placed are ended if one cannot be
                 replicas.append(_placed(engine, reserved.group, index, need, env or {}))  # noqa: PERF401
             self._wait_for_workers(replicas, on_wait)

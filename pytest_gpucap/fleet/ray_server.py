@@ -148,7 +148,7 @@ class RayServer(HttpServer):
     ) -> None:
         super().__init__(started.base_url, started.model, api_key)
         # Of the class elsewhere; here it is the server's own.
-        self.software = started.software  # type: ignore[misc]
+        self.software = started.software
         self.node = f"{where.name} ({where.address})"
         self.node_id = where.node_id
         self.startup_s, self.devices = started.startup_s, started.devices

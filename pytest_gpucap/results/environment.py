@@ -59,6 +59,7 @@ class Environment(msgspec.Struct, frozen=True, omit_defaults=True):
         log: path of the server's log.
         replicas: of a fleet, as started.
         router: what spread the requests over them, and its policy.
+        nodes: of a cluster, on which the replicas stood.
         url: of a server that was running already.
         max_num_seqs: requests that the server runs at once, at most.
         kv_tokens: tokens that fit the server's KV cache.
@@ -86,6 +87,7 @@ class Environment(msgspec.Struct, frozen=True, omit_defaults=True):
     log: str | None = None
     replicas: int | None = None
     router: str | None = None
+    nodes: str | None = None
     url: str | None = None
     max_num_seqs: int | None = None
     kv_tokens: int | None = None

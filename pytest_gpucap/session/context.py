@@ -9,6 +9,7 @@ from typing import Final
 
 from pytest_gpucap.engines.errors import ServerError
 from pytest_gpucap.errors import GpuCapError
+from pytest_gpucap.fleet.fleet_telemetry import FleetTelemetry
 from pytest_gpucap.gpu.lease import LeaseError
 from pytest_gpucap.markers import Declaration
 from pytest_gpucap.requirement import Requirement
@@ -45,7 +46,7 @@ def context_of(
         # A little more than the span: a counter's value at the ends needs the readings around them.
         readings = target.telemetry.series(start_s - _AROUND_S, end_s + _AROUND_S, points=_EVERY_READING)
         over_time = binned_series(readings, start_s, end_s)
-        if target.lease is not None:  # otherwise nothing but the host was watched
+        if target.lease is not None or isinstance(target.telemetry, FleetTelemetry):  # else only the host was watched
             bottleneck = _diagnosis(target, target.telemetry, samples, roofline)
     limit = _limit(samples, roofline, bottleneck)
     return Context(
@@ -102,13 +103,18 @@ def _limit(
 
 
 def _diagnosis(
-    target: SystemUnderTest, telemetry: Telemetry, samples: Sequence[Sample], roofline: Roofline | NoLimit
+    target: SystemUnderTest,
+    telemetry: Telemetry | FleetTelemetry,
+    samples: Sequence[Sample],
+    roofline: Roofline | NoLimit,
 ) -> Bottleneck:
     # The bottleneck shows where the load is highest.
     hardest = max(samples, key=lambda sample: sample.in_flight_mean)
     own = [problem.text for problem in hardest.problems if problem.source is ProblemSource.LOAD_GENERATOR]
     limits = None if isinstance(roofline, NoLimit) else roofline
     server = target.endpoint.capabilities()
+    watched = telemetry.summary(hardest.start_s, hardest.end_s)
+    elsewhere = isinstance(telemetry, FleetTelemetry)
     known = KnownLimits(
         parameters=None if limits is None else limits.model.active,
         weight_bytes=None if limits is None else limits.weights_read_bytes(1) / limits.hardware.gpus_per_engine,
@@ -116,12 +122,12 @@ def _diagnosis(
         in_flight=hardest.in_flight_mean,
         client_problems=own,
         gpu_class=target.gpu_class,
-        cores=os.cpu_count(),
+        cores=(watched.host.cores if watched.host is not None else None) if elsewhere else os.cpu_count(),
         loopback=server.loopback,
         arguments=server.arguments if server.started and _is_vllm(target) else None,
         version=target.endpoint.version,
     )
-    return find_bottleneck(telemetry.summary(hardest.start_s, hardest.end_s), known)
+    return find_bottleneck(watched, known)
 
 
 def _is_vllm(target: SystemUnderTest) -> bool:

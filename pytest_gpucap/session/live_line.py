@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -16,6 +16,9 @@ from pytest_gpucap.report.columns import cut, display_width, shortened, terminal
 from pytest_gpucap.report.formatting import limit_name, rate, seconds
 from pytest_gpucap.session.screen import columns
 from pytest_gpucap.telemetry.sampler import Telemetry
+
+if TYPE_CHECKING:
+    from pytest_gpucap.fleet.fleet_telemetry import FleetTelemetry
 
 _CLEAR: Final = "\r\x1b[K"
 _TAKEN_BACK: Final = f"{_CLEAR}\x1b[A\n"
@@ -194,7 +197,7 @@ def _to_stderr(worker: str) -> Callable[[str], None] | None:
     return write
 
 
-def glance(telemetry: Telemetry) -> str:
+def glance(telemetry: Telemetry | FleetTelemetry) -> str:
     """What the devices did in the last two seconds: ``GPU 97% 412 W``; empty without devices or readings."""
     now_s = telemetry.now()
     recent = [watched.series.window(now_s - _GLANCE_S, now_s) for watched in telemetry.devices]

@@ -16,9 +16,12 @@ from pytest_gpucap.markers import VLLM, Declaration, engine_type
 from pytest_gpucap.options import Options
 
 if TYPE_CHECKING:  # only tests on a simulator need it
+    from pytest_gpucap.fleet.fleet_engine import OnRay
     from pytest_gpucap.simulator.profile import Profile
 
 SIMULATED: Final = "sim:"
+SIMULATOR: Final = "simulator"
+RAY: Final = "ray"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ def place(declared: Declaration, options: Options, *, needs_server: bool) -> Pla
         return Placement(_fleet(SimulatorEngine(request, _profile(wanted)), declared, options))
     gpu_class = None if wanted is None else find_class(wanted, classes)
     engine = _engine(declared, options) if needs_server else None
-    engine = None if engine is None else _fleet(engine, declared, options)
+    engine = None if engine is None else _fleet(engine, declared, options, _on_ray(options, gpu_class))
     return Placement(engine, gpu_class, declared.fleet * declared.gpus_per_replica)
 
 
@@ -142,21 +145,30 @@ def _profile(name: str) -> Profile:
     return profile.load(name.removeprefix(SIMULATED))
 
 
-def _fleet(engine: Engine, declared: Declaration, options: Options) -> Engine:
-    """The engine of all replicas that the test declares; for one replica the engine itself.
+def _fleet(engine: Engine, declared: Declaration, options: Options, ray: OnRay | None = None) -> Engine:
+    """The engine of all replicas that the test declares; for one replica on this machine the engine itself.
 
     Raises:
-        ValueError: one line, if the router cannot be had.
+        ValueError: one line, if the router or Ray cannot be had.
     """
-    if declared.fleet == 1:
+    if declared.fleet == 1 and ray is None:
         return engine
     from pytest_gpucap.fleet.fleet_engine import FleetEngine
     from pytest_gpucap.routing import RouterKind, Routing
 
     routing = options.router or Routing()
-    if not engine.leases_devices and routing.kind is not RouterKind.CLIENT:
+    if engine.name == SIMULATOR and routing.kind is not RouterKind.CLIENT:
         raise ValueError(f"--gpucap-router={routing}: a simulated fleet has no router: give client or client:POLICY")
-    return FleetEngine(engine, declared.fleet, routing)
+    return FleetEngine(engine, declared.fleet, routing, ray)
+
+
+def _on_ray(options: Options, gpu_class: GpuClass | None) -> OnRay | None:
+    """Where on a cluster replicas are placed; None: on this machine."""
+    if options.launcher != RAY:
+        return None
+    from pytest_gpucap.fleet.fleet_engine import OnRay
+
+    return OnRay(options.ray_address, gpu_class, options.gpu_idle, options.host_check)
 
 
 def _engine(declared: Declaration, options: Options) -> Engine:

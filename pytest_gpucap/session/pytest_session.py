@@ -18,7 +18,7 @@ from pytest_gpucap.markers import Declaration, declare, place_of, same_declarati
 from pytest_gpucap.options import Options
 from pytest_gpucap.requirement import RequirementError, too_long
 from pytest_gpucap.session.boundary import fault, one_line
-from pytest_gpucap.session.placement import Placement, check_gpu_class, place
+from pytest_gpucap.session.placement import RAY, Placement, check_gpu_class, place
 
 if TYPE_CHECKING:
     from pytest_gpucap.engines.protocol import Engine, EnginePair, Server
@@ -112,9 +112,10 @@ class PytestSession:
         """Check that the machine has the GPU class that the command line names.
 
         Raises:
-            pytest.UsageError: if ``--gpu-class`` names a class that this machine does not have, and no URL is given.
+            pytest.UsageError: if ``--gpu-class`` names a class that this machine does not have, and servers start here.
         """
-        if self._options.gpu_class is not None and self._options.url is None:
+        elsewhere = self._options.url is not None or self._options.launcher == RAY
+        if self._options.gpu_class is not None and not elsewhere:
             check_gpu_class(self._options.gpu_class, self._options)
 
     def check_files(self) -> None:

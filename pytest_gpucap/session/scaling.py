@@ -29,7 +29,7 @@ def fleet_of(
 ) -> FleetResult | None:
     """What the replicas did where the load was highest; None for one server."""
     server = target.server
-    if not isinstance(server, FleetServer):
+    if not isinstance(server, FleetServer) or len(server.started) == 1:
         return None
     found = FleetResult(replicas=len(server.started), router=str(server.routing), lost=tuple(server.lost))
     if not samples:
@@ -86,7 +86,9 @@ def with_efficiency(context: Context, measurement: Measurement, harness: Harness
 
 
 def _places(target: SystemUnderTest, replicas: int) -> list[str]:
-    """The devices of each replica, as reports name them."""
+    """The devices of each replica, or its node, as reports name them."""
+    if isinstance(target.server, FleetServer) and (nodes := target.server.nodes):
+        return nodes
     devices = [] if target.lease is None else list(target.lease.devices)
     share = len(devices) // replicas
     if not share:

@@ -23,6 +23,7 @@ from pytest_gpucap.options import Options
 from pytest_gpucap.session.placement import Placement, own_classes
 
 if TYPE_CHECKING:  # a test file may import `SystemUnderTest` for its annotations
+    from pytest_gpucap.fleet.fleet_telemetry import FleetTelemetry
     from pytest_gpucap.load.protocol import LoadRunner
     from pytest_gpucap.results.problems import Problem
     from pytest_gpucap.session.live_line import LiveLine
@@ -42,7 +43,7 @@ class SystemUnderTest:
     inventory: Inventory | None = None
     lease: Lease | None = None
     server: Server | None = None
-    telemetry: Telemetry | None = None
+    telemetry: Telemetry | FleetTelemetry | None = None
     startup_s: float = 0.0
     runner: LoadRunner | None = None
     _closing: ExitStack = field(default_factory=ExitStack)
@@ -192,7 +193,12 @@ class ServerManager:
         return pytest.skip.Exception(f"{reason}{hint}")
 
     def _serve(self, target: SystemUnderTest, live: LiveLine) -> None:
+        from pytest_gpucap.fleet.fleet_server import FleetServer
+
         server = self._start(target, live)
+        if isinstance(server, FleetServer) and (nodes := server.node_telemetry()) is not None:
+            target.telemetry = target._closing.enter_context(nodes)  # noqa: SLF001 - one object in two classes' hands
+            return
         host = self._host_watch(server, here=target.lease is not None)
         if target.lease is None and host is None:
             return

@@ -64,7 +64,7 @@ class TestCluster:
         if not self.namespaces:
             self._net = "127.0.0"
         with socket.socket() as probe:
-            probe.bind((f"{self._net}.1", 0))
+            probe.bind(("", 0))  # the head listens on every address
             self._port = probe.getsockname()[1]
         self.address = f"{self._net}.1:{self._port}"
         self.env = {
