@@ -775,8 +775,8 @@ class RemoteRunner:
         return tuple(self._said.remarks)
 
     def _ask_what_is_said(self) -> None:
-        """Ask, unless nobody is there any more: then it stays what it was."""
-        if not self._closed and not self.ended:
+        """Ask; if nobody is there any more, it stays what it was."""
+        with contextlib.suppress(LoadError):
             self._send(Tell())
             self._said = self._await(Said)
 

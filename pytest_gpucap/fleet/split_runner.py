@@ -323,6 +323,8 @@ class SplitRunner:
         offsets_s = np.array([track.at(start_s).offset_s if track else 0.0 for track in self._live_tracks()])
         try:
             spans, stopped = self._carry(pieces, start_s, offsets_s, should_stop)
+            if not self._virtual:
+                self._read_offsets()
         except LoadError:
             self._keep_failed(offsets_s)
             raise
@@ -330,8 +332,6 @@ class SplitRunner:
         if not stopped and not self._virtual:
             end_s = max(end_s, start_s + phase.duration_s)
         self._last_end_s = end_s
-        if not self._virtual:
-            self._read_offsets()
         first_row = sum(each.order.size for each in self._carried)
         self._fetch()
         self._keep([slice(span.first_row, span.end_row) for span in spans], offsets_s)
@@ -696,6 +696,8 @@ class SplitRunner:
         if self._closed:
             return
         self._closed = True
+        # After an interrupt a phase may still run, and its threads wait for its end.
+        self._end_all(-math.inf, np.zeros(len(self.parts)))
         futures = [self._threads.submit(part.runner.close) for part in self.parts]
         wait(futures)
         self._threads.shutdown()

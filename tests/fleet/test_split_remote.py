@@ -210,6 +210,16 @@ def test_a_part_that_goes_in_the_middle_is_named(number: signal.Signals) -> None
         assert process.returncode == -signal.SIGKILL
 
 
+def test_an_interrupt_ends_the_phase_and_leaves_nothing() -> None:
+    def interrupt(_: Progress) -> bool:
+        raise KeyboardInterrupt
+
+    with TokenServer(gap_s=0.002) as server:
+        mine = TimedHttpRunner(server.url, "m", None, WORKLOAD, 1, workers=1, nonce=7)
+        with SplitRunner([remote(server.url), Part("here", mine)]) as split, pytest.raises(KeyboardInterrupt):
+            split.run(open_loop(WORKLOAD, 40.0, 100_000.0 / 40.0, seed=1, stream=0), interrupt)
+
+
 def test_a_stopped_worker_makes_the_phase_invalid_with_its_node() -> None:
     with TokenServer(gap_s=0.002) as server:
         slow = remote(server.url, "node7")
