@@ -220,6 +220,29 @@ def test_an_interrupt_ends_the_phase_and_leaves_nothing() -> None:
             split.run(open_loop(WORKLOAD, 40.0, 100_000.0 / 40.0, seed=1, stream=0), interrupt)
 
 
+class Tardy(TimedHttpRunner):
+    """A load generator that begins a second later than it was told."""
+
+    def start_at(self, start_s: float) -> None:
+        super().start_at(start_s + 1.0)
+
+
+def test_a_part_that_begins_late_is_named() -> None:
+    with TokenServer() as server:
+        parts = [
+            Part(node, kind(server.url, "m", None, WORKLOAD, 1, workers=1, nonce=7))
+            for node, kind in (("node3", TimedHttpRunner), ("node7", Tardy))
+        ]
+        with SplitRunner(parts) as split:
+            span = split.run(open_loop(WORKLOAD, 20.0, 0.5, seed=1, stream=0))
+            assert split.settle(FOREVER_S)
+            journal = split.journal()
+    found = [each for each in span.check.problems if "began" in each.text and "node7" in each.text]
+    assert [each.kind for each in found] == [ProblemKind.LATE]
+    assert span.end_s - span.start_s >= 1.499  # until the last part has ended
+    assert (journal.status == Status.OK).all()
+
+
 def test_a_stopped_worker_makes_the_phase_invalid_with_its_node() -> None:
     with TokenServer(gap_s=0.002) as server:
         slow = remote(server.url, "node7")
