@@ -24,6 +24,7 @@ from pytest_gpucap.fleet.remote_runner import (
     Host,
     ProcessRunner,
     RemoteRunner,
+    Setup,
     SocketStream,
     StreamError,
     array_of,
@@ -300,6 +301,8 @@ def test_keys_travel_in_the_stream_alone() -> None:
         assert runner.settle(FOREVER_S)
         assert (runner.journal().status == Status.OK).all()
         runner.close()
+    setup = Setup("http://x", "m", "kkk", WORKLOAD, 1, 7, 1, 9.0, False, False, (("X-Key", "vvv"),), None, 0.0)
+    assert repr(setup) == "Setup('http://x', 'm')"
 
 
 def test_any_stream_of_bytes_carries_it() -> None:
