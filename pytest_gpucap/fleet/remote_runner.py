@@ -14,6 +14,7 @@ One thread answers what is asked of the clock, and another tells that the proces
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import queue
@@ -128,6 +129,10 @@ class Setup(msgspec.Struct, tag=True, frozen=True):
     headers: tuple[tuple[str, str], ...]
     ca_pem: str | None
     clock_shift_s: float
+
+    def __repr__(self) -> str:
+        """Without keys, which a traceback with its locals would show."""
+        return f"Setup({self.base_url!r}, {self.model!r})"
 
 
 class Tick(msgspec.Struct, tag=True, frozen=True):
@@ -555,8 +560,8 @@ class Host:
 
     def _rows(self, journal: Journal, from_row: int) -> Rows:
         names = [*COLUMNS, *(["replica"] if getattr(journal, "replica", None) is not None else [])]
-        shifted = {name: getattr(journal, name)[from_row:] + (self._shift_s if name in TIMES else 0) for name in TIMES}
-        columns = {name: column(shifted.get(name, getattr(journal, name)[from_row:])) for name in names}
+        columns = {name: column(getattr(journal, name)[from_row:]) for name in names}
+        columns |= {name: column(getattr(journal, name)[from_row:] + self._shift_s) for name in TIMES}
         return Rows(from_row, columns, journal.bin_s, journal.bins_start_s + self._shift_s, column(journal.tokens))
 
 
@@ -638,6 +643,7 @@ class RemoteRunner:
         self.clock = self
         self.pid = 0
         self._channel = Channel(stream)
+        self._masked = functools.partial(access.masked, api_key=api_key)
         self._silence_s = SILENCE_S if silence_s is None else silence_s
         self._answers: _Answers = queue.SimpleQueue()
         self._tocks: _Answers = queue.SimpleQueue()
@@ -775,8 +781,8 @@ class RemoteRunner:
         return tuple(self._said.remarks)
 
     def _ask_what_is_said(self) -> None:
-        """Ask, unless nobody is there any more: then it stays what it was."""
-        if not self._closed and not self.ended:
+        """Ask; if nobody is there any more, it stays what it was."""
+        with contextlib.suppress(LoadError):
             self._send(Tell())
             self._said = self._await(Said)
 
@@ -897,7 +903,8 @@ class ProcessRunner(RemoteRunner):
         how = "it runs" if code is None else f"signal {-code}" if code < 0 else f"exit status {code}"
         size = os.fstat(self._log.fileno()).st_size
         text = os.pread(self._log.fileno(), MOST_SAID, max(0, size - MOST_SAID)).decode("utf-8", "replace").strip()
-        return f"its process: {how}; " + (f"the end of its log: {text}" if text else "its log is empty")
+        said = self._masked(text)
+        return f"its process: {how}; " + (f"the end of its log: {said}" if said else "its log is empty")
 
     def close(self) -> None:
         """See `RemoteRunner.close`; waits for the process, and kills it if it does not end."""

@@ -44,12 +44,14 @@ from pytest_gpucap.load.protocol import (
 from pytest_gpucap.load.runner import PROGRESS_S, HttpLoadRunner
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
 
-LEAD_S: Final = 0.02
+LEAD_S: Final = 0.03
 """From the order to begin until a phase starts, beside the time that orders take to arrive."""
+ROW_S: Final = 2e-7
+"""And this for each row of a part, which fills its table of requests in that time."""
 TRIPS: Final = 4
 """Round trips that an order may take to arrive: the first one of a connection at rest is slow."""
 LATE_START_S: Final = 0.010
-"""A part that begins its phase later than agreed by more than this is late, as one that sends so late."""
+"""A part that begins an open loop later than agreed by more than this is late, as one that sends so late."""
 CLOCKS_AT_ONCE: Final = 8
 """The servers wait while clocks are read. Exchanges beside each other take it in turns with this process, so that more
 at once would make the round trips longer."""
@@ -319,10 +321,14 @@ class SplitRunner:
                 ]
             )
             self._read_offsets()
-            start_s = max(self._last_end_s, self.clock.now() + LEAD_S + TRIPS * self._trip_s)
+            most_rows = max(piece.prompt_tokens.size for piece in pieces)
+            lead_s = LEAD_S + TRIPS * self._trip_s + ROW_S * most_rows
+            start_s = max(self._last_end_s, self.clock.now() + lead_s)
         offsets_s = np.array([track.at(start_s).offset_s if track else 0.0 for track in self._live_tracks()])
         try:
             spans, stopped = self._carry(pieces, start_s, offsets_s, should_stop)
+            if not self._virtual:
+                self._read_offsets()
         except LoadError:
             self._keep_failed(offsets_s)
             raise
@@ -330,8 +336,6 @@ class SplitRunner:
         if not stopped and not self._virtual:
             end_s = max(end_s, start_s + phase.duration_s)
         self._last_end_s = end_s
-        if not self._virtual:
-            self._read_offsets()
         first_row = sum(each.order.size for each in self._carried)
         self._fetch()
         self._keep([slice(span.first_row, span.end_row) for span in spans], offsets_s)
@@ -512,7 +516,7 @@ class SplitRunner:
             node = self.parts[number].node
             problems += [named(each, node) for each in checks[number].problems]
             late_s = float(spans[number].start_s - offsets_s[number] - start_s)
-            if not self._virtual and late_s > LATE_START_S:
+            if isinstance(phase, OpenLoop) and not self._virtual and late_s > LATE_START_S:
                 text = f"the load generator on {node} began {late_s * 1e3:.3g} ms later than the others"
                 problems.append(Problem(ProblemSource.LOAD_GENERATOR, ProblemKind.LATE, text))
         if lateness[worst_first[0]] > self._latest_s:
@@ -696,6 +700,8 @@ class SplitRunner:
         if self._closed:
             return
         self._closed = True
+        # After an interrupt a phase may still run, and its threads wait for its end.
+        self._end_all(-math.inf, np.zeros(len(self.parts)))
         futures = [self._threads.submit(part.runner.close) for part in self.parts]
         wait(futures)
         self._threads.shutdown()

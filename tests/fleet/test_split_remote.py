@@ -24,6 +24,7 @@ from pytest_gpucap.fleet.remote_runner import (
     Host,
     ProcessRunner,
     RemoteRunner,
+    Setup,
     SocketStream,
     StreamError,
     array_of,
@@ -210,6 +211,39 @@ def test_a_part_that_goes_in_the_middle_is_named(number: signal.Signals) -> None
         assert process.returncode == -signal.SIGKILL
 
 
+def test_an_interrupt_ends_the_phase_and_leaves_nothing() -> None:
+    def interrupt(_: Progress) -> bool:
+        raise KeyboardInterrupt
+
+    with TokenServer(gap_s=0.002) as server:
+        mine = TimedHttpRunner(server.url, "m", None, WORKLOAD, 1, workers=1, nonce=7)
+        with SplitRunner([remote(server.url), Part("here", mine)]) as split, pytest.raises(KeyboardInterrupt):
+            split.run(open_loop(WORKLOAD, 40.0, 100_000.0 / 40.0, seed=1, stream=0), interrupt)
+
+
+class Tardy(TimedHttpRunner):
+    """A load generator that begins a second later than it was told."""
+
+    def start_at(self, start_s: float) -> None:
+        super().start_at(start_s + 1.0)
+
+
+def test_a_part_that_begins_late_is_named() -> None:
+    with TokenServer() as server:
+        parts = [
+            Part(node, kind(server.url, "m", None, WORKLOAD, 1, workers=1, nonce=7))
+            for node, kind in (("node3", TimedHttpRunner), ("node7", Tardy))
+        ]
+        with SplitRunner(parts) as split:
+            span = split.run(open_loop(WORKLOAD, 20.0, 0.5, seed=1, stream=0))
+            assert split.settle(FOREVER_S)
+            journal = split.journal()
+    found = [each for each in span.check.problems if "began" in each.text and "node7" in each.text]
+    assert [each.kind for each in found] == [ProblemKind.LATE]
+    assert span.end_s - span.start_s >= 1.499  # until the last part has ended
+    assert (journal.status == Status.OK).all()
+
+
 def test_a_stopped_worker_makes_the_phase_invalid_with_its_node() -> None:
     with TokenServer(gap_s=0.002) as server:
         slow = remote(server.url, "node7")
@@ -267,6 +301,8 @@ def test_keys_travel_in_the_stream_alone() -> None:
         assert runner.settle(FOREVER_S)
         assert (runner.journal().status == Status.OK).all()
         runner.close()
+    setup = Setup("http://x", "m", "kkk", WORKLOAD, 1, 7, 1, 9.0, False, False, (("X-Key", "vvv"),), None, 0.0)
+    assert repr(setup) == "Setup('http://x', 'm')"
 
 
 def test_any_stream_of_bytes_carries_it() -> None:
