@@ -207,7 +207,8 @@ class FleetServer(HttpServer):
         parts = [each.telemetry(self._host_check) for each in self.started if hasattr(each, "telemetry")]
         if len(parts) < len(self.started):
             return None
-        return FleetTelemetry(parts, Telemetry((), tuple, lambda: self.request("/metrics"), names=self._names))
+        here = Telemetry((), tuple, lambda: self.request("/metrics"), names=self._names)
+        return FleetTelemetry(parts, here, lambda place: self.started[place] in self.replicas)
 
     def _all(self, ask: Callable[[Server], _Found]) -> list[_Found]:
         return _at_once(ask, self.replicas)

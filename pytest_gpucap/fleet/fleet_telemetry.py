@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -23,13 +23,14 @@ class FleetTelemetry:
     Args:
         nodes: what watches each replica on its node.
         here: reads the replicas' pages of metrics, from this machine.
+        serves: whether the replica of that place still serves. What was lost and is counted is no problem any more.
     """
 
     devices: Sequence[Any] = ()
     host: None = None
 
-    def __init__(self, nodes: Sequence[RayTelemetry], here: Telemetry) -> None:
-        self._nodes, self._here = tuple(nodes), here
+    def __init__(self, nodes: Sequence[RayTelemetry], here: Telemetry, serves: Callable[[int], bool]) -> None:
+        self._nodes, self._here, self._serves = tuple(nodes), here, serves
         self._open = ExitStack()
 
     @property
@@ -94,7 +95,8 @@ class FleetTelemetry:
 
     def problems(self, start_s: float, end_s: float) -> list[Problem]:
         """See `Telemetry.problems`; each says which node it is about."""
-        return [problem for each in self._nodes for problem in each.problems(start_s, end_s)]
+        serving = [each for place, each in enumerate(self._nodes) if self._serves(place)]
+        return [problem for each in serving for problem in each.problems(start_s, end_s)]
 
 
 def _taken(host: HostSummary) -> float:
