@@ -88,9 +88,10 @@ def test_every_recorded_result_file_is_read(path: Path, tmp_path: Path) -> None:
     assert result_file.read(tmp_path / "now.json") == found
     gone = {"label"} if before["schema_version"] == 1 else set()
     for old, new in zip(before["results"], after["results"], strict=True):
-        for part in ("workload", "slo", "telemetry"):
+        grown = ("requirement", "workload", "slo", "telemetry")
+        for part in grown:
             assert (old.get(part) or {}).items() <= (new[part] or {}).items()
-        same = old.keys() - {"samples", "points", "problems", "environment", "workload", "slo", "telemetry"}
+        same = old.keys() - {"samples", "points", "problems", "environment", *grown}
         assert {key: new[key] for key in same} == {key: old[key] for key in same}
         for part in ("samples", "points"):
             for one, other in zip(old.get(part, []), new[part], strict=True):
