@@ -194,6 +194,7 @@ class BottleneckKind(StrEnum):
     GPU_BANDWIDTH = "GPU memory bandwidth"
     GPU_COMPUTE = "GPU compute"
     NETWORK = "network"
+    ROUTER = "router"
     NONE = "none"
     """Nothing was at its limit."""
     UNKNOWN = "unknown"

@@ -24,7 +24,7 @@ from pytest_gpucap.roofline.plausibility import LEAST_WINDOW_S, share_of
 from pytest_gpucap.roofline.served import roofline_of
 from pytest_gpucap.session.boundary import first_line
 from pytest_gpucap.session.environment import environment_of, host_and_plugin
-from pytest_gpucap.session.scaling import fleet_of
+from pytest_gpucap.session.scaling import fleet_of, router_limit
 from pytest_gpucap.session.server_manager import SystemUnderTest
 from pytest_gpucap.telemetry.bottleneck import KnownLimits, find_bottleneck
 from pytest_gpucap.telemetry.over_time import binned_series
@@ -114,6 +114,8 @@ def _diagnosis(
     limits = None if isinstance(roofline, NoLimit) else roofline
     server = target.endpoint.capabilities()
     watched = telemetry.summary(hardest.start_s, hardest.end_s)
+    if (router := router_limit(target.endpoint, watched)) is not None:
+        return router
     elsewhere = isinstance(telemetry, FleetTelemetry)
     known = KnownLimits(
         parameters=None if limits is None else limits.model.active,

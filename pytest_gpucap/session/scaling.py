@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from msgspec import structs
 
+from pytest_gpucap.engines.protocol import Server
 from pytest_gpucap.fleet.efficiency import scaling_efficiency
 from pytest_gpucap.fleet.fleet_server import FleetServer
 from pytest_gpucap.fleet.shares import outside_share, shares_of, weakest
@@ -17,7 +19,8 @@ from pytest_gpucap.measure import procedure
 from pytest_gpucap.results.build import Context
 from pytest_gpucap.results.fleet import FleetResult
 from pytest_gpucap.results.measured import Measurement, Sample
-from pytest_gpucap.results.telemetry import TelemetrySummary
+from pytest_gpucap.results.telemetry import Bottleneck, BottleneckKind, TelemetrySummary
+from pytest_gpucap.routing import RouterKind
 
 if TYPE_CHECKING:
     from pytest_gpucap.session.harness import Harness
@@ -51,6 +54,32 @@ def fleet_of(
         weakest=number,
         weakest_why=why,
         outside_share=_outside(server, journal, hardest.start_s, hardest.end_s),
+    )
+
+
+ROUTER_LIMIT: Final = 0.9
+"""Of one core: a worker of a router that takes more has no room for a burst, as a load worker has none."""
+
+
+def router_limit(server: Server, watched: TelemetrySummary) -> Bottleneck | None:
+    """The router as the bottleneck, if one of its processes was out of processor time; None if none was.
+
+    A process with one thread that counts (nginx) is at its limit with a core. One with many (vLLM's router) is at its
+    limit where it takes nearly all cores that it may.
+    """
+    if not isinstance(server, FleetServer) or server.router is None:
+        return None
+    pids = server.router.pids()
+    found = [each for each in watched.processes if each.pid in pids]
+    many = server.routing.kind is RouterKind.VLLM
+    most = len(os.sched_getaffinity(0)) if many else 1
+    busiest = max(found, key=lambda each: each.cores, default=None)
+    if busiest is None or busiest.cores < ROUTER_LIMIT * most:
+        return None
+    return Bottleneck(
+        BottleneckKind.ROUTER,
+        (f"{server.router.title} used {busiest.cores:.2f} of the {most} cores that one of its processes can use",),
+        "a router with more workers or on a machine of its own, or several routers",
     )
 
 
