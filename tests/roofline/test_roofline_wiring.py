@@ -17,11 +17,13 @@ from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.synthetic import architecture
 from pytest_gpucap.engines.url import ExternalServer
 from pytest_gpucap.engines.vllm import VllmServer
+from pytest_gpucap.fleet.fleet_server import FleetServer
 from pytest_gpucap.gpu.classes import GpuClass, find_class
 from pytest_gpucap.load.trace import with_trace_lengths
 from pytest_gpucap.requirement import ArrivalKind, Arrivals, Workload
 from pytest_gpucap.roofline.limits import NoLimit, Roofline
 from pytest_gpucap.roofline.served import config_of, hardware_of, roofline_of
+from pytest_gpucap.routing import Routing
 from pytest_gpucap.vllm_arguments import VllmArguments
 
 Limits = Callable[..., Roofline | NoLimit]
@@ -38,6 +40,7 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> Limits:
         model: str = "synthetic:qwen2-1.5b",
         gpu_class: str | GpuClass | None = "h200",
         workload: Workload | None = None,
+        fleet: int = 1,
         **arguments: Any,
     ) -> Roofline | NoLimit:
         launched = Launched(
@@ -49,7 +52,8 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> Limits:
             base_url="http://127.0.0.1:1/v1",
             startup_s=0.0,
         )
-        server = VllmServer(launched, ServerSpec(model, VllmArguments(arguments)))
+        servers = [VllmServer(launched, ServerSpec(model, VllmArguments(arguments))) for _ in range(fleet)]
+        server = servers[0] if fleet == 1 else FleetServer(servers, None, Routing())
         found = find_class(gpu_class) if isinstance(gpu_class, str) else gpu_class
         return roofline_of(server, found, workload or Workload())
 
@@ -90,6 +94,21 @@ def test_engines_side_by_side_share_the_requests(limits: Limits) -> None:
     assert four.at(1).rate_rps == one.at(1).rate_rps  # a lone request has one engine to itself
     assert four.most_tokens_per_s(256) == pytest.approx(4 * one.most_tokens_per_s(64))
     assert four.weight_bytes == 4 * one.weight_bytes
+
+
+def test_replicas_of_a_fleet_share_the_requests_as_engines_do(limits: Limits) -> None:
+    fleet, engines = limits(fleet=4, tensor_parallel_size=2), limits(data_parallel_size=4, tensor_parallel_size=2)
+    assert isinstance(fleet, Roofline)
+    assert isinstance(engines, Roofline)
+    assert fleet.hardware == engines.hardware
+    assert fleet.deployment.max_num_seqs == 4 * 256
+    assert fleet.at(256).rate_rps == engines.at(256).rate_rps
+
+
+def test_the_limit_of_a_fleet_of_mixtures_is_not_known(limits: Limits) -> None:
+    said = "the limit of a fleet of a mixture of experts is not known"
+    assert limits(model="synthetic:qwen3-30b-a3b", fleet=2) == NoLimit(said)
+    assert isinstance(limits(model="synthetic:qwen3-30b-a3b"), Roofline)
 
 
 def test_a_trace_has_limits_by_its_own_token_counts(limits: Limits, tmp_path: Path) -> None:
