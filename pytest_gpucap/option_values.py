@@ -215,6 +215,17 @@ def routing(value: Any, _what: str, _config: pytest.Config) -> Routing:
     return Routing.parse(str(value))
 
 
+def load_from(value: Any, what: str, config: pytest.Config) -> str:
+    """``here``, ``replicas``, or a number of nodes."""
+    given = str(value).strip()
+    if given in {"here", "replicas"}:
+        return given
+    try:
+        return str(count(given, what, config))
+    except ValueError:
+        raise ValueError(f"{what} must be here, replicas or a number of nodes, not {told(given)}") from None
+
+
 def efficiency(value: Any, what: str, config: pytest.Config) -> str | Fraction | Path:
     """``measure``, ``skip``, a share above 0 of up to 100%, or a result file."""
     given = str(value).strip()

@@ -258,6 +258,14 @@ class Options:
         default="auto",
         otherwise="auto",
     )
+    load_from = Option(
+        "--gpucap-load-from",
+        values.load_from,
+        "with Ray, where load comes from: here, replicas (the nodes that have one), or so many nodes without a replica",
+        "here|replicas|N",
+        default="here",
+        otherwise="here",
+    )
     efficiency = Option(
         "--gpucap-efficiency",
         values.efficiency,

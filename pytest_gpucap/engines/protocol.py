@@ -301,11 +301,13 @@ class LoadRequest:
         workload: of every request.
         seed: of arrivals, lengths and prompts.
         workers: load generator processes; None: as many as the load needs.
+        smallest_limit_s: the smallest latency limit that is to be judged; None: there is none.
     """
 
     workload: Workload
     seed: int
     workers: int | None = None
+    smallest_limit_s: float | None = None
 
 
 def access_of(server: Server) -> Access:

@@ -26,6 +26,9 @@ DYING_S: Final = 10.0
 """A replica whose requests fail has ended, or is seen to end, within this time."""
 
 
+HERE: Final = "here"
+
+
 @dataclass(frozen=True, slots=True)
 class OnRay:
     """Where replicas are placed on a Ray cluster.
@@ -35,12 +38,14 @@ class OnRay:
         gpu_class: of every node; None: any GPU.
         idle: memory that a GPU may have in use and still count as free.
         host_check: what a disturbed host of a node does to a measurement.
+        load_from: where the load comes from: ``here``, ``replicas``, or a number of nodes without a replica.
     """
 
     address: str
     gpu_class: GpuClass | None = None
     idle: IdleMemory | None = None
     host_check: str = "warn"
+    load_from: str = HERE
 
 
 class FleetEngine(Engine):
@@ -149,14 +154,23 @@ class FleetEngine(Engine):
         from pytest_gpucap.fleet.fleet_server import FleetServer
 
         assert isinstance(server, FleetServer)  # noqa: S101 - what `start` has returned
-        server.reset_caches()
         router_url = None if server.router is None else server.router.base_url
-        return self.one.fleet_runner(server.replicas, load, self.routing, router_url)
+        return self._runner(server, server.replicas, load, router_url)
 
     def runner_of_one(self, server: FleetServer, load: LoadRequest) -> LoadRunner:
         """The same load for a single replica, while the others idle."""
+        return self._runner(server, server.replicas[:1], load, None)
+
+    def _runner(
+        self, server: FleetServer, replicas: Sequence[Server], load: LoadRequest, router_url: str | None
+    ) -> LoadRunner:
         server.reset_caches()
-        return self.one.fleet_runner(server.replicas[:1], load, self.routing, None)
+        if self._ray is None or self._ray.load_from == HERE:
+            return self.one.fleet_runner(replicas, load, self.routing, router_url)
+        from pytest_gpucap.fleet.ray_load import load_from_nodes
+
+        urls = [each.base_url for each in replicas] if router_url is None else [router_url]
+        return load_from_nodes(server, load, self._ray.load_from, urls)
 
     def with_base(self, base_args: str, base_python: str | None) -> EnginePair[Engine]:
         """See `Engine.with_base`.

@@ -52,6 +52,7 @@ from pytest_gpucap.load.protocol import (
     SelfCheck,
     Status,
 )
+from pytest_gpucap.load.spread import Spread
 from pytest_gpucap.masking import Secret
 from pytest_gpucap.requirement import Workload
 from pytest_gpucap.user_files import MOST_CERTIFICATES, read_text
@@ -129,6 +130,8 @@ class Setup(msgspec.Struct, tag=True, frozen=True):
     headers: tuple[tuple[str, str], ...]
     ca_pem: str | None
     clock_shift_s: float
+    beside: tuple[str, ...]
+    spread: Spread
 
     def __repr__(self) -> str:
         """Without keys, which a traceback with its locals would show."""
@@ -533,6 +536,8 @@ class Host:
             http2=setup.http2,
             simulated=setup.simulated,
             access=Access(tuple((name, Secret(value)) for name, value in setup.headers), ca_file),
+            beside=setup.beside,
+            spread=setup.spread,
         )
 
     def _progress(self, progress: Progress) -> bool:
@@ -559,7 +564,7 @@ class Host:
         )
 
     def _rows(self, journal: Journal, from_row: int) -> Rows:
-        names = [*COLUMNS, *(["replica"] if getattr(journal, "replica", None) is not None else [])]
+        names = [*COLUMNS, *(["replica"] if journal.replica is not None else [])]
         columns = {name: column(getattr(journal, name)[from_row:]) for name in names}
         columns |= {name: column(getattr(journal, name)[from_row:] + self._shift_s) for name in TIMES}
         return Rows(from_row, columns, journal.bin_s, journal.bins_start_s + self._shift_s, column(journal.tokens))
@@ -610,7 +615,7 @@ class RemoteRunner:
         base_url, model, api_key, workload, seed: see `HttpLoadRunner`. The URL is one that the other node can reach.
         nonce: the same for all parts of a split load: prompts share what the workload says only then.
         workers: see `HttpLoadRunner`; None: as many as the other node's cores allow.
-        request_timeout_s, http2, simulated, access: see `HttpLoadRunner`.
+        request_timeout_s, http2, simulated, access, beside, spread: see `HttpLoadRunner`.
         silence_s: see `SILENCE_S`.
         clock_shift_s: see `Setup`.
 
@@ -634,6 +639,8 @@ class RemoteRunner:
         http2: bool = False,
         simulated: bool = False,
         access: Access = OPEN,
+        beside: Sequence[str] = (),
+        spread: Spread = Spread.ROUND_ROBIN,
         silence_s: float | None = None,
         clock_shift_s: float = 0.0,
     ) -> None:
@@ -671,6 +678,8 @@ class RemoteRunner:
             tuple((name, _plain(value) or "") for name, value in access.headers),
             None if access.ca_file is None else read_text(access.ca_file, MOST_CERTIFICATES),
             clock_shift_s,
+            tuple(beside),
+            spread,
         )
         try:
             self._send(setup)

@@ -617,14 +617,14 @@ class SplitRunner:
         if not self._closed:
             self._fetch()
         columns: dict[str, Any] = {name: self._column(name) for name in COLUMNS}
-        with_replica = [getattr(each, "replica", None) for each in self._journals if each is not None]
+        with_replica = [each.replica for each in self._journals if each is not None]
         if with_replica and all(each is not None for each in with_replica):
             columns["replica"] = self._column("replica")
         bin_s, bins_start_s, tokens = self._token_bins()
         return Journal(**columns, bin_s=bin_s, bins_start_s=bins_start_s, tokens=tokens)
 
     def _column(self, name: str) -> Any:
-        empty = getattr(_EMPTY, name, np.empty(0, np.int64))
+        empty = np.empty(0, np.int64) if name == "replica" else getattr(_EMPTY, name)
         phases = [empty]
         for carried in self._carried:
             parts = []

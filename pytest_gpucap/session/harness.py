@@ -113,7 +113,7 @@ class Harness:
             Settings(max_time_s=self.declared.max_time_s, seed=seed),
             None if telemetry is None else telemetry.problems,
         )
-        load = LoadRequest(workload=self.declared.workload, seed=seed, workers=self._options.workers)
+        load = self._load(seed)
         target.runner = runner = target.engine.runner(target.endpoint, load)
         try:
             yield runner, settings, target
@@ -121,6 +121,15 @@ class Harness:
             target.runner = None
             runner.close()
             self.live.done()
+
+    def _load(self, seed: int) -> LoadRequest:
+        limits = [limit.limit_s for limit in self.declared.slo.limits]
+        return LoadRequest(
+            workload=self.declared.workload,
+            seed=seed,
+            workers=self._options.workers,
+            smallest_limit_s=min(limits, default=None),
+        )
 
     @property
     def skips_efficiency(self) -> bool:
@@ -143,7 +152,7 @@ class Harness:
             Settings(max_time_s=self.declared.max_time_s, seed=self.declared.seed + ALONE_SEED),
             None if telemetry is None else telemetry.problems,
         )
-        load = LoadRequest(workload=self.declared.workload, seed=settings.seed, workers=self._options.workers)
+        load = self._load(settings.seed)
         runner = engine.runner_of_one(server, load)
         try:
             yield runner, settings

@@ -166,9 +166,15 @@ def _on_ray(options: Options, gpu_class: GpuClass | None) -> OnRay | None:
     """Where on a cluster replicas are placed; None: on this machine."""
     if options.launcher != RAY:
         return None
-    from pytest_gpucap.fleet.fleet_engine import OnRay
+    from pytest_gpucap.fleet.fleet_engine import HERE, OnRay
+    from pytest_gpucap.routing import RouterKind
 
-    return OnRay(options.ray_address, gpu_class, options.gpu_idle, options.host_check)
+    if options.load_from != HERE and options.router is not None and options.router.kind is not RouterKind.CLIENT:
+        raise ValueError(
+            f"--gpucap-load-from={options.load_from}: the router {options.router.kind} listens on this machine alone: "
+            "spread requests with --gpucap-router=client"
+        )
+    return OnRay(options.ray_address, gpu_class, options.gpu_idle, options.host_check, options.load_from)
 
 
 def _engine(declared: Declaration, options: Options) -> Engine:

@@ -96,6 +96,10 @@ class TestCluster:
         self.nodes.append(node)
         return node
 
+    def processes(self) -> list[psutil.Process]:
+        """All that lives of the cluster."""
+        return self._family.alive()
+
     def close(self) -> None:
         """End everything, and remove what was made."""
         for node in reversed(self.nodes):

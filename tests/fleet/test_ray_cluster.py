@@ -92,7 +92,7 @@ def engine_of(program: str, folder: Path, **arguments: Any) -> VllmEngine:
 
 def all_free(cluster: RayCluster) -> bool:
     """Whether nobody has a CPU or a GPU of the cluster."""
-    return all(node.free.get(kind) == node.total[kind] for node in cluster.nodes() for kind in ("CPU", "GPU"))
+    return all(node.free.get(kind, 0) == node.total.get(kind, 0) for node in cluster.nodes() for kind in ("CPU", "GPU"))
 
 
 def worker_of(server: RayServer) -> psutil.Process:

@@ -32,7 +32,7 @@ SUITE = """
 import pytest
 
 @pytest.mark.vllm("/models/stand-in")
-@pytest.mark.gpucap(qps={qps}, gpus=3, headroom=1, replicas=3, input_tokens=64, output_tokens=32, e2e_p95="1s",
+@pytest.mark.gpucap(qps={qps}, gpus=3, headroom=1, replicas=3, input_tokens=64, output_tokens=32, e2e_p95="4s",
                     max_time="120s"{more})
 def test_fleet(gpucap):
     gpucap.check()
@@ -127,6 +127,31 @@ def test_a_fleet_on_three_nodes_is_measured_and_given_back(suite: Suite) -> None
     free(suite.cluster)
 
 
+@pytest.mark.parametrize("where", ["replicas", "1"])
+def test_load_comes_from_the_nodes(suite: Suite, where: str) -> None:
+    """From each of three nodes that have a replica, or from one that has none."""
+    node = suite.cluster.add(gpus=0, kind="") if where == "1" else None
+    try:
+        session = suite.begin("--gpu-class=a10g", f"--gpucap-load-from={where}")
+        said = until_said(session, "warm-up")
+        every = suite.cluster.processes()
+        loads = [each for each in every if any(word.endswith(".remote_runner") for word in each.cmdline())]
+        assert len(loads) == (3 if where == "replicas" else 1), [each.cmdline() for each in every]
+        said += session.communicate()[0]
+    finally:
+        if node is not None:
+            node.end()
+            suite.cluster.nodes.remove(node)
+    assert session.returncode == 0, said
+    found = suite.result()
+    assert found.outcome == "PASS"
+    assert found.fleet is not None
+    counts = [share.requests or 0 for share in found.fleet.shares]
+    assert min(counts) > 0.7 * max(counts), counts
+    until(lambda: not any(psutil.pid_exists(each.pid) for each in loads))
+    free(suite.cluster)
+
+
 @pytest.mark.parametrize(("more", "outcome"), [("", "INVALID"), (', on_replica_loss="count"', "PASS")])
 def test_a_replica_that_is_killed_on_its_node(suite: Suite, more: str, outcome: str) -> None:
     session = suite.begin("--gpu-class=a10g", qps=3, more=more)
@@ -159,6 +184,9 @@ def test_a_session_that_is_killed_leaves_nothing_on_any_node(suite: Suite) -> No
     [
         (["--gpu-class=h200"], "could not be placed within"),
         (["--gpu-class=a10g", "--gpucap-url=http://127.0.0.1:1"], "exclude each other"),
+        (["--gpu-class=a10g", "--gpucap-load-from=far"], "must be here, replicas or a number of nodes"),
+        (["--gpu-class=a10g", "--gpucap-load-from=9"], "nodes without a replica"),
+        (["--gpu-class=a10g", "--gpucap-load-from=1", "--gpucap-router=nginx"], "listens on this machine alone"),
     ],
 )
 def test_what_cannot_be_is_one_line(suite: Suite, options: list[str], words: str) -> None:

@@ -33,6 +33,7 @@ from pytest_gpucap.fleet.remote_runner import (
 from pytest_gpucap.fleet.split_runner import Part, SplitRunner, TimedHttpRunner
 from pytest_gpucap.load.protocol import LoadError, OpenLoop, Progress, Status
 from pytest_gpucap.load.schedule import closed_loop, open_loop
+from pytest_gpucap.load.spread import Spread
 from pytest_gpucap.masking import Secret
 from pytest_gpucap.requirement import Length, Workload
 from pytest_gpucap.results.problems import Problem, ProblemKind
@@ -301,7 +302,23 @@ def test_keys_travel_in_the_stream_alone() -> None:
         assert runner.settle(FOREVER_S)
         assert (runner.journal().status == Status.OK).all()
         runner.close()
-    setup = Setup("http://x", "m", "kkk", WORKLOAD, 1, 7, 1, 9.0, False, False, (("X-Key", "vvv"),), None, 0.0)
+    setup = Setup(
+        "http://x",
+        "m",
+        "kkk",
+        WORKLOAD,
+        1,
+        7,
+        1,
+        9.0,
+        False,
+        False,
+        (("X-Key", "vvv"),),
+        None,
+        0.0,
+        (),
+        Spread.ROUND_ROBIN,
+    )
     assert repr(setup) == "Setup('http://x', 'm')"
 
 
