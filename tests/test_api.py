@@ -23,6 +23,8 @@ INTERNAL = {
     "Refused": "the simulated server answers it with status 503",
     "CalledOff": "ends a phase of the measuring procedure in which most requests fail",
     "OutOfTime": "ends a phase of the measuring procedure",
+    "Suspended": "lets the measuring procedure carry a hold once more",
+    "StreamError": "becomes a LoadError that names the node of the load generator",
     "NothingMeasured": "tells pytest-benchmark that a benchmark has no figure",
 }
 """Exceptions that steer and never reach a user."""
