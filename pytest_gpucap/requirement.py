@@ -44,7 +44,9 @@ LARGEST: Final = 10**20
 _SMALLEST: Final = Fraction(1, 10**12)
 _LONGEST_NUMBER: Final = 100
 """Characters; a float has 24 at most."""
-_WRITTEN: Final = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
+_WRITTEN: Final = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?0*(?P<exponent>[0-9]*))?")
+_LONGEST_EXPONENT: Final = 4
+"""Digits without leading zeros. `Decimal` itself fails at some eighteen."""
 _NOT_FINITE: Final = re.compile(r"[-+]?(?:nan|inf|infinity)", re.IGNORECASE)
 
 
@@ -64,8 +66,11 @@ def exact(value: Number, what: str) -> Fraction:
     text = str(value).strip()
     if _NOT_FINITE.fullmatch(text):
         raise RequirementError(f"{what} must be a finite number, not {told(value)}")
-    if len(text) > _LONGEST_NUMBER or _WRITTEN.fullmatch(text) is None:
+    written = _WRITTEN.fullmatch(text) if len(text) <= _LONGEST_NUMBER else None
+    if written is None or text[-1] in "eE+-":
         raise RequirementError(f"{what} must be a number, not {told(value)}")
+    if len(written["exponent"] or "") > _LONGEST_EXPONENT:
+        raise _out_of_bounds(value, what)
     number = Decimal(text)
     if number and not -_MOST_DIGITS <= number.adjusted() <= _MOST_DIGITS:
         raise _out_of_bounds(value, what)

@@ -60,6 +60,27 @@ def test_numbers_are_exact_fractions_of_their_decimal_text(number: Any) -> None:
     assert exact(number, "headroom") == Fraction(11, 10)
 
 
+@pytest.mark.parametrize("exponent", ["4008888888888888888888888888888256", "9" * 18, "9" * 19, "99999", "400"])
+@pytest.mark.parametrize("sign", ["", "+", "-"])
+@pytest.mark.parametrize("digits", ["81", "-1.5", ".5"])
+def test_an_exponent_may_be_as_long_as_it_likes(digits: str, sign: str, exponent: str) -> None:
+    with pytest.raises(RequirementError, match="must be 0, or between 1e-12 and 1e20"):
+        exact(f"{digits}e{sign}{exponent}", "qps")
+    with pytest.raises(RequirementError, match="1e-12 and 1e20"):
+        Length.parse(f"lognormal:mean={digits}e{sign}{exponent},cv=0.8,low=1,high=20", "input_tokens")
+
+
+@pytest.mark.parametrize(("written", "number"), [("1e0002", 100), ("1e-00", 1), ("15E+01", 150), ("0e9", 0)])
+def test_an_exponent_may_have_zeros_before_it(written: str, number: int) -> None:
+    assert exact(written, "qps") == number
+
+
+@pytest.mark.parametrize("written", ["1e", "1e+", "1E-", "e5", "1e5.5", "1e 5"])
+def test_an_exponent_without_digits_is_no_number(written: str) -> None:
+    with pytest.raises(RequirementError, match="must be a number"):
+        exact(written, "qps")
+
+
 @pytest.mark.parametrize("number", ["ten", None, [], "", "nan", "inf", True, float("inf")])
 def test_what_is_no_number_is_refused(number: Any) -> None:
     with pytest.raises(RequirementError, match="qps must be a"):

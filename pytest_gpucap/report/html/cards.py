@@ -292,6 +292,10 @@ def _notes(result: Result) -> list[Note]:
         notes.append(Note(f"Against the baseline {decided}", lines, _TONES.get(result.comparison.decision, "warn")))
     if told := rows.starts(result):
         notes.append(Note(f"{len(result.starts)} starts of the server", tuple(value for _, value in told), "plain"))
+    if result.fleet is not None:
+        told = rows.fleet(result)
+        lines = tuple(f"{name}: {value}" if name else value for name, value in told[1:])
+        notes.append(Note(f"Fleet of {told[0][1]}", lines, "bad" if result.fleet.lost else "plain"))
     if answers := result.accuracy:
         least, share = answers.min_accuracy, answers.share
         short = least is not None and share is not None and share.high < least
