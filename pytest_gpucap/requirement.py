@@ -430,6 +430,8 @@ class Requirement:
     slo: Slo = Slo()
     fleet: int = 1
     """Replicas that are measured together."""
+    lost: int = 0
+    """Of these, how many were lost meanwhile and are counted all the same."""
     efficiency: Fraction = Fraction(1)
     """Share of its own rate that each replica keeps where all of the budget's replicas serve. It is for one replica
     that is measured alone; of a fleet the measured rate holds it already."""
@@ -456,4 +458,7 @@ class Requirement:
     @property
     def under_load(self) -> str:
         """What is driven, with its verb."""
-        return "one replica sustains" if self.fleet == 1 else f"{self.fleet} replicas together sustain"
+        if self.fleet == 1:
+            return "one replica sustains"
+        serving = f"{self.fleet - self.lost} of {self.fleet}" if self.lost else f"{self.fleet}"
+        return f"{serving} replicas together sustain"

@@ -241,7 +241,8 @@ class GpuCap:
 
         while True:
             with self._harness.driven(start) as (runner, settings, target):
-                verdict = procedure.check(runner, requirement, settings, self._live)
+                now = replace(requirement, lost=self._harness.lost)
+                verdict = procedure.check(runner, now, settings, self._live)
                 roofline = self._roofline(target)
                 verdict = checked_verdict(verdict, roofline)
                 verdict = self._answered(verdict) if asks else verdict
@@ -289,7 +290,8 @@ class GpuCap:
 
         while True:
             with self._harness.driven(start) as (runner, settings, target):
-                measurement = procedure.measure(runner, self._harness.requirement, settings, self._live)
+                now = replace(self._harness.requirement, lost=self._harness.lost)
+                measurement = procedure.measure(runner, now, settings, self._live)
                 roofline = self._roofline(target)
                 measurement = self._bounded(measurement, roofline)
                 context = self._context(target, measurement.samples, roofline)

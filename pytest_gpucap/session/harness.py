@@ -132,6 +132,11 @@ class Harness:
         )
 
     @property
+    def lost(self) -> int:
+        """Replicas of the test's fleet that were lost and are counted."""
+        return len(getattr(self._manager.target(self.placement, self.live).server, "lost", ()))
+
+    @property
     def skips_efficiency(self) -> bool:
         """Whether nobody wants to know how well the replicas of a fleet add up."""
         return self._options.efficiency == SKIP

@@ -59,7 +59,7 @@ def test_a_suspended_session_is_no_verdict_about_the_server(tmp_path: Path, phas
                 session.wait()
     (found,) = json.loads((tmp_path / ".gpucap" / "result.json").read_text())["results"]
     # On a busy machine a measurement may be INVALID for another reason, and that too is no verdict about the server.
-    assert found["outcome"] == "INVALID" or (not kinds and found["outcome"] == "PASS"), said
+    assert found["outcome"] == "INVALID" or (not kinds and found["outcome"] != "FAIL"), said
     assert {each["source"] for each in found["problems"]} <= {"load generator", "host"}, found["problems"]
     assert {each["kind"] for each in found["problems"]} & {"suspended", "late"} >= kinds, found["problems"]
     assert kinds or "suspended" not in {each["kind"] for each in found["problems"]}, found["problems"]
