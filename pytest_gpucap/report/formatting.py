@@ -7,7 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Final
 
-from pytest_gpucap.requirement import limited_percentile
+from pytest_gpucap.requirement import RequirementError, limited_percentile
 from pytest_gpucap.results.measured import Interval, Outcome
 from pytest_gpucap.results.result import Result
 from pytest_gpucap.sizing import gpus_required
@@ -113,11 +113,29 @@ def gpus_needed(result: Result) -> int | None:
     bound, declared = shown_bound(result), result.requirement
     if bound is None or result.design_rate_rps is None:
         return result.gpus_required
-    most = gpus_required(
-        declared.qps, declared.headroom, f"{bound:.7g}", declared.gpus_per_replica, str(declared.efficiency)
-    )
+    most = gpus_at(result, bound)
+    if most is None:
+        return None
     # The bound is rounded. What a verdict says of the budget is exact.
     return min(most, declared.gpus) if result.outcome is Outcome.PASS else most
+
+
+def gpus_at(result: Result, rate_rps: float) -> int | None:
+    """GPUs of the declared budget's rate if one replica sustained `rate_rps`; None for a rate that nobody can count by.
+
+    A file may hold any number, such as the smallest that a float can have.
+    """
+    declared = result.requirement
+    try:
+        return gpus_required(
+            declared.qps,
+            declared.headroom,
+            f"{rate_rps:.7g}",
+            declared.gpus_per_replica,
+            str(declared.efficiency),
+        )
+    except RequirementError:
+        return None
 
 
 def slack_text(result: Result) -> str:
@@ -248,11 +266,12 @@ def arithmetic(result: Result) -> str:
     divisor = rate(found.value) if kept == 1 else f"({rate(found.value)} x {percent(kept)})"
     division = f"{declared.qps:g} req/s x {declared.headroom:g} / {divisor}"
     value = known(found.value)
-    if not value:
+    printed = _exact(significant(value)) if value else Fraction(0)
+    if not printed:  # a rate may be so small that it is printed as 0
         return division
     per_replica = declared.gpus_per_replica
     # From the figures as printed, in exact arithmetic, so that a reader who checks the line gets the same.
-    replicas = _exact(declared.qps) * _exact(declared.headroom) / (_exact(significant(value)) * _exact(kept))
+    replicas = _exact(declared.qps) * _exact(declared.headroom) / (printed * _exact(kept))
     return f"{division} = {float(replicas):.2f}{'' if per_replica == 1 else f' replicas of {per_replica} GPUs'}"
 
 

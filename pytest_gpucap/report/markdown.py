@@ -14,6 +14,7 @@ from pytest_gpucap.report.comparison import latency_lines
 from pytest_gpucap.report.escape import cleaned, code_block, prose, table_row
 from pytest_gpucap.report.formatting import (
     NOT_MEASURED,
+    gpus_at,
     gpus_needed,
     interval,
     known,
@@ -36,7 +37,6 @@ from pytest_gpucap.report.headline import (
 from pytest_gpucap.report.mermaid import chart
 from pytest_gpucap.results.measured import Interval
 from pytest_gpucap.results.result import Result, ResultFile
-from pytest_gpucap.sizing import gpus_required
 
 LIMIT: Final = 64_000
 """Bytes: a comment on GitHub holds 65,536 characters."""
@@ -169,14 +169,8 @@ def _gpus(result: Result, base: Interval | None) -> str:
         return ""
     before = ""
     if base is not None and known(base.value):
-        count = gpus_required(
-            declared.qps,
-            declared.headroom,
-            f"{base.value:.7g}",
-            declared.gpus_per_replica,
-            str(declared.efficiency),
-        )
-        before = f"{count} → "
+        count = gpus_at(result, base.value)
+        before = "" if count is None else f"{count} → "
     most = "at most " if shown_bound(result) is not None else ""
     return f"{before}{most}{needed} / {declared.gpus}"
 

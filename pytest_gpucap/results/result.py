@@ -37,6 +37,10 @@ class ResultKind(StrEnum):
     SAMPLE = "sample"
 
 
+Declared = Annotated[float, msgspec.Meta(ge=1e-12, le=1e20)]
+"""A number that a declaration can mean (`requirement.exact`), so that the arithmetic on it takes it."""
+
+
 class DeclaredBudget(msgspec.Struct, frozen=True):
     """The requirement's rate and GPUs as floats; placeholders if a test declares no budget.
 
@@ -50,12 +54,12 @@ class DeclaredBudget(msgspec.Struct, frozen=True):
             replicas add up.
     """
 
-    qps: Annotated[float, msgspec.Meta(gt=0)]
+    qps: Declared
     gpus: Annotated[int, msgspec.Meta(ge=1)]
-    headroom: Annotated[float, msgspec.Meta(gt=0)]
+    headroom: Declared
     gpus_per_replica: Annotated[int, msgspec.Meta(ge=1)]
     fleet: Annotated[int, msgspec.Meta(ge=1)] = 1
-    efficiency: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    efficiency: Declared = 1.0
 
 
 class DeclaredWorkload(msgspec.Struct, frozen=True):

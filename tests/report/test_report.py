@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import msgspec
 import pytest
 
-from pytest_gpucap.report import terminal
+from pytest_gpucap.report import markdown, terminal
 from pytest_gpucap.report.formatting import headline, limit_name, seconds, significant
 from pytest_gpucap.report.junit import properties
 from pytest_gpucap.requirement import LatencyLimit, Length, Requirement, Slo, Workload
+from pytest_gpucap.results import result_file
 from pytest_gpucap.results.build import Context, check_result
 from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.measured import Interval, Latency, Measurement, Outcome, Sample, Verdict
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
+from pytest_gpucap.results.result_file import ResultFileError
 from pytest_gpucap.results.windows import Phase, WindowId
 from tests.results import made
 
@@ -141,3 +145,36 @@ def test_wording() -> None:
     assert [seconds(value) for value in (0.0004, 0.412, 1.0, 95, 720)] == ["0.4 ms", "412 ms", "1 s", "95 s", "12 min"]
     assert limit_name("e2e_p99_9") == "p99.9 E2E"
     assert limit_name("backlog") == "backlog"
+
+
+TINY = 5e-324
+"""The smallest number above 0 that a file can hold."""
+
+
+@pytest.mark.parametrize("rate", [TINY, 1e-13, 1e300])
+def test_a_rate_that_nobody_can_count_by_counts_no_gpus(rate: float) -> None:
+    """Fuzzing found it: such numbers stand in damaged files only."""
+    odd = Interval(rate, rate, rate)
+    bound = msgspec.structs.replace(made.check(Outcome.PASS), at_least_rps=rate)
+    base = made.compared(made.check(Outcome.FAIL))
+    assert base.comparison is not None
+    against = msgspec.structs.replace(base, comparison=msgspec.structs.replace(base.comparison, base_rate=odd))
+    for result in (bound, against, msgspec.structs.replace(made.check(Outcome.FAIL), sustainable_rate=odd)):
+        content = made.session(result)
+        assert markdown.pull_request_page(content)
+        assert terminal.failure(result)
+        assert properties([result])
+
+
+@pytest.mark.parametrize("part", ["qps", "headroom"])
+@pytest.mark.parametrize("number", [TINY, 1e21])
+def test_a_declared_number_that_nobody_can_mean_is_refused_where_the_file_is_read(
+    tmp_path: Path, part: str, number: float
+) -> None:
+    path = tmp_path / "result.json"
+    result_file.write(path, made.session(made.check()))
+    document = json.loads(path.read_text())
+    document["results"][0]["requirement"][part] = number
+    path.write_text(json.dumps(document))
+    with pytest.raises(ResultFileError, match=rf"results\[0\]\.requirement\.{part}"):
+        result_file.read(path)
