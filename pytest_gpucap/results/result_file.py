@@ -191,7 +191,7 @@ def from_document(content: Any) -> ResultFile:
 _PLACE: Final = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<place>.*)`)?", re.DOTALL)
 _RESULT: Final = re.compile(r"results\[(?P<number>\d+)\]")
 _MISSING: Final = re.compile(r"Object missing required field `(?P<field>.*)`")
-_EXPECTED: Final = re.compile(r"Expected `(?P<wanted>.*?)`(?P<bound> [<>]=? [\d.]+)?(?:, got `(?P<got>.*)`)?")
+_EXPECTED: Final = re.compile(r"Expected `(?P<wanted>.*?)`(?P<bound> [<>]=? [\d.e+-]+)?(?:, got `(?P<got>.*)`)?")
 
 
 def _where(message: str, content: dict[str, Any]) -> str:

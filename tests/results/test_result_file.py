@@ -155,7 +155,7 @@ DAMAGE: list[tuple[Callable[[Any], Any], str, str]] = [
     ),
     (lambda c: c["results"][0]["samples"][3].update(completed_rps="x"), r".*samples\[3\].completed_rps", "not str"),
     (lambda c: c["results"][0]["sustainable_rate"].update(high=[]), r".*sustainable_rate.high", "not array"),
-    (lambda c: c["results"][0]["requirement"].update(qps=0), r".*requirement.qps", "must be float > 0.0"),
+    (lambda c: c["results"][0]["requirement"].update(qps=0), r".*requirement.qps", "must be float >= 1e-12"),
     (lambda c: c["results"][0]["requirement"].update(gpus_per_replica=0), r".*gpus_per_replica", "must be int >= 1"),
 ]
 
