@@ -23,7 +23,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pytest_gpucap.fleet.clock_offset import MOST_DRIFT, read_offset
-from pytest_gpucap.fleet.remote_runner import Phase, ProcessRunner, column, encoded
+from pytest_gpucap.fleet.remote_messages import Phase, column, encoded
+from pytest_gpucap.fleet.remote_runner import ProcessRunner
 from pytest_gpucap.fleet.split_runner import CLOCK_SHARE, Part, SplitRunner, split
 from pytest_gpucap.load import schedule
 from pytest_gpucap.load.protocol import LoadPhase, OpenLoop, PhaseSpan, Progress

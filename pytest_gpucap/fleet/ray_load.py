@@ -1,7 +1,7 @@
 """Load generators on the nodes of a Ray cluster: one schedule, sent from beside the replicas or from nodes of its own.
 
 An actor on the node opens a door: it listens once, asks for a token, and hands the connection to a process of
-`remote_runner`. From then on the stream of bytes leads to that process, and Ray carries none of the load.
+`remote_host`. From then on the stream of bytes leads to that process, and Ray carries none of the load.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import pytest_gpucap
 from pytest_gpucap.engines.protocol import LoadRequest, access_of
 from pytest_gpucap.fleet.fleet_server import FleetServer
 from pytest_gpucap.fleet.ray_library import RayUnavailable, connected, ray_module, reason
-from pytest_gpucap.fleet.remote_runner import MODULE, RemoteRunner, SocketStream
+from pytest_gpucap.fleet.remote_runner import MODULE, RemoteRunner
+from pytest_gpucap.fleet.remote_stream import SocketStream
 from pytest_gpucap.fleet.split_runner import Part, SplitRunner
 from pytest_gpucap.load.spread import Spread
 from pytest_gpucap.routing import RouterKind

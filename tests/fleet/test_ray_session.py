@@ -135,7 +135,7 @@ def test_load_comes_from_the_nodes(suite: Suite, where: str) -> None:
         session = suite.begin("--gpu-class=a10g", f"--gpucap-load-from={where}")
         said = until_said(session, "warm-up")
         every = suite.cluster.processes()
-        loads = [each for each in every if any(word.endswith(".remote_runner") for word in each.cmdline())]
+        loads = [each for each in every if any(word.endswith(".remote_host") for word in each.cmdline())]
         assert len(loads) == (3 if where == "replicas" else 1), [each.cmdline() for each in every]
         said += session.communicate()[0]
     finally:

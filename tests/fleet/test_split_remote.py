@@ -18,18 +18,10 @@ import pytest
 
 from pytest_gpucap.access import Access
 from pytest_gpucap.fleet import remote_runner
-from pytest_gpucap.fleet.remote_runner import (
-    Channel,
-    Column,
-    Host,
-    ProcessRunner,
-    RemoteRunner,
-    Setup,
-    SocketStream,
-    StreamError,
-    array_of,
-    column,
-)
+from pytest_gpucap.fleet.remote_host import Host
+from pytest_gpucap.fleet.remote_messages import ORDERS, Column, Setup, StreamError, array_of, column
+from pytest_gpucap.fleet.remote_runner import ProcessRunner, RemoteRunner
+from pytest_gpucap.fleet.remote_stream import Channel, SocketStream
 from pytest_gpucap.fleet.split_runner import Part, SplitRunner, TimedHttpRunner
 from pytest_gpucap.load.protocol import LoadError, OpenLoop, Progress, Status
 from pytest_gpucap.load.schedule import closed_loop, open_loop
@@ -369,11 +361,11 @@ def test_nothing_but_declared_messages_is_taken() -> None:
             ours.sendall(data)
             ours.shutdown(socket.SHUT_WR)
             with pytest.raises(StreamError):
-                Channel(SocketStream(theirs)).receive(remote_runner._ORDERS)
+                Channel(SocketStream(theirs)).receive(ORDERS)
         theirs.close()
     pickled = msgspec.msgpack.encode({"type": "Setup", "workload": b"\x80\x04."})
     with pytest.raises(msgspec.ValidationError):
-        remote_runner._ORDERS.decode(pickled)
+        ORDERS.decode(pickled)
 
 
 def test_a_process_that_is_no_load_generator_is_told() -> None:
