@@ -138,7 +138,8 @@ class Fresh:
         journal = self.runner.journal()
         rows = journal.status.size
         columns = {each.name: getattr(journal, each.name) for each in fields(journal)}
-        own = {name: column[self._rows :] for name, column in columns.items() if name not in {"tokens"} | _NUMBERS}
+        no_rows = {"tokens", "replica"} | _NUMBERS
+        own = {name: column[self._rows :] for name, column in columns.items() if name not in no_rows}
         assert all(column.size == rows - self._rows for column in own.values())
         return replace(journal, **own)
 
@@ -269,6 +270,6 @@ def _short_phases() -> Iterator[None]:
             "MEASURE_CYCLES": 1,
         }.items():
             patch.setattr(f"pytest_gpucap.measure.constants.{name}", value)
-        for name in ("LATENESS_FLOOR_S", "RATE_SHARE", "CPU_LIMIT"):
+        for name in ("LATENESS_FLOOR_S", "RATE_SHARE", "CPU_LIMIT", "STOPPED_S"):
             patch.setattr(f"pytest_gpucap.load.self_check.{name}", 1e6)
         yield
