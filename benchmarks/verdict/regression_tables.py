@@ -360,7 +360,7 @@ def write(results: Path, target: Path, machine: str) -> None:
         "## Beside a published table",
         "",
         (
-            f"[inference-doctor](https://pypi.org/project/inference-doctor/) publishes such a table: {NOISE_SD:.0%} of "
+            f"The Python package inference-doctor publishes such a table: {NOISE_SD:.0%} of "
             f"normal noise from run to run, {SIDE} runs a side, a threshold of {WIDE:.0%}. PASS there is SAME here, "
             "and FAIL is REGRESSED. The rules differ. inference-doctor fails if the whole 90% interval is beyond the "
             "threshold. Ours is REGRESSED if the estimate is beyond the threshold and the 95% interval leaves no "
