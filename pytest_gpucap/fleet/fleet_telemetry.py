@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -12,6 +12,7 @@ import msgspec
 from pytest_gpucap.results.problems import Problem
 from pytest_gpucap.results.telemetry import HostSummary, TelemetrySummary
 from pytest_gpucap.telemetry.sampler import Telemetry
+from pytest_gpucap.telemetry.summary import worst_shares
 
 if TYPE_CHECKING:
     from pytest_gpucap.fleet.ray_telemetry import RayTelemetry
@@ -79,7 +80,7 @@ class FleetTelemetry:
             processes=tuple(process for part in parts for process in part.processes),
             energy_j=energy_j,
             energy_per_1000_tokens_j=energy_j / tokens * 1000 if energy_j is not None and tokens else None,
-            slowdowns=_worst(part.slowdowns for part in parts),
+            slowdowns=worst_shares(part.slowdowns for part in parts),
             host=max((part.host for part in parts if part.host is not None), key=_taken, default=None),
         )
 
@@ -101,11 +102,3 @@ class FleetTelemetry:
 
 def _taken(host: HostSummary) -> float:
     return (host.busy_cores or 0.0) / max(host.cores or 1, 1)
-
-
-def _worst(shares: Iterable[Any]) -> dict[str, float]:
-    worst: dict[str, float] = {}
-    for each in shares:
-        for reason, share in each.items():
-            worst[reason] = max(share, worst.get(reason, 0.0))
-    return worst

@@ -38,7 +38,7 @@ def summarise(
         processes=_processes(processes, start_s, end_s),
         energy_j=energy_j,
         energy_per_1000_tokens_j=energy_j / tokens * 1000 if energy_j is not None and tokens else None,
-        slowdowns=_worst(device.slowdowns for device in seen),
+        slowdowns=worst_shares(device.slowdowns for device in seen),
         host=host,
     )
 
@@ -140,7 +140,8 @@ def _share(condition: Bools, known: Bools) -> float | None:
     return float(chosen.mean()) if chosen.size else None
 
 
-def _worst(shares: Iterable[Mapping[str, float]]) -> dict[str, float]:
+def worst_shares(shares: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The highest share of any device, by reason."""
     worst: dict[str, float] = {}
     for device in shares:
         for reason, share in device.items():
