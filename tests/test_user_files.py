@@ -148,7 +148,7 @@ def test_results_are_checked_before_anything_is_computed(tmp_path: Path, capsys:
     changes: list[tuple[Callable[[Any], object], str | None]] = [
         (lambda result: result["spent_s"].update(hold=-1), "results[0].spent_s.hold must not be below 0, but is -1"),
         (lambda result: result.update(seed=10**25), None),
-        (lambda result: result["requirement"].update(qps=1e300), "results[0].requirement.qps must lie within 1e+18"),
+        (lambda result: result["requirement"].update(qps=1e300), "results[0].requirement.qps must lie within 1e+20"),
         (lambda result: result["samples"][0].update(end_s=0), "results[0].samples[0] must not end before it starts"),
         (
             lambda result: result.update(sustainable_rate={"value": 1, "low": 2, "high": 3}),

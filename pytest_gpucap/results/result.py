@@ -37,8 +37,9 @@ class ResultKind(StrEnum):
     SAMPLE = "sample"
 
 
-Declared = Annotated[float, msgspec.Meta(ge=1e-12, le=1e20)]
-"""A number that a declaration can mean (`requirement.exact`), so that the arithmetic on it takes it."""
+Declared = Annotated[float, msgspec.Meta(ge=1e-12)]
+"""A number that a declaration can mean (`requirement.exact`), so that the arithmetic on it takes it. The
+largest is that of every number (`sound`)."""
 
 
 class DeclaredBudget(msgspec.Struct, frozen=True):

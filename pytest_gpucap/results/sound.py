@@ -10,9 +10,10 @@ from itertools import pairwise
 from typing import Any, Final
 
 from pytest_gpucap.errors import shortened, told
+from pytest_gpucap.requirement import LARGEST
 
-LARGEST: Final = 1e18
-"""Far above every figure: a GPU has 10^16 operations a second."""
+_LARGEST: Final = float(LARGEST)
+"""Far above every measured figure too: a GPU has 10^16 operations a second."""
 _FIRST_EDGE_S, _LAST_EDGE_S, _LEAST_STEP = 1e-9, 1e9, 1.001
 """A chart has a place for every bin between the lowest and the highest, so these bound its size."""
 LONGEST_TEXT: Final = 2**20
@@ -71,8 +72,8 @@ def _faults(value: Any, place: str, *, signed: bool) -> Iterator[Fault]:
 
 
 def _number(value: float, place: str, *, signed: bool) -> Iterator[Fault]:
-    if not -LARGEST <= value <= LARGEST:
-        yield place, f"must lie within {LARGEST:g}, not {told(value)}"
+    if not -_LARGEST <= value <= _LARGEST:
+        yield place, f"must lie within {_LARGEST:g}, not {told(value)}"
     elif value < 0 and not signed:
         yield place, f"must not be below 0, but is {told(value)}"
 

@@ -69,7 +69,9 @@ def start_tree() -> None:
 
 
 def become_daemon() -> None:
-    if os.fork():
+    """Orphan a process in a session of its own. When this one ends, no process between the two is left."""
+    if between := os.fork():
+        os.waitpid(between, 0)
         os._exit(0)
     os.setsid()
     if os.fork():

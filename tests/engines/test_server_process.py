@@ -120,7 +120,7 @@ from pathlib import Path
 from pytest_gpucap.engines.process import OwnedProcess
 
 owned = OwnedProcess({command!r}, env={{**os.environ, "VLLM_API_KEY": "k"}}, log_path=Path({log!r}))
-while len(owned.pids()) < {tree}:
+while "serving" not in Path({log!r}).read_text():  # then the tree is whole
     time.sleep(0.02)
 if (pid := os.fork()) == 0:
     owned.close()  # not its to close
@@ -135,7 +135,7 @@ time.sleep(600)
 
 def test_a_fork_of_the_owner_neither_ends_the_server_nor_keeps_it(log: Path, family: Family) -> None:
     """A forked child has a copy of the control pipe: its end must not end the server, its life must not keep it."""
-    script = OWNER.format(command=COMMAND, log=str(log), tree=TREE)
+    script = OWNER.format(command=COMMAND, log=str(log))
     with subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env={**os.environ, **family.env}
     ) as owner:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -270,6 +271,20 @@ def every(number: int, bad: Behaviour, rest: Behaviour = good) -> Behaviour:
 def once(bad: Behaviour, rest: Behaviour = good) -> Behaviour:
     """One request, of hundreds, meets `bad`."""
     return lambda request: (bad if request.number == 30 else rest)(request)
+
+
+def one_after_the_other(rate_rps: float, answer: Behaviour = good) -> Behaviour:
+    """A server that begins so many answers a second and no more, however fast the machine is."""
+    free_s = 0.0
+
+    def behave(request: Request) -> Reply:
+        nonlocal free_s
+        now_s = time.monotonic()
+        free_s = max(now_s, free_s) + 1 / rate_rps
+        yield free_s - now_s
+        yield from answer(request)
+
+    return behave
 
 
 def beyond(most: int, bad: Behaviour, rest: Behaviour = good) -> Behaviour:

@@ -34,6 +34,7 @@ from tests.situations.server import (
     good,
     http,
     once,
+    one_after_the_other,
     opening,
     packed,
     sent,
@@ -198,7 +199,7 @@ HEALTHY = [
 ]  # fmt: skip
 
 FAILING = [
-    Situation("too slow", good, FAIL, qps=1000),
+    Situation("too slow", one_after_the_other(30), FAIL, qps=60),
     Situation("every answer is empty", empty, FAIL, FailureKind.EMPTY, "x empty answer 'an answer without a token"),
     Situation("every other answer is empty", every(2, empty), FAIL, FailureKind.EMPTY),
     Situation("every other answer of a chat is empty", every(2, empty), FAIL, FailureKind.EMPTY, chat=True),
