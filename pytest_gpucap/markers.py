@@ -42,6 +42,7 @@ from pytest_gpucap.requirement import (
     tokens,
     whole,
 )
+from pytest_gpucap.secondary import METRICS, SecondaryLimit
 from pytest_gpucap.user_files import is_file, shown_path
 from pytest_gpucap.vllm_arguments import VllmArguments
 
@@ -69,6 +70,7 @@ class Declaration:
         workload, slo: declared even without a rate, so that `measure` and `sweep` work without one.
         gpus_per_replica: GPUs that one server occupies.
         fleet: replicas that are measured together.
+        secondary: what is required beside the rate.
         counts_loss: a replica that is lost is counted, and the measurement goes on with the others; otherwise it ends.
         model: model of the server; None when no marker and no option names one.
         engine: the name of the engine that starts the server.
@@ -96,6 +98,7 @@ class Declaration:
     named: bool = False
     fleet: int = 1
     counts_loss: bool = False
+    secondary: tuple[SecondaryLimit, ...] = ()
 
     def of(self, item: pytest.Item) -> Declaration:
         """The declaration of a test with equal markers: only its place differs, and its name unless `named`."""
@@ -187,6 +190,7 @@ def declare(item: pytest.Item, options: Options) -> Declaration:
         named=bool(values.get("name")),
         fleet=fleet,
         counts_loss=values.get("on_replica_loss") == "count",
+        secondary=tuple(SecondaryLimit(name, float(values[name])) for name in METRICS if name in values),
     )
 
 
@@ -414,6 +418,7 @@ _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "questions": _path,
     "answer_tokens": tokens,
     "min_accuracy": share,
+    **{name.value: metric.read for name, metric in METRICS.items()},
 }
 
 _MARKERS: Final = frozenset({"gpucap", "engine", "vllm", "gpu_class"})

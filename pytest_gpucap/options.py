@@ -117,6 +117,13 @@ class Options:
         default=None,
         otherwise="1.3",
     )
+    prices = Option(
+        "--gpucap-prices",
+        values.path,
+        "TOML file with what one GPU of each class costs an hour, for usd_per_1m_tokens",
+        "FILE",
+        default=None,
+    )
     model = Option(
         "--gpucap-model",
         values.model,

@@ -71,7 +71,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         check_root(config)
     config.stash[OPTIONS] = options = parse_options(config)
-    if options.gpu_class is not None or options.gpu_file is not None:
+    if any(given is not None for given in (options.gpu_class, options.gpu_file, options.prices)):
         from pytest_gpucap.session.placement import check_names
 
         check_names(options)

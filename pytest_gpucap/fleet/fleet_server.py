@@ -79,6 +79,12 @@ class FleetServer(HttpServer):
         return self.started[0].version
 
     @property
+    def startup_s(self) -> float | None:
+        """Seconds of the slowest replica's start; None unless all tell."""
+        told = [getattr(each, "startup_s", None) for each in self.started]
+        return None if None in told else max(each for each in told if each is not None)
+
+    @property
     def nodes(self) -> list[str]:
         """The node of each replica that was started; empty where they are processes of this machine."""
         found = [str(getattr(each, "node", "")) for each in self.started]

@@ -20,6 +20,7 @@ from pytest_gpucap.measure.reconciling import reconciled
 from pytest_gpucap.measure.run import CalledOff, MeasuringRun, OutOfTime, Window, no_load, overload_at
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.measure.shown import bound_shown, broken_alone, completed_rate
+from pytest_gpucap.measure.steady import steady_window
 from pytest_gpucap.requirement import Requirement
 from pytest_gpucap.results.measured import Interval, Measurement, Outcome, Verdict
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
@@ -59,10 +60,7 @@ def run_check(runner: LoadRunner, requirement: Requirement, settings: Settings, 
     except LoadError as error:
         run.problems.append(no_load(error))
         outcome, reason = Outcome.INVALID, str(error)
-    try:
-        run.settle()
-    except LoadError as error:
-        run.problems.append(no_load(error))
+    _end(run, outcome)
     if run.problems:
         outcome, reason = Outcome.INVALID, run.problems[0].text
     measurement = measurement_of(run, state.found, state.saturated, outcome)
@@ -73,6 +71,16 @@ def run_check(runner: LoadRunner, requirement: Requirement, settings: Settings, 
     verdict = verdict_of(outcome, per_replica(measurement), reason)
     undecided = outcome is Outcome.INCONCLUSIVE
     return replace(verdict, more_time=more_time(verdict, settings.max_time_s)) if undecided else verdict
+
+
+def _end(run: MeasuringRun, outcome: Outcome) -> None:
+    """Measure what is not about the rate, if the budget may hold, and end what is in flight."""
+    try:
+        if outcome in {Outcome.PASS, Outcome.INCONCLUSIVE}:
+            steady_window(run, float(run.requirement.driven_rate), _critical(run))
+        run.settle()
+    except LoadError as error:
+        run.problems.append(no_load(error))
 
 
 def measurement_of(

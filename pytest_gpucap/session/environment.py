@@ -20,10 +20,16 @@ def environment_of(target: SystemUnderTest) -> Environment:
     known = {
         **_place(target),
         **target.endpoint.facts(),
+        "startup_s": _startup_s(target),
         "remarks": tuple(getattr(target.runner, "remarks", ())),
         **host_and_plugin(),
     }
     return Environment(**known)
+
+
+def _startup_s(target: SystemUnderTest) -> float | None:
+    told: float | None = getattr(target.endpoint, "startup_s", None)  # servers of other plugins need not tell
+    return None if told is None else round(told, 2)
 
 
 def host_and_plugin() -> dict[str, Any]:

@@ -19,16 +19,20 @@ from pytest_gpucap.session.boundary import one_line
 from pytest_gpucap.session.expected import verdict_failure
 
 if TYPE_CHECKING:
+    from pytest_gpucap.load.protocol import LoadRunner
     from pytest_gpucap.results.build import Context
     from pytest_gpucap.results.measured import Accuracy, Curve, Measurement, Sample, Verdict
     from pytest_gpucap.results.problems import Problem
     from pytest_gpucap.results.result import Result
     from pytest_gpucap.roofline.limits import NoLimit, Roofline
+    from pytest_gpucap.secondary import StartFigures
     from pytest_gpucap.session.base_and_head import BaseAndHead
     from pytest_gpucap.session.baselines import Comparing
     from pytest_gpucap.session.harness import Harness
     from pytest_gpucap.session.kept import KeptResult, KeptResults
     from pytest_gpucap.session.server_manager import SystemUnderTest
+
+    Figures = Callable[[Sequence[Sample]], tuple[StartFigures, ...]]
 
 
 def _nobody(_result: Result) -> None:
@@ -122,6 +126,10 @@ class GpuCap:
             kept = self._results.keep_whole(result)
             _trusted(measurement)
             self._compared(kept)
+            if measurement.secondary:
+                from pytest_gpucap.session.secondary import refuse_broken
+
+                refuse_broken(measurement, self._options.inconclusive)
             return measurement
 
     def sweep(self) -> Curve:
@@ -216,6 +224,7 @@ class GpuCap:
 
         if self._options.repeat == 1:
             verdict, context = self._checked_once(requirement, start)
+            verdict = self._beside_rate(verdict, context)
             return verdict, check_result(verdict, context)
         from pytest_gpucap.decisions.pooling import pooled_verdict
         from pytest_gpucap.measure.constants import MOST_VIOLATIONS
@@ -232,6 +241,7 @@ class GpuCap:
         )
         verdict, context = repeats.run(start)
         verdict = self._answered(verdict)  # once: answers do not depend on the start
+        verdict = self._beside_rate(verdict, context)
         return verdict, check_result(verdict, context)
 
     def _checked_once(self, requirement: Requirement, start: int, *, asks: bool = True) -> tuple[Verdict, Context]:
@@ -242,11 +252,13 @@ class GpuCap:
         while True:
             with self._harness.driven(start) as (runner, settings, target):
                 now = replace(requirement, lost=self._harness.lost)
-                verdict = procedure.check(runner, now, settings, self._live)
+                with self._watched(target, runner) as figures:
+                    verdict = procedure.check(runner, now, settings, self._live)
+                    seen = figures(verdict.measurement.samples)
                 roofline = self._roofline(target)
                 verdict = checked_verdict(verdict, roofline)
                 verdict = self._answered(verdict) if asks else verdict
-                context = self._context(target, verdict.measurement.samples, roofline)
+                context = replace(self._context(target, verdict.measurement.samples, roofline), figures=seen)
             if not self._lost_some(verdict.measurement.problems):
                 context, measurement = self._scaled(context, verdict.measurement)
                 return replace(verdict, measurement=measurement), context
@@ -262,12 +274,32 @@ class GpuCap:
             verdict, self._harness.server(), max_time_s=self._options.repeat * self._declared.max_time_s
         )
 
+    def _beside_rate(self, verdict: Verdict, context: Context) -> Verdict:
+        """The verdict with the limits judged that are not about the rate."""
+        if not self._declared.secondary:
+            return verdict
+        from pytest_gpucap.session.secondary import judged_verdict
+
+        return judged_verdict(verdict, context, self._declared)
+
+    @contextmanager
+    def _watched(self, target: SystemUnderTest, runner: LoadRunner) -> Iterator[Figures]:
+        """Watch what limits beside the rate are about; gives what turns the windows into this start's figures."""
+        if not self._declared.secondary:
+            yield lambda _samples: ()
+            return
+        from pytest_gpucap.session.secondary import watched
+
+        with watched(self._declared, target, runner, self._options) as watch:
+            yield lambda samples: (watch.figures(samples),)
+
     def _measured(self, start: int = 0, heard: Callable[[Result], object] = _nobody) -> tuple[Measurement, Result]:
         """The measurement on all starts that the session wants; `heard` is told the result so far."""
         from pytest_gpucap.results.build import measure_result
 
         if self._options.repeat == 1:
             measurement, context = self._measured_once(start)
+            measurement = self._limited(measurement, context)
             return measurement, measure_result(measurement, context)
         from pytest_gpucap.decisions.pooling import pooled_measurement
         from pytest_gpucap.session.repeats import Repeats
@@ -282,6 +314,7 @@ class GpuCap:
             heard=heard,
         )
         measurement, context = repeats.run(start)
+        measurement = self._limited(measurement, context)
         return measurement, measure_result(measurement, context)
 
     def _measured_once(self, start: int) -> tuple[Measurement, Context]:
@@ -291,13 +324,23 @@ class GpuCap:
         while True:
             with self._harness.driven(start) as (runner, settings, target):
                 now = replace(self._harness.requirement, lost=self._harness.lost)
-                measurement = procedure.measure(runner, now, settings, self._live)
+                with self._watched(target, runner) as figures:
+                    measurement = procedure.measure(runner, now, settings, self._live)
+                    seen = figures(measurement.samples)
                 roofline = self._roofline(target)
                 measurement = self._bounded(measurement, roofline)
-                context = self._context(target, measurement.samples, roofline)
+                context = replace(self._context(target, measurement.samples, roofline), figures=seen)
             if not self._lost_some(measurement.problems):
                 context, measurement = self._scaled(context, measurement)
                 return measurement, context
+
+    def _limited(self, measurement: Measurement, context: Context) -> Measurement:
+        """The measurement with the limits judged that are not about the rate."""
+        if not self._declared.secondary:
+            return measurement
+        from pytest_gpucap.session.secondary import judged_measurement
+
+        return judged_measurement(measurement, context, self._declared)
 
     def _lost_some(self, problems: Sequence[Problem]) -> bool:
         """Whether replicas were lost, and the measurement begins again without them because the test counts that."""

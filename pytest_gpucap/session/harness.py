@@ -14,6 +14,7 @@ from pytest_gpucap.gpu.lease import LeaseError
 from pytest_gpucap.load.protocol import LoadRunner
 from pytest_gpucap.load.trace import longest_request
 from pytest_gpucap.markers import Declaration
+from pytest_gpucap.measure import constants
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.options import Options
 from pytest_gpucap.requirement import Requirement, too_long
@@ -110,7 +111,7 @@ class Harness:
             self.live.gpu = lambda: glance(telemetry)
         settings = settings_on(
             target.endpoint,
-            Settings(max_time_s=self.declared.max_time_s, seed=seed),
+            Settings(max_time_s=self.declared.max_time_s, seed=seed, steady_s=self._steady_s),
             None if telemetry is None else telemetry.problems,
         )
         load = self._load(seed)
@@ -121,6 +122,11 @@ class Harness:
             target.runner = None
             runner.close()
             self.live.done()
+
+    @property
+    def _steady_s(self) -> float:
+        """Length of a window for limits that are about a steady load."""
+        return constants.STEADY_S if any(each.metric.is_sampled for each in self.declared.secondary) else 0.0
 
     def _load(self, seed: int) -> LoadRequest:
         limits = [limit.limit_s for limit in self.declared.slo.limits]

@@ -91,7 +91,7 @@ def place(declared: Declaration, options: Options, *, needs_server: bool) -> Pla
 
 
 def check_names(options: Options) -> None:
-    """Check that the class or profile of ``--gpu-class`` is known and that ``--gpucap-gpu-file`` is valid.
+    """Check that the class or profile of ``--gpu-class`` is known, and that the files of classes and prices are valid.
 
     Raises:
         pytest.UsageError: one line, with similar names.
@@ -107,6 +107,13 @@ def check_names(options: Options) -> None:
             find_class(options.gpu_class, own)
     except ValueError as error:
         raise pytest.UsageError(f"--gpu-class: {error}") from None
+    if options.prices is not None:
+        from pytest_gpucap.planning.prices import PricesError, read_prices
+
+        try:
+            read_prices(options.prices, own)
+        except PricesError as error:
+            raise pytest.UsageError(f"--gpucap-prices {error}") from None
 
 
 def check_gpu_class(name: str, options: Options) -> None:

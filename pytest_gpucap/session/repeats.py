@@ -54,7 +54,11 @@ class Repeats(Generic[FoundT]):
             pooled = self.pool(found)
             measurement = _measurement(pooled)
             detailed = next(place for place, start in enumerate(measurement.starts) if start.detailed)
-            around = replace(contexts[detailed], startup_s=sum(context.startup_s for context in contexts))
+            around = replace(
+                contexts[detailed],
+                startup_s=sum(context.startup_s for context in contexts),
+                figures=tuple(figures for context in contexts for figures in context.figures),
+            )
             if _measurement(each).problems:
                 break
             if number + 1 < self.count:
