@@ -214,9 +214,7 @@ def with_secondary(verdict: Verdict, results: Sequence[SecondaryResult]) -> Verd
         secondary=tuple(msgspec.structs.replace(each, decided=each is found) for each in results),
         problems=(*measurement.problems, *([unmeasured(found)] if found.outcome is Outcome.INVALID else [])),
     )
-    more = (
-        MoreTime(None, f"no more time would decide: {found.reason}") if found.outcome is Outcome.INCONCLUSIVE else None
-    )
+    more = MoreTime(None, "no more time would decide on this limit") if found.outcome is Outcome.INCONCLUSIVE else None
     accuracy = None if verdict.accuracy is None else msgspec.structs.replace(verdict.accuracy, decided=False)
     return replace(
         verdict, outcome=found.outcome, reason=reason, measurement=measurement, more_time=more, accuracy=accuracy

@@ -127,9 +127,11 @@ class GpuCap:
             _trusted(measurement)
             self._compared(kept)
             if measurement.secondary:
+                from pytest_gpucap.report import terminal
                 from pytest_gpucap.session.secondary import refuse_broken
 
-                refuse_broken(measurement, self._options.inconclusive)
+                evidence = terminal.details(kept.result, self._columns)
+                refuse_broken(measurement, evidence, self._options.inconclusive)
             return measurement
 
     def sweep(self) -> Curve:
@@ -179,7 +181,7 @@ class GpuCap:
             )
             roofline = self._roofline(target)
             sample = checked_sample(sample, roofline)
-            context = self._context(target, (sample,), roofline)
+            context = self._unjudged(self._context(target, (sample,), roofline), "sample")
             self._results.keep(
                 sample_result(sample, requirement, context, simulated=runner.simulated, seed=self._declared.seed)
             )
@@ -368,7 +370,19 @@ class GpuCap:
             curve = procedure.sweep(runner, self._harness.requirement, settings, self._live)
             roofline = self._roofline(target)
             curve = replace(curve, measurement=self._bounded(curve.measurement, roofline))
-            return curve, sweep_result(curve, self._context(target, curve.measurement.samples, roofline))
+            context = self._unjudged(self._context(target, curve.measurement.samples, roofline), "sweep")
+            return curve, sweep_result(curve, context)
+
+    def _unjudged(self, context: Context, method: str) -> Context:
+        """The context, with a remark on limits that this method does not judge."""
+        if not self._declared.secondary:
+            return context
+        from msgspec import structs
+
+        names = ", ".join(limit.name for limit in self._declared.secondary)
+        remark = f"{method}() does not judge {names}: check() and measure() do"
+        environment = context.environment
+        return replace(context, environment=structs.replace(environment, remarks=(*environment.remarks, remark)))
 
     @contextmanager
     def _one_result(self, kind: str | None = None) -> Iterator[None]:

@@ -22,6 +22,7 @@ from pytest_gpucap.markers import Declaration
 from pytest_gpucap.measure.constants import STEADY_BLOCK_S
 from pytest_gpucap.options import Options
 from pytest_gpucap.report.formatting import significant
+from pytest_gpucap.report.terminal import SIMULATED
 from pytest_gpucap.results.build import Context
 from pytest_gpucap.results.measured import Measurement, Outcome, Sample, Verdict, judged_samples
 from pytest_gpucap.results.telemetry import TelemetrySummary
@@ -255,11 +256,12 @@ def judged_measurement(measurement: Measurement, context: Context, declared: Dec
     return replace(measurement, secondary=results, problems=(*measurement.problems, *problems))
 
 
-def refuse_broken(measurement: Measurement, inconclusive: str) -> None:
+def refuse_broken(measurement: Measurement, evidence: str, inconclusive: str) -> None:
     """Fail a test that measures without a verdict for a limit beside the rate that is broken or undecided.
 
     Args:
         measurement: with its limits judged.
+        evidence: what else was found, for the failure's text.
         inconclusive: what ``--gpucap-inconclusive`` says: ``fail``, ``skip`` or ``pass``.
 
     Raises:
@@ -268,10 +270,10 @@ def refuse_broken(measurement: Measurement, inconclusive: str) -> None:
     found = worst(measurement.secondary)
     if found is None:
         return
-    line = f"{found.outcome}: {measurement.requirement.name} {stated(found)}"
-    if found.outcome is Outcome.FAIL:
-        raise verdict_failure(line)
-    if inconclusive == "fail":
-        raise verdict_failure(line, decided=False)
+    line = f"{found.outcome}: {measurement.requirement.name}: {stated(found)}"
+    decided = found.outcome is Outcome.FAIL
+    if decided or inconclusive == "fail":
+        simulated = [SIMULATED] if measurement.simulated else []
+        raise verdict_failure("\n".join([line, *simulated, "", evidence]), decided=decided)
     if inconclusive == "skip":
         pytest.skip(line)
