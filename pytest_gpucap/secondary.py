@@ -7,6 +7,7 @@ two.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -79,7 +80,9 @@ class SecondaryMetric:
         return self.name in _SAMPLED
 
     def number(self, value: float) -> str:
-        """A figure without its unit, with four significant figures; tokens are whole."""
+        """A figure without its unit, with four significant figures; tokens are whole; ``?`` if it is not known."""
+        if not math.isfinite(value):
+            return "?"
         if self.is_share:
             return f"{_plain(value * 100)}%"
         return f"{value:,.0f}" if self.name is SecondaryName.KV_TOKENS else _plain(value)

@@ -150,10 +150,10 @@ class SecondaryWatch:
                 return "the class cpu has no energy counter that is read"
             if any(device.mig_profile for device in lease.devices):
                 return "a MIG slice's share of its GPU's energy is not known"
-        if name is SecondaryName.ACCEPTANCE and (why := _random(target.endpoint, self._declared)):
-            return why
         if getattr(target.runner, "readings", None) is not None:
             return ""  # a simulated server, whose profile was looked at when the test was collected
+        if name is SecondaryName.ACCEPTANCE and (why := _random(target.endpoint, self._declared)):
+            return why
         return next(filter(None, (_lacks(target.endpoint, each) for each in _COUNTERS[name] if each)), "")
 
     def _quotient(self, name: SecondaryName, seen: Sequence[tuple[Block, TelemetrySummary]]) -> SecondaryFigure:

@@ -67,7 +67,12 @@ URL = "--gpucap-url=http://127.0.0.1:9"
             {"enable_prefix_caching": False},
             "prefix_hit_rate: vllm(enable_prefix_caching=Fa",
         ),
-        ("preemptions=0", CPU, {"disable_log_stats": True}, "preemptions: vllm(disable_log_stats=True) leaves the ser"),
+        (
+            "preemptions=0",
+            CPU,
+            {"disable_log_stats": True},
+            "preemptions: vllm(disable_log_stats=True) leaves the server",
+        ),
         ("startup=0", SIM, {}, "startup must be above 0, not 0"),
         ("startup=90", SIM, {}, "startup=90 needs a unit, since it is above a minute"),
         ("kv_tokens=1.5", SIM, {}, "kv_tokens must be a whole number of at least 1, not 1.5"),
