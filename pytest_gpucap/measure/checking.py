@@ -60,7 +60,7 @@ def run_check(runner: LoadRunner, requirement: Requirement, settings: Settings, 
     except LoadError as error:
         run.problems.append(no_load(error))
         outcome, reason = Outcome.INVALID, str(error)
-    _end(run, outcome)
+    outcome, reason = _end(run, state, outcome) or (outcome, reason)
     if run.problems:
         outcome, reason = Outcome.INVALID, run.problems[0].text
     measurement = measurement_of(run, state.found, state.saturated, outcome)
@@ -73,14 +73,23 @@ def run_check(runner: LoadRunner, requirement: Requirement, settings: Settings, 
     return replace(verdict, more_time=more_time(verdict, settings.max_time_s)) if undecided else verdict
 
 
-def _end(run: MeasuringRun, outcome: Outcome) -> None:
-    """Measure what is not about the rate, if the budget may hold, and end what is in flight."""
+def _end(run: MeasuringRun, state: _State, outcome: Outcome) -> tuple[Outcome, str] | None:
+    """Measure what is not about the rate, if the budget may hold, and end what is in flight.
+
+    Returns:
+        Another verdict, if too many requests failed in the meantime.
+    """
+    steady = run.settings.steady_s > 0 and outcome in {Outcome.PASS, Outcome.INCONCLUSIVE}
     try:
-        if outcome in {Outcome.PASS, Outcome.INCONCLUSIVE}:
+        if steady:
             steady_window(run, float(run.requirement.driven_rate), _critical(run))
         run.settle()
     except LoadError as error:
         run.problems.append(no_load(error))
+    ended = _by_errors(run) if steady and not run.problems else None
+    if ended is not None:
+        state.found, state.binding = None, "errors"
+    return ended
 
 
 def measurement_of(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 
 import pytest
 
+from pytest_gpucap.load.protocol import LoadPhase, PhaseSpan, Progress
+from pytest_gpucap.measure.constants import WARM_UP_S
 from pytest_gpucap.measure.procedure import check, measure
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.requirement import Requirement
@@ -62,3 +65,19 @@ def test_without_time_for_it_the_verdict_stays() -> None:
     found = check(SimRunner(FAST.engine, 1), wanted, replace(STEADY, max_time_s=needed_s + 1))
     assert found.outcome is Outcome.PASS
     assert not steady(found.measurement.samples)
+
+
+class Failing(SimRunner):
+    """A server whose requests begin to fail when the steady window does."""
+
+    def run(self, phase: LoadPhase, should_stop: Callable[[Progress], bool] | None = None) -> PhaseSpan:
+        if phase.duration_s == STEADY.steady_s + WARM_UP_S:
+            self._error_rate = 0.3
+        return super().run(phase, should_stop)
+
+
+def test_requests_that_fail_in_it_fail_the_budget() -> None:
+    found = check(Failing(FAST.engine, 1), requirement(FAST.true_rate_rps / 3), STEADY)
+    assert found.outcome is Outcome.FAIL
+    assert "at most 1.00% may fail" in found.reason
+    assert (found.measurement.binding, found.gpus_required) == ("errors", None)

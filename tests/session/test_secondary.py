@@ -8,9 +8,16 @@ from pathlib import Path
 import pytest
 
 from pytest_gpucap.engines.kv_cache import told_kv_tokens
+from pytest_gpucap.markers import Declaration, Place
+from pytest_gpucap.options import Options
+from pytest_gpucap.requirement import Slo, Workload
 from pytest_gpucap.results.measured import Sample
+from pytest_gpucap.results.telemetry import ServerSummary, TelemetrySummary
 from pytest_gpucap.results.windows import Phase, WindowId
-from pytest_gpucap.session.secondary import blocks
+from pytest_gpucap.secondary import SecondaryLimit, SecondaryName
+from pytest_gpucap.session.placement import Placement
+from pytest_gpucap.session.secondary import SecondaryWatch, blocks
+from pytest_gpucap.session.server_manager import SystemUnderTest
 from pytest_gpucap.simulator.serve import SimulatedServer, start_simulator
 
 MARKED = """
@@ -158,3 +165,40 @@ def test_prices_of_a_bad_file_end_the_session_even_if_nobody_needs_them(pytester
     result = pytester.runpytest("--gpucap-prices=prices.toml")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: --gpucap-prices *prices.toml: write currency = *"])
+
+
+def watch(*limits: SecondaryLimit, energy_j: float | None, hits: float | None) -> SecondaryWatch:
+    """A watch of a server that tells the same in every window."""
+    declared = Declaration(
+        place=Place("test_it.py", 1), name="it", requirement=None, workload=Workload(), slo=Slo(), gpus_per_replica=1,
+        model=None, secondary=limits,
+    )  # fmt: skip
+    server = ServerSummary(output_tokens=1000.0, prefix_queries=500.0, prefix_hits=hits, preemptions=1.0)
+    return SecondaryWatch(
+        declared,
+        SystemUnderTest(Placement()),
+        lambda start_s, end_s: TelemetrySummary(start_s, end_s, server=server, energy_j=energy_j),
+        Options(),
+    )
+
+
+LIMITS = (
+    SecondaryLimit(SecondaryName.JOULES_PER_1K_TOKENS, 100),
+    SecondaryLimit(SecondaryName.PREFIX_HIT_RATE, 0.5),
+    SecondaryLimit(SecondaryName.PREEMPTIONS, 0.1),
+)
+
+
+def test_what_devices_and_server_tell_becomes_a_quotient_of_every_block() -> None:
+    energy, hits, preemptions = (
+        watch(*LIMITS, energy_j=80.0, hits=200.0).figures([window(Phase.STEADY, 20, 28)]).values()
+    )
+    assert energy.parts == ((80.0, 1000.0),) * 2
+    assert hits.parts == ((200.0, 500.0),) * 2
+    assert preemptions.parts == ((1.0, 10.0),) * 2
+
+
+def test_what_nobody_tells_is_not_measured_and_says_why() -> None:
+    energy, hits, _ = watch(*LIMITS, energy_j=None, hits=None).figures([window(Phase.STEADY, 20, 28)]).values()
+    assert energy.why == "no device told its energy in any measuring window"
+    assert hits.why == "the server's counter of prefix_hits was not read in any measuring window"
