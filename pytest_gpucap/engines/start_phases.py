@@ -83,7 +83,7 @@ def start_phases(log: str, started_at: float, startup_s: float) -> dict[str, flo
         started_at: when its process was started, in seconds since the epoch. The log has this machine's local time.
         startup_s: seconds from then until it was ready. The phases add up to no more.
     """
-    said = _read(log, started_at)
+    said = _read(log, started_at, startup_s)
     engine_s = max(_seconds(said["engine"]), default=None)
     engine_at_s = max(_times(said["engine"]), default=None)
     found: dict[StartPhase, float | None] = {
@@ -108,8 +108,8 @@ def start_phases(log: str, started_at: float, startup_s: float) -> dict[str, flo
     return {phase.value: round(seconds, 2) for phase, seconds in known if seconds is not None and seconds >= _LEAST_S}
 
 
-def _read(log: str, started_at: float) -> dict[str, list[_Said]]:
-    """Every line that tells of a phase, by its words."""
+def _read(log: str, started_at: float, startup_s: float) -> dict[str, list[_Said]]:
+    """Every line that tells of a phase, by its words. A time outside of the start is another zone's, and not taken."""
     found: dict[str, list[_Said]] = {name: [] for name in _PATTERNS}
     for line in log.splitlines():
         head = line[:_LINE]
@@ -119,8 +119,9 @@ def _read(log: str, started_at: float) -> dict[str, list[_Said]]:
             if match := pattern.search(head):
                 process = _PROCESS.match(head)
                 seconds = float(match[1]) if pattern.groups else None
-                said = _Said(process[1] if process else "", seconds, _since(head[:_HEAD], started_at))
-                found[name].append(said)
+                at_s = _since(head[:_HEAD], started_at)
+                inside = at_s is not None and -_TOLERANCE_S <= at_s <= startup_s + _TOLERANCE_S
+                found[name].append(_Said(process[1] if process else "", seconds, at_s if inside else None))
     return found
 
 

@@ -168,6 +168,14 @@ def test_lines_without_a_time_tell_what_they_state() -> None:
     }
 
 
+@pytest.mark.parametrize("hours", [-9, 5.5])
+def test_times_of_another_zone_are_not_taken(hours: float) -> None:
+    _, lines = VERSIONS["0.15"]
+    assert start_phases(log(*lines, started_at=STARTED_AT + hours * 3600), STARTED_AT, READY_S) == {
+        name: WHOLE[name] for name in ("weights", "compile", "profiling", "graph capture")
+    }
+
+
 def test_a_start_on_new_years_eve() -> None:
     at = time.mktime((2026, 12, 31, 23, 59, 50, 0, 0, -1))
     text = log(
