@@ -54,6 +54,7 @@ def _figures(result: Result) -> list[tuple[str, str | float | None]]:
         ("gpucap_rate_rps", known(rate.value)),
         ("gpucap_rate_low_rps", known(rate.low)),
         ("gpucap_rate_high_rps", known(rate.high)),
+        ("gpucap_start_phases", rows.start_phases(result) or None),
         ("gpucap_starts", ", ".join(map(rows.start_told, result.starts)) or None),
         ("gpucap_start_spread", known(result.start_spread)),
         ("gpucap_design_rate_rps", result.design_rate_rps),

@@ -5,7 +5,7 @@ An absent part of the result gives no row, so a report shows only what was measu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -31,7 +31,7 @@ from pytest_gpucap.results.comparison import Comparison, LatencyComparison
 from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.measured import KEPT_PERCENTILES, MeasuredStart, Outcome, Sample
 from pytest_gpucap.results.problems import ProblemSource
-from pytest_gpucap.results.result import DeclaredBudget, DeclaredSlo, DeclaredWorkload, Result, ResultKind
+from pytest_gpucap.results.result import START_UP, DeclaredBudget, DeclaredSlo, DeclaredWorkload, Result, ResultKind
 from pytest_gpucap.results.telemetry import HostSummary, cores_text
 from pytest_gpucap.results.windows import WindowId
 
@@ -391,9 +391,27 @@ def change(comparison: Comparison | LatencyComparison) -> str:
     return percent_interval(msgspec.structs.replace(ratio, **less_one))
 
 
+def start_phases(result: Result) -> str:
+    """``imports 20 s, weights 5 s, rest 2 s``: what the start-up was spent on; empty where nothing is known of it.
+
+    The rest is what no phase accounts for: a log tells some of its times to the second, and not of everything.
+    """
+    known_s = sum(result.start_phases_s.values())
+    if not known_s:
+        return ""
+    rest_s = result.spent_s.get(START_UP, 0.0) - known_s
+    return ", ".join(_shown_phases({**result.start_phases_s, "rest": rest_s}))
+
+
 def _server_time(result: Result) -> str:
-    shown = [f"{phase} {seconds(spent)}" for phase, spent in result.spent_s.items() if spent >= _SHOWN_S]
-    return ", ".join(shown) or "none"
+    parts, phases = _shown_phases(result.spent_s), start_phases(result)
+    if phases:
+        parts = [f"{part} ({phases})" if part.startswith(f"{START_UP} ") else part for part in parts]
+    return ", ".join(parts) or "none"
+
+
+def _shown_phases(spent_s: Mapping[str, float]) -> list[str]:
+    return [f"{phase} {seconds(spent)}" for phase, spent in spent_s.items() if spent >= _SHOWN_S]
 
 
 def _figure(value: float | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from pytest_gpucap.results.fleet import FleetResult
 from pytest_gpucap.results.measured import Curve, Interval, LatencyHistogram, Measurement, Outcome, Sample, Verdict
 from pytest_gpucap.results.problems import Problem
 from pytest_gpucap.results.result import (
+    START_UP,
     DeclaredBudget,
     DeclaredSlo,
     DeclaredWorkload,
@@ -25,9 +26,6 @@ from pytest_gpucap.results.result import (
 from pytest_gpucap.results.telemetry import Bottleneck, TelemetryOverTime, TelemetrySummary
 from pytest_gpucap.sizing import gpus_interval
 
-START_UP = "start-up"
-"""The key in `Result.spent_s` of the time before the first request."""
-
 
 @dataclass(frozen=True, slots=True)
 class Context:
@@ -36,6 +34,7 @@ class Context:
     Attributes:
         test: pytest's node id.
         startup_s: server time spent before the first request; 0 where the server was already running.
+        start_phases_s: what `startup_s` was spent on, by phase, as far as it is known.
         limit: the physical limit and the share of it that was measured; None where it is not known.
         no_limit: why it is not known, in one line; None where it is.
         line: of the test in its file, from 1; None where unknown.
@@ -48,6 +47,7 @@ class Context:
     telemetry: TelemetrySummary | None = None
     bottleneck: Bottleneck | None = None
     startup_s: float = 0.0
+    start_phases_s: Mapping[str, float] = field(default_factory=dict)
     series: TelemetryOverTime | None = None
     limit: PhysicalLimit | None = None
     no_limit: str | None = None
@@ -140,6 +140,7 @@ def _result(measurement: Measurement, context: Context, kind: ResultKind, **foun
         at_least_rps=measurement.at_least_rps,
         samples=lean(measurement.samples),
         spent_s={START_UP: context.startup_s, **measurement.spent_s},
+        start_phases_s=context.start_phases_s,
         problems=measurement.problems,
         failed_requests=measurement.failed_requests,
         seed=measurement.seed,

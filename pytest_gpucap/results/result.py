@@ -26,6 +26,8 @@ from pytest_gpucap.results.telemetry import Bottleneck, TelemetryOverTime, Telem
 
 SCHEMA_VERSION: Final = 2
 """Increased when a reader of the old form would misread the new one or could not read it."""
+START_UP: Final = "start-up"
+"""The key in `Result.spent_s` of the time before the first request."""
 
 
 class ResultKind(StrEnum):
@@ -164,6 +166,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         points: of a sweep, in rising order. They are also among the samples, which carry the detail.
         samples: the measuring windows, in the order in which they were measured.
         spent_s: seconds of server time by phase, ``start-up`` included.
+        start_phases_s: what the start-up was spent on: seconds by phase (``imports``, ``weights``, ``compile`` ...), as
+            far as the server's log tells. They may add up to less than it; empty where nothing is known.
         problems: why the measurement cannot be trusted; empty when it can.
         failed_requests: by kind, with the server's words; None where no request failed.
         seed: of arrivals, lengths and prompts.
@@ -205,6 +209,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     points: tuple[Sample, ...] = ()
     samples: tuple[Sample, ...]
     spent_s: Mapping[str, float]
+    start_phases_s: Mapping[str, float] = msgspec.field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
     failed_requests: FailedRequests | None = None
     seed: int = 0

@@ -38,7 +38,9 @@ def context_of(
     target: SystemUnderTest, samples: Sequence[Sample], roofline: Roofline | NoLimit, declared: Declaration, test: str
 ) -> Context:
     """What surrounds the samples just measured on a target. Call it while the target still runs."""
-    startup_s, target.startup_s = target.startup_s, 0.0  # counted once, for the first test that uses the server
+    # Counted once, for the first test that uses the server.
+    startup_s, target.startup_s = target.startup_s, 0.0
+    start_phases_s, target.start_phases_s = target.start_phases_s, {}
     watched = bottleneck = over_time = None
     if samples and target.telemetry is not None:
         start_s, end_s = min(each.start_s for each in samples), max(each.end_s for each in samples)
@@ -56,6 +58,7 @@ def context_of(
         telemetry=watched,
         bottleneck=bottleneck,
         startup_s=startup_s,
+        start_phases_s=start_phases_s,
         series=over_time,
         limit=None if isinstance(limit, NoLimit) else limit,
         no_limit=limit.reason if isinstance(limit, NoLimit) else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
@@ -54,12 +55,21 @@ class Repeats(Generic[FoundT]):
             pooled = self.pool(found)
             measurement = _measurement(pooled)
             detailed = next(place for place, start in enumerate(measurement.starts) if start.detailed)
-            around = replace(contexts[detailed], startup_s=sum(context.startup_s for context in contexts))
+            around = _all_starts(contexts, detailed)
             if _measurement(each).problems:
                 break
             if number + 1 < self.count:
                 self.heard(self.result(pooled, around))
         return pooled, around
+
+
+def _all_starts(contexts: Sequence[Context], detailed: int) -> Context:
+    """The circumstances of the start that is detailed, with the start-ups of all."""
+    phases: Counter[str] = Counter()
+    for context in contexts:
+        phases.update(context.start_phases_s)
+    startup_s = sum(context.startup_s for context in contexts)
+    return replace(contexts[detailed], startup_s=startup_s, start_phases_s=dict(phases))
 
 
 def _measurement(found: Measurement | Verdict) -> Measurement:

@@ -7,7 +7,7 @@ same server share it. It ends the server before it starts another, or as soon as
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -45,6 +45,7 @@ class SystemUnderTest:
     server: Server | None = None
     telemetry: Telemetry | FleetTelemetry | None = None
     startup_s: float = 0.0
+    start_phases_s: Mapping[str, float] = field(default_factory=dict)
     runner: LoadRunner | None = None
     _closing: ExitStack = field(default_factory=ExitStack)
 
@@ -241,6 +242,7 @@ class ServerManager:
             server = engine.start(held.cuda_devices, live.waiting)
         target._closing.callback(self._stop, server, held)  # noqa: SLF001 - see above
         target.startup_s = time.monotonic() - started
+        target.start_phases_s = getattr(server, "start_phases_s", {})  # only vLLM's log tells
         target.server = server
         log = "" if server.log is None else f", log {shown(server.log.path)}"
         live.say(f"{engine.title} {server.version or '?'} is ready after {target.startup_s:.0f} s{log}")

@@ -50,6 +50,7 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> Limits:
             model="m",
             api_key="k",
             base_url="http://127.0.0.1:1/v1",
+            started_at=0.0,
             startup_s=0.0,
         )
         servers = [VllmServer(launched, ServerSpec(model, VllmArguments(arguments))) for _ in range(fleet)]

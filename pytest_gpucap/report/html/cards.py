@@ -148,6 +148,7 @@ class ResultCard:
     notes: tuple[Note, ...]
     compared: ComparedTable | None
     spent: tuple[TimeShare, ...]
+    start_phases: str
     declared: tuple[Fact, ...]
     windows: WindowsTable
     environment: tuple[Fact, ...]
@@ -196,6 +197,7 @@ def _card(result: Result, number: int) -> ResultCard:
         notes=tuple(_notes(result)),
         compared=_compared(result),
         spent=tuple(_spent(result.spent_s)),
+        start_phases=rows.start_phases(result),
         declared=tuple(_declared(result)),
         windows=windows_table(result),
         environment=tuple(_environment(result)),
