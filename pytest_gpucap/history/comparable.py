@@ -90,7 +90,11 @@ def _workload(workload: DeclaredWorkload, *, contents: bool) -> dict[IdentityKey
         workload: as declared.
         contents: a trace is compared by what it holds, where that is known.
     """
-    left_out, found = {"preset", "trace_sha256"}, {}
+    left_out, found = {"preset", "trace_sha256", "prompts_sha256"}, {}
+    if workload.prompts_sha256 is not None:
+        # What they send decides, and lengths follow from it as the model's tokenizer counts.
+        left_out |= {"prompts", "prompt_count", "input_tokens"}
+        found[IdentityKey("workload prompts' contents")] = f"{workload.prompts_sha256[:12]}..."
     if contents and workload.trace_sha256 is not None:
         left_out.add("trace")
         found[IdentityKey("workload trace's contents")] = f"{workload.trace_sha256[:12]}..."

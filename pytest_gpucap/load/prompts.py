@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -111,8 +111,28 @@ class PromptRecipe:
         return cls(**{**values, "units": tuple(values["units"]), "wording": Wording(**values["wording"])})
 
 
+class BodyComposer(Protocol):
+    """Makes the bodies of requests."""
+
+    @property
+    def cached_apart(self) -> bool:
+        """See `PromptRecipe`."""
+        ...
+
+    @property
+    def personal(self) -> bool:
+        """Whether prompts are a user's own: then nothing that may repeat one is kept."""
+        ...
+
+    def body(self, number: int, prompt_tokens: int, output_tokens: int) -> bytes:
+        """The body of request `number`."""
+        ...
+
+
 class RequestComposer:
     """Makes the bodies of requests by a recipe."""
+
+    personal = False
 
     def __init__(self, recipe: PromptRecipe) -> None:
         units = recipe.units
@@ -134,6 +154,11 @@ class RequestComposer:
         self._starts = [0, *np.cumsum([len(unit) for unit in ring * 2]).tolist()]
         self._shared = self._filler(0, recipe.shared)
         self._head, self._middle = self._template(stream=True)
+
+    @property
+    def cached_apart(self) -> bool:
+        """See `PromptRecipe`."""
+        return self.recipe.cached_apart
 
     def _template(self, *, stream: bool) -> tuple[bytes, bytes]:
         """The body before the prompt, and between the prompt and the number of output tokens, which ends the body."""

@@ -117,10 +117,17 @@ def workload(declared: DeclaredWorkload) -> str:
     """Lengths, arrivals and endpoint in one line."""
     shared = f", {declared.shared_prefix_tokens} shared" if declared.shared_prefix_tokens else ""
     preset = f"{declared.preset}: " if declared.preset else ""
+    own = f"{own_prompts(declared)}, " if declared.prompts else ""
     return (
-        f"{preset}{declared.input_tokens} tokens in{shared}, {declared.output_tokens} out, "
+        f"{preset}{own}{declared.input_tokens} tokens in{shared}, {declared.output_tokens} out, "
         f"{declared.arrivals} arrivals, {declared.endpoint}"
     )
+
+
+def own_prompts(declared: DeclaredWorkload) -> str:
+    """``96 prompts of chat.jsonl (sha256 0123456789ab)``, of a workload that has prompts of the user's own."""
+    digest = f" (sha256 {declared.prompts_sha256[:12]})" if declared.prompts_sha256 else ""
+    return f"{declared.prompt_count or 'the'} prompts of {declared.prompts}{digest}"
 
 
 def limits(slo: DeclaredSlo) -> str:

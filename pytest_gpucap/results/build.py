@@ -180,6 +180,7 @@ def declared_budget(requirement: Requirement) -> DeclaredBudget:
 
 def declared_workload(workload: Workload) -> DeclaredWorkload:
     """The workload, lengths as they are written in a marker."""
+    prompts = workload.prompts
     return DeclaredWorkload(
         input_tokens=_length(workload.input_tokens),
         output_tokens=_length(workload.output_tokens),
@@ -194,6 +195,9 @@ def declared_workload(workload: Workload) -> DeclaredWorkload:
         preset=workload.preset,
         questions=None if workload.questions is None else workload.questions.name,
         wording=workload.wording,
+        prompts=None if prompts is None else prompts.path.name,
+        prompts_sha256=None if prompts is None else prompts.sha256,
+        prompt_count=None if prompts is None else prompts.count,
     )
 
 

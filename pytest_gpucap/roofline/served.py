@@ -106,6 +106,9 @@ def _limits(
     )
     if known.replicas > 1 and any(layer.experts for layer, _ in model_of(served.config).blocks):
         raise _Unknown("the limit of a fleet of a mixture of experts is not known")
+    if workload.prompts is not None:
+        # They may share any part, and one that is sent again is in the prefix cache as a whole.
+        workload = replace(workload, shared_prefix_tokens=round(workload.input_tokens.mean))
     found = build(served.config, served.arguments, hardware, workload, deployment)
     return replace(found, decode_context=_decode_context(workload), declared=served.declared)
 
@@ -132,7 +135,11 @@ def _declared(known: Capabilities, model: str | None, declared: VllmArguments) -
 
 
 def _decode_context(workload: Workload) -> float | None:
-    """Of a trace, whose lengths are known row by row; None for lengths that are drawn."""
+    """Of a trace or a file, whose lengths are known row by row; None for lengths that are drawn."""
+    if workload.prompts is not None:
+        from pytest_gpucap.load.prompt_lengths import prompt_decode_context
+
+        return prompt_decode_context(workload.prompts)
     if workload.arrivals.trace is None:
         return None
     from pytest_gpucap.load.trace import decode_context, read_trace
