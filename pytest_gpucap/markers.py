@@ -394,6 +394,12 @@ def _on_loss(value: Any, what: str) -> str:
     return str(value)
 
 
+def _extra_body(value: Any, what: str) -> dict[str, Any]:
+    from pytest_gpucap.workloads.extra_body import read_extra_body
+
+    return read_extra_body(value, what, _SAMPLING)
+
+
 _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "name": _name,
     "qps": positive,
@@ -417,6 +423,7 @@ _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "top_k": lambda value, what: whole(value, what, least=-1),
     "presence_penalty": lambda value, what: float(exact(value, what)),
     "frequency_penalty": lambda value, what: float(exact(value, what)),
+    "extra_body": _extra_body,
     "workload": _text,
     "system": _text,
     "fold_system": _flag,
@@ -536,6 +543,7 @@ def _workload(values: Mapping[str, Any]) -> Workload:
         arrivals=Arrivals(kind, burstiness or (0.0 if kind is ArrivalKind.CONSTANT else 1.0), trace),
         shared_prefix_tokens=values.get("shared_prefix_tokens", 0),
         sampling={key: values[key] for key in _SAMPLING if key in values},
+        extra_body=values.get("extra_body", {}),
         wording=Wording(**{key: values[key] for key in _WORDING if key in values}),
         preset=values.get("workload"),
         questions=values.get("questions"),

@@ -15,7 +15,7 @@ from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pytest_gpucap.errors import GpuCapError, shortened, told
 
@@ -427,6 +427,8 @@ class Workload:
     """Ask the server to generate exactly the output tokens asked for (vLLM's ``ignore_eos``)."""
     sampling: Mapping[str, float | int] = field(default_factory=dict)
     """Sampling parameters passed through in the request body, such as ``temperature``."""
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of every request's body, as JSON has them (`workloads.extra_body`)."""
     wording: Wording = Wording()
     """The text around every prompt of the chat endpoint. Its tokens count as input tokens."""
     preset: str | None = None

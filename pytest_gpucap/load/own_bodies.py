@@ -47,7 +47,7 @@ def prompt_fields(prompt: FilePrompt, workload: Workload) -> dict[str, Any]:
 
 def request_fields(prompt: FilePrompt, workload: Workload, model: str) -> dict[str, Any]:
     """The body of a request, but for the number of output tokens. What its line says comes before the workload."""
-    return {"model": model, **workload.sampling, **prompt_fields(prompt, workload)}
+    return {"model": model, **workload.sampling, **workload.extra_body, **prompt_fields(prompt, workload)}
 
 
 def _head(prompt: FilePrompt, workload: Workload, model: str) -> bytes:

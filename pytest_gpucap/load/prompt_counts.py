@@ -21,7 +21,7 @@ from pytest_gpucap.load.calibrate import LEAST_SAME, count_alike
 from pytest_gpucap.load.own_bodies import file_of, prompt_fields, request_fields
 from pytest_gpucap.load.prompt_lengths import rows_of, with_lengths
 from pytest_gpucap.load.protocol import LoadError
-from pytest_gpucap.load.token_probe import TokenProbe
+from pytest_gpucap.load.token_probe import TEMPLATED, TokenProbe
 from pytest_gpucap.requirement import MOST_TOKENS, ApiKind, Workload
 from pytest_gpucap.workloads.prompt_file import FilePrompt
 
@@ -32,8 +32,6 @@ AT_ONCE: Final = 8
 VERIFIED: Final = 3
 PROBED: Final = 24
 """Real requests that verify counts, and from which lengths are estimated; of the prompts that are sent last."""
-_TEMPLATED: Final = ("messages", "tools", "chat_template", "chat_template_kwargs", "continue_final_message")
-"""Fields of a chat request that its prompt depends on, and that ``/tokenize`` takes."""
 _LEAST_POINTS: Final = 3
 """For a line through lengths."""
 
@@ -93,7 +91,7 @@ def _templated(prompt: FilePrompt, workload: Workload) -> Mapping[str, Any]:
     fields = prompt_fields(prompt, workload)
     if workload.endpoint is not ApiKind.CHAT:
         return {"prompt": fields["prompt"]}
-    return {name: fields[name] for name in _TEMPLATED if name in fields}
+    return {name: fields[name] for name in ("messages", *TEMPLATED) if name in fields}
 
 
 def _used(probe: TokenProbe, prompt: FilePrompt, workload: Workload, model: str) -> int:

@@ -47,7 +47,7 @@ class PromptRecipe:
         shared: units at the start that all prompts share.
         seed, nonce: prompts are made from both. The nonce differs between runs with the same seed, so that a run finds
             nothing of an earlier one in the server's prefix cache.
-        ignore_eos, sampling: fields of the body.
+        ignore_eos, sampling, extra_body: fields of the body.
         wording: what stands around the prompt of a chat request.
         cached_apart: the server counts the tokens of a prompt without those that were in its cache, which its usage
             has beside them.
@@ -65,6 +65,7 @@ class PromptRecipe:
     nonce: int = 0
     ignore_eos: bool = True
     sampling: Mapping[str, float | int] = field(default_factory=dict)
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
     wording: Wording = field(default_factory=Wording)
     cached_apart: bool = False
     by_usage: bool = False
@@ -79,6 +80,7 @@ class PromptRecipe:
             shared=workload.shared_prefix_tokens,
             ignore_eos=workload.ignore_eos,
             sampling=dict(workload.sampling),
+            extra_body=dict(workload.extra_body),
             wording=workload.wording,
             **rest,
         )
@@ -169,7 +171,7 @@ class RequestComposer:
             body["messages"] = recipe.wording.messages(hole)
         else:
             body["prompt"] = hole
-        body.update(recipe.sampling)
+        body |= {**recipe.sampling, **recipe.extra_body}
         if stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         if recipe.ignore_eos:

@@ -20,6 +20,8 @@ PROBE_TIMEOUT_S = 60.0
 """A probe is one short request; a server that is ready answers within seconds even on a CPU."""
 MOST_COUNTS = 400
 """Requests to count tokens that finding the units may take."""
+TEMPLATED = ("tools", "chat_template", "chat_template_kwargs", "continue_final_message")
+"""Fields that a chat's prompt depends on beside its messages, and that ``/tokenize`` takes."""
 ADVICE = 'exact prompts need a tokenizer that splits at spaces; try endpoint="completions", which sends token ids'
 
 
@@ -74,16 +76,18 @@ class TokenProbe:
         Args:
             body: of the request, as far as its prompt depends on it.
         """
-        chat = {"add_generation_prompt": True} if "messages" in body else {}
+        extra = self._workload.extra_body
+        chat = {"add_generation_prompt": True} | {name: extra[name] for name in TEMPLATED if name in extra}
+        more = chat if "messages" in body else {}
         try:
-            reply = self._post("/tokenize", json.dumps({"model": self._model, **chat, **body}).encode())
+            reply = self._post("/tokenize", json.dumps({"model": self._model, **more, **body}).encode())
         except NoAnswer:
             return None  # the usage of real requests tells as well
         return _whole(json_object(reply.body).get("count")) if reply.ok else None
 
     def plain_body(self, text: str) -> bytes:
         """The body of a request with this prompt for one token."""
-        body: dict[str, Any] = {"model": self._model, "max_tokens": 1}
+        body: dict[str, Any] = {"model": self._model, **self._workload.extra_body, "max_tokens": 1}
         if self._workload.endpoint is ApiKind.CHAT:
             body["messages"] = self._workload.wording.messages(text)
         else:

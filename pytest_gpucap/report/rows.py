@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from pytest_gpucap.errors import shortened
 from pytest_gpucap.report.formatting import (
     bound_by,
     bound_text,
@@ -118,9 +119,10 @@ def workload(declared: DeclaredWorkload) -> str:
     shared = f", {declared.shared_prefix_tokens} shared" if declared.shared_prefix_tokens else ""
     preset = f"{declared.preset}: " if declared.preset else ""
     own = f"{own_prompts(declared)}, " if declared.prompts else ""
+    extra = f", extra_body {shortened(declared.extra_body)}" if declared.extra_body else ""
     return (
         f"{preset}{own}{declared.input_tokens} tokens in{shared}, {declared.output_tokens} out, "
-        f"{declared.arrivals} arrivals, {declared.endpoint}"
+        f"{declared.arrivals} arrivals, {declared.endpoint}{extra}"
     )
 
 

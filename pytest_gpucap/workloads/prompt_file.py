@@ -27,6 +27,7 @@ from typing import Any, Final, NoReturn
 
 from pytest_gpucap.requirement import MOST_TOKENS, ApiKind, RequirementError
 from pytest_gpucap.user_files import MIB, MOST_LINES, UserFileError, is_file, shown_path, status, unpacked
+from pytest_gpucap.workloads.json_text import NoJsonText, json_text
 from pytest_gpucap.workloads.parquet_rows import PARQUET, parquet_rows
 
 MAX_PROMPTS: Final = 100_000
@@ -43,7 +44,6 @@ _LENGTHS: Final = ("output_tokens", "max_tokens", "max_completion_tokens")
 """Fields that say how long the answer is, the first one before the others."""
 _NO_TEXT: Final = frozenset({"image_url", "image", "input_image", "input_audio", "audio_url", "video_url", "file"})
 _SPACE: Final = re.compile(r"[ \t\r\n]*+")
-_NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*+\\u0000")
 _HUMAN, _ANSWERING = frozenset({"human", "user"}), frozenset({"gpt", "assistant", "chatgpt", "bard", "bing"})
 _ADVICE: Final = 'a line is a request body with "messages" or "prompt", a line of a batch, or a ShareGPT conversation'
 
@@ -407,12 +407,6 @@ def _body(place: str, fields: Mapping[str, Any]) -> str:
         RequirementError: if a text in it is none that can be sent.
     """
     try:
-        text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        text.encode()
-    except UnicodeEncodeError:
-        raise RequirementError(f"{place}: holds half a surrogate pair, which is no text: leave the line out") from None
-    except (TypeError, ValueError, RecursionError):
-        raise RequirementError(f"{place}: holds what cannot be sent as JSON") from None
-    if "\\u0000" in text and _NUL.search(text):
-        raise RequirementError(f"{place}: holds a NUL character, which servers refuse: leave the line out")
-    return text
+        return json_text(fields)
+    except NoJsonText as error:
+        raise RequirementError(f"{place}: {error}: leave the line out") from None

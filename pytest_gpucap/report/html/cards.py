@@ -363,7 +363,8 @@ def _declared(result: Result) -> list[Fact]:
         Fact("Arrivals", _arrivals(workload)),
         Fact("Endpoint", workload.endpoint),
     ]
-    return [*facts, *([Fact("Sampling", sampling)] if sampling else [])]
+    extra = [Fact("Extra body", workload.extra_body)] if workload.extra_body else []
+    return [*facts, *([Fact("Sampling", sampling)] if sampling else []), *extra]
 
 
 def _arrivals(workload: DeclaredWorkload) -> str:
