@@ -481,7 +481,8 @@ def _with_preset(given: dict[str, Any], options: Options, item: pytest.Item) -> 
         raise RequirementError(f"workload preset {name}: {error}") from None
     below = dict(preset.keywords)
     if "prompts" in given:  # they are as long as they are
-        below = {key: value for key, value in below.items() if key not in _OF_MADE_PROMPTS}
+        arrivals = ("arrivals",) if "trace" in below else ()
+        below = {key: value for key, value in below.items() if key not in {*_OF_MADE_PROMPTS, *arrivals}}
     return {**below, "workload": name, **given}
 
 

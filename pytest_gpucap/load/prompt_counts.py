@@ -17,7 +17,7 @@ import numpy as np
 
 from pytest_gpucap.arrays import Floats, Ints
 from pytest_gpucap.load.address import ServerAddress
-from pytest_gpucap.load.calibrate import LEAST_SAME, count_alike
+from pytest_gpucap.load.calibrate import LEAST_SAME, OPENER, count_alike
 from pytest_gpucap.load.own_bodies import file_of, prompt_fields, request_fields
 from pytest_gpucap.load.prompt_lengths import rows_of, with_lengths
 from pytest_gpucap.load.protocol import LoadError
@@ -47,6 +47,8 @@ def counted(server: ServerAddress, model: str, workload: Workload) -> Workload:
     assert prompts is not None  # noqa: S101 - what callers know
     file = file_of(workload)
     probe = TokenProbe(server, model, workload)
+    # What is wrong with the workload itself shows in a prompt of ours, of which the server may say anything.
+    probe.usage(probe.plain_body(OPENER))
     probe.cached_apart = count_alike(probe, secrets.randbits(40), LEAST_SAME)
     order = rows_of(0, prompts.count, prompts.count, prompts.order).tolist()
     first = [file.prompts[row] for row in order[:MOST_COUNTED]]
@@ -96,7 +98,8 @@ def _templated(prompt: FilePrompt, workload: Workload) -> Mapping[str, Any]:
 
 def _used(probe: TokenProbe, prompt: FilePrompt, workload: Workload, model: str) -> int:
     """Tokens of a prompt by the usage of a real request for one token."""
-    found = probe.try_usage(json.dumps(request_fields(prompt, workload, model) | {"max_tokens": 1}).encode())
+    body = json.dumps(request_fields(prompt, workload, model) | {"max_tokens": 1}).encode()
+    found = probe.try_usage(body, personal=True)
     if isinstance(found, str):
         raise LoadError(f"{prompt.place}: {found}")
     return found

@@ -100,7 +100,8 @@ class HttpLoadRunner:
         base_url: the server, with or without ``/v1``.
         model: the name it serves the model under.
         api_key: sent as a bearer token; None for none.
-        workload: API, prompts and sampling of every request. Lengths come with the phases.
+        workload: API, prompts and sampling of every request. Lengths come with the phases; those of prompts from a file
+            have been counted (`prompt_counts`).
         seed: prompts are made from it.
         workers: processes; None: as many as the first phase's load calls for and this machine's cores allow.
         request_timeout_s: a request without a whole answer after this is counted as `Status.TIMEOUT`.

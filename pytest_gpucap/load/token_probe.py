@@ -101,9 +101,14 @@ class TokenProbe:
             raise LoadError(counted)
         return counted
 
-    def try_usage(self, body: bytes) -> int | str:
-        """Prompt tokens by the usage of a real request, or why the server reports none."""
-        found = self._ask(body)
+    def try_usage(self, body: bytes, *, personal: bool = False) -> int | str:
+        """Prompt tokens by the usage of a real request, or why the server reports none.
+
+        Args:
+            body: of the request.
+            personal: it holds a prompt of the user's own, so the server, which may repeat it, is not quoted.
+        """
+        found = self._ask(body, personal=personal)
         if isinstance(found, str):
             return found
         return found.prompt + (found.cached or 0 if self.cached_apart else 0)
@@ -121,13 +126,12 @@ class TokenProbe:
             found.append(usage)
         return found
 
-    def _ask(self, body: bytes) -> Usage | str:
+    def _ask(self, body: bytes, *, personal: bool = False) -> Usage | str:
         """The usage of a real request, or why the server reports none."""
         url = self._server.url(self._workload.endpoint)
         reply = self._post(url.removeprefix(self._server.root), body)
         if not reply.ok:
-            # What a server says may repeat a prompt, which is nobody's business where it is a user's own.
-            text = "" if self._workload.prompts is not None else f": {self._server.quoted(reply.text)}"
+            text = "" if personal else f": {self._server.quoted(reply.text)}"
             return f"{url} answered a probe with HTTP {reply.status}{text}{through(self._server.proxy)}"
         told = json_object(reply.body).get("usage")
         usage = told if isinstance(told, dict) else {}

@@ -106,9 +106,6 @@ def _limits(
     )
     if known.replicas > 1 and any(layer.experts for layer, _ in model_of(served.config).blocks):
         raise _Unknown("the limit of a fleet of a mixture of experts is not known")
-    if workload.prompts is not None:
-        # They may share any part, and one that is sent again is in the prefix cache as a whole.
-        workload = replace(workload, shared_prefix_tokens=round(workload.input_tokens.mean))
     found = build(served.config, served.arguments, hardware, workload, deployment)
     return replace(found, decode_context=_decode_context(workload), declared=served.declared)
 
@@ -159,6 +156,9 @@ def build(
     Raises:
         UnknownModel: if the model, its precision or its quantisation is not understood.
     """
+    if workload.prompts is not None:
+        # They may share any part, and one that is sent again is in the prefix cache as a whole.
+        workload = replace(workload, shared_prefix_tokens=round(workload.input_tokens.mean))
     precision = precision_of(
         config, dtype=arguments.dtype, quantization=arguments.quantization, kv_cache_dtype=arguments.kv_cache_dtype
     )

@@ -184,7 +184,7 @@ class BaseAndHead:
                 runners = pair.runners(base, head, load)
                 try:
                     first, second = (
-                        self._side(target, runner, settings_on(target.endpoint, settings, trust))
+                        self._side(target, runner, settings_on(target.endpoint, settings, trust), workload)
                         for target, runner in zip(targets, runners, strict=True)
                     )
                     yield first, second, workload
@@ -202,8 +202,10 @@ class BaseAndHead:
             workload = replace(workload, prompts=replace(workload.prompts, order=seed))
         return counted(engine, server, workload, self.declared.name)
 
-    def _side(self, target: SystemUnderTest, runner: LoadRunner, settings: Settings) -> PairedServer:
-        limit = limits_of(target, self.declared)
+    def _side(
+        self, target: SystemUnderTest, runner: LoadRunner, settings: Settings, workload: Workload
+    ) -> PairedServer:
+        limit = limits_of(target, self.declared.with_workload(workload))
         return PairedServer(runner, settings, limit if isinstance(limit, Roofline) else None)
 
     def _fitted(self) -> EnginePair[Engine]:

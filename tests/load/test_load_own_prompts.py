@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pytest_gpucap.load.protocol import LoadError, OpenLoop, Status
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.load.schedule import closed_loop, open_loop
 from pytest_gpucap.load.trace import longest_request
-from pytest_gpucap.requirement import ApiKind, Length, LengthKind, OwnPrompts, Wording, Workload
+from pytest_gpucap.requirement import ApiKind, Length, LengthKind, OwnPrompts, Wording, Workload, too_long
 from pytest_gpucap.workloads.prompt_file import read_prompts
 from tests.load.test_load_prompts import bpe, counter
 from tests.load.tokenserver import TokenServer
@@ -110,6 +111,12 @@ def test_requests_found_under_way_fit_the_context_of_the_longest(tmp_path: Path)
     assert loop.hot == 64
     assert (loop.prompt_tokens + loop.output_tokens).max() <= sum(longest_request(workload)) == 1_002
     assert loop.output_tokens[:64].max() > 400
+
+
+def test_a_prompt_beyond_the_context_names_the_file() -> None:
+    assert too_long((60, 40), 100, "own.jsonl") == ""
+    said = "own.jsonl: a prompt of 61 and an answer of 40 tokens do not fit max_model_len=100: leave longer prompts out"
+    assert too_long((61, 40), 100, "own.jsonl").startswith(said)
 
 
 def test_repeats_are_told(tmp_path: Path) -> None:
@@ -227,12 +234,16 @@ def test_a_file_that_changed_meanwhile_is_not_sent(tmp_path: Path) -> None:
 
 
 async def _echo(request: web.Request) -> web.Response:
-    return web.json_response({"error": {"message": f"cannot parse {await request.text()}"}}, status=400)
+    """Refuses, and repeats what it refuses, but for short prompts without the field `odd`."""
+    text = await request.text()
+    if len(text) > 150 or "odd" in text:
+        return web.json_response({"error": {"message": f"cannot parse {text}"}}, status=400)
+    return web.json_response({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}})
 
 
 def test_of_failed_requests_our_own_words_are_kept_and_the_servers_are_not(tmp_path: Path) -> None:
     """It may repeat a prompt in its refusal."""
-    workload = of_file(tmp_path, chats(4, said=f"{CANARY} "))
+    workload = of_file(tmp_path, chats(4, said=f"{CANARY} " * 9))
     one = OpenLoop(0.2, np.array([0.0]), np.array([5], np.int32), np.array([1], np.int32))
     with TokenServer(handler=_echo) as server:
         runner = HttpLoadRunner(server.url, "m", None, workload, 1, workers=1)
@@ -240,6 +251,8 @@ def test_of_failed_requests_our_own_words_are_kept_and_the_servers_are_not(tmp_p
         assert runner.settle(FOREVER_S)
         with pytest.raises(LoadError, match=r"own\.jsonl:\d: http://\S+ answered a probe with HTTP 400") as caught:
             counted(ServerAddress.parse(server.url, None), "m", workload)
+        with pytest.raises(LoadError, match=r"HTTP 400: .*cannot parse .*odd"):  # a prompt of ours, and the workload
+            counted(ServerAddress.parse(server.url, None), "m", replace(workload, extra_body={"odd": 1}))
         server.drop_connections()
     assert CANARY not in str(caught.value)
     with runner:

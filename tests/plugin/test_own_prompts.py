@@ -182,7 +182,7 @@ def test_a_real_vllm_counts_the_prompts_and_gets_what_their_lines_say(
         """
         import pytest
 
-        EVERY_TOKEN = {"stop_token_ids": list(range(1000))}
+        EVERY_TOKEN = {"stop_token_ids": list(range(2048))}
 
         @pytest.mark.gpucap(prompts="own.jsonl", qps=1, gpus=1, ignore_eos=False, extra_body=EVERY_TOKEN)
         def test_it(gpucap):

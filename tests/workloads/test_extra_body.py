@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
 import json
+from datetime import date
 from typing import Any
 
 import pytest
@@ -47,7 +47,7 @@ def test_it_reaches_the_body_of_every_request_as_it_is() -> None:
         ({"temperature": 0}, "extra_body: temperature has a keyword of its own: write gpucap(temperature=...)"),
         ({"api_key": "plain-words"}, "extra_body: api_key holds a secret"),
         ({"a": {1, 2}}, "extra_body holds what cannot be sent as JSON"),
-        ({"a": datetime.date(2026, 11, 29)}, "extra_body holds what cannot be sent as JSON"),
+        ({"a": date(2026, 11, 29)}, "extra_body holds what cannot be sent as JSON"),
         ({"a": float("nan")}, "extra_body holds what cannot be sent as JSON"),
         ({"a": "\0"}, "extra_body holds a NUL character"),
         ({"a": "\ud800"}, "extra_body holds half a surrogate pair"),
