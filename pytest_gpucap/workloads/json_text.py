@@ -7,10 +7,12 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from pytest_gpucap.errors import GpuCapError
+
 _NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*+\\u0000")
 
 
-class NoJsonText(ValueError):  # noqa: N818 - it states what there is
+class NoJsonText(GpuCapError, ValueError):  # noqa: N818 - it states what there is
     """There is no such text. The message says why, without what the value holds."""
 
 

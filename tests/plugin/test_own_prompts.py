@@ -83,7 +83,7 @@ def test_a_file_of_prompts_is_measured_and_named_and_not_quoted(pytester: pytest
     for place in ("r.html", "r.md", "r.json"):
         text = dict(written(pytester, result))[place]
         assert "own.jsonl" in text
-        assert "enable_thinking" in text
+        assert "thinking" in text
     assert told(pytester, result) == []
 
 
