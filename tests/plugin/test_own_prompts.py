@@ -62,6 +62,7 @@ def test_a_file_of_prompts_is_measured_and_named_and_not_quoted(pytester: pytest
         def test_check(gpucap):
             gpucap.check()
 
+        @pytest.mark.gpucap(gpus=2, replicas=2)
         def test_sample(gpucap):
             gpucap.sample(rate=5, duration="20s")
         """
@@ -139,6 +140,19 @@ def test_every_mistake_is_one_line_before_anything_starts(pytester: pytest.Pytes
     assert all(text in line for text, line in zip(wanted, said, strict=True))
     assert told(pytester, result) == []
     assert not (pytester.path / ".gpucap" / "logs").exists()
+
+
+def test_load_from_other_nodes_is_refused_since_prompts_stay_here(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        "import pytest\n"
+        "@pytest.mark.vllm(model='m')\n"
+        "@pytest.mark.gpucap(qps=1, gpus=2, replicas=2, prompts='own.jsonl')\n"
+        "def test_it(gpucap): gpucap.check()\n"
+    )
+    (pytester.path / "own.jsonl").write_text(chats(3))
+    result = pytester.runpytest("--gpucap-launcher=ray", "--gpucap-load-from=replicas", "--gpu-class=a10g")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--gpucap-load-from=replicas: prompts of a file stay on this machine: leave the *"])
 
 
 async def _counts_and_refuses(request: web.Request) -> web.Response:
