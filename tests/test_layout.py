@@ -40,7 +40,7 @@ ROOMS: dict[str, set[str]] = {
     "gpu": set(),
     "engines": {"requirement", "vllm_arguments", "load", "access", "routing"},
     "telemetry": {"gpu", "engines", "results", "vllm_arguments"},
-    "load": {"requirement", "jit", "results", "access"},
+    "load": {"requirement", "jit", "results", "access", "workloads"},
     "accuracy": {"requirement", "results", "load", "engines"},
     "markers": {"options", "requirement", "vllm_arguments", "workloads", "accuracy", "engines"},
     "estimate": {"requirement", "jit", "results", "load"},

@@ -22,6 +22,10 @@ _KV_SHARE: Final = 0.01
 """The KV cache's size differs a little from start to start; a change is named beyond this share."""
 
 
+_SHORT: Final = 80
+"""Characters of extra fields that are named in full."""
+
+
 class Told(Flag):
     """What only some builds wrote into their files."""
 
@@ -90,7 +94,15 @@ def _workload(workload: DeclaredWorkload, *, contents: bool) -> dict[IdentityKey
         workload: as declared.
         contents: a trace is compared by what it holds, where that is known.
     """
-    left_out, found = {"preset", "trace_sha256"}, {}
+    left_out, found = {"preset", "trace_sha256", "prompts_sha256", "extra_body", "extra_body_sha256"}, {}
+    if workload.extra_body_sha256 is not None:
+        digest = f"sha256 {workload.extra_body_sha256[:12]}"
+        short = workload.extra_body if len(workload.extra_body or "") <= _SHORT else None
+        found[IdentityKey("workload extra_body")] = short or digest
+    if workload.prompts_sha256 is not None:
+        # What they send decides, and lengths follow from it as the model's tokenizer counts.
+        left_out |= {"prompts", "prompt_count", "input_tokens"}
+        found[IdentityKey("workload prompts' contents")] = f"{workload.prompts_sha256[:12]}..."
     if contents and workload.trace_sha256 is not None:
         left_out.add("trace")
         found[IdentityKey("workload trace's contents")] = f"{workload.trace_sha256[:12]}..."

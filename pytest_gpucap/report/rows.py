@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from pytest_gpucap.errors import shortened
 from pytest_gpucap.report.formatting import (
     bound_by,
     bound_text,
@@ -117,10 +118,18 @@ def workload(declared: DeclaredWorkload) -> str:
     """Lengths, arrivals and endpoint in one line."""
     shared = f", {declared.shared_prefix_tokens} shared" if declared.shared_prefix_tokens else ""
     preset = f"{declared.preset}: " if declared.preset else ""
+    own = f"{own_prompts(declared)}, " if declared.prompts else ""
+    extra = f", extra_body {shortened(declared.extra_body)}" if declared.extra_body else ""
     return (
-        f"{preset}{declared.input_tokens} tokens in{shared}, {declared.output_tokens} out, "
-        f"{declared.arrivals} arrivals, {declared.endpoint}"
+        f"{preset}{own}{declared.input_tokens} tokens in{shared}, {declared.output_tokens} out, "
+        f"{declared.arrivals} arrivals, {declared.endpoint}{extra}"
     )
+
+
+def own_prompts(declared: DeclaredWorkload) -> str:
+    """``96 prompts of chat.jsonl (sha256 0123456789ab)``, of a workload that has prompts of the user's own."""
+    digest = f" (sha256 {declared.prompts_sha256[:12]})" if declared.prompts_sha256 else ""
+    return f"{declared.prompt_count or 'the'} prompts of {declared.prompts}{digest}"
 
 
 def limits(slo: DeclaredSlo) -> str:

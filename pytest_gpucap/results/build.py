@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -179,8 +181,15 @@ def declared_budget(requirement: Requirement) -> DeclaredBudget:
     )
 
 
+MOST_EXTRA: Final = 4_000
+"""Characters of a request's extra fields that a result keeps."""
+
+
 def declared_workload(workload: Workload) -> DeclaredWorkload:
     """The workload, lengths as they are written in a marker."""
+    prompts = workload.prompts
+    # Sorted, so that equal fields have equal texts.
+    extra = json.dumps(dict(workload.extra_body), ensure_ascii=False, sort_keys=True) if workload.extra_body else ""
     return DeclaredWorkload(
         input_tokens=_length(workload.input_tokens),
         output_tokens=_length(workload.output_tokens),
@@ -195,6 +204,11 @@ def declared_workload(workload: Workload) -> DeclaredWorkload:
         preset=workload.preset,
         questions=None if workload.questions is None else workload.questions.name,
         wording=workload.wording,
+        prompts=None if prompts is None else prompts.path.name,
+        prompts_sha256=None if prompts is None else prompts.sha256,
+        prompt_count=None if prompts is None else prompts.count,
+        extra_body=(extra if len(extra) <= MOST_EXTRA else f"{extra[:MOST_EXTRA]}...") if extra else None,
+        extra_body_sha256=hashlib.sha256(extra.encode()).hexdigest() if extra else None,
     )
 
 

@@ -79,6 +79,11 @@ class DeclaredWorkload(msgspec.Struct, frozen=True):
         preset: the workload preset that it is based on.
         questions: name of the file of questions.
         wording: the text around every prompt.
+        prompts: name of the file of prompts; None: prompts were made. Its text is in no result.
+        prompts_sha256: of everything that the file sends and asks for.
+        prompt_count: prompts in the file.
+        extra_body: further fields of every request, as JSON text; only its beginning where it is long.
+        extra_body_sha256: of all of that text.
     """
 
     input_tokens: int | str
@@ -94,6 +99,11 @@ class DeclaredWorkload(msgspec.Struct, frozen=True):
     preset: str | None = None
     questions: str | None = None
     wording: Wording = Wording()
+    prompts: str | None = None
+    prompts_sha256: str | None = None
+    prompt_count: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    extra_body: str | None = None
+    extra_body_sha256: str | None = None
 
 
 class DeclaredSlo(msgspec.Struct, frozen=True):

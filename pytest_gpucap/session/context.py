@@ -54,7 +54,7 @@ def context_of(
     return Context(
         test=test,
         line=declared.place.line,
-        environment=environment_of(target),
+        environment=environment_of(target, declared.workload),
         telemetry=watched,
         bottleneck=bottleneck,
         startup_s=startup_s,

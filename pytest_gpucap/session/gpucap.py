@@ -19,6 +19,7 @@ from pytest_gpucap.session.boundary import one_line
 from pytest_gpucap.session.expected import verdict_failure
 
 if TYPE_CHECKING:
+    from pytest_gpucap.markers import Declaration
     from pytest_gpucap.results.build import Context
     from pytest_gpucap.results.measured import Accuracy, Curve, Measurement, Sample, Verdict
     from pytest_gpucap.results.problems import Problem
@@ -53,13 +54,18 @@ class GpuCap:
         columns: int,
     ) -> None:
         self._harness = harness
-        self._declared, self._live = harness.declared, harness.live
+        self._live = harness.live
         self._options = options
         self._test = test
         self._results = results
         self._comparing = comparing
         self._pairing = pairing
         self._columns = columns
+
+    @property
+    def _declared(self) -> Declaration:
+        """What the test declares; lengths of prompts are those that the server has counted, once it has."""
+        return self._harness.declared
 
     def check(self) -> Verdict:
         """Decide whether the declared budget holds; the failure text is the report.
@@ -164,8 +170,8 @@ class GpuCap:
         from pytest_gpucap.results.build import sample_result
         from pytest_gpucap.roofline.plausibility import checked_sample
 
-        requirement = self._harness.requirement
         with self._harness.driven() as (runner, settings, target):
+            requirement = self._harness.requirement
             sample = procedure.sample(
                 runner, requirement, settings, self._live, rate_rps=rate_rps, concurrency=held, duration_s=length_s
             )
@@ -241,7 +247,7 @@ class GpuCap:
 
         while True:
             with self._harness.driven(start) as (runner, settings, target):
-                now = replace(requirement, lost=self._harness.lost)
+                now = replace(requirement, workload=self._declared.workload, lost=self._harness.lost)
                 verdict = procedure.check(runner, now, settings, self._live)
                 roofline = self._roofline(target)
                 verdict = checked_verdict(verdict, roofline)

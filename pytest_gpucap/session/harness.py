@@ -8,18 +8,19 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Final
 
-from pytest_gpucap.engines.protocol import LoadRequest, Server
+from pytest_gpucap.engines.protocol import Engine, LoadRequest, Server
 from pytest_gpucap.errors import MeasurementInvalid
 from pytest_gpucap.gpu.lease import LeaseError
-from pytest_gpucap.load.protocol import LoadRunner
+from pytest_gpucap.load.protocol import LoadError, LoadRunner
 from pytest_gpucap.load.trace import longest_request
 from pytest_gpucap.markers import Declaration
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.options import Options
-from pytest_gpucap.requirement import Requirement, too_long
+from pytest_gpucap.requirement import Requirement, Workload, too_long
 from pytest_gpucap.session.live_line import LiveLine, glance
 from pytest_gpucap.session.placement import Placement
 from pytest_gpucap.session.server_manager import ServerManager, SystemUnderTest, Trust
+from pytest_gpucap.user_files import shown_path
 
 
 def settings_on(server: Server, settings: Settings, trust: Trust | None) -> Settings:
@@ -36,6 +37,20 @@ def settings_on(server: Server, settings: Settings, trust: Trust | None) -> Sett
     )
 
 
+def counted(engine: Engine, server: Server, workload: Workload, name: str) -> Workload:
+    """A workload with prompts of the user's own as the server counts them; any other as it is.
+
+    Raises:
+        MeasurementInvalid: if they cannot be counted.
+    """
+    if workload.prompts is None:
+        return workload
+    try:
+        return engine.counted(server, workload)
+    except LoadError as error:
+        raise MeasurementInvalid(f"{name} was not measured: {error}") from error
+
+
 LAST_LINES: Final = 30
 ALONE_SEED: Final = 500_009
 """One replica alone gets other prompts than the fleet, which it has in its prefix cache."""
@@ -50,6 +65,7 @@ class Harness:
     ) -> None:
         self.declared, self.placement, self.live = declared, placement, live
         self._manager, self._options = manager, options
+        self._counted = False
 
     @property
     def requirement(self) -> Requirement:
@@ -78,6 +94,8 @@ class Harness:
         log = self._manager.log()
         if log is None:
             return ""
+        if self.declared.workload.prompts is not None:
+            return f"the end of its log is not shown, since it may repeat prompts\n\nwhole log: {log.path}"
         tail = log.tail(LAST_LINES)
         said = f"the last {len(tail.splitlines())} lines of its log:\n{tail}" if tail.strip() else "its log is empty"
         return f"{said}\n\nwhole log: {log.path}"
@@ -102,8 +120,11 @@ class Harness:
             target = self._manager.server(self.placement, self.live)
         except LeaseError as error:
             raise MeasurementInvalid(f"{self.declared.name} was not measured: {error}") from error
+        self._count_prompts(target, seed)
         context = target.endpoint.capabilities().max_model_len
-        if context is not None and (why := too_long(longest_request(self.declared.workload), context)):
+        workload = self.declared.workload
+        place = None if workload.prompts is None else shown_path(workload.prompts.path)
+        if context is not None and (why := too_long(longest_request(workload), context, place)):
             raise MeasurementInvalid(f"{self.declared.name} was not measured: {why}")
         telemetry = target.telemetry
         if telemetry is not None:
@@ -121,6 +142,18 @@ class Harness:
             target.runner = None
             runner.close()
             self.live.done()
+
+    def _count_prompts(self, target: SystemUnderTest, seed: int) -> None:
+        """Have the server count prompts of the user's own, once, and order them by the seed."""
+        prompts = self.declared.workload.prompts
+        if prompts is None:
+            return
+        workload = replace(self.declared.workload, prompts=replace(prompts, order=seed))
+        if not self._counted:
+            if not target.endpoint.capabilities().simulated:
+                self.live.waiting(f"counting the tokens of {prompts.count} prompts")
+            workload = counted(target.engine, target.endpoint, workload, self.declared.name)
+        self.declared, self._counted = self.declared.with_workload(workload), True
 
     def _load(self, seed: int) -> LoadRequest:
         limits = [limit.limit_s for limit in self.declared.slo.limits]
@@ -157,6 +190,7 @@ class Harness:
             Settings(max_time_s=self.declared.max_time_s, seed=self.declared.seed + ALONE_SEED),
             None if telemetry is None else telemetry.problems,
         )
+        self._count_prompts(target, settings.seed)
         load = self._load(settings.seed)
         runner = engine.runner_of_one(server, load)
         try:

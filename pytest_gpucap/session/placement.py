@@ -86,7 +86,7 @@ def place(declared: Declaration, options: Options, *, needs_server: bool) -> Pla
         return Placement(_fleet(SimulatorEngine(request, _profile(wanted)), declared, options))
     gpu_class = None if wanted is None else find_class(wanted, classes)
     engine = _engine(declared, options) if needs_server else None
-    engine = None if engine is None else _fleet(engine, declared, options, _on_ray(options, gpu_class))
+    engine = None if engine is None else _fleet(engine, declared, options, _on_ray(declared, options, gpu_class))
     return Placement(engine, gpu_class, declared.fleet * declared.gpus_per_replica)
 
 
@@ -162,7 +162,7 @@ def _fleet(engine: Engine, declared: Declaration, options: Options, ray: OnRay |
     return FleetEngine(engine, declared.fleet, routing, ray)
 
 
-def _on_ray(options: Options, gpu_class: GpuClass | None) -> OnRay | None:
+def _on_ray(declared: Declaration, options: Options, gpu_class: GpuClass | None) -> OnRay | None:
     """Where on a cluster replicas are placed; None: on this machine."""
     if options.launcher != RAY:
         return None
@@ -173,6 +173,11 @@ def _on_ray(options: Options, gpu_class: GpuClass | None) -> OnRay | None:
         raise ValueError(
             f"--gpucap-load-from={options.load_from}: the router {options.router.kind} listens on this machine alone: "
             "spread requests with --gpucap-router=client"
+        )
+    if options.load_from != HERE and declared.workload.prompts is not None:
+        raise ValueError(
+            f"--gpucap-load-from={options.load_from}: prompts of a file stay on this machine: leave the option out, or "
+            "prompts="
         )
     return OnRay(options.ray_address, gpu_class, options.gpu_idle, options.host_check, options.load_from)
 

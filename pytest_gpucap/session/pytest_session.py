@@ -88,7 +88,7 @@ class PytestSession:
         Raises:
             ValueError: one line, the mistake and the fix.
         """
-        declared = _with_efficiency(_with_trace(declare(item, self._options)), self._options)
+        declared = _with_efficiency(_with_file(declare(item, self._options)), self._options)
         placed = place(declared, self._options, needs_server=served)
         measures = "gpucap" in getattr(item, "fixturenames", ())
         if measures and placed.engine is not None:
@@ -237,15 +237,19 @@ def declaration(item: pytest.Item) -> Declaration:
     return item.stash[_PLAN].declared.of(item)
 
 
-def _with_trace(declared: Declaration) -> Declaration:
-    """The declaration with its trace read, if it has one. So a mistake in the file costs no GPU time."""
-    if declared.workload.arrivals.trace is None:
+def _with_file(declared: Declaration) -> Declaration:
+    """The declaration with the lengths of its trace or its prompts. So a mistake in the file costs no GPU time."""
+    workload = declared.workload
+    if workload.prompts is not None:
+        from pytest_gpucap.load.own_bodies import file_of
+        from pytest_gpucap.load.prompt_lengths import with_estimates
+
+        return declared.with_workload(with_estimates(workload, file_of(workload)))
+    if workload.arrivals.trace is None:
         return declared
     from pytest_gpucap.load.trace import with_trace_lengths
 
-    workload = with_trace_lengths(declared.workload)
-    requirement = declared.requirement and replace(declared.requirement, workload=workload)
-    return replace(declared, workload=workload, requirement=requirement)
+    return declared.with_workload(with_trace_lengths(workload))
 
 
 def _with_efficiency(declared: Declaration, options: Options) -> Declaration:
@@ -273,7 +277,7 @@ def _check_length(declared: Declaration, engine: Engine) -> None:
     Raises:
         RequirementError: if it does not.
     """
-    if engine.max_model_len is None:
+    if engine.max_model_len is None or declared.workload.prompts is not None:  # which the server counts
         return
     workload = declared.workload
     if workload.arrivals.trace is None:
