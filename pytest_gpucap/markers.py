@@ -78,6 +78,7 @@ class Declaration:
         max_time_s: server time that one verdict may take.
         seed: of arrivals, lengths and prompts.
         named: whether a marker gives `name`; otherwise it is the name of the test function.
+        priority: tests with a higher one come first; 0 unless declared.
     """
 
     place: Place
@@ -96,6 +97,7 @@ class Declaration:
     named: bool = False
     fleet: int = 1
     counts_loss: bool = False
+    priority: int = 0
 
     def of(self, item: pytest.Item) -> Declaration:
         """The declaration of a test with equal markers: only its place differs, and its name unless `named`."""
@@ -187,6 +189,7 @@ def declare(item: pytest.Item, options: Options) -> Declaration:
         named=bool(values.get("name")),
         fleet=fleet,
         counts_loss=values.get("on_replica_loss") == "count",
+        priority=values.get("priority", 0),
     )
 
 
@@ -383,6 +386,13 @@ def _on_loss(value: Any, what: str) -> str:
     return str(value)
 
 
+def _priority(value: Any, what: str) -> int:
+    number = exact(value, what)
+    if number.denominator != 1:
+        raise RequirementError(f"{what} must be a whole number, not {told(value)}")
+    return int(number)
+
+
 _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "name": _name,
     "qps": positive,
@@ -401,6 +411,7 @@ _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "max_error_rate": share,
     "max_time": duration_s,
     "seed": lambda value, what: whole(value, what, least=0),
+    "priority": _priority,
     "temperature": _sampling,
     "top_p": _sampling,
     "top_k": lambda value, what: whole(value, what, least=-1),

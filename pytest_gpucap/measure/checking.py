@@ -53,9 +53,7 @@ def run_check(runner: LoadRunner, requirement: Requirement, settings: Settings, 
         outcome, reason = called_off(run)
     except OutOfTime:
         outcome = Outcome.INCONCLUSIVE
-        reason = f"the GPU-time limit of {settings.max_time_s:g} s ended before the evidence separated" + _so_far(
-            run, state
-        )
+        reason = f"{settings.limit} ended before the evidence separated" + _so_far(run, state)
     except LoadError as error:
         run.problems.append(no_load(error))
         outcome, reason = Outcome.INVALID, str(error)
