@@ -100,13 +100,16 @@ def sweep_result(curve: Curve, context: Context) -> Result:
     )
 
 
-def sample_result(sample: Sample, requirement: Requirement, context: Context, *, simulated: bool, seed: int) -> Result:
-    """The result of one window of `sample`."""
+def sample_result(
+    sample: Sample, requirement: Requirement, context: Context, *, simulated: bool, seed: int, spent_s: float
+) -> Result:
+    """The result of one window of `sample`, which took so many seconds of server time with its lead-in."""
     alone = Measurement(
         requirement,
         (sample,),
         None,
         problems=sample.problems,
+        spent_s={"window": spent_s},
         failed_requests=sample.failed_requests,
         simulated=simulated,
         seed=seed,

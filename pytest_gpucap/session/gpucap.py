@@ -166,6 +166,7 @@ class GpuCap:
 
         requirement = self._harness.requirement
         with self._harness.driven() as (runner, settings, target):
+            began_s = runner.clock.now()
             sample = procedure.sample(
                 runner, requirement, settings, self._live, rate_rps=rate_rps, concurrency=held, duration_s=length_s
             )
@@ -173,7 +174,14 @@ class GpuCap:
             sample = checked_sample(sample, roofline)
             context = self._context(target, (sample,), roofline)
             self._results.keep(
-                sample_result(sample, requirement, context, simulated=runner.simulated, seed=self._declared.seed)
+                sample_result(
+                    sample,
+                    requirement,
+                    context,
+                    simulated=runner.simulated,
+                    seed=self._declared.seed,
+                    spent_s=runner.clock.now() - began_s,
+                )
             )
         return sample
 

@@ -52,8 +52,14 @@ def workers_of(config: pytest.Config) -> Workers:
     """The workers of this session, seen from one of them or from the process that only collects."""
     if (told := getattr(config, "workerinput", None)) is not None:
         return Workers(int(told["workercount"]), str(told.get(_DIST, "load")))
-    count, dist = len(config.getoption("tx", None) or ()), str(config.getoption("dist", "no"))
+    count, dist = sum(map(_processes, config.getoption("tx", None) or ())), str(config.getoption("dist", "no"))
     return Workers(count, dist) if count > 1 and dist != "no" else Workers()
+
+
+def _processes(spec: str) -> int:
+    """Of one ``--tx``: ``3*popen`` starts three."""
+    times, star, _ = spec.partition("*")
+    return int(times) if star and times.isdecimal() else 1
 
 
 def is_one_of_many(config: pytest.Config) -> bool:
