@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def saved(path: Path, results: Sequence[Result], *, day: int = 22) -> None:
 
 
 def of_test(name: str, **changes: Any) -> Result:
-    return replace(check(Outcome.PASS), test=f"test_suite.py::{name}", **changes)
+    return replace(check(Outcome.PASS), **{"test": f"test_suite.py::{name}", **changes})
 
 
 def test_without_earlier_results_defaults_are_used(suite: pytest.Pytester) -> None:
@@ -299,3 +300,40 @@ def test_nothing_is_needed_where_nothing_is_measured(pytester: pytest.Pytester) 
     pytester.makepyfile("import pytest\n@pytest.mark.skip\ndef test_it(gpucap): ...")
     run = pytester.runpytest("--gpu-class=sim:fast", "--collect-only", "--gpucap-estimate")
     run.stdout.fnmatch_lines(["GPU capacity: estimate", "no server is needed (1 skipped)"])
+
+
+def test_the_documented_example_is_what_is_shown(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "cost.md").read_text()
+    documented = page.partition("GPU capacity: estimate\n")[2].partition("\n```")[0].splitlines()
+    monkeypatch.setenv("COLUMNS", "100")
+    pytester.mkdir("tests").joinpath("test_chat.py").write_text(
+        textwrap.dedent(
+            """
+            import pytest
+
+            pytestmark = [pytest.mark.gpucap(input_tokens=256, output_tokens=512), pytest.mark.vllm(model="org/model")]
+
+            @pytest.mark.gpucap(qps=100, gpus=2)
+            def test_chat(gpucap): ...
+
+            @pytest.mark.gpucap(qps=10, gpus=2)
+            def test_code(gpucap): ...
+
+            def test_rate(gpucap): ...
+
+            def test_server(vllm_server): ...
+
+            @pytest.mark.skip
+            def test_skipped(gpucap): ...
+
+            @pytest.mark.vllm(max_num_seqs=64, tensor_parallel_size=2)
+            @pytest.mark.gpucap(qps=100, gpus=4, priority=1)
+            def test_wide(gpucap): ...
+            """
+        )
+    )
+    saved(pytester.path / ".gpucap" / "result.json", [of_test("test_chat", test="tests/test_chat.py::test_chat")])
+    (pytester.path / "prices.toml").write_text('currency = "USD"\n[per_hour]\nh200 = 4.5\n')
+    run = pytester.runpytest(*H200, "-q", "--gpucap-estimate", "--gpucap-prices=prices.toml")
+    start = run.outlines.index("GPU capacity: estimate")
+    assert run.outlines[start + 1 : start + 1 + len(documented)] == documented
