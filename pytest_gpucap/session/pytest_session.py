@@ -165,19 +165,15 @@ class PytestSession:
         need = self._need(item)
         if need is None or self._options.max_total_s is None or self._costing is None:
             return
-        from pytest_gpucap.errors import NotMeasured
-        from pytest_gpucap.planning.session_cost import fits
         from pytest_gpucap.session.expected import not_measured
+        from pytest_gpucap.session.fitting import refusal, refused_result
 
-        manager = self._servers()
-        if fits(need, self._costing.later(item), manager.time.left_s, manager.running):
+        declared, simulated = declaration(item), item.stash[_PLAN].placed.profile is not None
+        error = refusal(need, self._costing.later(item), self._servers(), declared)
+        if error is None:
             return
-        placed, declared = item.stash[_PLAN].placed, declaration(item)
-        error = NotMeasured(f"{declared.name} was not measured: {manager.time.told}", need.seconds({manager.running}))
         if _MEASURING in getattr(item, "fixturenames", ()):
-            from pytest_gpucap.session.context import unmeasured_test
-
-            kept_results(item).keep(unmeasured_test(declared, item.nodeid, error, simulated=placed.profile is not None))
+            kept_results(item).keep(refused_result(declared, item.nodeid, error, simulated=simulated))
         raise not_measured(error, self._options)
 
     def _need(self, item: pytest.Item) -> Need | None:

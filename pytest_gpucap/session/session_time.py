@@ -1,4 +1,7 @@
-"""Server time of the session: what was spent, and what ``--gpucap-max-total`` leaves."""
+"""Server time of the session: what was spent, and what ``--gpucap-max-total`` leaves.
+
+A test file may import `SystemUnderTest`, which imports this file.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pytest_gpucap.errors import NotMeasured
-from pytest_gpucap.load.protocol import LoadRunner
-from pytest_gpucap.report.formatting import seconds
+
+if TYPE_CHECKING:
+    from pytest_gpucap.load.protocol import LoadRunner
 
 LEAST_S: Final = 5.0
 """With less left nothing is begun: no phase of a measurement would tell anything."""
@@ -91,12 +95,18 @@ class SessionTime:
     @property
     def told(self) -> str:
         """What is left, for a message."""
-        return f"{OPTION}={_text(self.limit_s)} leaves {seconds(self.left_s)} of server time"
+        return f"{OPTION}={_text(self.limit_s)} leaves {self._left} of server time"
 
     @property
     def bound(self) -> str:
         """What ends a measurement that the session's limit ends."""
-        return f"what {OPTION} left ({seconds(self.left_s)})"
+        return f"what {OPTION} left ({self._left})"
+
+    @property
+    def _left(self) -> str:
+        from pytest_gpucap.report.formatting import seconds
+
+        return seconds(self.left_s)
 
 
 def _text(limit_s: float | None) -> str:

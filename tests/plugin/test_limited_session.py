@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
+import psutil
 import pytest
 
+from pytest_gpucap.measure import constants
 from pytest_gpucap.report.headline import verdict_word
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.ending import Ending
@@ -14,6 +19,7 @@ from pytest_gpucap.results.problems import ProblemKind
 from pytest_gpucap.results.result import Result, ResultFile, ResultKind
 from pytest_gpucap.session import costing, session_time
 
+SERVER = Path(__file__).with_name("fast_vllm.py")
 SIM = "--gpu-class=sim:fast"
 WINDOWS = """
     import pytest
@@ -305,6 +311,38 @@ def test_a_start_ends_with_the_sessions_time(pytester: pytest.Pytester, monkeypa
     run = pytester.runpytest("--gpucap-max-total=50ms")
     run.assert_outcomes(errors=1)
     run.stdout.fnmatch_lines(["the server was not ready in time: --gpucap-max-total=0.05s leaves 0 ms of server time"])
+
+
+def test_the_time_of_a_real_server_counts_from_its_start(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, lateness_forgiven: None
+) -> None:
+    monkeypatch.setattr(costing, "START_UP_S", 1.0)
+    monkeypatch.setattr(costing, "CHECK_S", 1.0)
+    monkeypatch.setattr(constants, "WARM_UP_S", 1.0)
+    python = pytester.path / "python"
+    python.write_text(f'#!/bin/sh\ncd {pytester.path}\nexec {sys.executable} {SERVER} "$@"\n')
+    python.chmod(0o755)
+    pytester.makepyfile(
+        test_it="""
+        import pytest
+
+        @pytest.mark.vllm(model="synthetic:tiny")
+        @pytest.mark.gpucap(qps=1, gpus=1, output_tokens=8)
+        def test_it(gpucap):
+            for _ in range(20):
+                gpucap.sample(rate=5, duration="2s")
+        """
+    )
+    run = pytester.runpytest(
+        "--gpu-class=cpu", f"--gpucap-vllm-python={python}", "--gpucap-max-total=10s", "--gpucap-host-check=off"
+    )
+    run.assert_outcomes(failed=1)
+    *measured, last = content(pytester).results
+    # On a busy machine the start alone may take it all.
+    assert (len(measured) < 4, last.left_unmeasured, last.ending) == (True, True, Ending.FAILED)
+    assert not last.simulated
+    ours = psutil.Process(os.getpid()).children(recursive=True)
+    assert not [process for process in ours if str(SERVER) in " ".join(process.cmdline())]
 
 
 def test_the_estimate_says_what_will_not_fit(pytester: pytest.Pytester) -> None:
