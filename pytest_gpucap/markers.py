@@ -82,6 +82,7 @@ class Declaration:
         max_time_s: server time that one verdict may take.
         seed: of arrivals, lengths and prompts.
         named: whether a marker gives `name`; otherwise it is the name of the test function.
+        priority: tests with a higher one come first; 0 unless declared.
     """
 
     place: Place
@@ -100,6 +101,7 @@ class Declaration:
     named: bool = False
     fleet: int = 1
     counts_loss: bool = False
+    priority: int = 0
 
     def with_workload(self, workload: Workload) -> Declaration:
         """The declaration with another workload, which its requirement has as well."""
@@ -198,6 +200,7 @@ def declare(item: pytest.Item, options: Options) -> Declaration:
         named=bool(values.get("name")),
         fleet=fleet,
         counts_loss=values.get("on_replica_loss") == "count",
+        priority=values.get("priority", 0),
     )
 
 
@@ -400,6 +403,13 @@ def _extra_body(value: Any, what: str) -> dict[str, Any]:
     return read_extra_body(value, what, _SAMPLING)
 
 
+def _priority(value: Any, what: str) -> int:
+    number = exact(value, what)
+    if number.denominator != 1:
+        raise RequirementError(f"{what} must be a whole number, not {told(value)}")
+    return int(number)
+
+
 _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "name": _name,
     "qps": positive,
@@ -418,6 +428,7 @@ _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "max_error_rate": share,
     "max_time": duration_s,
     "seed": lambda value, what: whole(value, what, least=0),
+    "priority": _priority,
     "temperature": _sampling,
     "top_p": _sampling,
     "top_k": lambda value, what: whole(value, what, least=-1),

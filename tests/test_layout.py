@@ -71,7 +71,7 @@ ROOMS: dict[str, set[str]] = {
             "accuracy",
             "decisions",
         ),
-        *("roofline", "measure", "simulator", "report", "history"),
+        *("roofline", "measure", "simulator", "planning", "report", "history"),
     },
     "fixtures": {"engines", "session"},
     "plugin": {"hookspecs", "options", "fixtures", "results", "session", "report"},

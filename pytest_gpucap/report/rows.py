@@ -67,7 +67,7 @@ def result_rows(result: Result) -> list[Row]:
 
 def reasons(result: Result) -> list[Row]:
     """Why a requirement fails, is undecided or regressed: what binds, where the bottleneck is, what to try."""
-    if not (result.failed or result.regressed):
+    if not (result.failed or result.regressed or result.left_unmeasured):
         return []
     first, *others = causes(result) or [("", "")]
     lines = [first, *comparison(result), *others]
@@ -78,7 +78,7 @@ def causes(result: Result) -> list[Row]:
     """The limit that binds, the bottleneck with its evidence, what to try, and why a measurement cannot be trusted."""
     bottleneck = result.bottleneck
     lines = [("bound by", bound_by(result))]
-    if result.more_time is not None and result.outcome is Outcome.INCONCLUSIVE:
+    if result.more_time is not None and (result.outcome is Outcome.INCONCLUSIVE or result.left_unmeasured):
         lines.append(("more time", result.more_time.text))
     if bottleneck is not None:
         lines += [("bottleneck", f"{bottleneck.kind}: {'; '.join(bottleneck.evidence)}"), ("try", bottleneck.advice)]
@@ -210,7 +210,9 @@ def environment_rows(result: Result) -> list[Row]:
 
 
 def measured_on(result: Result) -> str:
-    """GPU, server and model in one line."""
+    """GPU, server and model in one line; empty where the session left no time to measure."""
+    if result.left_unmeasured:
+        return ""
     found = result.environment
     return ", ".join(part for part in (found.gpu, found.server, found.model) if part)
 

@@ -14,7 +14,16 @@ from pytest_gpucap.requirement import Length, Requirement, Slo, Workload
 from pytest_gpucap.results.encoding import normalised, without_secrets
 from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.fleet import FleetResult
-from pytest_gpucap.results.measured import Curve, Interval, LatencyHistogram, Measurement, Outcome, Sample, Verdict
+from pytest_gpucap.results.measured import (
+    Curve,
+    Interval,
+    LatencyHistogram,
+    Measurement,
+    MoreTime,
+    Outcome,
+    Sample,
+    Verdict,
+)
 from pytest_gpucap.results.problems import Problem
 from pytest_gpucap.results.result import (
     START_UP,
@@ -93,13 +102,16 @@ def sweep_result(curve: Curve, context: Context) -> Result:
     )
 
 
-def sample_result(sample: Sample, requirement: Requirement, context: Context, *, simulated: bool, seed: int) -> Result:
-    """The result of one window of `sample`."""
+def sample_result(
+    sample: Sample, requirement: Requirement, context: Context, *, simulated: bool, seed: int, spent_s: float
+) -> Result:
+    """The result of one window of `sample`, which took so many seconds of server time with its lead-in."""
     alone = Measurement(
         requirement,
         (sample,),
         None,
         problems=sample.problems,
+        spent_s={"window": spent_s},
         failed_requests=sample.failed_requests,
         simulated=simulated,
         seed=seed,
@@ -109,12 +121,20 @@ def sample_result(sample: Sample, requirement: Requirement, context: Context, *,
 
 
 def unmeasured_result(
-    requirement: Requirement, context: Context, kind: ResultKind, problem: Problem, *, budgeted: bool, seed: int
+    requirement: Requirement,
+    context: Context,
+    kind: ResultKind,
+    problem: Problem,
+    *,
+    budgeted: bool,
+    seed: int,
+    simulated: bool = False,
+    more_time: MoreTime | None = None,
 ) -> Result:
     """The result of a measurement that could not begin, or that an error ended; `problem` says which."""
-    nothing = Measurement(requirement, (), None, problems=(problem,), seed=seed, budgeted=budgeted)
+    nothing = Measurement(requirement, (), None, problems=(problem,), seed=seed, budgeted=budgeted, simulated=simulated)
     judged = {"outcome": Outcome.INVALID} if kind is ResultKind.CHECK else {}
-    return _result(nothing, context, kind, reason=problem.text, **judged)
+    return _result(nothing, context, kind, reason=problem.text, more_time=more_time, **judged)
 
 
 def _result(measurement: Measurement, context: Context, kind: ResultKind, **found: Any) -> Result:

@@ -21,7 +21,7 @@ from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.failures import FailedRequests
 from pytest_gpucap.results.fleet import FleetResult
 from pytest_gpucap.results.measured import Accuracy, Interval, MeasuredStart, MoreTime, Outcome, Sample
-from pytest_gpucap.results.problems import Problem
+from pytest_gpucap.results.problems import Problem, ProblemKind
 from pytest_gpucap.results.telemetry import Bottleneck, TelemetryOverTime, TelemetrySummary
 
 SCHEMA_VERSION: Final = 2
@@ -160,7 +160,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         expected_failure: the test was marked to fail (xfail) and did.
         ending: how the test ended; None in early files.
         ending_reason: one line on why it did not pass; empty where it did.
-        more_time: what more time would decide; None unless `outcome` is INCONCLUSIVE.
+        more_time: what more time would decide; None unless `outcome` is INCONCLUSIVE, or the session left no time to
+            measure. Then it is the time that the test needs.
         simulated: no real server was measured.
         sustainable_rate: what one replica keeps for good within the SLO and without a growing backlog.
         at_least_rps: the rate that was shown, where `sustainable_rate` is an extrapolation beyond all that was
@@ -241,6 +242,11 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     def trusted(self) -> bool:
         """Whether the measurement can be trusted."""
         return not self.problems and self.outcome is not Outcome.INVALID
+
+    @property
+    def left_unmeasured(self) -> bool:
+        """Whether the session's limit (``--gpucap-max-total``) left no time to measure."""
+        return any(problem.kind is ProblemKind.NO_TIME for problem in self.problems)
 
     @property
     def failed(self) -> bool:

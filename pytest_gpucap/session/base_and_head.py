@@ -39,7 +39,7 @@ from pytest_gpucap.results.encoding import from_builtins
 from pytest_gpucap.results.measured import Interval
 from pytest_gpucap.roofline.limits import Roofline
 from pytest_gpucap.session.context import limits_of
-from pytest_gpucap.session.harness import counted, settings_on
+from pytest_gpucap.session.harness import bounded, counted, settings_on
 from pytest_gpucap.session.kept import KeptResult
 from pytest_gpucap.session.live_line import LiveLine
 from pytest_gpucap.session.placement import Placement
@@ -165,8 +165,8 @@ class BaseAndHead:
     @contextmanager
     def _sides(self, start: int) -> Iterator[tuple[PairedServer, PairedServer, Workload]]:
         seed = self.declared.seed + SEED_STEP * (start + 1)
-        settings = Settings(max_time_s=self.declared.max_time_s, seed=seed)
         try:
+            settings = bounded(self.declared, self.manager.time, seed)
             with self._served(settings, fresh=start > 0) as sides:
                 yield sides
         finally:
@@ -187,7 +187,9 @@ class BaseAndHead:
                         self._side(target, runner, settings_on(target.endpoint, settings, trust), workload)
                         for target, runner in zip(targets, runners, strict=True)
                     )
-                    yield first, second, workload
+                    # Two simulated servers have one clock.
+                    with self.manager.time.driving(runners[0]):
+                        yield first, second, workload
                 finally:
                     for runner in runners:
                         runner.close()

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_gpucap.errors import GpuCapError, MeasurementInvalid, NoSustainableRate, PairInvalid
+from pytest_gpucap.errors import GpuCapError, MeasurementInvalid, NoSustainableRate, NotMeasured, PairInvalid
 from pytest_gpucap.options import Options
 from pytest_gpucap.requirement import Number, Requirement, RequirementError, duration_s, positive, whole
 from pytest_gpucap.session.boundary import one_line
-from pytest_gpucap.session.expected import verdict_failure
+from pytest_gpucap.session.expected import not_measured, verdict_failure
 
 if TYPE_CHECKING:
     from pytest_gpucap.markers import Declaration
@@ -100,7 +100,7 @@ class GpuCap:
         if self._pairing is not None:
             try:
                 self._pairing.compare(requirement, kept)
-            except PairInvalid as error:
+            except (PairInvalid, NotMeasured) as error:
                 if passes:
                     raise
                 self._live.say(str(error))  # the verdict that follows must not be lost
@@ -172,6 +172,7 @@ class GpuCap:
 
         with self._harness.driven() as (runner, settings, target):
             requirement = self._harness.requirement
+            began_s = runner.clock.now()
             sample = procedure.sample(
                 runner, requirement, settings, self._live, rate_rps=rate_rps, concurrency=held, duration_s=length_s
             )
@@ -179,7 +180,14 @@ class GpuCap:
             sample = checked_sample(sample, roofline)
             context = self._context(target, (sample,), roofline)
             self._results.keep(
-                sample_result(sample, requirement, context, simulated=runner.simulated, seed=self._declared.seed)
+                sample_result(
+                    sample,
+                    requirement,
+                    context,
+                    simulated=runner.simulated,
+                    seed=self._declared.seed,
+                    spent_s=runner.clock.now() - began_s,
+                )
             )
         return sample
 
@@ -208,7 +216,7 @@ class GpuCap:
                 min_accuracy=declared.slo.min_accuracy,
                 max_error_rate=declared.slo.max_error_rate,
                 seed=declared.seed,
-                time_s=declared.max_time_s,
+                time_s=min(declared.max_time_s, self._harness.left_s),
             )
         if found.share is None:
             raise MeasurementInvalid(f"{declared.name}: the answers could not be judged: {found.problem}")
@@ -264,9 +272,9 @@ class GpuCap:
         from pytest_gpucap.accuracy.accuracy_verdict import with_accuracy
 
         self._live.say("asking the workload's questions")
-        return with_accuracy(
-            verdict, self._harness.server(), max_time_s=self._options.repeat * self._declared.max_time_s
-        )
+        most_s = self._options.repeat * self._declared.max_time_s
+        left_s = self._harness.left_s + sum(verdict.measurement.spent_s.values())
+        return with_accuracy(verdict, self._harness.server(), max_time_s=min(most_s, left_s))
 
     def _measured(self, start: int = 0, heard: Callable[[Result], object] = _nobody) -> tuple[Measurement, Result]:
         """The measurement on all starts that the session wants; `heard` is told the result so far."""
@@ -359,12 +367,15 @@ class GpuCap:
                 words = self._harness.last_words()
                 self._harness.give_up()
                 raise MeasurementInvalid("\n\n".join(filter(None, [str(error), words]))) from None
+            if isinstance(error, NotMeasured):
+                raise not_measured(error, self._options) from None
             raise
 
     def _unmeasured(self, kind: str, error: GpuCapError) -> Result:
         from pytest_gpucap.session.context import unmeasured
 
-        return unmeasured(self._declared, self._harness.requirement, self._test, kind, error)
+        simulated = self._harness.placement.profile is not None
+        return unmeasured(self._declared, self._harness.requirement, self._test, kind, error, simulated=simulated)
 
     def _compare_check(self, requirement: Requirement, kept: KeptResult) -> None:
         """Compare a check that passes. If its rate is not precise enough, it is measured first."""

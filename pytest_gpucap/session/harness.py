@@ -20,6 +20,7 @@ from pytest_gpucap.requirement import Requirement, Workload, too_long
 from pytest_gpucap.session.live_line import LiveLine, glance
 from pytest_gpucap.session.placement import Placement
 from pytest_gpucap.session.server_manager import ServerManager, SystemUnderTest, Trust
+from pytest_gpucap.session.session_time import SessionTime
 from pytest_gpucap.user_files import shown_path
 
 
@@ -51,6 +52,27 @@ def counted(engine: Engine, server: Server, workload: Workload, name: str) -> Wo
         raise MeasurementInvalid(f"{name} was not measured: {error}") from error
 
 
+def requirement_of(declared: Declaration) -> Requirement:
+    """See `Harness.requirement`."""
+    return declared.requirement or Requirement(
+        declared.name,
+        qps=Fraction(1),
+        gpus=declared.fleet * declared.gpus_per_replica,
+        gpus_per_replica=declared.gpus_per_replica,
+        fleet=declared.fleet,
+        workload=declared.workload,
+        slo=declared.slo,
+    )
+
+
+def bounded(declared: Declaration, session_time: SessionTime, seed: int, needs_s: float | None = None) -> Settings:
+    """See `Harness.settings`."""
+    left_s = session_time.still(f"{declared.name} was not measured", needs_s)
+    if left_s >= declared.max_time_s:
+        return Settings(max_time_s=declared.max_time_s, seed=seed)
+    return Settings(max_time_s=left_s, seed=seed, time_bound=session_time.bound)
+
+
 LAST_LINES: Final = 30
 ALONE_SEED: Final = 500_009
 """One replica alone gets other prompts than the fleet, which it has in its prefix cache."""
@@ -58,28 +80,28 @@ SKIP: Final = "skip"
 
 
 class Harness:
-    """One test's declaration, where it is measured, and what measures it."""
+    """One test's declaration, where it is measured, and what measures it.
+
+    `needs_s` is the server time that the test is taken to need, where the session's is limited.
+    """
 
     def __init__(
-        self, declared: Declaration, placement: Placement, manager: ServerManager, options: Options, live: LiveLine
+        self,
+        declared: Declaration,
+        placement: Placement,
+        manager: ServerManager,
+        options: Options,
+        live: LiveLine,
+        needs_s: float | None = None,
     ) -> None:
         self.declared, self.placement, self.live = declared, placement, live
-        self._manager, self._options = manager, options
+        self._manager, self._options, self._needs_s = manager, options, needs_s
         self._counted = False
 
     @property
     def requirement(self) -> Requirement:
         """The declared requirement; without one, the test's workload and limits, which give no verdict."""
-        declared = self.declared
-        return declared.requirement or Requirement(
-            declared.name,
-            qps=Fraction(1),
-            gpus=declared.fleet * declared.gpus_per_replica,
-            gpus_per_replica=declared.gpus_per_replica,
-            fleet=declared.fleet,
-            workload=declared.workload,
-            slo=declared.slo,
-        )
+        return requirement_of(self.declared)
 
     def server(self) -> Server:
         """The test's server, ready. It answers over HTTP even if rates come from virtual time."""
@@ -129,15 +151,12 @@ class Harness:
         telemetry = target.telemetry
         if telemetry is not None:
             self.live.gpu = lambda: glance(telemetry)
-        settings = settings_on(
-            target.endpoint,
-            Settings(max_time_s=self.declared.max_time_s, seed=seed),
-            None if telemetry is None else telemetry.problems,
-        )
+        settings = settings_on(target.endpoint, self.settings(seed), None if telemetry is None else telemetry.problems)
         load = self._load(seed)
         target.runner = runner = target.engine.runner(target.endpoint, load)
         try:
-            yield runner, settings, target
+            with self._manager.time.driving(runner):
+                yield runner, settings, target
         finally:
             target.runner = None
             runner.close()
@@ -154,6 +173,19 @@ class Harness:
                 self.live.waiting(f"counting the tokens of {prompts.count} prompts")
             workload = counted(target.engine, target.endpoint, workload, self.declared.name)
         self.declared, self._counted = self.declared.with_workload(workload), True
+
+    def settings(self, seed: int) -> Settings:
+        """What bounds one measurement: the test's own limit, or what the session's leaves if that is less.
+
+        Raises:
+            NotMeasured: if the session's leaves too little to begin.
+        """
+        return bounded(self.declared, self._manager.time, seed, self._needs_s)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that the session's limit leaves."""
+        return self._manager.time.left_s
 
     def _load(self, seed: int) -> LoadRequest:
         limits = [limit.limit_s for limit in self.declared.slo.limits]
@@ -187,14 +219,15 @@ class Harness:
         telemetry = target.telemetry
         settings = settings_on(
             server.replicas[0],
-            Settings(max_time_s=self.declared.max_time_s, seed=self.declared.seed + ALONE_SEED),
+            self.settings(self.declared.seed + ALONE_SEED),
             None if telemetry is None else telemetry.problems,
         )
         self._count_prompts(target, settings.seed)
         load = self._load(settings.seed)
         runner = engine.runner_of_one(server, load)
         try:
-            yield runner, settings
+            with self._manager.time.driving(runner):
+                yield runner, settings
         finally:
             runner.close()
             self.live.done()

@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from sys import executable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -46,6 +46,12 @@ class Placement:
         """Equal for tests that can share one server."""
         engine = None if self.engine is None else (self.engine.name, self.engine.key)
         return (self.gpu_class.name if self.gpu_class else None, engine, self.devices)
+
+    @property
+    def profile(self) -> str | None:
+        """The name of the profile that is simulated, in virtual time; None for a real server."""
+        one: Any = getattr(self.engine, "one", self.engine)  # of a fleet: the engine of its replicas
+        return str(one.profile.name) if one is not None and one.name == SIMULATOR else None
 
 
 def place(declared: Declaration, options: Options, *, needs_server: bool) -> Placement:

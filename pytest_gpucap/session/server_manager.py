@@ -21,6 +21,7 @@ from pytest_gpucap.gpu.lease import Lease, lease, lease_cpu, lease_server
 from pytest_gpucap.gpu.occupancy import wait_memory_returned
 from pytest_gpucap.options import Options
 from pytest_gpucap.session.placement import Placement, own_classes
+from pytest_gpucap.session.session_time import SessionTime
 
 if TYPE_CHECKING:  # a test file may import `SystemUnderTest` for its annotations
     from pytest_gpucap.fleet.fleet_telemetry import FleetTelemetry
@@ -74,9 +75,17 @@ Trust = Callable[[float, float], "Sequence[Problem]"]
 class ServerManager:
     """Starts and ends the systems under test."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, session_time: SessionTime | None = None) -> None:
         self._options = options
+        self.time = session_time or SessionTime(None)
+        """What the session has spent, and what is left of it."""
         self._target: SystemUnderTest | None = None
+
+    @property
+    def running(self) -> Hashable | None:
+        """The key of the placement whose server runs; None if none does."""
+        target = self._target
+        return None if target is None or target.server is None else target.placement.key
 
     def target(self, placement: Placement, live: LiveLine) -> SystemUnderTest:
         """The target of a test, without its server. The present target is reused if it is the same."""
@@ -232,14 +241,20 @@ class ServerManager:
         from pytest_gpucap.report.formatting import shown
 
         engine, held = target.engine, target.lease
+        waiting: Callable[[str], None] = live.waiting
+        if target.placement.profile is None:  # a simulated server takes virtual time, while it is driven
+            self.time.still("no server was started")
+            waiting = self.time.while_left(waiting, "the server was not ready in time")
+            target._closing.callback(self.time.end)  # noqa: SLF001 - one object in two classes' hands
+            self.time.begin()
         if held is None:
-            target.server = server = engine.start((), live.waiting)
+            target.server = server = engine.start((), waiting)
             target._closing.callback(server.close)  # noqa: SLF001 - see above
             return server
         started = time.monotonic()
         live.say(f"starting {engine.title} with {engine.request.model}")
         with held_until_gone(held.descriptors):
-            server = engine.start(held.cuda_devices, live.waiting)
+            server = engine.start(held.cuda_devices, waiting)
         target._closing.callback(self._stop, server, held)  # noqa: SLF001 - see above
         target.startup_s = time.monotonic() - started
         target.start_phases_s = getattr(server, "start_phases_s", {})  # only vLLM's log tells

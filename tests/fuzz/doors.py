@@ -34,6 +34,7 @@ from pytest_gpucap.results import result_file
 from pytest_gpucap.roofline.model_shape import model_of
 from pytest_gpucap.roofline.served import config_of
 from pytest_gpucap.session.baselines import _BASELINE, check_files
+from pytest_gpucap.session.earlier import earlier_of
 from pytest_gpucap.session.placement import check_names
 from pytest_gpucap.simulator import profile
 from pytest_gpucap.user_files import is_file
@@ -314,7 +315,10 @@ def _baseline(place: Place, document: Any) -> str | None:
         return _refusal(error)
     for result in ours.results:
         compare_result(result, baseline, 0.05)
+    place.item.own_markers[:] = []
+    declared, earlier = markers.declare(place.item, Options()), earlier_of(baseline.runs)
     for result in baseline.runs[0].results:
+        earlier.spent(result.test, declared, "h200", simulated=result.simulated)
         compare_result(result, store.Baseline("base", (store.Run(place.base, ours),)), 0.05)
     store.saved_form(baseline.runs[0].content, simulated=False, forced=True)
     return None
