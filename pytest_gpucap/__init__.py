@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from pytest_gpucap.engines.prometheus import Metrics
     from pytest_gpucap.engines.protocol import Capabilities, Engine, MetricNames, Server, ServerLog, ServerRequest
     from pytest_gpucap.engines.server import HttpServer
-    from pytest_gpucap.errors import GpuCapError, MeasurementInvalid, NoSustainableRate, PairInvalid, PluginFault
+    from pytest_gpucap.errors import (
+        GpuCapError,
+        MeasurementInvalid,
+        NoSustainableRate,
+        NotMeasured,
+        PairInvalid,
+        PluginFault,
+    )
     from pytest_gpucap.gpu.classes import GpuClass
     from pytest_gpucap.gpu.device import Device
     from pytest_gpucap.gpu.lease import GpuShared, Lease, LeaseError, LeaseTimeout
@@ -78,6 +85,7 @@ __all__ = [
     "Metrics",
     "MetricsUnavailable",
     "NoSustainableRate",
+    "NotMeasured",
     "Outcome",
     "PairInvalid",
     "Phase",
@@ -113,7 +121,9 @@ _NAMES_BY_MODULE = {
     "engines.prometheus": ("Metrics",),
     "engines.protocol": ("Capabilities", "Engine", "MetricNames", "Server", "ServerLog", "ServerRequest"),
     "engines.server": ("HttpServer",),
-    "errors": ("GpuCapError", "MeasurementInvalid", "NoSustainableRate", "PairInvalid", "PluginFault"),
+    "errors": (
+        *("GpuCapError", "MeasurementInvalid", "NoSustainableRate", "NotMeasured", "PairInvalid", "PluginFault"),
+    ),
     "gpu.classes": ("GpuClass",),
     "gpu.device": ("Device",),
     "gpu.lease": ("GpuShared", "Lease", "LeaseError", "LeaseTimeout"),

@@ -33,6 +33,18 @@ class MeasurementInvalid(GpuCapError):  # noqa: N818 - named after the verdict
     needs_traceback = False
 
 
+class NotMeasured(MeasurementInvalid):
+    """The session's limit (``--gpucap-max-total``) leaves no time for this test. Nothing is known of its capacity.
+
+    Attributes:
+        needs_s: seconds of server time that it needs, starts included, as far as known.
+    """
+
+    def __init__(self, message: str, needs_s: float | None = None) -> None:
+        super().__init__(message)
+        self.needs_s = needs_s
+
+
 class PairInvalid(GpuCapError):  # noqa: N818 - named like MeasurementInvalid
     """Base and head were not compared; the message says why, and says nothing about the capacity of either."""
 

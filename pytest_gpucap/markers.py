@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -29,6 +29,7 @@ from pytest_gpucap.requirement import (
     LatencyLimit,
     Length,
     Metric,
+    OwnPrompts,
     Requirement,
     RequirementError,
     Slo,
@@ -45,6 +46,9 @@ from pytest_gpucap.requirement import (
 from pytest_gpucap.secondary import METRICS, SecondaryLimit
 from pytest_gpucap.user_files import is_file, shown_path
 from pytest_gpucap.vllm_arguments import VllmArguments
+
+if TYPE_CHECKING:  # every collection of our tests imports this file
+    from pytest_gpucap.workloads.prompt_file import PromptFile
 
 VLLM: Final = VllmEngine.name
 
@@ -80,6 +84,7 @@ class Declaration:
         max_time_s: server time that one verdict may take.
         seed: of arrivals, lengths and prompts.
         named: whether a marker gives `name`; otherwise it is the name of the test function.
+        priority: tests with a higher one come first; 0 unless declared.
     """
 
     place: Place
@@ -99,6 +104,12 @@ class Declaration:
     fleet: int = 1
     counts_loss: bool = False
     secondary: tuple[SecondaryLimit, ...] = ()
+    priority: int = 0
+
+    def with_workload(self, workload: Workload) -> Declaration:
+        """The declaration with another workload, which its requirement has as well."""
+        requirement = self.requirement and replace(self.requirement, workload=workload)
+        return replace(self, workload=workload, requirement=requirement)
 
     def of(self, item: pytest.Item) -> Declaration:
         """The declaration of a test with equal markers: only its place differs, and its name unless `named`."""
@@ -170,6 +181,8 @@ def declare(item: pytest.Item, options: Options) -> Declaration:
     own_class = _merged(item, "gpu_class", positional="name").get("name")
     name = values.get("name") or _own_name(item)
     fleet = _fleet(values, options, gpus_per_replica)
+    if workload.prompts is not None:
+        _check_log(arguments)
     # The session's budget does not apply to a test that only uses the server.
     if "gpus" in values or _MEASURING in getattr(item, "fixturenames", ()):
         _check_budget(values.get("gpus") or options.gpus, gpus_per_replica)
@@ -191,6 +204,7 @@ def declare(item: pytest.Item, options: Options) -> Declaration:
         fleet=fleet,
         counts_loss=values.get("on_replica_loss") == "count",
         secondary=tuple(SecondaryLimit(name, float(values[name])) for name in METRICS if name in values),
+        priority=values.get("priority", 0),
     )
 
 
@@ -387,6 +401,19 @@ def _on_loss(value: Any, what: str) -> str:
     return str(value)
 
 
+def _extra_body(value: Any, what: str) -> dict[str, Any]:
+    from pytest_gpucap.workloads.extra_body import read_extra_body
+
+    return read_extra_body(value, what, _SAMPLING)
+
+
+def _priority(value: Any, what: str) -> int:
+    number = exact(value, what)
+    if number.denominator != 1:
+        raise RequirementError(f"{what} must be a whole number, not {told(value)}")
+    return int(number)
+
+
 _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "name": _name,
     "qps": positive,
@@ -405,16 +432,19 @@ _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "max_error_rate": share,
     "max_time": duration_s,
     "seed": lambda value, what: whole(value, what, least=0),
+    "priority": _priority,
     "temperature": _sampling,
     "top_p": _sampling,
     "top_k": lambda value, what: whole(value, what, least=-1),
     "presence_penalty": lambda value, what: float(exact(value, what)),
     "frequency_penalty": lambda value, what: float(exact(value, what)),
+    "extra_body": _extra_body,
     "workload": _text,
     "system": _text,
     "fold_system": _flag,
     "opening": _text,
     "instruction": _text,
+    "prompts": _path,
     "questions": _path,
     "answer_tokens": tokens,
     "min_accuracy": share,
@@ -425,6 +455,8 @@ _MARKERS: Final = frozenset({"gpucap", "engine", "vllm", "gpu_class"})
 _SERVERS: Final = frozenset({"engine", "vllm"})
 _MEASURING: Final = "gpucap"
 """The fixture of a test that measures."""
+_OF_MADE_PROMPTS: Final = ("input_tokens", "shared_prefix_tokens", "trace")
+"""Keywords that say how long prompts are, or what they share: not for prompts that are in a file."""
 _WORDING: Final = ("system", "fold_system", "opening", "instruction")
 _SAMPLING: Final = ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty")
 
@@ -444,6 +476,10 @@ def _gpucap_values(given: Mapping[str, Any], item: pytest.Item) -> dict[str, Any
         from pytest_gpucap.accuracy.questions import questions_file
 
         values["questions"] = questions_file(values["questions"], item.path.parent)
+    if "prompts" in values:
+        from pytest_gpucap.workloads.prompt_file import prompts_file
+
+        values["prompts"] = prompts_file(values["prompts"], item.path.parent)
     return values
 
 
@@ -459,7 +495,11 @@ def _with_preset(given: dict[str, Any], options: Options, item: pytest.Item) -> 
         _gpucap_values(preset.keywords, item)
     except RequirementError as error:
         raise RequirementError(f"workload preset {name}: {error}") from None
-    return {**preset.keywords, "workload": name, **given}
+    below = dict(preset.keywords)
+    if "prompts" in given:  # they are as long as they are
+        arrivals = ("arrivals",) if "trace" in below else ()
+        below = {key: value for key, value in below.items() if key not in {*_OF_MADE_PROMPTS, *arrivals}}
+    return {**below, "workload": name, **given}
 
 
 def _near(keyword: str) -> str:
@@ -492,7 +532,8 @@ def _check_questions(workload: Workload, slo: Slo) -> None:
 def _check_pace(workload: Workload, slo: Slo) -> None:
     """Check that a limit on the time between tokens has answers of several tokens to be judged by."""
     limits = [limit.name for limit in slo.limits if limit.metric in {Metric.TPOT, Metric.ITL}]
-    if limits and workload.arrivals.trace is None and workload.output_tokens.high == 1:
+    lengths_in_a_file = workload.arrivals.trace is not None or workload.prompts is not None
+    if limits and not lengths_in_a_file and workload.output_tokens.high == 1:
         raise RequirementError(
             f"{limits[0]} limits the time between tokens, but output_tokens=1: answers have only one"
         )
@@ -508,11 +549,18 @@ def _workload(values: Mapping[str, Any]) -> Workload:
     if (kind is ArrivalKind.GAMMA) != (burstiness is not None):
         raise RequirementError('arrivals="gamma" and burstiness=CV go together')
     plain = {key: values[key] for key in ("input_tokens", "output_tokens", "endpoint", "ignore_eos") if key in values}
+    prompts = _prompts(values)
+    if prompts is not None:
+        plain["endpoint"] = prompts.endpoint(values.get("endpoint"))
     workload = Workload(
         **plain,
+        prompts=None
+        if prompts is None
+        else OwnPrompts(prompts.path, prompts.sha256, len(prompts.prompts), declared=values.get("output_tokens")),
         arrivals=Arrivals(kind, burstiness or (0.0 if kind is ArrivalKind.CONSTANT else 1.0), trace),
         shared_prefix_tokens=values.get("shared_prefix_tokens", 0),
         sampling={key: values[key] for key in _SAMPLING if key in values},
+        extra_body=values.get("extra_body", {}),
         wording=Wording(**{key: values[key] for key in _WORDING if key in values}),
         preset=values.get("workload"),
         questions=values.get("questions"),
@@ -521,9 +569,47 @@ def _workload(values: Mapping[str, Any]) -> Workload:
     if workload.endpoint is not ApiKind.CHAT and (workload.questions or workload.wording != Wording()):
         said = "questions" if workload.questions else next(key for key in _WORDING if key in values)
         raise RequirementError(f'{said} needs endpoint="chat": a plain completion has no messages')
+    if prompts is not None:
+        _check_wording(prompts, workload.wording)
     if workload.shared_prefix_tokens >= workload.input_tokens.low:
         raise RequirementError(
             f"shared_prefix_tokens={workload.shared_prefix_tokens} leaves no token of the shortest prompt "
             f"({workload.input_tokens.low} tokens) that is not shared"
         )
     return workload
+
+
+def _prompts(values: Mapping[str, Any]) -> PromptFile | None:
+    """The file of prompts that a marker names, read; None if it names none.
+
+    Raises:
+        RequirementError: if it cannot be used, or beside it something is said of prompts that are made.
+    """
+    if "prompts" not in values:
+        return None
+    from pytest_gpucap.workloads.prompt_file import read_prompts
+
+    if other := next((key for key in _OF_MADE_PROMPTS if key in values), None):
+        raise RequirementError(f"prompts and {other} exclude each other: prompts of a file are as long as they are")
+    return read_prompts(values["prompts"])
+
+
+def _check_wording(prompts: PromptFile, wording: Wording) -> None:
+    """Check that there is no text to put around prompts that are whole messages."""
+    whole = next((each.place for each in prompts.prompts if each.whole), None)
+    said = next((name for name in _WORDING if getattr(wording, name)), None)
+    if whole is not None and said is not None:
+        raise RequirementError(
+            f"{said} stands around prompts that are texts, and {whole} has messages of its own: leave {said} out"
+        )
+
+
+_LOGS_PROMPTS: Final = frozenset({"enable_log_requests", "log_requests", "log_requests_level"})
+"""Arguments of vLLM and SGLang with which a server writes every prompt into its log."""
+
+
+def _check_log(arguments: Mapping[str, Any]) -> None:
+    """Check that the server does not write prompts of the user's own into its log."""
+    logs = next((name for name in arguments if name.replace("-", "_") in _LOGS_PROMPTS and arguments[name]), None)
+    if logs is not None:
+        raise RequirementError(f"{logs} would write the prompts of the file into the server's log: leave it out")

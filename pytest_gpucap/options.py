@@ -117,13 +117,6 @@ class Options:
         default=None,
         otherwise="1.3",
     )
-    prices = Option(
-        "--gpucap-prices",
-        values.path,
-        "TOML file with what one GPU of each class costs an hour, for usd_per_1m_tokens",
-        "FILE",
-        default=None,
-    )
     model = Option(
         "--gpucap-model",
         values.model,
@@ -159,10 +152,19 @@ class Options:
         default=1,
         otherwise="1",
     )
+    max_total_s = Option(
+        "--gpucap-max-total",
+        values.duration,
+        "server time that the whole session may take, starts included (with xdist each worker); tests that do not fit "
+        "are not measured",
+        "TIME",
+        default=None,
+    )
     inconclusive = Option(
         "--gpucap-inconclusive",
         values.text,
-        "what an INCONCLUSIVE verdict does to its test",
+        "what an INCONCLUSIVE verdict does to its test, and a test that --gpucap-max-total left no time for (which is "
+        "skipped under pass too)",
         default="fail",
         otherwise="fail",
         choices=("fail", "skip", "pass"),
@@ -299,6 +301,27 @@ class Options:
         otherwise="512MiB or 2%, and no process",
     )
     gpu_file = Option("--gpucap-gpu-file", values.path, "TOML file with GPU classes of your own", "FILE", default=None)
+    # The cost.
+    estimate = Option(
+        "--gpucap-estimate",
+        values.flag,
+        "show the servers that the collected tests start, and what they will cost; with --collect-only nothing starts",
+        default=False,
+    )
+    estimate_json = Option(
+        "--gpucap-estimate-json",
+        values.output_file,
+        "write that estimate here as JSON",
+        "FILE",
+        default=None,
+    )
+    prices = Option(
+        "--gpucap-prices",
+        values.path,
+        "TOML file for the estimate and usd_per_1m_tokens: [per_hour] with CLASS = PRICE of one GPU, as of gpucap plan",
+        "FILE",
+        default=None,
+    )
     # The results.
     dir = Option(
         "--gpucap-dir",
@@ -571,7 +594,7 @@ def _twice(given: dict[str, Any], config: pytest.Config) -> str:
     """One line on a file that two reports would write, or that a report would replace; empty if there is none."""
     inputs = _inputs(config)
     seen: dict[str, str] = {}
-    for row in (Options.json, Options.markdown, Options.html):
+    for row in (Options.json, Options.markdown, Options.html, Options.estimate_json):
         path = given.get(row.name)
         if path is None:
             continue
@@ -585,7 +608,7 @@ def _twice(given: dict[str, Any], config: pytest.Config) -> str:
 def _inputs(config: pytest.Config) -> dict[str, str]:
     """The files that the session reads, without links, and what names each; however wrong the options are."""
     found = {} if config.inipath is None else {real_path(config.inipath): "the ini file"}
-    for row in (Options.gpu_file, Options.workload_file, Options.ca_file, Options.compare):
+    for row in (Options.gpu_file, Options.workload_file, Options.ca_file, Options.prices, Options.compare):
         try:
             raw, _, folder = _raw(config, row)
             if raw is not UNSET and raw != "":

@@ -71,7 +71,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         check_root(config)
     config.stash[OPTIONS] = options = parse_options(config)
-    if any(given is not None for given in (options.gpu_class, options.gpu_file, options.prices)):
+    if options.gpu_class is not None or options.gpu_file is not None:
         from pytest_gpucap.session.placement import check_names
 
         check_names(options)
@@ -79,6 +79,10 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_gpucap.session.baselines import check_files
 
         check_files(options, config)  # xdist's main process collects no tests, so it checks here
+    if not hasattr(config, "workerinput") and options.prices is not None:
+        from pytest_gpucap.session.costing import read_prices_of
+
+        read_prices_of(options)
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -113,12 +117,36 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = session.grouped(items)
 
 
+@pytest.hookimpl(tryfirst=True)  # before the terminal asks what to show
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Once it is known which tests run, check that this machine has the GPU class that was named."""
     measuring = session.config.stash.get(SESSION, None)
-    if measuring is not None and _ours(session.items) and not session.config.getoption("collectonly"):
+    if measuring is None or not _ours(session.items):
+        return
+    if not session.config.getoption("collectonly"):
         measuring.check_files()
         measuring.check_machine()
+    measuring.will_run(session.items)
+
+
+def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
+    """Show what a session will cost before it begins. One that only collects shows it below its tests."""
+    return [] if config.getoption("collectonly") else _estimate(config)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Show what a session would cost that only collects."""
+    if config.getoption("collectonly"):
+        for line in _estimate(config):
+            terminalreporter.write_line(line)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before anything of a test starts, see whether a limited session has time for it. Marks that skip come first."""
+    measuring = item.config.stash.get(SESSION, None)
+    if measuring is not None:
+        measuring.check_time(item)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -186,6 +214,8 @@ def pytest_runtest_makereport(
     error = call.excinfo.value if call.excinfo is not None else None
     if call.excinfo is not None and isinstance(error, GpuCapError) and not error.needs_traceback:
         report.longrepr = call.excinfo.getrepr(style="value")
+    if (why := getattr(error, "gpucap_left_out", None)) is not None:
+        report.gpucap_left_out = why  # type: ignore[attr-defined]  # travels with the report, as results do
     if report.skipped and hasattr(report, "wasxfail") and (isinstance(error, GpuCapError) or _ours([item])):
         from pytest_gpucap.session.expected import EXPECTED, is_expected
         from pytest_gpucap.session.pytest_session import kept_results
@@ -221,9 +251,10 @@ def _attach(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestR
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Tell an xdist worker what it cannot see."""
-    from pytest_gpucap.session.screen import tell_worker
+    from pytest_gpucap.session import screen, workers
 
-    tell_worker(node)
+    screen.tell_worker(node)
+    workers.tell_worker(node)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -234,6 +265,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
             measuring.close()
         except GpuCapError as error:
             print(f"pytest-gpucap: {error}", file=sys.stderr)  # noqa: T201 - pytest's own reporting is over
+
+
+def _estimate(config: pytest.Config) -> list[str]:
+    measuring = config.stash.get(SESSION, None)
+    return [] if measuring is None else list(measuring.estimate)
 
 
 def _beside_benchmark(config: pytest.Config) -> bool:
@@ -325,7 +361,8 @@ class _Results:
             self._unmeasured.append((report.nodeid, why))
         self._declared = self._declared or hasattr(report, "gpucap_declared")
         carried = getattr(report, "gpucap", None)
-        if not carried and self._session_report is None:
+        left_out = getattr(report, "gpucap_left_out", None)
+        if not carried and left_out is None and self._session_report is None:
             return
         from pytest_gpucap.results.encoding import from_builtins
         from pytest_gpucap.results.result import Result
@@ -333,6 +370,8 @@ class _Results:
         found = self._report()
         known = len(found.results)
         found.ended(report, from_builtins(carried or [], list[Result]))
+        if left_out is not None:
+            found.left_out(report, left_out)
         for result in found.results[known:]:
             self._tell("pytest_gpucap_result", result=result)
 

@@ -15,7 +15,7 @@ from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pytest_gpucap.errors import GpuCapError, shortened, told
 
@@ -378,6 +378,42 @@ class Wording:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnPrompts:
+    """Prompts of the user's own, from a file (`workloads.prompt_file`), without their text.
+
+    Attributes:
+        path: of the file.
+        sha256: of what the file holds, not of how it is packed.
+        count: how many prompts it has.
+        order: seed of the order in which they are sent.
+        input_tokens: shape (count,), tokens of each prompt as a request has them; empty until they are counted.
+        output_tokens: shape (count,), tokens that each asks for; 0: drawn from `drawn`.
+        declared: of answers whose prompts do not say how long they are; None: nothing was declared.
+        estimated: of how many prompts the tokens are estimated, not counted by the server.
+        cached_apart: see `load.prompts.PromptRecipe`.
+    """
+
+    path: Path
+    sha256: str
+    count: int
+    order: int = 0
+    input_tokens: tuple[int, ...] = ()
+    output_tokens: tuple[int, ...] = ()
+    declared: Length | None = None
+    estimated: int = 0
+    cached_apart: bool = False
+
+    def __hash__(self) -> int:
+        # What is drawn for a workload is kept by it. A hundred thousand lengths would be hashed each time.
+        return hash((self.path, self.sha256, self.order, self.declared, self.estimated))
+
+    @property
+    def drawn(self) -> Length:
+        """Of answers whose length neither their prompt nor a recorded answer says."""
+        return self.declared or Length.fixed(256)
+
+
+@dataclass(frozen=True, slots=True)
 class Workload:
     """The shape of the requests: what is sent, how long it is, when it is due."""
 
@@ -391,6 +427,8 @@ class Workload:
     """Ask the server to generate exactly the output tokens asked for (vLLM's ``ignore_eos``)."""
     sampling: Mapping[str, float | int] = field(default_factory=dict)
     """Sampling parameters passed through in the request body, such as ``temperature``."""
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of every request's body, as JSON has them (`workloads.extra_body`)."""
     wording: Wording = Wording()
     """The text around every prompt of the chat endpoint. Its tokens count as input tokens."""
     preset: str | None = None
@@ -399,6 +437,8 @@ class Workload:
     """File of question and answer pairs (JSON Lines). The server's answers are graded by them."""
     answer_tokens: int | None = None
     """Most tokens that one answer may take; None: 2048, or half the server's context where that is less."""
+    prompts: OwnPrompts | None = None
+    """Prompts from a file; None: they are made on the spot, with exactly the input tokens asked for."""
 
     @property
     def longest(self) -> tuple[int, int]:
@@ -406,11 +446,22 @@ class Workload:
         return self.input_tokens.high, self.output_tokens.high
 
 
-def too_long(request: tuple[int, int], max_model_len: int) -> str:
-    """Why a request of so many input and output tokens does not fit a server's context; empty if it does."""
+def too_long(request: tuple[int, int], max_model_len: int, place: str | None = None) -> str:
+    """Why a request of so many input and output tokens does not fit a server's context; empty if it does.
+
+    Args:
+        request: input and output tokens.
+        max_model_len: tokens of the context.
+        place: the file that the request's prompt is from, if it is from one.
+    """
     prompt, answer = request
     if prompt + answer <= max_model_len:
         return ""
+    if place is not None:
+        return (
+            f"{place}: a prompt of {prompt} and an answer of {answer} tokens do not fit max_model_len={max_model_len}: "
+            "leave longer prompts out of the file, lower output_tokens, or raise max_model_len"
+        )
     return (
         f"a prompt of {prompt} and an answer of {answer} tokens, which the workload may ask for, do not fit "
         f"max_model_len={max_model_len}: lower input_tokens or output_tokens, or raise max_model_len"

@@ -7,9 +7,11 @@ whatever goes wrong is a `UserFileError`, whose message is one line.
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import stat
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import FileIO
@@ -30,6 +32,8 @@ MOST_LINES: Final = 1024 * MIB
 """Of a file that is read line by line."""
 MOST_LINE: Final = MIB
 """Of one such line: a published trace lists the hashes of a prompt's blocks in it."""
+_GZIP: Final = b"\x1f\x8b"
+"""A gzip file begins so (RFC 1952), whatever its name is."""
 
 _MOST_KEY_PARTS: Final = 50
 _LONG_KEY: Final = re.compile(rf"(?<![\w\"'-])(?:[\w\"'-]++[ \t]*+\.[ \t]*+){{{_MOST_KEY_PARTS}}}")
@@ -131,7 +135,7 @@ def read_bytes(path: Path | str, most: int) -> bytes:
     Raises:
         UserFileError: if it cannot be read, is no regular file, or is larger.
     """
-    with _opened(path, most) as file:
+    with opened(path, most) as file:
         # A file of /proc has no size before it is read.
         content: bytes | None = file.read(most + 1)
         if content is None:  # of a log of the kernel
@@ -184,7 +188,7 @@ def lines_of(path: Path | str) -> Iterator[Iterator[str]]:
     Raises:
         UserFileError: as `read_text`, also while the lines are read, and for a line that is far too long.
     """
-    with _opened(path, MOST_LINES) as file:
+    with opened(path, MOST_LINES) as file:
         yield _lines(path, file)
 
 
@@ -209,6 +213,40 @@ def _lines(path: Path | str, file: IO[bytes]) -> Iterator[str]:
         yield text
 
 
+@contextmanager
+def unpacked(path: Path | str, most: int) -> Iterator[Callable[[int], bytes]]:
+    """Reads the content of a file piece by piece: of a gzip file, what was compressed.
+
+    Args:
+        path: of the file.
+        most: bytes of the content, and of the file. A few kilobytes can hold gigabytes of zeros.
+
+    Yields:
+        A function from a number of bytes to at most so many next ones; no byte at the end. It may raise as well.
+
+    Raises:
+        UserFileError: as `read_bytes`, and if a gzip file is damaged or cut off.
+    """
+    with opened(path, most) as file:
+        packed = file.read(len(_GZIP)) == _GZIP
+        file.seek(0)
+        content: gzip.GzipFile | IO[bytes] = gzip.GzipFile(fileobj=file, mode="rb") if packed else file
+        given = 0
+
+        def read(size: int) -> bytes:
+            nonlocal given
+            try:
+                piece = content.read(size)
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise UserFileError(path, f"the gzip file is damaged or cut off: {error}") from None
+            given += len(piece)
+            if given > most:
+                raise UserFileError(path, f"holds more than {most // MIB} MiB")
+            return piece
+
+        yield read
+
+
 def open_to_write(path: Path | str, *, append: bool = False) -> FileIO:
     """A file or a pipe that a user names as an output. A pipe that nobody reads is an `OSError`: nothing waits."""
     file = FileIO(path, "ab" if append else "wb", opener=_without_waiting)
@@ -217,8 +255,12 @@ def open_to_write(path: Path | str, *, append: bool = False) -> FileIO:
 
 
 @contextmanager
-def _opened(path: Path | str, most: int) -> Iterator[IO[bytes]]:
-    """A regular file, open for reading."""
+def opened(path: Path | str, most: int) -> Iterator[IO[bytes]]:
+    """A regular file, open for reading.
+
+    Raises:
+        UserFileError: if it cannot be read, is no regular file, or is larger than `most` bytes.
+    """
     try:
         # A device may do something when it is opened, and opening a pipe waits for someone who writes to it.
         _check_regular(path, status(path).st_mode)

@@ -135,6 +135,7 @@ def _ask(
             "model": server.model,
             "messages": workload.wording.messages(questions[question].text),
             **workload.sampling,
+            **workload.extra_body,
             "max_tokens": most,
             "seed": random.Random(f"{seed} {sample} {question}").getrandbits(31),  # noqa: S311 - the same
         }

@@ -48,5 +48,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _section(result: Result, details: str) -> str:
-    title = visible(f"{result.outcome or result.kind}: {result.name} ({result.test})")
+    from pytest_gpucap.report.headline import verdict_word
+
+    title = visible(f"{verdict_word(result)}: {result.name} ({result.test})")
     return f"{title}\n{'-' * min(len(title), 80)}\n{details}"

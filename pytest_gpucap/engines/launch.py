@@ -40,6 +40,7 @@ class Launched:
         model: the name under which it serves the model.
         api_key: the key that it requires.
         base_url: ends in ``/v1``.
+        started_at: when it was started, in seconds since the epoch.
         startup_s: seconds from start to ready.
     """
 
@@ -49,6 +50,7 @@ class Launched:
     model: str
     api_key: str
     base_url: str
+    started_at: float
     startup_s: float
 
 
@@ -61,6 +63,7 @@ def launch(
     devices: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
     default_env: Mapping[str, str] | None = None,
+    without_env: Iterable[str] = (),
     api_key: str = NO_KEY,
     host: str = LOOPBACK,
     title: str = "",
@@ -81,6 +84,7 @@ def launch(
         devices: UUIDs of the GPUs that it may use; they become ``CUDA_VISIBLE_DEVICES``.
         env: variables laid over this process's environment.
         default_env: variables for which this process's environment has no value.
+        without_env: variables of this process's environment that it does not get.
         api_key: the key that it asks for.
         host: the address that it listens on.
         title: the name of the engine, for messages.
@@ -90,14 +94,16 @@ def launch(
     Raises:
         ServerStartError: if it is not ready in time or ends before. None of its processes is left running.
     """
-    started = time.monotonic()
+    started, started_at = time.monotonic(), time.time()
     killed_before = oom_kills()
     given = Given(arguments or VllmArguments(), cpu=not devices)
     log = ServerLog(log_path.absolute())
     # NVML numbers GPUs in this order, and so do we.
     visible = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(devices)}
+    withheld = set(without_env)
+    inherited = {name: value for name, value in os.environ.items() if name not in withheld}
     process = OwnedProcess(
-        command, env={**(default_env or {}), **os.environ, **visible, **(env or {})}, log_path=log.path
+        command, env={**(default_env or {}), **inherited, **visible, **(env or {})}, log_path=log.path
     )
     try:
         readiness = Readiness(process, log, model, api_key, started + timeout_s, on_wait, title, given, host=host)
@@ -120,6 +126,7 @@ def launch(
         model=model,
         api_key=api_key,
         base_url=base_url,
+        started_at=started_at,
         startup_s=time.monotonic() - started,
     )
 
@@ -137,6 +144,7 @@ class LaunchedServer(HttpServer):
 
     Attributes:
         command: its command line.
+        started_at: when it was started, in seconds since the epoch.
         startup_s: seconds from start to ready.
         engines: matches the titles of processes that it cannot do without, beside the main one.
     """
@@ -146,7 +154,7 @@ class LaunchedServer(HttpServer):
     def __init__(self, launched: Launched) -> None:
         super().__init__(launched.base_url, launched.model, launched.api_key)
         self.command = list(launched.command)
-        self.startup_s = launched.startup_s
+        self.started_at, self.startup_s = launched.started_at, launched.startup_s
         self._log, self._process = launched.log, launched.process
         self._log_is_masked = False
         self._vital = _named(self.pids(), self.engines) if self.engines is not None else {}

@@ -446,6 +446,18 @@ class Engine(ABC):
         """The runner that sends the load to the server: real requests over HTTP, unless an engine overrides this."""
         return over_http(server, load)
 
+    def counted(self, server: Server, workload: Workload) -> Workload:
+        """A workload with prompts of the user's own, with their lengths as the server counts them.
+
+        It is asked before the load: over HTTP, unless an engine overrides this.
+
+        Raises:
+            LoadError: if they cannot be counted.
+        """
+        from pytest_gpucap.load.prompt_counts import counted
+
+        return counted(address_of(server), server.model, workload)
+
     def fleet_runner(
         self, servers: Sequence[Server], load: LoadRequest, routing: Routing, router_url: str | None
     ) -> LoadRunner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 import shutil
@@ -20,6 +21,7 @@ from pytest_gpucap.engines.launch import Launched, LaunchedServer, launch
 from pytest_gpucap.engines.protocol import Capabilities, MetricNames, ServingIdentity
 from pytest_gpucap.engines.server import HttpServer
 from pytest_gpucap.engines.server_spec import ServerSpec
+from pytest_gpucap.engines.start_phases import start_phases
 
 _SERVE: Final = Path(__file__).parent / "server_side" / "vllm_serve.py"
 _LOG_KV_TOKENS = re.compile(r"KV cache size: ([\d,]+) tokens")
@@ -36,6 +38,9 @@ _POLL_S: Final = 0.2
 _UNAUTHORISED: Final = 401
 _ENGINES: Final = re.compile(r"EngineCore|\bVLLM::Worker|\bWorker_")
 """In the titles that vLLM's engines and their workers give themselves."""
+_WITHHELD: Final = ("VLLM_API_KEY",)
+"""Variables of the user's environment that no server gets: a key for another server, which vLLM up to 0.26 would keep
+in the files of its compile cache."""
 
 
 METRICS: Final = MetricNames(
@@ -98,6 +103,11 @@ class VllmServer(LaunchedServer):
             "log": told["log"],
             **{name: size for name, size in sizes.items() if size is not None},
         }
+
+    @cached_property
+    def start_phases_s(self) -> Mapping[str, float]:
+        """What its start spent its time on: seconds by phase, as far as its log tells; see `start_phases`."""
+        return start_phases(self.log.text(), self.started_at, self.startup_s)
 
     def _weights(self) -> dict[str, object]:
         """How the server stores the weights, which the model's files may determine; empty if it does not report it."""
@@ -229,6 +239,7 @@ def start_vllm(
         devices=devices,
         env=_variables(spec, known.api_key),
         default_env=_default_variables(spec, cpu=not devices),
+        without_env=_WITHHELD,
         api_key=known.api_key,
         title=VllmServer.software,
         arguments=spec.args,
@@ -247,7 +258,8 @@ def start_vllm(
 def _variables(spec: ServerSpec, api_key: str) -> dict[str, str]:
     """What the measurement needs, then what the spec adds."""
     own = {
-        "VLLM_API_KEY": api_key,
+        # Not the key itself: see `server_side/gpucap_key.py`.
+        "GPUCAP_KEY_SHA256": hashlib.sha256(api_key.encode()).hexdigest(),
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         # Otherwise setproctitle overwrites the environment, by which we find escaped processes.

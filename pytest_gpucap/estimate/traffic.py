@@ -9,7 +9,7 @@ import numpy as np
 
 from pytest_gpucap.arrays import Floats, Ints
 from pytest_gpucap.load import schedule
-from pytest_gpucap.requirement import ArrivalKind, Arrivals, Length, Workload
+from pytest_gpucap.requirement import ArrivalKind, Arrivals, Length, OwnPrompts, Workload
 
 SEED = 20_260_101
 """The queue model draws its own requests. With the requests of the load it would follow their luck."""
@@ -82,28 +82,35 @@ def traffic_for(workload: Workload, own_paces: tuple[float, ...] = ()) -> Traffi
         workload: whose lengths and arrivals they have.
         own_paces: of the requests (`Traffic.paced`); empty: all run at the common pace.
     """
-    common = _traffic(workload.input_tokens, workload.output_tokens, workload.arrivals)
-    return _paced(workload.input_tokens, workload.output_tokens, workload.arrivals, own_paces) if own_paces else common
+    shape = workload.input_tokens, workload.output_tokens, workload.arrivals, workload.prompts
+    return _paced(*shape, own_paces) if own_paces else _traffic(*shape)
 
 
 @lru_cache(maxsize=2)
-def _paced(inputs: Length, outputs: Length, arrivals: Arrivals, own_paces: tuple[float, ...]) -> Traffic:
-    return _traffic(inputs, outputs, arrivals).paced(own_paces)
+def _paced(
+    inputs: Length, outputs: Length, arrivals: Arrivals, prompts: OwnPrompts | None, own_paces: tuple[float, ...]
+) -> Traffic:
+    return _traffic(inputs, outputs, arrivals, prompts).paced(own_paces)
 
 
 @lru_cache(maxsize=4)
-def _traffic(inputs: Length, outputs: Length, arrivals: Arrivals) -> Traffic:
-    workload = Workload(input_tokens=inputs, output_tokens=outputs, arrivals=arrivals)
+def _traffic(inputs: Length, outputs: Length, arrivals: Arrivals, prompts: OwnPrompts | None) -> Traffic:
+    workload = Workload(input_tokens=inputs, output_tokens=outputs, arrivals=arrivals, prompts=prompts)
     spread = 8.0 * max(1.0, arrivals.burstiness) * ARRIVALS**0.5
     phase = schedule.open_loop(workload, 1.0, ARRIVALS + spread, SEED, 0)
-    pool = schedule.closed_loop(workload, POOL, 1.0, 1.0, SEED, 1)
+    if prompts is None:
+        pool = schedule.closed_loop(workload, POOL, 1.0, 1.0, SEED, 1)
+        context, left = pool.prompt_tokens[:POOL], pool.output_tokens[:POOL]
+    else:  # a closed loop's prompts are not as long as those of requests under way
+        found_running = schedule.random_generator(SEED, 1)
+        context, left = schedule.in_flight(phase.prompt_tokens, phase.output_tokens, POOL, found_running)
     return Traffic(
         gap=np.diff(phase.due_s),
         prompt=phase.prompt_tokens[1:].astype(np.int64),
         output=phase.output_tokens[1:].astype(np.int64),
         made=phase.output_tokens[1:].astype(np.int64),
-        pool_left=pool.output_tokens[:POOL].astype(np.int64),
-        pool_context=pool.prompt_tokens[:POOL].astype(np.int64),
+        pool_left=left.astype(np.int64),
+        pool_context=context.astype(np.int64),
         mean_prompt=float(phase.prompt_tokens.mean()),
         mean_output=float(phase.output_tokens.mean()),
         even_prompt=float((phase.prompt_tokens.astype(np.float64) ** 2).mean() / phase.prompt_tokens.mean()),

@@ -15,6 +15,7 @@ from pytest_gpucap.fleet.router import missing_router, start_router
 from pytest_gpucap.gpu.classes import GpuClass
 from pytest_gpucap.gpu.occupancy import IdleMemory
 from pytest_gpucap.masking import Secret
+from pytest_gpucap.requirement import Workload
 from pytest_gpucap.routing import RouterKind, Routing
 
 if TYPE_CHECKING:  # every collection of tests with a fleet imports this file
@@ -148,6 +149,12 @@ class FleetEngine(Engine):
             on_wait=on_wait,
         )
         server.take_router(router)
+
+    def counted(self, server: Server, workload: Workload) -> Workload:
+        """By the first replica: all have the same model."""
+        from pytest_gpucap.fleet.fleet_server import FleetServer
+
+        return self.one.counted(server.replicas[0] if isinstance(server, FleetServer) else server, workload)
 
     def runner(self, server: Server, load: LoadRequest) -> LoadRunner:
         """One load for all replicas: through the router, or spread by the load generator."""

@@ -85,6 +85,13 @@ class FleetServer(HttpServer):
         return None if None in told else max(each for each in told if each is not None)
 
     @property
+    def start_phases_s(self) -> Mapping[str, float]:
+        """Those of the replica that took longest to start, since all start at once; empty where it does not tell."""
+        slowest = max(self.started, key=lambda each: getattr(each, "startup_s", 0.0))
+        found: Mapping[str, float] = getattr(slowest, "start_phases_s", {})
+        return found
+
+    @property
     def nodes(self) -> list[str]:
         """The node of each replica that was started; empty where they are processes of this machine."""
         found = [str(getattr(each, "node", "")) for each in self.started]

@@ -24,6 +24,8 @@ _KV_SHARE: Final = 0.01
 
 _STARTUP_SHARE: Final = 0.2
 """A start-up time differs from start to start with what the machine has cached; a change is named beyond this share."""
+_SHORT: Final = 80
+"""Characters of extra fields that are named in full."""
 
 
 class Told(Flag):
@@ -94,7 +96,15 @@ def _workload(workload: DeclaredWorkload, *, contents: bool) -> dict[IdentityKey
         workload: as declared.
         contents: a trace is compared by what it holds, where that is known.
     """
-    left_out, found = {"preset", "trace_sha256"}, {}
+    left_out, found = {"preset", "trace_sha256", "prompts_sha256", "extra_body", "extra_body_sha256"}, {}
+    if workload.extra_body_sha256 is not None:
+        digest = f"sha256 {workload.extra_body_sha256[:12]}"
+        short = workload.extra_body if len(workload.extra_body or "") <= _SHORT else None
+        found[IdentityKey("workload extra_body")] = short or digest
+    if workload.prompts_sha256 is not None:
+        # What they send decides, and lengths follow from it as the model's tokenizer counts.
+        left_out |= {"prompts", "prompt_count", "input_tokens"}
+        found[IdentityKey("workload prompts' contents")] = f"{workload.prompts_sha256[:12]}..."
     if contents and workload.trace_sha256 is not None:
         left_out.add("trace")
         found[IdentityKey("workload trace's contents")] = f"{workload.trace_sha256[:12]}..."

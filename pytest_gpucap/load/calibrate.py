@@ -10,15 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
 
 from pytest_gpucap.load.address import ServerAddress
-from pytest_gpucap.load.answer import cached_tokens
-from pytest_gpucap.load.plain_request import NoAnswer, Reply, ask
 from pytest_gpucap.load.prompts import PromptRecipe, RequestComposer, hash64
 from pytest_gpucap.load.protocol import LoadError, PromptCountError
-from pytest_gpucap.load.proxies import through
-from pytest_gpucap.load.server_words import json_object
+from pytest_gpucap.load.token_probe import ADVICE, TokenProbe
 from pytest_gpucap.requirement import ApiKind, Workload
 
 _COMMON = """
@@ -42,12 +38,6 @@ LEAST_SAME = 3
 MOST_SAME = 12
 """And how often if something does not fit. One server in four that counts otherwise is missed once in thirty times."""
 MOST_SHOWN = 4
-MOST_TOKENS = 2**31
-"""No request has so many."""
-PROBE_TIMEOUT_S = 60.0
-"""A probe is one short request; a server that is ready answers within seconds even on a CPU."""
-MOST_COUNTS = 400
-"""Requests to count tokens that finding the units may take."""
 
 CountTokens = Callable[[str], int]
 """Prompt tokens of a request whose prompt is this text."""
@@ -59,12 +49,12 @@ def calibrate(server: ServerAddress, model: str, workload: Workload, seed: int, 
     Raises:
         LoadError: if the server does not answer, or exact prompts cannot be made for it; names the cause and the fix.
     """
-    probe = _Probe(server, model, workload)
-    probe.cached_apart = _count_alike(probe, nonce, LEAST_SAME)
+    probe = TokenProbe(server, model, workload)
+    probe.cached_apart = count_alike(probe, nonce, LEAST_SAME)
     try:
         recipe = _recipe(probe, model, workload, seed, nonce)
     except LoadError:
-        _count_alike(probe, nonce, MOST_SAME)  # a cause that explains every other mismatch
+        count_alike(probe, nonce, MOST_SAME)  # a cause that explains every other mismatch
         if not probe.has_tokenize:
             raise
         # Something before the server may change the prompts of real requests, which /tokenize does not see.
@@ -73,7 +63,7 @@ def calibrate(server: ServerAddress, model: str, workload: Workload, seed: int, 
     return replace(recipe, cached_apart=probe.cached_apart)
 
 
-def _recipe(probe: _Probe, model: str, workload: Workload, seed: int, nonce: int) -> PromptRecipe:
+def _recipe(probe: TokenProbe, model: str, workload: Workload, seed: int, nonce: int) -> PromptRecipe:
     if workload.endpoint is ApiKind.COMPLETIONS:
         recipe = _by_ids(probe, model, workload, seed, nonce)
         if recipe is not None:
@@ -84,114 +74,13 @@ def _recipe(probe: _Probe, model: str, workload: Workload, seed: int, nonce: int
     return recipe
 
 
-class Usage(NamedTuple):
-    """Prompt tokens by a request's usage, and those of them (or beside them) that were in the server's cache."""
-
-    prompt: int
-    cached: int | None
-
-
-class _Probe:
-    """Asks the server how many tokens a prompt has."""
-
-    def __init__(self, server: ServerAddress, model: str, workload: Workload) -> None:
-        self._server, self._model, self._workload = server, model, workload
-        self.has_tokenize: bool | None = None
-        """Whether the server has ``/tokenize``; None: not yet known."""
-        self.cached_apart = False
-        """Cached tokens stand beside `Usage.prompt`, not in it."""
-        self._counts = 0
-
-    def count(self, text: str) -> int:
-        """Prompt tokens of a request with this prompt."""
-        self._counts += 1
-        if self._counts > MOST_COUNTS:
-            raise LoadError(f"no units of one token were found for this server in {MOST_COUNTS} counts; {_ADVICE}")
-        if self.has_tokenize is not False:
-            counted = self._tokenize(text)
-            self.has_tokenize = counted is not None
-            if counted is not None:
-                return counted
-        return self.usage(self.plain_body(text))
-
-    def count_by_usage(self) -> None:
-        """Count by the usage of real requests from now on, as if the server had no ``/tokenize``."""
-        self.has_tokenize, self._counts = False, 0
-
-    def _tokenize(self, text: str) -> int | None:
-        body: dict[str, Any] = {"model": self._model}
-        if self._workload.endpoint is ApiKind.CHAT:
-            messages = self._workload.wording.messages(text)
-            body |= {"messages": messages, "add_generation_prompt": True}
-        else:
-            body["prompt"] = text
-        try:
-            reply = self._post("/tokenize", json.dumps(body).encode())
-        except NoAnswer:
-            return None  # the usage of real requests tells as well
-        return _whole(json_object(reply.body).get("count")) if reply.ok else None
-
-    def plain_body(self, text: str) -> bytes:
-        """The body of a request with this prompt for one token."""
-        body: dict[str, Any] = {"model": self._model, "max_tokens": 1}
-        if self._workload.endpoint is ApiKind.CHAT:
-            body["messages"] = self._workload.wording.messages(text)
-        else:
-            body["prompt"] = text
-        return json.dumps(body).encode()
-
-    def usage(self, body: bytes) -> int:
-        """Prompt tokens by the usage of a real request."""
-        counted = self.try_usage(body)
-        if isinstance(counted, str):
-            raise LoadError(counted)
-        return counted
-
-    def try_usage(self, body: bytes) -> int | str:
-        """Prompt tokens by the usage of a real request, or why the server reports none."""
-        found = self._ask(body)
-        if isinstance(found, str):
-            return found
-        return found.prompt + (found.cached or 0 if self.cached_apart else 0)
-
-    def again(self, body: bytes, times: int) -> list[Usage]:
-        """The usage of one request sent several times, each over a connection of its own; empty if one fails.
-
-        A load balancer may choose another server for every connection.
-        """
-        found = []
-        for _ in range(times):
-            usage = self._ask(body)
-            if isinstance(usage, str):
-                return []
-            found.append(usage)
-        return found
-
-    def _ask(self, body: bytes) -> Usage | str:
-        """The usage of a real request, or why the server reports none."""
-        url = self._server.url(self._workload.endpoint)
-        reply = self._post(url.removeprefix(self._server.root), body)
-        if not reply.ok:
-            text = self._server.quoted(reply.text)
-            return f"{url} answered a probe with HTTP {reply.status}: {text}{through(self._server.proxy)}"
-        told = json_object(reply.body).get("usage")
-        usage = told if isinstance(told, dict) else {}
-        counted, cached = _whole(usage.get("prompt_tokens")), cached_tokens(usage)
-        if counted is None:
-            return f"{url} reports no usage.prompt_tokens, so prompts of an exact token count cannot be made for it"
-        return Usage(counted, cached)
-
-    def _post(self, path: str, body: bytes) -> Reply:
-        return ask(self._server, path, method="POST", body=body, timeout_s=PROBE_TIMEOUT_S)
-
-
-def _same_prompt(probe: _Probe, nonce: int) -> bytes:
+def _same_prompt(probe: TokenProbe, nonce: int) -> bytes:
     """A request with a prompt that this run alone sends: no cache holds more of it than the template."""
     words = sorted(WORDS, key=lambda word: hash64(int.from_bytes(word.encode(), "big") ^ nonce))
     return probe.plain_body(OPENER + "".join(words))
 
 
-def _count_alike(probe: _Probe, nonce: int, times: int) -> bool:
+def count_alike(probe: TokenProbe, nonce: int, times: int) -> bool:
     """Send the same prompt several times; returns whether its cached tokens stand beside its tokens.
 
     Raises:
@@ -220,15 +109,7 @@ def _count_alike(probe: _Probe, nonce: int, times: int) -> bool:
     )
 
 
-def _whole(count: object) -> int | None:
-    """A count of tokens; None if it is none."""
-    return count if type(count) is int and 0 <= count < MOST_TOKENS else None
-
-
-_ADVICE = 'exact prompts need a tokenizer that splits at spaces; try endpoint="completions", which sends token ids'
-
-
-def _by_ids(probe: _Probe, model: str, workload: Workload, seed: int, nonce: int) -> PromptRecipe | None:
+def _by_ids(probe: TokenProbe, model: str, workload: Workload, seed: int, nonce: int) -> PromptRecipe | None:
     """A recipe of token ids; None where the server does not take them."""
     recipe = PromptRecipe.of(workload, model, IDS, as_ids=True, seed=seed, nonce=nonce)
     composer = RequestComposer(recipe)
@@ -257,7 +138,7 @@ def _find_units(count: CountTokens) -> tuple[tuple[str, ...], int]:
         if len(units) >= LEAST_UNITS and _cost(count, bare, _shuffled(units * 2)) == 2 * len(units):
             return units, bare
         found.clear()
-    raise LoadError(f"no texts of exactly one token were found for this server's tokenizer; {_ADVICE}")
+    raise LoadError(f"no texts of exactly one token were found for this server's tokenizer; {ADVICE}")
 
 
 def _search(count: CountTokens, bare: int, candidates: Sequence[str], found: list[str]) -> None:
@@ -285,7 +166,7 @@ def _power_of_two(units: Sequence[str]) -> tuple[str, ...]:
     return tuple(units[: 1 << (most.bit_length() - 1)]) if most else ()
 
 
-def _verify(probe: _Probe, recipe: PromptRecipe, workload: Workload) -> None:
+def _verify(probe: TokenProbe, recipe: PromptRecipe, workload: Workload) -> None:
     """Check that the server counts the intended tokens in requests with the workload's lengths.
 
     Raises:
@@ -304,5 +185,5 @@ def _verify(probe: _Probe, recipe: PromptRecipe, workload: Workload) -> None:
         if counted != tokens:
             raise PromptCountError(
                 f"prompts of an exact token count cannot be made for this server: one meant to have {tokens} tokens "
-                f"was counted as {counted}; {_ADVICE}"
+                f"was counted as {counted}; {ADVICE}"
             )

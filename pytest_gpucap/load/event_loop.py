@@ -18,7 +18,7 @@ from typing import Protocol
 from pytest_gpucap.load.answer import Answer
 from pytest_gpucap.load.connection import Connection, RequestTemplate, is_local_limit
 from pytest_gpucap.load.fastpath.reader import DUE, ENDED, NOTHING, READY, FastReader
-from pytest_gpucap.load.prompts import RequestComposer
+from pytest_gpucap.load.prompts import BodyComposer
 from pytest_gpucap.load.protocol import ERRORS, ErrorText, Status
 from pytest_gpucap.load.recorder import Recorder
 from pytest_gpucap.load.server_words import likeness, one_line
@@ -50,6 +50,9 @@ COMPOSE_S = 0.0001
 """An idle moment is longer than this: composing takes about 2 us per request, and more for long prompts."""
 MAX_ERROR_TEXTS = 50
 """Different texts of failed requests that are kept; the others are counted by their kind."""
+_OUR_WORDS = frozenset({Status.CONNECT, Status.TIMEOUT, Status.SHORT, Status.DROPPED, Status.CANCELLED})
+"""Failures of which nothing is kept that the server said."""
+NOT_KEPT = "what the server said is not kept, since it may repeat a prompt of the file"
 FAILURE_PAUSE_S = 0.1
 """A closed loop waits this long before it replaces a failed request. Otherwise it would flood a server that refuses
 everything."""
@@ -124,7 +127,7 @@ class EventLoop:
     def __init__(
         self,
         template: RequestTemplate,
-        composer: RequestComposer,
+        composer: BodyComposer,
         run_table: RunTable,
         worker: int,
         *,
@@ -136,7 +139,7 @@ class EventLoop:
     ) -> None:
         self.offset = ClockOffset()
         self.recorder = Recorder(run_table.tokens[worker], bins_start_s, worker)
-        self.recorder.cached_apart = composer.recipe.cached_apart
+        self.recorder.cached_apart = composer.cached_apart
         self._errors: dict[tuple[Status, int, str], ErrorText] = {}
         self._secrets = tuple(secrets)
         self._templates, self._spread = (template, *beside), spread
@@ -469,7 +472,8 @@ class EventLoop:
             self._completed += 1
         elif status in ERRORS:
             self._failed += 1
-            self._keep_text(status, answer.code, one_line(answer.error, self._secrets))
+            quotes = self._composer.personal and status not in _OUR_WORDS
+            self._keep_text(status, answer.code, NOT_KEPT if quotes else one_line(answer.error, self._secrets))
 
     def _keep_text(self, status: Status, code: int, text: str) -> None:
         """Count what was said of a failed request, together with texts that differ in numbers only."""

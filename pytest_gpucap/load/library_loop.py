@@ -21,7 +21,7 @@ from pytest_gpucap.load.answer import Answer
 from pytest_gpucap.load.connection import MAX_ERROR_BODY, RequestTemplate
 from pytest_gpucap.load.event_loop import KEEP_IDLE_S, EventLoop
 from pytest_gpucap.load.event_stream import EventStream, EventStreamError
-from pytest_gpucap.load.prompts import RequestComposer
+from pytest_gpucap.load.prompts import BodyComposer
 from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.load.proxies import library_options, through
 from pytest_gpucap.load.shared_memory import Count, RunTable
@@ -58,7 +58,7 @@ class LibraryEventLoop(EventLoop):
     def __init__(
         self,
         template: RequestTemplate,
-        composer: RequestComposer,
+        composer: BodyComposer,
         run_table: RunTable,
         worker: int,
         *,

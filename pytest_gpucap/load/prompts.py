@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -47,7 +47,7 @@ class PromptRecipe:
         shared: units at the start that all prompts share.
         seed, nonce: prompts are made from both. The nonce differs between runs with the same seed, so that a run finds
             nothing of an earlier one in the server's prefix cache.
-        ignore_eos, sampling: fields of the body.
+        ignore_eos, sampling, extra_body: fields of the body.
         wording: what stands around the prompt of a chat request.
         cached_apart: the server counts the tokens of a prompt without those that were in its cache, which its usage
             has beside them.
@@ -65,6 +65,7 @@ class PromptRecipe:
     nonce: int = 0
     ignore_eos: bool = True
     sampling: Mapping[str, float | int] = field(default_factory=dict)
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
     wording: Wording = field(default_factory=Wording)
     cached_apart: bool = False
     by_usage: bool = False
@@ -79,6 +80,7 @@ class PromptRecipe:
             shared=workload.shared_prefix_tokens,
             ignore_eos=workload.ignore_eos,
             sampling=dict(workload.sampling),
+            extra_body=dict(workload.extra_body),
             wording=workload.wording,
             **rest,
         )
@@ -111,8 +113,28 @@ class PromptRecipe:
         return cls(**{**values, "units": tuple(values["units"]), "wording": Wording(**values["wording"])})
 
 
+class BodyComposer(Protocol):
+    """Makes the bodies of requests."""
+
+    @property
+    def cached_apart(self) -> bool:
+        """See `PromptRecipe`."""
+        ...
+
+    @property
+    def personal(self) -> bool:
+        """Whether prompts are a user's own: then nothing that may repeat one is kept."""
+        ...
+
+    def body(self, number: int, prompt_tokens: int, output_tokens: int) -> bytes:
+        """The body of request `number`."""
+        ...
+
+
 class RequestComposer:
     """Makes the bodies of requests by a recipe."""
+
+    personal = False
 
     def __init__(self, recipe: PromptRecipe) -> None:
         units = recipe.units
@@ -135,6 +157,11 @@ class RequestComposer:
         self._shared = self._filler(0, recipe.shared)
         self._head, self._middle = self._template(stream=True)
 
+    @property
+    def cached_apart(self) -> bool:
+        """See `PromptRecipe`."""
+        return self.recipe.cached_apart
+
     def _template(self, *, stream: bool) -> tuple[bytes, bytes]:
         """The body before the prompt, and between the prompt and the number of output tokens, which ends the body."""
         recipe = self.recipe
@@ -144,7 +171,7 @@ class RequestComposer:
             body["messages"] = recipe.wording.messages(hole)
         else:
             body["prompt"] = hole
-        body.update(recipe.sampling)
+        body |= {**recipe.sampling, **recipe.extra_body}
         if stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         if recipe.ignore_eos:

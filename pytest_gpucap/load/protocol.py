@@ -223,6 +223,8 @@ class PhaseSpan:
     check: SelfCheck
     gaps: Histogram
     """Every inter-token gap that ended in this phase (ITL)."""
+    taken: int | None = None
+    """No row of the phase from this one on was sent, so their prompts are left for later; None: not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from pytest_gpucap.access import OPEN, Access
 from pytest_gpucap.arrays import Ints
 from pytest_gpucap.load.address import ServerAddress
 from pytest_gpucap.load.calibrate import calibrate
+from pytest_gpucap.load.own_bodies import shared_bodies
 from pytest_gpucap.load.prompts import PromptRecipe
 from pytest_gpucap.load.protocol import (
     ClosedLoop,
@@ -99,7 +100,8 @@ class HttpLoadRunner:
         base_url: the server, with or without ``/v1``.
         model: the name it serves the model under.
         api_key: sent as a bearer token; None for none.
-        workload: API, prompts and sampling of every request. Lengths come with the phases.
+        workload: API, prompts and sampling of every request. Lengths come with the phases; those of prompts from a file
+            have been counted (`prompt_counts`).
         seed: prompts are made from it.
         workers: processes; None: as many as the first phase's load calls for and this machine's cores allow.
         request_timeout_s: a request without a whole answer after this is counted as `Status.TIMEOUT`.
@@ -162,32 +164,46 @@ class HttpLoadRunner:
 
     # -- the protocol -------------------------------------------------------------------------------------------------
 
-    def prepare(self, phase: LoadPhase | None = None) -> PromptRecipe:
+    def prepare(self, phase: LoadPhase | None = None) -> PromptRecipe | None:
         """Calibrate the prompts and start the workers, if not yet done.
+
+        Returns:
+            How prompts are made; None where they are the user's own.
 
         Raises:
             LoadError: if the server does not answer, or exact prompts cannot be made for it.
         """
         if self._closed:
             raise LoadError("this load runner has been closed")
-        if self.recipe is None:
+        if self.recipe is None and self._workload.prompts is None:
             self.recipe = calibrate(self.server, self._model, self._workload, self._seed, self.nonce)
         if self._pool is None:
-            workers = self._workers if self._workers is not None else workers_for(phase)
-            self._bins_start_s = self.clock.now()
+            self._start_workers(self._workers if self._workers is not None else workers_for(phase))
+        return self.recipe
+
+    def _start_workers(self, workers: int) -> None:
+        bodies_fd, bodies = None, None
+        if self._workload.prompts is not None:
+            bodies_fd, bodies = shared_bodies(self._workload, self._model)
+        self._bins_start_s = self.clock.now()
+        try:
             self._pool = WorkerPool(
                 workers,
                 {
                     **self._transport(),
                     "ignore_eos": self._workload.ignore_eos,
-                    "recipe": self.recipe.to_json(),
+                    "recipe": None if self.recipe is None else self.recipe.to_json(),
+                    "bodies": bodies,
                     "bins_start_s": self._bins_start_s,
                     "request_timeout_s": self._timeout_s,
                     "secrets": self.server.secrets,
                 },
                 self.server.masked,
+                bodies_fd,
             )
-        return self.recipe
+        finally:
+            if bodies_fd is not None:
+                os.close(bodies_fd)
 
     def _transport(self) -> dict[str, Any]:
         """How the workers reach the server."""
@@ -219,10 +235,11 @@ class HttpLoadRunner:
         for finished in self._finished:
             finished.let_go()
         prompts = phase.prompt_tokens
-        if self._workload.arrivals.kind is ArrivalKind.TRACE:
-            # Recorded prompts may be shorter than this server's template. They are sent as short as possible.
-            prompts = np.maximum(prompts, recipe.least_tokens)
-        recipe.check(int(prompts.min(initial=recipe.least_tokens)))
+        if recipe is not None:
+            if self._workload.arrivals.kind is ArrivalKind.TRACE:
+                # Recorded prompts may be shorter than this server's template. They are sent as short as possible.
+                prompts = np.maximum(prompts, recipe.least_tokens)
+            recipe.check(int(prompts.min(initial=recipe.least_tokens)))
         pool = self._pool
         assert pool is not None  # noqa: S101 - made by prepare
         closed = isinstance(phase, ClosedLoop)
@@ -256,14 +273,22 @@ class HttpLoadRunner:
         self._last_end_s = end_s = max(end_s, float(table.due_s[rows].max(initial=end_s)))
         self._finished.append(_FinishedPhase(table, rows))
         first_row, self._rows_so_far = self._rows_so_far, self._rows_so_far + rows.size
-        check = check_phase(phase, table, start_s=start_s, end_s=end_s, due=table.due_s[rows])
+        check = check_phase(
+            phase, table, start_s=start_s, end_s=end_s, due=table.due_s[rows], exact=not self._estimates
+        )
         if closed and table.counts[:, Count.OUT_OF_ROWS].any():
             raise LoadError(
                 f"the closed loop ran out of requests: {n} rows did not last {phase.duration_s:g} s; "
                 f"the server is faster than the rate the phase was made for"
             )
         gaps = table.histogram(HistogramKind.GAPS)
-        return PhaseSpan(phase, start_s, end_s, first_row, self._rows_so_far, stopped, check, gaps)
+        taken = int(rows.max(initial=-1)) + 1
+        return PhaseSpan(phase, start_s, end_s, first_row, self._rows_so_far, stopped, check, gaps, taken)
+
+    @property
+    def _estimates(self) -> bool:
+        """Whether not every prompt's tokens are known before it is sent."""
+        return self._workload.prompts is not None and self._workload.prompts.estimated > 0
 
     def _await_end(
         self,
@@ -328,13 +353,17 @@ class HttpLoadRunner:
         tokens = (
             pool.run_table.tokens[:, : min(used, TOKEN_BINS)].sum(axis=0) if pool is not None else np.empty(0, np.int64)
         )
+        asked = column("prompt_tokens", np.int32)
+        if self._estimates:
+            counted = column("counted_prompt_tokens", np.int32)
+            asked = np.where(counted > 0, counted, asked)
         return Journal(
             due_s=column("due_s", np.float64),
             sent_s=column("sent_s", np.float64),
             first_s=column("first_s", np.float64),
             last_s=column("last_s", np.float64),
             end_s=column("end_s", np.float64),
-            prompt_tokens=column("prompt_tokens", np.int32),
+            prompt_tokens=asked,
             output_tokens=column("output_tokens", np.int32),
             counted_prompt_tokens=column("counted_prompt_tokens", np.int32),
             counted_output_tokens=column("counted_output_tokens", np.int32),
@@ -364,6 +393,11 @@ class HttpLoadRunner:
             )
         if self.recipe is not None and self.recipe.by_usage:
             found.append("/tokenize counts other prompt tokens than usage.prompt_tokens; prompts were made by usage")
+        if self._estimates:
+            found.append(
+                "not every prompt was counted before it was sent (/tokenize): its tokens were estimated, and then "
+                "taken from the usage of its answer"
+            )
         journal = self.journal()
         told = (journal.status == Status.OK) & (journal.counted_output_tokens > 0)
         if told.any():

@@ -17,6 +17,7 @@ from enum import IntEnum
 import numpy as np
 
 from pytest_gpucap.arrays import Floats, Int32s
+from pytest_gpucap.load.prompt_lengths import lengths_of, longest_prompt
 from pytest_gpucap.load.protocol import ClosedLoop, OpenLoop
 from pytest_gpucap.load.trace import Trace, read_trace
 from pytest_gpucap.requirement import ArrivalKind, Length, LengthKind, Workload
@@ -95,13 +96,14 @@ def open_loop(
         due_s = _renewals(rate_rps, duration_s, variation, random_generator(seed, stream, _Purpose.ARRIVALS))
     due_s = due_s[due_s < duration_s]
     n = due_s.size
-    return OpenLoop(
-        duration_s,
-        np.round(due_s, 9),
-        draw_lengths(workload.input_tokens, random_generator(seed, stream, _Purpose.INPUT), n),
-        draw_lengths(workload.output_tokens, random_generator(seed, stream, _Purpose.OUTPUT), n),
-        first_prompt,
-    )
+    input_rng, output_rng = (random_generator(seed, stream, purpose) for purpose in (_Purpose.INPUT, _Purpose.OUTPUT))
+    if workload.prompts is not None:
+        drawn = draw_lengths(workload.prompts.drawn, output_rng, n)
+        inputs, outputs = lengths_of(workload.prompts, first_prompt, drawn)
+    else:
+        inputs = draw_lengths(workload.input_tokens, input_rng, n)
+        outputs = draw_lengths(workload.output_tokens, output_rng, n)
+    return OpenLoop(duration_s, np.round(due_s, 9), inputs, outputs, first_prompt)
 
 
 def closed_loop(
@@ -119,7 +121,8 @@ def closed_loop(
     With `hot`, the first `concurrency` rows are those found in flight on a server that has run for ever: lengths
     biased by how long each is in service, ages uniform within. A request of (input, output) tokens at age a is sent as
     (input + a, output - a). (The inspection paradox of renewal theory; time in service is taken as proportional to the
-    output tokens, since a step yields one token to every request in the batch.)
+    output tokens, since a step yields one token to every request in the batch.) A prompt of the user's own stays as it
+    is: the next ones are sent, with what is left of such requests' outputs.
     """
     duration_s, max_rate_rps = _above_zero(duration_s, "duration_s"), _above_zero(max_rate_rps, "max_rate_rps")
     if concurrency < 1:
@@ -132,6 +135,10 @@ def closed_loop(
         rows = (_entry(trace, seed, stream) + np.arange(n)) % trace.arrival_s.size
         inputs, outputs = trace.input_tokens[rows], trace.output_tokens[rows]
         pool = trace.input_tokens, trace.output_tokens
+    elif workload.prompts is not None:
+        drawn = draw_lengths(workload.prompts.drawn, random_generator(seed, stream, _Purpose.OUTPUT), n)
+        inputs, outputs = lengths_of(workload.prompts, first_prompt, drawn)
+        pool = inputs, outputs
     else:
         input_rng, output_rng = (
             random_generator(seed, stream, purpose) for purpose in (_Purpose.INPUT, _Purpose.OUTPUT)
@@ -148,14 +155,28 @@ def closed_loop(
         )
     if hot:
         inputs, outputs = inputs.copy(), outputs.copy()
-        inputs[:concurrency], outputs[:concurrency] = _in_flight(
-            *pool, concurrency, random_generator(seed, stream, _Purpose.HOT)
-        )
+        grown, left = in_flight(*pool, concurrency, random_generator(seed, stream, _Purpose.HOT))
+        if workload.prompts is None:
+            inputs[:concurrency], outputs[:concurrency] = grown, left
+        else:
+            # What is left of a long answer may not fit the context behind a long prompt.
+            most = sum(longest_prompt(workload.prompts)) - inputs[:concurrency]
+            outputs[:concurrency] = np.minimum(left, most)
     return ClosedLoop(duration_s, concurrency, inputs, outputs, concurrency if hot else 0, first_prompt)
 
 
-def _in_flight(inputs: Int32s, outputs: Int32s, n: int, rng: np.random.Generator) -> tuple[Int32s, Int32s]:
-    """Requests in mid-life: a uniform point among all output tokens is in a length-biased request at a uniform age."""
+def in_flight(inputs: Int32s, outputs: Int32s, n: int, rng: np.random.Generator) -> tuple[Int32s, Int32s]:
+    """Requests in mid-life: a uniform point among all output tokens is in a length-biased request at a uniform age.
+
+    Args:
+        inputs: shape (m,), of the requests to choose from.
+        outputs: shape (m,).
+        n: how many.
+        rng: random generator.
+
+    Returns:
+        Tokens held so far and tokens still to come, both shape (n,).
+    """
     ends = np.cumsum(outputs, dtype=np.int64)
     points = np.floor(_uniform(rng, n) * ends[-1]).astype(np.int64)
     which = np.searchsorted(ends, points, side="right")

@@ -22,8 +22,9 @@ import numpy as np
 
 from pytest_gpucap.arrays import Floats, Int32s
 from pytest_gpucap.errors import shortened, told
+from pytest_gpucap.load.prompt_lengths import described, longest_prompt
 from pytest_gpucap.load.trace_formats import CSV_FORMATS, JSON_FORMATS, TraceFormat, recognise
-from pytest_gpucap.requirement import MOST_TOKENS, Length, LengthKind, RequirementError, Workload
+from pytest_gpucap.requirement import MOST_TOKENS, RequirementError, Workload
 from pytest_gpucap.user_files import UserFileError, lines_of, shown_path, status
 
 MAX_ROWS = 2_000_000
@@ -95,8 +96,8 @@ def with_trace_lengths(workload: Workload) -> Workload:
     trace = read_trace(workload.arrivals.trace)
     return replace(
         workload,
-        input_tokens=_description(trace.input_tokens),
-        output_tokens=_description(trace.output_tokens),
+        input_tokens=described(trace.input_tokens),
+        output_tokens=described(trace.output_tokens),
         arrivals=replace(workload.arrivals, trace_sha256=trace.sha256()),
     )
 
@@ -107,6 +108,8 @@ def longest_request(workload: Workload) -> tuple[int, int]:
     Raises:
         RequirementError: as `read_trace`.
     """
+    if workload.prompts is not None:
+        return longest_prompt(workload.prompts)
     if workload.arrivals.trace is None:
         return workload.longest
     trace = read_trace(workload.arrivals.trace)
@@ -123,13 +126,6 @@ def decode_context(trace: Trace) -> float:
     """
     read, written = trace.input_tokens.astype(np.float64), trace.output_tokens.astype(np.float64)
     return float(np.sum(written * (read + written / 2)) / np.sum(written))
-
-
-def _description(tokens: Int32s) -> Length:
-    low, high, mean = int(tokens.min()), int(tokens.max()), float(tokens.mean())
-    if low == high:
-        return Length.fixed(low)
-    return Length(LengthKind.LOGNORMAL, mean, low, high, float(tokens.std()) / mean)
 
 
 @lru_cache(maxsize=4)

@@ -21,7 +21,8 @@ from typing import Any
 
 from pytest_gpucap.load.connection import RequestTemplate
 from pytest_gpucap.load.event_loop import EventLoop
-from pytest_gpucap.load.prompts import PromptRecipe, RequestComposer
+from pytest_gpucap.load.own_bodies import OwnBodies
+from pytest_gpucap.load.prompts import BodyComposer, PromptRecipe, RequestComposer
 from pytest_gpucap.load.shared_memory import PhaseTable, RunTable, read_shared_bytes
 from pytest_gpucap.load.spread import Spread
 
@@ -57,7 +58,7 @@ class WorkerControl:
         self._worker, self._workers = message["worker"], message["workers"]
         run_table = RunTable.attach(fds[0], self._workers)
         os.close(fds[0])
-        loop = _event_loop(message, run_table)
+        loop = _event_loop(message, run_table, _composer(message, fds[2:]))
         self._loop = loop
         loop.on_phase_end = lambda: self._send({"ended": True, "errors": _texts(loop)})
         loop.add_handler(self.sock, self._command)
@@ -107,8 +108,14 @@ def _texts(loop: EventLoop) -> list[tuple[int, int, str, int]]:
     return [(int(each.status), each.code, each.text, each.count) for each in loop.error_texts]
 
 
-def _event_loop(setup: dict[str, Any], run_table: RunTable) -> EventLoop:
-    composer = RequestComposer(PromptRecipe.from_json(setup["recipe"]))
+def _composer(setup: dict[str, Any], fds: list[int]) -> BodyComposer:
+    """What makes the bodies: by a recipe, or of the user's own prompts, which are behind the only descriptor."""
+    if fds:
+        return OwnBodies.attach(fds[0], setup["bodies"])
+    return RequestComposer(PromptRecipe.from_json(setup["recipe"]))
+
+
+def _event_loop(setup: dict[str, Any], run_table: RunTable, composer: BodyComposer) -> EventLoop:
     templates = [
         RequestTemplate((socket.AddressFamily(family), tuple(address)), head.encode(), setup["ignore_eos"], replica)
         for replica, ((family, address), head) in enumerate(setup["replicas"])

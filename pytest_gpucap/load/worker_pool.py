@@ -35,12 +35,15 @@ class WorkerPool:
         workers: how many.
         setup: the first message to every worker.
         mask: takes secrets out of what the workers report: answers of a server may repeat them.
+        bodies_fd: descriptor of the bodies of the user's own prompts (`own_bodies`); None: they are made on the spot.
 
     Raises:
         LoadError: if one of them does not start.
     """
 
-    def __init__(self, workers: int, setup: dict[str, Any], mask: Callable[[str], str] = str) -> None:
+    def __init__(
+        self, workers: int, setup: dict[str, Any], mask: Callable[[str], str] = str, bodies_fd: int | None = None
+    ) -> None:
         self.workers = workers
         self._mask = mask
         self.errors: list[list[ErrorText]] = [[] for _ in range(workers)]
@@ -52,7 +55,7 @@ class WorkerPool:
         try:
             self.run_table = RunTable.attach(run_table_fd, workers)
             for worker in range(workers):
-                self._start({**setup, "worker": worker, "workers": workers}, run_table_fd)
+                self._start({**setup, "worker": worker, "workers": workers}, run_table_fd, bodies_fd)
             self._started_s = time.monotonic()
             deadline_s = self._started_s + WORKER_START_TIMEOUT_S
             for worker in range(workers):
@@ -63,7 +66,7 @@ class WorkerPool:
         finally:
             os.close(run_table_fd)
 
-    def _start(self, setup: dict[str, Any], run_table_fd: int) -> None:
+    def _start(self, setup: dict[str, Any], run_table_fd: int, bodies_fd: int | None) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-P", "-m", "pytest_gpucap.load.worker"]
         if threading.current_thread() is threading.main_thread():
@@ -81,7 +84,8 @@ class WorkerPool:
         text = json.dumps(setup).encode()
         setup_fd = shared_bytes(text)
         try:
-            socket.send_fds(ours, [json.dumps({"setup": len(text)}).encode()], [run_table_fd, setup_fd])
+            fds = [run_table_fd, setup_fd, *([] if bodies_fd is None else [bodies_fd])]
+            socket.send_fds(ours, [json.dumps({"setup": len(text)}).encode()], fds)
         finally:
             os.close(setup_fd)
 

@@ -22,7 +22,7 @@ from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.measure.shown import bound_shown, broken_alone, completed_rate
 from pytest_gpucap.measure.steady import steady_window
 from pytest_gpucap.requirement import Requirement
-from pytest_gpucap.results.measured import Interval, Measurement, Outcome, Verdict
+from pytest_gpucap.results.measured import Interval, Measurement, MoreTime, Outcome, Verdict
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
 from pytest_gpucap.results.windows import Phase, WindowId
 
@@ -54,9 +54,7 @@ def run_check(runner: LoadRunner, requirement: Requirement, settings: Settings, 
         outcome, reason = called_off(run)
     except OutOfTime:
         outcome = Outcome.INCONCLUSIVE
-        reason = f"the GPU-time limit of {settings.max_time_s:g} s ended before the evidence separated" + _so_far(
-            run, state
-        )
+        reason = f"{settings.limit} ended before the evidence separated" + _so_far(run, state)
     except LoadError as error:
         run.problems.append(no_load(error))
         outcome, reason = Outcome.INVALID, str(error)
@@ -69,8 +67,11 @@ def run_check(runner: LoadRunner, requirement: Requirement, settings: Settings, 
     elif measurement.at_least_rps is not None:
         reason = _bound_reason(requirement, measurement.at_least_rps)
     verdict = verdict_of(outcome, per_replica(measurement), reason)
-    undecided = outcome is Outcome.INCONCLUSIVE
-    return replace(verdict, more_time=more_time(verdict, settings.max_time_s)) if undecided else verdict
+    return replace(verdict, more_time=_more_time(verdict, settings)) if outcome is Outcome.INCONCLUSIVE else verdict
+
+
+def _more_time(verdict: Verdict, settings: Settings) -> MoreTime:
+    return more_time(verdict, settings.max_time_s, of_session=bool(settings.time_bound))
 
 
 def _end(run: MeasuringRun, state: _State, outcome: Outcome) -> tuple[Outcome, str] | None:

@@ -86,7 +86,7 @@ def measured(run: MeasuringRun, search: Search) -> None:
         search.found = None
         search.reason = "most requests failed"
     except OutOfTime:
-        search.reason = f"the GPU-time limit of {run.settings.max_time_s:g} s ended before a rate was found"
+        search.reason = f"{run.settings.limit} ended before a rate was found"
 
 
 def _breaks_alone(run: MeasuringRun, search: Search) -> bool:

@@ -18,7 +18,7 @@ _FIRST_ESTIMATE_S = c.WARM_UP_S + c.LOW_HOLD_S + c.TOP_UP_S + c.HOLD_S + _CYCLE_
 """A check with two holds and one open loop, which is what most need for an estimate."""
 
 
-def more_time(verdict: Verdict, max_time_s: float) -> MoreTime:
+def more_time(verdict: Verdict, max_time_s: float, *, of_session: bool = False) -> MoreTime:
     """What more time would decide.
 
     Sampling noise falls with the square root of the time; the queue model's own error does not fall. So the noise that
@@ -28,19 +28,20 @@ def more_time(verdict: Verdict, max_time_s: float) -> MoreTime:
     Args:
         verdict: that is INCONCLUSIVE.
         max_time_s: server time that it was allowed.
+        of_session: that was what the session's limit left, so a higher limit of its own would not help.
     """
     samples, design = verdict.measurement.samples, verdict.design_rate_rps
     direct = [sample for sample in samples if sample.window.phase is Phase.DIRECT]
     if direct:
-        return _direct(direct, max_time_s)
+        return _direct(direct, max_time_s, of_session=of_session)
     found = verdict.measurement.sustainable_rate
     if found is None:
         spent_s = sum(verdict.measurement.spent_s.values())
         missing_s = max(c.LEAST_PHASE_S, _FIRST_ESTIMATE_S - spent_s)
         return MoreTime(
             missing_s,
-            f"about {_time(missing_s)} more would give a first estimate: allow a max time of "
-            f"{_time(max_time_s + missing_s)} at least",
+            f"about {_time(missing_s)} more would give a first estimate: "
+            f"{_allow(max_time_s + missing_s, of_session=of_session)} at least",
         )
     cycles = len({sample.window.whole for sample in samples if sample.window.phase is Phase.DESIGN_RATE})
     near = f"{_shown(found)} lies within {abs(found.value / design - 1):.1%} of {rps(design)} req/s"
@@ -59,8 +60,8 @@ def more_time(verdict: Verdict, max_time_s: float) -> MoreTime:
         )
     return MoreTime(
         needed_s,
-        f"about {_time(needed_s)} more at this rate would separate {_shown(found)} from {rps(design)} req/s: allow a "
-        f"max time of {_time(max_time_s + needed_s)}",
+        f"about {_time(needed_s)} more at this rate would separate {_shown(found)} from {rps(design)} req/s: "
+        f"{_allow(max_time_s + needed_s, of_session=of_session)}",
     )
 
 
@@ -78,7 +79,7 @@ def _needed_s(found: Interval, design_rps: float, measured_s: float) -> float | 
     return max(_CYCLE_S, measured_s * (noise / allowed - 1))
 
 
-def _direct(samples: list[Sample], max_time_s: float) -> MoreTime:
+def _direct(samples: list[Sample], max_time_s: float, *, of_session: bool) -> MoreTime:
     missing_s = c.DIRECT_S - (samples[-1].end_s - samples[0].start_s)
     if missing_s < c.LEAST_PHASE_S:
         return MoreTime(
@@ -88,9 +89,13 @@ def _direct(samples: list[Sample], max_time_s: float) -> MoreTime:
         )
     return MoreTime(
         missing_s,
-        f"about {_time(missing_s)} more would complete the direct run: allow a max time of "
-        f"{_time(max_time_s + missing_s)}",
+        f"about {_time(missing_s)} more would complete the direct run: "
+        f"{_allow(max_time_s + missing_s, of_session=of_session)}",
     )
+
+
+def _allow(total_s: float, *, of_session: bool) -> str:
+    return "allow the session so much more" if of_session else f"allow a max time of {_time(total_s)}"
 
 
 def _shown(rate: Interval) -> str:

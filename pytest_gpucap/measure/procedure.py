@@ -92,7 +92,7 @@ def sample(
     except CalledOff:
         raise LoadError(run.problems[0].text if run.problems else called_off(run)[1]) from None
     except OutOfTime:
-        raise LoadError(f"the GPU-time limit of {run.settings.max_time_s:g} s leaves no time for a window") from None
+        raise LoadError(f"{run.settings.limit} leaves no time for a window") from None
     # Requests of the window that are still in flight belong to it.
     runner.settle(c.SETTLE_S)
     run.journal = runner.journal()

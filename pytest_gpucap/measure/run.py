@@ -210,7 +210,6 @@ class MeasuringRun:
     def _carry(
         self, window: WindowId, kind: str, phase: LoadPhase, discard_s: float, *, overload: int | None
     ) -> Window:
-        rows = int(phase.prompt_tokens.size)
         rate = getattr(phase, "rate_rps", None)
         concurrency = getattr(phase, "concurrency", None)
         label = window.text
@@ -236,7 +235,7 @@ class MeasuringRun:
             return self._has_ended() or failing or (overload is not None and progress.in_flight > overload)
 
         self._stream += 1
-        self._next_prompt += rows
+        self._next_prompt += phase.prompt_tokens.size
         before = self.journal.status.size
         try:
             span = self.runner.run(phase, should_stop)
@@ -249,6 +248,7 @@ class MeasuringRun:
             if self._has_ended(c.DYING_S) or failed:
                 raise CalledOff from error
             raise
+        self._next_prompt -= 0 if span.taken is None else phase.prompt_tokens.size - span.taken
         # The server waits while the procedure thinks, and is paid for all the same.
         self._spend("between phases", span.start_s - self._idle_since_s)
         self._idle_since_s = span.end_s

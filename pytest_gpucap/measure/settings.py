@@ -16,6 +16,7 @@ class Settings:
     Attributes:
         max_time_s: seconds of server time that the measurement may take; when they end first, the verdict is
             INCONCLUSIVE.
+        time_bound: what ends then, for the reason; empty: the GPU-time limit of so many seconds.
         seed: of arrivals, lengths and prompts; the same seed sends the same requests.
         max_num_seqs: sequences that the server runs at once (vLLM's ``max_num_seqs``); None where unknown.
         kv_tokens: tokens that fit the server's KV cache; None where unknown.
@@ -34,6 +35,12 @@ class Settings:
     trust: Callable[[float, float], Sequence[Problem]] | None = None
     steady_s: float = 0.0
     ended: Callable[[float], str] | None = None
+    time_bound: str = ""
+
+    @property
+    def limit(self) -> str:
+        """What ends when the time is over, in words."""
+        return self.time_bound or f"the GPU-time limit of {self.max_time_s:g} s"
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant.

@@ -11,7 +11,7 @@ from pathlib import Path
 from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.planning.evidence import Evidence, Provenance
 from pytest_gpucap.planning.service import BOUNDING, Service
-from pytest_gpucap.requirement import Arrivals, LatencyLimit, Length, Slo, Workload, positive
+from pytest_gpucap.requirement import Arrivals, LatencyLimit, Length, OwnPrompts, Slo, Workload, positive
 from pytest_gpucap.results.measured import Interval, Sample
 from pytest_gpucap.results.result import DeclaredWorkload, Result, ResultKind
 from pytest_gpucap.vllm_arguments import VllmArguments, recorded
@@ -157,4 +157,7 @@ def _workload(declared: DeclaredWorkload) -> Workload:
         arrivals=Arrivals(
             declared.arrivals, declared.burstiness, None if declared.trace is None else Path(declared.trace)
         ),
+        prompts=None
+        if declared.prompts is None
+        else OwnPrompts(Path(declared.prompts), declared.prompts_sha256 or "", declared.prompt_count or 1),
     )

@@ -218,6 +218,8 @@ def headline(result: Result) -> str:
 def headline_parts(result: Result) -> tuple[str, str]:
     """The claim, and its arithmetic or reason."""
     name, outcome = result.name, result.outcome
+    if result.left_unmeasured:
+        return f"{name} was not measured", result.reason
     if outcome is None:
         return name, _figure(result)
     if outcome is Outcome.INVALID:

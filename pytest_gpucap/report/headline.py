@@ -83,6 +83,8 @@ _HARMLESS: Final = {
     Ending.XPASSED: Standing("XPASSED", Tone.PASS),
     Ending.RERUN: Standing("RERUN", Tone.NONE, "skipped"),
 }
+_UNMEASURED: Final = Standing("NOT MEASURED", Tone.INCONCLUSIVE, "error")
+"""The session's limit left it no time. Like an INCONCLUSIVE verdict, it is no fault, and no PASS."""
 _EARLY: Final = Standing("ERROR", Tone.INVALID, "error")
 _REGRESSED: Final = Standing("REGRESSED", Tone.FAIL, "failure")
 _ENDED: Final = {
@@ -96,8 +98,9 @@ _ENDED: Final = {
 def standing(result: Result) -> Standing:
     """What a result came to: its verdict and the ending of its test."""
     ending = result.ending
-    if result.failed or result.regressed:
+    if result.failed or result.regressed or result.left_unmeasured:
         found = _VERDICTS[result.outcome] if result.outcome and result.failed else _REGRESSED
+        found = _UNMEASURED if result.left_unmeasured else found
         if result.expected_failure or ending is Ending.XFAILED:
             # Its failure was expected. A crash or an error of its teardown was not.
             late = ending is not None and ending is not Ending.FAILED and ending in BROKEN
@@ -110,6 +113,11 @@ def standing(result: Result) -> Standing:
     if ending is not None and ending is not Ending.PASSED:
         return (_BROKEN | _HARMLESS)[ending]
     return Standing(result.kind, Tone.NONE) if result.outcome is None else _VERDICTS[result.outcome]
+
+
+def verdict_word(result: Result) -> str:
+    """The verdict, whatever became of the test; the kind of measurement where nothing was judged."""
+    return _UNMEASURED.word if result.left_unmeasured else (result.outcome or result.kind).value
 
 
 def _excused(found: Standing, remark: str) -> Standing:
@@ -164,7 +172,7 @@ def result_headlines(result: Result) -> list[Headline]:
     """What a result came to, in a line or two: the verdict, the regression, the test's own failure."""
     found = standing(result)
     lines = []
-    if result.failed:
+    if result.failed or result.left_unmeasured:
         claim, why = headline_parts(result)
         lines.append(Headline(claim, "; ".join(filter(None, [why, _more_time(result)])), found))
     if result.regressed:
@@ -236,6 +244,7 @@ _SAID: Final = {
     "REGRESSED": "regressed",
     "INCONCLUSIVE": "is undecided",
     "INVALID": "was not measured",
+    "NOT MEASURED": "did not fit the time",
 }
 _WORDS: Final = (*_SAID, *(each.word for each in (*_BROKEN.values(), *_HARMLESS.values())))
 

@@ -10,7 +10,7 @@ from pytest_gpucap.report import rows, terminal
 from pytest_gpucap.report.comparison import regression_failure
 from pytest_gpucap.report.escape import cleaned
 from pytest_gpucap.report.formatting import gpus_needed, headline, known, reported_rate, reported_slack, shown_bound
-from pytest_gpucap.report.headline import standing, stated
+from pytest_gpucap.report.headline import standing, stated, verdict_word
 from pytest_gpucap.results.measured import KEPT_PERCENTILES
 from pytest_gpucap.results.result import Result, ResultFile, ResultKind
 
@@ -19,8 +19,10 @@ def properties(results: Iterable[Result]) -> list[tuple[str, str | float]]:
     """Pairs named ``gpucap_...``, only text and numbers. The verdict comes first, because viewers cut long lists."""
     pairs: list[tuple[str, str | float]] = []
     for result in map(cleaned, results):
-        if result.outcome is not None:
-            pairs += [("gpucap_verdict", result.outcome.value), ("gpucap_headline", headline(result))]
+        if result.outcome is not None or result.left_unmeasured:
+            pairs += [("gpucap_verdict", verdict_word(result)), ("gpucap_headline", headline(result))]
+        if result.left_unmeasured and result.more_time is not None and result.more_time.seconds is not None:
+            pairs.append(("gpucap_needs_s", result.more_time.seconds))
         if (found := result.comparison) is not None:
             told = [found.decision.value, *filter(None, [rows.change(found)])]
             pairs.append(("gpucap_baseline", ", ".join(told)))
@@ -65,6 +67,7 @@ def _figures(result: Result) -> list[tuple[str, str | float | None]]:
         ("gpucap_rate_rps", known(rate.value)),
         ("gpucap_rate_low_rps", known(rate.low)),
         ("gpucap_rate_high_rps", known(rate.high)),
+        ("gpucap_start_phases", rows.start_phases(result) or None),
         ("gpucap_starts", ", ".join(map(rows.start_told, result.starts)) or None),
         ("gpucap_start_spread", known(result.start_spread)),
         ("gpucap_design_rate_rps", result.design_rate_rps),
@@ -116,7 +119,7 @@ def _suite(root: ET.Element, result: Result, started: str, turn: int) -> dict[st
     case = ET.SubElement(suite, "testcase", classname=classname, name=name, time=spent)
     found = standing(result)
     if found.ending is not None:
-        told = ET.SubElement(case, found.ending, message=stated(result), type=f"gpucap.{found.word}")
+        told = ET.SubElement(case, found.ending, message=stated(result), type=f"gpucap.{found.word.replace(' ', '_')}")
         told.text = _body(result)
     counts = {
         "tests": 1,

@@ -5,11 +5,12 @@ An absent part of the result gives no row, so a report shows only what was measu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
+from pytest_gpucap.errors import shortened
 from pytest_gpucap.report.formatting import (
     bound_by,
     bound_text,
@@ -38,7 +39,7 @@ from pytest_gpucap.results.measured import (
     judged_samples,
 )
 from pytest_gpucap.results.problems import ProblemSource
-from pytest_gpucap.results.result import DeclaredBudget, DeclaredSlo, DeclaredWorkload, Result, ResultKind
+from pytest_gpucap.results.result import START_UP, DeclaredBudget, DeclaredSlo, DeclaredWorkload, Result, ResultKind
 from pytest_gpucap.results.telemetry import HostSummary, cores_text
 from pytest_gpucap.results.windows import WindowId
 
@@ -75,7 +76,7 @@ def result_rows(result: Result) -> list[Row]:
 
 def reasons(result: Result) -> list[Row]:
     """Why a requirement fails, is undecided or regressed: what binds, where the bottleneck is, what to try."""
-    if not (result.failed or result.regressed):
+    if not (result.failed or result.regressed or result.left_unmeasured):
         return []
     first, *others = causes(result) or [("", "")]
     lines = [first, *comparison(result), *others]
@@ -86,7 +87,7 @@ def causes(result: Result) -> list[Row]:
     """The limit that binds, the bottleneck with its evidence, what to try, and why a measurement cannot be trusted."""
     bottleneck = result.bottleneck
     lines = [("bound by", bound_by(result))]
-    if result.more_time is not None and result.outcome is Outcome.INCONCLUSIVE:
+    if result.more_time is not None and (result.outcome is Outcome.INCONCLUSIVE or result.left_unmeasured):
         lines.append(("more time", result.more_time.text))
     if bottleneck is not None:
         lines += [("bottleneck", f"{bottleneck.kind}: {'; '.join(bottleneck.evidence)}"), ("try", bottleneck.advice)]
@@ -128,10 +129,18 @@ def workload(declared: DeclaredWorkload) -> str:
     """Lengths, arrivals and endpoint in one line."""
     shared = f", {declared.shared_prefix_tokens} shared" if declared.shared_prefix_tokens else ""
     preset = f"{declared.preset}: " if declared.preset else ""
+    own = f"{own_prompts(declared)}, " if declared.prompts else ""
+    extra = f", extra_body {shortened(declared.extra_body)}" if declared.extra_body else ""
     return (
-        f"{preset}{declared.input_tokens} tokens in{shared}, {declared.output_tokens} out, "
-        f"{declared.arrivals} arrivals, {declared.endpoint}"
+        f"{preset}{own}{declared.input_tokens} tokens in{shared}, {declared.output_tokens} out, "
+        f"{declared.arrivals} arrivals, {declared.endpoint}{extra}"
     )
+
+
+def own_prompts(declared: DeclaredWorkload) -> str:
+    """``96 prompts of chat.jsonl (sha256 0123456789ab)``, of a workload that has prompts of the user's own."""
+    digest = f" (sha256 {declared.prompts_sha256[:12]})" if declared.prompts_sha256 else ""
+    return f"{declared.prompt_count or 'the'} prompts of {declared.prompts}{digest}"
 
 
 def limits(slo: DeclaredSlo) -> str:
@@ -212,7 +221,9 @@ def environment_rows(result: Result) -> list[Row]:
 
 
 def measured_on(result: Result) -> str:
-    """GPU, server and model in one line."""
+    """GPU, server and model in one line; empty where the session left no time to measure."""
+    if result.left_unmeasured:
+        return ""
     found = result.environment
     return ", ".join(part for part in (found.gpu, found.server, found.model) if part)
 
@@ -437,9 +448,27 @@ def change(comparison: Comparison | LatencyComparison) -> str:
     return percent_interval(msgspec.structs.replace(ratio, **less_one))
 
 
+def start_phases(result: Result) -> str:
+    """``imports 20 s, weights 5 s, rest 2 s``: what the start-up was spent on; empty where nothing is known of it.
+
+    The rest is what no phase accounts for: a log tells some of its times to the second, and not of everything.
+    """
+    known_s = sum(result.start_phases_s.values())
+    if not known_s:
+        return ""
+    rest_s = result.spent_s.get(START_UP, 0.0) - known_s
+    return ", ".join(_shown_phases({**result.start_phases_s, "rest": rest_s}))
+
+
 def _server_time(result: Result) -> str:
-    shown = [f"{phase} {seconds(spent)}" for phase, spent in result.spent_s.items() if spent >= _SHOWN_S]
-    return ", ".join(shown) or "none"
+    parts, phases = _shown_phases(result.spent_s), start_phases(result)
+    if phases:
+        parts = [f"{part} ({phases})" if part.startswith(f"{START_UP} ") else part for part in parts]
+    return ", ".join(parts) or "none"
+
+
+def _shown_phases(spent_s: Mapping[str, float]) -> list[str]:
+    return [f"{phase} {seconds(spent)}" for phase, spent in spent_s.items() if spent >= _SHOWN_S]
 
 
 def _figure(value: float | None) -> str:

@@ -23,7 +23,7 @@ from pytest_gpucap.report.formatting import (
     slack_text,
     sustained,
 )
-from pytest_gpucap.report.headline import Tone, result_headline, standing, stated, worst_first
+from pytest_gpucap.report.headline import Tone, result_headline, standing, stated, verdict_word, worst_first
 from pytest_gpucap.results.result import Result
 from pytest_gpucap.results.telemetry import Bottleneck
 
@@ -78,7 +78,7 @@ def _disturbed(results: Sequence[Result]) -> list[str]:
 def failure(result: Result, width: int = NARROW) -> str:
     """The text of a failed check: the arithmetic first, then the evidence."""
     result, width = cleaned(result), max(LEAST, width)
-    lines = [f"{result.outcome}: {result_headline(result).text}"]
+    lines = [f"{verdict_word(result)}: {result_headline(result).text}"]
     if result.simulated:
         lines.append(SIMULATED)
     if result.reason not in lines[0]:
@@ -88,7 +88,7 @@ def failure(result: Result, width: int = NARROW) -> str:
 
 def section(result: Result, width: int = NARROW) -> str:
     """What a test measured before it failed by itself."""
-    head = f"{result.outcome or result.kind}: {result_headline(cleaned(result)).text}"
+    head = f"{verdict_word(result)}: {result_headline(cleaned(result)).text}"
     return "\n".join([head, *([SIMULATED] if result.simulated else []), "", details(result, width)])
 
 
@@ -104,7 +104,7 @@ def details(result: Result, width: int = NARROW) -> str:
     if result.problems:
         lines += [
             "",
-            "why the measurement cannot be trusted:",
+            "why nothing was measured:" if result.left_unmeasured else "why the measurement cannot be trusted:",
             *_bullets([problem.text for problem in result.problems], width),
         ]
     if result.bottleneck:
@@ -183,7 +183,7 @@ def _reasons(result: Result, width: int) -> list[str]:
     found = standing(result)
     sampled = rows.sampled(result)
     own = found.ending is not None and not result.regressed
-    if not (result.failed or own or sampled):
+    if not (result.failed or result.left_unmeasured or own or sampled):
         return []
     lines = _bullets([stated(result)], width)
     shown = sampled + (rows.causes(result) if result.failed or found.ending is not None else [])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -12,9 +14,19 @@ from pytest_gpucap.requirement import Length, Requirement, Slo, Workload
 from pytest_gpucap.results.encoding import normalised, without_secrets
 from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.fleet import FleetResult
-from pytest_gpucap.results.measured import Curve, Interval, LatencyHistogram, Measurement, Outcome, Sample, Verdict
+from pytest_gpucap.results.measured import (
+    Curve,
+    Interval,
+    LatencyHistogram,
+    Measurement,
+    MoreTime,
+    Outcome,
+    Sample,
+    Verdict,
+)
 from pytest_gpucap.results.problems import Problem
 from pytest_gpucap.results.result import (
+    START_UP,
     DeclaredBudget,
     DeclaredSlo,
     DeclaredWorkload,
@@ -26,9 +38,6 @@ from pytest_gpucap.results.telemetry import Bottleneck, TelemetryOverTime, Telem
 from pytest_gpucap.secondary import StartFigures
 from pytest_gpucap.sizing import gpus_interval
 
-START_UP = "start-up"
-"""The key in `Result.spent_s` of the time before the first request."""
-
 
 @dataclass(frozen=True, slots=True)
 class Context:
@@ -37,6 +46,7 @@ class Context:
     Attributes:
         test: pytest's node id.
         startup_s: server time spent before the first request; 0 where the server was already running.
+        start_phases_s: what `startup_s` was spent on, by phase, as far as it is known.
         limit: the physical limit and the share of it that was measured; None where it is not known.
         no_limit: why it is not known, in one line; None where it is.
         line: of the test in its file, from 1; None where unknown.
@@ -50,6 +60,7 @@ class Context:
     telemetry: TelemetrySummary | None = None
     bottleneck: Bottleneck | None = None
     startup_s: float = 0.0
+    start_phases_s: Mapping[str, float] = field(default_factory=dict)
     series: TelemetryOverTime | None = None
     limit: PhysicalLimit | None = None
     no_limit: str | None = None
@@ -94,13 +105,16 @@ def sweep_result(curve: Curve, context: Context) -> Result:
     )
 
 
-def sample_result(sample: Sample, requirement: Requirement, context: Context, *, simulated: bool, seed: int) -> Result:
-    """The result of one window of `sample`."""
+def sample_result(
+    sample: Sample, requirement: Requirement, context: Context, *, simulated: bool, seed: int, spent_s: float
+) -> Result:
+    """The result of one window of `sample`, which took so many seconds of server time with its lead-in."""
     alone = Measurement(
         requirement,
         (sample,),
         None,
         problems=sample.problems,
+        spent_s={"window": spent_s},
         failed_requests=sample.failed_requests,
         simulated=simulated,
         seed=seed,
@@ -110,12 +124,20 @@ def sample_result(sample: Sample, requirement: Requirement, context: Context, *,
 
 
 def unmeasured_result(
-    requirement: Requirement, context: Context, kind: ResultKind, problem: Problem, *, budgeted: bool, seed: int
+    requirement: Requirement,
+    context: Context,
+    kind: ResultKind,
+    problem: Problem,
+    *,
+    budgeted: bool,
+    seed: int,
+    simulated: bool = False,
+    more_time: MoreTime | None = None,
 ) -> Result:
     """The result of a measurement that could not begin, or that an error ended; `problem` says which."""
-    nothing = Measurement(requirement, (), None, problems=(problem,), seed=seed, budgeted=budgeted)
+    nothing = Measurement(requirement, (), None, problems=(problem,), seed=seed, budgeted=budgeted, simulated=simulated)
     judged = {"outcome": Outcome.INVALID} if kind is ResultKind.CHECK else {}
-    return _result(nothing, context, kind, reason=problem.text, **judged)
+    return _result(nothing, context, kind, reason=problem.text, more_time=more_time, **judged)
 
 
 def _result(measurement: Measurement, context: Context, kind: ResultKind, **found: Any) -> Result:
@@ -143,6 +165,7 @@ def _result(measurement: Measurement, context: Context, kind: ResultKind, **foun
         at_least_rps=measurement.at_least_rps,
         samples=lean(measurement.samples),
         spent_s={START_UP: context.startup_s, **measurement.spent_s},
+        start_phases_s=context.start_phases_s,
         problems=measurement.problems,
         failed_requests=measurement.failed_requests,
         seed=measurement.seed,
@@ -182,8 +205,15 @@ def declared_budget(requirement: Requirement) -> DeclaredBudget:
     )
 
 
+MOST_EXTRA: Final = 4_000
+"""Characters of a request's extra fields that a result keeps."""
+
+
 def declared_workload(workload: Workload) -> DeclaredWorkload:
     """The workload, lengths as they are written in a marker."""
+    prompts = workload.prompts
+    # Sorted, so that equal fields have equal texts.
+    extra = json.dumps(dict(workload.extra_body), ensure_ascii=False, sort_keys=True) if workload.extra_body else ""
     return DeclaredWorkload(
         input_tokens=_length(workload.input_tokens),
         output_tokens=_length(workload.output_tokens),
@@ -198,6 +228,11 @@ def declared_workload(workload: Workload) -> DeclaredWorkload:
         preset=workload.preset,
         questions=None if workload.questions is None else workload.questions.name,
         wording=workload.wording,
+        prompts=None if prompts is None else prompts.path.name,
+        prompts_sha256=None if prompts is None else prompts.sha256,
+        prompt_count=None if prompts is None else prompts.count,
+        extra_body=(extra if len(extra) <= MOST_EXTRA else f"{extra[:MOST_EXTRA]}...") if extra else None,
+        extra_body_sha256=hashlib.sha256(extra.encode()).hexdigest() if extra else None,
     )
 
 

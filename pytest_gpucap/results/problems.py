@@ -75,6 +75,8 @@ class ProblemKind(StrEnum):
     """The server stopped answering, or some of its requests hang."""
     NOT_MEASURED = "not measured"
     """The measurement could not begin, or ended early: no server, no device, or a fault of the plugin."""
+    NO_TIME = "no time"
+    """The session's limit (``--gpucap-max-total``) left no time to measure."""
     IMPOSSIBLE = "impossible"
     """The result is faster than the hardware can be."""
     UNEXPLAINED = "unexplained"

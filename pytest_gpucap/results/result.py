@@ -29,11 +29,13 @@ from pytest_gpucap.results.measured import (
     Sample,
     SecondaryResult,
 )
-from pytest_gpucap.results.problems import Problem
+from pytest_gpucap.results.problems import Problem, ProblemKind
 from pytest_gpucap.results.telemetry import Bottleneck, TelemetryOverTime, TelemetrySummary
 
 SCHEMA_VERSION: Final = 2
 """Increased when a reader of the old form would misread the new one or could not read it."""
+START_UP: Final = "start-up"
+"""The key in `Result.spent_s` of the time before the first request."""
 
 
 class ResultKind(StrEnum):
@@ -85,6 +87,11 @@ class DeclaredWorkload(msgspec.Struct, frozen=True):
         preset: the workload preset that it is based on.
         questions: name of the file of questions.
         wording: the text around every prompt.
+        prompts: name of the file of prompts; None: prompts were made. Its text is in no result.
+        prompts_sha256: of everything that the file sends and asks for.
+        prompt_count: prompts in the file.
+        extra_body: further fields of every request, as JSON text; only its beginning where it is long.
+        extra_body_sha256: of all of that text.
     """
 
     input_tokens: int | str
@@ -100,6 +107,11 @@ class DeclaredWorkload(msgspec.Struct, frozen=True):
     preset: str | None = None
     questions: str | None = None
     wording: Wording = Wording()
+    prompts: str | None = None
+    prompts_sha256: str | None = None
+    prompt_count: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    extra_body: str | None = None
+    extra_body_sha256: str | None = None
 
 
 class DeclaredSlo(msgspec.Struct, frozen=True):
@@ -156,7 +168,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         expected_failure: the test was marked to fail (xfail) and did.
         ending: how the test ended; None in early files.
         ending_reason: one line on why it did not pass; empty where it did.
-        more_time: what more time would decide; None unless `outcome` is INCONCLUSIVE.
+        more_time: what more time would decide; None unless `outcome` is INCONCLUSIVE, or the session left no time to
+            measure. Then it is the time that the test needs.
         simulated: no real server was measured.
         sustainable_rate: what one replica keeps for good within the SLO and without a growing backlog.
         at_least_rps: the rate that was shown, where `sustainable_rate` is an extrapolation beyond all that was
@@ -172,6 +185,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         points: of a sweep, in rising order. They are also among the samples, which carry the detail.
         samples: the measuring windows, in the order in which they were measured.
         spent_s: seconds of server time by phase, ``start-up`` included.
+        start_phases_s: what the start-up was spent on: seconds by phase (``imports``, ``weights``, ``compile`` ...), as
+            far as the server's log tells. They may add up to less than it; empty where nothing is known.
         problems: why the measurement cannot be trusted; empty when it can.
         failed_requests: by kind, with the server's words; None where no request failed.
         seed: of arrivals, lengths and prompts.
@@ -214,6 +229,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     points: tuple[Sample, ...] = ()
     samples: tuple[Sample, ...]
     spent_s: Mapping[str, float]
+    start_phases_s: Mapping[str, float] = msgspec.field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
     failed_requests: FailedRequests | None = None
     seed: int = 0
@@ -236,6 +252,11 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     def trusted(self) -> bool:
         """Whether the measurement can be trusted."""
         return not self.problems and self.outcome is not Outcome.INVALID
+
+    @property
+    def left_unmeasured(self) -> bool:
+        """Whether the session's limit (``--gpucap-max-total``) left no time to measure."""
+        return any(problem.kind is ProblemKind.NO_TIME for problem in self.problems)
 
     @property
     def failed(self) -> bool:

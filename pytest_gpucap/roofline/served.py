@@ -132,7 +132,11 @@ def _declared(known: Capabilities, model: str | None, declared: VllmArguments) -
 
 
 def _decode_context(workload: Workload) -> float | None:
-    """Of a trace, whose lengths are known row by row; None for lengths that are drawn."""
+    """Of a trace or a file, whose lengths are known row by row; None for lengths that are drawn."""
+    if workload.prompts is not None:
+        from pytest_gpucap.load.prompt_lengths import prompt_decode_context
+
+        return prompt_decode_context(workload.prompts)
     if workload.arrivals.trace is None:
         return None
     from pytest_gpucap.load.trace import decode_context, read_trace
@@ -152,6 +156,9 @@ def build(
     Raises:
         UnknownModel: if the model, its precision or its quantisation is not understood.
     """
+    if workload.prompts is not None:
+        # They may share any part, and one that is sent again is in the prefix cache as a whole.
+        workload = replace(workload, shared_prefix_tokens=round(workload.input_tokens.mean))
     precision = precision_of(
         config, dtype=arguments.dtype, quantization=arguments.quantization, kv_cache_dtype=arguments.kv_cache_dtype
     )

@@ -16,7 +16,7 @@ from typing import Final
 
 from pytest_gpucap.decisions.paired import PAIR_START_SD
 from pytest_gpucap.engines.errors import ServerError
-from pytest_gpucap.engines.protocol import Engine, EnginePair, LoadRequest
+from pytest_gpucap.engines.protocol import Engine, EnginePair, LoadRequest, Server
 from pytest_gpucap.errors import PairInvalid
 from pytest_gpucap.gpu.lease import LeaseError
 from pytest_gpucap.history.latencies import compare_latencies
@@ -26,7 +26,7 @@ from pytest_gpucap.measure.comparing import Paired, PairedServer, compare, descr
 from pytest_gpucap.measure.constants import DRIFT_SD
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.options import Options
-from pytest_gpucap.requirement import Requirement
+from pytest_gpucap.requirement import Requirement, Workload
 from pytest_gpucap.results.comparison import (
     BlockPair,
     ComparedBaseline,
@@ -39,7 +39,7 @@ from pytest_gpucap.results.encoding import from_builtins
 from pytest_gpucap.results.measured import Interval
 from pytest_gpucap.roofline.limits import Roofline
 from pytest_gpucap.session.context import limits_of
-from pytest_gpucap.session.harness import settings_on
+from pytest_gpucap.session.harness import bounded, counted, settings_on
 from pytest_gpucap.session.kept import KeptResult
 from pytest_gpucap.session.live_line import LiveLine
 from pytest_gpucap.session.placement import Placement
@@ -143,8 +143,9 @@ class BaseAndHead:
         allowed = self.options.max_regression
         # After a first REGRESSED the second comparison is the one reported.
         after = RegressionDecision if start > 0 else NOT_REGRESSED
-        with self._sides(start) as (base, head):
-            found = compare(base, head, requirement, allowed, head_rate, self.live, latencies_after=tuple(after))
+        with self._sides(start) as (base, head, workload):
+            asked = replace(requirement, workload=workload)
+            found = compare(base, head, asked, allowed, head_rate, self.live, latencies_after=tuple(after))
         if found.problems:
             raise PairInvalid(f"{self.declared.name}: {describe(found, allowed)}")
         return found
@@ -162,30 +163,33 @@ class BaseAndHead:
         )
 
     @contextmanager
-    def _sides(self, start: int) -> Iterator[tuple[PairedServer, PairedServer]]:
+    def _sides(self, start: int) -> Iterator[tuple[PairedServer, PairedServer, Workload]]:
         seed = self.declared.seed + SEED_STEP * (start + 1)
-        settings = Settings(max_time_s=self.declared.max_time_s, seed=seed)
         try:
+            settings = bounded(self.declared, self.manager.time, seed)
             with self._served(settings, fresh=start > 0) as sides:
                 yield sides
         finally:
             self.live.done()
 
     @contextmanager
-    def _served(self, settings: Settings, *, fresh: bool) -> Iterator[tuple[PairedServer, PairedServer]]:
+    def _served(self, settings: Settings, *, fresh: bool) -> Iterator[tuple[PairedServer, PairedServer, Workload]]:
         pair = self._fitted()
         placed = replace(self.head, engine=pair.base), replace(self.head, engine=pair.head)
-        load = LoadRequest(workload=self.declared.workload, seed=settings.seed, workers=self.options.workers)
         try:
             with self.manager.pair(*placed, self.live, fresh=fresh) as (targets, trust):
                 base, head = (target.endpoint for target in targets)
+                workload = self._workload(pair.head, head, settings.seed)
+                load = LoadRequest(workload=workload, seed=settings.seed, workers=self.options.workers)
                 runners = pair.runners(base, head, load)
                 try:
                     first, second = (
-                        self._side(target, runner, settings_on(target.endpoint, settings, trust))
+                        self._side(target, runner, settings_on(target.endpoint, settings, trust), workload)
                         for target, runner in zip(targets, runners, strict=True)
                     )
-                    yield first, second
+                    # Two simulated servers have one clock.
+                    with self.manager.time.driving(runners[0]):
+                        yield first, second, workload
                 finally:
                     for runner in runners:
                         runner.close()
@@ -193,8 +197,17 @@ class BaseAndHead:
             remark = f" ({pair.remark()})" if pair.remark() else ""
             raise PairInvalid(f"{self.declared.name} was not compared with its base{remark}: {error}") from error
 
-    def _side(self, target: SystemUnderTest, runner: LoadRunner, settings: Settings) -> PairedServer:
-        limit = limits_of(target, self.declared)
+    def _workload(self, engine: Engine, server: Server, seed: int) -> Workload:
+        """The test's workload; prompts of its own in the order of this comparison, as the head counts them."""
+        workload = self.declared.workload
+        if workload.prompts is not None:
+            workload = replace(workload, prompts=replace(workload.prompts, order=seed))
+        return counted(engine, server, workload, self.declared.name)
+
+    def _side(
+        self, target: SystemUnderTest, runner: LoadRunner, settings: Settings, workload: Workload
+    ) -> PairedServer:
+        limit = limits_of(target, self.declared.with_workload(workload))
         return PairedServer(runner, settings, limit if isinstance(limit, Roofline) else None)
 
     def _fitted(self) -> EnginePair[Engine]:

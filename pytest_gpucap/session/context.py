@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from typing import Final
 
 from pytest_gpucap.engines.errors import ServerError
-from pytest_gpucap.errors import GpuCapError
+from pytest_gpucap.errors import GpuCapError, NotMeasured
 from pytest_gpucap.fleet.fleet_telemetry import FleetTelemetry
 from pytest_gpucap.gpu.lease import LeaseError
 from pytest_gpucap.markers import Declaration
+from pytest_gpucap.report.formatting import seconds
 from pytest_gpucap.requirement import Requirement
 from pytest_gpucap.results.build import Context, unmeasured_result
 from pytest_gpucap.results.environment import Environment
-from pytest_gpucap.results.measured import Sample
+from pytest_gpucap.results.measured import MoreTime, Sample
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
 from pytest_gpucap.results.result import PhysicalLimit, Result, ResultKind
 from pytest_gpucap.results.telemetry import Bottleneck, BottleneckKind
@@ -24,6 +25,7 @@ from pytest_gpucap.roofline.plausibility import LEAST_WINDOW_S, share_of
 from pytest_gpucap.roofline.served import roofline_of
 from pytest_gpucap.session.boundary import first_line
 from pytest_gpucap.session.environment import environment_of, host_and_plugin
+from pytest_gpucap.session.harness import requirement_of
 from pytest_gpucap.session.scaling import fleet_of, router_limit
 from pytest_gpucap.session.server_manager import SystemUnderTest
 from pytest_gpucap.telemetry.bottleneck import KnownLimits, find_bottleneck
@@ -38,7 +40,9 @@ def context_of(
     target: SystemUnderTest, samples: Sequence[Sample], roofline: Roofline | NoLimit, declared: Declaration, test: str
 ) -> Context:
     """What surrounds the samples just measured on a target. Call it while the target still runs."""
-    startup_s, target.startup_s = target.startup_s, 0.0  # counted once, for the first test that uses the server
+    # Counted once, for the first test that uses the server.
+    startup_s, target.startup_s = target.startup_s, 0.0
+    start_phases_s, target.start_phases_s = target.start_phases_s, {}
     watched = bottleneck = over_time = None
     if samples and target.telemetry is not None:
         start_s, end_s = min(each.start_s for each in samples), max(each.end_s for each in samples)
@@ -52,10 +56,11 @@ def context_of(
     return Context(
         test=test,
         line=declared.place.line,
-        environment=environment_of(target),
+        environment=environment_of(target, declared.workload),
         telemetry=watched,
         bottleneck=bottleneck,
         startup_s=startup_s,
+        start_phases_s=start_phases_s,
         series=over_time,
         limit=None if isinstance(limit, NoLimit) else limit,
         no_limit=limit.reason if isinstance(limit, NoLimit) else None,
@@ -63,20 +68,44 @@ def context_of(
     )
 
 
-def unmeasured(declared: Declaration, requirement: Requirement, test: str, kind: str, error: GpuCapError) -> Result:
-    """The result of a test whose measurement an error ended before it had one."""
+def unmeasured(
+    declared: Declaration,
+    requirement: Requirement,
+    test: str,
+    kind: str,
+    error: GpuCapError,
+    *,
+    simulated: bool = False,
+) -> Result:
+    """The result of a test whose measurement an error ended before it had one; `simulated`: of a simulated server."""
     reason = first_line(error).removeprefix(f"{declared.name} was not measured: ")
     cause = error.__cause__ or error
     source = next((source for known, source in _SOURCES if isinstance(cause, known)), ProblemSource.MEASUREMENT)
     environment = Environment(model=declared.model, gpu_class=declared.gpu_class, **host_and_plugin())
+    for_time = isinstance(error, NotMeasured)
     return unmeasured_result(
         requirement,
         Context(test=test, line=declared.place.line, environment=environment),
         ResultKind(kind),
-        Problem(source, ProblemKind.NOT_MEASURED, reason),
+        Problem(source, ProblemKind.NO_TIME if for_time else ProblemKind.NOT_MEASURED, reason),
         budgeted=declared.requirement is not None,
         seed=declared.seed,
+        simulated=simulated,
+        more_time=time_needed(error.needs_s) if isinstance(error, NotMeasured) else None,
     )
+
+
+def unmeasured_test(declared: Declaration, test: str, error: NotMeasured, *, simulated: bool) -> Result:
+    """The result of a test that never began: of the check of its requirement, or of a measurement without one."""
+    kind = ResultKind.MEASURE if declared.requirement is None else ResultKind.CHECK
+    return unmeasured(declared, requirement_of(declared), test, kind, error, simulated=simulated)
+
+
+def time_needed(needs_s: float | None) -> MoreTime:
+    """The time that a test needs which got none."""
+    if needs_s is None:
+        return MoreTime(None, "how much it needs is not known")
+    return MoreTime(needs_s, f"it needs about {seconds(needs_s)}, starts included")
 
 
 _SOURCES: Final = ((ServerError, ProblemSource.SERVER), ((LeaseError, OSError, MemoryError), ProblemSource.HOST))

@@ -9,19 +9,20 @@ from typing import Any, Final
 
 from pytest_gpucap import __version__
 from pytest_gpucap.gpu.device import Device
+from pytest_gpucap.requirement import Workload
 from pytest_gpucap.results.environment import DeviceState, Environment
 from pytest_gpucap.session.server_manager import SystemUnderTest
 
 DECLARED: Final = "as declared: what is behind a URL cannot be seen"
 
 
-def environment_of(target: SystemUnderTest) -> Environment:
-    """What a target is; what is not known is left out."""
+def environment_of(target: SystemUnderTest, workload: Workload) -> Environment:
+    """What a target is under a workload; what is not known is left out."""
     known = {
         **_place(target),
         **target.endpoint.facts(),
         "startup_s": _startup_s(target),
-        "remarks": tuple(getattr(target.runner, "remarks", ())),
+        "remarks": (*getattr(target.runner, "remarks", ()), *_repeated(target, workload)),
         **host_and_plugin(),
     }
     return Environment(**known)
@@ -30,6 +31,16 @@ def environment_of(target: SystemUnderTest) -> Environment:
 def _startup_s(target: SystemUnderTest) -> float | None:
     told: float | None = getattr(target.endpoint, "startup_s", None)  # servers of other plugins need not tell
     return None if told is None else round(told, 2)
+
+
+def _repeated(target: SystemUnderTest, workload: Workload) -> list[str]:
+    """That prompts of the user's own were sent more than once, if they were."""
+    if workload.prompts is None or target.runner is None:
+        return []
+    from pytest_gpucap.load.prompt_lengths import repeats
+
+    said = repeats(workload, target.runner.journal().status.size)
+    return [said] if said else []
 
 
 def host_and_plugin() -> dict[str, Any]:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from pytest_gpucap.errors import GpuCapError
+from pytest_gpucap.errors import GpuCapError, NotMeasured
 
 if TYPE_CHECKING:  # every collection of our tests imports this file
+    from pytest_gpucap.options import Options
     from pytest_gpucap.session.kept import KeptResults
 
 _LIBRARIES: Final = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
@@ -23,6 +24,8 @@ _PYTEST: Final = Path(pytest.__file__).parents[1] / "_pytest"
 EXPECTED: Final = "xfail expects the verdict FAIL, or an assertion of the test on what was measured; this is neither"
 _DECIDED: Final = "gpucap_decided"
 """Attribute of the exception that a verdict raises."""
+_LEFT_OUT: Final = "gpucap_left_out"
+"""Attribute of the exception that ends a test without time, and of its report: why."""
 _ANYTHING: Final = (BaseException, Exception, GpuCapError)
 """Classes that name nothing in ``xfail(raises=...)``."""
 
@@ -32,6 +35,17 @@ def verdict_failure(report: str, *, decided: bool = True) -> BaseException:
     failure: BaseException = pytest.fail.Exception(report, pytrace=False)
     setattr(failure, _DECIDED, decided)
     return failure
+
+
+def not_measured(error: NotMeasured, options: Options) -> BaseException:
+    """What ends a test that the session's limit leaves no time for: the error, or a skip where the session allows that.
+
+    It is never passed: ``--gpucap-inconclusive=pass`` skips it as well. With ``--gpucap-require`` it is an error.
+    """
+    fails = options.require or options.inconclusive == "fail"
+    end: BaseException = error if fails else pytest.skip.Exception(str(error))
+    setattr(end, _LEFT_OUT, str(error))
+    return end
 
 
 def is_expected(item: pytest.Item, call: pytest.CallInfo[Any], kept: KeptResults) -> bool:

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_gpucap.errors import GpuCapError, MeasurementInvalid, NoSustainableRate, PairInvalid
+from pytest_gpucap.errors import GpuCapError, MeasurementInvalid, NoSustainableRate, NotMeasured, PairInvalid
 from pytest_gpucap.options import Options
 from pytest_gpucap.requirement import Number, Requirement, RequirementError, duration_s, positive, whole
 from pytest_gpucap.session.boundary import one_line
-from pytest_gpucap.session.expected import verdict_failure
+from pytest_gpucap.session.expected import not_measured, verdict_failure
 
 if TYPE_CHECKING:
     from pytest_gpucap.load.protocol import LoadRunner
+    from pytest_gpucap.markers import Declaration
     from pytest_gpucap.results.build import Context
     from pytest_gpucap.results.measured import Accuracy, Curve, Measurement, Sample, Verdict
     from pytest_gpucap.results.problems import Problem
@@ -57,13 +58,18 @@ class GpuCap:
         columns: int,
     ) -> None:
         self._harness = harness
-        self._declared, self._live = harness.declared, harness.live
+        self._live = harness.live
         self._options = options
         self._test = test
         self._results = results
         self._comparing = comparing
         self._pairing = pairing
         self._columns = columns
+
+    @property
+    def _declared(self) -> Declaration:
+        """What the test declares; lengths of prompts are those that the server has counted, once it has."""
+        return self._harness.declared
 
     def check(self) -> Verdict:
         """Decide whether the declared budget holds; the failure text is the report.
@@ -98,7 +104,7 @@ class GpuCap:
         if self._pairing is not None:
             try:
                 self._pairing.compare(requirement, kept)
-            except PairInvalid as error:
+            except (PairInvalid, NotMeasured) as error:
                 if passes:
                     raise
                 self._live.say(str(error))  # the verdict that follows must not be lost
@@ -174,8 +180,9 @@ class GpuCap:
         from pytest_gpucap.results.build import sample_result
         from pytest_gpucap.roofline.plausibility import checked_sample
 
-        requirement = self._harness.requirement
         with self._harness.driven() as (runner, settings, target):
+            requirement = self._harness.requirement
+            began_s = runner.clock.now()
             sample = procedure.sample(
                 runner, requirement, settings, self._live, rate_rps=rate_rps, concurrency=held, duration_s=length_s
             )
@@ -183,7 +190,14 @@ class GpuCap:
             sample = checked_sample(sample, roofline)
             context = self._unjudged(self._context(target, (sample,), roofline), "sample")
             self._results.keep(
-                sample_result(sample, requirement, context, simulated=runner.simulated, seed=self._declared.seed)
+                sample_result(
+                    sample,
+                    requirement,
+                    context,
+                    simulated=runner.simulated,
+                    seed=self._declared.seed,
+                    spent_s=runner.clock.now() - began_s,
+                )
             )
         return sample
 
@@ -212,7 +226,7 @@ class GpuCap:
                 min_accuracy=declared.slo.min_accuracy,
                 max_error_rate=declared.slo.max_error_rate,
                 seed=declared.seed,
-                time_s=declared.max_time_s,
+                time_s=min(declared.max_time_s, self._harness.left_s),
             )
         if found.share is None:
             raise MeasurementInvalid(f"{declared.name}: the answers could not be judged: {found.problem}")
@@ -253,7 +267,7 @@ class GpuCap:
 
         while True:
             with self._harness.driven(start) as (runner, settings, target):
-                now = replace(requirement, lost=self._harness.lost)
+                now = replace(requirement, workload=self._declared.workload, lost=self._harness.lost)
                 with self._watched(target, runner) as figures:
                     verdict = procedure.check(runner, now, settings, self._live)
                     seen = figures(verdict.measurement.samples)
@@ -272,9 +286,9 @@ class GpuCap:
         from pytest_gpucap.accuracy.accuracy_verdict import with_accuracy
 
         self._live.say("asking the workload's questions")
-        return with_accuracy(
-            verdict, self._harness.server(), max_time_s=self._options.repeat * self._declared.max_time_s
-        )
+        most_s = self._options.repeat * self._declared.max_time_s
+        left_s = self._harness.left_s + sum(verdict.measurement.spent_s.values())
+        return with_accuracy(verdict, self._harness.server(), max_time_s=min(most_s, left_s))
 
     def _beside_rate(self, verdict: Verdict, context: Context) -> Verdict:
         """The verdict with the limits judged that are not about the rate."""
@@ -410,12 +424,15 @@ class GpuCap:
                 words = self._harness.last_words()
                 self._harness.give_up()
                 raise MeasurementInvalid("\n\n".join(filter(None, [str(error), words]))) from None
+            if isinstance(error, NotMeasured):
+                raise not_measured(error, self._options) from None
             raise
 
     def _unmeasured(self, kind: str, error: GpuCapError) -> Result:
         from pytest_gpucap.session.context import unmeasured
 
-        return unmeasured(self._declared, self._harness.requirement, self._test, kind, error)
+        simulated = self._harness.placement.profile is not None
+        return unmeasured(self._declared, self._harness.requirement, self._test, kind, error, simulated=simulated)
 
     def _compare_check(self, requirement: Requirement, kept: KeptResult) -> None:
         """Compare a check that passes. If its rate is not precise enough, it is measured first."""

@@ -8,19 +8,21 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Final
 
-from pytest_gpucap.engines.protocol import LoadRequest, Server
+from pytest_gpucap.engines.protocol import Engine, LoadRequest, Server
 from pytest_gpucap.errors import MeasurementInvalid
 from pytest_gpucap.gpu.lease import LeaseError
-from pytest_gpucap.load.protocol import LoadRunner
+from pytest_gpucap.load.protocol import LoadError, LoadRunner
 from pytest_gpucap.load.trace import longest_request
 from pytest_gpucap.markers import Declaration
 from pytest_gpucap.measure import constants
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.options import Options
-from pytest_gpucap.requirement import Requirement, too_long
+from pytest_gpucap.requirement import Requirement, Workload, too_long
 from pytest_gpucap.session.live_line import LiveLine, glance
 from pytest_gpucap.session.placement import Placement
 from pytest_gpucap.session.server_manager import ServerManager, SystemUnderTest, Trust
+from pytest_gpucap.session.session_time import SessionTime
+from pytest_gpucap.user_files import shown_path
 
 
 def settings_on(server: Server, settings: Settings, trust: Trust | None) -> Settings:
@@ -37,6 +39,41 @@ def settings_on(server: Server, settings: Settings, trust: Trust | None) -> Sett
     )
 
 
+def counted(engine: Engine, server: Server, workload: Workload, name: str) -> Workload:
+    """A workload with prompts of the user's own as the server counts them; any other as it is.
+
+    Raises:
+        MeasurementInvalid: if they cannot be counted.
+    """
+    if workload.prompts is None:
+        return workload
+    try:
+        return engine.counted(server, workload)
+    except LoadError as error:
+        raise MeasurementInvalid(f"{name} was not measured: {error}") from error
+
+
+def requirement_of(declared: Declaration) -> Requirement:
+    """See `Harness.requirement`."""
+    return declared.requirement or Requirement(
+        declared.name,
+        qps=Fraction(1),
+        gpus=declared.fleet * declared.gpus_per_replica,
+        gpus_per_replica=declared.gpus_per_replica,
+        fleet=declared.fleet,
+        workload=declared.workload,
+        slo=declared.slo,
+    )
+
+
+def bounded(declared: Declaration, session_time: SessionTime, seed: int, needs_s: float | None = None) -> Settings:
+    """See `Harness.settings`."""
+    left_s = session_time.still(f"{declared.name} was not measured", needs_s)
+    if left_s >= declared.max_time_s:
+        return Settings(max_time_s=declared.max_time_s, seed=seed)
+    return Settings(max_time_s=left_s, seed=seed, time_bound=session_time.bound)
+
+
 LAST_LINES: Final = 30
 ALONE_SEED: Final = 500_009
 """One replica alone gets other prompts than the fleet, which it has in its prefix cache."""
@@ -44,27 +81,28 @@ SKIP: Final = "skip"
 
 
 class Harness:
-    """One test's declaration, where it is measured, and what measures it."""
+    """One test's declaration, where it is measured, and what measures it.
+
+    `needs_s` is the server time that the test is taken to need, where the session's is limited.
+    """
 
     def __init__(
-        self, declared: Declaration, placement: Placement, manager: ServerManager, options: Options, live: LiveLine
+        self,
+        declared: Declaration,
+        placement: Placement,
+        manager: ServerManager,
+        options: Options,
+        live: LiveLine,
+        needs_s: float | None = None,
     ) -> None:
         self.declared, self.placement, self.live = declared, placement, live
-        self._manager, self._options = manager, options
+        self._manager, self._options, self._needs_s = manager, options, needs_s
+        self._counted = False
 
     @property
     def requirement(self) -> Requirement:
         """The declared requirement; without one, the test's workload and limits, which give no verdict."""
-        declared = self.declared
-        return declared.requirement or Requirement(
-            declared.name,
-            qps=Fraction(1),
-            gpus=declared.fleet * declared.gpus_per_replica,
-            gpus_per_replica=declared.gpus_per_replica,
-            fleet=declared.fleet,
-            workload=declared.workload,
-            slo=declared.slo,
-        )
+        return requirement_of(self.declared)
 
     def server(self) -> Server:
         """The test's server, ready. It answers over HTTP even if rates come from virtual time."""
@@ -79,6 +117,8 @@ class Harness:
         log = self._manager.log()
         if log is None:
             return ""
+        if self.declared.workload.prompts is not None:
+            return f"the end of its log is not shown, since it may repeat prompts\n\nwhole log: {log.path}"
         tail = log.tail(LAST_LINES)
         said = f"the last {len(tail.splitlines())} lines of its log:\n{tail}" if tail.strip() else "its log is empty"
         return f"{said}\n\nwhole log: {log.path}"
@@ -103,21 +143,22 @@ class Harness:
             target = self._manager.server(self.placement, self.live)
         except LeaseError as error:
             raise MeasurementInvalid(f"{self.declared.name} was not measured: {error}") from error
+        self._count_prompts(target, seed)
         context = target.endpoint.capabilities().max_model_len
-        if context is not None and (why := too_long(longest_request(self.declared.workload), context)):
+        workload = self.declared.workload
+        place = None if workload.prompts is None else shown_path(workload.prompts.path)
+        if context is not None and (why := too_long(longest_request(workload), context, place)):
             raise MeasurementInvalid(f"{self.declared.name} was not measured: {why}")
         telemetry = target.telemetry
         if telemetry is not None:
             self.live.gpu = lambda: glance(telemetry)
-        settings = settings_on(
-            target.endpoint,
-            Settings(max_time_s=self.declared.max_time_s, seed=seed, steady_s=self._steady_s),
-            None if telemetry is None else telemetry.problems,
-        )
+        settings = replace(self.settings(seed), steady_s=self._steady_s)
+        settings = settings_on(target.endpoint, settings, None if telemetry is None else telemetry.problems)
         load = self._load(seed)
         target.runner = runner = target.engine.runner(target.endpoint, load)
         try:
-            yield runner, settings, target
+            with self._manager.time.driving(runner):
+                yield runner, settings, target
         finally:
             target.runner = None
             runner.close()
@@ -127,6 +168,31 @@ class Harness:
     def _steady_s(self) -> float:
         """Length of a window for limits that are about a steady load."""
         return constants.STEADY_S if any(each.metric.is_sampled for each in self.declared.secondary) else 0.0
+
+    def _count_prompts(self, target: SystemUnderTest, seed: int) -> None:
+        """Have the server count prompts of the user's own, once, and order them by the seed."""
+        prompts = self.declared.workload.prompts
+        if prompts is None:
+            return
+        workload = replace(self.declared.workload, prompts=replace(prompts, order=seed))
+        if not self._counted:
+            if not target.endpoint.capabilities().simulated:
+                self.live.waiting(f"counting the tokens of {prompts.count} prompts")
+            workload = counted(target.engine, target.endpoint, workload, self.declared.name)
+        self.declared, self._counted = self.declared.with_workload(workload), True
+
+    def settings(self, seed: int) -> Settings:
+        """What bounds one measurement: the test's own limit, or what the session's leaves if that is less.
+
+        Raises:
+            NotMeasured: if the session's leaves too little to begin.
+        """
+        return bounded(self.declared, self._manager.time, seed, self._needs_s)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that the session's limit leaves."""
+        return self._manager.time.left_s
 
     def _load(self, seed: int) -> LoadRequest:
         limits = [limit.limit_s for limit in self.declared.slo.limits]
@@ -160,13 +226,15 @@ class Harness:
         telemetry = target.telemetry
         settings = settings_on(
             server.replicas[0],
-            Settings(max_time_s=self.declared.max_time_s, seed=self.declared.seed + ALONE_SEED),
+            self.settings(self.declared.seed + ALONE_SEED),
             None if telemetry is None else telemetry.problems,
         )
+        self._count_prompts(target, settings.seed)
         load = self._load(settings.seed)
         runner = engine.runner_of_one(server, load)
         try:
-            yield runner, settings
+            with self._manager.time.driving(runner):
+                yield runner, settings
         finally:
             runner.close()
             self.live.done()

@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from sys import executable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -47,6 +47,12 @@ class Placement:
         engine = None if self.engine is None else (self.engine.name, self.engine.key)
         return (self.gpu_class.name if self.gpu_class else None, engine, self.devices)
 
+    @property
+    def profile(self) -> str | None:
+        """The name of the profile that is simulated, in virtual time; None for a real server."""
+        one: Any = getattr(self.engine, "one", self.engine)  # of a fleet: the engine of its replicas
+        return str(one.profile.name) if one is not None and one.name == SIMULATOR else None
+
 
 def place(declared: Declaration, options: Options, *, needs_server: bool) -> Placement:
     """Decide where a test is measured.
@@ -86,12 +92,12 @@ def place(declared: Declaration, options: Options, *, needs_server: bool) -> Pla
         return Placement(_fleet(SimulatorEngine(request, _profile(wanted)), declared, options))
     gpu_class = None if wanted is None else find_class(wanted, classes)
     engine = _engine(declared, options) if needs_server else None
-    engine = None if engine is None else _fleet(engine, declared, options, _on_ray(options, gpu_class))
+    engine = None if engine is None else _fleet(engine, declared, options, _on_ray(declared, options, gpu_class))
     return Placement(engine, gpu_class, declared.fleet * declared.gpus_per_replica)
 
 
 def check_names(options: Options) -> None:
-    """Check that the class or profile of ``--gpu-class`` is known, and that the files of classes and prices are valid.
+    """Check that the class or profile of ``--gpu-class`` is known and that ``--gpucap-gpu-file`` is valid.
 
     Raises:
         pytest.UsageError: one line, with similar names.
@@ -107,13 +113,6 @@ def check_names(options: Options) -> None:
             find_class(options.gpu_class, own)
     except ValueError as error:
         raise pytest.UsageError(f"--gpu-class: {error}") from None
-    if options.prices is not None:
-        from pytest_gpucap.planning.prices import PricesError, read_prices
-
-        try:
-            read_prices(options.prices, own)
-        except PricesError as error:
-            raise pytest.UsageError(f"--gpucap-prices {error}") from None
 
 
 def check_gpu_class(name: str, options: Options) -> None:
@@ -169,7 +168,7 @@ def _fleet(engine: Engine, declared: Declaration, options: Options, ray: OnRay |
     return FleetEngine(engine, declared.fleet, routing, ray)
 
 
-def _on_ray(options: Options, gpu_class: GpuClass | None) -> OnRay | None:
+def _on_ray(declared: Declaration, options: Options, gpu_class: GpuClass | None) -> OnRay | None:
     """Where on a cluster replicas are placed; None: on this machine."""
     if options.launcher != RAY:
         return None
@@ -180,6 +179,11 @@ def _on_ray(options: Options, gpu_class: GpuClass | None) -> OnRay | None:
         raise ValueError(
             f"--gpucap-load-from={options.load_from}: the router {options.router.kind} listens on this machine alone: "
             "spread requests with --gpucap-router=client"
+        )
+    if options.load_from != HERE and declared.workload.prompts is not None:
+        raise ValueError(
+            f"--gpucap-load-from={options.load_from}: prompts of a file stay on this machine: leave the option out, or "
+            "prompts="
         )
     return OnRay(options.ray_address, gpu_class, options.gpu_idle, options.host_check, options.load_from)
 

@@ -23,7 +23,9 @@ from pytest_gpucap.session.placement import RAY, Placement, check_gpu_class, pla
 if TYPE_CHECKING:
     from pytest_gpucap.engines.protocol import Engine, EnginePair, Server
     from pytest_gpucap.history.store import Baseline
+    from pytest_gpucap.planning.session_cost import Need
     from pytest_gpucap.results.result import Result
+    from pytest_gpucap.session.costing import Costing
     from pytest_gpucap.session.gpucap import GpuCap
     from pytest_gpucap.session.kept import KeptResults
     from pytest_gpucap.session.live_line import LiveLine
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
 
 RECORDER: Final = "gpucap-results"
 """Name of the plugin that records results, in the process that talks to the user."""
-_SERVED = frozenset({"gpucap", "vllm_server"})
+_MEASURING: Final = "gpucap"
+_SERVED: Final = frozenset({_MEASURING, "vllm_server"})
 
 
 class _Plan(NamedTuple):
@@ -56,6 +59,9 @@ class PytestSession:
         self._mistakes = ""
         self._measured: KeptResults | None = None
         self._baseline: Baseline | None = None
+        self._costing: Costing | None = None
+        self.estimate: Sequence[str] = ()
+        """Lines for the terminal on what the session will cost; none where nobody asked."""
 
     def declare(self, items: Sequence[pytest.Item]) -> str:
         """Parse the markers of our tests and decide where each is measured.
@@ -88,9 +94,9 @@ class PytestSession:
         Raises:
             ValueError: one line, the mistake and the fix.
         """
-        declared = _with_efficiency(_with_trace(declare(item, self._options)), self._options)
+        declared = _with_efficiency(_with_file(declare(item, self._options)), self._options)
         placed = place(declared, self._options, needs_server=served)
-        measures = "gpucap" in getattr(item, "fixturenames", ())
+        measures = _MEASURING in getattr(item, "fixturenames", ())
         if measures and placed.engine is not None:
             _check_length(declared, placed.engine)
             _check_repeat(self._options, placed.engine)
@@ -105,12 +111,77 @@ class PytestSession:
         return _Plan(declared, placed, base_of(placed, self._options))
 
     def grouped(self, items: Sequence[pytest.Item]) -> list[pytest.Item]:
-        """The tests in their order, but with those that share a server next to each other."""
+        """The tests in their order, but with those that share a server next to each other.
+
+        Servers are ordered by the highest priority of their tests, and the tests of a server by their own: a start
+        costs more than a verdict.
+        """
+
+        def rank(item: pytest.Item) -> int:
+            plan = item.stash.get(_PLAN, None)
+            return 0 if plan is None else -plan.declared.priority
+
         together: dict[Hashable, list[pytest.Item]] = {}
         for item in items:
             plan = item.stash.get(_PLAN, None)
             together.setdefault(item if plan is None else plan.placed.key, []).append(item)
-        return [item for group in together.values() for item in group]
+        groups = sorted((sorted(group, key=rank) for group in together.values()), key=lambda group: rank(group[0]))
+        return [item for group in groups for item in group]
+
+    def will_run(self, items: Sequence[pytest.Item]) -> None:
+        """These tests run, in this order: what they cost is told, and what fits a limited session is known.
+
+        Raises:
+            pytest.UsageError: one line, for a file of prices or a place to write to that cannot be used.
+        """
+        options = self._options
+        asked = options.estimate or options.estimate_json is not None
+        if self._mistakes or not (asked or options.max_total_s is not None):
+            return
+        from pytest_gpucap.session.costing import Costing, Planned
+
+        planned = [
+            Planned(item, declaration(item), plan.placed, plan.base)
+            for item in items
+            if (plan := item.stash.get(_PLAN, None)) is not None
+            and (plan.placed.engine is not None or plan.placed.skip is not None)
+        ]
+        try:
+            with one_line("what the session will cost is not known"):
+                self._costing = Costing(planned, options, self._config)
+        except GpuCapError as error:
+            if not hasattr(self._config, "workerinput"):
+                raise pytest.UsageError(str(error)) from None
+            self._mistakes = str(error)  # every test of ours fails with it: a worker cannot stop
+            return
+        if asked:
+            from pytest_gpucap.session.cost_told import tell
+
+            self.estimate = tell(self._costing.session_cost(), options, self._config)
+
+    def check_time(self, item: pytest.Item) -> None:
+        """Check that what is left of the session's time is enough for a test, before anything of it starts.
+
+        Raises:
+            NotMeasured: if it is not; the test then has a result that says so, if it was to measure.
+            pytest.skip.Exception: instead, where the session allows that.
+        """
+        need = self._need(item)
+        if need is None or self._options.max_total_s is None or self._costing is None:
+            return
+        from pytest_gpucap.session.expected import not_measured
+        from pytest_gpucap.session.fitting import refusal, refused_result
+
+        declared, simulated = declaration(item), item.stash[_PLAN].placed.profile is not None
+        error = refusal(need, self._costing.later(item), self._servers(), declared)
+        if error is None:
+            return
+        if _MEASURING in getattr(item, "fixturenames", ()):
+            kept_results(item).keep(refused_result(declared, item.nodeid, error, simulated=simulated))
+        raise not_measured(error, self._options)
+
+    def _need(self, item: pytest.Item) -> Need | None:
+        return None if self._costing is None or _PLAN not in item.stash else self._costing.need(item)
 
     def check_machine(self) -> None:
         """Check that the machine has the GPU class that the command line names.
@@ -153,9 +224,10 @@ class PytestSession:
         item.stash[REQUEST] = request
         self._measured = kept_results(item)
         placed, declared, live = self._placed(item), declaration(item), self._live(item)
-        base, manager = item.stash[_PLAN].base, self._servers()
+        base, manager, need = item.stash[_PLAN].base, self._servers(), self._need(item)
+        needs_s = None if need is None else need.seconds({manager.running})
         return GpuCap(
-            Harness(declared, placed, manager, self._options, live),
+            Harness(declared, placed, manager, self._options, live, needs_s),
             self._options,
             test=item.nodeid,
             results=self._measured,
@@ -218,8 +290,9 @@ class PytestSession:
         """The server manager, made when a test first asks for devices or a server."""
         if self._manager is None:
             from pytest_gpucap.session.server_manager import ServerManager
+            from pytest_gpucap.session.session_time import SessionTime
 
-            self._manager = ServerManager(self._options)
+            self._manager = ServerManager(self._options, SessionTime(self._options.max_total_s))
         return self._manager
 
     def _placed(self, item: pytest.Item) -> Placement:
@@ -241,15 +314,19 @@ def declaration(item: pytest.Item) -> Declaration:
     return item.stash[_PLAN].declared.of(item)
 
 
-def _with_trace(declared: Declaration) -> Declaration:
-    """The declaration with its trace read, if it has one. So a mistake in the file costs no GPU time."""
-    if declared.workload.arrivals.trace is None:
+def _with_file(declared: Declaration) -> Declaration:
+    """The declaration with the lengths of its trace or its prompts. So a mistake in the file costs no GPU time."""
+    workload = declared.workload
+    if workload.prompts is not None:
+        from pytest_gpucap.load.own_bodies import file_of
+        from pytest_gpucap.load.prompt_lengths import with_estimates
+
+        return declared.with_workload(with_estimates(workload, file_of(workload)))
+    if workload.arrivals.trace is None:
         return declared
     from pytest_gpucap.load.trace import with_trace_lengths
 
-    workload = with_trace_lengths(declared.workload)
-    requirement = declared.requirement and replace(declared.requirement, workload=workload)
-    return replace(declared, workload=workload, requirement=requirement)
+    return declared.with_workload(with_trace_lengths(workload))
 
 
 def _with_efficiency(declared: Declaration, options: Options) -> Declaration:
@@ -277,7 +354,7 @@ def _check_length(declared: Declaration, engine: Engine) -> None:
     Raises:
         RequirementError: if it does not.
     """
-    if engine.max_model_len is None:
+    if engine.max_model_len is None or declared.workload.prompts is not None:  # which the server counts
         return
     workload = declared.workload
     if workload.arrivals.trace is None:

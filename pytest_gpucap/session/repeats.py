@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
@@ -54,16 +55,22 @@ class Repeats(Generic[FoundT]):
             pooled = self.pool(found)
             measurement = _measurement(pooled)
             detailed = next(place for place, start in enumerate(measurement.starts) if start.detailed)
-            around = replace(
-                contexts[detailed],
-                startup_s=sum(context.startup_s for context in contexts),
-                figures=tuple(figures for context in contexts for figures in context.figures),
-            )
+            around = _all_starts(contexts, detailed)
             if _measurement(each).problems:
                 break
             if number + 1 < self.count:
                 self.heard(self.result(pooled, around))
         return pooled, around
+
+
+def _all_starts(contexts: Sequence[Context], detailed: int) -> Context:
+    """The circumstances of the start that is detailed, with the start-ups and the figures of all."""
+    phases: Counter[str] = Counter()
+    for context in contexts:
+        phases.update(context.start_phases_s)
+    startup_s = sum(context.startup_s for context in contexts)
+    figures = tuple(each for context in contexts for each in context.figures)
+    return replace(contexts[detailed], startup_s=startup_s, start_phases_s=dict(phases), figures=figures)
 
 
 def _measurement(found: Measurement | Verdict) -> Measurement:

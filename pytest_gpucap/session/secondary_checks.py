@@ -130,9 +130,9 @@ def price_per_hour(gpu_class: str, options: Options) -> tuple[Fraction | None, s
     try:
         prices = read_prices(options.prices, own_classes(options))
     except PricesError as error:
-        return None, f"--gpucap-prices {error}"
+        return None, f"--gpucap-prices: {error}"
     if prices.currency != _CURRENCY:
         has = f"has {prices.currency!r}" if prices.currency else "names no currency"
-        return None, f'--gpucap-prices {options.prices} {has}, and the limit is in USD: write currency = "USD"'
+        return None, f'--gpucap-prices: {options.prices} {has}, and the limit is in USD: write currency = "USD"'
     found = prices.per_hour.get(gpu_class)
-    return found, "" if found is not None else f"--gpucap-prices {options.prices} has no price of {gpu_class}"
+    return found, "" if found is not None else f"--gpucap-prices: {options.prices} has no price of {gpu_class}"

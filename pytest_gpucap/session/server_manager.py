@@ -7,7 +7,7 @@ same server share it. It ends the server before it starts another, or as soon as
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from pytest_gpucap.gpu.lease import Lease, lease, lease_cpu, lease_server
 from pytest_gpucap.gpu.occupancy import wait_memory_returned
 from pytest_gpucap.options import Options
 from pytest_gpucap.session.placement import Placement, own_classes
+from pytest_gpucap.session.session_time import SessionTime
 
 if TYPE_CHECKING:  # a test file may import `SystemUnderTest` for its annotations
     from pytest_gpucap.fleet.fleet_telemetry import FleetTelemetry
@@ -45,6 +46,7 @@ class SystemUnderTest:
     server: Server | None = None
     telemetry: Telemetry | FleetTelemetry | None = None
     startup_s: float = 0.0
+    start_phases_s: Mapping[str, float] = field(default_factory=dict)
     runner: LoadRunner | None = None
     _closing: ExitStack = field(default_factory=ExitStack)
 
@@ -73,9 +75,17 @@ Trust = Callable[[float, float], "Sequence[Problem]"]
 class ServerManager:
     """Starts and ends the systems under test."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, session_time: SessionTime | None = None) -> None:
         self._options = options
+        self.time = session_time or SessionTime(None)
+        """What the session has spent, and what is left of it."""
         self._target: SystemUnderTest | None = None
+
+    @property
+    def running(self) -> Hashable | None:
+        """The key of the placement whose server runs; None if none does."""
+        target = self._target
+        return None if target is None or target.server is None else target.placement.key
 
     def target(self, placement: Placement, live: LiveLine) -> SystemUnderTest:
         """The target of a test, without its server. The present target is reused if it is the same."""
@@ -231,16 +241,23 @@ class ServerManager:
         from pytest_gpucap.report.formatting import shown
 
         engine, held = target.engine, target.lease
+        waiting: Callable[[str], None] = live.waiting
+        if target.placement.profile is None:  # a simulated server takes virtual time, while it is driven
+            self.time.still("no server was started")
+            waiting = self.time.while_left(waiting, "the server was not ready in time")
+            target._closing.callback(self.time.end)  # noqa: SLF001 - one object in two classes' hands
+            self.time.begin()
         if held is None:
-            target.server = server = engine.start((), live.waiting)
+            target.server = server = engine.start((), waiting)
             target._closing.callback(server.close)  # noqa: SLF001 - see above
             return server
         started = time.monotonic()
         live.say(f"starting {engine.title} with {engine.request.model}")
         with held_until_gone(held.descriptors):
-            server = engine.start(held.cuda_devices, live.waiting)
+            server = engine.start(held.cuda_devices, waiting)
         target._closing.callback(self._stop, server, held)  # noqa: SLF001 - see above
         target.startup_s = time.monotonic() - started
+        target.start_phases_s = getattr(server, "start_phases_s", {})  # only vLLM's log tells
         target.server = server
         log = "" if server.log is None else f", log {shown(server.log.path)}"
         live.say(f"{engine.title} {server.version or '?'} is ready after {target.startup_s:.0f} s{log}")

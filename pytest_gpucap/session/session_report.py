@@ -116,6 +116,15 @@ class SessionReport:
         if changed:
             self._write()
 
+    def left_out(self, report: pytest.TestReport, why: str) -> None:
+        """The session's limit left no time for a test. A failure of a test with a result says that by itself."""
+        line = f"{report.nodeid}: {why}"
+        measured = self._attempts[report.nodeid, id(getattr(report, "node", None))].places
+        if report.skipped or not measured:
+            self.problem(line)
+        if not measured:
+            self.note(line)
+
     def problem(self, text: str) -> None:
         """Something that ended tests or the session early, a line each."""
         self._problems += filter(None, map(str.strip, masked(text).splitlines()))

@@ -156,7 +156,7 @@ class SimRunner:
             intended_rps=phase.rate_rps if isinstance(phase, OpenLoop) else float("nan"), achieved_rps=achieved
         )
         gap_histogram = Histogram(engine.GAP_LOWEST_S, engine.GAP_GROWTH, gaps)
-        return PhaseSpan(phase, start_s, until_s, first_row, used, stopped, check, gap_histogram)
+        return PhaseSpan(phase, start_s, until_s, first_row, used, stopped, check, gap_histogram, used - first_row)
 
     def settle(self, timeout_s: float, *, cancel: bool = False) -> bool:
         """See `LoadRunner.settle`."""

@@ -19,7 +19,7 @@ from pytest_gpucap.user_files import UserFileError, read_toml
 
 _OUR_FILE: Final = "presets.toml"
 _NO_KEYWORDS: Final = frozenset({"about", "extends", "sources"})
-_FILES: Final = ("trace", "questions")
+_FILES: Final = ("trace", "questions", "prompts")
 """Keywords that may name a file. In a preset, the name is relative to the preset's file."""
 
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import selectors
@@ -95,7 +96,8 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def allowed(self) -> bool:
-        if self.headers.get("Authorization") == f"Bearer {os.environ['VLLM_API_KEY']}":
+        scheme, _, key = (self.headers.get("Authorization") or "").partition(" ")
+        if scheme == "Bearer" and hashlib.sha256(key.encode()).hexdigest() == os.environ["GPUCAP_KEY_SHA256"]:
             return True
         self.answer({"error": {"message": "Unauthorized"}}, 401)
         return False

@@ -34,7 +34,7 @@ def small_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pytest_gpucap.engines.server._MOST_BYTES", MOST_BYTES)
     monkeypatch.setattr("pytest_gpucap.engines.server.TIMEOUT_S", TIMEOUT_S)
     monkeypatch.setattr("pytest_gpucap.engines.url._ANSWER_S", TIMEOUT_S)
-    monkeypatch.setattr("pytest_gpucap.load.calibrate.PROBE_TIMEOUT_S", TIMEOUT_S)
+    monkeypatch.setattr("pytest_gpucap.load.token_probe.PROBE_TIMEOUT_S", TIMEOUT_S)
 
 
 def one_line(error: Exception) -> str:

@@ -34,7 +34,7 @@ def start(log: Path, family: Family) -> Iterator[Start]:
     started = []
 
     def make(mode: str = "serve", *, grace_s: float = 1e6) -> OwnedProcess:
-        env = {**os.environ, **family.env, "STAND_IN": mode, "STAND_IN_TOLD": os.devnull, "VLLM_API_KEY": "k"}
+        env = {**os.environ, **family.env, "STAND_IN": mode, "STAND_IN_TOLD": os.devnull}
         owned = OwnedProcess(COMMAND, env=env, log_path=log, grace_s=grace_s)
         started.append(owned)
         until(lambda: len(owned.pids()) == TREE and "serving" in log.read_text())
@@ -119,7 +119,7 @@ import os, sys, time
 from pathlib import Path
 from pytest_gpucap.engines.process import OwnedProcess
 
-owned = OwnedProcess({command!r}, env={{**os.environ, "VLLM_API_KEY": "k"}}, log_path=Path({log!r}))
+owned = OwnedProcess({command!r}, env=dict(os.environ), log_path=Path({log!r}))
 while "serving" not in Path({log!r}).read_text():  # then the tree is whole
     time.sleep(0.02)
 if (pid := os.fork()) == 0:
@@ -156,7 +156,7 @@ from pytest_gpucap.gpu.lease import lease_cpu
 
 held = lease_cpu(wait_s=0, directory=Path({locks!r}))
 with held_until_gone(held.descriptors):
-    owned = OwnedProcess({command!r}, env={{**os.environ, "VLLM_API_KEY": "k"}}, log_path=Path({log!r}))
+    owned = OwnedProcess({command!r}, env=dict(os.environ), log_path=Path({log!r}))
 print("started", flush=True)
 sys.stdin.read()
 """

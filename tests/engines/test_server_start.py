@@ -78,7 +78,7 @@ def test_a_server_is_all_that_was_promised(stand_in: StandIn, family: Family) ->
     server.close()
 
 
-def test_the_key_stands_on_no_command_line_and_in_no_repr(stand_in: StandIn, family: Family) -> None:
+def test_the_key_stands_nowhere_but_in_this_process(stand_in: StandIn, family: Family, tmp_path: Path) -> None:
     with start_vllm(stand_in()) as server:
         key = "".join(server.api_key)
         assert len(key) >= 32
@@ -94,6 +94,8 @@ def test_the_key_stands_on_no_command_line_and_in_no_repr(stand_in: StandIn, fam
             assert key not in shown
         for process in family.alive():
             assert key not in " ".join(process.cmdline())
+            assert key not in process.environ().values()
+        assert not [path for path in tmp_path.rglob("*") if path.is_file() and key in path.read_text()]
 
 
 def test_a_server_that_answers_without_the_key_is_ended(stand_in: StandIn, family: Family) -> None:
@@ -172,6 +174,14 @@ def test_what_a_log_says_of_other_arguments_is_no_reason(stand_in: StandIn) -> N
     log = "--device-ids has no effect when using the Ray executor.\n--seed 1 set. The cache is ignored."
     with start_vllm(stand_in("useless", env={"STAND_IN_LOG": log}, seed=1)) as server:
         assert server.running
+
+
+def test_a_server_tells_what_its_start_spent_its_time_on(stand_in: StandIn) -> None:
+    log = "Model loading took 0.10 GiB memory and 0.030000 seconds\ntorch.compile took 0.02 s in total"
+    with start_vllm(stand_in("useless", env={"STAND_IN_LOG": log})) as server:
+        assert server.start_phases_s == {"weights": 0.03, "compile": 0.02}
+    with start_vllm(stand_in()) as server:
+        assert server.start_phases_s == {}
 
 
 def test_a_model_without_a_chat_template_is_asked_for_completions(stand_in: StandIn) -> None:

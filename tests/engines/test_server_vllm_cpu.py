@@ -120,8 +120,10 @@ def test_it_listens_on_loopback_only_and_wants_its_key(
                 addresses.add(connection.laddr.ip)
     assert addresses == {"127.0.0.1"}
     key = f"{server.api_key}"
-    assert all(key not in " ".join(psutil.Process(pid).cmdline()) for pid in server.pids())
-    assert key not in server.log.text()
+    for pid in server.pids():
+        process = psutil.Process(pid)
+        assert key not in " ".join((*process.cmdline(), *process.environ().values()))
+    assert key not in server.log.path.read_text()
     monkeypatch.setenv("SOME_KEY", "wrong")
     with pytest.raises(EndpointError, match=r"401 Unauthorized; the key is read from \$SOME_KEY"):
         attach(server.root_url, api_key_env="SOME_KEY")
@@ -241,7 +243,9 @@ def answered(
 
 @pytest.fixture(scope="module")
 def sized(vllm_python: str, tmp_path_factory: pytest.TempPathFactory, shared_family: Family) -> Iterator[VllmServer]:
-    """The command of the sizing guide, less the AWQ build, which needs a GPU."""
+    """The command of the sizing guide, less the AWQ build, which needs a GPU, and a file of arguments with a key."""
+    folder = tmp_path_factory.mktemp("sized")
+    (folder / "arguments.yaml").write_text("api-key: words-of-the-users-own\n")
     spec = ServerSpec(
         "synthetic:tiny",
         args=VllmArguments(
@@ -259,11 +263,12 @@ def sized(vllm_python: str, tmp_path_factory: pytest.TempPathFactory, shared_fam
                 "quantization": None,
                 "stream_interval": 8,
                 "api_server_count": 2,
+                "config": str(folder / "arguments.yaml"),
             }
         ),
         python=vllm_python,
-        env=shared_family.env,
-        log_dir=tmp_path_factory.mktemp("sized"),
+        env={**shared_family.env, "VLLM_CACHE_ROOT": str(folder / "cache")},
+        log_dir=folder / "logs",
     )
     with start_vllm(spec) as server:
         yield server
@@ -281,6 +286,40 @@ def test_the_flags_of_the_sizing_guide_are_taken(sized: VllmServer) -> None:
     assert config["enable_prefix_caching"] == "True"
     assert config["gpu_memory_utilization"] == "0.8"
     assert ask(sized, "Hello", 3) == (5, 3)
+
+
+def test_no_file_of_a_server_has_its_key(sized: VllmServer) -> None:
+    files = [path for path in sized.log.path.parents[1].rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} >= {".json", ".log"}  # of the cache, too
+    assert not [path for path in files if f"{sized.api_key}".encode() in path.read_bytes()]
+
+
+FACTORS = """
+import json, os, sys
+from vllm import envs
+for environment in json.load(sys.stdin):
+    os.environ.clear()
+    os.environ.update(environment)
+    print(json.dumps({name: repr(read()) for name, read in envs.environment_variables.items()}))
+"""
+"""All that vLLM up to 0.26 makes a part of the key of its compile cache; later versions leave some out."""
+RANDOM = "VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME"
+"""No part of a key: vLLM draws it anew in every process."""
+
+
+def test_two_servers_give_the_compile_cache_the_same_key(
+    vllm_python: str, vllm_cpu_server: VllmServer, sized: VllmServer, tmp_path: Path
+) -> None:
+    servers = (vllm_cpu_server, sized)
+    alike = {"VLLM_CACHE_ROOT": str(tmp_path)}
+    mains = [min(map(psutil.Process, each.pids()), key=psutil.Process.create_time) for each in servers]
+    environments = [each.environ() | alike for each in mains]
+    told = subprocess.check_output([vllm_python, "-c", FACTORS], input=json.dumps(environments), text=True)
+    assert not [each for each in servers if f"{each.api_key}" in told]
+    one, other = (json.loads(line) for line in told.splitlines()[-2:])
+    assert one["VLLM_API_KEY"] == "None"
+    one[RANDOM] = other[RANDOM] = ""
+    assert one == other
 
 
 def test_two_front_ends_take_requests(sized: VllmServer) -> None:

@@ -7,6 +7,7 @@ exception of another kind above all, is a fault.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import itertools
 import json
@@ -33,10 +34,12 @@ from pytest_gpucap.results import result_file
 from pytest_gpucap.roofline.model_shape import model_of
 from pytest_gpucap.roofline.served import config_of
 from pytest_gpucap.session.baselines import _BASELINE, check_files
+from pytest_gpucap.session.earlier import earlier_of
 from pytest_gpucap.session.placement import check_names
 from pytest_gpucap.simulator import profile
 from pytest_gpucap.user_files import is_file
 from pytest_gpucap.workloads.presets import find_preset
+from pytest_gpucap.workloads.prompt_file import read_prompts
 from tests.fuzz import inputs
 
 
@@ -312,7 +315,10 @@ def _baseline(place: Place, document: Any) -> str | None:
         return _refusal(error)
     for result in ours.results:
         compare_result(result, baseline, 0.05)
+    place.item.own_markers[:] = []
+    declared, earlier = markers.declare(place.item, Options()), earlier_of(baseline.runs)
     for result in baseline.runs[0].results:
+        earlier.spent(result.test, declared, "h200", simulated=result.simulated)
         compare_result(result, store.Baseline("base", (store.Run(place.base, ours),)), 0.05)
     store.saved_form(baseline.runs[0].content, simulated=False, forced=True)
     return None
@@ -354,6 +360,12 @@ def formats(place: Place) -> tuple[Format, ...]:
     prices = b'currency = "USD"\n[per_hour]\na10g = 1.006\nh200 = 4\n'
     preset = b'[mine]\nabout = "a"\nextends = "chat"\ninput_tokens = "lognormal:mean=256,cv=0.8,high=2048"\nqps = 3\n'
     questions = b'{"question": "1+1?", "answer": "2"}\n{"question": "2+2?", "answer": 4}\n'
+    chat = b'{"messages": [{"role": "user", "content": "1+1?"}], "max_tokens": 3, "n": 1}\n'
+    batch = b'{"custom_id": "a", "body": {"prompt": "Once", "max_tokens": 3}}\n{"prompt": "a", "output_tokens": 2}\n'
+    shared = (
+        b'[{"conversations": [{"from": "human", "value": "1+1?"},\n{"from": "gpt", "value": "2"}]},\n{"prompt": "a"}]'
+    )
+    prompts = (chat * 2, batch, shared, gzip.compress(chat, mtime=0))
     return (
         Format(
             "GPU classes",
@@ -370,6 +382,7 @@ def formats(place: Place) -> tuple[Format, ...]:
         ),
         Format("traces", (trace, jsonl), read_trace),
         Format("questions", (questions,), read_questions),
+        Format("prompts", prompts, read_prompts),
         Format(
             "simulator profiles",
             ((package / "simulator" / "profiles" / "h200.toml").read_bytes(),),

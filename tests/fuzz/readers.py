@@ -19,6 +19,7 @@ from pytest_gpucap.access import header_sources, server_root
 from pytest_gpucap.accuracy import grading
 from pytest_gpucap.engines.errors import ServerError, ServerStartError
 from pytest_gpucap.engines.protocol import ServerLog
+from pytest_gpucap.engines.start_phases import start_phases
 from pytest_gpucap.engines.startup_errors import diagnose
 from pytest_gpucap.engines.url import ExternalServer, attach
 from pytest_gpucap.engines.vllm import METRICS
@@ -81,7 +82,7 @@ def readers(place: Place) -> tuple[Reader, ...]:
     """Every reader."""
     toml = Format("TOML", ((inputs.REPOSITORY / "pyproject.toml").read_bytes()[:KIB],), read_toml, ".toml")
     files = (*formats(place), toml)
-    logs = sorted((inputs.REPOSITORY / "tests" / "engines" / "logs").glob("*.txt"))
+    logs = sorted((inputs.REPOSITORY / "tests" / "engines").glob("*logs/*.txt"))
     secrets = "\n".join(each.argument for each in PLANTED.values()).encode()
     return (
         *(Reader(each.name, each.contents, partial(each.enter, place)) for each in files),
@@ -168,6 +169,7 @@ _logs = cycle(range(4))
 def _log(place: Place, content: bytes) -> str | None:
     log = ServerLog(place.put(f"log{next(_logs)}", content))
     error = ServerStartError(diagnose(log.text(), 1), log.tail(), log.path)
+    start_phases(log.text(), 0.0, 3600.0)
     log.mask()
     return str(error).partition("\n")[0].replace("\t", " ")
 

@@ -18,7 +18,7 @@ import pytest_gpucap
 from pytest_gpucap.history import store
 from pytest_gpucap.history.compare import compare_result, compare_runs, is_precise
 from pytest_gpucap.history.store import MEDIAN_RUNS, Baseline, Run, open_baseline, read_run
-from pytest_gpucap.requirement import ArrivalKind, Arrivals, LatencyLimit, Length, Slo
+from pytest_gpucap.requirement import ArrivalKind, Arrivals, LatencyLimit, Length, OwnPrompts, Slo
 from pytest_gpucap.results.comparison import ComparedBaseline, Comparison, RegressionDecision
 from pytest_gpucap.results.encoding import to_builtins
 from pytest_gpucap.results.environment import DeviceState, Environment
@@ -141,6 +141,31 @@ def test_traces_are_compared_by_what_they_hold() -> None:
     assert compared(traced("june.csv", june), traced("june.csv", None)).decision == RegressionDecision.SAME
     renamed = compared(traced("june.csv", None), traced("renamed.csv", june))
     assert renamed.differs == ("workload trace: june.csv -> renamed.csv",)
+
+
+def test_prompts_are_compared_by_what_they_send() -> None:
+    def own(name: str, contents: str, low: int = 5, **more: Any) -> Result:
+        prompts = OwnPrompts(Path(name), contents, 40)
+        workload = replace(REQUIREMENT.workload, prompts=prompts, input_tokens=Length.fixed(low), **more)
+        return result(25.0, requirement=replace(REQUIREMENT, workload=workload))
+
+    june, july = "6" * 64, "7" * 64
+    assert compared(own("june.jsonl", june), own("june.gz", june, low=6)).decision == RegressionDecision.SAME
+    changed = compared(own("june.jsonl", june), own("june.jsonl", july))
+    assert (changed.decision, changed.differs) == (
+        RegressionDecision.NOT_COMPARABLE,
+        ("workload prompts' contents: 666666666666... -> 777777777777...",),
+    )
+    assert compared(result(25.0), own("june.jsonl", june)).decision == RegressionDecision.NOT_COMPARABLE
+    think, long = {"reasoning_effort": "low"}, {"tools": ["x" * 9_000, "y"]}
+    (said,) = compared(own("a", june, extra_body=think), own("a", june, extra_body=long)).differs
+    assert said.startswith('workload extra_body: {"reasoning_effort": "low"} -> sha256 ')
+    other = {"tools": ["x" * 9_000, "z"]}  # alike as far as a result keeps it
+    found = compared(own("a", june, extra_body=long), own("a", june, extra_body=other))
+    assert found.decision == RegressionDecision.NOT_COMPARABLE
+    assert (
+        compared(own("a", june, extra_body=long), own("a", june, extra_body=long)).decision == RegressionDecision.SAME
+    )
 
 
 def test_on_a_cpu_the_processor_is_the_device() -> None:

@@ -14,10 +14,10 @@ import pytest
 from aiohttp import web
 
 from pytest_gpucap.load import self_check
-from pytest_gpucap.load.calibrate import MOST_COUNTS
 from pytest_gpucap.load.protocol import Journal, PhaseSpan, PromptCountError, Status
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.load.schedule import open_loop
+from pytest_gpucap.load.token_probe import MOST_COUNTS
 from pytest_gpucap.measure.procedure import check
 from pytest_gpucap.requirement import ApiKind, Length, Requirement, Slo, Workload
 from pytest_gpucap.results.measured import Outcome

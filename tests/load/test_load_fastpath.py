@@ -425,6 +425,7 @@ def test_answers_of_the_real_vllm_are_read_without_python(
     workload = Workload(Length.fixed(64), Length.fixed(8), endpoint=endpoint)
     with HttpLoadRunner(server.base_url, server.model, f"{server.api_key}", workload, 1, workers=1) as runner:
         recipe = runner.prepare()
+    assert recipe is not None
     port = int(server.base_url.split(":")[2].split("/")[0])
     handed, table = in_this_process(monkeypatch, port, recipe, f"{server.api_key}", 120, 4)
     assert (table.status == Status.OK).all()

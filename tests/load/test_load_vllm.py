@@ -36,6 +36,7 @@ def test_the_servers_counters_agree_exactly(vllm_cpu_server: VllmServer, endpoin
     server = vllm_cpu_server
     with HttpLoadRunner(server.base_url, server.model, f"{server.api_key}", workload, 11, workers=1) as runner:
         recipe = runner.prepare()
+        assert recipe is not None
         assert recipe.as_ids == (endpoint is ApiKind.COMPLETIONS)
         before = counters(server)
         first = open_loop(workload, 4.0, 5.0, 11, 0)

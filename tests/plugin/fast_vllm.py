@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import os
 import signal
 import threading
@@ -30,7 +31,7 @@ parser.add_argument("--port", type=int)
 parser.add_argument("--max-num-seqs")
 ARGUMENTS, _ = parser.parse_known_args()
 ROOT = os.environ.get("FAST_VLLM_ROOT")
-KEY = os.environ.get("VLLM_API_KEY")
+KEY_SHA256 = os.environ.get("GPUCAP_KEY_SHA256")
 OPEN_HEALTH = os.environ.get("GPUCAP_OPEN_HEALTH") == "1"
 TELLS = os.environ.get("FAST_VLLM_TELLS")
 HANGS = ARGUMENTS.max_num_seqs is not None and ARGUMENTS.max_num_seqs == os.environ.get("FAST_VLLM_HANGS")
@@ -50,16 +51,17 @@ class Connection(web.ClientConnection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._model = ARGUMENTS.served_model_name
-        self._allowed = KEY is None
+        self._allowed = KEY_SHA256 is None
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._allowed = KEY is None
+        self._allowed = KEY_SHA256 is None
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """As every vLLM that the plugin starts, it asks for the key on every path."""
-        if name.lower() == b"authorization" and KEY is not None:
-            self._allowed = value.decode() == f"Bearer {KEY}"
+        if name.lower() == b"authorization" and KEY_SHA256 is not None:
+            scheme, _, key = value.partition(b" ")
+            self._allowed = scheme == b"Bearer" and hashlib.sha256(key).hexdigest() == KEY_SHA256
 
     def on_message_complete(self) -> None:
         if self._allowed or (OPEN_HEALTH and self._url == b"/health"):

@@ -112,6 +112,9 @@ def test_servers_are_shared_replaced_and_ended(pytester: pytest.Pytester, vllm_p
     assert (record["environment"]["quantization"], record["environment"]["dtype"]) == (None, "float32")
     assert record["environment"]["server_args"]["max_model_len"] == 1024
     assert record["spent_s"]["start-up"] >= 0
+    # A model without weights to read, which is run as it is: neither a download, nor a compilation, nor graphs.
+    assert {"imports"} <= set(record["start_phases_s"]) <= {"imports", "weights", "profiling", "readiness"}
+    assert sum(record["start_phases_s"].values()) <= record["spent_s"]["start-up"]
 
 
 def test_a_server_that_does_not_start_is_an_error_with_its_cause(pytester: pytest.Pytester, vllm_python: str) -> None:

@@ -240,7 +240,8 @@ def test_each_start_is_a_server_of_its_own(
     python = pytester.path / "python"
     count = "echo start >> starts; test $(wc -l < starts) -lt 2 || { echo 'out of luck' >&2; exit 3; }"
     server = f'exec {sys.executable} {SERVER} "$@"'
-    python.write_text(f"#!/bin/sh\ncd {pytester.path}\n{count if fails else ''}\n{server}\n")
+    told = "echo 'Model loading took 0.10 GiB memory and 0.010000 seconds'"
+    python.write_text(f"#!/bin/sh\ncd {pytester.path}\n{told}\n{count if fails else ''}\n{server}\n")
     python.chmod(0o755)
     pytester.makepyfile(test_suite=STARTS)
     run = pytester.runpytest("--gpu-class=cpu", f"--gpucap-vllm-python={python}", "--gpucap-repeat=2")
@@ -255,5 +256,6 @@ def test_each_start_is_a_server_of_its_own(
         run.assert_outcomes(passed=1)
         assert len(found.starts) == 2
         assert found.spent_s["start-up"] > 0
+        assert found.start_phases_s == {"weights": pytest.approx(0.02)}  # of both
     ours = psutil.Process(os.getpid()).children(recursive=True)
     assert not [process for process in ours if str(SERVER) in " ".join(process.cmdline())]

@@ -140,6 +140,7 @@ REPORTS = (
 @pytest.mark.usefixtures("planted_environment", "lateness_forgiven")
 def test_no_output_shows_what_a_server_echoes(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     python = server(pytester, f'exec {sys.executable} {SERVER} "$@"')
+    monkeypatch.setenv("VLLM_API_KEY", "the-key-of-another-server")
     pytester.makepyfile(SUITE)
     for style in ("long", "native"):
         arguments = ("--gpu-class=cpu", f"--gpucap-vllm-python={python}", "--gpucap-host-check=off", f"--tb={style}")
@@ -150,7 +151,8 @@ def test_no_output_shows_what_a_server_echoes(pytester: pytest.Pytester, monkeyp
         for log in logs:
             assert log.stat().st_mode & 0o077 == 0
             text = log.read_text()
-            assert "VLLM_API_KEY=***" in text
+            assert "GPUCAP_KEY_SHA256=" in text
+            assert "VLLM_API_KEY" not in text
             assert "HF_TOKEN=***" in text
         assert not [line for line in result.stdout.lines if line.lstrip().startswith("::error")]
         assert shown(pytester, result, *ENVIRONMENT) == []

@@ -137,7 +137,8 @@ def _hostile(result: Result, number: int) -> Result:
         environment=Environment(gpu=HOSTILE, model=HOSTILE, gpu_remarks=(HOSTILE,), command=HOSTILE),
         workload=msgspec.structs.replace(result.workload, trace=HOSTILE, sampling={HOSTILE: 1}),
         bottleneck=Bottleneck(BottleneckKind.CLIENT, (HOSTILE,), HOSTILE),
-        spent_s={HOSTILE: 3.0},
+        spent_s={HOSTILE: 3.0, "start-up": 5.0},
+        start_phases_s={HOSTILE: 2.0},
         samples=tuple(map(hostile_window, result.samples)),
         points=tuple(map(hostile_window, result.points)),
     )

@@ -247,7 +247,7 @@ def test_the_headline_of_the_page_is_that_of_the_pull_request(results: list[Resu
 
 def test_a_sample_shows_its_latencies() -> None:
     window = made.sample(WindowId(Phase.SAMPLE, rate_rps=5.0), 5.0, 4.0)
-    content = made.session(sample_result(window, made.REQUIREMENT, made.CONTEXT, simulated=False, seed=0))
+    content = made.session(sample_result(window, made.REQUIREMENT, made.CONTEXT, simulated=False, seed=0, spent_s=42.0))
     percentiles = "p50 150 ms, p90 400 ms, p95 480 ms, p99 600 ms"
     page = html.unescape(pull_request_page(content))
     for report in (Page(render(content)).shown, page, page.partition("<details>")[0], summary(content.results)):

@@ -19,12 +19,14 @@ from pytest_gpucap.engines.url import ExternalServer
 from pytest_gpucap.engines.vllm import VllmServer
 from pytest_gpucap.fleet.fleet_server import FleetServer
 from pytest_gpucap.gpu.classes import GpuClass, find_class
+from pytest_gpucap.load.prompt_lengths import with_estimates
 from pytest_gpucap.load.trace import with_trace_lengths
-from pytest_gpucap.requirement import ArrivalKind, Arrivals, Workload
+from pytest_gpucap.requirement import ArrivalKind, Arrivals, OwnPrompts, Workload
 from pytest_gpucap.roofline.limits import NoLimit, Roofline
 from pytest_gpucap.roofline.served import config_of, hardware_of, roofline_of
 from pytest_gpucap.routing import Routing
 from pytest_gpucap.vllm_arguments import VllmArguments
+from pytest_gpucap.workloads.prompt_file import read_prompts
 
 Limits = Callable[..., Roofline | NoLimit]
 
@@ -50,6 +52,7 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> Limits:
             model="m",
             api_key="k",
             base_url="http://127.0.0.1:1/v1",
+            started_at=0.0,
             startup_s=0.0,
         )
         servers = [VllmServer(launched, ServerSpec(model, VllmArguments(arguments))) for _ in range(fleet)]
@@ -122,6 +125,21 @@ def test_a_trace_has_limits_by_its_own_token_counts(limits: Limits, tmp_path: Pa
     assert found.context == pytest.approx(sum(at * steps for at, steps in steps_of.items()) / 1000)  # 629, not 2300
     assert "x 629 tokens" in found.at(8).formula
     assert found.certain().context == 100 + 10 / 2
+
+
+def test_prompts_of_a_file_may_be_in_the_cache_as_a_whole(limits: Limits, tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    rows = ({"prompt": "a" * 16_000, "max_tokens": 10}, {"prompt": "b" * 400, "max_tokens": 990})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = read_prompts(path)
+    own = with_estimates(Workload(prompts=OwnPrompts(path, file.sha256, 2)), file)
+    found, made = limits(workload=own), limits(workload=replace(own, prompts=None))
+    assert isinstance(found, Roofline)
+    assert isinstance(made, Roofline)
+    steps_of = {4000 + 10 / 2: 10, 100 + 990 / 2: 990}
+    assert found.context == pytest.approx(sum(at * steps for at, steps in steps_of.items()) / 1000)
+    assert found.computed_rps() > made.computed_rps(), "their prompts may cost nothing"
+    assert found.ttft_s() < made.ttft_s()
 
 
 def test_a_cpu_with_figures_of_its_own_has_limits(limits: Limits) -> None:

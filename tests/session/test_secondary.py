@@ -164,7 +164,7 @@ def test_prices_of_a_bad_file_end_the_session_even_if_nobody_needs_them(pytester
     pytester.makepyfile("def test_it(): ...")
     result = pytester.runpytest("--gpucap-prices=prices.toml")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["ERROR: --gpucap-prices *prices.toml: write currency = *"])
+    result.stderr.fnmatch_lines(["ERROR: --gpucap-prices*prices.toml: write currency = *"])
 
 
 def watch(*limits: SecondaryLimit, energy_j: float | None, hits: float | None) -> SecondaryWatch:

@@ -2,8 +2,14 @@
 
 vLLM's own check of the key leaves out whatever is not below ``/v1``: pauses, remote calls, the server's configuration,
 ``/invocations``, metrics. On a machine with other users, these are open to all of them.
+
+The server never has the key, only its SHA-256 digest. The key is random and long, so its digest opens nothing, and
+wherever vLLM writes its environment to, no secret goes with it. vLLM itself asks for no key, because it would have to
+know it: versions up to 0.26 make its variable a part of the key of their compile cache, and would compile anew for each
+random key and keep it in a file.
 """
 
+import hashlib
 import hmac
 import os
 from collections.abc import Awaitable, Callable
@@ -13,10 +19,11 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Application = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
 
-VARIABLE = "VLLM_API_KEY"
-"""Environment variable that holds the key. Only the server's own user can read it."""
+VARIABLE = "GPUCAP_KEY_SHA256"
+"""Environment variable that holds the digest of the key, in hexadecimal. vLLM does not know it."""
 OPEN_HEALTH = "GPUCAP_OPEN_HEALTH"
 """Environment variable: ``1`` answers health checks without the key, because vLLM's router sends none with them."""
+_SCHEME = b"Bearer "
 _BODY = b'{"error":"Unauthorized"}'
 _HEADERS = [
     (b"content-type", b"application/json"),
@@ -29,17 +36,17 @@ _REQUESTS = frozenset({"http", "websocket"})
 
 
 class RequireKey:
-    """An ASGI middleware. It adds a comparison to a request, and nothing to what the answer sends.
+    """An ASGI middleware. It adds one hash and a comparison to a request, and nothing to what the answer sends.
 
     Raises:
-        RuntimeError: if the environment holds no key. The server then does not start.
+        RuntimeError: if the environment holds no digest. The server then does not start.
     """
 
     def __init__(self, app: Application) -> None:
-        key = os.environ.get(VARIABLE, "")
-        if not key:
+        digest = os.environ.get(VARIABLE, "")
+        if not digest:
             raise RuntimeError(f"{VARIABLE} is not set, so no request could be let in")
-        self._app, self._expected = app, f"Bearer {key}".encode()
+        self._app, self._expected = app, digest.encode()
         self._open = {"/health"} if os.environ.get(OPEN_HEALTH) == "1" else set()
 
     def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> Awaitable[None]:
@@ -50,7 +57,10 @@ class RequireKey:
 
     def _has_key(self, headers: list[tuple[bytes, bytes]]) -> bool:
         given = [value for name, value in headers if name == b"authorization"]
-        return len(given) == 1 and hmac.compare_digest(given[0], self._expected)
+        if len(given) != 1 or not given[0].startswith(_SCHEME):
+            return False
+        digest = hashlib.sha256(given[0].removeprefix(_SCHEME)).hexdigest()
+        return hmac.compare_digest(digest.encode(), self._expected)
 
 
 async def _refuse(send: Send) -> None:

@@ -18,6 +18,9 @@ from types import SimpleNamespace
 COMMAND_LINE = "vllm.entrypoints.cli.main"
 OLD_MODULE = "vllm.entrypoints.openai.api_server"
 KEY = "gpucap_key.RequireKey"
+CONFIG = "--config"
+NO_KEY_OF_VLLM = ["--api-key", ""]
+"""Overrides a key in the user's own file of arguments: no request carries it, so vLLM would refuse all."""
 DEVELOPMENT = "VLLM_SERVER_DEV_MODE"
 """Enables the endpoints that reset caches and tell the configuration, and others that are dangerous without a key."""
 
@@ -28,6 +31,8 @@ def main() -> None:
     here, sys.path[0] = sys.path[0], os.getcwd()  # noqa: PTH109 - a text, as every entry
     sys.path.append(here)
     model, *arguments = sys.argv[1:]
+    if CONFIG in arguments:
+        arguments += NO_KEY_OF_VLLM
     arguments += ["--middleware", KEY]  # the last one is the outermost
     os.environ.setdefault(DEVELOPMENT, "1")
     if not _has(COMMAND_LINE):

@@ -148,6 +148,7 @@ class ResultCard:
     notes: tuple[Note, ...]
     compared: ComparedTable | None
     spent: tuple[TimeShare, ...]
+    start_phases: str
     declared: tuple[Fact, ...]
     windows: WindowsTable
     environment: tuple[Fact, ...]
@@ -196,6 +197,7 @@ def _card(result: Result, number: int) -> ResultCard:
         notes=tuple(_notes(result)),
         compared=_compared(result),
         spent=tuple(_spent(result.spent_s)),
+        start_phases=rows.start_phases(result),
         declared=tuple(_declared(result)),
         windows=windows_table(result),
         environment=tuple(_environment(result)),
@@ -353,6 +355,7 @@ def _spent(spent_s: Mapping[str, float]) -> list[TimeShare]:
 def _declared(result: Result) -> list[Fact]:
     declared, workload = result.requirement, result.workload
     shared = f", {workload.shared_prefix_tokens} of them shared" if workload.shared_prefix_tokens else ""
+    of_file = f"{rows.own_prompts(workload)}: " if workload.prompts else ""
     sampling = ", ".join(f"{key} {value}" for key, value in workload.sampling.items())
     facts = []
     if result.kind is ResultKind.CHECK:
@@ -362,12 +365,13 @@ def _declared(result: Result) -> list[Fact]:
         facts.append(Fact("Replica", gpus(declared.gpus_per_replica)))
     facts += [
         Fact("Limits", rows.limits(result.slo)),
-        Fact("Prompts", f"{workload.input_tokens} tokens{shared}"),
+        Fact("Prompts", f"{of_file}{workload.input_tokens} tokens{shared}"),
         Fact("Answers", f"{workload.output_tokens} tokens{', end of text ignored' if workload.ignore_eos else ''}"),
         Fact("Arrivals", _arrivals(workload)),
         Fact("Endpoint", workload.endpoint),
     ]
-    return [*facts, *([Fact("Sampling", sampling)] if sampling else [])]
+    extra = [Fact("Extra body", workload.extra_body)] if workload.extra_body else []
+    return [*facts, *([Fact("Sampling", sampling)] if sampling else []), *extra]
 
 
 def _arrivals(workload: DeclaredWorkload) -> str:

@@ -1,0 +1,62 @@
+"""Fields of every request that the marker has no keyword for: ``gpucap(extra_body={...})``, as OpenAI's client has it.
+
+They reach the server as they are: a JSON schema (``response_format``), ``tools``, ``chat_template_kwargs``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pytest_gpucap.errors import told
+from pytest_gpucap.masking import refusal
+from pytest_gpucap.requirement import RequirementError
+from pytest_gpucap.workloads.json_text import NoJsonText, json_text
+
+MOST_BYTES: Final = 2**18
+"""Of a body's extra fields as JSON: it is sent with every request."""
+_OURS: Final[Mapping[str, str]] = {
+    "model": "it is that of the server",
+    "stream": "answers are always streamed",
+    "stream_options": "answers are always streamed with their usage",
+    "messages": "name a file with prompts=",
+    "prompt": "name a file with prompts=",
+    "max_tokens": "write gpucap(output_tokens=...)",
+    "max_completion_tokens": "write gpucap(output_tokens=...)",
+    "ignore_eos": "write gpucap(ignore_eos=...)",
+    "seed": "load has none, and questions have one for each answer",
+    "n": "of several answers only one would be measured",
+    "best_of": "of several answers only one would be measured",
+}
+"""Fields that the plugin sets or leaves out itself, and what to do instead."""
+
+
+def read_extra_body(value: Any, what: str, keywords: tuple[str, ...]) -> dict[str, Any]:
+    """The extra fields of every request's body.
+
+    Args:
+        value: as it was given.
+        what: its name, for messages.
+        keywords: fields that have a keyword of their own.
+
+    Raises:
+        RequirementError: one line, if a field is not the user's to set, or the value is nothing that JSON can hold.
+    """
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise RequirementError(f'{what} must be a dict such as {{"tools": [...]}}, not {told(value)}')
+    for name, each in value.items():
+        if name in _OURS:
+            raise RequirementError(f"{what}: {name} is not for it: {_OURS[name]}")
+        if name in keywords:
+            raise RequirementError(f"{what}: {name} has a keyword of its own: write gpucap({name}=...)")
+        if why := refusal(name, each):
+            raise RequirementError(f"{what}: {why}")
+    try:
+        text = json_text(value, sort_keys=True)
+    except NoJsonText as error:
+        raise RequirementError(f"{what} {error}") from None
+    if len(text.encode()) > MOST_BYTES:
+        raise RequirementError(f"{what} is longer than {MOST_BYTES // 2**10} KiB as JSON")
+    found: dict[str, Any] = json.loads(text)
+    return found
