@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         Measurement,
         Outcome,
         Sample,
+        SecondaryResult,
         Verdict,
     )
     from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
@@ -98,6 +99,7 @@ __all__ = [
     "ResultFile",
     "ResultKind",
     "Sample",
+    "SecondaryResult",
     "Server",
     "ServerError",
     "ServerLog",
@@ -129,7 +131,8 @@ _NAMES_BY_MODULE = {
     "load.protocol": ("LoadError",),
     "requirement": ("LatencyLimit", "Metric", "Requirement", "RequirementError", "Slo", "Workload"),
     "results.measured": (
-        *("Accuracy", "Curve", "Interval", "Latency", "MeasuredStart", "Measurement", "Outcome", "Sample", "Verdict"),
+        *("Accuracy", "Curve", "Interval", "Latency", "MeasuredStart", "Measurement", "Outcome", "Sample"),
+        *("SecondaryResult", "Verdict"),
     ),
     "results.problems": ("Problem", "ProblemKind", "ProblemSource"),
     "results.result": ("Result", "ResultFile", "ResultKind"),

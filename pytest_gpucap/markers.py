@@ -43,6 +43,7 @@ from pytest_gpucap.requirement import (
     tokens,
     whole,
 )
+from pytest_gpucap.secondary import METRICS, SecondaryLimit
 from pytest_gpucap.user_files import is_file, shown_path
 from pytest_gpucap.vllm_arguments import VllmArguments
 
@@ -73,6 +74,7 @@ class Declaration:
         workload, slo: declared even without a rate, so that `measure` and `sweep` work without one.
         gpus_per_replica: GPUs that one server occupies.
         fleet: replicas that are measured together.
+        secondary: what is required beside the rate.
         counts_loss: a replica that is lost is counted, and the measurement goes on with the others; otherwise it ends.
         model: model of the server; None when no marker and no option names one.
         engine: the name of the engine that starts the server.
@@ -101,6 +103,7 @@ class Declaration:
     named: bool = False
     fleet: int = 1
     counts_loss: bool = False
+    secondary: tuple[SecondaryLimit, ...] = ()
     priority: int = 0
 
     def with_workload(self, workload: Workload) -> Declaration:
@@ -200,6 +203,7 @@ def declare(item: pytest.Item, options: Options) -> Declaration:
         named=bool(values.get("name")),
         fleet=fleet,
         counts_loss=values.get("on_replica_loss") == "count",
+        secondary=tuple(SecondaryLimit(name, float(values[name])) for name in METRICS if name in values),
         priority=values.get("priority", 0),
     )
 
@@ -444,6 +448,7 @@ _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "questions": _path,
     "answer_tokens": tokens,
     "min_accuracy": share,
+    **{name.value: metric.read for name, metric in METRICS.items()},
 }
 
 _MARKERS: Final = frozenset({"gpucap", "engine", "vllm", "gpu_class"})

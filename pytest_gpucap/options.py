@@ -318,7 +318,7 @@ class Options:
     prices = Option(
         "--gpucap-prices",
         values.path,
-        "TOML file for the estimate: [per_hour] with CLASS = PRICE of one GPU, as for gpucap plan",
+        "TOML file for the estimate and usd_per_1m_tokens: [per_hour] with CLASS = PRICE of one GPU, as of gpucap plan",
         "FILE",
         default=None,
     )

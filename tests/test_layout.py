@@ -26,11 +26,12 @@ ROOMS: dict[str, set[str]] = {
     "requirement": set(),
     "access": set(),
     "jit": set(),
+    "secondary": {"requirement"},
     "sizing": {"requirement"},
     "vllm_arguments": {"requirement"},
     "routing": set(),
     # What is found.
-    "results": {"requirement", "sizing", "vllm_arguments"},
+    "results": {"requirement", "secondary", "sizing", "vllm_arguments"},
     # The stages of a measurement, earliest first.
     "hookspecs": {"engines", "gpu", "results"},
     "extensions": {"engines", "gpu", "workloads"},
@@ -42,16 +43,16 @@ ROOMS: dict[str, set[str]] = {
     "telemetry": {"gpu", "engines", "results", "vllm_arguments"},
     "load": {"requirement", "jit", "results", "access", "workloads"},
     "accuracy": {"requirement", "results", "load", "engines"},
-    "markers": {"options", "requirement", "vllm_arguments", "workloads", "accuracy", "engines"},
+    "markers": {"options", "requirement", "secondary", "vllm_arguments", "workloads", "accuracy", "engines"},
     "estimate": {"requirement", "jit", "results", "load"},
-    "decisions": {"requirement", "sizing", "results"},
+    "decisions": {"requirement", "secondary", "sizing", "results"},
     "roofline": {"requirement", "vllm_arguments", "results", "load", "gpu", "engines"},
     "measure": {"requirement", "results", "load", "estimate", "decisions", "roofline"},
     "simulator": {"requirement", "vllm_arguments", "jit", "load", "accuracy", "engines", "routing"},
     "fleet": {"requirement", "sizing", "access", "routing", "gpu", "engines", "telemetry", "load", "results"},
     # What is made of results.
     "planning": {"requirement", "sizing", "vllm_arguments", "results", "gpu", "roofline"},
-    "report": {"requirement", "sizing", "results", "planning"},
+    "report": {"requirement", "secondary", "sizing", "results", "planning"},
     "history": {"requirement", "vllm_arguments", "results", "decisions", "report"},
     # The wiring: one pytest session, and the commands.
     "session": {
@@ -62,6 +63,7 @@ ROOMS: dict[str, set[str]] = {
             "fleet",
             "access",
             "requirement",
+            "secondary",
             "vllm_arguments",
             "results",
             "gpu",

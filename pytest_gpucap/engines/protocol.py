@@ -119,6 +119,7 @@ class MetricNames:
         kv_use: gauge, share of the KV cache in use, 0 to 1.
         preemptions, prompt_tokens, output_tokens: counters.
         prefix_queries, prefix_hits: counters, in tokens.
+        draft_tokens, accepted_tokens: counters, of speculative decoding.
     """
 
     running: Names = ()
@@ -129,6 +130,8 @@ class MetricNames:
     output_tokens: Names = ()
     prefix_queries: Names = ()
     prefix_hits: Names = ()
+    draft_tokens: Names = ()
+    accepted_tokens: Names = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,15 +8,15 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 from pytest_gpucap.engines import synthetic
-from pytest_gpucap.engines.errors import EndpointError, MetricsUnavailable, ServerStartError
+from pytest_gpucap.engines.errors import EndpointError, ServerStartError
 from pytest_gpucap.engines.front_ends import front_ends
+from pytest_gpucap.engines.kv_cache import told_kv_tokens
 from pytest_gpucap.engines.launch import Launched, LaunchedServer, launch
 from pytest_gpucap.engines.protocol import Capabilities, MetricNames, ServingIdentity
 from pytest_gpucap.engines.server import HttpServer
@@ -52,6 +52,8 @@ METRICS: Final = MetricNames(
     output_tokens=("vllm:generation_tokens_total",),
     prefix_queries=("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total"),
     prefix_hits=("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total"),
+    draft_tokens=("vllm:spec_decode_num_draft_tokens_total",),
+    accepted_tokens=("vllm:spec_decode_num_accepted_tokens_total",),
 )
 
 
@@ -192,18 +194,8 @@ class VllmServer(LaunchedServer):
     @cached_property
     def kv_tokens(self) -> int | None:
         """How many tokens its KV cache holds, over all engines; None if it does not report it."""
-        try:
-            told = [sample.labels for sample in self.metrics().find("vllm:cache_config_info")]
-        except MetricsUnavailable:
-            told = []
-        engines: dict[str, int] = {}
-        for labels in told:
-            # Every front end of an engine may show it, with or without its size.
-            with suppress(KeyError, ValueError):
-                index = labels.get("engine", "")
-                engines[index] = max(engines.get(index, 0), _cache_size(labels))
-        if engines:
-            return sum(engines.values())
+        if (told := told_kv_tokens(self)) is not None:
+            return told
         logged = _LOG_KV_TOKENS.findall(self.log.text())
         return sum(int(tokens.replace(",", "")) for tokens in logged) if logged else None
 
@@ -290,11 +282,3 @@ def _default_variables(spec: ServerSpec, *, cpu: bool) -> dict[str, str]:
     if spec.args.get("kv_cache_memory_bytes") is None:
         variables = {**variables, "VLLM_CPU_KVCACHE_SPACE": "1"}
     return dict(variables)
-
-
-def _cache_size(labels: Mapping[str, str]) -> int:
-    """Tokens that an engine's KV cache holds, by the labels of ``vllm:cache_config_info``."""
-    # Prefer vLLM's own count: hybrid models share blocks between layers of several kinds.
-    if "kv_cache_size_tokens" in labels:
-        return int(labels["kv_cache_size_tokens"])
-    return int(labels["num_gpu_blocks"]) * int(labels["block_size"])

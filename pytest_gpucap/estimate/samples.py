@@ -11,7 +11,7 @@ from dataclasses import fields
 
 import numpy as np
 
-from pytest_gpucap.arrays import Floats
+from pytest_gpucap.arrays import Bools, Floats
 from pytest_gpucap.estimate.bins import integral
 from pytest_gpucap.load.protocol import ERRORS, ClosedLoop, Histogram, Journal, OpenLoop, PhaseSpan, Status
 from pytest_gpucap.requirement import LatencyLimit, Metric
@@ -96,6 +96,7 @@ def sample_of(
                 attainment[limit.name] = 1.0 - span.gaps.share_above(limit.limit_s)
         elif values[limit.metric].size:
             attainment[limit.name] = float((values[limit.metric] <= limit.limit_s).mean())
+    goodput, goodput_requests = goodput_of(journal, limits, ended & whole)
     errors = {
         status.name.lower(): int(count)
         for status in sorted(ERRORS)
@@ -132,7 +133,33 @@ def sample_of(
         problems=(*span.check.problems, *problems),
         timeline=timeline(journal, {metric.value: pair for metric, pair in known.items()}, start_s, end_s),
         histograms=histograms,
+        goodput=goodput,
+        goodput_requests=goodput_requests,
     )
+
+
+def goodput_of(journal: Journal, limits: tuple[LatencyLimit, ...], ended: Bools) -> tuple[float | None, int]:
+    """The share of requests that keep every limit on TTFT, TPOT and E2E at once, and how many requests these are.
+
+    Args:
+        journal: the requests.
+        limits: on latencies; those on ITL say nothing of a single request.
+        ended: shape (n,), the requests that ended in the window. Those that failed keep no limit; cancelled ones do not
+            count.
+
+    Returns:
+        None and 0 without such a limit or such a request. An answer of one token keeps every limit on TPOT.
+    """
+    columns = {Metric.TTFT: journal.ttft_s, Metric.TPOT: journal.tpot_s, Metric.E2E: journal.e2e_s}
+    judged = [(columns[limit.metric], limit.limit_s) for limit in limits if limit.metric in columns]
+    served = ended & (journal.status == Status.OK)
+    count = int(served.sum()) + int((ended & np.isin(journal.status, sorted(ERRORS))).sum())
+    if not judged or not count:
+        return None, 0
+    kept = served.copy()
+    for values, limit_s in judged:
+        kept &= ~(values > limit_s)
+    return float(kept.sum()) / count, count
 
 
 def timeline(

@@ -79,6 +79,12 @@ class FleetServer(HttpServer):
         return self.started[0].version
 
     @property
+    def startup_s(self) -> float | None:
+        """Seconds of the slowest replica's start; None unless all tell."""
+        told = [getattr(each, "startup_s", None) for each in self.started]
+        return None if None in told else max(each for each in told if each is not None)
+
+    @property
     def start_phases_s(self) -> Mapping[str, float]:
         """Those of the replica that took longest to start, since all start at once; empty where it does not tell."""
         slowest = max(self.started, key=lambda each: getattr(each, "startup_s", 0.0))

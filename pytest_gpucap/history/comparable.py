@@ -22,6 +22,8 @@ _KV_SHARE: Final = 0.01
 """The KV cache's size differs a little from start to start; a change is named beyond this share."""
 
 
+_STARTUP_SHARE: Final = 0.2
+"""A start-up time differs from start to start with what the machine has cached; a change is named beyond this share."""
 _SHORT: Final = 80
 """Characters of extra fields that are named in full."""
 
@@ -162,6 +164,8 @@ def changed(base: Result, head: Result, *, variants: bool = False) -> list[str]:
             found.append(f"{name}: {_text(one)} -> {_text(other)}")
     if ours.kv_tokens and theirs.kv_tokens and abs(theirs.kv_tokens / ours.kv_tokens - 1) > _KV_SHARE:
         found.append(f"KV cache tokens: {ours.kv_tokens} -> {theirs.kv_tokens}")
+    if ours.startup_s and theirs.startup_s and abs(theirs.startup_s / ours.startup_s - 1) > _STARTUP_SHARE:
+        found.append(f"start-up s: {ours.startup_s:g} -> {theirs.startup_s:g}")
     if base.seed != head.seed:
         found.append(f"seed: {base.seed} -> {head.seed}")
     return found

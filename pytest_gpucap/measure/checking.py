@@ -20,6 +20,7 @@ from pytest_gpucap.measure.reconciling import reconciled
 from pytest_gpucap.measure.run import CalledOff, MeasuringRun, OutOfTime, Window, no_load, overload_at
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.measure.shown import bound_shown, broken_alone, completed_rate
+from pytest_gpucap.measure.steady import steady_window
 from pytest_gpucap.requirement import Requirement
 from pytest_gpucap.results.measured import Interval, Measurement, MoreTime, Outcome, Verdict
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
@@ -57,10 +58,7 @@ def run_check(runner: LoadRunner, requirement: Requirement, settings: Settings, 
     except LoadError as error:
         run.problems.append(no_load(error))
         outcome, reason = Outcome.INVALID, str(error)
-    try:
-        run.settle()
-    except LoadError as error:
-        run.problems.append(no_load(error))
+    outcome, reason = _end(run, state, outcome) or (outcome, reason)
     if run.problems:
         outcome, reason = Outcome.INVALID, run.problems[0].text
     measurement = measurement_of(run, state.found, state.saturated, outcome)
@@ -74,6 +72,25 @@ def run_check(runner: LoadRunner, requirement: Requirement, settings: Settings, 
 
 def _more_time(verdict: Verdict, settings: Settings) -> MoreTime:
     return more_time(verdict, settings.max_time_s, of_session=bool(settings.time_bound))
+
+
+def _end(run: MeasuringRun, state: _State, outcome: Outcome) -> tuple[Outcome, str] | None:
+    """Measure what is not about the rate, if the budget may hold, and end what is in flight.
+
+    Returns:
+        Another verdict, if too many requests failed in the meantime.
+    """
+    steady = run.settings.steady_s > 0 and outcome in {Outcome.PASS, Outcome.INCONCLUSIVE}
+    try:
+        if steady:
+            steady_window(run, float(run.requirement.driven_rate), _critical(run))
+        run.settle()
+    except LoadError as error:
+        run.problems.append(no_load(error))
+    ended = _by_errors(run) if steady and not run.problems else None
+    if ended is not None:
+        state.found, state.binding = None, "errors"
+    return ended
 
 
 def measurement_of(

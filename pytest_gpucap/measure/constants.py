@@ -323,6 +323,14 @@ enough to test the estimate."""
 ALONE_REQUESTS = 2.5
 """A hold of one request at a time lasts this many times as long as a request, so that at least one is whole in it."""
 
+# Beside the rate
+
+STEADY_S = 48.0
+"""Length of a steady window, which takes a minute with its lead. The energy per token of a simulated server under a
+light load is then known to 7%: as well as the number of its tokens in a block is."""
+STEADY_BLOCK_S = 4.0
+"""Parts of a steady window that are compared with each other. A device tells its energy once a second."""
+
 # Sweep
 
 SINGLE_S = 6.0

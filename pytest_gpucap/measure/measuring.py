@@ -27,6 +27,7 @@ from pytest_gpucap.measure.reconciling import reconciled
 from pytest_gpucap.measure.run import CalledOff, MeasuringRun, OutOfTime, no_load, overload_at
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.measure.shown import broken_alone
+from pytest_gpucap.measure.steady import steady_window
 from pytest_gpucap.requirement import Requirement
 from pytest_gpucap.results.measured import Interval, Measurement
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
@@ -39,6 +40,10 @@ def run_measure(runner: LoadRunner, requirement: Requirement, settings: Settings
     search = Search()
     try:
         measured(run, search)
+        if search.found is not None:
+            # What the headroom leaves of the rate, as it leaves it of a budget's.
+            left_rps = search.found.rate.value / float(requirement.headroom)
+            steady_window(run, left_rps, search.found.in_flight)
         run.settle()
     except LoadError as error:
         run.problems.append(no_load(error))

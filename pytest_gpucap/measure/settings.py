@@ -23,6 +23,7 @@ class Settings:
         max_num_batched_tokens: tokens of one engine step, prompt and generated; None where unknown.
         trust: reasons to distrust the span [start, end] on the runner's clock, such as a throttled GPU; any reason
             makes the sample of that span, and so the measurement, INVALID.
+        steady_s: length of a window at the judged rate after the decision; 0: none.
         ended: why the server can no longer answer; empty while it can. It may wait so many seconds for that to show.
     """
 
@@ -32,6 +33,7 @@ class Settings:
     kv_tokens: int | None = None
     max_num_batched_tokens: int | None = None
     trust: Callable[[float, float], Sequence[Problem]] | None = None
+    steady_s: float = 0.0
     ended: Callable[[float], str] | None = None
     time_bound: str = ""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from pytest_gpucap.requirement import RequirementError, limited_percentile
-from pytest_gpucap.results.measured import Interval, Outcome
+from pytest_gpucap.results.measured import Interval, Outcome, SecondaryResult
 from pytest_gpucap.results.result import Result
 from pytest_gpucap.sizing import gpus_required
 from pytest_gpucap.user_files import shown_path
@@ -161,7 +161,7 @@ _SAME_RATE: Final = 1.005
 
 
 def bound_by(result: Result) -> str:
-    """``p95 E2E, limit 20 s``; empty where nothing is known to bind, or the answers decided."""
+    """``p95 E2E, limit 20 s``; empty where nothing is known to bind, or another limit decided."""
     return ", ".join(filter(None, bound_by_parts(result)))
 
 
@@ -170,7 +170,7 @@ def bound_by_parts(result: Result) -> tuple[str, str]:
     binding = result.binding
     if shown_bound(result) is not None:
         return "", ""  # nothing was seen to bind
-    if not binding or (result.accuracy is not None and result.accuracy.decided):
+    if not binding or (result.accuracy is not None and result.accuracy.decided) or broken_beside(result) is not None:
         return "", ""
     if binding == "errors":
         return "errors", f"at most {percent(result.slo.max_error_rate)} allowed"
@@ -178,6 +178,11 @@ def bound_by_parts(result: Result) -> tuple[str, str]:
         return "a backlog that grows", ""
     limit = result.slo.limits.get(binding)
     return limit_name(binding), "" if limit is None else f"limit {seconds(limit)}"
+
+
+def broken_beside(result: Result) -> SecondaryResult | None:
+    """The limit beside the rate that decides the verdict; None if none does."""
+    return next((each for each in result.secondary if each.decided), None)
 
 
 def gpus(count: int) -> str:
@@ -219,6 +224,10 @@ def headline_parts(result: Result) -> tuple[str, str]:
         return name, _figure(result)
     if outcome is Outcome.INVALID:
         return f"{name} was not measured", result.reason
+    if (beside := broken_beside(result)) is not None:
+        enough = arithmetic(result) if result.sustainable_rate or shown_bound(result) is not None else ""
+        fast = ", ".join(filter(None, ["fast enough", enough]))
+        return f"{name}: {beside.claim}", "; ".join(filter(None, [beside.arithmetic, beside.reason, fast]))
     if result.accuracy is not None and result.accuracy.decided:
         return f"{name} {result.accuracy.claim}", result.accuracy.undecided or f"fast enough, {arithmetic(result)}"
     claim = _needs(result, outcome)

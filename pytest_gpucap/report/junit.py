@@ -27,9 +27,20 @@ def properties(results: Iterable[Result]) -> list[tuple[str, str | float]]:
             told = [found.decision.value, *filter(None, [rows.change(found)])]
             pairs.append(("gpucap_baseline", ", ".join(told)))
         pairs += [(name, value) for name, value in _figures(result) if value is not None]
+        pairs += _beside(result)
         pairs += _sampled(result)
         if result.simulated:
             pairs.append(("gpucap_simulated", "SIMULATED"))
+    return pairs
+
+
+def _beside(result: Result) -> list[tuple[str, str | float]]:
+    """The limits beside the rate: ``gpucap_startup`` and ``gpucap_startup_limit``, in the limit's unit."""
+    pairs: list[tuple[str, str | float]] = []
+    for each in result.secondary:
+        value = None if each.measured is None else known(each.measured.value)
+        pairs += [] if value is None else [(f"gpucap_{each.name}", value)]
+        pairs.append((f"gpucap_{each.name}_limit", each.limit))
     return pairs
 
 
@@ -63,6 +74,7 @@ def _figures(result: Result) -> list[tuple[str, str | float | None]]:
         ("gpucap_slack", reported_slack(result)),
         ("gpucap_binding", result.binding if result.trusted and shown_bound(result) is None else None),
         ("gpucap_accuracy", None if share is None else known(share.value)),
+        ("gpucap_goodput", rows.goodput_share(result)),
         ("gpucap_failed_requests", rows.told_failures(result) or None),
         ("gpucap_gpu", result.environment.gpu),
         ("gpucap_server", result.environment.server),

@@ -27,10 +27,17 @@ from pytest_gpucap.report.formatting import (
     shown_bound,
     significant,
 )
-from pytest_gpucap.requirement import limited_percentile
+from pytest_gpucap.requirement import Metric, limited_percentile
 from pytest_gpucap.results.comparison import Comparison, LatencyComparison
 from pytest_gpucap.results.environment import Environment
-from pytest_gpucap.results.measured import KEPT_PERCENTILES, MeasuredStart, Outcome, Sample
+from pytest_gpucap.results.measured import (
+    KEPT_PERCENTILES,
+    MeasuredStart,
+    Outcome,
+    Sample,
+    SecondaryResult,
+    judged_samples,
+)
 from pytest_gpucap.results.problems import ProblemSource
 from pytest_gpucap.results.result import START_UP, DeclaredBudget, DeclaredSlo, DeclaredWorkload, Result, ResultKind
 from pytest_gpucap.results.telemetry import HostSummary, cores_text
@@ -57,7 +64,9 @@ def result_rows(result: Result) -> list[Row]:
         *sampled(result),
         *_failures(result),
         *_physical_limit(result),
+        *goodput(result),
         *accuracy(result),
+        *secondary(result),
         *comparison(result),
         *host(result),
         *(("remark", text) for text in result.environment.remarks),
@@ -82,6 +91,8 @@ def causes(result: Result) -> list[Row]:
         lines.append(("more time", result.more_time.text))
     if bottleneck is not None:
         lines += [("bottleneck", f"{bottleneck.kind}: {'; '.join(bottleneck.evidence)}"), ("try", bottleneck.advice)]
+    # The headline has the limit that decides.
+    lines += [_limited(each) for each in result.secondary if each.outcome is not Outcome.PASS and not each.decided]
     lines += [] if told_failures(result) in result.reason else _failures(result)
     lines += [("problem", problem.text) for problem in result.problems if problem.text != result.reason]
     return [(name, value) for name, value in lines if value]
@@ -332,6 +343,41 @@ def accuracy(result: Result) -> list[Row]:
     if found.good_rps is not None:
         lines.append(("good", f"{interval(found.good_rps)} right answers a second per replica"))
     return lines
+
+
+def goodput(result: Result) -> list[Row]:
+    """The share of requests that kept every latency limit at once, where requests were judged by such limits."""
+    share = goodput_share(result)
+    if share is None:
+        return []
+    count = sum(count for _, count in _goodputs(result))
+    itl = any(limited and limited.metric is Metric.ITL for limited in map(limited_percentile, result.slo.limits))
+    but = ", ITL aside" if itl else ""
+    return [("goodput", f"{percent(share)} of {count:,} requests kept all latency limits at once{but}")]
+
+
+def goodput_share(result: Result) -> float | None:
+    """That share over the open loops at the rate that is judged; None where no request was judged."""
+    found = _goodputs(result)
+    count = sum(count for _, count in found)
+    return sum(share * of for share, of in found) / count if count else None
+
+
+def _goodputs(result: Result) -> list[tuple[float, int]]:
+    """Of each window, the share and of how many requests it is."""
+    windows = ((known(each.goodput), each.goodput_requests) for each in judged_samples(result.samples))
+    return [(share, count) for share, count in windows if share is not None]
+
+
+def secondary(result: Result) -> list[Row]:
+    """The limits beside the rate: each figure against its limit, where it comes from, and what follows from it."""
+    return [_limited(each) for each in result.secondary]
+
+
+def _limited(found: SecondaryResult) -> Row:
+    """One such limit; its outcome too, if it is not kept."""
+    told = found.told if found.outcome is Outcome.PASS else f"{found.told}: {found.outcome}"
+    return found.title, "; ".join(filter(None, [told, found.arithmetic, found.beside, found.reason]))
 
 
 def comparison(result: Result) -> list[Row]:

@@ -35,6 +35,7 @@ from pytest_gpucap.results.result import (
     ResultKind,
 )
 from pytest_gpucap.results.telemetry import Bottleneck, TelemetryOverTime, TelemetrySummary
+from pytest_gpucap.secondary import StartFigures
 from pytest_gpucap.sizing import gpus_interval
 
 
@@ -51,6 +52,7 @@ class Context:
         line: of the test in its file, from 1; None where unknown.
         telemetry, bottleneck, series: None where nothing was watched.
         fleet: what the replicas of a fleet did; None for one replica.
+        figures: of each start, what it showed of the secondary limits; empty where none is declared.
     """
 
     test: str
@@ -64,6 +66,7 @@ class Context:
     no_limit: str | None = None
     line: int | None = None
     fleet: FleetResult | None = None
+    figures: tuple[StartFigures, ...] = ()
 
 
 def check_result(verdict: Verdict, context: Context) -> Result:
@@ -175,6 +178,7 @@ def _result(measurement: Measurement, context: Context, kind: ResultKind, **foun
         limit=context.limit,
         no_limit=context.no_limit,
         fleet=_together(context.fleet, rate),
+        secondary=measurement.secondary,
         **found,
     )
     return without_secrets(normalised(result))

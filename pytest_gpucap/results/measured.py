@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
@@ -19,7 +19,8 @@ from pytest_gpucap.requirement import Requirement, RequirementError
 from pytest_gpucap.results.encoding import Figure, HighEnd, LowEnd
 from pytest_gpucap.results.failures import FailedRequests
 from pytest_gpucap.results.problems import Problem
-from pytest_gpucap.results.windows import WindowId
+from pytest_gpucap.results.windows import JUDGED, LEADING_UP, WindowId
+from pytest_gpucap.secondary import METRICS, Bound, SecondaryName
 from pytest_gpucap.sizing import gpus_for_rate
 
 
@@ -100,6 +101,9 @@ class Sample(msgspec.Struct, frozen=True):
         problems: why this window cannot be trusted; empty when it can.
         timeline: the window in bins of equal width, a column each: ``t_s`` (their middles, on the clock of `start_s`),
             ``in_flight``, and ``METRIC_p50_s`` and ``METRIC_p95_s`` of what ended in the bin; None or NaN for nothing.
+        goodput: share of the requests that ended in the window and kept the limits on TTFT, TPOT and E2E all at once;
+            failed ones kept none. None without such limits, or requests. ITL is counted by phase, not by request.
+        goodput_requests: how many these are.
         failed_requests: of `sample` alone; other measurements keep those of all windows together.
         histograms: by metric name. ITL is counted by phase, and only the first window of a phase has its histogram.
     """
@@ -123,9 +127,18 @@ class Sample(msgspec.Struct, frozen=True):
     timeline: Mapping[str, tuple[float | None, ...]] = msgspec.field(default_factory=dict)
     histograms: Mapping[str, LatencyHistogram] = msgspec.field(default_factory=dict)
     failed_requests: FailedRequests | None = None
+    goodput: Figure | None = None
+    goodput_requests: int = 0
 
     def __repr__(self) -> str:
         return f"<Sample {self.window.text}: {self.completed_rps:.4g} req/s, {self.in_flight_mean:.4g} in flight>"
+
+
+def judged_samples(samples: Sequence[Sample]) -> list[Sample]:
+    """Those of open loops at the rate that is judged; where there are none, those of every steady load."""
+    return [each for each in samples if each.window.phase in JUDGED] or [
+        each for each in samples if each.window.phase not in LEADING_UP
+    ]
 
 
 class MeasuredStart(msgspec.Struct, frozen=True):
@@ -148,6 +161,62 @@ class MeasuredStart(msgspec.Struct, frozen=True):
     reason: str = ""
     spent_s: float = 0.0
     detailed: bool = False
+
+
+class SecondaryResult(msgspec.Struct, frozen=True):
+    """One limit beside the rate, and what was measured.
+
+    Attributes:
+        name: the keyword that declares it.
+        unit: of `limit` and `measured`.
+        bound: which side of the limit is good.
+        limit: as declared.
+        measured: its ends are equal where it is read and not sampled; None where nothing was measured.
+        outcome: of this limit alone.
+        arithmetic: where the figure comes from; empty where it is read.
+        beside: what follows from it, for people.
+        reason: why it was not measured, or why it is undecided; else empty.
+        decided: it decides the verdict, which capacity and answers alone would not have brought.
+    """
+
+    name: SecondaryName
+    unit: str
+    bound: Bound
+    limit: float
+    measured: Interval | None
+    outcome: Outcome
+    arithmetic: str = ""
+    beside: str = ""
+    reason: str = ""
+    decided: bool = False
+
+    @property
+    def figure(self) -> str:
+        """``351.2 J per 1,000 output tokens (340.1 to 362.4)``."""
+        metric, found = METRICS[self.name], self.measured
+        if found is None:
+            return "not measured"
+        if found.low == 0 and found.high == found.value > 0:
+            return f"at most {metric.shown(found.value)}"
+        interval = "" if found.low == found.high else f" ({metric.number(found.low)} to {metric.number(found.high)})"
+        return f"{metric.shown(found.value)}{interval}"
+
+    @property
+    def claim(self) -> str:
+        """``start-up 120 s, at most 90 s allowed``."""
+        return f"{self.title} {self.told}"
+
+    @property
+    def title(self) -> str:
+        """What is limited, for people."""
+        return METRICS[self.name].title
+
+    @property
+    def told(self) -> str:
+        """The claim without the title."""
+        wanted = "allowed" if self.bound is Bound.AT_MOST else "required"
+        unit = " s" if self.name is SecondaryName.STARTUP else ""
+        return f"{self.figure}, {self.bound} {METRICS[self.name].number(self.limit)}{unit} {wanted}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +244,7 @@ class Measurement:
             are then those of the start that is `detailed`.
         start_spread: standard deviation of ln(rate) from start to start as seen; None where there is one start, or a
             rate is an extrapolation.
+        secondary: the limits that were declared beside the rate, and what was measured.
     """
 
     requirement: Requirement
@@ -193,6 +263,7 @@ class Measurement:
     reason: str = ""
     starts: tuple[MeasuredStart, ...] = ()
     start_spread: float | None = None
+    secondary: tuple[SecondaryResult, ...] = ()
 
     @property
     def gpus_required(self) -> int:
@@ -297,6 +368,11 @@ class Verdict:
     """The accuracy of the answers, if the requirement asks for it."""
     more_time: MoreTime | None = None
     """What more time would decide; None unless the outcome is INCONCLUSIVE."""
+
+    @property
+    def secondary(self) -> tuple[SecondaryResult, ...]:
+        """See `Measurement.secondary`."""
+        return self.measurement.secondary
 
     def __repr__(self) -> str:
         requirement = self.measurement.requirement

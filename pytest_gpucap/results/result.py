@@ -20,7 +20,15 @@ from pytest_gpucap.results.ending import Ending
 from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.failures import FailedRequests
 from pytest_gpucap.results.fleet import FleetResult
-from pytest_gpucap.results.measured import Accuracy, Interval, MeasuredStart, MoreTime, Outcome, Sample
+from pytest_gpucap.results.measured import (
+    Accuracy,
+    Interval,
+    MeasuredStart,
+    MoreTime,
+    Outcome,
+    Sample,
+    SecondaryResult,
+)
 from pytest_gpucap.results.problems import Problem, ProblemKind
 from pytest_gpucap.results.telemetry import Bottleneck, TelemetryOverTime, TelemetrySummary
 
@@ -192,6 +200,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         limit: the physical limit; None where `no_limit` says why.
         no_limit: why it is not known, in one line.
         fleet: how well the replicas of a fleet add up; None for one replica.
+        secondary: the limits that were declared beside the rate, and what was measured.
     """
 
     kind: ResultKind
@@ -237,6 +246,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     ending_reason: str = ""
     more_time: MoreTime | None = None
     fleet: FleetResult | None = None
+    secondary: tuple[SecondaryResult, ...] = ()
 
     @property
     def trusted(self) -> bool:

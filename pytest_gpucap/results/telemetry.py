@@ -54,6 +54,8 @@ class ServerSummary(msgspec.Struct, frozen=True):
         preemptions: how many in the window.
         prompt_tokens_per_s, output_tokens_per_s: rates.
         prefix_hit_rate: cached prompt tokens over all looked-up ones.
+        prefix_queries, prefix_hits: those tokens.
+        draft_tokens, accepted_tokens: of speculative decoding.
     """
 
     readings: int = 0
@@ -71,6 +73,10 @@ class ServerSummary(msgspec.Struct, frozen=True):
     prompt_tokens_per_s: float | None = None
     output_tokens_per_s: float | None = None
     prefix_hit_rate: float | None = None
+    prefix_queries: float | None = None
+    prefix_hits: float | None = None
+    draft_tokens: float | None = None
+    accepted_tokens: float | None = None
 
 
 class ProcessSummary(msgspec.Struct, frozen=True):

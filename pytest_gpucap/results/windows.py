@@ -42,12 +42,16 @@ class Phase(StrEnum):
     """One server's turn of a base and a head that are measured in alternation."""
     EQUAL_RATE = "equal rate"
     """An open loop at one rate for a base and a head."""
+    STEADY = "steady"
+    """A long open loop after the decision, for figures that are not about the rate."""
     SAMPLE = "sample"
     """What `sample()` was asked for."""
 
 
 ON_THE_WAY: Final = frozenset({Phase.SEARCH, Phase.APPROACH})
 """Windows between two loads, too short to be a point of a curve."""
+JUDGED: Final = frozenset({Phase.DESIGN_RATE, Phase.OPEN_LOOP, Phase.DIRECT, Phase.STEADY})
+"""Open loops at the rate that is judged, or as near to it as is known."""
 LEADING_UP: Final = ON_THE_WAY | {Phase.WARM_UP}
 """The least important windows in a report."""
 

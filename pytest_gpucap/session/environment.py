@@ -21,10 +21,16 @@ def environment_of(target: SystemUnderTest, workload: Workload) -> Environment:
     known = {
         **_place(target),
         **target.endpoint.facts(),
+        "startup_s": _startup_s(target),
         "remarks": (*getattr(target.runner, "remarks", ()), *_repeated(target, workload)),
         **host_and_plugin(),
     }
     return Environment(**known)
+
+
+def _startup_s(target: SystemUnderTest) -> float | None:
+    told: float | None = getattr(target.endpoint, "startup_s", None)  # servers of other plugins need not tell
+    return None if told is None else round(told, 2)
 
 
 def _repeated(target: SystemUnderTest, workload: Workload) -> list[str]:

@@ -19,17 +19,21 @@ from pytest_gpucap.session.boundary import one_line
 from pytest_gpucap.session.expected import not_measured, verdict_failure
 
 if TYPE_CHECKING:
+    from pytest_gpucap.load.protocol import LoadRunner
     from pytest_gpucap.markers import Declaration
     from pytest_gpucap.results.build import Context
     from pytest_gpucap.results.measured import Accuracy, Curve, Measurement, Sample, Verdict
     from pytest_gpucap.results.problems import Problem
     from pytest_gpucap.results.result import Result
     from pytest_gpucap.roofline.limits import NoLimit, Roofline
+    from pytest_gpucap.secondary import StartFigures
     from pytest_gpucap.session.base_and_head import BaseAndHead
     from pytest_gpucap.session.baselines import Comparing
     from pytest_gpucap.session.harness import Harness
     from pytest_gpucap.session.kept import KeptResult, KeptResults
     from pytest_gpucap.session.server_manager import SystemUnderTest
+
+    Figures = Callable[[Sequence[Sample]], tuple[StartFigures, ...]]
 
 
 def _nobody(_result: Result) -> None:
@@ -128,6 +132,12 @@ class GpuCap:
             kept = self._results.keep_whole(result)
             _trusted(measurement)
             self._compared(kept)
+            if measurement.secondary:
+                from pytest_gpucap.report import terminal
+                from pytest_gpucap.session.secondary import refuse_broken
+
+                evidence = terminal.details(kept.result, self._columns)
+                refuse_broken(measurement, evidence, self._options.inconclusive)
             return measurement
 
     def sweep(self) -> Curve:
@@ -178,7 +188,7 @@ class GpuCap:
             )
             roofline = self._roofline(target)
             sample = checked_sample(sample, roofline)
-            context = self._context(target, (sample,), roofline)
+            context = self._unjudged(self._context(target, (sample,), roofline), "sample")
             self._results.keep(
                 sample_result(
                     sample,
@@ -230,6 +240,7 @@ class GpuCap:
 
         if self._options.repeat == 1:
             verdict, context = self._checked_once(requirement, start)
+            verdict = self._beside_rate(verdict, context)
             return verdict, check_result(verdict, context)
         from pytest_gpucap.decisions.pooling import pooled_verdict
         from pytest_gpucap.measure.constants import MOST_VIOLATIONS
@@ -246,6 +257,7 @@ class GpuCap:
         )
         verdict, context = repeats.run(start)
         verdict = self._answered(verdict)  # once: answers do not depend on the start
+        verdict = self._beside_rate(verdict, context)
         return verdict, check_result(verdict, context)
 
     def _checked_once(self, requirement: Requirement, start: int, *, asks: bool = True) -> tuple[Verdict, Context]:
@@ -256,11 +268,13 @@ class GpuCap:
         while True:
             with self._harness.driven(start) as (runner, settings, target):
                 now = replace(requirement, workload=self._declared.workload, lost=self._harness.lost)
-                verdict = procedure.check(runner, now, settings, self._live)
+                with self._watched(target, runner) as figures:
+                    verdict = procedure.check(runner, now, settings, self._live)
+                    seen = figures(verdict.measurement.samples)
                 roofline = self._roofline(target)
                 verdict = checked_verdict(verdict, roofline)
                 verdict = self._answered(verdict) if asks else verdict
-                context = self._context(target, verdict.measurement.samples, roofline)
+                context = replace(self._context(target, verdict.measurement.samples, roofline), figures=seen)
             if not self._lost_some(verdict.measurement.problems):
                 context, measurement = self._scaled(context, verdict.measurement)
                 return replace(verdict, measurement=measurement), context
@@ -276,12 +290,32 @@ class GpuCap:
         left_s = self._harness.left_s + sum(verdict.measurement.spent_s.values())
         return with_accuracy(verdict, self._harness.server(), max_time_s=min(most_s, left_s))
 
+    def _beside_rate(self, verdict: Verdict, context: Context) -> Verdict:
+        """The verdict with the limits judged that are not about the rate."""
+        if not self._declared.secondary:
+            return verdict
+        from pytest_gpucap.session.secondary import judged_verdict
+
+        return judged_verdict(verdict, context, self._declared)
+
+    @contextmanager
+    def _watched(self, target: SystemUnderTest, runner: LoadRunner) -> Iterator[Figures]:
+        """Watch what limits beside the rate are about; gives what turns the windows into this start's figures."""
+        if not self._declared.secondary:
+            yield lambda _samples: ()
+            return
+        from pytest_gpucap.session.secondary import watched
+
+        with watched(self._declared, target, runner, self._options) as watch:
+            yield lambda samples: (watch.figures(samples),)
+
     def _measured(self, start: int = 0, heard: Callable[[Result], object] = _nobody) -> tuple[Measurement, Result]:
         """The measurement on all starts that the session wants; `heard` is told the result so far."""
         from pytest_gpucap.results.build import measure_result
 
         if self._options.repeat == 1:
             measurement, context = self._measured_once(start)
+            measurement = self._limited(measurement, context)
             return measurement, measure_result(measurement, context)
         from pytest_gpucap.decisions.pooling import pooled_measurement
         from pytest_gpucap.session.repeats import Repeats
@@ -296,6 +330,7 @@ class GpuCap:
             heard=heard,
         )
         measurement, context = repeats.run(start)
+        measurement = self._limited(measurement, context)
         return measurement, measure_result(measurement, context)
 
     def _measured_once(self, start: int) -> tuple[Measurement, Context]:
@@ -305,13 +340,23 @@ class GpuCap:
         while True:
             with self._harness.driven(start) as (runner, settings, target):
                 now = replace(self._harness.requirement, lost=self._harness.lost)
-                measurement = procedure.measure(runner, now, settings, self._live)
+                with self._watched(target, runner) as figures:
+                    measurement = procedure.measure(runner, now, settings, self._live)
+                    seen = figures(measurement.samples)
                 roofline = self._roofline(target)
                 measurement = self._bounded(measurement, roofline)
-                context = self._context(target, measurement.samples, roofline)
+                context = replace(self._context(target, measurement.samples, roofline), figures=seen)
             if not self._lost_some(measurement.problems):
                 context, measurement = self._scaled(context, measurement)
                 return measurement, context
+
+    def _limited(self, measurement: Measurement, context: Context) -> Measurement:
+        """The measurement with the limits judged that are not about the rate."""
+        if not self._declared.secondary:
+            return measurement
+        from pytest_gpucap.session.secondary import judged_measurement
+
+        return judged_measurement(measurement, context, self._declared)
 
     def _lost_some(self, problems: Sequence[Problem]) -> bool:
         """Whether replicas were lost, and the measurement begins again without them because the test counts that."""
@@ -339,7 +384,19 @@ class GpuCap:
             curve = procedure.sweep(runner, self._harness.requirement, settings, self._live)
             roofline = self._roofline(target)
             curve = replace(curve, measurement=self._bounded(curve.measurement, roofline))
-            return curve, sweep_result(curve, self._context(target, curve.measurement.samples, roofline))
+            context = self._unjudged(self._context(target, curve.measurement.samples, roofline), "sweep")
+            return curve, sweep_result(curve, context)
+
+    def _unjudged(self, context: Context, method: str) -> Context:
+        """The context, with a remark on limits that this method does not judge."""
+        if not self._declared.secondary:
+            return context
+        from msgspec import structs
+
+        names = ", ".join(limit.name for limit in self._declared.secondary)
+        remark = f"{method}() does not judge {names}: check() and measure() do"
+        environment = context.environment
+        return replace(context, environment=structs.replace(environment, remarks=(*environment.remarks, remark)))
 
     @contextmanager
     def _one_result(self, kind: str | None = None) -> Iterator[None]:

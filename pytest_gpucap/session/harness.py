@@ -14,6 +14,7 @@ from pytest_gpucap.gpu.lease import LeaseError
 from pytest_gpucap.load.protocol import LoadError, LoadRunner
 from pytest_gpucap.load.trace import longest_request
 from pytest_gpucap.markers import Declaration
+from pytest_gpucap.measure import constants
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.options import Options
 from pytest_gpucap.requirement import Requirement, Workload, too_long
@@ -151,7 +152,8 @@ class Harness:
         telemetry = target.telemetry
         if telemetry is not None:
             self.live.gpu = lambda: glance(telemetry)
-        settings = settings_on(target.endpoint, self.settings(seed), None if telemetry is None else telemetry.problems)
+        settings = replace(self.settings(seed), steady_s=self._steady_s)
+        settings = settings_on(target.endpoint, settings, None if telemetry is None else telemetry.problems)
         load = self._load(seed)
         target.runner = runner = target.engine.runner(target.endpoint, load)
         try:
@@ -161,6 +163,11 @@ class Harness:
             target.runner = None
             runner.close()
             self.live.done()
+
+    @property
+    def _steady_s(self) -> float:
+        """Length of a window for limits that are about a steady load."""
+        return constants.STEADY_S if any(each.metric.is_sampled for each in self.declared.secondary) else 0.0
 
     def _count_prompts(self, target: SystemUnderTest, seed: int) -> None:
         """Have the server count prompts of the user's own, once, and order them by the seed."""

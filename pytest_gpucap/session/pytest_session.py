@@ -100,6 +100,10 @@ class PytestSession:
         if measures and placed.engine is not None:
             _check_length(declared, placed.engine)
             _check_repeat(self._options, placed.engine)
+            if declared.secondary:
+                from pytest_gpucap.session.secondary_checks import check_secondary
+
+                check_secondary(declared, placed, self._options)
         if self._options.base_python is None and self._options.base_args is None:
             return _Plan(declared, placed, None)
         from pytest_gpucap.session.base_and_head import base_of

@@ -64,12 +64,13 @@ class Repeats(Generic[FoundT]):
 
 
 def _all_starts(contexts: Sequence[Context], detailed: int) -> Context:
-    """The circumstances of the start that is detailed, with the start-ups of all."""
+    """The circumstances of the start that is detailed, with the start-ups and the figures of all."""
     phases: Counter[str] = Counter()
     for context in contexts:
         phases.update(context.start_phases_s)
     startup_s = sum(context.startup_s for context in contexts)
-    return replace(contexts[detailed], startup_s=startup_s, start_phases_s=dict(phases))
+    figures = tuple(each for context in contexts for each in context.figures)
+    return replace(contexts[detailed], startup_s=startup_s, start_phases_s=dict(phases), figures=figures)
 
 
 def _measurement(found: Measurement | Verdict) -> Measurement:

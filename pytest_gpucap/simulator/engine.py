@@ -64,16 +64,20 @@ PARAMS = 35
 
 # Real-valued state.
 TIME, DRIFT, DRIFT_AT, STARTED, STEP_S, SHOWN = 0, 1, 2, 3, 4, 5
-WANDER, FRONT_WANDER, WANDER_AT, THROTTLE, THROTTLE_AT = 6, 7, 8, 9, 10
-REALS = 11
-"""`SHOWN`: when the front end has handed out the last step's tokens; the step's own end without a front end."""
+WANDER, FRONT_WANDER, WANDER_AT, THROTTLE, THROTTLE_AT, BUSY = 6, 7, 8, 9, 10, 11
+REALS = 12
+"""`SHOWN`: when the front end has handed out the last step's tokens; the step's own end without a front end.
+`BUSY`: seconds of steps so far."""
 
 # Whole-number state.
 HEAD, TAIL, FRONT, RUNNING, DECODES, KV, DECODE_STEP, NEXT_ROW, NOISE_AT, PREFILLING, NEXT_FINISH, PREEMPTIONS = range(
     12
 )
 SHOWN_HEAD, SHOWN_TAIL = 12, 13
-WHOLES = 14
+PREFIX_QUERIES, PREFIX_HITS, DRAFT_TOKENS, ACCEPTED_TOKENS = 14, 15, 16, 17
+WHOLES = 18
+"""The last four are counters of tokens, as vLLM has them: prompt tokens that were looked up in the prefix cache and
+found there, and tokens that were speculated and accepted. A preempted request is looked up once."""
 
 # Rows of `table`: whole numbers of each request.
 PROMPT, OUTPUT, CACHED, TARGET, DONE, FINISH_AT, PACE = range(7)
@@ -181,15 +185,17 @@ def _prefill(params: Floats, whole: Ints, lists: Table, table: Table, hit: float
         r = lists[PREEMPTED, whole[FRONT] - 1] if whole[FRONT] > 0 else lists[QUEUE, whole[HEAD]]
         if whole[KV] + decodes + table[TARGET, r] > kv_tokens and whole[RUNNING] > 0:
             break
+        # vLLM computes at least a prompt's last token.
+        found = min(int(hit * table[PROMPT, r]), table[TARGET, r] - 1)
         if whole[FRONT] > 0:
             whole[FRONT] -= 1
         else:
             whole[HEAD] += 1
+            whole[PREFIX_QUERIES] += table[PROMPT, r]
+            whole[PREFIX_HITS] += found
         lists[BATCH, whole[RUNNING]] = r
         whole[RUNNING] += 1
         whole[PREFILLING] += 1
-        # vLLM computes at least a prompt's last token.
-        found = min(int(hit * table[PROMPT, r]), table[TARGET, r] - 1)
         chunk = min(table[TARGET, r] - found, budget)
         context += chunk * (found + 0.5 * chunk)
         table[CACHED, r] = found + chunk
@@ -367,9 +373,12 @@ def step(
     seconds = _step_s(params, real, whole, noise, decodes, chunk_tokens, context)
     real[TIME] += seconds
     real[STEP_S] = seconds
+    real[BUSY] += seconds
     made = decodes
     if params[SPEC_TOKENS] > 0.0:
         made = _speculated(whole, lists, table)
+        whole[DRAFT_TOKENS] += decodes * int(params[SPEC_TOKENS])
+        whole[ACCEPTED_TOKENS] += max(0, made - decodes)
     gap_s = _show(params, real, made + fresh, fresh, seconds)
     if decodes > 0:
         whole[DECODE_STEP] += 1

@@ -27,7 +27,7 @@ from pytest_gpucap.jit import compiled
 from pytest_gpucap.load.protocol import Journal, LoadError
 from pytest_gpucap.simulator import engine
 from pytest_gpucap.simulator.profile import EngineModel
-from pytest_gpucap.simulator.runner import BIN_S, NOISE_BLOCK, SimRunner
+from pytest_gpucap.simulator.runner import BIN_S, COUNTERS, NOISE_BLOCK, SimRunner, energy_j
 
 MOST_REPLICAS: Final = 4096
 """Seeds of replicas are this far apart from one fleet to the next, so that no two fleets share a replica's noise."""
@@ -393,6 +393,13 @@ class FleetSimRunner(SimRunner):
     def preemptions(self) -> int:
         """See `SimRunner.preemptions`."""
         return int(self._wholes[:, engine.PREEMPTIONS].sum())
+
+    def _counters(self) -> list[float]:
+        return [float(self._wholes[:, place].sum()) for place in COUNTERS.values()]
+
+    def _energy_j(self, now_s: float) -> float:
+        busy = self._reals[:, engine.BUSY]
+        return float(sum(energy_j(model, now_s, busy_s) for model, busy_s in zip(self.models, busy, strict=True)))
 
     def _grow(self, rows: int) -> None:
         super()._grow(rows)

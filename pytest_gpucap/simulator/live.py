@@ -106,6 +106,15 @@ class LiveEngine:
         return float(self._whole[engine.KV] / self.model.kv_tokens)
 
     @property
+    def counted(self) -> dict[str, int]:
+        """Counters of tokens: of the prefix cache, and of speculation where it speculates."""
+        w = self._whole
+        found = {"prefix_queries": w[engine.PREFIX_QUERIES], "prefix_hits": w[engine.PREFIX_HITS]}
+        if self.model.spec_tokens:
+            found |= {"draft_tokens": w[engine.DRAFT_TOKENS], "accepted_tokens": w[engine.ACCEPTED_TOKENS]}
+        return {name: int(count) for name, count in found.items()}
+
+    @property
     def preemptions(self) -> int:
         """Requests that have lost their KV cache so far."""
         return int(self._whole[engine.PREEMPTIONS])

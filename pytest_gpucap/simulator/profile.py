@@ -64,6 +64,8 @@ class EngineModel:
         wander_sd, wander_tau_s: quick wandering of the logarithm of all times: stationary sd, and time constant.
         throttle_sd, throttle_every_s: the clock takes a new level at this interval: sd of the logarithm of all times.
         stall_spread: lengths of stops differ by up to this share of `stall_s`, uniformly.
+        idle_w, busy_w: power that the device always takes, and what it takes beyond that in a step; both 0: it has no
+            counter of its energy.
     """
 
     base_s: float
@@ -103,6 +105,8 @@ class EngineModel:
     stall_spread: float = 0.0
     front_request_s: float = 0.0
     front_wander_sd: float = 0.0
+    idle_w: float = 0.0
+    busy_w: float = 0.0
 
     @property
     def params(self) -> Floats:
@@ -163,6 +167,7 @@ class Profile:
         engine: how it steps.
         workload, slo: for which `true_rate_rps` holds.
         true_rate_rps: sustainable rate under that workload and SLO from long runs; NaN until determined.
+        startup_s: what its start would take; None: nobody knows.
         accuracy: share of right answers to the questions that come with the plugin, over HTTP.
         file: where it stands, for profiles that do not come with the plugin.
     """
@@ -174,6 +179,7 @@ class Profile:
     workload: Workload
     slo: Slo
     true_rate_rps: float = float("nan")
+    startup_s: float | None = None
     accuracy: float = 1.0
     file: Path | None = None
 
@@ -231,7 +237,7 @@ def _profile(name: str, data: dict[str, Any]) -> Profile:
         raise RequirementError(f"unknown engine keys {told(sorted(unknown))}")
     if missing := _NEEDED - set(engine):
         raise RequirementError(f"[engine] lacks {', '.join(sorted(missing))}")
-    if unknown := set(data) - {"source", "held_out", "true_rate_rps", "accuracy"}:
+    if unknown := set(data) - {"source", "held_out", "true_rate_rps", "accuracy", "startup_s"}:
         raise RequirementError(f"unknown keys {told(sorted(unknown))}")
     return Profile(
         name=name,
@@ -242,6 +248,7 @@ def _profile(name: str, data: dict[str, Any]) -> Profile:
         slo=_slo(slo),
         true_rate_rps=_true_rate(data.get("true_rate_rps")),
         accuracy=float(share(data.get("accuracy", 1), "accuracy")),
+        startup_s=None if "startup_s" not in data else float(positive(data["startup_s"], "startup_s")),
     )
 
 

@@ -38,6 +38,15 @@ _TIMES = ("due", "first", "last", "end")
 _LISTS = ("queue", "front", "run", "shown")
 _FLAGS = ("hot", "failed", "cancelled")
 
+COUNTERS = {
+    "preemptions": engine.PREEMPTIONS,
+    "prefix_queries": engine.PREFIX_QUERIES,
+    "prefix_hits": engine.PREFIX_HITS,
+    "draft_tokens": engine.DRAFT_TOKENS,
+    "accepted_tokens": engine.ACCEPTED_TOKENS,
+}
+"""What a real server's page of metrics counts, and where the engine does."""
+
 
 class VirtualClock:
     """Seconds since the simulated server was started."""
@@ -82,6 +91,7 @@ class SimRunner:
         # Any: columns of several types under one roof, each a row of one of the arrays above.
         self._columns: dict[str, Any] = {}
         self._tokens = np.zeros(1024, np.int64)
+        self._readings: list[tuple[float, ...]] = []
         self._grow(4096)
 
     def _grow(self, rows: int) -> None:
@@ -131,9 +141,11 @@ class SimRunner:
         gaps = np.zeros(engine.GAP_BINS, np.int64)
         stopped = False
         until_s = start_s
+        self._read(start_s)
         while until_s < end_s and not stopped:
             until_s = end_s if should_stop is None else min(end_s, until_s + POLL_S)
             self._advance(gaps, end_row, concurrency, until_s)
+            self._read(until_s)
             if should_stop is not None:
                 stopped = should_stop(self._progress(until_s, first_row))
         self.clock.time_s = until_s
@@ -220,6 +232,31 @@ class SimRunner:
         """Requests that lost their KV so far."""
         return int(self._whole[engine.PREEMPTIONS])
 
+    def readings(self) -> dict[str, Floats]:
+        """The server's counters, read at least four times a second while it was driven; shape (readings,) each.
+
+        ``time_s`` on the runner's clock, ``output_tokens``, what `COUNTERS` names, and ``energy_j``, which is NaN for a
+        device without a counter. The drafts of a server that does not speculate are NaN: a real one has no such metric.
+        """
+        columns = np.array(self._readings, dtype=np.float64).reshape(-1, len(COUNTERS) + 2).T
+        names = ("time_s", *COUNTERS, "energy_j")
+        found: dict[str, Floats] = dict(zip(names, columns, strict=True))
+        made = np.concatenate([[0], np.cumsum(self._tokens)])
+        found["output_tokens"] = np.interp(found["time_s"], BIN_S * np.arange(made.size), made)
+        if not self.model.spec_tokens:
+            found |= {name: np.full(found["time_s"].size, np.nan) for name in ("draft_tokens", "accepted_tokens")}
+        return found
+
+    def _read(self, now_s: float) -> None:
+        self._readings.append((now_s, *self._counters(), self._energy_j(now_s)))
+
+    def _counters(self) -> list[float]:
+        """In the order of `COUNTERS`."""
+        return [float(self._whole[place]) for place in COUNTERS.values()]
+
+    def _energy_j(self, now_s: float) -> float:
+        return energy_j(self.model, now_s, float(self._real[engine.BUSY]))
+
     def _advance(self, gaps: Ints, end_row: int, concurrency: int, until_s: float) -> None:
         while True:
             result = engine.advance(
@@ -279,3 +316,10 @@ class SimRunner:
             w[name] = 0
         w[engine.HEAD] = w[engine.TAIL]
         w[engine.NEXT_FINISH] = engine.NEVER
+
+
+def energy_j(model: EngineModel, now_s: float, busy_s: float) -> float:
+    """What a device has taken since its start; NaN without a counter."""
+    if not (model.idle_w or model.busy_w):
+        return np.nan
+    return model.idle_w * now_s + model.busy_w * busy_s

@@ -50,6 +50,11 @@ class SimulatedServer(HttpServer):
         return self._base_url
 
     @property
+    def startup_s(self) -> float | None:
+        """Seconds that a start of what is simulated would take, as its profile says."""
+        return self.profile.startup_s
+
+    @property
     def running(self) -> bool:
         """Whether its process lives."""
         return self._process is not None and self._process.poll() is None

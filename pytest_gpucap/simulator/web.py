@@ -27,6 +27,12 @@ CHAT_OVERHEAD = 8
 TOKEN_TEXT = " a"  # noqa: S105 - no secret
 MAX_BODY = 64 * 2**20
 DEFAULT_OUTPUT = 16
+_COUNTED = {
+    "prefix_queries": "prefix_cache_queries_total",
+    "prefix_hits": "prefix_cache_hits_total",
+    "draft_tokens": "spec_decode_num_draft_tokens_total",
+    "accepted_tokens": "spec_decode_num_accepted_tokens_total",
+}
 
 
 class BadRequest(ValueError):  # noqa: N818 - an answer, not a failure
@@ -258,9 +264,8 @@ class ClientConnection(asyncio.Protocol):
             "num_preemptions_total": engine.preemptions,
             "prompt_tokens_total": totals.prompt_tokens,
             "generation_tokens_total": totals.generated_tokens,
-            "prefix_cache_queries_total": totals.prompt_tokens,
-            "prefix_cache_hits_total": 0,
             "request_success_total": totals.finished,
+            **{_COUNTED[name]: count for name, count in engine.counted.items()},
         }
         for kind, values in (("gauge", gauges), ("counter", counters)):
             for name, value in values.items():

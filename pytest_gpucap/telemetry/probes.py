@@ -162,6 +162,7 @@ class ServerReading:
         kv_use: share of the KV cache in use, 0 to 1.
         preemptions, prompt_tokens, output_tokens, prefix_queries, prefix_hits: counters since the server started;
             the last two in tokens.
+        draft_tokens, accepted_tokens: counters of speculative decoding.
     """
 
     running: float = nan
@@ -172,6 +173,8 @@ class ServerReading:
     output_tokens: float = nan
     prefix_queries: float = nan
     prefix_hits: float = nan
+    draft_tokens: float = nan
+    accepted_tokens: float = nan
 
 
 _READ = tuple(field.name for field in fields(ServerReading))

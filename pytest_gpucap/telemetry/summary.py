@@ -118,6 +118,10 @@ def server_summary(server: TimeSeries, start_s: float, end_s: float) -> ServerSu
         prompt_tokens_per_s=rate("prompt_tokens"),
         output_tokens_per_s=rate("output_tokens"),
         prefix_hit_rate=hit / asked if asked and hit is not None else None,
+        prefix_queries=asked,
+        prefix_hits=hit,
+        draft_tokens=total("draft_tokens"),
+        accepted_tokens=total("accepted_tokens"),
     )
 
 

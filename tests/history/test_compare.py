@@ -116,6 +116,9 @@ def test_what_may_differ_or_is_the_same_in_other_words() -> None:
     head = msgspec.structs.replace(head, environment=untold)  # as an early build wrote it
     assert compared(result(25.0, kv_tokens=1000), head).decision == RegressionDecision.SAME
     assert "KV cache tokens: 1000 -> 100" in compared(result(25.0, kv_tokens=1000), head).changed
+    slow = result(25.0, startup_s=95.0)
+    assert compared(result(25.0, startup_s=41.0), slow).changed == ("start-up s: 41 -> 95",)
+    assert compared(result(25.0, startup_s=90.0), slow).changed == ()
     moved = result(25.0, model="/srv/models/x", log="/other/place")
     assert compared(result(25.0, model="/home/ann/models/x"), moved).decision == RegressionDecision.SAME
 

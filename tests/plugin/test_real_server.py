@@ -65,18 +65,48 @@ SUITE = """
         # Beside the window's own there are those of its warm-up, of 16 tokens each, and a few that calibrate prompts.
         assert requests > window.requests
         assert abs(tokens - 16 * requests) <= 16 * 8
+
+    @one
+    @pytest.mark.gpucap(
+        input_tokens=320, shared_prefix_tokens=256, output_tokens=16,
+        startup="30m", kv_tokens=2000, prefix_hit_rate=0.5, preemptions=0,
+    )
+    def test_limits_beside_the_rate_on_the_same_server(gpucap, vllm_server):
+        start, kv, hits, preemptions = gpucap.measure().secondary
+        assert 0 < start.measured.value == vllm_server.startup_s
+        assert kv.measured.value == vllm_server.kv_tokens
+        # Two blocks of 128 tokens, or 16 of 16, of every prompt but the first.
+        assert hits.measured.value == pytest.approx(0.8, abs=0.05)
+        assert preemptions.measured.value == 0
 """
+
+SHORT = """
+    from pytest_gpucap.load import self_check
+    from pytest_gpucap.measure import constants
+
+    constants.WARM_UP_S = constants.SEARCH_HOLD_S = constants.OPEN_S = 4.0
+    constants.MEASURE_CYCLES = constants.LEAST_MEASURE_CYCLES = 2
+    constants.STEADY_S = 8.0
+    self_check.LATENESS_FLOOR_S = self_check.RATE_SHARE = self_check.STOPPED_S = 1e6
+"""
+"""What is measured here shows in short phases too, however busy the machine is."""
 
 
 def test_servers_are_shared_replaced_and_ended(pytester: pytest.Pytester, vllm_python: str) -> None:
     pytester.makepyfile(test_suite=SUITE)
-    result = pytester.runpytest_subprocess("--gpu-class=cpu", f"--gpucap-vllm-python={vllm_python}", "-v")
-    result.assert_outcomes(passed=4)
+    pytester.makeconftest(SHORT)
+    result = pytester.runpytest_subprocess(
+        "--gpu-class=cpu", f"--gpucap-vllm-python={vllm_python}", "--gpucap-host-check=warn", "-v"
+    )
+    result.assert_outcomes(passed=5)
     order = [line.split("::")[1].split()[0] for line in result.outlines if line.startswith("test_suite.py::")]
     assert order[-1] == "test_another_server_starts_when_the_first_has_ended"
     assert len(list(pytester.path.glob(".gpucap/logs/*.log"))) == 2
-    (record,) = json.loads((pytester.path / ".gpucap" / "result.json").read_text())["results"]
+    record, limited = json.loads((pytester.path / ".gpucap" / "result.json").read_text())["results"]
     assert record["simulated"] is False
+    # The start is told by both tests, though it was counted once.
+    assert record["environment"]["startup_s"] == limited["environment"]["startup_s"] > 0
+    assert [each["outcome"] for each in limited["secondary"]] == ["PASS"] * 4
     assert record["environment"]["server"].startswith("vLLM ")
     # What makes a later result comparable: the server's own word on its weights, and every argument it was given.
     assert (record["environment"]["quantization"], record["environment"]["dtype"]) == (None, "float32")

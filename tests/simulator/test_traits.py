@@ -15,6 +15,7 @@ from pytest_gpucap.load import schedule
 from pytest_gpucap.load.protocol import Journal, Status
 from pytest_gpucap.requirement import Length, Workload
 from pytest_gpucap.simulator import engine
+from pytest_gpucap.simulator.fleet import FleetSimRunner
 from pytest_gpucap.simulator.live import LiveEngine
 from pytest_gpucap.simulator.profile import EngineModel
 from pytest_gpucap.simulator.runner import SimRunner
@@ -220,3 +221,37 @@ def test_all_traits_together_lose_no_token() -> None:
     assert (journal.last_s >= journal.first_s).all()
     # Nothing is left in the KV cache.
     assert runner._whole[engine.KV] == 0
+
+
+def test_a_server_counts_what_it_looks_up_and_speculates_and_the_energy_of_its_device() -> None:
+    runner = SimRunner(
+        replace(PLAIN, prefix_share=0.5, spec_tokens=2, spec_accept=0.5, idle_w=100.0, busy_w=300.0, kv_tokens=20_000)
+    )
+    workload = Workload(Length.fixed(100), Length.fixed(400))
+    runner.run(schedule.closed_loop(workload, 60, 60, 500, 0, 0, hot=False), lambda _: False)
+    found = {name: column[-1] - column[0] for name, column in runner.readings().items()}
+    assert found["time_s"] == pytest.approx(60)
+    assert found["prefix_hits"] == pytest.approx(found["prefix_queries"] / 2)
+    assert found["prefix_queries"] % 100 == 0
+    assert found["preemptions"] == runner.preemptions > 0
+    # 0.5 and 0.25 of two drafts are accepted. A request's pace is kept in thousandths, and its last step is cut.
+    assert found["accepted_tokens"] / found["draft_tokens"] == pytest.approx(0.375, abs=0.01)
+    assert found["output_tokens"] == runner.journal().tokens.sum()
+    assert found["energy_j"] == pytest.approx(400 * 60, rel=0.01)  # it is never idle
+
+
+def test_a_server_without_speculation_and_power_tells_neither() -> None:
+    runner = SimRunner(PLAIN)
+    runner.run(schedule.closed_loop(Workload(), 1, 5, 500, 0, 0, hot=False), lambda _: False)
+    found = runner.readings()
+    assert all(np.isnan(found[name]).all() for name in ("draft_tokens", "accepted_tokens", "energy_j"))
+    assert np.all(np.diff(found["time_s"]) >= 0)
+
+
+def test_a_fleet_counts_what_its_replicas_do() -> None:
+    model = replace(PLAIN, prefix_share=0.5, idle_w=100.0)
+    runner = FleetSimRunner([model, model])
+    runner.run(schedule.closed_loop(Workload(Length.fixed(100), Length.fixed(20)), 4, 10, 500, 0, 0, hot=False))
+    found = {name: column[-1] - column[0] for name, column in runner.readings().items()}
+    assert found["prefix_hits"] == pytest.approx(found["prefix_queries"] / 2)
+    assert found["energy_j"] == pytest.approx(2 * 100 * 10)

@@ -22,6 +22,7 @@ from pytest_gpucap import (
     Outcome,
     RequirementError,
     Sample,
+    SecondaryResult,
     Server,
     ServerStartError,
     SystemUnderTest,
@@ -35,6 +36,7 @@ def a_test_of_the_budget(gpucap: GpuCap) -> None:
     assert_type(verdict, Verdict)
     assert_type(verdict.outcome, Outcome)
     assert_type(verdict.measurement, Measurement)
+    assert_type(verdict.secondary, tuple[SecondaryResult, ...])
     measurement = gpucap.measure()
     assert_type(measurement, Measurement)
     assert_type(measurement.gpus_required, int)

@@ -30,7 +30,7 @@ from pytest_gpucap.report.html.distributions import LATENCY_METRICS
 from pytest_gpucap.requirement import ArrivalKind
 from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.environment import Environment
-from pytest_gpucap.results.measured import Interval, Latency, Sample
+from pytest_gpucap.results.measured import Interval, Latency, Outcome, Sample
 from pytest_gpucap.results.result import DeclaredWorkload, Result, ResultKind
 
 EMPTY_CELL: Final = "\u2013"
@@ -215,7 +215,8 @@ def _range(found: Interval | None) -> str:
 
 def _facts(result: Result) -> list[Fact]:
     sampled = (Fact(name, value) for name, value in rows.sampled(result))
-    return [*_capacity(result), *_budget(result), *_throughput(result), *sampled, *_physical_limit(result)]
+    good = (Fact("Goodput", *value.split(" of ", 1)) for _, value in rows.goodput(result))
+    return [*_capacity(result), *_budget(result), *_throughput(result), *good, *sampled, *_physical_limit(result)]
 
 
 def _capacity(result: Result) -> list[Fact]:
@@ -303,6 +304,10 @@ def _notes(result: Result) -> list[Note]:
         short = least is not None and share is not None and share.high < least
         lines = tuple(value for name, value in rows.accuracy(result) if name)
         notes.append(Note("Accuracy of the answers", lines, "bad" if short else "plain"))
+    if beside := rows.secondary(result):
+        lines = tuple(f"{name}: {value}" for name, value in beside)
+        kept = all(each.outcome is Outcome.PASS for each in result.secondary)
+        notes.append(Note("Limits beside the rate", lines, "plain" if kept else "bad"))
     if watched := rows.host(result):
         remarks = rows.remarks(result)
         notes.append(Note("Host", tuple(value for _, value in watched), "warn" if remarks else "plain"))

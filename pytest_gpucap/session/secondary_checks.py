@@ -1,0 +1,138 @@
+"""Secondary limits that cannot be measured where a test is placed: refused at collection, before a server starts."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING, Final
+
+from pytest_gpucap.engines.protocol import Engine
+from pytest_gpucap.markers import VLLM, Declaration
+from pytest_gpucap.options import Options
+from pytest_gpucap.requirement import RequirementError
+from pytest_gpucap.secondary import SecondaryName
+from pytest_gpucap.session.placement import SIMULATED, SIMULATOR, Placement, own_classes
+from pytest_gpucap.vllm_arguments import VllmArguments
+
+if TYPE_CHECKING:
+    from pytest_gpucap.simulator.profile import Profile
+
+URL: Final = "url"
+_CURRENCY: Final = "USD"
+_COUNTED: Final = (SecondaryName.ACCEPTANCE, SecondaryName.PREFIX_HIT_RATE, SecondaryName.PREEMPTIONS)
+"""Figures of the server's page of metrics."""
+_RANDOM_WEIGHTS: Final = "the weights are random, so what they accept says nothing: measure a model with real weights"
+
+
+def check_secondary(declared: Declaration, placed: Placement, options: Options) -> None:
+    """Check that every secondary limit of a test can be measured, as far as it can be known now.
+
+    Raises:
+        RequirementError: one line on the first that cannot.
+    """
+    if placed.engine is None or placed.skip is not None:
+        return
+    for limit in declared.secondary:
+        if why := _refusal(limit.name, declared, placed, options):
+            raise RequirementError(f"{limit.name}: {why}")
+
+
+def _refusal(name: SecondaryName, declared: Declaration, placed: Placement, options: Options) -> str:
+    """Why a limit cannot be measured there; empty if it can, or if only the server can tell."""
+    if name is SecondaryName.USD_PER_1M_TOKENS:
+        return _without_price(placed, options)
+    one = _one(placed)
+    if one is not None and one.name == URL:
+        return _of_another(name)
+    if one is not None and one.name == SIMULATOR:
+        return _simulated(name, one)
+    if name is SecondaryName.JOULES_PER_1K_TOKENS and placed.gpu_class is not None and placed.gpu_class.is_cpu:
+        return "the energy of the class cpu is not measured: name a GPU class, or leave it out"
+    return _by_arguments(name, declared) if declared.engine == VLLM else ""
+
+
+def _one(placed: Placement) -> Engine | None:
+    """The engine of one replica."""
+    engine: Engine | None = getattr(placed.engine, "one", placed.engine)
+    return engine
+
+
+def _of_another(name: SecondaryName) -> str:
+    if name is SecondaryName.STARTUP:
+        return "the server behind --gpucap-url was started by somebody else, so nobody knows how long that took"
+    if name is SecondaryName.JOULES_PER_1K_TOKENS:
+        return "the devices behind --gpucap-url are not watched, so their energy is not known"
+    return ""
+
+
+def _simulated(name: SecondaryName, engine: Engine) -> str:
+    profile: Profile = engine.profile  # type: ignore[attr-defined]  # what an engine of that name has
+    model = profile.engine
+    lacks = {
+        SecondaryName.STARTUP: "" if profile.startup_s is not None else "does not say startup_s",
+        SecondaryName.JOULES_PER_1K_TOKENS: "" if model.idle_w or model.busy_w else "says neither idle_w nor busy_w",
+        SecondaryName.ACCEPTANCE: "" if model.spec_tokens else "does not speculate (spec_tokens)",
+    }
+    why = lacks.get(name, "")
+    return f"the profile of {SIMULATED}{profile.name} {why}" if why else ""
+
+
+def _by_arguments(name: SecondaryName, declared: Declaration) -> str:
+    """What the arguments of a vLLM server tell."""
+    args = declared.vllm_args
+    if name in _COUNTED and args.get("disable_log_stats") is True:
+        return "vllm(disable_log_stats=True) leaves the server without the metrics that it is read from"
+    if name is SecondaryName.PREFIX_HIT_RATE and args.get("enable_prefix_caching") is False:
+        return "vllm(enable_prefix_caching=False) switches the prefix cache off"
+    if name is not SecondaryName.ACCEPTANCE:
+        return ""
+    if not _speculates(args):
+        return "the server does not speculate: give vllm(speculative_config=...)"
+    return _RANDOM_WEIGHTS if random_weights(declared.model, args) else ""
+
+
+def _speculates(args: VllmArguments) -> bool:
+    """Whether it may; what a file of ``config=`` says is not known."""
+    try:
+        return args.has("config") or args.speculative_tokens > 0
+    except RequirementError:  # it does, with as many tokens as its draft model says
+        return True
+
+
+def random_weights(model: str | None, args: VllmArguments) -> bool:
+    """Whether a model's weights are known to be random."""
+    return args.get("load_format") == "dummy" or (model or "").startswith("synthetic:")
+
+
+def _without_price(placed: Placement, options: Options) -> str:
+    if options.prices is None:
+        return 'it needs the price of a GPU: --gpucap-prices=FILE, with currency = "USD"'
+    if placed.gpu_class is None and (_one(placed) is None or class_name(placed) is None):
+        # The class of the GPUs that are here is known once the session looks at them.
+        return "name the GPU class with --gpu-class, since its price counts" if options.url is not None else ""
+    name = class_name(placed)
+    return "" if name is None else price_per_hour(name, options)[1]
+
+
+def class_name(placed: Placement) -> str | None:
+    """The GPU class that a test is placed on, as a file of prices names it; None where only the machine tells."""
+    one = _one(placed)
+    if one is not None and one.name == SIMULATOR:
+        profile: Profile = one.profile  # type: ignore[attr-defined]  # see `_simulated`
+        return f"{SIMULATED}{profile.name}"
+    return None if placed.gpu_class is None else placed.gpu_class.name
+
+
+def price_per_hour(gpu_class: str, options: Options) -> tuple[Fraction | None, str]:
+    """What one GPU of a class costs an hour in USD, or why that is not known."""
+    from pytest_gpucap.planning.prices import PricesError, read_prices
+
+    assert options.prices is not None  # noqa: S101 - what callers check
+    try:
+        prices = read_prices(options.prices, own_classes(options))
+    except PricesError as error:
+        return None, f"--gpucap-prices: {error}"
+    if prices.currency != _CURRENCY:
+        has = f"has {prices.currency!r}" if prices.currency else "names no currency"
+        return None, f'--gpucap-prices: {options.prices} {has}, and the limit is in USD: write currency = "USD"'
+    found = prices.per_hour.get(gpu_class)
+    return found, "" if found is not None else f"--gpucap-prices: {options.prices} has no price of {gpu_class}"
