@@ -13,6 +13,7 @@ from pytest_gpucap.engines.protocol import Engine, EnginePair
 from pytest_gpucap.foreign_text import visible
 from pytest_gpucap.markers import Declaration
 from pytest_gpucap.masking import masked
+from pytest_gpucap.measure.constants import STEADY_S, WARM_UP_S
 from pytest_gpucap.options import Options
 from pytest_gpucap.planning.prices import Prices, PricesError, read_prices
 from pytest_gpucap.planning.session_cost import (
@@ -35,6 +36,8 @@ from pytest_gpucap.session.workers import is_one_of_many, workers_of
 
 MEASURING: Final = "gpucap"
 """The fixture of a test that measures."""
+_STEADY_S: Final = WARM_UP_S + STEADY_S
+"""A window for limits beside the rate, with its lead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,10 +185,11 @@ class Costing:
 
     def _default_s(self, declared: Declaration) -> float:
         """Of one start. A test that declares no rate has no verdict to reach."""
-        measures = declared.requirement is None or self._compares
-        seconds = (0.0 if declared.requirement is None else min(CHECK_S, declared.max_time_s)) + (
-            min(MEASURE_S, declared.max_time_s) if measures else 0.0
-        )
+        parts_s = [] if declared.requirement is None else [CHECK_S]
+        if declared.requirement is None or self._compares:
+            parts_s.append(MEASURE_S)
+        window_s = _STEADY_S if any(each.metric.is_sampled for each in declared.secondary) else 0.0
+        seconds = sum(min(part_s + window_s, declared.max_time_s) for part_s in parts_s)
         alone = declared.fleet > 1 and self._options.efficiency != SKIP
         return seconds + (min(MEASURE_S, declared.max_time_s) if alone else 0.0)
 

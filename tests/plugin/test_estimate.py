@@ -206,6 +206,24 @@ def test_a_saved_rate_must_be_precise(suite: pytest.Pytester) -> None:
     assert times_of(plain)["test_chat"] == (50.0 + 137.0, "earlier result")  # it is known to 2.5%
 
 
+def test_a_limit_beside_the_rate_takes_a_window(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        pytestmark = [pytest.mark.vllm(model="org/model"), pytest.mark.gpucap(qps=5, gpus=1)]
+
+        @pytest.mark.gpucap(preemptions=0)
+        def test_sampled(gpucap): ...
+
+        @pytest.mark.gpucap(kv_tokens=1000)
+        def test_read(gpucap): ...
+        """
+    )
+    (server,) = estimated(pytester)["servers"]
+    assert times_of(server) == {"test_sampled": (68.0 + 12 + 48, "default"), "test_read": (68.0, "default")}
+
+
 def test_prices_make_a_cost(suite: pytest.Pytester) -> None:
     (suite.path / "prices.toml").write_text('currency = "USD"\n[per_hour]\nh200 = 4.5\n')
     found = estimated(suite, "--gpucap-prices=prices.toml")
