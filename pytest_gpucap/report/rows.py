@@ -18,6 +18,7 @@ from pytest_gpucap.report.formatting import (
     interval,
     known,
     limit_name,
+    limit_texts,
     percent,
     percent_interval,
     percentile_name,
@@ -26,6 +27,7 @@ from pytest_gpucap.report.formatting import (
     shown_bound,
     significant,
 )
+from pytest_gpucap.report.goodput import goodput_of, goodput_text
 from pytest_gpucap.requirement import limited_percentile
 from pytest_gpucap.results.comparison import Comparison, LatencyComparison
 from pytest_gpucap.results.environment import Environment
@@ -54,6 +56,7 @@ def result_rows(result: Result) -> list[Row]:
         *fleet(result),
         *starts(result),
         *sampled(result),
+        *_goodput(result),
         *_failures(result),
         *_physical_limit(result),
         *accuracy(result),
@@ -77,6 +80,7 @@ def causes(result: Result) -> list[Row]:
     """The limit that binds, the bottleneck with its evidence, what to try, and why a measurement cannot be trusted."""
     bottleneck = result.bottleneck
     lines = [("bound by", bound_by(result))]
+    lines += _goodput(result) if result.slo.goodput is not None else []
     if result.more_time is not None and result.outcome is Outcome.INCONCLUSIVE:
         lines.append(("more time", result.more_time.text))
     if bottleneck is not None:
@@ -104,6 +108,10 @@ def sampled(result: Result) -> list[Row]:
     return lines
 
 
+def _goodput(result: Result) -> list[Row]:
+    return [("goodput", told)] if (told := goodput_text(result)) else []
+
+
 def told_failures(result: Result) -> str:
     """How many requests failed, and what the server said; empty if none did."""
     return "" if result.failed_requests is None else str(result.failed_requests)
@@ -125,7 +133,7 @@ def workload(declared: DeclaredWorkload) -> str:
 
 def limits(slo: DeclaredSlo) -> str:
     """``p95 E2E 20 s, p95 TTFT 500 ms, errors 1.0%``."""
-    latencies = [f"{limit_name(name)} {seconds(limit)}" for name, limit in slo.limits.items()]
+    latencies = limit_texts(slo.limits, slo.goodput, slo.thresholds)
     return ", ".join([*latencies, f"errors {percent(slo.max_error_rate)}"])
 
 
@@ -156,18 +164,20 @@ _FIGURES: tuple[Callable[[Sample], float], ...] = (
 def window_table(result: Result) -> tuple[list[str], list[list[str]]]:
     """Headers and rows of the measuring windows, with the percentiles that limits are set on (TTFT and E2E if none).
 
-    A latency is that of the window's worst slice. If windows do not keep a limit's percentile, the nearest one is shown
-    under its own name.
+    A latency is that of the window's worst slice, goodput that of all its slices. If windows do not keep a limit's
+    percentile, the nearest one is shown under its own name.
     """
-    columns = list(dict.fromkeys(kept_percentile(name) for name in result.slo.limits)) or _USUAL
+    columns = list(dict.fromkeys(kept_percentile(name) for name in result.slo.percentiles)) or _USUAL
     latencies = [percentile_name(metric, percent) for metric, percent in columns]
-    headers = ["window", "s", "in flight", "req/s", "tok/s", *latencies, "errors"]
+    told = ["goodput"] if goodput_of(result.samples) is not None else []
+    headers = ["window", "s", "in flight", "req/s", "tok/s", *latencies, *told, "errors"]
     body = [
         [
             window.text,
             f"{sum(sample.end_s - sample.start_s for sample in group):.0f}",
             *(_figure(mean(group, figure)) for figure in _FIGURES),
             *(seconds(max(latency(group, *column), default=None)) for column in columns),
+            *(percent(share) if (share := goodput_of(group)) is not None else "" for _ in told),
             str(sum(sum(sample.errors.values()) for sample in group) or ""),
         ]
         for window, group in grouped(result.samples)

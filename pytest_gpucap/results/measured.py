@@ -95,6 +95,8 @@ class Sample(msgspec.Struct, frozen=True):
         in_flight_mean, in_flight_end: requests in flight.
         latencies: by metric name (``ttft``, ``tpot``, ``itl``, ``e2e``).
         attainment: by limit name (``ttft_p95``): share of the requests (gaps, for ITL) within the limit.
+        goodput: share of the requests that ended or failed in the window which kept the thresholds of all limits
+            together; None without such limits or requests, and in early files.
         errors: by kind, lower case (``http_5xx``).
         checks: the load generator's own figures, by name.
         problems: why this window cannot be trusted; empty when it can.
@@ -123,6 +125,7 @@ class Sample(msgspec.Struct, frozen=True):
     timeline: Mapping[str, tuple[float | None, ...]] = msgspec.field(default_factory=dict)
     histograms: Mapping[str, LatencyHistogram] = msgspec.field(default_factory=dict)
     failed_requests: FailedRequests | None = None
+    goodput: Figure | None = None
 
     def __repr__(self) -> str:
         return f"<Sample {self.window.text}: {self.completed_rps:.4g} req/s, {self.in_flight_mean:.4g} in flight>"
