@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 from typing import Any
@@ -26,6 +27,7 @@ from pytest_gpucap.requirement import Limit, Requirement, Slo, declared_limits
 from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.results.windows import Phase, WindowId
 from pytest_gpucap.simulator import profile as profiles
+from pytest_gpucap.simulator.fleet import FleetSimRunner
 from pytest_gpucap.simulator.runner import SimRunner
 from pytest_gpucap.simulator.truth import long_run
 from tests.load.test_latencies import GOOD, GOODPUT, REQUESTS, journal
@@ -184,3 +186,14 @@ def test_the_batch_to_be_measured_is_the_one_of_the_tightest_threshold() -> None
     alone = {"tpot_p95": "30ms", "e2e_p95": "30s"}
     counts = {critical_concurrency(requirement(10.0, each), SETTINGS, 10.0) for each in (both, alone)}
     assert len(counts) == 1
+
+
+def test_a_fleet_is_judged_by_the_goodput_of_all_its_replicas() -> None:
+    fleet = replace(requirement(12.0, TOGETHER), gpus=2, fleet=2)
+    verdict = check(FleetSimRunner([LONG.engine] * 2, "least_outstanding", 4), fleet, SETTINGS)
+    assert verdict.outcome is Outcome.PASS, verdict.reason
+    windows = [each for each in verdict.measurement.samples if each.window.phase is Phase.DESIGN_RATE]
+    shares = [each.goodput for each in windows if each.goodput is not None]
+    assert len(shares) == len(windows) > 0
+    # Requests that the holds before left behind end in the first of them.
+    assert max(shares) > 0.95
