@@ -197,3 +197,15 @@ def test_a_fleet_is_judged_by_the_goodput_of_all_its_replicas() -> None:
     assert len(shares) == len(windows) > 0
     # Requests that the holds before left behind end in the first of them.
     assert max(shares) > 0.95
+
+
+def test_stops_that_holds_seem_to_have_fail_no_server_for_late_first_tokens() -> None:
+    """With these seeds the holds alone have the 95th percentile of TTFT far beyond its threshold at any rate."""
+    mixed = profiles.load("mixed")
+    declared = declared_limits({"goodput": "95%", "ttft": "180ms", "tpot": "61ms"})
+    wanted = Requirement("x", Fraction(3.29), 1, Fraction(1), 1, mixed.workload, Slo(declared))
+    engine = mixed.engine
+    settings = Settings(600.0, 4_600_023, engine.max_num_seqs, engine.kv_tokens, engine.max_num_batched_tokens)
+    verdict = check(SimRunner(engine, 4_610_023), wanted, settings)
+    assert verdict.outcome is not Outcome.FAIL, verdict.reason
+    assert any(each.window.phase is Phase.DESIGN_RATE for each in verdict.measurement.samples)
