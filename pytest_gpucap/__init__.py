@@ -34,7 +34,15 @@ if TYPE_CHECKING:
     from pytest_gpucap.gpu.lease import GpuShared, Lease, LeaseError, LeaseTimeout
     from pytest_gpucap.gpu.occupancy import MemoryNotReturned
     from pytest_gpucap.load.protocol import LoadError
-    from pytest_gpucap.requirement import LatencyLimit, Metric, Requirement, RequirementError, Slo, Workload
+    from pytest_gpucap.requirement import (
+        GoodputLimit,
+        LatencyLimit,
+        Metric,
+        Requirement,
+        RequirementError,
+        Slo,
+        Workload,
+    )
     from pytest_gpucap.results.measured import (
         Accuracy,
         Curve,
@@ -63,6 +71,7 @@ __all__ = [
     "Device",
     "EndpointError",
     "Engine",
+    "GoodputLimit",
     "GpuCap",
     "GpuCapError",
     "GpuClass",
@@ -129,7 +138,7 @@ _NAMES_BY_MODULE = {
     "gpu.lease": ("GpuShared", "Lease", "LeaseError", "LeaseTimeout"),
     "gpu.occupancy": ("MemoryNotReturned",),
     "load.protocol": ("LoadError",),
-    "requirement": ("LatencyLimit", "Metric", "Requirement", "RequirementError", "Slo", "Workload"),
+    "requirement": ("GoodputLimit", "LatencyLimit", "Metric", "Requirement", "RequirementError", "Slo", "Workload"),
     "results.measured": (
         *("Accuracy", "Curve", "Interval", "Latency", "MeasuredStart", "Measurement", "Outcome", "Sample"),
         *("SecondaryResult", "Verdict"),

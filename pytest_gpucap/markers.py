@@ -23,10 +23,10 @@ from pytest_gpucap.errors import told
 from pytest_gpucap.masking import refusal
 from pytest_gpucap.options import Options
 from pytest_gpucap.requirement import (
+    GOODPUT,
     ApiKind,
     ArrivalKind,
     Arrivals,
-    LatencyLimit,
     Length,
     Metric,
     OwnPrompts,
@@ -35,6 +35,7 @@ from pytest_gpucap.requirement import (
     Slo,
     Wording,
     Workload,
+    declared_limits,
     duration_s,
     exact,
     headroom,
@@ -172,7 +173,7 @@ def declare(item: pytest.Item, options: Options) -> Declaration:
         raise RequirementError(f"model must be a name or a path, not {told(model)}")
     values = _gpucap_values(_with_preset(_merged(item, "gpucap"), options, item), item)
     slo = Slo(
-        limits=tuple(values.pop("limits")),
+        limits=values.pop("limits"),
         **{key: values.pop(key) for key in ("max_error_rate", "min_accuracy") if key in values},
     )
     workload = _workload(values)
@@ -457,19 +458,23 @@ _MEASURING: Final = "gpucap"
 """The fixture of a test that measures."""
 _OF_MADE_PROMPTS: Final = ("input_tokens", "shared_prefix_tokens", "trace")
 """Keywords that say how long prompts are, or what they share: not for prompts that are in a file."""
+_LIMITING: Final = frozenset({GOODPUT, *(metric.value for metric in Metric)})
+"""Keywords of limits, beside metrics with a percentile."""
 _WORDING: Final = ("system", "fold_system", "opening", "instruction")
 _SAMPLING: Final = ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty")
 
 
 def _gpucap_values(given: Mapping[str, Any], item: pytest.Item) -> dict[str, Any]:
-    values: dict[str, Any] = {"limits": []}
+    values: dict[str, Any] = {}
+    limits = {}
     for keyword, value in given.items():
         if keyword in _KEYWORDS:
             values[keyword] = _KEYWORDS[keyword](value, keyword)
-        elif keyword.startswith(tuple(f"{metric.value}_" for metric in Metric)):
-            values["limits"].append(LatencyLimit.parse(keyword, value))
+        elif keyword in _LIMITING or keyword.startswith(tuple(f"{metric.value}_" for metric in Metric)):
+            limits[keyword] = value
         else:
             raise RequirementError(f"gpucap has no keyword {told(keyword)}{_near(keyword)}")
+    values["limits"] = declared_limits(limits)
     if "trace" in values:
         values["trace"] = _trace_file(values["trace"], item)
     if "questions" in values:
@@ -505,7 +510,7 @@ def _with_preset(given: dict[str, Any], options: Options, item: pytest.Item) -> 
 def _near(keyword: str) -> str:
     from difflib import get_close_matches
 
-    known = [*_KEYWORDS, *(f"{metric.value}_p95" for metric in Metric)]
+    known = [*_KEYWORDS, GOODPUT, *(f"{metric.value}_p95" for metric in Metric)]
     near = get_close_matches(keyword, known, n=2, cutoff=0.6)
     return f"; did you mean {' or '.join(near)}?" if near else f"; it has {', '.join(known)}"
 
@@ -531,7 +536,8 @@ def _check_questions(workload: Workload, slo: Slo) -> None:
 
 def _check_pace(workload: Workload, slo: Slo) -> None:
     """Check that a limit on the time between tokens has answers of several tokens to be judged by."""
-    limits = [limit.name for limit in slo.limits if limit.metric in {Metric.TPOT, Metric.ITL}]
+    percentiles = [limit.name for limit in slo.percentiles if limit.metric in {Metric.TPOT, Metric.ITL}]
+    limits = percentiles or [metric.value for metric, _ in slo.thresholds if metric is Metric.TPOT]
     lengths_in_a_file = workload.arrivals.trace is not None or workload.prompts is not None
     if limits and not lengths_in_a_file and workload.output_tokens.high == 1:
         raise RequirementError(

@@ -127,8 +127,8 @@ FORBIDDEN = {
 }
 """Room -> top-level modules that it may never import; ``*``: no room may."""
 
-PURE_LOAD = {"pytest_gpucap.load.protocol", "pytest_gpucap.load.schedule"}
-"""Pure parts of `load` that arithmetic may use: the form of samples, and arrivals and lengths."""
+PURE_LOAD = {"pytest_gpucap.load.protocol", "pytest_gpucap.load.latencies", "pytest_gpucap.load.schedule"}
+"""Pure parts of `load` that arithmetic may use: the form of samples, what limits are set on, arrivals and lengths."""
 
 
 def _imports() -> Iterator[tuple[str, str, str]]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_gpucap.requirement import (
+    GoodputLimit,
     LatencyLimit,
     Length,
     LengthKind,
@@ -16,8 +17,12 @@ from pytest_gpucap.requirement import (
     Number,
     Requirement,
     RequirementError,
+    Slo,
+    Threshold,
+    declared_limits,
     duration_s,
     exact,
+    goodput_percent,
     headroom,
     positive,
     share,
@@ -151,3 +156,68 @@ def test_the_design_rate_is_shared_by_the_replicas_that_fit() -> None:
     requirement = Requirement("chat", qps=Fraction(10), gpus=4, gpus_per_replica=2)
     assert requirement.replicas == 2
     assert requirement.design_rate == Fraction(13, 2)
+
+
+@pytest.mark.parametrize(
+    ("declared", "name", "thresholds"),
+    [
+        ({"goodput": "95%", "ttft": "500ms", "tpot": "50ms"}, "goodput_95", {"ttft": 0.5, "tpot": 0.05}),
+        ({"e2e": 20, "goodput": 0.999, "ttft": "1s"}, "goodput_99_9", {"ttft": 1.0, "e2e": 20.0}),
+        # A percentile's threshold counts too; of several that of the highest; a bare one comes before them.
+        ({"goodput": "90%", "ttft_p50": "1s", "ttft_p99": "3s"}, "goodput_90", {"ttft": 3.0}),
+        ({"goodput": "90%", "ttft_p99": "3s", "ttft_p50": "1s", "ttft": "2s"}, "goodput_90", {"ttft": 2.0}),
+    ],
+)
+def test_goodput_has_one_threshold_per_latency(declared: dict[str, Any], name: str, thresholds: Any) -> None:
+    slo = Slo(declared_limits(declared))
+    found = slo.goodput
+    assert found is not None
+    assert (found.name, dict(found.thresholds)) == (name, thresholds)
+    assert slo.good == found.thresholds
+    assert goodput_percent(found.name) == found.quantile * 100
+    assert [limit.name for limit in slo.percentiles] == [word for word in declared if "_p" in word]
+
+
+def test_without_goodput_the_percentiles_say_what_a_good_request_keeps() -> None:
+    slo = Slo(declared_limits({"itl_p99": "50ms", "e2e_p95": "20s", "ttft_p95": "1s"}))
+    assert slo.goodput is None
+    assert slo.good == (Threshold(Metric.TTFT, 1.0), Threshold(Metric.E2E, 20.0))
+    assert Slo().good == ()
+
+
+def test_a_limit_says_when_it_is_known_and_what_it_is_about() -> None:
+    ttft, itl, both = (
+        declared_limits({"ttft_p95": "1s"})
+        + declared_limits({"itl_p95": "1s"})
+        + declared_limits({"goodput": "95%", "ttft": "1s", "e2e": "9s"})
+    )
+    assert [each.at_first for each in (ttft, itl, both)] == [True, False, False]
+    assert [each.of_gaps for each in (ttft, itl, both)] == [False, True, False]
+    assert (ttft.most, both.most) == (1.0, 1.0)
+    assert isinstance(both, GoodputLimit)
+    assert both.apart_from(Metric.TTFT) == GoodputLimit(both.quantile, (Threshold(Metric.E2E, 9.0),))
+    assert declared_limits({"goodput": "95%", "ttft": "1s"})[0].at_first
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ({"ttft": "500ms"}, "ttft='500ms' has no percentile: write ttft_p95='500ms', or add goodput=\"95%\""),
+        ({"goodput": "95%"}, 'goodput needs what good requests keep: add ttft="500ms", tpot="50ms" or e2e="20s"'),
+        ({"goodput": "95%", "itl": "50ms", "ttft": "1s"}, "itl does not go with goodput, which counts requests"),
+        ({"goodput": "95%", "itl_p99": "50ms", "ttft": "1s"}, "itl_p99 does not go with goodput"),
+        ({"goodput": 95, "ttft": "1s"}, "goodput must lie between 0 and 1"),
+        ({"goodput": "100%", "ttft": "1s"}, "goodput must be a share above 0% and below 100%"),
+        ({"goodput": 0, "ttft": "1s"}, "goodput must be a share above 0%"),
+        ({"goodput": Fraction(1, 3), "ttft": "1s"}, "goodput must be a share above 0%"),
+        ({"goodput": "most", "ttft": "1s"}, "goodput must be a number, not 'most'"),
+        ({"goodput": "95%", "ttft": "soon"}, "ttft must be a duration"),
+        ({"goodput": "95%", "ttft": 500}, "ttft=500 needs a unit"),
+        ({"goodput_p95": "1s"}, "goodput_p95 is no latency limit"),
+    ],
+)
+def test_goodput_and_thresholds_that_do_not_fit_are_refused_in_one_line(declared: Any, message: str) -> None:
+    with pytest.raises(RequirementError) as refused:
+        declared_limits(declared)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from pytest_gpucap.load import schedule
+from pytest_gpucap.load.latencies import limited
 from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.measure.procedure import check, measure
 from pytest_gpucap.measure.settings import Settings
@@ -64,10 +65,9 @@ def worst_ratio(profile: Profile, engines: list[EngineModel], policy: str, rate_
         rows = slice(span.first_row, span.end_row)
         ok = journal.status[rows] == Status.OK
         for limit in profile.slo.limits:
-            values[limit.name].append(np.where(ok, journal.latency_s(limit.metric)[rows], np.inf))
+            values[limit.name].append(np.where(ok, limited(journal, limit)[rows], np.inf))
     return max(
-        float(np.nanquantile(np.concatenate(values[limit.name]), float(limit.quantile), method="higher"))
-        / limit.limit_s
+        float(np.nanquantile(np.concatenate(values[limit.name]), float(limit.quantile), method="higher")) / limit.most
         for limit in profile.slo.limits
     )
 

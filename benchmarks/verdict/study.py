@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
 
+import goodput  # type: ignore[import-not-found,unused-ignore]
 import numpy as np
 import servers  # type: ignore[import-not-found,unused-ignore]
 import tables  # type: ignore[import-not-found,unused-ignore]
@@ -50,13 +51,18 @@ Rival = Callable[..., tuple[float, float]]
 
 
 def profile_of(name: str) -> profiles.Profile:
-    """A profile that comes with the plugin, or one of the drawn servers."""
+    """A profile that comes with the plugin, one of the drawn servers, or one that goodput limits."""
+    if name in goodput.names():
+        limited: profiles.Profile = goodput.load(name)
+        return limited
     drawn = servers.path_of(name)
     return profiles.load(drawn if drawn.is_file() else name)
 
 
 def profiles_of(name: str) -> list[str]:
-    """All drawn servers of a half, or the profile of this name."""
+    """All drawn servers of a half, all that goodput limits, or the profile of this name."""
+    if name == goodput.KIND:
+        return list(goodput.names())
     return servers.names(name) if name in servers.KINDS else [name]
 
 
@@ -182,8 +188,8 @@ def run(cells: Iterable[tuple[str, str, float]], reps: int, jobs: int) -> None:
             print(f"{path.name}: {len(rows)} in {time.monotonic() - began:.0f} s", flush=True)
 
 
-def cells_of(what: str, names: tuple[str, ...]) -> list[tuple[str, str, float]]:
-    """The cells of one part of the study."""
+def cells_of(what: str, names: tuple[str, ...], checked: tuple[float, ...] = RATIOS) -> list[tuple[str, str, float]]:
+    """The cells of one part of the study; `checked`: the ratios of its verdicts."""
     ratios = {
         "curve": CURVE_RATIOS,
         "far": tables.FAR_RATIOS,
@@ -191,7 +197,7 @@ def cells_of(what: str, names: tuple[str, ...]) -> list[tuple[str, str, float]]:
         **dict.fromkeys(tables.ESTIMATING, (1.0,)),
     }
     method = "check" if what in ("curve", "far") else what
-    return [(method, n, r) for r in ratios.get(what, RATIOS) for n in names]
+    return [(method, n, r) for r in ratios.get(what, checked) for n in names]
 
 
 def main() -> None:
@@ -199,7 +205,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "table"])
     parser.add_argument("--parts", default="check,measure,fixed,bisection,sweep")
-    parser.add_argument("--profiles", default=",".join((*TUNED, *HELD_OUT)), help="by name; seen, unseen: all drawn")
+    parser.add_argument(
+        "--profiles", default=",".join((*TUNED, *HELD_OUT)), help="by name; seen, unseen, goodput: all of these"
+    )
+    parser.add_argument("--ratios", default=",".join(map(str, RATIOS)), help="true capacity over the requirement")
     parser.add_argument("--reps", type=int, default=1000)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
@@ -208,7 +217,7 @@ def main() -> None:
         return
     names = tuple(n for name in options.profiles.split(",") for n in profiles_of(name))
     for part in options.parts.split(","):
-        run(cells_of(part, names), options.reps, options.jobs)
+        run(cells_of(part, names, tuple(map(float, options.ratios.split(",")))), options.reps, options.jobs)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ HERE = Path(__file__).parent
 PROFILES = HERE.parents[1] / "pytest_gpucap" / "simulator" / "profiles"
 CURVES = HERE.parents[1] / "docs" / "operating-characteristic.svg"
 SERVERS = HERE / "servers"
+GOODPUT = HERE / "goodput.toml"
 RATIOS = (0.95, 0.98, 1.02, 1.05)
 FAR_RATIOS = (0.1, 0.5, 2.0, 10.0)
 MEASURED_AT = 0.7
@@ -249,6 +250,33 @@ def traits_table(results: Path) -> list[str]:
     return lines
 
 
+def goodput_table(results: Path) -> list[str]:
+    """Error rates and estimates where goodput is the limit."""
+    lines = [
+        (
+            "| server | thresholds | true rate, req/s (one threshold alone) | checks a cell | false PASS r = 0.95 | "
+            "false FAIL 1.05 | undecided, both | `measure()`: runs | bias | sd | interval covers |"
+        ),
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, server in tomllib.loads(GOODPUT.read_text()).items():
+        cells = {ratio: read(results, "check", name, ratio) for ratio in (0.95, 1.05)}
+        measured = read(results, "measure", name, MEASURED_AT)
+        if not measured or not all(cells.values()):
+            continue
+        truth, slo = server["true_rate_rps"], server["slo"]
+        bad = " | ".join(f"{percent(wrong(rows, ratio, truth, 'check'))}%" for ratio, rows in cells.items())
+        undecided = ", ".join(f"{percent(share(rows, 'INCONCLUSIVE'))}%" for rows in cells.values())
+        bias, sd, covered = estimates(measured, truth)
+        thresholds = ", ".join(f"{metric.upper()} {limit}" for metric, limit in slo.items() if metric != "goodput")
+        alone = ", ".join(f"{metric.upper()} {rate:.4g}" for metric, rate in server["alone_rps"].items())
+        lines.append(
+            f"| {name} | {slo['goodput']}: {thresholds} | {truth:.4g} ({alone}) | {min(map(len, cells.values()))} | "
+            f"{bad} | {undecided} | {len(measured)} | {bias:+.1%} | {sd:.1%} | {covered:.0%} |"
+        )
+    return lines
+
+
 def seconds_of(results: Path, method: str, name: str) -> list[float]:
     """GPU seconds of every run, each run once."""
     ratios = (1.0,) if method in ESTIMATING else RATIOS
@@ -367,6 +395,16 @@ def write(results: Path, target: Path, machine: str) -> None:
         ),
         "",
         *traits_table(results),
+        "",
+        "## Goodput as the limit",
+        "",
+        (
+            "95% of the requests keep both thresholds together. The truth is that of long runs under the same rule. "
+            "`goodput.py`, then `study.py run --parts check --profiles goodput --ratios 0.95,1.05 --reps 40` and "
+            "`--parts measure --profiles goodput --reps 20`."
+        ),
+        "",
+        *goodput_table(results),
         "",
         "## Other ways to decide, on the same servers",
         "",

@@ -25,7 +25,16 @@ from pytest_gpucap.planning.service import BOUNDING, Service
 from pytest_gpucap.report.escape import json_text
 from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.report.plan import plan_markdown, plan_text
-from pytest_gpucap.requirement import LatencyLimit, Length, RequirementError, Slo, Workload, headroom, positive, whole
+from pytest_gpucap.requirement import (
+    Length,
+    RequirementError,
+    Slo,
+    Workload,
+    declared_limits,
+    headroom,
+    positive,
+    whole,
+)
 from pytest_gpucap.results import result_file
 from pytest_gpucap.roofline.model_shape import UnknownModel
 from pytest_gpucap.roofline.served import config_of
@@ -46,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     target.add_argument("--qps-table", metavar="QPS,...", help="show the GPUs for these rates too, a column each")
     target.add_argument("--gpus", metavar="N", help="the budget: say which classes keep it and what it carries")
     target.add_argument(
-        "--slo", metavar="NAME=TIME", action="append", default=[], help="a limit such as e2e_p95=20s; repeatable"
+        "--slo", metavar="NAME=VALUE", action="append", default=[], help="a limit such as e2e_p95=20s; repeatable"
     )
     load = parser.add_argument_group("the model and its load (default: those of the measurement)")
     load.add_argument("--model", help="a config.json or its folder, synthetic:NAME, or a model in the hub's cache")
@@ -151,7 +160,7 @@ def _service(options: argparse.Namespace, chosen: MeasuredRate | None) -> Servic
         raise CommandError(f"--model: {error}") from None
     if config is None and options.model is not None:
         raise CommandError(f"--model {options.model}: no config.json there, and no such model in the hub's cache")
-    limits = tuple(_limit(text) for text in options.slo)
+    limits = declared_limits(dict(_limit(text) for text in options.slo))
     return Service(
         model=model,
         arguments=(VllmArguments() if chosen is None else chosen.service.arguments).overlaid(_arguments(options)),
@@ -179,11 +188,11 @@ def _target(options: argparse.Namespace, chosen: MeasuredRate | None) -> FleetTa
     )
 
 
-def _limit(text: str) -> LatencyLimit:
+def _limit(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise CommandError(f"--slo {text}: write NAME=TIME, such as e2e_p95=20s")
-    return LatencyLimit.parse(name.strip(), value.strip())
+        raise CommandError(f"--slo {text}: write NAME=VALUE, such as e2e_p95=20s or goodput=95%")
+    return name.strip(), value.strip()
 
 
 def _workload(options: argparse.Namespace, chosen: MeasuredRate | None) -> Workload:

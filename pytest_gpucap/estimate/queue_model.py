@@ -35,7 +35,8 @@ from pytest_gpucap.estimate.queue_simulation import (
     simulate_replications,
 )
 from pytest_gpucap.estimate.traffic import Traffic
-from pytest_gpucap.requirement import LatencyLimit, Metric
+from pytest_gpucap.load.latencies import limited
+from pytest_gpucap.requirement import Limit
 
 LEAST_REPLICATIONS = 256
 """Fewest replications of an evaluation. They put the rate within about 0.5% of long runs, in 5 to 10 ms."""
@@ -130,6 +131,7 @@ class ServerModel:
         own_paces: of the requests, in tokens per token of the common pace; empty: all run at the common one. The
             traffic has them in it (`traffic_for`).
         step_tokens: tokens of one step, prompt and generated; infinite where unknown.
+        failed: share of the requests that fail; the latencies of an evaluation are those of the others.
     """
 
     speed: Floats
@@ -148,6 +150,7 @@ class ServerModel:
     path_bin_s: float = math.inf
     own_paces: tuple[float, ...] = ()
     step_tokens: float = math.inf
+    failed: float = 0.0
 
     @property
     def stall_share(self) -> float:
@@ -195,6 +198,7 @@ class Evaluation:
         seen: shape (k,), requests in flight that each met at its arrival.
         gaps: shape (`GAP_BINS`,), histogram of inter-token gaps; zeros where they were not counted.
         factors: on percentiles, by the name of the limit (`Calibration.latency_factors`).
+        failed: share of the requests that fail, beside the measured ones.
     """
 
     rate_rps: float
@@ -204,32 +208,28 @@ class Evaluation:
     seen: Floats
     gaps: Floats
     factors: tuple[tuple[str, float], ...] = ()
+    failed: float = 0.0
 
-    def latency_s(self, limit: LatencyLimit) -> float:
-        """The limit's percentile; infinite where requests never ended."""
-        return dict(self.factors).get(limit.name, 1.0) * self._modelled_s(limit)
+    def of_limit(self, limit: Limit) -> float:
+        """The limit's percentile over what it allows; infinite where requests never ended."""
+        return dict(self.factors).get(limit.name, 1.0) * self._modelled(limit) / limit.most
 
-    def _modelled_s(self, limit: LatencyLimit) -> float:
+    def _modelled(self, limit: Limit) -> float:
         quantile = float(limit.quantile)
-        if limit.metric is Metric.ITL:
+        if limit.of_gaps:
             counts = np.maximum(self.gaps, 0.0)
             rank = quantile * counts.sum()
             return float(GAP_LOWEST_S * GAP_GROWTH ** (np.searchsorted(np.cumsum(counts), rank) - 0.5))
-        values = {Metric.TTFT: self.ttft_s, Metric.TPOT: self.tpot_s, Metric.E2E: self.e2e_s}[limit.metric]
+        values = limited(self, limit)
         finite = values[~np.isnan(values)]
         if finite.size == 0:
             return math.nan
+        if limit.failed_break and self.failed:
+            quantile /= 1.0 - min(self.failed, 1.0 - quantile)
+            if quantile >= 1.0:
+                return math.inf
         k = min(finite.size - 1, int(quantile * finite.size))
         return float(np.partition(finite, k)[k])
-
-    def share_above(self, limit: LatencyLimit) -> float:
-        """Share of the requests (gaps, for ITL) beyond the limit."""
-        if limit.metric is Metric.ITL:
-            counts = np.maximum(self.gaps, 0.0)
-            edges = GAP_LOWEST_S * GAP_GROWTH ** (np.arange(GAP_BINS) - 0.5)
-            return float(counts[edges > limit.limit_s].sum() / max(counts.sum(), 1e-9))
-        values = {Metric.TTFT: self.ttft_s, Metric.TPOT: self.tpot_s, Metric.E2E: self.e2e_s}[limit.metric]
-        return float((values > limit.limit_s).mean())
 
 
 def server_of(model: ServerModel) -> QueueServer:
@@ -357,6 +357,7 @@ def evaluate(
         seen,
         gaps if calibration.itl_factor == 1.0 else _shifted(gaps, calibration.itl_factor),
         calibration.latency_factors,
+        model.failed,
     )
 
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from pytest_gpucap.arrays import Bools, Floats
 from pytest_gpucap.estimate.bins import integral
+from pytest_gpucap.load.latencies import good
 from pytest_gpucap.load.protocol import ERRORS, ClosedLoop, Histogram, Journal, OpenLoop, PhaseSpan, Status
-from pytest_gpucap.requirement import LatencyLimit, Metric
+from pytest_gpucap.requirement import Metric, Slo
 from pytest_gpucap.results.measured import Latency, LatencyHistogram, Sample
 from pytest_gpucap.results.problems import Problem
 from pytest_gpucap.results.windows import WindowId
@@ -60,7 +61,7 @@ def sample_of(
     journal: Journal,
     span: PhaseSpan,
     window: WindowId,
-    limits: tuple[LatencyLimit, ...],
+    slo: Slo,
     start_s: float,
     end_s: float,
     problems: tuple[Problem, ...] = (),
@@ -69,7 +70,8 @@ def sample_of(
 
     A latency belongs to the window in which it ended: the first token for TTFT, the last for TPOT and E2E. In steady
     state that is an unbiased selection, where counting only requests that also began in the window drops the long ones.
-    Requests that began mid-life are left out. ITL is the whole phase's.
+    Requests that began mid-life are left out. ITL is the whole phase's. Goodput is that of the requests that ended or
+    failed in the window; one that failed is not good.
     """
     closed = isinstance(span.phase, ClosedLoop)
     seconds = max(end_s - start_s, 1e-9)
@@ -89,14 +91,8 @@ def sample_of(
     if span.gaps.total:
         latencies[Metric.ITL.value] = latency_of_gaps(span.gaps)
         histograms[Metric.ITL.value] = histogram_of_gaps(span.gaps)
-    attainment: dict[str, float] = {}
-    for limit in limits:
-        if limit.metric is Metric.ITL:
-            if span.gaps.total:
-                attainment[limit.name] = 1.0 - span.gaps.share_above(limit.limit_s)
-        elif values[limit.metric].size:
-            attainment[limit.name] = float((values[limit.metric] <= limit.limit_s).mean())
-    goodput, goodput_requests = goodput_of(journal, limits, ended & whole)
+    goodput = _goodput(journal, slo, whole & ended)
+    attainment = _attainment(span, slo, values, goodput)
     errors = {
         status.name.lower(): int(count)
         for status in sorted(ERRORS)
@@ -128,38 +124,35 @@ def sample_of(
         in_flight_end=at_end,
         latencies=latencies,
         attainment=attainment,
+        goodput=goodput,
         errors=errors,
         checks=checks,
         problems=(*span.check.problems, *problems),
         timeline=timeline(journal, {metric.value: pair for metric, pair in known.items()}, start_s, end_s),
         histograms=histograms,
-        goodput=goodput,
-        goodput_requests=goodput_requests,
     )
 
 
-def goodput_of(journal: Journal, limits: tuple[LatencyLimit, ...], ended: Bools) -> tuple[float | None, int]:
-    """The share of requests that keep every limit on TTFT, TPOT and E2E at once, and how many requests these are.
+def _goodput(journal: Journal, slo: Slo, ended: Bools) -> float | None:
+    """Share of the requests that ended or failed which kept every threshold; None without thresholds or requests."""
+    judged = ended & np.isin(journal.status, [int(s) for s in (Status.OK, *ERRORS)])
+    if not slo.good or not judged.any():
+        return None
+    return float(((journal.status == Status.OK) & good(journal, slo.good))[judged].mean())
 
-    Args:
-        journal: the requests.
-        limits: on latencies; those on ITL say nothing of a single request.
-        ended: shape (n,), the requests that ended in the window. Those that failed keep no limit; cancelled ones do not
-            count.
 
-    Returns:
-        None and 0 without such a limit or such a request. An answer of one token keeps every limit on TPOT.
-    """
-    columns = {Metric.TTFT: journal.ttft_s, Metric.TPOT: journal.tpot_s, Metric.E2E: journal.e2e_s}
-    judged = [(columns[limit.metric], limit.limit_s) for limit in limits if limit.metric in columns]
-    served = ended & (journal.status == Status.OK)
-    count = int(served.sum()) + int((ended & np.isin(journal.status, sorted(ERRORS))).sum())
-    if not judged or not count:
-        return None, 0
-    kept = served.copy()
-    for values, limit_s in judged:
-        kept &= ~(values > limit_s)
-    return float(kept.sum()) / count, count
+def _attainment(span: PhaseSpan, slo: Slo, values: Mapping[Metric, Floats], goodput: float | None) -> dict[str, float]:
+    """Share within each limit, by its name; without those of which nothing is known."""
+    found: dict[str, float] = {}
+    for limit in slo.percentiles:
+        if limit.of_gaps:
+            if span.gaps.total:
+                found[limit.name] = 1.0 - span.gaps.share_above(limit.limit_s)
+        elif values[limit.metric].size:
+            found[limit.name] = float((values[limit.metric] <= limit.limit_s).mean())
+    if slo.goodput is not None and goodput is not None:
+        found[slo.goodput.name] = goodput
+    return found
 
 
 def timeline(

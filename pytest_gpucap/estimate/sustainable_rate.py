@@ -10,7 +10,7 @@ import numpy as np
 
 from pytest_gpucap.estimate.queue_model import Evaluation, ServerModel, evaluate, saturation_rps
 from pytest_gpucap.estimate.traffic import Traffic
-from pytest_gpucap.requirement import LatencyLimit, Metric
+from pytest_gpucap.requirement import Limit
 
 IN_FLIGHT_QUANTILE = 0.995
 """Where throughput has a peak, this quantile of the requests in flight must stay below its concurrency. Beyond it a
@@ -87,7 +87,7 @@ def alone_rps(model: ServerModel, traffic: Traffic) -> float:
 def sustainable(
     model: ServerModel,
     traffic: Traffic,
-    limits: tuple[LatencyLimit, ...],
+    limits: tuple[Limit, ...],
     guess_rps: float,
     slope: float | None = None,
     *,
@@ -124,7 +124,7 @@ def sustainable(
     return Sustainable(math.exp(log_rate), name, slope, in_flight)
 
 
-def examine(found: Sustainable, model: ServerModel, traffic: Traffic, limits: tuple[LatencyLimit, ...]) -> Examination:
+def examine(found: Sustainable, model: ServerModel, traffic: Traffic, limits: tuple[Limit, ...]) -> Examination:
     """A thorough look at the root that `sustainable` found.
 
     The secants of the search lie on the side of the first guess. Where that was too high, they are steeper than the
@@ -154,16 +154,16 @@ def examine(found: Sustainable, model: ServerModel, traffic: Traffic, limits: tu
 def _worst(
     model: ServerModel,
     traffic: Traffic,
-    limits: tuple[LatencyLimit, ...],
+    limits: tuple[Limit, ...],
     rate_rps: float,
     most_in_flight: float | None,
     *,
     thorough: bool = False,
 ) -> tuple[float, str, Evaluation]:
     """Logarithm of the tightest percentile over its limit, the limit's name, and the evaluation behind it."""
-    want_gaps = any(limit.metric is Metric.ITL for limit in limits)
+    want_gaps = any(limit.of_gaps for limit in limits)
     evaluation = evaluate(model, traffic, rate_rps, want_gaps=want_gaps, thorough=thorough)
-    ratios = {limit.name: evaluation.latency_s(limit) / limit.limit_s for limit in limits}
+    ratios = {limit.name: evaluation.of_limit(limit) for limit in limits}
     if most_in_flight is not None:
         ratios["backlog"] = float(np.quantile(evaluation.seen, IN_FLIGHT_QUANTILE)) / most_in_flight
     name = max(ratios, key=lambda key: ratios[key])

@@ -74,7 +74,7 @@ def compare_result(
         max_regression=max_regression,
         changed=tuple(changed(found.sharpest[0], result, variants=variants)),
         reason="this run found no sustainable rate",
-        latencies=compare_latencies(found.alike.slo.limits, found.alike.samples, result.samples, max_regression),
+        latencies=compare_latencies(found.alike.slo.percentiles, found.alike.samples, result.samples, max_regression),
     )
     measured = _sharpest([result, *([] if sharper is None else [sharper])])
     first = None if measured is None else _rate(measured)

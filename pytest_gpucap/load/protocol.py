@@ -18,7 +18,6 @@ import numpy as np
 
 from pytest_gpucap.arrays import Bools, Bytes, Floats, Int32s, Ints
 from pytest_gpucap.errors import GpuCapError
-from pytest_gpucap.requirement import Metric
 from pytest_gpucap.results.problems import Problem
 
 
@@ -279,21 +278,6 @@ class Journal:
         after_first[after_first <= 0] = np.nan
         tpot: Floats = (self.last_s - self.first_s) / after_first
         return tpot
-
-    def latency_s(self, metric: Metric) -> Floats:
-        """The latency of each request that a limit on this metric is for: one of the three above.
-
-        Raises:
-            ValueError: for ITL, of which a request has many.
-        """
-        match metric:
-            case Metric.TTFT:
-                return self.ttft_s
-            case Metric.E2E:
-                return self.e2e_s
-            case Metric.TPOT:
-                return self.tpot_s
-        raise ValueError(f"a request has many of {metric.name}")
 
 
 @dataclass(frozen=True, slots=True)

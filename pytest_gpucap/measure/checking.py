@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 from pytest_gpucap.decisions.failures import refusal
 from pytest_gpucap.decisions.verdict import errors_exceed, rps, verdict_of
 from pytest_gpucap.estimate.step_time import SpeedError
+from pytest_gpucap.estimate.sustainable_rate import sustainable
+from pytest_gpucap.estimate.traffic import traffic_for
 from pytest_gpucap.load.protocol import LoadError, LoadRunner
 from pytest_gpucap.measure import constants as c
+from pytest_gpucap.measure.belief import Part, mixture
 from pytest_gpucap.measure.direct import run_without_pace
 from pytest_gpucap.measure.estimate import RateEstimate, critical_concurrency, estimate
 from pytest_gpucap.measure.more_time import more_time
@@ -21,7 +24,7 @@ from pytest_gpucap.measure.run import CalledOff, MeasuringRun, OutOfTime, Window
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.measure.shown import bound_shown, broken_alone, completed_rate
 from pytest_gpucap.measure.steady import steady_window
-from pytest_gpucap.requirement import Requirement
+from pytest_gpucap.requirement import Metric, Requirement
 from pytest_gpucap.results.measured import Interval, Measurement, MoreTime, Outcome, Verdict
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
 from pytest_gpucap.results.windows import Phase, WindowId
@@ -181,12 +184,29 @@ def _after_ramp(run: MeasuringRun, state: _State, ramp: Ramp) -> tuple[Outcome, 
         return _without_pace(run, state, ramp, why)
     # Holds do not tell how far the server departs from the model, so they decide only where even that does not matter.
     faster = found.speed.falls(c.WARMING_Z, c.TREND_LN)
-    if found.belief.widest().chance_above(design) < c.WRONG_CHANCE and not faster:
+    if _chance_of_holds(run, found, design) < c.WRONG_CHANCE and not faster:
         how = f"held at up to {highest} requests in flight"
         if ramp.peak:
             how += ", beyond which throughput falls"
         return Outcome.FAIL, _reason(run, found, how)
     return None
+
+
+def _chance_of_holds(run: MeasuringRun, found: RateEstimate, design_rps: float) -> float:
+    """The chance that the server keeps the design rate, from holds alone, whatever the server's build.
+
+    Holds do not tell how long first tokens wait. Goodput needs more requests to have them in time than a percentile
+    does, so there a few stops that the holds seem to have would decide. So goodput is judged without that threshold.
+    """
+    chance = found.belief.widest().chance_above(design_rps)
+    goodput = run.requirement.slo.goodput
+    if goodput is None or Metric.TTFT not in goodput.metrics or found.binding != goodput.name:
+        return chance
+    others = goodput.apart_from(Metric.TTFT)
+    limits = (*run.requirement.slo.percentiles, *([others] if others else []))
+    traffic = traffic_for(run.requirement.workload, found.model.own_paces)
+    rate = max(found.rate.value, sustainable(found.model, traffic, limits, found.rate.value).rate_rps)
+    return max(chance, mixture(Part(1.0, rate, rate, rate, found.error), None).widest().chance_above(design_rps))
 
 
 def _without_pace(run: MeasuringRun, state: _State, ramp: Ramp, why: NoPace) -> tuple[Outcome, str]:

@@ -19,7 +19,7 @@ from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.belief import Part
 from pytest_gpucap.measure.observed import path_seen, replayed
 from pytest_gpucap.measure.run import MeasuringRun, Window
-from pytest_gpucap.requirement import LatencyLimit, Metric
+from pytest_gpucap.requirement import Metric
 
 
 def crowded_at(run: MeasuringRun, model: ServerModel, speed: Speed) -> tuple[float, str] | None:
@@ -27,12 +27,17 @@ def crowded_at(run: MeasuringRun, model: ServerModel, speed: Speed) -> tuple[flo
 
     None if there was no such hold.
     """
-    limits = [limit for limit in run.requirement.slo.limits if limit.metric is Metric.TTFT]
+    limits = [
+        (limit.name, limit_s)
+        for limit in run.requirement.slo.limits
+        for metric, limit_s in limit.thresholds
+        if metric is Metric.TTFT
+    ]
     found = [
-        (_in_flight(window), limit.name)
+        (_in_flight(window), name)
         for window in run.given_up
-        for limit in limits
-        if _late(run, window, limit, model, speed)
+        for name, limit_s in limits
+        if _late(run, window, limit_s, model, speed)
     ]
     return min(found, default=None)
 
@@ -63,16 +68,16 @@ def _in_flight(window: Window) -> float:
     return float(np.mean([s.in_flight_mean for s in window.samples]))
 
 
-def _late(run: MeasuringRun, window: Window, limit: LatencyLimit, model: ServerModel, speed: Speed) -> bool:
-    """Whether the usual first token of a hold came later than its limit, and far later than the model has it."""
+def _late(run: MeasuringRun, window: Window, limit_s: float, model: ServerModel, speed: Speed) -> bool:
+    """Whether the usual first token of a hold came later than `limit_s`, and far later than the model has it."""
     journal, start_s, end_s = run.journal, window.start_s, window.end_s
     replay = replayed(journal, start_s, end_s, model, path_seen(journal, start_s, end_s, speed, model))
     due_s = journal.due_s[replay.rows]
-    counted = (due_s >= start_s) & (due_s < end_s - limit.limit_s) & ~journal.hot[replay.rows]
+    counted = (due_s >= start_s) & (due_s < end_s - limit_s) & ~journal.hot[replay.rows]
     if counted.sum() < c.LEAST_ANSWERS:
         return False
     seen_s, modelled_s = (
         float(np.median(np.where(np.isnan(each), np.inf, each)[counted]))
         for each in (journal.ttft_s[replay.rows], replay.ttft_s)
     )
-    return seen_s > limit.limit_s and seen_s > modelled_s * math.exp(c.FAR_FROM_MODEL_LN)
+    return seen_s > limit_s and seen_s > modelled_s * math.exp(c.FAR_FROM_MODEL_LN)

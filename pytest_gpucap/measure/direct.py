@@ -12,9 +12,10 @@ from pytest_gpucap.estimate.samples import quantile
 from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.estimate import critical_concurrency
+from pytest_gpucap.measure.late import late_by
 from pytest_gpucap.measure.pace import NoPace, missing_pace, unjudgeable
 from pytest_gpucap.measure.run import MeasuringRun, Window, overload_at
-from pytest_gpucap.requirement import LatencyLimit, Metric
+from pytest_gpucap.requirement import GoodputLimit, Limit, Metric
 from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
 from pytest_gpucap.results.windows import Phase, WindowId
@@ -86,8 +87,11 @@ def _seen(run: MeasuringRun, window: Window, overload: int, why: NoPace) -> tupl
     if window.span.stopped:
         return Outcome.FAIL, f"overloaded the server: more than {overload} requests piled up"
     limits = run.requirement.slo.limits
-    first_tokens = [limit for limit in limits if limit.metric is Metric.TTFT] if why is NoPace.AT_ONCE else []
-    outcome, told = _judged(run, window, tuple(limit for limit in limits if limit not in first_tokens))
+    first_tokens = [limit for limit in limits if Metric.TTFT in limit.metrics] if why is NoPace.AT_ONCE else []
+    # A request that breaks another threshold is no good one, whenever its first token came.
+    goodputs = [limit for limit in first_tokens if isinstance(limit, GoodputLimit)]
+    weaker = [each for limit in goodputs if (each := limit.apart_from(Metric.TTFT))]
+    outcome, told = _judged(run, window, (*(limit for limit in limits if limit not in first_tokens), *weaker))
     if outcome is Outcome.PASS and (growth := _backlog_growth(run, window)):
         return Outcome.FAIL, growth
     for limit in first_tokens:
@@ -120,7 +124,7 @@ def _length_s(run: MeasuringRun, design_rps: float) -> float:
     return min(c.DIRECT_S, max(c.DIRECT_LEAST_S, long_enough_s, enough_s))
 
 
-def _judged(run: MeasuringRun, window: Window, limits: tuple[LatencyLimit, ...]) -> tuple[Outcome, str]:
+def _judged(run: MeasuringRun, window: Window, limits: tuple[Limit, ...]) -> tuple[Outcome, str]:
     """Decide on the share of requests within each limit, by blocks of one long open loop.
 
     Blocks, because neighbouring requests share a busy period and are no independent trials (method of batch means).
@@ -133,11 +137,18 @@ def _judged(run: MeasuringRun, window: Window, limits: tuple[LatencyLimit, ...])
         mean, error = float(shares.mean()), float(shares.std(ddof=1)) / math.sqrt(shares.size)
         allowed = 1.0 - float(limit.quantile)
         if mean - c.DIRECT_Z * error > allowed:
-            return Outcome.FAIL, f"broke {limit.name} in {mean:.1%} of the requests"
+            return Outcome.FAIL, _broke(limit, mean)
         none_seen = c.NONE_SEEN / max(1, window.span.end_row - window.span.first_row)
-        if max(mean + c.DIRECT_Z * error, none_seen if limit.metric is not Metric.ITL else 0.0) > allowed:
+        if max(mean + c.DIRECT_Z * error, 0.0 if limit.of_gaps else none_seen) > allowed:
             outcome = Outcome.INCONCLUSIVE
     return outcome, "kept every limit" if outcome is Outcome.PASS else "did not separate"
+
+
+def _broke(limit: Limit, share: float) -> str:
+    """How a limit was broken, in so large a share of the requests."""
+    if isinstance(limit, GoodputLimit):
+        return f"let {1.0 - share:.1%} of the requests keep all limits together, {limit.required} must"
+    return f"broke {limit.name} in {share:.1%} of the requests"
 
 
 def _backlog_growth(run: MeasuringRun, window: Window) -> str:
@@ -154,19 +165,19 @@ def _backlog_growth(run: MeasuringRun, window: Window) -> str:
     return f"let the backlog grow from {levels[0]:.3g} to {levels[-1]:.3g} requests in flight"
 
 
-def block_shares(run: MeasuringRun, window: Window, limit: LatencyLimit) -> Floats:
+def block_shares(run: MeasuringRun, window: Window, limit: Limit) -> Floats:
     """Share of requests beyond the limit in each block, shape (blocks,). A request in flight counts by its age."""
     journal, end_s = run.journal, window.end_s
-    if limit.metric is Metric.ITL:
-        return np.array([window.span.gaps.share_above(limit.limit_s)] * 2)
+    if limit.of_gaps:
+        return np.array([window.span.gaps.share_above(limit.most)] * 2)
     rows = slice(window.span.first_row, window.span.end_row)
     due = journal.due_s[rows]
-    value = journal.latency_s(limit.metric)[rows]
-    done = journal.status[rows] == Status.OK
-    if limit.metric is Metric.TTFT:
-        done = ~np.isnan(journal.first_s[rows])
-    late = np.where(done, value > limit.limit_s, True)
-    known = done | (end_s - due > limit.limit_s) | ~np.isnan(journal.end_s[rows])
+    late, known = late_by(journal, rows, end_s, limit)
+    # Without a model nothing tells what a failed request would have taken.
+    late |= ~np.isnan(journal.end_s[rows]) & (
+        np.isnan(journal.first_s[rows]) if limit.at_first else journal.status[rows] != Status.OK
+    )
+    known |= late
     block = np.minimum(
         ((due - window.start_s) / (end_s - window.start_s) * c.DIRECT_BLOCKS).astype(int), c.DIRECT_BLOCKS - 1
     )

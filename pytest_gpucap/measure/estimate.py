@@ -21,7 +21,7 @@ from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.belief import Belief, Part, mixture
 from pytest_gpucap.measure.run import MeasuringRun, Window
 from pytest_gpucap.measure.settings import Settings
-from pytest_gpucap.requirement import LatencyLimit, Metric, Requirement
+from pytest_gpucap.requirement import Limit, Metric, Requirement
 from pytest_gpucap.results.measured import Interval
 
 NORMAL_95 = 1.96
@@ -276,11 +276,13 @@ def server_seen(run: MeasuringRun, windows: list[Window]) -> tuple[Speed, Server
     path = pace_path(journal, [(w.start_s, w.end_s) for w in windows], speed)
     own = own_paces(paces_of(journal, windows[0].start_s, windows[-1].end_s))
     model = server_model_of(speed, run.settings)
+    failed, ended = run.errors()
     return speed, replace(
         model,
         path=path.factors,
         path_bin_s=PATH_BIN_S if len(path.factors) > 1 else math.inf,
         own_paces=own,
+        failed=failed / ended if ended else 0.0,
     )
 
 
@@ -380,7 +382,7 @@ def _error(journal: Journal, windows: list[Window], speed: Speed, model: ServerM
 
 
 def _stop_shifts(
-    speed: Speed, model: ServerModel, traffic: Traffic, limits: tuple[LatencyLimit, ...], found: Sustainable
+    speed: Speed, model: ServerModel, traffic: Traffic, limits: tuple[Limit, ...], found: Sustainable
 ) -> tuple[tuple[float, float], ...]:
     """How often long stops may come: the chance of each frequency, and the change of ln(rate) with it.
 
@@ -429,10 +431,11 @@ def critical_concurrency(requirement: Requirement, settings: Settings, rate_rps:
     mean_output = workload.output_tokens.mean
     paces = []
     for limit in requirement.slo.limits:
-        if limit.metric is Metric.E2E:
-            paces.append(limit.limit_s / max(1.0, _length_quantile(requirement, float(limit.quantile))))
-        elif limit.metric is not Metric.TTFT:
-            paces.append(limit.limit_s)
+        for metric, limit_s in limit.thresholds:
+            if metric is Metric.E2E:
+                paces.append(limit_s / max(1.0, _length_quantile(requirement, float(limit.quantile))))
+            elif metric is not Metric.TTFT:
+                paces.append(limit_s)
     ceiling = float(settings.max_num_seqs or c.UNKNOWN_SEQS)
     if settings.kv_tokens:
         ceiling = min(ceiling, c.KV_SHARE * settings.kv_tokens / traffic_for(workload).mean_context)

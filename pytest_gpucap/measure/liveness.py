@@ -26,7 +26,7 @@ TIMES_SLOWER = 3.0
 
 def patience_s(slo: Slo) -> float:
     """How long a server may be silent."""
-    return max([SILENCE_S, *(LIMITS * limit.limit_s for limit in slo.limits)])
+    return max([SILENCE_S, *(LIMITS * limit_s for _, limit_s in slo.thresholds)])
 
 
 def last_sign_s(journal: Journal) -> float:

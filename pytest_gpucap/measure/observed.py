@@ -26,10 +26,12 @@ from pytest_gpucap.estimate.queue_simulation import (
     simulate,
 )
 from pytest_gpucap.estimate.step_time import Speed
+from pytest_gpucap.load.latencies import Ended, limited
 from pytest_gpucap.load.protocol import ERRORS, Journal, Status
 from pytest_gpucap.measure import constants as c
+from pytest_gpucap.measure.late import late_by
 from pytest_gpucap.measure.run import Window
-from pytest_gpucap.requirement import LatencyLimit, Metric, Slo
+from pytest_gpucap.requirement import Limit, Metric, Slo
 
 PACES_LN = np.array([-0.15, -0.07, 0.0, 0.07, 0.15])
 """Logarithms of the factors on all times at which the model replays the arrivals."""
@@ -196,7 +198,7 @@ def departures_of(
         speed: its curve.
         slo: the limits.
     """
-    limits = [limit for limit in slo.limits if limit.metric is not Metric.ITL]
+    limits = [limit for limit in slo.limits if not limit.of_gaps]
 
     def pairs(spans: list[tuple[float, float]]) -> dict[str, list[Floats]]:
         parts: dict[str, list[tuple[Floats, ...]]] = {limit.name: [] for limit in limits}
@@ -211,13 +213,17 @@ def departures_of(
     everything: dict[str, list[Floats]] = {}
     found = []
     for limit in limits:
-        first = limit.metric is Metric.TTFT
+        first = Metric.TTFT in limit.metrics
         least = c.LEAST_BLOCKS if first else c.ENOUGH_BLOCKS
         each = _departure(limit, free[limit.name], e2e_s, least) if free else None
         if each is None and not first:
             everything = everything or pairs(spans)
             each = _departure(limit, everything[limit.name], e2e_s)
-        if each is None and not first and sum(end - begin for begin, end in open_loops) < c.ENOUGH_BLOCKS * e2e_s:
+        if (
+            each is None
+            and not limit.at_first
+            and sum(end - begin for begin, end in open_loops) < c.ENOUGH_BLOCKS * e2e_s
+        ):
             each = _by_requests_in_flight(journal, open_loops, model, speed, limit)
         if each is not None:
             found.append(each)
@@ -229,17 +235,17 @@ def _usual_e2e_s(journal: Journal) -> float:
     return float(np.median(journal.e2e_s[ended])) if ended.any() else math.inf
 
 
-def _pairs(
-    journal: Journal, replays: list[Replay], limit: LatencyLimit, span: tuple[float, float]
-) -> tuple[Floats, ...]:
-    """When requests were due, and their latency on the server and in each replay; infinite beyond what is known of all.
+def _pairs(journal: Journal, replays: list[Replay], limit: Limit, span: tuple[float, float]) -> tuple[Floats, ...]:
+    """When requests were due, and what a limit is set on (`limited`), on the server and in each replay.
+
+    Infinite beyond what is known of all.
 
     A request counts if it was due so early that a latency at the limit would be known of it.
     """
     start_s, end_s = span
     rows = replays[0].rows
     due_s = journal.due_s[rows]
-    first = limit.metric is Metric.TTFT
+    first = limit.at_first
     seen = (journal.ttft_s if first else journal.e2e_s)[rows]
     # What came after the end came under another load.
     columns = [np.where(due_s + seen <= end_s, seen, np.inf)]
@@ -247,25 +253,23 @@ def _pairs(
         modelled = replay.ttft_s if first else replay.e2e_s
         columns.append(np.where(np.isnan(modelled), np.inf, modelled))
     known = columns[0][np.isfinite(columns[0])]
-    longest_s = limit.limit_s if limit.metric is not Metric.TPOT else math.inf
+    longest_s = dict(limit.thresholds).get(Metric.TTFT if first else Metric.E2E, math.inf)
     horizon_s = min(longest_s, float(np.quantile(known, 0.98)) if known.size else math.inf)
     counted = (due_s >= start_s) & (due_s < end_s - horizon_s)
     counted &= ~journal.hot[rows] if first else journal.output_tokens[rows] > 1
     due_s = due_s[counted]
     columns = [np.where(column[counted] <= end_s - due_s, column[counted], np.inf) for column in columns]
-    if limit.metric is Metric.TPOT:
-        tokens = np.maximum(1.0, journal.output_tokens[rows][counted] - 1.0)
-        firsts = [journal.ttft_s[rows], *(replay.ttft_s for replay in replays)]
-        with np.errstate(invalid="ignore"):
-            columns = [
-                np.where(np.isinf(column), np.inf, (column - ttft[counted]) / tokens)
-                for column, ttft in zip(columns, firsts, strict=True)
-            ]
-    return (due_s, *columns)
+    if first:
+        return (due_s, *columns)
+    tokens = np.maximum(1.0, journal.output_tokens[rows][counted] - 1.0)
+    firsts = [each[counted] for each in (journal.ttft_s[rows], *(replay.ttft_s for replay in replays))]
+    with np.errstate(invalid="ignore"):
+        whole = [Ended(ttft, (e2e - ttft) / tokens, e2e) for e2e, ttft in zip(columns, firsts, strict=True)]
+        return (due_s, *(np.where(np.isinf(each.e2e_s), np.inf, limited(each, limit)) for each in whole))
 
 
 def _departure(
-    limit: LatencyLimit, columns: list[Floats], e2e_s: float, least_blocks: float = c.LEAST_BLOCKS
+    limit: Limit, columns: list[Floats], e2e_s: float, least_blocks: float = c.LEAST_BLOCKS
 ) -> Departure | None:
     order = np.argsort(columns[0], kind="stable")
     due_s, *latencies = (column[order] for column in columns)
@@ -305,12 +309,12 @@ def _departure(
         float(paces[0]),
         math.hypot(float(np.std(paces[usable])) * more, elsewhere / max(1.0, sensitivity)),
         sensitivity,
-        math.exp(float(seen[0])) / limit.limit_s,
+        math.exp(float(seen[0])) / limit.most,
     )
 
 
 def _by_requests_in_flight(
-    journal: Journal, open_loops: list[tuple[float, float]], model: ServerModel, speed: Speed, limit: LatencyLimit
+    journal: Journal, open_loops: list[tuple[float, float]], model: ServerModel, speed: Speed, limit: Limit
 ) -> Departure | None:
     """The departure where requests take longer than the load lasted: a pace, from how many were in flight."""
     paces = []
@@ -357,7 +361,7 @@ def _upper(values: Floats, level: float) -> Floats:
 
 def itl_factor(journal: Journal, window: Window, model: ServerModel, speed: Speed, slo: Slo) -> float:
     """Observed over modelled percentile of the inter-token gaps, where a limit is set on them; otherwise 1."""
-    limits = [limit for limit in slo.limits if limit.metric is Metric.ITL]
+    limits = [limit for limit in slo.limits if limit.of_gaps]
     if not limits or window.span.gaps.total == 0:
         return 1.0
     path = path_seen(journal, window.span.start_s, window.end_s, speed, model)
@@ -368,7 +372,7 @@ def itl_factor(journal: Journal, window: Window, model: ServerModel, speed: Spee
     return float(window.span.gaps.quantile_s(quantile) / modelled)
 
 
-def side(journal: Journal, open_loops: list[Window], limit: LatencyLimit) -> float:
+def side(journal: Journal, open_loops: list[Window], limit: Limit) -> float:
     """On which side of a limit some open loops are, in standard errors: above 0, fewer break it than may.
 
     Requests of the same moments break a limit together. So the error is that of as many draws as there were blocks of
@@ -398,15 +402,10 @@ def violations(journal: Journal, window: Window, slo: Slo) -> float:
     return max(shares)
 
 
-def _broken(journal: Journal, window: Window, limit: LatencyLimit) -> tuple[float, int]:
+def _broken(journal: Journal, window: Window, limit: Limit) -> tuple[float, int]:
     """How many of an open loop's requests, or gaps, broke a limit, and of how many that is known."""
-    if limit.metric is Metric.ITL:
+    if limit.of_gaps:
         total = int(window.span.gaps.total)
-        return (window.span.gaps.share_above(limit.limit_s) * total if total else 0.0), total
-    rows = slice(window.span.first_row, window.span.end_row)
-    value = journal.latency_s(limit.metric)[rows]
-    age = window.end_s - journal.due_s[rows]
-    ended = ~np.isnan(journal.first_s[rows] if limit.metric is Metric.TTFT else journal.end_s[rows])
-    late = np.where(ended, value > limit.limit_s, (age > limit.limit_s) & (limit.metric is not Metric.TPOT))
-    known = ended | late
-    return float(late[known].sum()), int(known.sum())
+        return (window.span.gaps.share_above(limit.most) * total if total else 0.0), total
+    late, known = late_by(journal, slice(window.span.first_row, window.span.end_row), window.end_s, limit)
+    return float(late.sum()), int(known.sum())

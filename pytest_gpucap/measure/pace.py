@@ -8,7 +8,7 @@ import numpy as np
 
 from pytest_gpucap.load.protocol import Journal, Status
 from pytest_gpucap.measure import constants as c
-from pytest_gpucap.requirement import LatencyLimit, Metric, Slo, Workload
+from pytest_gpucap.requirement import Limit, Metric, Slo, Workload
 
 
 class NoPace(Enum):
@@ -32,8 +32,8 @@ def missing_pace(journal: Journal, workload: Workload) -> NoPace | None:
     return NoPace.AT_ONCE if at_once.mean() > c.AT_ONCE_SHARE else None
 
 
-def unjudgeable(slo: Slo, why: NoPace) -> tuple[LatencyLimit, ...]:
+def unjudgeable(slo: Slo, why: NoPace) -> tuple[Limit, ...]:
     """The limits that nothing can be said of without a pace: those on the time between tokens."""
     if why is NoPace.TOO_FEW_TOKENS:
         return ()
-    return tuple(limit for limit in slo.limits if limit.metric in {Metric.TPOT, Metric.ITL})
+    return tuple(limit for limit in slo.limits if limit.metrics & {Metric.TPOT, Metric.ITL})

@@ -103,7 +103,7 @@ def sample(
         run.journal,
         window.span,
         which,
-        requirement.slo.limits,
+        requirement.slo,
         window.start_s,
         window.end_s,
         tuple(p for p in run.problems if p not in window.span.check.problems),

@@ -99,20 +99,20 @@ def ramp_up(run: MeasuringRun, top: int, enough_rps: float) -> Ramp:
 def far_beyond(run: MeasuringRun, window: Window) -> bool:
     """Whether the usual request of a hold took far longer than a limit allows."""
     journal = run.journal
-    for limit in run.requirement.slo.limits:
-        if limit.metric is Metric.ITL:
+    for metric, limit_s in run.requirement.slo.thresholds:
+        if metric is Metric.ITL:
             continue
         beyond = c.FAR_BEYOND
-        if limit.metric is Metric.TTFT:
+        if metric is Metric.TTFT:
             # In a closed loop a request comes when another has just left, and waits for less than its usual time.
             beyond = 1.0
-            rows = (journal.due_s >= window.start_s) & (journal.due_s < window.end_s - limit.limit_s) & ~journal.hot
+            rows = (journal.due_s >= window.start_s) & (journal.due_s < window.end_s - limit_s) & ~journal.hot
             values = np.where(np.isnan(journal.ttft_s[rows]), np.inf, journal.ttft_s[rows])
         else:
             ended = (journal.end_s >= window.start_s) & (journal.end_s < window.end_s) & ~journal.hot
-            values = (journal.tpot_s if limit.metric is Metric.TPOT else journal.e2e_s)[ended]
+            values = (journal.tpot_s if metric is Metric.TPOT else journal.e2e_s)[ended]
             values = values[~np.isnan(values)]
-        if values.size >= c.LEAST_ANSWERS and float(np.median(values)) > beyond * limit.limit_s:
+        if values.size >= c.LEAST_ANSWERS and float(np.median(values)) > beyond * limit_s:
             return True
     return False
 

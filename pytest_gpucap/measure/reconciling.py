@@ -23,7 +23,7 @@ from pytest_gpucap.measure.estimate import (
 from pytest_gpucap.measure.observed import Departure, departures_of, itl_factor, side
 from pytest_gpucap.measure.ramp import overloaded
 from pytest_gpucap.measure.run import MeasuringRun, Window
-from pytest_gpucap.requirement import LatencyLimit, Metric
+from pytest_gpucap.requirement import Limit
 
 
 def reconciled(
@@ -98,7 +98,7 @@ def corrected(
     other = None
     if not limits or peak is not None:
         return replace(found, belief=Belief((own,)))
-    if all(limit.name in known or limit.metric is Metric.ITL for limit in limits):
+    if all(limit.name in known or limit.of_gaps for limit in limits):
         roots = [_as_seen(run, found, limit, known.get(limit.name), rate_rps) for limit in limits]
         root, off = min(roots, key=lambda pair: pair[0].rate_rps)
         value = root.rate_rps * math.exp(found.examination.correction if found.examination else 0.0)
@@ -111,7 +111,7 @@ def corrected(
 
 
 def _as_seen(
-    run: MeasuringRun, found: RateEstimate, limit: LatencyLimit, departure: Departure | None, rate_rps: float
+    run: MeasuringRun, found: RateEstimate, limit: Limit, departure: Departure | None, rate_rps: float
 ) -> tuple[Sustainable, float]:
     """The rate that one limit allows, with what was seen of it; and the standard error of its logarithm from that."""
     calibration = Calibration(itl_factor=found.model.calibration.itl_factor)
@@ -133,7 +133,7 @@ def _as_seen(
         return root, math.hypot(departure.pace_error * (1.0 + 1.0 / slope), curve)
     if departure.log_factor > c.FAR_FROM_MODEL_LN:
         # The model does not know what makes this latency, so its curve says nothing of how it falls with the rate.
-        here = evaluate(model, traffic, rate_rps, want_gaps=False).latency_s(limit) / limit.limit_s
+        here = evaluate(model, traffic, rate_rps, want_gaps=False).of_limit(limit)
         value = rate_rps * math.exp(-max(0.0, math.log(here)) / c.UNKNOWN_SLOPE)
         root, slope = replace(root, rate_rps=max(root.rate_rps, min(value, rate_rps))), max(slope, c.UNKNOWN_SLOPE)
     return root, math.hypot(departure.error / slope, curve)

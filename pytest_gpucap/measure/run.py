@@ -277,7 +277,7 @@ class MeasuringRun:
                 self.journal,
                 span,
                 window.part(i + 1, c.SLICES),
-                self.requirement.slo.limits,
+                self.requirement.slo,
                 start_s + i * width,
                 start_s + (i + 1) * width,
                 tuple(p for p in problems if p not in span.check.problems),
@@ -362,11 +362,17 @@ class MeasuringRun:
             self.problems.insert(0, Problem(ProblemSource.SERVER, ProblemKind.SILENT, text))
 
     def _nearest_limit(self) -> tuple[str, float, float]:
-        """Name, latest percentile and limit of the latency nearest to its limit."""
+        """Name, latest percentile and limit of the latency nearest to its limit; of goodput, both as shares."""
         best = ("", math.nan, math.nan)
         nearest = -1.0
-        for limit in self.requirement.slo.limits:
-            for sample in reversed(self.samples[-c.SLICES :]):
+        samples = self.samples[-c.SLICES :]
+        goodput = self.requirement.slo.goodput
+        shares = [share for sample in samples if goodput and (share := sample.goodput) is not None]
+        if goodput is not None:
+            share, asked = shares[-1] if shares else math.nan, float(goodput.quantile)
+            best, nearest = (goodput.name, share, asked), (1.0 - share) / (1.0 - asked) if shares else -1.0
+        for limit in self.requirement.slo.percentiles:
+            for sample in reversed(samples):
                 found = sample.latencies.get(limit.metric.value)
                 if found is not None:
                     level = min((q for q in (0.5, 0.9, 0.95, 0.99)), key=lambda q: abs(q - float(limit.quantile)))

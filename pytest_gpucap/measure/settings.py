@@ -83,8 +83,9 @@ class Observer(Protocol):
             completed: requests completed in this phase.
             latency: the name of the limit that is nearest to binding (``ttft_p95``); empty without limits or before
                 the first sample.
-            latency_s: what that percentile was in the latest sample; NaN before the first.
-            limit_s: its limit; NaN without limits.
+            latency_s: what that percentile was in the latest sample; NaN before the first. Of a goodput limit
+                (``goodput_95``), the share of good requests.
+            limit_s: its limit; NaN without limits. Of a goodput limit, the share that is required.
             spent_s: seconds of server time spent by this measurement.
             left_s: seconds left until its limit.
         """

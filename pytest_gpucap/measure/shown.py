@@ -12,11 +12,12 @@ from pytest_gpucap.estimate.queue_model import evaluate
 from pytest_gpucap.estimate.samples import quantile
 from pytest_gpucap.estimate.sustainable_rate import ALONE_SHARE, alone_rps
 from pytest_gpucap.estimate.traffic import traffic_for
+from pytest_gpucap.load.latencies import limited
 from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.estimate import NORMAL_95, RateEstimate
 from pytest_gpucap.measure.run import MeasuringRun, OutOfTime, Window
-from pytest_gpucap.requirement import LatencyLimit, Metric, Requirement
+from pytest_gpucap.requirement import GoodputLimit, Limit, Metric, Requirement
 from pytest_gpucap.results.measured import Interval, Sample
 from pytest_gpucap.results.windows import Phase, WindowId
 
@@ -81,18 +82,26 @@ def _throughput_rps(group: Sequence[Sample], mean_output: float) -> float:
     return tokens / mean_output / seconds if seconds > 0 else 0.0
 
 
-def _keeps(group: Sequence[Sample], limits: Sequence[LatencyLimit]) -> bool:
+def _keeps(group: Sequence[Sample], limits: Sequence[Limit]) -> bool:
     """Whether a window's own requests kept every limit."""
     for limit in limits:
         counted = [
-            (sample.attainment[limit.name], sample.latencies[limit.metric.value].count)
+            (sample.attainment[limit.name], _counted(sample, limit))
             for sample in group
-            if limit.name in sample.attainment and limit.metric.value in sample.latencies
+            if limit.name in sample.attainment
         ]
         count = sum(weight for _, weight in counted)
         if not count or sum(share * weight for share, weight in counted) < float(limit.quantile) * count:
             return False
     return True
+
+
+def _counted(sample: Sample, limit: Limit) -> int:
+    """How many requests, or gaps, the share within a limit is of; of a window's goodput, also those that failed."""
+    (metric, _), *_ = limit.thresholds
+    failed = sum(sample.errors.values()) if limit.failed_break else 0
+    found = sample.latencies.get(Metric.E2E.value if limit.failed_break else metric.value)
+    return failed + (0 if found is None else found.count)
 
 
 def broken_alone(run: MeasuringRun, found: RateEstimate) -> tuple[str, str] | None:
@@ -114,37 +123,45 @@ def broken_alone(run: MeasuringRun, found: RateEstimate) -> tuple[str, str] | No
         if not values.size:
             continue
         middle, tail = quantile(values, 0.5), quantile(values, float(limit.quantile))
-        if tail > limit.limit_s:
-            took = f"one request alone takes {_seconds(middle)}"
-            if middle <= limit.limit_s:
-                took = f"of requests that run alone, the slowest take {_seconds(tail)}"
-            what = limit.metric.value.upper()
-            text = f"{took} ({what}), limit {_seconds(limit.limit_s)}: no number of GPUs helps"
-            return limit.name, text
+        if tail > limit.most:
+            return limit.name, f"{_broken(limit, values, middle, tail)}: no number of GPUs helps"
     return None
 
 
-def _suspects(run: MeasuringRun, found: RateEstimate) -> list[LatencyLimit]:
+def _broken(limit: Limit, values: Floats, middle: float, tail: float) -> str:
+    """How requests that run alone break a limit, from what it is set on, its median and its own quantile."""
+    if isinstance(limit, GoodputLimit):
+        kept = float((values <= limit.most).mean())
+        together = ", ".join(f"{metric.value.upper()} {_seconds(limit_s)}" for metric, limit_s in limit.thresholds)
+        return f"of requests that run alone, {kept:.1%} keep all of {together}; {limit.required} must"
+    (metric, limit_s), *_ = limit.thresholds
+    took = f"one request alone takes {_seconds(middle)}"
+    if middle <= limit_s:
+        took = f"of requests that run alone, the slowest take {_seconds(tail)}"
+    return f"{took} ({metric.value.upper()}), limit {_seconds(limit_s)}"
+
+
+def _suspects(run: MeasuringRun, found: RateEstimate) -> list[Limit]:
     """The limits that the queue model breaks at a rate at which requests hardly ever meet."""
     limits, traffic = run.requirement.slo.limits, traffic_for(run.requirement.workload, found.model.own_paces)
     if not limits:
         return []
     model = found.model
-    want_gaps = any(limit.metric is Metric.ITL for limit in limits)
+    want_gaps = any(limit.of_gaps for limit in limits)
     evaluation = evaluate(model, traffic, alone_rps(model, traffic), want_gaps=want_gaps)
-    return [limit for limit in limits if evaluation.latency_s(limit) > limit.limit_s]
+    return [limit for limit in limits if evaluation.of_limit(limit) > 1.0]
 
 
-def latencies_of(run: MeasuringRun, window: Window, limit: LatencyLimit) -> Floats:
+def latencies_of(run: MeasuringRun, window: Window, limit: Limit) -> Floats:
     """What a limit is set on, of the whole requests that became due in a window, sorted; shape (n,)."""
     rows = slice(window.span.first_row, window.span.end_row)
     journal = run.journal
-    if limit.metric is Metric.ITL:
+    if limit.of_gaps:
         gaps = window.span.gaps
         return np.array([gaps.quantile_s(float(limit.quantile))] if gaps.total else [])
-    values = journal.latency_s(limit.metric)[rows]
+    values = limited(journal, limit)[rows]
     known = ~np.isnan(values)
-    return np.sort(values[known if limit.metric is Metric.TTFT else known & (journal.status[rows] == Status.OK)])
+    return np.sort(values[known if limit.at_first else known & (journal.status[rows] == Status.OK)])
 
 
 def _seconds(value: float) -> str:

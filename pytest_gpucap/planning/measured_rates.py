@@ -11,9 +11,9 @@ from pathlib import Path
 from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.planning.evidence import Evidence, Provenance
 from pytest_gpucap.planning.service import BOUNDING, Service
-from pytest_gpucap.requirement import Arrivals, LatencyLimit, Length, OwnPrompts, Slo, Workload, positive
+from pytest_gpucap.requirement import GOODPUT, Arrivals, Length, OwnPrompts, Slo, Workload, declared_limits, positive
 from pytest_gpucap.results.measured import Interval, Sample
-from pytest_gpucap.results.result import DeclaredWorkload, Result, ResultKind
+from pytest_gpucap.results.result import DeclaredSlo, DeclaredWorkload, Result, ResultKind
 from pytest_gpucap.vllm_arguments import VllmArguments, recorded
 
 
@@ -138,7 +138,7 @@ def _measured_rate(result: Result, rate: Interval, place: str, provenance: Prove
             model=str(environment.model),
             arguments=VllmArguments(recorded(environment.server_args or {})).only(BOUNDING),
             workload=_workload(result.workload),
-            slo=Slo(tuple(LatencyLimit.parse(name, value) for name, value in result.slo.limits.items())),
+            slo=_slo(result.slo),
         ),
         rate=rate,
         qps=positive(result.requirement.qps, "qps") if result.kind is ResultKind.CHECK else None,
@@ -146,6 +146,15 @@ def _measured_rate(result: Result, rate: Interval, place: str, provenance: Prove
         declared=environment.url is not None,
         samples=tuple(each for each in result.samples if math.isfinite(each.output_tokens_per_s)),
     )
+
+
+def _slo(declared: DeclaredSlo) -> Slo:
+    """The limits on latency."""
+    # With their unit: a plain number above a minute is refused, since people often mean milliseconds.
+    limits = {name: f"{limit_s!r}s" for name, limit_s in declared.limits.items()}
+    thresholds = {metric.value: f"{limit_s!r}s" for metric, limit_s in declared.thresholds.items()}
+    goodput = {} if declared.goodput is None else {GOODPUT: str(declared.goodput)}
+    return Slo(declared_limits({**limits, **thresholds, **goodput}))
 
 
 def _workload(declared: DeclaredWorkload) -> Workload:

@@ -5,7 +5,7 @@ The types of this module are the document that ``plan --format json`` prints. Th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,7 +20,8 @@ from pytest_gpucap.planning.other_class import estimated_rate
 from pytest_gpucap.planning.prices import Prices
 from pytest_gpucap.planning.references import SetAside, published_rates
 from pytest_gpucap.planning.service import Service
-from pytest_gpucap.requirement import positive
+from pytest_gpucap.requirement import Metric, positive
+from pytest_gpucap.results.build import declared_slo
 from pytest_gpucap.roofline.limits import Roofline
 from pytest_gpucap.sizing import GpuRange, ReplicaRate, gpu_table
 
@@ -33,12 +34,16 @@ class PlanTarget(msgspec.Struct, frozen=True):
         headroom: factor on `qps`.
         gpus: the budget; None if there is none.
         limits: latency limits in seconds, by name (``ttft_p95``).
+        goodput: share of the requests that must be good; None: none must.
+        thresholds: seconds by metric that a good request keeps; empty without `goodput`.
     """
 
     qps: float
     headroom: float
     gpus: int | None
-    limits: dict[str, float]
+    limits: Mapping[str, float]
+    goodput: float | None = None
+    thresholds: Mapping[Metric, float] = msgspec.field(default_factory=dict)
 
 
 class PlanModel(msgspec.Struct, frozen=True):
@@ -178,12 +183,15 @@ def make_plan(
     known = cheapest(fleets, sources.prices)
     worth = worth_measuring(fleets, sources.prices, known, target.gpus)
     roofline = next((limits for each in classes if (limits := service.roofline(each)) is not None), None)
+    declared = declared_slo(service.slo)
     return Plan(
         target=PlanTarget(
             qps=float(target.qps),
             headroom=float(target.headroom),
             gpus=target.gpus,
-            limits={limit.name: limit.limit_s for limit in service.slo.limits},
+            limits=declared.limits,
+            goodput=declared.goodput,
+            thresholds=declared.thresholds,
         ),
         model=_model(service, roofline),
         workload=PlanWorkload(

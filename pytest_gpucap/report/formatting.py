@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Final
 
-from pytest_gpucap.requirement import RequirementError, limited_percentile
+from pytest_gpucap.requirement import Metric, RequirementError, goodput_percent, limited_percentile
 from pytest_gpucap.results.measured import Interval, Outcome, SecondaryResult
 from pytest_gpucap.results.result import Result
 from pytest_gpucap.sizing import gpus_required
@@ -71,9 +72,29 @@ def percent(value: float | None, *, signed: bool = False) -> str:
 
 
 def limit_name(keyword: str) -> str:
-    """``ttft_p95`` as ``p95 TTFT``; another name, such as ``backlog``, as it is."""
+    """``ttft_p95`` as ``p95 TTFT``, ``goodput_95`` as ``95% goodput``; another name, such as ``backlog``, as it is."""
+    if (asked := goodput_percent(keyword)) is not None:
+        return f"{float(asked):.12g}% goodput"
     limited = limited_percentile(keyword)
     return keyword if limited is None else percentile_name(limited.metric, float(limited.percent))
+
+
+def limit_texts(limits: Mapping[str, float], goodput: float | None, thresholds: Mapping[Metric, float]) -> list[str]:
+    """``p95 E2E 20 s``, ``95% goodput (TTFT 500 ms, TPOT 50 ms)``: each limit with what it allows."""
+    found = [f"{limit_name(name)} {seconds(limit)}" for name, limit in limits.items()]
+    if goodput is not None:
+        found.append(f"{share_name(goodput)} goodput ({thresholds_text(thresholds)})")
+    return found
+
+
+def share_name(share: float) -> str:
+    """A share as it was declared: ``95%``, ``99.9%``."""
+    return f"{share * 100:.12g}%"
+
+
+def thresholds_text(thresholds: Mapping[Metric, float]) -> str:
+    """``TTFT 500 ms, TPOT 50 ms``."""
+    return ", ".join(f"{metric.upper()} {seconds(limit)}" for metric, limit in thresholds.items())
 
 
 def percentile_name(metric: str, percent: float) -> str:
@@ -176,6 +197,8 @@ def bound_by_parts(result: Result) -> tuple[str, str]:
         return "errors", f"at most {percent(result.slo.max_error_rate)} allowed"
     if binding == "backlog":
         return "a backlog that grows", ""
+    if goodput_percent(binding) is not None:
+        return limit_name(binding), f"limits {thresholds_text(result.slo.thresholds)} together"
     limit = result.slo.limits.get(binding)
     return limit_name(binding), "" if limit is None else f"limit {seconds(limit)}"
 

@@ -39,7 +39,7 @@ def chart(result: Result) -> tuple[str, str] | None:
     curve = _curve(result, metric, percent)
     if len(curve) < _LEAST_RATES or curve[-1][0] < _LEAST_SPAN * curve[0][0]:
         return None
-    limit_s = result.slo.limits.get(limit)
+    limit_s = result.slo.percentiles.get(limit)
     highest = max(latency for _, latency in curve)
     top = max(highest, limit_s or 0.0) * 1.1 if limit_s is None else min(max(highest, limit_s) * 1.1, limit_s * _HEIGHT)
     if not top > 0:
@@ -74,7 +74,7 @@ def chart(result: Result) -> tuple[str, str] | None:
 
 
 def _limit(result: Result) -> str:
-    limits = result.slo.limits
+    limits = result.slo.percentiles
     return result.binding if result.binding is not None and result.binding in limits else next(iter(limits), "")
 
 

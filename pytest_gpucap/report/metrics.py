@@ -7,6 +7,7 @@ from typing import Final
 
 from pytest_gpucap.report.escape import cleaned
 from pytest_gpucap.report.formatting import gpus_needed, known, reported_rate, reported_slack
+from pytest_gpucap.report.goodput import goodput_share
 from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.results.result import Result, ResultFile
 
@@ -21,6 +22,11 @@ _FIGURES: Final[tuple[tuple[str, str, Callable[[Result], float | None]], ...]] =
     ("gpucap_design_rate_rps", "requests a second that one replica must sustain", lambda each: each.design_rate_rps),
     ("gpucap_gpus_required", "GPUs that the requirement needs", gpus_needed),
     ("gpucap_slack_ratio", "sustainable rate over design rate, minus one", reported_slack),
+    (
+        "gpucap_goodput_ratio",
+        "share of the requests at the design rate that kept the latency limits together",
+        goodput_share,
+    ),
     (
         "gpucap_budget_holds",
         "1: the verdict is PASS",

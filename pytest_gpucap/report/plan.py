@@ -14,7 +14,7 @@ from pytest_gpucap.planning.fleet import Fleet
 from pytest_gpucap.planning.guide import Guide, GuideReference, TierCheck
 from pytest_gpucap.planning.plan import Plan, PlanTable
 from pytest_gpucap.report.escape import prose
-from pytest_gpucap.report.formatting import gpus, limit_name, rate, seconds, significant
+from pytest_gpucap.report.formatting import gpus, limit_texts, rate, seconds, significant
 from pytest_gpucap.sizing import GpuRange
 
 _WIDTH: Final = 100
@@ -59,7 +59,7 @@ def _head(plan: Plan) -> str:
     size = ""
     if model.parameters and model.weights_gb is not None:
         size = f" ({model.parameters / 1e9:.3g}B parameters, {model.precision}, {model.weights_gb:.3g} GB)"
-    limits = "".join(f", {limit_name(name)} {seconds(value)}" for name, value in target.limits.items())
+    limits = "".join(f", {each}" for each in limit_texts(target.limits, target.goodput, target.thresholds))
     shared = f", {load.shared_prefix_tokens} shared" if load.shared_prefix_tokens else ""
     return (
         f"{target.qps:g} req/s x {target.headroom:g} of {model.name}{size}: "

@@ -19,6 +19,7 @@ from pytest_gpucap.report.formatting import (
     interval,
     known,
     limit_name,
+    limit_texts,
     percent,
     percent_interval,
     percentile_name,
@@ -27,7 +28,8 @@ from pytest_gpucap.report.formatting import (
     shown_bound,
     significant,
 )
-from pytest_gpucap.requirement import Metric, limited_percentile
+from pytest_gpucap.report.goodput import goodput_of, goodput_text
+from pytest_gpucap.requirement import limited_percentile
 from pytest_gpucap.results.comparison import Comparison, LatencyComparison
 from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.measured import (
@@ -36,7 +38,6 @@ from pytest_gpucap.results.measured import (
     Outcome,
     Sample,
     SecondaryResult,
-    judged_samples,
 )
 from pytest_gpucap.results.problems import ProblemSource
 from pytest_gpucap.results.result import START_UP, DeclaredBudget, DeclaredSlo, DeclaredWorkload, Result, ResultKind
@@ -62,9 +63,9 @@ def result_rows(result: Result) -> list[Row]:
         *fleet(result),
         *starts(result),
         *sampled(result),
+        *_goodput(result),
         *_failures(result),
         *_physical_limit(result),
-        *goodput(result),
         *accuracy(result),
         *secondary(result),
         *comparison(result),
@@ -87,6 +88,7 @@ def causes(result: Result) -> list[Row]:
     """The limit that binds, the bottleneck with its evidence, what to try, and why a measurement cannot be trusted."""
     bottleneck = result.bottleneck
     lines = [("bound by", bound_by(result))]
+    lines += _goodput(result) if result.slo.goodput is not None else []
     if result.more_time is not None and (result.outcome is Outcome.INCONCLUSIVE or result.left_unmeasured):
         lines.append(("more time", result.more_time.text))
     if bottleneck is not None:
@@ -114,6 +116,10 @@ def sampled(result: Result) -> list[Row]:
                 shown = (f"p{percent} {seconds(found.percentile(percent))}" for percent in KEPT_PERCENTILES)
                 lines.append((metric.upper(), ", ".join(shown)))
     return lines
+
+
+def _goodput(result: Result) -> list[Row]:
+    return [("goodput", told)] if (told := goodput_text(result)) else []
 
 
 def told_failures(result: Result) -> str:
@@ -145,7 +151,7 @@ def own_prompts(declared: DeclaredWorkload) -> str:
 
 def limits(slo: DeclaredSlo) -> str:
     """``p95 E2E 20 s, p95 TTFT 500 ms, errors 1.0%``."""
-    latencies = [f"{limit_name(name)} {seconds(limit)}" for name, limit in slo.limits.items()]
+    latencies = limit_texts(slo.limits, slo.goodput, slo.thresholds)
     return ", ".join([*latencies, f"errors {percent(slo.max_error_rate)}"])
 
 
@@ -176,18 +182,20 @@ _FIGURES: tuple[Callable[[Sample], float], ...] = (
 def window_table(result: Result) -> tuple[list[str], list[list[str]]]:
     """Headers and rows of the measuring windows, with the percentiles that limits are set on (TTFT and E2E if none).
 
-    A latency is that of the window's worst slice. If windows do not keep a limit's percentile, the nearest one is shown
-    under its own name.
+    A latency is that of the window's worst slice, goodput that of all its slices. If windows do not keep a limit's
+    percentile, the nearest one is shown under its own name.
     """
-    columns = list(dict.fromkeys(kept_percentile(name) for name in result.slo.limits)) or _USUAL
+    columns = list(dict.fromkeys(kept_percentile(name) for name in result.slo.percentiles)) or _USUAL
     latencies = [percentile_name(metric, percent) for metric, percent in columns]
-    headers = ["window", "s", "in flight", "req/s", "tok/s", *latencies, "errors"]
+    told = ["goodput"] if goodput_of(result.samples) is not None else []
+    headers = ["window", "s", "in flight", "req/s", "tok/s", *latencies, *told, "errors"]
     body = [
         [
             window.text,
             f"{sum(sample.end_s - sample.start_s for sample in group):.0f}",
             *(_figure(mean(group, figure)) for figure in _FIGURES),
             *(seconds(max(latency(group, *column), default=None)) for column in columns),
+            *(percent(share) if (share := goodput_of(group)) is not None else "" for _ in told),
             str(sum(sum(sample.errors.values()) for sample in group) or ""),
         ]
         for window, group in grouped(result.samples)
@@ -343,30 +351,6 @@ def accuracy(result: Result) -> list[Row]:
     if found.good_rps is not None:
         lines.append(("good", f"{interval(found.good_rps)} right answers a second per replica"))
     return lines
-
-
-def goodput(result: Result) -> list[Row]:
-    """The share of requests that kept every latency limit at once, where requests were judged by such limits."""
-    share = goodput_share(result)
-    if share is None:
-        return []
-    count = sum(count for _, count in _goodputs(result))
-    itl = any(limited and limited.metric is Metric.ITL for limited in map(limited_percentile, result.slo.limits))
-    but = ", ITL aside" if itl else ""
-    return [("goodput", f"{percent(share)} of {count:,} requests kept all latency limits at once{but}")]
-
-
-def goodput_share(result: Result) -> float | None:
-    """That share over the open loops at the rate that is judged; None where no request was judged."""
-    found = _goodputs(result)
-    count = sum(count for _, count in found)
-    return sum(share * of for share, of in found) / count if count else None
-
-
-def _goodputs(result: Result) -> list[tuple[float, int]]:
-    """Of each window, the share and of how many requests it is."""
-    windows = ((known(each.goodput), each.goodput_requests) for each in judged_samples(result.samples))
-    return [(share, count) for share, count in windows if share is not None]
 
 
 def secondary(result: Result) -> list[Row]:

@@ -238,10 +238,13 @@ def declared_workload(workload: Workload) -> DeclaredWorkload:
 
 def declared_slo(slo: Slo) -> DeclaredSlo:
     """Limits by the name that declares them, in seconds."""
+    goodput = slo.goodput
     return DeclaredSlo(
-        limits={limit.name: limit.limit_s for limit in slo.limits},
+        limits={limit.name: limit.limit_s for limit in slo.percentiles},
         max_error_rate=float(slo.max_error_rate),
         min_accuracy=None if slo.min_accuracy is None else float(slo.min_accuracy),
+        goodput=None if goodput is None else float(goodput.quantile),
+        thresholds={} if goodput is None else dict(goodput.thresholds),
     )
 
 

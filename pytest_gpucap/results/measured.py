@@ -96,14 +96,13 @@ class Sample(msgspec.Struct, frozen=True):
         in_flight_mean, in_flight_end: requests in flight.
         latencies: by metric name (``ttft``, ``tpot``, ``itl``, ``e2e``).
         attainment: by limit name (``ttft_p95``): share of the requests (gaps, for ITL) within the limit.
+        goodput: share of the requests that ended or failed in the window which kept the thresholds of all limits
+            together; None without such limits or requests, and in early files.
         errors: by kind, lower case (``http_5xx``).
         checks: the load generator's own figures, by name.
         problems: why this window cannot be trusted; empty when it can.
         timeline: the window in bins of equal width, a column each: ``t_s`` (their middles, on the clock of `start_s`),
             ``in_flight``, and ``METRIC_p50_s`` and ``METRIC_p95_s`` of what ended in the bin; None or NaN for nothing.
-        goodput: share of the requests that ended in the window and kept the limits on TTFT, TPOT and E2E all at once;
-            failed ones kept none. None without such limits, or requests. ITL is counted by phase, not by request.
-        goodput_requests: how many these are.
         failed_requests: of `sample` alone; other measurements keep those of all windows together.
         histograms: by metric name. ITL is counted by phase, and only the first window of a phase has its histogram.
     """
@@ -128,7 +127,6 @@ class Sample(msgspec.Struct, frozen=True):
     histograms: Mapping[str, LatencyHistogram] = msgspec.field(default_factory=dict)
     failed_requests: FailedRequests | None = None
     goodput: Figure | None = None
-    goodput_requests: int = 0
 
     def __repr__(self) -> str:
         return f"<Sample {self.window.text}: {self.completed_rps:.4g} req/s, {self.in_flight_mean:.4g} in flight>"

@@ -13,7 +13,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from pytest_gpucap.requirement import ApiKind, ArrivalKind, Wording
+from pytest_gpucap.requirement import ApiKind, ArrivalKind, LatencyLimit, Metric, Wording, limited_percentile, share
 from pytest_gpucap.results.comparison import Comparison, RegressionDecision
 from pytest_gpucap.results.encoding import Figure
 from pytest_gpucap.results.ending import Ending
@@ -121,11 +121,27 @@ class DeclaredSlo(msgspec.Struct, frozen=True):
         limits: seconds by the name that declares them, such as ``ttft_p95``.
         max_error_rate: share of the requests that may fail.
         min_accuracy: share of the questions that must be answered right; None: answers are not graded.
+        goodput: share of the requests that must be good; None: none must.
+        thresholds: seconds by metric: what a good request keeps, all together; empty without `goodput`.
     """
 
     limits: Mapping[str, float]
     max_error_rate: float
     min_accuracy: float | None = None
+    goodput: Annotated[float, msgspec.Meta(gt=0, lt=1)] | None = None
+    thresholds: Mapping[Metric, float] = msgspec.field(default_factory=dict)
+
+    @property
+    def percentiles(self) -> Mapping[str, float]:
+        """`limits`, and the latencies that goodput alone limits, each at the percentile that goodput asks for."""
+        found = dict(self.limits)
+        if self.goodput is not None:
+            limited = {each.metric for name in self.limits if (each := limited_percentile(name))}
+            quantile = share(self.goodput, "goodput")
+            for metric, limit_s in self.thresholds.items():
+                if metric not in limited:
+                    found[LatencyLimit(metric, quantile, limit_s).name] = limit_s
+        return found
 
 
 class PhysicalLimit(msgspec.Struct, frozen=True):

@@ -281,7 +281,7 @@ class Roofline:
     def best(self, slo: Slo | None = None) -> Limit | None:
         """The limit at the largest batch that memory, sequences and the latency limits allow; None if they allow none.
 
-        Each latency limit counts, whatever its percentile: at a steady batch, every request takes at least this time.
+        Each threshold counts, whatever share must keep it: at a steady batch, every request takes at least this time.
         """
         most = min(self.memory_batch(), self.deployment.max_num_seqs or _UNBOUNDED_BATCH, _UNBOUNDED_BATCH)
         slo = slo or Slo()
@@ -302,7 +302,7 @@ class Roofline:
             Metric.ITL: 0.0 if self.deployment.tokens_per_pass > 1 else self.tpot_s(batch),
             Metric.E2E: self.e2e_s(batch),
         }
-        return all(found[limit.metric] <= limit.limit_s for limit in slo.limits)
+        return all(found[metric] <= limit_s for metric, limit_s in slo.thresholds)
 
     # Words
 

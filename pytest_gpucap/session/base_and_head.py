@@ -27,6 +27,7 @@ from pytest_gpucap.measure.constants import DRIFT_SD
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.options import Options
 from pytest_gpucap.requirement import Requirement, Workload
+from pytest_gpucap.results.build import declared_slo
 from pytest_gpucap.results.comparison import (
     BlockPair,
     ComparedBaseline,
@@ -155,7 +156,7 @@ class BaseAndHead:
         if found.equal_rate is None:
             return ()
         return compare_latencies(
-            [limit.name for limit in requirement.slo.limits],
+            declared_slo(requirement.slo).percentiles,
             found.equal_rate.base,
             found.equal_rate.head,
             self.options.max_regression,

@@ -195,7 +195,7 @@ class Harness:
         return self._manager.time.left_s
 
     def _load(self, seed: int) -> LoadRequest:
-        limits = [limit.limit_s for limit in self.declared.slo.limits]
+        limits = [limit_s for _, limit_s in self.declared.slo.thresholds]
         return LoadRequest(
             workload=self.declared.workload,
             seed=seed,

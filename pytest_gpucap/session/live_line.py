@@ -13,7 +13,8 @@ import pytest
 
 from pytest_gpucap.foreign_text import visible
 from pytest_gpucap.report.columns import cut, display_width, shortened, terminal_columns
-from pytest_gpucap.report.formatting import limit_name, rate, seconds
+from pytest_gpucap.report.formatting import limit_name, percent, rate, seconds, share_name
+from pytest_gpucap.requirement import GOODPUT, goodput_percent
 from pytest_gpucap.session.screen import columns
 from pytest_gpucap.telemetry.sampler import Telemetry
 
@@ -110,7 +111,7 @@ class LiveLine:
         if completed and spent_s > self._began_s:
             said.append(rate(completed / (spent_s - self._began_s)))
         if latency and not math.isnan(latency_s):
-            said.append(f"{limit_name(latency)} {seconds(latency_s)} of {seconds(limit_s)}")
+            said.append(_nearness(latency, latency_s, limit_s))
         if self.gpu is not None and (devices := self.gpu()):
             said.append(devices)
         said += [f"{spent_s:.0f} s", f"{left_s:.0f} s left"]
@@ -195,6 +196,13 @@ def _to_stderr(worker: str) -> Callable[[str], None] | None:
         error.flush()
 
     return write
+
+
+def _nearness(limit: str, value: float, allowed: float) -> str:
+    """``p95 E2E 3.2 s of 4 s``, ``goodput 96.2% of 95%``."""
+    if goodput_percent(limit) is not None:
+        return f"{GOODPUT} {percent(value)} of {share_name(allowed)}"
+    return f"{limit_name(limit)} {seconds(value)} of {seconds(allowed)}"
 
 
 def glance(telemetry: Telemetry | FleetTelemetry) -> str:

@@ -14,11 +14,11 @@ from pytest_gpucap.foreign_text import on_one_line
 from pytest_gpucap.requirement import (
     ApiKind,
     Arrivals,
-    LatencyLimit,
     Length,
     RequirementError,
     Slo,
     Workload,
+    declared_limits,
     exact,
     positive,
     share,
@@ -298,5 +298,5 @@ def _workload(table: Mapping[str, object]) -> Workload:
 
 
 def _slo(table: Mapping[str, object]) -> Slo:
-    limits = tuple(LatencyLimit.parse(k, str(v)) for k, v in table.items() if k != "max_error_rate")
+    limits = declared_limits({k: str(v) for k, v in table.items() if k != "max_error_rate"})
     return Slo(limits, share(str(table.get("max_error_rate", "0.01")), "max_error_rate"))

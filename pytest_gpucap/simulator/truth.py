@@ -9,8 +9,9 @@ from dataclasses import replace
 import numpy as np
 
 from pytest_gpucap.load import schedule
+from pytest_gpucap.load.latencies import limited
 from pytest_gpucap.load.protocol import Status
-from pytest_gpucap.requirement import Metric, Slo, Workload
+from pytest_gpucap.requirement import Slo, Workload
 from pytest_gpucap.simulator.profile import EngineModel, Profile
 from pytest_gpucap.simulator.runner import SimRunner
 
@@ -27,7 +28,7 @@ DISCARD_S = 300.0
 def long_run(
     engine: EngineModel, workload: Workload, slo: Slo, rate_rps: float, runs: int, seed: int = 0
 ) -> Mapping[str, float]:
-    """Each limit's latency percentile over the limit at a rate, from `runs` runs of `RUN_S`, without warm-up.
+    """Each limit's percentile over what it allows at a rate, from `runs` runs of `RUN_S`, without warm-up.
 
     Also ``backlog``: requests in flight over the whole at the end of the runs, against those after the discarded start.
     """
@@ -46,20 +47,20 @@ def long_run(
         rows = slice(span.first_row, span.end_row)
         ok = journal.status[rows] == Status.OK
         for limit in slo.limits:
-            if limit.metric is Metric.ITL:
+            if limit.of_gaps:
                 counts = span.gaps.counts if counts.size == 0 else counts + span.gaps.counts
             else:
                 # A request that never ended broke every limit.
-                values = np.where(ok, journal.latency_s(limit.metric)[rows], np.inf)
+                values = np.where(ok, limited(journal, limit)[rows], np.inf)
                 pooled[limit.name].append(values[~np.isnan(values)])
     ratios = {"backlog": float(np.mean(growth))}
     for limit in slo.limits:
-        if limit.metric is Metric.ITL:
+        if limit.of_gaps:
             value = replace(span.gaps, counts=counts).quantile_s(float(limit.quantile))
         else:
             # A value that occurred: between two of requests that never ended lies no number.
             value = float(np.quantile(np.concatenate(pooled[limit.name]), float(limit.quantile), method="higher"))
-        ratios[limit.name] = value / limit.limit_s
+        ratios[limit.name] = value / limit.most
     return ratios
 
 

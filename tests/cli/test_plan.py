@@ -176,6 +176,8 @@ def test_the_last_measurement_gives_target_model_and_load(plan: Any) -> None:
         "headroom": 1.3,
         "gpus": None,
         "limits": {"ttft_p95": 0.5, "e2e_p95": 4.0},
+        "goodput": None,
+        "thresholds": {},
     }
     assert document["workload"]["output_tokens"] == 512
     assert document["model"]["name"] == "synthetic:qwen2-1.5b"
@@ -328,8 +330,9 @@ def test_several_gpus_a_replica(plan: Any) -> None:
         (("--qps", "10", "--gpus", "1.5", *MODEL), "--gpus must be a whole number"),
         (("--qps", "10", "--model", "nobody/nothing"), "--model nobody/nothing: no config.json there"),
         (("--qps", "10", "--model", "synthetic:tinny"), "did you mean synthetic:tiny"),
-        (("--qps", "10", *MODEL, "--slo", "e2e_p95"), "--slo e2e_p95: write NAME=TIME"),
+        (("--qps", "10", *MODEL, "--slo", "e2e_p95"), "--slo e2e_p95: write NAME=VALUE"),
         (("--qps", "10", *MODEL, "--slo", "speed=2s"), "speed is no latency limit"),
+        (("--qps", "10", *MODEL, "--slo", "ttft=2s"), "ttft='2s' has no percentile"),
         (("--qps", "10", *MODEL, "--quantization", "magic"), "quantization 'magic' is not understood"),
         (("--qps", "10", *MODEL, "--gpu-class", "h300"), "GPU class 'h300' is not known"),
         (("--qps", "10", *MODEL, "--prices", "none.toml"), "--prices none.toml: No such file"),
@@ -409,3 +412,27 @@ def test_gpus_for_several_rates(plan: Any) -> None:
     text = plan(*known, "--qps-table", "10,1000")
     assert "GPUs for    10 req/s    1000 req/s" in text
     assert "--qps-table must be a number" in plan(*known, "--qps-table", "10,many", fails=True)
+
+
+def test_goodput_is_planned_for_as_a_limit(plan: Any) -> None:
+    limits = ("--slo", "goodput=95%", "--slo", "tpot=30ms", "--slo", "e2e=20s")
+    document = plan("--qps", "10", *MODEL, *limits, "--format", "json")
+    assert document["target"]["goodput"] == 0.95
+    assert document["target"]["thresholds"] == {"tpot": 0.03, "e2e": 20.0}
+    assert document["target"]["limits"] == {}
+    assert "95% goodput (TPOT 30 ms, E2E 20 s)" in plan("--qps", "10", *MODEL, *limits)
+    # Its thresholds bound the physical limit as those of percentiles do.
+    alone = plan("--qps", "10", *MODEL, "--slo", "tpot_p95=30ms", "--slo", "e2e_p95=20s", "--format", "json")
+    assert row(document, "t4")["rate_rps"] == row(alone, "t4")["rate_rps"]
+
+
+def test_the_limits_of_a_measurement_are_read_back_from_its_file(plan: Any, tmp_path: Path) -> None:
+    content = json.loads(H200.read_text())
+    (content["results"][0]["slo"],) = [{"limits": {"e2e_p99": 120.0}, "max_error_rate": 0.01, "goodput": 0.95}]
+    content["results"][0]["slo"]["thresholds"] = {"ttft": 0.5, "e2e": 90.0}
+    content["results"] = content["results"][:1]
+    path = tmp_path / "goodput.json"
+    path.write_text(json.dumps(content))
+    target = plan("--result", str(path), "--qps", "10", "--format", "json")["target"]
+    assert (target["limits"], target["goodput"]) == ({"e2e_p99": 120.0}, 0.95)
+    assert target["thresholds"] == {"ttft": 0.5, "e2e": 90.0}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +11,7 @@ from hypothesis import strategies as st
 
 from pytest_gpucap.estimate import samples
 from pytest_gpucap.estimate.samples import quantile
-from pytest_gpucap.load.protocol import Histogram, Journal, Status
-from pytest_gpucap.requirement import LatencyLimit
+from pytest_gpucap.load.protocol import Histogram, Journal
 
 
 def journal(due: list[float], end: list[float]) -> Journal:
@@ -98,23 +96,3 @@ def test_a_timeline_knows_the_requests_in_flight() -> None:
 def test_a_long_window_has_few_bins_and_an_empty_one_none() -> None:
     assert len(samples.timeline(journal([0.0], [1.0]), {}, 0.0, 600.0)["t_s"]) == samples.MOST_BINS
     assert samples.timeline(journal([0.0], [1.0]), {}, 5.0, 5.0) == {}
-
-
-def test_goodput_counts_the_requests_that_keep_every_limit_at_once() -> None:
-    # Each limit is broken by one request, and by another one: two of five keep both. One fails, one is cancelled.
-    found = replace(
-        journal([0.0] * 7, [1.0, 1.0, 5.0, 1.0, 5.0, 1.0, 1.0]),
-        first_s=np.array([0.5, 0.9, 0.5, 0.5, 0.9, 0.5, 0.5]),
-        status=np.array([*[Status.OK] * 5, Status.HTTP_5XX, Status.CANCELLED], dtype=np.uint8),
-    )
-    limits = (LatencyLimit.parse("ttft_p50", "600ms"), LatencyLimit.parse("e2e_p95", "2s"))
-    ended = np.ones(7, dtype=np.bool_)
-    share, count = samples.goodput_of(found, limits, ended)
-    assert (share, count) == (2 / 6, 6)
-    ended[1:6] = False
-    assert samples.goodput_of(found, limits, ended) == (1.0, 1)
-    assert samples.goodput_of(found, (LatencyLimit.parse("itl_p99", "50ms"),), ended) == (None, 0)
-    assert samples.goodput_of(found, limits, np.zeros(7, dtype=np.bool_)) == (None, 0)
-    # An answer of one token has no time between tokens to be judged by.
-    one_token = (LatencyLimit.parse("tpot_p95", "1ms"),)
-    assert samples.goodput_of(found, one_token, ended) == (1.0, 1)

@@ -209,7 +209,8 @@ def _text(value: Any) -> str:
 
 def _markers(paths: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
     values = inputs.numbers | inputs.texts | paths | inputs.json_values | st.sampled_from(EXAMPLES)
-    ours = st.sampled_from([*markers._KEYWORDS, "ttft_p95", "e2e_p99_9", "itl_p50", "e2e_p99_" + "9" * 5000, "tpot_p0"])
+    limits = [*markers._LIMITING, "ttft_p95", "e2e_p99_9", "itl_p50", "e2e_p99_" + "9" * 5000, "tpot_p0"]
+    ours = st.sampled_from([*markers._KEYWORDS, *limits])
     names = st.sampled_from(
         ["max_model_len", "tp", "gpu_memory_utilization", "max_num_seqs", "speculative_config", "a.b", "a", "-q"]
     )

@@ -18,7 +18,16 @@ import pytest_gpucap
 from pytest_gpucap.history import store
 from pytest_gpucap.history.compare import compare_result, compare_runs, is_precise
 from pytest_gpucap.history.store import MEDIAN_RUNS, Baseline, Run, open_baseline, read_run
-from pytest_gpucap.requirement import ArrivalKind, Arrivals, LatencyLimit, Length, OwnPrompts, Slo
+from pytest_gpucap.requirement import (
+    ArrivalKind,
+    Arrivals,
+    LatencyLimit,
+    Length,
+    OwnPrompts,
+    Requirement,
+    Slo,
+    declared_limits,
+)
 from pytest_gpucap.results.comparison import ComparedBaseline, Comparison, RegressionDecision
 from pytest_gpucap.results.encoding import to_builtins
 from pytest_gpucap.results.environment import DeviceState, Environment
@@ -107,6 +116,25 @@ def test_what_must_be_equal_is_named_where_it_is_not(head: dict[str, Any], diffe
     assert found.reason == "no comparable baseline"
     assert found.differs == (differs,)
     assert found.ratio is found.base_rate is found.head_rate is None
+
+
+def goodput(share: str) -> Requirement:
+    return replace(REQUIREMENT, slo=Slo(declared_limits({"goodput": share, "ttft": "500ms", "e2e": "4s"})))
+
+
+def test_goodput_and_its_thresholds_must_be_equal() -> None:
+    found = compared(result(25.0, requirement=goodput("95%")), result(10.0, requirement=goodput("99%")), never)
+    assert found.decision == RegressionDecision.NOT_COMPARABLE
+    assert found.differs == ("limit goodput: 0.95 -> 0.99",)
+    from_percentiles = compared(result(25.0), result(10.0, requirement=goodput("95%")), never)
+    assert {"limit goodput: none -> 0.95", "limit ttft: none -> 0.5"} <= set(from_percentiles.differs)
+
+
+def test_latencies_under_goodput_are_compared_at_the_percentile_that_it_asks_for() -> None:
+    of = goodput("95%")
+    found = compared(result(25.0, requirement=of), result(25.0, requirement=of, samples=windows(slower=1.3)))
+    assert found.decision == RegressionDecision.SAME
+    assert {each.limit for each in found.latencies} == {"ttft_p95", "e2e_p95"}
 
 
 def test_what_may_differ_or_is_the_same_in_other_words() -> None:

@@ -105,6 +105,11 @@ MISTAKES = [
     ("gpucap(qps=1, temperature=-1)", "temperature must not be negative"),
     ("gpucap(qps=1, input_tokens=8, shared_prefix_tokens=8)", "shared_prefix_tokens=8 leaves no token"),
     ("gpucap(qps=1, max_error_rate='150%')", "max_error_rate must lie between 0 and 1"),
+    ("gpucap(qps=1, ttft='500ms')", "ttft='500ms' has no percentile: write ttft_p95='500ms', or add goodput"),
+    ("gpucap(qps=1, goodput='95%')", "goodput needs what good requests keep"),
+    ("gpucap(qps=1, goodput='95%', itl='50ms')", "itl does not go with goodput"),
+    ("gpucap(qps=1, goodputs='95%')", "did you mean goodput?"),
+    ("gpucap(qps=1, goodput='95%', tpot='50ms', output_tokens=1)", "tpot limits the time between tokens"),
     ("vllm('a', model='b')", "names model twice"),
     ("vllm(model='m', tensor_parallel_size=0)", "tensor_parallel_size must be a whole number"),
     (

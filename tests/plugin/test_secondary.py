@@ -89,7 +89,6 @@ def test_limits_are_kept_broken_and_told_in_every_report(suite: pytest.Pytester)
     assert sum(each.end_s - each.start_s for each in steady) == pytest.approx(48)
     # The goodput of a server that is far from its limits; the steady window counts.
     assert steady[0].goodput == 1.0
-    assert steady[0].goodput_requests > 100
 
     assert broken.outcome is Outcome.FAIL
     outcomes = {name: each.outcome for name, each in by_name(broken).items()}

@@ -16,7 +16,9 @@ import jsonschema
 import msgspec
 import pytest
 
+from pytest_gpucap.requirement import Slo, declared_limits
 from pytest_gpucap.results import encoding, result_file, schema
+from pytest_gpucap.results.build import declared_slo
 from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.measured import Interval, Outcome
 from pytest_gpucap.results.result import Result
@@ -57,6 +59,36 @@ def test_it_is_read_as_it_was_written_and_keeps_its_schema(tmp_path: Path) -> No
     jsonschema.validate(json.loads(path.read_text()), SCHEMA)
     assert path.read_text() == json.dumps(json.loads(path.read_text()), indent=1, ensure_ascii=False) + "\n"
     assert names(path.parent) == ["result.json"]
+
+
+def test_goodput_is_kept_and_files_without_it_are_read(tmp_path: Path) -> None:
+    slo = declared_slo(Slo(declared_limits({"e2e_p99": "20s", "goodput": "95%", "ttft": "500ms"})))
+    samples = tuple(msgspec.structs.replace(each, goodput=0.93) for each in made.SAMPLES)
+    content = made.session(msgspec.structs.replace(made.check(), slo=slo, samples=samples))
+    path = tmp_path / "x.json"
+    result_file.write(path, content)
+    assert result_file.read(path) == content
+    document = json.loads(path.read_text())
+    jsonschema.validate(document, SCHEMA)
+    (plain,) = document["results"]
+    assert plain["slo"]["thresholds"] == {"ttft": 0.5, "e2e": 20.0}
+    for sample in plain["samples"]:
+        del sample["goodput"]
+    del plain["slo"]["goodput"], plain["slo"]["thresholds"]
+    path.write_text(json.dumps(document))
+    (early,) = result_file.read(path).results
+    assert (early.slo.goodput, early.slo.thresholds, early.slo.percentiles) == (None, {}, {"e2e_p99": 20.0})
+    assert {sample.goodput for sample in early.samples} == {None}
+
+
+@pytest.mark.parametrize("slo", [{"goodput": 95}, {"goodput": 0.95, "thresholds": {"itt": 1}}])
+def test_a_goodput_that_nobody_declared_is_refused(tmp_path: Path, slo: dict[str, Any]) -> None:
+    result_file.write(tmp_path / "x.json", made.session(made.check()))
+    document = json.loads((tmp_path / "x.json").read_text())
+    document["results"][0]["slo"] |= slo
+    (tmp_path / "x.json").write_text(json.dumps(document))
+    with pytest.raises(ResultFileError, match=next(reversed(slo))):
+        result_file.read(tmp_path / "x.json")
 
 
 def test_figures_are_rounded_and_what_is_not_finite_is_null(tmp_path: Path) -> None:

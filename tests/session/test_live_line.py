@@ -156,3 +156,21 @@ def test_silence() -> None:
     begin(live)
     live.waiting("x")
     live.done()
+
+
+def test_goodput_is_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen(monkeypatch)
+    live = screen.live()
+    begin(live)
+    screen.now_s += 1
+    live.progress(
+        "hold 1",
+        in_flight=128,
+        completed=190,
+        latency="goodput_95",
+        latency_s=0.9312,
+        limit_s=0.95,
+        spent_s=29.0,
+        left_s=571.0,
+    )
+    assert ", goodput 93.1% of 95%, " in screen.line

@@ -180,7 +180,7 @@ def search(probe: Probe) -> int:
 
 
 def _margins(profile: Profile, journal: Journal, rows: slice) -> list[float]:
-    return [percentile(journal, rows, limit) - limit.limit_s for limit in profile.slo.limits]
+    return [percentile(journal, rows, limit) - limit.most for limit in profile.slo.limits]
 
 
 def _searched(profile: Profile, seed: int, send: Callable[[SimRunner, int, int], slice]) -> tuple[int, float, float]:

@@ -28,7 +28,7 @@ Otherwise, and why:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import count
 
 import numpy as np
@@ -36,7 +36,8 @@ from scipy.stats import binom
 
 from pytest_gpucap.arrays import Floats
 from pytest_gpucap.load import schedule
-from pytest_gpucap.requirement import LatencyLimit
+from pytest_gpucap.load.latencies import limited
+from pytest_gpucap.requirement import Limit
 from pytest_gpucap.simulator.profile import Profile
 from pytest_gpucap.simulator.runner import SimRunner
 
@@ -46,7 +47,7 @@ CONFIDENCE = 0.99
 DECIMALS = 1
 LONGEST_DRAIN_S = 7200.0
 
-Judge = Callable[[Floats, LatencyLimit], bool]
+Judge = Callable[[Floats, Limit], bool]
 
 
 def stops_early(queries: int, late: int, percentile: float) -> bool:
@@ -57,15 +58,15 @@ def stops_early(queries: int, late: int, percentile: float) -> bool:
     return bool(binom.cdf(late, queries, 1 - percentile) < 1 - CONFIDENCE)
 
 
-def valid(values: Floats, limit: LatencyLimit) -> bool:
+def valid(values: Floats, limit: Limit) -> bool:
     """Early stopping, and the percentile, of one limit."""
-    late = int((values > limit.limit_s).sum())
+    late = int((values > limit.most).sum())
     return keeps_percentile(values, limit) and stops_early(values.size, late, float(limit.quantile))
 
 
-def keeps_percentile(values: Floats, limit: LatencyLimit) -> bool:
+def keeps_percentile(values: Floats, limit: Limit) -> bool:
     """Whether the percentile is within the limit: the value at that place of the sorted latencies."""
-    return bool(np.sort(values)[int(values.size * float(limit.quantile))] <= limit.limit_s)
+    return bool(np.sort(values)[int(values.size * float(limit.quantile))] <= limit.most)
 
 
 def search(passes: Callable[[float], bool], low_qps: float) -> float:
@@ -92,8 +93,7 @@ def _run(runner: SimRunner, profile: Profile, qps: float, seed: int, stream: int
     runner.settle(LONGEST_DRAIN_S)
     journal, rows = runner.journal(), slice(span.first_row, span.end_row)
     ended = ~np.isnan(journal.end_s[rows])
-    limits: Sequence[LatencyLimit] = profile.slo.limits
-    return all(judge(np.where(ended, journal.latency_s(limit.metric)[rows], np.inf), limit) for limit in limits)
+    return all(judge(np.where(ended, limited(journal, limit)[rows], np.inf), limit) for limit in profile.slo.limits)
 
 
 def server_run(profile: Profile, seed: int, design_rps: float) -> tuple[bool, float]:

@@ -8,8 +8,9 @@ import numpy as np
 
 from pytest_gpucap.arrays import Bools
 from pytest_gpucap.load import schedule
+from pytest_gpucap.load.latencies import limited
 from pytest_gpucap.load.protocol import Journal, PhaseSpan
-from pytest_gpucap.requirement import LatencyLimit, Slo, Workload
+from pytest_gpucap.requirement import Limit, Slo, Workload
 from pytest_gpucap.simulator.profile import Profile
 from pytest_gpucap.simulator.runner import SimRunner
 
@@ -20,9 +21,9 @@ MOST_RPS = 2000.0
 """No server of the study answers more requests a second."""
 
 
-def percentile(journal: Journal, rows: slice, limit: LatencyLimit) -> float:
+def percentile(journal: Journal, rows: slice, limit: Limit) -> float:
     """The limited percentile of the requests that have that latency."""
-    values = journal.latency_s(limit.metric)[rows]
+    values = limited(journal, limit)[rows]
     values = values[~np.isnan(values)]
     return float(np.quantile(values, float(limit.quantile))) if values.size else float("inf")
 
@@ -30,7 +31,7 @@ def percentile(journal: Journal, rows: slice, limit: LatencyLimit) -> float:
 def worst_ratio(runner: SimRunner, span: PhaseSpan, profile: Profile) -> float:
     """Largest percentile over its limit among the phase's requests that have ended."""
     journal, rows = runner.journal(), slice(span.first_row, span.end_row)
-    return max(percentile(journal, rows, limit) / limit.limit_s for limit in profile.slo.limits)
+    return max(percentile(journal, rows, limit) / limit.most for limit in profile.slo.limits)
 
 
 def keeps_limits(runner: SimRunner, span: PhaseSpan, profile: Profile) -> bool:
@@ -42,7 +43,7 @@ def within_limits(journal: Journal, rows: slice, slo: Slo) -> Bools:
     """Which requests have ended and kept every limit, each for itself."""
     kept = ~np.isnan(journal.end_s[rows])
     for limit in slo.limits:
-        kept &= ~(journal.latency_s(limit.metric)[rows] > limit.limit_s)
+        kept &= ~(limited(journal, limit)[rows] > limit.most)
     return kept
 
 

@@ -16,6 +16,7 @@ from pytest_gpucap.report.formatting import (
     interval,
     known,
     limit_name,
+    limit_texts,
     percent,
     percentile_name,
     rate,
@@ -25,6 +26,7 @@ from pytest_gpucap.report.formatting import (
     slack_text,
     sustained,
 )
+from pytest_gpucap.report.goodput import goodput_of, goodput_share, kept_text
 from pytest_gpucap.report.headline import Tone, result_headlines, standing
 from pytest_gpucap.report.html.distributions import LATENCY_METRICS
 from pytest_gpucap.requirement import ArrivalKind
@@ -215,8 +217,7 @@ def _range(found: Interval | None) -> str:
 
 def _facts(result: Result) -> list[Fact]:
     sampled = (Fact(name, value) for name, value in rows.sampled(result))
-    good = (Fact("Goodput", *value.split(" of ", 1)) for _, value in rows.goodput(result))
-    return [*_capacity(result), *_budget(result), *_throughput(result), *good, *sampled, *_physical_limit(result)]
+    return [*_capacity(result), *_budget(result), *_throughput(result), *sampled, *_physical_limit(result)]
 
 
 def _capacity(result: Result) -> list[Fact]:
@@ -263,6 +264,8 @@ def _throughput(result: Result) -> list[Fact]:
     bound, detail = bound_by_parts(result)
     if bound:
         figures.append(Fact("Bound by", bound, detail))
+    if (share := goodput_share(result)) is not None:
+        figures.append(Fact("Goodput", percent(share), f"of the requests {kept_text(result.slo)}"))
     for found, name in ((result.saturated_rate, "Saturated"), (result.single_rate, "One at a time")):
         if found is not None:
             figures.append(Fact(name, rate(found.value), _range(found)))
@@ -421,13 +424,14 @@ def _curve_text(result: Result) -> str:
     if design:
         parts.append(f"design rate {rate(design)}")
     parts += [f"{limit_name(name)} limit {seconds(limit)}" for name, limit in result.slo.limits.items()]
+    parts += limit_texts({}, result.slo.goodput, result.slo.thresholds)
     return ", ".join(parts)
 
 
 def windows_table(result: Result) -> WindowsTable:
     """Every window with its percentiles, those that are limited among them, in the order of time."""
     samples = sorted(result.samples, key=lambda sample: sample.start_s)
-    limited = [rows.kept_percentile(name) for name in result.slo.limits]
+    limited = [rows.kept_percentile(name) for name in result.slo.percentiles]
     percents = sorted({50, 95, 99, *(percent for _, percent in limited)})
     # Every limit has its columns, also where no window has a figure: it may be the one that binds.
     seen = {metric for sample in samples for metric in sample.latencies} | {metric for metric, _ in limited}
@@ -436,9 +440,16 @@ def windows_table(result: Result) -> WindowsTable:
     headers = ("window", "start", "length", "load", "requests", "req/s", "tok/s", "in flight", "errors")
     percentiles = (percentile_name(metric, percent) for metric in metrics for percent in percents)
     within = (f"within {limit_name(name)}" for name in limits)
+    good = goodput_of(samples) is not None
     return WindowsTable(
-        (*headers, *percentiles, *within),
-        tuple(_window(sample, samples[0].start_s, metrics, percents, limits) for sample in samples),
+        (*headers, *percentiles, *within, *(["goodput"] if good else [])),
+        tuple(
+            (
+                *_window(sample, samples[0].start_s, metrics, percents, limits),
+                *([_share(sample.goodput)] if good else []),
+            )
+            for sample in samples
+        ),
     )
 
 

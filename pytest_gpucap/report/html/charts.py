@@ -255,9 +255,9 @@ def _continues(before: Sample, after: Sample) -> bool:
 
 
 def drawn_latencies(slo: DeclaredSlo) -> list[DrawnLatency]:
-    """The latencies that limits are set on; p95 of TTFT and E2E when there are none."""
+    """The latencies that limits and goodput are set on; p95 of TTFT and E2E when there are none."""
     found = []
-    for keyword, limit_s in slo.limits.items():
+    for keyword, limit_s in slo.percentiles.items():
         if limited := limited_percentile(keyword):
             found.append(DrawnLatency(limited.metric, float(limited.percent), limit_s))
     return found or [DrawnLatency("ttft", 95.0, None), DrawnLatency("e2e", 95.0, None)]

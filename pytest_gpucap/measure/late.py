@@ -1,0 +1,37 @@
+"""Which requests of a journal broke a limit by some time."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pytest_gpucap.arrays import Bools
+from pytest_gpucap.load.latencies import limited
+from pytest_gpucap.load.protocol import ERRORS, Journal
+from pytest_gpucap.requirement import Limit, Metric
+
+
+def late_by(journal: Journal, rows: slice, end_s: float, limit: Limit) -> tuple[Bools, Bools]:
+    """Which requests had broken a limit by a time, and of which that is known; shape (n,) each.
+
+    A request in flight is late once its age, or the time that its first token took, is beyond the limit. TPOT is known
+    of whole answers alone.
+
+    Args:
+        journal: at `end_s` or later.
+        rows: of the journal.
+        end_s: on the runner's clock.
+        limit: none on ITL.
+    """
+    first = ~np.isnan(journal.first_s[rows])
+    ended = first if limit.at_first else ~np.isnan(journal.end_s[rows])
+    age_s = end_s - journal.due_s[rows]
+    overdue = np.zeros(ended.shape, np.bool_)
+    for metric, limit_s in limit.thresholds:
+        if metric is Metric.TTFT:
+            overdue |= np.where(first, journal.ttft_s[rows], age_s) > limit_s
+        elif metric is Metric.E2E:
+            overdue |= age_s > limit_s
+    late: Bools = np.where(ended, limited(journal, limit)[rows] > limit.most, overdue)
+    if limit.failed_break:
+        late |= np.isin(journal.status[rows], [int(s) for s in ERRORS])
+    return late, ended | late
