@@ -137,12 +137,17 @@ def read_bytes(path: Path | str, most: int) -> bytes:
     """
     with opened(path, most) as file:
         # A file of /proc has no size before it is read.
-        content: bytes | None = file.read(most + 1)
-        if content is None:  # of a log of the kernel
-            raise UserFileError(path, "holds nothing that can be read now")
+        content = _now(file.read(most + 1), path)
         if len(content) > most:
             raise _too_large(path, most)
         return content
+
+
+def _now(content: bytes | None, path: Path | str) -> bytes:
+    """What was read without waiting. A log of the kernel may hold nothing for now."""
+    if content is None:
+        raise UserFileError(path, "holds nothing that can be read now")
+    return content
 
 
 def read_text(path: Path | str, most: int) -> str:
@@ -236,7 +241,7 @@ def unpacked(path: Path | str, most: int) -> Iterator[Callable[[int], bytes]]:
         def read(size: int) -> bytes:
             nonlocal given
             try:
-                piece = content.read(size)
+                piece = _now(content.read(size), path)
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                 raise UserFileError(path, f"the gzip file is damaged or cut off: {error}") from None
             given += len(piece)

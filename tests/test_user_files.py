@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -15,7 +16,7 @@ from pytest_gpucap import user_files
 from pytest_gpucap.__main__ import main
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.whole_file import append_text, write_text
-from pytest_gpucap.user_files import MIB, UserFileError, lines_of, read_bytes, read_text, read_toml
+from pytest_gpucap.user_files import MIB, UserFileError, lines_of, read_bytes, read_text, read_toml, unpacked
 
 RESULT = Path(__file__).parents[1] / "benchmarks" / "results" / "cpu" / "examples.json"
 
@@ -50,6 +51,32 @@ def test_a_pipe_and_a_socket_make_nothing_wait(tmp_path: Path, monkeypatch: pyte
             read_bytes(name, MIB)
     with pytest.raises(OSError, match="No such device or address"):
         write_text(Path("pipe"), "nobody reads")
+
+
+def _whole(path: str) -> None:
+    read_bytes(path, MIB)
+
+
+def _by_lines(path: str) -> None:
+    with lines_of(path) as lines:
+        for _ in lines:
+            pass
+
+
+def _unpacked(path: str) -> None:
+    with unpacked(path, MIB) as read:
+        while read(1000):
+            pass
+
+
+@pytest.mark.parametrize("read", [_whole, _by_lines, _unpacked])
+def test_a_log_of_the_kernel_makes_nothing_wait(read: Callable[[str], None]) -> None:
+    """Root may read it, and sees nothing once all was read; others may not."""
+    for _ in range(3):
+        with contextlib.suppress(UserFileError):
+            read("/proc/kmsg")
+    with pytest.raises(UserFileError, match=r"\A/proc/kmsg: [^\n]+\Z"):
+        _whole("/proc/kmsg")
 
 
 def test_the_largest_size_counts_what_is_read(tmp_path: Path) -> None:
