@@ -7,6 +7,7 @@ import math
 import os
 import socket
 from collections.abc import Iterator
+from copy import deepcopy
 from decimal import Decimal
 from fractions import Fraction
 from functools import cache
@@ -113,7 +114,7 @@ def _damage(draw: st.DrawFn, document: Any, place: Place) -> None:
         if draw(st.integers(0, 4)) == 0:
             del document[last]
         else:
-            document[last] = draw(damage)
+            document[last] = deepcopy(draw(damage))  # a later damage may be put into it
     except (LookupError, TypeError):
         return  # what stood there was damaged before
 
