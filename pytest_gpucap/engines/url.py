@@ -89,13 +89,20 @@ class ExternalServer(HttpServer):
         gone = "" if known is None else known.ended()
         if not patience_s and not gone:
             return ""
-        try:
-            self.request("/v1/models", timeout_s=max(patience_s, _LAST_LOOK_S))
-        except EndpointError as error:
-            if error.status is None:
-                return f"the server can answer no more: {error}"
+        # A first look may meet a process that is just ending, where another one listens beside it already.
+        silent = self._silent(max(patience_s, _LAST_LOOK_S)) and self._silent(_LAST_LOOK_S)
+        if silent:
+            return f"the server can answer no more: {silent}"
         why = gone or ("" if known is None else known.replaced())
         return f"the server was restarted in the middle of the measurement: {why}" if why else ""
+
+    def _silent(self, timeout_s: float) -> str:
+        """Why no answer comes from it, in one line; empty if one does."""
+        try:
+            self.request("/v1/models", timeout_s=timeout_s)
+        except EndpointError as error:
+            return str(error) if error.status is None else ""
+        return ""
 
     def know(self) -> None:
         """Remember which process answers now."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
@@ -11,9 +14,9 @@ import pytest
 from pytest_gpucap.engines.errors import EndpointError, MetricsUnavailable
 from pytest_gpucap.engines.prometheus import Metrics
 from pytest_gpucap.engines.server_spec import ServerSpec
-from pytest_gpucap.engines.url import attach
+from pytest_gpucap.engines.url import ExternalServer, attach
 from pytest_gpucap.engines.vllm import VllmServer, start_vllm
-from tests.waiting import refused_url
+from tests.waiting import FOREVER_S, refused_url
 
 
 @pytest.fixture
@@ -159,3 +162,33 @@ def test_a_name_that_is_not_there_gets_near_matches() -> None:
         metrics.value("vllm:num_requests_running", engine="7")
     with pytest.raises(KeyError, match="similar: none at all"):
         Metrics.parse("").value("x")
+
+
+@contextmanager
+def resetting(times: int) -> Iterator[str]:
+    """A server that resets so many connections, as a process does that ends, and answers the next one."""
+    answer = b'HTTP/1.1 200 OK\r\nContent-Length: 12\r\nConnection: close\r\n\r\n{"data": []}'
+
+    def serve(listener: socket.socket) -> None:
+        for number in range(min(times + 1, 2)):  # it is looked at no more than twice
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                if number < times:
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                else:
+                    connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = Thread(target=serve, args=(listener,))
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        thread.join()
+
+
+@pytest.mark.parametrize(("times", "said"), [(0, ""), (1, ""), (2, "the server can answer no more: ")])
+def test_a_look_that_meets_an_ending_process_is_not_the_last_one(times: int, said: str) -> None:
+    with resetting(times) as url, ExternalServer(url, "m") as server:
+        told = server.ended(FOREVER_S)
+        assert told.startswith(said)
+        assert bool(told) == bool(said)
