@@ -223,6 +223,8 @@ def _markers(paths: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
 
 def _declare(place: Place, given: Any) -> str | None:
     own, server, unnamed = given
+    # pytest's own parameter has this name.
+    own, server = ({name: value for name, value in each.items() if name != "self"} for each in (own, server))
     place.item.own_markers[:] = [
         pytest.mark.gpucap.with_args(**own).mark,
         pytest.mark.vllm.with_args(
