@@ -181,6 +181,9 @@ def test_results_are_checked_before_anything_is_computed(tmp_path: Path, capsys:
             lambda result: result.update(sustainable_rate={"value": 1, "low": 2, "high": 3}),
             "results[0].sustainable_rate must have low <= value <= high",
         ),
+        (lambda result: result["sustainable_rate"].update(confidence=0), "must have a confidence from 0.01 to 1"),
+        (lambda result: result["sustainable_rate"].update(confidence=1.5), "must have a confidence from 0.01 to 1"),
+        (lambda result: result["sustainable_rate"].update(confidence=1), None),
         (
             lambda result: result["samples"][0].update(histograms={"e2e": {"edges_s": [1, 1], "counts": [1]}}),
             "must have edges_s that rise by a factor of at least 1.001",

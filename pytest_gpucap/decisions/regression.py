@@ -63,7 +63,10 @@ class ComparedRate:
 
 
 def own_errors(rate: Interval) -> tuple[float, float]:
-    """Standard errors of ln(rate) downwards and upwards that its interval stands for; infinite where it is open."""
+    """Standard errors of ln(rate) downwards and upwards that its interval stands for; infinite where it is open.
+
+    An interval that is certain has none.
+    """
     z = _z(rate.confidence)
     down = math.log(rate.value / rate.low) / z if rate.low > 0 else math.inf
     up = math.log(rate.high / rate.value) / z if math.isfinite(rate.high) else math.inf
@@ -71,7 +74,8 @@ def own_errors(rate: Interval) -> tuple[float, float]:
 
 
 def _z(confidence: float) -> float:
-    return NormalDist().inv_cdf(0.5 + confidence / 2)
+    below = 0.5 + confidence / 2
+    return NormalDist().inv_cdf(below) if below < 1 else math.inf
 
 
 def mean_of(rates: Sequence[Interval]) -> ComparedRate:

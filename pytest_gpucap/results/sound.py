@@ -16,6 +16,8 @@ _LARGEST: Final = float(LARGEST)
 """Far above every measured figure too: a GPU has 10^16 operations a second."""
 _FIRST_EDGE_S, _LAST_EDGE_S, _LEAST_STEP = 1e-9, 1e9, 1.001
 """A chart has a place for every bin between the lowest and the highest, so these bound its size."""
+_LEAST_CONFIDENCE: Final = 0.01
+"""An interval of less says nothing, and nobody could tell its standard error."""
 LONGEST_TEXT: Final = 2**20
 MOST_RESULTS: Final = 20_000
 
@@ -84,6 +86,8 @@ def _together(values: Mapping[str, Any], place: str) -> Iterator[Fault]:
         known = [values[name] for name in ("low", "value", "high") if isinstance(values[name], int | float)]
         if known != sorted(known):
             yield place, "must have low <= value <= high"
+        if not _LEAST_CONFIDENCE <= values.get("confidence", 1.0) <= 1.0:
+            yield place, f"must have a confidence from {_LEAST_CONFIDENCE:g} to 1"
     if values.keys() >= {"edges_s", "counts"}:
         yield from _histogram(values["edges_s"], values["counts"], place)
     if values.keys() >= {"start_s", "end_s"} and values["end_s"] < values["start_s"]:

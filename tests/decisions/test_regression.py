@@ -40,6 +40,11 @@ def test_the_ratio_has_both_sides_errors_and_both_starts() -> None:
     assert math.log(found.value / found.low) == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.parametrize("confidence", [1.0, 1 - 1e-16])
+def test_an_interval_that_is_certain_has_no_error(confidence: float) -> None:
+    assert regression.own_errors(Interval(10.0, 9.0, 11.0, confidence)) == (0.0, 0.0)
+
+
 def test_an_interval_that_is_wide_on_one_side_makes_the_ratio_wide_on_the_side_it_concerns() -> None:
     base = Interval(20.0, 19.9, 40.0)  # may be far higher: then head lost far more
     found = ratio_of(ComparedRate(base), ComparedRate(interval(20.0)))
