@@ -135,10 +135,11 @@ def sample_of(
 
 def _goodput(journal: Journal, slo: Slo, ended: Bools) -> float | None:
     """Share of the requests that ended or failed which kept every threshold; None without thresholds or requests."""
-    judged = ended & np.isin(journal.status, [int(s) for s in (Status.OK, *ERRORS)])
+    served = journal.status == Status.OK
+    judged = ended & (served | journal.failed)
     if not slo.good or not judged.any():
         return None
-    return float(((journal.status == Status.OK) & good(journal, slo.good))[judged].mean())
+    return float((served & good(journal, slo.good))[judged].mean())
 
 
 def _attainment(span: PhaseSpan, slo: Slo, values: Mapping[Metric, Floats], goodput: float | None) -> dict[str, float]:

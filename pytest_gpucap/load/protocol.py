@@ -279,6 +279,11 @@ class Journal:
         tpot: Floats = (self.last_s - self.first_s) / after_first
         return tpot
 
+    @property
+    def failed(self) -> Bools:
+        """Which requests failed, shape (n,)."""
+        return np.isin(self.status, [int(each) for each in ERRORS])
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:

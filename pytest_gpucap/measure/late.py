@@ -6,7 +6,7 @@ import numpy as np
 
 from pytest_gpucap.arrays import Bools
 from pytest_gpucap.load.latencies import limited
-from pytest_gpucap.load.protocol import ERRORS, Journal
+from pytest_gpucap.load.protocol import Journal
 from pytest_gpucap.requirement import Limit, Metric
 
 
@@ -33,5 +33,5 @@ def late_by(journal: Journal, rows: slice, end_s: float, limit: Limit) -> tuple[
             overdue |= age_s > limit_s
     late: Bools = np.where(ended, limited(journal, limit)[rows] > limit.most, overdue)
     if limit.failed_break:
-        late |= np.isin(journal.status[rows], [int(s) for s in ERRORS])
+        late |= journal.failed[rows]
     return late, ended | late

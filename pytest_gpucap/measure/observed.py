@@ -27,7 +27,7 @@ from pytest_gpucap.estimate.queue_simulation import (
 )
 from pytest_gpucap.estimate.step_time import Speed
 from pytest_gpucap.load.latencies import Ended, limited
-from pytest_gpucap.load.protocol import ERRORS, Journal, Status
+from pytest_gpucap.load.protocol import Journal, Status
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.late import late_by
 from pytest_gpucap.measure.run import Window
@@ -94,7 +94,7 @@ def replayed(
 
 def _usable(journal: Journal) -> Bools:
     """Requests that did not fail, shape (rows,)."""
-    usable: Bools = ~np.isin(journal.status, [int(s) for s in ERRORS])
+    usable: Bools = ~journal.failed
     return usable
 
 

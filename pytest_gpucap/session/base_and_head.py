@@ -40,7 +40,7 @@ from pytest_gpucap.results.encoding import from_builtins
 from pytest_gpucap.results.measured import Interval
 from pytest_gpucap.roofline.limits import Roofline
 from pytest_gpucap.session.context import limits_of
-from pytest_gpucap.session.harness import bounded, counted, settings_on
+from pytest_gpucap.session.harness import bounded, counted, in_order, settings_on
 from pytest_gpucap.session.kept import KeptResult
 from pytest_gpucap.session.live_line import LiveLine
 from pytest_gpucap.session.placement import Placement
@@ -200,10 +200,7 @@ class BaseAndHead:
 
     def _workload(self, engine: Engine, server: Server, seed: int) -> Workload:
         """The test's workload; prompts of its own in the order of this comparison, as the head counts them."""
-        workload = self.declared.workload
-        if workload.prompts is not None:
-            workload = replace(workload, prompts=replace(workload.prompts, order=seed))
-        return counted(engine, server, workload, self.declared.name)
+        return counted(engine, server, in_order(self.declared.workload, seed), self.declared.name)
 
     def _side(
         self, target: SystemUnderTest, runner: LoadRunner, settings: Settings, workload: Workload

@@ -61,13 +61,6 @@ class Planned:
         """Whether it asks for a measurement, and not for the server alone."""
         return MEASURING in getattr(self.item, "fixturenames", ())
 
-    @property
-    def gpu_class(self) -> str | None:
-        """The name of its class, or of its simulator."""
-        if (profile := self.placed.profile) is not None:
-            return f"sim:{profile}"
-        return None if self.placed.gpu_class is None else self.placed.gpu_class.name
-
 
 @dataclass(slots=True)
 class _Group:
@@ -143,7 +136,7 @@ class Costing:
         runs = first.placed.engine is not None and first.placed.engine.running_server is not None
         return server_cost(
             server=_title(first),
-            gpu_class=first.gpu_class,
+            gpu_class=first.placed.class_name,
             gpus=first.declared.fleet * first.declared.gpus_per_replica,
             shared_starts=0 if runs else self._workers.most_starts([each.item for each in group.planned]),
             startup_s=startup_s,
@@ -222,7 +215,7 @@ def _spent(planned: Planned, earlier: Earlier) -> Spent | None:
     if not planned.measures:
         return None
     return earlier.spent(
-        planned.item.nodeid, planned.declared, planned.gpu_class, simulated=planned.placed.profile is not None
+        planned.item.nodeid, planned.declared, planned.placed.class_name, simulated=planned.placed.profile is not None
     )
 
 
@@ -264,7 +257,7 @@ def _title(planned: Planned) -> str:
     assert engine is not None  # noqa: S101 - what `Planned` says
     fleet = f"{declared.fleet} x " if declared.fleet > 1 else ""
     if planned.placed.profile is not None:
-        named: Iterable[str] = [str(planned.gpu_class)]
+        named: Iterable[str] = [str(planned.placed.class_name)]
     else:
         named = [engine.title, *filter(None, [engine.running_server or engine.request.model])]
     arguments = [] if engine.running_server is not None else _told(declared.arguments)

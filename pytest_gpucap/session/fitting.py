@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pytest_gpucap.errors import NotMeasured
 from pytest_gpucap.markers import Declaration
 from pytest_gpucap.planning.session_cost import Need, fits
-from pytest_gpucap.results.result import Result
 from pytest_gpucap.session.server_manager import ServerManager
 
 
@@ -24,10 +23,3 @@ def refusal(need: Need, later: Sequence[Need], manager: ServerManager, declared:
         return None
     text = f"{declared.name} was not measured: {manager.time.told}"
     return NotMeasured(text, need.seconds({manager.running}))
-
-
-def refused_result(declared: Declaration, test: str, error: NotMeasured, *, simulated: bool) -> Result:
-    """The result of a test that was to measure and is not begun."""
-    from pytest_gpucap.session.context import unmeasured_test
-
-    return unmeasured_test(declared, test, error, simulated=simulated)

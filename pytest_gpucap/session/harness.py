@@ -39,6 +39,11 @@ def settings_on(server: Server, settings: Settings, trust: Trust | None) -> Sett
     )
 
 
+def in_order(workload: Workload, seed: int) -> Workload:
+    """A workload with prompts of the user's own in the order of a seed; any other as it is."""
+    return workload if workload.prompts is None else replace(workload, prompts=replace(workload.prompts, order=seed))
+
+
 def counted(engine: Engine, server: Server, workload: Workload, name: str) -> Workload:
     """A workload with prompts of the user's own as the server counts them; any other as it is.
 
@@ -174,7 +179,7 @@ class Harness:
         prompts = self.declared.workload.prompts
         if prompts is None:
             return
-        workload = replace(self.declared.workload, prompts=replace(prompts, order=seed))
+        workload = in_order(self.declared.workload, seed)
         if not self._counted:
             if not target.endpoint.capabilities().simulated:
                 self.live.waiting(f"counting the tokens of {prompts.count} prompts")

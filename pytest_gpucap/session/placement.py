@@ -48,10 +48,29 @@ class Placement:
         return (self.gpu_class.name if self.gpu_class else None, engine, self.devices)
 
     @property
+    def one(self) -> Engine | None:
+        """The engine of one replica."""
+        engine: Engine | None = getattr(self.engine, "one", self.engine)
+        return engine
+
+    @property
+    def simulated(self) -> Profile | None:
+        """The profile that is simulated, in virtual time; None for a real server."""
+        one: Any = self.one
+        found: Profile | None = one.profile if one is not None and one.name == SIMULATOR else None
+        return found
+
+    @property
     def profile(self) -> str | None:
-        """The name of the profile that is simulated, in virtual time; None for a real server."""
-        one: Any = getattr(self.engine, "one", self.engine)  # of a fleet: the engine of its replicas
-        return str(one.profile.name) if one is not None and one.name == SIMULATOR else None
+        """The name of that profile."""
+        return None if self.simulated is None else self.simulated.name
+
+    @property
+    def class_name(self) -> str | None:
+        """The GPU class, as results and a file of prices name it; None where only the machine tells."""
+        if self.profile is not None:
+            return f"{SIMULATED}{self.profile}"
+        return None if self.gpu_class is None else self.gpu_class.name
 
 
 def place(declared: Declaration, options: Options, *, needs_server: bool) -> Placement:

@@ -170,14 +170,16 @@ class PytestSession:
         if need is None or self._options.max_total_s is None or self._costing is None:
             return
         from pytest_gpucap.session.expected import not_measured
-        from pytest_gpucap.session.fitting import refusal, refused_result
+        from pytest_gpucap.session.fitting import refusal
 
         declared, simulated = declaration(item), item.stash[_PLAN].placed.profile is not None
         error = refusal(need, self._costing.later(item), self._servers(), declared)
         if error is None:
             return
         if _MEASURING in getattr(item, "fixturenames", ()):
-            kept_results(item).keep(refused_result(declared, item.nodeid, error, simulated=simulated))
+            from pytest_gpucap.session.context import unmeasured_test
+
+            kept_results(item).keep(unmeasured_test(declared, item.nodeid, error, simulated=simulated))
         raise not_measured(error, self._options)
 
     def _need(self, item: pytest.Item) -> Need | None:

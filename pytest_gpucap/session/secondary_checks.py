@@ -5,12 +5,12 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
-from pytest_gpucap.engines.protocol import Engine
+from pytest_gpucap.engines.synthetic import is_synthetic
 from pytest_gpucap.markers import VLLM, Declaration
 from pytest_gpucap.options import Options
 from pytest_gpucap.requirement import RequirementError
 from pytest_gpucap.secondary import SecondaryName
-from pytest_gpucap.session.placement import SIMULATED, SIMULATOR, Placement, own_classes
+from pytest_gpucap.session.placement import SIMULATED, Placement, own_classes
 from pytest_gpucap.vllm_arguments import VllmArguments
 
 if TYPE_CHECKING:
@@ -40,20 +40,13 @@ def _refusal(name: SecondaryName, declared: Declaration, placed: Placement, opti
     """Why a limit cannot be measured there; empty if it can, or if only the server can tell."""
     if name is SecondaryName.USD_PER_1M_TOKENS:
         return _without_price(placed, options)
-    one = _one(placed)
-    if one is not None and one.name == URL:
+    if placed.one is not None and placed.one.name == URL:
         return _of_another(name)
-    if one is not None and one.name == SIMULATOR:
-        return _simulated(name, one)
+    if placed.simulated is not None:
+        return _simulated(name, placed.simulated)
     if name is SecondaryName.JOULES_PER_1K_TOKENS and placed.gpu_class is not None and placed.gpu_class.is_cpu:
         return "the energy of the class cpu is not measured: name a GPU class, or leave it out"
     return _by_arguments(name, declared) if declared.engine == VLLM else ""
-
-
-def _one(placed: Placement) -> Engine | None:
-    """The engine of one replica."""
-    engine: Engine | None = getattr(placed.engine, "one", placed.engine)
-    return engine
 
 
 def _of_another(name: SecondaryName) -> str:
@@ -64,8 +57,7 @@ def _of_another(name: SecondaryName) -> str:
     return ""
 
 
-def _simulated(name: SecondaryName, engine: Engine) -> str:
-    profile: Profile = engine.profile  # type: ignore[attr-defined]  # what an engine of that name has
+def _simulated(name: SecondaryName, profile: Profile) -> str:
     model = profile.engine
     lacks = {
         SecondaryName.STARTUP: "" if profile.startup_s is not None else "does not say startup_s",
@@ -100,26 +92,17 @@ def _speculates(args: VllmArguments) -> bool:
 
 def random_weights(model: str | None, args: VllmArguments) -> bool:
     """Whether a model's weights are known to be random."""
-    return args.get("load_format") == "dummy" or (model or "").startswith("synthetic:")
+    return args.get("load_format") == "dummy" or is_synthetic(model or "")
 
 
 def _without_price(placed: Placement, options: Options) -> str:
     if options.prices is None:
         return 'it needs the price of a GPU: --gpucap-prices=FILE, with currency = "USD"'
-    if placed.gpu_class is None and (_one(placed) is None or class_name(placed) is None):
+    name = placed.class_name
+    if name is None:
         # The class of the GPUs that are here is known once the session looks at them.
         return "name the GPU class with --gpu-class, since its price counts" if options.url is not None else ""
-    name = class_name(placed)
-    return "" if name is None else price_per_hour(name, options)[1]
-
-
-def class_name(placed: Placement) -> str | None:
-    """The GPU class that a test is placed on, as a file of prices names it; None where only the machine tells."""
-    one = _one(placed)
-    if one is not None and one.name == SIMULATOR:
-        profile: Profile = one.profile  # type: ignore[attr-defined]  # see `_simulated`
-        return f"{SIMULATED}{profile.name}"
-    return None if placed.gpu_class is None else placed.gpu_class.name
+    return price_per_hour(name, options)[1]
 
 
 def price_per_hour(gpu_class: str, options: Options) -> tuple[Fraction | None, str]:
