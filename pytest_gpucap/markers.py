@@ -125,14 +125,18 @@ def place_of(item: pytest.Item) -> Place:
     return Place(path, (line or 0) + 1)
 
 
+def measures(item: pytest.Item) -> bool:
+    """Whether a test asks for a measurement."""
+    return _MEASURING in getattr(item, "fixturenames", ())
+
+
 def same_declaration(item: pytest.Item) -> Hashable:
     """A key that is equal for tests with equal markers of ours in the same folder (markers name files relative to it).
 
     Comparing markers is cheaper than reading them, and a suite repeats a few declarations in thousands of tests.
     """
     marks = [mark for mark in item.iter_markers() if mark.name in _MARKERS]
-    measures = _MEASURING in getattr(item, "fixturenames", ())
-    return measures, item.path.parent, *((mark.name, _content(mark.args, mark.kwargs)) for mark in marks)
+    return measures(item), item.path.parent, *((mark.name, _content(mark.args, mark.kwargs)) for mark in marks)
 
 
 def _content(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Hashable:
@@ -185,7 +189,7 @@ def declare(item: pytest.Item, options: Options) -> Declaration:
     if workload.prompts is not None:
         _check_log(arguments)
     # The session's budget does not apply to a test that only uses the server.
-    if "gpus" in values or _MEASURING in getattr(item, "fixturenames", ()):
+    if "gpus" in values or measures(item):
         _check_budget(values.get("gpus") or options.gpus, gpus_per_replica)
     return Declaration(
         place=place_of(item),

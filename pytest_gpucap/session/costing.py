@@ -11,7 +11,7 @@ from _pytest.skipping import evaluate_skip_marks, evaluate_xfail_marks
 
 from pytest_gpucap.engines.protocol import Engine, EnginePair
 from pytest_gpucap.foreign_text import visible
-from pytest_gpucap.markers import Declaration
+from pytest_gpucap.markers import Declaration, measures
 from pytest_gpucap.masking import masked
 from pytest_gpucap.measure.constants import STEADY_S, WARM_UP_S
 from pytest_gpucap.options import Options
@@ -34,8 +34,6 @@ from pytest_gpucap.session.harness import SKIP
 from pytest_gpucap.session.placement import Placement, own_classes
 from pytest_gpucap.session.workers import is_one_of_many, workers_of
 
-MEASURING: Final = "gpucap"
-"""The fixture of a test that measures."""
 _STEADY_S: Final = WARM_UP_S + STEADY_S
 """A window for limits beside the rate, with its lead."""
 
@@ -59,7 +57,7 @@ class Planned:
     @property
     def measures(self) -> bool:
         """Whether it asks for a measurement, and not for the server alone."""
-        return MEASURING in getattr(self.item, "fixturenames", ())
+        return measures(self.item)
 
 
 @dataclass(slots=True)

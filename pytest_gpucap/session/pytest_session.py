@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import pytest
 
 from pytest_gpucap.errors import GpuCapError
-from pytest_gpucap.markers import Declaration, declare, place_of, same_declaration
+from pytest_gpucap.markers import Declaration, declare, measures, place_of, same_declaration
 from pytest_gpucap.options import Options
 from pytest_gpucap.requirement import RequirementError, too_long
 from pytest_gpucap.session.boundary import fault, one_line
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 
 RECORDER: Final = "gpucap-results"
 """Name of the plugin that records results, in the process that talks to the user."""
-_MEASURING: Final = "gpucap"
-_SERVED: Final = frozenset({_MEASURING, "vllm_server"})
+_SERVED: Final = frozenset({"gpucap", "vllm_server"})
 
 
 class _Plan(NamedTuple):
@@ -96,8 +95,7 @@ class PytestSession:
         """
         declared = _with_efficiency(_with_file(declare(item, self._options)), self._options)
         placed = place(declared, self._options, needs_server=served)
-        measures = _MEASURING in getattr(item, "fixturenames", ())
-        if measures and placed.engine is not None:
+        if measures(item) and placed.engine is not None:
             _check_length(declared, placed.engine)
             _check_repeat(self._options, placed.engine)
             if declared.secondary:
@@ -176,7 +174,7 @@ class PytestSession:
         error = refusal(need, self._costing.later(item), self._servers(), declared)
         if error is None:
             return
-        if _MEASURING in getattr(item, "fixturenames", ()):
+        if measures(item):
             from pytest_gpucap.session.context import unmeasured_test
 
             kept_results(item).keep(unmeasured_test(declared, item.nodeid, error, simulated=simulated))
