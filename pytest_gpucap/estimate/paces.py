@@ -54,11 +54,14 @@ class PacePath:
 
 
 def departures(journal: Journal, start_s: float, end_s: float, speed: Speed) -> Floats:
-    """Time taken over time by the curve in bins of [start_s, end_s), shape (k,); NaN where next to nobody decodes."""
+    """Time taken over time by the curve in bins of [start_s, end_s), shape (k,).
+
+    NaN where next to nobody decodes, and where the curve has no time for what was done.
+    """
     bins = bins_of(journal, start_s, end_s, PATH_BIN_S)
     taken = speed.taken_s(bins)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        factors: Floats = np.where(bins.decoding >= LEAST_DECODING, bins.width_s / taken, np.nan)
+    factors: Floats = np.full(taken.size, np.nan)
+    np.divide(bins.width_s, taken, out=factors, where=(bins.decoding >= LEAST_DECODING) & (taken > 0))
     return factors
 
 

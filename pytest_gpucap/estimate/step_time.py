@@ -130,8 +130,9 @@ class Speed:
 
     def taken_s(self, bins: Bins) -> Floats:
         """Engine seconds that the work of each bin takes by the model, shape (b,); NaN where nobody decodes."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            steps = bins.tokens / bins.decoding
+        # A bin may end its last request's tokens with nobody left: infinite steps at a pace of 0 are no number.
+        steps = np.full(bins.tokens.size, np.nan)
+        np.divide(bins.tokens, bins.decoding, out=steps, where=bins.decoding > 0)
         pace = self.at(bins.decoding, bins.sizes(self.stair)) + self.kv_token_s * bins.excess(self.mean_context)
         growth = bins.prompt_squares - self.even_prompt * bins.prompt_tokens
         return steps * pace + self.prefill_s * bins.prompt_tokens + self.prefill_growth_s * growth

@@ -166,9 +166,10 @@ def window_paces(journal: Journal, windows: list[Window], speed: Speed) -> Windo
     step_s = typical_step_s(journal, windows)
     for window in windows:
         bins = bins_of(journal, window.start_s, window.end_s, bin_width_s(step_s))
-        usable = (bins.decoding >= 1.0) & (bins.tokens > 0)
+        taken_s = speed.taken_s(bins)
+        usable = (bins.decoding >= 1.0) & (bins.tokens > 0) & (taken_s > 0)
         if usable.sum() > 3:  # noqa: PLR2004 - no spread of fewer
-            departure = np.log(bins.width_s[usable] / speed.taken_s(bins)[usable])
+            departure = np.log(bins.width_s[usable] / taken_s[usable])
             # The median, so that a stop of the engine is no drift; its variance is pi / 2 that of a mean.
             spread = 1.4826 * float(np.median(np.abs(departure - np.median(departure))))
             middle_s = (window.start_s + window.end_s) / 2.0

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pytest_gpucap.estimate.bins import STAIRS, Bins, bins_of, integral, padded
 from pytest_gpucap.estimate.step_time import SpeedError, fit, related
@@ -189,3 +191,32 @@ def test_too_little_is_no_curve() -> None:
 def test_requests_under_way_are_integrated() -> None:
     starts, ends = np.array([0.0, 1.0, np.nan]), np.array([2.0, np.nan, np.nan])
     assert integral(np.array([0.0, 2.0, 3.0]), starts, ends) == pytest.approx([0.0, 3.0, 4.0])
+
+
+COUNTS = st.one_of(st.just(0.0), st.floats(0.01, 500.0))
+
+
+@given(st.lists(st.tuples(COUNTS, COUNTS, COUNTS, COUNTS), min_size=4, max_size=24), st.sampled_from([0.0, 700.0]))
+def test_no_bins_make_numpy_warn(drawn: Any, mean_context: float) -> None:
+    """Tokens with nobody left, somebody without tokens: any warning is an error here, and would reach users."""
+    n, tokens, prompts, held = np.array(drawn).T
+    lines = measured(np.full(n.size, 0.4), n, tokens, prompts, held)
+    try:
+        speed = fit(lines, mean_context, 256.0)
+    except SpeedError:
+        return
+    taken_s = speed.taken_s(lines)
+    assert np.isnan(taken_s[n == 0.0]).all()
+    assert np.isfinite(taken_s[n > 0.0]).all()
+    for table in (speed.table(600), speed.pessimistic(600), speed.optimistic(600)):
+        assert (table > 0.0).all()
+
+
+def test_tokens_with_nobody_left_take_no_time() -> None:
+    """The last request ends at the edge of a bin and its tokens are counted in the next: the curve may be 0 there."""
+    n = np.append(np.linspace(40, 130, 40), 0.0)
+    lines = bins(np.linspace(40, 130, 40), pace=lambda n: 3.4e-5 * n)
+    alone = measured(np.full(1, 0.5), np.zeros(1), np.full(1, 3.0), np.zeros(1), np.zeros(1))
+    taken_s = fit(lines).taken_s(lines.join(alone))
+    assert np.isnan(taken_s[n == 0.0]).all()
+    assert taken_s[n > 0.0] == pytest.approx(0.5, rel=0.01)
