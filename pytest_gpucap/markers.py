@@ -476,6 +476,11 @@ def _gpucap_values(given: Mapping[str, Any], item: pytest.Item) -> dict[str, Any
             values[keyword] = _KEYWORDS[keyword](value, keyword)
         elif keyword in _LIMITING or keyword.startswith(tuple(f"{metric.value}_" for metric in Metric)):
             limits[keyword] = value
+        elif keyword == "ttfat" or keyword.startswith("ttfat_"):
+            raise RequirementError(
+                f"{keyword}: the time to first answer token is shown and cannot be limited, since it depends on how "
+                "long the model reasons: limit ttft, tpot or e2e"
+            )
         else:
             raise RequirementError(f"gpucap has no keyword {told(keyword)}{_near(keyword)}")
     values["limits"] = declared_limits(limits)

@@ -66,7 +66,7 @@ class MonotonicClock:
 
 _COLUMNS = (
     *("due_s", "sent_s", "first_s", "last_s", "end_s", "prompt_tokens", "output_tokens"),
-    *("counted_prompt_tokens", "counted_output_tokens", "status", "hot", "replicas"),
+    *("counted_prompt_tokens", "counted_output_tokens", "reasoning_tokens", "answer_s", "status", "hot", "replicas"),
 )
 """Of the journal, as a phase's table names them."""
 
@@ -373,6 +373,8 @@ class HttpLoadRunner:
             bins_start_s=self._bins_start_s,
             tokens=tokens,
             replica=None if len(self.replicas) == 1 else column("replicas", np.uint16).astype(np.int64),
+            reasoning_tokens=column("reasoning_tokens", np.int32),
+            answer_s=column("answer_s", np.float64),
         )
 
     def error_texts(self) -> list[ErrorText]:

@@ -217,7 +217,8 @@ def _range(found: Interval | None) -> str:
 
 def _facts(result: Result) -> list[Fact]:
     sampled = (Fact(name, value) for name, value in rows.sampled(result))
-    return [*_capacity(result), *_budget(result), *_throughput(result), *sampled, *_physical_limit(result)]
+    reasoning = (Fact("Reasoning", value) for _, value in rows.reasoning(result))
+    return [*_capacity(result), *_budget(result), *_throughput(result), *sampled, *reasoning, *_physical_limit(result)]
 
 
 def _capacity(result: Result) -> list[Fact]:
