@@ -412,6 +412,14 @@ def _extra_body(value: Any, what: str) -> dict[str, Any]:
     return read_extra_body(value, what, _SAMPLING)
 
 
+def _form(values: Mapping[str, Any]) -> str:
+    if "extra_body" not in values:  # so that most collections do not load the module
+        return ""
+    from pytest_gpucap.workloads.extra_body import form_of
+
+    return form_of(values["extra_body"])
+
+
 def _priority(value: Any, what: str) -> int:
     number = exact(value, what)
     if number.denominator != 1:
@@ -564,6 +572,8 @@ def _workload(values: Mapping[str, Any]) -> Workload:
     if (kind is ArrivalKind.GAMMA) != (burstiness is not None):
         raise RequirementError('arrivals="gamma" and burstiness=CV go together')
     plain = {key: values[key] for key in ("input_tokens", "output_tokens", "endpoint", "ignore_eos") if key in values}
+    if "ignore_eos" not in values and _form(values):
+        plain["ignore_eos"] = False  # else a server writes on after the end of the form, whatever comes to its mind
     prompts = _prompts(values)
     if prompts is not None:
         plain["endpoint"] = prompts.endpoint(values.get("endpoint"))

@@ -374,3 +374,28 @@ def test_the_class_behind_a_url_is_what_the_command_line_says(
     result = pytester.runpytest("--gpucap-url=http://localhost/v1", "-rs", *arguments)
     result.assert_outcomes(**{outcome: 1})
     assert said in " ".join(result.stdout.str().split())
+
+
+def test_answers_in_a_given_form_end_by_themselves_unless_told_otherwise(show: pytest.Pytester) -> None:
+    show.makepyfile(
+        test_it="""
+        import pytest
+        from shown import shown
+
+        FORM = {"response_format": {"type": "json_object"}}
+        pytestmark = pytest.mark.gpucap(qps=7, gpus=2)
+
+        @pytest.mark.gpucap(extra_body=FORM)
+        def test_form(request, gpucap):
+            assert not shown(request).workload.ignore_eos
+
+        @pytest.mark.gpucap(extra_body=FORM, ignore_eos=True)
+        def test_told(request, gpucap):
+            assert shown(request).workload.ignore_eos
+
+        @pytest.mark.gpucap(extra_body={"tools": []})
+        def test_free(request, gpucap):
+            assert shown(request).workload.ignore_eos
+        """
+    )
+    show.runpytest("--gpu-class=cpu", "--gpucap-model=synthetic:tiny").assert_outcomes(passed=3)
