@@ -47,12 +47,13 @@ WARM_SHARE = 0.2
 MOST_RPS = 4000.0
 
 
-def one_text(letters: int) -> dict[str, Any]:
-    """One string of so many letters: hardly a step at which the grammar has a choice to make."""
+def texts(letters: int) -> dict[str, Any]:
+    """A list of four strings of so many letters: at most steps the grammar allows the same tokens as before."""
+    text = {"type": "string", "pattern": f"^[a-z]{{{letters}}}$"}
     return {
         "type": "object",
-        "properties": {"text": {"type": "string", "pattern": f"^[a-z]{{{letters}}}$"}},
-        "required": ["text"],
+        "properties": {"texts": {"type": "array", "items": text, "minItems": 4, "maxItems": 4}},
+        "required": ["texts"],
         "additionalProperties": False,
     }
 
@@ -86,7 +87,7 @@ def form(schema: Mapping[str, Any]) -> dict[str, Any]:
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "free text": {},
     "any JSON object": {"response_format": {"type": "json_object"}},
-    "one text": form(one_text(200)),
+    "list of texts": form(texts(48)),
     "list of objects": form(tickets(6)),
 }
 BASE = "free text"

@@ -27,6 +27,7 @@ from pytest_gpucap.requirement import (
     ApiKind,
     ArrivalKind,
     Arrivals,
+    ImageSize,
     Length,
     Metric,
     OwnPrompts,
@@ -412,6 +413,12 @@ def _extra_body(value: Any, what: str) -> dict[str, Any]:
     return read_extra_body(value, what, _SAMPLING)
 
 
+def _images(value: Any, what: str) -> tuple[ImageSize, ...]:
+    from pytest_gpucap.workloads.images import read_images
+
+    return read_images(value, what)
+
+
 def _form(values: Mapping[str, Any]) -> str:
     if "extra_body" not in values:  # so that most collections do not load the module
         return ""
@@ -458,6 +465,7 @@ _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "opening": _text,
     "instruction": _text,
     "prompts": _path,
+    "images": _images,
     "questions": _path,
     "answer_tokens": tokens,
     "min_accuracy": share,
@@ -468,8 +476,8 @@ _MARKERS: Final = frozenset({"gpucap", "engine", "vllm", "gpu_class"})
 _SERVERS: Final = frozenset({"engine", "vllm"})
 _MEASURING: Final = "gpucap"
 """The fixture of a test that measures."""
-_OF_MADE_PROMPTS: Final = ("input_tokens", "shared_prefix_tokens", "trace")
-"""Keywords that say how long prompts are, or what they share: not for prompts that are in a file."""
+_OF_MADE_PROMPTS: Final = ("input_tokens", "shared_prefix_tokens", "trace", "images")
+"""Keywords that say how long prompts are, or what they have: not for prompts that are in a file."""
 _LIMITING: Final = frozenset({GOODPUT, *(metric.value for metric in Metric)})
 """Keywords of limits, beside metrics with a percentile."""
 _WORDING: Final = ("system", "fold_system", "opening", "instruction")
@@ -590,7 +598,10 @@ def _workload(values: Mapping[str, Any]) -> Workload:
         preset=values.get("workload"),
         questions=values.get("questions"),
         answer_tokens=values.get("answer_tokens"),
+        images=values.get("images", ()),
     )
+    if workload.endpoint is not ApiKind.CHAT and workload.images:
+        raise RequirementError('images needs endpoint="chat": a plain completion is text alone')
     if workload.endpoint is not ApiKind.CHAT and (workload.questions or workload.wording != Wording()):
         said = "questions" if workload.questions else next(key for key in _WORDING if key in values)
         raise RequirementError(f'{said} needs endpoint="chat": a plain completion has no messages')
