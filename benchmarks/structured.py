@@ -10,9 +10,9 @@ Every repeat holds each kind of answer for so many seconds in a closed loop, in 
 repeat. Then a schema that the server has not seen asks for one answer, and the same again: what the first takes longer
 is the compilation of its grammar, which the server keeps. Figures are medians over repeats.
 
-Of each answer the pace counts, seconds per output token: answers in a form end by themselves, so they differ in length.
-A synthetic model chooses at random among what is allowed. A real one writes fewer numbers and less white space, but the
-work of a step is the same.
+Answers in a form end by themselves (the longest are cut off), so figures are per output token: the server's processor
+time, which other work on the machine hardly changes, the tokens a second, and TPOT. A synthetic model chooses at random
+among what is allowed, so it writes more white space than a real one; a step's work is the same.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -45,6 +46,7 @@ INPUT, OUTPUT = 128, 256
 WARM_SHARE = 0.2
 """Of a hold, at its beginning: what ends there is left out."""
 MOST_RPS = 4000.0
+GENERATED = "vllm:generation_tokens_total"
 
 
 def texts(letters: int) -> dict[str, Any]:
@@ -98,17 +100,24 @@ class Held:
     """One hold.
 
     Attributes:
+        cpu_s: processor time of the server's processes for an output token.
         tpot_s, ttft_s: medians over the requests that ended.
         tokens_per_s: output tokens of all requests.
         output_tokens: mean of an answer.
         requests: that ended.
     """
 
+    cpu_s: float
     tpot_s: float
     ttft_s: float
     tokens_per_s: float
     output_tokens: float
     requests: int
+
+
+def processor_s(server: VllmServer) -> float:
+    """Processor time of the server's processes so far."""
+    return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in server.pids())
 
 
 def hold(server: VllmServer, extra_body: Mapping[str, Any], concurrency: int, seconds: float, seed: int) -> Held:
@@ -122,7 +131,9 @@ def hold(server: VllmServer, extra_body: Mapping[str, Any], concurrency: int, se
     )
     with HttpLoadRunner(server.base_url, server.model, f"{server.api_key}", workload, seed) as runner:
         runner.prepare()
+        before_s, generated = processor_s(server), server.metrics().value(GENERATED)
         span = runner.run(closed_loop(workload, concurrency, seconds, MOST_RPS, seed, 0, hot=False))
+        used_s, generated = processor_s(server) - before_s, server.metrics().value(GENERATED) - generated
         journal, texts = runner.journal(), runner.error_texts()
         runner.settle(0.0, cancel=True)
     if journal.failed.any():
@@ -132,6 +143,7 @@ def hold(server: VllmServer, extra_body: Mapping[str, Any], concurrency: int, se
     first, last = ((at - journal.bins_start_s) / journal.bin_s for at in (from_s, span.end_s))
     tokens = journal.tokens[round(first) : round(last)].sum()
     return Held(
+        used_s / generated,
         float(np.nanmedian(journal.tpot_s[ended])),
         float(np.median(journal.ttft_s[ended])),
         float(tokens) / (span.end_s - from_s),
@@ -162,18 +174,19 @@ def first_and_again(server: VllmServer) -> tuple[float, float]:
 def table(holds: Mapping[str, Sequence[Held]], compiled: Sequence[tuple[float, float]]) -> str:
     """Medians over the repeats, in Markdown; each kind against free text of the same repeat."""
     lines = [
-        "| answers | tokens of an answer | TPOT | against free text | TTFT | output tokens/s |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| answers | tokens of an answer | processor time per token | against free text | tokens/s | TPOT | TTFT |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for kind, found in holds.items():
-        ratio = statistics.median(one.tpot_s / base.tpot_s for one, base in zip(found, holds[BASE], strict=True))
-        tokens, tpot_s, ttft_s, rate = (
+        ratio = statistics.median(one.cpu_s / base.cpu_s for one, base in zip(found, holds[BASE], strict=True))
+        tokens, cpu_s, tpot_s, ttft_s, rate = (
             statistics.median(getattr(each, name) for each in found)
-            for name in ("output_tokens", "tpot_s", "ttft_s", "tokens_per_s")
+            for name in ("output_tokens", "cpu_s", "tpot_s", "ttft_s", "tokens_per_s")
         )
         against = "" if kind == BASE else f"{ratio - 1:+.1%}"
         lines.append(
-            f"| {kind} | {tokens:.0f} | {tpot_s * 1e3:.2f} ms | {against} | {ttft_s * 1e3:.0f} ms | {rate:.0f} |"
+            f"| {kind} | {tokens:.0f} | {cpu_s * 1e6:.0f} us | {against} | {rate:.0f} | {tpot_s * 1e3:.2f} ms "
+            f"| {ttft_s * 1e3:.0f} ms |"
         )
     first, again = (statistics.median(each[place] for each in compiled) for place in (0, 1))
     lines += ["", f"The first request of a new schema: {first * 1e3:.0f} ms; the same again: {again * 1e3:.0f} ms."]

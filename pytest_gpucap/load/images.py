@@ -1,7 +1,7 @@
 """Images for prompts: coloured squares, drawn from a number, as PNG in data URLs.
 
 No two numbers give the same image, so a server finds none of them in a cache. Squares compress well: a megapixel takes
-some 20 kB, like a drawing and unlike a photograph, so that load and network carry tokens and not pixels. What a server
+some 35 kB, like a drawing and unlike a photograph, so the network is not what is measured. What a server
 does with the pixels does not depend on what they show.
 """
 

@@ -147,16 +147,16 @@ def workload(declared: DeclaredWorkload) -> str:
     own = f"{own_prompts(declared)}, " if declared.prompts else ""
     extra = f", extra_body {shortened(declared.extra_body)}" if declared.extra_body else ""
     return (
-        f"{preset}{own}{declared.input_tokens} tokens in{shared}{images(declared)}, {declared.output_tokens} out, "
+        f"{preset}{own}{declared.input_tokens} tokens in{images(declared)}{shared}, {declared.output_tokens} out, "
         f"{declared.arrivals} arrivals, {declared.endpoint}{extra}"
     )
 
 
 def images(declared: DeclaredWorkload) -> str:
-    """`` with images 2 x 512x512, 640x480``, in the order of their sizes; empty where prompts have none."""
+    """`` (images 2 x 512x512, 640x480)``, sizes as they first come; empty where prompts have none."""
     counts = Counter(declared.images)
     sizes = (f"{count} x {size}" if count > 1 else size for size, count in counts.items())
-    return f" with images {', '.join(sizes)}" if counts else ""
+    return f" (images {', '.join(sizes)})" if counts else ""
 
 
 def own_prompts(declared: DeclaredWorkload) -> str:

@@ -19,7 +19,7 @@ from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.vllm import start_vllm
 from pytest_gpucap.load.images import png
 from pytest_gpucap.load.prompts import PromptRecipe, RequestComposer
-from pytest_gpucap.load.protocol import LoadError, Status
+from pytest_gpucap.load.protocol import Journal, LoadError, Status
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.load.schedule import open_loop
 from pytest_gpucap.requirement import ImageSize, Length, Wording, Workload
@@ -132,35 +132,50 @@ def test_images_that_leave_no_room_for_text_are_refused(simulated: SimulatedServ
 
 @pytest.mark.vllm_cpu
 @pytest.mark.slow
-def test_a_real_vision_model_sees_them(vllm_python: str, tmp_path: Path) -> None:
-    folder = vision_model.make(tmp_path / "model")
+def test_a_real_model_sees_images_and_reasons(vllm_python: str, tmp_path: Path) -> None:
+    folder, ends_reasoning = vision_model.make(tmp_path / "model")
     spec = ServerSpec(
         str(folder), args=vision_model.ARGUMENTS, env=vision_model.VARIABLES, python=vllm_python, log_dir=tmp_path
     )
-    workload = Workload(
+    seeing = Workload(
         Length.parse("uniform:300-400", "input_tokens"), Length.fixed(4), images=(*SIZES, ImageSize(256, 128))
     )
+    # The token comes once in ten, so that an answer of 64 tokens without it comes once in a thousand.
+    reasoning = Workload(Length.fixed(32), Length.fixed(64), extra_body={"logit_bias": {str(ends_reasoning): 5.3}})
 
     def counted(name: str) -> float:
         return sum(sample.value for sample in server.metrics().find(name))
 
-    with (
-        start_vllm(spec) as server,
-        HttpLoadRunner(server.base_url, server.model, f"{server.api_key}", workload, 1, workers=1) as runner,
-    ):
-        recipe = runner.prepare()
-        assert recipe is not None
+    def drive(workload: Workload) -> tuple[PromptRecipe, Journal, float, float]:
+        """How prompts are made, the journal, and the server's count of prompt tokens and of images seen before."""
+        with HttpLoadRunner(server.base_url, server.model, f"{server.api_key}", workload, 1, workers=1) as runner:
+            recipe = runner.prepare()
+            assert recipe is not None
+            names = "vllm:prompt_tokens_total", "vllm:mm_cache_hits_total"
+            before = [counted(name) for name in names]
+            runner.run(open_loop(workload, 4.0, 2.0, 1, 0))
+            assert runner.settle(FOREVER_S)
+            journal = runner.journal()
+            assert (journal.status == Status.OK).all(), runner.error_texts()
+            return recipe, journal, *(counted(name) - was for name, was in zip(names, before, strict=True))
+
+    with start_vllm(spec) as server:
+        recipe, journal, prompt_tokens_seen, images_known = drive(seeing)
         assert recipe.overhead > 100  # of which the template takes none
         assert not recipe.by_usage
-        before = counted("vllm:prompt_tokens_total"), counted("vllm:mm_cache_hits_total")
-        runner.run(open_loop(workload, 4.0, 2.0, 1, 0))
-        assert runner.settle(FOREVER_S)
-        journal = runner.journal()
-        after = counted("vllm:prompt_tokens_total"), counted("vllm:mm_cache_hits_total")
-    assert (journal.status == Status.OK).all(), runner.error_texts()
-    np.testing.assert_array_equal(journal.counted_prompt_tokens, journal.prompt_tokens)
-    assert after[0] - before[0] == journal.prompt_tokens.sum()
-    assert after[1] == before[1]  # it has never seen an image before
+        np.testing.assert_array_equal(journal.counted_prompt_tokens, journal.prompt_tokens)
+        assert prompt_tokens_seen == journal.prompt_tokens.sum()
+        assert images_known == 0
+        _, journal, *_ = drive(reasoning)
+    reasoned, tokens = journal.reasoned, journal.reasoning_tokens
+    assert tokens is not None
+    answered = reasoned & ~np.isnan(journal.first_answer_s)
+    assert answered.sum() > journal.status.size / 2
+    assert (tokens[answered] < 64).all()
+    assert (journal.counted_output_tokens == 64).all()
+    assert (journal.ttft_s <= journal.ttfat_s)[answered].all()
+    assert (journal.ttft_s < journal.ttfat_s).any()
+    assert (journal.ttfat_s <= journal.e2e_s)[answered].all()
 
 
 def test_what_the_simulator_cannot_count_is_a_bad_request() -> None:

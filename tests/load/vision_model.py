@@ -1,4 +1,4 @@
-"""A vision model made on the spot: Idefics3's architecture, tiny and with random weights.
+"""A vision model that reasons, made on the spot: Idefics3's architecture, tiny and with random weights.
 
 It is one of the few whose processor vLLM loads without torchvision, which the CPU build here does not have.
 """
@@ -19,26 +19,30 @@ SPECIAL = (
     *("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"),
     *(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)),
 )
+THINK = ("<think>", "</think>")
+"""What stands around reasoning, for vLLM's parser of DeepSeek-R1's answers; unlike the others it is text."""
 TEMPLATE = (
     "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}{% endif %}{% endfor %}"
 )
 _TINY = synthetic.architecture("synthetic:tiny")
-ARGUMENTS = VllmArguments({**_TINY.server_args(cpu=True), "max_model_len": 1024, "max_num_seqs": 8})
+ARGUMENTS = VllmArguments(
+    {**_TINY.server_args(cpu=True), "max_model_len": 1024, "max_num_seqs": 8, "reasoning_parser": "deepseek_r1"}
+)
 VARIABLES = dict(_TINY.cpu_env)
 
 
-def make(folder: Path) -> Path:
-    """The folder of the model."""
+def make(folder: Path) -> tuple[Path, int]:
+    """The folder of the model, and the id of the token that ends its reasoning."""
     shutil.copytree(synthetic.make_model("synthetic:tiny"), folder)
     tokenizer = read(folder / "tokenizer.json")
     vocabulary = tokenizer["model"]["vocab"]
-    ids = {}
-    for word, token in zip(sorted(vocabulary, key=vocabulary.__getitem__)[-len(SPECIAL) :], SPECIAL, strict=True):
+    ids, added = {}, (*SPECIAL, *THINK)
+    for word, token in zip(sorted(vocabulary, key=vocabulary.__getitem__)[-len(added) :], added, strict=True):
         ids[token] = vocabulary[token] = vocabulary.pop(word)
         plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        tokenizer["added_tokens"].append({"id": ids[token], "content": token, "special": True, **plain})
+        tokenizer["added_tokens"].append({"id": ids[token], "content": token, "special": token in SPECIAL, **plain})
     write(folder / "tokenizer.json", tokenizer)
     write(folder / "tokenizer_config.json", read(folder / "tokenizer_config.json") | {"chat_template": TEMPLATE})
     text = read(folder / "config.json")
@@ -88,7 +92,7 @@ def make(folder: Path) -> Path:
     )
     tokens = (SIDE // PATCH // SCALE) ** 2
     write(folder / "processor_config.json", {"processor_class": "Idefics3Processor", "image_seq_len": tokens})
-    return folder
+    return folder, ids[THINK[1]]
 
 
 def read(path: Path) -> dict[str, Any]:

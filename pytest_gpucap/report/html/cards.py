@@ -369,7 +369,7 @@ def _declared(result: Result) -> list[Fact]:
         facts.append(Fact("Replica", gpus(declared.gpus_per_replica)))
     facts += [
         Fact("Limits", rows.limits(result.slo)),
-        Fact("Prompts", f"{of_file}{workload.input_tokens} tokens{shared}{rows.images(workload)}"),
+        Fact("Prompts", f"{of_file}{workload.input_tokens} tokens{rows.images(workload)}{shared}"),
         Fact("Answers", f"{workload.output_tokens} tokens{', end of text ignored' if workload.ignore_eos else ''}"),
         Fact("Arrivals", _arrivals(workload)),
         Fact("Endpoint", workload.endpoint),
