@@ -212,8 +212,8 @@ def main() -> None:
     compiled = []
     with start_vllm(spec, devices=devices) as server:
         version = server.version
-        for kind in KINDS.values():  # so that no hold begins on a server that has never answered
-            hold(server, kind, given.concurrency, 2.0, 1)
+        for extra_body in KINDS.values():  # so that no hold begins on a server that has never answered
+            hold(server, extra_body, given.concurrency, 2.0, 1)
         for repeat in range(given.repeats):
             turned = [*KINDS][repeat % len(KINDS) :] + [*KINDS][: repeat % len(KINDS)]
             for kind in turned:

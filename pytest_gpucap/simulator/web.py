@@ -82,12 +82,12 @@ def _image_tokens(url: str) -> int:
     kind, _, data = url.partition(";base64,")
     try:
         file = base64.b64decode(data, validate=True)
-        width, height = struct.unpack_from(">II", file, 16)
+        sides: tuple[int, int] = struct.unpack_from(">II", file, 16)
     except (ValueError, struct.error):
         raise BadRequest("an image must be a PNG file in a data URL") from None
     if kind != "data:image/png" or not file.startswith(b"\x89PNG\r\n\x1a\n"):
         raise BadRequest("an image must be a PNG file in a data URL")
-    return math.ceil(width / PATCH) * math.ceil(height / PATCH)
+    return math.prod(math.ceil(side / PATCH) for side in sides)
 
 
 class Answers:

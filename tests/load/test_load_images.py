@@ -152,12 +152,12 @@ def test_a_real_model_sees_images_and_reasons(vllm_python: str, tmp_path: Path) 
             recipe = runner.prepare()
             assert recipe is not None
             names = "vllm:prompt_tokens_total", "vllm:mm_cache_hits_total"
-            before = [counted(name) for name in names]
+            seen, known = map(counted, names)
             runner.run(open_loop(workload, 4.0, 2.0, 1, 0))
             assert runner.settle(FOREVER_S)
             journal = runner.journal()
             assert (journal.status == Status.OK).all(), runner.error_texts()
-            return recipe, journal, *(counted(name) - was for name, was in zip(names, before, strict=True))
+            return recipe, journal, counted(names[0]) - seen, counted(names[1]) - known
 
     with start_vllm(spec) as server:
         recipe, journal, prompt_tokens_seen, images_known = drive(seeing)
