@@ -27,6 +27,7 @@ from pytest_gpucap.requirement import (
     ApiKind,
     ArrivalKind,
     Arrivals,
+    ImageSize,
     Length,
     Metric,
     OwnPrompts,
@@ -412,6 +413,20 @@ def _extra_body(value: Any, what: str) -> dict[str, Any]:
     return read_extra_body(value, what, _SAMPLING)
 
 
+def _images(value: Any, what: str) -> tuple[ImageSize, ...]:
+    from pytest_gpucap.workloads.images import read_images
+
+    return read_images(value, what)
+
+
+def _form(values: Mapping[str, Any]) -> str:
+    if "extra_body" not in values:  # so that most collections do not load the module
+        return ""
+    from pytest_gpucap.workloads.extra_body import form_of
+
+    return form_of(values["extra_body"])
+
+
 def _priority(value: Any, what: str) -> int:
     number = exact(value, what)
     if number.denominator != 1:
@@ -450,6 +465,7 @@ _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "opening": _text,
     "instruction": _text,
     "prompts": _path,
+    "images": _images,
     "questions": _path,
     "answer_tokens": tokens,
     "min_accuracy": share,
@@ -460,8 +476,8 @@ _MARKERS: Final = frozenset({"gpucap", "engine", "vllm", "gpu_class"})
 _SERVERS: Final = frozenset({"engine", "vllm"})
 _MEASURING: Final = "gpucap"
 """The fixture of a test that measures."""
-_OF_MADE_PROMPTS: Final = ("input_tokens", "shared_prefix_tokens", "trace")
-"""Keywords that say how long prompts are, or what they share: not for prompts that are in a file."""
+_OF_MADE_PROMPTS: Final = ("input_tokens", "shared_prefix_tokens", "trace", "images")
+"""Keywords that say how long prompts are, or what they have: not for prompts that are in a file."""
 _LIMITING: Final = frozenset({GOODPUT, *(metric.value for metric in Metric)})
 """Keywords of limits, beside metrics with a percentile."""
 _WORDING: Final = ("system", "fold_system", "opening", "instruction")
@@ -476,6 +492,11 @@ def _gpucap_values(given: Mapping[str, Any], item: pytest.Item) -> dict[str, Any
             values[keyword] = _KEYWORDS[keyword](value, keyword)
         elif keyword in _LIMITING or keyword.startswith(tuple(f"{metric.value}_" for metric in Metric)):
             limits[keyword] = value
+        elif keyword == "ttfat" or keyword.startswith("ttfat_"):
+            raise RequirementError(
+                f"{keyword}: the time to first answer token is shown and cannot be limited, since it depends on how "
+                "long the model reasons: limit ttft, tpot or e2e"
+            )
         else:
             raise RequirementError(f"gpucap has no keyword {told(keyword)}{_near(keyword)}")
     values["limits"] = declared_limits(limits)
@@ -559,6 +580,8 @@ def _workload(values: Mapping[str, Any]) -> Workload:
     if (kind is ArrivalKind.GAMMA) != (burstiness is not None):
         raise RequirementError('arrivals="gamma" and burstiness=CV go together')
     plain = {key: values[key] for key in ("input_tokens", "output_tokens", "endpoint", "ignore_eos") if key in values}
+    if "ignore_eos" not in values and _form(values):
+        plain["ignore_eos"] = False  # else a server writes on after the end of the form, whatever comes to its mind
     prompts = _prompts(values)
     if prompts is not None:
         plain["endpoint"] = prompts.endpoint(values.get("endpoint"))
@@ -575,7 +598,10 @@ def _workload(values: Mapping[str, Any]) -> Workload:
         preset=values.get("workload"),
         questions=values.get("questions"),
         answer_tokens=values.get("answer_tokens"),
+        images=values.get("images", ()),
     )
+    if workload.endpoint is not ApiKind.CHAT and workload.images:
+        raise RequirementError('images needs endpoint="chat": a plain completion is text alone')
     if workload.endpoint is not ApiKind.CHAT and (workload.questions or workload.wording != Wording()):
         said = "questions" if workload.questions else next(key for key in _WORDING if key in values)
         raise RequirementError(f'{said} needs endpoint="chat": a plain completion has no messages')

@@ -557,6 +557,16 @@ class Wording:
         return [*system, {"role": "user", "content": f"{self.opening}{folded}{text}{closing}"}]
 
 
+class ImageSize(NamedTuple):
+    """The size of an image in pixels; its text is ``512x384``."""
+
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
 @dataclass(frozen=True, slots=True)
 class OwnPrompts:
     """Prompts of the user's own, from a file (`workloads.prompt_file`), without their text.
@@ -619,6 +629,8 @@ class Workload:
     """Most tokens that one answer may take; None: 2048, or half the server's context where that is less."""
     prompts: OwnPrompts | None = None
     """Prompts from a file; None: they are made on the spot, with exactly the input tokens asked for."""
+    images: tuple[ImageSize, ...] = ()
+    """Of each of them one is drawn for every prompt of the chat endpoint. Their tokens count as input tokens."""
 
     @property
     def longest(self) -> tuple[int, int]:

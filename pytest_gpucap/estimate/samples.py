@@ -13,11 +13,13 @@ import numpy as np
 
 from pytest_gpucap.arrays import Bools, Floats
 from pytest_gpucap.estimate.bins import integral
+from pytest_gpucap.estimate.reasoned import first_answer_tokens, reasoning_of
 from pytest_gpucap.load.latencies import good
 from pytest_gpucap.load.protocol import ERRORS, ClosedLoop, Histogram, Journal, OpenLoop, PhaseSpan, Status
 from pytest_gpucap.requirement import Metric, Slo
 from pytest_gpucap.results.measured import Latency, LatencyHistogram, Sample
 from pytest_gpucap.results.problems import Problem
+from pytest_gpucap.results.reasoning import TTFAT
 from pytest_gpucap.results.windows import WindowId
 
 LEAST_BIN_S = 0.5
@@ -68,7 +70,8 @@ def sample_of(
 ) -> Sample:
     """The window [start_s, end_s) of a phase.
 
-    A latency belongs to the window in which it ended: the first token for TTFT, the last for TPOT and E2E. In steady
+    A latency belongs to the window in which it ended: the first token for TTFT, the first one after the reasoning for
+    TTFAT (where answers reason), the last for TPOT and E2E. In steady
     state that is an unbiased selection, where counting only requests that also began in the window drops the long ones.
     Requests that began mid-life are left out. ITL is the whole phase's. Goodput is that of the requests that ended or
     failed in the window; one that failed is not good.
@@ -86,8 +89,11 @@ def sample_of(
     }
     known = {metric: (when[~np.isnan(v)], v[~np.isnan(v)]) for metric, (when, v) in known.items()}
     values = {metric: v for metric, (_, v) in known.items()}
-    latencies = {metric.value: latency_of(v) for metric, v in values.items() if v.size}
-    histograms = {metric.value: histogram(v) for metric, v in values.items() if v.size}
+    named = {metric.value: pair for metric, pair in known.items()}
+    if (answers := first_answer_tokens(journal, start_s, end_s)) is not None:
+        named[TTFAT] = answers
+    latencies = {name: latency_of(v) for name, (_, v) in named.items() if v.size}
+    histograms = {name: histogram(v) for name, (_, v) in named.items() if v.size}
     if span.gaps.total:
         latencies[Metric.ITL.value] = latency_of_gaps(span.gaps)
         histograms[Metric.ITL.value] = histogram_of_gaps(span.gaps)
@@ -128,8 +134,9 @@ def sample_of(
         errors=errors,
         checks=checks,
         problems=(*span.check.problems, *problems),
-        timeline=timeline(journal, {metric.value: pair for metric, pair in known.items()}, start_s, end_s),
+        timeline=timeline(journal, named, start_s, end_s),
         histograms=histograms,
+        reasoning=reasoning_of(journal, ok & whole),
     )
 
 

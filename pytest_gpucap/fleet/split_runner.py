@@ -65,6 +65,8 @@ COLUMNS: Final = (
     *("prompt_tokens", "output_tokens", "counted_prompt_tokens", "counted_output_tokens", "status", "hot"),
 )
 """Of a journal, one item for each row."""
+OPTIONAL: Final = ("replica", "reasoning_tokens", "answer_s")
+"""Columns that a journal may lack."""
 
 T = TypeVar("T")
 
@@ -617,20 +619,20 @@ class SplitRunner:
         if not self._closed:
             self._fetch()
         columns: dict[str, Any] = {name: self._column(name) for name in COLUMNS}
-        with_replica = [each.replica for each in self._journals if each is not None]
-        if with_replica and all(each is not None for each in with_replica):
-            columns["replica"] = self._column("replica")
+        journals = [each for each in self._journals if each is not None]
+        told = [name for name in OPTIONAL if all(getattr(each, name) is not None for each in journals)]
+        columns |= {name: self._column(name) for name in told if journals}
         bin_s, bins_start_s, tokens = self._token_bins()
         return Journal(**columns, bin_s=bin_s, bins_start_s=bins_start_s, tokens=tokens)
 
     def _column(self, name: str) -> Any:
-        empty = np.empty(0, np.int64) if name == "replica" else getattr(_EMPTY, name)
+        empty = getattr(_EMPTY, name)
         phases = [empty]
         for carried in self._carried:
             parts = []
             for part, (some, journal) in enumerate(zip(carried.rows, self._journals, strict=True)):
                 values = empty if journal is None else getattr(journal, name)[some]
-                if name in TIMES:
+                if name in TIMES or name == "answer_s":
                     values = values - carried.offsets_s[part]
                 elif name == "status" and part in self._dead:
                     values = np.where(values == Status.IN_FLIGHT, np.uint8(Status.CANCELLED), values)
@@ -762,4 +764,7 @@ _EMPTY: Final = Journal(
     bin_s=0.1,
     bins_start_s=0.0,
     tokens=np.empty(0, np.int64),
+    replica=np.empty(0, np.int64),
+    reasoning_tokens=_NO_TOKENS,
+    answer_s=_NO_TIMES,
 )

@@ -21,6 +21,7 @@ from typing import Any
 
 from pytest_gpucap.load.event_stream import FIELD, EventStream
 from pytest_gpucap.load.protocol import Status
+from pytest_gpucap.load.reasoning import Part, part_of, text_opens, tokens_of, told_tokens
 from pytest_gpucap.load.recorder import Recorder
 from pytest_gpucap.load.server_words import error_in, json_object, words_in
 from pytest_gpucap.load.shared_memory import Count, PhaseTable
@@ -80,6 +81,7 @@ class Answer:
         "stream",
         "streams",
         "table",
+        "told_reasoning",
     )
 
     def __init__(self, table: PhaseTable, row: int, recorder: Recorder) -> None:
@@ -96,6 +98,8 @@ class Answer:
         """Tokens counted so far beyond one per event."""
         self.extra_until_s: float | None = None
         """Extra tokens are counted up to this time; None: up to the first token."""
+        self.told_reasoning = 0
+        """Tokens of reasoning by the latest usage."""
         self.status: Status | None = None
         """Set as soon as the answer has gone wrong."""
         self.error = ""
@@ -148,6 +152,8 @@ class Answer:
         prefix = self.streams.prefix_of(self.stream)
         if prefix and data.startswith(prefix) and ERROR_KEY not in data:
             self._take(data, time_s)
+            if self._reasons:
+                self.streams.reasoning[self.stream] += 1
         elif data == b"[DONE]":
             self.streams.done[self.stream] = 1
         else:
@@ -158,6 +164,41 @@ class Answer:
         self.token(time_s, len(FIELD) + len(data))
         self.last_event = data
         self.streams.last_bytes[self.stream] = 0
+
+    @property
+    def _reasons(self) -> bool:
+        """Whether all that has come is reasoning."""
+        return self.streams.reasoning[self.stream] > 0 and math.isnan(self.streams.answer_s[self.stream])
+
+    def _take_unknown(self, choice: Any, data: bytes, time_s: float) -> None:
+        """Count a token event of a form that is not yet known, and learn it.
+
+        The form of events with reasoning reaches up to their text: the first event with something else does not begin
+        like them, and so comes here.
+        """
+        found = CHOICES_OPENING.search(data, 0, CHOICES_WITHIN) if data.startswith(b'{"id"') else None
+        prefix = found.end() if found else 0
+        part, reasons = part_of(choice), self._reasons
+        if part is Part.REASONING and (reasons or not self.events):
+            self.streams.reasoning[self.stream] += 1
+            self.table.reasoning[self.row] = self.streams.reasoning[self.stream]
+            self._learn(data, text_opens(data, prefix), time_s)
+        elif reasons and part is Part.NOTHING:
+            self._take(data, time_s)
+        elif reasons:
+            self._begin_answer(data, prefix, time_s)
+        else:
+            self._learn(data, prefix, time_s)
+
+    def _begin_answer(self, data: bytes, prefix: int, time_s: float) -> None:
+        """Count the first event after the reasoning."""
+        streams, stream = self.streams, self.stream
+        streams.answer_s[stream] = self.table.answer[self.row] = time_s
+        before, events = streams.frame_bytes[stream], self.events
+        self._learn(data, prefix, time_s)
+        if before and streams.frame_bytes[stream]:
+            # Lines so far had another frame, and the text is what is left without frames.
+            streams.event_bytes[stream] += (events - 1) * (streams.frame_bytes[stream] - before)
 
     def _learn(self, data: bytes, prefix: int, time_s: float) -> None:
         """Count a token event. Others will begin with its first `prefix` bytes."""
@@ -184,8 +225,7 @@ class Answer:
                 if isinstance(usage, dict):
                     self._counted(usage, self.events)
             elif self.events or not self._opens(choices[0]):
-                begun = CHOICES_OPENING.search(data, 0, CHOICES_WITHIN) if data.startswith(b'{"id"') else None
-                self._learn(data, begun.end() if begun else 0, time_s)
+                self._take_unknown(choices[0], data, time_s)
 
     def _opens(self, choice: Any) -> bool:
         """Whether this is the chunk that opens a chat answer: it names the role and holds no token."""
@@ -227,6 +267,7 @@ class Answer:
         if output >= 0:
             cached = (cached_tokens(usage) if self.recorder.cached_apart else None) or 0
             self.streams.counted_output[self.stream], self.streams.counted_at[self.stream] = output, events
+            self.told_reasoning = told_tokens(usage)
             prompt = max(_count(usage, "prompt_tokens"), 0) + cached
             self.streams.counted_prompt[self.stream] = min(prompt, _MOST_COUNTED)
 
@@ -304,9 +345,18 @@ class Answer:
         table.sent[row], table.end[row] = streams.sent_s[stream], end_s
         table.first[row], table.last[row] = streams.first_s[stream], streams.last_s[stream]
         table.counted_prompt[row], table.counted_output[row] = max(streams.counted_prompt[stream], 0), max(counted, 0)
+        self._settle_reasoning(events, counted)
         table.state[row] = status
         streams.release(stream)
         return status
+
+    def _settle_reasoning(self, events: int, counted: int) -> None:
+        """Write the tokens of the reasoning. Where it was counted and not streamed, the answer began with the first."""
+        table, row, streams, stream = self.table, self.row, self.streams, self.stream
+        reasoning = min(streams.reasoning[stream], events)
+        table.reasoning[row] = tokens_of(reasoning, events, counted, self.told_reasoning)
+        if not reasoning and table.reasoning[row]:
+            table.answer[row] = streams.first_s[stream]
 
     def _ending(self) -> tuple[str, int, int]:
         """Why the server ended the answer (or ""), its tokens by the usage (-1 without one), its token events."""

@@ -15,14 +15,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pytest_gpucap.load.images import ImageText, with_images
 from pytest_gpucap.load.protocol import LoadError
-from pytest_gpucap.requirement import ApiKind, Wording, Workload
+from pytest_gpucap.requirement import ApiKind, ImageSize, Wording, Workload
 
 NUMBER_BITS = 40
 """Prompt numbers go up to 2**40. Written in 64 units, that takes 7 tokens, well inside a first block of 16."""
 RING_UNITS = 8192
-_HOLE = "\x00"
-"""Stands for the prompt in the template. No JSON text holds this character."""
+_HOLE, _IMAGES = "\x00", "\x01"
+"""Stand for the prompt and its images in the template. No JSON text holds these characters."""
 
 
 def hash64(value: int) -> int:
@@ -43,12 +44,13 @@ class PromptRecipe:
         units: texts of one token each, or token ids with `as_ids`; a power of two of them, in any order.
         as_ids: send prompts as lists of token ids (completions only).
         opener: text before the first unit, so that a server that trims prompts does not change the first unit.
-        overhead: tokens that the server counts beyond the units: chat template, begin-of-text, opener, wording.
+        overhead: tokens that the server counts beyond the units: chat template, begin-of-text, opener, wording, images.
         shared: units at the start that all prompts share.
         seed, nonce: prompts are made from both. The nonce differs between runs with the same seed, so that a run finds
             nothing of an earlier one in the server's prefix cache.
         ignore_eos, sampling, extra_body: fields of the body.
         wording: what stands around the prompt of a chat request.
+        images: sizes of the images that follow the text.
         cached_apart: the server counts the tokens of a prompt without those that were in its cache, which its usage
             has beside them.
         by_usage: the server's ``/tokenize`` counts otherwise than its usage, and usage was taken.
@@ -69,6 +71,7 @@ class PromptRecipe:
     wording: Wording = field(default_factory=Wording)
     cached_apart: bool = False
     by_usage: bool = False
+    images: tuple[ImageSize, ...] = ()
 
     @classmethod
     def of(cls, workload: Workload, model: str, units: tuple[str, ...], **rest: Any) -> PromptRecipe:
@@ -82,6 +85,7 @@ class PromptRecipe:
             sampling=dict(workload.sampling),
             extra_body=dict(workload.extra_body),
             wording=workload.wording,
+            images=workload.images,
             **rest,
         )
 
@@ -97,8 +101,9 @@ class PromptRecipe:
             LoadError: if it is shorter than what every request has (template and shared prefix).
         """
         if prompt_tokens < self.least_tokens:
+            taken = "template and the images take" if self.images else "template takes"
             raise LoadError(
-                f"a prompt of {prompt_tokens} tokens cannot be made: this server's template takes {self.overhead} and "
+                f"a prompt of {prompt_tokens} tokens cannot be made: this server's {taken} {self.overhead} and "
                 f"the shared prefix {self.shared}; ask for input_tokens of at least {self.least_tokens}"
             )
 
@@ -110,6 +115,7 @@ class PromptRecipe:
     def from_json(cls, text: str) -> PromptRecipe:
         """The inverse of `to_json`."""
         values = json.loads(text)
+        values["images"] = tuple(ImageSize(*each) for each in values["images"])
         return cls(**{**values, "units": tuple(values["units"]), "wording": Wording(**values["wording"])})
 
 
@@ -155,20 +161,21 @@ class RequestComposer:
         self._ring = b"".join(ring) * 2
         self._starts = [0, *np.cumsum([len(unit) for unit in ring * 2]).tolist()]
         self._shared = self._filler(0, recipe.shared)
-        self._head, self._middle = self._template(stream=True)
+        self._images = ImageText(recipe.images, self._key)
+        self._head, self._before, self._middle = self._template(stream=True)
 
     @property
     def cached_apart(self) -> bool:
         """See `PromptRecipe`."""
         return self.recipe.cached_apart
 
-    def _template(self, *, stream: bool) -> tuple[bytes, bytes]:
-        """The body before the prompt, and between the prompt and the number of output tokens, which ends the body."""
+    def _template(self, *, stream: bool) -> tuple[bytes, bytes, bytes]:
+        """The body up to the prompt, from there to the images, and on to the number of output tokens, which ends it."""
         recipe = self.recipe
         hole: Any = [_HOLE] if recipe.as_ids else recipe.opener + _HOLE
         body: dict[str, Any] = {"model": recipe.model}
         if recipe.api == ApiKind.CHAT.value:
-            body["messages"] = recipe.wording.messages(hole)
+            body["messages"] = with_images(recipe.wording.messages(hole), [_IMAGES] if recipe.images else [])
         else:
             body["prompt"] = hole
         body |= {**recipe.sampling, **recipe.extra_body}
@@ -177,8 +184,9 @@ class RequestComposer:
         if recipe.ignore_eos:
             body["ignore_eos"] = True
         text = json.dumps(body, separators=(",", ":"))
-        head, _, middle = text.partition(json.dumps(_HOLE) if recipe.as_ids else json.dumps(_HOLE)[1:-1])
-        return head.encode(), (middle[:-1] + ',"max_tokens":').encode()
+        head, _, rest = text.partition(json.dumps(_HOLE) if recipe.as_ids else json.dumps(_HOLE)[1:-1])
+        before, _, middle = rest.partition(json.dumps(_IMAGES)) if recipe.images else ("", "", rest)
+        return head.encode(), before.encode(), (middle[:-1] + ',"max_tokens":').encode()
 
     def body(self, number: int, prompt_tokens: int, output_tokens: int) -> bytes:
         """The body of request `number`.
@@ -186,12 +194,13 @@ class RequestComposer:
         Raises:
             LoadError: as `PromptRecipe.check`.
         """
-        return b"%b%b%b%d}" % (self._head, self.prompt(number, prompt_tokens), self._middle, output_tokens)
+        prompt, images = self.prompt(number, prompt_tokens), self._images.of(number)
+        return b"%b%b%b%b%b%d}" % (self._head, prompt, self._before, images, self._middle, output_tokens)
 
     def probe(self, number: int, prompt_tokens: int) -> bytes:
         """The body of a request that asks for one output token, not streamed."""
-        head, middle = self._template(stream=False)
-        return b"%b%b%b1}" % (head, self.prompt(number, prompt_tokens), middle)
+        head, before, middle = self._template(stream=False)
+        return b"%b%b%b%b%b1}" % (head, self.prompt(number, prompt_tokens), before, self._images.of(number), middle)
 
     def prompt(self, number: int, prompt_tokens: int) -> bytes:
         """The prompt's units, as they are written in the body."""

@@ -243,6 +243,10 @@ class Journal:
         tokens: shape (m,), output tokens received in each bin.
         replica: shape (n,), the number of the replica that each request was sent to; None where one server, or one
             router, takes all.
+        reasoning_tokens: shape (n,), tokens of the reasoning that an answer began with; 0 where it began with none, and
+            1 or more while it is under way. None where nothing is known of any.
+        answer_s: shape (n,), when the first token after the reasoning came; NaN for answers without reasoning, and
+            where none came. None together with `reasoning_tokens`.
     """
 
     due_s: Floats
@@ -260,11 +264,30 @@ class Journal:
     bins_start_s: float
     tokens: Ints
     replica: Ints | None = None
+    reasoning_tokens: Int32s | None = None
+    answer_s: Floats | None = None
 
     @property
     def ttft_s(self) -> Floats:
         """Time to first token, from being due."""
         return self.first_s - self.due_s
+
+    @property
+    def reasoned(self) -> Bools:
+        """Which answers began with reasoning, shape (n,)."""
+        return np.zeros(self.due_s.size, np.bool_) if self.reasoning_tokens is None else self.reasoning_tokens > 0
+
+    @property
+    def first_answer_s(self) -> Floats:
+        """When the first answer token came, shape (n,): after the reasoning, or the first token where there is none."""
+        if self.answer_s is None:
+            return self.first_s
+        return np.where(self.reasoned, self.answer_s, self.first_s)
+
+    @property
+    def ttfat_s(self) -> Floats:
+        """Time to first answer token, from being due."""
+        return self.first_answer_s - self.due_s
 
     @property
     def e2e_s(self) -> Floats:

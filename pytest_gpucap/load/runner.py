@@ -36,6 +36,7 @@ from pytest_gpucap.load.shared_memory import TOKEN_BIN_S, TOKEN_BINS, Count, His
 from pytest_gpucap.load.spread import Spread
 from pytest_gpucap.load.worker_pool import WorkerPool
 from pytest_gpucap.requirement import ArrivalKind, Workload
+from pytest_gpucap.workloads.extra_body import form_of
 
 PROGRESS_S = 0.25
 START_LEAD_S = 0.002
@@ -66,7 +67,7 @@ class MonotonicClock:
 
 _COLUMNS = (
     *("due_s", "sent_s", "first_s", "last_s", "end_s", "prompt_tokens", "output_tokens"),
-    *("counted_prompt_tokens", "counted_output_tokens", "status", "hot", "replicas"),
+    *("counted_prompt_tokens", "counted_output_tokens", "reasoning_tokens", "answer_s", "status", "hot", "replicas"),
 )
 """Of the journal, as a phase's table names them."""
 
@@ -373,6 +374,8 @@ class HttpLoadRunner:
             bins_start_s=self._bins_start_s,
             tokens=tokens,
             replica=None if len(self.replicas) == 1 else column("replicas", np.uint16).astype(np.int64),
+            reasoning_tokens=column("reasoning_tokens", np.int32),
+            answer_s=column("answer_s", np.float64),
         )
 
     def error_texts(self) -> list[ErrorText]:
@@ -385,7 +388,7 @@ class HttpLoadRunner:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What is odd about the way the server counts tokens, a sentence each, and does no harm to the measurement."""
+        """What is odd about the tokens of prompts and answers, a sentence each, and does no harm to the measurement."""
         found = []
         if self.recipe is not None and self.recipe.cached_apart:
             found.append(
@@ -398,6 +401,12 @@ class HttpLoadRunner:
                 "not every prompt was counted before it was sent (/tokenize): its tokens were estimated, and then "
                 "taken from the usage of its answer"
             )
+        form = form_of(self._workload.extra_body)
+        if form and self._workload.ignore_eos:
+            found.append(
+                f"{form} ends an answer, and ignore_eos=True has a server go on in free text up to output_tokens: "
+                "leave ignore_eos out"
+            )
         journal = self.journal()
         told = (journal.status == Status.OK) & (journal.counted_output_tokens > 0)
         if told.any():
@@ -405,7 +414,8 @@ class HttpLoadRunner:
                 float(tokens[told].mean()) for tokens in (journal.output_tokens, journal.counted_output_tokens)
             )
             if abs(counted - asked) > NOTABLE_SHARE * asked:
-                found.append(f"{asked:.4g} output tokens were asked for on average, and {counted:.4g} came")
+                why = f": {form} ends an answer by itself" if form and counted < asked else ""
+                found.append(f"{asked:.4g} output tokens were asked for on average, and {counted:.4g} came{why}")
         return tuple(found)
 
     @property

@@ -112,8 +112,8 @@ def read_shared_bytes(fd: int, size: int) -> bytes:
         os.close(fd)
 
 
-_ROW_FLOATS = ("due_s", "sent_s", "first_s", "last_s", "end_s")
-_ROW_INTS = ("prompt_tokens", "output_tokens", "counted_prompt_tokens", "counted_output_tokens")
+_ROW_FLOATS = ("due_s", "sent_s", "first_s", "answer_s", "last_s", "end_s")
+_ROW_INTS = ("prompt_tokens", "output_tokens", "counted_prompt_tokens", "counted_output_tokens", "reasoning_tokens")
 _ROW_SHORTS = ("replica",)
 _ROW_BYTES = ("status", "hot")
 
@@ -146,11 +146,12 @@ class PhaseTable:
         histograms = self._take(np.int64, workers * kinds * HISTOGRAM_BINS)
         self.histograms: Ints = histograms.reshape(workers, kinds, HISTOGRAM_BINS)
         self.counts: Ints = self._take(np.int64, workers * len(Count)).reshape(workers, len(Count))
-        self.due_s, self.sent_s, self.first_s, self.last_s, self.end_s = (
+        self.due_s, self.sent_s, self.first_s, self.answer_s, self.last_s, self.end_s = (
             self._take(np.float64, rows) for _ in _ROW_FLOATS
         )
-        self.prompt_tokens, self.output_tokens, self.counted_prompt_tokens, self.counted_output_tokens = (
-            self._take(np.int32, rows) for _ in _ROW_INTS
+        self.prompt_tokens, self.output_tokens = (self._take(np.int32, rows) for _ in range(2))
+        self.counted_prompt_tokens, self.counted_output_tokens, self.reasoning_tokens = (
+            self._take(np.int32, rows) for _ in range(len(_ROW_INTS) - 2)
         )
         self.replicas = self._take(np.uint16, rows)
         self.status, self.hot = (self._take(np.uint8, rows) for _ in _ROW_BYTES)
@@ -159,6 +160,7 @@ class PhaseTable:
         self.prompt, self.output = item_view(self.prompt_tokens), item_view(self.output_tokens)
         self.counted_prompt = item_view(self.counted_prompt_tokens)
         self.counted_output = item_view(self.counted_output_tokens)
+        self.answer, self.reasoning = item_view(self.answer_s), item_view(self.reasoning_tokens)
         self.state, self.replica = item_view(self.status), item_view(self.replicas)
         self.first_address, self.sent_address = self.first_s.ctypes.data, self.sent_s.ctypes.data
 

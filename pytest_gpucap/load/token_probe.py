@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from pytest_gpucap.load.address import ServerAddress
 from pytest_gpucap.load.answer import cached_tokens
+from pytest_gpucap.load.images import image_parts, with_images
 from pytest_gpucap.load.plain_request import NoAnswer, Reply, ask
 from pytest_gpucap.load.protocol import LoadError
 from pytest_gpucap.load.proxies import through
@@ -42,6 +43,7 @@ class TokenProbe:
         self.cached_apart = False
         """Cached tokens stand beside `Usage.prompt`, not in it."""
         self._counts = 0
+        self._images = image_parts(workload.images, 0)
 
     def count(self, text: str) -> int:
         """Prompt tokens of a request with this prompt."""
@@ -67,8 +69,11 @@ class TokenProbe:
 
     def _tokenize(self, text: str) -> int | None:
         if self._workload.endpoint is ApiKind.CHAT:
-            return self.tokenized({"messages": self._workload.wording.messages(text)})
+            return self.tokenized({"messages": self._messages(text)})
         return self.tokenized({"prompt": text})
+
+    def _messages(self, text: str) -> list[dict[str, Any]]:
+        return with_images(self._workload.wording.messages(text), self._images)
 
     def tokenized(self, body: Mapping[str, Any]) -> int | None:
         """Prompt tokens of a request, by ``/tokenize``; None where it does not tell.
@@ -89,7 +94,7 @@ class TokenProbe:
         """The body of a request with this prompt for one token."""
         body: dict[str, Any] = {"model": self._model, **self._workload.extra_body, "max_tokens": 1}
         if self._workload.endpoint is ApiKind.CHAT:
-            body["messages"] = self._workload.wording.messages(text)
+            body["messages"] = self._messages(text)
         else:
             body["prompt"] = text
         return json.dumps(body).encode()

@@ -12,6 +12,7 @@ from pytest_gpucap.report.escape import cleaned
 from pytest_gpucap.report.formatting import gpus_needed, headline, known, reported_rate, reported_slack, shown_bound
 from pytest_gpucap.report.goodput import goodput_share
 from pytest_gpucap.report.headline import standing, stated, verdict_word
+from pytest_gpucap.report.reasoning import reasoning_text
 from pytest_gpucap.results.measured import KEPT_PERCENTILES
 from pytest_gpucap.results.result import Result, ResultFile, ResultKind
 
@@ -75,6 +76,7 @@ def _figures(result: Result) -> list[tuple[str, str | float | None]]:
         ("gpucap_slack", reported_slack(result)),
         ("gpucap_binding", result.binding if result.trusted and shown_bound(result) is None else None),
         ("gpucap_goodput", goodput_share(result)),
+        ("gpucap_reasoning", reasoning_text(result) or None),
         ("gpucap_accuracy", None if share is None else known(share.value)),
         ("gpucap_failed_requests", rows.told_failures(result) or None),
         ("gpucap_gpu", result.environment.gpu),

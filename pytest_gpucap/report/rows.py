@@ -5,6 +5,7 @@ An absent part of the result gives no row, so a report shows only what was measu
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -29,6 +30,7 @@ from pytest_gpucap.report.formatting import (
     significant,
 )
 from pytest_gpucap.report.goodput import goodput_of, goodput_text
+from pytest_gpucap.report.reasoning import reasoning_text
 from pytest_gpucap.requirement import limited_percentile
 from pytest_gpucap.results.comparison import Comparison, LatencyComparison
 from pytest_gpucap.results.environment import Environment
@@ -40,6 +42,7 @@ from pytest_gpucap.results.measured import (
     SecondaryResult,
 )
 from pytest_gpucap.results.problems import ProblemSource
+from pytest_gpucap.results.reasoning import TTFAT
 from pytest_gpucap.results.result import START_UP, DeclaredBudget, DeclaredSlo, DeclaredWorkload, Result, ResultKind
 from pytest_gpucap.results.telemetry import HostSummary, cores_text
 from pytest_gpucap.results.windows import WindowId
@@ -63,6 +66,7 @@ def result_rows(result: Result) -> list[Row]:
         *fleet(result),
         *starts(result),
         *sampled(result),
+        *reasoning(result),
         *_goodput(result),
         *_failures(result),
         *_physical_limit(result),
@@ -100,12 +104,12 @@ def causes(result: Result) -> list[Row]:
     return [(name, value) for name, value in lines if value]
 
 
-_LATENCIES: Final = ("ttft", "tpot", "itl", "e2e")
+_LATENCIES: Final = ("ttft", "ttfat", "tpot", "itl", "e2e")
 """In the order in which a request meets them."""
 
 
 def sampled(result: Result) -> list[Row]:
-    """The latencies of a window that `sample` measured: percentiles of TTFT, TPOT, ITL and E2E, a row each."""
+    """The latencies of a window that `sample` measured: percentiles of TTFT, TPOT, ITL, E2E ..., a row each."""
     if result.kind is not ResultKind.SAMPLE:
         return []
     lines = []
@@ -116,6 +120,11 @@ def sampled(result: Result) -> list[Row]:
                 shown = (f"p{percent} {seconds(found.percentile(percent))}" for percent in KEPT_PERCENTILES)
                 lines.append((metric.upper(), ", ".join(shown)))
     return lines
+
+
+def reasoning(result: Result) -> list[Row]:
+    """How much of the answers was reasoning, and when the answers began; empty where none reasoned."""
+    return [("reasoning", told)] if (told := reasoning_text(result)) else []
 
 
 def _goodput(result: Result) -> list[Row]:
@@ -138,9 +147,16 @@ def workload(declared: DeclaredWorkload) -> str:
     own = f"{own_prompts(declared)}, " if declared.prompts else ""
     extra = f", extra_body {shortened(declared.extra_body)}" if declared.extra_body else ""
     return (
-        f"{preset}{own}{declared.input_tokens} tokens in{shared}, {declared.output_tokens} out, "
+        f"{preset}{own}{declared.input_tokens} tokens in{images(declared)}{shared}, {declared.output_tokens} out, "
         f"{declared.arrivals} arrivals, {declared.endpoint}{extra}"
     )
+
+
+def images(declared: DeclaredWorkload) -> str:
+    """`` (images 2 x 512x512, 640x480)``, sizes as they first come; empty where prompts have none."""
+    counts = Counter(declared.images)
+    sizes = (f"{count} x {size}" if count > 1 else size for size, count in counts.items())
+    return f" (images {', '.join(sizes)})" if counts else ""
 
 
 def own_prompts(declared: DeclaredWorkload) -> str:
@@ -182,10 +198,14 @@ _FIGURES: tuple[Callable[[Sample], float], ...] = (
 def window_table(result: Result) -> tuple[list[str], list[list[str]]]:
     """Headers and rows of the measuring windows, with the percentiles that limits are set on (TTFT and E2E if none).
 
+    Where answers reason first, TTFAT stands beside them.
+
     A latency is that of the window's worst slice, goodput that of all its slices. If windows do not keep a limit's
     percentile, the nearest one is shown under its own name.
     """
-    columns = list(dict.fromkeys(kept_percentile(name) for name in result.slo.percentiles)) or _USUAL
+    columns = list(dict.fromkeys(kept_percentile(name) for name in result.slo.percentiles)) or list(_USUAL)
+    if any(TTFAT in sample.latencies for sample in result.samples):
+        columns.append((TTFAT, 95))
     latencies = [percentile_name(metric, percent) for metric, percent in columns]
     told = ["goodput"] if goodput_of(result.samples) is not None else []
     headers = ["window", "s", "in flight", "req/s", "tok/s", *latencies, *told, "errors"]

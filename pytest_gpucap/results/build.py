@@ -233,6 +233,7 @@ def declared_workload(workload: Workload) -> DeclaredWorkload:
         prompt_count=None if prompts is None else prompts.count,
         extra_body=(extra if len(extra) <= MOST_EXTRA else f"{extra[:MOST_EXTRA]}...") if extra else None,
         extra_body_sha256=hashlib.sha256(extra.encode()).hexdigest() if extra else None,
+        images=tuple(map(str, workload.images)),
     )
 
 

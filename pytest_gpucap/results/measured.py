@@ -19,6 +19,7 @@ from pytest_gpucap.requirement import Requirement, RequirementError
 from pytest_gpucap.results.encoding import Figure, HighEnd, LowEnd
 from pytest_gpucap.results.failures import FailedRequests
 from pytest_gpucap.results.problems import Problem
+from pytest_gpucap.results.reasoning import Reasoning
 from pytest_gpucap.results.windows import JUDGED, LEADING_UP, WindowId
 from pytest_gpucap.secondary import METRICS, Bound, SecondaryName
 from pytest_gpucap.sizing import gpus_for_rate
@@ -94,7 +95,7 @@ class Sample(msgspec.Struct, frozen=True):
         concurrency: requests held in flight; 0 for an open loop.
         completed_rps, output_tokens_per_s: what the server delivered.
         in_flight_mean, in_flight_end: requests in flight.
-        latencies: by metric name (``ttft``, ``tpot``, ``itl``, ``e2e``).
+        latencies: by metric name (``ttft``, ``tpot``, ``itl``, ``e2e``; ``ttfat`` where answers reason first).
         attainment: by limit name (``ttft_p95``): share of the requests (gaps, for ITL) within the limit.
         goodput: share of the requests that ended or failed in the window which kept the thresholds of all limits
             together; None without such limits or requests, and in early files.
@@ -105,6 +106,7 @@ class Sample(msgspec.Struct, frozen=True):
             ``in_flight``, and ``METRIC_p50_s`` and ``METRIC_p95_s`` of what ended in the bin; None or NaN for nothing.
         failed_requests: of `sample` alone; other measurements keep those of all windows together.
         histograms: by metric name. ITL is counted by phase, and only the first window of a phase has its histogram.
+        reasoning: of the whole answers that ended in the window; None where none began with reasoning.
     """
 
     kind: str
@@ -127,6 +129,7 @@ class Sample(msgspec.Struct, frozen=True):
     histograms: Mapping[str, LatencyHistogram] = msgspec.field(default_factory=dict)
     failed_requests: FailedRequests | None = None
     goodput: Figure | None = None
+    reasoning: Reasoning | None = None
 
     def __repr__(self) -> str:
         return f"<Sample {self.window.text}: {self.completed_rps:.4g} req/s, {self.in_flight_mean:.4g} in flight>"

@@ -92,6 +92,7 @@ class DeclaredWorkload(msgspec.Struct, frozen=True):
         prompt_count: prompts in the file.
         extra_body: further fields of every request, as JSON text; only its beginning where it is long.
         extra_body_sha256: of all of that text.
+        images: the size of each image of a prompt, such as ``512x384``: width and height in pixels.
     """
 
     input_tokens: int | str
@@ -112,6 +113,7 @@ class DeclaredWorkload(msgspec.Struct, frozen=True):
     prompt_count: Annotated[int, msgspec.Meta(ge=1)] | None = None
     extra_body: str | None = None
     extra_body_sha256: str | None = None
+    images: tuple[str, ...] = ()
 
 
 class DeclaredSlo(msgspec.Struct, frozen=True):

@@ -10,12 +10,22 @@ from typing import Any, Final
 
 import msgspec
 
-from pytest_gpucap.results import comparison, environment, failures, measured, problems, result, telemetry, windows
+from pytest_gpucap.results import (
+    comparison,
+    environment,
+    failures,
+    measured,
+    problems,
+    reasoning,
+    result,
+    telemetry,
+    windows,
+)
 from pytest_gpucap.results.result import SCHEMA_VERSION, ResultFile
 from pytest_gpucap.results.whole_file import write_text
 
 PATH: Final = Path(__file__).with_name("result.schema.json")
-_MODULES: Final = (comparison, environment, failures, measured, problems, result, telemetry, windows)
+_MODULES: Final = (comparison, environment, failures, measured, problems, reasoning, result, telemetry, windows)
 _TITLE: Final = "Result file of pytest-gpucap"
 _ABOUT: Final = (
     "One document per session. Times are seconds, rates requests per second of one replica, sizes tokens. "

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
+import math
 import random
+import struct
 import time
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -24,6 +27,8 @@ STARTED_S = time.time()
 """When this process started."""
 CHAT_OVERHEAD = 8
 """Tokens that the simulated chat template adds to a conversation."""
+PATCH = 28
+"""Side in pixels of the part of an image that is a token."""
 TOKEN_TEXT = " a"  # noqa: S105 - no secret
 MAX_BODY = 64 * 2**20
 DEFAULT_OUTPUT = 16
@@ -54,13 +59,35 @@ def prompt_tokens(body: Mapping[str, Any], *, chat: bool) -> int:
         messages = body.get("messages")
         if not isinstance(messages, list) or not messages:
             raise BadRequest("messages must be a list that is not empty")
-        return CHAT_OVERHEAD + sum(count_tokens(str(m.get("content", ""))) for m in messages if isinstance(m, dict))
+        return CHAT_OVERHEAD + sum(_content_tokens(m.get("content", "")) for m in messages if isinstance(m, dict))
     prompt = body.get("prompt")
     if isinstance(prompt, str):
         return max(1, count_tokens(prompt))
     if isinstance(prompt, list) and prompt and all(isinstance(token, int) for token in prompt):
         return len(prompt)
     raise BadRequest("prompt must be a text or a list of token ids")
+
+
+def _content_tokens(content: Any) -> int:
+    """Tokens of a message's content; of an image one for every patch, as Qwen2-VL counts."""
+    if not isinstance(content, list):
+        return count_tokens(str(content))
+    parts = [each for each in content if isinstance(each, dict)]
+    texts = [str(each.get("text", "")) for each in parts if each.get("type") == "text"]
+    urls = [each["image_url"].get("url") for each in parts if isinstance(each.get("image_url"), dict)]
+    return sum(map(count_tokens, texts)) + sum(_image_tokens(str(url)) for url in urls)
+
+
+def _image_tokens(url: str) -> int:
+    kind, _, data = url.partition(";base64,")
+    try:
+        file = base64.b64decode(data, validate=True)
+        sides: tuple[int, int] = struct.unpack_from(">II", file, 16)
+    except (ValueError, struct.error):
+        raise BadRequest("an image must be a PNG file in a data URL") from None
+    if kind != "data:image/png" or not file.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise BadRequest("an image must be a PNG file in a data URL")
+    return math.prod(math.ceil(side / PATCH) for side in sides)
 
 
 class Answers:

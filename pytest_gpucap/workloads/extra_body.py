@@ -60,3 +60,20 @@ def read_extra_body(value: Any, what: str, keywords: tuple[str, ...]) -> dict[st
         raise RequirementError(f"{what} is longer than {MOST_BYTES // 2**10} KiB as JSON")
     found: dict[str, Any] = json.loads(text)
     return found
+
+
+_FORMS: Final = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
+"""Of vLLM, now and formerly, beside OpenAI's ``response_format`` and ``tool_choice``."""
+
+
+def form_of(extra_body: Mapping[str, Any]) -> str:
+    """The field that holds every answer to a given form, such as ``response_format``; empty where none does.
+
+    Such an answer ends where the form ends, which may be long before the tokens asked for.
+    """
+    asked = extra_body.get("response_format")
+    if isinstance(asked, Mapping) and asked.get("type") not in {None, "text"}:
+        return "response_format"
+    if extra_body.get("tool_choice") == "required" or isinstance(extra_body.get("tool_choice"), Mapping):
+        return "tool_choice"
+    return next((name for name in _FORMS if extra_body.get(name) is not None), "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_gpucap.estimate import samples
+from pytest_gpucap.estimate.reasoned import reasoning_of
 from pytest_gpucap.estimate.samples import quantile
-from pytest_gpucap.load.protocol import Histogram, Journal
+from pytest_gpucap.load.protocol import Histogram, Journal, OpenLoop, PhaseSpan, SelfCheck
+from pytest_gpucap.requirement import Slo
+from pytest_gpucap.results.measured import Sample
+from pytest_gpucap.results.reasoning import Reasoning
+from pytest_gpucap.results.windows import Phase, WindowId
 
 
 def journal(due: list[float], end: list[float]) -> Journal:
@@ -96,3 +102,52 @@ def test_a_timeline_knows_the_requests_in_flight() -> None:
 def test_a_long_window_has_few_bins_and_an_empty_one_none() -> None:
     assert len(samples.timeline(journal([0.0], [1.0]), {}, 0.0, 600.0)["t_s"]) == samples.MOST_BINS
     assert samples.timeline(journal([0.0], [1.0]), {}, 5.0, 5.0) == {}
+
+
+def thinking(reasoning: list[int], answer: list[float]) -> Journal:
+    """Answers that are due every second, begin 1 s later and end 10 s later."""
+    due = np.arange(len(reasoning), dtype=np.float64)
+    plain = journal(due.tolist(), (due + 10).tolist())
+    return replace(
+        plain,
+        first_s=due + 1,
+        counted_output_tokens=np.full(due.size, 8, np.int32),
+        reasoning_tokens=np.array(reasoning, np.int32),
+        answer_s=due + np.array(answer),
+    )
+
+
+def window(found: Journal, start_s: float, end_s: float) -> Sample:
+    phase = OpenLoop(100.0, found.due_s, found.prompt_tokens, found.output_tokens)
+    gaps = Histogram(1e-6, 1.0005, np.zeros(10, np.int64))
+    span = PhaseSpan(phase, 0.0, 100.0, 0, found.due_s.size, stopped=False, check=SelfCheck(), gaps=gaps)
+    return samples.sample_of(found, span, WindowId(Phase.SAMPLE), Slo(), start_s, end_s)
+
+
+def test_a_first_answer_token_belongs_to_the_window_in_which_it_came() -> None:
+    # The third answer has no reasoning, the fourth never got beyond it.
+    found = thinking([4, 6, 0, 8], [3.0, 9.0, math.nan, math.nan])
+    sample = window(found, 0.0, 8.0)
+    assert (sample.latencies["ttft"].count, sample.latencies["ttft"].p99_s) == (4, 1.0)
+    assert (sample.latencies["ttfat"].count, sample.latencies["ttfat"].mean_s) == (2, 2.0)
+    assert sum(sample.histograms["ttfat"].counts) == 2
+    assert sample.reasoning is None  # no answer ended here
+    sample = window(found, 8.0, 20.0)
+    assert (sample.latencies["ttfat"].count, sample.latencies["ttfat"].p50_s) == (1, 9.0)
+    assert sample.reasoning == Reasoning(3, 1, 6.0, 8.0)
+
+
+def test_without_reasoning_there_is_no_time_to_an_answer() -> None:
+    for found in (thinking([0, 0], [math.nan, math.nan]), journal([0.0, 1.0], [2.0, 3.0])):
+        sample = window(found, 0.0, 50.0)
+        assert "ttft" in sample.latencies
+        assert "ttfat" not in {*sample.latencies, *sample.histograms}
+        assert "ttfat_p95_s" not in sample.timeline
+        assert sample.reasoning is None
+        np.testing.assert_array_equal(found.ttfat_s, found.ttft_s)
+
+
+def test_the_reasoning_of_whole_answers_alone_is_counted() -> None:
+    found = thinking([4, 6], [3.0, 9.0])
+    assert reasoning_of(found, np.array([True, False])) == Reasoning(1, 0, 4.0, 8.0)
+    assert reasoning_of(found, np.array([False, False])) is None

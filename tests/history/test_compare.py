@@ -21,6 +21,7 @@ from pytest_gpucap.history.store import MEDIAN_RUNS, Baseline, Run, open_baselin
 from pytest_gpucap.requirement import (
     ArrivalKind,
     Arrivals,
+    ImageSize,
     LatencyLimit,
     Length,
     OwnPrompts,
@@ -193,6 +194,21 @@ def test_prompts_are_compared_by_what_they_send() -> None:
     assert found.decision == RegressionDecision.NOT_COMPARABLE
     assert (
         compared(own("a", june, extra_body=long), own("a", june, extra_body=long)).decision == RegressionDecision.SAME
+    )
+
+
+def test_prompts_with_other_images_are_another_workload() -> None:
+    def seen(*sizes: ImageSize) -> Result:
+        workload = replace(REQUIREMENT.workload, images=sizes)
+        return result(25.0, requirement=replace(REQUIREMENT, workload=workload))
+
+    small, large = ImageSize(64, 48), ImageSize(512, 512)
+    assert compared(seen(small), seen(small)).decision == RegressionDecision.SAME
+    assert compared(seen(), result(25.0)).decision == RegressionDecision.SAME
+    found = compared(seen(small), seen(small, large))
+    assert (found.decision, found.differs) == (
+        RegressionDecision.NOT_COMPARABLE,
+        ("workload images: 64x48 -> 64x48 512x512",),
     )
 
 

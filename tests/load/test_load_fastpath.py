@@ -232,7 +232,8 @@ PIECES = [
     chat({"role": "assistant", "content": ""}, finish_reason=None),
     chat({"role": "assistant", "content": "", "reasoning": None}, finish_reason=None),
     chat({"content": "t"}),
-    chat({"reasoning": "t"}),
+    *[chat({"reasoning": "t"}, logprobs=None)] * 3,
+    chat({"content": None, "reasoning_content": "t\\n"}),
     chat({}, finish_reason="stop"),
     b'{"error":{"message":"loop died"}}',
     b"<html>",
@@ -295,7 +296,15 @@ def records(scripts: list[Script]) -> Records:
         table = runner._finished[0].table
         assert table is not None
         gaps = table.histogram(HistogramKind.GAPS).total
-        columns = (journal.status, journal.counted_prompt_tokens, journal.counted_output_tokens, journal.first_s > 0)
+        assert journal.reasoning_tokens is not None
+        told = (journal.reasoning_tokens, journal.first_answer_s > 0)
+        columns = (
+            journal.status,
+            journal.counted_prompt_tokens,
+            journal.counted_output_tokens,
+            journal.first_s > 0,
+            *told,
+        )
         rows = [list(map(int, row)) for row in zip(*columns, strict=True)]
         return Records(rows, int(journal.tokens.sum()), gaps, runner.error_texts())
 
@@ -317,6 +326,7 @@ def test_answers_of_all_sorts_are_recorded_as_by_the_parser(
     assert found == parsed
     assert {Status(row[0]) for row in found.rows} >= {Status.OK, Status.SHORT, Status.RESET, Status.STREAM_ERROR}
     assert found.tokens > 300
+    assert sum(row[4] > 0 for row in found.rows) > 10
 
 
 # -- nothing of the ordinary comes to Python ---------------------------------------------------------------------------

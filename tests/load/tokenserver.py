@@ -49,12 +49,13 @@ class TokenServer:
         tls: ssl.SSLContext | None = None,
         cancel: bool = False,
         per_event: int = 1,
+        reasoning: int = 0,
         hold_after: int | None = None,
         host: str = "127.0.0.1",
     ) -> None:
         self.count, self.template, self.ids = count, template, ids
         self.ttft_s, self.gap_s = ttft_s, gap_s
-        self._tls, self._cancel, self.per_event = tls, cancel, per_event
+        self._tls, self._cancel, self.per_event, self.reasoning = tls, cancel, per_event, reasoning
         self.hold_after, self._go = hold_after, asyncio.Event()
         self._host = self.name = host
         self.seen = Seen()
@@ -147,7 +148,8 @@ class TokenServer:
             if self.ttft_s:
                 await asyncio.sleep(self.ttft_s)
             left, per_event = usage["completion_tokens"], self.per_event
-            for sent, event in enumerate(stream(body, usage, chat="messages" in body, per_event=per_event)):
+            events = stream(body, usage, chat="messages" in body, per_event=per_event, reasoning=self.reasoning)
+            for sent, event in enumerate(events):
                 if sent == self.hold_after:
                     seen.held += 1
                     await self._go.wait()
@@ -163,8 +165,13 @@ class TokenServer:
         return response
 
 
-def stream(body: dict[str, Any], usage: dict[str, int], *, chat: bool, per_event: int = 1) -> list[bytes]:
-    """The events of an answer, shaped like vLLM's; the first repeats some of the prompt."""
+def stream(
+    body: dict[str, Any], usage: dict[str, int], *, chat: bool, per_event: int = 1, reasoning: int = 0
+) -> list[bytes]:
+    """The events of an answer, shaped like vLLM's; the first repeats some of the prompt.
+
+    The first `reasoning` tokens of a chat are reasoning.
+    """
     kind = "chat.completion.chunk" if chat else "text_completion"
     common = {"id": "cmpl-0123456789abcdef", "object": kind, "created": 1, "model": body["model"]}
     events: list[dict[str, Any]] = []
@@ -177,7 +184,8 @@ def stream(body: dict[str, Any], usage: dict[str, int], *, chat: bool, per_event
         tokens = "".join(("t", " to", ' \\"ken')[i % 3] for i in range(start, end))
         # As vLLM does with prompts of token ids that end in half a character.
         tokens = tokens if start else "the end of the prompt" * 5 + tokens
-        text = {"delta": {"content": tokens}} if chat else {"text": tokens}
+        said = "reasoning" if start < reasoning else "content"
+        text = {"delta": {said: tokens}} if chat else {"text": tokens}
         events.append({**common, "choices": [{"index": 0, **text, "logprobs": None, "finish_reason": finish}]})
     prompt, output = usage["prompt_tokens"], usage["completion_tokens"]
     counts = {"prompt_tokens": prompt, "total_tokens": prompt + output, "completion_tokens": output}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 
@@ -374,3 +375,43 @@ def test_the_class_behind_a_url_is_what_the_command_line_says(
     result = pytester.runpytest("--gpucap-url=http://localhost/v1", "-rs", *arguments)
     result.assert_outcomes(**{outcome: 1})
     assert said in " ".join(result.stdout.str().split())
+
+
+def test_answers_in_a_given_form_end_by_themselves_unless_told_otherwise(show: pytest.Pytester) -> None:
+    show.makepyfile(
+        test_it="""
+        import pytest
+        from shown import shown
+
+        FORM = {"response_format": {"type": "json_object"}}
+        pytestmark = pytest.mark.gpucap(qps=7, gpus=2)
+
+        @pytest.mark.gpucap(extra_body=FORM)
+        def test_form(request, gpucap):
+            assert not shown(request).workload.ignore_eos
+
+        @pytest.mark.gpucap(extra_body=FORM, ignore_eos=True)
+        def test_told(request, gpucap):
+            assert shown(request).workload.ignore_eos
+
+        @pytest.mark.gpucap(extra_body={"tools": []})
+        def test_free(request, gpucap):
+            assert shown(request).workload.ignore_eos
+        """
+    )
+    show.runpytest("--gpu-class=cpu", "--gpucap-model=synthetic:tiny").assert_outcomes(passed=3)
+
+
+def test_images_are_declared_and_kept_in_the_result(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.gpucap(output_tokens=16, images=["512x512", "64x48"])
+        def test_it(gpucap):
+            gpucap.sample(rate=5, duration="2s")
+        """
+    )
+    pytester.runpytest("--gpu-class=sim:cpu_tiny").assert_outcomes(passed=1)
+    content = json.loads((pytester.path / ".gpucap" / "result.json").read_text())
+    assert content["results"][0]["workload"]["images"] == ["512x512", "64x48"]

@@ -10,10 +10,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pytest_gpucap.report import markdown, terminal
+from pytest_gpucap.report import markdown, rows, terminal
 from pytest_gpucap.report.formatting import headline, limit_name, seconds, significant
+from pytest_gpucap.report.html.cards import result_cards
 from pytest_gpucap.report.junit import properties
-from pytest_gpucap.requirement import LatencyLimit, Length, Requirement, Slo, Workload
+from pytest_gpucap.requirement import ImageSize, LatencyLimit, Length, Requirement, Slo, Workload
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.build import Context, check_result
 from pytest_gpucap.results.environment import Environment
@@ -178,3 +179,15 @@ def test_a_declared_number_that_nobody_can_mean_is_refused_where_the_file_is_rea
     path.write_text(json.dumps(document))
     with pytest.raises(ResultFileError, match=rf"results\[0\]\.requirement\.{part}"):
         result_file.read(path)
+
+
+def test_the_images_of_prompts_stand_in_the_workload() -> None:
+    sizes = (ImageSize(512, 512), ImageSize(64, 48), ImageSize(512, 512))
+    requirement = replace(REQUIREMENT, workload=replace(REQUIREMENT.workload, images=sizes))
+    result = check_result(replace(FAILED, measurement=replace(MEASUREMENT, requirement=requirement)), CONTEXT)
+    assert result.workload.images == ("512x512", "64x48", "512x512")
+    told = dict(rows.result_rows(result))["workload"]
+    assert told.startswith("256 tokens in (images 2 x 512x512, 64x48), lognormal:")
+    (card,) = result_cards([result])
+    assert "256 tokens (images 2 x 512x512, 64x48)" in [fact.value for fact in card.declared]
+    assert "(images" not in dict(rows.result_rows(check_result(FAILED, CONTEXT)))["workload"]

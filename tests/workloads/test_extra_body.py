@@ -10,7 +10,7 @@ import pytest
 
 from pytest_gpucap.load.prompts import PromptRecipe, RequestComposer
 from pytest_gpucap.requirement import RequirementError, Workload
-from pytest_gpucap.workloads.extra_body import read_extra_body
+from pytest_gpucap.workloads.extra_body import form_of, read_extra_body
 
 SCHEMA = {
     "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"pattern": r"[^\u0000]"}}},
@@ -31,6 +31,26 @@ def test_it_reaches_the_body_of_every_request_as_it_is() -> None:
         sent = json.loads(body)
         assert {name: sent[name] for name in SCHEMA} == SCHEMA
         assert sent["top_p"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("fields", "form"),
+    [
+        (SCHEMA, "response_format"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "text"}}, ""),
+        ({"response_format": "json"}, ""),
+        ({"structured_outputs": {"choice": ["yes", "no"]}}, "structured_outputs"),
+        ({"guided_regex": "a+"}, "guided_regex"),
+        ({"guided_json": None}, ""),
+        ({"tools": [{}], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [{}], "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+        ({"tools": [{}], "tool_choice": "auto"}, ""),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, ""),
+    ],
+)
+def test_the_field_that_ends_answers_is_known(fields: dict[str, Any], form: str) -> None:
+    assert form_of(fields) == form
 
 
 @pytest.mark.parametrize(

@@ -222,6 +222,8 @@ def _take(
         if kind == TOKEN_EVENT:
             _keep_end(c, s, tails, buffer, start, stop)
             _token(c, s, streams, stop - start, tokens, counts, histograms)
+            if s["reasoning"] and s["answer_s"] != s["answer_s"]:  # NaN
+                s["reasoning"] += 1
         elif kind == OTHER_EVENT:
             c["data_at"] = start
             c["data_end"] = stop
@@ -249,6 +251,8 @@ def _kind(c: _Record, s: _Record, prefixes: Bytes, buffer: Bytes, start: int, st
     kind = TOKEN_EVENT
     if not s["prefix"] or size < s["prefix"] or _compare(text, prefix, s["prefix"]) != 0:
         kind, first, second = classify(buffer, start, stop)
+        if kind == TOKEN_EVENT and s["reasoning"] and s["answer_s"] != s["answer_s"]:  # NaN
+            return OTHER_EVENT  # the first token after the reasoning: Python keeps its time
         if kind == TOKEN_EVENT:
             s["prefix"] = first if first <= PREFIX_BYTES else 0
             _copy(prefix, text, s["prefix"])

@@ -15,10 +15,10 @@ STREAM_STATE = np.dtype(
     [
         (name, np.float64 if name.endswith("_s") else np.int64)
         for name in (
-            *("first_s", "last_s", "gap_s", "sent_s"),
+            *("first_s", "last_s", "gap_s", "sent_s", "answer_s"),
             *("first_address", "sent_address"),  # of the row's `first_s` and `sent_s`
             *("events", "event_bytes", "frame_bytes", "prefix", "last_bytes"),
-            *("counted_prompt", "counted_output", "counted_at", "done", "read_state"),
+            *("counted_prompt", "counted_output", "counted_at", "reasoning", "done", "read_state"),
         )
     ]
 )
@@ -27,15 +27,17 @@ STREAM_STATE = np.dtype(
 first_s, last_s: when its first and last tokens came.
 gap_s: the gap before the last event, not yet recorded: the event may turn out to hold no token.
 sent_s: when the request was handed to the kernel.
+answer_s: when the first token after the reasoning came, of an answer that began with reasoning.
 first_address, sent_address: memory addresses of the row's `first_s` and `sent_s` in the phase table.
 events: events with a token.
 event_bytes: bytes of the lines of events with a token, after the first. The first may repeat the end of the prompt.
 frame_bytes: bytes of such a line without its text; 0 until it is known.
-prefix: bytes of how the data of token events begins, up to their choices. It is renewed when it changes, as a time in
-    it does.
+prefix: bytes of how the data of token events begins, up to their choices; of events with reasoning, up to their text.
+    It is renewed when it changes, as a time in it does.
 last_bytes: bytes of the data of the last event with a token, if the fast reader took it: `tails` has its end. Else 0.
 counted_prompt, counted_output: tokens by the latest usage in an event of its own; -1 before there is one.
 counted_at: events with a token before that usage.
+reasoning: events with reasoning before the first one with anything else.
 done: 1 after [DONE].
 read_state: a `ReadState`.
 """
@@ -74,6 +76,7 @@ class StreamStates:
     last_s: memoryview[Any]
     gap_s: memoryview[Any]
     sent_s: memoryview[Any]
+    answer_s: memoryview[Any]
     first_address: memoryview[Any]
     sent_address: memoryview[Any]
     events: memoryview[Any]
@@ -84,6 +87,7 @@ class StreamStates:
     counted_prompt: memoryview[Any]
     counted_output: memoryview[Any]
     counted_at: memoryview[Any]
+    reasoning: memoryview[Any]
     done: memoryview[Any]
     read_state: memoryview[Any]
 
@@ -138,7 +142,7 @@ class StreamStates:
 
 def _blank() -> npt.NDArray[Any]:
     blank = np.zeros(1, STREAM_STATE)
-    for name in ("first_s", "last_s", "gap_s", "sent_s"):
+    for name in ("first_s", "last_s", "gap_s", "sent_s", "answer_s"):
         blank[name] = np.nan
     blank["counted_prompt"] = blank["counted_output"] = -1
     return blank

@@ -217,7 +217,8 @@ def _range(found: Interval | None) -> str:
 
 def _facts(result: Result) -> list[Fact]:
     sampled = (Fact(name, value) for name, value in rows.sampled(result))
-    return [*_capacity(result), *_budget(result), *_throughput(result), *sampled, *_physical_limit(result)]
+    reasoning = (Fact("Reasoning", value) for _, value in rows.reasoning(result))
+    return [*_capacity(result), *_budget(result), *_throughput(result), *sampled, *reasoning, *_physical_limit(result)]
 
 
 def _capacity(result: Result) -> list[Fact]:
@@ -368,7 +369,7 @@ def _declared(result: Result) -> list[Fact]:
         facts.append(Fact("Replica", gpus(declared.gpus_per_replica)))
     facts += [
         Fact("Limits", rows.limits(result.slo)),
-        Fact("Prompts", f"{of_file}{workload.input_tokens} tokens{shared}"),
+        Fact("Prompts", f"{of_file}{workload.input_tokens} tokens{rows.images(workload)}{shared}"),
         Fact("Answers", f"{workload.output_tokens} tokens{', end of text ignored' if workload.ignore_eos else ''}"),
         Fact("Arrivals", _arrivals(workload)),
         Fact("Endpoint", workload.endpoint),

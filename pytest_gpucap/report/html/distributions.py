@@ -14,7 +14,7 @@ from pytest_gpucap.report.html.charts import ChartPhase, LimitLine, chart_phases
 from pytest_gpucap.results.result import Result
 from pytest_gpucap.results.windows import LEADING_UP
 
-LATENCY_METRICS: Final = ("ttft", "tpot", "itl", "e2e")
+LATENCY_METRICS: Final = ("ttft", "ttfat", "tpot", "itl", "e2e")
 """In the order in which the page shows them."""
 SHOWN_PHASES: Final = 4
 """Distributions visible at first; the legend has the others."""

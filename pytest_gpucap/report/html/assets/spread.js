@@ -1,6 +1,6 @@
 /* How each latency was distributed, by phase: shares of equal steps of a logarithmic axis. */
 function spread(chart) {
-  const metrics = ["ttft", "tpot", "itl", "e2e"].filter((metric) => metric in chart);
+  const metrics = ["ttft", "ttfat", "tpot", "itl", "e2e"].filter((metric) => metric in chart);
   return (width, tab) => {
     const narrow = width < 520;
     const metric = chart[metrics[tab]];
