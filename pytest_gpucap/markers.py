@@ -23,6 +23,7 @@ from pytest_gpucap.errors import told
 from pytest_gpucap.masking import refusal
 from pytest_gpucap.options import Options
 from pytest_gpucap.requirement import (
+    BASE_MODEL,
     GOODPUT,
     ApiKind,
     ArrivalKind,
@@ -184,6 +185,9 @@ def declare(item: pytest.Item, options: Options) -> Declaration:
     _check_questions(workload, slo)
     _check_pace(workload, slo)
     own_class = _merged(item, "gpu_class", positional="name").get("name")
+    if workload.adapters or workload.adapter_rank is not None:
+        running = options.url is not None or str(options.gpu_class or own_class).startswith(_SIMULATED)
+        workload = _with_adapters(workload, engine, model, arguments, running=running)
     name = values.get("name") or _own_name(item)
     fleet = _fleet(values, options, gpus_per_replica)
     if workload.prompts is not None:
@@ -412,6 +416,18 @@ def _extra_body(value: Any, what: str) -> dict[str, Any]:
     return read_extra_body(value, what, _SAMPLING)
 
 
+def _adapters(value: Any, what: str) -> dict[str, float]:
+    from pytest_gpucap.workloads.adapter_mix import read_adapters
+
+    return read_adapters(value, what)
+
+
+def _adapter_rank(value: Any, what: str) -> int:
+    from pytest_gpucap.workloads.adapter_mix import read_rank
+
+    return read_rank(value, what)
+
+
 def _priority(value: Any, what: str) -> int:
     number = exact(value, what)
     if number.denominator != 1:
@@ -444,6 +460,8 @@ _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "presence_penalty": lambda value, what: float(exact(value, what)),
     "frequency_penalty": lambda value, what: float(exact(value, what)),
     "extra_body": _extra_body,
+    "adapters": _adapters,
+    "adapter_rank": _adapter_rank,
     "workload": _text,
     "system": _text,
     "fold_system": _flag,
@@ -571,6 +589,8 @@ def _workload(values: Mapping[str, Any]) -> Workload:
         shared_prefix_tokens=values.get("shared_prefix_tokens", 0),
         sampling={key: values[key] for key in _SAMPLING if key in values},
         extra_body=values.get("extra_body", {}),
+        adapters=values.get("adapters", {}),
+        adapter_rank=values.get("adapter_rank"),
         wording=Wording(**{key: values[key] for key in _WORDING if key in values}),
         preset=values.get("workload"),
         questions=values.get("questions"),
@@ -612,6 +632,53 @@ def _check_wording(prompts: PromptFile, wording: Wording) -> None:
         raise RequirementError(
             f"{said} stands around prompts that are texts, and {whole} has messages of its own: leave {said} out"
         )
+
+
+_SIMULATED: Final = "sim:"
+
+
+def _with_adapters(
+    workload: Workload, engine: str, model: object, arguments: Mapping[str, Any], *, running: bool
+) -> Workload:
+    """The workload, with the rank of its adapters where they are made.
+
+    Args:
+        workload: with a mix of adapters, or with a rank.
+        engine: name of the test's engine.
+        model: of the server.
+        arguments: of the server.
+        running: the server is simulated, or already runs and is asked before the load.
+
+    Raises:
+        RequirementError: if the server that the test starts would not have an adapter of the mix.
+    """
+    from pytest_gpucap.engines.synthetic import is_synthetic
+    from pytest_gpucap.workloads.adapter_mix import DEFAULT_RANK, own_adapters
+
+    if not workload.adapters:
+        raise RequirementError("adapter_rank is about a mix of adapters: give adapters= as well, or leave it out")
+    given = VllmArguments(arguments).lora_names if engine == VLLM else ()
+    if engine == VLLM and model is not None and is_synthetic(str(model)) and not given:
+        return replace(workload, adapter_rank=workload.adapter_rank or DEFAULT_RANK)
+    if workload.adapter_rank is not None:
+        raise RequirementError(
+            "adapter_rank is for adapters that are made, which synthetic models without lora_modules have: leave it out"
+        )
+    if running or engine != VLLM:
+        return workload
+    if missing := next((name for name in own_adapters(workload.adapters) if name not in given), None):
+        known = f"it has {', '.join(given)}" if given else "it has none"
+        raise RequirementError(
+            f"adapters: the server has no adapter {told(missing)}, {known}: "
+            f"name it in vllm(enable_lora=True, lora_modules=[{told(f'{missing}=PATH')}])"
+        )
+    if BASE_MODEL in given:
+        raise RequirementError(
+            f"lora_modules: {BASE_MODEL!r} stands for the model without an adapter in adapters=: name it otherwise"
+        )
+    if VllmArguments(arguments).get("enable_lora") is not True:
+        raise RequirementError("adapters: vLLM serves lora_modules with vllm(enable_lora=True) only: add it")
+    return workload
 
 
 _LOGS_PROMPTS: Final = frozenset({"enable_log_requests", "log_requests", "log_requests_level"})

@@ -526,6 +526,10 @@ class Arrivals:
     trace_sha256: str | None = None
 
 
+BASE_MODEL: Final = "base"
+"""In a mix of adapters: the server's model without one."""
+
+
 class ApiKind(StrEnum):
     """Which OpenAI-compatible endpoint carries the requests."""
 
@@ -619,6 +623,11 @@ class Workload:
     """Most tokens that one answer may take; None: 2048, or half the server's context where that is less."""
     prompts: OwnPrompts | None = None
     """Prompts from a file; None: they are made on the spot, with exactly the input tokens asked for."""
+    adapters: Mapping[str, float] = field(default_factory=dict)
+    """Share of the requests of each LoRA adapter, by the name that they send as their model (`BASE_MODEL`: the server's
+    own); empty: every request is for the server's model."""
+    adapter_rank: int | None = None
+    """Rank of adapters that are made for a synthetic model; None: they are not made."""
 
     @property
     def longest(self) -> tuple[int, int]:

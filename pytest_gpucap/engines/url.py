@@ -211,6 +211,9 @@ def _look(server: ExternalServer, model: str | None, likely_model: str | None) -
             raise
         server.unlisted = error
     listed = list(server.listed)
+    if len(listed) > 1 and model is None:  # requests name adapters themselves; the model is the one that has them
+        adapters = server.adapters(_ANSWER_S)
+        listed = [name for name in listed if name not in adapters] or listed
     if model is not None and listed and model not in listed:
         raise EndpointError(f"it serves no {model}; it serves {_names(listed)}: name one with --gpucap-model")
     if model is None and len(listed) == 1:

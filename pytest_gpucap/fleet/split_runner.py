@@ -65,6 +65,8 @@ COLUMNS: Final = (
     *("prompt_tokens", "output_tokens", "counted_prompt_tokens", "counted_output_tokens", "status", "hot"),
 )
 """Of a journal, one item for each row."""
+OPTIONAL: Final = ("replica", "adapter")
+"""The same, which not every journal has."""
 
 T = TypeVar("T")
 
@@ -617,14 +619,15 @@ class SplitRunner:
         if not self._closed:
             self._fetch()
         columns: dict[str, Any] = {name: self._column(name) for name in COLUMNS}
-        with_replica = [each.replica for each in self._journals if each is not None]
-        if with_replica and all(each is not None for each in with_replica):
-            columns["replica"] = self._column("replica")
+        for name in OPTIONAL:
+            told = [getattr(each, name) for each in self._journals if each is not None]
+            if told and all(each is not None for each in told):
+                columns[name] = self._column(name)
         bin_s, bins_start_s, tokens = self._token_bins()
         return Journal(**columns, bin_s=bin_s, bins_start_s=bins_start_s, tokens=tokens)
 
     def _column(self, name: str) -> Any:
-        empty = np.empty(0, np.int64) if name == "replica" else getattr(_EMPTY, name)
+        empty = np.empty(0, np.int64) if name in OPTIONAL else getattr(_EMPTY, name)
         phases = [empty]
         for carried in self._carried:
             parts = []

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from pytest_gpucap.load.address import ServerAddress
-from pytest_gpucap.load.prompts import PromptRecipe, RequestComposer, hash64
+from pytest_gpucap.load.hashing import hash64
+from pytest_gpucap.load.prompts import PromptRecipe, RequestComposer
 from pytest_gpucap.load.protocol import LoadError, PromptCountError
 from pytest_gpucap.load.token_probe import ADVICE, TokenProbe
 from pytest_gpucap.requirement import ApiKind, Workload

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pytest_gpucap.load.adapters import draw_of
+from pytest_gpucap.load.hashing import hash64
 from pytest_gpucap.load.protocol import LoadError
 from pytest_gpucap.requirement import ApiKind, Wording, Workload
 
@@ -23,14 +25,6 @@ NUMBER_BITS = 40
 RING_UNITS = 8192
 _HOLE = "\x00"
 """Stands for the prompt in the template. No JSON text holds this character."""
-
-
-def hash64(value: int) -> int:
-    """A 64-bit hash (splitmix64's finaliser)."""
-    value = (value + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-    return value ^ (value >> 31)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +46,7 @@ class PromptRecipe:
         cached_apart: the server counts the tokens of a prompt without those that were in its cache, which its usage
             has beside them.
         by_usage: the server's ``/tokenize`` counts otherwise than its usage, and usage was taken.
+        adapters: see `Workload.adapters`.
     """
 
     model: str
@@ -69,6 +64,7 @@ class PromptRecipe:
     wording: Wording = field(default_factory=Wording)
     cached_apart: bool = False
     by_usage: bool = False
+    adapters: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, workload: Workload, model: str, units: tuple[str, ...], **rest: Any) -> PromptRecipe:
@@ -82,6 +78,7 @@ class PromptRecipe:
             sampling=dict(workload.sampling),
             extra_body=dict(workload.extra_body),
             wording=workload.wording,
+            adapters=dict(workload.adapters),
             **rest,
         )
 
@@ -155,18 +152,21 @@ class RequestComposer:
         self._ring = b"".join(ring) * 2
         self._starts = [0, *np.cumsum([len(unit) for unit in ring * 2]).tolist()]
         self._shared = self._filler(0, recipe.shared)
-        self._head, self._middle = self._template(stream=True)
+        self._draw = draw_of(recipe.adapters, recipe.seed)
+        models = [recipe.model] if self._draw is None else self._draw.models(recipe.model)
+        templates = [self._template(model, stream=True) for model in models]
+        self._heads, self._middle = [head for head, _ in templates], templates[0][1]
 
     @property
     def cached_apart(self) -> bool:
         """See `PromptRecipe`."""
         return self.recipe.cached_apart
 
-    def _template(self, *, stream: bool) -> tuple[bytes, bytes]:
+    def _template(self, model: str, *, stream: bool) -> tuple[bytes, bytes]:
         """The body before the prompt, and between the prompt and the number of output tokens, which ends the body."""
         recipe = self.recipe
         hole: Any = [_HOLE] if recipe.as_ids else recipe.opener + _HOLE
-        body: dict[str, Any] = {"model": recipe.model}
+        body: dict[str, Any] = {"model": model}
         if recipe.api == ApiKind.CHAT.value:
             body["messages"] = recipe.wording.messages(hole)
         else:
@@ -186,11 +186,12 @@ class RequestComposer:
         Raises:
             LoadError: as `PromptRecipe.check`.
         """
-        return b"%b%b%b%d}" % (self._head, self.prompt(number, prompt_tokens), self._middle, output_tokens)
+        head = self._heads[0 if self._draw is None else self._draw.of(number)]
+        return b"%b%b%b%d}" % (head, self.prompt(number, prompt_tokens), self._middle, output_tokens)
 
     def probe(self, number: int, prompt_tokens: int) -> bytes:
         """The body of a request that asks for one output token, not streamed."""
-        head, middle = self._template(stream=False)
+        head, middle = self._template(self.recipe.model, stream=False)
         return b"%b%b%b1}" % (head, self.prompt(number, prompt_tokens), middle)
 
     def prompt(self, number: int, prompt_tokens: int) -> bytes:

@@ -243,6 +243,7 @@ class Journal:
         tokens: shape (m,), output tokens received in each bin.
         replica: shape (n,), the number of the replica that each request was sent to; None where one server, or one
             router, takes all.
+        adapter: shape (n,), the place of each request's adapter in the workload's mix; None without a mix.
     """
 
     due_s: Floats
@@ -260,6 +261,7 @@ class Journal:
     bins_start_s: float
     tokens: Ints
     replica: Ints | None = None
+    adapter: Ints | None = None
 
     @property
     def ttft_s(self) -> Floats:

@@ -183,7 +183,8 @@ def _slack(result: Result) -> str:
 
 def _reasons(result: Result, *, named: bool) -> str:
     """Why a requirement fails or regressed, or what a sample showed. The arithmetic is left out if it was `named`."""
-    because = [*rows.reasons(result), *rows.sampled(result)]
+    sampled = rows.sampled(result)
+    because = [*rows.reasons(result), *sampled, *(rows.adapters(result) if sampled else [])]
     if not because:
         return "\n".join(f"**{prose(result.name, 200)}**: {prose(text)}" for text in rows.remarks(result))
     first = result_headlines(result)[0]

@@ -22,6 +22,7 @@ from pytest_gpucap.results.failures import FailedRequests
 from pytest_gpucap.results.fleet import FleetResult
 from pytest_gpucap.results.measured import (
     Accuracy,
+    AdapterLatencies,
     Interval,
     MeasuredStart,
     MoreTime,
@@ -73,6 +74,18 @@ class DeclaredBudget(msgspec.Struct, frozen=True):
     efficiency: Declared = 1.0
 
 
+class DeclaredAdapter(msgspec.Struct, frozen=True):
+    """A LoRA adapter of the mix.
+
+    Attributes:
+        name: that requests send as their model; ``base``: they send the server's own.
+        share: of the requests.
+    """
+
+    name: str
+    share: Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
 class DeclaredWorkload(msgspec.Struct, frozen=True):
     """The workload as it was declared.
 
@@ -92,6 +105,8 @@ class DeclaredWorkload(msgspec.Struct, frozen=True):
         prompt_count: prompts in the file.
         extra_body: further fields of every request, as JSON text; only its beginning where it is long.
         extra_body_sha256: of all of that text.
+        adapters: the mix of LoRA adapters that requests name; empty: all are for the server's model.
+        adapter_rank: of adapters that were made for a synthetic model; None: none were.
     """
 
     input_tokens: int | str
@@ -112,6 +127,8 @@ class DeclaredWorkload(msgspec.Struct, frozen=True):
     prompt_count: Annotated[int, msgspec.Meta(ge=1)] | None = None
     extra_body: str | None = None
     extra_body_sha256: str | None = None
+    adapters: tuple[DeclaredAdapter, ...] = ()
+    adapter_rank: int | None = None
 
 
 class DeclaredSlo(msgspec.Struct, frozen=True):
@@ -217,6 +234,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         no_limit: why it is not known, in one line.
         fleet: how well the replicas of a fleet add up; None for one replica.
         secondary: the limits that were declared beside the rate, and what was measured.
+        adapters: what the requests of each LoRA adapter met; empty without a mix of adapters.
     """
 
     kind: ResultKind
@@ -263,6 +281,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     more_time: MoreTime | None = None
     fleet: FleetResult | None = None
     secondary: tuple[SecondaryResult, ...] = ()
+    adapters: tuple[AdapterLatencies, ...] = ()
 
     @property
     def trusted(self) -> bool:

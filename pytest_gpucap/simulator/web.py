@@ -7,7 +7,7 @@ import contextlib
 import json
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
@@ -92,8 +92,11 @@ class Answers:
 class ClientConnection(asyncio.Protocol):
     """One client's connection. It answers one request after the other."""
 
-    def __init__(self, profile: Profile, engine: LiveEngine, model: str, answers: Answers) -> None:
+    def __init__(
+        self, profile: Profile, engine: LiveEngine, model: str, answers: Answers, adapters: Sequence[str] = ()
+    ) -> None:
         self._profile, self._engine, self._model, self._answers = profile, engine, model, answers
+        self._adapters = tuple(adapters)
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
         self._url = b""
@@ -152,7 +155,7 @@ class ClientConnection(asyncio.Protocol):
         return {
             ("GET", "/health"): lambda _: self._send(200, b""),
             ("GET", "/version"): lambda _: self._json({"version": f"{VERSION} {self._profile.name}"}),
-            ("GET", "/v1/models"): lambda _: self._json({"object": "list", "data": [self._card()]}),
+            ("GET", "/v1/models"): lambda _: self._json({"object": "list", "data": self._cards()}),
             ("GET", "/metrics"): lambda _: self._send(200, self._metrics().encode(), "text/plain; version=0.0.4"),
             ("POST", "/reset_prefix_cache"): lambda _: self._send(200, b""),
             ("POST", "/tokenize"): self._tokenize,
@@ -168,6 +171,10 @@ class ClientConnection(asyncio.Protocol):
             "owned_by": VERSION,
             "max_model_len": self._profile.engine.kv_tokens,
         }
+
+    def _cards(self) -> list[dict[str, Any]]:
+        model = self._card()
+        return [model, *({**model, "id": name, "parent": self._model} for name in self._adapters)]
 
     def _tokenize(self, body: dict[str, Any]) -> None:
         count = prompt_tokens(body, chat="messages" in body)
@@ -310,15 +317,18 @@ async def serve(
     until: Callable[[], Any] | None = None,
     *,
     accuracy: float = 1.0,
+    adapters: Sequence[str] = (),
 ) -> None:
     """Serve until cancelled, or until the awaitable from `until` is done. `started` is called with the port.
 
-    `accuracy` is the share of right answers to the plugin's own questions.
+    `accuracy` is the share of right answers to the plugin's own questions. `adapters` are listed beside the model.
     """
     live, answers = LiveEngine(profile.engine, seed), Answers(accuracy, seed)
     loop = asyncio.get_running_loop()
     model = f"simulated-{profile.name}"
-    server = await loop.create_server(lambda: ClientConnection(profile, live, model, answers), host, port, backlog=1024)
+    server = await loop.create_server(
+        lambda: ClientConnection(profile, live, model, answers, adapters), host, port, backlog=1024
+    )
     steps = asyncio.create_task(live.serve())
     ends: set[asyncio.Future[Any]] = {steps}
     if until is not None:

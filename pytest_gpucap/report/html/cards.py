@@ -307,6 +307,7 @@ def _notes(result: Result) -> list[Note]:
         short = least is not None and share is not None and share.high < least
         lines = tuple(value for name, value in rows.accuracy(result) if name)
         notes.append(Note("Accuracy of the answers", lines, "bad" if short else "plain"))
+    notes += _adapters(result)
     if beside := rows.secondary(result):
         lines = tuple(f"{name}: {value}" for name, value in beside)
         kept = all(each.outcome is Outcome.PASS for each in result.secondary)
@@ -317,6 +318,11 @@ def _notes(result: Result) -> list[Note]:
     if bottleneck := result.bottleneck:
         notes.append(Note(f"Bottleneck: {bottleneck.kind}", bottleneck.evidence, advice=bottleneck.advice))
     return notes
+
+
+def _adapters(result: Result) -> list[Note]:
+    mix = rows.adapters(result)
+    return [Note("Adapters", tuple(value for _, value in mix), "plain")] if mix else []
 
 
 def _compared(result: Result) -> ComparedTable | None:
@@ -374,6 +380,7 @@ def _declared(result: Result) -> list[Fact]:
         Fact("Endpoint", workload.endpoint),
     ]
     extra = [Fact("Extra body", workload.extra_body)] if workload.extra_body else []
+    extra += [Fact("Adapters", rows.adapter_mix(workload))] if workload.adapters else []
     return [*facts, *([Fact("Sampling", sampling)] if sampling else []), *extra]
 
 
