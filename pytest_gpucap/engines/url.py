@@ -21,6 +21,7 @@ from pytest_gpucap.access import (
 from pytest_gpucap.engines.answering import Answering, port_of
 from pytest_gpucap.engines.errors import EndpointError
 from pytest_gpucap.engines.protocol import Capabilities, Engine, EnginePair, Server, ServerRequest
+from pytest_gpucap.engines.readiness import POOLED_PATHS
 from pytest_gpucap.engines.server import HTTP_OK, HttpServer
 from pytest_gpucap.load.server_words import json_object
 from pytest_gpucap.vllm_arguments import VllmArguments
@@ -238,6 +239,7 @@ def _try(server: ExternalServer, timeout_s: float) -> None:
     requests = {
         "/v1/chat/completions": {**common, "messages": [{"role": "user", "content": _PROMPT}]},
         "/v1/completions": {**common, "prompt": _PROMPT},
+        **{path: {"model": server.model, "input": _PROMPT} for path in POOLED_PATHS},
     }
     failed: list[EndpointError] = []
     for path, content in requests.items():

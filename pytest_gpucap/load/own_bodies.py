@@ -17,6 +17,7 @@ import numpy as np
 from pytest_gpucap.load.adapters import AdapterDraw, draw_of
 from pytest_gpucap.load.prompt_lengths import rows_of
 from pytest_gpucap.load.protocol import LoadError
+from pytest_gpucap.load.request_fields import answer_fields
 from pytest_gpucap.load.shared_memory import shared_bytes
 from pytest_gpucap.requirement import ApiKind, Workload
 from pytest_gpucap.workloads.prompt_file import FilePrompt, PromptFile, read_prompts
@@ -57,9 +58,9 @@ def _fields(prompt: FilePrompt, workload: Workload) -> dict[str, Any]:
 
 def _head(prompt: FilePrompt, workload: Workload) -> bytes:
     """A body from behind its model to the number of output tokens."""
-    body = _fields(prompt, workload) | {"stream": True, "stream_options": {"include_usage": True}}
-    if workload.ignore_eos:
-        body["ignore_eos"] = True
+    body = _fields(prompt, workload) | answer_fields(
+        workload.endpoint, {}, stream=workload.stream, ignore_eos=workload.ignore_eos
+    )
     return json.dumps(body, ensure_ascii=False, separators=(",", ":"))[1:-1].encode() + b',"max_tokens":'
 
 

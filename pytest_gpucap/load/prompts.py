@@ -18,6 +18,7 @@ import numpy as np
 from pytest_gpucap.load.adapters import draw_of
 from pytest_gpucap.load.hashing import hash64
 from pytest_gpucap.load.protocol import LoadError
+from pytest_gpucap.load.request_fields import answer_fields, prompt_fields, tokens_field
 from pytest_gpucap.requirement import ApiKind, Wording, Workload
 
 NUMBER_BITS = 40
@@ -33,9 +34,9 @@ class PromptRecipe:
 
     Attributes:
         model: the model's name at the server.
-        api: an `ApiKind`'s value, ``chat`` or ``completions``.
+        api: an `ApiKind`'s value.
         units: texts of one token each, or token ids with `as_ids`; a power of two of them, in any order.
-        as_ids: send prompts as lists of token ids (completions only).
+        as_ids: send prompts as lists of token ids.
         opener: text before the first unit, so that a server that trims prompts does not change the first unit.
         overhead: tokens that the server counts beyond the units: chat template, begin-of-text, opener, wording.
         shared: units at the start that all prompts share.
@@ -46,7 +47,7 @@ class PromptRecipe:
         cached_apart: the server counts the tokens of a prompt without those that were in its cache, which its usage
             has beside them.
         by_usage: the server's ``/tokenize`` counts otherwise than its usage, and usage was taken.
-        adapters: see `Workload.adapters`.
+        adapters, stream, documents: see `Workload`.
     """
 
     model: str
@@ -65,6 +66,8 @@ class PromptRecipe:
     cached_apart: bool = False
     by_usage: bool = False
     adapters: Mapping[str, float] = field(default_factory=dict)
+    stream: bool = True
+    documents: int = 1
 
     @classmethod
     def of(cls, workload: Workload, model: str, units: tuple[str, ...], **rest: Any) -> PromptRecipe:
@@ -79,13 +82,15 @@ class PromptRecipe:
             extra_body=dict(workload.extra_body),
             wording=workload.wording,
             adapters=dict(workload.adapters),
+            stream=workload.stream,
+            documents=workload.documents,
             **rest,
         )
 
     @property
     def least_tokens(self) -> int:
         """The fewest prompt tokens that can be asked for."""
-        return self.overhead + max(self.shared, 1)
+        return self.overhead + max(self.shared, self.documents)
 
     def check(self, prompt_tokens: int) -> None:
         """Check that a prompt of this many tokens can be made.
@@ -154,8 +159,11 @@ class RequestComposer:
         self._shared = self._filler(0, recipe.shared)
         self._draw = draw_of(recipe.adapters, recipe.seed)
         models = [recipe.model] if self._draw is None else self._draw.models(recipe.model)
-        templates = [self._template(model, stream=True) for model in models]
+        templates = [self._template(model, stream=recipe.stream) for model in models]
         self._heads, self._middle = [head for head, _ in templates], templates[0][1]
+        self._generates = ApiKind(recipe.api).generates
+        self._between = f'","{recipe.opener}'.encode()
+        """From the end of one document to the units of the next."""
 
     @property
     def cached_apart(self) -> bool:
@@ -164,21 +172,20 @@ class RequestComposer:
 
     def _template(self, model: str, *, stream: bool) -> tuple[bytes, bytes]:
         """The body before the prompt, and between the prompt and the number of output tokens, which ends the body."""
-        recipe = self.recipe
+        recipe, api = self.recipe, ApiKind(self.recipe.api)
         hole: Any = [_HOLE] if recipe.as_ids else recipe.opener + _HOLE
-        body: dict[str, Any] = {"model": model}
-        if recipe.api == ApiKind.CHAT.value:
-            body["messages"] = recipe.wording.messages(hole)
-        else:
-            body["prompt"] = hole
-        body |= {**recipe.sampling, **recipe.extra_body}
-        if stream:
-            body |= {"stream": True, "stream_options": {"include_usage": True}}
-        if recipe.ignore_eos:
-            body["ignore_eos"] = True
+        body: dict[str, Any] = {
+            "model": model,
+            # The other documents of a request come with the prompt.
+            **prompt_fields(api, hole, recipe.wording),
+            **recipe.sampling,
+            **recipe.extra_body,
+            **answer_fields(api, recipe.extra_body, stream=stream, ignore_eos=recipe.ignore_eos),
+        }
         text = json.dumps(body, separators=(",", ":"))
         head, _, middle = text.partition(json.dumps(_HOLE) if recipe.as_ids else json.dumps(_HOLE)[1:-1])
-        return head.encode(), (middle[:-1] + ',"max_tokens":').encode()
+        tokens = tokens_field(api)
+        return head.encode(), (middle if tokens is None else f'{middle[:-1]},"{tokens}":').encode()
 
     def body(self, number: int, prompt_tokens: int, output_tokens: int) -> bytes:
         """The body of request `number`.
@@ -187,16 +194,30 @@ class RequestComposer:
             LoadError: as `PromptRecipe.check`.
         """
         head = self._heads[0 if self._draw is None else self._draw.of(number)]
-        return b"%b%b%b%d}" % (head, self.prompt(number, prompt_tokens), self._middle, output_tokens)
+        prompt = self._prompts(number, prompt_tokens)
+        if not self._generates:
+            return b"%b%b%b" % (head, prompt, self._middle)
+        return b"%b%b%b%d}" % (head, prompt, self._middle, output_tokens)
 
     def probe(self, number: int, prompt_tokens: int) -> bytes:
         """The body of a request that asks for one output token, not streamed."""
         head, middle = self._template(self.recipe.model, stream=False)
-        return b"%b%b%b1}" % (head, self.prompt(number, prompt_tokens), middle)
+        return b"%b%b%b%b" % (head, self._prompts(number, prompt_tokens), middle, b"1}" if self._generates else b"")
+
+    def _prompts(self, number: int, prompt_tokens: int) -> bytes:
+        """The prompt; of several documents their texts, which share the tokens evenly."""
+        count = self.recipe.documents
+        if count == 1:
+            return self.prompt(number, prompt_tokens)
+        self.recipe.check(prompt_tokens)
+        each, more = divmod(prompt_tokens - self._taken, count)
+        own = (each + (place < more) for place in range(count))
+        texts = [self.prompt(number * count + place, self._taken + tokens) for place, tokens in enumerate(own)]
+        return self._between.join(texts)
 
     def prompt(self, number: int, prompt_tokens: int) -> bytes:
         """The prompt's units, as they are written in the body."""
-        if prompt_tokens < self._least:
+        if prompt_tokens < self._least and self.recipe.documents == 1:
             self.recipe.check(prompt_tokens)
         own = prompt_tokens - self._taken
         digits = min(self._digits, own)

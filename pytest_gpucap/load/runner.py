@@ -19,6 +19,7 @@ from pytest_gpucap.arrays import Ints
 from pytest_gpucap.load.adapters import draw_of
 from pytest_gpucap.load.address import ServerAddress
 from pytest_gpucap.load.calibrate import calibrate
+from pytest_gpucap.load.connection import answer_form
 from pytest_gpucap.load.own_bodies import shared_bodies
 from pytest_gpucap.load.prompts import PromptRecipe
 from pytest_gpucap.load.protocol import (
@@ -196,6 +197,7 @@ class HttpLoadRunner:
                 {
                     **self._transport(),
                     "ignore_eos": self._workload.ignore_eos,
+                    "form": answer_form(self._workload),
                     "recipe": None if self.recipe is None else self.recipe.to_json(),
                     "bodies": bodies,
                     "bins_start_s": self._bins_start_s,
@@ -211,9 +213,9 @@ class HttpLoadRunner:
 
     def _transport(self) -> dict[str, Any]:
         """How the workers reach the server."""
-        api = self._workload.endpoint
+        api, accept = self._workload.endpoint, answer_form(self._workload).accept
         if self.uses_library is None:
-            replicas = [(each.socket_address(), each.request_head(api)) for each in self.replicas]
+            replicas = [(each.socket_address(), each.request_head(api, accept)) for each in self.replicas]
             return {"replicas": replicas, "spread": self.spread, "library": None}
         library = {
             "url": self.server.url(api),

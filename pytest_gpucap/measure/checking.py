@@ -124,7 +124,7 @@ def measurement_of(
         simulated=run.runner.simulated,
         seed=run.settings.seed,
         at_least_rps=at_least,
-        adapters=latencies_by_adapter(run.journal, run.requirement.workload.adapters, run.samples),
+        adapters=latencies_by_adapter(run.journal, run.requirement.workload, run.samples),
     )
 
 

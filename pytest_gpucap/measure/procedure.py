@@ -108,6 +108,7 @@ def sample(
         window.start_s,
         window.end_s,
         tuple(p for p in run.problems if p not in window.span.check.problems),
+        requirement.workload,
     )
-    adapters = latencies_by_adapter(run.journal, requirement.workload.adapters, [found])
+    adapters = latencies_by_adapter(run.journal, requirement.workload, [found])
     return msgspec.structs.replace(found, failed_requests=run.failed_requests(), adapters=adapters)

@@ -169,9 +169,15 @@ def workload(declared: DeclaredWorkload) -> str:
     extra = f", extra_body {shortened(declared.extra_body)}" if declared.extra_body else ""
     extra += f", adapters {adapter_mix(declared)}" if declared.adapters else ""
     return (
-        f"{preset}{own}{declared.input_tokens} tokens in{shared}, {declared.output_tokens} out, "
-        f"{declared.arrivals} arrivals, {declared.endpoint}{extra}"
+        f"{preset}{own}{declared.input_tokens} tokens in{shared}, {declared.tokens_out} out, "
+        f"{declared.arrivals} arrivals, {declared.endpoint}{_how(declared)}{extra}"
     )
+
+
+def _how(declared: DeclaredWorkload) -> str:
+    """What is unusual in what a request asks for."""
+    documents = f" of {declared.documents} documents" if declared.documents is not None else ""
+    return documents + (" (not streamed)" if declared.endpoint.generates and not declared.stream else "")
 
 
 def own_prompts(declared: DeclaredWorkload) -> str:

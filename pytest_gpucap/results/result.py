@@ -90,7 +90,8 @@ class DeclaredWorkload(msgspec.Struct, frozen=True):
     """The workload as it was declared.
 
     Attributes:
-        input_tokens, output_tokens: a number, or a distribution as it is written in a marker.
+        input_tokens, output_tokens: a number, or a distribution as it is written in a marker. Output tokens are 0 where
+            the endpoint's answers have none.
         burstiness: standard deviation of the gaps between arrivals over their mean.
         trace: name of the trace file.
         trace_sha256: of what the trace holds: arrivals in microseconds, input and output tokens. None in early files.
@@ -105,6 +106,8 @@ class DeclaredWorkload(msgspec.Struct, frozen=True):
         prompt_count: prompts in the file.
         extra_body: further fields of every request, as JSON text; only its beginning where it is long.
         extra_body_sha256: of all of that text.
+        stream: answers come token by token; False too for endpoints whose answers have no tokens.
+        documents: in each request of the rerank endpoint; None for others.
         adapters: the mix of LoRA adapters that requests name; empty: all are for the server's model.
         adapter_rank: of adapters that were made for a synthetic model; None: none were.
     """
@@ -127,8 +130,15 @@ class DeclaredWorkload(msgspec.Struct, frozen=True):
     prompt_count: Annotated[int, msgspec.Meta(ge=1)] | None = None
     extra_body: str | None = None
     extra_body_sha256: str | None = None
+    stream: bool = True
+    documents: int | None = None
     adapters: tuple[DeclaredAdapter, ...] = ()
     adapter_rank: int | None = None
+
+    @property
+    def tokens_out(self) -> str:
+        """Tokens of the answers, for people: ``none`` where they have none."""
+        return str(self.output_tokens) if self.endpoint.generates else "none"
 
 
 class DeclaredSlo(msgspec.Struct, frozen=True):

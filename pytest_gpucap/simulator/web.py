@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import random
 import time
@@ -16,6 +17,7 @@ import httptools
 
 from pytest_gpucap.accuracy.grading import exact_number
 from pytest_gpucap.accuracy.questions import SHIPPED, questions_file, read_questions
+from pytest_gpucap.simulator.endpoints import POOLED, ResponseEvents, pooled_answer, pooled_tokens
 from pytest_gpucap.simulator.live import LiveEngine, Refused
 from pytest_gpucap.simulator.profile import Profile
 
@@ -161,6 +163,8 @@ class ClientConnection(asyncio.Protocol):
             ("POST", "/tokenize"): self._tokenize,
             ("POST", "/v1/completions"): lambda body: self._generate(body, chat=False),
             ("POST", "/v1/chat/completions"): lambda body: self._generate(body, chat=True),
+            ("POST", "/v1/responses"): self._respond,
+            **{("POST", path): functools.partial(self._pool, path) for path in POOLED},
         }
 
     def _card(self) -> dict[str, Any]:
@@ -180,13 +184,57 @@ class ClientConnection(asyncio.Protocol):
         count = prompt_tokens(body, chat="messages" in body)
         self._json({"count": count, "max_model_len": self._profile.engine.kv_tokens, "tokens": list(range(count))})
 
-    def _generate(self, body: dict[str, Any], *, chat: bool) -> None:
-        prompt = prompt_tokens(body, chat=chat)
-        asked = body.get("max_completion_tokens") or body.get("max_tokens") or DEFAULT_OUTPUT
+    def _asked(self, prompt: int, asked: object) -> int:
+        """Output tokens of a request, which fit the context behind its prompt."""
         if not isinstance(asked, int) or asked < 1:
             raise BadRequest("max_tokens must be a whole number of at least 1")
         if prompt + asked > self._profile.engine.kv_tokens:
             raise BadRequest(f"maximum context length is {self._profile.engine.kv_tokens} tokens, not {prompt + asked}")
+        return asked
+
+    def _pool(self, path: str, body: dict[str, Any]) -> None:
+        """Answer without a token: the request ends with the step that prefills the last of its prompt."""
+        prompt = pooled_tokens(path, body, lambda text: max(1, count_tokens(text)))
+        if prompt is None:
+            raise BadRequest("the request holds no input")
+        self._asked(prompt, 1)
+
+        def deliver(final: bool) -> None:
+            if final:
+                self._row = None
+                self._json(pooled_answer(path, body, self._model, prompt))
+
+        self._row = self._engine.submit(prompt, 1, deliver)
+
+    def _respond(self, body: dict[str, Any]) -> None:
+        """Answer a request of the responses API, streamed or not."""
+        given = body.get("input")
+        messages = given if isinstance(given, list) else [{"role": "user", "content": given}]
+        prompt = prompt_tokens({"messages": messages if given else []}, chat=True)
+        asked = self._asked(prompt, body.get("max_output_tokens") or DEFAULT_OUTPUT)
+        events = ResponseEvents(self._model, prompt, asked, TOKEN_TEXT)
+        streamed, begun, transport = bool(body.get("stream")), False, self._transport
+
+        def deliver(final: bool) -> None:
+            nonlocal begun
+            if final:
+                self._row = None
+            if transport is None or transport.is_closing():
+                return
+            if not streamed:
+                if final:
+                    self._json(events.answer())
+                return
+            text = b"" if begun else _STREAM_HEAD + _chunk(events.opening())
+            begun = True
+            text += _chunk(events.token())
+            transport.write(text + (_chunk(events.closing()) + b"0\r\n\r\n" if final else b""))
+
+        self._row = self._engine.submit(prompt, asked, deliver)
+
+    def _generate(self, body: dict[str, Any], *, chat: bool) -> None:
+        prompt = prompt_tokens(body, chat=chat)
+        asked = self._asked(prompt, body.get("max_completion_tokens") or body.get("max_tokens") or DEFAULT_OUTPUT)
         # Answers to known questions end by themselves; all others have exactly the requested tokens.
         reply = self._answers.reply(body) if chat and not body.get("stream") else None
         said = None if reply is None or count_tokens(reply) > asked else reply
@@ -222,10 +270,7 @@ class ClientConnection(asyncio.Protocol):
         if usage is not None:
             last += event(None, {"usage": usage})
         last += _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
-        opening = (
-            b"HTTP/1.1 200 OK\r\nserver: gpucap-simulator\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
-            b"transfer-encoding: chunked\r\n\r\n"
-        )
+        opening = _STREAM_HEAD
         if chat:
             opening += event({"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None})
         transport = self._transport
@@ -302,6 +347,12 @@ class ClientConnection(asyncio.Protocol):
             return
         head = f"HTTP/1.1 {status} \r\nserver: gpucap-simulator\r\ncontent-type: {kind}\r\n"
         self._transport.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+
+
+_STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\nserver: gpucap-simulator\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
+    b"transfer-encoding: chunked\r\n\r\n"
+)
 
 
 def _chunk(data: bytes) -> bytes:

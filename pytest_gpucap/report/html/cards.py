@@ -375,13 +375,20 @@ def _declared(result: Result) -> list[Fact]:
     facts += [
         Fact("Limits", rows.limits(result.slo)),
         Fact("Prompts", f"{of_file}{workload.input_tokens} tokens{shared}"),
-        Fact("Answers", f"{workload.output_tokens} tokens{', end of text ignored' if workload.ignore_eos else ''}"),
+        Fact("Answers", _answers(workload)),
         Fact("Arrivals", _arrivals(workload)),
-        Fact("Endpoint", workload.endpoint),
+        Fact("Endpoint", workload.endpoint + (f", {workload.documents} documents" if workload.documents else "")),
     ]
     extra = [Fact("Extra body", workload.extra_body)] if workload.extra_body else []
     extra += [Fact("Adapters", rows.adapter_mix(workload))] if workload.adapters else []
     return [*facts, *([Fact("Sampling", sampling)] if sampling else []), *extra]
+
+
+def _answers(workload: DeclaredWorkload) -> str:
+    if not workload.endpoint.generates:
+        return "without tokens"
+    ignored = ", end of text ignored" if workload.ignore_eos else ""
+    return f"{workload.output_tokens} tokens{ignored}{'' if workload.stream else ', not streamed'}"
 
 
 def _arrivals(workload: DeclaredWorkload) -> str:
