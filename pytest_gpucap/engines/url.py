@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from pytest_gpucap.access import (
     AUTHORIZATION,
@@ -236,7 +236,7 @@ def _try(server: ExternalServer, timeout_s: float) -> None:
         EndpointError: if it is still loading, refuses the key, or has neither a list of models nor an endpoint.
     """
     common = {"model": server.model, "max_tokens": 1}
-    requests = {
+    requests: dict[str, dict[str, Any]] = {
         "/v1/chat/completions": {**common, "messages": [{"role": "user", "content": _PROMPT}]},
         "/v1/completions": {**common, "prompt": _PROMPT},
         **{path: {"model": server.model, "input": _PROMPT} for path in POOLED_PATHS},

@@ -30,13 +30,17 @@ def pooled_tokens(path: str, body: Mapping[str, Any], count: Callable[[str], int
             return None
         return sum(count(query) + count(str(each)) for each in documents)
     given = body.get("input")
-    inputs = given if isinstance(given, list) and not _is_ids(given) else [given]
-    counts = [len(each) if _is_ids(each) else count(each) if isinstance(each, str) else 0 for each in inputs]
+    ids = isinstance(given, list) and all(type(each) is int for each in given)
+    inputs = given if isinstance(given, list) and not ids else [given]
+    counts = [_tokens_of(each, count) for each in inputs]
     return sum(counts) if counts and all(counts) else None
 
 
-def _is_ids(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(each) is int for each in value)
+def _tokens_of(given: object, count: Callable[[str], int]) -> int:
+    """Tokens of a text or of a list of token ids; 0 for anything else."""
+    if isinstance(given, list):
+        return len(given) if all(type(each) is int for each in given) else 0
+    return count(given) if isinstance(given, str) else 0
 
 
 def pooled_answer(path: str, body: Mapping[str, Any], model: str, tokens: int) -> dict[str, Any]:

@@ -218,7 +218,7 @@ def test_a_model_without_any_endpoint_is_a_wrong_url() -> None:
         attach(server.url, model="m", wait_s=LONG_S)
     assert "/v1/chat/completions answered 404" in str(caught.value)
     assert "mend the URL" in str(caught.value)
-    assert len(server.asked) == 3
+    assert len(server.asked) == 6
 
 
 def test_endless_bodies_are_cut() -> None:
