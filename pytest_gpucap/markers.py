@@ -503,6 +503,11 @@ _OF_ANSWERS: Final = (
     *(SecondaryName.JOULES_PER_1K_TOKENS.value, SecondaryName.USD_PER_1M_TOKENS.value, SecondaryName.ACCEPTANCE.value),
 )
 """Keywords about the tokens of answers."""
+_OF_PROMPTS: Final[Mapping[ApiKind, tuple[str, ...]]] = {
+    **dict.fromkeys((ApiKind.RESPONSES, ApiKind.EMBEDDINGS, ApiKind.POOLING, ApiKind.CLASSIFY), ("input",)),
+    ApiKind.RERANK: ("query", "documents"),
+}
+"""Fields of a request's body that hold its prompt, beside those of chats and completions."""
 _WORDING: Final = ("system", "fold_system", "opening", "instruction")
 _SAMPLING: Final = ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty")
 
@@ -596,6 +601,8 @@ def _check_endpoint(values: Mapping[str, Any]) -> None:
             raise RequirementError(f"prompts of a file are sent to chat or completions, not to {shown}")
         if endpoint is ApiKind.RESPONSES and values.get("stream") is False:
             raise RequirementError(f"stream=False does not go with {shown}, whose answers are always streamed")
+    if own := next((name for name in _OF_PROMPTS.get(endpoint, ()) if name in values.get("extra_body", {})), None):
+        raise RequirementError(f"extra_body: {own} is not for it with {shown}: that is the prompt, which is made")
     if not endpoint.generates:
         if said := next((key for key in _OF_ANSWERS if key in values), None):
             raise RequirementError(f"{said} does not go with {shown}, whose answers have no tokens: leave it out")

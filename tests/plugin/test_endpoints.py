@@ -91,6 +91,8 @@ MISTAKES = {
     'endpoint="embeddings", trace="trace.csv"': 'trace does not go with endpoint="embeddings"',
     'endpoint="embeddings", system="Be brief."': 'system needs endpoint="chat"',
     'endpoint="embeddings", acceptance=0.5': 'acceptance does not go with endpoint="embeddings"',
+    'endpoint="embeddings", extra_body={"input": "x"}': 'extra_body: input is not for it with endpoint="embeddings"',
+    'endpoint="rerank", extra_body={"documents": []}': 'extra_body: documents is not for it with endpoint="rerank"',
     "documents=3": 'documents are those of one request of endpoint="rerank"',
     'endpoint="rerank", documents=0': "documents must be a whole number of at least 1",
     'endpoint="rerank", documents=10**6': "documents must be at most 4096 in one request",
@@ -125,7 +127,7 @@ def test_vllm_embeds(pytester: pytest.Pytester, vllm_python: str) -> None:
         """
         import pytest
 
-        pytestmark = pytest.mark.vllm(model="synthetic:tiny", max_model_len=512, runner="pooling", convert="embed")
+        pytestmark = pytest.mark.vllm(model="synthetic:tiny", max_model_len=2048, runner="pooling", convert="embed")
 
         @pytest.mark.gpucap(input_tokens=64, endpoint="embeddings")
         def test_embeddings(gpucap, vllm_server):
