@@ -23,6 +23,7 @@ from pytest_gpucap.errors import told
 from pytest_gpucap.masking import refusal
 from pytest_gpucap.options import Options
 from pytest_gpucap.requirement import (
+    BASE_MODEL,
     GOODPUT,
     ApiKind,
     ArrivalKind,
@@ -45,7 +46,7 @@ from pytest_gpucap.requirement import (
     tokens,
     whole,
 )
-from pytest_gpucap.secondary import METRICS, SecondaryLimit
+from pytest_gpucap.secondary import METRICS, SecondaryLimit, SecondaryName
 from pytest_gpucap.user_files import is_file, shown_path
 from pytest_gpucap.vllm_arguments import VllmArguments
 
@@ -185,6 +186,9 @@ def declare(item: pytest.Item, options: Options) -> Declaration:
     _check_questions(workload, slo)
     _check_pace(workload, slo)
     own_class = _merged(item, "gpu_class", positional="name").get("name")
+    if workload.adapters or workload.adapter_rank is not None:
+        running = options.url is not None or str(options.gpu_class or own_class).startswith(_SIMULATED)
+        workload = _with_adapters(workload, engine, model, arguments, running=running)
     name = values.get("name") or _own_name(item)
     fleet = _fleet(values, options, gpus_per_replica)
     if workload.prompts is not None:
@@ -427,6 +431,31 @@ def _form(values: Mapping[str, Any]) -> str:
     return form_of(values["extra_body"])
 
 
+def _adapters(value: Any, what: str) -> dict[str, float]:
+    from pytest_gpucap.workloads.adapter_mix import read_adapters
+
+    return read_adapters(value, what)
+
+
+def _adapter_rank(value: Any, what: str) -> int:
+    from pytest_gpucap.workloads.adapter_mix import read_rank
+
+    return read_rank(value, what)
+
+
+_USUAL_DOCUMENTS: Final = 10
+"""In a request of the rerank endpoint, where nothing is said: what a search hands on to be ranked."""
+MOST_DOCUMENTS: Final = 4096
+"""In one request."""
+
+
+def _documents(value: Any, what: str) -> int:
+    count = whole(value, what)
+    if count > MOST_DOCUMENTS:
+        raise RequirementError(f"{what} must be at most {MOST_DOCUMENTS} in one request, not {told(value)}")
+    return count
+
+
 def _priority(value: Any, what: str) -> int:
     number = exact(value, what)
     if number.denominator != 1:
@@ -449,6 +478,8 @@ _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "endpoint": lambda value, what: _choice(ApiKind, value, what),
     "shared_prefix_tokens": lambda value, what: tokens(value, what, least=0),
     "ignore_eos": _flag,
+    "stream": _flag,
+    "documents": _documents,
     "max_error_rate": share,
     "max_time": duration_s,
     "seed": lambda value, what: whole(value, what, least=0),
@@ -459,6 +490,8 @@ _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "presence_penalty": lambda value, what: float(exact(value, what)),
     "frequency_penalty": lambda value, what: float(exact(value, what)),
     "extra_body": _extra_body,
+    "adapters": _adapters,
+    "adapter_rank": _adapter_rank,
     "workload": _text,
     "system": _text,
     "fold_system": _flag,
@@ -480,6 +513,17 @@ _OF_MADE_PROMPTS: Final = ("input_tokens", "shared_prefix_tokens", "trace", "ima
 """Keywords that say how long prompts are, or what they have: not for prompts that are in a file."""
 _LIMITING: Final = frozenset({GOODPUT, *(metric.value for metric in Metric)})
 """Keywords of limits, beside metrics with a percentile."""
+_OF_ANSWERS: Final = (
+    *("output_tokens", "ignore_eos", "stream", "questions", "answer_tokens", "min_accuracy"),
+    *("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty"),
+    *(SecondaryName.JOULES_PER_1K_TOKENS.value, SecondaryName.USD_PER_1M_TOKENS.value, SecondaryName.ACCEPTANCE.value),
+)
+"""Keywords about the tokens of answers."""
+_OF_PROMPTS: Final[Mapping[ApiKind, tuple[str, ...]]] = {
+    **dict.fromkeys((ApiKind.RESPONSES, ApiKind.EMBEDDINGS, ApiKind.POOLING, ApiKind.CLASSIFY), ("input",)),
+    ApiKind.RERANK: ("query", "documents"),
+}
+"""Fields of a request's body that hold its prompt, beside those of chats and completions."""
 _WORDING: Final = ("system", "fold_system", "opening", "instruction")
 _SAMPLING: Final = ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty")
 
@@ -525,11 +569,17 @@ def _with_preset(given: dict[str, Any], options: Options, item: pytest.Item) -> 
         _gpucap_values(preset.keywords, item)
     except RequirementError as error:
         raise RequirementError(f"workload preset {name}: {error}") from None
-    below = dict(preset.keywords)
+    below = _fit_for(given.get("endpoint"), preset.keywords)
     if "prompts" in given:  # they are as long as they are
         arrivals = ("arrivals",) if "trace" in below else ()
         below = {key: value for key, value in below.items() if key not in {*_OF_MADE_PROMPTS, *arrivals}}
     return {**below, "workload": name, **given}
+
+
+def _fit_for(endpoint: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of a preset, without those of answers' tokens where the marker's endpoint has none."""
+    without = isinstance(endpoint, str) and endpoint in set(ApiKind) and not ApiKind(endpoint).generates
+    return {key: value for key, value in keywords.items() if not (without and key in _OF_ANSWERS)}
 
 
 def _near(keyword: str) -> str:
@@ -559,8 +609,38 @@ def _check_questions(workload: Workload, slo: Slo) -> None:
         )
 
 
+def _check_endpoint(values: Mapping[str, Any]) -> None:
+    """Check that nothing is said that the endpoint does not have."""
+    endpoint = values.get("endpoint", ApiKind.CHAT)
+    shown = f'endpoint="{endpoint}"'
+    if endpoint is not ApiKind.RERANK and "documents" in values:
+        raise RequirementError('documents are those of one request of endpoint="rerank": leave it out')
+    if endpoint is ApiKind.RERANK and values.get("shared_prefix_tokens"):
+        raise RequirementError(f"shared_prefix_tokens does not go with {shown}: its documents share nothing")
+    if endpoint not in {ApiKind.CHAT, ApiKind.COMPLETIONS}:
+        if "prompts" in values:
+            raise RequirementError(f"prompts of a file are sent to chat or completions, not to {shown}")
+        if endpoint is ApiKind.RESPONSES and values.get("stream") is False:
+            raise RequirementError(f"stream=False does not go with {shown}, whose answers are always streamed")
+    if own := next((name for name in _OF_PROMPTS.get(endpoint, ()) if name in values.get("extra_body", {})), None):
+        raise RequirementError(f"extra_body: {own} is not for it with {shown}: that is the prompt, which is made")
+    if not endpoint.generates:
+        if said := next((key for key in _OF_ANSWERS if key in values), None):
+            raise RequirementError(f"{said} does not go with {shown}, whose answers have no tokens: leave it out")
+        if "trace" in values:
+            raise RequirementError(f"trace does not go with {shown}: its requests have tokens to generate")
+
+
 def _check_pace(workload: Workload, slo: Slo) -> None:
-    """Check that a limit on the time between tokens has answers of several tokens to be judged by."""
+    """Check that a limit on tokens' times has answers that tell them."""
+    if not workload.streamed and (
+        early := next((limit.name for limit in slo.percentiles if limit.metric is not Metric.E2E), None)
+        or next((metric.value for metric, _ in slo.thresholds if metric is not Metric.E2E), None)
+    ):
+        how = f'endpoint="{workload.endpoint}"' if not workload.endpoint.generates else "stream=False"
+        raise RequirementError(
+            f"{early} needs answers that come token by token, and with {how} they come as a whole: limit e2e"
+        )
     percentiles = [limit.name for limit in slo.percentiles if limit.metric in {Metric.TPOT, Metric.ITL}]
     limits = percentiles or [metric.value for metric, _ in slo.thresholds if metric is Metric.TPOT]
     lengths_in_a_file = workload.arrivals.trace is not None or workload.prompts is not None
@@ -571,6 +651,7 @@ def _check_pace(workload: Workload, slo: Slo) -> None:
 
 
 def _workload(values: Mapping[str, Any]) -> Workload:
+    _check_endpoint(values)
     kind = values.get("arrivals")
     trace, burstiness = values.get("trace"), values.get("burstiness")
     if kind is None:
@@ -579,9 +660,7 @@ def _workload(values: Mapping[str, Any]) -> Workload:
         raise RequirementError('arrivals="trace" and trace=FILE go together')
     if (kind is ArrivalKind.GAMMA) != (burstiness is not None):
         raise RequirementError('arrivals="gamma" and burstiness=CV go together')
-    plain = {key: values[key] for key in ("input_tokens", "output_tokens", "endpoint", "ignore_eos") if key in values}
-    if "ignore_eos" not in values and _form(values):
-        plain["ignore_eos"] = False  # else a server writes on after the end of the form, whatever comes to its mind
+    plain = _of_requests(values)
     prompts = _prompts(values)
     if prompts is not None:
         plain["endpoint"] = prompts.endpoint(values.get("endpoint"))
@@ -594,6 +673,8 @@ def _workload(values: Mapping[str, Any]) -> Workload:
         shared_prefix_tokens=values.get("shared_prefix_tokens", 0),
         sampling={key: values[key] for key in _SAMPLING if key in values},
         extra_body=values.get("extra_body", {}),
+        adapters=values.get("adapters", {}),
+        adapter_rank=values.get("adapter_rank"),
         wording=Wording(**{key: values[key] for key in _WORDING if key in values}),
         preset=values.get("workload"),
         questions=values.get("questions"),
@@ -602,17 +683,37 @@ def _workload(values: Mapping[str, Any]) -> Workload:
     )
     if workload.endpoint is not ApiKind.CHAT and workload.images:
         raise RequirementError('images needs endpoint="chat": a plain completion is text alone')
-    if workload.endpoint is not ApiKind.CHAT and (workload.questions or workload.wording != Wording()):
+    if (workload.endpoint is not ApiKind.CHAT and workload.questions) or (
+        not workload.endpoint.has_messages and workload.wording != Wording()
+    ):
         said = "questions" if workload.questions else next(key for key in _WORDING if key in values)
         raise RequirementError(f'{said} needs endpoint="chat": a plain completion has no messages')
     if prompts is not None:
         _check_wording(prompts, workload.wording)
+    if workload.input_tokens.low < workload.documents:
+        raise RequirementError(
+            f"documents={workload.documents} leave no token for some of them in the shortest request "
+            f"({workload.input_tokens.low} tokens): raise input_tokens, which is of all documents together"
+        )
     if workload.shared_prefix_tokens >= workload.input_tokens.low:
         raise RequirementError(
             f"shared_prefix_tokens={workload.shared_prefix_tokens} leaves no token of the shortest prompt "
             f"({workload.input_tokens.low} tokens) that is not shared"
         )
     return workload
+
+
+def _of_requests(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What each request asks for, and of which endpoint."""
+    told_as_is = ("input_tokens", "output_tokens", "endpoint", "ignore_eos", "stream")
+    plain = {key: values[key] for key in told_as_is if key in values}
+    if "ignore_eos" not in values and _form(values):
+        plain["ignore_eos"] = False  # else a server writes on after the end of the form, whatever comes to its mind
+    if not plain.get("endpoint", ApiKind.CHAT).generates:
+        plain["output_tokens"] = Length.fixed(1)
+    if plain.get("endpoint") is ApiKind.RERANK:
+        plain["documents"] = values.get("documents", _USUAL_DOCUMENTS)
+    return plain
 
 
 def _prompts(values: Mapping[str, Any]) -> PromptFile | None:
@@ -638,6 +739,53 @@ def _check_wording(prompts: PromptFile, wording: Wording) -> None:
         raise RequirementError(
             f"{said} stands around prompts that are texts, and {whole} has messages of its own: leave {said} out"
         )
+
+
+_SIMULATED: Final = "sim:"
+
+
+def _with_adapters(
+    workload: Workload, engine: str, model: object, arguments: Mapping[str, Any], *, running: bool
+) -> Workload:
+    """The workload, with the rank of its adapters where they are made.
+
+    Args:
+        workload: with a mix of adapters, or with a rank.
+        engine: name of the test's engine.
+        model: of the server.
+        arguments: of the server.
+        running: the server is simulated, or already runs and is asked before the load.
+
+    Raises:
+        RequirementError: if the server that the test starts would not have an adapter of the mix.
+    """
+    from pytest_gpucap.engines.synthetic import is_synthetic
+    from pytest_gpucap.workloads.adapter_mix import DEFAULT_RANK, own_adapters
+
+    if not workload.adapters:
+        raise RequirementError("adapter_rank is about a mix of adapters: give adapters= as well, or leave it out")
+    given = VllmArguments(arguments).lora_names if engine == VLLM else ()
+    if engine == VLLM and model is not None and is_synthetic(str(model)) and not given:
+        return replace(workload, adapter_rank=workload.adapter_rank or DEFAULT_RANK)
+    if workload.adapter_rank is not None:
+        raise RequirementError(
+            "adapter_rank is for adapters that are made, which synthetic models without lora_modules have: leave it out"
+        )
+    if running or engine != VLLM:
+        return workload
+    if missing := next((name for name in own_adapters(workload.adapters) if name not in given), None):
+        known = f"it has {', '.join(given)}" if given else "it has none"
+        raise RequirementError(
+            f"adapters: the server has no adapter {told(missing)}, {known}: "
+            f"name it in vllm(enable_lora=True, lora_modules=[{told(f'{missing}=PATH')}])"
+        )
+    if BASE_MODEL in given:
+        raise RequirementError(
+            f"lora_modules: {BASE_MODEL!r} stands for the model without an adapter in adapters=: name it otherwise"
+        )
+    if VllmArguments(arguments).get("enable_lora") is not True:
+        raise RequirementError("adapters: vLLM serves lora_modules with vllm(enable_lora=True) only: add it")
+    return workload
 
 
 _LOGS_PROMPTS: Final = frozenset({"enable_log_requests", "log_requests", "log_requests_level"})

@@ -526,11 +526,30 @@ class Arrivals:
     trace_sha256: str | None = None
 
 
+BASE_MODEL: Final = "base"
+"""In a mix of adapters: the server's model without one."""
+
+
 class ApiKind(StrEnum):
     """Which OpenAI-compatible endpoint carries the requests."""
 
     CHAT = "chat"
     COMPLETIONS = "completions"
+    RESPONSES = "responses"
+    EMBEDDINGS = "embeddings"
+    POOLING = "pooling"
+    CLASSIFY = "classify"
+    RERANK = "rerank"
+
+    @property
+    def generates(self) -> bool:
+        """Whether its answers have tokens. Otherwise a request is prefilled, and its answer comes as a whole."""
+        return self in {ApiKind.CHAT, ApiKind.COMPLETIONS, ApiKind.RESPONSES}
+
+    @property
+    def has_messages(self) -> bool:
+        """Whether its prompts are messages, with a chat template around them."""
+        return self in {ApiKind.CHAT, ApiKind.RESPONSES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -609,6 +628,7 @@ class Workload:
 
     input_tokens: Length = field(default_factory=lambda: Length.fixed(256))
     output_tokens: Length = field(default_factory=lambda: Length.fixed(256))
+    """1 where the endpoint's answers have no tokens: a request ends with the step that prefills the last of it."""
     arrivals: Arrivals = Arrivals()
     endpoint: ApiKind = ApiKind.CHAT
     shared_prefix_tokens: int = 0
@@ -631,6 +651,20 @@ class Workload:
     """Prompts from a file; None: they are made on the spot, with exactly the input tokens asked for."""
     images: tuple[ImageSize, ...] = ()
     """Of each of them one is drawn for every prompt of the chat endpoint. Their tokens count as input tokens."""
+    stream: bool = True
+    """Ask for answers token by token, where the endpoint's answers have tokens."""
+    documents: int = 1
+    """Documents in each request of the rerank endpoint; its input tokens are those of all of them and of the query."""
+    adapters: Mapping[str, float] = field(default_factory=dict)
+    """Share of the requests of each LoRA adapter, by the name that they send as their model (`BASE_MODEL`: the server's
+    own); empty: every request is for the server's model."""
+    adapter_rank: int | None = None
+    """Rank of adapters that are made for a synthetic model; None: they are not made."""
+
+    @property
+    def streamed(self) -> bool:
+        """Whether answers come token by token. Otherwise only their end to end latency is known."""
+        return self.stream and self.endpoint.generates
 
     @property
     def longest(self) -> tuple[int, int]:

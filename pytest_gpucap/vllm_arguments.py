@@ -195,6 +195,11 @@ class VllmArguments:
         return self.values.get(name)
 
     @property
+    def lora_names(self) -> tuple[str, ...]:
+        """The names of the adapters in ``lora_modules``, each given as ``name=path`` or as JSON; empty if not given."""
+        return tuple(filter(None, map(_lora_name, _several(self.get("lora_modules")))))
+
+    @property
     def tensor_parallel_size(self) -> int:
         """GPUs that share every layer."""
         return self._size("tensor_parallel_size")
@@ -434,6 +439,13 @@ def _read(given: Iterable[Spelled]) -> dict[str, Value]:
 
 def _several(value: Value) -> tuple[Item, ...]:
     return value if isinstance(value, tuple) else () if value is None else (value,)
+
+
+def _lora_name(given: object) -> str:
+    """The name in one entry of ``lora_modules``; empty where there is none."""
+    text = str(given)
+    found = _object(text)
+    return text.partition("=")[0] if found is None else str(found.get("name") or "")
 
 
 def _plain(name: str, value: object) -> Value:

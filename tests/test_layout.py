@@ -73,7 +73,7 @@ ROOMS: dict[str, set[str]] = {
             "accuracy",
             "decisions",
         ),
-        *("roofline", "measure", "simulator", "planning", "report", "history"),
+        *("roofline", "measure", "simulator", "planning", "report", "history", "workloads"),
     },
     "fixtures": {"engines", "session"},
     "plugin": {"hookspecs", "options", "fixtures", "results", "session", "report"},

@@ -279,6 +279,8 @@ class ServerRequest:
         startup_timeout_s: seconds from start to ready.
         log_dir: folder for the server's log.
         identity: name, key and address that the server must have; None: the engine chooses.
+        adapters: LoRA adapters that requests name, and that the engine makes for a synthetic model.
+        adapter_rank: of these.
     """
 
     model: str | None = None
@@ -287,6 +289,8 @@ class ServerRequest:
     startup_timeout_s: float = 1800.0
     log_dir: Path = Path(".gpucap/logs")
     identity: ServingIdentity | None = None
+    adapters: tuple[str, ...] = ()
+    adapter_rank: int = 16
 
     def new_log(self, name: str) -> Path:
         """A log file for one start, in the log folder; `name` may be a model's name."""

@@ -29,6 +29,8 @@ _LINE = 100
 _PROMPT = "Please say hello and then count to three."
 """Not too short: on CPUs with AMX, vLLM 0.32 crashes if the very first prompt has fewer than five tokens."""
 _TOKENS = 4
+POOLED_PATHS: Final = ("/v1/embeddings", "/pooling", "/classify")
+"""Of a server whose model gives no tokens. Which of them it has depends on the model."""
 _NO_CHAT: Final = frozenset({400, 404})
 """What a server answers to a chat if the model has no chat template."""
 
@@ -120,17 +122,35 @@ class Readiness:
         return True
 
     def _ask(self, endpoint: HttpServer) -> None:
-        """Ask for one plain and one streamed chat, or for completions where the model has no chat template."""
+        """Ask for one plain and one streamed chat; without a chat template for completions; and else for vectors."""
         try:
             try:
                 self._answered(endpoint, "/v1/chat/completions", {"messages": [{"role": "user", "content": _PROMPT}]})
             except EndpointError as error:
                 if error.status not in _NO_CHAT:
                     raise
-                self._answered(endpoint, "/v1/completions", {"prompt": _PROMPT})
+                self._completed_or_pooled(endpoint)
         except EndpointError as error:
             self._expect_death()
             raise ServerStartError(f"it listens but does not answer a request: {error}") from None
+
+    def _completed_or_pooled(self, endpoint: HttpServer) -> None:
+        """Ask for completions, or for what a server of a pooling model answers: vectors or classes."""
+        try:
+            self._answered(endpoint, "/v1/completions", {"prompt": _PROMPT})
+        except EndpointError as error:
+            if error.status not in _NO_CHAT or not any(self._pooled(endpoint, path) for path in POOLED_PATHS):
+                raise
+
+    def _pooled(self, endpoint: HttpServer, path: str) -> bool:
+        """Whether a request without tokens to generate is answered there."""
+        try:
+            found = json_object(self._request(endpoint, path, {"model": self._model, "input": _PROMPT}))
+        except EndpointError as error:
+            if error.status is None:
+                raise
+            return False
+        return bool(found.get("data"))
 
     def _answered(self, endpoint: HttpServer, path: str, asked: dict[str, Any]) -> None:
         """Ask for a whole and for a streamed answer.

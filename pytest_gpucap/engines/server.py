@@ -208,15 +208,28 @@ class HttpServer:
         Raises:
             EndpointError: if it lists none.
         """
+        roots = {name: card.get("root") for name, card in self._cards(timeout_s).items()}
+        return {name: root if isinstance(root, str) and _is_name(root) else None for name, root in roots.items()}
+
+    def adapters(self, timeout_s: float | None = None) -> set[str]:
+        """Those of the models it lists that are LoRA adapters of another one: vLLM gives that one as ``parent``.
+
+        Raises:
+            EndpointError: if it lists no models.
+        """
+        return {name for name, card in self._cards(timeout_s).items() if _is_name(card.get("parent"))}
+
+    def _cards(self, timeout_s: float | None) -> dict[str, dict[str, object]]:
+        """What it tells of each model."""
         try:
             listed = json_object(self.request("/v1/models", timeout_s=timeout_s))["data"]
-            names = {each["id"]: each.get("root") for each in listed}
-        except (KeyError, TypeError, AttributeError):
-            names = {None: None}
-        if not all(_is_name(name) for name in names):
+            found = {each["id"]: dict(each) for each in listed}
+        except (KeyError, TypeError, ValueError, AttributeError):
+            found = {None: {}}
+        if not all(_is_name(name) for name in found):
             text = f"{self.base_url}/models does not answer as an OpenAI-compatible server"
             raise EndpointError(text, status=HTTP_OK)
-        return {name: root if _is_name(root) else None for name, root in names.items()}
+        return found
 
     def request(
         self,

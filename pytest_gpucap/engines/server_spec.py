@@ -26,6 +26,8 @@ class ServerSpec:
         startup_timeout_s: seconds from start to ready.
         log_dir: folder of the logs.
         identity: name, key and address that it must have; None: a name and a key of its own, on loopback.
+        adapters: LoRA adapters that are made for a synthetic model.
+        adapter_rank: of these.
 
     Raises:
         ValueError: if the model is empty.
@@ -38,6 +40,8 @@ class ServerSpec:
     startup_timeout_s: float = field(default=1800.0, compare=False)
     log_dir: Path = field(default=Path(".gpucap/logs"), compare=False)
     identity: ServingIdentity | None = field(default=None, compare=False)
+    adapters: tuple[str, ...] = field(default=(), compare=False)
+    adapter_rank: int = field(default=16, compare=False)
     key: str = field(init=False, repr=False)
     """Stable identity of a server: everything but the timeout, the log folder and what clients know it by."""
 
@@ -45,7 +49,8 @@ class ServerSpec:
         if not self.model:
             raise ValueError("vllm: model is empty: name a hub model, a folder or synthetic:NAME")
         env = {str(name): str(value) for name, value in self.env.items()}
-        identity = [self.model, self.python, sorted(env.items()), self.args.identity]
+        made = [[*self.adapters, str(self.adapter_rank)]] if self.adapters else []
+        identity = [self.model, self.python, sorted(env.items()), self.args.identity, *made]
         object.__setattr__(self, "env", MappingProxyType(env))
         object.__setattr__(self, "key", hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16])
 

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from pytest_gpucap.access import (
     AUTHORIZATION,
@@ -21,6 +21,7 @@ from pytest_gpucap.access import (
 from pytest_gpucap.engines.answering import Answering, port_of
 from pytest_gpucap.engines.errors import EndpointError
 from pytest_gpucap.engines.protocol import Capabilities, Engine, EnginePair, Server, ServerRequest
+from pytest_gpucap.engines.readiness import POOLED_PATHS
 from pytest_gpucap.engines.server import HTTP_OK, HttpServer
 from pytest_gpucap.load.server_words import json_object
 from pytest_gpucap.vllm_arguments import VllmArguments
@@ -211,6 +212,9 @@ def _look(server: ExternalServer, model: str | None, likely_model: str | None) -
             raise
         server.unlisted = error
     listed = list(server.listed)
+    if len(listed) > 1 and model is None:  # requests name adapters themselves; the model is the one that has them
+        adapters = server.adapters(_ANSWER_S)
+        listed = [name for name in listed if name not in adapters] or listed
     if model is not None and listed and model not in listed:
         raise EndpointError(f"it serves no {model}; it serves {_names(listed)}: name one with --gpucap-model")
     if model is None and len(listed) == 1:
@@ -232,9 +236,10 @@ def _try(server: ExternalServer, timeout_s: float) -> None:
         EndpointError: if it is still loading, refuses the key, or has neither a list of models nor an endpoint.
     """
     common = {"model": server.model, "max_tokens": 1}
-    requests = {
+    requests: dict[str, dict[str, Any]] = {
         "/v1/chat/completions": {**common, "messages": [{"role": "user", "content": _PROMPT}]},
         "/v1/completions": {**common, "prompt": _PROMPT},
+        **{path: {"model": server.model, "input": _PROMPT} for path in POOLED_PATHS},
     }
     failed: list[EndpointError] = []
     for path, content in requests.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import secrets
 import shutil
@@ -22,6 +23,7 @@ from pytest_gpucap.engines.protocol import Capabilities, MetricNames, ServingIde
 from pytest_gpucap.engines.server import HttpServer
 from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.start_phases import start_phases
+from pytest_gpucap.engines.synthetic_adapters import lora_arguments, make_adapter
 
 _SERVE: Final = Path(__file__).parent / "server_side" / "vllm_serve.py"
 _LOG_KV_TOKENS = re.compile(r"KV cache size: ([\d,]+) tokens")
@@ -223,6 +225,8 @@ def start_vllm(
     if synthetic.is_synthetic(spec.model):
         spec = spec.with_defaults(synthetic.architecture(spec.model).server_args(cpu=not devices))
         model_path = str(synthetic.make_model(spec.model))
+        if spec.adapters:
+            spec = spec.with_defaults(lora_arguments(len(spec.adapters), spec.adapter_rank))
     python = shutil.which(spec.python)
     if python is None:
         cause = f"there is no interpreter {spec.python}; choose one that has vLLM with --gpucap-vllm-python"
@@ -230,6 +234,10 @@ def start_vllm(
     known = spec.identity or ServingIdentity.new(spec.model)
     command = [python, str(_SERVE), model_path, *spec.args.flags()]
     command += ["--host", known.host, "--port", "0", "--served-model-name", known.name]
+    if spec.adapters:
+        # Not among the arguments of the spec: the folders are this machine's, and results name the arguments.
+        made = {name: make_adapter(spec.model, name, spec.adapter_rank) for name in spec.adapters}
+        command += ["--lora-modules", *(json.dumps({"name": name, "path": str(path)}) for name, path in made.items())]
     launched = launch(
         command,
         model=known.name,

@@ -11,6 +11,7 @@ from typing import Final
 
 from pytest_gpucap.engines.protocol import Engine, EnginePair, Server, ServerRequest
 from pytest_gpucap.engines.server_spec import ServerSpec
+from pytest_gpucap.engines.synthetic import is_synthetic
 from pytest_gpucap.vllm_arguments import VllmArguments
 
 DEFAULT_SHARE: Final = 0.92
@@ -49,6 +50,7 @@ class VllmEngine(Engine):
             )
         if reason := _one_front_end(args):
             raise ValueError(f"vllm: api_server_count={args.api_server_count} has no effect: {reason}")
+        adapters = request.adapters if _makes_adapters(request.model, args) else ()
         self.spec = ServerSpec(
             model=request.model,
             args=args,
@@ -56,6 +58,8 @@ class VllmEngine(Engine):
             startup_timeout_s=request.startup_timeout_s,
             log_dir=request.log_dir,
             identity=request.identity,
+            adapters=adapters,
+            adapter_rank=request.adapter_rank,
         )
 
     @classmethod
@@ -94,6 +98,11 @@ class VllmEngine(Engine):
 
     def _with(self, args: VllmArguments, python: str) -> VllmEngine:
         return VllmEngine(replace(self.request, arguments=args.values, python=python))
+
+
+def _makes_adapters(model: str, args: VllmArguments) -> bool:
+    """Whether adapters are made: for a synthetic model, unless the user gives the server some."""
+    return is_synthetic(model) and not args.has("lora-modules")
 
 
 def _one_front_end(args: VllmArguments) -> str:

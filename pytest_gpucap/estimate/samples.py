@@ -16,7 +16,7 @@ from pytest_gpucap.estimate.bins import integral
 from pytest_gpucap.estimate.reasoned import first_answer_tokens, reasoning_of
 from pytest_gpucap.load.latencies import good
 from pytest_gpucap.load.protocol import ERRORS, ClosedLoop, Histogram, Journal, OpenLoop, PhaseSpan, Status
-from pytest_gpucap.requirement import Metric, Slo
+from pytest_gpucap.requirement import Metric, Slo, Workload
 from pytest_gpucap.results.measured import Latency, LatencyHistogram, Sample
 from pytest_gpucap.results.problems import Problem
 from pytest_gpucap.results.reasoning import TTFAT
@@ -67,6 +67,7 @@ def sample_of(
     start_s: float,
     end_s: float,
     problems: tuple[Problem, ...] = (),
+    workload: Workload | None = None,
 ) -> Sample:
     """The window [start_s, end_s) of a phase.
 
@@ -74,7 +75,7 @@ def sample_of(
     TTFAT (where answers reason), the last for TPOT and E2E. In steady
     state that is an unbiased selection, where counting only requests that also began in the window drops the long ones.
     Requests that began mid-life are left out. ITL is the whole phase's. Goodput is that of the requests that ended or
-    failed in the window; one that failed is not good.
+    failed in the window; one that failed is not good. Where the workload's answers come as a whole, E2E alone is known.
     """
     closed = isinstance(span.phase, ClosedLoop)
     seconds = max(end_s - start_s, 1e-9)
@@ -88,13 +89,16 @@ def sample_of(
         Metric.E2E: (journal.end_s[ok & whole], journal.e2e_s[ok & whole]),
     }
     known = {metric: (when[~np.isnan(v)], v[~np.isnan(v)]) for metric, (when, v) in known.items()}
+    streamed = workload is None or workload.streamed
+    if not streamed:
+        known = {Metric.E2E: known[Metric.E2E]}
     values = {metric: v for metric, (_, v) in known.items()}
     named = {metric.value: pair for metric, pair in known.items()}
-    if (answers := first_answer_tokens(journal, start_s, end_s)) is not None:
+    if streamed and (answers := first_answer_tokens(journal, start_s, end_s)) is not None:
         named[TTFAT] = answers
     latencies = {name: latency_of(v) for name, (_, v) in named.items() if v.size}
     histograms = {name: histogram(v) for name, (_, v) in named.items() if v.size}
-    if span.gaps.total:
+    if span.gaps.total and streamed:
         latencies[Metric.ITL.value] = latency_of_gaps(span.gaps)
         histograms[Metric.ITL.value] = histogram_of_gaps(span.gaps)
     goodput = _goodput(journal, slo, whole & ended)
@@ -106,6 +110,8 @@ def sample_of(
     }
     edges = journal.bins_start_s + journal.bin_s * np.arange(journal.tokens.size + 1)
     tokens = np.diff(np.interp([start_s, end_s], edges, np.concatenate([[0.0], np.cumsum(journal.tokens)])))[0]
+    if workload is not None and not workload.endpoint.generates:
+        tokens = 0.0
     in_flight = np.diff(integral(np.array([start_s, end_s]), journal.due_s, journal.end_s))[0] / seconds
     at_end = int(((journal.due_s <= end_s) & ~(journal.end_s <= end_s)).sum())
     checks: dict[str, float | int | str] = {}

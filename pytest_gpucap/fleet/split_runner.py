@@ -65,7 +65,7 @@ COLUMNS: Final = (
     *("prompt_tokens", "output_tokens", "counted_prompt_tokens", "counted_output_tokens", "status", "hot"),
 )
 """Of a journal, one item for each row."""
-OPTIONAL: Final = ("replica", "reasoning_tokens", "answer_s")
+OPTIONAL: Final = ("replica", "adapter", "reasoning_tokens", "answer_s")
 """Columns that a journal may lack."""
 
 T = TypeVar("T")
@@ -765,6 +765,7 @@ _EMPTY: Final = Journal(
     bins_start_s=0.0,
     tokens=np.empty(0, np.int64),
     replica=np.empty(0, np.int64),
+    adapter=np.empty(0, np.int64),
     reasoning_tokens=_NO_TOKENS,
     answer_s=_NO_TIMES,
 )

@@ -96,7 +96,10 @@ def _workload(workload: DeclaredWorkload, *, contents: bool) -> dict[IdentityKey
         workload: as declared.
         contents: a trace is compared by what it holds, where that is known.
     """
-    left_out, found = {"preset", "trace_sha256", "prompts_sha256", "extra_body", "extra_body_sha256"}, {}
+    left_out, found = {"preset", "trace_sha256", "prompts_sha256", "extra_body", "extra_body_sha256", "adapters"}, {}
+    if workload.adapters:
+        mix = sorted(f"{each.name} {each.share:.4%}" for each in workload.adapters)
+        found[IdentityKey("workload adapters")] = ", ".join(mix)
     if workload.extra_body_sha256 is not None:
         digest = f"sha256 {workload.extra_body_sha256[:12]}"
         short = workload.extra_body if len(workload.extra_body or "") <= _SHORT else None

@@ -156,7 +156,7 @@ def _series(identity: str, members: Sequence[tuple[Run, Result, Interval]]) -> N
 
 
 def _workload(workload: DeclaredWorkload) -> str:
-    return f"{workload.input_tokens} tokens in, {workload.output_tokens} out, {workload.arrivals}"
+    return f"{workload.input_tokens} tokens in, {workload.tokens_out} out, {workload.arrivals}"
 
 
 def _versions(environment: Environment) -> dict[str, str]:

@@ -20,7 +20,15 @@ from pytest_gpucap.load.server_words import beginning
 from pytest_gpucap.masking import Secret
 from pytest_gpucap.requirement import ApiKind
 
-_PATHS = {ApiKind.CHAT: "/v1/chat/completions", ApiKind.COMPLETIONS: "/v1/completions"}
+_PATHS = {
+    ApiKind.CHAT: "/v1/chat/completions",
+    ApiKind.COMPLETIONS: "/v1/completions",
+    ApiKind.RESPONSES: "/v1/responses",
+    ApiKind.EMBEDDINGS: "/v1/embeddings",
+    ApiKind.POOLING: "/pooling",
+    ApiKind.CLASSIFY: "/classify",
+    ApiKind.RERANK: "/rerank",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +108,17 @@ class ServerAddress:
         """
         return proxy_for(self.root)
 
-    def request_head(self, api: ApiKind) -> Secret:
-        """The head of every request, up to the value of Content-Length. It holds the key."""
+    def request_head(self, api: ApiKind, accept: str = "text/event-stream") -> Secret:
+        """The head of every request, up to the value of Content-Length. It holds the key.
+
+        Args:
+            api: the endpoint.
+            accept: the type of answers that are wanted.
+        """
         parts = self.parts
         lines = [f"POST {parts.path}{_PATHS[api]} HTTP/1.1", f"Host: {parts.netloc}"]
         lines += [f"{name}: {value}" for name, value in self.headers.items()]
-        lines += ["Content-Type: application/json", "Accept: text/event-stream", "Content-Length: "]
+        lines += ["Content-Type: application/json", f"Accept: {accept}", "Content-Length: "]
         return Secret("\r\n".join(lines))
 
     def socket_address(self) -> tuple[int, tuple[str | int, ...]]:

@@ -17,7 +17,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from pytest_gpucap.load.event_stream import FIELD, EventStream
 from pytest_gpucap.load.protocol import Status
@@ -83,6 +83,9 @@ class Answer:
         "table",
         "told_reasoning",
     )
+
+    whole: ClassVar[bool] = False
+    """It comes as one JSON object, and not as events."""
 
     def __init__(self, table: PhaseTable, row: int, recorder: Recorder) -> None:
         self.table, self.row, self.recorder = table, row, recorder
@@ -296,6 +299,10 @@ class Answer:
             since_s = first_s if self.extra_until_s is None else self.extra_until_s
             self.recorder.add_tokens_evenly(since_s, last_s, extra - self.extra_tokens)
             self.extra_tokens, self.extra_until_s = extra, last_s
+
+    def take_whole(self, body: bytes, time_s: float) -> None:
+        """Take the body of an answer that is `whole`."""
+        raise NotImplementedError
 
     def check_headers(self, http_status: int, content_type: str, encoding: str) -> str:
         """What is wrong with the headers of an answer that should be an event stream (both in lower case); or empty."""

@@ -12,10 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from pytest_gpucap.load.address import ServerAddress
-from pytest_gpucap.load.prompts import PromptRecipe, RequestComposer, hash64
+from pytest_gpucap.load.hashing import hash64
+from pytest_gpucap.load.prompts import PromptRecipe, RequestComposer
 from pytest_gpucap.load.protocol import LoadError, PromptCountError
+from pytest_gpucap.load.request_fields import OPENER, WITH_IDS, prompt_fields
 from pytest_gpucap.load.token_probe import ADVICE, TokenProbe
-from pytest_gpucap.requirement import ApiKind, Workload
+from pytest_gpucap.requirement import Workload
 
 _COMMON = """
 the of and to in is that for it as was with be by on not he his but at are this have from or had an they which one you
@@ -30,7 +32,6 @@ LETTERS = tuple("etaoinshrdlcumwfgypbvkjxqz")
 SPACED_LETTERS = tuple(" " + letter for letter in LETTERS)
 IDS = tuple(str(token) for token in range(100, 228))
 """Token ids above the control tokens and single bytes of common vocabularies, and inside every practical one."""
-OPENER = "A"
 MOST_UNITS = 64
 LEAST_UNITS = 4
 LEAST_SAME = 3
@@ -64,7 +65,7 @@ def calibrate(server: ServerAddress, model: str, workload: Workload, seed: int, 
 
 
 def _recipe(probe: TokenProbe, model: str, workload: Workload, seed: int, nonce: int) -> PromptRecipe:
-    if workload.endpoint is ApiKind.COMPLETIONS:
+    if workload.endpoint in WITH_IDS:
         recipe = _by_ids(probe, model, workload, seed, nonce)
         if recipe is not None:
             return recipe
@@ -113,7 +114,8 @@ def _by_ids(probe: TokenProbe, model: str, workload: Workload, seed: int, nonce:
     """A recipe of token ids; None where the server does not take them."""
     recipe = PromptRecipe.of(workload, model, IDS, as_ids=True, seed=seed, nonce=nonce)
     composer = RequestComposer(recipe)
-    every_id = json.loads(composer.probe(0, recipe.least_tokens)) | {"prompt": [int(token) for token in IDS]}
+    ids = prompt_fields(workload.endpoint, [int(token) for token in IDS], workload.wording)
+    every_id = json.loads(composer.probe(0, recipe.least_tokens)) | ids
     counted = probe.try_usage(json.dumps(every_id).encode())
     if isinstance(counted, str) or counted < len(IDS):
         return None

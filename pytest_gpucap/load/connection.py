@@ -13,6 +13,7 @@ import select
 import socket
 import time
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 import httptools
@@ -23,6 +24,8 @@ from pytest_gpucap.load.fastpath.reader import EVENT, REST, FastReader
 from pytest_gpucap.load.fastpath.stream_state import ReadState
 from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.load.timestamps import enable_timestamps
+from pytest_gpucap.load.whole_answer import MOST_BYTES
+from pytest_gpucap.requirement import ApiKind, Workload
 
 MAX_ERROR_BODY = 65_536
 MAX_BODILESS = 2**18
@@ -34,6 +37,32 @@ READABLE, WRITABLE = select.EPOLLIN | select.EPOLLRDHUP, select.EPOLLOUT
 _BUSY = (errno.EAGAIN, errno.EINTR)
 _LOCAL_LIMITS = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)
 """The client's own limits: no socket left, no port left, no memory."""
+
+
+class AnswerForm(StrEnum):
+    """How answers come."""
+
+    STREAM = "stream"
+    RESPONSES = "responses"
+    """A stream of the events of ``/v1/responses``."""
+    WHOLE = "whole"
+    POOLED = "pooled"
+    """Whole, and without tokens."""
+
+    @property
+    def accept(self) -> str:
+        """The type of such an answer."""
+        return "text/event-stream" if self in {AnswerForm.STREAM, AnswerForm.RESPONSES} else "application/json"
+
+
+def answer_form(workload: Workload) -> AnswerForm:
+    """How the answers to a workload's requests come."""
+    if not workload.endpoint.generates:
+        return AnswerForm.POOLED
+    if not workload.streamed:
+        return AnswerForm.WHOLE
+    return AnswerForm.RESPONSES if workload.endpoint is ApiKind.RESPONSES else AnswerForm.STREAM
+
 
 SocketAddress = tuple[socket.AddressFamily, tuple[str | int, ...]]
 
@@ -47,12 +76,14 @@ class RequestTemplate:
         head: a request up to the value of Content-Length; empty where an HTTP library makes the head.
         ignore_eos: answers must have the number of tokens that was asked for.
         replica: number of the server that they go to.
+        form: of the answers.
     """
 
     address: SocketAddress
     head: bytes
     ignore_eos: bool
     replica: int = 0
+    form: AnswerForm = AnswerForm.STREAM
 
     def request(self, body: bytes) -> bytes:
         """The whole request; the body alone where there is no head."""
@@ -151,7 +182,7 @@ class Connection:
         self._content_type = self._encoding = b""
         self._chunked = self._finished = self._in_chunk = self._interim = self._keep_alive = False
         self._close_delimited = True
-        self._body = self._head = b""
+        self._body, self._head = bytearray(), b""
         self._bodiless = 0
         self._wrong = ""
         """What is wrong with the head; its body then holds the server's reason, and no events."""
@@ -252,9 +283,12 @@ class Connection:
             return
         answer.recorder.add_shared(answer.events - self._reader.events_before)
         chunks = self._status == HTTP_OK and self._chunked
-        ordinary = chunks and not self._in_chunk and self._stream.empty and data.endswith(b"\r\n")
+        ordinary = chunks and not answer.whole and not self._in_chunk and self._stream.empty and data.endswith(b"\r\n")
         answer.streams.read_state[answer.stream] = ReadState.PARSED if ordinary else ReadState.RAW
-        bad = answer.status in (Status.STREAM_ERROR, Status.PROTOCOL) or len(self._body) >= MAX_ERROR_BODY
+        most = MOST_BYTES if answer.whole and not self._wrong else MAX_ERROR_BODY
+        if answer.whole and len(self._body) >= MOST_BYTES:
+            answer.fail(Status.PROTOCOL, f"an answer of more than {MOST_BYTES} bytes")
+        bad = answer.status in (Status.STREAM_ERROR, Status.PROTOCOL) or len(self._body) >= most
         if bad or self._finished:
             self._over(time_s)
 
@@ -283,7 +317,7 @@ class Connection:
             return
         content_type, encoding = self._content_type.decode("latin-1"), self._encoding.decode("latin-1")
         self._wrong = answer.check_headers(self._status, content_type, encoding)
-        plain = not self._wrong and self._chunked
+        plain = not self._wrong and self._chunked and not answer.whole
         if plain and head and self._parser.should_keep_alive():
             self._reader.learn_head(head)
 
@@ -303,6 +337,8 @@ class Connection:
             return
         if self._wrong:
             self._body += body[: MAX_ERROR_BODY - len(self._body)]
+        elif answer.whole:
+            self._body += body[: MOST_BYTES - len(self._body)]
         elif answer.status is None:
             for data in self._stream.feed(body):
                 answer.event(data, self._now_s)
@@ -327,7 +363,9 @@ class Connection:
         if answer is None:
             return
         if self._wrong:
-            answer.check_body(self._status, self._wrong, self._body)
+            answer.check_body(self._status, self._wrong, bytes(self._body))
+        elif self._finished and answer.whole:
+            answer.take_whole(bytes(self._body), time_s)
         elif self._finished:
             answer.body_ended(self._stream, time_s)
         reusable = self._finished and self._keep_alive
@@ -352,7 +390,9 @@ class Connection:
         elif self._status == 0 and not self._interim:
             self._broken("the server closed the connection without an answer")
         else:
-            if self._close_delimited and not self._wrong and answer.body_ended(self._stream, time_s):
+            if self._close_delimited and not self._wrong and answer.whole:
+                self._finished = True
+            elif self._close_delimited and not self._wrong and answer.body_ended(self._stream, time_s):
                 self._finished = True  # HTTP/1.0: the end of the connection is the end of the answer.
                 self._stream = EventStream()
             elif not answer.done and not self._wrong:
@@ -376,7 +416,7 @@ class Connection:
         self.close()
         if answer is not None:
             if self._wrong:
-                answer.check_body(self._status, self._wrong, self._body)
+                answer.check_body(self._status, self._wrong, bytes(self._body))
             answer.fail(status, error)
             self._owner.ended(self, answer, time.monotonic(), reusable=False)
 

@@ -12,19 +12,21 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Protocol
 
 from pytest_gpucap.load.answer import Answer
-from pytest_gpucap.load.connection import Connection, RequestTemplate, is_local_limit
+from pytest_gpucap.load.connection import AnswerForm, Connection, RequestTemplate, is_local_limit
 from pytest_gpucap.load.fastpath.reader import DUE, ENDED, NOTHING, READY, FastReader
 from pytest_gpucap.load.prompts import BodyComposer
 from pytest_gpucap.load.protocol import ERRORS, ErrorText, Status
 from pytest_gpucap.load.recorder import Recorder
+from pytest_gpucap.load.responses_answer import ResponsesAnswer
 from pytest_gpucap.load.server_words import likeness, one_line
 from pytest_gpucap.load.shared_memory import Count, PhaseTable, RunTable, WorkerProgress
 from pytest_gpucap.load.spread import Spread, next_replica
 from pytest_gpucap.load.timestamps import RESAMPLE_S, ClockOffset, enable_timestamps
+from pytest_gpucap.load.whole_answer import PooledAnswer, WholeAnswer
 
 KEEP_IDLE_S = 3.0
 """Idle connections are closed after this. uvicorn, and so vLLM, closes its own after 5 s, and a request that is sent
@@ -56,6 +58,14 @@ NOT_KEPT = "what the server said is not kept, since it may repeat a prompt of th
 FAILURE_PAUSE_S = 0.1
 """A closed loop waits this long before it replaces a failed request. Otherwise it would flood a server that refuses
 everything."""
+
+
+_ANSWERS: Final[Mapping[AnswerForm, type[Answer]]] = {
+    AnswerForm.STREAM: Answer,
+    AnswerForm.RESPONSES: ResponsesAnswer,
+    AnswerForm.WHOLE: WholeAnswer,
+    AnswerForm.POOLED: PooledAnswer,
+}
 
 
 class WorkerRows:
@@ -143,6 +153,7 @@ class EventLoop:
         self._errors: dict[tuple[Status, int, str], ErrorText] = {}
         self._secrets = tuple(secrets)
         self._templates, self._spread = (template, *beside), spread
+        self._answer = _ANSWERS[template.form]
         self._composer, self._worker = composer, worker
         self._progress = run_table.progress[worker]
         self._timeout_s = request_timeout_s
@@ -374,7 +385,7 @@ class EventLoop:
             rows.table.due[row] = due_s
         recorder = self.recorder
         recorder.add(Count.SENT)
-        sent_s = self._send(Answer(rows.table, row, recorder), template.request(body), template)
+        sent_s = self._send(self._answer(rows.table, row, recorder), template.request(body), template)
         # A closed loop sends its first requests at once: none of them is late.
         if not (self._concurrency and self._filling):
             recorder.lateness.append(sent_s - due_s)

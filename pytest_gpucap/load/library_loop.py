@@ -26,6 +26,7 @@ from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.load.proxies import library_options, through
 from pytest_gpucap.load.shared_memory import Count, RunTable
 from pytest_gpucap.load.timestamps import RESAMPLE_S
+from pytest_gpucap.load.whole_answer import MOST_BYTES
 
 NEAREST_S = 0.0005
 """The loop's timers are no finer than a millisecond: a nearer time is awaited by yielding to other tasks."""
@@ -81,7 +82,7 @@ class LibraryEventLoop(EventLoop):
             secrets=secrets,
         )
         self._url = url
-        self._headers = headers | {"Content-Type": "application/json", "Accept": "text/event-stream"}
+        self._headers = headers | {"Content-Type": "application/json", "Accept": template.form.accept}
         self._http2, self._ca_file, self._proxy = http2, ca_file, proxy
         self._control: tuple[socket.socket, Callable[[], None]] | None = None
         self._session: Any = None
@@ -168,14 +169,15 @@ class LibraryEventLoop(EventLoop):
         headers = response.headers
         content_type, encoding = headers.get("content-type", "").lower(), headers.get("content-encoding", "").lower()
         wrong = answer.check_headers(status, content_type, encoding)
-        stream, text = EventStream(), b""
+        stream, text, now_s = EventStream(), bytearray(), time.monotonic()
         try:
             async for data in response.aiter_raw():
                 now_s = time.monotonic()
                 self.recorder.add(Count.USER_STAMPS)
-                if wrong:
-                    text += data[: MAX_ERROR_BODY - len(text)]
-                    if len(text) >= MAX_ERROR_BODY:
+                if wrong or answer.whole:
+                    most = MAX_ERROR_BODY if wrong else MOST_BYTES
+                    text += data[: most - len(text)]
+                    if len(text) >= most:
                         break
                     continue
                 before = answer.events
@@ -188,6 +190,16 @@ class LibraryEventLoop(EventLoop):
                     return
         finally:
             if wrong:
-                answer.check_body(status, wrong, text)
+                answer.check_body(status, wrong, bytes(text))
         if not wrong:
-            answer.body_ended(stream, time.monotonic())
+            _take_body(answer, stream, text, now_s)
+
+
+def _take_body(answer: Answer, stream: EventStream, text: bytearray, last_s: float) -> None:
+    """End a body that was read to its end, whose last byte came at `last_s` if the answer is whole."""
+    if not answer.whole:
+        answer.body_ended(stream, time.monotonic())
+    elif len(text) >= MOST_BYTES:
+        answer.fail(Status.PROTOCOL, f"an answer of more than {MOST_BYTES} bytes")
+    else:
+        answer.take_whole(bytes(text), last_s)

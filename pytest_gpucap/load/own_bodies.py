@@ -14,8 +14,10 @@ from typing import Any, Final, Self
 
 import numpy as np
 
+from pytest_gpucap.load.adapters import AdapterDraw, draw_of
 from pytest_gpucap.load.prompt_lengths import rows_of
 from pytest_gpucap.load.protocol import LoadError
+from pytest_gpucap.load.request_fields import answer_fields
 from pytest_gpucap.load.shared_memory import shared_bytes
 from pytest_gpucap.requirement import ApiKind, Workload
 from pytest_gpucap.workloads.prompt_file import FilePrompt, PromptFile, read_prompts
@@ -47,14 +49,24 @@ def prompt_fields(prompt: FilePrompt, workload: Workload) -> dict[str, Any]:
 
 def request_fields(prompt: FilePrompt, workload: Workload, model: str) -> dict[str, Any]:
     """The body of a request, but for the number of output tokens. What its line says comes before the workload."""
-    return {"model": model, **workload.sampling, **workload.extra_body, **prompt_fields(prompt, workload)}
+    return {"model": model, **_fields(prompt, workload)}
 
 
-def _head(prompt: FilePrompt, workload: Workload, model: str) -> bytes:
-    body = request_fields(prompt, workload, model) | {"stream": True, "stream_options": {"include_usage": True}}
-    if workload.ignore_eos:
-        body["ignore_eos"] = True
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":"))[:-1].encode() + b',"max_tokens":'
+def _fields(prompt: FilePrompt, workload: Workload) -> dict[str, Any]:
+    return {**workload.sampling, **workload.extra_body, **prompt_fields(prompt, workload)}
+
+
+def _head(prompt: FilePrompt, workload: Workload) -> bytes:
+    """A body from behind its model to the number of output tokens."""
+    body = _fields(prompt, workload) | answer_fields(
+        workload.endpoint, {}, stream=workload.stream, ignore_eos=workload.ignore_eos
+    )
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":"))[1:-1].encode() + b',"max_tokens":'
+
+
+def _opening(model: str) -> bytes:
+    """How the body of a request for a model begins."""
+    return json.dumps({"model": model}, ensure_ascii=False, separators=(",", ":"))[:-1].encode() + b","
 
 
 class OwnBodies:
@@ -64,13 +76,19 @@ class OwnBodies:
         memory: the offsets of all bodies and of their end, 64 bits each, and then the bodies.
         count: how many there are.
         order: see `OwnPrompts`.
+        model: that requests without an adapter name.
+        draw: of the adapters that requests name; None: there are none.
         cached_apart: see `OwnPrompts`.
     """
 
     personal = True
 
-    def __init__(self, memory: mmap.mmap, count: int, order: int, *, cached_apart: bool) -> None:
+    def __init__(
+        self, memory: mmap.mmap, count: int, order: int, model: str, draw: AdapterDraw | None, *, cached_apart: bool
+    ) -> None:
         self._memory, self._count, self._order = memory, count, order
+        self._draw = draw
+        self._openings = [_opening(each) for each in ([model] if draw is None else draw.models(model))]
         self._starts: list[int] = np.frombuffer(memory, _OFFSET, count + 1).tolist()
         self._rows: list[int] = []
         self._round = -1
@@ -83,7 +101,8 @@ class OwnBodies:
             memory = mmap.mmap(fd, told["size"], prot=mmap.PROT_READ)
         finally:
             os.close(fd)
-        return cls(memory, told["count"], told["order"], cached_apart=told["cached_apart"])
+        draw = draw_of(told["adapters"], told["seed"])
+        return cls(memory, told["count"], told["order"], told["model"], draw, cached_apart=told["cached_apart"])
 
     def body(self, number: int, prompt_tokens: int, output_tokens: int) -> bytes:  # noqa: ARG002 - it is as long as it is
         """The body of request `number`."""
@@ -92,11 +111,17 @@ class OwnBodies:
             self._round = turn
             self._rows = rows_of(turn * self._count, self._count, self._count, self._order).tolist()
         row = self._rows[place]
-        return b"%b%d}" % (self._memory[self._starts[row] : self._starts[row + 1]], output_tokens)
+        opening = self._openings[0 if self._draw is None else self._draw.of(number)]
+        return b"%b%b%d}" % (opening, self._memory[self._starts[row] : self._starts[row + 1]], output_tokens)
 
 
-def shared_bodies(workload: Workload, model: str) -> tuple[int, dict[str, Any]]:
+def shared_bodies(workload: Workload, model: str, seed: int) -> tuple[int, dict[str, Any]]:
     """Shared memory with the bodies of all prompts, and what a worker must know of it.
+
+    Args:
+        workload: with prompts.
+        model: the server's.
+        seed: of the measurement.
 
     Returns:
         A descriptor, which the caller closes, and plain values for `OwnBodies.attach`.
@@ -106,7 +131,7 @@ def shared_bodies(workload: Workload, model: str) -> tuple[int, dict[str, Any]]:
     """
     prompts = workload.prompts
     assert prompts is not None  # noqa: S101 - what callers know
-    heads = [_head(each, workload, model) for each in file_of(workload).prompts]
+    heads = [_head(each, workload) for each in file_of(workload).prompts]
     first = _OFFSET.itemsize * (len(heads) + 1)
     starts = np.cumsum([first, *map(len, heads)]).astype(_OFFSET)
     block = starts.tobytes() + b"".join(heads)
@@ -114,6 +139,9 @@ def shared_bodies(workload: Workload, model: str) -> tuple[int, dict[str, Any]]:
         "size": len(block),
         "count": len(heads),
         "order": prompts.order,
+        "model": model,
+        "adapters": dict(workload.adapters),
+        "seed": seed,
         "cached_apart": prompts.cached_apart,
     }
     return shared_bytes(block), about

@@ -17,10 +17,11 @@ import numpy as np
 
 from pytest_gpucap.arrays import Floats, Ints
 from pytest_gpucap.load.address import ServerAddress
-from pytest_gpucap.load.calibrate import LEAST_SAME, OPENER, count_alike
+from pytest_gpucap.load.calibrate import LEAST_SAME, count_alike
 from pytest_gpucap.load.own_bodies import file_of, prompt_fields, request_fields
 from pytest_gpucap.load.prompt_lengths import rows_of, with_lengths
 from pytest_gpucap.load.protocol import LoadError
+from pytest_gpucap.load.request_fields import OPENER
 from pytest_gpucap.load.token_probe import TEMPLATED, TokenProbe
 from pytest_gpucap.requirement import MOST_TOKENS, ApiKind, Workload
 from pytest_gpucap.workloads.prompt_file import FilePrompt

@@ -15,8 +15,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pytest_gpucap.load.adapters import draw_of
+from pytest_gpucap.load.hashing import hash64
 from pytest_gpucap.load.images import ImageText, with_images
 from pytest_gpucap.load.protocol import LoadError
+from pytest_gpucap.load.request_fields import answer_fields, prompt_fields, tokens_field
 from pytest_gpucap.requirement import ApiKind, ImageSize, Wording, Workload
 
 NUMBER_BITS = 40
@@ -26,23 +29,15 @@ _HOLE, _IMAGES = "\x00", "\x01"
 """Stand for the prompt and its images in the template. No JSON text holds these characters."""
 
 
-def hash64(value: int) -> int:
-    """A 64-bit hash (splitmix64's finaliser)."""
-    value = (value + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-    return value ^ (value >> 31)
-
-
 @dataclass(frozen=True, slots=True)
 class PromptRecipe:
     """How prompts are made for one server, in plain values that go to a worker as JSON.
 
     Attributes:
         model: the model's name at the server.
-        api: an `ApiKind`'s value, ``chat`` or ``completions``.
+        api: an `ApiKind`'s value.
         units: texts of one token each, or token ids with `as_ids`; a power of two of them, in any order.
-        as_ids: send prompts as lists of token ids (completions only).
+        as_ids: send prompts as lists of token ids.
         opener: text before the first unit, so that a server that trims prompts does not change the first unit.
         overhead: tokens that the server counts beyond the units: chat template, begin-of-text, opener, wording, images.
         shared: units at the start that all prompts share.
@@ -54,6 +49,7 @@ class PromptRecipe:
         cached_apart: the server counts the tokens of a prompt without those that were in its cache, which its usage
             has beside them.
         by_usage: the server's ``/tokenize`` counts otherwise than its usage, and usage was taken.
+        adapters, stream, documents: see `Workload`.
     """
 
     model: str
@@ -72,6 +68,9 @@ class PromptRecipe:
     cached_apart: bool = False
     by_usage: bool = False
     images: tuple[ImageSize, ...] = ()
+    adapters: Mapping[str, float] = field(default_factory=dict)
+    stream: bool = True
+    documents: int = 1
 
     @classmethod
     def of(cls, workload: Workload, model: str, units: tuple[str, ...], **rest: Any) -> PromptRecipe:
@@ -86,13 +85,16 @@ class PromptRecipe:
             extra_body=dict(workload.extra_body),
             wording=workload.wording,
             images=workload.images,
+            adapters=dict(workload.adapters),
+            stream=workload.stream,
+            documents=workload.documents,
             **rest,
         )
 
     @property
     def least_tokens(self) -> int:
         """The fewest prompt tokens that can be asked for."""
-        return self.overhead + max(self.shared, 1)
+        return self.overhead + max(self.shared, self.documents)
 
     def check(self, prompt_tokens: int) -> None:
         """Check that a prompt of this many tokens can be made.
@@ -162,31 +164,39 @@ class RequestComposer:
         self._starts = [0, *np.cumsum([len(unit) for unit in ring * 2]).tolist()]
         self._shared = self._filler(0, recipe.shared)
         self._images = ImageText(recipe.images, self._key)
-        self._head, self._before, self._middle = self._template(stream=True)
+        self._draw = draw_of(recipe.adapters, recipe.seed)
+        models = [recipe.model] if self._draw is None else self._draw.models(recipe.model)
+        templates = [self._template(model, stream=recipe.stream) for model in models]
+        self._heads, (_, self._before, self._middle) = [head for head, _, _ in templates], templates[0]
+        self._generates = ApiKind(recipe.api).generates
+        self._between = f'","{recipe.opener}'.encode()
+        """From the end of one document to the units of the next."""
 
     @property
     def cached_apart(self) -> bool:
         """See `PromptRecipe`."""
         return self.recipe.cached_apart
 
-    def _template(self, *, stream: bool) -> tuple[bytes, bytes, bytes]:
+    def _template(self, model: str, *, stream: bool) -> tuple[bytes, bytes, bytes]:
         """The body up to the prompt, from there to the images, and on to the number of output tokens, which ends it."""
-        recipe = self.recipe
+        recipe, api = self.recipe, ApiKind(self.recipe.api)
         hole: Any = [_HOLE] if recipe.as_ids else recipe.opener + _HOLE
-        body: dict[str, Any] = {"model": recipe.model}
-        if recipe.api == ApiKind.CHAT.value:
-            body["messages"] = with_images(recipe.wording.messages(hole), [_IMAGES] if recipe.images else [])
-        else:
-            body["prompt"] = hole
-        body |= {**recipe.sampling, **recipe.extra_body}
-        if stream:
-            body |= {"stream": True, "stream_options": {"include_usage": True}}
-        if recipe.ignore_eos:
-            body["ignore_eos"] = True
+        # The other documents of a request come with the prompt.
+        prompt = prompt_fields(api, hole, recipe.wording)
+        if recipe.images:
+            prompt["messages"] = with_images(prompt["messages"], [_IMAGES])
+        body: dict[str, Any] = {
+            "model": model,
+            **prompt,
+            **recipe.sampling,
+            **recipe.extra_body,
+            **answer_fields(api, recipe.extra_body, stream=stream, ignore_eos=recipe.ignore_eos),
+        }
         text = json.dumps(body, separators=(",", ":"))
         head, _, rest = text.partition(json.dumps(_HOLE) if recipe.as_ids else json.dumps(_HOLE)[1:-1])
         before, _, middle = rest.partition(json.dumps(_IMAGES)) if recipe.images else ("", "", rest)
-        return head.encode(), before.encode(), (middle[:-1] + ',"max_tokens":').encode()
+        tokens = tokens_field(api)
+        return head.encode(), before.encode(), (middle if tokens is None else f'{middle[:-1]},"{tokens}":').encode()
 
     def body(self, number: int, prompt_tokens: int, output_tokens: int) -> bytes:
         """The body of request `number`.
@@ -194,17 +204,32 @@ class RequestComposer:
         Raises:
             LoadError: as `PromptRecipe.check`.
         """
-        prompt, images = self.prompt(number, prompt_tokens), self._images.of(number)
-        return b"%b%b%b%b%b%d}" % (self._head, prompt, self._before, images, self._middle, output_tokens)
+        head = self._heads[0 if self._draw is None else self._draw.of(number)]
+        prompt = b"%b%b%b" % (self._prompts(number, prompt_tokens), self._before, self._images.of(number))
+        if not self._generates:
+            return b"%b%b%b" % (head, prompt, self._middle)
+        return b"%b%b%b%d}" % (head, prompt, self._middle, output_tokens)
 
     def probe(self, number: int, prompt_tokens: int) -> bytes:
         """The body of a request that asks for one output token, not streamed."""
-        head, before, middle = self._template(stream=False)
-        return b"%b%b%b%b%b1}" % (head, self.prompt(number, prompt_tokens), before, self._images.of(number), middle)
+        head, before, middle = self._template(self.recipe.model, stream=False)
+        prompt = b"%b%b%b" % (self._prompts(number, prompt_tokens), before, self._images.of(number))
+        return b"%b%b%b%b" % (head, prompt, middle, b"1}" if self._generates else b"")
+
+    def _prompts(self, number: int, prompt_tokens: int) -> bytes:
+        """The prompt; of several documents their texts, which share the tokens evenly."""
+        count = self.recipe.documents
+        if count == 1:
+            return self.prompt(number, prompt_tokens)
+        self.recipe.check(prompt_tokens)
+        each, more = divmod(prompt_tokens - self._taken, count)
+        own = (each + (place < more) for place in range(count))
+        texts = [self.prompt(number * count + place, self._taken + tokens) for place, tokens in enumerate(own)]
+        return self._between.join(texts)
 
     def prompt(self, number: int, prompt_tokens: int) -> bytes:
         """The prompt's units, as they are written in the body."""
-        if prompt_tokens < self._least:
+        if prompt_tokens < self._least and self.recipe.documents == 1:
             self.recipe.check(prompt_tokens)
         own = prompt_tokens - self._taken
         digits = min(self._digits, own)

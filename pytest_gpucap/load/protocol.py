@@ -247,6 +247,7 @@ class Journal:
             1 or more while it is under way. None where nothing is known of any.
         answer_s: shape (n,), when the first token after the reasoning came; NaN for answers without reasoning, and
             where none came. None together with `reasoning_tokens`.
+        adapter: shape (n,), the place of each request's adapter in the workload's mix; None without a mix.
     """
 
     due_s: Floats
@@ -266,6 +267,7 @@ class Journal:
     replica: Ints | None = None
     reasoning_tokens: Int32s | None = None
     answer_s: Floats | None = None
+    adapter: Ints | None = None
 
     @property
     def ttft_s(self) -> Floats:

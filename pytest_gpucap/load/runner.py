@@ -16,8 +16,10 @@ import numpy.typing as npt
 
 from pytest_gpucap.access import OPEN, Access
 from pytest_gpucap.arrays import Ints
+from pytest_gpucap.load.adapters import draw_of
 from pytest_gpucap.load.address import ServerAddress
 from pytest_gpucap.load.calibrate import calibrate
+from pytest_gpucap.load.connection import answer_form
 from pytest_gpucap.load.own_bodies import shared_bodies
 from pytest_gpucap.load.prompts import PromptRecipe
 from pytest_gpucap.load.protocol import (
@@ -75,9 +77,11 @@ _COLUMNS = (
 class _FinishedPhase:
     """A phase that has ended, and the rows that became due in it, in the order of being due."""
 
-    def __init__(self, table: PhaseTable, rows: Ints) -> None:
+    def __init__(self, table: PhaseTable, rows: Ints, adapters: Ints) -> None:
         self.table: PhaseTable | None = table
         self._rows = rows
+        self.adapters = adapters
+        """Of each row; empty without a mix of adapters."""
         self._columns: dict[str, npt.NDArray[Any]] = {}
 
     def column(self, name: str) -> npt.NDArray[Any]:
@@ -147,6 +151,7 @@ class HttpLoadRunner:
         self.nonce = secrets.randbits(40) if nonce is None else nonce
         self.recipe: PromptRecipe | None = None
         self._model, self._workload, self._seed = model, workload, seed
+        self._draw = draw_of(workload.adapters, seed)
         self._workers, self._timeout_s = workers, request_timeout_s
         self._pool: WorkerPool | None = None
         self._bins_start_s = 0.0
@@ -185,7 +190,7 @@ class HttpLoadRunner:
     def _start_workers(self, workers: int) -> None:
         bodies_fd, bodies = None, None
         if self._workload.prompts is not None:
-            bodies_fd, bodies = shared_bodies(self._workload, self._model)
+            bodies_fd, bodies = shared_bodies(self._workload, self._model, self._seed)
         self._bins_start_s = self.clock.now()
         try:
             self._pool = WorkerPool(
@@ -193,6 +198,7 @@ class HttpLoadRunner:
                 {
                     **self._transport(),
                     "ignore_eos": self._workload.ignore_eos,
+                    "form": answer_form(self._workload),
                     "recipe": None if self.recipe is None else self.recipe.to_json(),
                     "bodies": bodies,
                     "bins_start_s": self._bins_start_s,
@@ -208,9 +214,9 @@ class HttpLoadRunner:
 
     def _transport(self) -> dict[str, Any]:
         """How the workers reach the server."""
-        api = self._workload.endpoint
+        api, accept = self._workload.endpoint, answer_form(self._workload).accept
         if self.uses_library is None:
-            replicas = [(each.socket_address(), each.request_head(api)) for each in self.replicas]
+            replicas = [(each.socket_address(), each.request_head(api, accept)) for each in self.replicas]
             return {"replicas": replicas, "spread": self.spread, "library": None}
         library = {
             "url": self.server.url(api),
@@ -272,7 +278,8 @@ class HttpLoadRunner:
         rows = due[np.argsort(table.due_s[due], kind="stable")]
         # A worker hears of an early end a moment after it was decided. What it sent until then belongs to the phase.
         self._last_end_s = end_s = max(end_s, float(table.due_s[rows].max(initial=end_s)))
-        self._finished.append(_FinishedPhase(table, rows))
+        drawn = np.zeros(0, np.int64) if self._draw is None else self._draw.of_all(phase.first_prompt, n)[rows]
+        self._finished.append(_FinishedPhase(table, rows, drawn))
         first_row, self._rows_so_far = self._rows_so_far, self._rows_so_far + rows.size
         check = check_phase(
             phase, table, start_s=start_s, end_s=end_s, due=table.due_s[rows], exact=not self._estimates
@@ -376,6 +383,9 @@ class HttpLoadRunner:
             replica=None if len(self.replicas) == 1 else column("replicas", np.uint16).astype(np.int64),
             reasoning_tokens=column("reasoning_tokens", np.int32),
             answer_s=column("answer_s", np.float64),
+            adapter=None
+            if self._draw is None
+            else np.concatenate([np.empty(0, np.int64), *(finished.adapters for finished in self._finished)]),
         )
 
     def error_texts(self) -> list[ErrorText]:

@@ -12,6 +12,7 @@ from pytest_gpucap.load.images import image_parts, with_images
 from pytest_gpucap.load.plain_request import NoAnswer, Reply, ask
 from pytest_gpucap.load.protocol import LoadError
 from pytest_gpucap.load.proxies import through
+from pytest_gpucap.load.request_fields import prompt_fields, tokens_field, told_usage
 from pytest_gpucap.load.server_words import json_object
 from pytest_gpucap.requirement import ApiKind, Workload
 
@@ -68,7 +69,9 @@ class TokenProbe:
         self.has_tokenize, self._counts = False, 0
 
     def _tokenize(self, text: str) -> int | None:
-        if self._workload.endpoint is ApiKind.CHAT:
+        if self._workload.endpoint is ApiKind.RERANK:
+            return None  # how query and documents come together is the server's matter
+        if self._workload.endpoint.has_messages:
             return self.tokenized({"messages": self._messages(text)})
         return self.tokenized({"prompt": text})
 
@@ -92,11 +95,12 @@ class TokenProbe:
 
     def plain_body(self, text: str) -> bytes:
         """The body of a request with this prompt for one token."""
-        body: dict[str, Any] = {"model": self._model, **self._workload.extra_body, "max_tokens": 1}
-        if self._workload.endpoint is ApiKind.CHAT:
-            body["messages"] = self._messages(text)
-        else:
-            body["prompt"] = text
+        workload = self._workload
+        prompt = prompt_fields(workload.endpoint, text, workload.wording, workload.documents)
+        if workload.images:
+            prompt["messages"] = self._messages(text)
+        tokens = tokens_field(workload.endpoint)
+        body = {"model": self._model, **workload.extra_body, **({} if tokens is None else {tokens: 1}), **prompt}
         return json.dumps(body).encode()
 
     def usage(self, body: bytes) -> int:
@@ -139,7 +143,7 @@ class TokenProbe:
             text = "" if personal else f": {self._server.quoted(reply.text)}"
             return f"{url} answered a probe with HTTP {reply.status}{text}{through(self._server.proxy)}"
         told = json_object(reply.body).get("usage")
-        usage = told if isinstance(told, dict) else {}
+        usage = told_usage(told) if isinstance(told, dict) else {}
         counted, cached = _whole(usage.get("prompt_tokens")), cached_tokens(usage)
         if counted is None:
             return f"{url} reports no usage.prompt_tokens, so prompts of an exact token count cannot be made for it"

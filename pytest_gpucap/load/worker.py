@@ -19,7 +19,7 @@ import sys
 import traceback
 from typing import Any
 
-from pytest_gpucap.load.connection import RequestTemplate
+from pytest_gpucap.load.connection import AnswerForm, RequestTemplate
 from pytest_gpucap.load.event_loop import EventLoop
 from pytest_gpucap.load.own_bodies import OwnBodies
 from pytest_gpucap.load.prompts import BodyComposer, PromptRecipe, RequestComposer
@@ -116,8 +116,11 @@ def _composer(setup: dict[str, Any], fds: list[int]) -> BodyComposer:
 
 
 def _event_loop(setup: dict[str, Any], run_table: RunTable, composer: BodyComposer) -> EventLoop:
+    form = AnswerForm(setup["form"])
     templates = [
-        RequestTemplate((socket.AddressFamily(family), tuple(address)), head.encode(), setup["ignore_eos"], replica)
+        RequestTemplate(
+            (socket.AddressFamily(family), tuple(address)), head.encode(), setup["ignore_eos"], replica, form
+        )
         for replica, ((family, address), head) in enumerate(setup["replicas"])
     ]
     template, *beside = templates

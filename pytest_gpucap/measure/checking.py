@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from pytest_gpucap.decisions.failures import refusal
 from pytest_gpucap.decisions.verdict import errors_exceed, rps, verdict_of
+from pytest_gpucap.estimate.adapters import latencies_by_adapter
 from pytest_gpucap.estimate.step_time import SpeedError
 from pytest_gpucap.estimate.sustainable_rate import sustainable
 from pytest_gpucap.estimate.traffic import traffic_for
@@ -123,6 +124,7 @@ def measurement_of(
         simulated=run.runner.simulated,
         seed=run.settings.seed,
         at_least_rps=at_least,
+        adapters=latencies_by_adapter(run.journal, run.requirement.workload, run.samples),
     )
 
 

@@ -156,6 +156,8 @@ def _without_pace(run: MeasuringRun, search: Search) -> bool:
     if why is None:
         return False
     search.reason = f"no rate can be estimated: {why.value}"
+    if why in {NoPace.NO_TOKENS, NoPace.WHOLE}:
+        search.reason += "; check() judges a declared rate by what it sees"
     if why is NoPace.AT_ONCE:
         run.problems.append(Problem(ProblemSource.SERVER, ProblemKind.NO_PACE, search.reason))
     return True

@@ -14,6 +14,8 @@ from pytest_gpucap.requirement import Limit, Metric, Slo, Workload
 class NoPace(Enum):
     """Why answers show no pace; the value is a clause for people."""
 
+    NO_TOKENS = "answers without tokens have no pace"
+    WHOLE = "answers that are not streamed show no pace"
     ONE_TOKEN = "answers of one token have no pace"  # noqa: S105 - a count of tokens, not a password
     AT_ONCE = "all tokens of an answer arrive at once: does a proxy buffer the stream?"
     TOO_FEW_TOKENS = "too few tokens came to tell the server's pace"
@@ -21,6 +23,10 @@ class NoPace(Enum):
 
 def missing_pace(journal: Journal, workload: Workload) -> NoPace | None:
     """Why the answers so far show no pace; None where they do, or too few ended to tell."""
+    if not workload.endpoint.generates:
+        return NoPace.NO_TOKENS
+    if not workload.streamed:
+        return NoPace.WHOLE
     if workload.output_tokens.high <= 1:
         return NoPace.ONE_TOKEN
     counted = np.where(journal.counted_output_tokens > 0, journal.counted_output_tokens, journal.output_tokens)

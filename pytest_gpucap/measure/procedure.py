@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from pytest_gpucap.estimate.adapters import latencies_by_adapter
 from pytest_gpucap.estimate.samples import sample_of
 from pytest_gpucap.load.protocol import LoadError, LoadRunner
 from pytest_gpucap.measure import constants as c
@@ -107,5 +108,7 @@ def sample(
         window.start_s,
         window.end_s,
         tuple(p for p in run.problems if p not in window.span.check.problems),
+        requirement.workload,
     )
-    return msgspec.structs.replace(found, failed_requests=run.failed_requests())
+    adapters = latencies_by_adapter(run.journal, requirement.workload, [found])
+    return msgspec.structs.replace(found, failed_requests=run.failed_requests(), adapters=adapters)

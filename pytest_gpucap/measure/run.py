@@ -281,6 +281,7 @@ class MeasuringRun:
                 start_s + i * width,
                 start_s + (i + 1) * width,
                 tuple(p for p in problems if p not in span.check.problems),
+                self.requirement.workload,
             )
             for i in range(c.SLICES if width > 0 else 0)
         ]

@@ -124,7 +124,10 @@ def _alone_s(run: MeasuringRun, found: RateEstimate) -> float:
 
 
 def _whole(run: MeasuringRun, window: Window, which: WindowId) -> Sample:
-    return sample_of(run.journal, window.span, which, run.requirement.slo, window.start_s, window.end_s)
+    wanted = run.requirement
+    return sample_of(
+        run.journal, window.span, which, wanted.slo, window.start_s, window.end_s, workload=wanted.workload
+    )
 
 
 def _throughput(run: MeasuringRun, samples: Sequence[Sample]) -> Interval | None:

@@ -112,6 +112,8 @@ def _unusable(result: Result) -> str:
         return "SIMULATED, which is no measurement"
     if result.kind is ResultKind.SAMPLE:
         return "a single window has no sustainable rate"
+    if not result.workload.endpoint.generates:
+        return "its answers have no tokens, and plans are for those that have"
     rate = _rate(result)
     if rate is None or not math.isfinite(rate.value) or not math.isfinite(rate.low):
         return "no sustainable rate was found"

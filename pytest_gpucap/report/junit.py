@@ -79,6 +79,7 @@ def _figures(result: Result) -> list[tuple[str, str | float | None]]:
         ("gpucap_reasoning", reasoning_text(result) or None),
         ("gpucap_accuracy", None if share is None else known(share.value)),
         ("gpucap_failed_requests", rows.told_failures(result) or None),
+        ("gpucap_adapters", "; ".join(value for _, value in rows.adapters(result)) or None),
         ("gpucap_gpu", result.environment.gpu),
         ("gpucap_server", result.environment.server),
     ]

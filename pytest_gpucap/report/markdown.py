@@ -184,7 +184,8 @@ def _slack(result: Result) -> str:
 def _reasons(result: Result, *, named: bool) -> str:
     """Why a requirement fails or regressed, or what a sample showed. The arithmetic is left out if it was `named`."""
     sampled = rows.sampled(result)
-    because = [*rows.reasons(result), *sampled, *(rows.reasoning(result) if sampled else [])]
+    beside = [*rows.reasoning(result), *rows.adapters(result)] if sampled else []
+    because = [*rows.reasons(result), *sampled, *beside]
     if not because:
         return "\n".join(f"**{prose(result.name, 200)}**: {prose(text)}" for text in rows.remarks(result))
     first = result_headlines(result)[0]

@@ -68,6 +68,7 @@ def result_rows(result: Result) -> list[Row]:
         *sampled(result),
         *reasoning(result),
         *_goodput(result),
+        *adapters(result),
         *_failures(result),
         *_physical_limit(result),
         *accuracy(result),
@@ -127,6 +128,35 @@ def reasoning(result: Result) -> list[Row]:
     return [("reasoning", told)] if (told := reasoning_text(result)) else []
 
 
+def adapters(result: Result) -> list[Row]:
+    """The share of each LoRA adapter and the latencies of its requests, a row each; empty without a mix."""
+    columns = list(dict.fromkeys(kept_percentile(name) for name in result.slo.percentiles)) or _USUAL
+    lines = []
+    for each in result.adapters[:_MOST_ROWS]:
+        told = [f"{shortened(each.name)}: {percent(each.share)} of the requests", f"{each.requests} ended well"]
+        if (drawn := known(each.drawn)) is not None:
+            told[-1] += f" ({percent(drawn)})"
+        for metric, percentile in columns:
+            found = each.latencies.get(metric)
+            if found is not None and (value := known(found.percentile(percentile))) is not None:
+                told.append(f"{percentile_name(metric, percentile)} {seconds(value)}")
+        lines.append(("adapter", ", ".join(told)))
+    more = len(result.adapters) - _MOST_ROWS
+    return [*lines, ("", f"and {more} more, which the result file has")] if more > 0 else lines
+
+
+def adapter_mix(declared: DeclaredWorkload) -> str:
+    """``support 70.0%, legal 30.0%``; empty without a mix of LoRA adapters."""
+    mix = ", ".join(f"{shortened(each.name)} {percent(each.share)}" for each in declared.adapters[:_MOST_ADAPTERS])
+    return f"{mix}, ... ({len(declared.adapters)} adapters)" if len(declared.adapters) > _MOST_ADAPTERS else mix
+
+
+_MOST_ADAPTERS: Final = 4
+"""Named in the line of a workload."""
+_MOST_ROWS: Final = 20
+"""Of adapters in one report."""
+
+
 def _goodput(result: Result) -> list[Row]:
     return [("goodput", told)] if (told := goodput_text(result)) else []
 
@@ -146,9 +176,10 @@ def workload(declared: DeclaredWorkload) -> str:
     preset = f"{declared.preset}: " if declared.preset else ""
     own = f"{own_prompts(declared)}, " if declared.prompts else ""
     extra = f", extra_body {shortened(declared.extra_body)}" if declared.extra_body else ""
+    extra += f", adapters {adapter_mix(declared)}" if declared.adapters else ""
     return (
-        f"{preset}{own}{declared.input_tokens} tokens in{images(declared)}{shared}, {declared.output_tokens} out, "
-        f"{declared.arrivals} arrivals, {declared.endpoint}{extra}"
+        f"{preset}{own}{declared.input_tokens} tokens in{images(declared)}{shared}, {declared.tokens_out} out, "
+        f"{declared.arrivals} arrivals, {declared.endpoint}{_how(declared)}{extra}"
     )
 
 
@@ -157,6 +188,12 @@ def images(declared: DeclaredWorkload) -> str:
     counts = Counter(declared.images)
     sizes = (f"{count} x {size}" if count > 1 else size for size, count in counts.items())
     return f" (images {', '.join(sizes)})" if counts else ""
+
+
+def _how(declared: DeclaredWorkload) -> str:
+    """What is unusual in what a request asks for."""
+    documents = f" of {declared.documents} documents" if declared.documents is not None else ""
+    return documents + (" (not streamed)" if declared.endpoint.generates and not declared.stream else "")
 
 
 def own_prompts(declared: DeclaredWorkload) -> str:

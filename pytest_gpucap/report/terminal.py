@@ -186,7 +186,7 @@ def _reasons(result: Result, width: int) -> list[str]:
     if not (result.failed or result.left_unmeasured or own or sampled):
         return []
     lines = _bullets([stated(result)], width)
-    shown = [*sampled, *(rows.reasoning(result) if sampled else [])]
+    shown = [*sampled, *(rows.reasoning(result) + rows.adapters(result) if sampled else [])]
     shown += rows.causes(result) if result.failed or found.ending is not None else []
     for name, value in shown:
         if result.more_time is None or value != result.more_time.text:  # the headline has it

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from pytest_gpucap.requirement import Length, Requirement, Slo, Workload
+from pytest_gpucap.requirement import ApiKind, Length, Requirement, Slo, Workload
 from pytest_gpucap.results.encoding import normalised, without_secrets
 from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.fleet import FleetResult
@@ -27,6 +27,7 @@ from pytest_gpucap.results.measured import (
 from pytest_gpucap.results.problems import Problem
 from pytest_gpucap.results.result import (
     START_UP,
+    DeclaredAdapter,
     DeclaredBudget,
     DeclaredSlo,
     DeclaredWorkload,
@@ -116,6 +117,7 @@ def sample_result(
         problems=sample.problems,
         spent_s={"window": spent_s},
         failed_requests=sample.failed_requests,
+        adapters=sample.adapters,
         simulated=simulated,
         seed=seed,
         budgeted=False,
@@ -179,6 +181,7 @@ def _result(measurement: Measurement, context: Context, kind: ResultKind, **foun
         no_limit=context.no_limit,
         fleet=_together(context.fleet, rate),
         secondary=measurement.secondary,
+        adapters=measurement.adapters,
         **found,
     )
     return without_secrets(normalised(result))
@@ -216,7 +219,7 @@ def declared_workload(workload: Workload) -> DeclaredWorkload:
     extra = json.dumps(dict(workload.extra_body), ensure_ascii=False, sort_keys=True) if workload.extra_body else ""
     return DeclaredWorkload(
         input_tokens=_length(workload.input_tokens),
-        output_tokens=_length(workload.output_tokens),
+        output_tokens=_length(workload.output_tokens) if workload.endpoint.generates else 0,
         arrivals=workload.arrivals.kind,
         burstiness=workload.arrivals.burstiness,
         endpoint=workload.endpoint,
@@ -232,6 +235,10 @@ def declared_workload(workload: Workload) -> DeclaredWorkload:
         prompts_sha256=None if prompts is None else prompts.sha256,
         prompt_count=None if prompts is None else prompts.count,
         extra_body=(extra if len(extra) <= MOST_EXTRA else f"{extra[:MOST_EXTRA]}...") if extra else None,
+        stream=workload.streamed,
+        documents=workload.documents if workload.endpoint is ApiKind.RERANK else None,
+        adapters=tuple(DeclaredAdapter(name, share) for name, share in workload.adapters.items()),
+        adapter_rank=workload.adapter_rank,
         extra_body_sha256=hashlib.sha256(extra.encode()).hexdigest() if extra else None,
         images=tuple(map(str, workload.images)),
     )

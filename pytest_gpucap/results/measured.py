@@ -1,6 +1,7 @@
 """What a measurement found, as frozen values.
 
-`Interval`, `Latency`, `LatencyHistogram`, `Sample`, `MeasuredStart` and `Accuracy` are part of the result file.
+`Interval`, `Latency`, `AdapterLatencies`, `LatencyHistogram`, `Sample`, `MeasuredStart` and `Accuracy` are part of the
+result file.
 `Measurement`, `Verdict` and `Curve` hold the declared requirement with its exact fractions; `results.build` makes a
 `Result` of them.
 """
@@ -64,6 +65,24 @@ KEPT_PERCENTILES: Final = (50, 90, 95, 99)
 """Percentiles that a sample keeps of every latency."""
 
 
+class AdapterLatencies(msgspec.Struct, frozen=True):
+    """The requests of one LoRA adapter in the open loops at the rate that is judged; without such, in steady loads.
+
+    Attributes:
+        name: as requests name it; ``base`` is the model without an adapter.
+        share: of the requests, as declared.
+        requests: that ended well there.
+        drawn: their share of all requests that did; NaN of none.
+        latencies: of them, by metric name (``ttft``, ``tpot``, ``e2e``).
+    """
+
+    name: str
+    share: Figure
+    requests: int
+    drawn: Figure
+    latencies: Mapping[str, Latency] = msgspec.field(default_factory=dict)
+
+
 class MoreTime(msgspec.Struct, frozen=True):
     """What more server time would decide.
 
@@ -104,7 +123,7 @@ class Sample(msgspec.Struct, frozen=True):
         problems: why this window cannot be trusted; empty when it can.
         timeline: the window in bins of equal width, a column each: ``t_s`` (their middles, on the clock of `start_s`),
             ``in_flight``, and ``METRIC_p50_s`` and ``METRIC_p95_s`` of what ended in the bin; None or NaN for nothing.
-        failed_requests: of `sample` alone; other measurements keep those of all windows together.
+        failed_requests, adapters: of `sample` alone; other measurements keep those of all windows together.
         histograms: by metric name. ITL is counted by phase, and only the first window of a phase has its histogram.
         reasoning: of the whole answers that ended in the window; None where none began with reasoning.
     """
@@ -130,6 +149,7 @@ class Sample(msgspec.Struct, frozen=True):
     failed_requests: FailedRequests | None = None
     goodput: Figure | None = None
     reasoning: Reasoning | None = None
+    adapters: tuple[AdapterLatencies, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Sample {self.window.text}: {self.completed_rps:.4g} req/s, {self.in_flight_mean:.4g} in flight>"
@@ -246,6 +266,7 @@ class Measurement:
         start_spread: standard deviation of ln(rate) from start to start as seen; None where there is one start, or a
             rate is an extrapolation.
         secondary: the limits that were declared beside the rate, and what was measured.
+        adapters: what the requests of each LoRA adapter met; empty without a mix of adapters.
     """
 
     requirement: Requirement
@@ -265,6 +286,7 @@ class Measurement:
     starts: tuple[MeasuredStart, ...] = ()
     start_spread: float | None = None
     secondary: tuple[SecondaryResult, ...] = ()
+    adapters: tuple[AdapterLatencies, ...] = ()
 
     @property
     def gpus_required(self) -> int:

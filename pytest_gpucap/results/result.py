@@ -22,6 +22,7 @@ from pytest_gpucap.results.failures import FailedRequests
 from pytest_gpucap.results.fleet import FleetResult
 from pytest_gpucap.results.measured import (
     Accuracy,
+    AdapterLatencies,
     Interval,
     MeasuredStart,
     MoreTime,
@@ -73,11 +74,24 @@ class DeclaredBudget(msgspec.Struct, frozen=True):
     efficiency: Declared = 1.0
 
 
+class DeclaredAdapter(msgspec.Struct, frozen=True):
+    """A LoRA adapter of the mix.
+
+    Attributes:
+        name: that requests send as their model; ``base``: they send the server's own.
+        share: of the requests.
+    """
+
+    name: str
+    share: Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
 class DeclaredWorkload(msgspec.Struct, frozen=True):
     """The workload as it was declared.
 
     Attributes:
-        input_tokens, output_tokens: a number, or a distribution as it is written in a marker.
+        input_tokens, output_tokens: a number, or a distribution as it is written in a marker. Output tokens are 0 where
+            the endpoint's answers have none.
         burstiness: standard deviation of the gaps between arrivals over their mean.
         trace: name of the trace file.
         trace_sha256: of what the trace holds: arrivals in microseconds, input and output tokens. None in early files.
@@ -93,6 +107,10 @@ class DeclaredWorkload(msgspec.Struct, frozen=True):
         extra_body: further fields of every request, as JSON text; only its beginning where it is long.
         extra_body_sha256: of all of that text.
         images: the size of each image of a prompt, such as ``512x384``: width and height in pixels.
+        stream: answers come token by token; False too for endpoints whose answers have no tokens.
+        documents: in each request of the rerank endpoint; None for others.
+        adapters: the mix of LoRA adapters that requests name; empty: all are for the server's model.
+        adapter_rank: of adapters that were made for a synthetic model; None: none were.
     """
 
     input_tokens: int | str
@@ -114,6 +132,15 @@ class DeclaredWorkload(msgspec.Struct, frozen=True):
     extra_body: str | None = None
     extra_body_sha256: str | None = None
     images: tuple[str, ...] = ()
+    stream: bool = True
+    documents: int | None = None
+    adapters: tuple[DeclaredAdapter, ...] = ()
+    adapter_rank: int | None = None
+
+    @property
+    def tokens_out(self) -> str:
+        """Tokens of the answers, for people: ``none`` where they have none."""
+        return str(self.output_tokens) if self.endpoint.generates else "none"
 
 
 class DeclaredSlo(msgspec.Struct, frozen=True):
@@ -219,6 +246,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         no_limit: why it is not known, in one line.
         fleet: how well the replicas of a fleet add up; None for one replica.
         secondary: the limits that were declared beside the rate, and what was measured.
+        adapters: what the requests of each LoRA adapter met; empty without a mix of adapters.
     """
 
     kind: ResultKind
@@ -265,6 +293,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     more_time: MoreTime | None = None
     fleet: FleetResult | None = None
     secondary: tuple[SecondaryResult, ...] = ()
+    adapters: tuple[AdapterLatencies, ...] = ()
 
     @property
     def trusted(self) -> bool:

@@ -84,6 +84,8 @@ def _limits(
     known = server.capabilities()
     if known.simulated and not known.started:
         raise _Unknown("a SIMULATED server has no hardware")
+    if not workload.endpoint.generates:
+        raise _Unknown("it is known of answers with tokens only")
     if gpu_class is None:
         raise _Unknown("the GPU class behind the URL is not known: name it with --gpu-class")
     served = _told(known) if known.started else _declared(known, model, arguments)

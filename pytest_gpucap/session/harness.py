@@ -8,8 +8,9 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Final
 
+from pytest_gpucap.engines.errors import EndpointError
 from pytest_gpucap.engines.protocol import Engine, LoadRequest, Server
-from pytest_gpucap.errors import MeasurementInvalid
+from pytest_gpucap.errors import MeasurementInvalid, shortened, told
 from pytest_gpucap.gpu.lease import LeaseError
 from pytest_gpucap.load.protocol import LoadError, LoadRunner
 from pytest_gpucap.load.trace import longest_request
@@ -23,6 +24,7 @@ from pytest_gpucap.session.placement import Placement
 from pytest_gpucap.session.server_manager import ServerManager, SystemUnderTest, Trust
 from pytest_gpucap.session.session_time import SessionTime
 from pytest_gpucap.user_files import shown_path
+from pytest_gpucap.workloads.adapter_mix import own_adapters
 
 
 def settings_on(server: Server, settings: Settings, trust: Trust | None) -> Settings:
@@ -56,6 +58,37 @@ def counted(engine: Engine, server: Server, workload: Workload, name: str) -> Wo
         return engine.counted(server, workload)
     except LoadError as error:
         raise MeasurementInvalid(f"{name} was not measured: {error}") from error
+
+
+def check_adapters(server: Server, workload: Workload, name: str) -> None:
+    """Check that a real server lists the adapters that requests name.
+
+    Args:
+        server: ready.
+        workload: of the requests.
+        name: of the test, for messages.
+
+    Raises:
+        MeasurementInvalid: if it does not, or has no list.
+    """
+    models = getattr(server, "models", None)  # servers of other plugins need not have it
+    wanted = own_adapters(workload.adapters)
+    if not wanted or models is None:
+        return
+    try:
+        listed = models()
+    except EndpointError as error:
+        raise MeasurementInvalid(f"{name} was not measured: the server does not list its adapters: {error}") from error
+    missing = [each for each in wanted if each not in listed]
+    if missing:
+        known = ", ".join(each for each in listed if each != server.model) or "none"
+        raise MeasurementInvalid(
+            f"{name} was not measured: the server has no adapter {', '.join(map(told, missing[:_MOST_NAMED]))}; "
+            f"/v1/models lists, beside its model: {shortened(known)}: load it there, or mend adapters="
+        )
+
+
+_MOST_NAMED: Final = 5
 
 
 def requirement_of(declared: Declaration) -> Requirement:
@@ -148,6 +181,8 @@ class Harness:
             target = self._manager.server(self.placement, self.live)
         except LeaseError as error:
             raise MeasurementInvalid(f"{self.declared.name} was not measured: {error}") from error
+        if self.placement.simulated is None:  # in virtual time nothing answers
+            check_adapters(target.endpoint, self.declared.workload, self.declared.name)
         self._count_prompts(target, seed)
         context = target.endpoint.capabilities().max_model_len
         workload = self.declared.workload

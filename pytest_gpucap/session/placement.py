@@ -14,6 +14,8 @@ from pytest_gpucap.engines.protocol import Engine, ServerRequest
 from pytest_gpucap.gpu.classes import GpuClass, find_class, read_classes
 from pytest_gpucap.markers import VLLM, Declaration, engine_type
 from pytest_gpucap.options import Options
+from pytest_gpucap.requirement import Workload
+from pytest_gpucap.workloads.adapter_mix import own_adapters
 
 if TYPE_CHECKING:  # only tests on a simulator need it
     from pytest_gpucap.fleet.fleet_engine import OnRay
@@ -207,6 +209,12 @@ def _on_ray(declared: Declaration, options: Options, gpu_class: GpuClass | None)
     return OnRay(options.ray_address, gpu_class, options.gpu_idle, options.host_check, options.load_from)
 
 
+def _adapters(workload: Workload) -> dict[str, Any]:
+    """What a request to start a server says of the adapters that it makes."""
+    rank = workload.adapter_rank
+    return {} if rank is None else {"adapters": own_adapters(workload.adapters), "adapter_rank": rank}
+
+
 def _engine(declared: Declaration, options: Options) -> Engine:
     """The engine that the test names, made for the test."""
     request = ServerRequest(
@@ -215,5 +223,6 @@ def _engine(declared: Declaration, options: Options) -> Engine:
         python=options.vllm_python or executable,
         startup_timeout_s=options.startup_timeout_s,
         log_dir=Path(options.dir) / "logs",
+        **_adapters(declared.workload),
     )
     return engine_type(declared.engine, options)(request)

@@ -29,6 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument(
             "--" + limit.replace("_", "-"), type=int, metavar="N", help="the scheduler's (the profile's)"
         )
+    parser.add_argument(
+        "--adapter", action="append", default=[], metavar="NAME", help="a LoRA adapter to list, without a cost"
+    )
     parser.add_argument("--with-parent", action="store_true", help="end when standard input ends")
     options = parser.parse_args(arguments)
     try:
@@ -58,7 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
         loop_factory = uvloop.new_event_loop
     with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=loop_factory) as runner:
         until = parent_gone if options.with_parent else None
-        runner.run(serve(profile, LOOPBACK, options.port, options.seed, started, until, accuracy=accuracy))
+        listed = tuple(options.adapter)
+        runner.run(
+            serve(profile, LOOPBACK, options.port, options.seed, started, until, accuracy=accuracy, adapters=listed)
+        )
     return 0
 
 

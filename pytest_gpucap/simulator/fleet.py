@@ -24,6 +24,7 @@ import numpy as np
 
 from pytest_gpucap.arrays import Bools, Floats, Ints
 from pytest_gpucap.jit import compiled
+from pytest_gpucap.load.adapters import AdapterDraw
 from pytest_gpucap.load.protocol import Journal, LoadError
 from pytest_gpucap.simulator import engine
 from pytest_gpucap.simulator.profile import EngineModel
@@ -310,7 +311,7 @@ class FleetSimRunner(SimRunner):
         models: one engine for each replica; they may differ in speed and limits.
         policy: of the router.
         seed: of the noise of every replica (see `replica_seed`) and of the router's draws.
-        error_rate: see `SimRunner`.
+        error_rate, adapters: see `SimRunner`.
 
     Raises:
         ValueError: if there is no model, or too many, or they speculate differently: the tokens that a request makes in
@@ -323,6 +324,7 @@ class FleetSimRunner(SimRunner):
         policy: Policy | str = Policy.ROUND_ROBIN,
         seed: int = 0,
         error_rate: float = 0.0,
+        adapters: AdapterDraw | None = None,
     ) -> None:
         n = len(models)
         if not 0 < n <= MOST_REPLICAS:
@@ -337,7 +339,7 @@ class FleetSimRunner(SimRunner):
         self._replica: Ints = np.zeros(0, np.int64)
         self._run_until_s = 0.0
         # The shortest KV cache says which requests fit.
-        super().__init__(min(models, key=lambda each: each.kv_tokens), replica_seed(seed, 0), error_rate)
+        super().__init__(min(models, key=lambda each: each.kv_tokens), replica_seed(seed, 0), error_rate, adapters)
         self._block = NOISE_BLOCK if n <= MANY else SMALL_BLOCK
         self._rngs = [np.random.default_rng([0x51, replica_seed(seed, k)]) for k in range(n)]
         self._noises: Any = np.stack([rng.standard_normal(self._block) for rng in self._rngs])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from pytest_gpucap.load.adapters import AdapterDraw
 from pytest_gpucap.load.protocol import LoadPhase, PhaseSpan, Progress
 from pytest_gpucap.simulator import engine
 from pytest_gpucap.simulator.profile import EngineModel
@@ -35,10 +36,13 @@ class SharedRunner(SimRunner):
         model: the engine.
         machine: shared with the others.
         seed: of its noise, its stalls and, where it is the first to run, of the machine's drift.
+        adapters: see `SimRunner`.
     """
 
-    def __init__(self, model: EngineModel, machine: Machine, seed: int = 0) -> None:
-        super().__init__(model, seed)
+    def __init__(
+        self, model: EngineModel, machine: Machine, seed: int = 0, adapters: AdapterDraw | None = None
+    ) -> None:
+        super().__init__(model, seed, adapters=adapters)
         self._machine = machine
         self._left_s = self.clock.time_s
         self.clock = machine.clock

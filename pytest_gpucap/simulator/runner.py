@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pytest_gpucap.arrays import Floats, Ints
+from pytest_gpucap.load.adapters import AdapterDraw
 from pytest_gpucap.load.protocol import (
     ClosedLoop,
     ErrorText,
@@ -66,16 +67,20 @@ class SimRunner:
         model: the engine.
         seed: of its noise, drift and stalls; the requests come from the phases.
         error_rate: share of the requests that fail at once with HTTP 500, for tests of error limits.
+        adapters: of the adapters that requests name, which cost nothing here; None: there are none.
     """
 
     simulated = True
 
-    def __init__(self, model: EngineModel, seed: int = 0, error_rate: float = 0.0) -> None:
+    def __init__(
+        self, model: EngineModel, seed: int = 0, error_rate: float = 0.0, adapters: AdapterDraw | None = None
+    ) -> None:
         self.clock = VirtualClock()
         self.model = model
         self._params = model.params
         self._rng = np.random.default_rng([0x51, seed])
         self._error_rate = error_rate
+        self._draw, self._drawn = adapters, [np.zeros(0, np.int64)]
         # A generator of their own, so that other draws are the same with and without speculation.
         self._pace_rng = np.random.default_rng([0x5BEC, seed])
         self._noise: Floats = self._rng.standard_normal(NOISE_BLOCK)
@@ -151,6 +156,8 @@ class SimRunner:
         self.clock.time_s = until_s
         used = int(self._whole[engine.NEXT_ROW])
         self._drop_rows(used)
+        if self._draw is not None:
+            self._drawn.append(self._draw.of_all(phase.first_prompt, used - first_row))
         achieved = (used - first_row) / max(until_s - start_s, 1e-9)
         check = SelfCheck(
             intended_rps=phase.rate_rps if isinstance(phase, OpenLoop) else float("nan"), achieved_rps=achieved
@@ -210,6 +217,7 @@ class SimRunner:
             bin_s=BIN_S,
             bins_start_s=0.0,
             tokens=self._tokens[: int(self.clock.time_s / BIN_S) + 1].copy(),
+            adapter=None if self._draw is None else np.concatenate(self._drawn),
         )
 
     def error_texts(self) -> list[ErrorText]:

@@ -73,9 +73,10 @@ class SimulatorEngine(Engine):
 
     def runner(self, server: Server, load: LoadRequest) -> LoadRunner:  # noqa: ARG002 - virtual time needs no server
         """In virtual time."""
+        from pytest_gpucap.load.adapters import draw_of
         from pytest_gpucap.simulator.runner import SimRunner
 
-        return SimRunner(self.profile.engine, seed=load.seed)
+        return SimRunner(self.profile.engine, seed=load.seed, adapters=draw_of(load.workload.adapters, load.seed))
 
     def counted(self, server: Server, workload: Workload) -> Workload:
         """As they are: in virtual time nothing is tokenized, so four characters stand for a token."""
@@ -92,9 +93,11 @@ class SimulatorEngine(Engine):
     ) -> LoadRunner:
         """In virtual time. A router's policies that the load generator has too are simulated; it has no others."""
         del router_url
+        from pytest_gpucap.load.adapters import draw_of
         from pytest_gpucap.simulator.fleet import FleetSimRunner
 
-        return FleetSimRunner([self.profile.engine] * len(servers), routing.policy, seed=load.seed)
+        adapters = draw_of(load.workload.adapters, load.seed)
+        return FleetSimRunner([self.profile.engine] * len(servers), routing.policy, seed=load.seed, adapters=adapters)
 
     def with_base(self, base_args: str, base_python: str | None) -> SimulatorPair:  # noqa: ARG002 - it is our own
         """A base with arguments of ``python -m pytest_gpucap.simulator``, and those of vLLM's that it models."""
@@ -111,12 +114,13 @@ class SimulatorPair(EnginePair[SimulatorEngine]):
 
     def runners(self, base: Server, head: Server, load: LoadRequest) -> tuple[LoadRunner, LoadRunner]:  # noqa: ARG002
         """See `EnginePair.runners`."""
+        from pytest_gpucap.load.adapters import draw_of
         from pytest_gpucap.simulator.machine import Machine, SharedRunner
 
-        machine = Machine()
+        machine, adapters = Machine(), draw_of(load.workload.adapters, load.seed)
         return (
-            SharedRunner(self.base.profile.engine, machine, 2 * load.seed),
-            SharedRunner(self.head.profile.engine, machine, 2 * load.seed + 1),
+            SharedRunner(self.base.profile.engine, machine, 2 * load.seed, adapters),
+            SharedRunner(self.head.profile.engine, machine, 2 * load.seed + 1, adapters),
         )
 
     def changes(self) -> list[str]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import functools
 import json
 import math
 import random
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +20,7 @@ import httptools
 
 from pytest_gpucap.accuracy.grading import exact_number
 from pytest_gpucap.accuracy.questions import SHIPPED, questions_file, read_questions
+from pytest_gpucap.simulator.endpoints import POOLED, ResponseEvents, pooled_answer, pooled_tokens
 from pytest_gpucap.simulator.live import LiveEngine, Refused
 from pytest_gpucap.simulator.profile import Profile
 
@@ -119,8 +121,11 @@ class Answers:
 class ClientConnection(asyncio.Protocol):
     """One client's connection. It answers one request after the other."""
 
-    def __init__(self, profile: Profile, engine: LiveEngine, model: str, answers: Answers) -> None:
+    def __init__(
+        self, profile: Profile, engine: LiveEngine, model: str, answers: Answers, adapters: Sequence[str] = ()
+    ) -> None:
         self._profile, self._engine, self._model, self._answers = profile, engine, model, answers
+        self._adapters = tuple(adapters)
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
         self._url = b""
@@ -179,12 +184,14 @@ class ClientConnection(asyncio.Protocol):
         return {
             ("GET", "/health"): lambda _: self._send(200, b""),
             ("GET", "/version"): lambda _: self._json({"version": f"{VERSION} {self._profile.name}"}),
-            ("GET", "/v1/models"): lambda _: self._json({"object": "list", "data": [self._card()]}),
+            ("GET", "/v1/models"): lambda _: self._json({"object": "list", "data": self._cards()}),
             ("GET", "/metrics"): lambda _: self._send(200, self._metrics().encode(), "text/plain; version=0.0.4"),
             ("POST", "/reset_prefix_cache"): lambda _: self._send(200, b""),
             ("POST", "/tokenize"): self._tokenize,
             ("POST", "/v1/completions"): lambda body: self._generate(body, chat=False),
             ("POST", "/v1/chat/completions"): lambda body: self._generate(body, chat=True),
+            ("POST", "/v1/responses"): self._respond,
+            **{("POST", path): functools.partial(self._pool, path) for path in POOLED},
         }
 
     def _card(self) -> dict[str, Any]:
@@ -196,17 +203,65 @@ class ClientConnection(asyncio.Protocol):
             "max_model_len": self._profile.engine.kv_tokens,
         }
 
+    def _cards(self) -> list[dict[str, Any]]:
+        model = self._card()
+        return [model, *({**model, "id": name, "parent": self._model} for name in self._adapters)]
+
     def _tokenize(self, body: dict[str, Any]) -> None:
         count = prompt_tokens(body, chat="messages" in body)
         self._json({"count": count, "max_model_len": self._profile.engine.kv_tokens, "tokens": list(range(count))})
 
-    def _generate(self, body: dict[str, Any], *, chat: bool) -> None:
-        prompt = prompt_tokens(body, chat=chat)
-        asked = body.get("max_completion_tokens") or body.get("max_tokens") or DEFAULT_OUTPUT
+    def _asked(self, prompt: int, asked: object) -> int:
+        """Output tokens of a request, which fit the context behind its prompt."""
         if not isinstance(asked, int) or asked < 1:
             raise BadRequest("max_tokens must be a whole number of at least 1")
         if prompt + asked > self._profile.engine.kv_tokens:
             raise BadRequest(f"maximum context length is {self._profile.engine.kv_tokens} tokens, not {prompt + asked}")
+        return asked
+
+    def _pool(self, path: str, body: dict[str, Any]) -> None:
+        """Answer without a token: the request ends with the step that prefills the last of its prompt."""
+        prompt = pooled_tokens(path, body, lambda text: max(1, count_tokens(text)))
+        if prompt is None:
+            raise BadRequest("the request holds no input")
+        self._asked(prompt, 1)
+
+        def deliver(final: bool) -> None:
+            if final:
+                self._row = None
+                self._json(pooled_answer(path, body, self._model, prompt))
+
+        self._row = self._engine.submit(prompt, 1, deliver)
+
+    def _respond(self, body: dict[str, Any]) -> None:
+        """Answer a request of the responses API, streamed or not."""
+        given = body.get("input")
+        messages = given if isinstance(given, list) else [{"role": "user", "content": given}]
+        prompt = prompt_tokens({"messages": messages if given else []}, chat=True)
+        asked = self._asked(prompt, body.get("max_output_tokens") or DEFAULT_OUTPUT)
+        events = ResponseEvents(self._model, prompt, asked, TOKEN_TEXT)
+        streamed, begun, transport = bool(body.get("stream")), False, self._transport
+
+        def deliver(final: bool) -> None:
+            nonlocal begun
+            if final:
+                self._row = None
+            if transport is None or transport.is_closing():
+                return
+            if not streamed:
+                if final:
+                    self._json(events.answer())
+                return
+            text = b"" if begun else _STREAM_HEAD + _chunk(events.opening())
+            begun = True
+            text += _chunk(events.token())
+            transport.write(text + (_chunk(events.closing()) + b"0\r\n\r\n" if final else b""))
+
+        self._row = self._engine.submit(prompt, asked, deliver)
+
+    def _generate(self, body: dict[str, Any], *, chat: bool) -> None:
+        prompt = prompt_tokens(body, chat=chat)
+        asked = self._asked(prompt, body.get("max_completion_tokens") or body.get("max_tokens") or DEFAULT_OUTPUT)
         # Answers to known questions end by themselves; all others have exactly the requested tokens.
         reply = self._answers.reply(body) if chat and not body.get("stream") else None
         said = None if reply is None or count_tokens(reply) > asked else reply
@@ -242,10 +297,7 @@ class ClientConnection(asyncio.Protocol):
         if usage is not None:
             last += event(None, {"usage": usage})
         last += _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
-        opening = (
-            b"HTTP/1.1 200 OK\r\nserver: gpucap-simulator\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
-            b"transfer-encoding: chunked\r\n\r\n"
-        )
+        opening = _STREAM_HEAD
         if chat:
             opening += event({"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None})
         transport = self._transport
@@ -324,6 +376,12 @@ class ClientConnection(asyncio.Protocol):
         self._transport.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
 
 
+_STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\nserver: gpucap-simulator\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
+    b"transfer-encoding: chunked\r\n\r\n"
+)
+
+
 def _chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
@@ -337,15 +395,18 @@ async def serve(
     until: Callable[[], Any] | None = None,
     *,
     accuracy: float = 1.0,
+    adapters: Sequence[str] = (),
 ) -> None:
     """Serve until cancelled, or until the awaitable from `until` is done. `started` is called with the port.
 
-    `accuracy` is the share of right answers to the plugin's own questions.
+    `accuracy` is the share of right answers to the plugin's own questions. `adapters` are listed beside the model.
     """
     live, answers = LiveEngine(profile.engine, seed), Answers(accuracy, seed)
     loop = asyncio.get_running_loop()
     model = f"simulated-{profile.name}"
-    server = await loop.create_server(lambda: ClientConnection(profile, live, model, answers), host, port, backlog=1024)
+    server = await loop.create_server(
+        lambda: ClientConnection(profile, live, model, answers, adapters), host, port, backlog=1024
+    )
     steps = asyncio.create_task(live.serve())
     ends: set[asyncio.Future[Any]] = {steps}
     if until is not None:

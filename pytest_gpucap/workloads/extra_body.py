@@ -18,12 +18,13 @@ MOST_BYTES: Final = 2**18
 """Of a body's extra fields as JSON: it is sent with every request."""
 _OURS: Final[Mapping[str, str]] = {
     "model": "it is that of the server",
-    "stream": "answers are always streamed",
-    "stream_options": "answers are always streamed with their usage",
+    "stream": "write gpucap(stream=...)",
+    "stream_options": "streamed answers always have their usage",
     "messages": "name a file with prompts=",
     "prompt": "name a file with prompts=",
     "max_tokens": "write gpucap(output_tokens=...)",
     "max_completion_tokens": "write gpucap(output_tokens=...)",
+    "max_output_tokens": "write gpucap(output_tokens=...)",
     "ignore_eos": "write gpucap(ignore_eos=...)",
     "seed": "load has none, and questions have one for each answer",
     "n": "of several answers only one would be measured",

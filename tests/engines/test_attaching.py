@@ -66,6 +66,21 @@ def test_completions_are_an_endpoint_as_well() -> None:
         assert attach(server.url, model="m").model == "m"
 
 
+def test_a_server_may_give_vectors_alone() -> None:
+    vectors = Told(200, {"data": [{"embedding": "AAAA"}], "usage": {"prompt_tokens": 3}})
+    for path in ("/v1/embeddings", "/pooling", "/classify"):
+        with ScriptedServer(by_path({path: vectors})) as server:
+            assert attach(server.url, model="m").model == "m"
+
+
+def test_adapters_are_no_models_to_choose_from() -> None:
+    cards = [{"id": "a"}, {"id": "lora", "parent": "a"}]
+    with ScriptedServer(by_path({"/v1/models": Told(200, {"data": cards}), "/v1/completions": CHAT})) as server:
+        assert attach(server.url).model == "a"
+        assert attach(server.url, model="lora").model == "lora"
+        assert attach(server.url).models() == ["a", "lora"]
+
+
 def test_the_test_s_own_model_chooses_from_a_list() -> None:
     two = Told(200, {"data": [{"id": "a"}, {"id": "b", "root": "org/b"}]})
     with ScriptedServer(by_path({"/v1/models": two, "/v1/chat/completions": CHAT})) as server:
@@ -203,7 +218,7 @@ def test_a_model_without_any_endpoint_is_a_wrong_url() -> None:
         attach(server.url, model="m", wait_s=LONG_S)
     assert "/v1/chat/completions answered 404" in str(caught.value)
     assert "mend the URL" in str(caught.value)
-    assert len(server.asked) == 3
+    assert len(server.asked) == 6
 
 
 def test_endless_bodies_are_cut() -> None:

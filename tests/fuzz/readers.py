@@ -26,9 +26,8 @@ from pytest_gpucap.engines.vllm import METRICS
 from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.load import plain_request
 from pytest_gpucap.load.address import ServerAddress
-from pytest_gpucap.load.answer import Answer
 from pytest_gpucap.load.calibrate import calibrate
-from pytest_gpucap.load.connection import RequestTemplate
+from pytest_gpucap.load.connection import AnswerForm, RequestTemplate
 from pytest_gpucap.load.event_loop import EventLoop
 from pytest_gpucap.load.prompts import PromptRecipe, RequestComposer
 from pytest_gpucap.load.protocol import LoadError, Status
@@ -96,6 +95,9 @@ def readers(place: Place) -> tuple[Reader, ...]:
         Reader("answers", ANSWERS, _answers, 64 * KIB),
         Reader("calibration", (CALIBRATION,), _calibration, 16 * KIB),
         Reader("streams", STREAMS, _Streams().enter, 64 * KIB),
+        Reader("responses", RESPONSES, _Streams(AnswerForm.RESPONSES).enter, 64 * KIB),
+        Reader("whole answers", WHOLE, _Streams(AnswerForm.WHOLE).enter, 64 * KIB),
+        Reader("pooled answers", WHOLE, _Streams(AnswerForm.POOLED).enter, 64 * KIB),
     )
 
 
@@ -316,19 +318,41 @@ STREAMS = (
 )
 
 
+_DELTA = b'{"type":"response.output_text.delta","delta":"a b"}'
+RESPONSES = (
+    _stream(
+        [
+            b'{"type":"response.created","response":{"usage":null}}',
+            *[_DELTA] * 4,
+            b'{"type":"response.completed","response":{"usage":{"input_tokens":32,"output_tokens":4}}}',
+        ]
+    )
+    + _LAST,
+    _stream([_DELTA, b'{"type":"response.failed","response":{"error":{"message":"died","code":"500"}}}']) + _LAST,
+    _stream([b'{"type":"response.incomplete","response":{"incomplete_details":{"reason":"max_output_tokens"}}}']),
+)
+WHOLE = (
+    b"\x00" + _page(b'{"choices":[{"finish_reason":"length"}],"usage":{"prompt_tokens":32,"completion_tokens":4}}'),
+    b"\x60" + _page(b'{"data":[{"embedding":"' + b"A" * 9000 + b'"}],"usage":{"prompt_tokens":32,"total_tokens":32}}'),
+    b"\x80" + _page(b'{"results":[{"index":0,"relevance_score":0.5}],"usage":{"total_tokens":32}}'),
+    b"\x20HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n" + b'{"error":{"message":"died"}}',
+    b"\xffHTTP/1.1 503 No\r\nContent-Length: 2\r\n\r\n{}",
+)
+
+
 class _Streams:
     """The load client in this process, and the server that it asks.
 
     The first byte of an input says where its answer is divided: the rest comes after the client has read the beginning.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, form: AnswerForm = AnswerForm.STREAM) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=8)
         address = (socket.AF_INET, self._listener.getsockname())
         run_table_fd = anonymous_memory(RunTable.size(1))
         self._table, fd = PhaseTable.create(1, 1)
         self._loop = EventLoop(
-            RequestTemplate(address, b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: ", True),
+            RequestTemplate(address, b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: ", True, form=form),
             RequestComposer(PromptRecipe("m", ApiKind.COMPLETIONS.value, ("a", "b"))),
             RunTable.attach(run_table_fd, 1),
             0,
@@ -347,7 +371,7 @@ class _Streams:
         table.status[0] = Status.IN_FLIGHT
         cut = 1 + len(content) * content[0] // 256 if content else 0
         (template,) = loop._templates
-        loop._send(Answer(table, 0, loop.recorder), template.request(b"{}"), template, fresh=True)
+        loop._send(loop._answer(table, 0, loop.recorder), template.request(b"{}"), template, fresh=True)
         sock, _ = self._listener.accept()
         with sock:
             for piece in (content[1:cut], content[cut:]):

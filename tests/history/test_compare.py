@@ -33,7 +33,7 @@ from pytest_gpucap.results.comparison import ComparedBaseline, Comparison, Regre
 from pytest_gpucap.results.encoding import to_builtins
 from pytest_gpucap.results.environment import DeviceState, Environment
 from pytest_gpucap.results.measured import Interval
-from pytest_gpucap.results.result import Result, ResultKind
+from pytest_gpucap.results.result import DeclaredAdapter, Result, ResultKind
 from pytest_gpucap.results.result_file import ResultFileError
 from pytest_gpucap.results.windows import Phase, WindowId
 from tests.history.made import ENVIRONMENT, REQUIREMENT, STARTED, named, result, session, windows
@@ -210,6 +210,25 @@ def test_prompts_with_other_images_are_another_workload() -> None:
         RegressionDecision.NOT_COMPARABLE,
         ("workload images: 64x48 -> 64x48 512x512",),
     )
+
+
+def test_another_mix_of_adapters_is_another_workload() -> None:
+    def mixed(*adapters: DeclaredAdapter, rank: int | None = None) -> Result:
+        found = result(25.0)
+        workload = msgspec.structs.replace(found.workload, adapters=adapters, adapter_rank=rank)
+        return msgspec.structs.replace(found, workload=workload)
+
+    even, uneven = (
+        (DeclaredAdapter("a", 0.5), DeclaredAdapter("b", 0.5)),
+        (DeclaredAdapter("a", 0.7), DeclaredAdapter("b", 0.3)),
+    )
+    assert compared(mixed(*even), mixed(*reversed(even))).decision == RegressionDecision.SAME
+    assert compared(mixed(*even), mixed(*uneven)).differs == (
+        "workload adapters: a 50.0000%, b 50.0000% -> a 70.0000%, b 30.0000%",
+    )
+    assert compared(result(25.0), mixed(*even)).decision == RegressionDecision.NOT_COMPARABLE
+    (said,) = compared(mixed(*even, rank=8), mixed(*even, rank=16)).differs
+    assert said == "workload adapter_rank: 8 -> 16"
 
 
 def test_on_a_cpu_the_processor_is_the_device() -> None:

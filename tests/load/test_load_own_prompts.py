@@ -175,7 +175,7 @@ def test_texts_get_the_wording_and_a_line_comes_before_the_workload(tmp_path: Pa
         wording=Wording(opening="> "),
         sampling={"temperature": 0.9, "top_p": 0.5},
     )
-    fd, about = shared_bodies(declared, "m")
+    fd, about = shared_bodies(declared, "m", 0)
     body = json.loads(OwnBodies.attach(fd, about).body(7, 3, 2))
     assert body["messages"] == [{"role": "user", "content": "> Once é"}]
     assert (body["temperature"], body["top_p"]) == (0.1, 0.5)

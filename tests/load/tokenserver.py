@@ -64,6 +64,9 @@ class TokenServer:
         answer = handler or self._answer
         self.app.router.add_post("/v1/chat/completions", answer)
         self.app.router.add_post("/v1/completions", answer)
+        if handler is not None:
+            for path in ("/v1/responses", "/v1/embeddings"):
+                self.app.router.add_post(path, answer)
         if tokenize:
             self.app.router.add_post("/tokenize", self._tokenize)
         self._loop = asyncio.new_event_loop()

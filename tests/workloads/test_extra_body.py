@@ -59,7 +59,7 @@ def test_the_field_that_ends_answers_is_known(fields: dict[str, Any], form: str)
         ("tools", "extra_body must be a dict such as {\"tools\": [...]}, not 'tools'"),
         ({1: 2}, "extra_body must be a dict"),
         ({"model": "m"}, "extra_body: model is not for it: it is that of the server"),
-        ({"stream": False}, "extra_body: stream is not for it: answers are always streamed"),
+        ({"stream": False}, "extra_body: stream is not for it: write gpucap(stream=...)"),
         ({"messages": []}, "extra_body: messages is not for it: name a file with prompts="),
         ({"max_tokens": 3}, "extra_body: max_tokens is not for it: write gpucap(output_tokens=...)"),
         ({"seed": 3}, "extra_body: seed is not for it"),

@@ -308,6 +308,7 @@ def _notes(result: Result) -> list[Note]:
         short = least is not None and share is not None and share.high < least
         lines = tuple(value for name, value in rows.accuracy(result) if name)
         notes.append(Note("Accuracy of the answers", lines, "bad" if short else "plain"))
+    notes += _adapters(result)
     if beside := rows.secondary(result):
         lines = tuple(f"{name}: {value}" for name, value in beside)
         kept = all(each.outcome is Outcome.PASS for each in result.secondary)
@@ -318,6 +319,11 @@ def _notes(result: Result) -> list[Note]:
     if bottleneck := result.bottleneck:
         notes.append(Note(f"Bottleneck: {bottleneck.kind}", bottleneck.evidence, advice=bottleneck.advice))
     return notes
+
+
+def _adapters(result: Result) -> list[Note]:
+    mix = rows.adapters(result)
+    return [Note("Adapters", tuple(value for _, value in mix), "plain")] if mix else []
 
 
 def _compared(result: Result) -> ComparedTable | None:
@@ -370,12 +376,20 @@ def _declared(result: Result) -> list[Fact]:
     facts += [
         Fact("Limits", rows.limits(result.slo)),
         Fact("Prompts", f"{of_file}{workload.input_tokens} tokens{rows.images(workload)}{shared}"),
-        Fact("Answers", f"{workload.output_tokens} tokens{', end of text ignored' if workload.ignore_eos else ''}"),
+        Fact("Answers", _answers(workload)),
         Fact("Arrivals", _arrivals(workload)),
-        Fact("Endpoint", workload.endpoint),
+        Fact("Endpoint", workload.endpoint + (f", {workload.documents} documents" if workload.documents else "")),
     ]
     extra = [Fact("Extra body", workload.extra_body)] if workload.extra_body else []
+    extra += [Fact("Adapters", rows.adapter_mix(workload))] if workload.adapters else []
     return [*facts, *([Fact("Sampling", sampling)] if sampling else []), *extra]
+
+
+def _answers(workload: DeclaredWorkload) -> str:
+    if not workload.endpoint.generates:
+        return "without tokens"
+    ignored = ", end of text ignored" if workload.ignore_eos else ""
+    return f"{workload.output_tokens} tokens{ignored}{'' if workload.stream else ', not streamed'}"
 
 
 def _arrivals(workload: DeclaredWorkload) -> str:
