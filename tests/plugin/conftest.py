@@ -31,6 +31,12 @@ def lateness_forgiven(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def short_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process against servers that have nothing to warm up."""
+    monkeypatch.setattr("pytest_gpucap.measure.constants.WARM_UP_S", 1.0)
+
+
+@pytest.fixture
 def short_phases(pytester: pytest.Pytester) -> None:
     """For what shows in any measurement: runs in processes of their own, with short phases, however late."""
     pytester.makeconftest(

@@ -13,14 +13,23 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.plugin.inner import OWN_LEASE
 from tests.plugin.test_dying_servers import hanging
 
 SUITE = """
 import pytest
 
-@pytest.mark.gpucap(qps={qps}, gpus=1, headroom=1, input_tokens=32, output_tokens=16, max_time="90s", e2e_p95="2s")
+@pytest.mark.gpucap(qps=20, gpus=1, headroom=1, input_tokens=32, output_tokens=16, max_time="90s", e2e_p95="2s")
 def test_it(gpucap):
     gpucap.check()
+"""
+SHORT = f"""
+{OWN_LEASE}
+from pytest_gpucap.measure import constants
+
+constants.WARM_UP_S = constants.LOW_HOLD_S = constants.HOLD_S = 4.0
+constants.OPEN_S = 6.0
+constants.MOST_CYCLES = 2  # how sure the verdict is does not matter here
 """
 SINCE_S = 1.5
 """The phase has begun to count."""
@@ -33,7 +42,8 @@ SLEEP_S = 4.0
     ("phases", "kinds"), [(["hold at"], set()), (["hold at"] * 2, {"suspended"}), (["design rate 1"], {"late"})]
 )
 def test_a_suspended_session_is_no_verdict_about_the_server(tmp_path: Path, phases: list[str], kinds: set[str]) -> None:
-    (tmp_path / "test_it.py").write_text(SUITE.format(qps=20))
+    (tmp_path / "test_it.py").write_text(SUITE)
+    (tmp_path / "conftest.py").write_text(SHORT)
     words = ["-m", "pytest", "-pno:cacheprovider", "-pno:benchmark", "-ogpucap_host_check=warn", "--gpu-class=cpu"]
     with hanging("never", 10**6) as url:
         session = subprocess.Popen(
