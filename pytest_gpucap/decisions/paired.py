@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Final
 
-
 from pytest_gpucap.decisions.regression import decide
 from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.measured import Interval
