@@ -33,7 +33,7 @@ def lateness_forgiven(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def short_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs in this process against servers that have nothing to warm up."""
-    monkeypatch.setattr("pytest_gpucap.measure.constants.WARM_UP_S", 1.0)
+    monkeypatch.setattr("pytest_gpucap.measure.constants.WARM_UP_S", 3.0)
 
 
 @pytest.fixture

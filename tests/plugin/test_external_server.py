@@ -25,7 +25,7 @@ from tests.own_ca import OWN_CA, server_tls
 from tests.waiting import refused_url
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "external" / "test_external.py"
-SHORT = "from pytest_gpucap.measure import constants\n\nconstants.WARM_UP_S = 1.0\n"
+SHORT = "from pytest_gpucap.measure import constants\n\nconstants.WARM_UP_S = 3.0\n"
 pytestmark = pytest.mark.slow
 
 
