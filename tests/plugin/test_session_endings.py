@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -179,10 +178,10 @@ OUTSIDE = {
 }
 
 
-def from_outside(how: str, phase: str, *more: Any) -> Row:
+def from_outside(how: str, phase: str, arguments: tuple[str, ...] = (), body: str = LONG) -> Row:
     """A row whose signals come from outside."""
     signals, codes, marked = OUTSIDE[how]
-    return Row(how, phase, codes, BEFORE, marked, *more, signals=signals)
+    return Row(how, phase, codes, BEFORE, marked, arguments, body, signals=signals)
 
 
 # Each takes some ten seconds, so they are no product of all endings and all phases. In every phase comes one ending
