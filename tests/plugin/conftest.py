@@ -46,7 +46,8 @@ def short_phases(pytester: pytest.Pytester) -> None:
 
         constants.WARM_UP_S = constants.HOLD_S = constants.LOW_HOLD_S = constants.OPEN_S = 4.0
         alternation.BLOCK_S = 2.0
-        equal_rate.SHORTEST_S = equal_rate.LONGEST_S = equal_rate.MOST_LEAD_S = 3.0
+        equal_rate.SHORTEST_S = equal_rate.LONGEST_S = 7.0
+        equal_rate.MOST_LEAD_S = 3.0
         self_check.LATENESS_FLOOR_S = self_check.RATE_SHARE = self_check.STOPPED_S = 1e6
         """
     )
