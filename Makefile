@@ -13,8 +13,11 @@ WHEEL := dist/.built
 # It shows how a run looks, on whatever machine: one that others use too is only remarked on.
 DEMO := examples --gpu-class cpu --target-qps 2 --gpucap-host-check=warn -v
 
+# Where Python may not write what it has compiled, each of hundreds of sessions inside tests compiles the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types unit light real coverage fuzz hooks matrix vllm install browser nginx images lock audit clean
+.PHONY: help demo test lint types unit light shared real coverage fuzz hooks matrix vllm install browser nginx images lock audit clean
 
 help: ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -36,15 +39,19 @@ types: install ## mypy, strict
 	@echo "== types"
 	$(BIN)/mypy
 
-unit: light real ## every test; with --jobs=2 both parts run side by side
+unit: light shared real ## every test; with --jobs=3 its parts run side by side
 
 light: install ## the tests without vLLM
 	@echo "== tests without vLLM"
-	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -n 2 -m "not vllm_cpu and not one_process"
+	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -n 3 --dist=worksteal -m "not vllm_cpu and not one_process"
 
-real: install vllm ## the tests with the real vLLM CPU server and other tests in one process, one at a time
+shared: install vllm ## the tests that share a Ray cluster or another thing that takes long to make, in one process
+	@echo "== tests in one process"
+	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -m "one_process"
+
+real: install vllm ## the tests with the real vLLM CPU server, one at a time
 	@echo "== tests with vLLM, one at a time"
-	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -m "vllm_cpu or one_process"
+	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -m "vllm_cpu and not one_process"
 
 coverage: install ## which lines the tests without vLLM run, lowest files first (some 15 minutes)
 	rm -f .coverage .coverage.*

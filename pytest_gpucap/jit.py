@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -15,10 +17,35 @@ R = TypeVar("R")
 DISABLE = "GPUCAP_NO_NUMBA"
 """Environment variable. If it is not empty, numba is not used even if it is installed."""
 
+
+def spare_linear_algebra() -> None:
+    """Keep numba from loading SciPy's linear algebra, which is a quarter of what a small process takes to start.
+
+    Numba loads it with the first compiled function, for products of matrices, and does without where there is none.
+    Only for processes of our own that never call it: a user's code may want both.
+    """
+    sys.modules.setdefault("scipy.linalg", None)  # type: ignore[arg-type] # what Python takes for "not to be found"
+
+
+@contextlib.contextmanager
+def _not_found(name: str) -> Iterator[None]:
+    """Meanwhile a module that is not loaded yet cannot be found."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment] # what Python takes for "not to be found"
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
 try:
     if os.environ.get(DISABLE):
         raise ImportError  # noqa: TRY301 - handled like a missing numba
-    import numba
+    # Where it is installed and measures nothing, loading it is a fifth of what numba takes to load.
+    with _not_found("coverage"):
+        import numba
     from numba.core.types import ExternalFunction
 except ImportError:
     COMPILED = False

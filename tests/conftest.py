@@ -19,6 +19,8 @@ from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.vllm import VllmServer, start_vllm
 
 REPOSITORY = Path(__file__).parents[1]
+INNER_OPTIONS = "-p no:hypothesispytest"
+"""Of every run inside a test: Hypothesis's plugin is a third of what an empty run costs, and there are hundreds."""
 # Helpers of the tests are imported as tests.FOLDER.NAME; pytest's importlib mode adds no folder to the path.
 sys.path.append(str(REPOSITORY))
 from tests.own_ca import server_tls  # noqa: E402
@@ -43,6 +45,7 @@ def nowhere_special(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs inside a test publish nothing to the CI job that runs this one, and are no workers of this run."""
     for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE", "BUILDKITE", "PYTEST_XDIST_WORKER"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PYTEST_ADDOPTS", INNER_OPTIONS)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -63,12 +66,10 @@ def patience() -> Iterator[None]:
 def loaded_once(patience: None) -> None:
     """What inner runs in this process would load, forget and then load again.
 
-    NumPy and numba cannot be loaded twice (and numba loads some of itself when it first compiles), an error of
-    httpcore's would be of another class than the one that httpx knows, and Hypothesis, which its own plugin loads in
-    every run, takes a second.
+    NumPy and numba cannot be loaded twice (and numba loads some of itself when it first compiles), and an error of
+    httpcore's would be of another class than the one that httpx knows.
     """
     for module in (
-        "hypothesis",
         "openai",
         "pytest_gpucap.load.runner",
         "pytest_gpucap.session.base_and_head",
@@ -92,7 +93,7 @@ def pytester(loaded_once: None, pytester: pytest.Pytester, monkeypatch: pytest.M
     They share the host with other tests, so what these use makes no measurement INVALID.
     """
     # An ini key, not an option: a run without the plugin does not know it, and a test may say otherwise.
-    monkeypatch.setenv("PYTEST_ADDOPTS", "-o gpucap_host_check=warn")
+    monkeypatch.setenv("PYTEST_ADDOPTS", f"{INNER_OPTIONS} -o gpucap_host_check=warn")
     return pytester
 
 

@@ -87,6 +87,31 @@ def test_nothing_heavy_is_loaded(folder: Path, arguments: tuple[str, ...], exit_
     assert _loaded(folder, *arguments) == (exit_code, set())
 
 
+BEFORE_AN_ESTIMATE = """
+import sys
+import pytest_gpucap.session.base_and_head
+import pytest_gpucap.session.context
+from pytest_gpucap.jit import compiled, spare_linear_algebra
+heavy = ("coverage", "scipy.linalg", "scipy.optimize", "scipy.special", "scipy.stats")
+print([name for name in heavy if name in sys.modules])
+spare_linear_algebra()
+compiled(lambda: None)()
+print([name for name in sys.modules if name.startswith("scipy.linalg.")])
+import coverage
+print(coverage.__name__)
+"""
+"""What a session loads before it estimates, then what the first compiled function loads in a process of our own."""
+
+
+def test_a_session_loads_no_statistics_before_an_estimate() -> None:
+    pytest.importorskip("numba")
+    pytest.importorskip("coverage")
+    environment = {"PATH": "", "PYTHONPATH": ":".join(filter(None, sys.path))}
+    command = [sys.executable, "-c", BEFORE_AN_ESTIMATE]
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert told.splitlines() == ["[]", "[]", "coverage"]
+
+
 def test_tests_with_equal_markers_share_what_is_read(pytester: pytest.Pytester) -> None:
     """Reading 10,000 declarations costs seconds: equal ones are read once, and no two that differ are mixed up."""
     pytester.makepyfile(

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Final
 
-from scipy.stats import t as student
-
 from pytest_gpucap.decisions.regression import decide
 from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.measured import Interval
@@ -74,7 +72,9 @@ class PaceDifference:
     @property
     def half_width(self) -> float:
         """Half the interval that one look is allowed."""
-        return float(student.ppf(1 - LOOK_LEVEL / 2, self.freedom)) * self.error
+        from scipy.stats import t  # a heavy import that most sessions never need
+
+        return float(t.ppf(1 - LOOK_LEVEL / 2, self.freedom)) * self.error
 
 
 def pace_of(pairs: Sequence[Pair]) -> PaceDifference:

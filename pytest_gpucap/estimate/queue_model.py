@@ -20,7 +20,6 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import ndtri
 
 from pytest_gpucap.arrays import Floats, Ints
 from pytest_gpucap.estimate.queue_simulation import (
@@ -278,6 +277,8 @@ def _starts(model: ServerModel, traffic: Traffic, rate_rps: float, replications:
 
     The drift is slow compared to the queue, so a replication of a slow engine starts with more requests in flight.
     """
+    from scipy.special import ndtri  # imported late: sessions without an estimate need nothing of SciPy
+
     scores = ndtri((np.arange(DRIFT_STRATA) + 0.5) / DRIFT_STRATA)
     scores /= math.sqrt(float((scores * scores).mean()))
     each = max(1, replications // DRIFT_STRATA)

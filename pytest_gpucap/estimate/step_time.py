@@ -19,7 +19,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import nnls
 
 from pytest_gpucap.arrays import Bools, Floats
 from pytest_gpucap.errors import GpuCapError
@@ -290,6 +289,8 @@ def _work(sizes: Floats, stair: int, knots: tuple[float, ...], prompts: Floats) 
 
 def _fit(bins: Bins, usable: Bools, mean_context: float, even_prompt: float, stair: int) -> tuple[Speed, Floats]:
     """The curve with one staircase or none, and the residuals of the `usable` bins, relative to their time."""
+    from scipy.optimize import nnls  # imported late: sessions without an estimate need nothing of SciPy
+
     width, n = bins.width_s[usable], bins.decoding[usable]
     steps = bins.tokens[usable] / n
     pace = width / steps

@@ -19,6 +19,7 @@ import sys
 import traceback
 from typing import Any
 
+from pytest_gpucap.jit import spare_linear_algebra
 from pytest_gpucap.load.connection import AnswerForm, RequestTemplate
 from pytest_gpucap.load.event_loop import EventLoop
 from pytest_gpucap.load.own_bodies import OwnBodies
@@ -169,4 +170,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    spare_linear_algebra()
     sys.exit(main())

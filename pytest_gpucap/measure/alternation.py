@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import msgspec
 import numpy as np
-from scipy.stats import trim_mean
 
 from pytest_gpucap.arrays import Floats
 from pytest_gpucap.decisions.paired import Pair
@@ -60,7 +59,11 @@ class _Block:
     def work(self, decode_s: float, prefill_s: float) -> float:
         """Engine seconds per second, given those of a generated and of a prompt token; stops of the engine left out."""
         done = self.tokens * decode_s + self.prompts * prefill_s
-        return float(trim_mean(done, TRIMMED) if self.fine else done.mean())
+        if not self.fine:
+            return float(done.mean())
+        from scipy.stats import trim_mean  # a heavy import that most sessions never need
+
+        return float(trim_mean(done, TRIMMED))
 
 
 class Alternation:

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import gamma
 
 from pytest_gpucap.arrays import Floats
 from pytest_gpucap.estimate import queue_model
@@ -393,8 +392,10 @@ def _stop_shifts(
     count = sum(each > LONG_STOP_S for each in speed.stops_s)
     if not count or not limits:
         return UNMOVED
+    from scipy.special import gammaincinv  # imported late: sessions without an estimate need nothing of SciPy
+
     edges = np.concatenate([[0.0], np.cumsum(c.STOP_STRATA)])
-    frequencies = gamma.ppf((edges[1:] + edges[:-1]) / 2.0, count + 0.5) / count
+    frequencies = gammaincinv(count + 0.5, (edges[1:] + edges[:-1]) / 2.0) / count
     shifts = []
     for chance, frequency in zip(c.STOP_STRATA, frequencies, strict=True):
         other = model.stopping(float(frequency))

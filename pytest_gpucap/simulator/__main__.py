@@ -8,6 +8,7 @@ import contextlib
 import sys
 from dataclasses import replace
 
+from pytest_gpucap.jit import spare_linear_algebra
 from pytest_gpucap.simulator import profile as profiles
 from pytest_gpucap.simulator.web import serve
 
@@ -69,4 +70,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    spare_linear_algebra()
     raise SystemExit(main())

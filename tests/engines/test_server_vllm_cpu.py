@@ -374,7 +374,6 @@ def test_tokens_under_way_are_counted_where_an_event_holds_several(sized: VllmSe
 @pytest.mark.parametrize(
     ("model", "args", "cause"),
     [
-        ("synthetic:tiny", {"unknown_flag": 3}, "this vLLM does not know --unknown-flag; "),
         ("/no/such/model", {}, "the model was not found; "),
         (
             "synthetic:tiny",

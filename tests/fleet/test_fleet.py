@@ -76,7 +76,7 @@ def test_a_request_without_the_key_is_refused_whichever_way_it_comes(tmp_path: P
         assert not any(str.__str__(fleet.api_key) in each for each in arguments)
 
 
-@pytest.mark.parametrize(("number", "routing"), [(0, "client"), (1, "client"), (1, "nginx")])
+@pytest.mark.parametrize(("number", "routing"), [(0, "client"), (1, "nginx")])
 def test_a_replica_that_is_killed_is_named(tmp_path: Path, number: int, routing: str) -> None:
     if why := missing_router(Routing.parse(routing)):
         pytest.skip(why)

@@ -35,7 +35,7 @@ def checked(server: EngineModel, rate_rps: int, seed: int) -> Any:
     )
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_a_front_end_that_fell_behind_in_a_hold_is_not_forgotten(seed: Any) -> None:
     """It sends some 17 requests a second and its queue is seldom seen at 16.8, while the GPU would carry 29."""
     front = engine(front_token_s=1.53e-4, front_request_s=7.6e-4, front_loss=1.5, front_backlog_s=5.0)
@@ -51,7 +51,7 @@ def test_without_a_front_end_the_same_server_carries_more() -> None:
     assert checked(engine(), 22, 1).outcome is Outcome.PASS
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_a_cache_that_still_fills_does_not_fail(seed: Any) -> None:
     """Its holds are a third slower than the server that will be used."""
     workload = Workload(Length.fixed(1500), Length.fixed(120))

@@ -31,16 +31,23 @@ def lateness_forgiven(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def short_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process against servers that have nothing to warm up."""
+    monkeypatch.setattr("pytest_gpucap.measure.constants.WARM_UP_S", 3.0)
+
+
+@pytest.fixture
 def short_phases(pytester: pytest.Pytester) -> None:
     """For what shows in any measurement: runs in processes of their own, with short phases, however late."""
     pytester.makeconftest(
         """
         from pytest_gpucap.load import self_check
-        from pytest_gpucap.measure import constants, alternation
+        from pytest_gpucap.measure import alternation, constants, equal_rate
 
         constants.WARM_UP_S = constants.HOLD_S = constants.LOW_HOLD_S = constants.OPEN_S = 4.0
-        alternation.BLOCK_S = 3.0
-        alternation.EQUAL_RATE_S = (7.0, 24.0)
+        alternation.BLOCK_S = 2.0
+        equal_rate.SHORTEST_S = equal_rate.LONGEST_S = 7.0
+        equal_rate.MOST_LEAD_S = 3.0
         self_check.LATENESS_FLOOR_S = self_check.RATE_SHARE = self_check.STOPPED_S = 1e6
         """
     )

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pytest_gpucap.jit import spare_linear_algebra
 from pytest_gpucap.simulator import profile, web
 
 parser = argparse.ArgumentParser()
@@ -89,6 +90,7 @@ class Connection(web.ClientConnection):
 
 
 if __name__ == "__main__":
+    spare_linear_algebra()
     if TELLS is not None:
         signal.signal(signal.SIGTERM, lambda *_: tell("told"))
         tell("started")

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from functools import partialmethod
 from typing import Any
 
+from pytest_gpucap.jit import spare_linear_algebra
 from pytest_gpucap.simulator import profile, web
 
 HOW, AFTER = os.environ["HANGS"], int(os.environ.get("HANGS_AFTER", "0"))
@@ -68,6 +69,7 @@ class Connection(web.ClientConnection):
 
 
 if __name__ == "__main__":
+    spare_linear_algebra()
     web.ClientConnection = Connection  # type: ignore[misc]
     create_server = asyncio.BaseEventLoop.create_server
     asyncio.BaseEventLoop.create_server = partialmethod(create_server, reuse_port=True)  # type: ignore[assignment]

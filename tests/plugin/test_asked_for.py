@@ -55,11 +55,11 @@ def test_an_internal_error_costs_no_report(suite: pytest.Pytester) -> None:
     assert "INTERNALERROR: OSError: x" in (suite.path / "p.html").read_text()
 
 
-WORKERS = [(), pytest.param(("-n1",), marks=pytest.mark.slow)]
-
-
-@pytest.mark.parametrize("workers", WORKERS, ids=["here", "xdist"])
-@pytest.mark.parametrize("ending", ["skipped", "no GPU", "failed"])
+@pytest.mark.parametrize(
+    ("ending", "workers"),
+    [("skipped", ()), ("no GPU", ()), ("failed", ("-n1",))],
+    ids=["skipped", "no GPU", "failed under xdist"],
+)
 def test_a_baseline_of_nothing_is_not_saved_and_said(
     pytester: pytest.Pytester, ending: str, workers: tuple[str, ...]
 ) -> None:

@@ -255,12 +255,13 @@ def test_both_servers_fit_one_gpu(base: dict[str, Any], head: dict[str, Any], ex
 @pytest.mark.usefixtures("short_phases")
 def test_two_real_servers_in_alternation(pytester: pytest.Pytester, vllm_python: str) -> None:
     # The base is held to two sequences at a time: whatever else this machine does, the head must come out far ahead. So
-    # phases may be short: what is looked at here is that both servers come, are measured in turn, and go.
+    # phases may be short: what is looked at here is that both servers come, are measured in turn, and go. The head's
+    # sequences are few too, since the base must drain what the head can hold before every block.
     pytester.makepyfile(
         """
         import pytest
 
-        @pytest.mark.vllm(model="synthetic:tiny", max_model_len=512)
+        @pytest.mark.vllm(model="synthetic:tiny", max_model_len=512, max_num_seqs=16)
         @pytest.mark.gpucap(name="pull request", qps=0.5, gpus=1, input_tokens=32, output_tokens=16, e2e_p95="10s")
         def test_it(gpucap):
             gpucap.check()
@@ -276,6 +277,8 @@ def test_two_real_servers_in_alternation(pytester: pytest.Pytester, vllm_python:
     assert found.paired is not None
     assert found.ratio.value > 1.05
     assert [pair.base_first for pair in found.paired.pairs][:4] == [True, False, True, False]
-    assert found.changed == ("arguments: --max-model-len 512 --max-num-seqs 2 -> --max-model-len 512",)
+    assert found.changed == (
+        "arguments: --max-model-len 512 --max-num-seqs 2 -> --max-model-len 512 --max-num-seqs 16",
+    )
     logs = list(pytester.path.glob(".gpucap/logs/*"))
     assert len([log for log in logs if "startup complete" in log.read_text()]) == 2

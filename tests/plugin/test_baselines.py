@@ -138,8 +138,10 @@ def test_another_machine_cannot_be_compared_and_fails_nothing(saved: pytest.Pyte
     assert "REGRESSED" not in result.stdout.str()
 
 
-@pytest.mark.parametrize("arguments", [(), ("-n1",)])
-@pytest.mark.parametrize("option", ["--gpucap-compare=main", "--gpucap-save=main", "--gpucap-compare=latest"])
+@pytest.mark.parametrize(
+    ("option", "arguments"),
+    [("--gpucap-compare=main", ("-n1",)), ("--gpucap-save=main", ()), ("--gpucap-compare=latest", ())],
+)
 def test_a_corrupt_file_stops_the_session_before_anything_is_measured(
     suite: pytest.Pytester, option: str, arguments: tuple[str, ...]
 ) -> None:

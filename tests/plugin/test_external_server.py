@@ -25,6 +25,7 @@ from tests.own_ca import OWN_CA, server_tls
 from tests.waiting import refused_url
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "external" / "test_external.py"
+SHORT = "from pytest_gpucap.measure import constants\n\nconstants.WARM_UP_S = 3.0\n"
 pytestmark = pytest.mark.slow
 
 
@@ -69,15 +70,6 @@ def test_the_example_against_a_real_vllm(
     assert server.client.models.list().data, "it goes on serving"
     assert f"{server.api_key}" not in (pytester.path / ".gpucap" / "result.json").read_text()
 
-    # So far beyond the server that the holds decide: there is no core here for an open loop of a thousand a second.
-    result = run(pytester, server.base_url, "--target-qps=10000")
-    result.assert_outcomes(failed=1)
-    # Beside other work the tokens of an answer may all come at once. Then no model is fitted, and no GPUs are counted.
-    counted = r"needs \d+ GPUs, budget 1: 10000 req/s x 1\.3 / .* req/s = .*"
-    seen = r"does not keep its budget: .* far below the design rate of 1\.3e\+04 req/s.*"
-    result.stdout.re_match_lines([rf"(FAIL: )?endpoint ({counted}|{seen})"])
-    assert server.client.models.list().data
-
     monkeypatch.setenv("MY_KEY", "not-the-key")
     result = run(pytester, server.base_url, "--target-qps=1")
     result.assert_outcomes(errors=0, failed=1)
@@ -89,6 +81,7 @@ def test_a_simulated_server_behind_a_url_is_called_simulated(
     pytester: pytest.Pytester, simulator: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_KEY", "any")
+    pytester.makeconftest(SHORT)
     pytester.makepyfile(
         """
         def test_it(gpucap):
@@ -133,6 +126,7 @@ def test_headers_and_a_ca_reach_a_gateway_that_loads_and_show_nowhere(
 
     gate = Gate(server)
     server.app.middlewares.append(loading)
+    pytester.makeconftest(SHORT)
     pytester.makepyfile(
         """
         import logging

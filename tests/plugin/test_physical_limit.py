@@ -15,7 +15,7 @@ from pytest_gpucap.results import result_file
 from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.results.result import ResultKind
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lateness_forgiven")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lateness_forgiven", "short_warm_up")]
 
 IMPOSSIBLE = "is above the bandwidth limit of|is below the least possible of"
 """Which of them shows first depends on how long the windows are that a busy machine lets the server answer in."""
@@ -26,7 +26,7 @@ SUITE = """
 
     pytestmark = [
         pytest.mark.vllm(model="{model}"),
-        pytest.mark.gpucap(qps=1, gpus=1, input_tokens=64, output_tokens=64, endpoint="completions", max_time="9s"),
+        pytest.mark.gpucap(qps=1, gpus=1, input_tokens=64, output_tokens=64, endpoint="completions", max_time="7s"),
     ]
 
     def test_check(gpucap):

@@ -129,4 +129,6 @@ def test_a_server_that_does_not_start_is_an_error_with_its_cause(pytester: pytes
     )
     result = pytester.runpytest_subprocess("--gpu-class=cpu", f"--gpucap-vllm-python={vllm_python}")
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*did not start:*--unknown-flag*", "*lines of its log:", "*whole log: *.log"])
+    result.stdout.fnmatch_lines(
+        ["*did not start: this vLLM does not know --unknown-flag; *", "*lines of its log:", "*whole log: *.log"]
+    )
