@@ -63,13 +63,14 @@ class VllmServer(LaunchedServer):
     Args:
         launched: its process. Its command line holds no secret.
         spec: what was requested, with the defaults of a synthetic model added.
+        reused: an earlier run started it.
     """
 
     software = "vLLM"
     engines = _ENGINES
 
-    def __init__(self, launched: Launched, spec: ServerSpec) -> None:
-        super().__init__(launched)
+    def __init__(self, launched: Launched, spec: ServerSpec, *, reused: bool = False) -> None:
+        super().__init__(launched, reused=reused)
         self.spec = spec
 
     def capabilities(self) -> Capabilities:
@@ -221,7 +222,7 @@ def start_vllm(
     """
     model_path = spec.model
     if synthetic.is_synthetic(spec.model):
-        spec = spec.with_defaults(synthetic.architecture(spec.model).server_args(cpu=not devices))
+        spec = with_own_defaults(spec, cpu=not devices)
         model_path = str(synthetic.make_model(spec.model))
     python = shutil.which(spec.python)
     if python is None:
@@ -253,6 +254,13 @@ def start_vllm(
         server.close()
         raise
     return server
+
+
+def with_own_defaults(spec: ServerSpec, *, cpu: bool) -> ServerSpec:
+    """A spec with the arguments that a synthetic model adds; other models add none."""
+    if not synthetic.is_synthetic(spec.model):
+        return spec
+    return spec.with_defaults(synthetic.architecture(spec.model).server_args(cpu=cpu))
 
 
 def _variables(spec: ServerSpec, api_key: str) -> dict[str, str]:

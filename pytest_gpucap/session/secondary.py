@@ -114,6 +114,8 @@ class SecondaryWatch:
                 raise MeasurementInvalid(f"{self._declared.name} was not measured: {name}: {why}")
 
     def _startup(self) -> SecondaryFigure:
+        if getattr(self._target.endpoint, "reused", False):
+            return SecondaryFigure(why="the server was reused (--gpucap-reuse), so this run saw no start")
         seconds: float | None = getattr(self._target.endpoint, "startup_s", None)
         return SecondaryFigure(seconds, why="" if seconds is not None else "the server does not tell how long it took")
 
