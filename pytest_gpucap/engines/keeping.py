@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from pytest_gpucap.engines.errors import ServerStartError
+from pytest_gpucap.engines.errors import ServerError, ServerStartError
 from pytest_gpucap.engines.launch import Launched
 from pytest_gpucap.engines.process import SERVER_ID_VARIABLE, OwnedProcess, alive, forget
 from pytest_gpucap.engines.protocol import ServerLog
@@ -45,7 +45,7 @@ Refuse = Callable[[str, Mapping[str, Any]], str]
 """Why a server is not wanted, by its key and by what the run before told beside it; empty: it is."""
 
 
-class NotTaken(Exception):  # noqa: N818 - reads as what happened
+class NotTaken(ServerError):  # noqa: N818 - reads as what happened
     """A kept server cannot be taken over; the message says why, in a few words."""
 
 

@@ -14,6 +14,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from pytest_gpucap.engines import synthetic
+from pytest_gpucap.engines.compile_cache import StartKind, start_kind
 from pytest_gpucap.engines.errors import EndpointError, ServerStartError
 from pytest_gpucap.engines.front_ends import front_ends
 from pytest_gpucap.engines.kv_cache import told_kv_tokens
@@ -109,6 +110,11 @@ class VllmServer(LaunchedServer):
     def start_phases_s(self) -> Mapping[str, float]:
         """What its start spent its time on: seconds by phase, as far as its log tells; see `start_phases`."""
         return start_phases(self.log.text(), self.started_at, self.startup_s)
+
+    @cached_property
+    def start(self) -> StartKind | None:
+        """Whether its start compiled anything, as far as its log tells; see `start_kind`."""
+        return start_kind(self.log.text())
 
     def _weights(self) -> dict[str, object]:
         """How the server stores the weights, which the model's files may determine; empty if it does not report it."""

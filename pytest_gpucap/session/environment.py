@@ -23,6 +23,7 @@ def environment_of(target: SystemUnderTest, workload: Workload) -> Environment:
         **_place(target),
         **target.endpoint.facts(),
         "startup_s": _startup_s(target),
+        "start": None if _is_reused(target) else getattr(target.endpoint, "start", None),
         "reused": _is_reused(target),
         "remarks": (*_reuse(target), *getattr(target.runner, "remarks", ()), *_repeated(target, workload)),
         **host_and_plugin(),

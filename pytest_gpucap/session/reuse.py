@@ -22,7 +22,6 @@ from pytest_gpucap.gpu.classes import GpuClass
 from pytest_gpucap.gpu.device import Device
 from pytest_gpucap.gpu.lease import CPU, Lease, LeaseError, machine_directory, passed_on
 from pytest_gpucap.options import Options
-from pytest_gpucap.report.formatting import seconds
 
 if TYPE_CHECKING:
     from pytest_gpucap.engines.vllm import VllmServer
@@ -130,6 +129,7 @@ class Reuse:
         """
         from pytest_gpucap.engines.keeping import Place, keep
         from pytest_gpucap.engines.vllm import VllmServer
+        from pytest_gpucap.report.formatting import seconds
 
         if not isinstance(server, VllmServer) or not self._applies(placement, live) or server.ended():
             return False
