@@ -25,7 +25,7 @@ from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.gpu.classes import GIB
 from pytest_gpucap.gpu.device import Device
 from pytest_gpucap.gpu.kept import END_COMMAND, holders_of
-from pytest_gpucap.gpu.occupancy import IDLE_OPTION, IdleMemory, Occupancy, occupancy_of, user_of
+from pytest_gpucap.gpu.occupancy import IDLE_OPTION, IdleMemory, Neighbours, Occupancy, occupancy_of, user_of
 
 LOCK_POLL_S = 0.25
 CPU: Final = "cpu"
@@ -209,7 +209,9 @@ def passed_on(
     *,
     baseline: Mapping[str, int],
     server_pids: Iterable[int],
+    tolerated: Iterable[int] = (),
     idle: IdleMemory | None = None,
+    contained: bool | None = None,
 ) -> Lease:
     """A lease that another process had, with its locks.
 
@@ -218,19 +220,23 @@ def passed_on(
         descriptors: of its lock files, which are locked.
         baseline: of the lease.
         server_pids: processes of the server that is on the devices.
+        tolerated: of the lease.
         idle: memory that others may use there; None: they may use none.
+        contained: whether our pids may differ from the driver's; None: find out.
 
     Raises:
         GpuShared: if others use the devices. The locks are let go.
     """
-    own = set(server_pids)
+    own, allowed = frozenset(server_pids), frozenset(tolerated)
     with ExitStack() as held:
         for descriptor in descriptors:
             held.enter_context(_Lock(descriptor))
         others: dict[str, Occupancy] = {}
         for device in devices:
             seen = occupancy_of(device)
-            rest = tuple(each for each in seen.processes or () if each.pid not in own)
+            listed = seen.processes or ()
+            strangers = Neighbours(contained=contained, tolerated=allowed).strangers(listed, own)
+            rest = (*(each for each in listed if each.pid in allowed), *strangers)
             if not rest:
                 continue
             used_bytes = sum(each.memory_bytes or 0 for each in rest)

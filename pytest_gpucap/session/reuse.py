@@ -163,7 +163,8 @@ class Reuse:
             "key_digest": _digest(f"{server.api_key}"),
             "started_at": server.started_at,
         }
-        extra = {"salt": start.salt, "depends_on": dict(start.depends_on), "baseline": dict(lease.baseline)}
+        held = {"baseline": dict(lease.baseline), "tolerated": sorted(lease.tolerated)}
+        extra = {"salt": start.salt, "depends_on": dict(start.depends_on), **held}
         place = Place(folder / f"{id_}{kept.SOCKET}", folder / f"{id_}{kept.NOTE}")
         why = keep(server, place, self._seconds, told=told, extra=extra, descriptors=lease.descriptors)
         if why:
@@ -219,6 +220,7 @@ class Reuse:
                 taken.descriptors,
                 baseline=extra["baseline"],
                 server_pids=server.pids(),
+                tolerated=extra["tolerated"],
                 idle=self._idle,
             )
         except LeaseError as error:
