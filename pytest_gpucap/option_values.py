@@ -201,6 +201,19 @@ def duration(value: Any, what: str, _config: pytest.Config) -> float:
     return requirement.duration_s(value, what)
 
 
+_LONGEST_KEPT_S: Final = 24 * 3600.0
+
+
+def kept_for(value: Any, what: str, _config: pytest.Config) -> float:
+    """How long a server is kept, in seconds: a day at most, since it holds its GPUs all the time."""
+    from pytest_gpucap import requirement
+
+    found = requirement.duration_s(value, what)
+    if found > _LONGEST_KEPT_S:
+        raise ValueError(f"{what} must be at most 24h, not {told(value)}: a kept server holds its GPUs all the time")
+    return found
+
+
 def share_value(value: Any, what: str, _config: pytest.Config) -> float:
     """A share above 0 and below 1."""
     from pytest_gpucap import requirement

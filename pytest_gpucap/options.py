@@ -210,6 +210,21 @@ class Options:
         default=1800.0,
         otherwise="30m",
     )
+    reuse_s = Option(
+        "--gpucap-reuse",
+        values.kept_for,
+        "keep the last vLLM server for so long after the run, at most 24h: the next run with the same server takes it "
+        "over, without a start; gpucap servers lists and ends it",
+        "TIME",
+        default=None,
+        otherwise="end it with the run",
+    )
+    reuse_in_ci = Option(
+        "--gpucap-reuse-in-ci",
+        values.flag,
+        "let --gpucap-reuse count in CI too (where CI is set), where it is ignored otherwise",
+        default=False,
+    )
     url = Option(
         "--gpucap-url",
         values.url,

@@ -53,7 +53,7 @@ ROOMS: dict[str, set[str]] = {
     # What is made of results.
     "planning": {"requirement", "sizing", "vllm_arguments", "results", "gpu", "roofline"},
     "report": {"requirement", "secondary", "sizing", "results", "planning"},
-    "history": {"requirement", "vllm_arguments", "results", "decisions", "report"},
+    "history": {"requirement", "secondary", "vllm_arguments", "results", "decisions", "report"},
     # The wiring: one pytest session, and the commands.
     "session": {
         *(

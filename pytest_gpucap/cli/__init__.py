@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pytest_gpucap.errors import GpuCapError
 
-COMMANDS: tuple[str, ...] = ("plan", "compare", "show", "history", "report")
+COMMANDS: tuple[str, ...] = ("plan", "compare", "show", "history", "report", "servers")
 """Names in the order in which the help lists them; `pytest_gpucap.cli.NAME` is the module."""
 
 

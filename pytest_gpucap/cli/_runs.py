@@ -48,7 +48,7 @@ def find_run(given: str, folder: Path) -> Run:
 
 
 def trends_in(folder: Path, since: datetime | None = None) -> tuple[list[Trend], list[str]]:
-    """The trend of every series in the result files of a folder and below.
+    """The trend of every series in the result files of a folder and below: of rates, and of limits beside the rate.
 
     Args:
         folder: the files are here.
@@ -62,13 +62,15 @@ def trends_in(folder: Path, since: datetime | None = None) -> tuple[list[Trend],
     """
     # Imported here: they load SciPy, which other commands do not need.
     from pytest_gpucap.history.detection import MissingLibraryError
+    from pytest_gpucap.history.figures import figures_of
     from pytest_gpucap.history.nightly import read_folder, series_of
     from pytest_gpucap.history.trend import trend_of
 
     try:
         runs, skipped = read_folder(folder)
-        series, broken = series_of(run for run in runs if since is None or run.started >= since)
-        return [trend_of(each) for each in series], [*skipped, *broken]
+        runs = [run for run in runs if since is None or run.started >= since]
+        series, broken = series_of(runs)
+        return [trend_of(each) for each in [*series, *figures_of(runs)]], [*skipped, *broken]
     except (NotADirectoryError, MissingLibraryError) as error:
         raise CommandError(str(error)) from None
 

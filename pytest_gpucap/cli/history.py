@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fail-on-drop",
         action="store_true",
-        help="exit 1 for a confirmed drop that has not recovered, 3 for a suspected one (run once more)",
+        help="exit 1 for a confirmed drop of a rate that has not recovered, 3 for a suspected one (run once more)",
     )
 
 
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     if not trends:
         report_skipped(skipped)
         since = f" since {options.since.date()}" if options.since else ""
-        raise CommandError(f"{options.folder}: no result with a sustainable rate{since}")
+        raise CommandError(f"{options.folder}: no result with a sustainable rate or a limit beside it{since}")
     try:
         if options.plot is not None:
             trend_report.plot_trends(trends, options.plot)
@@ -75,9 +75,10 @@ def run(options: argparse.Namespace) -> int:
 def _exit_code(trends: Sequence[Trend]) -> int:
     from pytest_gpucap.results.trend import AlarmState
 
-    if any(trend.standing is not None for trend in trends):
+    rates = [trend for trend in trends if trend.figure is None]
+    if any(trend.standing is not None for trend in rates):
         return DROP
-    return SUSPECTED if any(trend.state is AlarmState.DROP_SUSPECTED for trend in trends) else 0
+    return SUSPECTED if any(trend.state is AlarmState.DROP_SUSPECTED for trend in rates) else 0
 
 
 def _heights() -> str:

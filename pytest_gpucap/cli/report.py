@@ -53,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
     renderers = _RENDERERS
     if options.history is not None:
         trends, skipped = trends_in(options.history)
+        trends = [trend for trend in trends if trend.figure is None]  # the page's charts are of rates
         report_skipped(skipped)
         renderers = {**_RENDERERS, "html": partial(_html, history=trends)}
     asked = [(render, target) for name, render in renderers.items() if (target := getattr(options, name)) is not None]

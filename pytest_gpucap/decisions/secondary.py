@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -72,6 +73,22 @@ def quotient(parts: Sequence[tuple[float, float]], factor: float = 1.0, most: fl
     return Interval(value * factor, low * factor, high * factor, _CONFIDENCE)
 
 
+def quotient_of(name: SecondaryName, parts: Sequence[tuple[float, float]]) -> Interval | None:
+    """One of the quotients in the unit of its metric; None if nothing stands under the line."""
+    return quotient(parts, _QUOTIENTS[name][0], _MOST.get(name, math.inf))
+
+
+def cost_of(per_hour: float, rate_rps: float, tokens: float) -> float:
+    """The price of an hour over the output tokens that a rate makes in it, for 1,000,000 of them.
+
+    Args:
+        per_hour: of one replica, in USD.
+        rate_rps: of one replica; above 0, or the cost is infinite.
+        tokens: output tokens of a request.
+    """
+    return per_hour / (rate_rps * tokens * _SECONDS_PER_HOUR) * 1e6 if rate_rps > 0 else math.inf
+
+
 def judged(limit: SecondaryLimit, starts: Sequence[StartFigures], measurement: Measurement) -> SecondaryResult:
     """One limit, judged by what the starts of the server showed.
 
@@ -117,7 +134,7 @@ def _with_worst(result: SecondaryResult, figures: Sequence[SecondaryFigure]) -> 
 
 def _with_quotient(result: SecondaryResult, parts: Sequence[tuple[float, float]]) -> SecondaryResult:
     factor, over, under = _QUOTIENTS[result.name]
-    found = quotient(parts, factor, _MOST.get(result.name, math.inf))
+    found = quotient_of(result.name, parts)
     if found is None:
         return msgspec.structs.replace(result, reason=f"there were no {under} in the measuring windows")
     above, below = (sum(part[place] for part in parts) for place in (0, 1))
@@ -140,9 +157,7 @@ def _with_cost(result: SecondaryResult, figure: SecondaryFigure, measurement: Me
     if per_hour is None or each is None or (rate is None and at_least is None):
         return msgspec.structs.replace(result, reason="there is no rate whose tokens could be counted")
 
-    def cost(rate_rps: float) -> float:
-        return per_hour / (rate_rps * each * _SECONDS_PER_HOUR) * 1e6 if rate_rps > 0 else math.inf
-
+    cost = partial(_cost_at, per_hour, each)
     if at_least is not None:
         found = Interval(cost(at_least), 0.0, cost(at_least))
         shown = at_least
@@ -161,6 +176,10 @@ def _with_cost(result: SecondaryResult, figure: SecondaryFigure, measurement: Me
         arithmetic=f"{per_hour:g} USD/h / ({bound}{shown:.3g} req/s x {each:.4g} tokens x 3,600 s) x 1,000,000",
         reason=undecided,
     )
+
+
+def _cost_at(per_hour: float, tokens: float, rate_rps: float) -> float:
+    return cost_of(per_hour, rate_rps, tokens)
 
 
 def tokens_per_request(workload: Workload, samples: Sequence[Sample]) -> float | None:

@@ -4,6 +4,7 @@
 ServerError
 ├── ServerStartError      it did not become ready; has the cause and the log
 ├── ServerStopError       one of its processes did not end
+├── NotTaken              a kept server cannot be taken over (`keeping.py`)
 ├── MetricsUnavailable    it has no /metrics
 └── EndpointError         a running endpoint cannot be measured
 ```

@@ -147,14 +147,17 @@ class LaunchedServer(HttpServer):
         started_at: when it was started, in seconds since the epoch.
         startup_s: seconds from start to ready.
         engines: matches the titles of processes that it cannot do without, beside the main one.
+        reused: an earlier run started it and left it to us; `started_at` and `startup_s` are of that start.
+        left: it was left to the next run, and `close` does not end it.
     """
 
     engines: ClassVar[re.Pattern[str] | None] = None
 
-    def __init__(self, launched: Launched) -> None:
+    def __init__(self, launched: Launched, *, reused: bool = False) -> None:
         super().__init__(launched.base_url, launched.model, launched.api_key)
         self.command = list(launched.command)
         self.started_at, self.startup_s = launched.started_at, launched.startup_s
+        self.reused, self.left = reused, False
         self._log, self._process = launched.log, launched.process
         self._log_is_masked = False
         self._vital = _named(self.pids(), self.engines) if self.engines is not None else {}
@@ -164,6 +167,11 @@ class LaunchedServer(HttpServer):
     def log(self) -> ServerLog:
         """The server's log."""
         return self._log
+
+    @property
+    def process(self) -> OwnedProcess:
+        """Its processes."""
+        return self._process
 
     @property
     def running(self) -> bool:

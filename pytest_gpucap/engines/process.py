@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final, Protocol
 
 import psutil
 
@@ -33,6 +33,9 @@ SERVER_ID_VARIABLE = "GPUCAP_SERVER_ID"
 _WATCHDOG = Path(__file__).with_name("watchdog.py")
 _KILL_PATIENCE_S = 90.0
 """The watchdog repeats SIGKILL for 60 s, and then ends by itself."""
+_KEEP: Final = b"w"
+"""Order to the watchdog; see `watchdog.KEEP`."""
+_KEEP_PATIENCE_S: Final = 30.0
 _OUTLIVED: ContextVar[tuple[int, ...]] = ContextVar("_OUTLIVED", default=())
 
 
@@ -49,6 +52,29 @@ def held_until_gone(descriptors: Sequence[int]) -> Iterator[None]:
         _OUTLIVED.reset(token)
 
 
+class Watched(Protocol):
+    """A watchdog as its owner sees it, whether it is a child or not: a part of `subprocess.Popen`."""
+
+    pid: int
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, as far as `poll` or `wait` saw it."""
+        ...
+
+    def poll(self) -> int | None:
+        """The exit code; None while it runs."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end.
+
+        Raises:
+            subprocess.TimeoutExpired: if it does not come in time.
+        """
+        ...
+
+
 class OwnedProcess:
     """A main process with everything it starts.
 
@@ -62,14 +88,7 @@ class OwnedProcess:
     def __init__(
         self, command: Sequence[str], *, env: Mapping[str, str], log_path: Path, grace_s: float = 15.0
     ) -> None:
-        self._owner = os.getpid()
-        self._lock = threading.Lock()
-        self._grace_s = grace_s
-        self._token = uuid.uuid4().hex
-        self._pid: int | None = None
-        self._exit_code: int | None = None
-        self._stubborn: list[int] = []
-        self._news = b""
+        self._begin(uuid.uuid4().hex, grace_s)
         control_read, self._control = os.pipe()
         self._status, status_write = os.pipe()
         os.set_blocking(self._status, False)
@@ -78,7 +97,7 @@ class OwnedProcess:
         arguments = [",".join(map(str, kept)), str(self._owner), str(grace_s), str(log_path), *command]
         try:
             with _own(log_path) as log:
-                self._watchdog = subprocess.Popen(
+                self._watchdog: Watched = subprocess.Popen(
                     [sys.executable, "-I", "-S", str(_WATCHDOG), *arguments],
                     env={**env, SERVER_ID_VARIABLE: self._token},
                     stdin=subprocess.DEVNULL,
@@ -95,6 +114,61 @@ class OwnedProcess:
         finally:
             os.close(control_read)
             os.close(status_write)
+
+    def _begin(self, token: str, grace_s: float) -> None:
+        """What is known before there is a watchdog."""
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._grace_s = grace_s
+        self._token = token
+        self._pid: int | None = None
+        self._exit_code: int | None = None
+        self._kept: str | None = None
+        self._stubborn: list[int] = []
+        self._news = b""
+
+    @property
+    def token(self) -> str:
+        """The value of `SERVER_ID_VARIABLE` in its processes."""
+        return self._token
+
+    @property
+    def grace_s(self) -> float:
+        """Seconds between SIGTERM and SIGKILL when it is ended."""
+        return self._grace_s
+
+    @property
+    def watchdog_pid(self) -> int:
+        """The watchdog's id."""
+        return self._watchdog.pid
+
+    def keep(self, asked: Mapping[str, object]) -> str:
+        """Leave everything to the watchdog, which keeps it for a while.
+
+        Args:
+            asked: see `watchdog.Watchdog.keep`.
+
+        Returns:
+            Why it does not, in a few words. Empty if it does; then nothing is left here to be ended.
+        """
+        with self._lock:
+            if self._control < 0 or os.getpid() != self._owner:
+                return "it has ended"
+            self._kept = None
+            self._order(_KEEP + json.dumps(asked).encode() + b"\n")
+            deadline = time.monotonic() + _KEEP_PATIENCE_S
+            while self._kept is None and self.poll() is None and time.monotonic() < deadline:
+                self.wait_news(0.2)
+            if self._kept:
+                return self._kept
+            if self._kept is None:
+                return "it has ended" if self.poll() is not None else "its watchdog does not answer"
+            os.close(self._control)
+            os.close(self._status)
+            self._control = self._status = -1
+            if isinstance(self._watchdog, subprocess.Popen):
+                forget(self._watchdog)
+            return ""
 
     @property
     def pid(self) -> int | None:
@@ -146,8 +220,9 @@ class OwnedProcess:
             self._sweep()
 
     def _order(self, order: bytes) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            os.write(self._control, order)
+        with contextlib.suppress(ConnectionError):
+            while order:
+                order = order[os.write(self._control, order) :]
 
     def _wait(self, timeout_s: float) -> bool:
         try:
@@ -165,7 +240,7 @@ class OwnedProcess:
 
     def _unreported_exit(self) -> int:
         """The exit code if the watchdog reports none: it was killed with the main process, or did not start it."""
-        return self._watchdog.returncode if self._pid is None else -signal.SIGKILL
+        return (self._watchdog.returncode or 0) if self._pid is None else -signal.SIGKILL
 
     def _sweep(self) -> None:
         """Find processes that the watchdog did not end, by their environment, and kill them."""
@@ -182,15 +257,22 @@ class OwnedProcess:
     def _read_news(self) -> None:
         if self._status < 0:
             return
-        with contextlib.suppress(BlockingIOError):
-            while chunk := os.read(self._status, 4096):
-                self._news += chunk
+        while chunk := self._read_some():
+            self._news += chunk
         *lines, self._news = self._news.split(b"\n")
         for line in lines:
             news = json.loads(line)
             self._pid = news.get("started", self._pid)
             self._exit_code = news.get("exited", self._exit_code)
+            self._kept = news.get("kept", self._kept)
             self._stubborn = news.get("ended", self._stubborn)
+
+    def _read_some(self) -> bytes:
+        """What the watchdog has written, a part at a time; empty if there is nothing now."""
+        try:
+            return os.read(self._status, 4096)
+        except BlockingIOError:
+            return b""
 
     def wait_news(self, timeout_s: float) -> None:
         """Sleep until the watchdog reports something, such as the end of the main process, or `timeout_s` is over."""
@@ -199,6 +281,11 @@ class OwnedProcess:
         with selectors.DefaultSelector() as selector:
             selector.register(self._status, selectors.EVENT_READ)
             selector.select(max(0.0, timeout_s))
+
+
+def forget(process: subprocess.Popen[bytes]) -> None:
+    """Leave a child to itself: Python then does not warn that it outlives us."""
+    process.returncode = 0
 
 
 def _own(path: Path) -> BinaryIO:

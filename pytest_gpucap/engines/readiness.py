@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -90,6 +91,24 @@ class Readiness:
         finally:
             endpoint.close()
         return endpoint.base_url
+
+    def again(self, base_url: str) -> None:
+        """Check a server that was ready before: it answers as it did, and the port is our own process's.
+
+        Raises:
+            ServerStartError: if it does not.
+        """
+        endpoint = HttpServer(base_url, self._model, self._api_key)
+        try:
+            if urlsplit(base_url).port not in self._ports():
+                raise ServerStartError("its process does not listen on its port any more")
+            if self._model not in endpoint.models(timeout_s=_HEALTH_S) or not self._healthy(endpoint):
+                raise ServerStartError("its health check fails")
+            self._ask(endpoint)
+        except EndpointError as error:
+            raise ServerStartError(f"it does not answer: {error}") from None
+        finally:
+            endpoint.close()
 
     def _find(self) -> HttpServer:
         """The server that lists our model on a port that our own process listens on."""

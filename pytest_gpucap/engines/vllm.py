@@ -15,6 +15,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from pytest_gpucap.engines import synthetic
+from pytest_gpucap.engines.compile_cache import StartKind, start_kind
 from pytest_gpucap.engines.errors import EndpointError, ServerStartError
 from pytest_gpucap.engines.front_ends import front_ends
 from pytest_gpucap.engines.kv_cache import told_kv_tokens
@@ -65,13 +66,14 @@ class VllmServer(LaunchedServer):
     Args:
         launched: its process. Its command line holds no secret.
         spec: what was requested, with the defaults of a synthetic model added.
+        reused: an earlier run started it.
     """
 
     software = "vLLM"
     engines = _ENGINES
 
-    def __init__(self, launched: Launched, spec: ServerSpec) -> None:
-        super().__init__(launched)
+    def __init__(self, launched: Launched, spec: ServerSpec, *, reused: bool = False) -> None:
+        super().__init__(launched, reused=reused)
         self.spec = spec
 
     def capabilities(self) -> Capabilities:
@@ -110,6 +112,11 @@ class VllmServer(LaunchedServer):
     def start_phases_s(self) -> Mapping[str, float]:
         """What its start spent its time on: seconds by phase, as far as its log tells; see `start_phases`."""
         return start_phases(self.log.text(), self.started_at, self.startup_s)
+
+    @cached_property
+    def start(self) -> StartKind | None:
+        """Whether its start compiled anything, as far as its log tells; see `start_kind`."""
+        return start_kind(self.log.text())
 
     def _weights(self) -> dict[str, object]:
         """How the server stores the weights, which the model's files may determine; empty if it does not report it."""
@@ -223,7 +230,7 @@ def start_vllm(
     """
     model_path = spec.model
     if synthetic.is_synthetic(spec.model):
-        spec = spec.with_defaults(synthetic.architecture(spec.model).server_args(cpu=not devices))
+        spec = with_own_defaults(spec, cpu=not devices)
         model_path = str(synthetic.make_model(spec.model))
         if spec.adapters:
             spec = spec.with_defaults(lora_arguments(len(spec.adapters), spec.adapter_rank))
@@ -261,6 +268,13 @@ def start_vllm(
         server.close()
         raise
     return server
+
+
+def with_own_defaults(spec: ServerSpec, *, cpu: bool) -> ServerSpec:
+    """A spec with the arguments that a synthetic model adds; other models add none."""
+    if not synthetic.is_synthetic(spec.model):
+        return spec
+    return spec.with_defaults(synthetic.architecture(spec.model).server_args(cpu=cpu))
 
 
 def _variables(spec: ServerSpec, api_key: str) -> dict[str, str]:

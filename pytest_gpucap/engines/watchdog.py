@@ -11,9 +11,19 @@ It ends the server when
 - the owner's process ends while a fork of it still holds the pipe (pidfd of the owner),
 - the server's main process ends; then its descendants are ended too.
 
+With the order `KEEP` it lets go of its owner and keeps the server for so long. Then it ends the server when
+
+- the time is over, by a clock that runs on while the machine is suspended,
+- somebody of the same user asks for it at its socket,
+- its sentinel ends (`sentinel.py`), which would end the server's processes if this one were killed.
+
+At the socket a process of the same user may also take the server over: it gets what its last owner said of it and the
+descriptors of the leases, and is the owner from then on.
+
 Usage: ``watchdog.py CONTROL_FD,STATUS_FD,FD... OWNER_PID GRACE_S LOG_PATH COMMAND...``. Further descriptors are files
 that it keeps open until the server has ended, such as a lease's lock. It writes JSON Lines to STATUS_FD:
-``{"started": pid}``, ``{"exited": code}`` (negative: the signal), ``{"ended": [pids that could not be ended]}``.
+``{"started": pid}``, ``{"exited": code}`` (negative: the signal), ``{"kept": why not}`` (empty: it does),
+``{"ended": [pids that could not be ended]}``.
 """
 
 from __future__ import annotations
@@ -26,8 +36,13 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import socket
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -40,6 +55,14 @@ KILL_S = 60.0
 
 KILL = b"k"
 """On the control pipe: end everything without grace. Any other byte, or the pipe's end: with grace."""
+KEEP = b"w"
+"""On the control pipe, before one line of JSON: see `Watchdog.keep`."""
+TAKE, END = b"take", b"end"
+"""On the socket of a kept server, with a line break: hand it over, or end it."""
+LOOK_S = 30.0
+"""How often the clock is looked at: a sleep does not count the time that the machine is suspended."""
+ASKED_S = 2.0
+"""Longest wait for somebody at the socket to say what he wants."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 
@@ -82,6 +105,31 @@ def descendants() -> list[int]:
     return found
 
 
+def now_s() -> float:
+    """Seconds since the machine began, those in which it was suspended too."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@contextlib.contextmanager
+def short(path: str) -> Iterator[str]:
+    """A short name of a socket: the kernel takes no more than 107 bytes."""
+    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)  # noqa: PTH120 - a text
+    try:
+        yield f"/proc/self/fd/{folder}/{os.path.basename(path)}"  # noqa: PTH119 - see above
+    finally:
+        os.close(folder)
+
+
+def peer_of(connection: socket.socket) -> tuple[int, int]:
+    """Process and user at the other end."""
+    import socket
+    import struct
+
+    told = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, user, _ = struct.unpack("3i", told)
+    return pid, user
+
+
 class Watchdog:
     """One server and everything it starts."""
 
@@ -93,6 +141,12 @@ class Watchdog:
         self.main_running = False
         self.killed = False
         self.ordered = False
+        self.leases: list[int] = []
+        self.kept: dict[str, Any] = {}
+        self.until_s: float | None = None
+        self.listener: socket.socket | None = None
+        self.sentinel_fd = -1
+        self.asking: list[socket.socket] = []
         self.poll = select.poll()
         self.wake_read, self.wake_write = os.pipe()
         for fd in (self.wake_read, self.wake_write):
@@ -180,29 +234,162 @@ class Watchdog:
                 with contextlib.suppress(BlockingIOError):
                     while os.read(self.wake_read, 4096):
                         pass
-            elif fd == self.owner_fd:
+            elif fd in (self.owner_fd, self.sentinel_fd):
                 self.poll.unregister(fd)
                 self.order(ABANDONED_GRACE_S)
-            else:
-                order = os.read(self.control, 1)
-                if not order:
-                    self.poll.unregister(fd)
-                    self.order(ABANDONED_GRACE_S)
-                else:
-                    self.killed = self.killed or order == KILL
-                    self.order(self.grace_s)
+            elif self.listener is not None and fd == self.listener.fileno():
+                self.answer(self.listener)
+            elif fd == self.control:
+                self.obey()
+
+    def obey(self) -> None:
+        """Do what the owner orders; its end is an order too."""
+        try:
+            order = os.read(self.control, 1)
+        except ConnectionError:
+            order = b""
+        if not order:
+            self.poll.unregister(self.control)
+            self.order(ABANDONED_GRACE_S)
+        elif order == KEEP:
+            line = b""
+            while not line.endswith(b"\n"):
+                if not (more := os.read(self.control, 1 << 16)):
+                    return self.order(ABANDONED_GRACE_S)
+                line += more
+            self.keep(json.loads(line))
+        else:
+            self.killed = self.killed or order == KILL
+            self.order(self.grace_s)
+        return None
+
+    def keep(self, asked: dict[str, Any]) -> None:
+        """Let go of the owner and keep the server.
+
+        Args:
+            asked: ``seconds`` to keep it for; ``sentinel``: its pid; ``socket`` and ``note``: paths; ``told``: what the
+                note tells everybody; ``record``: what the next owner gets, secrets included.
+        """
+        import socket
+
+        listener = socket.socket(socket.AF_UNIX)
+        try:
+            if self.sentinel_fd < 0:
+                self.sentinel_fd = os.pidfd_open(asked["sentinel"])
+            mask = os.umask(0o177)
+            try:
+                with short(asked["socket"]) as name:
+                    listener.bind(name)
+            finally:
+                os.umask(mask)
+            listener.listen()
+            self.kept, self.until_s = asked, now_s() + asked["seconds"]
+            self.note(until_s=self.until_s)
+        except OSError as error:
+            self.until_s = None
+            listener.close()
+            with contextlib.suppress(OSError):
+                os.unlink(asked["socket"])  # noqa: PTH108 - a text
+            self.report(kept=error.strerror or str(error))
+            return
+        self.listener = listener
+        self.poll.register(listener, select.POLLIN)
+        self.poll.register(self.sentinel_fd, select.POLLIN)
+        self.poll.unregister(self.control)
+        if self.owner_fd >= 0:
+            self.poll.unregister(self.owner_fd)
+            os.close(self.owner_fd)
+        self.report(kept="")
+        for fd in {self.control, self.status}:
+            os.close(fd)
+        self.control = self.status = self.owner_fd = -1
+
+    def note(self, **more: object) -> None:
+        """Write the note, whole at every moment, which everybody may read."""
+        path = self.kept["note"]
+        fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
+        with os.fdopen(fd, "w") as file:
+            os.fchmod(fd, 0o644)
+            json.dump({**self.kept["told"], **more}, file)
+        os.replace(f"{path}.new", path)  # noqa: PTH105 - a text
+
+    def answer(self, listener: socket.socket) -> None:
+        """Somebody is at the socket."""
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return
+        try:
+            connection.settimeout(ASKED_S)
+            peer, user = peer_of(connection)
+            asked = b"" if user != os.getuid() else connection.recv(64).strip()
+            if asked == END:
+                self.asking.append(connection)  # its end tells when all has ended
+                self.order(self.grace_s)
+                return
+            if asked == TAKE:
+                self.hand_over(connection, peer)
+                return
+        except OSError:
+            pass
+        connection.close()
+
+    def hand_over(self, connection: socket.socket, peer: int) -> None:
+        """Make somebody the owner."""
+        import socket
+
+        owner_fd = os.pidfd_open(peer)
+        try:
+            socket.send_fds(connection, [b"+"], self.leases)
+            connection.sendall(json.dumps(self.kept["record"]).encode() + b"\n")
+        except OSError:
+            os.close(owner_fd)
+            raise
+        with contextlib.suppress(OSError):
+            self.note(used_by=peer)  # before others can notice that nobody listens
+        self.stop_listening()
+        connection.settimeout(None)
+        self.control = self.status = connection.detach()
+        self.owner_fd, self.until_s = owner_fd, None
+        self.poll.register(self.control, select.POLLIN)
+        self.poll.register(self.owner_fd, select.POLLIN)
+        self.report(started=self.main)
+
+    def stop_listening(self) -> None:
+        """Nobody can ask any more."""
+        if self.listener is not None:
+            self.poll.unregister(self.listener)
+            self.listener.close()
+            self.listener = None
+            with contextlib.suppress(OSError):
+                os.unlink(self.kept["socket"])  # noqa: PTH108 - a text
+
+    def left_s(self) -> float | None:
+        """How long to sleep at most; None: until something happens. Once the time is over, ending is ordered."""
+        if self.until_s is None:
+            return None
+        left = self.until_s - now_s()
+        if left <= 0:
+            self.order(self.grace_s)
+        return min(left, LOOK_S)
 
     def run(self) -> None:
         """Wait until there is a reason to end, then end everything."""
         while True:
             empty = self.reap()
+            left_s = self.left_s()
             if empty or self.ordered or not self.main_running:
                 break
-            self.wait(None)
+            self.wait(left_s)
         self.end()
 
     def end(self) -> None:
         """Send SIGTERM to the main process, then to its descendants, then SIGKILL to all."""
+        self.until_s = None
+        self.stop_listening()
+        if self.kept:
+            with contextlib.suppress(OSError):
+                os.unlink(self.kept["note"])  # noqa: PTH108 - a text
         empty = self.reap()
         if self.main_running:
             self.send(self.main, signal.SIGTERM)
@@ -245,6 +432,7 @@ def main(arguments: list[str]) -> None:
     for fd in (control, status, *others):
         os.set_inheritable(fd, False)
     watchdog = Watchdog(control, status, int(owner), float(grace_s))
+    watchdog.leases = others
     if not watchdog.ordered:
         watchdog.start(log_path, command)
         watchdog.run()

@@ -19,18 +19,25 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.gpu.classes import GIB
 from pytest_gpucap.gpu.device import Device
-from pytest_gpucap.gpu.occupancy import IDLE_OPTION, IdleMemory, Occupancy, occupancy_of, user_of
+from pytest_gpucap.gpu.kept import END_COMMAND, holders_of
+from pytest_gpucap.gpu.occupancy import IDLE_OPTION, IdleMemory, Neighbours, Occupancy, occupancy_of, user_of
 
 LOCK_POLL_S = 0.25
+CPU: Final = "cpu"
+"""The name of the lock that stands for the machine's CPU."""
 MACHINE_DIRECTORY = Path("/tmp/gpucap-leases")  # noqa: S108 - one place for all users; see `machine_directory`
 """Fixed, and not below TMPDIR: jobs with temporary directories of their own still share the GPUs."""
 GRACE_S = 5.0
 """A device counts as shared when it is in use for this long: memory of an ended process may take a while to return."""
+
+
+MakeRoom = Callable[[Sequence[str]], bool]
+"""Asked while a lease waits, with the names of locks that would help: whether one of them was freed just now."""
 
 
 class LeaseError(GpuCapError):
@@ -75,6 +82,11 @@ class Lease:
         return tuple(device.uuid if device.mig_profile else str(device.index) for device in self.devices)
 
     @property
+    def locks(self) -> tuple[str, ...]:
+        """The names of its lock files."""
+        return tuple(device.uuid for device in self.devices) or (CPU,)
+
+    @property
     def tolerated(self) -> frozenset[int]:
         """Pids of other programs that were allowed on the devices."""
         return frozenset(process.pid for other in self.others.values() for process in other.processes or ())
@@ -92,6 +104,13 @@ class Lease:
         """Give the devices back. Safe to call twice."""
         self._held.close()
 
+    def leave(self) -> None:
+        """Leave the devices to the other processes that have the locks open; `release` then does nothing."""
+        self._held.pop_all()
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+        self.descriptors = ()
+
     def __enter__(self) -> Self:
         return self
 
@@ -108,6 +127,7 @@ def lease(
     wait_s: float,
     idle: IdleMemory | None = None,
     on_wait: Callable[[str], None] | None = None,
+    make_room: MakeRoom | None = None,
     directory: Path | None = None,
 ) -> Lease:
     """Hold `count` of `devices`, each free of other leases and of other processes.
@@ -121,6 +141,7 @@ def lease(
         wait_s: how long to wait for other leases to end.
         idle: memory that a device may have in use and still count as free; None: what an idle driver keeps.
         on_wait: told once, in one line, that it waits and for whom.
+        make_room: see `MakeRoom`.
         directory: of the lock files; one for the whole machine by default.
 
     Raises:
@@ -143,6 +164,8 @@ def lease(
             now = time.monotonic()
             if attempt.lease is not None:
                 return attempt.lease
+            if make_room is not None and make_room(names):
+                continue
             taken, shared = attempt.taken, attempt.shared
             why = "; ".join([*taken, *shared, *attempt.how_to_allow])
             if len(devices) - len(shared) < count:  # not enough even if every lease ended
@@ -157,15 +180,70 @@ def lease(
             time.sleep(min(LOCK_POLL_S, max(0.0, deadline - now)))
 
 
-def lease_cpu(*, wait_s: float, on_wait: Callable[[str], None] | None = None, directory: Path | None = None) -> Lease:
+def lease_cpu(
+    *,
+    wait_s: float,
+    on_wait: Callable[[str], None] | None = None,
+    make_room: MakeRoom | None = None,
+    directory: Path | None = None,
+) -> Lease:
     """Hold the machine's CPU. There is one lease of it: two measurements on class ``cpu`` would disturb each other.
+
+    Args:
+        wait_s: how long to wait for another lease to end.
+        on_wait: told once, in one line, that it waits and for whom.
+        make_room: see `MakeRoom`.
+        directory: of the lock files; one for the whole machine by default.
 
     Raises:
         LeaseTimeout: if another lease held it for `wait_s`.
         LeaseError: if the lock file cannot be used.
     """
     locks = _LockFiles(directory or machine_directory())
-    return _lease_of(_first_in_queue(locks, "cpu", time.monotonic() + wait_s, _TellOnce(on_wait)))
+    return _lease_of(_first_in_queue(locks, CPU, time.monotonic() + wait_s, _TellOnce(on_wait), make_room))
+
+
+def passed_on(
+    devices: Sequence[Device],
+    descriptors: Sequence[int],
+    *,
+    baseline: Mapping[str, int],
+    server_pids: Iterable[int],
+    tolerated: Iterable[int] = (),
+    idle: IdleMemory | None = None,
+    contained: bool | None = None,
+) -> Lease:
+    """A lease that another process had, with its locks.
+
+    Args:
+        devices: of the lease, in its order; empty for the CPU.
+        descriptors: of its lock files, which are locked.
+        baseline: of the lease.
+        server_pids: processes of the server that is on the devices.
+        tolerated: of the lease.
+        idle: memory that others may use there; None: they may use none.
+        contained: whether our pids may differ from the driver's; None: find out.
+
+    Raises:
+        GpuShared: if others use the devices. The locks are let go.
+    """
+    own, allowed = frozenset(server_pids), frozenset(tolerated)
+    with ExitStack() as held:
+        for descriptor in descriptors:
+            held.enter_context(_Lock(descriptor))
+        others: dict[str, Occupancy] = {}
+        for device in devices:
+            seen = occupancy_of(device)
+            listed = seen.processes or ()
+            strangers = Neighbours(contained=contained, tolerated=allowed).strangers(listed, own)
+            rest = (*(each for each in listed if each.pid in allowed), *strangers)
+            if not rest:
+                continue
+            used_bytes = sum(each.memory_bytes or 0 for each in rest)
+            others[device.uuid] = other = Occupancy(device, rest, used_bytes, seen.memory_bytes)
+            if not other.free_within(idle):
+                raise GpuShared(other.describe())
+        return Lease(tuple(devices), baseline, others, tuple(descriptors), _held=held.pop_all())
 
 
 def lease_server(
@@ -258,7 +336,7 @@ class _LockFiles:
     def path(self, name: str) -> Path:
         return self._directory / f"{name}.lock"
 
-    def hold(self, name: str, timeout_s: float = 0.0) -> _Lock | None:
+    def hold(self, name: str, timeout_s: float = 0.0, make_room: MakeRoom | None = None) -> _Lock | None:
         """The lock; None if another process holds it for that long.
 
         Raises:
@@ -274,6 +352,8 @@ class _LockFiles:
             with contextlib.suppress(PermissionError):  # another user's, who has done it
                 os.fchmod(descriptor, 0o666)  # the umask removed bits
             while not _locked(descriptor):
+                if make_room is not None and make_room((name,)):
+                    continue
                 if (left_s := deadline - time.monotonic()) <= 0:
                     os.close(descriptor)
                     return None
@@ -287,7 +367,12 @@ class _LockFiles:
         return _Lock(descriptor)
 
     def holder(self, name: str) -> str:
-        """``pid 123 (alice)``, as far as the kernel tells."""
+        """``pid 123 (alice)``, as far as the kernel tells, or the kept server that has it."""
+        for kept in holders_of(name, self._directory):
+            if kept.used_by is not None:
+                return f"{_describe_pid(kept.used_by)} with a {kept.describe()}"
+            user = user_of(kept.keeper) or f"uid {kept.user}"
+            return f"the {kept.describe()} of {user}, whose {END_COMMAND} {kept.id} ends it"
         return _describe_holder(self.path(name))
 
 
@@ -303,13 +388,17 @@ class _TellOnce:
             self._call = None
 
 
-def _first_in_queue(locks: _LockFiles, name: str, deadline: float, tell_once: _TellOnce) -> _Lock:
+def _first_in_queue(
+    locks: _LockFiles, name: str, deadline: float, tell_once: _TellOnce, make_room: MakeRoom | None = None
+) -> _Lock:
     held = locks.hold(name)
+    if held is None and make_room is not None and make_room((name,)):
+        held = locks.hold(name)
     if held is not None:
         return held
     tell_once(f"waiting for the lease that {locks.holder(name)} holds or waits for first")
     started = time.monotonic()
-    held = locks.hold(name, max(0.0, deadline - started))
+    held = locks.hold(name, max(0.0, deadline - started), make_room)
     if held is None:
         raise LeaseTimeout(f"{locks.holder(name)} came first and held its lease for {deadline - started:.0f} s")
     return held

@@ -169,6 +169,8 @@ def changed(base: Result, head: Result, *, variants: bool = False) -> list[str]:
         found.append(f"KV cache tokens: {ours.kv_tokens} -> {theirs.kv_tokens}")
     if ours.startup_s and theirs.startup_s and abs(theirs.startup_s / ours.startup_s - 1) > _STARTUP_SHARE:
         found.append(f"start-up s: {ours.startup_s:g} -> {theirs.startup_s:g}")
+    if ours.reused != theirs.reused:
+        found.append(f"server reused: {_text(ours.reused)} -> {_text(theirs.reused)}")
     if base.seed != head.seed:
         found.append(f"seed: {base.seed} -> {head.seed}")
     return found

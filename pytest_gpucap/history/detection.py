@@ -208,11 +208,12 @@ class MissingLibraryError(GpuCapError, ImportError):
     """A library of the extra ``history`` is not installed; the message says how to install it."""
 
 
-def change_points(logs: Floats) -> list[int]:
+def change_points(logs: Floats, rule: Rule | None = None) -> list[int]:
     """First runs of new levels, oldest first.
 
     Args:
         logs: logarithms of the rates, shape (runs,).
+        rule: of the alarm.
 
     Raises:
         MissingLibraryError: without ``ruptures``.
@@ -223,20 +224,20 @@ def change_points(logs: Floats) -> list[int]:
         import ruptures  # type: ignore[import-untyped]
     except ImportError:
         raise MissingLibraryError('needs ruptures: pip install "pytest-gpucap[history]"') from None
-    scaled = despiked(logs) / run_sd(logs)
+    scaled = despiked(logs, rule) / run_sd(logs, rule)
     penalty = PENALTY * math.log(max(logs.size, 60))
     found = ruptures.KernelCPD(kernel="linear", min_size=SHORTEST, jump=1).fit(scaled[:, None]).predict(pen=penalty)
     return [int(index) for index in found[:-1]]
 
 
-def despiked(logs: Floats) -> Floats:
+def despiked(logs: Floats, rule: Rule | None = None) -> Floats:
     """The logarithms, shape (runs,), clipped at 2.5 sd from the median of their neighbours; levels stay as they are."""
     reach = min(_NEIGHBOURS, logs.size - 1)
     if reach < 1:
         return logs
     padded = np.pad(logs, reach, mode="reflect")
     around = np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1), axis=1)
-    most = _CLIP_SD * run_sd(logs)
+    most = _CLIP_SD * run_sd(logs, rule)
     clipped: Floats = np.clip(logs, around - most, around + most)
     return clipped
 

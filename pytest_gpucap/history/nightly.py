@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from pytest_gpucap.history.comparable import Told, changed, identity
 from pytest_gpucap.history.store import SUFFIX, Run, oldest_first, read_run
@@ -19,14 +19,17 @@ from pytest_gpucap.results.measured import Interval
 from pytest_gpucap.results.result import DeclaredWorkload, Result, ResultKind
 from pytest_gpucap.results.result_file import ResultFileError
 from pytest_gpucap.results.trend import TrendPoint
+from pytest_gpucap.secondary import SecondaryName
 from pytest_gpucap.user_files import is_file, is_folder, shown_path
 
 NIGHT: Final = timedelta(hours=8)
 """Runs that start within this time of a night's first run belong to that night: its confirming runs."""
 _GPU: Final = "GPU"
 
-_FAR_TOO_WIDE: Final = 3.0
-_WIDE: Final = math.log(1.10)
+FAR_TOO_WIDE: Final = 3.0
+"""A run is not judged if its interval is so many times as wide as is usual in its series; and"""
+WIDE: Final = math.log(1.10)
+"""wider than this, in the logarithm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,9 @@ class NightlySeries:
         points: the runs, oldest first. A run whose interval is far wider than the series' own (and beyond 10%) is shown
             and otherwise ignored.
         results: those of the points, in the same order.
+        figure: what the points' figures are, where they are no rates but of a limit beside it.
+        start: of which starts a start-up is: those that compiled, or those that found what was compiled before.
+        floor: added to every figure before logarithms are taken.
     """
 
     test: str
@@ -55,6 +61,9 @@ class NightlySeries:
     identity: str
     points: tuple[TrendPoint, ...]
     results: tuple[Result, ...] = field(repr=False)
+    figure: SecondaryName | None = None
+    start: Literal["cold", "warm"] | None = None
+    floor: float = 0.0
 
     def changed_between(self, first: int, last: int) -> tuple[str, ...]:
         """What else changed from any of these runs to the next, as ``name: before -> after``."""
@@ -109,7 +118,7 @@ def series_of(runs: Iterable[Run]) -> tuple[list[NightlySeries], list[str]]:
             if not (rate.value > 0 and rate.low > 0 and math.isfinite(rate.high)):
                 unused.append(f"{run.path}: result {number} has no closed interval of its sustainable rate")
                 continue
-            key = _identity(result)
+            key = identity_of(result)
             # A session's own result file and the copies made of it are one run.
             first = seen.setdefault((run.started, key, result.seed, rate), run.path)
             if first != run.path:
@@ -120,7 +129,7 @@ def series_of(runs: Iterable[Run]) -> tuple[list[NightlySeries], list[str]]:
     return sorted(found, key=lambda series: (series.simulated, series.test, series.identity)), unused
 
 
-def _identity(result: Result) -> str:
+def identity_of(result: Result) -> str:
     """What must be equal for two rates to be about the same thing: test, kind, and all that `identity` holds."""
     # Builds that report more than others (the type of the weights) must not break a series in two, and an argument
     # that is left out is the same as one that is switched off.
@@ -130,17 +139,30 @@ def _identity(result: Result) -> str:
 
 
 def _series(identity: str, members: Sequence[tuple[Run, Result, Interval]]) -> NightlySeries:
-    newest = members[-1][1]
     widths = [math.log(rate.high / rate.low) / 2 for _, _, rate in members]
-    widest = max(_WIDE, _FAR_TOO_WIDE * statistics.median(widths))
+    widest = max(WIDE, FAR_TOO_WIDE * statistics.median(widths))
+    return series_from(members, [width <= widest for width in widths], identity)
+
+
+def series_from(
+    members: Sequence[tuple[Run, Result, Interval]], judged: Sequence[bool], identity: str
+) -> NightlySeries:
+    """The series of results that belong together.
+
+    Args:
+        members: each with its figure, the oldest first.
+        judged: whether each is known well enough to be compared.
+        identity: all that agrees in them, as one text.
+    """
+    newest = members[-1][1]
     points: list[TrendPoint] = []
     night, first = -1, None
-    for (run, result, rate), width in zip(members, widths, strict=True):
+    for (run, result, rate), good in zip(members, judged, strict=True):
         if first is None or run.started - first > NIGHT:
             night, first = night + 1, run.started
         when = run.started.replace(microsecond=0)
         versions = _versions(result.environment)
-        points.append(TrendPoint(when, str(run.path), night, rate, width <= widest, versions))
+        points.append(TrendPoint(when, str(run.path), night, rate, good, versions))
     return NightlySeries(
         test=newest.test,
         name=newest.name,

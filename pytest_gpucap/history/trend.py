@@ -13,10 +13,11 @@ from scipy import stats
 
 from pytest_gpucap.arrays import Floats
 from pytest_gpucap.history.detection import ChangeDetector, Rule, change_points, change_range, despiked, run_sd
+from pytest_gpucap.history.figures import figures_of, rule_of
 from pytest_gpucap.history.nightly import NightlySeries, series_of
 from pytest_gpucap.history.store import Run
 from pytest_gpucap.results.measured import Interval
-from pytest_gpucap.results.trend import LevelChange, Segment, Trend
+from pytest_gpucap.results.trend import LevelChange, Segment, Trend, lower_is_better
 
 _CONFIDENCE: Final = 0.95
 """Of every interval here, and of the places where a change may have begun."""
@@ -26,13 +27,14 @@ one too many."""
 
 
 def trends_of(runs: Iterable[Run], rule: Rule | None = None) -> list[Trend]:
-    """The trend of every series in these runs.
+    """The trend of every series in these runs: of rates, then of limits beside the rate.
 
     Raises:
         MissingLibraryError: without the extra ``history``.
     """
+    runs = list(runs)
     found, _ = series_of(runs)
-    return [trend_of(series, rule) for series in found]
+    return [trend_of(series, rule) for series in [*found, *figures_of(runs)]]
 
 
 def trend_of(series: NightlySeries, rule: Rule | None = None) -> Trend:
@@ -42,13 +44,16 @@ def trend_of(series: NightlySeries, rule: Rule | None = None) -> Trend:
         MissingLibraryError: without the extra ``history``.
     """
     judged = [index for index, point in enumerate(series.points) if point.judged]
-    logs = np.log([series.points[index].rate.value for index in judged])
+    if rule is None and series.figure is not None:
+        rule = rule_of(series.figure)
+    logs = np.log([series.points[index].rate.value + series.floor for index in judged])
     detector = ChangeDetector(rule)
     for index in judged:
         point = series.points[index]
-        detector.add(point.rate.value, point.night)
-    levels = _levels(logs, {alarm.since: alarm.index for alarm in detector.alarms})
-    segments, changes = _segments(levels, judged, len(series.points)), _changes(levels, judged, series)
+        detector.add(point.rate.value + series.floor, point.night)
+    levels = _levels(logs, {alarm.since: alarm.index for alarm in detector.alarms}, detector.rule)
+    segments = _segments(levels, judged, len(series.points), series.floor)
+    changes = _changes(levels, judged, series)
     suspected = detector.suspected_since
     return Trend(
         test=series.test,
@@ -61,10 +66,12 @@ def trend_of(series: NightlySeries, rule: Rule | None = None) -> Trend:
         run_sd=levels.sd,
         state=detector.state,
         suspected_since=None if suspected is None else judged[suspected],
-        standing=_standing(segments, changes),
+        standing=_standing(levels, changes, worse=1 if lower_is_better(series.figure) else -1),
         points=series.points,
         segments=segments,
         changes=changes,
+        figure=series.figure,
+        start=series.start,
     )
 
 
@@ -89,23 +96,24 @@ class _Levels:
         return list(itertools.pairwise([0, *self.confirmed, self.logs.size]))
 
 
-def _levels(logs: Floats, alarms: Mapping[int, int]) -> _Levels:
+def _levels(logs: Floats, alarms: Mapping[int, int], rule: Rule) -> _Levels:
     """The levels that the search and the alarm see together.
 
     Args:
         logs: logarithms of the judged rates, shape (runs,).
         alarms: first run of a new level -> the run at which the alarm confirmed it.
+        rule: of the alarm.
     """
-    smooth, sd = despiked(logs), run_sd(logs)
-    searched = change_points(logs)
+    smooth, sd = despiked(logs, rule), run_sd(logs, rule)
+    searched = change_points(logs, rule)
     return _Levels(smooth, sd, _kept(smooth, sd, _merged(searched, alarms), firm=searched))
 
 
-def _segments(levels: _Levels, judged: Sequence[int], points: int) -> tuple[Segment, ...]:
+def _segments(levels: _Levels, judged: Sequence[int], points: int, floor: float) -> tuple[Segment, ...]:
     # Points that are not judged belong to the level of the judged one before them.
     starts = [0, *(judged[index] for index in levels.confirmed), points]
     return tuple(
-        Segment(start, stop, _level(levels.logs[first:last], levels.sd))
+        Segment(start, stop, _level(levels.logs[first:last], levels.sd, floor))
         for (start, stop), (first, last) in zip(itertools.pairwise(starts), levels.bounds, strict=True)
         if last > first
     )
@@ -170,10 +178,11 @@ def _kept(logs: Floats, sd: float, places: dict[int, int | None], *, firm: Seque
         places = {index: at for index, at in places.items() if index != weakest}
 
 
-def _level(logs: Floats, sd: float) -> Interval:
+def _level(logs: Floats, sd: float, floor: float) -> Interval:
     half = float(stats.norm.ppf((1 + _CONFIDENCE) / 2)) * sd / math.sqrt(logs.size)
     middle = float(logs.mean())
-    return Interval(math.exp(middle), math.exp(middle - half), math.exp(middle + half), _CONFIDENCE)
+    value, low, high = (max(0.0, math.exp(end) - floor) for end in (middle, middle - half, middle + half))
+    return Interval(value, low, high, _CONFIDENCE)
 
 
 def _ratio(before: Floats, after: Floats, sd: float) -> Interval:
@@ -182,13 +191,19 @@ def _ratio(before: Floats, after: Floats, sd: float) -> Interval:
     return Interval(math.exp(step), math.exp(step - half), math.exp(step + half), _CONFIDENCE)
 
 
-def _standing(segments: Sequence[Segment], changes: Sequence[LevelChange]) -> int | None:
-    """Index of the newest confirmed drop of which more than half is still there."""
+def _standing(levels: _Levels, changes: Sequence[LevelChange], *, worse: int) -> int | None:
+    """Index of the newest confirmed change to the worse of which more than half is still there.
+
+    Args:
+        levels: the runs, cut.
+        changes: between the levels.
+        worse: 1 where a rise is worse, -1 where a drop is.
+    """
+    means = [float(levels.logs[first:last].mean()) for first, last in levels.bounds if last > first]
     for number in range(len(changes) - 1, -1, -1):
-        change = changes[number]
-        if change.confirmed is None or change.ratio.value >= 1:
+        step = math.log(changes[number].ratio.value)
+        if changes[number].confirmed is None or step * worse <= 0:
             continue
-        halfway = segments[number].rate.value * math.sqrt(change.ratio.value)
-        if segments[-1].rate.value < halfway:
+        if (means[-1] - means[number] - step / 2) * worse > 0:
             return number
     return None

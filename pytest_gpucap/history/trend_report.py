@@ -20,6 +20,7 @@ from pytest_gpucap.results.encoding import to_builtins
 from pytest_gpucap.results.measured import Interval
 from pytest_gpucap.results.trend import AlarmState, LevelChange, Trend, TrendPoint
 from pytest_gpucap.results.whole_file import write_whole
+from pytest_gpucap.secondary import METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,13 +50,13 @@ def trends_markdown(trends: Sequence[Trend], skipped: Sequence[str] = ()) -> str
             prose(trend.title),
             len(trend.points),
             f"`{sparkline(trend)}`",
-            _rate(trend.segments[-1].rate) if trend.segments else "",
+            _level(trend, trend.segments[-1].rate) if trend.segments else "",
             percent(trend.run_sd),
             prose(_verdict(trend)),
         ]
         for trend in _worst_first(trends)
     ]
-    headers = ["", "series", "runs", "trend", "req/s per replica now (95%)", "run-to-run sd", ""]
+    headers = ["", "series", "runs", "trend", "now (95%), rates in req/s per replica", "run-to-run sd", ""]
     parts = [tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)]
     for trend in _worst_first(trends):
         if trend.changes:
@@ -96,13 +97,13 @@ def _one(trend: Trend, heights: str) -> str:
         f"{_runs(len(trend.points))}, {_day(first)} to {_day(last)}, run-to-run sd {percent(trend.run_sd)}",
     ]
     if trend.segments:
-        span = f"{significant(trend.segments[0].rate.value)} -> {significant(trend.segments[-1].rate.value)} req/s"
+        span = f"{_number(trend, trend.segments[0].rate.value)} -> {_shown(trend, trend.segments[-1].rate.value)}"
         lines.append(f"{sparkline(trend, heights=heights)}  {span}")
     wide = sum(not point.judged for point in trend.points)
     if wide:
         lines.append(f"{_runs(wide)} with too wide an interval to be compared")
     if trend.changes:
-        lines += ["", tabulate(_levels(trend), headers=_HEADERS, disable_numparse=True), ""]
+        lines += ["", tabulate(_levels(trend), headers=_headers(trend), disable_numparse=True), ""]
         lines += [_bullet(_sentence(trend, change)) for change in trend.changes]
     lines.append(_verdict(trend))
     return "\n".join(lines)
@@ -112,7 +113,30 @@ def _bullet(line: str) -> str:
     return textwrap.fill(line, _WIDTH, initial_indent="* ", subsequent_indent="  ", break_on_hyphens=False)
 
 
-_HEADERS: Final = ["level from", "file", "runs", "req/s per replica (95%)", "change (95%)"]
+def _headers(trend: Trend) -> list[str]:
+    return ["level from", "file", "runs", f"{_unit(trend)} (95%)", "change (95%)"]
+
+
+def _unit(trend: Trend) -> str:
+    if trend.figure is None:
+        return "req/s per replica"
+    metric = METRICS[trend.figure]
+    return metric.title if metric.is_share else metric.unit
+
+
+def _number(trend: Trend, value: float) -> str:
+    return significant(value) if trend.figure is None else METRICS[trend.figure].number(value)
+
+
+def _shown(trend: Trend, value: float) -> str:
+    return f"{significant(value)} req/s" if trend.figure is None else METRICS[trend.figure].shown(value)
+
+
+def _level(trend: Trend, level: Interval) -> str:
+    if trend.figure is None:
+        return _rate(level)
+    value, low, high = (_number(trend, end) for end in (level.value, level.low, level.high))
+    return f"{value} ({low} to {high})"
 
 
 def _levels(trend: Trend) -> list[list[str]]:
@@ -122,8 +146,9 @@ def _levels(trend: Trend) -> list[list[str]]:
             _day(trend.points[segment.start].when),
             _file(trend.points[segment.start]),
             str(segment.stop - segment.start),
-            _rate(segment.rate),
-            "" if ratio is None else _step(ratio),
+            _level(trend, segment.rate),
+            # Of a share that was nearly nothing, a ratio says nothing: the levels stand beside it.
+            "" if ratio is None or _is_share(trend) else _step(ratio),
         ]
         for segment, ratio in zip(trend.segments, ratios, strict=True)
     ]
@@ -137,6 +162,8 @@ def _sentence(trend: Trend, change: LevelChange) -> str:
     line = f"{kind} of {percent(abs(change.ratio.value - 1))} ({percent(sizes[0])} to {percent(sizes[1])})"
     if change.ratio.low < 1 < change.ratio.high:
         line = f"{kind} of {percent(abs(change.ratio.value - 1))}"
+    if _is_share(trend):
+        line = f"{kind} {_between(trend, trend.changes.index(change))}"
     line += f" from {_file(begin)} ({_day(begin.when)})"
     if change.earliest != change.latest:
         earliest, latest = trend.points[change.earliest], trend.points[change.latest]
@@ -149,27 +176,41 @@ def _sentence(trend: Trend, change: LevelChange) -> str:
     return f"{line}; changed there: {', '.join(change.changed[:_FEW])}{f' and {more} more' if more > 0 else ''}"
 
 
+def _is_share(trend: Trend) -> bool:
+    return trend.figure is not None and METRICS[trend.figure].is_share
+
+
+def _between(trend: Trend, number: int) -> str:
+    """``from 0.2% to 3.1%``: the levels around a change."""
+    before, after = (trend.segments[each].rate.value for each in (number, number + 1))
+    return f"from {_number(trend, before)} to {_number(trend, after)}"
+
+
 def _verdict(trend: Trend) -> str:
     """What the alarm says after the newest run, in one line."""
-    if (drop := trend.standing_drop) is not None:
+    bad = AlarmState.RISE_SUSPECTED if trend.rise_is_worse else AlarmState.DROP_SUSPECTED
+    word = "rise" if trend.rise_is_worse else "drop"
+    if (drop := trend.standing_drop) is not None and trend.standing is not None:
         since = trend.points[drop.index]
-        return f"DROP of {percent(1 - drop.ratio.value)} since {_day(since.when)} ({_file(since)})"
+        size = f"of {percent(abs(1 - drop.ratio.value))}" if not _is_share(trend) else _between(trend, trend.standing)
+        return f"{word.upper()} {size} since {_day(since.when)} ({_file(since)})"
     match trend.state:
         case AlarmState.LEARNING:
             return "too few runs on this level to compare with"
         case AlarmState.DROP_SUSPECTED | AlarmState.RISE_SUSPECTED:
             assert trend.suspected_since is not None  # noqa: S101 - what the state means
             since = trend.points[trend.suspected_since]
-            advice = ": run once more to confirm" if trend.state is AlarmState.DROP_SUSPECTED else ""
+            advice = ": run once more to confirm" if trend.state is bad else ""
             return f"{trend.state} since {_day(since.when)} ({_file(since)}){advice}"
         case _:
-            return "no drop"
+            return f"no {word}"
 
 
 def _icon(trend: Trend) -> str:
     if trend.standing is not None:
         return "❌"
-    return "⚠️" if trend.state is AlarmState.DROP_SUSPECTED else "✅"
+    bad = AlarmState.RISE_SUSPECTED if trend.rise_is_worse else AlarmState.DROP_SUSPECTED
+    return "⚠️" if trend.state is bad else "✅"
 
 
 def _step(ratio: Interval) -> str:
@@ -247,7 +288,7 @@ def _panel(axes: Axes, trend: Trend) -> None:
         last = min(segment.stop, len(times) - 1)
         axes.plot([times[segment.start], times[last]], [segment.rate.value] * 2, color="black", linewidth=1.5)
     for change in trend.changes:
-        colour = "tab:red" if change.ratio.value < 1 else "tab:green"
+        colour = "tab:red" if (change.ratio.value < 1) is not trend.rise_is_worse else "tab:green"
         axes.axvspan(times[change.earliest], times[change.latest], color=colour, alpha=0.15, linewidth=0)
         axes.axvline(times[change.index], color=colour, linewidth=1)
         axes.annotate(
@@ -260,4 +301,4 @@ def _panel(axes: Axes, trend: Trend) -> None:
             fontsize=8,
         )
     axes.set_title(visible(trend.title).replace("$", r"\$"), fontsize=9, loc="left")
-    axes.set_ylabel("req/s per replica")
+    axes.set_ylabel(_unit(trend))

@@ -12,8 +12,10 @@ from pytest_gpucap.report.escape import cleaned, prose, table_row
 from pytest_gpucap.report.formatting import NOT_MEASURED, interval, limit_name, seconds
 from pytest_gpucap.report.headline import compared, comparison_headline
 from pytest_gpucap.report.terminal import SIMULATED, details
-from pytest_gpucap.results.comparison import LatencyComparison, RegressionDecision
+from pytest_gpucap.results.comparison import FigureComparison, LatencyComparison, RegressionDecision
+from pytest_gpucap.results.measured import Interval
 from pytest_gpucap.results.result import Result
+from pytest_gpucap.secondary import METRICS
 
 _QUIET: Final = frozenset({RegressionDecision.SAME, RegressionDecision.IMPROVED})
 _ICONS: Final = {
@@ -32,7 +34,8 @@ def regression_failure(result: Result, width: int = NARROW) -> str:
     found = compared(result)
     lines = [comparison_headline(result), *([SIMULATED] if result.simulated else [])]
     lines += ["", *wrapped(found.reason, width=width)]
-    lines += [line for each in latency_lines(found.latencies) for line in wrapped(each, "- ", "  ", width)]
+    beside = [*latency_lines(found.latencies), *figure_lines(found.figures)]
+    lines += [line for each in beside for line in wrapped(each, "- ", "  ", width)]
     return "\n".join([*lines, "", details(result, width)])
 
 
@@ -43,6 +46,29 @@ def latency_lines(latencies: Iterable[LatencyComparison]) -> list[str]:
         f"{rows.change(each)}: {each.decision}"
         for each in latencies
     ]
+
+
+def figure_lines(figures: Iterable[FigureComparison]) -> list[str]:
+    """Limits beside the rate on base and head, a line each: ``KV cache 120,000 -> 90,000 tokens, -25% (read ...)``."""
+    return [f"{METRICS[each.name].title} {figure_change(each)}" for each in figures]
+
+
+def figure_change(figure: FigureComparison) -> str:
+    """``60 s (cold) -> 25 s (warm), -58.3% (one start of each: ...)``; why, where something was not measured."""
+    shown, said = METRICS[figure.name], []
+    starts = figure.starts or ("", "")
+    for found, start in zip((figure.base, figure.head), starts, strict=True):
+        value = "not measured" if found is None else shown.shown(found.value)
+        spread = "" if found is None or found.low == found.high else f" ({_ends(figure, found)})"
+        said.append(f"{value}{spread}{f' ({start})' if start else ''}")
+    change = rows.change(figure)
+    notes = "; ".join(filter(None, [figure.noise, figure.reason]))
+    return f"{' -> '.join(said)}{f', {change}' if change else ''}{f' ({notes})' if notes else ''}"
+
+
+def _ends(figure: FigureComparison, found: Interval) -> str:
+    metric = METRICS[figure.name]
+    return f"{metric.number(found.low)} to {metric.number(found.high)}"
 
 
 def comparison_summary(results: Iterable[Result], width: int = NARROW) -> list[str]:
@@ -60,6 +86,8 @@ def comparison_summary(results: Iterable[Result], width: int = NARROW) -> list[s
         slower = [each for each in found.latencies if each.decision is RegressionDecision.REGRESSED]
         for said in latency_lines(slower):
             lines += wrapped(f"{result.name}: {said}, which fails no test", hang="  ", width=width)
+        for said in figure_lines(found.figures):
+            lines += wrapped(f"{result.name}: {said}", hang="  ", width=width)
     decided = Counter(compared(result).decision for result in ordered)
     counts = ", ".join(f"{decided[decision]} {decision}" for decision in _WORST_FIRST if decided[decision])
     names = " and ".join(dict.fromkeys(compared(result).baseline.name for result in ordered))
@@ -125,6 +153,7 @@ def _behind(result: Result) -> list[str]:
         *(f"differs: {each}" for each in found.differs),
         *(f"changed: {each}" for each in found.changed),
         *latency_lines(found.latencies),
+        *figure_lines(found.figures),
     ]
 
 

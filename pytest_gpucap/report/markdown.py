@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from pytest_gpucap.report import rows
-from pytest_gpucap.report.comparison import latency_lines
+from pytest_gpucap.report.comparison import figure_lines, latency_lines
 from pytest_gpucap.report.escape import cleaned, code_block, prose, table_row
 from pytest_gpucap.report.formatting import (
     NOT_MEASURED,
@@ -193,6 +193,8 @@ def _reasons(result: Result, *, named: bool) -> str:
     arithmetic = "" if (named and standing(result).bad) or not why else f": {prose(why)}"
     bullets = [f"- {name or 'because'}: {prose(value)}" for name, value in because]
     bullets += [f"- latency: {prose(line)}" for line in _latencies(result)]
+    figures = [] if result.comparison is None else figure_lines(result.comparison.figures)
+    bullets += [f"- base and head: {prose(line)}" for line in figures]
     return "\n".join([f"**{prose(claim, 200)}**{arithmetic}", "", *bullets])
 
 

@@ -32,7 +32,7 @@ from pytest_gpucap.report.formatting import (
 from pytest_gpucap.report.goodput import goodput_of, goodput_text
 from pytest_gpucap.report.reasoning import reasoning_text
 from pytest_gpucap.requirement import limited_percentile
-from pytest_gpucap.results.comparison import Comparison, LatencyComparison
+from pytest_gpucap.results.comparison import Comparison, FigureComparison, LatencyComparison
 from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.measured import (
     KEPT_PERCENTILES,
@@ -480,11 +480,13 @@ def _held_back(found: HostSummary) -> list[str]:
     return [*told, *([f"{found.clock_mhz:.0f}{base} MHz"] if found.clock_mhz else [])]
 
 
-def change(comparison: Comparison | LatencyComparison) -> str:
+def change(comparison: Comparison | LatencyComparison | FigureComparison) -> str:
     """``-12.1% (-14.0% to -10.0%)``: head over base minus one; empty where the two cannot be compared."""
     ratio = comparison.ratio
     if ratio is None or known(ratio.value) is None:
         return ""
+    if ratio.low == ratio.high:  # both figures were read
+        return percent(ratio.value - 1, signed=True)
     less_one = {"value": ratio.value - 1, "low": ratio.low - 1, "high": ratio.high - 1}
     return percent_interval(msgspec.structs.replace(ratio, **less_one))
 

@@ -8,6 +8,7 @@ import msgspec
 
 from pytest_gpucap.results.encoding import Figure
 from pytest_gpucap.results.measured import Interval
+from pytest_gpucap.secondary import SecondaryName
 
 
 class RegressionDecision(StrEnum):
@@ -52,6 +53,29 @@ class LatencyComparison(msgspec.Struct, frozen=True):
     decision: RegressionDecision
 
 
+class FigureComparison(msgspec.Struct, frozen=True):
+    """One limit beside the rate on base and head. It decides nothing.
+
+    Attributes:
+        name: the keyword that declares it.
+        unit: of `base` and `head`.
+        base, head: what either showed; its ends are equal where it is read and not sampled. None: not measured.
+        ratio: head over base; its ends are equal where both are read. None where one of them is nothing.
+        noise: what is known of the ratio's noise, for people.
+        starts: whether the starts of base and head were ``cold`` or ``warm``; None: no start-up, or not known.
+        reason: why something was not measured; else empty.
+    """
+
+    name: SecondaryName
+    unit: str
+    base: Interval | None
+    head: Interval | None
+    ratio: Interval | None = None
+    noise: str = ""
+    starts: tuple[str, str] | None = None
+    reason: str = ""
+
+
 class BlockPair(msgspec.Struct, frozen=True):
     """Two neighbouring blocks of an alternation: engine seconds of the base that each server delivered in a second."""
 
@@ -91,6 +115,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         reason: one sentence.
         latencies: of the limits' percentiles; they fail no test.
         paired: how base and head were measured in alternation; None where they were not.
+        figures: of the limits beside the rate, on base and head; they fail no test.
     """
 
     baseline: ComparedBaseline
@@ -107,3 +132,4 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     latencies: tuple[LatencyComparison, ...] = ()
     paired: PairedComparison | None = None
+    figures: tuple[FigureComparison, ...] = ()

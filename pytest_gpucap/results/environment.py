@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -64,7 +64,10 @@ class Environment(msgspec.Struct, frozen=True, omit_defaults=True):
         max_num_seqs: requests that the server runs at once, at most.
         kv_tokens: tokens that fit the server's KV cache.
         startup_s: seconds from the start of the server's process until its first whole answer, whichever test started
-            it; of a fleet, those of its slowest replica. None where somebody else started it.
+            it; of a fleet, those of its slowest replica. None where somebody else or an earlier run started it.
+        start: ``cold`` where the server's start compiled anything, ``warm`` where it found all that earlier starts had
+            compiled; None where its log tells of neither, and where this run saw no start.
+        reused: an earlier run started the server and kept it for this one.
         front_ends: processes of the server that take requests, as seen.
         host: processor, cores and system.
         plugin: versions of this plugin and of Python.
@@ -94,6 +97,8 @@ class Environment(msgspec.Struct, frozen=True, omit_defaults=True):
     max_num_seqs: int | None = None
     kv_tokens: int | None = None
     startup_s: float | None = None
+    start: Literal["cold", "warm"] | None = None
+    reused: bool = False
     front_ends: int | None = None
     host: str | None = None
     plugin: str | None = None

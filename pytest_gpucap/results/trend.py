@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
+from typing import Literal
 
 import msgspec
 
 from pytest_gpucap.results.encoding import Figure
 from pytest_gpucap.results.measured import Interval
 from pytest_gpucap.results.result import ResultKind
+from pytest_gpucap.secondary import METRICS, Bound, SecondaryName
 
 
 class AlarmState(StrEnum):
@@ -36,7 +38,7 @@ class TrendPoint(msgspec.Struct, frozen=True):
         when: when the run's session began, with its time zone.
         file: path of its result file.
         night: number of its night, from 0.
-        rate: sustainable rate of one replica, req/s.
+        rate: sustainable rate of one replica, req/s; in a trend of another figure that figure, in its own unit.
         judged: whether the rate is known well enough to be compared.
         versions: of server, driver and plugin, and the GPU and host, by name. Unknown ones are left out.
     """
@@ -54,7 +56,7 @@ class Segment(msgspec.Struct, frozen=True):
 
     Attributes:
         start, stop: the runs are ``points[start:stop]``.
-        rate: the level, req/s, with its interval.
+        rate: the level, with its interval, in the unit of the points.
     """
 
     start: int
@@ -85,6 +87,11 @@ class LevelChange(msgspec.Struct, frozen=True):
     file: str
 
 
+def lower_is_better(figure: SecondaryName | None) -> bool:
+    """Whether a figure's limit is at most so much; of the rate (None) more is better."""
+    return figure is not None and METRICS[figure].bound is Bound.AT_MOST
+
+
 class Trend(msgspec.Struct, frozen=True, kw_only=True):
     """The trend of one series of runs. All indices count `points`.
 
@@ -97,10 +104,14 @@ class Trend(msgspec.Struct, frozen=True, kw_only=True):
         run_sd: run-to-run standard deviation of the logarithm of the rate (0.017 is 1.7%).
         state: of the alarm after the newest run.
         suspected_since: the point from which a change is suspected; None where none is.
-        standing: index, among `changes`, of the confirmed drop that has not been recovered; None where there is none.
+        standing: index, among `changes`, of the confirmed change to the worse that has not been recovered: of the rate
+            a drop. None where there is none.
         points: the runs, oldest first.
         segments: the levels, oldest first; they cover all points. Empty where no point can be judged.
         changes: between the segments, oldest first: ``changes[i].index == segments[i + 1].start``.
+        figure: the keyword of the limit beside the rate whose figures these are; None: they are rates.
+        start: of a start-up, which starts these are: ``cold`` ones compiled, ``warm`` ones found what was compiled
+            before; None where that is not known.
     """
 
     test: str
@@ -117,15 +128,31 @@ class Trend(msgspec.Struct, frozen=True, kw_only=True):
     points: tuple[TrendPoint, ...]
     segments: tuple[Segment, ...]
     changes: tuple[LevelChange, ...]
+    figure: SecondaryName | None = None
+    start: Literal["cold", "warm"] | None = None
 
     @property
     def title(self) -> str:
         """One line for people."""
         place = f"{self.gpu_class}, {self.model}, {self.workload}"
         kind = "" if self.kind is ResultKind.CHECK else f"{self.kind}() in "
-        return f"{'SIMULATED ' if self.simulated else ''}{kind}{self.test} ({place})"
+        what = f"{self.what} in " if self.figure is not None else ""
+        return f"{'SIMULATED ' if self.simulated else ''}{what}{kind}{self.test} ({place})"
+
+    @property
+    def what(self) -> str:
+        """``energy``, ``cold start-up``; ``sustainable rate``."""
+        if self.figure is None:
+            return "sustainable rate"
+        title = METRICS[self.figure].title
+        return f"{self.start} {title}" if self.start is not None else title
+
+    @property
+    def rise_is_worse(self) -> bool:
+        """Whether lower is better."""
+        return lower_is_better(self.figure)
 
     @property
     def standing_drop(self) -> LevelChange | None:
-        """The confirmed drop that has not been recovered."""
+        """The confirmed change to the worse that has not been recovered."""
         return None if self.standing is None else self.changes[self.standing]

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from pytest_gpucap.decisions.paired import PAIR_START_SD
 from pytest_gpucap.engines.errors import ServerError
@@ -32,6 +32,7 @@ from pytest_gpucap.results.comparison import (
     BlockPair,
     ComparedBaseline,
     Comparison,
+    FigureComparison,
     LatencyComparison,
     PairedComparison,
     RegressionDecision,
@@ -43,6 +44,7 @@ from pytest_gpucap.session.context import limits_of
 from pytest_gpucap.session.harness import bounded, counted, in_order, settings_on
 from pytest_gpucap.session.kept import KeptResult
 from pytest_gpucap.session.live_line import LiveLine
+from pytest_gpucap.session.paired_figures import PairedFigures
 from pytest_gpucap.session.placement import Placement
 from pytest_gpucap.session.server_manager import ServerManager, SystemUnderTest
 
@@ -76,6 +78,15 @@ def base_of(head: Placement, options: Options) -> EnginePair[Engine] | None:
     return pair
 
 
+class _Sides(NamedTuple):
+    """Base and head, ready to be measured."""
+
+    base: PairedServer
+    head: PairedServer
+    workload: Workload
+    watched: PairedFigures
+
+
 @dataclass(frozen=True, slots=True)
 class BaseAndHead:
     """Compares a test's head with its base.
@@ -106,12 +117,12 @@ class BaseAndHead:
         """
         head_rate = kept.result.sustainable_rate
         allowed = self.options.max_regression
-        first = self._once(requirement, head_rate, start=0)
+        first, figures = self._once(requirement, head_rate, start=0)
         kept.spend("comparison with base", first.about.spent_s)
         reason, found, confirmed = describe(first, allowed), first, None
         if first.change is RegressionDecision.REGRESSED:
             self.live.say(f"{describe(first, allowed)}: measuring both again from fresh servers")
-            second = self._once(requirement, head_rate, start=1)
+            second, figures = self._once(requirement, head_rate, start=1)
             kept.spend("confirmation", second.about.spent_s)
             confirmed = second.change is RegressionDecision.REGRESSED
             # The first is biased: it was picked because it was low. The second is not.
@@ -131,6 +142,7 @@ class BaseAndHead:
                 confirmed=confirmed,
                 reason=reason,
                 latencies=self._latencies(requirement, found),
+                figures=figures,
                 paired=PairedComparison(
                     concurrency=found.about.concurrency,
                     pace=found.pace,
@@ -140,16 +152,19 @@ class BaseAndHead:
             )
         )
 
-    def _once(self, requirement: Requirement, head_rate: Interval | None, start: int) -> Paired:
+    def _once(
+        self, requirement: Requirement, head_rate: Interval | None, start: int
+    ) -> tuple[Paired, tuple[FigureComparison, ...]]:
         allowed = self.options.max_regression
         # After a first REGRESSED the second comparison is the one reported.
         after = RegressionDecision if start > 0 else NOT_REGRESSED
-        with self._sides(start) as (base, head, workload):
+        with self._sides(start) as (base, head, workload, watched):
             asked = replace(requirement, workload=workload)
             found = compare(base, head, asked, allowed, head_rate, self.live, latencies_after=tuple(after))
+            figures = watched.compare(found)
         if found.problems:
             raise PairInvalid(f"{self.declared.name}: {describe(found, allowed)}")
-        return found
+        return found, figures
 
     def _latencies(self, requirement: Requirement, found: Paired) -> tuple[LatencyComparison, ...]:
         """Percentiles of both servers at the equal rate; empty where none was measured."""
@@ -164,7 +179,7 @@ class BaseAndHead:
         )
 
     @contextmanager
-    def _sides(self, start: int) -> Iterator[tuple[PairedServer, PairedServer, Workload]]:
+    def _sides(self, start: int) -> Iterator[_Sides]:
         seed = self.declared.seed + SEED_STEP * (start + 1)
         try:
             settings = bounded(self.declared, self.manager.time, seed)
@@ -174,7 +189,7 @@ class BaseAndHead:
             self.live.done()
 
     @contextmanager
-    def _served(self, settings: Settings, *, fresh: bool) -> Iterator[tuple[PairedServer, PairedServer, Workload]]:
+    def _served(self, settings: Settings, *, fresh: bool) -> Iterator[_Sides]:
         pair = self._fitted()
         placed = replace(self.head, engine=pair.base), replace(self.head, engine=pair.head)
         try:
@@ -183,6 +198,7 @@ class BaseAndHead:
                 workload = self._workload(pair.head, head, settings.seed)
                 load = LoadRequest(workload=workload, seed=settings.seed, workers=self.options.workers)
                 runners = pair.runners(base, head, load)
+                watched = PairedFigures(self.declared, targets, runners, self.options)
                 try:
                     first, second = (
                         self._side(target, runner, settings_on(target.endpoint, settings, trust), workload)
@@ -190,8 +206,9 @@ class BaseAndHead:
                     )
                     # Two simulated servers have one clock.
                     with self.manager.time.driving(runners[0]):
-                        yield first, second, workload
+                        yield _Sides(first, second, workload, watched)
                 finally:
+                    watched.close()
                     for runner in runners:
                         runner.close()
         except (LeaseError, ServerError) as error:

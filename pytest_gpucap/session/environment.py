@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,15 +23,32 @@ def environment_of(target: SystemUnderTest, workload: Workload) -> Environment:
         **_place(target),
         **target.endpoint.facts(),
         "startup_s": _startup_s(target),
-        "remarks": (*getattr(target.runner, "remarks", ()), *_repeated(target, workload)),
+        "start": None if _is_reused(target) else getattr(target.endpoint, "start", None),
+        "reused": _is_reused(target),
+        "remarks": (*_reuse(target), *getattr(target.runner, "remarks", ()), *_repeated(target, workload)),
         **host_and_plugin(),
     }
     return Environment(**known)
 
 
 def _startup_s(target: SystemUnderTest) -> float | None:
+    if _is_reused(target):
+        return None  # it was measured by the run that started it
     told: float | None = getattr(target.endpoint, "startup_s", None)  # servers of other plugins need not tell
     return None if told is None else round(told, 2)
+
+
+def _is_reused(target: SystemUnderTest) -> bool:
+    return bool(getattr(target.endpoint, "reused", False))
+
+
+def _reuse(target: SystemUnderTest) -> list[str]:
+    """That an earlier run started the server, if it did."""
+    if not _is_reused(target):
+        return []
+    began_s: float = target.endpoint.started_at  # type: ignore[attr-defined]  # a reused server is a launched one
+    when = datetime.fromtimestamp(began_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return [f"the server was reused (--gpucap-reuse): an earlier run started it at {when}; start-up was not measured"]
 
 
 def _repeated(target: SystemUnderTest, workload: Workload) -> list[str]:

@@ -17,6 +17,7 @@ from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.markers import Declaration, declare, measures, place_of, same_declaration
 from pytest_gpucap.options import Options
 from pytest_gpucap.requirement import RequirementError, too_long
+from pytest_gpucap.secondary import SecondaryName
 from pytest_gpucap.session.boundary import fault, one_line
 from pytest_gpucap.session.placement import RAY, Placement, check_gpu_class, place
 
@@ -59,6 +60,8 @@ class PytestSession:
         self._measured: KeptResults | None = None
         self._baseline: Baseline | None = None
         self._costing: Costing | None = None
+        self._starts_limited: set[Hashable] = set()
+        """Keys of the placements with a test that limits the start-up."""
         self.estimate: Sequence[str] = ()
         """Lines for the terminal on what the session will cost; none where nobody asked."""
 
@@ -102,6 +105,8 @@ class PytestSession:
                 from pytest_gpucap.session.secondary_checks import check_secondary
 
                 check_secondary(declared, placed, self._options)
+        if any(limit.name is SecondaryName.STARTUP for limit in declared.secondary):
+            self._starts_limited.add(placed.key)
         if self._options.base_python is None and self._options.base_args is None:
             return _Plan(declared, placed, None)
         from pytest_gpucap.session.base_and_head import base_of
@@ -257,7 +262,10 @@ class PytestSession:
         if self._manager is not None:
             plan = None if nextitem is None else nextitem.stash.get(_PLAN, None)
             with one_line("the server was not ended"):
-                self._manager.keep_only(None if plan is None else plan.placed.key)
+                if nextitem is None:
+                    self._manager.finish()
+                else:
+                    self._manager.keep_only(None if plan is None else plan.placed.key)
 
     def explain(self, operator: str, left: object, right: object) -> list[str] | None:
         """Explain a failed comparison in the running test; None if neither side is a figure that the test measured."""
@@ -284,7 +292,7 @@ class PytestSession:
         """End everything that was started."""
         if self._manager is not None:
             with one_line("the server was not ended"):
-                self._manager.keep_only(None)
+                self._manager.finish()
 
     def _servers(self) -> ServerManager:
         """The server manager, made when a test first asks for devices or a server."""
@@ -292,7 +300,8 @@ class PytestSession:
             from pytest_gpucap.session.server_manager import ServerManager
             from pytest_gpucap.session.session_time import SessionTime
 
-            self._manager = ServerManager(self._options, SessionTime(self._options.max_total_s))
+            session_time = SessionTime(self._options.max_total_s)
+            self._manager = ServerManager(self._options, session_time, self._starts_limited)
         return self._manager
 
     def _placed(self, item: pytest.Item) -> Placement:

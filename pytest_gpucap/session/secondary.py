@@ -61,9 +61,10 @@ class Block(NamedTuple):
 
 
 def blocks(samples: Sequence[Sample]) -> list[Block]:
-    """The steady window in blocks; where it was not measured, the other open loops in their slices."""
+    """The steady window in blocks, or those at an equal rate; where there is none, the other open loops in slices."""
     found = []
-    for each in [each for each in samples if each.window.phase is Phase.STEADY] or judged_samples(samples):
+    wanted = [each for each in samples if each.window.phase in {Phase.STEADY, Phase.EQUAL_RATE}]
+    for each in wanted or judged_samples(samples):
         count = max(1, round((each.end_s - each.start_s) / STEADY_BLOCK_S))
         edges = np.linspace(each.start_s, each.end_s, count + 1).tolist()
         found += [Block(start_s, end_s, each.requests / count) for start_s, end_s in pairwise(edges)]
@@ -114,6 +115,8 @@ class SecondaryWatch:
                 raise MeasurementInvalid(f"{self._declared.name} was not measured: {name}: {why}")
 
     def _startup(self) -> SecondaryFigure:
+        if getattr(self._target.endpoint, "reused", False):
+            return SecondaryFigure(why="the server was reused (--gpucap-reuse), so this run saw no start")
         seconds: float | None = getattr(self._target.endpoint, "startup_s", None)
         return SecondaryFigure(seconds, why="" if seconds is not None else "the server does not tell how long it took")
 
@@ -180,12 +183,14 @@ def watched(
         MeasurementInvalid: one line, if one of them cannot be measured here.
     """
     with ExitStack() as open_now:
-        watch = SecondaryWatch(declared, target, _summary(declared, target, runner, open_now), options)
+        watch = SecondaryWatch(declared, target, summary_of(declared, target, runner, open_now), options)
         watch.check()
         yield watch
 
 
-def _summary(declared: Declaration, target: SystemUnderTest, runner: LoadRunner, open_now: ExitStack) -> Summary | None:
+def summary_of(
+    declared: Declaration, target: SystemUnderTest, runner: LoadRunner, open_now: ExitStack
+) -> Summary | None:
     """How devices and server are watched; a page of metrics that nobody reads yet is read from now on."""
     readings: Callable[[], dict[str, Floats]] | None = getattr(runner, "readings", None)
     if readings is not None:

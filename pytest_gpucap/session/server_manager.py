@@ -7,9 +7,10 @@ same server share it. It ends the server before it starts another, or as soon as
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,6 +22,7 @@ from pytest_gpucap.gpu.lease import Lease, lease, lease_cpu, lease_server
 from pytest_gpucap.gpu.occupancy import wait_memory_returned
 from pytest_gpucap.options import Options
 from pytest_gpucap.session.placement import Placement, own_classes
+from pytest_gpucap.session.reuse import Reuse
 from pytest_gpucap.session.session_time import SessionTime
 
 if TYPE_CHECKING:  # a test file may import `SystemUnderTest` for its annotations
@@ -48,6 +50,8 @@ class SystemUnderTest:
     startup_s: float = 0.0
     start_phases_s: Mapping[str, float] = field(default_factory=dict)
     runner: LoadRunner | None = None
+    reused: Server | None = None
+    """A server that an earlier run has left, which `ServerManager.server` makes the server."""
     _closing: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -75,8 +79,15 @@ Trust = Callable[[float, float], "Sequence[Problem]"]
 class ServerManager:
     """Starts and ends the systems under test."""
 
-    def __init__(self, options: Options, session_time: SessionTime | None = None) -> None:
+    def __init__(
+        self,
+        options: Options,
+        session_time: SessionTime | None = None,
+        starts_limited: Container[Hashable] = frozenset(),
+    ) -> None:
         self._options = options
+        self._reuse = Reuse(options, starts_limited)
+        self._live: LiveLine | None = None
         self.time = session_time or SessionTime(None)
         """What the session has spent, and what is left of it."""
         self._target: SystemUnderTest | None = None
@@ -89,6 +100,7 @@ class ServerManager:
 
     def target(self, placement: Placement, live: LiveLine) -> SystemUnderTest:
         """The target of a test, without its server. The present target is reused if it is the same."""
+        self._live = live
         if self._target is not None and self._target.placement.key != placement.key:
             self.keep_only(None)
         if self._target is None:
@@ -171,6 +183,14 @@ class ServerManager:
             target, self._target = self._target, None
             target.close()
 
+    def finish(self) -> None:
+        """No later test needs a server: leave it to the next run if the session says so, else close the target."""
+        target = self._target
+        if target is not None and target.lease is not None and target.gpu_class is not None and self._live is not None:
+            server = target.server or target.reused
+            self._reuse.keep(server, target.placement, target.lease, target.gpu_class, self._live)
+        self.keep_only(None)
+
     def _open(self, placement: Placement, live: LiveLine) -> SystemUnderTest:
         target = SystemUnderTest(placement)
         if placement.engine is not None and not placement.engine.leases_devices:
@@ -187,13 +207,25 @@ class ServerManager:
         except (NoGpu, WrongGpuClass) as error:
             absent = self._absent(str(error), named=placement.gpu_class is not None)
             raise absent from None
-        wait_s = self._options.gpu_wait_s
+        reused = self._reuse.take(placement, target.gpu_class, devices, live)
+        if reused is not None:
+            target.reused, target.lease = reused
+            target._closing.callback(target.lease.release)  # noqa: SLF001 - one object in two classes' hands
+            target._closing.callback(self._stop, target.reused, target.lease)  # noqa: SLF001 - see above
+            return target
+        wait_s, make_room = self._options.gpu_wait_s, partial(self._reuse.make_room, live)
         if target.gpu_class.is_cpu:
-            target.lease = lease_cpu(wait_s=wait_s, on_wait=live.waiting)
+            target.lease = lease_cpu(wait_s=wait_s, on_wait=live.waiting, make_room=make_room)
         else:
-            idle = self._options.gpu_idle
-            target.lease = lease(devices, placement.devices, wait_s=wait_s, idle=idle, on_wait=live.waiting)
-        target._closing.callback(target.lease.release)  # noqa: SLF001 - one object in two classes' hands
+            target.lease = lease(
+                devices,
+                placement.devices,
+                wait_s=wait_s,
+                idle=self._options.gpu_idle,
+                on_wait=live.waiting,
+                make_room=make_room,
+            )
+        target._closing.callback(target.lease.release)  # noqa: SLF001 - see above
         return target
 
     def _absent(self, reason: str, *, named: bool) -> BaseException:
@@ -247,6 +279,10 @@ class ServerManager:
             waiting = self.time.while_left(waiting, "the server was not ready in time")
             target._closing.callback(self.time.end)  # noqa: SLF001 - one object in two classes' hands
             self.time.begin()
+        if target.reused is not None:
+            target.server = server = target.reused
+            live.say(f"{engine.title} {server.version or '?'} is reused: an earlier run has left it")
+            return server
         if held is None:
             target.server = server = engine.start((), waiting)
             target._closing.callback(server.close)  # noqa: SLF001 - see above
@@ -256,6 +292,7 @@ class ServerManager:
         with held_until_gone(held.descriptors):
             server = engine.start(held.cuda_devices, waiting)
         target._closing.callback(self._stop, server, held)  # noqa: SLF001 - see above
+        self._reuse.started(server, engine)
         target.startup_s = time.monotonic() - started
         target.start_phases_s = getattr(server, "start_phases_s", {})  # only vLLM's log tells
         target.server = server
@@ -265,6 +302,9 @@ class ServerManager:
 
     @staticmethod
     def _stop(server: Server, held: Lease) -> None:
+        if getattr(server, "left", False):
+            server.close()  # our connections alone
+            return
         pids = set(server.pids())
         server.close()
         if held.devices:

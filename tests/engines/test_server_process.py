@@ -87,7 +87,7 @@ def test_when_the_main_process_dies_what_it_left_goes_too(start: Start, family: 
 def test_a_sigkilled_watchdog_leaves_nothing_after_close(start: Start, family: Family) -> None:
     owned = start()
     main = main_of(owned)
-    owned._watchdog.kill()
+    os.kill(owned.watchdog_pid, signal.SIGKILL)
     until(lambda: owned.poll() is not None)
     until(lambda: main not in {each.pid for each in family.alive()})
     assert family.alive() != []  # the others live on ...

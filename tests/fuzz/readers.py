@@ -6,6 +6,7 @@ Each reader is a door like those of `doors.py`, with bytes to begin from.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import time
@@ -17,6 +18,7 @@ from typing import Any
 
 from pytest_gpucap.access import header_sources, server_root
 from pytest_gpucap.accuracy import grading
+from pytest_gpucap.cli import servers
 from pytest_gpucap.engines.errors import ServerError, ServerStartError
 from pytest_gpucap.engines.protocol import ServerLog
 from pytest_gpucap.engines.start_phases import start_phases
@@ -24,6 +26,7 @@ from pytest_gpucap.engines.startup_errors import diagnose
 from pytest_gpucap.engines.url import ExternalServer, attach
 from pytest_gpucap.engines.vllm import METRICS
 from pytest_gpucap.errors import GpuCapError
+from pytest_gpucap.gpu import kept
 from pytest_gpucap.load import plain_request
 from pytest_gpucap.load.address import ServerAddress
 from pytest_gpucap.load.calibrate import calibrate
@@ -91,6 +94,7 @@ def readers(place: Place) -> tuple[Reader, ...]:
         Reader("grades", (b"so the answer is $1,024$.", b"<think>7</think>\\boxed{\\frac{3}{4}}", b"25\\%"), _grades),
         Reader("logs", (secrets, *(each.read_bytes()[-2 * KIB :] for each in logs)), partial(_log, place), 64 * KIB),
         Reader("metrics", METRICS_PAGES, _metrics),
+        Reader("kept servers", (_kept_server(),), partial(_kept, place)),
         Reader("words", WORDS, _words),
         Reader("answers", ANSWERS, _answers, 64 * KIB),
         Reader("calibration", (CALIBRATION,), _calibration, 16 * KIB),
@@ -118,6 +122,31 @@ def _refusals(*questions: Callable[[], object], of: type[Exception] = GpuCapErro
 
 def _text(content: bytes) -> str:
     return content.decode("utf-8", "surrogateescape")
+
+
+# Notes of kept servers
+
+
+def _kept_server() -> bytes:
+    """A note that is believed: its keeper is this process."""
+    pid = os.getpid()
+    texts = dict.fromkeys(("engine", "model", "gpu_class", "spec", "plugin", "key_digest"), "x")
+    counts = {"keeper": pid, "keeper_began": kept.began(pid), "pid": pid, "port": 1}
+    lists = {"devices": ["GPU 0"], "locks": ["GPU-1"]}
+    return json.dumps({**texts, **counts, **lists, "started_at": 1.5e9, "until_s": 9.9e9}).encode()
+
+
+def _kept(place: Place, content: bytes) -> str | None:
+    leases = place.work / "leases"
+    leases.mkdir(exist_ok=True)
+    path = leases / f"kept-{os.getuid()}" / "fuzz.json"
+    path.parent.mkdir(mode=0o755, exist_ok=True)
+    path.write_bytes(content)
+    for each in kept.holders_of("GPU-1", leases):
+        servers._table([each])
+        json.dumps(servers._fields(each))
+        assert len(each.describe().splitlines()) == 1
+    return None
 
 
 # Numbers and other short texts

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +31,7 @@ from pytest_gpucap.gpu.lease import (
     lease_cpu,
     lease_server,
     machine_directory,
+    passed_on,
 )
 from pytest_gpucap.gpu.occupancy import (
     GpuProcess,
@@ -513,3 +516,74 @@ def test_a_lease_can_be_told_by_sight(tmp_path: Path) -> None:
             assert devices[0].uuid in repr(held)
         finally:
             held.release()
+
+
+def test_a_lease_that_is_left_is_held_until_it_is_passed_on_and_released(tmp_path: Path) -> None:
+    with foreign_process() as server, machine("h200") as (nvml, devices):
+        left = lease(devices, 1, wait_s=0, directory=tmp_path)
+        descriptors, baseline = tuple(map(os.dup, left.descriptors)), left.baseline
+        left.leave()
+        left.release()
+        nvml.set(processes=[{"pid": server.pid, "memory": 2**36}], memory={"total": 2**37, "used": 2**36})
+        with pytest.raises(LeaseTimeout):
+            lease(devices, 1, wait_s=0, directory=tmp_path)
+        passed = passed_on(devices, descriptors, baseline=baseline, server_pids=[server.pid], contained=False)
+        assert (passed.devices, passed.baseline, passed.tolerated) == (devices, baseline, frozenset())
+        assert passed.remarks() == []
+        nvml.set(processes=[], memory={"total": 2**37, "used": 0})
+        passed.release()
+        lease(devices, 1, wait_s=0, directory=tmp_path).release()
+
+
+def test_in_a_container_the_server_has_other_pids(tmp_path: Path) -> None:
+    with machine("h200") as (nvml, devices):
+        left = lease(devices, 1, wait_s=0, directory=tmp_path)
+        descriptors = tuple(map(os.dup, left.descriptors))
+        left.leave()
+        nvml.set(processes=[{"pid": 4_000_000, "memory": 2**36}], memory={"total": 2**37, "used": 2**36})
+        passed = passed_on(devices, descriptors, baseline=left.baseline, server_pids=[os.getpid()], contained=True)
+        assert passed.tolerated == frozenset()
+        passed.release()
+
+
+@pytest.mark.parametrize("idle", [None, IdleMemory(bytes=2**31)])
+def test_others_beside_a_kept_server_are_judged_as_before_its_start(idle: IdleMemory | None, tmp_path: Path) -> None:
+    with foreign_process() as other, machine("h200") as (nvml, devices):
+        left = lease(devices, 1, wait_s=0, directory=tmp_path)
+        descriptors = tuple(map(os.dup, left.descriptors))
+        left.leave()
+        used = [{"pid": os.getpid(), "memory": 2**36}, {"pid": other.pid, "memory": 2**30}]
+        nvml.set(processes=used, memory={"total": 2**37, "used": 2**36 + 2**30})
+        passing: dict[str, Any] = {
+            "baseline": left.baseline,
+            "server_pids": [os.getpid()],
+            "idle": idle,
+            "contained": False,
+        }
+        if idle is None:
+            with pytest.raises(GpuShared, match=f"is used by pid {other.pid}"):
+                passed_on(devices, descriptors, **passing)
+        else:
+            passed = passed_on(devices, descriptors, **passing)
+            assert passed.tolerated == {other.pid}
+            (remark,) = passed.remarks()
+            assert "1.0 GiB in use" in remark
+            passed.release()
+        nvml.set(processes=[], memory={"total": 2**37, "used": 0})
+        lease(devices, 1, wait_s=0, directory=tmp_path).release()
+
+
+@pytest.mark.parametrize("cpu", [False, True])
+def test_whoever_can_make_room_is_asked(cpu: bool, tmp_path: Path) -> None:
+    with machine("h200") as (_, devices):
+        take: Callable[..., Lease] = lease_cpu if cpu else partial(lease, devices, 1)
+        held = take(wait_s=0, directory=tmp_path)
+        asked: list[tuple[str, ...]] = []
+
+        def make_room(names: Sequence[str]) -> bool:
+            asked.append(tuple(names))
+            held.release()
+            return True
+
+        take(wait_s=0, make_room=make_room, directory=tmp_path).release()
+        assert asked == [held.locks]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pytest_gpucap.__main__ import main
 from pytest_gpucap.engines.protocol import ServerRequest
 from pytest_gpucap.engines.vllm_engine import VllmEngine, VllmPair
 from pytest_gpucap.gpu.classes import find_class
@@ -17,9 +18,11 @@ from pytest_gpucap.results import result_file
 from pytest_gpucap.results.comparison import Comparison, RegressionDecision
 from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.results.result import Result
+from pytest_gpucap.secondary import SecondaryName
 from pytest_gpucap.session.base_and_head import base_of
 from pytest_gpucap.session.placement import Placement
 from pytest_gpucap.vllm_arguments import VllmArguments
+from tests.plugin.test_secondary import KEPT, rich
 
 SUITE = """
     import pytest
@@ -282,3 +285,36 @@ def test_two_real_servers_in_alternation(pytester: pytest.Pytester, vllm_python:
     )
     logs = list(pytester.path.glob(".gpucap/logs/*"))
     assert len([log for log in logs if "startup complete" in log.read_text()]) == 2
+
+
+def test_limits_beside_the_rate_are_shown_side_by_side(pytester: pytest.Pytester) -> None:
+    rich(pytester.path)
+    pytester.makepyfile(
+        f"""
+        import pytest
+
+        @pytest.mark.gpucap(name="chat", qps=10, gpus=1, input_tokens=256, output_tokens=256, e2e_p95="4s", {KEPT})
+        def test_it(gpucap):
+            gpucap.check()
+        """
+    )
+    options = ("--gpu-class=sim:rich.toml", "--gpucap-prices=prices.toml")
+    ran = pytester.runpytest(*options, "--gpucap-base-args=--num-gpu-blocks-override 10000 --time-scale 1")
+    ran.assert_outcomes(passed=1)
+    found = {each.name: each for each in comparison(pytester.path).figures}
+    assert found.keys() == set(SecondaryName)
+    kept = found[SecondaryName.KV_TOKENS]
+    assert kept.base is not None
+    assert kept.head is not None
+    assert (kept.base.value, kept.head.value) == (160_000, 200_000)
+    for name in (SecondaryName.JOULES_PER_1K_TOKENS, SecondaryName.ACCEPTANCE, SecondaryName.PREFIX_HIT_RATE):
+        each = found[name]
+        assert each.ratio is not None
+        # The same server at the same rate.
+        assert each.ratio.low <= 1.05
+        assert each.ratio.high >= 0.95
+    assert found[SecondaryName.PREEMPTIONS].ratio is None
+    said = " ".join(ran.stdout.str().split())
+    assert "chat: KV cache 160,000 tokens -> 200,000 tokens, +25.0% (read from the servers: no sampling error)" in said
+    assert main(["report", ".gpucap/result.json", "--html", "page.html"]) == 0
+    assert "no sampling error" in (pytester.path / "page.html").read_text()

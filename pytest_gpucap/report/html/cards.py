@@ -30,10 +30,11 @@ from pytest_gpucap.report.goodput import goodput_of, goodput_share, kept_text
 from pytest_gpucap.report.headline import Tone, result_headlines, standing
 from pytest_gpucap.report.html.distributions import LATENCY_METRICS
 from pytest_gpucap.requirement import ArrivalKind
-from pytest_gpucap.results.comparison import RegressionDecision
+from pytest_gpucap.results.comparison import FigureComparison, RegressionDecision
 from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.measured import Interval, Latency, Outcome, Sample
 from pytest_gpucap.results.result import DeclaredWorkload, Result, ResultKind
+from pytest_gpucap.secondary import METRICS
 
 EMPTY_CELL: Final = "\u2013"
 """The content of an empty cell."""
@@ -347,8 +348,19 @@ def _compared(result: Result) -> ComparedTable | None:
                 )
                 for each in found.latencies
             ),
+            *(
+                (METRICS[each.name].title, *_both(each), rows.change(each), each.noise or each.reason)
+                for each in found.figures
+            ),
         ),
     )
+
+
+def _both(figure: FigureComparison) -> tuple[str, str]:
+    base, head = (
+        EMPTY_CELL if found is None else METRICS[figure.name].shown(found.value) for found in (figure.base, figure.head)
+    )
+    return base, head
 
 
 def _spent(spent_s: Mapping[str, float]) -> list[TimeShare]:
