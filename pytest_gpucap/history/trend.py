@@ -65,6 +65,7 @@ def trend_of(series: NightlySeries, rule: Rule | None = None) -> Trend:
         points=series.points,
         segments=segments,
         changes=changes,
+        imported=series.imported,
     )
 
 

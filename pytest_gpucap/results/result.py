@@ -20,6 +20,7 @@ from pytest_gpucap.results.ending import Ending
 from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.failures import FailedRequests
 from pytest_gpucap.results.fleet import FleetResult
+from pytest_gpucap.results.imported import ImportedFrom
 from pytest_gpucap.results.measured import (
     Accuracy,
     Interval,
@@ -39,12 +40,14 @@ START_UP: Final = "start-up"
 
 
 class ResultKind(StrEnum):
-    """The method of `gpucap` that made a result."""
+    """The method of `gpucap` that made a result, or that another tool did."""
 
     CHECK = "check"
     MEASURE = "measure"
     SWEEP = "sweep"
     SAMPLE = "sample"
+    IMPORTED = "imported"
+    """A point that another tool measured."""
 
 
 Declared = Annotated[float, msgspec.Meta(ge=1e-12)]
@@ -217,6 +220,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         no_limit: why it is not known, in one line.
         fleet: how well the replicas of a fleet add up; None for one replica.
         secondary: the limits that were declared beside the rate, and what was measured.
+        imported: where a point of another tool comes from; None for what this plugin measured.
     """
 
     kind: ResultKind
@@ -263,6 +267,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     more_time: MoreTime | None = None
     fleet: FleetResult | None = None
     secondary: tuple[SecondaryResult, ...] = ()
+    imported: ImportedFrom | None = None
 
     @property
     def trusted(self) -> bool:

@@ -94,6 +94,7 @@ class Trend(msgspec.Struct, frozen=True, kw_only=True):
         kind: of measurement.
         gpu_class, model, workload: as text.
         simulated: no real server was measured.
+        imported: the tool and the load, of points of another tool, whose rates have no interval; else empty.
         run_sd: run-to-run standard deviation of the logarithm of the rate (0.017 is 1.7%).
         state: of the alarm after the newest run.
         suspected_since: the point from which a change is suspected; None where none is.
@@ -117,12 +118,15 @@ class Trend(msgspec.Struct, frozen=True, kw_only=True):
     points: tuple[TrendPoint, ...]
     segments: tuple[Segment, ...]
     changes: tuple[LevelChange, ...]
+    imported: str = ""
 
     @property
     def title(self) -> str:
         """One line for people."""
         place = f"{self.gpu_class}, {self.model}, {self.workload}"
         kind = "" if self.kind is ResultKind.CHECK else f"{self.kind}() in "
+        if self.imported:
+            kind, place = "IMPORTED ", f"{place}, {self.imported}"
         return f"{'SIMULATED ' if self.simulated else ''}{kind}{self.test} ({place})"
 
     @property
