@@ -120,12 +120,12 @@ def _compared_points(result: Result, baseline: Baseline, max_regression: float, 
                 found = compare_points(base, result, _named(baseline, run), max_regression)
                 return msgspec.structs.replace(found, changed=tuple(changed(base, result, variants=variants)))
             differs = differs or tuple(differing)
-    run = baseline.runs[0] if baseline.runs else None
-    points = [each for run in baseline.runs for each in run.results if each.imported is not None]
+    newest = baseline.runs[0] if baseline.runs else None
     reason = baseline.missing or f"{baseline.name} has no point of {result.name}"
-    reason = f"{baseline.name} holds no imported points: {NEVER_MIXED}" if run is not None and not points else reason
+    if newest is not None and not any(each.imported is not None for run in baseline.runs for each in run.results):
+        reason = f"{baseline.name} holds no imported points: {NEVER_MIXED}"
     return Comparison(
-        baseline=_named(baseline, run),
+        baseline=_named(baseline, newest),
         decision=RegressionDecision.NOT_COMPARABLE,
         max_regression=max_regression,
         differs=differs,

@@ -16,7 +16,7 @@ from pytest_gpucap.other_tools.point import Point, Tool
 from pytest_gpucap.user_files import UserFileError, is_folder
 
 MOST_FILES: Final = 2_000
-"""In a folder with those below it: more than any sweep has."""
+"""Files, and folders, in a folder and those below it: more than any sweep has."""
 _DEEPEST: Final = 4
 _READ: Final = (".json", ".jsonl")
 _BESIDE: Final = re.compile(
@@ -81,7 +81,7 @@ def _files(folder: Path) -> list[Path]:
         UserFileError: if there are too many.
     """
     found: list[Path] = []
-    for place, below, names in os.walk(folder):
+    for folders, (place, below, names) in enumerate(os.walk(folder), 1):
         if len(Path(place).relative_to(folder).parts) >= _DEEPEST:
             below.clear()
         below[:] = [name for name in below if not name.startswith(".")]
@@ -89,8 +89,10 @@ def _files(folder: Path) -> list[Path]:
             twice = _ONE_RUN.fullmatch(name) and _ALL_RUNS in names
             if name.endswith(_READ) and not twice and not _BESIDE.fullmatch(name):
                 found.append(Path(place) / name)
-        if len(found) > MOST_FILES:
-            raise UserFileError(folder, f"holds more than {MOST_FILES} files: name a folder of one tool's results")
+        if max(len(found), folders) > MOST_FILES:
+            raise UserFileError(
+                folder, f"holds more than {MOST_FILES} files or folders: name a folder of one tool's results"
+            )
     return sorted(found)
 
 

@@ -145,7 +145,7 @@ def test_a_folder_of_anything_is_not_searched_to_its_end(tmp_path: Path, monkeyp
     monkeypatch.setattr(reading, "MOST_FILES", 3)
     for number in range(5):
         (tmp_path / f"{number}.json").write_text("{}")
-    assert refused(tmp_path) == "holds more than 3 files: name a folder of one tool's results"
+    assert refused(tmp_path) == "holds more than 3 files or folders: name a folder of one tool's results"
 
 
 def test_a_file_of_brackets_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
