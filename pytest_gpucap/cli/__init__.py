@@ -10,7 +10,7 @@ import keyword
 
 from pytest_gpucap.errors import GpuCapError
 
-COMMANDS: tuple[str, ...] = ("plan", "compare", "show", "history", "report", "import")
+COMMANDS: tuple[str, ...] = ("plan", "compare", "show", "history", "report", "import", "export")
 """Names in the order in which the help lists them; see `module_of`."""
 
 

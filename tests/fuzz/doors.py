@@ -257,7 +257,7 @@ def _results() -> tuple[bytes, ...]:
 
 COMMANDS = (
     *("report", "text", "markdown", "junit", "code-quality", "metrics", "html", "show", "compare", "compared"),
-    *("report", "text", "markdown", "show", "compare", "compared", "html", "plan", "history"),
+    *("report", "text", "markdown", "show", "compare", "compared", "html", "plan", "history", "export"),
 )
 
 
@@ -271,6 +271,8 @@ def _reports(place: Place, given: Any) -> str | None:
     match command:
         case "report" | "show":
             words = [command, str(path)]
+        case "export":
+            words = ["export", str(path), "--openmetrics", str(place.work / "metrics")]
         case "compare":
             words = ["compare", str(place.base), str(path), "--format", "markdown"]
         case "compared":
