@@ -10,7 +10,7 @@ import keyword
 
 from pytest_gpucap.errors import GpuCapError
 
-COMMANDS: tuple[str, ...] = ("plan", "compare", "show", "history", "report", "import", "export")
+COMMANDS: tuple[str, ...] = ("plan", "compare", "show", "history", "report", "import", "export", "frame")
 """Names in the order in which the help lists them; see `module_of`."""
 
 

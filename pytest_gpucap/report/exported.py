@@ -100,8 +100,6 @@ def exported(content: ResultFile) -> str:
 
 def _labels(result: Result) -> tuple[str, ...]:
     """Values of `LABELS`."""
-    source = "simulated" if result.simulated else "measured"
-    source = source if result.imported is None else result.imported.tool
     environment = result.environment
     return (
         result.test,
@@ -109,5 +107,12 @@ def _labels(result: Result) -> tuple[str, ...]:
         result.kind.value,
         environment.gpu_class or "",
         environment.model or "",
-        source,
+        source_of(result),
     )
+
+
+def source_of(result: Result) -> str:
+    """``measured``, ``simulated``, or the tool that a point is imported from."""
+    if result.imported is not None:
+        return result.imported.tool
+    return "simulated" if result.simulated else "measured"

@@ -257,7 +257,7 @@ def _results() -> tuple[bytes, ...]:
 
 COMMANDS = (
     *("report", "text", "markdown", "junit", "code-quality", "metrics", "html", "show", "compare", "compared"),
-    *("report", "text", "markdown", "show", "compare", "compared", "html", "plan", "history", "export"),
+    *("report", "text", "markdown", "show", "compare", "compared", "html", "plan", "history", "export", "frame"),
 )
 
 
@@ -271,6 +271,13 @@ def _reports(place: Place, given: Any) -> str | None:
     match command:
         case "report" | "show":
             words = [command, str(path)]
+        case "frame":
+            words = [
+                "frame",
+                str(path),
+                "--out",
+                str(place.work / f"table.{'parquet' if len(str(content)) % 2 else 'csv'}"),
+            ]
         case "export":
             words = ["export", str(path), "--openmetrics", str(place.work / "metrics")]
         case "compare":
