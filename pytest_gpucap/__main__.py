@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pytest_gpucap import __version__
-from pytest_gpucap.cli import COMMANDS, CommandError
+from pytest_gpucap.cli import COMMANDS, CommandError, module_of
 from pytest_gpucap.foreign_text import harmless, on_one_line
 
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     # A command that is named is loaded alone: none needs what only another one imports.
     for name in given[:1] if given and given[0] in COMMANDS else COMMANDS:
-        module = importlib.import_module(f"pytest_gpucap.cli.{name}")
+        module = importlib.import_module(module_of(name))
         own = commands.add_parser(name, help=module.HELP, description=module.__doc__)
         module.add_arguments(own)
         own.set_defaults(run=module.run)

@@ -50,6 +50,8 @@ ROOMS: dict[str, set[str]] = {
     "measure": {"requirement", "results", "load", "estimate", "decisions", "roofline"},
     "simulator": {"requirement", "vllm_arguments", "jit", "load", "accuracy", "engines", "routing"},
     "fleet": {"requirement", "sizing", "access", "routing", "gpu", "engines", "telemetry", "load", "results"},
+    # What other tools found.
+    "other_tools": {"requirement", "vllm_arguments", "results"},
     # What is made of results.
     "planning": {"requirement", "sizing", "vllm_arguments", "results", "gpu", "roofline"},
     "report": {"requirement", "secondary", "sizing", "results", "planning"},
@@ -90,6 +92,7 @@ ROOMS: dict[str, set[str]] = {
             "report",
             "history",
             "planning",
+            "other_tools",
         ),
     },
     "__init__": {"requirement", "results", "gpu", "engines", "load", "telemetry", "session"},
@@ -118,6 +121,7 @@ FORBIDDEN = {
     "planning": {"pytest"},
     "report": {"pytest"},
     "history": {"pytest"},
+    "other_tools": {"pytest", "numpy"},
     "cli": {"pytest"},
     "simulator": {"pytest", "pynvml"},
     "fleet": {"pytest"},

@@ -15,12 +15,15 @@ from pytest_gpucap.history.store import SUFFIX, Run, path_of, read_run
 from pytest_gpucap.options import Options
 from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.results.result_file import ResultFileError
-from pytest_gpucap.user_files import exists, shown_path
+from pytest_gpucap.results.whole_file import write_text
+from pytest_gpucap.user_files import UserFileError, exists, shown_path
 
 if TYPE_CHECKING:
     from pytest_gpucap.results.trend import Trend
 
 FOLDER = Options().baselines
+STDOUT = "-"
+"""In place of a file's name."""
 
 
 def add_folder(parser: argparse.ArgumentParser) -> None:
@@ -91,3 +94,21 @@ def put(text: str) -> None:
     """Print a text. What the terminal would obey becomes its escape, and so does a character that it cannot show."""
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(harmless(text).encode(encoding, errors="backslashreplace").decode(encoding) + "\n")
+
+
+def write_out(target: str, text: str) -> None:
+    """Write a text to a file, whole or not at all, or to standard output.
+
+    Raises:
+        CommandError: if it cannot be written.
+    """
+    if target == STDOUT:
+        # A character that the terminal cannot show becomes its escape instead of a traceback.
+        encoding = sys.stdout.encoding or "utf-8"
+        sys.stdout.write(text.encode(encoding, errors="backslashreplace").decode(encoding))
+        sys.stdout.flush()
+        return
+    try:
+        write_text(Path(target), text)
+    except (OSError, ValueError) as error:
+        raise CommandError(str(UserFileError.of(target, error))) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,19 +11,16 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pytest_gpucap.cli import CommandError
-from pytest_gpucap.cli._runs import report_skipped, trends_in
+from pytest_gpucap.cli._runs import STDOUT, report_skipped, trends_in, write_out
 from pytest_gpucap.report.columns import NARROW, terminal_columns, wrapped
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.result import ResultFile
-from pytest_gpucap.results.whole_file import write_text
-from pytest_gpucap.user_files import UserFileError, exists, is_file, real_path, shown_path
+from pytest_gpucap.user_files import exists, is_file, real_path, shown_path
 
 if TYPE_CHECKING:
     from pytest_gpucap.results.trend import Trend
 
 HELP = "make reports from result files"
-
-_STDOUT = "-"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,9 +53,9 @@ def run(options: argparse.Namespace) -> int:
         report_skipped(skipped)
         renderers = {**_RENDERERS, "html": partial(_html, history=trends)}
     asked = [(render, target) for name, render in renderers.items() if (target := getattr(options, name)) is not None]
-    for render, target in asked or [(_text, _STDOUT)]:
-        on_screen = render is _text and target == _STDOUT
-        _write(target, _text(content, terminal_columns()) if on_screen else render(content))
+    for render, target in asked or [(_text, STDOUT)]:
+        on_screen = render is _text and target == STDOUT
+        write_out(target, _text(content, terminal_columns()) if on_screen else render(content))
     return 0
 
 
@@ -68,7 +64,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
     taken = {real_path(path): "is one of the result files" for path in options.files}
     for name in _RENDERERS:
         target = getattr(options, name)
-        if target is None or target == _STDOUT or "\0" in target or (exists(target) and not is_file(target)):
+        if target is None or target == STDOUT or "\0" in target or (exists(target) and not is_file(target)):
             continue  # several reports may go to one pipe
         flag = f"--{name.replace('_', '-')}"
         if (place := real_path(target)) in taken:
@@ -154,16 +150,3 @@ _RENDERERS: dict[str, Callable[[ResultFile], str]] = {
     "code_quality": _code_quality,
     "metrics": _metrics,
 }
-
-
-def _write(target: str, content: str) -> None:
-    if target == _STDOUT:
-        # A character that the terminal cannot show becomes its escape instead of a traceback.
-        encoding = sys.stdout.encoding or "utf-8"
-        sys.stdout.write(content.encode(encoding, errors="backslashreplace").decode(encoding))
-        sys.stdout.flush()
-        return
-    try:
-        write_text(Path(target), content)
-    except (OSError, ValueError) as error:
-        raise CommandError(str(UserFileError.of(target, error))) from None

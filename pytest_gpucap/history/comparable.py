@@ -11,7 +11,9 @@ from typing import Final, NamedTuple
 import msgspec
 
 from pytest_gpucap.history.store import scrubbed
+from pytest_gpucap.report.formatting import significant
 from pytest_gpucap.results.environment import DeviceState, Environment
+from pytest_gpucap.results.imported import ImportedFrom
 from pytest_gpucap.results.result import DeclaredWorkload, Result
 from pytest_gpucap.vllm_arguments import recorded
 
@@ -71,7 +73,7 @@ def identity(result: Result, *, told: Told = EVERYTHING) -> dict[IdentityKey, st
     quantization = environment.quantization if Told.QUANTIZATION in told else quantization
     dtype = environment.dtype if Told.DTYPE in told else dtype
     found = {
-        IdentityKey("measured or SIMULATED"): "SIMULATED" if result.simulated else "measured",
+        IdentityKey("measured or SIMULATED"): _source(result),
         IdentityKey("GPU class"): _text(environment.gpu_class, _UNKNOWN),
         IdentityKey("GPUs per replica", served=True): _text(result.requirement.gpus_per_replica),
         IdentityKey("replicas measured together", served=True): _text(result.requirement.fleet),
@@ -84,9 +86,34 @@ def identity(result: Result, *, told: Told = EVERYTHING) -> dict[IdentityKey, st
     if profiles := {device.mig_profile for device in environment.devices if device.mig_profile is not None}:
         found[IdentityKey("MIG profile")] = ", ".join(sorted(profiles))
     found |= _workload(result.workload, contents=Told.TRACE in told)
+    found |= _offered(result)
     found |= {IdentityKey(f"limit {name}"): _text(value) for name, value in _leaves(result.slo)}
     found |= {IdentityKey(f"server argument {name}", served=True): _text(value) for name, value in arguments.items()}
     return found
+
+
+def _source(result: Result) -> str:
+    """Who measured what: only the same kind of figures may be compared."""
+    what = "SIMULATED" if result.simulated else "measured"
+    return what if result.imported is None else f"{what} by {result.imported.tool}, imported"
+
+
+def _offered(result: Result) -> dict[IdentityKey, str]:
+    """Of a point of another tool: its load, what a sweep varied, and lengths as seen, which differ a little each time.
+
+    Two figures of such a length count.
+    """
+    found = result.imported
+    if found is None:
+        return {}
+    parts = {IdentityKey("load"): found.load}
+    parts |= {IdentityKey(f"parameter {name}", served=True): value for name, value in found.parameters.items()}
+    if found.observed_lengths:
+        for name in ("input_tokens", "output_tokens"):
+            length = getattr(result.workload, name)
+            seen = f"about {significant(length, 2)}" if isinstance(length, int) else _text(length)
+            parts[IdentityKey(f"workload {name}")] = seen
+    return parts
 
 
 def _workload(workload: DeclaredWorkload, *, contents: bool) -> dict[IdentityKey, str]:
@@ -171,9 +198,21 @@ def changed(base: Result, head: Result, *, variants: bool = False) -> list[str]:
         found.append(f"start-up s: {ours.startup_s:g} -> {theirs.startup_s:g}")
     if ours.reused != theirs.reused:
         found.append(f"server reused: {_text(ours.reused)} -> {_text(theirs.reused)}")
+    if base.imported is not None and head.imported is not None:
+        found += _told_differently(base.imported, head.imported)
     if base.seed != head.seed:
         found.append(f"seed: {base.seed} -> {head.seed}")
     return found
+
+
+def _told_differently(base: ImportedFrom, head: ImportedFrom) -> list[str]:
+    """The tools' versions, and what their users had them write down."""
+    ours, theirs = ({"tool": each.version or _UNKNOWN, **each.labels} for each in (base, head))
+    return [
+        f"{name}: {ours.get(name, _NONE)} -> {theirs.get(name, _NONE)}"
+        for name in dict.fromkeys([*ours, *theirs])
+        if ours.get(name) != theirs.get(name)
+    ]
 
 
 def _versions(environment: Environment) -> dict[str, str | None]:

@@ -14,6 +14,7 @@ from pytest_gpucap.decisions import regression
 from pytest_gpucap.decisions.regression import ComparedRate
 from pytest_gpucap.history.comparable import changed, differences
 from pytest_gpucap.history.latencies import compare_latencies
+from pytest_gpucap.history.points import NEVER_MIXED, compare_points
 from pytest_gpucap.history.store import MEDIAN_RUNS, Baseline, Run
 from pytest_gpucap.report.formatting import percent, shown
 from pytest_gpucap.results.comparison import ComparedBaseline, Comparison, RegressionDecision
@@ -55,6 +56,8 @@ def compare_result(
         fresh: `again` starts the server afresh; False where the server is not ours to start.
         variants: how the model is served may differ; see `compare_variants`.
     """
+    if result.imported is not None:
+        return normalised(_compared_points(result, baseline, max_regression, variants=variants))
     found = _candidates(result, baseline, variants=variants)
     if isinstance(found, _NothingComparable):
         return normalised(
@@ -104,6 +107,29 @@ def compare_result(
             confirmed=confirmed,
             reason=heads.reason(decision, confirmed, more_s, fresh=fresh),
         )
+    )
+
+
+def _compared_points(result: Result, baseline: Baseline, max_regression: float, *, variants: bool) -> Comparison:
+    """The comparison of a point of another tool with the newest point of the same load that may be compared."""
+    differs: tuple[str, ...] = ()
+    for run in baseline.runs:
+        for base in _of_test(run, result):
+            differing = differences(base, result, variants=variants)
+            if not differing:
+                found = compare_points(base, result, _named(baseline, run), max_regression)
+                return msgspec.structs.replace(found, changed=tuple(changed(base, result, variants=variants)))
+            differs = differs or tuple(differing)
+    newest = baseline.runs[0] if baseline.runs else None
+    reason = baseline.missing or f"{baseline.name} has no point of {result.name}"
+    if newest is not None and not any(each.imported is not None for run in baseline.runs for each in run.results):
+        reason = f"{baseline.name} holds no imported points: {NEVER_MIXED}"
+    return Comparison(
+        baseline=_named(baseline, newest),
+        decision=RegressionDecision.NOT_COMPARABLE,
+        max_regression=max_regression,
+        differs=differs,
+        reason="no comparable baseline" if differs else reason,
     )
 
 
@@ -239,7 +265,10 @@ def _candidates(result: Result, baseline: Baseline, *, variants: bool) -> _Compa
     if nearest is not None:
         return nearest
     newest = baseline.runs[0] if baseline.runs else None
-    return _NothingComparable(newest, baseline.missing or f"{baseline.name} has no result of this test")
+    reason = baseline.missing or f"{baseline.name} has no result of this test"
+    if any(each.imported is not None for run in baseline.runs for each in run.results):
+        reason = f"{reason}; it holds points of another tool: {NEVER_MIXED}"
+    return _NothingComparable(newest, reason)
 
 
 def _of_test(run: Run, result: Result) -> list[Result]:

@@ -14,10 +14,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 from pytest_gpucap.history.detection import Rule
-from pytest_gpucap.history.nightly import FAR_TOO_WIDE, WIDE, NightlySeries, identity_of, series_from
+from pytest_gpucap.history.nightly import FAR_TOO_WIDE, WIDE, Member, NightlySeries, identity_of, series_from
 from pytest_gpucap.history.store import Run, oldest_first
 from pytest_gpucap.results.measured import Interval, SecondaryResult
 from pytest_gpucap.results.result import Result
@@ -43,12 +43,6 @@ def rule_of(name: SecondaryName) -> Rule:
     return Rule(prior_sd=_RUN_SD[name])
 
 
-class _Told(NamedTuple):
-    run: Run
-    result: Result
-    figure: Interval
-
-
 def figures_of(runs: Iterable[Run]) -> list[NightlySeries]:
     """The series of every limit beside the rate in these runs: of cold starts and warm ones apart.
 
@@ -57,7 +51,7 @@ def figures_of(runs: Iterable[Run]) -> list[NightlySeries]:
     Args:
         runs: in any order.
     """
-    grouped: dict[tuple[str, SecondaryName, str], list[_Told]] = {}
+    grouped: dict[tuple[str, SecondaryName, str], list[Member]] = {}
     seen: dict[tuple[datetime, str, SecondaryName, int, Interval], Path] = {}
     for run in oldest_first(runs):
         for result in run.results:
@@ -71,7 +65,9 @@ def figures_of(runs: Iterable[Run]) -> list[NightlySeries]:
                 # A session's own result file and the copies made of it are one run.
                 known = seen.setdefault((run.started, key, each.name, result.seed, figure), run.path)
                 if known == run.path:
-                    grouped.setdefault((key, each.name, _start(each, result)), []).append(_Told(run, result, figure))
+                    grouped.setdefault((key, each.name, _start(each, result)), []).append(
+                        Member(run.started, run, result, figure)
+                    )
     found = [_series(key, name, start, told) for (key, name, start), told in grouped.items()]
     return sorted(found, key=lambda series: (series.simulated, series.test, series.identity))
 
@@ -89,12 +85,12 @@ def _start(limited: SecondaryResult, result: Result) -> str:
     return (result.environment.start or "") if limited.name is SecondaryName.STARTUP else ""
 
 
-def _series(key: str, name: SecondaryName, start: str, told: list[_Told]) -> NightlySeries:
+def _series(key: str, name: SecondaryName, start: str, told: list[Member]) -> NightlySeries:
     floor = SHARE_FLOOR if METRICS[name].is_share else 0.0
-    widths = [math.log((each.figure.high + floor) / (each.figure.low + floor)) / 2 for each in told]
+    widths = [math.log((each.rate.high + floor) / (each.rate.low + floor)) / 2 for each in told]
     widest = max(WIDE, FAR_TOO_WIDE * statistics.median(widths))
     judged = [width <= widest for width in widths]
-    series = series_from([(each.run, each.result, each.figure) for each in told], judged, key)
+    series = series_from(told, judged, key)
     identity = json.dumps({"of": key, "figure": name, "start": start}, sort_keys=True)
     kind: Literal["cold", "warm"] | None = "cold" if start == "cold" else "warm" if start == "warm" else None
     return replace(series, identity=identity, figure=name, start=kind, floor=floor)

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from pytest_gpucap.history.comparable import Told, changed, identity
 from pytest_gpucap.history.store import SUFFIX, Run, oldest_first, read_run
 from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.measured import Interval
+from pytest_gpucap.results.points import point_rate
 from pytest_gpucap.results.result import DeclaredWorkload, Result, ResultKind
 from pytest_gpucap.results.result_file import ResultFileError
 from pytest_gpucap.results.trend import TrendPoint
@@ -42,6 +43,7 @@ class NightlySeries:
         kind: of measurement.
         gpu_class, model, workload: as declared, for people.
         simulated: from a simulator; never mixed with measured ones.
+        imported: the tool and the load of points of another tool; empty for what this plugin measured. Never mixed.
         identity: all that must agree, as one text.
         points: the runs, oldest first. A run whose interval is far wider than the series' own (and beyond 10%) is shown
             and otherwise ignored.
@@ -64,6 +66,7 @@ class NightlySeries:
     figure: SecondaryName | None = None
     start: Literal["cold", "warm"] | None = None
     floor: float = 0.0
+    imported: str = ""
 
     def changed_between(self, first: int, last: int) -> tuple[str, ...]:
         """What else changed from any of these runs to the next, as ``name: before -> after``."""
@@ -107,12 +110,12 @@ def series_of(runs: Iterable[Run]) -> tuple[list[NightlySeries], list[str]]:
     Args:
         runs: in any order.
     """
-    grouped: dict[str, list[tuple[Run, Result, Interval]]] = {}
+    grouped: dict[str, list[Member]] = {}
     seen: dict[tuple[datetime, str, int, Interval], Path] = {}
     unused = []
     for run in oldest_first(runs):
         for number, result in enumerate(run.results, 1):
-            rate = result.sustainable_rate
+            rate = _rate(result)
             if rate is None or not result.trusted:
                 continue
             if not (rate.value > 0 and rate.low > 0 and math.isfinite(rate.high)):
@@ -120,13 +123,29 @@ def series_of(runs: Iterable[Run]) -> tuple[list[NightlySeries], list[str]]:
                 continue
             key = identity_of(result)
             # A session's own result file and the copies made of it are one run.
-            first = seen.setdefault((run.started, key, result.seed, rate), run.path)
+            when = run.started if result.imported is None else result.imported.started or run.started
+            first = seen.setdefault((when, key, result.seed, rate), run.path)
             if first != run.path:
                 unused.append(f"{run.path}: result {number} is also in {first}")
                 continue
-            grouped.setdefault(key, []).append((run, result, rate))
+            grouped.setdefault(key, []).append(Member(when, run, result, rate))
     found = [_series(identity, members) for identity, members in grouped.items()]
     return sorted(found, key=lambda series: (series.simulated, series.test, series.identity)), unused
+
+
+class Member(NamedTuple):
+    """One point of a series: when it was measured, where it stands, and its rate (or another figure)."""
+
+    when: datetime
+    run: Run
+    result: Result
+    rate: Interval
+
+
+def _rate(result: Result) -> Interval | None:
+    """The sustainable rate; of a point of another tool, which has no interval, its rate alone."""
+    point = point_rate(result)
+    return result.sustainable_rate if point is None else Interval(point, point, point)
 
 
 def identity_of(result: Result) -> str:
@@ -138,29 +157,29 @@ def identity_of(result: Result) -> str:
     return json.dumps({"test": result.test, "kind": result.kind, **told}, sort_keys=True)
 
 
-def _series(identity: str, members: Sequence[tuple[Run, Result, Interval]]) -> NightlySeries:
-    widths = [math.log(rate.high / rate.low) / 2 for _, _, rate in members]
+def _series(identity: str, members: Sequence[Member]) -> NightlySeries:
+    # One file may hold points of many nights.
+    members = sorted(members, key=lambda member: member.when)
+    widths = [math.log(member.rate.high / member.rate.low) / 2 for member in members]
     widest = max(WIDE, FAR_TOO_WIDE * statistics.median(widths))
     return series_from(members, [width <= widest for width in widths], identity)
 
 
-def series_from(
-    members: Sequence[tuple[Run, Result, Interval]], judged: Sequence[bool], identity: str
-) -> NightlySeries:
+def series_from(members: Sequence[Member], judged: Sequence[bool], identity: str) -> NightlySeries:
     """The series of results that belong together.
 
     Args:
-        members: each with its figure, the oldest first.
+        members: the oldest first.
         judged: whether each is known well enough to be compared.
         identity: all that agrees in them, as one text.
     """
-    newest = members[-1][1]
+    newest = members[-1].result
     points: list[TrendPoint] = []
     night, first = -1, None
-    for (run, result, rate), good in zip(members, judged, strict=True):
-        if first is None or run.started - first > NIGHT:
-            night, first = night + 1, run.started
-        when = run.started.replace(microsecond=0)
+    for (started, run, result, rate), good in zip(members, judged, strict=True):
+        if first is None or started - first > NIGHT:
+            night, first = night + 1, started
+        when = started.replace(microsecond=0)
         versions = _versions(result.environment)
         points.append(TrendPoint(when, str(run.path), night, rate, good, versions))
     return NightlySeries(
@@ -173,7 +192,8 @@ def series_from(
         simulated=newest.simulated,
         identity=identity,
         points=tuple(points),
-        results=tuple(result for _, result, _ in members),
+        results=tuple(member.result for member in members),
+        imported="" if newest.imported is None else f"points of {newest.imported.tool}, without an interval",
     )
 
 

@@ -72,6 +72,7 @@ def trend_of(series: NightlySeries, rule: Rule | None = None) -> Trend:
         changes=changes,
         figure=series.figure,
         start=series.start,
+        imported=series.imported,
     )
 
 

@@ -16,13 +16,17 @@ class Provenance(StrEnum):
 
     MEASURED = "measured here"
     BASELINE = "baseline"
+    IMPORTED = "another tool"
     PUBLISHED = "published"
     ESTIMATE = "estimate"
     LIMIT = "physical limit"
 
     @property
     def known(self) -> bool:
-        """Whether somebody measured the rate. Estimates and physical limits were not measured."""
+        """Whether somebody measured the rate. Estimates and physical limits were not measured.
+
+        A point of another tool was seen, but it is no measured capacity.
+        """
         return self in {Provenance.MEASURED, Provenance.BASELINE, Provenance.PUBLISHED}
 
 
@@ -53,8 +57,8 @@ class NoEvidence:
 def best_evidence(found: Sequence[Evidence], roofline: Roofline | None, slo: Slo) -> Evidence | NoEvidence:
     """The evidence that a plan uses for one GPU class.
 
-    A measured or published rate is always believed. An estimate counts only where the physical limit allows a rate at
-    all. Without either, the physical limit itself is the evidence.
+    A measured or published rate, or a point of another tool, is always believed. An estimate counts only where the
+    physical limit allows a rate at all. Without either, the physical limit itself is the evidence.
 
     Args:
         found: rates of one replica on the class, in any order. The best provenance wins, then the narrowest interval.
@@ -62,7 +66,7 @@ def best_evidence(found: Sequence[Evidence], roofline: Roofline | None, slo: Slo
         slo: the latency limits that bound the physical limit.
     """
     best = min(found, key=_preference, default=None)
-    if best is not None and best.provenance.known:
+    if best is not None and (best.provenance.known or best.provenance is Provenance.IMPORTED):
         return best
     limit = _physical_limit(roofline, slo)
     return limit if best is None or isinstance(limit, NoEvidence) else best

@@ -7,12 +7,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Final
 
 from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.planning.evidence import Evidence, Provenance
 from pytest_gpucap.planning.service import BOUNDING, Service
 from pytest_gpucap.requirement import GOODPUT, Arrivals, Length, OwnPrompts, Slo, Workload, declared_limits, positive
 from pytest_gpucap.results.measured import Interval, Sample
+from pytest_gpucap.results.points import failed_share, latency_at, point_rate
 from pytest_gpucap.results.result import DeclaredSlo, DeclaredWorkload, Result, ResultKind
 from pytest_gpucap.vllm_arguments import VllmArguments, recorded
 
@@ -51,6 +53,8 @@ class MeasuredRate:
         """The rate as evidence for its own GPU class."""
         declared = ", GPU class as declared" if self.declared else ""
         text = f"{self.name} in {self.place}{declared}"
+        if self.provenance is Provenance.IMPORTED:
+            return Evidence(self.provenance, self.rate.value, None, None, f"{text}: {A_POINT}")
         return Evidence(self.provenance, self.rate.value, self.rate.low, self.rate.high, text)
 
 
@@ -62,9 +66,10 @@ def measured_rates(
     Returns:
         The rates; and one line for each result that was left out, with the reason.
     """
-    usable: list[MeasuredRate] = []
-    left_out: list[str] = []
+    usable, left_out = point_rates((each for each in results if each.imported is not None), place)
     for result in results:
+        if result.imported is not None:
+            continue
         rate, reason = _rate(result), _unusable(result)
         if rate is None or reason:
             left_out.append(f"{result.name} in {place}: {reason}")
@@ -73,8 +78,65 @@ def measured_rates(
     return usable, left_out
 
 
+def point_rates(points: Iterable[Result], place: str) -> tuple[list[MeasuredRate], list[str]]:
+    """The highest point of each service that keeps its limits.
+
+    Args:
+        points: imported results.
+        place: the file that holds them.
+
+    Returns:
+        The rates, each without an interval; and one line for each point that was left out, with the reason.
+    """
+    best: list[MeasuredRate] = []
+    left_out: list[str] = []
+    for result in points:
+        rate, reason = point_rate(result), _unusable_point(result)
+        if rate is None or reason:
+            left_out.append(f"{result.name} in {place}: {reason or 'no request was answered'}")
+            continue
+        found = _measured_rate(result, Interval(rate, rate, rate), place, Provenance.IMPORTED)
+        other = next(
+            (each for each in best if each.gpu_class == found.gpu_class and each.service.same(found.service)), None
+        )
+        lower = found
+        if other is None:
+            best.append(found)
+            continue
+        if other.rate.value < rate:
+            best[best.index(other)], lower = found, other
+        left_out.append(f"{lower.name} in {place}: a lower point of the same service")
+    return best, left_out
+
+
+A_POINT: Final = "a point, no measured capacity: it has no interval, and nothing shows that its rate lasts"
+
+
+def _unusable_point(result: Result) -> str:
+    """Why a point gives no rate to plan with; empty if it does."""
+    if result.simulated:
+        return "SIMULATED, which is no measurement"
+    if not result.trusted:
+        return result.problems[0].text if result.problems else "not to be trusted"
+    if not result.environment.gpu_class:
+        return "the GPU class is not known; give it when importing: --gpu-class"
+    if failed_share(result) > result.slo.max_error_rate:
+        return f"{failed_share(result):.1%} of its requests failed"
+    return next(filter(None, (_broken(result, name, limit_s) for name, limit_s in result.slo.limits.items())), "")
+
+
+def _broken(result: Result, limit: str, limit_s: float) -> str:
+    """Why a point does not keep a limit; empty if it does."""
+    value = latency_at(result, limit)
+    if value is None:
+        return f"{limit} is not in the file"
+    return f"{limit} is {value:.3g} s, limit {limit_s:.3g} s" if value > limit_s else ""
+
+
 def choose(rates: Sequence[MeasuredRate], name: str | None = None, model: str | None = None) -> MeasuredRate | None:
     """The last of the rates with this name; without a name, the last one of this model.
+
+    A point of another tool is chosen where there is nothing else.
 
     Returns:
         None if no name was given and no rate is of this model.
@@ -82,6 +144,7 @@ def choose(rates: Sequence[MeasuredRate], name: str | None = None, model: str | 
     Raises:
         UnknownMeasurement: if no rate has the name.
     """
+    rates = sorted(rates, key=lambda rate: rate.provenance is not Provenance.IMPORTED)
     if name is None:
         return next((rate for rate in reversed(rates) if model in {None, rate.service.model}), None)
     for rate in reversed(rates):
@@ -145,7 +208,7 @@ def _measured_rate(result: Result, rate: Interval, place: str, provenance: Prove
         rate=rate,
         qps=positive(result.requirement.qps, "qps") if result.kind is ResultKind.CHECK else None,
         headroom=positive(result.requirement.headroom, "headroom"),
-        declared=environment.url is not None,
+        declared=environment.url is not None or result.imported is not None,
         samples=tuple(each for each in result.samples if math.isfinite(each.output_tokens_per_s)),
     )
 

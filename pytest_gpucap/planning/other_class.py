@@ -109,7 +109,8 @@ def estimated_rate(
     Args:
         service: what the rates are rates of.
         gpu_class: the class to estimate.
-        rates: measured rates. Those of `gpu_class` itself are skipped.
+        rates: measured rates. Those of `gpu_class` itself are skipped, and so are points of another tool: they have no
+            interval to scale.
         own_classes: GPU classes that the user defined; rates may be of these.
 
     Returns:
@@ -119,7 +120,7 @@ def estimated_rate(
     estimates = []
     for rate in rates:
         here = service.roofline(find_class(rate.gpu_class, own_classes))
-        if rate.gpu_class == gpu_class.name or here is None or there is None:
+        if rate.gpu_class == gpu_class.name or here is None or there is None or rate.provenance is Provenance.IMPORTED:
             continue
         share = share_of(rate.samples, here)
         operation = None if share is None else Operation(share.limit.batch, share.share)

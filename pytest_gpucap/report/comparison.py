@@ -11,9 +11,10 @@ from pytest_gpucap.report.columns import LEAST, NARROW, table, wrapped
 from pytest_gpucap.report.escape import cleaned, prose, table_row
 from pytest_gpucap.report.formatting import NOT_MEASURED, interval, limit_name, seconds
 from pytest_gpucap.report.headline import compared, comparison_headline
-from pytest_gpucap.report.terminal import SIMULATED, details
+from pytest_gpucap.report.terminal import IMPORTED, SIMULATED, details
 from pytest_gpucap.results.comparison import FigureComparison, LatencyComparison, RegressionDecision
 from pytest_gpucap.results.measured import Interval
+from pytest_gpucap.results.points import WHAT_IT_IS
 from pytest_gpucap.results.result import Result
 from pytest_gpucap.secondary import METRICS
 
@@ -106,6 +107,8 @@ def comparison_text(results: Sequence[Result], base: str, head: str, width: int 
         lines += [line for each in _behind(result) for line in wrapped(each, "  ", "    ", width)]
     if any(result.simulated for result in results):
         lines.append(SIMULATED)
+    if any(result.imported for result in results):
+        lines += wrapped(IMPORTED, width=width)
     return "\n".join(lines)
 
 
@@ -120,6 +123,8 @@ def comparison_markdown(results: Sequence[Result], base: str, head: str) -> str:
     blocks = [f"**{said or 'Nothing to compare'}**"]
     if any(result.simulated for result in results):
         blocks.append(f"> **SIMULATED**: {NOT_MEASURED}.")
+    if any(result.imported for result in results):
+        blocks.append(f"> **IMPORTED**: {WHAT_IT_IS}.")
     rows_of_table = [table_row(head_row), table_row(["---"] * len(head_row))]
     for result in ordered:
         _, name, before, after, change = _row(result)

@@ -10,6 +10,7 @@ from typing import Final
 
 from pytest_gpucap.requirement import Metric, RequirementError, goodput_percent, limited_percentile
 from pytest_gpucap.results.measured import Interval, Outcome, SecondaryResult
+from pytest_gpucap.results.points import point_rate
 from pytest_gpucap.results.result import Result
 from pytest_gpucap.sizing import gpus_required
 from pytest_gpucap.user_files import shown_path
@@ -108,8 +109,10 @@ def shown_bound(result: Result) -> float | None:
 
 
 def sustained(result: Result) -> str:
-    """``52.1 (50.9-53.4)``, or ``at least 6`` where more was not measured; empty where there is no rate."""
+    """``52.1 (50.9-53.4)``, ``at least 6`` where more was not measured, ``52.1 (a point)``; empty for no rate."""
     bound = shown_bound(result)
+    if (point := point_rate(result)) is not None:
+        return f"{significant(point)} (a point)"
     return interval(result.sustainable_rate) if bound is None else f"at least {significant(bound)}"
 
 
@@ -282,6 +285,8 @@ def _figure(result: Result) -> str:
         return f"not measured: {result.problems[0].text}"
     if found is not None:
         return f"one replica sustains {rate(found.value)}"
+    if result.imported is not None and samples:
+        return f"{rate(samples[0].completed_rps)} completed, a point of {result.imported.described}"
     if len(samples) == 1:
         return f"{rate(samples[0].completed_rps)} in one window"
     return f"no sustainable rate: {result.reason}" if result.reason else "no sustainable rate"

@@ -230,6 +230,9 @@ def session_headlines(results: Sequence[Result], problems: Sequence[str] = ()) -
 def _held(results: Sequence[Result]) -> Headline:
     """That budgets hold, or that none was declared."""
     judged = [result for result in results if result.outcome is not None]
+    if results and all(result.imported is not None for result in results):
+        counted = f"{len(results)} imported point{'' if len(results) == 1 else 's'}"
+        return Headline(counted, "seen by another tool, and no measured capacity", Standing("imported", Tone.NONE))
     if not judged:
         counted = f"{len(results)} result{'' if len(results) == 1 else 's'}, no budget declared"
         return Headline("GPU capacity measured", counted, Standing("measured", Tone.NONE))

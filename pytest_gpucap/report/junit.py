@@ -14,6 +14,7 @@ from pytest_gpucap.report.goodput import goodput_share
 from pytest_gpucap.report.headline import standing, stated, verdict_word
 from pytest_gpucap.report.reasoning import reasoning_text
 from pytest_gpucap.results.measured import KEPT_PERCENTILES
+from pytest_gpucap.results.points import WHAT_IT_IS, point_rate
 from pytest_gpucap.results.result import Result, ResultFile, ResultKind
 
 
@@ -31,6 +32,8 @@ def properties(results: Iterable[Result]) -> list[tuple[str, str | float]]:
         pairs += [(name, value) for name, value in _figures(result) if value is not None]
         pairs += _beside(result)
         pairs += _sampled(result)
+        if result.imported is not None:
+            pairs.append(("gpucap_imported", f"{result.imported.described}: {WHAT_IT_IS}"))
         if result.simulated:
             pairs.append(("gpucap_simulated", "SIMULATED"))
     return pairs
@@ -48,7 +51,7 @@ def _beside(result: Result) -> list[tuple[str, str | float]]:
 
 def _sampled(result: Result) -> list[tuple[str, str | float]]:
     """Latencies of a window that `sample` measured, in seconds: ``gpucap_ttft_p95_s``."""
-    if result.kind is not ResultKind.SAMPLE:
+    if result.kind not in {ResultKind.SAMPLE, ResultKind.IMPORTED}:
         return []
     return [
         (f"gpucap_{metric}_p{percent}_s", value)
@@ -67,6 +70,7 @@ def _figures(result: Result) -> list[tuple[str, str | float | None]]:
         ("gpucap_gpus_required", needed),
         ("gpucap_gpus", None if needed is None else result.requirement.gpus),
         ("gpucap_rate_rps", known(rate.value)),
+        ("gpucap_point_rps", point_rate(result)),
         ("gpucap_rate_low_rps", known(rate.low)),
         ("gpucap_rate_high_rps", known(rate.high)),
         ("gpucap_start_phases", rows.start_phases(result) or None),

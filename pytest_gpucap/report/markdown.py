@@ -36,6 +36,7 @@ from pytest_gpucap.report.headline import (
 )
 from pytest_gpucap.report.mermaid import chart
 from pytest_gpucap.results.measured import Interval
+from pytest_gpucap.results.points import WHAT_IT_IS
 from pytest_gpucap.results.result import Result, ResultFile
 
 LIMIT: Final = 64_000
@@ -67,6 +68,8 @@ def pull_request_page(content: ResultFile, limit: int = LIMIT) -> str:
     page.add(_verdict(results, cleaned(content.problems)))
     if content.simulated:
         page.add(f"> **SIMULATED**: {NOT_MEASURED}.")
+    if any(result.imported for result in results):
+        page.add(f"> **IMPORTED**: {WHAT_IT_IS}.")
     _table(page, results)
     page.add(_footer(content, results))
     for number, result in enumerate(results):

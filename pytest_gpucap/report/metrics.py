@@ -11,7 +11,7 @@ from pytest_gpucap.report.goodput import goodput_share
 from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.results.result import Result, ResultFile
 
-_FIGURES: Final[tuple[tuple[str, str, Callable[[Result], float | None]], ...]] = (
+FIGURES: Final[tuple[tuple[str, str, Callable[[Result], float | None]], ...]] = (
     (
         "gpucap_sustainable_rate_rps",
         "requests a second that one replica sustains",
@@ -33,6 +33,7 @@ _FIGURES: Final[tuple[tuple[str, str, Callable[[Result], float | None]], ...]] =
         lambda each: None if each.outcome is None else float(each.outcome is Outcome.PASS),
     ),
 )
+"""Name, help and value of every figure that a result has once."""
 
 
 def openmetrics(content: ResultFile) -> str:
@@ -41,7 +42,7 @@ def openmetrics(content: ResultFile) -> str:
     from prometheus_client.openmetrics.exposition import generate_latest
 
     registry = CollectorRegistry()
-    for metric, help_text, figure in _FIGURES:
+    for metric, help_text, figure in FIGURES:
         gauge = Gauge(metric, help_text, ["requirement", "gpu_class", "simulated"], registry=registry)
         for result in map(cleaned, content.results):
             value = known(figure(result))

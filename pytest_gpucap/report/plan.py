@@ -149,7 +149,7 @@ def _conclusions(plan: Plan) -> list[str]:
 def _evidence(plan: Plan) -> list[str]:
     lines = []
     for fleet in plan.fleets:
-        if fleet.known or fleet.provenance is None:
+        if fleet.known or fleet.provenance in {None, Provenance.IMPORTED}:
             source = f"{fleet.provenance}: " if fleet.provenance else ""
             lines.append(f"{fleet.gpu_class}: {source}{fleet.evidence}")
     estimates = [fleet for fleet in plan.fleets if fleet.provenance is Provenance.ESTIMATE]

@@ -41,6 +41,7 @@ from pytest_gpucap.results.measured import (
     Sample,
     SecondaryResult,
 )
+from pytest_gpucap.results.points import WHAT_IT_IS, failed_share, latency_at
 from pytest_gpucap.results.problems import ProblemSource
 from pytest_gpucap.results.reasoning import TTFAT
 from pytest_gpucap.results.result import START_UP, DeclaredBudget, DeclaredSlo, DeclaredWorkload, Result, ResultKind
@@ -59,6 +60,7 @@ def result_rows(result: Result) -> list[Row]:
     """What was asked, what was found, and what it took."""
     judged = result.design_rate_rps is not None
     return [
+        *imported(result),
         *([("requirement", _requirement(result))] if judged else []),
         ("workload", workload(result.workload)),
         ("limits", limits(result.slo)),
@@ -76,7 +78,7 @@ def result_rows(result: Result) -> list[Row]:
         *comparison(result),
         *host(result),
         *(("remark", text) for text in result.environment.remarks),
-        ("server time", _server_time(result)),
+        *([("server time", _server_time(result))] if result.imported is None else []),
     ]
 
 
@@ -110,15 +112,19 @@ _LATENCIES: Final = ("ttft", "ttfat", "tpot", "itl", "e2e")
 
 
 def sampled(result: Result) -> list[Row]:
-    """The latencies of a window that `sample` measured: percentiles of TTFT, TPOT, ITL, E2E ..., a row each."""
-    if result.kind is not ResultKind.SAMPLE:
+    """The latencies of a window that `sample` measured, or of a point: percentiles of each metric, a row each."""
+    if result.kind not in {ResultKind.SAMPLE, ResultKind.IMPORTED}:
         return []
     lines = []
     for sample in result.samples:
         for metric in _LATENCIES:
             found = sample.latencies.get(metric)
             if found is not None and known(found.p50_s) is not None:
-                shown = (f"p{percent} {seconds(found.percentile(percent))}" for percent in KEPT_PERCENTILES)
+                shown = (
+                    f"p{percent} {seconds(value)}"
+                    for percent in KEPT_PERCENTILES
+                    if (value := known(found.percentile(percent))) is not None
+                )
                 lines.append((metric.upper(), ", ".join(shown)))
     return lines
 
@@ -155,6 +161,36 @@ _MOST_ADAPTERS: Final = 4
 """Named in the line of a workload."""
 _MOST_ROWS: Final = 20
 """Of adapters in one report."""
+
+
+def imported(result: Result) -> list[Row]:
+    """Which tool measured a point, when, at what load, and which limits the point keeps."""
+    found = result.imported
+    if found is None:
+        return []
+    when = f", {found.started.isoformat(sep=' ', timespec='minutes')}" if found.started else ""
+    lengths = "lengths as seen, not as asked for" if found.observed_lengths else ""
+    varied = [f"{name} {value}" for name, value in {**found.parameters, **found.labels}.items()]
+    lines = [
+        ("imported", f"{WHAT_IT_IS}: {found.described}, {found.file} (sha256 {found.sha256[:12]}){when}"),
+        ("load", "; ".join(filter(None, [found.load, *varied, lengths]))),
+    ]
+    return [*lines, *(("against limits", text) for text in [kept_text(result)] if text)]
+
+
+def kept_text(result: Result) -> str:
+    """Which limits a point keeps: ``p95 E2E 51 ms of 20 s: kept``; empty without limits."""
+    told = []
+    for name, limit_s in result.slo.limits.items():
+        value = latency_at(result, name)
+        if value is None:
+            told.append(f"{limit_name(name)} is not in the file")
+        else:
+            word = "kept" if value <= limit_s else "broken"
+            told.append(f"{limit_name(name)} {seconds(value)} of {seconds(limit_s)}: {word}")
+    if (failed := failed_share(result)) > result.slo.max_error_rate:
+        told.append(f"errors {percent(failed)} of {percent(result.slo.max_error_rate)}: broken")
+    return ", ".join(told)
 
 
 def _goodput(result: Result) -> list[Row]:
@@ -243,6 +279,8 @@ def window_table(result: Result) -> tuple[list[str], list[list[str]]]:
     columns = list(dict.fromkeys(kept_percentile(name) for name in result.slo.percentiles)) or list(_USUAL)
     if any(TTFAT in sample.latencies for sample in result.samples):
         columns.append((TTFAT, 95))
+
+    columns = list(dict.fromkeys(kept_percentile(name) for name in result.slo.percentiles)) or _usual(result.samples)
     latencies = [percentile_name(metric, percent) for metric, percent in columns]
     told = ["goodput"] if goodput_of(result.samples) is not None else []
     headers = ["window", "s", "in flight", "req/s", "tok/s", *latencies, *told, "errors"]
@@ -258,6 +296,14 @@ def window_table(result: Result) -> tuple[list[str], list[list[str]]]:
         for window, group in grouped(result.samples)
     ]
     return headers, body
+
+
+def _usual(samples: Sequence[Sample]) -> list[tuple[str, int]]:
+    """Metrics and percentiles that are shown where no limit asks for others: the nearest that the samples have."""
+    return [
+        (metric, next((each for each in (percent, 99, 90, 50) if latency(samples, metric, each)), percent))
+        for metric, percent in _USUAL
+    ]
 
 
 def latency(samples: Sequence[Sample], metric: str, percent: int) -> list[float]:
@@ -286,8 +332,8 @@ def environment_rows(result: Result) -> list[Row]:
 
 
 def measured_on(result: Result) -> str:
-    """GPU, server and model in one line; empty where the session left no time to measure."""
-    if result.left_unmeasured:
+    """GPU, server and model in one line; empty where the session left no time to measure, and for imported points."""
+    if result.left_unmeasured or result.imported is not None:
         return ""
     found = result.environment
     return ", ".join(part for part in (found.gpu, found.server, found.model) if part)

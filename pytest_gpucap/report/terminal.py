@@ -24,12 +24,14 @@ from pytest_gpucap.report.formatting import (
     sustained,
 )
 from pytest_gpucap.report.headline import Tone, result_headline, standing, stated, verdict_word, worst_first
+from pytest_gpucap.results.points import WHAT_IT_IS
 from pytest_gpucap.results.result import Result
 from pytest_gpucap.results.telemetry import Bottleneck
 
 _NAME = 18
 """Columns for the name of a window on a terminal of 80; a wider one has more."""
 SIMULATED: Final = f"SIMULATED: {NOT_MEASURED}"
+IMPORTED: Final = f"IMPORTED: {WHAT_IT_IS}"
 
 
 def summary(results: Iterable[Result], width: int = NARROW) -> str:
@@ -133,7 +135,7 @@ _MORE_COLUMNS: Final[tuple[tuple[str, Callable[[Result], str]], ...]] = (
     ),
     ("bound by", bound_by),
     ("against the baseline", lambda result: rows.change(result.comparison) if result.comparison else ""),
-    ("server time", lambda result: seconds(result.total_spent_s)),
+    ("server time", lambda result: "" if result.imported else seconds(result.total_spent_s)),
 )
 """Columns of wide terminals, the most useful first."""
 
@@ -201,7 +203,10 @@ def _footnotes(results: Sequence[Result], width: int) -> list[str]:
     places = {place for result in results if (place := rows.measured_on(result))}
     notes += [line for place in sorted(places) for line in wrapped(f"measured on {place}", hang="  ", width=width)]
     spent = sum(result.total_spent_s for result in results)
-    notes.append(f"server time: {seconds(spent)}")
+    if not all(result.imported for result in results):
+        notes.append(f"server time: {seconds(spent)}")
+    if any(result.imported for result in results):
+        notes += wrapped(IMPORTED, width=width)
     if any(result.simulated for result in results):
         notes += wrapped(SIMULATED, width=width)
     return notes

@@ -20,6 +20,7 @@ from pytest_gpucap.results.ending import Ending
 from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.failures import FailedRequests
 from pytest_gpucap.results.fleet import FleetResult
+from pytest_gpucap.results.imported import ImportedFrom
 from pytest_gpucap.results.measured import (
     Accuracy,
     AdapterLatencies,
@@ -40,12 +41,14 @@ START_UP: Final = "start-up"
 
 
 class ResultKind(StrEnum):
-    """The method of `gpucap` that made a result."""
+    """The method of `gpucap` that made a result, or that another tool did."""
 
     CHECK = "check"
     MEASURE = "measure"
     SWEEP = "sweep"
     SAMPLE = "sample"
+    IMPORTED = "imported"
+    """A point that another tool measured."""
 
 
 Declared = Annotated[float, msgspec.Meta(ge=1e-12)]
@@ -247,6 +250,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         fleet: how well the replicas of a fleet add up; None for one replica.
         secondary: the limits that were declared beside the rate, and what was measured.
         adapters: what the requests of each LoRA adapter met; empty without a mix of adapters.
+        imported: where a point of another tool comes from; None for what this plugin measured.
     """
 
     kind: ResultKind
@@ -294,6 +298,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     fleet: FleetResult | None = None
     secondary: tuple[SecondaryResult, ...] = ()
     adapters: tuple[AdapterLatencies, ...] = ()
+    imported: ImportedFrom | None = None
 
     @property
     def trusted(self) -> bool:

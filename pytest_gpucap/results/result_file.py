@@ -22,10 +22,10 @@ from pytest_gpucap.results import migrate, sound
 from pytest_gpucap.results.encoding import encoded, from_builtins
 from pytest_gpucap.results.result import SCHEMA_VERSION, Result, ResultFile
 from pytest_gpucap.results.whole_file import clear_partial, write_whole
-from pytest_gpucap.user_files import MIB, MOST_RESULTS, UserFileError, read_bytes, shown_path
+from pytest_gpucap.user_files import MIB, MOST_RESULTS, UserFileError, json_memory, read_bytes, shown_path
 
 MOST_MEMORY: Final = 440 * MIB
-"""By `_memory`. The largest file that a session writes takes three quarters of it."""
+"""By `json_memory`. The largest file that a session writes takes three quarters of it."""
 
 
 class ResultFileError(GpuCapError, ValueError):
@@ -142,24 +142,13 @@ def _affordable(path: Path, data: bytes) -> bytes:
     Raises:
         UserFileError: if not.
     """
-    if (needed := _memory(data)) > MOST_MEMORY:
+    if (needed := json_memory(data)) > MOST_MEMORY:
         raise UserFileError(
             path,
             f"holds more values than a result file of its size: reading it would take {needed / MIB:.0f} MiB of "
             f"memory, and at most {MOST_MEMORY / MIB:.0f} are allowed",
         )
     return data
-
-
-def _memory(data: bytes) -> int:
-    """Bytes of memory that a document takes while it is read, at most, from what stands in it how often.
-
-    A file of ``[],[],[]...`` takes 25 times its size. The figures per value were measured, with what is made of it
-    on the way to the present version and to the types. Text between quotation marks may count too.
-    """
-    keys = data.count(b'":')
-    texts = max(data.count(b'"') // 2 - keys, 0)
-    return 48 * data.count(b",") + 100 * data.count(b"[") + 200 * data.count(b"{") + 120 * keys + 300 * texts
 
 
 def from_document(content: Any) -> ResultFile:

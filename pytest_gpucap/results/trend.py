@@ -101,6 +101,7 @@ class Trend(msgspec.Struct, frozen=True, kw_only=True):
         kind: of measurement.
         gpu_class, model, workload: as text.
         simulated: no real server was measured.
+        imported: the tool and the load, of points of another tool, whose rates have no interval; else empty.
         run_sd: run-to-run standard deviation of the logarithm of the rate (0.017 is 1.7%).
         state: of the alarm after the newest run.
         suspected_since: the point from which a change is suspected; None where none is.
@@ -130,6 +131,7 @@ class Trend(msgspec.Struct, frozen=True, kw_only=True):
     changes: tuple[LevelChange, ...]
     figure: SecondaryName | None = None
     start: Literal["cold", "warm"] | None = None
+    imported: str = ""
 
     @property
     def title(self) -> str:
@@ -137,6 +139,8 @@ class Trend(msgspec.Struct, frozen=True, kw_only=True):
         place = f"{self.gpu_class}, {self.model}, {self.workload}"
         kind = "" if self.kind is ResultKind.CHECK else f"{self.kind}() in "
         what = f"{self.what} in " if self.figure is not None else ""
+        if self.imported:
+            kind, place = "IMPORTED ", f"{place}, {self.imported}"
         return f"{'SIMULATED ' if self.simulated else ''}{what}{kind}{self.test} ({place})"
 
     @property

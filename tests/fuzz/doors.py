@@ -29,8 +29,11 @@ from pytest_gpucap.history import store
 from pytest_gpucap.history.compare import compare_result
 from pytest_gpucap.load.trace import read_trace
 from pytest_gpucap.options import Options
+from pytest_gpucap.other_tools.reading import read_points
+from pytest_gpucap.other_tools.results import Told, imported_file
 from pytest_gpucap.planning.prices import read_prices
 from pytest_gpucap.results import result_file
+from pytest_gpucap.results.encoding import encoded
 from pytest_gpucap.roofline.model_shape import model_of
 from pytest_gpucap.roofline.served import config_of
 from pytest_gpucap.session.baselines import _BASELINE, check_files
@@ -254,7 +257,7 @@ def _results() -> tuple[bytes, ...]:
 
 COMMANDS = (
     *("report", "text", "markdown", "junit", "code-quality", "metrics", "html", "show", "compare", "compared"),
-    *("report", "text", "markdown", "show", "compare", "compared", "html", "plan", "history"),
+    *("report", "text", "markdown", "show", "compare", "compared", "html", "plan", "history", "export", "frame"),
 )
 
 
@@ -268,6 +271,15 @@ def _reports(place: Place, given: Any) -> str | None:
     match command:
         case "report" | "show":
             words = [command, str(path)]
+        case "frame":
+            words = [
+                "frame",
+                str(path),
+                "--out",
+                str(place.work / f"table.{'parquet' if len(str(content)) % 2 else 'csv'}"),
+            ]
+        case "export":
+            words = ["export", str(path), "--openmetrics", str(place.work / "metrics")]
         case "compare":
             words = ["compare", str(place.base), str(path), "--format", "markdown"]
         case "compared":
@@ -395,7 +407,39 @@ def formats(place: Place) -> tuple[Format, ...]:
         Format("model configs", _configs(), _shape),
         Format("certificates", ((tests / "load" / "tls" / "cert.pem").read_bytes(),), _certificates),
         Format("result files", _results(), result_file.read),
+        *(Format(f"results of {name}", contents, _imported) for name, contents in _recorded().items()),
+        Format(
+            "results of a sweep, as CSV",
+            ((RECORDED / "vllm-sweep-0.32.0" / "summary.csv").read_bytes(),),
+            _imported,
+            ".csv",
+        ),
     )
+
+
+RECORDED = inputs.REPOSITORY / "tests" / "other_tools" / "recorded"
+
+
+@cache
+def _recorded() -> dict[str, tuple[bytes, ...]]:
+    """What other load generators wrote, by the tool."""
+    found: dict[str, list[bytes]] = {}
+    for path in sorted(RECORDED.rglob("*.json*")):
+        tool = path.relative_to(RECORDED).parts[0].rpartition("-")[0]
+        content = path.read_bytes()
+        # What is nested is put into lines, whose values are replaced one by one.
+        text = json.dumps(inputs.trimmed(json.loads(content)), indent=1).encode() if path.suffix == ".json" else content
+        found.setdefault(tool, []).append(text)
+    return {tool: tuple(contents) for tool, contents in found.items()}
+
+
+def _imported(path: Path) -> object:
+    """Import a result of another tool, and read what was made of it."""
+    if str(path) in _ALL_FILES:
+        return None
+    found, _ = read_points(path)
+    content = imported_file(found, Told())
+    return result_file.from_document(json.loads(encoded(content)))
 
 
 GPU = b"""[[gpu]]
@@ -503,8 +547,10 @@ def _arguments(place: Place, paths: st.SearchStrategy[str]) -> st.SearchStrategy
     )
     given = st.lists(st.tuples(plan, values), min_size=1, max_size=2)
     report = st.sampled_from(["--text", "--markdown", "--html", "--junit", "--metrics", "--code-quality", "--history"])
+    imports = st.sampled_from(["--out", "--gpu-class", "--model", "--server-arg", "--slo", "--name", "FILE"])
     return (
         st.tuples(st.just("plan"), given)
+        | st.tuples(st.just("import"), st.lists(st.tuples(imports, values), min_size=1, max_size=2))
         | st.tuples(st.just("report"), st.lists(st.tuples(report, outputs), min_size=1, max_size=2))
         | st.tuples(
             st.sampled_from(["report-of", "show", "history", "--since", "--plot", "compare", "--max-regression"]),
@@ -513,12 +559,15 @@ def _arguments(place: Place, paths: st.SearchStrategy[str]) -> st.SearchStrategy
     )
 
 
-_ALL_FILES = frozenset({"/", "//", "~", "..", "../.."})
+_ALL_FILES = frozenset({"/", "//", "~", ".", "..", "../.."})
 """Folders with all files of the machine, which take as long as they take."""
 
 
 def _run(place: Place, given: Any) -> str | None:
     command, value = given
+    flags = value if isinstance(value, list) else [(command, value)]
+    if any(flag in _SEARCHED and each in _ALL_FILES for flag, each in flags):
+        return None
     base = str(place.base)
     match command:
         case "plan":
@@ -526,14 +575,14 @@ def _run(place: Place, given: Any) -> str | None:
             if not any(flag == "--qps" for flag, _ in value):
                 words.append("--qps=10")
             words += [f"{flag}={each}" for flag, each in value]
-        case "report" if any(flag == "--history" and each in _ALL_FILES for flag, each in value):
-            return None
+        case "import":
+            words = ["import", f"--out={place.work / 'imported.json'}"]
+            words += [f"{flag}={each}" for flag, each in value if flag != "FILE"]
+            words += ["--", str(RECORDED / "sglang-0.5.23"), *(each for flag, each in value if flag == "FILE")]
         case "report":
             words = ["report", base, *(f"{flag}={each}" for flag, each in value)]
         case "report-of":
             words = ["report", "--", value]
-        case "history" if value in _ALL_FILES:
-            return None
         case "show" | "history":
             words = [command, "--", value]
         case "--since" | "--plot":
@@ -543,3 +592,7 @@ def _run(place: Place, given: Any) -> str | None:
         case _:
             words = ["compare", base, base, f"--max-regression={value}"]
     return _main(words)
+
+
+_SEARCHED = frozenset({"--history", "history", "FILE"})
+"""What searches the folder that it is given."""

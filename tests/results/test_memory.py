@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pytest_gpucap import user_files
 from pytest_gpucap.results import migrate, result_file
 from pytest_gpucap.results.result import SCHEMA_VERSION
 from pytest_gpucap.user_files import MOST_RESULTS
@@ -60,7 +61,7 @@ OURS = [path for path in sorted(REAL.glob("h200*/*.json")) if '"pytest-gpucap"' 
 def test_a_file_of_ours_is_read_up_to_a_size_that_sessions_do_not_reach(path: Path) -> None:
     """A result has 10 to 50 kB, so this is more than a thousand of them."""
     data = path.read_bytes()
-    assert result_file._memory(data) / len(data) * (50 * 2**20) < result_file.MOST_MEMORY
+    assert user_files.json_memory(data) / len(data) * (50 * 2**20) < result_file.MOST_MEMORY
     assert MOST_RESULTS > 50 * 2**20
 
 
@@ -94,7 +95,7 @@ def test_what_is_read_takes_memory_within_the_bound(
     tmp_path: Path, version: int, place: Callable[[dict[str, Any]], None], unit: str
 ) -> None:
     before, behind = text_around(version, place)
-    around, each = result_file._memory(f"{before}[]{behind}".encode()), result_file._memory(f",{unit}".encode())
+    around, each = user_files.json_memory(f"{before}[]{behind}".encode()), user_files.json_memory(f",{unit}".encode())
     path = tmp_path / "result.json"
     path.write_text(f"{before}[{','.join([unit] * ((result_file.MOST_MEMORY - around) // each))}]{behind}")
     assert path.stat().st_size < MOST_RESULTS

@@ -140,6 +140,7 @@ class ResultCard:
     headline: str
     reason: str
     simulated: bool
+    imported: str
     opened: bool
     rate: str
     interval: str
@@ -189,8 +190,13 @@ def _card(result: Result, number: int) -> ResultCard:
         headline=" ".join(line.text for line in result_headlines(result)),
         reason=result.reason,
         simulated=result.simulated,
+        imported="" if result.imported is None else result.imported.described,
         opened=number <= _OPEN_AT_FIRST,
-        rate=sustained(result) if bound is not None else EMPTY_CELL if found is None else _number(found.value),
+        rate=sustained(result)
+        if bound is not None or result.imported
+        else EMPTY_CELL
+        if found is None
+        else _number(found.value),
         interval=_range(found),
         design=significant(design) if design else EMPTY_CELL,
         needed=EMPTY_CELL if needed is None else f"{most}{needed} of {result.requirement.gpus}",
@@ -379,7 +385,7 @@ def _declared(result: Result) -> list[Fact]:
     shared = f", {workload.shared_prefix_tokens} of them shared" if workload.shared_prefix_tokens else ""
     of_file = f"{rows.own_prompts(workload)}: " if workload.prompts else ""
     sampling = ", ".join(f"{key} {value}" for key, value in workload.sampling.items())
-    facts = []
+    facts = [Fact(name.capitalize(), text) for name, text in rows.imported(result)]
     if result.kind is ResultKind.CHECK:
         budget = f"{declared.qps:g} req/s on {gpus(declared.gpus)}, headroom {declared.headroom:g}"
         facts.append(Fact("Requirement", budget))

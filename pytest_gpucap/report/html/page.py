@@ -26,6 +26,7 @@ from pytest_gpucap.report.html.cards import EMPTY_CELL, Badge, badge, result_car
 from pytest_gpucap.report.html.charts import CurveChart, StripChart, curve_chart, strip_chart
 from pytest_gpucap.report.html.distributions import DistributionChart, distribution_charts
 from pytest_gpucap.report.html.trend import TrendChart, trend_panels
+from pytest_gpucap.results.points import WHAT_IT_IS
 from pytest_gpucap.results.result import Result, ResultFile
 from pytest_gpucap.results.trend import Trend
 
@@ -78,6 +79,7 @@ def render(content: ResultFile, history: Iterable[Trend] = ()) -> str:
         server_time=seconds(sum(result.total_spent_s for result in results)),
         results=list(zip(result_cards(results), charts, strict=True)),
         trends=panels,
+        imported_is=WHAT_IT_IS,
         policy=_policy(style, (library, script)),
         # Assets are this package's own; everything else goes through the template's escaping.
         style=Markup(style),  # noqa: S704

@@ -59,6 +59,7 @@ class TrendPanel:
     place: str
     note: str
     simulated: bool
+    imported: bool
     changes: tuple[Fact, ...]
     chart: TrendChart
 
@@ -83,9 +84,10 @@ def _panel(trend: Trend, design_rps: float | None) -> TrendPanel:
     return TrendPanel(
         name=trend.name,
         test=trend.test,
-        place=f"{trend.gpu_class}, {trend.model}, {trend.workload}",
+        place=", ".join(filter(None, [trend.gpu_class, trend.model, trend.workload, trend.imported])),
         note=f"{runs}, run-to-run standard deviation {percent(trend.run_sd)}, {latest}",
         simulated=trend.simulated,
+        imported=bool(trend.imported),
         changes=tuple(Fact(time_text(each.when), _sentence(each)) for each in trend.changes),
         chart=TrendChart(
             name=trend.name,
