@@ -18,6 +18,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple
 
+from pytest_gpucap.api_dialect import ApiDialect
 from pytest_gpucap.errors import GpuCapError, shortened, told
 
 Number = int | float | str | Decimal | Fraction
@@ -619,6 +620,18 @@ class Workload:
     """Most tokens that one answer may take; None: 2048, or half the server's context where that is less."""
     prompts: OwnPrompts | None = None
     """Prompts from a file; None: they are made on the spot, with exactly the input tokens asked for."""
+    dialect: ApiDialect = field(default_factory=ApiDialect)
+    """How the server that is measured is asked for all this; see `served`."""
+
+    def served(self, dialect: ApiDialect) -> Workload:
+        """The workload as a server that speaks this dialect can be asked for it.
+
+        Where an engine cannot be asked for answers of an exact length, they end where the model ends them.
+        """
+        exact = self.ignore_eos and dialect.exact_length is not None
+        if (dialect, exact) == (self.dialect, self.ignore_eos):
+            return self
+        return replace(self, dialect=dialect, ignore_eos=exact)
 
     @property
     def longest(self) -> tuple[int, int]:

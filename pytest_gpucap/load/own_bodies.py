@@ -51,9 +51,8 @@ def request_fields(prompt: FilePrompt, workload: Workload, model: str) -> dict[s
 
 
 def _head(prompt: FilePrompt, workload: Workload, model: str) -> bytes:
-    body = request_fields(prompt, workload, model) | {"stream": True, "stream_options": {"include_usage": True}}
-    if workload.ignore_eos:
-        body["ignore_eos"] = True
+    body = request_fields(prompt, workload, model) | {"stream": True, **workload.dialect.streamed}
+    body |= workload.dialect.ending(ignore_eos=workload.ignore_eos)
     return json.dumps(body, ensure_ascii=False, separators=(",", ":"))[:-1].encode() + b',"max_tokens":'
 
 

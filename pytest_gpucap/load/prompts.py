@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pytest_gpucap.api_dialect import ApiDialect
 from pytest_gpucap.load.protocol import LoadError
 from pytest_gpucap.requirement import ApiKind, Wording, Workload
 
@@ -48,6 +49,7 @@ class PromptRecipe:
         seed, nonce: prompts are made from both. The nonce differs between runs with the same seed, so that a run finds
             nothing of an earlier one in the server's prefix cache.
         ignore_eos, sampling, extra_body: fields of the body.
+        dialect: how the server wants some of them.
         wording: what stands around the prompt of a chat request.
         cached_apart: the server counts the tokens of a prompt without those that were in its cache, which its usage
             has beside them.
@@ -69,6 +71,7 @@ class PromptRecipe:
     wording: Wording = field(default_factory=Wording)
     cached_apart: bool = False
     by_usage: bool = False
+    dialect: ApiDialect = field(default_factory=ApiDialect)
 
     @classmethod
     def of(cls, workload: Workload, model: str, units: tuple[str, ...], **rest: Any) -> PromptRecipe:
@@ -79,6 +82,7 @@ class PromptRecipe:
             units,
             shared=workload.shared_prefix_tokens,
             ignore_eos=workload.ignore_eos,
+            dialect=workload.dialect,
             sampling=dict(workload.sampling),
             extra_body=dict(workload.extra_body),
             wording=workload.wording,
@@ -110,7 +114,8 @@ class PromptRecipe:
     def from_json(cls, text: str) -> PromptRecipe:
         """The inverse of `to_json`."""
         values = json.loads(text)
-        return cls(**{**values, "units": tuple(values["units"]), "wording": Wording(**values["wording"])})
+        read = {"wording": Wording(**values["wording"]), "dialect": ApiDialect(**values["dialect"])}
+        return cls(**{**values, **read, "units": tuple(values["units"])})
 
 
 class BodyComposer(Protocol):
@@ -173,9 +178,8 @@ class RequestComposer:
             body["prompt"] = hole
         body |= {**recipe.sampling, **recipe.extra_body}
         if stream:
-            body |= {"stream": True, "stream_options": {"include_usage": True}}
-        if recipe.ignore_eos:
-            body["ignore_eos"] = True
+            body |= {"stream": True, **recipe.dialect.streamed}
+        body |= recipe.dialect.ending(ignore_eos=recipe.ignore_eos)
         text = json.dumps(body, separators=(",", ":"))
         head, _, middle = text.partition(json.dumps(_HOLE) if recipe.as_ids else json.dumps(_HOLE)[1:-1])
         return head.encode(), (middle[:-1] + ',"max_tokens":').encode()

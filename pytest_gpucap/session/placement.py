@@ -216,4 +216,4 @@ def _engine(declared: Declaration, options: Options) -> Engine:
         startup_timeout_s=options.startup_timeout_s,
         log_dir=Path(options.dir) / "logs",
     )
-    return engine_type(declared.engine, options)(request)
+    return engine_type(declared.engine, options, declared.arguments)(request)
