@@ -41,15 +41,15 @@ unit: light real ## every test; with --jobs=2 both parts run side by side
 
 light: install ## the tests without vLLM
 	@echo "== tests without vLLM"
-	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -n 2 -m "not vllm_cpu and not one_process"
+	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -n 2 -m "not vllm_cpu and not other_engines and not one_process"
 
-real: install vllm ## the tests with the real vLLM CPU server and other tests in one process, one at a time
+real: install vllm ## the tests with real servers (vLLM on the CPU, other engines if installed) and other tests in one process, one at a time
 	@echo "== tests with vLLM, one at a time"
-	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -m "vllm_cpu or one_process"
+	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -m "vllm_cpu or other_engines or one_process"
 
 coverage: install ## which lines the tests without vLLM run, lowest files first (some 15 minutes)
 	rm -f .coverage .coverage.*
-	PYTHONPATH=$(CURDIR) $(BIN)/coverage run -m pytest -n 2 -q -m "not vllm_cpu"; $(BIN)/coverage combine -q
+	PYTHONPATH=$(CURDIR) $(BIN)/coverage run -m pytest -n 2 -q -m "not vllm_cpu and not other_engines"; $(BIN)/coverage combine -q
 	$(BIN)/coverage report | head -40
 
 fuzz: install ## hostile options, markers, files and answers, for an hour or GPUCAP_FUZZ_SECONDS

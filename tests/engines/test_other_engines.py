@@ -222,3 +222,78 @@ def test_tensorrt_llms_documented_pages_tell_its_limits_and_its_load(started: Pr
     assert started.facts()["server"] == "TensorRT-LLM 1.3.0"
     assert started.metrics().value(known.metrics.output_tokens[0]) > 0
     assert not started.reset_caches()
+
+
+SMALL = """
+import json, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *_): pass
+
+    def answer(self, text, status=200):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def do_GET(self):
+        if self.path != "/v1/models":
+            return self.answer("", 404)
+        self.answer(json.dumps({"data": [{"id": name} for name in sys.argv[2:]]}))
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        said = ECHO
+        if not body.get("stream"):
+            return self.answer(json.dumps({"choices": [{}], "usage": {"completion_tokens": 4}}))
+        said = body["messages"][0]["content"] if said else "hello"
+        first = json.dumps({"choices": [{"delta": {"content": said}}]})
+        last = json.dumps({"choices": [{"delta": {}, "finish_reason": "length"}]})
+        self.answer(f"data: {first}\\n\\ndata: {last}\\n\\ndata: [DONE]\\n\\n")
+
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+"""A server with the two endpoints that are needed."""
+
+
+def small(folder: Path, models: str, *, echo: bool = False, **arguments: Any) -> ProgramEngine:
+    program = folder / "small.py"
+    program.write_text(SMALL.replace("ECHO", str(echo)))
+    return engine("small", command=f"{sys.executable} {program} {{port}} {models}", **arguments)
+
+
+def test_a_server_without_a_health_check_is_ready_when_it_answers(tmp_path: Path) -> None:
+    made = small(tmp_path, "only")
+    made = made.with_request(replace(made.request, log_dir=tmp_path))  # type: ignore[assignment]
+    server = made.start((), lambda _: None)
+    try:
+        assert server.model == "only"
+        assert server.version is None
+        assert server.capabilities().max_num_seqs is None
+    finally:
+        server.close()
+
+
+def test_the_name_of_one_of_several_models_is_given(tmp_path: Path) -> None:
+    made = small(tmp_path, "one two", served_name="two")
+    made = made.with_request(replace(made.request, log_dir=tmp_path))  # type: ignore[assignment]
+    server = made.start((), lambda _: None)
+    server.close()
+    assert server.model == "two"
+
+
+@pytest.mark.parametrize(
+    ("models", "echo", "said"),
+    [
+        ("one two", False, "it lists 2 models: name the one that is meant with served_name="),
+        ("only", True, "its streamed answers begin with the prompt"),
+    ],
+)
+def test_a_server_whose_answers_cannot_be_measured_does_not_start(
+    tmp_path: Path, models: str, echo: bool, said: str
+) -> None:
+    made = small(tmp_path, models, echo=echo)
+    made = made.with_request(replace(made.request, log_dir=tmp_path))  # type: ignore[assignment]
+    with pytest.raises(ServerStartError, match=said):
+        made.start((), lambda _: None)
