@@ -264,7 +264,7 @@ class ProgramEngine(Engine):
         if "command" in self._own:
             values = {PORT: str(port), MODEL: model, HOST: known.host}
             return [_filled(word, values) for word in self._words]
-        named = [self.name_flag, known.name] if self.name_flag and "served_name" not in self._own else []
+        named = [self.name_flag, self._own.get("served_name", known.name)] if self.name_flag else []
         where = ["--host", known.host, "--port", str(port)]
         given = self.style.words(self.arguments)
         return [*self._words, *filter(None, [self.model_flag]), model, *named, *where, *self.fixed, *given]

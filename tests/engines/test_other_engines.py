@@ -157,6 +157,11 @@ def test_what_cannot_be_meant_is_one_line(
     assert "\n" not in str(raised.value)
 
 
+def test_a_name_of_ones_own_is_that_of_the_server(programs: Path) -> None:
+    words = engine("llama.cpp", served_name="chat").command("/models/m", KNOWN, 0)
+    assert words[words.index("--alias") + 1] == "chat"
+
+
 def test_placeholders_are_filled_word_by_word_and_no_shell_reads_them(programs: Path) -> None:
     made = engine(
         "mine", model="a model; rm -rf /", command="sh --at={host}:{port} {model} --json '{\"a\": 1}' '$HOME'"
