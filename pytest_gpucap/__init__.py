@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pytest_gpucap.api_dialect import ApiDialect
     from pytest_gpucap.engines.errors import (
         EndpointError,
         MetricsUnavailable,
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
         ServerStopError,
     )
     from pytest_gpucap.engines.launch import LaunchedServer, launch
+    from pytest_gpucap.engines.program import ProgramEngine, ProgramServer
     from pytest_gpucap.engines.prometheus import Metrics
     from pytest_gpucap.engines.protocol import Capabilities, Engine, MetricNames, Server, ServerLog, ServerRequest
     from pytest_gpucap.engines.server import HttpServer
@@ -66,6 +68,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Accuracy",
+    "ApiDialect",
     "Capabilities",
     "Curve",
     "Device",
@@ -102,6 +105,8 @@ __all__ = [
     "Problem",
     "ProblemKind",
     "ProblemSource",
+    "ProgramEngine",
+    "ProgramServer",
     "Requirement",
     "RequirementError",
     "Result",
@@ -126,7 +131,9 @@ __all__ = [
 
 _NAMES_BY_MODULE = {
     "engines.errors": ("EndpointError", "MetricsUnavailable", "ServerError", "ServerStartError", "ServerStopError"),
+    "api_dialect": ("ApiDialect",),
     "engines.launch": ("LaunchedServer", "launch"),
+    "engines.program": ("ProgramEngine", "ProgramServer"),
     "engines.prometheus": ("Metrics",),
     "engines.protocol": ("Capabilities", "Engine", "MetricNames", "Server", "ServerLog", "ServerRequest"),
     "engines.server": ("HttpServer",),

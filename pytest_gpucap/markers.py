@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from pytest_gpucap.engines.protocol import Engine
+from pytest_gpucap.engines.shipped import COMMAND, SHIPPED, commanded, shipped
 from pytest_gpucap.engines.vllm_engine import VllmEngine
 from pytest_gpucap.errors import told
 from pytest_gpucap.masking import refusal
@@ -173,7 +174,7 @@ def declare(item: pytest.Item, options: Options) -> Declaration:
         RequirementError: one line, the mistake and the fix.
     """
     engine, model, arguments = _engine(item)
-    gpus_per_replica = engine_type(engine, options).gpus_per_replica(arguments)
+    gpus_per_replica = engine_type(engine, options, arguments).gpus_per_replica(arguments)
     model = model or options.model
     if model is not None and not isinstance(model, str | os.PathLike):
         raise RequirementError(f"model must be a name or a path, not {told(model)}")
@@ -298,20 +299,26 @@ def _merged(item: pytest.Item, name: str, positional: str | None = None) -> dict
     return merged
 
 
-def engine_type(name: str, options: Options) -> type[Engine]:
-    """The engine of a name.
+def engine_type(name: str, options: Options, arguments: Mapping[str, Any]) -> type[Engine]:
+    """The engine of a name: a plugin's, one that comes with this one, or any that ``command=`` describes.
 
     Raises:
         RequirementError: if there is none; the message offers similar names.
     """
-    known: dict[str, type[Engine]] = {VLLM: VllmEngine, **options.extensions.engines}
-    if name not in known:
-        from difflib import get_close_matches
+    own = options.extensions.engines
+    found = VllmEngine if name == VLLM else own.get(name) or shipped(name)
+    if found is not None:
+        return found
+    if COMMAND in arguments:
+        return commanded(name)
+    from difflib import get_close_matches
 
-        near = get_close_matches(name, known, n=2, cutoff=0.5)
-        offer = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
-        raise RequirementError(f"engine({told(name)}): there is no such engine; {offer}")
-    return known[name]
+    known = [VLLM, *own, *(each for each in SHIPPED if each not in own)]
+    near = get_close_matches(name, known, n=2, cutoff=0.5)
+    offer = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+    raise RequirementError(
+        f"engine({told(name)}): there is no such engine; {offer}; any other server is started by command="
+    )
 
 
 def _engine(item: pytest.Item) -> tuple[str, Any, Mapping[str, Any]]:

@@ -18,6 +18,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple
 
+from pytest_gpucap.api_dialect import ApiDialect
 from pytest_gpucap.errors import GpuCapError, shortened, told
 
 Number = int | float | str | Decimal | Fraction
@@ -660,11 +661,23 @@ class Workload:
     own); empty: every request is for the server's model."""
     adapter_rank: int | None = None
     """Rank of adapters that are made for a synthetic model; None: they are not made."""
+    dialect: ApiDialect = field(default_factory=ApiDialect)
+    """How the server that is measured is asked for all this; see `served`."""
 
     @property
     def streamed(self) -> bool:
         """Whether answers come token by token. Otherwise only their end to end latency is known."""
         return self.stream and self.endpoint.generates
+
+    def served(self, dialect: ApiDialect) -> Workload:
+        """The workload as a server that speaks this dialect can be asked for it.
+
+        Where an engine cannot be asked for answers of an exact length, they end where the model ends them.
+        """
+        exact = self.ignore_eos and dialect.exact_length is not None
+        if (dialect, exact) == (self.dialect, self.ignore_eos):
+            return self
+        return replace(self, dialect=dialect, ignore_eos=exact)
 
     @property
     def longest(self) -> tuple[int, int]:

@@ -23,7 +23,8 @@ ROOMS: dict[str, set[str]] = {
     "foreign_text": set(),
     "user_files": set(),
     # What is declared, and the arithmetic on it.
-    "requirement": set(),
+    "api_dialect": set(),
+    "requirement": {"api_dialect"},
     "access": set(),
     "jit": set(),
     "secondary": {"requirement"},
@@ -39,9 +40,9 @@ ROOMS: dict[str, set[str]] = {
     "options": {"option_values", "extensions", "access"},
     "workloads": {"requirement"},
     "gpu": set(),
-    "engines": {"requirement", "vllm_arguments", "load", "access", "routing"},
+    "engines": {"api_dialect", "requirement", "vllm_arguments", "load", "access", "routing"},
     "telemetry": {"gpu", "engines", "results", "vllm_arguments"},
-    "load": {"requirement", "jit", "results", "access", "workloads"},
+    "load": {"api_dialect", "requirement", "jit", "results", "access", "workloads"},
     "accuracy": {"requirement", "results", "load", "engines"},
     "markers": {"options", "requirement", "secondary", "vllm_arguments", "workloads", "accuracy", "engines"},
     "estimate": {"requirement", "jit", "results", "load"},
@@ -95,7 +96,7 @@ ROOMS: dict[str, set[str]] = {
             "other_tools",
         ),
     },
-    "__init__": {"requirement", "results", "gpu", "engines", "load", "telemetry", "session"},
+    "__init__": {"api_dialect", "requirement", "results", "gpu", "engines", "load", "telemetry", "session"},
     "__main__": {"cli"},
 }
 """Folder or file -> what it may import beside itself and those of `EVERYWHERE`.

@@ -57,7 +57,7 @@ class Launched:
 def launch(
     command: Sequence[str],
     *,
-    model: str,
+    model: str | None,
     log_path: Path,
     timeout_s: float,
     devices: Sequence[str] = (),
@@ -66,6 +66,8 @@ def launch(
     without_env: Iterable[str] = (),
     api_key: str = NO_KEY,
     host: str = LOOPBACK,
+    port: int | None = None,
+    listed: bool = True,
     title: str = "",
     arguments: VllmArguments | None = None,
     on_wait: Callable[[str], None] | None = None,
@@ -74,11 +76,11 @@ def launch(
 
     Let the server bind port 0 of `host`, so that the kernel chooses a free port. The port is read from the listening
     sockets of our own process, so it cannot belong to another server. Ready means that ``/v1/models``
-    lists the model, ``/health`` succeeds, and a chat (or a completion) is answered, whole and streamed.
+    lists the model, ``/health`` succeeds or is not there, and a chat (or a completion) is answered, whole and streamed.
 
     Args:
         command: the program; its first word is an absolute path or found on PATH.
-        model: the name that it serves the model under.
+        model: the name that it serves the model under; None: the only one that it lists.
         log_path: file for its output.
         timeout_s: longest wait.
         devices: UUIDs of the GPUs that it may use; they become ``CUDA_VISIBLE_DEVICES``.
@@ -87,6 +89,8 @@ def launch(
         without_env: variables of this process's environment that it does not get.
         api_key: the key that it asks for.
         host: the address that it listens on.
+        port: that the command names, for a server that cannot bind port 0 (see `free_port`); None: the kernel chose it.
+        listed: its model stands in ``/v1/models``. If not, `model` is the name, and ``/health`` tells its port.
         title: the name of the engine, for messages.
         arguments: that the command holds, so that no advice contradicts them.
         on_wait: called about once a second with what the start is doing.
@@ -106,9 +110,12 @@ def launch(
         command, env={**(default_env or {}), **inherited, **visible, **(env or {})}, log_path=log.path
     )
     try:
-        readiness = Readiness(process, log, model, api_key, started + timeout_s, on_wait, title, given, host=host)
+        deadline = started + timeout_s
+        readiness = Readiness(
+            process, log, model, api_key, deadline, on_wait, title, given, host=host, port=port, listed=listed
+        )
         try:
-            base_url = readiness.wait()
+            ready = readiness.wait()
         except ServerStartError as error:
             process.close()
             exit_code = readiness.exit_code
@@ -123,12 +130,26 @@ def launch(
         process=process,
         log=log,
         command=tuple(command),
-        model=model,
+        model=ready.model,
         api_key=api_key,
-        base_url=base_url,
+        base_url=ready.base_url,
         started_at=started_at,
         startup_s=time.monotonic() - started,
     )
+
+
+def free_port(host: str = LOOPBACK) -> int:
+    """A port that nobody listens on now, for a server that must be told one.
+
+    Another program may take it before the server does. Then no process of the server listens there, and the start
+    fails; no other server is measured.
+    """
+    import socket
+
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as taken:
+        taken.bind((host, 0))
+        port: int = taken.getsockname()[1]
+    return port
 
 
 def _no_room(log: ServerLog) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final, Generic, Protocol, TypeVar
 
 from pytest_gpucap.access import LOOPBACK, OPEN, Access
+from pytest_gpucap.api_dialect import ApiDialect
 from pytest_gpucap.foreign_text import harmless
 from pytest_gpucap.masking import Secret, masked
 from pytest_gpucap.routing import RouterKind, Routing
@@ -151,6 +152,8 @@ class Capabilities:
             and so are its physical limits.
         arguments: what its physical limits depend on, by vLLM's names: ``tensor_parallel_size``, ``quantization``, ...
         replicas: servers of this kind that share the requests.
+        dialect: how its requests say what the OpenAI API has no field for.
+        resets: it can empty the caches that prompts could hit.
     """
 
     max_num_seqs: int | None = None
@@ -164,6 +167,8 @@ class Capabilities:
     models: tuple[str, ...] = ()
     arguments: VllmArguments = field(default_factory=VllmArguments)
     replicas: int = 1
+    dialect: ApiDialect = field(default_factory=ApiDialect)
+    resets: bool = True
 
 
 class Server(Protocol):

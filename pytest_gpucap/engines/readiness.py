@@ -32,6 +32,7 @@ _PROMPT = "Please say hello and then count to three."
 _TOKENS = 4
 POOLED_PATHS: Final = ("/v1/embeddings", "/pooling", "/classify")
 """Of a server whose model gives no tokens. Which of them it has depends on the model."""
+_ABSENT: Final = frozenset({404, 405, 501})
 _NO_CHAT: Final = frozenset({400, 404})
 """What a server answers to a chat if the model has no chat template."""
 
@@ -42,20 +43,23 @@ class Readiness:
     Args:
         process: its processes.
         log: its log.
-        model: the unique name that it must list.
+        model: the unique name that it must list; None: the only one that it lists.
         api_key: the key that it must accept.
         deadline: on `time.monotonic`.
         on_wait: called about once a second with what the start is doing.
         title: the server's name in messages.
         given: what is known of its command.
         host: the address that it listens on.
+        port: that it was told to listen on, itself or by a process that it started; None: whatever the main process
+            listens on.
+        listed: it lists its model. Otherwise the name is known, and a health check tells its port.
     """
 
     def __init__(
         self,
         process: OwnedProcess,
         log: ServerLog,
-        model: str,
+        model: str | None,
         api_key: str,
         deadline: float,
         on_wait: Callable[[str], None] | None,
@@ -63,12 +67,14 @@ class Readiness:
         given: Given = NOTHING,
         *,
         host: str = LOOPBACK,
+        port: int | None = None,
+        listed: bool = True,
     ) -> None:
         self.exit_code: int | None = None
         """The main process's exit code, once it is known to have ended."""
         self._process = process
         self._log = log
-        self._model = model
+        self._model, self._port, self._listed = model, port, listed
         self._api_key = api_key
         self._host = f"[{host}]" if ":" in host else host
         self._started = time.monotonic()
@@ -76,8 +82,8 @@ class Readiness:
         self._on_wait, self._title, self._given = on_wait, title, given
         self._next_news = self._started
 
-    def wait(self) -> str:
-        """Wait until the server has answered; returns its base URL.
+    def wait(self) -> HttpServer:
+        """Wait until the server has answered; returns it, under the name that it has for its model.
 
         Raises:
             ServerStartError: if the process ends, the time is over, or a chat is refused.
@@ -85,12 +91,13 @@ class Readiness:
         endpoint = self._find()
         while not self._healthy(endpoint):
             self._pause("waiting for its health check")
+        endpoint.model = endpoint.model or self._only_model(endpoint)
         self._tell("asking it for a first answer", force=True)
         try:
             self._ask(endpoint)
         finally:
             endpoint.close()
-        return endpoint.base_url
+        return endpoint
 
     def again(self, base_url: str) -> None:
         """Check a server that was ready before: it answers as it did, and the port is our own process's.
@@ -114,30 +121,48 @@ class Readiness:
         """The server that lists our model on a port that our own process listens on."""
         while True:
             for port in self._ports():
-                endpoint = HttpServer(f"http://{self._host}:{port}/v1", self._model, self._api_key)
-                try:
-                    if self._model in endpoint.models(timeout_s=_FIND_S):
-                        return endpoint
-                except EndpointError:
-                    continue  # not the API's socket, or not serving yet
+                endpoint = HttpServer(f"http://{self._host}:{port}/v1", self._model or "", self._api_key)
+                if self._serves(endpoint):
+                    return endpoint
             self._pause("starting")
 
+    def _serves(self, endpoint: HttpServer) -> bool:
+        """Whether it is the API's socket, and serves already."""
+        if not self._listed:
+            return self._healthy(endpoint)
+        try:
+            models = endpoint.models(timeout_s=_FIND_S)
+        except EndpointError:
+            return False
+        return self._model is None or self._model in models
+
+    def _only_model(self, endpoint: HttpServer) -> str:
+        """The name of the only model that a ready server lists."""
+        models = endpoint.models()
+        if len(models) != 1:
+            raise ServerStartError(f"it lists {len(models)} models: name the one that is meant with served_name=")
+        return models[0]
+
     def _ports(self) -> list[int]:
-        """Ports that the main process listens on. Its workers' sockets do not take requests."""
+        """Ports that may be the API's.
+
+        Workers' sockets take no requests, so without a known port only the main process is looked at. A known port
+        counts once one of our own processes listens there, so another server that took it is not measured.
+        """
         if self._process.pid is None:
             return []
-        try:
-            connections = psutil.Process(self._process.pid).net_connections("tcp")
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            return []
-        return [each.laddr.port for each in connections if each.status == psutil.CONN_LISTEN]
+        if self._port is not None:
+            own = self._process.pids()
+            return [self._port] if any(self._port in _listening(pid) for pid in own) else []
+        return _listening(self._process.pid)
 
     @staticmethod
     def _healthy(endpoint: HttpServer) -> bool:
+        """Whether its health check succeeds; a server without one is ready when it answers a first request."""
         try:
             endpoint.request("/health", timeout_s=_HEALTH_S)
-        except EndpointError:
-            return False
+        except EndpointError as error:
+            return error.status in _ABSENT
         return True
 
     def _ask(self, endpoint: HttpServer) -> None:
@@ -178,7 +203,7 @@ class Readiness:
             EndpointError: if either does not come.
             ServerStartError: if something else than a completion comes.
         """
-        content = {"model": self._model, "max_tokens": _TOKENS, **asked}
+        content = {"model": endpoint.model, "max_tokens": _TOKENS, **asked}
         whole = json_object(self._request(endpoint, path, content))
         usage = whole.get("usage")
         tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
@@ -186,7 +211,12 @@ class Readiness:
             shown = one_line(json.dumps(whole)) if whole else "no JSON object"
             raise ServerStartError(f"it listens but its answer is no completion: {shown}")
         stream = EventStream()
-        events = stream.feed(self._request(endpoint, path, {**content, "stream": True}).encode())
+        events = list(stream.feed(self._request(endpoint, path, {**content, "stream": True}).encode()))
+        if _PROMPT in "".join(_texts(json_object(event)) for event in events):
+            raise ServerStartError(
+                "its streamed answers begin with the prompt, which the time to the first token would be taken from; "
+                "its chat template and its parser of answers do not fit together"
+            )
         if not any(_finishes(json_object(event)) for event in events):
             raise EndpointError("a streamed answer broke off")
 
@@ -226,6 +256,29 @@ class Readiness:
         self._on_wait(
             f"{self._title or 'the server'} {doing} ({now - self._started:.0f} s): {last[-_LINE:] or 'no log yet'}"
         )
+
+
+def _listening(pid: int) -> list[int]:
+    """TCP ports that a process listens on; none if it cannot be seen."""
+    try:
+        connections = psutil.Process(pid).net_connections("tcp")
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return []
+    return [each.laddr.port for each in connections if each.status == psutil.CONN_LISTEN]
+
+
+def _texts(chunk: dict[str, Any]) -> str:
+    """The text that an event of a stream holds."""
+    choices = chunk.get("choices")
+    found = []
+    for choice in choices if isinstance(choices, list) else []:
+        delta = choice.get("delta") if isinstance(choice, dict) else None
+        texts = (
+            delta.get("content") if isinstance(delta, dict) else None,
+            isinstance(choice, dict) and choice.get("text"),
+        )
+        found += [text for text in texts if isinstance(text, str)]
+    return "".join(found)
 
 
 def _finishes(chunk: dict[str, Any]) -> bool:

@@ -16,7 +16,7 @@ import shutil
 import string
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -95,6 +95,7 @@ def make_model(model: str, cache_dir: Path | None = None) -> Path:
     """The folder of a synthetic model. It is made if it is not in the cache.
 
     Several processes may call this at once. Each makes its own folder and renames it into place; the first one wins.
+    Weights are not among its files: vLLM makes them up. For other engines see `synthetic_weights`.
 
     Args:
         model: ``synthetic:NAME``.
@@ -105,12 +106,17 @@ def make_model(model: str, cache_dir: Path | None = None) -> Path:
     """
     chosen = architecture(model)
     folder = (cache_dir or default_cache_dir()) / f"{chosen.name}-{chosen.digest}"
+    return made_once(folder, lambda unfinished: _write(chosen, unfinished))
+
+
+def made_once(folder: Path, write: Callable[[Path], object]) -> Path:
+    """A folder of the cache, filled by `write` if it is not there yet."""
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _write(chosen, unfinished)
+        write(unfinished)
         unfinished.chmod(0o755)
         try:
             unfinished.rename(folder)
@@ -152,18 +158,24 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _write_tokenizer(path: Path, vocab_size: int) -> None:
-    # Imported late: a compiled library that only this function needs.
+    # Imported late: a compiled library that only these functions need.
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = itertools.islice(_words(), vocab_size - len(alphabet) - 1)
-    vocabulary = {token: number for number, token in enumerate(itertools.chain(alphabet, words))}
+    vocabulary = {token: number for number, token in enumerate(vocabulary_of(vocab_size))}
     # Without merges, encoding stays at one token per byte.
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(END_TOKEN, special=True, normalized=False)])
     tokenizer.save(str(path))
+
+
+def vocabulary_of(vocab_size: int) -> list[str]:
+    """Every token but the end's, which is the last: the bytes in the byte-level alphabet, then words of answers."""
+    from tokenizers import pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    return [*alphabet, *itertools.islice(_words(), vocab_size - len(alphabet) - 1)]
 
 
 def _words() -> Iterator[str]:

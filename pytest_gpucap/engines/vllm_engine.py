@@ -42,6 +42,8 @@ class VllmEngine(Engine):
                 f"there is no interpreter at {request.python} to start vLLM with "
                 "(--gpucap-vllm-python or ini gpucap_vllm_python)"
             )
+        if "command" in request.arguments:
+            raise ValueError('vllm: command= starts other engines: name yours, engine("NAME", command="...")')
         args = VllmArguments(request.arguments)
         if os.environ.get("VLLM_USE_RUST_FRONTEND", "0").strip() not in {"", "0"}:
             raise ValueError(

@@ -39,6 +39,8 @@ class Told(Flag):
     """The data type that the server says it holds the weights in; else its argument is compared."""
     TRACE = auto()
     """What a trace holds; else the name of its file is compared."""
+    ENGINE = auto()
+    """Which engine started the server; else it is not compared: it is not known behind a URL either."""
 
 
 class IdentityKey(NamedTuple):
@@ -53,14 +55,14 @@ class IdentityKey(NamedTuple):
     served: bool = False
 
 
-EVERYTHING: Final = Told.QUANTIZATION | Told.DTYPE | Told.TRACE
+EVERYTHING: Final = Told.QUANTIZATION | Told.DTYPE | Told.TRACE | Told.ENGINE
 
 
 def identity(result: Result, *, told: Told = EVERYTHING) -> dict[IdentityKey, str]:
     """What must be equal for results to be comparable.
 
-    GPU class (for `cpu` the processor), GPUs per replica, replicas measured together, model, quantisation, every part
-    of the workload, every limit and every server argument. Values are texts, because an early file holds ``"4096"``
+    GPU class (for `cpu` the processor), GPUs per replica, replicas measured together, engine, model, quantisation,
+    every part of the workload, every limit and every server argument. Values are texts: an early file holds ``"4096"``
     where a later one holds 4096.
 
     Args:
@@ -81,6 +83,8 @@ def identity(result: Result, *, told: Told = EVERYTHING) -> dict[IdentityKey, st
         IdentityKey("quantisation", served=True): _text(quantization),
         IdentityKey("dtype", served=True): _text(dtype),
     }
+    if Told.ENGINE in told:
+        found[IdentityKey("engine", served=True)] = _text(_engine(environment))
     if environment.gpu_class == _CPU_CLASS:
         found[IdentityKey("processor")] = _text(environment.gpu, _UNKNOWN)
     if profiles := {device.mig_profile for device in environment.devices if device.mig_profile is not None}:
@@ -171,6 +175,8 @@ def _told(result: Result) -> Told:
         told |= Told.QUANTIZATION
     if environment.dtype is not msgspec.UNSET:
         told |= Told.DTYPE
+    if _engine(environment) is not None:
+        told |= Told.ENGINE
     return told | Told.TRACE if result.workload.trace_sha256 else told
 
 
@@ -213,6 +219,12 @@ def _told_differently(base: ImportedFrom, head: ImportedFrom) -> list[str]:
         for name in dict.fromkeys([*ours, *theirs])
         if ours.get(name) != theirs.get(name)
     ]
+
+
+def _engine(environment: Environment) -> str | None:
+    """The engine that started the server; None where that is not known. Early files say it by the server's name."""
+    early = environment.url is None and (environment.server or "").startswith("vLLM ")
+    return environment.engine or ("vllm" if early else None)
 
 
 def _versions(environment: Environment) -> dict[str, str | None]:

@@ -59,7 +59,7 @@ def _fields(prompt: FilePrompt, workload: Workload) -> dict[str, Any]:
 def _head(prompt: FilePrompt, workload: Workload) -> bytes:
     """A body from behind its model to the number of output tokens."""
     body = _fields(prompt, workload) | answer_fields(
-        workload.endpoint, {}, stream=workload.stream, ignore_eos=workload.ignore_eos
+        workload.endpoint, {}, workload.dialect, stream=workload.stream, ignore_eos=workload.ignore_eos
     )
     return json.dumps(body, ensure_ascii=False, separators=(",", ":"))[1:-1].encode() + b',"max_tokens":'
 

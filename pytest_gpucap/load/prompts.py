@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pytest_gpucap.api_dialect import ApiDialect
 from pytest_gpucap.load.adapters import draw_of
 from pytest_gpucap.load.hashing import hash64
 from pytest_gpucap.load.images import ImageText, with_images
@@ -44,6 +45,7 @@ class PromptRecipe:
         seed, nonce: prompts are made from both. The nonce differs between runs with the same seed, so that a run finds
             nothing of an earlier one in the server's prefix cache.
         ignore_eos, sampling, extra_body: fields of the body.
+        dialect: how the server wants some of them.
         wording: what stands around the prompt of a chat request.
         images: sizes of the images that follow the text.
         cached_apart: the server counts the tokens of a prompt without those that were in its cache, which its usage
@@ -71,6 +73,7 @@ class PromptRecipe:
     adapters: Mapping[str, float] = field(default_factory=dict)
     stream: bool = True
     documents: int = 1
+    dialect: ApiDialect = field(default_factory=ApiDialect)
 
     @classmethod
     def of(cls, workload: Workload, model: str, units: tuple[str, ...], **rest: Any) -> PromptRecipe:
@@ -81,6 +84,7 @@ class PromptRecipe:
             units,
             shared=workload.shared_prefix_tokens,
             ignore_eos=workload.ignore_eos,
+            dialect=workload.dialect,
             sampling=dict(workload.sampling),
             extra_body=dict(workload.extra_body),
             wording=workload.wording,
@@ -117,8 +121,9 @@ class PromptRecipe:
     def from_json(cls, text: str) -> PromptRecipe:
         """The inverse of `to_json`."""
         values = json.loads(text)
-        values["images"] = tuple(ImageSize(*each) for each in values["images"])
-        return cls(**{**values, "units": tuple(values["units"]), "wording": Wording(**values["wording"])})
+        read = {"wording": Wording(**values["wording"]), "dialect": ApiDialect(**values["dialect"])}
+        images = tuple(ImageSize(*each) for each in values["images"])
+        return cls(**{**values, **read, "images": images, "units": tuple(values["units"])})
 
 
 class BodyComposer(Protocol):
@@ -190,7 +195,7 @@ class RequestComposer:
             **prompt,
             **recipe.sampling,
             **recipe.extra_body,
-            **answer_fields(api, recipe.extra_body, stream=stream, ignore_eos=recipe.ignore_eos),
+            **answer_fields(api, recipe.extra_body, recipe.dialect, stream=stream, ignore_eos=recipe.ignore_eos),
         }
         text = json.dumps(body, separators=(",", ":"))
         head, _, rest = text.partition(json.dumps(_HOLE) if recipe.as_ids else json.dumps(_HOLE)[1:-1])

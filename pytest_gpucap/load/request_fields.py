@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from pytest_gpucap.api_dialect import ApiDialect
 from pytest_gpucap.requirement import ApiKind, Wording
 
 OPENER: Final = "A"
@@ -37,12 +38,15 @@ def prompt_fields(api: ApiKind, prompt: Any, wording: Wording, documents: int = 
             return {"input": prompt}
 
 
-def answer_fields(api: ApiKind, extra_body: Mapping[str, Any], *, stream: bool, ignore_eos: bool) -> dict[str, Any]:
+def answer_fields(
+    api: ApiKind, extra_body: Mapping[str, Any], dialect: ApiDialect, *, stream: bool, ignore_eos: bool
+) -> dict[str, Any]:
     """The fields that say what is to come back, without the number of tokens.
 
     Args:
         api: the endpoint.
         extra_body: the user's own fields, which come first.
+        dialect: how the server wants some of them.
         stream: token by token.
         ignore_eos: as many tokens as are asked for.
     """
@@ -50,9 +54,9 @@ def answer_fields(api: ApiKind, extra_body: Mapping[str, Any], *, stream: bool, 
     if stream and api.generates:
         fields["stream"] = True
         if api is not ApiKind.RESPONSES:  # its last event always has the usage
-            fields["stream_options"] = {"include_usage": True}
-    if ignore_eos and api.generates:
-        fields["ignore_eos"] = True
+            fields |= dialect.streamed
+    if api.generates:
+        fields |= dialect.ending(ignore_eos=ignore_eos)
     if api in _ENCODED and "encoding_format" not in extra_body:
         fields["encoding_format"] = "base64"
     return fields

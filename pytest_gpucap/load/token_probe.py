@@ -39,7 +39,7 @@ class TokenProbe:
 
     def __init__(self, server: ServerAddress, model: str, workload: Workload) -> None:
         self._server, self._model, self._workload = server, model, workload
-        self.has_tokenize: bool | None = None
+        self.has_tokenize: bool | None = None if workload.dialect.tokenizes else False
         """Whether the server has ``/tokenize``; None: not yet known."""
         self.cached_apart = False
         """Cached tokens stand beside `Usage.prompt`, not in it."""

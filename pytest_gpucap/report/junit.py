@@ -85,6 +85,7 @@ def _figures(result: Result) -> list[tuple[str, str | float | None]]:
         ("gpucap_failed_requests", rows.told_failures(result) or None),
         ("gpucap_adapters", "; ".join(value for _, value in rows.adapters(result)) or None),
         ("gpucap_gpu", result.environment.gpu),
+        ("gpucap_engine", result.environment.engine),
         ("gpucap_server", result.environment.server),
     ]
 

@@ -78,8 +78,15 @@ def result_rows(result: Result) -> list[Row]:
         *comparison(result),
         *host(result),
         *(("remark", text) for text in result.environment.remarks),
+        *not_told(result),
         *([("server time", _server_time(result))] if result.imported is None else []),
     ]
+
+
+def not_told(result: Result) -> list[Row]:
+    """What the engine does not tell, so that nothing rests on it."""
+    missing = result.environment.not_told
+    return [("not told", f"{', '.join(missing)}: the engine has none of these")] if missing else []
 
 
 def reasons(result: Result) -> list[Row]:

@@ -53,6 +53,8 @@ class Environment(msgspec.Struct, frozen=True, omit_defaults=True):
         problems: what could not be read from the GPUs.
         clocks: in one line.
         server: name and version of the server, or its URL if it reports none.
+        engine: that started the server, as markers name it; None in early files, of a simulation and behind a URL.
+        not_told: evidence that the engine does not give, so that nothing in the result rests on it.
         server_args: the arguments that the test gave the server, by name with underscores.
         quantization, dtype: of the weights, as the server reports them; unset if it does not.
         command: the command line that started the server.
@@ -84,6 +86,8 @@ class Environment(msgspec.Struct, frozen=True, omit_defaults=True):
     problems: tuple[str, ...] = ()
     clocks: str | None = None
     server: str | None = None
+    engine: str | None = None
+    not_told: tuple[str, ...] = ()
     model: str | None = None
     server_args: Mapping[str, Any] | None = None
     quantization: str | msgspec.UnsetType | None = msgspec.UNSET

@@ -217,7 +217,8 @@ class BaseAndHead:
 
     def _workload(self, engine: Engine, server: Server, seed: int) -> Workload:
         """The test's workload; prompts of its own in the order of this comparison, as the head counts them."""
-        return counted(engine, server, in_order(self.declared.workload, seed), self.declared.name)
+        workload = self.declared.workload.served(server.capabilities().dialect)
+        return counted(engine, server, in_order(workload, seed), self.declared.name)
 
     def _side(
         self, target: SystemUnderTest, runner: LoadRunner, settings: Settings, workload: Workload

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from pytest_gpucap import __version__
+from pytest_gpucap.engines.protocol import MetricNames
+from pytest_gpucap.engines.url import UrlEngine
 from pytest_gpucap.gpu.device import Device
 from pytest_gpucap.requirement import Workload
 from pytest_gpucap.results.environment import DeviceState, Environment
+from pytest_gpucap.session.placement import SIMULATOR
 from pytest_gpucap.session.server_manager import SystemUnderTest
 
 DECLARED: Final = "as declared: what is behind a URL cannot be seen"
@@ -22,6 +25,8 @@ def environment_of(target: SystemUnderTest, workload: Workload) -> Environment:
     known = {
         **_place(target),
         **target.endpoint.facts(),
+        "engine": _engine(target),
+        "not_told": _not_told(target),
         "startup_s": _startup_s(target),
         "start": None if _is_reused(target) else getattr(target.endpoint, "start", None),
         "reused": _is_reused(target),
@@ -29,6 +34,44 @@ def environment_of(target: SystemUnderTest, workload: Workload) -> Environment:
         **host_and_plugin(),
     }
     return Environment(**known)
+
+
+_OF_NO_ENGINE: Final = frozenset({UrlEngine.name, SIMULATOR})
+"""What starts no server whose software is known."""
+_FIGURES: Final = {
+    "running": "requests running",
+    "waiting": "requests waiting",
+    "kv_use": "KV cache use",
+    "preemptions": "preemptions",
+    "prefix_hits": "prefix hits",
+}
+"""Names of an engine's metrics, and what they are called in reports."""
+
+
+def _engine(target: SystemUnderTest) -> str | None:
+    """The name of the engine that started the server; None where nobody did, or nothing was started."""
+    name: str = getattr(target.engine, "one", target.engine).name
+    return None if name in _OF_NO_ENGINE else name
+
+
+def _not_told(target: SystemUnderTest) -> tuple[str, ...]:
+    """Evidence that the engine of a started server does not give."""
+    known = target.endpoint.capabilities()
+    if _engine(target) is None or known.simulated:
+        return ()
+    if known.metrics == MetricNames():
+        missing = ["metrics"]
+    else:
+        missing = [shown for name, shown in _FIGURES.items() if not getattr(known.metrics, name)]
+    if known.max_num_seqs is None:
+        missing.append("requests at once")
+    if known.kv_tokens is None:
+        missing.append("KV cache size")
+    if known.dialect.exact_length is None:
+        missing.append("answers of an exact length")
+    if not known.resets:
+        missing.append("emptying its caches")
+    return tuple(missing)
 
 
 def _startup_s(target: SystemUnderTest) -> float | None:

@@ -183,8 +183,10 @@ class Harness:
             raise MeasurementInvalid(f"{self.declared.name} was not measured: {error}") from error
         if self.placement.simulated is None:  # in virtual time nothing answers
             check_adapters(target.endpoint, self.declared.workload, self.declared.name)
+        known = target.endpoint.capabilities()
+        self.declared = self.declared.with_workload(self.declared.workload.served(known.dialect))
         self._count_prompts(target, seed)
-        context = target.endpoint.capabilities().max_model_len
+        context = known.max_model_len
         workload = self.declared.workload
         place = None if workload.prompts is None else shown_path(workload.prompts.path)
         if context is not None and (why := too_long(longest_request(workload), context, place)):

@@ -225,4 +225,4 @@ def _engine(declared: Declaration, options: Options) -> Engine:
         log_dir=Path(options.dir) / "logs",
         **_adapters(declared.workload),
     )
-    return engine_type(declared.engine, options)(request)
+    return engine_type(declared.engine, options, declared.arguments)(request)

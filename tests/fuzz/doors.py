@@ -11,6 +11,7 @@ import gzip
 import io
 import itertools
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -23,6 +24,9 @@ from hypothesis import strategies as st
 from pytest_gpucap import access, markers, option_values, options
 from pytest_gpucap.__main__ import main
 from pytest_gpucap.accuracy.questions import read_questions
+from pytest_gpucap.engines.program import OWN_KEYWORDS, ProgramEngine
+from pytest_gpucap.engines.protocol import ServerRequest, ServingIdentity
+from pytest_gpucap.engines.shipped import SHIPPED, commanded, shipped
 from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.gpu.classes import read_classes
 from pytest_gpucap.history import store
@@ -103,6 +107,7 @@ def doors(place: Place) -> tuple[Door, ...]:
     return (
         Door("options and ini keys", _options(paths), lambda given: _parse_options(place, given), 20),
         Door("markers", _markers(paths), lambda given: _declare(place, given), 20),
+        Door("other engines", _engines(paths), _engine, 5),
         Door(
             "result files, damaged",
             _command(inputs.damaged(inputs.result_documents())),
@@ -242,6 +247,36 @@ def _declare(place: Place, given: Any) -> str | None:
         found.vllm_args.flags()
     except ValueError as error:
         if not isinstance(error, GpuCapError):
+            raise
+        return _refusal(error)
+    return None
+
+
+def _engines(paths: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
+    """A name, what the marker says beside it, and the arguments of a base."""
+    values = inputs.numbers | inputs.texts | paths | inputs.json_values | st.sampled_from(EXAMPLES)
+    own = st.sampled_from([*OWN_KEYWORDS, "gpus_per_replica", "model", "tp_size", "ctx-size", "dtype"])
+    pieces = ["{port}", "{model}", "sh ", "'", '"', "\\", "\n", "\x00", "--a", " "]
+    commands = st.lists(st.sampled_from(pieces), max_size=6).map("".join)
+    return st.tuples(
+        st.sampled_from([*SHIPPED, "mine"]) | inputs.texts,
+        st.dictionaries(own | inputs.texts, values | commands, max_size=4),
+        inputs.texts | commands,
+    )
+
+
+def _engine(given: Any) -> str | None:
+    name, arguments, line = given
+    try:
+        kind = shipped(name) or commanded(name)
+        kind.gpus_per_replica(arguments)
+        engine = kind(ServerRequest(model="m", arguments=arguments, python=sys.executable))
+        assert isinstance(engine, ProgramEngine)
+        words = engine.command("m", ServingIdentity.new("m"), 1)
+        assert all(isinstance(word, str) and "\x00" not in word for word in words)
+        engine.with_base(line, None).changes()
+    except ValueError as error:
+        if "\n" in str(error):
             raise
         return _refusal(error)
     return None

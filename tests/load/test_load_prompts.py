@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from pytest_gpucap.api_dialect import ApiDialect
 from pytest_gpucap.load.address import ServerAddress
 from pytest_gpucap.load.calibrate import calibrate
 from pytest_gpucap.load.prompts import NUMBER_BITS, PromptRecipe, RequestComposer
@@ -209,3 +210,21 @@ def test_a_server_that_counts_differently_under_load_is_a_problem() -> None:
                 OpenLoop(0.5, np.linspace(0, 0.2, 10), np.full(10, 100, np.int32), np.full(10, 2, np.int32))
             )
         assert any(problem.kind is ProblemKind.PROMPT_TOKENS for problem in span.check.problems)
+
+
+def test_an_engines_own_fields_say_where_an_answer_ends_and_that_its_usage_is_told() -> None:
+    dialect = ApiDialect(exact_length={"min_tokens": 9}, streamed={}, tokenizes=False)
+    recipe = PromptRecipe.of(Workload().served(dialect), "m", units())
+    body = json.loads(RequestComposer(PromptRecipe.from_json(recipe.to_json())).body(0, 64, 8))
+    assert body["min_tokens"] == 9
+    assert not {"ignore_eos", "stream_options"} & set(body)
+
+
+def test_an_engine_without_exact_lengths_lets_answers_end_where_the_model_ends_them() -> None:
+    served = Workload().served(ApiDialect(exact_length=None))
+    assert not served.ignore_eos
+    body = json.loads(RequestComposer(PromptRecipe.of(served, "m", units())).body(0, 64, 8))
+    assert "ignore_eos" not in body
+    # Nothing was asked for here, so nothing is asked for there.
+    assert not Workload(ignore_eos=False).served(ApiDialect()).ignore_eos
+    assert Workload().served(ApiDialect()) == Workload()

@@ -144,8 +144,11 @@ def test_a_mistake_in_an_answer_is_one_line_that_names_the_plugin(
 @pytest.mark.parametrize(
     ("markers", "said"),
     [
-        ('engine("lama.cpp")', "engine('lama.cpp'): there is no such engine; did you mean llama.cpp?"),
-        ('engine("url")', "engine('url'): there is no such engine; there are vllm, llama.cpp"),
+        (
+            'engine("lama.cpp")',
+            "engine('lama.cpp'): there is no such engine; did you mean llama.cpp or *",
+        ),
+        ('engine("url")', "engine('url'): there is no such engine; there are vllm, llama.cpp, sglang, *"),
         ('engine(model="m")', "engine(...) needs the name of an engine: *"),
         ('engine("llama.cpp")', 'engine("llama.cpp") needs llama-server on PATH and model="FILE.gguf"'),
         ('engine("vllm", model="m", port=1)', "*port cannot be set*"),
