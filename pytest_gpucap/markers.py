@@ -433,6 +433,7 @@ _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "trace": lambda value, what: Path(_path(value, what)),
     "endpoint": lambda value, what: _choice(ApiKind, value, what),
     "shared_prefix_tokens": lambda value, what: tokens(value, what, least=0),
+    "sessions": _text,
     "ignore_eos": _flag,
     "max_error_rate": share,
     "max_time": duration_s,
@@ -460,7 +461,7 @@ _MARKERS: Final = frozenset({"gpucap", "engine", "vllm", "gpu_class"})
 _SERVERS: Final = frozenset({"engine", "vllm"})
 _MEASURING: Final = "gpucap"
 """The fixture of a test that measures."""
-_OF_MADE_PROMPTS: Final = ("input_tokens", "shared_prefix_tokens", "trace")
+_OF_MADE_PROMPTS: Final = ("input_tokens", "shared_prefix_tokens", "trace", "sessions")
 """Keywords that say how long prompts are, or what they share: not for prompts that are in a file."""
 _LIMITING: Final = frozenset({GOODPUT, *(metric.value for metric in Metric)})
 """Keywords of limits, beside metrics with a percentile."""
@@ -581,6 +582,10 @@ def _workload(values: Mapping[str, Any]) -> Workload:
         raise RequirementError(f'{said} needs endpoint="chat": a plain completion has no messages')
     if prompts is not None:
         _check_wording(prompts, workload.wording)
+    if "sessions" in values:
+        from pytest_gpucap.workloads.sessions import with_sessions
+
+        return with_sessions(workload, values["sessions"])
     if workload.shared_prefix_tokens >= workload.input_tokens.low:
         raise RequirementError(
             f"shared_prefix_tokens={workload.shared_prefix_tokens} leaves no token of the shortest prompt "

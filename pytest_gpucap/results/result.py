@@ -92,6 +92,8 @@ class DeclaredWorkload(msgspec.Struct, frozen=True):
         prompt_count: prompts in the file.
         extra_body: further fields of every request, as JSON text; only its beginning where it is long.
         extra_body_sha256: of all of that text.
+        sessions: as they are written in a marker, with the tokens that each turn adds as ``new=``; `input_tokens` are
+            those of whole prompts. None: no two requests belong together.
     """
 
     input_tokens: int | str
@@ -112,6 +114,7 @@ class DeclaredWorkload(msgspec.Struct, frozen=True):
     prompt_count: Annotated[int, msgspec.Meta(ge=1)] | None = None
     extra_body: str | None = None
     extra_body_sha256: str | None = None
+    sessions: str | None = None
 
 
 class DeclaredSlo(msgspec.Struct, frozen=True):
@@ -217,6 +220,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         no_limit: why it is not known, in one line.
         fleet: how well the replicas of a fleet add up; None for one replica.
         secondary: the limits that were declared beside the rate, and what was measured.
+        prefix_hit_rate: of a workload with sessions, the prompt tokens that the server found in its prefix cache over
+            all, in the windows that were judged; None for other workloads, or where it is not known.
     """
 
     kind: ResultKind
@@ -263,6 +268,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     more_time: MoreTime | None = None
     fleet: FleetResult | None = None
     secondary: tuple[SecondaryResult, ...] = ()
+    prefix_hit_rate: float | None = None
 
     @property
     def trusted(self) -> bool:
