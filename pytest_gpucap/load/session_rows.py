@@ -44,7 +44,9 @@ class SessionRows:
         self._firsts: deque[int] = deque(firsts.tolist() if closed else [])
         self._ready: deque[int] = deque()
         """Of a closed loop: turns whose sessions are under way."""
-        self._due = [] if closed else sorted(zip(table.due_s[firsts].tolist(), firsts.tolist(), strict=True))
+        self._due: list[tuple[float, int]] = (
+            [] if closed else sorted(zip(table.due_s[firsts].tolist(), firsts.tolist(), strict=True))
+        )
         """Of an open loop: a heap of when rows are due, and the rows."""
 
     @property
@@ -68,9 +70,9 @@ class SessionRows:
         """The prompt number of a row: that of its session."""
         return int(self.table.session[row])
 
-    def upcoming(self, ahead: int) -> int | None:
+    def upcoming(self, ahead: int) -> int | None:  # noqa: ARG002 - the same for every one
         """None: an answer may put another row before those that wait, so none is composed ahead."""
-        del ahead
+        return None
 
     def take(self) -> int:
         """Take the next row."""

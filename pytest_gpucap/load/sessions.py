@@ -22,16 +22,16 @@ import numpy as np
 from pytest_gpucap.arrays import Floats, Int32s, Ints
 from pytest_gpucap.load.draws import Purpose, draw_lengths, random_generator, uniform
 from pytest_gpucap.load.prompt_lengths import described
-from pytest_gpucap.load.protocol import ClosedLoop, Journal, OpenLoop, Status, Turns
+from pytest_gpucap.load.protocol import ClosedLoop, Journal, LoadError, OpenLoop, Status, Turns
 from pytest_gpucap.requirement import Length, Sessions, Workload
 
 _SEED: Final = 20_260_102
-_MANY: Final = 8192
-"""Sessions of which the means are taken."""
+_MANY, _LEAST, _MANY_TURNS = 8192, 512, 1 << 18
+"""Sessions of which means and distributions are taken; fewer where they have very many turns together."""
 _FEW: Final = 512
 """Sessions whose longest tells how far back sessions under way may have begun."""
-_MOST_PAST: Final = 200_000
-"""Sessions drawn for the time before an open loop at most. More are in flight on no server that is measured alone."""
+_MOST_PAST: Final = 4_000_000
+"""Turns drawn for the time before an open loop at most: some hundred megabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ def _held_to(turns: SessionTurns, context: int) -> SessionTurns:
 def typical(sessions: Sessions, outputs: Length, shared: int) -> SessionTurns:
     """The turns of many sessions, the same for every measurement: means and distributions come from them."""
     workload = Workload(output_tokens=outputs, shared_prefix_tokens=shared, sessions=sessions)
-    return draw_sessions(workload, _MANY, _SEED, 0)
+    return draw_sessions(workload, max(_LEAST, min(_MANY, int(_MANY_TURNS / sessions.turns.mean))), _SEED, 0)
 
 
 def typical_turns(workload: Workload) -> SessionTurns:
@@ -158,7 +158,8 @@ def typical_turns(workload: Workload) -> SessionTurns:
 
 def mean_turns(workload: Workload) -> float:
     """Requests of a session on average, after sessions were cut to their context."""
-    return float(typical_turns(workload).session.size / _MANY)
+    turns = typical_turns(workload)
+    return turns.session.size / (int(turns.session[-1]) + 1)
 
 
 def with_session_lengths(workload: Workload) -> Workload:
@@ -205,6 +206,9 @@ def open_sessions(
         key: seed and stream of the phase.
         first_prompt: number of the first session's text.
         before: sessions of earlier phases.
+
+    Raises:
+        LoadError: if more sessions would be under way than can be made.
     """
     fresh = draw_sessions(workload, session_due_s.size, *key)
     past, past_due_s = _past(workload, rate_rps / mean_turns(workload), key, before.e2e_s)
@@ -325,7 +329,12 @@ def _past(workload: Workload, sessions_per_s: float, key: tuple[int, int], e2e_s
     """The turns that sessions begun before time 0 have left, and when the first of each session's is due."""
     few = draw_sessions(workload, _FEW, *key, part=2)
     _, waits_s = _in_sessions(few.session, few.think_s + e2e_s)
-    horizon_s = min(float(waits_s.max()), _MOST_PAST / sessions_per_s)
+    horizon_s = float(waits_s.max())
+    if sessions_per_s * horizon_s * _sessions(workload).turns.mean > _MOST_PAST:
+        raise LoadError(
+            f"sessions last up to {horizon_s:.3g} s, and {sessions_per_s:.3g} begin each second: too many are under "
+            "way at once to be made; declare fewer turns or a shorter think time"
+        )
     random = random_generator(*key, Purpose.PAST)
     count = math.floor(sessions_per_s * horizon_s + uniform(random, 1)[0])
     begun_s = -horizon_s * uniform(random, count)

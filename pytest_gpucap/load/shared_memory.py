@@ -193,10 +193,11 @@ class PhaseTable:
     def taken(self) -> Bools:
         """Shape (rows,): which rows have been sent or tried. Each worker takes its own rows in their order.
 
-        Of sessions, those that have become due.
+        A turn may have a time at which it is due, which is beyond the end of the phase.
         """
         if self.session.size:
-            return ~np.isnan(self.due_s)
+            tried: Bools = ~np.isnan(self.sent_s) | (self.status != Status.IN_FLIGHT)
+            return tried
         turn, worker = np.divmod(np.arange(self.rows), self.workers)
         taken: Bools = turn < self.counts[worker, Count.SENT]
         return taken

@@ -291,7 +291,7 @@ def _departure(
     rng = np.random.default_rng(n)
     starts = rng.integers(0, n, (c.RESAMPLES, math.ceil(blocks)))
     picked = ((starts[:, :, None] + np.arange(each)) % n).reshape(c.RESAMPLES, -1)[:, :n]
-    by_session = resampled_sessions(whose, rng, c.RESAMPLES)
+    by_session = resampled_sessions(whose.astype(np.int64), rng, c.RESAMPLES)
     if by_session is None:
         return None
     picked = np.concatenate([np.arange(n)[None], picked, by_session])

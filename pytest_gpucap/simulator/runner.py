@@ -310,8 +310,7 @@ class SimRunner:
         """Note which turns the rows of a phase were."""
         rows = slice(first_row, used)
         places = self._columns["planned"][rows] - 1
-        for column, values in zip(self._sessions, (planned.session, planned.cached, planned.left), strict=True):
-            column[rows] = values[places]
+        self._sessions[:, rows] = np.stack([planned.session, planned.cached, planned.left])[:, places]
         self._columns["hot"][rows] = places < hot
         assert self._plan is not None  # noqa: S101 - made when the phase began
         self._followed = int(self._plan[2][turns.FOLLOWED])

@@ -32,6 +32,8 @@ from pytest_gpucap.requirement import (
 
 MOST_TURNS: Final = 1000
 """Of one session: more is a mistake, and its history would fit no model's context."""
+MOST_THINK_S: Final = 3600.0
+"""Mean: a session of longer pauses is no session, and its history is in no cache."""
 MOST_THINK_CV: Final = 10.0
 """Beyond it the mean of a lognormal time is made by a few draws that no measurement sees."""
 _LONGEST: Final = 500
@@ -96,7 +98,7 @@ def _think(text: str) -> tuple[float, float]:
     if not text.startswith("lognormal:"):
         if text in {"0", "0s"}:
             return 0.0, 0.0
-        return duration_s(text, what), 0.0
+        return _bounded(duration_s(text, what)), 0.0
     pairs = [part.partition("=") for part in text.removeprefix("lognormal:").split(",")]
     given = {name: value for name, _, value in pairs}
     if set(given) != {"mean", "cv"} or len(pairs) != len(given):
@@ -104,4 +106,10 @@ def _think(text: str) -> tuple[float, float]:
     cv = float(exact(given["cv"], f"{what}: cv"))
     if not 0 < cv <= MOST_THINK_CV:
         raise RequirementError(f"{what}: cv must be above 0 and at most {MOST_THINK_CV:g}, not {told(given['cv'])}")
-    return duration_s(given["mean"], f"{what}: mean"), cv
+    return _bounded(duration_s(given["mean"], f"{what}: mean")), cv
+
+
+def _bounded(mean_s: float) -> float:
+    if mean_s > MOST_THINK_S:
+        raise RequirementError(f"sessions: think must be at most 1h on average, not {mean_s:g} s")
+    return mean_s
