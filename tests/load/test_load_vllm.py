@@ -109,8 +109,9 @@ def test_turns_of_a_session_find_what_was_said_before(vllm_cpu_server: VllmServe
     with HttpLoadRunner(server.base_url, server.model, f"{server.api_key}", workload, 4, workers=1) as runner:
         runner.prepare()
         before = counted()
-        phase = closed_loop(workload, 2, 4.0, 200.0, 4, 0, hot=False)
-        span = runner.run(phase)
+        # Until it is stopped: of nine turns in two places, three follow another at least.
+        phase = closed_loop(workload, 2, 600.0, 20.0, 4, 0, hot=False)
+        span = runner.run(phase, lambda progress: progress.completed > 8)
         assert runner.settle(FOREVER_S)
         journal = runner.journal()
         queries, hits = (after - earlier for after, earlier in zip(counted(), before, strict=True))
