@@ -484,6 +484,7 @@ _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "trace": lambda value, what: Path(_path(value, what)),
     "endpoint": lambda value, what: _choice(ApiKind, value, what),
     "shared_prefix_tokens": lambda value, what: tokens(value, what, least=0),
+    "sessions": _text,
     "ignore_eos": _flag,
     "stream": _flag,
     "documents": _documents,
@@ -516,8 +517,8 @@ _MARKERS: Final = frozenset({"gpucap", "engine", "vllm", "gpu_class"})
 _SERVERS: Final = frozenset({"engine", "vllm"})
 _MEASURING: Final = "gpucap"
 """The fixture of a test that measures."""
-_OF_MADE_PROMPTS: Final = ("input_tokens", "shared_prefix_tokens", "trace", "images")
-"""Keywords that say how long prompts are, or what they have: not for prompts that are in a file."""
+_OF_MADE_PROMPTS: Final = ("input_tokens", "shared_prefix_tokens", "trace", "sessions", "images")
+"""Keywords that say how long prompts are, what they have or share: not for prompts that are in a file."""
 _LIMITING: Final = frozenset({GOODPUT, *(metric.value for metric in Metric)})
 """Keywords of limits, beside metrics with a percentile."""
 _OF_ANSWERS: Final = (
@@ -688,13 +689,7 @@ def _workload(values: Mapping[str, Any]) -> Workload:
         answer_tokens=values.get("answer_tokens"),
         images=values.get("images", ()),
     )
-    if workload.endpoint is not ApiKind.CHAT and workload.images:
-        raise RequirementError('images needs endpoint="chat": a plain completion is text alone')
-    if (workload.endpoint is not ApiKind.CHAT and workload.questions) or (
-        not workload.endpoint.has_messages and workload.wording != Wording()
-    ):
-        said = "questions" if workload.questions else next(key for key in _WORDING if key in values)
-        raise RequirementError(f'{said} needs endpoint="chat": a plain completion has no messages')
+    _check_messages(workload, values)
     if prompts is not None:
         _check_wording(prompts, workload.wording)
     if workload.input_tokens.low < workload.documents:
@@ -702,12 +697,27 @@ def _workload(values: Mapping[str, Any]) -> Workload:
             f"documents={workload.documents} leave no token for some of them in the shortest request "
             f"({workload.input_tokens.low} tokens): raise input_tokens, which is of all documents together"
         )
+    if "sessions" in values:
+        from pytest_gpucap.workloads.sessions import with_sessions
+
+        return with_sessions(workload, values["sessions"])
     if workload.shared_prefix_tokens >= workload.input_tokens.low:
         raise RequirementError(
             f"shared_prefix_tokens={workload.shared_prefix_tokens} leaves no token of the shortest prompt "
             f"({workload.input_tokens.low} tokens) that is not shared"
         )
     return workload
+
+
+def _check_messages(workload: Workload, values: Mapping[str, Any]) -> None:
+    """What needs an endpoint with messages."""
+    if workload.endpoint is not ApiKind.CHAT and workload.images:
+        raise RequirementError('images needs endpoint="chat": a plain completion is text alone')
+    if (workload.endpoint is not ApiKind.CHAT and workload.questions) or (
+        not workload.endpoint.has_messages and workload.wording != Wording()
+    ):
+        said = "questions" if workload.questions else next(key for key in _WORDING if key in values)
+        raise RequirementError(f'{said} needs endpoint="chat": a plain completion has no messages')
 
 
 def _of_requests(values: Mapping[str, Any]) -> dict[str, Any]:

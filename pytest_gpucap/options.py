@@ -398,6 +398,12 @@ class Options:
         default=0.05,
         otherwise="5%",
     )
+    any_prefix_hits = Option(
+        "--gpucap-any-prefix-hits",
+        values.flag,
+        "compare sessions whose prefix hit rates differ clearly, too: the cache is what is being tested",
+        default=False,
+    )
     base_python = Option(
         "--gpucap-base-python",
         values.interpreter,

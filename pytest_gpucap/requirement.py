@@ -624,6 +624,34 @@ class OwnPrompts:
 
 
 @dataclass(frozen=True, slots=True)
+class Sessions:
+    """Multi-turn sessions: each turn's prompt is all that was said before, and new tokens (`workloads.sessions`).
+
+    Attributes:
+        turns: requests of a session.
+        think_s: mean seconds from the end of an answer to the next turn.
+        think_cv: standard deviation of that over its mean; 0: it is always the same, else it is lognormal.
+        new: tokens that each turn adds to what was said before.
+        first: tokens of the first turn; None: as of every other one.
+        context: a session ends before a turn whose prompt and answer would have more tokens; None: no turn has.
+        text: as it was declared.
+    """
+
+    turns: Length
+    think_s: float
+    think_cv: float
+    new: Length
+    first: Length | None
+    context: int | None
+    text: str
+
+    @property
+    def opening(self) -> Length:
+        """Tokens of the first turn."""
+        return self.first or self.new
+
+
+@dataclass(frozen=True, slots=True)
 class Workload:
     """The shape of the requests: what is sent, how long it is, when it is due."""
 
@@ -663,6 +691,8 @@ class Workload:
     """Rank of adapters that are made for a synthetic model; None: they are not made."""
     dialect: ApiDialect = field(default_factory=ApiDialect)
     """How the server that is measured is asked for all this; see `served`."""
+    sessions: Sessions | None = None
+    """Requests are turns of sessions, whose whole prompts `input_tokens` describes; None: no two belong together."""
 
     @property
     def streamed(self) -> bool:

@@ -132,7 +132,7 @@ FORBIDDEN = {
 }
 """Room -> top-level modules that it may never import; ``*``: no room may."""
 
-PURE_LOAD = {"pytest_gpucap.load.protocol", "pytest_gpucap.load.latencies", "pytest_gpucap.load.schedule"}
+PURE_LOAD = {f"pytest_gpucap.load.{name}" for name in ("protocol", "latencies", "schedule", "draws", "sessions")}
 """Pure parts of `load` that arithmetic may use: the form of samples, what limits are set on, arrivals and lengths."""
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 import goodput  # type: ignore[import-not-found,unused-ignore]
 import numpy as np
 import servers  # type: ignore[import-not-found,unused-ignore]
+import sessions  # type: ignore[import-not-found,unused-ignore]
 import tables  # type: ignore[import-not-found,unused-ignore]
 from rivals import aiperf, guidellm, mlperf, simple  # type: ignore[import-not-found,unused-ignore]
 
@@ -51,18 +52,20 @@ Rival = Callable[..., tuple[float, float]]
 
 
 def profile_of(name: str) -> profiles.Profile:
-    """A profile that comes with the plugin, one of the drawn servers, or one that goodput limits."""
-    if name in goodput.names():
-        limited: profiles.Profile = goodput.load(name)
-        return limited
+    """A profile that comes with the plugin, one of the drawn servers, one that goodput limits, or one with sessions."""
+    for kind in (goodput, sessions):
+        if name in kind.names():
+            found: profiles.Profile = kind.load(name)
+            return found
     drawn = servers.path_of(name)
     return profiles.load(drawn if drawn.is_file() else name)
 
 
 def profiles_of(name: str) -> list[str]:
-    """All drawn servers of a half, all that goodput limits, or the profile of this name."""
-    if name == goodput.KIND:
-        return list(goodput.names())
+    """All drawn servers of a half, all that goodput limits, all with sessions, or the profile of this name."""
+    for kind in (goodput, sessions):
+        if name == kind.KIND:
+            return list(kind.names())
     return servers.names(name) if name in servers.KINDS else [name]
 
 
@@ -206,7 +209,9 @@ def main() -> None:
     parser.add_argument("what", choices=["run", "table"])
     parser.add_argument("--parts", default="check,measure,fixed,bisection,sweep")
     parser.add_argument(
-        "--profiles", default=",".join((*TUNED, *HELD_OUT)), help="by name; seen, unseen, goodput: all of these"
+        "--profiles",
+        default=",".join((*TUNED, *HELD_OUT)),
+        help="by name; seen, unseen, goodput, sessions: all of these",
     )
     parser.add_argument("--ratios", default=",".join(map(str, RATIOS)), help="true capacity over the requirement")
     parser.add_argument("--reps", type=int, default=1000)

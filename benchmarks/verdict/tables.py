@@ -15,6 +15,7 @@ PROFILES = HERE.parents[1] / "pytest_gpucap" / "simulator" / "profiles"
 CURVES = HERE.parents[1] / "docs" / "operating-characteristic.svg"
 SERVERS = HERE / "servers"
 GOODPUT = HERE / "goodput.toml"
+SESSIONS = HERE / "sessions.toml"
 RATIOS = (0.95, 0.98, 1.02, 1.05)
 FAR_RATIOS = (0.1, 0.5, 2.0, 10.0)
 MEASURED_AT = 0.7
@@ -277,6 +278,32 @@ def goodput_table(results: Path) -> list[str]:
     return lines
 
 
+def sessions_table(results: Path) -> list[str]:
+    """Error rates and estimates where requests are turns of sessions."""
+    lines = [
+        (
+            "| server | sessions | limits | true rate, req/s | checks a cell | false PASS r = 0.95 | false FAIL 1.05 | "
+            "undecided, both | `measure()`: runs | bias | sd | interval covers |"
+        ),
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, server in tomllib.loads(SESSIONS.read_text()).items():
+        cells = {ratio: read(results, "check", name, ratio) for ratio in (0.95, 1.05)}
+        measured = read(results, "measure", name, MEASURED_AT)
+        if not measured or not all(cells.values()):
+            continue
+        truth = server["true_rate_rps"]
+        bad = " | ".join(f"{percent(wrong(rows, ratio, truth, 'check'))}%" for ratio, rows in cells.items())
+        undecided = ", ".join(f"{percent(share(rows, 'INCONCLUSIVE'))}%" for rows in cells.values())
+        bias, sd, covered = estimates(measured, truth)
+        limits = ", ".join(f"{limit} {value}" for limit, value in server["slo"].items())
+        lines.append(
+            f"| {name} | {server['sessions']} | {limits} | {truth:.4g} | {min(map(len, cells.values()))} | {bad} | "
+            f"{undecided} | {len(measured)} | {bias:+.1%} | {sd:.1%} | {covered:.0%} |"
+        )
+    return lines
+
+
 def seconds_of(results: Path, method: str, name: str) -> list[float]:
     """GPU seconds of every run, each run once."""
     ratios = (1.0,) if method in ESTIMATING else RATIOS
@@ -407,6 +434,15 @@ def write(results: Path, target: Path, machine: str) -> None:
         ),
         "",
         *goodput_table(results),
+        "",
+        "## Multi-turn sessions",
+        "",
+        (
+            "The truth is that of long runs of the same sessions. `sessions.py`, then `study.py run --parts check "
+            "--profiles sessions --ratios 0.95,1.05 --reps 40` and `--parts measure --profiles sessions --reps 20`."
+        ),
+        "",
+        *sessions_table(results),
         "",
         "## Other ways to decide, on the same servers",
         "",

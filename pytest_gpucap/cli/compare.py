@@ -33,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("BASE", "HEAD"),
         help="compare these two tests, of A and of B (may be one file), that serve the model differently",
     )
+    parser.add_argument(
+        "--any-prefix-hits",
+        action="store_true",
+        help="compare sessions whose prefix hit rates differ clearly, too: the cache is what is being tested",
+    )
     parser.add_argument("--format", choices=("text", "markdown", "json"), default="text")
     add_folder(parser)
 
@@ -58,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
         except LookupError as error:
             raise CommandError(f"--variants: {error.args[0]}") from None
     else:
-        compared = compare_runs(head, Baseline(base.name, (base,)), share)
+        compared = compare_runs(head, Baseline(base.name, (base,)), share, any_hits=options.any_prefix_hits)
     match options.format:
         case "json":
             shown = _json(base, head, compared)

@@ -27,8 +27,8 @@ class Bins:
     """Time in bins, shape (b,) each.
 
     Width, requests decoding, tokens after the first, prompt tokens prefilled, the same weighted by the length of their
-    prompt, KV tokens held by the requests decoding; and, shape (b, len(STAIRS)), the requests decoding with what they
-    are padded by.
+    prompt (of a prompt whose start is cached, the difference of both squares), KV tokens held by the requests decoding;
+    and, shape (b, len(STAIRS)), the requests decoding with what they are padded by.
     """
 
     width_s: Floats
@@ -148,15 +148,17 @@ def _held(journal: Journal, edges: Floats, ticks: Floats, made: Floats) -> Float
 def _prefilled(journal: Journal, times: Floats) -> Floats:
     """Prompt tokens prefilled up to each time, and the same weighted by the length of their prompt, shape (2, t).
 
-    A prompt is spread over the time since the one before it was done. At the end one is under way: it is taken to be
-    as fast as the others.
+    What a session sent before is not prefilled again: of a prompt of p tokens, c of them cached, it is p - c tokens
+    and p * p - c * c. A prompt is spread over the time since the one before it was done. At the end one is under way:
+    it is taken to be as fast as the others.
     """
     known = ~np.isnan(journal.first_s)
     order = np.argsort(journal.first_s[known], kind="stable")
     first = journal.first_s[known][order]
     if first.size == 0:
         return np.zeros((2, times.size))
-    prompt = journal.prompt_tokens[known][order].astype(np.float64)
+    whole, cached = (each[known][order].astype(np.float64) for each in (journal.prompt_tokens, journal.cached_tokens))
+    prompt = whole - cached
     before = np.concatenate([[-math.inf], first[:-1]])
     begin = np.maximum(journal.sent_s[known][order], before)
     waiting = np.isnan(journal.first_s) & (journal.status == Status.IN_FLIGHT) & (journal.sent_s < times[-1])
@@ -164,9 +166,12 @@ def _prefilled(journal: Journal, times: Floats) -> Floats:
         under_way = np.flatnonzero(waiting)[np.argmin(journal.sent_s[waiting])]
         since = max(float(journal.sent_s[under_way]), float(first[-1]))
         per_s = float(np.median(prompt / np.maximum(first - np.minimum(begin, first), 1e-6)))
-        done = min(float(journal.prompt_tokens[under_way]), per_s * max(0.0, float(times[-1]) - since))
+        under_way_cached = float(journal.cached_tokens[under_way])
+        done = min(
+            float(journal.prompt_tokens[under_way]) - under_way_cached, per_s * max(0.0, float(times[-1]) - since)
+        )
         begin, first = np.append(begin, since), np.append(first, max(since, float(times[-1])))
-        prompt = np.append(prompt, done)
+        prompt, cached = np.append(prompt, done), np.append(cached, under_way_cached)
     points = np.maximum.accumulate(np.column_stack([np.minimum(begin, first), first]).ravel())
 
     def total(each: Floats) -> Floats:
@@ -174,4 +179,4 @@ def _prefilled(journal: Journal, times: Floats) -> Floats:
         result: Floats = np.interp(times, points, np.column_stack([levels[:-1], levels[1:]]).ravel())
         return result
 
-    return np.stack([total(prompt), total(prompt**2)])
+    return np.stack([total(prompt), total(prompt * (prompt + 2.0 * cached))])

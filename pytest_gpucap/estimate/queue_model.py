@@ -338,7 +338,7 @@ def evaluate(
         server_of(model),
         Replications(factors, levels, rows, size.burn_in, size.measured),
         rate_rps,
-        QueueArrivals(traffic.gap, traffic.prompt, traffic.output),
+        QueueArrivals(traffic.gap, traffic.prompt, traffic.output, traffic.cached),
         QueueStart(traffic.pool_left, traffic.pool_context),
         found,
         outputs,

@@ -73,11 +73,15 @@ class QueueServer(NamedTuple):
 
 
 class QueueArrivals(NamedTuple):
-    """Requests in order of arrival, shape (r,) each: seconds from the start, prompt tokens, output tokens."""
+    """Requests in order of arrival, shape (r,) each: seconds from the start, prompt tokens, output tokens.
+
+    `cached`: tokens at the start of the prompt that need no prefill, because the session sent them before.
+    """
 
     due_s: Floats
     prompt: Ints
     output: Ints
+    cached: Ints
 
 
 class QueueStart(NamedTuple):
@@ -301,7 +305,7 @@ def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays 
     # Taken out once: taking an array out of a tuple costs, and each of these is used for every event.
     speed, prefill_s, max_seqs, kv_tokens, kv_token_s, mean_context = server[:6]
     growth_s, even_prompt, stall_per_s, stall_s, path, path_bin_s, budget = server[6:]
-    due_s, _, output = arrivals
+    due_s, _, output, _ = arrivals
     ttft_s, e2e_s, seen = found
     starters, rows = running.left.size, due_s.size
     total = starters + rows
@@ -309,6 +313,7 @@ def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays 
     # admitted; `target`: the token clock at which it completes, -1 while it does not run.
     left = np.concatenate((running.left, arrivals.output))
     need = np.concatenate((running.context, arrivals.prompt))
+    cached = np.concatenate((np.zeros(starters, np.int64), arrivals.cached))
     whole = left + need
     target = np.full(total, -1.0)
     key, item = np.empty(2 * total + 16), np.empty(2 * total + 16, np.int64)
@@ -414,7 +419,9 @@ def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays 
                 taken += 1
             # A step already under way must end before this request's first one begins.
             wait = 0.0 if n == 0 else (i * STEP_PHASE) % 1.0
-            prefill = (prefill_s + growth_s * (need[i] - even_prompt)) * need[i] * factor
+            tokens = need[i] - cached[i]
+            token_s = prefill_s + growth_s * (need[i] + cached[i] - even_prompt)
+            prefill = token_s * tokens * factor
             chunks_per_s = _chunks_per_s(budget, n, prefill_s * factor)
             if gaps.size > 0 and n > 0 and pause + halt <= 0.0:
                 before = speed[n] * factor if n < speed.size else pace
@@ -423,13 +430,13 @@ def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays 
                 gaps[_gap_bin(before)] -= n * steps
             delay, after = _pause_s(speed, n, pace, factor, prefill, wait)
             room = max(LEAST_CHUNK, budget - n)
-            bend = min(1.0, growth_s * need[i] / max(1e-30, prefill_s + growth_s * (need[i] - even_prompt)))
+            bend = min(1.0, growth_s * tokens / max(1e-30, token_s))
             fills = last_tokens
-            filled_s, last_s, last_tokens = _into_steps(pause, last_s, last_tokens, need[i], delay, room, bend)
+            filled_s, last_s, last_tokens = _into_steps(pause, last_s, last_tokens, tokens, delay, room, bend)
             # What fills up a step that has not begun delays the first tokens that come at its end.
             for j in range(max(begun, last_from), announced):
                 first_work[j] += filled_s / factor
-            if last_tokens != fills + need[i]:
+            if last_tokens != fills + tokens:
                 last_from = announced
             pause += delay
             n += 1
@@ -524,7 +531,8 @@ def simulate_replications(
             due_s[r] = due_s[r - 1] + unit.due_s[start + r] / rate_rps
         first = waiting + replications.burn_in
         own = QueueLatencies(np.full(rows, np.inf), np.full(rows, np.inf), np.zeros(rows))
-        arrivals = QueueArrivals(due_s, unit.prompt[start : start + rows], unit.output[start : start + rows])
+        those = slice(start, start + rows)
+        arrivals = QueueArrivals(due_s, unit.prompt[those], unit.output[those], unit.cached[those])
         simulate(
             server, replications.factors[number], (number * STEP_PHASE) % 1.0, arrivals, running,
             (first, first + measured), own, gaps, 1e12,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
 from pytest_gpucap.arrays import Floats, Ints
 from pytest_gpucap.load import schedule
-from pytest_gpucap.requirement import ArrivalKind, Arrivals, Length, OwnPrompts, Workload
+from pytest_gpucap.load.draws import random_generator, uniform
+from pytest_gpucap.load.sessions import typical
+from pytest_gpucap.requirement import ArrivalKind, Arrivals, Length, OwnPrompts, Sessions, Workload
 
 SEED = 20_260_101
 """The queue model draws its own requests. With the requests of the load it would follow their luck."""
@@ -30,16 +33,19 @@ class Traffic:
         gap: shape (m,): gaps between arrivals at one request per second.
         prompt, output: shape (m,), tokens. Where answers have paces of their own, `output` is what their tokens amount
             to at the common pace.
+        cached: shape (m,), tokens at the start of the prompt that the session sent before.
         made: shape (m,), tokens of each answer.
         pool_left, pool_context: shape (p,): requests found running in steady state: tokens to go, KV held.
-        mean_prompt, mean_output: tokens per request.
-        even_prompt: length of the prompt that the average prompt token is in.
+        mean_prompt, mean_output: tokens per request; of prompts those that are not cached.
+        even_prompt: length of the prompt that the average prompt token is in; with sessions it is that and what is
+            cached of it, of the average token that is not.
         poisson: arrivals are Poisson, so that the stationary law holds.
     """
 
     gap: Floats
     prompt: Ints
     output: Ints
+    cached: Ints
     made: Ints
     pool_left: Ints
     pool_context: Ints
@@ -82,19 +88,30 @@ def traffic_for(workload: Workload, own_paces: tuple[float, ...] = ()) -> Traffi
         workload: whose lengths and arrivals they have.
         own_paces: of the requests (`Traffic.paced`); empty: all run at the common pace.
     """
-    shape = workload.input_tokens, workload.output_tokens, workload.arrivals, workload.prompts
+    shared = workload.shared_prefix_tokens if workload.sessions else 0
+    own = _Own(workload.prompts, workload.sessions, shared)
+    shape = workload.input_tokens, workload.output_tokens, workload.arrivals, own
     return _paced(*shape, own_paces) if own_paces else _traffic(*shape)
 
 
+class _Own(NamedTuple):
+    """What a workload has beside lengths and arrivals, as far as traffic depends on it."""
+
+    prompts: OwnPrompts | None
+    sessions: Sessions | None
+    shared: int
+
+
 @lru_cache(maxsize=2)
-def _paced(
-    inputs: Length, outputs: Length, arrivals: Arrivals, prompts: OwnPrompts | None, own_paces: tuple[float, ...]
-) -> Traffic:
-    return _traffic(inputs, outputs, arrivals, prompts).paced(own_paces)
+def _paced(inputs: Length, outputs: Length, arrivals: Arrivals, own: _Own, own_paces: tuple[float, ...]) -> Traffic:
+    return _traffic(inputs, outputs, arrivals, own).paced(own_paces)
 
 
 @lru_cache(maxsize=4)
-def _traffic(inputs: Length, outputs: Length, arrivals: Arrivals, prompts: OwnPrompts | None) -> Traffic:
+def _traffic(inputs: Length, outputs: Length, arrivals: Arrivals, own: _Own) -> Traffic:
+    prompts = own.prompts
+    if own.sessions is not None:
+        return _of_sessions(own.sessions, outputs, arrivals, own.shared)
     workload = Workload(input_tokens=inputs, output_tokens=outputs, arrivals=arrivals, prompts=prompts)
     spread = 8.0 * max(1.0, arrivals.burstiness) * ARRIVALS**0.5
     phase = schedule.open_loop(workload, 1.0, ARRIVALS + spread, SEED, 0)
@@ -102,17 +119,59 @@ def _traffic(inputs: Length, outputs: Length, arrivals: Arrivals, prompts: OwnPr
         pool = schedule.closed_loop(workload, POOL, 1.0, 1.0, SEED, 1)
         context, left = pool.prompt_tokens[:POOL], pool.output_tokens[:POOL]
     else:  # a closed loop's prompts are not as long as those of requests under way
-        found_running = schedule.random_generator(SEED, 1)
+        found_running = random_generator(SEED, 1)
         context, left = schedule.in_flight(phase.prompt_tokens, phase.output_tokens, POOL, found_running)
     return Traffic(
         gap=np.diff(phase.due_s),
         prompt=phase.prompt_tokens[1:].astype(np.int64),
         output=phase.output_tokens[1:].astype(np.int64),
+        cached=np.zeros(phase.due_s.size - 1, np.int64),
         made=phase.output_tokens[1:].astype(np.int64),
         pool_left=left.astype(np.int64),
         pool_context=context.astype(np.int64),
         mean_prompt=float(phase.prompt_tokens.mean()),
         mean_output=float(phase.output_tokens.mean()),
         even_prompt=float((phase.prompt_tokens.astype(np.float64) ** 2).mean() / phase.prompt_tokens.mean()),
+        poisson=arrivals.kind is ArrivalKind.POISSON,
+    )
+
+
+def _of_sessions(sessions: Sessions, outputs: Length, arrivals: Arrivals, shared: int) -> Traffic:
+    """Turns of many sessions at once, each taken by itself.
+
+    First turns arrive as the workload says, and later ones at moments of their own: where many sessions are under way,
+    the one that comes next is any of them (the superposition of many sparse processes is Poisson). How the turns of one
+    session depend on each other is in the replays of the open loops, and in the error that is taken by session.
+    """
+    turns = typical(sessions, outputs, shared)
+    first = np.concatenate([[True], np.diff(turns.session) != 0])
+    share = float(first.mean())
+    seconds = ARRIVALS + 8.0 * max(1.0, arrivals.burstiness) * ARRIVALS**0.5
+    firsts_s = schedule.arrivals_s(arrivals, share, seconds, SEED, 2)
+    later_s = schedule.arrivals_s(Arrivals(), 1.0 - share, seconds, SEED, 3) if share < 1.0 else np.zeros(0)
+    due_s = np.concatenate([firsts_s, later_s])
+    order = np.argsort(due_s, kind="stable")
+    random = random_generator(SEED, 4)
+    picked = np.concatenate(
+        [
+            np.flatnonzero(those)[np.floor(uniform(random, n) * int(those.sum())).astype(np.int64)]
+            for those, n in ((first, firsts_s.size), (~first, later_s.size))
+            if n
+        ]
+    )[order][1:]
+    context, left = schedule.in_flight(turns.prompt, turns.output, POOL, random_generator(SEED, 1))
+    whole, cached = turns.prompt.astype(np.float64), turns.before.astype(np.float64)
+    output = turns.output[picked].astype(np.int64)
+    return Traffic(
+        gap=np.diff(due_s[order]),
+        prompt=turns.prompt[picked].astype(np.int64),
+        output=output,
+        cached=turns.before[picked].astype(np.int64),
+        made=output,
+        pool_left=left.astype(np.int64),
+        pool_context=context.astype(np.int64),
+        mean_prompt=float((whole - cached).mean()),
+        mean_output=float(turns.output.mean()),
+        even_prompt=float((whole**2 - cached**2).mean() / (whole - cached).mean()),
         poisson=arrivals.kind is ArrivalKind.POISSON,
     )

@@ -24,6 +24,9 @@ _KV_SHARE: Final = 0.01
 """The KV cache's size differs a little from start to start; a change is named beyond this share."""
 
 
+HIT_RATES_APART: Final = 0.1
+"""Prefix hit rates that differ by more make other work of the same prompts. Those of two runs of the same server differ
+by a few hundredths: sessions are drawn, and the cache is cold when a measurement begins."""
 _STARTUP_SHARE: Final = 0.2
 """A start-up time differs from start to start with what the machine has cached; a change is named beyond this share."""
 _SHORT: Final = 80
@@ -147,15 +150,27 @@ def _workload(workload: DeclaredWorkload, *, contents: bool) -> dict[IdentityKey
     }
 
 
-def differences(base: Result, head: Result, *, variants: bool = False) -> list[str]:
+def differences(base: Result, head: Result, *, variants: bool = False, any_hits: bool = False) -> list[str]:
     """What keeps two results from being compared, as ``name: base -> head``; empty when they may be.
 
     Args:
         base: the result to compare with.
         head: the result to look at.
-        variants: how the model is served (`IdentityKey.served`) is what is being tested, and may differ.
+        variants: how the model is served (`IdentityKey.served`) is what is being tested, and may differ. So may how
+            much the server finds in its prefix cache.
+        any_hits: that alone may differ.
     """
-    return [text for key, text in _unlike(base, head).items() if not (variants and key.served)]
+    found = [text for key, text in _unlike(base, head).items() if not (variants and key.served)]
+    apart = hits_apart(base, head)
+    return found if variants or any_hits or not apart else [*found, apart]
+
+
+def hits_apart(base: Result, head: Result) -> str:
+    """How the prefix hit rates of two results with sessions differ, if they clearly do; else empty."""
+    before, after = base.prefix_hit_rate, head.prefix_hit_rate
+    if before is None or after is None or abs(after - before) <= HIT_RATES_APART:
+        return ""
+    return f"prefix hit rate: {before:.0%} -> {after:.0%}"
 
 
 def _unlike(base: Result, head: Result) -> dict[IdentityKey, str]:
@@ -206,6 +221,7 @@ def changed(base: Result, head: Result, *, variants: bool = False) -> list[str]:
         found.append(f"server reused: {_text(ours.reused)} -> {_text(theirs.reused)}")
     if base.imported is not None and head.imported is not None:
         found += _told_differently(base.imported, head.imported)
+    found += [apart] if (apart := hits_apart(base, head)) else []
     if base.seed != head.seed:
         found.append(f"seed: {base.seed} -> {head.seed}")
     return found

@@ -44,6 +44,7 @@ def compare_result(
     *,
     fresh: bool = True,
     variants: bool = False,
+    any_hits: bool = False,
 ) -> Comparison:
     """The comparison of a result with a baseline.
 
@@ -55,10 +56,11 @@ def compare_result(
         sharper: another result of the same test and server, whose rate is known better.
         fresh: `again` starts the server afresh; False where the server is not ours to start.
         variants: how the model is served may differ; see `compare_variants`.
+        any_hits: prefix hit rates may differ; see `comparable.differences`.
     """
     if result.imported is not None:
         return normalised(_compared_points(result, baseline, max_regression, variants=variants))
-    found = _candidates(result, baseline, variants=variants)
+    found = _candidates(result, baseline, variants=variants, any_hits=any_hits)
     if isinstance(found, _NothingComparable):
         return normalised(
             Comparison(
@@ -133,14 +135,16 @@ def _compared_points(result: Result, baseline: Baseline, max_regression: float, 
     )
 
 
-def compare_runs(head: Run, base: Baseline, max_regression: float) -> list[Result]:
+def compare_runs(head: Run, base: Baseline, max_regression: float, *, any_hits: bool = False) -> list[Result]:
     """Every test of a run with its comparison, in their order: its first result, and the rate of its sharpest."""
     tests: dict[str, list[Result]] = {}
     for result in head.results:
         if result.kind is not ResultKind.SAMPLE:  # one window concludes nothing
             tests.setdefault(result.test, []).append(result)
     return [
-        _with_comparison(first, compare_result(first, base, max_regression, sharper=_sharpest(others)))
+        _with_comparison(
+            first, compare_result(first, base, max_regression, sharper=_sharpest(others), any_hits=any_hits)
+        )
         for first, *others in tests.values()
     ]
 
@@ -238,7 +242,9 @@ class _NothingComparable:
     differs: tuple[str, ...] = ()
 
 
-def _candidates(result: Result, baseline: Baseline, *, variants: bool) -> _Comparable | _NothingComparable:
+def _candidates(
+    result: Result, baseline: Baseline, *, variants: bool, any_hits: bool
+) -> _Comparable | _NothingComparable:
     """The newest runs with a comparable result of the test."""
     runs: list[Run] = []
     sharpest: list[Result] = []
@@ -248,7 +254,7 @@ def _candidates(result: Result, baseline: Baseline, *, variants: bool) -> _Compa
         bases = _of_test(run, result)
         if not bases:
             continue
-        differs = differences(bases[0], result, variants=variants)
+        differs = differences(bases[0], result, variants=variants, any_hits=any_hits)
         best = _sharpest(bases)
         if differs:
             nearest = nearest or _NothingComparable(run, "no comparable baseline", tuple(differs))

@@ -23,6 +23,7 @@ from pytest_gpucap.load.protocol import ERRORS, ErrorText, Status
 from pytest_gpucap.load.recorder import Recorder
 from pytest_gpucap.load.responses_answer import ResponsesAnswer
 from pytest_gpucap.load.server_words import likeness, one_line
+from pytest_gpucap.load.session_rows import SessionRows
 from pytest_gpucap.load.shared_memory import Count, PhaseTable, RunTable, WorkerProgress
 from pytest_gpucap.load.spread import Spread, next_replica
 from pytest_gpucap.load.timestamps import RESAMPLE_S, ClockOffset, enable_timestamps
@@ -169,7 +170,7 @@ class EventLoop:
         self._outstanding = [0] * len(self._templates)
         """Requests in flight, by replica."""
         self._busy: dict[RequestCarrier, float] = {}
-        self._rows: WorkerRows | None = None
+        self._rows: WorkerRows | SessionRows | None = None
         self._requests: deque[bytes] = deque()
         self._next_due_s = math.inf
         self._end_s = math.inf
@@ -286,7 +287,10 @@ class EventLoop:
         """Begin a phase; `concurrency` requests are kept in flight, or 0 for an open loop."""
         self._drop_unsent()
         self.recorder.begin(table)
-        self._rows = WorkerRows(table, self._worker, first_prompt)
+        if table.session.size:
+            self._rows = SessionRows(table, self._worker, closed=concurrency > 0)
+        else:
+            self._rows = WorkerRows(table, self._worker, first_prompt)
         self._requests.clear()
         self._end_s, self._concurrency = end_s, concurrency
         self._completed = self._failed = 0
@@ -420,7 +424,7 @@ class EventLoop:
     def _refill_after_failure(self) -> None:
         self._next_due_s = min(self._next_due_s, time.monotonic() + FAILURE_PAUSE_S)
 
-    def _compose(self, rows: WorkerRows, row: int) -> bytes:
+    def _compose(self, rows: WorkerRows | SessionRows, row: int) -> bytes:
         table = rows.table
         return self._composer.body(rows.number(row), table.prompt[row], table.output[row])
 
@@ -485,6 +489,16 @@ class EventLoop:
             self._failed += 1
             quotes = self._composer.personal and status not in _OUR_WORDS
             self._keep_text(status, answer.code, NOT_KEPT if quotes else one_line(answer.error, self._secrets))
+
+        self._follow(answer, end_s)
+
+    def _follow(self, answer: Answer, end_s: float) -> None:
+        """The next turn of the session that a request is of is due some time after its end."""
+        rows = self._rows
+        if isinstance(rows, SessionRows) and self._phase_open and answer.table is rows.table:
+            rows.ended(answer.row, end_s)
+            if not self._concurrency:
+                self._next_due_s = rows.due_s if rows.due_s < self._end_s else math.inf
 
     def _keep_text(self, status: Status, code: int, text: str) -> None:
         """Count what was said of a failed request, together with texts that differ in numbers only."""

@@ -135,6 +135,10 @@ class LibraryEventLoop(EventLoop):
         handler()
         self._wake.set()
 
+    def _follow(self, answer: Answer, end_s: float) -> None:
+        super()._follow(answer, end_s)
+        self._wake.set()
+
     def _refill_after_failure(self) -> None:
         super()._refill_after_failure()
         self._wake.set()

@@ -30,16 +30,43 @@ class Clock(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Turns:
+    """Which rows of a phase are turns of one session; shape (n,) each.
+
+    A row that follows another one is due `think_s` after the end of that one, in a closed loop at once. It is sent
+    however that one ended.
+
+    Attributes:
+        session: number of the session, which is the number of the prompts of all its turns.
+        after: the row that this one follows, which stands before it; -1: none.
+        think_s: from the end of that row until this one is due.
+        cached: tokens at the start of the prompt that were sent before, so that a prefix cache may have them.
+        left: turns of the session after this one.
+        count: prompt numbers that the phase uses, from its `first_prompt` on. Sessions that an earlier phase began have
+            the number that they had.
+    """
+
+    session: Ints
+    after: Ints
+    think_s: Floats
+    cached: Int32s
+    left: Int32s
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class OpenLoop:
-    """Requests are sent when they are due, whatever the server does.
+    """Requests are sent when they are due, whatever the server does. Of sessions, first turns are.
 
     Attributes:
         duration_s: how long the phase lasts; requests in flight at its end go on into the next phase.
-        due_s: shape (n,), increasing; seconds from the start of the phase.
+        due_s: shape (n,), increasing; seconds from the start of the phase. Of a turn that follows another one, when it
+            is expected to be due: beyond `duration_s` too, where it may become due sooner.
         prompt_tokens: shape (n,), tokens of each prompt as the server counts them.
         output_tokens: shape (n,), tokens that each request asks for.
         first_prompt: number of the phase's first prompt. Prompts are made from (seed, number), so phases of one
-            measurement must not overlap in [first_prompt, first_prompt + n).
+            measurement must not overlap in [first_prompt, first_prompt + prompts).
+        turns: of sessions; None: no two requests belong together.
     """
 
     duration_s: float
@@ -47,11 +74,18 @@ class OpenLoop:
     prompt_tokens: Int32s
     output_tokens: Int32s
     first_prompt: int = 0
+    turns: Turns | None = None
 
     @property
     def rate_rps(self) -> float:
         """Intended rate: requests due in the phase over its duration."""
-        return self.due_s.size / self.duration_s
+        due = self.due_s.size if self.turns is None else int((self.due_s < self.duration_s).sum())
+        return due / self.duration_s
+
+    @property
+    def prompts(self) -> int:
+        """Prompt numbers that it uses."""
+        return self.prompt_tokens.size if self.turns is None else self.turns.count
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +102,7 @@ class ClosedLoop:
         prompt_tokens, output_tokens: shape (n,), the rows in sending order. A runner that has sent the last row before
             the phase ends raises `LoadError`.
         hot: how many rows at the start are in mid-life.
-        first_prompt: see `OpenLoop`.
+        first_prompt, turns: see `OpenLoop`. The next turn of the session that ended replaces it, else a new session.
     """
 
     duration_s: float
@@ -77,6 +111,12 @@ class ClosedLoop:
     output_tokens: Int32s
     hot: int = 0
     first_prompt: int = 0
+    turns: Turns | None = None
+
+    @property
+    def prompts(self) -> int:
+        """Prompt numbers that it uses."""
+        return self.prompt_tokens.size if self.turns is None else self.turns.count
 
 
 LoadPhase = OpenLoop | ClosedLoop
@@ -227,6 +267,15 @@ class PhaseSpan:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionColumns:
+    """What a journal knows of sessions, shape (n,) each: see `Turns`."""
+
+    session: Ints
+    cached: Int32s
+    left: Int32s
+
+
+@dataclass(frozen=True, slots=True)
 class Journal:
     """What is known of all requests so far, one row per request; NaN or 0 where something is not yet known.
 
@@ -248,6 +297,7 @@ class Journal:
         answer_s: shape (n,), when the first token after the reasoning came; NaN for answers without reasoning, and
             where none came. None together with `reasoning_tokens`.
         adapter: shape (n,), the place of each request's adapter in the workload's mix; None without a mix.
+        sessions: None where no two requests belong together.
     """
 
     due_s: Floats
@@ -268,6 +318,12 @@ class Journal:
     reasoning_tokens: Int32s | None = None
     answer_s: Floats | None = None
     adapter: Ints | None = None
+    sessions: SessionColumns | None = None
+
+    @property
+    def cached_tokens(self) -> Int32s:
+        """Tokens at the start of each prompt that its session sent before, shape (n,); 0 without sessions."""
+        return np.zeros_like(self.prompt_tokens) if self.sessions is None else self.sessions.cached
 
     @property
     def ttft_s(self) -> Floats:

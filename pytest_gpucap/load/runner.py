@@ -31,6 +31,7 @@ from pytest_gpucap.load.protocol import (
     OpenLoop,
     PhaseSpan,
     Progress,
+    SessionColumns,
     Status,
 )
 from pytest_gpucap.load.self_check import check_phase
@@ -72,6 +73,8 @@ _COLUMNS = (
     *("counted_prompt_tokens", "counted_output_tokens", "reasoning_tokens", "answer_s", "status", "hot", "replicas"),
 )
 """Of the journal, as a phase's table names them."""
+_SESSION_COLUMNS = ("session", "cached", "left")
+"""Of the journal, where phases have sessions."""
 
 
 class _FinishedPhase:
@@ -94,7 +97,8 @@ class _FinishedPhase:
     def let_go(self) -> None:
         """Keep only the rows, once all their requests have ended: a table holds a descriptor and megabytes."""
         if self.table is not None and not (self.column("status") == Status.IN_FLIGHT).any():
-            self._columns = {name: self.column(name) for name in _COLUMNS}
+            names = _COLUMNS + _SESSION_COLUMNS if self.table.session.size else _COLUMNS
+            self._columns = {name: self.column(name) for name in names}
             self.table = None
 
 
@@ -251,7 +255,8 @@ class HttpLoadRunner:
         assert pool is not None  # noqa: S101 - made by prepare
         closed = isinstance(phase, ClosedLoop)
         n = phase.prompt_tokens.size
-        table, fd = PhaseTable.create(n, pool.workers)
+        turns = phase.turns
+        table, fd = PhaseTable.create(n, pool.workers, turns=turns is not None)
         try:
             table.prompt_tokens[:], table.output_tokens[:] = prompts, phase.output_tokens
             if isinstance(phase, ClosedLoop):
@@ -260,10 +265,15 @@ class HttpLoadRunner:
             end_s = start_s + phase.duration_s
             if isinstance(phase, OpenLoop):
                 table.due_s[:] = start_s + phase.due_s
+            if turns is not None:
+                table.session[:], table.after[:], table.think_s[:] = turns.session, turns.after, turns.think_s
+                table.cached[:], table.left[:] = turns.cached, turns.left
+                table.due_s[turns.after >= 0] = np.nan
             pool.tell(
                 {
                     "do": "begin",
                     "rows": n,
+                    "turns": turns is not None,
                     "start_s": start_s,
                     "end_s": end_s,
                     "shares": _shares(phase, pool.workers),
@@ -290,7 +300,7 @@ class HttpLoadRunner:
                 f"the server is faster than the rate the phase was made for"
             )
         gaps = table.histogram(HistogramKind.GAPS)
-        taken = int(rows.max(initial=-1)) + 1
+        taken = int(rows.max(initial=-1)) + 1 if turns is None else None
         return PhaseSpan(phase, start_s, end_s, first_row, self._rows_so_far, stopped, check, gaps, taken)
 
     @property
@@ -380,12 +390,24 @@ class HttpLoadRunner:
             bin_s=TOKEN_BIN_S,
             bins_start_s=self._bins_start_s,
             tokens=tokens,
+            sessions=self._session_columns(),
             replica=None if len(self.replicas) == 1 else column("replicas", np.uint16).astype(np.int64),
             reasoning_tokens=column("reasoning_tokens", np.int32),
             answer_s=column("answer_s", np.float64),
             adapter=None
             if self._draw is None
             else np.concatenate([np.empty(0, np.int64), *(finished.adapters for finished in self._finished)]),
+        )
+
+    def _session_columns(self) -> SessionColumns | None:
+        if self._workload.sessions is None:
+            return None
+        columns = [[each.column(name) for each in self._finished] for name in _SESSION_COLUMNS]
+        session, cached, left = columns
+        return SessionColumns(
+            np.concatenate([np.empty(0, np.int64), *session]),
+            np.concatenate([np.empty(0, np.int32), *cached]),
+            np.concatenate([np.empty(0, np.int32), *left]),
         )
 
     def error_texts(self) -> list[ErrorText]:

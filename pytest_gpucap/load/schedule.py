@@ -12,62 +12,31 @@ arrivals as they were, and a longer phase begins with the very requests of a sho
 from __future__ import annotations
 
 import math
-from enum import IntEnum
 
 import numpy as np
 
 from pytest_gpucap.arrays import Floats, Int32s
+from pytest_gpucap.load.draws import Purpose, draw_lengths, random_generator, uniform
 from pytest_gpucap.load.prompt_lengths import lengths_of, longest_prompt
 from pytest_gpucap.load.protocol import ClosedLoop, OpenLoop
+from pytest_gpucap.load.sessions import NONE, UnderWay, closed_sessions, mean_turns, open_sessions
 from pytest_gpucap.load.trace import Trace, read_trace
-from pytest_gpucap.requirement import ArrivalKind, Length, LengthKind, Workload
+from pytest_gpucap.requirement import ArrivalKind, Arrivals, Workload
 
 _LEAST_BURSTINESS = 1e-3
 """Gaps with a smaller coefficient of variation are made constant: gamma quantiles would lose their digits."""
 
 
-class _Purpose(IntEnum):
-    ARRIVALS = 0
-    INPUT = 1
-    OUTPUT = 2
-    HOT = 3
-
-
-def random_generator(seed: int, stream: int, purpose: int = 0) -> np.random.Generator:
-    """The random generator of (seed, stream, purpose); distinct keys give independent streams."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(stream, purpose))))
-
-
-def _uniform(rng: np.random.Generator, n: int) -> Floats:
-    """Uniform on the open interval (0, 1), 53 bits, shape (n,)."""
-    raw = rng.bit_generator.random_raw(n)
-    open_unit: Floats = ((raw >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-    return open_unit
-
-
-def draw_lengths(length: Length, rng: np.random.Generator, n: int) -> Int32s:
-    """Token counts, shape (n,), each within [low, high].
-
-    The mean and coefficient of variation of a lognormal length are those before it is held to the bounds.
-    """
-    uniform = _uniform(rng, n)
-    if length.kind is LengthKind.FIXED:
-        return np.full(n, length.low, np.int32)
-    if length.kind is LengthKind.UNIFORM:
-        drawn = length.low + np.floor(uniform * (length.high - length.low + 1))
-    else:
-        from scipy.special import ndtri  # imported late: only this kind needs it
-
-        variance = math.log1p(length.cv**2)
-        drawn = np.rint(np.exp(math.log(length.mean) - variance / 2 + math.sqrt(variance) * ndtri(uniform)))
-    held: Int32s = np.clip(drawn, length.low, length.high).astype(np.int32)
-    return held
-
-
 def open_loop(
-    workload: Workload, rate_rps: float, duration_s: float, seed: int, stream: int, first_prompt: int = 0
+    workload: Workload,
+    rate_rps: float,
+    duration_s: float,
+    seed: int,
+    stream: int,
+    first_prompt: int = 0,
+    before: UnderWay = NONE,
 ) -> OpenLoop:
-    """Requests at a mean rate, with the workload's arrivals.
+    """Requests at a mean rate, with the workload's arrivals. Of sessions, the first turns arrive so.
 
     Poisson and gamma arrivals are stationary renewal processes: the first gap is what is left of a gap that was under
     way when the phase began. Constant gaps start half a gap in. A trace is stretched to the rate. Each phase enters the
@@ -80,23 +49,20 @@ def open_loop(
         seed: of the whole measurement.
         stream: number of the phase within the measurement; phases with other numbers are independent.
         first_prompt: see `OpenLoop`.
+        before: sessions of earlier phases that may be carried on (`sessions.under_way`).
 
     Raises:
         RequirementError: as `read_trace`.
     """
     rate_rps, duration_s = _above_zero(rate_rps, "rate_rps"), _above_zero(duration_s, "duration_s")
-    arrivals = workload.arrivals
-    if arrivals.kind is ArrivalKind.TRACE:
+    if workload.arrivals.kind is ArrivalKind.TRACE:
         return _trace_loop(_trace(workload), rate_rps, duration_s, seed, stream, first_prompt)
-    even = arrivals.kind is ArrivalKind.GAMMA and arrivals.burstiness < _LEAST_BURSTINESS
-    if even or arrivals.kind is ArrivalKind.CONSTANT:
-        due_s: Floats = (np.arange(math.ceil(rate_rps * duration_s) + 1, dtype=np.float64) + 0.5) / rate_rps
-    else:
-        variation = 1.0 if arrivals.kind is ArrivalKind.POISSON else arrivals.burstiness
-        due_s = _renewals(rate_rps, duration_s, variation, random_generator(seed, stream, _Purpose.ARRIVALS))
-    due_s = due_s[due_s < duration_s]
+    if workload.sessions is not None:
+        due_s = arrivals_s(workload.arrivals, rate_rps / mean_turns(workload), duration_s, seed, stream)
+        return open_sessions(workload, due_s, rate_rps, duration_s, (seed, stream), first_prompt, before)
+    due_s = arrivals_s(workload.arrivals, rate_rps, duration_s, seed, stream)
     n = due_s.size
-    input_rng, output_rng = (random_generator(seed, stream, purpose) for purpose in (_Purpose.INPUT, _Purpose.OUTPUT))
+    input_rng, output_rng = (random_generator(seed, stream, purpose) for purpose in (Purpose.INPUT, Purpose.OUTPUT))
     if workload.prompts is not None:
         drawn = draw_lengths(workload.prompts.drawn, output_rng, n)
         inputs, outputs = lengths_of(workload.prompts, first_prompt, drawn)
@@ -104,6 +70,17 @@ def open_loop(
         inputs = draw_lengths(workload.input_tokens, input_rng, n)
         outputs = draw_lengths(workload.output_tokens, output_rng, n)
     return OpenLoop(duration_s, np.round(due_s, 9), inputs, outputs, first_prompt)
+
+
+def arrivals_s(arrivals: Arrivals, rate_rps: float, duration_s: float, seed: int, stream: int) -> Floats:
+    """Arrival times within a phase, rising; not of a trace."""
+    even = arrivals.kind is ArrivalKind.GAMMA and arrivals.burstiness < _LEAST_BURSTINESS
+    if even or arrivals.kind is ArrivalKind.CONSTANT:
+        due_s: Floats = (np.arange(math.ceil(rate_rps * duration_s) + 1, dtype=np.float64) + 0.5) / rate_rps
+    else:
+        variation = 1.0 if arrivals.kind is ArrivalKind.POISSON else arrivals.burstiness
+        due_s = _renewals(rate_rps, duration_s, variation, random_generator(seed, stream, Purpose.ARRIVALS))
+    return due_s[due_s < duration_s]
 
 
 def closed_loop(
@@ -115,6 +92,7 @@ def closed_loop(
     stream: int,
     hot: bool = True,
     first_prompt: int = 0,
+    before: UnderWay = NONE,
 ) -> ClosedLoop:
     """Rows enough to keep `concurrency` requests in flight for the phase, at up to `max_rate_rps` completions a second.
 
@@ -123,6 +101,8 @@ def closed_loop(
     (input + a, output - a). (The inspection paradox of renewal theory; time in service is taken as proportional to the
     output tokens, since a step yields one token to every request in the batch.) A prompt of the user's own stays as it
     is: the next ones are sent, with what is left of such requests' outputs.
+
+    Of sessions, `concurrency` are under way, and each turn follows at once (`sessions.closed_sessions`).
     """
     duration_s, max_rate_rps = _above_zero(duration_s, "duration_s"), _above_zero(max_rate_rps, "max_rate_rps")
     if concurrency < 1:
@@ -130,19 +110,20 @@ def closed_loop(
     # Requests may happen to be shorter than the mean, and each of the concurrent ones is replaced once more at the end.
     expected = max_rate_rps * duration_s
     n = 2 * concurrency + math.ceil(expected + 4.0 * math.sqrt(expected)) + 16
+    if workload.sessions is not None:
+        key = seed, stream
+        return closed_sessions(workload, concurrency, duration_s, n, key, first_prompt, before, hot=hot)
     if workload.arrivals.kind is ArrivalKind.TRACE:
         trace = _trace(workload)
         rows = (_entry(trace, seed, stream) + np.arange(n)) % trace.arrival_s.size
         inputs, outputs = trace.input_tokens[rows], trace.output_tokens[rows]
         pool = trace.input_tokens, trace.output_tokens
     elif workload.prompts is not None:
-        drawn = draw_lengths(workload.prompts.drawn, random_generator(seed, stream, _Purpose.OUTPUT), n)
+        drawn = draw_lengths(workload.prompts.drawn, random_generator(seed, stream, Purpose.OUTPUT), n)
         inputs, outputs = lengths_of(workload.prompts, first_prompt, drawn)
         pool = inputs, outputs
     else:
-        input_rng, output_rng = (
-            random_generator(seed, stream, purpose) for purpose in (_Purpose.INPUT, _Purpose.OUTPUT)
-        )
+        input_rng, output_rng = (random_generator(seed, stream, purpose) for purpose in (Purpose.INPUT, Purpose.OUTPUT))
         inputs, outputs = (
             draw_lengths(workload.input_tokens, input_rng, n),
             draw_lengths(workload.output_tokens, output_rng, n),
@@ -155,7 +136,7 @@ def closed_loop(
         )
     if hot:
         inputs, outputs = inputs.copy(), outputs.copy()
-        grown, left = in_flight(*pool, concurrency, random_generator(seed, stream, _Purpose.HOT))
+        grown, left = in_flight(*pool, concurrency, random_generator(seed, stream, Purpose.HOT))
         if workload.prompts is None:
             inputs[:concurrency], outputs[:concurrency] = grown, left
         else:
@@ -178,7 +159,7 @@ def in_flight(inputs: Int32s, outputs: Int32s, n: int, rng: np.random.Generator)
         Tokens held so far and tokens still to come, both shape (n,).
     """
     ends = np.cumsum(outputs, dtype=np.int64)
-    points = np.floor(_uniform(rng, n) * ends[-1]).astype(np.int64)
+    points = np.floor(uniform(rng, n) * ends[-1]).astype(np.int64)
     which = np.searchsorted(ends, points, side="right")
     age = (points - (ends[which] - outputs[which])).astype(np.int32)
     return inputs[which] + age, outputs[which] - age
@@ -189,11 +170,11 @@ def _renewals(rate_rps: float, duration_s: float, variation: float, rng: np.rand
     shape = 1.0 / variation**2
     scale_s = 1.0 / (rate_rps * shape)
     # The gap under way at time 0 is length-biased (a gamma of shape + 1), and time 0 is uniform within it.
-    first, within = _uniform(rng, 2)
+    first, within = uniform(rng, 2)
     arrivals = [np.array([within * _gamma(np.array([first]), shape + 1.0)[0] * scale_s])]
     chunk = max(64, math.ceil(rate_rps * duration_s * 1.1))
     while arrivals[-1][-1] < duration_s:
-        arrivals.append(arrivals[-1][-1] + np.cumsum(_gamma(_uniform(rng, chunk), shape) * scale_s))
+        arrivals.append(arrivals[-1][-1] + np.cumsum(_gamma(uniform(rng, chunk), shape) * scale_s))
     return np.concatenate(arrivals)
 
 
@@ -216,7 +197,7 @@ def _trace(workload: Workload) -> Trace:
 
 def _entry(trace: Trace, seed: int, stream: int) -> int:
     """The row at which a phase enters the trace."""
-    return int(_uniform(random_generator(seed, stream, _Purpose.ARRIVALS), 1)[0] * trace.arrival_s.size)
+    return int(uniform(random_generator(seed, stream, Purpose.ARRIVALS), 1)[0] * trace.arrival_s.size)
 
 
 def _trace_loop(

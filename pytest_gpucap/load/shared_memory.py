@@ -116,6 +116,8 @@ _ROW_FLOATS = ("due_s", "sent_s", "first_s", "answer_s", "last_s", "end_s")
 _ROW_INTS = ("prompt_tokens", "output_tokens", "counted_prompt_tokens", "counted_output_tokens", "reasoning_tokens")
 _ROW_SHORTS = ("replica",)
 _ROW_BYTES = ("status", "hot")
+_TURN_BYTES = 8 + 8 + 3 * 4
+"""Of a row's turn: `session`, `think_s`, and `after`, `cached`, `left`."""
 
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
@@ -129,18 +131,19 @@ def item_view(array: npt.NDArray[np.generic]) -> memoryview[Any]:
 class PhaseTable:
     """The rows of one phase, and what each worker counted in it.
 
-    Row i belongs to worker i % workers.
+    Row i belongs to worker i % workers; of sessions `session_rows.owners` tells.
 
     Attributes:
+        session, think_s, after, cached, left: shape (rows,), see `Turns`; (0,) without sessions.
         due_s, sent_s, ...: shape (rows,), named as in `Journal`. `due`, `sent`, ... are item views of the same memory.
         histograms: shape (workers, len(HistogramKind), HISTOGRAM_BINS).
         counts: shape (workers, len(Count)).
         first_address, sent_address: memory addresses of `first_s` and `sent_s`, for compiled code.
     """
 
-    def __init__(self, fd: int, rows: int, workers: int) -> None:
+    def __init__(self, fd: int, rows: int, workers: int, *, turns: bool = False) -> None:
         self.rows, self.workers = rows, workers
-        self._memory = mmap.mmap(fd, self.size(rows, workers))
+        self._memory = mmap.mmap(fd, self.size(rows, workers, turns=turns))
         self._offset = 0
         kinds = len(HistogramKind)
         histograms = self._take(np.int64, workers * kinds * HISTOGRAM_BINS)
@@ -149,10 +152,13 @@ class PhaseTable:
         self.due_s, self.sent_s, self.first_s, self.answer_s, self.last_s, self.end_s = (
             self._take(np.float64, rows) for _ in _ROW_FLOATS
         )
+        in_sessions = rows if turns else 0
+        self.session, self.think_s = self._take(np.int64, in_sessions), self._take(np.float64, in_sessions)
         self.prompt_tokens, self.output_tokens = (self._take(np.int32, rows) for _ in range(2))
         self.counted_prompt_tokens, self.counted_output_tokens, self.reasoning_tokens = (
             self._take(np.int32, rows) for _ in range(len(_ROW_INTS) - 2)
         )
+        self.after, self.cached, self.left = (self._take(np.int32, in_sessions) for _ in range(3))
         self.replicas = self._take(np.uint16, rows)
         self.status, self.hot = (self._take(np.uint8, rows) for _ in _ROW_BYTES)
         self.due, self.sent = item_view(self.due_s), item_view(self.sent_s)
@@ -170,23 +176,30 @@ class PhaseTable:
         return array
 
     @staticmethod
-    def size(rows: int, workers: int) -> int:
+    def size(rows: int, workers: int, *, turns: bool = False) -> int:
         """Bytes that a table takes."""
         row = 8 * len(_ROW_FLOATS) + 4 * len(_ROW_INTS) + 2 * len(_ROW_SHORTS) + len(_ROW_BYTES)
+        row += _TURN_BYTES if turns else 0
         return row * rows + 8 * workers * (len(HistogramKind) * HISTOGRAM_BINS + len(Count))
 
     @classmethod
-    def create(cls, rows: int, workers: int) -> tuple[PhaseTable, int]:
+    def create(cls, rows: int, workers: int, *, turns: bool = False) -> tuple[PhaseTable, int]:
         """A fresh table, all times NaN and every status IN_FLIGHT, and its descriptor, which the caller closes."""
-        fd = anonymous_memory(cls.size(rows, workers))
-        table = cls(fd, rows, workers)
+        fd = anonymous_memory(cls.size(rows, workers, turns=turns))
+        table = cls(fd, rows, workers, turns=turns)
         for name in _ROW_FLOATS:
             getattr(table, name)[:] = np.nan
         table.status[:] = Status.IN_FLIGHT
         return table, fd
 
     def taken(self) -> Bools:
-        """Shape (rows,): which rows have been sent or tried. Each worker takes its own rows in their order."""
+        """Shape (rows,): which rows have been sent or tried. Each worker takes its own rows in their order.
+
+        A turn may have a time at which it is due, which is beyond the end of the phase.
+        """
+        if self.session.size:
+            tried: Bools = ~np.isnan(self.sent_s) | (self.status != Status.IN_FLIGHT)
+            return tried
         turn, worker = np.divmod(np.arange(self.rows), self.workers)
         taken: Bools = turn < self.counts[worker, Count.SENT]
         return taken

@@ -23,6 +23,7 @@ import numpy as np
 from pytest_gpucap.arrays import Floats, Int32s
 from pytest_gpucap.errors import shortened, told
 from pytest_gpucap.load.prompt_lengths import described, longest_prompt
+from pytest_gpucap.load.sessions import longest_turn
 from pytest_gpucap.load.trace_formats import CSV_FORMATS, JSON_FORMATS, TraceFormat, recognise
 from pytest_gpucap.requirement import MOST_TOKENS, RequirementError, Workload
 from pytest_gpucap.user_files import UserFileError, lines_of, shown_path, status
@@ -110,6 +111,8 @@ def longest_request(workload: Workload) -> tuple[int, int]:
     """
     if workload.prompts is not None:
         return longest_prompt(workload.prompts)
+    if workload.sessions is not None:
+        return longest_turn(workload)
     if workload.arrivals.trace is None:
         return workload.longest
     trace = read_trace(workload.arrivals.trace)

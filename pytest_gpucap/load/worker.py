@@ -81,7 +81,7 @@ class WorkerControl:
         if message is None or message["do"] == "stop":
             loop.stop()
         elif message["do"] == "begin":
-            table = PhaseTable(fds[0], message["rows"], self._workers)
+            table = PhaseTable(fds[0], message["rows"], self._workers, turns=message["turns"])
             os.close(fds[0])
             loop.begin(
                 table,

@@ -6,13 +6,14 @@ import math
 
 import numpy as np
 
-from pytest_gpucap.arrays import Floats
+from pytest_gpucap.arrays import Bools, Floats
 from pytest_gpucap.estimate.bins import integral
 from pytest_gpucap.estimate.samples import quantile
 from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.estimate import critical_concurrency
 from pytest_gpucap.measure.late import late_by
+from pytest_gpucap.measure.of_sessions import error_of_share, owners
 from pytest_gpucap.measure.pace import NoPace, missing_pace, unjudgeable
 from pytest_gpucap.measure.run import MeasuringRun, Window, overload_at
 from pytest_gpucap.requirement import GoodputLimit, Limit, Metric
@@ -135,6 +136,7 @@ def _judged(run: MeasuringRun, window: Window, limits: tuple[Limit, ...]) -> tup
         if shares.size < 2:  # noqa: PLR2004 - no spread of one
             return Outcome.INCONCLUSIVE, f"left {limit.name} undecided"
         mean, error = float(shares.mean()), float(shares.std(ddof=1)) / math.sqrt(shares.size)
+        error = max(error, _error_by_session(run, window, limit))
         allowed = 1.0 - float(limit.quantile)
         if mean - c.DIRECT_Z * error > allowed:
             return Outcome.FAIL, _broke(limit, mean)
@@ -165,19 +167,33 @@ def _backlog_growth(run: MeasuringRun, window: Window) -> str:
     return f"let the backlog grow from {levels[0]:.3g} to {levels[-1]:.3g} requests in flight"
 
 
+def _error_by_session(run: MeasuringRun, window: Window, limit: Limit) -> float:
+    """Standard error of the share of requests beyond a limit, with sessions as the units; 0 without sessions."""
+    if limit.of_gaps:
+        return 0.0
+    late, known = _late(run, window, limit)
+    whose = owners(run.journal, np.arange(window.span.first_row, window.span.end_row))
+    return error_of_share(late[known], whose[known])
+
+
+def _late(run: MeasuringRun, window: Window, limit: Limit) -> tuple[Bools, Bools]:
+    """Which requests of a window are beyond a limit, and of which that is known; shape (n,) each."""
+    journal, rows = run.journal, slice(window.span.first_row, window.span.end_row)
+    late, known = late_by(journal, rows, window.end_s, limit)
+    # Without a model nothing tells what a failed request would have taken.
+    late |= ~np.isnan(journal.end_s[rows]) & (
+        np.isnan(journal.first_s[rows]) if limit.at_first else journal.status[rows] != Status.OK
+    )
+    return late, known | late
+
+
 def block_shares(run: MeasuringRun, window: Window, limit: Limit) -> Floats:
     """Share of requests beyond the limit in each block, shape (blocks,). A request in flight counts by its age."""
     journal, end_s = run.journal, window.end_s
     if limit.of_gaps:
         return np.array([window.span.gaps.share_above(limit.most)] * 2)
-    rows = slice(window.span.first_row, window.span.end_row)
-    due = journal.due_s[rows]
-    late, known = late_by(journal, rows, end_s, limit)
-    # Without a model nothing tells what a failed request would have taken.
-    late |= ~np.isnan(journal.end_s[rows]) & (
-        np.isnan(journal.first_s[rows]) if limit.at_first else journal.status[rows] != Status.OK
-    )
-    known |= late
+    due = journal.due_s[window.span.first_row : window.span.end_row]
+    late, known = _late(run, window, limit)
     block = np.minimum(
         ((due - window.start_s) / (end_s - window.start_s) * c.DIRECT_BLOCKS).astype(int), c.DIRECT_BLOCKS - 1
     )

@@ -450,7 +450,7 @@ def critical_concurrency(requirement: Requirement, settings: Settings, rate_rps:
 
 def _length_quantile(requirement: Requirement, quantile: float) -> float:
     """A percentile of the output tokens."""
-    from pytest_gpucap.load import schedule
+    from pytest_gpucap.load.draws import draw_lengths, random_generator
 
-    drawn = schedule.draw_lengths(requirement.workload.output_tokens, schedule.random_generator(0, 0), 4096)
+    drawn = draw_lengths(requirement.workload.output_tokens, random_generator(0, 0), 4096)
     return float(np.quantile(drawn, quantile))

@@ -30,6 +30,7 @@ from pytest_gpucap.load.latencies import Ended, limited
 from pytest_gpucap.load.protocol import Journal, Status
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.late import late_by
+from pytest_gpucap.measure.of_sessions import owners, resampled_sessions
 from pytest_gpucap.measure.run import Window
 from pytest_gpucap.requirement import Limit, Metric, Slo
 
@@ -84,6 +85,7 @@ def replayed(
         np.maximum(0.0, journal.due_s[rows] - start_s),
         journal.prompt_tokens[rows].astype(np.int64),
         np.maximum(1, np.rint(journal.output_tokens[rows] / paces[rows])).astype(np.int64),
+        journal.cached_tokens[rows].astype(np.int64),
     )
     server = server_of(model)._replace(stall_per_s=0.0, path=path, path_bin_s=(end_s - start_s) / path.size)
     found = QueueLatencies(np.full(rows.size, np.nan), np.full(rows.size, np.nan), np.zeros(rows.size))
@@ -236,9 +238,9 @@ def _usual_e2e_s(journal: Journal) -> float:
 
 
 def _pairs(journal: Journal, replays: list[Replay], limit: Limit, span: tuple[float, float]) -> tuple[Floats, ...]:
-    """When requests were due, and what a limit is set on (`limited`), on the server and in each replay.
+    """When requests were due, whose turns they are (`owners`), and what a limit is set on (`limited`).
 
-    Infinite beyond what is known of all.
+    That is on the server, and in each replay. Infinite beyond what is known of all.
 
     A request counts if it was due so early that a latency at the limit would be known of it.
     """
@@ -257,22 +259,22 @@ def _pairs(journal: Journal, replays: list[Replay], limit: Limit, span: tuple[fl
     horizon_s = min(longest_s, float(np.quantile(known, 0.98)) if known.size else math.inf)
     counted = (due_s >= start_s) & (due_s < end_s - horizon_s)
     counted &= ~journal.hot[rows] if first else journal.output_tokens[rows] > 1
-    due_s = due_s[counted]
+    due_s, whose = due_s[counted], owners(journal, rows[counted])
     columns = [np.where(column[counted] <= end_s - due_s, column[counted], np.inf) for column in columns]
     if first:
-        return (due_s, *columns)
+        return (due_s, whose, *columns)
     tokens = np.maximum(1.0, journal.output_tokens[rows][counted] - 1.0)
     firsts = [each[counted] for each in (journal.ttft_s[rows], *(replay.ttft_s for replay in replays))]
     with np.errstate(invalid="ignore"):
         whole = [Ended(ttft, (e2e - ttft) / tokens, e2e) for e2e, ttft in zip(columns, firsts, strict=True)]
-        return (due_s, *(np.where(np.isinf(each.e2e_s), np.inf, limited(each, limit)) for each in whole))
+        return (due_s, whose, *(np.where(np.isinf(each.e2e_s), np.inf, limited(each, limit)) for each in whole))
 
 
 def _departure(
     limit: Limit, columns: list[Floats], e2e_s: float, least_blocks: float = c.LEAST_BLOCKS
 ) -> Departure | None:
     order = np.argsort(columns[0], kind="stable")
-    due_s, *latencies = (column[order] for column in columns)
+    due_s, whose, *latencies = (column[order] for column in columns)
     n = due_s.size
     if n < c.LEAST_COMPARED:
         return None
@@ -289,7 +291,10 @@ def _departure(
     rng = np.random.default_rng(n)
     starts = rng.integers(0, n, (c.RESAMPLES, math.ceil(blocks)))
     picked = ((starts[:, :, None] + np.arange(each)) % n).reshape(c.RESAMPLES, -1)[:, :n]
-    picked = np.concatenate([np.arange(n)[None], picked])
+    by_session = resampled_sessions(whose.astype(np.int64), rng, c.RESAMPLES)
+    if by_session is None:
+        return None
+    picked = np.concatenate([np.arange(n)[None], picked, by_session])
     seen, *modelled = (np.log(np.maximum(_upper(column[picked], level), 1e-6)) for column in latencies)
     table = np.maximum.accumulate(np.column_stack(modelled), axis=1)
     middle = PACES_LN.size // 2
@@ -298,16 +303,24 @@ def _departure(
     paces = np.array([_pace_for(target, row) for target, row in zip(seen, table, strict=True)])
     sensitivity = float((table[0, middle + 1] - table[0, middle - 1]) / (PACES_LN[middle + 1] - PACES_LN[middle - 1]))
     usable = np.isfinite(factors) & np.isfinite(paces)
-    if not usable[0] or usable.sum() < c.RESAMPLES / 2:
+    if not usable[0] or usable[: c.RESAMPLES + 1].sum() < c.RESAMPLES / 2:
         return None
     more = math.sqrt(blocks / (blocks - 2.0))
+
+    def spread(values: Floats) -> float:
+        """Of the resampled values: the larger of that by blocks of time, and that by session."""
+        blockwise, sessionwise = slice(0, c.RESAMPLES + 1), slice(c.RESAMPLES + 1, None)
+        found = float(np.std(values[blockwise][usable[blockwise]])) * more
+        others = values[sessionwise][usable[sessionwise]]
+        return max(found, float(np.std(others))) if others.size else found
+
     elsewhere = c.LEVEL_ERROR * (float(limit.quantile) - level)
     return Departure(
         limit.name,
         float(factors[0]),
-        math.hypot(float(np.std(factors[usable])) * more, elsewhere),
+        math.hypot(spread(factors), elsewhere),
         float(paces[0]),
-        math.hypot(float(np.std(paces[usable])) * more, elsewhere / max(1.0, sensitivity)),
+        math.hypot(spread(paces), elsewhere / max(1.0, sensitivity)),
         sensitivity,
         math.exp(float(seen[0])) / limit.most,
     )
@@ -389,6 +402,10 @@ def side(journal: Journal, open_loops: list[Window], limit: Limit) -> float:
     share = min(late / known, 1.0 - allowed)
     spread = max(share, allowed)
     blocks = max(1.0, seconds / max(c.SIDE_BLOCK_S, c.BLOCK_REQUESTS * _usual_e2e_s(journal)))
+    # Turns of one session belong together as well.
+    if journal.sessions is not None:
+        rows = np.concatenate([np.arange(w.span.first_row, w.span.end_row) for w in open_loops])
+        blocks = min(blocks, max(1.0, float(np.unique(owners(journal, rows)).size)))
     return (allowed - share) / math.sqrt(spread * (1.0 - spread) / blocks)
 
 

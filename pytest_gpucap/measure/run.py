@@ -23,6 +23,7 @@ from pytest_gpucap.load.protocol import (
     PromptCountError,
     Status,
 )
+from pytest_gpucap.load.sessions import under_way
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure import liveness
 from pytest_gpucap.measure.settings import Observer, Settings
@@ -149,6 +150,7 @@ class MeasuringRun:
             self._stream,
             hot=hot and self.in_flight < concurrency,
             first_prompt=self._next_prompt,
+            before=under_way(self.journal),
         )
         phase = replace(phase, concurrency=concurrency)
         try:
@@ -172,7 +174,13 @@ class MeasuringRun:
         """
         total_s = self._fitting(duration_s + discard_s)
         phase = schedule.open_loop(
-            self.requirement.workload, rate_rps, total_s, self.settings.seed, self._stream, self._next_prompt
+            self.requirement.workload,
+            rate_rps,
+            total_s,
+            self.settings.seed,
+            self._stream,
+            self._next_prompt,
+            under_way(self.journal),
         )
         carried = self._carry(window, "open loop", phase, min(discard_s, 0.5 * total_s), overload=overload)
         return replace(carried, rate_rps=rate_rps)
@@ -235,7 +243,7 @@ class MeasuringRun:
             return self._has_ended() or failing or (overload is not None and progress.in_flight > overload)
 
         self._stream += 1
-        self._next_prompt += phase.prompt_tokens.size
+        self._next_prompt += phase.prompts
         before = self.journal.status.size
         try:
             span = self.runner.run(phase, should_stop)

@@ -81,6 +81,7 @@ def _figures(result: Result) -> list[tuple[str, str | float | None]]:
         ("gpucap_binding", result.binding if result.trusted and shown_bound(result) is None else None),
         ("gpucap_goodput", goodput_share(result)),
         ("gpucap_reasoning", reasoning_text(result) or None),
+        ("gpucap_prefix_hits", result.prefix_hit_rate),
         ("gpucap_accuracy", None if share is None else known(share.value)),
         ("gpucap_failed_requests", rows.told_failures(result) or None),
         ("gpucap_adapters", "; ".join(value for _, value in rows.adapters(result)) or None),

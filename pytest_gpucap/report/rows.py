@@ -70,6 +70,7 @@ def result_rows(result: Result) -> list[Row]:
         *sampled(result),
         *reasoning(result),
         *_goodput(result),
+        *_prefix_hits(result),
         *adapters(result),
         *_failures(result),
         *_physical_limit(result),
@@ -204,6 +205,16 @@ def _goodput(result: Result) -> list[Row]:
     return [("goodput", told)] if (told := goodput_text(result)) else []
 
 
+def prefix_hits(result: Result) -> str:
+    """Of sessions, how much of the prompts the server found in its cache; empty where that is not known."""
+    share = result.prefix_hit_rate
+    return "" if share is None else f"{percent(share)} of the prompt tokens were in the prefix cache"
+
+
+def _prefix_hits(result: Result) -> list[Row]:
+    return [("prefix hits", told)] if (told := prefix_hits(result)) else []
+
+
 def told_failures(result: Result) -> str:
     """How many requests failed, and what the server said; empty if none did."""
     return "" if result.failed_requests is None else str(result.failed_requests)
@@ -220,6 +231,7 @@ def workload(declared: DeclaredWorkload) -> str:
     own = f"{own_prompts(declared)}, " if declared.prompts else ""
     extra = f", extra_body {shortened(declared.extra_body)}" if declared.extra_body else ""
     extra += f", adapters {adapter_mix(declared)}" if declared.adapters else ""
+    extra += f", sessions {declared.sessions}" if declared.sessions else ""
     return (
         f"{preset}{own}{declared.input_tokens} tokens in{images(declared)}{shared}, {declared.tokens_out} out, "
         f"{declared.arrivals} arrivals, {declared.endpoint}{_how(declared)}{extra}"

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from pytest_gpucap.requirement import ApiKind, Length, Requirement, Slo, Workload
+from pytest_gpucap.requirement import ApiKind, Length, Requirement, Sessions, Slo, Workload
 from pytest_gpucap.results.encoding import normalised, without_secrets
 from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.fleet import FleetResult
@@ -54,6 +54,7 @@ class Context:
         telemetry, bottleneck, series: None where nothing was watched.
         fleet: what the replicas of a fleet did; None for one replica.
         figures: of each start, what it showed of the secondary limits; empty where none is declared.
+        prefix_hit_rate: of sessions; None where it is not known.
     """
 
     test: str
@@ -68,6 +69,7 @@ class Context:
     line: int | None = None
     fleet: FleetResult | None = None
     figures: tuple[StartFigures, ...] = ()
+    prefix_hit_rate: float | None = None
 
 
 def check_result(verdict: Verdict, context: Context) -> Result:
@@ -182,6 +184,7 @@ def _result(measurement: Measurement, context: Context, kind: ResultKind, **foun
         fleet=_together(context.fleet, rate),
         secondary=measurement.secondary,
         adapters=measurement.adapters,
+        prefix_hit_rate=context.prefix_hit_rate,
         **found,
     )
     return without_secrets(normalised(result))
@@ -241,7 +244,12 @@ def declared_workload(workload: Workload) -> DeclaredWorkload:
         adapter_rank=workload.adapter_rank,
         extra_body_sha256=hashlib.sha256(extra.encode()).hexdigest() if extra else None,
         images=tuple(map(str, workload.images)),
+        sessions=None if workload.sessions is None else _sessions(workload.sessions),
     )
+
+
+def _sessions(sessions: Sessions) -> str:
+    return f"{sessions.text} new={_length(sessions.new)}"
 
 
 def declared_slo(slo: Slo) -> DeclaredSlo:

@@ -114,6 +114,8 @@ class DeclaredWorkload(msgspec.Struct, frozen=True):
         documents: in each request of the rerank endpoint; None for others.
         adapters: the mix of LoRA adapters that requests name; empty: all are for the server's model.
         adapter_rank: of adapters that were made for a synthetic model; None: none were.
+        sessions: as they are written in a marker, with the tokens that each turn adds as ``new=``; `input_tokens` are
+            those of whole prompts. None: no two requests belong together.
     """
 
     input_tokens: int | str
@@ -139,6 +141,7 @@ class DeclaredWorkload(msgspec.Struct, frozen=True):
     documents: int | None = None
     adapters: tuple[DeclaredAdapter, ...] = ()
     adapter_rank: int | None = None
+    sessions: str | None = None
 
     @property
     def tokens_out(self) -> str:
@@ -251,6 +254,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         secondary: the limits that were declared beside the rate, and what was measured.
         adapters: what the requests of each LoRA adapter met; empty without a mix of adapters.
         imported: where a point of another tool comes from; None for what this plugin measured.
+        prefix_hit_rate: of a workload with sessions, the prompt tokens that the server found in its prefix cache over
+            all, in the windows that were judged; None for other workloads, or where it is not known.
     """
 
     kind: ResultKind
@@ -299,6 +304,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     secondary: tuple[SecondaryResult, ...] = ()
     adapters: tuple[AdapterLatencies, ...] = ()
     imported: ImportedFrom | None = None
+    prefix_hit_rate: float | None = None
 
     @property
     def trusted(self) -> bool:

@@ -139,6 +139,10 @@ def _decode_context(workload: Workload) -> float | None:
         from pytest_gpucap.load.prompt_lengths import prompt_decode_context
 
         return prompt_decode_context(workload.prompts)
+    if workload.sessions is not None:
+        from pytest_gpucap.load.sessions import session_decode_context
+
+        return session_decode_context(workload)
     if workload.arrivals.trace is None:
         return None
     from pytest_gpucap.load.trace import decode_context, read_trace
@@ -158,8 +162,8 @@ def build(
     Raises:
         UnknownModel: if the model, its precision or its quantisation is not understood.
     """
-    if workload.prompts is not None:
-        # They may share any part, and one that is sent again is in the prefix cache as a whole.
+    if workload.prompts is not None or workload.sessions is not None:
+        # They may share any part, and one that is sent again is in the prefix cache as a whole. Turns share most.
         workload = replace(workload, shared_prefix_tokens=round(workload.input_tokens.mean))
     precision = precision_of(
         config, dtype=arguments.dtype, quantization=arguments.quantization, kv_cache_dtype=arguments.kv_cache_dtype

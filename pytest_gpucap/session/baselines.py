@@ -125,7 +125,7 @@ class Comparing:
     def __init__(self, baseline: Baseline | None, options: Options) -> None:
         self._baseline = baseline
         self._fresh = options.url is None
-        self._max_regression = options.max_regression
+        self._max_regression, self._any_hits = options.max_regression, options.any_prefix_hits
         self._saves = options.save is not None
 
     def wants_more_than(self, result: Result) -> bool:
@@ -153,7 +153,13 @@ class Comparing:
 
         confirming = None if again is None else confirm
         comparison = compare_result(
-            kept.result, self._baseline, self._max_regression, confirming, sharper, fresh=self._fresh
+            kept.result,
+            self._baseline,
+            self._max_regression,
+            confirming,
+            sharper,
+            fresh=self._fresh,
+            any_hits=self._any_hits,
         )
         kept.compare(comparison)
 

@@ -127,6 +127,7 @@ def _is_alike(result: Result, declared: Declaration, gpu_class: str | None, *, s
         (ours.output_tokens, theirs.output_tokens),
         (ours.arrivals, theirs.arrivals),
         (ours.shared_prefix_tokens, theirs.shared_prefix_tokens),
+        (ours.sessions, theirs.sessions),
         (declared.fleet, result.requirement.fleet),
         (simulated, result.simulated),
     )

@@ -6,7 +6,7 @@ A test file may import `GpuCap` for its annotations. So the methods that measure
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pytest_gpucap.session.baselines import Comparing
     from pytest_gpucap.session.harness import Harness
     from pytest_gpucap.session.kept import KeptResult, KeptResults
+    from pytest_gpucap.session.prefix_hits import HitRate
     from pytest_gpucap.session.server_manager import SystemUnderTest
 
     Figures = Callable[[Sequence[Sample]], tuple[StartFigures, ...]]
@@ -183,12 +184,15 @@ class GpuCap:
         with self._harness.driven() as (runner, settings, target):
             requirement = self._harness.requirement
             began_s = runner.clock.now()
-            sample = procedure.sample(
-                runner, requirement, settings, self._live, rate_rps=rate_rps, concurrency=held, duration_s=length_s
-            )
+            with self._hits(target, runner) as hit_rate:
+                sample = procedure.sample(
+                    runner, requirement, settings, self._live, rate_rps=rate_rps, concurrency=held, duration_s=length_s
+                )
+                hits = hit_rate((sample,))
             roofline = self._roofline(target)
             sample = checked_sample(sample, roofline)
-            context = self._unjudged(self._context(target, (sample,), roofline), "sample")
+            context = replace(self._context(target, (sample,), roofline), prefix_hit_rate=hits)
+            context = self._unjudged(context, "sample")
             self._results.keep(
                 sample_result(
                     sample,
@@ -268,13 +272,14 @@ class GpuCap:
         while True:
             with self._harness.driven(start) as (runner, settings, target):
                 now = replace(requirement, workload=self._declared.workload, lost=self._harness.lost)
-                with self._watched(target, runner) as figures:
+                with self._watched(target, runner) as figures, self._hits(target, runner) as hit_rate:
                     verdict = procedure.check(runner, now, settings, self._live)
-                    seen = figures(verdict.measurement.samples)
+                    seen, hits = figures(verdict.measurement.samples), hit_rate(verdict.measurement.samples)
                 roofline = self._roofline(target)
                 verdict = checked_verdict(verdict, roofline)
                 verdict = self._answered(verdict) if asks else verdict
-                context = replace(self._context(target, verdict.measurement.samples, roofline), figures=seen)
+                context = self._context(target, verdict.measurement.samples, roofline)
+                context = replace(context, figures=seen, prefix_hit_rate=hits)
             if not self._lost_some(verdict.measurement.problems):
                 context, measurement = self._scaled(context, verdict.measurement)
                 return replace(verdict, measurement=measurement), context
@@ -309,6 +314,12 @@ class GpuCap:
         with watched(self._declared, target, runner, self._options) as watch:
             yield lambda samples: (watch.figures(samples),)
 
+    def _hits(self, target: SystemUnderTest, runner: LoadRunner) -> AbstractContextManager[HitRate]:
+        """Watch how much of the prompts of sessions the server has in its cache."""
+        from pytest_gpucap.session.prefix_hits import watched_hits
+
+        return watched_hits(self._declared, target, runner)
+
     def _measured(self, start: int = 0, heard: Callable[[Result], object] = _nobody) -> tuple[Measurement, Result]:
         """The measurement on all starts that the session wants; `heard` is told the result so far."""
         from pytest_gpucap.results.build import measure_result
@@ -340,12 +351,13 @@ class GpuCap:
         while True:
             with self._harness.driven(start) as (runner, settings, target):
                 now = replace(self._harness.requirement, lost=self._harness.lost)
-                with self._watched(target, runner) as figures:
+                with self._watched(target, runner) as figures, self._hits(target, runner) as hit_rate:
                     measurement = procedure.measure(runner, now, settings, self._live)
-                    seen = figures(measurement.samples)
+                    seen, hits = figures(measurement.samples), hit_rate(measurement.samples)
                 roofline = self._roofline(target)
                 measurement = self._bounded(measurement, roofline)
-                context = replace(self._context(target, measurement.samples, roofline), figures=seen)
+                context = self._context(target, measurement.samples, roofline)
+                context = replace(context, figures=seen, prefix_hit_rate=hits)
             if not self._lost_some(measurement.problems):
                 context, measurement = self._scaled(context, measurement)
                 return measurement, context
@@ -381,10 +393,13 @@ class GpuCap:
         from pytest_gpucap.results.build import sweep_result
 
         with self._harness.driven() as (runner, settings, target):
-            curve = procedure.sweep(runner, self._harness.requirement, settings, self._live)
+            with self._hits(target, runner) as hit_rate:
+                curve = procedure.sweep(runner, self._harness.requirement, settings, self._live)
+                hits = hit_rate(curve.measurement.samples)
             roofline = self._roofline(target)
             curve = replace(curve, measurement=self._bounded(curve.measurement, roofline))
-            context = self._unjudged(self._context(target, curve.measurement.samples, roofline), "sweep")
+            context = replace(self._context(target, curve.measurement.samples, roofline), prefix_hit_rate=hits)
+            context = self._unjudged(context, "sweep")
             return curve, sweep_result(curve, context)
 
     def _unjudged(self, context: Context, method: str) -> Context:

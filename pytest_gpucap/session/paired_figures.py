@@ -12,7 +12,7 @@ from pytest_gpucap.decisions.secondary import tokens_per_request
 from pytest_gpucap.markers import Declaration
 from pytest_gpucap.options import Options
 from pytest_gpucap.results.telemetry import TelemetrySummary
-from pytest_gpucap.session.secondary import SecondaryWatch, Summary, summary_of
+from pytest_gpucap.session.secondary import SecondaryWatch, Summary, counted, summary_of
 from pytest_gpucap.session.server_manager import SystemUnderTest
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ class PairedFigures:
         # What is read of a simulated server comes from its runner.
         watched = (replace(base, runner=runners[0]), replace(head, runner=runners[1]))
         of_base, of_head = (
-            summary_of(declared, target, runner, self._open) for target, runner in zip(watched, runners, strict=True)
+            summary_of(target, runner, self._open, counters=counted(declared))
+            for target, runner in zip(watched, runners, strict=True)
         )
         if head.telemetry is not None and base.telemetry is None and of_base is not None and of_head is not None:
             of_base = _with_energy(of_base, of_head)

@@ -109,6 +109,10 @@ def place(declared: Declaration, options: Options, *, needs_server: bool) -> Pla
         if declared.engine != VLLM and declared.arguments:
             name, value = next(iter(declared.arguments.items()))
             raise ValueError(f"engine({declared.engine!r}, {name}={value!r}): {wanted} simulates a vLLM, without this")
+        if declared.workload.sessions is not None and declared.fleet > 1:
+            raise ValueError(
+                f"sessions: {wanted} simulates a fleet without sessions: leave replicas out, or measure real servers"
+            )
         request = ServerRequest(model=declared.model, arguments=declared.vllm_args.values)
         return Placement(_fleet(SimulatorEngine(request, _profile(wanted)), declared, options))
     gpu_class = None if wanted is None else find_class(wanted, classes)
@@ -205,6 +209,11 @@ def _on_ray(declared: Declaration, options: Options, gpu_class: GpuClass | None)
         raise ValueError(
             f"--gpucap-load-from={options.load_from}: prompts of a file stay on this machine: leave the option out, or "
             "prompts="
+        )
+    if options.load_from != HERE and declared.workload.sessions is not None:
+        raise ValueError(
+            f"--gpucap-load-from={options.load_from}: turns of a session wait for answers, so one machine sends "
+            "them all: leave the option out, or sessions="
         )
     return OnRay(options.ray_address, gpu_class, options.gpu_idle, options.host_check, options.load_from)
 

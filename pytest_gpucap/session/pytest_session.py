@@ -324,13 +324,17 @@ def declaration(item: pytest.Item) -> Declaration:
 
 
 def _with_file(declared: Declaration) -> Declaration:
-    """The declaration with the lengths of its trace or its prompts. So a mistake in the file costs no GPU time."""
+    """The declaration with the lengths of its trace, prompts or sessions. So a mistake in a file costs no GPU time."""
     workload = declared.workload
     if workload.prompts is not None:
         from pytest_gpucap.load.own_bodies import file_of
         from pytest_gpucap.load.prompt_lengths import with_estimates
 
         return declared.with_workload(with_estimates(workload, file_of(workload)))
+    if workload.sessions is not None:
+        from pytest_gpucap.load.sessions import with_session_lengths
+
+        return declared.with_workload(with_session_lengths(workload))
     if workload.arrivals.trace is None:
         return declared
     from pytest_gpucap.load.trace import with_trace_lengths
@@ -366,14 +370,15 @@ def _check_length(declared: Declaration, engine: Engine) -> None:
     if engine.max_model_len is None or declared.workload.prompts is not None:  # which the server counts
         return
     workload = declared.workload
-    if workload.arrivals.trace is None:
+    if workload.arrivals.trace is None and workload.sessions is None:
         longest = workload.longest
     else:
         from pytest_gpucap.load.trace import longest_request  # loads NumPy
 
         longest = longest_request(workload)
     if why := too_long(longest, engine.max_model_len):
-        raise RequirementError(why)
+        mend = "; or let sessions end sooner, with context= in sessions" if workload.sessions is not None else ""
+        raise RequirementError(f"{why}{mend}")
 
 
 def _check_repeat(options: Options, engine: Engine) -> None:

@@ -183,22 +183,30 @@ def watched(
         MeasurementInvalid: one line, if one of them cannot be measured here.
     """
     with ExitStack() as open_now:
-        watch = SecondaryWatch(declared, target, summary_of(declared, target, runner, open_now), options)
+        watch = SecondaryWatch(
+            declared, target, summary_of(target, runner, open_now, counters=counted(declared)), options
+        )
         watch.check()
         yield watch
 
 
-def summary_of(
-    declared: Declaration, target: SystemUnderTest, runner: LoadRunner, open_now: ExitStack
-) -> Summary | None:
-    """How devices and server are watched; a page of metrics that nobody reads yet is read from now on."""
+def counted(declared: Declaration) -> bool:
+    """Whether one of its limits is about the server's counters."""
+    return any(limit.name in _COUNTERS for limit in declared.secondary)
+
+
+def summary_of(target: SystemUnderTest, runner: LoadRunner, open_now: ExitStack, *, counters: bool) -> Summary | None:
+    """How devices and server are watched.
+
+    With `counters`, a page of metrics that nobody reads yet is read from now on.
+    """
     readings: Callable[[], dict[str, Floats]] | None = getattr(runner, "readings", None)
     if readings is not None:
         return lambda start_s, end_s: _virtual(readings(), start_s, end_s)
     telemetry = target.telemetry
     if telemetry is not None and (target.lease is not None or not isinstance(telemetry, Telemetry)):
         return telemetry.summary
-    if not any(limit.name in _COUNTERS for limit in declared.secondary):
+    if not counters:
         return None
     server = target.endpoint
     reader = open_now.enter_context(Telemetry((), tuple, lambda: server.request("/metrics"), names=_names(server)))

@@ -21,6 +21,9 @@ Every further trait is a switch that is off unless its parameter is set:
   takes ``k * (per_draft_s + per_draft_seq_s * decodes)`` more.
 - Prefix cache: prompts hit it with up to `prefix_share` of their tokens, after a start with the time constant
   `prefix_warm_s`.
+- Sessions: a turn finds in the prefix cache what its session sent before (`SHARED`), unless that was evicted. vLLM
+  evicts what was released first, so a released prompt stays until as many further tokens have been written as were free
+  when it was released (`MARK`).
 - Pace: it wanders (Ornstein-Uhlenbeck, `wander_sd`, `wander_tau_s`), and the clock has a new level every
   `throttle_every_s` (log-normal, `throttle_sd`).
 - Stops: their lengths are uniform in ``stall_s * (1 - stall_spread)`` to ``stall_s * (1 + stall_spread)``.
@@ -75,17 +78,21 @@ HEAD, TAIL, FRONT, RUNNING, DECODES, KV, DECODE_STEP, NEXT_ROW, NOISE_AT, PREFIL
 )
 SHOWN_HEAD, SHOWN_TAIL = 12, 13
 PREFIX_QUERIES, PREFIX_HITS, DRAFT_TOKENS, ACCEPTED_TOKENS = 14, 15, 16, 17
-WHOLES = 18
-"""The last four are counters of tokens, as vLLM has them: prompt tokens that were looked up in the prefix cache and
-found there, and tokens that were speculated and accepted. A preempted request is looked up once."""
+WRITTEN = 18
+WHOLES = 19
+"""`WRITTEN`: KV tokens computed so far. The four before it are counters of tokens, as vLLM has them: prompt tokens that
+were looked up in the prefix cache and found there, and tokens that were speculated and accepted. A preempted request is
+looked up once."""
 
 # Rows of `table`: whole numbers of each request.
-PROMPT, OUTPUT, CACHED, TARGET, DONE, FINISH_AT, PACE = range(7)
-TABLE = 7
+PROMPT, OUTPUT, CACHED, TARGET, DONE, FINISH_AT, PACE, SHARED, MARK, PLANNED = range(10)
+TABLE = 10
 """`PROMPT`, `OUTPUT`: tokens, as asked for. `CACHED`: KV tokens held. `TARGET`: tokens to prefill before it decodes;
 more than `PROMPT` after a preemption. `DONE`: tokens generated when it last began to decode. `FINISH_AT`: the decode
 step at which it completes; `NEVER` while it does not decode. `PACE`: thousandths of tokens that it makes in a step;
-`PLAIN_PACE` without speculation."""
+`PLAIN_PACE` without speculation. `SHARED`: tokens at the start of the prompt that were sent before. `MARK`: they are in
+the cache as long as no more than so many tokens were written in all. `PLANNED`: its place in the plan of a phase with
+sessions (`turns`), counted from 1; 0: none."""
 
 # Rows of `times`: seconds of each request.
 DUE, FIRST, LAST, END = range(4)
@@ -151,6 +158,15 @@ def _preempt(params: Floats, whole: Ints, lists: Table, table: Table) -> None:
 
 
 @compiled
+def _found(whole: Ints, table: Table, hit: float, r: int) -> int:
+    """Tokens of a request that the prefix cache has; at least the last one is computed, as in vLLM."""
+    found = int(hit * table[PROMPT, r])
+    if table[SHARED, r] > 0:
+        found = max(found, table[SHARED, r] - max(0, whole[WRITTEN] - table[MARK, r]))
+    return int(min(found, table[TARGET, r] - 1))
+
+
+@compiled
 def _prefill(params: Floats, whole: Ints, lists: Table, table: Table, hit: float) -> tuple[int, int, float]:
     """Give what is left of the token budget to prompts: of running requests first, then of those admitted now.
 
@@ -185,8 +201,7 @@ def _prefill(params: Floats, whole: Ints, lists: Table, table: Table, hit: float
         r = lists[PREEMPTED, whole[FRONT] - 1] if whole[FRONT] > 0 else lists[QUEUE, whole[HEAD]]
         if whole[KV] + decodes + table[TARGET, r] > kv_tokens and whole[RUNNING] > 0:
             break
-        # vLLM computes at least a prompt's last token.
-        found = min(int(hit * table[PROMPT, r]), table[TARGET, r] - 1)
+        found = _found(whole, table, hit, r)
         if whole[FRONT] > 0:
             whole[FRONT] -= 1
         else:
@@ -356,7 +371,7 @@ def step(
         real, whole: the state, by the names above; it moves on.
         noise: shape (k,), standard normal draws, used from ``whole[NOISE_AT]`` on.
         lists: shape (4, m), rows in each list; see above.
-        table, times: shapes (7, n) and (4, n), a column per request; see above. Written.
+        table, times: shapes (10, n) and (4, n), a column per request; see above. Written.
         gaps: histogram of inter-token gaps, shape (`GAP_BINS`,), added to.
 
     Returns:
@@ -374,6 +389,7 @@ def step(
     real[TIME] += seconds
     real[STEP_S] = seconds
     real[BUSY] += seconds
+    whole[WRITTEN] += chunk_tokens + decodes
     made = decodes
     if params[SPEC_TOKENS] > 0.0:
         made = _speculated(whole, lists, table)

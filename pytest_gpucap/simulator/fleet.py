@@ -25,7 +25,7 @@ import numpy as np
 from pytest_gpucap.arrays import Bools, Floats, Ints
 from pytest_gpucap.jit import compiled
 from pytest_gpucap.load.adapters import AdapterDraw
-from pytest_gpucap.load.protocol import Journal, LoadError
+from pytest_gpucap.load.protocol import Journal, LoadError, LoadPhase, Turns
 from pytest_gpucap.simulator import engine
 from pytest_gpucap.simulator.profile import EngineModel
 from pytest_gpucap.simulator.runner import BIN_S, COUNTERS, NOISE_BLOCK, SimRunner, energy_j
@@ -430,6 +430,9 @@ class FleetSimRunner(SimRunner):
                 which = int(self._dealt[WHICH])
                 self._noises[which] = self._rngs[which].standard_normal(self._block)
                 self._wholes[which, engine.NOISE_AT] = 0
+
+    def _begin_sessions(self, phase: LoadPhase, planned: Turns, paces: Ints) -> None:  # noqa: ARG002 - refused
+        raise LoadError("a simulated fleet has no sessions: measure one replica, or a fleet of real servers")
 
     def _cancel(self) -> None:
         now_s = self.clock.time_s

@@ -74,7 +74,9 @@ class LiveEngine:
         self._lists = np.zeros((engine.LISTS, 4 * ROWS), np.int64)
         self._queue, self._front, self._run, _ = self._lists
         self._table = np.zeros((engine.TABLE, ROWS), np.int64)
-        self._prompt, self._output, self._cached, self._target, self._done, self._finish_at, self._pace = self._table
+        self._prompt, self._output, self._cached, self._target, self._done, self._finish_at, self._pace = self._table[
+            :7
+        ]
         self._times = np.zeros((engine.TIMES, ROWS))
         self._gaps = np.zeros(engine.GAP_BINS, np.int64)
         self._free = list(range(ROWS - 1, -1, -1))

@@ -20,9 +20,11 @@ from pytest_gpucap.load.protocol import (
     PhaseSpan,
     Progress,
     SelfCheck,
+    SessionColumns,
     Status,
+    Turns,
 )
-from pytest_gpucap.simulator import engine
+from pytest_gpucap.simulator import engine, turns
 from pytest_gpucap.simulator.profile import EngineModel
 
 BIN_S = 0.1
@@ -34,10 +36,11 @@ AHEAD_S = 120.0
 """Tokens that the engine has made and the front end not yet shown lie at most this far ahead, in the token bins."""
 
 # The columns of a request, and the lists of requests, in the engine's order.
-_TABLE = ("prompt", "output", "cached", "target", "done", "finish_at", "pace")
+_TABLE = ("prompt", "output", "cached", "target", "done", "finish_at", "pace", "shared", "mark", "planned")
 _TIMES = ("due", "first", "last", "end")
 _LISTS = ("queue", "front", "run", "shown")
 _FLAGS = ("hot", "failed", "cancelled")
+_SESSIONS = ("session", "cached", "left")
 
 COUNTERS = {
     "preemptions": engine.PREEMPTIONS,
@@ -96,6 +99,11 @@ class SimRunner:
         # Any: columns of several types under one roof, each a row of one of the arrays above.
         self._columns: dict[str, Any] = {}
         self._tokens = np.zeros(1024, np.int64)
+        self._sessions: Ints = np.zeros((len(_SESSIONS), 0), np.int64)
+        self._in_sessions = False
+        self._plan: tuple[Ints, Floats, Ints] | None = None
+        """Of the phase under way, if it has sessions: its plan, the times in it, and how far it is (`turns`)."""
+        self._followed = 0
         self._readings: list[tuple[float, ...]] = []
         self._grow(4096)
 
@@ -110,6 +118,7 @@ class SimRunner:
         self._times = np.pad(self._times, missing, constant_values=np.nan)
         self._lists = np.pad(self._lists, missing)
         self._flags = np.pad(self._flags, missing)
+        self._sessions = np.pad(self._sessions, missing)
         arrays = ((_TABLE, self._table), (_TIMES, self._times), (_LISTS, self._lists), (_FLAGS, self._flags))
         self._columns = {name: column for names, array in arrays for name, column in zip(names, array, strict=True)}
 
@@ -126,20 +135,12 @@ class SimRunner:
             raise LoadError(f"a request of this phase is longer than the KV cache of {self.model.kv_tokens} tokens")
         first_row, end_row = self._rows, self._rows + n
         self._grow(end_row + 1)
-        columns = self._columns
-        rows = slice(first_row, end_row)
-        columns["prompt"][rows] = phase.prompt_tokens
-        columns["output"][rows] = phase.output_tokens
-        columns["target"][rows] = phase.prompt_tokens
-        columns["pace"][rows] = self.model.paces(self._pace_rng, n)
-        if isinstance(phase, OpenLoop):
-            columns["due"][rows] = start_s + phase.due_s
-            concurrency, hot = 0, 0
+        concurrency, hot = (0, 0) if isinstance(phase, OpenLoop) else (phase.concurrency, phase.hot)
+        paces = self.model.paces(self._pace_rng, n)
+        if phase.turns is None:
+            self._begin_rows(phase, paces, hot)
         else:
-            concurrency, hot = phase.concurrency, phase.hot
-        columns["hot"][first_row : first_row + hot] = True
-        if self._error_rate > 0:
-            self._fail_some(first_row, end_row, phase)
+            self._begin_sessions(phase, phase.turns, paces)
         self._rows = end_row
         self._whole[engine.NEXT_ROW] = first_row
         self._make_room(end_s)
@@ -147,23 +148,42 @@ class SimRunner:
         stopped = False
         until_s = start_s
         self._read(start_s)
-        while until_s < end_s and not stopped:
-            until_s = end_s if should_stop is None else min(end_s, until_s + POLL_S)
-            self._advance(gaps, end_row, concurrency, until_s)
-            self._read(until_s)
-            if should_stop is not None:
-                stopped = should_stop(self._progress(until_s, first_row))
+        try:
+            while until_s < end_s and not stopped:
+                until_s = end_s if should_stop is None else min(end_s, until_s + POLL_S)
+                self._advance(gaps, end_row, concurrency, until_s)
+                self._read(until_s)
+                if should_stop is not None:
+                    stopped = should_stop(self._progress(until_s, first_row))
+        finally:
+            used = int(self._whole[engine.NEXT_ROW])
+            if phase.turns is not None:
+                self._end_sessions(phase.turns, first_row, used, hot)
+            self._drop_rows(used)
+            if self._draw is not None:
+                self._drawn.append(self._draw.of_all(phase.first_prompt, used - first_row))
         self.clock.time_s = until_s
-        used = int(self._whole[engine.NEXT_ROW])
-        self._drop_rows(used)
-        if self._draw is not None:
-            self._drawn.append(self._draw.of_all(phase.first_prompt, used - first_row))
         achieved = (used - first_row) / max(until_s - start_s, 1e-9)
         check = SelfCheck(
             intended_rps=phase.rate_rps if isinstance(phase, OpenLoop) else float("nan"), achieved_rps=achieved
         )
         gap_histogram = Histogram(engine.GAP_LOWEST_S, engine.GAP_GROWTH, gaps)
-        return PhaseSpan(phase, start_s, until_s, first_row, used, stopped, check, gap_histogram, used - first_row)
+        taken = used - first_row if phase.turns is None else None
+        return PhaseSpan(phase, start_s, until_s, first_row, used, stopped, check, gap_histogram, taken)
+
+    def _begin_rows(self, phase: LoadPhase, paces: Ints, hot: int) -> None:
+        """Make a row of every request of a phase."""
+        columns, first_row, end_row = self._columns, self._rows, self._rows + phase.prompt_tokens.size
+        rows = slice(first_row, end_row)
+        columns["prompt"][rows] = phase.prompt_tokens
+        columns["output"][rows] = phase.output_tokens
+        columns["target"][rows] = phase.prompt_tokens
+        columns["pace"][rows] = paces
+        if isinstance(phase, OpenLoop):
+            columns["due"][rows] = self.clock.time_s + phase.due_s
+        columns["hot"][first_row : first_row + hot] = True
+        if self._error_rate > 0:
+            self._fail_some(first_row, end_row, phase)
 
     def settle(self, timeout_s: float, *, cancel: bool = False) -> bool:
         """See `LoadRunner.settle`."""
@@ -218,7 +238,14 @@ class SimRunner:
             bins_start_s=0.0,
             tokens=self._tokens[: int(self.clock.time_s / BIN_S) + 1].copy(),
             adapter=None if self._draw is None else np.concatenate(self._drawn),
+            sessions=self._session_columns(),
         )
+
+    def _session_columns(self) -> SessionColumns | None:
+        if not self._in_sessions:
+            return None
+        session, cached, left = self._sessions[:, : self._rows]
+        return SessionColumns(session.copy(), cached.astype(np.int32), left.astype(np.int32))
 
     def error_texts(self) -> list[ErrorText]:
         """See `LoadRunner.error_texts`."""
@@ -265,17 +292,53 @@ class SimRunner:
     def _energy_j(self, now_s: float) -> float:
         return energy_j(self.model, now_s, float(self._real[engine.BUSY]))
 
+    def _begin_sessions(self, phase: LoadPhase, planned: Turns, paces: Ints) -> None:
+        """Make the plan of a phase with sessions. Rows come into being when they are due."""
+        if self._error_rate > 0:
+            raise LoadError("a simulated server that fails requests has no sessions")
+        self._in_sessions = True
+        # Answers to earlier phases have no next turn in this one.
+        self._columns["planned"][: self._rows] = 0
+        marks = np.full(planned.session.size, turns.CACHED_FOR_EVER)
+        order = np.argsort(self._sessions[0, : self._rows], kind="stable")
+        known = self._sessions[0, order]
+        at = np.searchsorted(known, planned.session, side="right") - 1
+        carried = (planned.after < 0) & (at >= 0)
+        carried[carried] = known[at[carried]] == planned.session[carried]
+        # The last row of its session. What is in flight holds its KV.
+        last = order[at[carried]]
+        in_flight = np.isnan(self._columns["end"][last].astype(np.float64))
+        marks[carried] = np.where(in_flight, turns.CACHED_FOR_EVER, self._columns["mark"][last])
+        plan, times = turns.plan_of(phase, planned, self.clock.time_s, paces, marks)
+        state = np.zeros(turns.STATES, np.int64)
+        state[turns.FOLLOWED] = self._followed
+        self._plan = plan, times, state
+
+    def _end_sessions(self, planned: Turns, first_row: int, used: int, hot: int) -> None:
+        """Note which turns the rows of a phase were."""
+        rows = slice(first_row, used)
+        places = self._columns["planned"][rows] - 1
+        self._sessions[:, rows] = np.stack([planned.session, planned.cached, planned.left])[:, places]
+        self._columns["hot"][rows] = places < hot
+        assert self._plan is not None  # noqa: S101 - made when the phase began
+        self._followed = int(self._plan[2][turns.FOLLOWED])
+        self._plan = None
+
     def _advance(self, gaps: Ints, end_row: int, concurrency: int, until_s: float) -> None:
+        common = (
+            self._params, self._real, self._whole, self._noise, self._lists, self._table, self._times, gaps,
+            self._tokens, BIN_S,
+        )  # fmt: skip
         while True:
-            result = engine.advance(
-                self._params, self._real, self._whole, self._noise, self._lists, self._table, self._times, gaps,
-                self._tokens, BIN_S, end_row, concurrency, until_s,
-            )  # fmt: skip
+            if self._plan is not None:
+                result = turns.advance(*common, *self._plan, concurrency, until_s)
+            else:
+                result = engine.advance(*common, end_row, concurrency, until_s)
             if result == 0:
                 return
             if result == 2:  # noqa: PLR2004 - documented by advance
                 raise LoadError("the closed loop ran out of rows before its time was over")
-            self._noise = self._rng.standard_normal(NOISE_BLOCK)
+            self._noise[:] = self._rng.standard_normal(NOISE_BLOCK)
             self._whole[engine.NOISE_AT] = 0
 
     def _progress(self, now_s: float, first_row: int) -> Progress:

@@ -11,6 +11,7 @@ import numpy as np
 from pytest_gpucap.load import schedule
 from pytest_gpucap.load.latencies import limited
 from pytest_gpucap.load.protocol import Status
+from pytest_gpucap.load.sessions import under_way
 from pytest_gpucap.requirement import Slo, Workload
 from pytest_gpucap.simulator.profile import EngineModel, Profile
 from pytest_gpucap.simulator.runner import SimRunner
@@ -38,9 +39,13 @@ def long_run(
     growth = []
     for run in range(runs):
         runner = SimRunner(warm, seed * 100_003 + run)
-        runner.run(schedule.open_loop(workload, rate_rps, DISCARD_S, seed + 7, 2 * run))
-        before = runner.in_flight
-        span = runner.run(schedule.open_loop(workload, rate_rps, RUN_S - DISCARD_S, seed + 7, 2 * run + 1))
+        discarded = schedule.open_loop(workload, rate_rps, DISCARD_S, seed + 7, 2 * run)
+        runner.run(discarded)
+        before, sessions = runner.in_flight, under_way(runner.journal())
+        kept = schedule.open_loop(
+            workload, rate_rps, RUN_S - DISCARD_S, seed + 7, 2 * run + 1, discarded.prompts, sessions
+        )
+        span = runner.run(kept)
         growth.append((runner.in_flight - before) / (span.end_row - span.first_row))
         runner.settle(600.0)
         journal = runner.journal()
@@ -74,9 +79,21 @@ def simulated_saturation_rps(engine: EngineModel, workload: Workload, runs: int 
     for run in range(runs):
         runner = SimRunner(warm, 31 + run)
         target = warm.max_num_seqs + 64
-        first = runner.run(schedule.closed_loop(workload, target, DISCARD_S, 2000.0, 5, 2 * run))
+        discarded = schedule.closed_loop(workload, target, DISCARD_S, 2000.0, 5, 2 * run)
+        first = runner.run(discarded)
         most_rps = max(500.0, 1.2 * (first.end_row - first.first_row) / DISCARD_S)
-        span = runner.run(schedule.closed_loop(workload, target, RUN_S, most_rps, 5, 2 * run + 1, hot=False))
+        kept = schedule.closed_loop(
+            workload,
+            target,
+            RUN_S,
+            most_rps,
+            5,
+            2 * run + 1,
+            hot=False,
+            first_prompt=discarded.prompts,
+            before=under_way(runner.journal()),
+        )
+        span = runner.run(kept)
         journal = runner.journal()
         rates.append(((journal.end_s > span.start_s) & (journal.end_s <= span.end_s)).sum() / RUN_S)
     return float(np.mean(rates))

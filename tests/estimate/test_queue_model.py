@@ -175,7 +175,9 @@ def test_held_tokens_do_not_add_up_over_a_long_replay() -> None:
     """Requests alike, evenly spaced: the thousandth is served like the hundredth, though held tokens cost time."""
     count = 4000
     model = ServerModel(np.full(101, 0.01), 1e-5, kv_token_s=2e-6, mean_context=110.0)
-    arrivals = QueueArrivals(np.linspace(0.0, 0.02 * (count - 1), count), np.full(count, 100), np.full(count, 20))
+    arrivals = QueueArrivals(
+        np.linspace(0.0, 0.02 * (count - 1), count), np.full(count, 100), np.full(count, 20), np.zeros(count, np.int64)
+    )
     found = QueueLatencies(np.full(count, np.nan), np.full(count, np.nan), np.zeros(count))
     nobody = QueueStart(np.zeros(0, np.int64), np.zeros(0, np.int64))
     simulate(server_of(model), 1.0, 0.0, arrivals, nobody, (0, count), found, np.zeros(0), 1e9)
@@ -186,7 +188,7 @@ def test_held_tokens_do_not_add_up_over_a_long_replay() -> None:
 def test_a_prompt_that_comes_before_a_step_begins_delays_its_first_tokens() -> None:
     """Three prompts of 600 tokens at once, in steps of 1,000: the second ends in the second step, with the third."""
     model = ServerModel(np.full(101, 1e-6), 1e-3, step_tokens=1000.0)
-    arrivals = QueueArrivals(np.array([0.0, 1e-4, 2e-4]), np.full(3, 600), np.full(3, 50))
+    arrivals = QueueArrivals(np.array([0.0, 1e-4, 2e-4]), np.full(3, 600), np.full(3, 50), np.zeros(3, np.int64))
     found = QueueLatencies(np.full(3, np.nan), np.full(3, np.nan), np.zeros(3))
     nobody = QueueStart(np.zeros(0, np.int64), np.zeros(0, np.int64))
     simulate(server_of(model), 1.0, 0.0, arrivals, nobody, (0, 3), found, np.zeros(0), 1e9)

@@ -41,6 +41,12 @@ WRITTEN_NUMBERS = (
     *("", " ", "1%", "%", "1e9999999%", "99.9999%", "100%", "1e9999999s", "1e300h", "0.0000001us", "9" * 400 + "ms"),
     *("500ms", "20s", "10m", "1e-9s", "uniform:1-2147483648", "uniform:2-1", "uniform:" + "9" * 5000 + "-1"),
     *("lognormal:mean=1e9999999,cv=1,high=9", "lognormal:mean=nan,cv=1,high=9", "lognormal:mean=8,cv=1e300,high=9"),
+    *(
+        "turns=4 think=5s",
+        "turns=1000 think=1h context=1",
+        "turns=uniform:1-9 think=lognormal:mean=1us,cv=1e9",
+        "turns==",
+    ),
     *("2GiB", "1e3GiB", "9" * 400 + "GiB", "5%", "\u0663GiB", "1k", "9" * 400 + "k", "auto", "many"),
 )
 NUMBERS: tuple[Any, ...] = (

@@ -12,6 +12,7 @@ from pytest_gpucap.load.schedule import closed_loop, open_loop
 from pytest_gpucap.load.shared_memory import HistogramKind
 from pytest_gpucap.requirement import ApiKind, Length, Workload
 from pytest_gpucap.results.problems import ProblemSource
+from pytest_gpucap.workloads.sessions import with_sessions
 from tests.waiting import FOREVER_S
 
 COUNTERS = ("vllm:request_success_total", "vllm:prompt_tokens_total", "vllm:generation_tokens_total")
@@ -92,3 +93,34 @@ def test_no_prompt_hits_the_prefix_cache_unless_asked_to(vllm_cpu_server: VllmSe
     assert run(0) == 0
     assert run(0) == 0  # the same seed again
     assert run(160) >= 160 // 16 * 16  # a second prompt found the first one's blocks
+
+
+def test_turns_of_a_session_find_what_was_said_before(vllm_cpu_server: VllmServer) -> None:
+    server = vllm_cpu_server
+    names = ("vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total")
+    if not server.metrics().find(names[0]):
+        pytest.skip(f"this vLLM has no {names[0]}")
+
+    def counted() -> list[float]:
+        return [sum(sample.value for sample in server.metrics().find(name)) for name in names]
+
+    made = Workload(Length.fixed(160), Length.fixed(4), endpoint=ApiKind.COMPLETIONS)
+    workload = with_sessions(made, "turns=3 think=100ms")
+    with HttpLoadRunner(server.base_url, server.model, f"{server.api_key}", workload, 4, workers=1) as runner:
+        runner.prepare()
+        before = counted()
+        # Until it is stopped: of nine turns in two places, three follow another at least.
+        phase = closed_loop(workload, 2, 600.0, 20.0, 4, 0, hot=False)
+        span = runner.run(phase, lambda progress: progress.completed > 8)
+        assert runner.settle(FOREVER_S)
+        journal = runner.journal()
+        queries, hits = (after - earlier for after, earlier in zip(counted(), before, strict=True))
+    assert (journal.status == Status.OK).all(), runner.error_texts()
+    np.testing.assert_array_equal(journal.counted_prompt_tokens, journal.prompt_tokens)
+    assert journal.sessions is not None
+    follows = journal.cached_tokens > 0
+    assert span.end_row == journal.status.size
+    assert follows.sum() > 2
+    assert queries == journal.prompt_tokens.sum()
+    # Whole blocks of what was sent before; the size of one is 16 or 128.
+    assert (journal.cached_tokens[follows] // 128 * 128).sum() <= hits <= journal.cached_tokens.sum()

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from pytest_gpucap.load.schedule import closed_loop, draw_lengths, open_loop, random_generator
+from pytest_gpucap.load.draws import draw_lengths, random_generator
+from pytest_gpucap.load.schedule import closed_loop, open_loop
 from pytest_gpucap.load.trace import read_trace
 from pytest_gpucap.requirement import ArrivalKind, Arrivals, Length, RequirementError, Workload
 

@@ -23,7 +23,7 @@ def served(stall_s: float, path: list[float], path_bin_s: float) -> QueueLatenci
         np.full(101, STEP_S), PREFILL_S / 100, stall_per_s=per_s, stall_s=(stall_s,), path=tuple(path),
         path_bin_s=path_bin_s,
     )  # fmt: skip
-    arrivals = QueueArrivals(DUE_S, np.full(REQUESTS, 100), np.full(REQUESTS, 20))
+    arrivals = QueueArrivals(DUE_S, np.full(REQUESTS, 100), np.full(REQUESTS, 20), np.zeros(REQUESTS, np.int64))
     found = QueueLatencies(np.full(REQUESTS, np.nan), np.full(REQUESTS, np.nan), np.zeros(REQUESTS))
     nobody = QueueStart(np.zeros(0, np.int64), np.zeros(0, np.int64))
     phase = 1.0 - math.exp(-per_s * STOP_AT_S)
