@@ -215,9 +215,9 @@ def test_chats_that_are_not_streamed_are_judged_as_streams_are() -> None:
     assert journal.ttft_s[ok].tolist() == journal.e2e_s[ok].tolist()
 
 
-def events(*datas: object) -> Callable[[], web.Response]:
+def events(*told: object) -> Callable[[], web.Response]:
     """An event stream of these."""
-    text = "".join(f"event: x\ndata: {each if isinstance(each, str) else json.dumps(each)}\n\n" for each in datas)
+    text = "".join(f"event: x\ndata: {each if isinstance(each, str) else json.dumps(each)}\n\n" for each in told)
     return lambda: web.Response(text=text, content_type="text/event-stream")
 
 
@@ -243,7 +243,7 @@ STREAMS = {
 
 
 def test_streamed_responses_are_judged_as_chats_are() -> None:
-    journal, errors = served([events(*datas) for _, datas in STREAMS.values()], workload(ApiKind.RESPONSES))
+    journal, errors = served([events(*told) for _, told in STREAMS.values()], workload(ApiKind.RESPONSES))
     assert errors == {words: status for words, (status, _) in STREAMS.items() if words}
     ok = journal.status == Status.OK
     assert set(journal.counted_output_tokens[ok].tolist()) == {4}
