@@ -131,6 +131,16 @@ def test_variants_of_two_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "workload input_tokens: 256 -> 2048" in shown
 
 
+def test_two_engines_of_one_model_are_variants(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = result(25.0, requirement=named("on vllm"), test="t.py::vllm", engine="vllm")
+    other = result(21.0, requirement=named("on sglang"), test="t.py::sglang", engine="sglang", server="SGLang 0.5.23")
+    save(folder, "both", one, other)
+    assert run("compare", "both", "both", "--variants", "on vllm", "on sglang") == 1
+    shown = capsys.readouterr().out
+    assert "REGRESSED" in shown
+    assert "changed: engine: vllm -> sglang" in shown
+
+
 def test_a_variant_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     file = str(H200_X2 / "prefix.json")
     assert run("compare", file, file, "--variants", "prefix caching off", "on") == 2
