@@ -105,11 +105,12 @@ class Readiness:
         Raises:
             ServerStartError: if it does not.
         """
-        endpoint = HttpServer(base_url, self._model, self._api_key)
+        endpoint = HttpServer(base_url, self._model or "", self._api_key)
         try:
             if urlsplit(base_url).port not in self._ports():
                 raise ServerStartError("its process does not listen on its port any more")
-            if self._model not in endpoint.models(timeout_s=_HEALTH_S) or not self._healthy(endpoint):
+            listed = endpoint.models(timeout_s=_HEALTH_S)
+            if (self._model is not None and self._model not in listed) or not self._healthy(endpoint):
                 raise ServerStartError("its health check fails")
             self._ask(endpoint)
         except EndpointError as error:
