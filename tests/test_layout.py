@@ -22,6 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "masking": set(),
     "foreign_text": set(),
     "user_files": set(),
+    "explained": set(),
     # What is declared, and the arithmetic on it.
     "requirement": set(),
     "access": set(),
@@ -39,7 +40,7 @@ ROOMS: dict[str, set[str]] = {
     "options": {"option_values", "extensions", "access"},
     "workloads": {"requirement"},
     "gpu": set(),
-    "engines": {"requirement", "vllm_arguments", "load", "access", "routing"},
+    "engines": {"requirement", "vllm_arguments", "load", "access", "routing", "explained"},
     "telemetry": {"gpu", "engines", "results", "vllm_arguments"},
     "load": {"requirement", "jit", "results", "access", "workloads"},
     "accuracy": {"requirement", "results", "load", "engines"},
@@ -52,7 +53,7 @@ ROOMS: dict[str, set[str]] = {
     "fleet": {"requirement", "sizing", "access", "routing", "gpu", "engines", "telemetry", "load", "results"},
     # What is made of results.
     "planning": {"requirement", "sizing", "vllm_arguments", "results", "gpu", "roofline"},
-    "report": {"requirement", "secondary", "sizing", "results", "planning"},
+    "report": {"requirement", "secondary", "sizing", "results", "planning", "explained"},
     "history": {"requirement", "vllm_arguments", "results", "decisions", "report"},
     # The wiring: one pytest session, and the commands.
     "session": {
