@@ -22,6 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "masking": set(),
     "foreign_text": set(),
     "user_files": set(),
+    "explained": set(),
     # What is declared, and the arithmetic on it.
     "api_dialect": set(),
     "requirement": {"api_dialect"},
@@ -40,7 +41,7 @@ ROOMS: dict[str, set[str]] = {
     "options": {"option_values", "extensions", "access"},
     "workloads": {"requirement"},
     "gpu": set(),
-    "engines": {"api_dialect", "requirement", "vllm_arguments", "load", "access", "routing"},
+    "engines": {"api_dialect", "requirement", "vllm_arguments", "load", "access", "routing", "explained"},
     "telemetry": {"gpu", "engines", "results", "vllm_arguments"},
     "load": {"api_dialect", "requirement", "jit", "results", "access", "workloads"},
     "accuracy": {"requirement", "results", "load", "engines"},
@@ -55,7 +56,7 @@ ROOMS: dict[str, set[str]] = {
     "other_tools": {"requirement", "vllm_arguments", "results"},
     # What is made of results.
     "planning": {"requirement", "sizing", "vllm_arguments", "results", "gpu", "roofline"},
-    "report": {"requirement", "secondary", "sizing", "results", "planning"},
+    "report": {"requirement", "secondary", "sizing", "results", "planning", "explained"},
     "history": {"requirement", "secondary", "vllm_arguments", "results", "decisions", "report"},
     # The wiring: one pytest session, and the commands.
     "session": {

@@ -2,18 +2,20 @@
 
 Rates come from result files ("measured here"), from baseline files and from published references. A class without a
 rate gets an estimate that is scaled from another class, or else its physical limit. Estimates and limits are no
-verdicts: only classes with a measured rate can be the cheapest.
+verdicts: only classes with a measured rate can be the cheapest. ``--rate`` needs none of that: it is the formula alone,
+with what it assumes.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from pytest_gpucap.cli import CommandError
+from pytest_gpucap.cli import CommandError, _given_rate
 from pytest_gpucap.cli._runs import add_folder, find_run, put
 from pytest_gpucap.gpu.classes import GpuClassError, read_classes
 from pytest_gpucap.planning.evidence import Provenance
@@ -45,12 +47,19 @@ HELP: Final = "GPUs, memory and cost for a target rate, by GPU class"
 _DEFAULT_RESULT: Final = Path(".gpucap/result.json")
 _DEFAULT_TOKENS: Final = 256
 _DEFAULT_HEADROOM: Final = "1.3"
+_TOLD: Final = 2
+"""Results that were left out, named in an error of one line."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See the module."""
     target = parser.add_argument_group("what the fleet must carry (default: what the measurement declared)")
-    target.add_argument("--qps", metavar="QPS", help="requests per second over all GPUs together")
+    target.add_argument(
+        "--qps",
+        "--target-qps",
+        metavar="QPS",
+        help="requests per second over all GPUs together (one option, two names)",
+    )
     target.add_argument("--headroom", metavar="R", help=f"factor on it for peaks and failures ({_DEFAULT_HEADROOM})")
     target.add_argument("--qps-table", metavar="QPS,...", help="show the GPUs for these rates too, a column each")
     target.add_argument("--gpus", metavar="N", help="the budget: say which classes keep it and what it carries")
@@ -71,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--max-num-seqs", metavar="N")
     load.add_argument("--gpu-memory-utilization", metavar="SHARE")
     files = parser.add_argument_group("what is known")
+    files.add_argument("--rate", metavar="T", help="the requests per second of one replica: plan from it alone")
     files.add_argument("--result", metavar="FILE", type=Path, action="append", help=f"result file ({_DEFAULT_RESULT})")
     files.add_argument("--name", help="plan for the measurement of this name (default: the last one)")
     files.add_argument("--baseline", metavar="NAME", action="append", default=[], help="a saved run or a result file")
@@ -93,8 +103,6 @@ def run(options: argparse.Namespace) -> int:
         plan = _plan(options)
     except PricesError as error:
         raise CommandError(f"--prices {error}") from None
-    except UnknownMeasurement as error:
-        raise CommandError(f"--name {error}") from None
     except (RequirementError, GpuClassError, UnknownModel) as error:
         raise CommandError(str(error)) from None
     match options.format:
@@ -108,11 +116,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> Plan:
+    if options.rate is not None:
+        return _given_rate.plan_of(options, _target(options, Sources()))
     sources = _sources(options)
-    service = _service(options, sources.chosen)
+    service = _service(options, sources)
     return make_plan(
         service,
-        _target(options, sources.chosen),
+        _target(options, sources),
         sources,
         class_names=options.gpu_class or (),
         other_qps=() if options.qps_table is None else options.qps_table.split(","),
@@ -128,11 +138,16 @@ def _sources(options: argparse.Namespace) -> Sources:
     results = default if options.result is None else options.result
     here, left_out = _rates([str(path) for path in results], options.baselines, Provenance.MEASURED)
     before, left_out_before = _rates(options.baseline, options.baselines, Provenance.BASELINE)
+    left_out += left_out_before
+    try:
+        chosen = choose(here or before, options.name, options.model)
+    except UnknownMeasurement as error:
+        raise CommandError(f"--name {error}{_because(left_out)}") from None
     return Sources(
         rates=(*here, *before),
-        chosen=choose(here or before, options.name, options.model),
+        chosen=chosen,
         preferred=options.name is not None,
-        left_out=(*left_out, *left_out_before),
+        left_out=left_out,
         prices=prices,
         own_classes=own_classes,
     )
@@ -149,11 +164,22 @@ def _rates(given: list[str], folder: Path, provenance: Provenance) -> tuple[list
     return rates, left_out
 
 
-def _service(options: argparse.Namespace, chosen: MeasuredRate | None) -> Service:
+def _because(left_out: Sequence[str]) -> str:
+    """Why files that are there give no rate, after a semicolon; empty where none was left out."""
+    told = [f"left out: {line}" for line in left_out[:_TOLD]]
+    more = len(left_out) - _TOLD
+    return "".join(f"; {each}" for each in [*told, *([f"and {more} more"] if more > 0 else [])])
+
+
+def _service(options: argparse.Namespace, sources: Sources) -> Service:
     """The service of the measurement, changed by the arguments that were given."""
+    chosen = sources.chosen
     model = options.model if chosen is None else chosen.service.model
     if model is None:
-        raise CommandError("name a model (--model config.json or synthetic:NAME) or a result file (--result)")
+        raise CommandError(
+            "name a model (--model config.json or synthetic:NAME), a result file (--result) or the rate of one replica "
+            f"(--rate){_because(sources.left_out)}"
+        )
     try:
         config = config_of(options.model or model)
     except ValueError as error:
@@ -176,10 +202,11 @@ def _arguments(options: argparse.Namespace) -> VllmArguments:
     return VllmArguments({name: value for name, value in given.items() if value is not None})
 
 
-def _target(options: argparse.Namespace, chosen: MeasuredRate | None) -> FleetTarget:
+def _target(options: argparse.Namespace, sources: Sources) -> FleetTarget:
+    chosen = sources.chosen
     qps = options.qps or (None if chosen is None else chosen.qps)
     if qps is None:
-        raise CommandError("give the target rate with --qps")
+        raise CommandError(f"give the target rate with --qps{_because(sources.left_out)}")
     factor = options.headroom or (_DEFAULT_HEADROOM if chosen is None else chosen.headroom)
     return FleetTarget(
         qps=positive(qps, "--qps"),

@@ -15,6 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pytest_gpucap.errors import GpuCapError
+from pytest_gpucap.explained import Subject, pointer
 from pytest_gpucap.foreign_text import printable
 
 
@@ -31,13 +32,17 @@ class ServerStartError(ServerError):
         cause: one line, the cause and what to do about it.
         log_tail: the last lines of the log; empty if there are none.
         log_path: the whole log; None if the server never ran.
+        known_as: the name of the cause, if it is one of those that `startup_errors` finds in logs; else empty.
 
     Args:
         title: the engine's name, for the message; empty: the message says "the server".
     """
 
-    def __init__(self, cause: str, log_tail: str = "", log_path: Path | None = None, *, title: str = "") -> None:
+    def __init__(
+        self, cause: str, log_tail: str = "", log_path: Path | None = None, *, title: str = "", known_as: str = ""
+    ) -> None:
         self.cause = cause
+        self.known_as = known_as
         self.log_tail = log_tail
         self.log_path = log_path
         parts = [f"the {title} server did not start: {cause}" if title else f"the server did not start: {cause}"]
@@ -45,6 +50,7 @@ class ServerStartError(ServerError):
             parts += ["", f"the last {len(log_tail.splitlines())} lines of its log:", log_tail.rstrip("\n")]
         if log_path is not None:
             parts += ["", f"whole log: {log_path}"]
+            parts.append(pointer(Subject.START, known_as) if known_as else pointer(Subject.ERROR, type(self).__name__))
         super().__init__("\n".join(parts))
 
 

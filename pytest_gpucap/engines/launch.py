@@ -21,7 +21,7 @@ from pytest_gpucap.engines.process import OwnedProcess
 from pytest_gpucap.engines.protocol import ServerLog
 from pytest_gpucap.engines.readiness import Readiness
 from pytest_gpucap.engines.server import HttpServer
-from pytest_gpucap.engines.startup_errors import NOTHING, Given, diagnose, find, oom_kills, signal_name
+from pytest_gpucap.engines.startup_errors import NOTHING, Given, diagnose, find, known_cause, oom_kills, signal_name
 from pytest_gpucap.vllm_arguments import VllmArguments
 
 _TAIL_LINES = 30
@@ -120,8 +120,12 @@ def launch(
             process.close()
             exit_code = readiness.exit_code
             killed = oom_kills() - killed_before
-            cause = error.cause if exit_code is None else diagnose(log.text(), exit_code, killed, given)
-            raise ServerStartError(f"{cause}{_no_room(log)}", log.tail(_TAIL_LINES), log.path, title=title) from None
+            cause, known_as = error.cause, error.known_as
+            if exit_code is not None:
+                cause, known_as = diagnose(log.text(), exit_code, killed, given), known_cause(log.text())
+            raise ServerStartError(
+                f"{cause}{_no_room(log)}", log.tail(_TAIL_LINES), log.path, title=title, known_as=known_as
+            ) from None
     except BaseException:
         process.close()
         log.mask()

@@ -15,7 +15,7 @@ from pytest_gpucap.engines.errors import EndpointError, ServerStartError
 from pytest_gpucap.engines.process import OwnedProcess
 from pytest_gpucap.engines.protocol import ServerLog
 from pytest_gpucap.engines.server import HttpServer
-from pytest_gpucap.engines.startup_errors import NOTHING, Given, diagnose
+from pytest_gpucap.engines.startup_errors import NOTHING, Given, diagnose, known_cause
 from pytest_gpucap.load.event_stream import EventStream
 from pytest_gpucap.load.server_words import json_object, one_line
 
@@ -238,7 +238,8 @@ class Readiness:
             waited = time.monotonic() - self._started
             raise ServerStartError(
                 f"it was not ready after {waited:.0f} s ({doing}); {diagnose(self._log.text(), given=self._given)}; "
-                "give it more time with --gpucap-startup-timeout"
+                "give it more time with --gpucap-startup-timeout",
+                known_as=known_cause(self._log.text()),
             )
         self._tell(doing)
         self._process.wait_news(_POLL_S)

@@ -629,6 +629,12 @@ def find(log: str) -> tuple[Pattern, re.Match[str]] | None:
     return None
 
 
+def known_cause(log: str) -> str:
+    """The name of the first known cause that the log shows; empty if it shows none."""
+    found = find(log)
+    return "" if found is None else found[0].name
+
+
 def diagnose(log: str, exit_code: int | None = None, oom_kills: int = 0, given: Given = NOTHING) -> str:
     """The cause in one line, with the fix where one is known.
 

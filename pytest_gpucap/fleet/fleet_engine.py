@@ -244,7 +244,8 @@ def _of_replica(number: int, error: BaseException, count: int, title: str) -> Ba
     """The error that says which replica it is about."""
     if not isinstance(error, ServerStartError):
         return error
-    return ServerStartError(f"replica {number} of {count}: {error.cause}", error.log_tail, error.log_path, title=title)
+    cause = f"replica {number} of {count}: {error.cause}"
+    return ServerStartError(cause, error.log_tail, error.log_path, title=title, known_as=error.known_as)
 
 
 def _first_error(starts: Sequence[Future[Server]]) -> tuple[int, BaseException] | None:

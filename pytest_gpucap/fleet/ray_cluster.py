@@ -407,8 +407,13 @@ def _wait_for_servers(replicas: Sequence[_Replica], engine: Engine, on_wait: Cal
                 text = f"its worker process on {replica.node} ended: {reason(error)}"
                 raise ServerStartError(text, title=engine.title) from None
             if isinstance(found, Failed):
-                path = replica.log.log.path
-                raise ServerStartError(f"on {replica.node}: {found.cause}", found.log_tail, path, title=engine.title)
+                raise ServerStartError(
+                    f"on {replica.node}: {found.cause}",
+                    found.log_tail,
+                    replica.log.log.path,
+                    title=engine.title,
+                    known_as=found.known_as,
+                )
             replica.started = found
         if waiting and not ready:
             on_wait(f"{len(replicas) - len(waiting)} of {len(replicas)} replicas are ready{_news(waiting.values())}")

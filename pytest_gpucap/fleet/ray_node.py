@@ -94,10 +94,12 @@ class Failed:
     Attributes:
         cause: one line.
         log_tail: the last lines of its log.
+        known_as: the name of the cause, as `ServerStartError` has it.
     """
 
     cause: str
     log_tail: str = ""
+    known_as: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,7 @@ class ReplicaOnNode:
                 startup_s = time.monotonic() - began
             except ServerStartError as error:
                 self._give_back()
-                return Failed(error.cause, masked(error.log_tail))
+                return Failed(error.cause, masked(error.log_tail), error.known_as)
             except _Abandoned:
                 self._give_back()
                 return Failed("it was given up")

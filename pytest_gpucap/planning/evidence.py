@@ -12,8 +12,9 @@ from pytest_gpucap.roofline.limits import Roofline
 
 
 class Provenance(StrEnum):
-    """Where a rate comes from. The order is that of preference."""
+    """Where a rate comes from. The order is that of preference; a given rate is never compared with others."""
 
+    GIVEN = "as given"
     MEASURED = "measured here"
     BASELINE = "baseline"
     IMPORTED = "another tool"
@@ -23,7 +24,7 @@ class Provenance(StrEnum):
 
     @property
     def known(self) -> bool:
-        """Whether somebody measured the rate. Estimates and physical limits were not measured.
+        """Whether somebody measured the rate, as far as is known. Estimates and physical limits were not measured.
 
         A point of another tool was seen, but it is no measured capacity.
         """

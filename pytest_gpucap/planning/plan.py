@@ -98,13 +98,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         left_out: results that were not used, with the reason, a line each.
         table: GPUs for other target rates; None if none were asked for.
         guide: the published sizing guide; None if it was not asked for.
+        model, workload: None where only the rate of one replica was given.
+        assumptions: of the formula, where only the rate was given, a sentence each.
     """
 
     schema: Literal["pytest-gpucap-plan"] = "pytest-gpucap-plan"
     schema_version: Literal[1] = 1
     target: PlanTarget
-    model: PlanModel
-    workload: PlanWorkload
+    model: PlanModel | None
+    workload: PlanWorkload | None
     currency: str
     priced: bool
     fleets: tuple[Fleet, ...]
@@ -114,6 +116,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     left_out: tuple[str, ...]
     table: PlanTable | None
     guide: Guide | None
+    assumptions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

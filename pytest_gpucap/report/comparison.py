@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from pytest_gpucap.explained import Subject, pointer
 from pytest_gpucap.report import rows
 from pytest_gpucap.report.columns import LEAST, NARROW, table, wrapped
 from pytest_gpucap.report.escape import cleaned, prose, table_row
@@ -37,7 +38,8 @@ def regression_failure(result: Result, width: int = NARROW) -> str:
     lines += ["", *wrapped(found.reason, width=width)]
     beside = [*latency_lines(found.latencies), *figure_lines(found.figures)]
     lines += [line for each in beside for line in wrapped(each, "- ", "  ", width)]
-    return "\n".join([*lines, "", details(result, width)])
+    told = wrapped(pointer(Subject.VERDICT, found.decision), hang="  ", width=width)
+    return "\n".join([*lines, "", details(result, width), "", *told])
 
 
 def latency_lines(latencies: Iterable[LatencyComparison]) -> list[str]:

@@ -30,7 +30,7 @@ _LEGEND: Final = (
 
 def plan_text(plan: Plan) -> str:
     """For a terminal. Lines have at most 100 columns; tables may be wider."""
-    parts = [_wrap(_head(plan)), _fleets(plan, _TERMINAL), _wrap(_LEGEND)]
+    parts = [_wrap(_head(plan)), _fleets(plan, _TERMINAL), *([_wrap(_LEGEND)] if plan.model else [])]
     parts += [
         "\n".join(_wrap(line, "- ") for line in lines) for lines in (_conclusions(plan), _evidence(plan)) if lines
     ]
@@ -43,7 +43,7 @@ def plan_text(plan: Plan) -> str:
 
 def plan_markdown(plan: Plan) -> str:
     """For a pull request or a page."""
-    parts = [prose(_head(plan)), _fleets(plan, _GITHUB), _LEGEND]
+    parts = [prose(_head(plan)), _fleets(plan, _GITHUB), *([_LEGEND] if plan.model else [])]
     parts += [
         "\n".join(f"- {prose(line)}" for line in lines) for lines in (_conclusions(plan), _evidence(plan)) if lines
     ]
@@ -56,6 +56,8 @@ def plan_markdown(plan: Plan) -> str:
 
 def _head(plan: Plan) -> str:
     target, model, load = plan.target, plan.model, plan.workload
+    if model is None or load is None:
+        return f"{target.qps:g} req/s x {target.headroom:g}, from the rate of one replica alone"
     size = ""
     if model.parameters and model.weights_gb is not None:
         size = f" ({model.parameters / 1e9:.3g}B parameters, {model.precision}, {model.weights_gb:.3g} GB)"
@@ -133,7 +135,7 @@ def _conclusions(plan: Plan) -> list[str]:
             f"cheapest class that fits, of those measured: {gpus(best.gpus or 0)} of {best.gpu_class} at "
             f"{best.cost_per_hour:.2f} {plan.currency} per hour"
         )
-    elif plan.priced:
+    elif plan.priced and plan.model is not None:
         lines.append("no class is known to fit: none with a price and within the budget has a measured rate")
     if plan.worth_measuring:
         lines.append(f"may be cheaper, worth measuring: {', '.join(plan.worth_measuring)}")
@@ -141,7 +143,7 @@ def _conclusions(plan: Plan) -> list[str]:
     lines += [
         f"{budget} of {fleet.gpu_class} carry {rate(fleet.largest_qps)} with the headroom"
         for fleet in plan.fleets
-        if fleet.largest_qps is not None and fleet.known
+        if fleet.largest_qps is not None and (fleet.known or fleet.provenance is Provenance.GIVEN)
     ]
     return lines
 
@@ -149,7 +151,7 @@ def _conclusions(plan: Plan) -> list[str]:
 def _evidence(plan: Plan) -> list[str]:
     lines = []
     for fleet in plan.fleets:
-        if fleet.known or fleet.provenance in {None, Provenance.IMPORTED}:
+        if fleet.known or fleet.provenance in {None, Provenance.GIVEN, Provenance.IMPORTED}:
             source = f"{fleet.provenance}: " if fleet.provenance else ""
             lines.append(f"{fleet.gpu_class}: {source}{fleet.evidence}")
     estimates = [fleet for fleet in plan.fleets if fleet.provenance is Provenance.ESTIMATE]
@@ -160,6 +162,7 @@ def _evidence(plan: Plan) -> list[str]:
         f"{entry.gpu_class}: {rate(entry.rate_rps)} by {entry.source} is {entry.text}; not used"
         for entry in plan.set_aside
     ]
+    lines += [f"assumed: {entry}" for entry in plan.assumptions]
     lines += [f"left out: {entry}" for entry in plan.left_out]
     return lines
 

@@ -12,6 +12,7 @@ from typing import Final
 from pytest_gpucap.report import rows
 from pytest_gpucap.report.columns import LEAST, LEAST_NAME, NARROW, display_width, padded, shortened, table, wrapped
 from pytest_gpucap.report.escape import cleaned
+from pytest_gpucap.report.explanation import explained_in
 from pytest_gpucap.report.formatting import (
     NOT_MEASURED,
     bound_by,
@@ -78,14 +79,14 @@ def _disturbed(results: Sequence[Result]) -> list[str]:
 
 
 def failure(result: Result, width: int = NARROW) -> str:
-    """The text of a failed check: the arithmetic first, then the evidence."""
+    """The text of a failed check: the arithmetic first, then the evidence, then where it is explained."""
     result, width = cleaned(result), max(LEAST, width)
     lines = [f"{verdict_word(result)}: {result_headline(result).text}"]
     if result.simulated:
         lines.append(SIMULATED)
     if result.reason not in lines[0]:
         lines += ["", *wrapped(result.reason, width=width)]
-    return "\n".join([*lines, "", details(result, width)])
+    return "\n".join([*lines, "", details(result, width), "", *wrapped(explained_in(result), hang="  ", width=width)])
 
 
 def section(result: Result, width: int = NARROW) -> str:

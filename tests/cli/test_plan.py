@@ -210,6 +210,10 @@ def test_simulated_results_are_no_measurements(plan: Any, tmp_path: Path) -> Non
     assert {fleet["provenance"] for fleet in document["fleets"]} == {"physical limit"}
     assert all("SIMULATED" in entry for entry in document["left_out"])
     assert "SIMULATED" in plan("--qps", "10", *MODEL)
+    # Where nothing else is known, the error says why the file that is there does not help.
+    why = "left out: holds in .gpucap/result.json: SIMULATED, which is no measurement; left out: fails in "
+    for arguments in (("--qps", "10"), MODEL, ("--qps", "10", "--name", "holds")):
+        assert why in plan(*arguments, fails=True)
 
 
 def test_the_result_of_the_last_run_is_found(plan: Any, tmp_path: Path) -> None:
@@ -323,7 +327,7 @@ def test_several_gpus_a_replica(plan: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--qps", "10"), "name a model (--model config.json or synthetic:NAME) or a result file (--result)"),
+        (("--qps", "10"), "name a model (--model config.json or synthetic:NAME), a result file (--result) or the rate"),
         (MODEL, "give the target rate with --qps"),
         (("--qps", "0", *MODEL), "--qps must be above 0"),
         (("--qps", "10", "--headroom", "0.5", *MODEL), "--headroom must be at least 1"),

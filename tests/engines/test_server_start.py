@@ -201,7 +201,9 @@ def test_an_early_death_names_cause_tail_and_log(stand_in: StandIn, family: Fami
     assert error.log_tail.splitlines() == [*lines[-29:], log.splitlines()[-1]]
     assert error.log_path is not None
     assert error.log_path.parent == tmp_path / "logs"
-    assert str(error).endswith(f"whole log: {error.log_path}")
+    *_, log_line, explained = str(error).splitlines()
+    assert log_line == f"whole log: {error.log_path}"
+    assert explained == "explained: docs/when-it-fails.md#start-unknown-flag"
     assert "line 0" in error.log_path.read_text()
     assert family.alive() == []
 

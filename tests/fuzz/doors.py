@@ -578,7 +578,7 @@ def _arguments(place: Place, paths: st.SearchStrategy[str]) -> st.SearchStrategy
             "--model",
             "--result",
         ]
-        + ["--baseline", "--gpu-class", "--name", "--baselines", "--dtype", "--data-parallel-size"]
+        + ["--baseline", "--gpu-class", "--name", "--baselines", "--dtype", "--data-parallel-size", "--rate"]
     )
     given = st.lists(st.tuples(plan, values), min_size=1, max_size=2)
     report = st.sampled_from(["--text", "--markdown", "--html", "--junit", "--metrics", "--code-quality", "--history"])
@@ -598,6 +598,13 @@ _ALL_FILES = frozenset({"/", "//", "~", ".", "..", "../.."})
 """Folders with all files of the machine, which take as long as they take."""
 
 
+def _plan(given: Any) -> list[str]:
+    flags = {flag for flag, _ in given}
+    words = ["plan", "--gpu-class=h200", *([] if "--rate" in flags else ["--model=synthetic:tiny"])]
+    words += [] if "--qps" in flags else ["--qps=10"]
+    return words + [f"{flag}={each}" for flag, each in given]
+
+
 def _run(place: Place, given: Any) -> str | None:
     command, value = given
     flags = value if isinstance(value, list) else [(command, value)]
@@ -606,14 +613,13 @@ def _run(place: Place, given: Any) -> str | None:
     base = str(place.base)
     match command:
         case "plan":
-            words = ["plan", "--model=synthetic:tiny", "--gpu-class=h200"]
-            if not any(flag == "--qps" for flag, _ in value):
-                words.append("--qps=10")
-            words += [f"{flag}={each}" for flag, each in value]
+            words = _plan(value)
         case "import":
             words = ["import", f"--out={place.work / 'imported.json'}"]
             words += [f"{flag}={each}" for flag, each in value if flag != "FILE"]
             words += ["--", str(RECORDED / "sglang-0.5.23"), *(each for flag, each in value if flag == "FILE")]
+        case "report" if any(flag == "--history" and each in _ALL_FILES for flag, each in value):
+            return None
         case "report":
             words = ["report", base, *(f"{flag}={each}" for flag, each in value)]
         case "report-of":
