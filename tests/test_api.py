@@ -25,6 +25,7 @@ INTERNAL = {
     "OutOfTime": "ends a phase of the measuring procedure",
     "Suspended": "lets the measuring procedure carry a hold once more",
     "StreamError": "becomes a LoadError that names the node of the load generator",
+    "NoParquet": "becomes the line of `gpucap frame` that names the extra",
     "NothingMeasured": "tells pytest-benchmark that a benchmark has no figure",
 }
 """Exceptions that steer and never reach a user."""
