@@ -295,11 +295,9 @@ def window_table(result: Result) -> tuple[list[str], list[list[str]]]:
     A latency is that of the window's worst slice, goodput that of all its slices. If windows do not keep a limit's
     percentile, the nearest one is shown under its own name.
     """
-    columns = list(dict.fromkeys(kept_percentile(name) for name in result.slo.percentiles)) or list(_USUAL)
+    columns = list(dict.fromkeys(kept_percentile(name) for name in result.slo.percentiles)) or _usual(result.samples)
     if any(TTFAT in sample.latencies for sample in result.samples):
         columns.append((TTFAT, 95))
-
-    columns = list(dict.fromkeys(kept_percentile(name) for name in result.slo.percentiles)) or _usual(result.samples)
     latencies = [percentile_name(metric, percent) for metric, percent in columns]
     told = ["goodput"] if goodput_of(result.samples) is not None else []
     headers = ["window", "s", "in flight", "req/s", "tok/s", *latencies, *told, "errors"]
