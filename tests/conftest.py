@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import FunctionType
+from typing import Any
 
 import hypothesis
 import pytest
@@ -86,15 +88,33 @@ def loaded_once(patience: None) -> None:
     import_module("numba").njit(lambda: None)()
 
 
+def _replaceable() -> Iterator[tuple[Any, str, Any]]:
+    """Functions, methods and constants of the plugin's modules that are loaded: where each is, its name and itself."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("pytest_gpucap.") and module is not None:
+            for key, value in list(vars(module).items()):
+                if isinstance(value, FunctionType) or key.isupper():
+                    yield module, key, value
+                elif isinstance(value, type) and value.__module__ == name:
+                    yield from ((value, each, of) for each, of in vars(value).items() if isinstance(of, FunctionType))
+
+
 @pytest.fixture
-def pytester(loaded_once: None, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+def pytester(
+    loaded_once: None, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[pytest.Pytester]:
     """Inner runs, which start from the modules that are loaded when this is made.
 
-    They share the host with other tests, so what these use makes no measurement INVALID.
+    They share the host with other tests, so what these use makes no measurement INVALID. What their conftest replaces
+    in a module that stays loaded is put back: the next test's run would find it.
     """
     # An ini key, not an option: a run without the plugin does not know it, and a test may say otherwise.
     monkeypatch.setenv("PYTEST_ADDOPTS", f"{INNER_OPTIONS} -o gpucap_host_check=warn")
-    return pytester
+    before = list(_replaceable())
+    yield pytester
+    for place, name, value in before:
+        if vars(place).get(name) is not value:
+            setattr(place, name, value)
 
 
 @pytest.fixture(scope="session")

@@ -343,7 +343,7 @@ def environment_rows(result: Result) -> list[Row]:
     named = [
         (name.replace("_", " "), str(value))
         for name, value in values
-        if isinstance(value, str | int | float) and value != ""
+        if isinstance(value, str | int | float) and not isinstance(value, bool) and value != ""  # a remark has flags
     ]
     return [*named, ("seed", str(result.seed))]
 

@@ -54,7 +54,7 @@ def nothing_found(*_: Any) -> None:
     raise KeyError("it")
 
 
-def disk_full(*_: Any) -> None:
+def disk_full(*_: Any, **__: Any) -> None:
     raise OSError(28, "No space left on device")
 
 
