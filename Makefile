@@ -44,7 +44,7 @@ unit: light shared real ## every test; with --jobs=3 its parts run side by side
 
 light: install ## the tests without vLLM
 	@echo "== tests without vLLM"
-	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -n 3 --dist=worksteal -m "not vllm_cpu and not other_engines and not one_process"
+	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -n 2 --dist=worksteal -m "not vllm_cpu and not other_engines and not one_process"
 
 shared: install vllm ## the tests that share a Ray cluster or another thing that takes long to make, in one process
 	@echo "== tests in one process"

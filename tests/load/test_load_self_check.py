@@ -164,7 +164,8 @@ def test_a_stalled_worker_is_noticed() -> None:
     assert (journal.status == Status.OK).all()
     assert journal.ttft_s.max() > 0.2
     assert isinstance(span.phase, OpenLoop)
-    assert journal.status.size == np.count_nonzero(span.phase.due_s < span.end_s - span.start_s)
+    # A request may still be sent between the last look at the clock and the worker's end.
+    assert journal.status.size >= np.count_nonzero(span.phase.due_s < span.end_s - span.start_s)
 
 
 @pytest.mark.parametrize(("stalled_s", "problems"), [(2.5, [ProblemKind.SUSPENDED]), (0.3, [])])

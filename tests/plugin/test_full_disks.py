@@ -19,10 +19,12 @@ SUITE = """
 """
 LIMITED = """
     import resource
+    import sys
     import pytest
 
     @pytest.hookimpl(wrapper=True)
     def pytest_sessionfinish():
+        sys.dont_write_bytecode = True  # Python would keep what it could not write whole
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
         return (yield)
 """

@@ -112,7 +112,7 @@ def test_a_server_without_its_cores_is_not_measured(pytester: pytest.Pytester, b
     assert not {each.pid for each in host.others} & {*pids, server}
     assert bool(host.disturbances) is any(each.source is ProblemSource.HOST for each in result.problems)
     if any(each.kind is ProblemKind.OTHERS for each in result.problems):
-        assert (host.disturbing_cores or 0.0) > MOST_TAKEN * host.cores / 2
+        assert (host.other_cores or 0.0) > MOST_TAKEN * host.cores / 2
     assert host.other_cores is not None, "the server is known by its port, though it is no child of the run"
 
 

@@ -68,7 +68,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, results: Path, code: 
     elif before:
         target.write_text(before)
     done = subprocess.run(
-        [sys.executable, "-c", HEAD + textwrap.dedent(code), str(target), str(results)],
+        [sys.executable, "-B", "-c", HEAD + textwrap.dedent(code), str(target), str(results)],
         capture_output=True,
         text=True,
         check=False,

@@ -138,8 +138,10 @@ class Fresh:
         journal = self.runner.journal()
         rows = journal.status.size
         columns = {each.name: getattr(journal, each.name) for each in fields(journal)}
-        no_rows = {"tokens", "replica"} | _NUMBERS
-        own = {name: column[self._rows :] for name, column in columns.items() if name not in no_rows}
+        no_rows = {"tokens", "replica", "sessions"} | _NUMBERS
+        own = {
+            name: column[self._rows :] for name, column in columns.items() if name not in no_rows and column is not None
+        }
         assert all(column.size == rows - self._rows for column in own.values())
         return replace(journal, **own)
 
