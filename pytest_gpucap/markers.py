@@ -521,9 +521,10 @@ _OF_MADE_PROMPTS: Final = ("input_tokens", "shared_prefix_tokens", "trace", "ses
 """Keywords that say how long prompts are, what they have or share: not for prompts that are in a file."""
 _LIMITING: Final = frozenset({GOODPUT, *(metric.value for metric in Metric)})
 """Keywords of limits, beside metrics with a percentile."""
+_SAMPLING: Final = ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty")
 _OF_ANSWERS: Final = (
     *("output_tokens", "ignore_eos", "stream", "questions", "answer_tokens", "min_accuracy"),
-    *("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty"),
+    *_SAMPLING,
     *(SecondaryName.JOULES_PER_1K_TOKENS.value, SecondaryName.USD_PER_1M_TOKENS.value, SecondaryName.ACCEPTANCE.value),
 )
 """Keywords about the tokens of answers."""
@@ -533,7 +534,6 @@ _OF_PROMPTS: Final[Mapping[ApiKind, tuple[str, ...]]] = {
 }
 """Fields of a request's body that hold its prompt, beside those of chats and completions."""
 _WORDING: Final = ("system", "fold_system", "opening", "instruction")
-_SAMPLING: Final = ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty")
 
 
 def _gpucap_values(given: Mapping[str, Any], item: pytest.Item) -> dict[str, Any]:

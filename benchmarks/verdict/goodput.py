@@ -11,12 +11,13 @@ one latency or the other: each percentile alone holds at a higher rate.
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from pytest_gpucap.requirement import Slo, declared_limits
+from declared import limited, slo_text, tables_of  # type: ignore[import-not-found,unused-ignore]
+
+from pytest_gpucap.requirement import Slo
 from pytest_gpucap.simulator import profile as profiles
 from pytest_gpucap.simulator.truth import true_rate_rps
 
@@ -26,7 +27,8 @@ KIND: Final = "goodput"
 
 def tables() -> dict[str, dict[str, Any]]:
     """What the file declares, by the server's name."""
-    return tomllib.loads(FILE.read_text(encoding="utf-8"))
+    found: dict[str, dict[str, Any]] = tables_of(FILE)
+    return found
 
 
 def names() -> list[str]:
@@ -36,13 +38,8 @@ def names() -> list[str]:
 
 def load(name: str) -> profiles.Profile:
     """A server, with its true rate under its own limits; NaN until it is determined."""
-    table = tables()[name]
-    return replace(
-        profiles.load(table["profile"]),
-        name=name,
-        slo=Slo(declared_limits(table["slo"])),
-        true_rate_rps=float(table.get("true_rate_rps", "nan")),
-    )
+    found: profiles.Profile = limited(name, tables()[name])
+    return found
 
 
 def alone(profile: profiles.Profile) -> dict[str, float]:
@@ -61,12 +58,11 @@ def main() -> None:
         rate = true_rate_rps(profile)
         each = alone(profile)
         print(f"{name}: {rate:.5g} req/s; {each}", flush=True)
-        slo = ", ".join(f'{key} = "{value}"' for key, value in table["slo"].items())
         by_one = ", ".join(f"{metric} = {value:.5g}" for metric, value in each.items())
         lines += [
             f"[{name}]",
             f'profile = "{table["profile"]}"',
-            f"slo = {{ {slo} }}",
+            slo_text(table),
             f"true_rate_rps = {rate:.5g}",
             f"alone_rps = {{ {by_one} }}",
             "",

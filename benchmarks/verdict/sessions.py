@@ -12,13 +12,14 @@ sessions under way, so the server forgets what was said as the rate rises.
 from __future__ import annotations
 
 import argparse
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from declared import limited, slo_text, tables_of  # type: ignore[import-not-found,unused-ignore]
+
 from pytest_gpucap.load.sessions import with_session_lengths
-from pytest_gpucap.requirement import ApiKind, Length, Slo, Workload, declared_limits
+from pytest_gpucap.requirement import ApiKind, Length, Workload
 from pytest_gpucap.simulator import profile as profiles
 from pytest_gpucap.simulator.truth import true_rate_rps
 from pytest_gpucap.workloads.sessions import with_sessions
@@ -29,7 +30,8 @@ KIND: Final = "sessions"
 
 def tables() -> dict[str, dict[str, Any]]:
     """What the file declares, by the server's name."""
-    return tomllib.loads(FILE.read_text(encoding="utf-8"))
+    found: dict[str, dict[str, Any]] = tables_of(FILE)
+    return found
 
 
 def names() -> list[str]:
@@ -42,13 +44,8 @@ def load(name: str) -> profiles.Profile:
     table = tables()[name]
     new, answers = (Length.parse(table[key], key) for key in ("input_tokens", "output_tokens"))
     workload = with_sessions(Workload(new, answers, endpoint=ApiKind.COMPLETIONS), table["sessions"])
-    return replace(
-        profiles.load(table["profile"]),
-        name=name,
-        workload=with_session_lengths(workload),
-        slo=Slo(declared_limits(table["slo"])),
-        true_rate_rps=float(table.get("true_rate_rps", "nan")),
-    )
+    declared: profiles.Profile = limited(name, table)
+    return replace(declared, workload=with_session_lengths(workload))
 
 
 def main() -> None:
@@ -60,11 +57,10 @@ def main() -> None:
     for name, table in tables().items():
         rate = true_rate_rps(load(name), runs)
         print(f"{name}: {rate:.5g} req/s", flush=True)
-        slo = ", ".join(f'{key} = "{value}"' for key, value in table["slo"].items())
         lines += [
             f"[{name}]",
             *(f'{key} = "{table[key]}"' for key in ("profile", "input_tokens", "output_tokens", "sessions")),
-            f"slo = {{ {slo} }}",
+            slo_text(table),
             f"true_rate_rps = {rate:.5g}",
             "",
         ]

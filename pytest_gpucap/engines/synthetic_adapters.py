@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from pytest_gpucap.engines.synthetic import architecture, default_cache_dir
+from pytest_gpucap.engines.synthetic import architecture, default_cache_dir, made_once
 
 RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM takes for ``--max-lora-rank``."""
@@ -54,21 +52,7 @@ def make_adapter(model: str, name: str, rank: int, cache_dir: Path | None = None
     content = json.dumps([_FORMAT, dict(chosen.config), name, rank], sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:16]
     folder = (cache_dir or default_cache_dir()) / f"{chosen.name}-lora{rank}-{digest}"
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        _write(chosen.config, unfinished, rank, int(digest, 16))
-        unfinished.chmod(0o755)
-        try:
-            unfinished.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return folder
+    return made_once(folder, lambda unfinished: _write(chosen.config, unfinished, rank, int(digest, 16)))
 
 
 def _write(config: Mapping[str, Any], folder: Path, rank: int, seed: int) -> None:

@@ -53,7 +53,7 @@ from pytest_gpucap.fleet.remote_stream import (
     Channel,
     PipeStream,
 )
-from pytest_gpucap.fleet.split_runner import COLUMNS, OPTIONAL, TIMES, TimedHttpRunner
+from pytest_gpucap.fleet.split_runner import COLUMNS, OPTIONAL, SHIFTED, TimedHttpRunner
 from pytest_gpucap.load.protocol import (
     ClosedLoop,
     Journal,
@@ -209,10 +209,11 @@ class Host:
         )
 
     def _rows(self, journal: Journal, from_row: int) -> Rows:
-        told = [name for name in OPTIONAL if getattr(journal, name) is not None]
-        names, times = [*COLUMNS, *told], [*TIMES, *(name for name in told if name == "answer_s")]
+        names = [*COLUMNS, *(name for name in OPTIONAL if getattr(journal, name) is not None)]
         columns = {name: column(getattr(journal, name)[from_row:]) for name in names}
-        columns |= {name: column(getattr(journal, name)[from_row:] + self._shift_s) for name in times}
+        columns |= {
+            name: column(getattr(journal, name)[from_row:] + self._shift_s) for name in names if name in SHIFTED
+        }
         return Rows(from_row, columns, journal.bin_s, journal.bins_start_s + self._shift_s, column(journal.tokens))
 
 

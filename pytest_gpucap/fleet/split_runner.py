@@ -67,6 +67,8 @@ COLUMNS: Final = (
 """Of a journal, one item for each row."""
 OPTIONAL: Final = ("replica", "adapter", "reasoning_tokens", "answer_s")
 """Columns that a journal may lack."""
+SHIFTED: Final = frozenset({*TIMES, "answer_s"})
+"""Columns that are times on the clock of the load generator."""
 
 T = TypeVar("T")
 
@@ -632,7 +634,7 @@ class SplitRunner:
             parts = []
             for part, (some, journal) in enumerate(zip(carried.rows, self._journals, strict=True)):
                 values = empty if journal is None else getattr(journal, name)[some]
-                if name in TIMES or name == "answer_s":
+                if name in SHIFTED:
                     values = values - carried.offsets_s[part]
                 elif name == "status" and part in self._dead:
                     values = np.where(values == Status.IN_FLIGHT, np.uint8(Status.CANCELLED), values)

@@ -107,6 +107,8 @@ LISTS = 4
 `ENDED`: those that the engine is done with, in the order in which the front end shows their ends, from
 ``whole[SHOWN_HEAD]`` to ``whole[SHOWN_TAIL]``."""
 
+LEAST_NOISE = 4096
+"""Draws that one step may need."""
 DRIFT_EVERY_S = 0.5
 """The drift moves at this interval; its time constant is minutes."""
 WANDER_EVERY_S = 0.1
@@ -435,6 +437,20 @@ def _arrive(
 
 
 @compiled
+def show_ended(now: float, whole: Ints, lists: Table, times: Times) -> None:
+    """Count the requests as ended whose last token has come by `now`."""
+    while whole[SHOWN_HEAD] < whole[SHOWN_TAIL] and times[END, lists[ENDED, whole[SHOWN_HEAD]]] <= now:
+        whole[SHOWN_HEAD] += 1
+
+
+@compiled
+def idle_until(real: Floats, until_s: float) -> None:
+    """Let an engine without work wait. Its drift moves at most a block at a time; nothing else happens meanwhile."""
+    real[TIME] = max(real[TIME], until_s)
+    real[DRIFT_AT] = max(real[DRIFT_AT], real[TIME] - 1000.0 * DRIFT_EVERY_S)
+
+
+@compiled
 def advance(
     params: Floats,
     real: Floats,
@@ -466,13 +482,12 @@ def advance(
     """
     while True:
         now = real[TIME]
-        while whole[SHOWN_HEAD] < whole[SHOWN_TAIL] and times[END, lists[ENDED, whole[SHOWN_HEAD]]] <= now:
-            whole[SHOWN_HEAD] += 1
+        show_ended(now, whole, lists, times)
         if not _arrive(now, whole, lists, times, end_row, concurrency, until_s):
             return 2
         if now >= until_s:
             return 0
-        if whole[NOISE_AT] + 4096 > noise.size:
+        if whole[NOISE_AT] + LEAST_NOISE > noise.size:
             return 1
         made = step(params, real, whole, noise, lists, table, times, gaps)
         if made < 0:
@@ -481,8 +496,6 @@ def advance(
                 wake = min(wake, times[DUE, whole[NEXT_ROW]])
             if whole[SHOWN_HEAD] < whole[SHOWN_TAIL]:
                 wake = min(wake, times[END, lists[ENDED, whole[SHOWN_HEAD]]])
-            # Idle time lets the drift move at most a block at a time; nothing else happens in it.
-            real[TIME] = max(now, wake)
-            real[DRIFT_AT] = max(real[DRIFT_AT], real[TIME] - 1000.0 * DRIFT_EVERY_S)
+            idle_until(real, wake)
         else:
             tokens[min(tokens.size - 1, int(real[SHOWN] / bin_s))] += made

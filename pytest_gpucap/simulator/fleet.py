@@ -35,8 +35,6 @@ MOST_REPLICAS: Final = 4096
 MANY: Final = 16
 SMALL_BLOCK: Final = 1 << 14
 """Noise that is drawn at a time for each replica of a fleet of more than `MANY`: a thousand large blocks are 1 GB."""
-LEAST_NOISE: Final = 4096
-"""Draws that one step may need."""
 FEW_ROWS: Final = 64
 """Rows that a replica's lists hold at first; they double when they are full."""
 
@@ -103,13 +101,6 @@ def _outstanding(whole: Ints, lists: engine.Table, times: engine.Times, now: flo
 
 
 @compiled
-def _idle_until(real: Floats, until_s: float) -> None:
-    """Let a replica without work wait; its drift moves at most a block at a time, as in `engine.advance`."""
-    real[engine.TIME] = max(real[engine.TIME], until_s)
-    real[engine.DRIFT_AT] = max(real[engine.DRIFT_AT], real[engine.TIME] - 1000.0 * engine.DRIFT_EVERY_S)
-
-
-@compiled
 def _run_to(
     params: Floats,
     real: Floats,
@@ -125,11 +116,11 @@ def _run_to(
 ) -> bool:
     """Run every step of one replica that begins before `until_s`; false if its noise is used up."""
     while real[engine.TIME] < until_s:
-        if whole[engine.NOISE_AT] + LEAST_NOISE > noise.size:
+        if whole[engine.NOISE_AT] + engine.LEAST_NOISE > noise.size:
             return False
         made = engine.step(params, real, whole, noise, lists, table, times, gaps)
         if made < 0:
-            _idle_until(real, until_s)
+            engine.idle_until(real, until_s)
         else:
             tokens[min(tokens.size - 1, int(real[engine.SHOWN] / bin_s))] += made
     return True
@@ -267,7 +258,7 @@ def advance_closed(  # noqa: C901, PLR0912 - compiled code: one loop over events
             to = _choose(policy, dealt[TURN], draws[0, row], draws[1, row], counts)
             times[engine.DUE, row] = now
             if reals[to, engine.TIME] < now:
-                _idle_until(reals[to], now)
+                engine.idle_until(reals[to], now)
             if not _hand(row, to, wholes, lists, replica, dealt, whole):
                 return LIST_FULL
             counts[to] += 1
@@ -293,7 +284,7 @@ def advance_closed(  # noqa: C901, PLR0912 - compiled code: one loop over events
         if step_at > now:
             at[0] = step_at
         i = busy
-        if wholes[i, engine.NOISE_AT] + LEAST_NOISE > noise.shape[1]:
+        if wholes[i, engine.NOISE_AT] + engine.LEAST_NOISE > noise.shape[1]:
             dealt[WHICH] = i
             return NOISE_USED_UP
         made = engine.step(params[i], reals[i], wholes[i], noise[i], lists[i], table, times, gaps)

@@ -233,17 +233,13 @@ def advance(
     """
     while True:
         now = real[engine.TIME]
-        while (
-            whole[engine.SHOWN_HEAD] < whole[engine.SHOWN_TAIL]
-            and times[engine.END, lists[engine.ENDED, whole[engine.SHOWN_HEAD]]] <= now
-        ):
-            whole[engine.SHOWN_HEAD] += 1
+        engine.show_ended(now, whole, lists, times)
         _follow(params, whole, lists, table, times, plan, plan_times, at, concurrency > 0)
         if not _arrive(now, whole, lists, table, times, plan, plan_times, at, concurrency, until_s):
             return 2
         if now >= until_s:
             return 0
-        if whole[engine.NOISE_AT] + 4096 > noise.size:
+        if whole[engine.NOISE_AT] + engine.LEAST_NOISE > noise.size:
             return 1
         made = engine.step(params, real, whole, noise, lists, table, times, gaps)
         if made < 0:
@@ -252,7 +248,6 @@ def advance(
                 wake = min(wake, _next_due_s(plan, plan_times, at))
             if whole[engine.SHOWN_HEAD] < whole[engine.SHOWN_TAIL]:
                 wake = min(wake, times[engine.END, lists[engine.ENDED, whole[engine.SHOWN_HEAD]]])
-            real[engine.TIME] = max(now, wake)
-            real[engine.DRIFT_AT] = max(real[engine.DRIFT_AT], real[engine.TIME] - 1000.0 * engine.DRIFT_EVERY_S)
+            engine.idle_until(real, wake)
         else:
             tokens[min(tokens.size - 1, int(real[engine.SHOWN] / bin_s))] += made

@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from pytest_gpucap.__main__ import main
 from pytest_gpucap.engines.synthetic import architecture
 from pytest_gpucap.planning.plan import Plan
 
@@ -27,23 +26,6 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder without a result file of its own."""
     monkeypatch.chdir(tmp_path)
     tmp_path.joinpath("prices.toml").write_text(PRICES)
-
-
-@pytest.fixture
-def plan(capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
-    """Runs the command; its output, read as JSON if that was asked for."""
-
-    def run(*arguments: str, fails: bool = False) -> Any:
-        code = main(["plan", *arguments])
-        captured = capsys.readouterr()
-        if fails:
-            assert code == 2
-            assert captured.err.count("\n") == 1
-            return captured.err
-        assert code == 0, captured.err
-        return json.loads(captured.out) if "json" in arguments else captured.out
-
-    return run
 
 
 def row(document: Any, gpu_class: str) -> Any:

@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from pytest_gpucap.__main__ import main
 from pytest_gpucap.planning.plan import Plan
 
 REPOSITORY = Path(__file__).parents[2]
@@ -22,22 +21,6 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder without a result file of its own."""
     monkeypatch.chdir(tmp_path)
     tmp_path.joinpath("prices.toml").write_text(PRICES)
-
-
-@pytest.fixture
-def plan(capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
-    """Runs the command; its document, its text, or its one line of error."""
-
-    def run(*arguments: str, fails: bool = False) -> Any:
-        code = main(["plan", *arguments])
-        captured = capsys.readouterr()
-        assert code == (2 if fails else 0), captured.err
-        if fails:
-            assert captured.err.count("\n") == 1
-            return captured.err
-        return json.loads(captured.out) if "json" in arguments else captured.out
-
-    return run
 
 
 def test_the_formula_answers(plan: Any) -> None:
