@@ -57,7 +57,7 @@ def open_page(chromium: Browser, tmp_path: Path) -> Iterator[Open]:
         context = chromium.new_context(viewport={"width": width, "height": height}, **settings)
         contexts.append(context)
         context.set_offline(True)
-        context.set_default_timeout(0)  # a busy machine may take any time; 0 is none
+        context.set_default_timeout(600_000)  # ms: a busy machine takes long, and what never comes is named here
         page = context.new_page()
         file = tmp_path / f"page-{len(contexts)}.html"
         file.write_text(text, encoding="utf-8")

@@ -89,6 +89,19 @@ def test_charts_far_away_wait_until_they_come_near(open_page: Open) -> None:
     page.wait_for_function("() => MOUNTED.has(hosts[hosts.length - 1])")
 
 
+@pytest.mark.parametrize("width", [1200, 400])
+def test_nothing_moves_when_a_chart_is_drawn(open_page: Open, width: int) -> None:
+    """A chart that grew when it came near moved the page between the press and the release of a click."""
+    page = open_page(watched_page(), width=width, height=500)
+    tops = """() => [...document.querySelectorAll("figure[data-chart], details.numbers, footer")].map(
+        (each) => Math.round(each.getBoundingClientRect().top + scrollY))"""
+    page.evaluate("document.querySelectorAll('details.result').forEach((each) => { each.open = true; })")
+    before = page.evaluate(tops)
+    assert page.evaluate("MOUNTED.size < hosts.length")
+    page.evaluate("hosts.forEach((host) => mount(host))")
+    assert page.evaluate(tops) == before
+
+
 def test_hovering_the_curve_names_the_phase_and_its_latency(open_page: Open) -> None:
     page = open_page(watched_page())
     host = chart(page, "curve")

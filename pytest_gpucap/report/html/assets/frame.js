@@ -1,6 +1,7 @@
-/* The frame of a chart: legend buttons, the plot, arrow keys. A builder gives what is inside:
+/* The frame of a chart: legend buttons, the plot, arrow keys. It takes its room at once and draws later, so that nothing
+   moves under the reader's mouse when a chart comes near. A builder gives what is inside:
    builder(width, tab, off) -> { option, height, legend: [{name, colour, kind, off}], stops: [[seriesIndex, dataIndex], ...], tabs } */
-const MOUNTED = new Map();
+const MOUNTED = new Map(); // the frames that are drawn, by their figure
 const FEW = 14;
 
 const AXIS = {
@@ -29,7 +30,7 @@ const TOOLTIP = {
 };
 
 class Frame {
-  constructor(host, builder, width) {
+  constructor(host, builder) {
     this.host = host;
     this.builder = builder;
     this.off = new Set();
@@ -42,16 +43,27 @@ class Frame {
     });
     this.hint = element("span", { class: "hint", "aria-hidden": "true" }, "← → read the points, Esc hides");
     host.append(this.legend, this.plot, this.hint);
-    this.width = width || this.plot.clientWidth;
+    this.width = this.plot.clientWidth || document.querySelector("main").clientWidth; // a folded one will have about that
     const built = builder(this.width, this.tab, this.off);
     for (const entry of built.legend) if (entry.off) this.off.add(entry.name);
+    this.makeRoom(built);
+    this.buttons();
+    new ResizeObserver(() => this.fit(this.plot.clientWidth)).observe(this.plot);
+  }
+
+  makeRoom(built) {
+    this.built = built;
     this.plot.style.height = `${built.height}px`;
-    this.chart = echarts.init(this.plot, null, { renderer: "svg", width: this.width, height: built.height });
+  }
+
+  draw(width) {
+    this.width = width || this.plot.clientWidth;
+    this.makeRoom(this.builder(this.width, this.tab, this.off));
+    this.chart = echarts.init(this.plot, null, { renderer: "svg", width: this.width, height: this.built.height });
     this.plot.querySelector("svg")?.setAttribute("aria-hidden", "true");
     this.plot.addEventListener("keydown", (event) => this.key(event));
     this.plot.addEventListener("blur", () => this.hide());
-    this.show(built);
-    new ResizeObserver(() => this.fit(this.plot.clientWidth)).observe(this.plot);
+    this.show(this.built);
   }
 
   show(built) {
@@ -92,7 +104,7 @@ class Frame {
       button.addEventListener("click", () => {
         this.off.has(entry.name) ? this.off.delete(entry.name) : this.off.add(entry.name);
         button.setAttribute("aria-pressed", String(!this.off.has(entry.name)));
-        this.chart.dispatchAction({ type: "legendToggleSelect", name: entry.name });
+        this.chart?.dispatchAction({ type: "legendToggleSelect", name: entry.name });
       });
       made.push(button);
     });
@@ -114,10 +126,10 @@ class Frame {
 
   redraw(width) {
     this.width = width;
-    const built = this.builder(width, this.tab, this.off);
-    this.plot.style.height = `${built.height}px`;
-    this.chart.resize({ width, height: built.height });
-    this.show(built);
+    this.makeRoom(this.builder(width, this.tab, this.off));
+    if (!this.chart) return;
+    this.chart.resize({ width, height: this.built.height });
+    this.show(this.built);
   }
 
   key(event) {

@@ -1,14 +1,20 @@
 /* Charts are drawn when they come near the screen, or all of them before printing. */
 const BUILDERS = { curve, strips, spread, trend };
 
-function mount(host, width) {
-  if (MOUNTED.has(host)) return;
+function framed(host) {
   const { chart: kind, index } = host.dataset;
-  const data = kind === "trend" ? DATA.trends[index] : DATA.results[index][kind];
-  MOUNTED.set(host, new Frame(host, BUILDERS[kind](data), width));
+  return new Frame(host, BUILDERS[kind](kind === "trend" ? DATA.trends[index] : DATA.results[index][kind]));
 }
 
 const hosts = [...document.querySelectorAll("figure[data-chart]")];
+const frames = new Map(hosts.map((host) => [host, framed(host)]));
+
+function mount(host, width) {
+  if (MOUNTED.has(host)) return;
+  MOUNTED.set(host, frames.get(host));
+  frames.get(host).draw(width);
+}
+
 const near = new IntersectionObserver(
   (entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => { near.unobserve(entry.target); mount(entry.target); }),
   { rootMargin: "600px 0px" },
