@@ -18,7 +18,7 @@ DEMO := examples --gpu-class cpu --target-qps 2 --gpucap-host-check=warn -v
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types unit light shared real coverage fuzz hooks matrix vllm engines install browser nginx images lock audit clean
+.PHONY: help demo test lint types unit light shared real coverage fuzz hooks matrix site pages vllm engines install browser nginx images lock audit clean
 
 help: ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -90,6 +90,12 @@ nginx: ## nginx for the tests of fleets (Debian and Ubuntu, as root); without it
 	@command -v nginx || [ -x /usr/sbin/nginx ] || { \
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then echo "install nginx" >&2; exit 1; fi; \
 	echo "== nginx"; apt-get update -qq && apt-get install -y -qq --no-install-recommends nginx-light >/dev/null; }
+
+site: install ## the documentation as a site, in build/site/html; a link that leads nowhere is an error
+	$(BIN)/python docs/build_site.py
+
+pages: install ## the pages of the reference that are made from the code, anew
+	for each in docs/make_*.py; do PYTHONPATH=$(CURDIR) $(BIN)/python $$each || exit 1; done
 
 images: install ## the pictures of the docs, made anew
 	GPUCAP_TEST_IMAGES=docs/images $(BIN)/pytest tests/report/test_html_images.py

@@ -35,6 +35,7 @@ def pure(session: nox.Session, pytest: str) -> None:
         "jinja2",
         "matplotlib",
         "ruptures",
+        "zensical",
     )
     # A wheel of the same version as the one that an environment has is another build of it.
     session.install("-q", "--force-reinstall", "--no-deps", *wheels)
