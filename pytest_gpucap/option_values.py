@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from pytest_gpucap.errors import told
+from pytest_gpucap.installing import pip_install
 from pytest_gpucap.masking import FROM_ENVIRONMENT, masked, refusal
 from pytest_gpucap.user_files import UserFileError, exists, home_expanded, is_file, is_folder, real_path, shown_path
 
@@ -108,7 +109,7 @@ def html_path(value: Any, what: str, config: pytest.Config) -> Path:
     from importlib.util import find_spec
 
     if find_spec("jinja2") is None:
-        raise ValueError('needs Jinja2: pip install "pytest-gpucap[html]"')
+        raise ValueError(f"needs Jinja2: {pip_install('html')}")
     return output_file(value, what, config)
 
 
