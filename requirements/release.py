@@ -228,7 +228,7 @@ def _run(command: Sequence[str], environment: dict[str, str] | None = None) -> N
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(required=True)
     own = commands.add_parser("check", help="build the release and check it; publish nothing")
     own.add_argument("--tag", help="that the release is made for, such as v1.2.3; without one it is a dry run")

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -381,7 +381,7 @@ def test_the_lines_to_copy_are_options_that_there_are() -> None:
 
 def test_expressions_are_those_of_github() -> None:
     contexts = {"a": {"b": "x", "list": [{"name": "n"}, {"name": "m"}], "none": ""}}
-    functions = {"contains": lambda where, what: what in where, "failed": lambda: True}
+    functions: dict[str, Callable[..., Any]] = {"contains": lambda where, what: what in where, "failed": lambda: True}
     for expression, value in {
         "a.b == 'x' && contains(a.list.*.name, 'm')": True,
         "contains(a.list.*.name, 'o') || a.b": "x",

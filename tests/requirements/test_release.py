@@ -119,7 +119,8 @@ def test_the_dry_run_builds_the_same_files_twice(tmp_path: Path) -> None:
         *("hatch_build.py", "pyproject.toml", ".gitignore"),
     }
     beside = tmp_path / "release-beside"
-    sums = dict(reversed(line.split("  ")) for line in (beside / "SHA256SUMS").read_text().splitlines())
+    lines = (beside / "SHA256SUMS").read_text().splitlines()
+    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     assert set(sums) == {wheel.name, sdist.name}
     (bill,) = beside.glob("*.cdx.json")
     content: dict[str, Any] = json.loads(bill.read_text())
