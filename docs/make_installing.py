@@ -30,8 +30,9 @@ $ pip install "./pytest-gpucap[vllm]"
 The documents name that folder as `./pytest-gpucap`; write your own path. Do not install `pytest-gpucap` by its name
 alone: until the first release the index may have anything under it.
 
-In CI the checkout must be there too: a git submodule named `pytest-gpucap`, a second checkout step, or a wheel that you
-have built (`make install` leaves one in `dist/`) and keep in an index of your own.
+In CI the checkout must be there too: a git submodule named `pytest-gpucap` (with `submodules: true` in the step that
+checks out), a second checkout step, or a wheel that you have built (`make install` leaves one in `dist/`) and keep in
+an index of your own.
 """
 _COMMAND = re.compile(rf"(pip install (?:--[a-z]+ )*\"?)(?:\./)?{NAME}(?![\w-])")
 
