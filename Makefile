@@ -9,7 +9,7 @@ VLLM := .venv-vllm
 ENGINES := .venv-engines
 AUDIT := .venv-audit
 BIN := $(VENV)/bin
-SOURCES := $(shell find pytest_gpucap -name '*.py' -o -name '*.toml' -o -name '*.json' -o -name '*.js' -o -name '*.css' -o -name '*.jinja' -o -name py.typed) pyproject.toml
+SOURCES := $(shell find pytest_gpucap -name '*.py' -o -name '*.toml' -o -name '*.json' -o -name '*.js' -o -name '*.css' -o -name '*.jinja' -o -name py.typed) pyproject.toml hatch_build.py
 WHEEL := dist/.built
 # It shows how a run looks, on whatever machine: one that others use too is only remarked on.
 DEMO := examples --gpu-class cpu --target-qps 2 --gpucap-host-check=warn -v
@@ -18,7 +18,7 @@ DEMO := examples --gpu-class cpu --target-qps 2 --gpucap-host-check=warn -v
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types unit light shared real coverage fuzz hooks matrix site pages vllm engines install browser nginx images lock audit clean
+.PHONY: help demo test lint types unit light shared real coverage fuzz hooks matrix site pages release-check vllm engines install browser nginx images lock audit clean
 
 help: ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -34,7 +34,7 @@ lint: install ## ruff (format and lint), spelling, the workflows of the examples
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/codespell
-	$(BIN)/actionlint -config-file examples/ci/actionlint.yaml examples/ci/*.yml
+	$(BIN)/actionlint -config-file examples/ci/actionlint.yaml examples/ci/*.yml .github/workflows/*.yml
 
 types: install ## mypy, strict
 	@echo "== types"
@@ -61,6 +61,9 @@ coverage: install ## which lines the tests without vLLM run, lowest files first 
 
 fuzz: install ## hostile options, markers, files and answers, for an hour or GPUCAP_FUZZ_SECONDS
 	GPUCAP_TEST_INSTALLED=1 GPUCAP_FUZZ_SECONDS=$${GPUCAP_FUZZ_SECONDS:-3600} $(BIN)/pytest -s tests/fuzz -m slow
+
+release-check: install ## build the release twice and check it, without publishing; TAG=v1.2.3 checks the tag too
+	$(BIN)/python requirements/release.py check --tag "$(TAG)"
 
 hooks: install ## checks before every commit (pre-commit)
 	$(BIN)/pre-commit install

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pytest
 
@@ -167,17 +167,51 @@ def _own_name(item: pytest.Item) -> str:
     return str(getattr(item, "originalname", None) or item.name)
 
 
+class DeclaredServer(NamedTuple):
+    """The server that a test's markers name.
+
+    Attributes:
+        engine: the name of the engine that starts it.
+        model: None when no marker and no option names one.
+        arguments: every other keyword of the ``vllm`` or ``engine`` markers.
+    """
+
+    engine: str
+    model: str | None
+    arguments: Mapping[str, Any]
+
+    def of(self, declared: Declaration) -> Declaration:
+        """The declaration of a test with this server in place of its own."""
+        return replace(
+            declared,
+            engine=self.engine,
+            model=self.model,
+            arguments=self.arguments,
+            vllm_args=VllmArguments(self.arguments if self.engine == VLLM else {}),
+        )
+
+
+def declared_server(item: pytest.Item, options: Options) -> DeclaredServer:
+    """The server of a test: its markers laid over the session's model.
+
+    Raises:
+        RequirementError: one line, the mistake and the fix.
+    """
+    engine, model, arguments = _engine(item)
+    model = model or options.model
+    if model is not None and not isinstance(model, str | os.PathLike):
+        raise RequirementError(f"model must be a name or a path, not {told(model)}")
+    return DeclaredServer(engine, None if model is None else str(model), arguments)
+
+
 def declare(item: pytest.Item, options: Options) -> Declaration:
     """What a test declares: its markers laid over the session's options.
 
     Raises:
         RequirementError: one line, the mistake and the fix.
     """
-    engine, model, arguments = _engine(item)
+    engine, model, arguments = declared_server(item, options)
     gpus_per_replica = engine_type(engine, options, arguments).gpus_per_replica(arguments)
-    model = model or options.model
-    if model is not None and not isinstance(model, str | os.PathLike):
-        raise RequirementError(f"model must be a name or a path, not {told(model)}")
     values = _gpucap_values(_with_preset(_merged(item, "gpucap"), options, item), item)
     slo = Slo(
         limits=values.pop("limits"),
@@ -204,7 +238,7 @@ def declare(item: pytest.Item, options: Options) -> Declaration:
         workload=workload,
         slo=slo,
         gpus_per_replica=gpus_per_replica,
-        model=None if model is None else str(model),
+        model=model,
         engine=engine,
         arguments=arguments,
         vllm_args=VllmArguments(arguments if engine == VLLM else {}),

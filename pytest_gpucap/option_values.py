@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from pytest_gpucap.errors import told
+from pytest_gpucap.installing import pip_install
 from pytest_gpucap.masking import FROM_ENVIRONMENT, masked, refusal
-from pytest_gpucap.user_files import UserFileError, exists, home_expanded, is_file, is_folder, shown_path
+from pytest_gpucap.user_files import UserFileError, exists, home_expanded, is_file, is_folder, real_path, shown_path
 
 if TYPE_CHECKING:  # every pytest run imports this file: exact arithmetic is loaded when there is something to parse
     from fractions import Fraction
@@ -108,7 +109,7 @@ def html_path(value: Any, what: str, config: pytest.Config) -> Path:
     from importlib.util import find_spec
 
     if find_spec("jinja2") is None:
-        raise ValueError('needs Jinja2: pip install "pytest-gpucap[html]"')
+        raise ValueError(f"needs Jinja2: {pip_install('html')}")
     return output_file(value, what, config)
 
 
@@ -119,6 +120,16 @@ def baselines_folder(value: Any, what: str, config: pytest.Config) -> Path:
     if exists(folder) and not is_folder(folder):
         raise ValueError(f"{shown_path(folder)} is a file: name a folder")
     return folder
+
+
+def base_folder(value: Any, what: str, config: pytest.Config) -> Path:
+    """The folder of a base checkout that stands for pytest's root folder."""
+    folder = path(value, what, config)
+    if not is_folder(folder):
+        raise ValueError(f"there is no folder {shown_path(folder)}: check the base out there")
+    if real_path(folder) == real_path(config.rootpath):
+        raise ValueError(f"{shown_path(folder)} is pytest's own root folder: check the base out in another one")
+    return Path(real_path(folder))
 
 
 def baseline(value: Any, _what: str, config: pytest.Config) -> str:
@@ -288,7 +299,7 @@ def _laid_over_unless_name(value: Any, folder: Path) -> str:
 
 
 PATHS: Final[Mapping[Callable[[Any, str, pytest.Config], object], Callable[[Any, Path], str]]] = {
-    **dict.fromkeys((path, output_file, output_folder, html_path, baselines_folder), _laid_over),
+    **dict.fromkeys((path, output_file, output_folder, html_path, base_folder, baselines_folder), _laid_over),
     **dict.fromkeys((baseline, efficiency), _laid_over_if_path),
     interpreter: _laid_over_unless_name,
 }

@@ -411,6 +411,14 @@ class Options:
         "PATH",
         default=None,
     )
+    base_dir = Option(
+        "--gpucap-base-dir",
+        values.base_folder,
+        "checkout of a pull request's base, the folder that is pytest's root folder here: the same test's markers "
+        "there name the base's server",
+        "DIR",
+        default=None,
+    )
     base_args = Option(
         "--gpucap-base-args",
         values.server_arguments,
@@ -421,6 +429,11 @@ class Options:
 
     extensions: extensions.Extensions = extensions.NONE
     """What other plugins add. This setting is no option."""
+
+    @property
+    def names_base(self) -> bool:
+        """Whether the session compares its tests with the base of a pull request."""
+        return (self.base_python, self.base_dir, self.base_args) != (None, None, None)
 
     def __init__(self, **given: Any) -> None:
         if unknown := given.keys() - vars(Options).keys():

@@ -22,6 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "masking": set(),
     "foreign_text": set(),
     "user_files": set(),
+    "installing": set(),
     "explained": set(),
     # What is declared, and the arithmetic on it.
     "api_dialect": set(),
@@ -105,8 +106,8 @@ ROOMS: dict[str, set[str]] = {
 A room stands below everything that it may import.
 """
 
-EVERYWHERE = {"errors", "arrays", "masking", "foreign_text", "user_files"}
-"""What every text, error and array needs."""
+EVERYWHERE = {"errors", "arrays", "masking", "foreign_text", "user_files", "installing"}
+"""What every text, error, array and advice needs."""
 
 FORBIDDEN = {
     "results": {"pytest", "numpy", "openai", "asyncio", "socket"},

@@ -16,6 +16,7 @@ from typing import Final
 
 from pytest_gpucap.accuracy.grading import exact_number, has_maths_parser
 from pytest_gpucap.errors import told
+from pytest_gpucap.installing import pip_install
 from pytest_gpucap.requirement import RequirementError
 from pytest_gpucap.user_files import UserFileError, is_file, lines_of, shown_path, status
 
@@ -93,6 +94,6 @@ def _rows(path: Path, lines: Iterable[str]) -> Iterator[Question]:
         if exact_number(str(answer)) is None and not has_maths_parser():
             raise RequirementError(
                 f"{where}: the answer {told(answer)} is not a plain number, and grading it needs a maths parser: "
-                'pip install "pytest-gpucap[accuracy]"'
+                f"{pip_install('accuracy')}"
             )
         yield Question(text, str(answer))

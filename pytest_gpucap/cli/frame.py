@@ -8,6 +8,7 @@ from typing import Final
 
 from pytest_gpucap.cli import CommandError
 from pytest_gpucap.cli._runs import STDOUT, add_folder, find_run, write_out
+from pytest_gpucap.installing import pip_install
 
 HELP: Final = "write result files as a table: CSV or Parquet"
 _CSV, _PARQUET = ".csv", ".parquet"
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         write_whole(Path(target), [parquet_bytes(found)])
     except NoParquet:
-        raise CommandError(f'-o {shown_path(target)}: needs pyarrow: pip install "pytest-gpucap[parquet]"') from None
+        raise CommandError(f"-o {shown_path(target)}: needs pyarrow: {pip_install('parquet')}") from None
     except (OSError, ValueError) as error:
         raise CommandError(str(UserFileError.of(target, error))) from None
     return 0

@@ -12,6 +12,7 @@ import msgspec
 
 from pytest_gpucap.cli import CommandError
 from pytest_gpucap.cli._runs import STDOUT, report_skipped, trends_in, write_out
+from pytest_gpucap.installing import pip_install
 from pytest_gpucap.report.columns import NARROW, terminal_columns, wrapped
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.result import ResultFile
@@ -138,7 +139,7 @@ def _html(content: ResultFile, history: Sequence[Trend] = ()) -> str:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("pytest_gpucap"):
             raise
-        raise CommandError(f'--html needs {error.name}: pip install "pytest-gpucap[html]"') from None
+        raise CommandError(f"--html needs {error.name}: {pip_install('html')}") from None
     return html.render(content, history)
 
 

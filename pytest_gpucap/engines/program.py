@@ -391,7 +391,7 @@ class ProgramPair(EnginePair[ProgramEngine]):
     def changes(self) -> list[str]:
         """See `EnginePair.changes`."""
         before, after = self.base.line(), self.head.line()
-        return [] if before == after else [f"command: {before} -> {after}"]
+        return [*self.model_change(), *([] if before == after else [f"command: {before} -> {after}"])]
 
 
 def _filled(word: str, values: Mapping[str, Any]) -> str:

@@ -507,6 +507,11 @@ class EnginePair(Generic[EngineT_co]):
     def __init__(self, base: EngineT_co, head: EngineT_co) -> None:
         self.base, self.head = base, head
 
+    def model_change(self) -> list[str]:
+        """A line on the models, where base and head have not the same one."""
+        base, head = self.base.request.model, self.head.request.model
+        return [] if base == head else [f"model: {base} -> {head}"]
+
     def fitted(self) -> EnginePair[EngineT_co]:
         """A pair whose servers fit on the same GPUs together: this pair if they fit, else one with less memory each."""
         return self

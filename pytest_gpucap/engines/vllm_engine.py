@@ -139,7 +139,7 @@ class VllmPair(EnginePair[VllmEngine]):
 
     def changes(self) -> list[str]:
         """See `EnginePair.changes`."""
-        found = []
+        found = self.model_change()
         asked = self._asked or self
         base, head = asked.base.spec, asked.head.spec
         if base.python != head.python:

@@ -30,6 +30,7 @@ from pytest_gpucap.fleet.ray_server import LogStream, RayServer, Remote, end_rep
 from pytest_gpucap.foreign_text import on_one_line
 from pytest_gpucap.gpu.classes import GpuClass
 from pytest_gpucap.gpu.occupancy import IdleMemory
+from pytest_gpucap.installing import pip_install
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
@@ -327,7 +328,7 @@ def _why_no_worker(error: BaseException) -> str:
     told = on_one_line(str(error))
     missing = re.search(r"No module named '([\w.]+)'", told)
     if missing is not None:
-        return f"a node of the Ray cluster lacks {missing[1]}: pip install pytest-gpucap[ray] in its Python"
+        return f"a node of the Ray cluster lacks {missing[1]}: {pip_install('ray')} in its Python"
     return f"Ray could not start its worker process: {reason(error)}"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.foreign_text import on_one_line
+from pytest_gpucap.installing import pip_install
 
 _LONGEST = 300
 
@@ -25,7 +26,7 @@ def ray_module() -> Any:
         RayUnavailable: if it is not installed.
     """
     if find_spec("ray") is None:
-        raise RayUnavailable("Ray is not installed: pip install pytest-gpucap[ray]")
+        raise RayUnavailable(f"Ray is not installed: {pip_install('ray')}")
     import ray
     import ray.exceptions
 

@@ -19,6 +19,7 @@ from pytest_gpucap.access import LOOPBACK
 from pytest_gpucap.engines.errors import ServerStartError
 from pytest_gpucap.engines.launch import Launched, LaunchedServer, launch
 from pytest_gpucap.engines.protocol import ServingIdentity
+from pytest_gpucap.installing import pip_install
 from pytest_gpucap.routing import RouterKind, Routing
 
 _VLLM_ROUTER: Final = Path(__file__).parent / "server_side" / "vllm_router_serve.py"
@@ -34,7 +35,7 @@ _ANSWER_S: Final = 3600
 def missing_router(routing: Routing) -> str:
     """Why the router cannot be started on this machine, and what to install; empty if it can."""
     if routing.kind is RouterKind.VLLM and importlib.util.find_spec("vllm_router") is None:
-        return 'the router vllm needs its package: pip install "pytest-gpucap[router]"'
+        return f"the router vllm needs its package: {pip_install('router')}"
     if routing.kind is RouterKind.NGINX and _nginx() is None:
         return "the router nginx is not installed, or is not on PATH"
     return ""

@@ -29,6 +29,7 @@ import numpy as np
 
 from pytest_gpucap.arrays import Floats
 from pytest_gpucap.errors import GpuCapError
+from pytest_gpucap.installing import pip_install
 from pytest_gpucap.results.trend import AlarmState
 
 
@@ -223,7 +224,7 @@ def change_points(logs: Floats, rule: Rule | None = None) -> list[int]:
     try:
         import ruptures  # type: ignore[import-untyped]
     except ImportError:
-        raise MissingLibraryError('needs ruptures: pip install "pytest-gpucap[history]"') from None
+        raise MissingLibraryError(f"needs ruptures: {pip_install('history')}") from None
     scaled = despiked(logs, rule) / run_sd(logs, rule)
     penalty = PENALTY * math.log(max(logs.size, 60))
     found = ruptures.KernelCPD(kernel="linear", min_size=SHORTEST, jump=1).fit(scaled[:, None]).predict(pen=penalty)

@@ -14,6 +14,7 @@ from tabulate import tabulate
 
 from pytest_gpucap.foreign_text import visible
 from pytest_gpucap.history.detection import MissingLibraryError
+from pytest_gpucap.installing import pip_install
 from pytest_gpucap.report.escape import cleaned, json_text, prose
 from pytest_gpucap.report.formatting import percent, significant
 from pytest_gpucap.results.encoding import to_builtins
@@ -256,7 +257,7 @@ def plot_trends(trends: Sequence[Trend], path: Path) -> None:
         import matplotlib as mpl
         from matplotlib.figure import Figure
     except ImportError:
-        raise MissingLibraryError('needs matplotlib: pip install "pytest-gpucap[history]"') from None
+        raise MissingLibraryError(f"needs matplotlib: {pip_install('history')}") from None
     # With a fixed salt and no date, the same history gives the same bytes.
     with mpl.rc_context({"svg.hashsalt": "pytest-gpucap", "date.converter": "concise"}):
         figure = Figure(figsize=(_WIDTH_IN, _HEIGHT_IN * len(trends)), layout="constrained")

@@ -1,4 +1,4 @@
-"""The pull request's base beside its head: what ``--gpucap-base-python`` and ``--gpucap-base-args`` mean for a test.
+"""The pull request's base beside its head: what the options ``--gpucap-base-...`` mean for a test.
 
 Both servers run on the same leased devices. One idles while the other is measured, so the GPU's memory must hold both.
 If it does, the base starts beside the running head. If not, both are restarted for the comparison, each with less
@@ -56,20 +56,26 @@ LATENCY_SD: Final = math.hypot(PAIR_START_SD, DRIFT_SD)
 NOT_REGRESSED: Final = frozenset(RegressionDecision) - {RegressionDecision.REGRESSED}
 
 
-def base_of(head: Placement, options: Options) -> EnginePair[Engine] | None:
+def base_of(head: Placement, options: Options, base: Placement | None = None) -> EnginePair[Engine] | None:
     """The engines of a test's head and of the base that it is compared with; None if the session names no base.
+
+    Args:
+        head: where the test is measured.
+        options: of the session.
+        base: where the same test of the base checkout would be; None: the head's arguments are the base's.
 
     Raises:
         ValueError: one line, if the arguments are invalid.
     """
-    named = options.base_python is not None or options.base_args is not None
-    if not named or head.skip is not None or head.engine is None:
+    if not options.names_base or head.skip is not None or head.engine is None:
         return None
     if options.compare is not None:
         raise ValueError("--gpucap-compare and --gpucap-base-...: a result holds one comparison, so give one of them")
     if options.base_python is not None and shutil.which(options.base_python) is None:
         raise ValueError(f"--gpucap-base-python: there is no interpreter at {options.base_python}")
-    pair = head.engine.with_base(options.base_args or "", options.base_python)
+    own = head.engine if base is None or base.engine is None else base.engine
+    pair = own.with_base(options.base_args or "", options.base_python)
+    pair.head = head.engine
     if pair.base.gpus > head.devices:
         raise ValueError(
             f"--gpucap-base-args: one replica of the base takes {pair.base.gpus} GPUs, but it must run on the "

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pytest_gpucap.roofline.limits import NoLimit, Roofline
     from pytest_gpucap.secondary import StartFigures
     from pytest_gpucap.session.base_and_head import BaseAndHead
+    from pytest_gpucap.session.base_checkout import NotCompared
     from pytest_gpucap.session.baselines import Comparing
     from pytest_gpucap.session.harness import Harness
     from pytest_gpucap.session.kept import KeptResult, KeptResults
@@ -55,7 +56,7 @@ class GpuCap:
         test: str,
         results: KeptResults,
         comparing: Comparing,
-        pairing: BaseAndHead | None = None,
+        pairing: BaseAndHead | NotCompared | None = None,
         columns: int,
     ) -> None:
         self._harness = harness

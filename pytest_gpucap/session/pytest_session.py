@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pytest_gpucap.history.store import Baseline
     from pytest_gpucap.planning.session_cost import Need
     from pytest_gpucap.results.result import Result
+    from pytest_gpucap.session.base_checkout import OfBase
     from pytest_gpucap.session.costing import Costing
     from pytest_gpucap.session.gpucap import GpuCap
     from pytest_gpucap.session.kept import KeptResults
@@ -43,6 +44,8 @@ class _Plan(NamedTuple):
     declared: Declaration
     placed: Placement
     base: EnginePair[Engine] | None
+    not_compared: str = ""
+    """Why the base checkout has nothing to compare with."""
 
 
 _PLAN: pytest.StashKey[_Plan] = pytest.StashKey()
@@ -60,6 +63,8 @@ class PytestSession:
         self._measured: KeptResults | None = None
         self._baseline: Baseline | None = None
         self._costing: Costing | None = None
+        self._of_base: dict[str, OfBase] = {}
+        """What the base checkout says of each test that measures, by node id; empty without one."""
         self._starts_limited: set[Hashable] = set()
         """Keys of the placements with a test that limits the start-up."""
         self.estimate: Sequence[str] = ()
@@ -73,24 +78,46 @@ class PytestSession:
             pytest stops. An xdist worker cannot stop without a crash, so there each test fails with the mistakes before
             it starts anything.
         """
-        mistakes = []
+        mistakes = [self._collect_base(items)]
         plans: dict[Hashable, _Plan] = {}
-        for item in items:
+        for item in [] if mistakes[0] else items:
             served = not _SERVED.isdisjoint(getattr(item, "fixturenames", ()))
-            key = (served, same_declaration(item))
             try:
+                of_base = self._of_base.get(item.nodeid)
+                key = (served, same_declaration(item), of_base and of_base.key)
                 plan = plans.get(key)
                 if plan is None:
-                    plans[key] = plan = self._plan(item, served=served)
+                    plans[key] = plan = self._plan(item, of_base, served=served)
                 item.stash[_PLAN] = plan
             except (ValueError, GpuCapError, OSError) as error:
                 mistakes.append(f"{place_of(item)}: {error}")
             except Exception as error:  # noqa: BLE001 - the boundary to pytest: any other is a bug, and is named as one
                 mistakes.append(f"{place_of(item)}: {fault(error)}")
-        self._mistakes = "\n".join(dict.fromkeys(mistakes))
+        self._mistakes = "\n".join(filter(None, dict.fromkeys(mistakes)))
         return self._mistakes
 
-    def _plan(self, item: pytest.Item, *, served: bool) -> _Plan:
+    def _collect_base(self, items: Sequence[pytest.Item]) -> str:
+        """Collect the base checkout, if there is one; returns the mistakes that stop the session, one per line."""
+        options, measuring = self._options, [item for item in items if measures(item)]
+        # With one of these there is no base, which each test is told.
+        if options.base_dir is None or not measuring or options.url is not None or options.compare is not None:
+            return ""
+        from pytest_gpucap.session.base_checkout import BaseMistake, collect_base
+
+        try:
+            with one_line("the base checkout was not collected"):
+                base = collect_base(options.base_dir, measuring, options, self._config)
+        except GpuCapError as error:
+            return str(error)
+        mistakes = []
+        for item in measuring:
+            try:
+                self._of_base[item.nodeid] = base.of(item)
+            except BaseMistake as error:
+                mistakes.append(str(error))
+        return "\n".join(dict.fromkeys(mistakes))
+
+    def _plan(self, item: pytest.Item, of_base: OfBase | None, *, served: bool) -> _Plan:
         """Read what a test declares, and decide where it is measured.
 
         Raises:
@@ -107,11 +134,24 @@ class PytestSession:
                 check_secondary(declared, placed, self._options)
         if any(limit.name is SecondaryName.STARTUP for limit in declared.secondary):
             self._starts_limited.add(placed.key)
-        if self._options.base_python is None and self._options.base_args is None:
+        if not self._options.names_base:
             return _Plan(declared, placed, None)
         from pytest_gpucap.session.base_and_head import base_of
 
-        return _Plan(declared, placed, base_of(placed, self._options))
+        if of_base is None:
+            return _Plan(declared, placed, base_of(placed, self._options))
+        from pytest_gpucap.session.base_checkout import NothingToCompare, placed_base
+
+        try:
+            based = placed_base(of_base, declared, placed, self._options)
+            if based.engine is not None:
+                _check_length(declared, based.engine)
+        except (NothingToCompare, RequirementError) as why:
+            return _Plan(declared, placed, None, f"nothing to compare with in the base: {why}")
+        pair = base_of(placed, self._options, based)
+        if pair is not None and self._options.base_python is None and pair.base.key == pair.head.key:
+            return _Plan(declared, placed, None, "nothing to compare with in the base: it declares the same server")
+        return _Plan(declared, placed, pair)
 
     def grouped(self, items: Sequence[pytest.Item]) -> list[pytest.Item]:
         """The tests in their order, but with those that share a server next to each other.
@@ -219,6 +259,7 @@ class PytestSession:
     def gpucap(self, request: pytest.FixtureRequest) -> GpuCap:
         """The object behind the ``gpucap`` fixture."""
         from pytest_gpucap.session.base_and_head import BaseAndHead
+        from pytest_gpucap.session.base_checkout import NotCompared
         from pytest_gpucap.session.baselines import Comparing
         from pytest_gpucap.session.benchmark_bridge import REQUEST
         from pytest_gpucap.session.gpucap import GpuCap
@@ -229,15 +270,20 @@ class PytestSession:
         item.stash[REQUEST] = request
         self._measured = kept_results(item)
         placed, declared, live = self._placed(item), declaration(item), self._live(item)
-        base, manager, need = item.stash[_PLAN].base, self._servers(), self._need(item)
+        plan, manager, need = item.stash[_PLAN], self._servers(), self._need(item)
         needs_s = None if need is None else need.seconds({manager.running})
+        pairing: BaseAndHead | NotCompared | None = None
+        if plan.base is not None:
+            pairing = BaseAndHead(plan.base, placed, manager, declared, self._options, live)
+        elif plan.not_compared:
+            pairing = NotCompared(plan.not_compared, self._options.max_regression)
         return GpuCap(
             Harness(declared, placed, manager, self._options, live, needs_s),
             self._options,
             test=item.nodeid,
             results=self._measured,
             comparing=Comparing(self._baseline, self._options),
-            pairing=None if base is None else BaseAndHead(base, placed, manager, declared, self._options, live),
+            pairing=pairing,
             columns=columns(self._config),
         )
 

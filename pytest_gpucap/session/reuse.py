@@ -239,7 +239,7 @@ def _why_not(options: Options) -> str:
         return f"--gpucap-reuse is ignored in CI ({IN_CI}={told[:20]}): --gpucap-reuse-in-ci asks for it there too"
     if options.repeat > 1:
         return "--gpucap-reuse is ignored with --gpucap-repeat, whose starts must be independent"
-    if options.base_python is not None or options.base_args is not None:
+    if options.names_base:
         return "--gpucap-reuse is ignored with a base: base and head both start afresh"
     return ""
 

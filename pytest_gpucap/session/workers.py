@@ -9,6 +9,7 @@ from typing import Any, Final
 import pytest
 
 _DIST: Final = "gpucap_dist"
+_WORDS: Final = "gpucap_words"
 _FIRST: Final = "gw0"
 _EACH: Final = "each"
 
@@ -72,6 +73,13 @@ def speaks(config: pytest.Config) -> bool:
     return not is_one_of_many(config) or config.workerinput["workerid"] == _FIRST  # type: ignore[attr-defined]
 
 
+def words_of(config: pytest.Config) -> Sequence[str]:
+    """The words of the command line that the session was started with, seen from whichever process."""
+    told = getattr(config, "workerinput", {}).get(_WORDS)
+    return tuple(map(str, config.invocation_params.args if told is None else told))
+
+
 def tell_worker(node: Any) -> None:
-    """Tell a worker how tests are dealt out: it sees an option of its own."""
+    """Tell a worker how tests are dealt out, and the command line: it sees an option and words of its own."""
     node.workerinput[_DIST] = node.config.getoption("dist")
+    node.workerinput[_WORDS] = list(map(str, node.config.invocation_params.args))

@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
+from pytest_gpucap.installing import pip_install
 from pytest_gpucap.requirement import RequirementError
 from pytest_gpucap.user_files import MIB, MOST_LINES, opened, shown_path
 
@@ -30,8 +31,8 @@ def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict
         arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError:
         raise RequirementError(
-            f'{shown_path(path)}: a Parquet file needs pyarrow: pip install "pytest-gpucap[parquet]", or write its '
-            "rows as JSON Lines"
+            f"{shown_path(path)}: a Parquet file needs pyarrow: {pip_install('parquet')}, or write its rows as JSON "
+            "Lines"
         ) from None
     number = 0
     with opened(path, MOST_LINES) as file:

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from pytest_gpucap.__main__ import main
+from pytest_gpucap.installing import pip_install
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.result import Result
 from tests.results import made
@@ -109,6 +110,4 @@ def test_what_is_wrong_is_one_line(capsys: pytest.CaptureFixture[str], monkeypat
     Path("a.csv").write_bytes(Path(path).read_bytes())
     assert refused(capsys, "a.csv", "-o", "a.csv").endswith("is one of the result files, and would be replaced")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert (
-        refused(capsys, path, "-o", "x.parquet") == '-o x.parquet: needs pyarrow: pip install "pytest-gpucap[parquet]"'
-    )
+    assert refused(capsys, path, "-o", "x.parquet") == f"-o x.parquet: needs pyarrow: {pip_install('parquet')}"

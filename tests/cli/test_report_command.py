@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from pytest_gpucap.__main__ import main
+from pytest_gpucap.installing import pip_install
 from pytest_gpucap.report import terminal
 from pytest_gpucap.report.comparison import regression_failure
 from pytest_gpucap.report.markdown import pull_request_page
@@ -96,7 +97,7 @@ def test_without_the_extra_the_html_report_says_what_to_install(result: Path) ->
     without = "import sys; sys.modules['jinja2'] = None; from pytest_gpucap.__main__ import main; sys.exit(main())"
     command = [sys.executable, "-c", without, "report", str(result), "--html", "-"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    expected = 'gpucap report: --html needs jinja2: pip install "pytest-gpucap[html]"\n'
+    expected = f"gpucap report: --html needs jinja2: {pip_install('html')}\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
 
 

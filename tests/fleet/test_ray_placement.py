@@ -13,6 +13,7 @@ from pytest_gpucap.fleet.ray_cluster import RayCluster
 from pytest_gpucap.fleet.ray_library import RayUnavailable
 from pytest_gpucap.fleet.ray_placement import Need, Node, RayPlacementError, accelerator_types, check_size, cluster_line
 from pytest_gpucap.gpu.classes import find_class, known_classes
+from pytest_gpucap.installing import pip_install
 from pytest_gpucap.simulator.profile import load
 from pytest_gpucap.simulator.simulator_engine import SimulatorEngine
 
@@ -104,4 +105,4 @@ def test_without_ray_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(ray_library, "find_spec", lambda name: None if name == "ray" else there(name))
     with pytest.raises(RayUnavailable) as caught:
         RayCluster.connect("auto")
-    assert str(caught.value) == "Ray is not installed: pip install pytest-gpucap[ray]"
+    assert str(caught.value) == f"Ray is not installed: {pip_install('ray')}"

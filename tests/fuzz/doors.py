@@ -40,6 +40,7 @@ from pytest_gpucap.results import result_file
 from pytest_gpucap.results.encoding import encoded
 from pytest_gpucap.roofline.model_shape import model_of
 from pytest_gpucap.roofline.served import config_of
+from pytest_gpucap.session.base_checkout import read_collected
 from pytest_gpucap.session.baselines import _BASELINE, check_files
 from pytest_gpucap.session.earlier import earlier_of
 from pytest_gpucap.session.placement import check_names
@@ -399,6 +400,12 @@ class Format:
         return _read(self.read, place.put(f"file{next(_numbers)}{self.suffix}", content))
 
 
+COLLECTED_BASE = (
+    b'{"tests": {"a.py::b": {"place": "a.py:1", "engine": "vllm", "model": "m", "arguments": {"tp": 2}, "mistake": ""}}'
+    b', "others": ["a.py::c"], "broken": {"d.py": "SyntaxError"}}'
+)
+
+
 def formats(place: Place) -> tuple[Format, ...]:
     """Every format of file that a user names."""
     package, tests = inputs.REPOSITORY / "pytest_gpucap", inputs.REPOSITORY / "tests"
@@ -417,6 +424,7 @@ def formats(place: Place) -> tuple[Format, ...]:
     )
     prompts = (chat * 2, batch, shared, gzip.compress(chat, mtime=0))
     return (
+        Format("collected base", (COLLECTED_BASE,), read_collected),
         Format(
             "GPU classes",
             ((package / "gpu" / "gpus.toml").read_bytes()[:4000].rpartition(b"\n[[gpu]]")[0], GPU),
