@@ -48,6 +48,7 @@ from pytest_gpucap.requirement import (
     whole,
 )
 from pytest_gpucap.secondary import METRICS, SecondaryLimit, SecondaryName
+from pytest_gpucap.simulated import is_simulated
 from pytest_gpucap.user_files import is_file, shown_path
 from pytest_gpucap.vllm_arguments import VllmArguments
 
@@ -188,7 +189,7 @@ def declare(item: pytest.Item, options: Options) -> Declaration:
     _check_pace(workload, slo)
     own_class = _merged(item, "gpu_class", positional="name").get("name")
     if workload.adapters or workload.adapter_rank is not None:
-        running = options.url is not None or str(options.gpu_class or own_class).startswith(_SIMULATED)
+        running = options.url is not None or is_simulated(options.gpu_class or own_class)
         workload = _with_adapters(workload, engine, model, arguments, running=running)
     name = values.get("name") or _own_name(item)
     fleet = _fleet(values, options, gpus_per_replica)
@@ -756,9 +757,6 @@ def _check_wording(prompts: PromptFile, wording: Wording) -> None:
         raise RequirementError(
             f"{said} stands around prompts that are texts, and {whole} has messages of its own: leave {said} out"
         )
-
-
-_SIMULATED: Final = "sim:"
 
 
 def _with_adapters(

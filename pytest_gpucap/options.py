@@ -24,6 +24,7 @@ from pytest_gpucap import extensions
 from pytest_gpucap import option_values as values
 from pytest_gpucap.errors import told
 from pytest_gpucap.foreign_text import on_one_line
+from pytest_gpucap.simulated import is_simulated
 from pytest_gpucap.user_files import exists, real_path, shown_path
 
 if TYPE_CHECKING:
@@ -569,7 +570,7 @@ def _check_url(given: dict[str, Any]) -> None:
     Raises:
         pytest.UsageError: one line on what does not.
     """
-    if str(given.get("gpu_class")).startswith("sim:"):
+    if is_simulated(given.get("gpu_class")):
         raise pytest.UsageError("--gpucap-url and --gpu-class=sim:PROFILE exclude each other: give one of the two")
     if given.get("launcher") == "ray":
         raise pytest.UsageError("--gpucap-url and --gpucap-launcher=ray exclude each other: give one of the two")
