@@ -368,6 +368,14 @@ class Options:
         "FILE",
         default=None,
     )
+    keep_requests = Option(
+        "--gpucap-keep-requests",
+        values.output_folder,
+        "keep the single requests of every measurement in a file in this folder, without any text: gpucap frame --rows "
+        "requests makes a table of them",
+        "DIR",
+        default=None,
+    )
     # The comparison with other results.
     save = Option("--gpucap-save", values.text, "save the results as a baseline of this name", "NAME", default=None)
     force_save = Option(

@@ -12,7 +12,6 @@ from pytest_gpucap.arrays import Floats
 from pytest_gpucap.load.protocol import Journal, Status
 from pytest_gpucap.results.measured import Sample
 from pytest_gpucap.results.requests import RequestRow
-from pytest_gpucap.results.windows import WindowId
 
 
 def request_rows(
@@ -26,7 +25,8 @@ def request_rows(
         adapters: names of the workload's mix, in its order; empty without one.
         most: rows at most; the first ones.
     """
-    windows = _windows_at(journal.due_s, samples)
+    slices = sorted(samples, key=lambda sample: sample.start_s)
+    due_in, first_in, end_in = (_at(times, slices) for times in (journal.due_s, journal.first_s, journal.end_s))
     sessions, replica, adapter = journal.sessions, journal.replica, journal.adapter
     columns = zip(
         *(
@@ -46,11 +46,14 @@ def request_rows(
                 journal.cached_tokens,
             )
         ),
-        windows,
+        due_in,
+        first_in,
+        end_in,
         strict=True,
     )
     for row, each in enumerate(islice(columns, most)):
-        due, sent, first, last, end, prompt, counted, output, counted_output, status, hot, cached, window = each
+        due, sent, first, last, end, prompt, counted, output, counted_output, status, hot, cached, *places = each
+        window, began, ended = (None if place is None else slices[place].window for place in places)
         yield RequestRow(
             scheduled_s=due,
             sent_s=_known(sent),
@@ -62,7 +65,9 @@ def request_rows(
             asked_output_tokens=output,
             status=Status(status).name.lower(),
             phase=None if window is None else window.phase.value,
-            window=None if window is None else window.text,
+            window=None if window is None else window.whole.text,
+            first_token_window=None if began is None else began.text,
+            end_window=None if ended is None else ended.text,
             mid_life=hot,
             session=None if sessions is None else int(sessions.session[row]),
             cached_tokens=cached,
@@ -75,15 +80,11 @@ def _known(seconds: float) -> float | None:
     return seconds if math.isfinite(seconds) else None
 
 
-def _windows_at(due_s: Floats, samples: Sequence[Sample]) -> list[WindowId | None]:
-    """The window that counted at each time; None where none did."""
-    slices = sorted(samples, key=lambda sample: sample.start_s)
+def _at(times_s: Floats, slices: Sequence[Sample]) -> list[int | None]:
+    """Which of the windows, in rising order, each time lies in; None where it lies in none."""
     if not slices:
-        return [None] * due_s.size
-    starts = np.array([sample.start_s for sample in slices])
-    at = np.searchsorted(starts, due_s, side="right") - 1
-    whole = [sample.window.whole for sample in slices]
-    return [
-        whole[place] if place >= 0 and due < slices[place].end_s else None
-        for place, due in zip(at.tolist(), due_s.tolist(), strict=True)
-    ]
+        return [None] * times_s.size
+    starts, ends = (np.array([getattr(each, name) for each in slices]) for name in ("start_s", "end_s"))
+    places = np.searchsorted(starts, times_s, side="right") - 1
+    inside = (places >= 0) & (times_s < ends[places])
+    return [place if within else None for place, within in zip(places.tolist(), inside.tolist(), strict=True)]

@@ -345,7 +345,16 @@ def environment_rows(result: Result) -> list[Row]:
         for name, value in values
         if isinstance(value, str | int | float) and not isinstance(value, bool) and value != ""  # a remark has flags
     ]
-    return [*named, ("seed", str(result.seed))]
+    return [*named, ("seed", str(result.seed)), *_kept_requests(result)]
+
+
+def _kept_requests(result: Result) -> list[Row]:
+    """Where the single requests are; a row per file."""
+    found = []
+    for each in result.requests:
+        more = f", {each.left_out} more are left out" if each.left_out else ""
+        found.append(("requests", each.missing or f"{each.rows} in {each.file}{more}"))
+    return found
 
 
 def measured_on(result: Result) -> str:

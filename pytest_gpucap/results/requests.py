@@ -1,8 +1,8 @@
 """The single requests of a measurement: a file of their own beside the result file, which names it.
 
-A line of JSON per request (JSON Lines), packed with gzip: pandas, Polars and DuckDB read it as it is. No text of a prompt
-or an answer is in it. A file is written whole when its measurement is complete, so a session that is killed leaves those
-of the measurements before.
+A line of JSON per request (JSON Lines), packed with gzip: pandas, Polars and DuckDB read it as it is. No text of a
+prompt or an answer is in it. A file is written whole when its measurement is complete, so a session that is killed
+leaves those of the measurements before.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MOST_BYTES: Final = 512 * MIB
 """Of one file, unpacked."""
 _PIECE: Final = MIB
 
-Count = Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Seconds = Annotated[float, msgspec.Meta(ge=-1e15, le=1e15)]
 
 
@@ -42,8 +42,10 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
         asked_output_tokens: that the request asked for.
         status: ``ok``, ``cancelled`` (by us, once the measurement was over), ``in_flight``, or an error's kind such as
             ``http_5xx``.
-        phase: the purpose of the window in which it was due, such as ``hold``; None for the time before a window counts.
+        phase: the purpose of the window in which it was due, such as ``hold``; None before a window counts.
         window: that window, as results name it.
+        first_token_window, end_window: the window in which its first token came, or its answer ended, with its slice:
+            ``hold 2 (1/3)``. Latencies belong to these: TTFT to the first, TPOT and E2E to the second.
         mid_life: it began in mid-life, which brings a server to its steady state; it counts in no latency.
         session: number of its session; None without sessions.
         cached_tokens: at the start of its prompt, that its session sent before.
@@ -62,6 +64,8 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
     status: str
     phase: str | None = None
     window: str | None = None
+    first_token_window: str | None = None
+    end_window: str | None = None
     mid_life: bool = False
     session: Count | None = None
     cached_tokens: Count = 0

@@ -1,0 +1,44 @@
+"""Two engines of one model in one session, compared at an equal rate."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from pytest_gpucap.__main__ import main
+
+SUITE = """
+    import pytest
+
+    pytestmark = pytest.mark.gpucap(qps=10, gpus=1, headroom=1.0)
+
+    @pytest.mark.gpucap(name="on vLLM")
+    @pytest.mark.vllm(time_scale=1.25)
+    def test_vllm(gpucap):
+        gpucap.check()
+
+    @pytest.mark.gpucap(name="on SGLang")
+    @pytest.mark.engine("sglang")
+    def test_sglang(gpucap):
+        gpucap.check()
+"""
+
+
+def test_two_simulated_engines_at_an_equal_rate(pytester: pytest.Pytester, capsys: pytest.CaptureFixture[str]) -> None:
+    pytester.makepyfile(test_it=SUITE)
+    pytester.runpytest("--gpu-class=sim:fast", "--gpucap-model=synthetic:tiny").assert_outcomes(passed=2)
+    capsys.readouterr()
+    words = ["compare", ".gpucap/result.json", ".gpucap/result.json", "--variants", "on vLLM", "on SGLang"]
+    assert main([*words, "--format", "json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["results"]
+    latencies = {each["limit"]: each for each in found["comparison"]["latencies"]}
+    assert set(latencies) >= {f"{metric}_p{p}" for metric in ("ttft", "tpot", "itl", "e2e") for p in (50, 95)}
+    assert {each["load"] for each in latencies.values()} == {"10 req/s"}
+    # Steps of the first take a quarter longer.
+    assert latencies["tpot_p50"]["head_s"] / latencies["tpot_p50"]["base_s"] == pytest.approx(1 / 1.25, rel=0.1)
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    for name in ("TTFT", "TPOT", "ITL", "E2E"):
+        assert re.search(rf"p50 {name} at 10 req/s .* -> ", shown), shown
