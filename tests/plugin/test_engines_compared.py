@@ -15,7 +15,7 @@ SUITE = """
     pytestmark = pytest.mark.gpucap(qps=10, gpus=1, headroom=1.0)
 
     @pytest.mark.gpucap(name="on vLLM")
-    @pytest.mark.vllm(time_scale=1.25)
+    @pytest.mark.vllm(max_num_seqs=11)
     def test_vllm(gpucap):
         gpucap.check()
 
@@ -28,7 +28,9 @@ SUITE = """
 
 def test_two_simulated_engines_at_an_equal_rate(pytester: pytest.Pytester, capsys: pytest.CaptureFixture[str]) -> None:
     pytester.makepyfile(test_it=SUITE)
-    pytester.runpytest("--gpu-class=sim:fast", "--gpucap-model=synthetic:tiny").assert_outcomes(passed=2)
+    pytester.runpytest(
+        "--gpu-class=sim:fast", "--gpucap-model=synthetic:tiny", "--gpucap-inconclusive=pass"
+    ).assert_outcomes(passed=2)
     capsys.readouterr()
     words = ["compare", ".gpucap/result.json", ".gpucap/result.json", "--variants", "on vLLM", "on SGLang"]
     assert main([*words, "--format", "json"]) == 0
@@ -36,8 +38,9 @@ def test_two_simulated_engines_at_an_equal_rate(pytester: pytest.Pytester, capsy
     latencies = {each["limit"]: each for each in found["comparison"]["latencies"]}
     assert set(latencies) >= {f"{metric}_p{p}" for metric in ("ttft", "tpot", "itl", "e2e") for p in (50, 95)}
     assert {each["load"] for each in latencies.values()} == {"10 req/s"}
-    # Steps of the first take a quarter longer.
-    assert latencies["tpot_p50"]["head_s"] / latencies["tpot_p50"]["base_s"] == pytest.approx(1 / 1.25, rel=0.1)
+    # On the first, requests wait for one of few places; where they need not, both are alike.
+    assert latencies["ttft_p95"]["base_s"] > 2 * latencies["ttft_p95"]["head_s"]
+    assert latencies["tpot_p50"]["head_s"] == pytest.approx(latencies["tpot_p50"]["base_s"], rel=0.2)
     assert main(words) == 0
     shown = capsys.readouterr().out
     for name in ("TTFT", "TPOT", "ITL", "E2E"):
