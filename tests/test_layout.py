@@ -27,7 +27,9 @@ ROOMS: dict[str, set[str]] = {
     "simulated": set(),
     # What is declared, and the arithmetic on it.
     "api_dialect": set(),
-    "requirement": {"api_dialect"},
+    "declared_numbers": set(),
+    "workload_parts": {"declared_numbers"},
+    "requirement": {"api_dialect", "declared_numbers", "workload_parts"},
     "access": set(),
     "jit": set(),
     "secondary": {"requirement"},
@@ -47,7 +49,10 @@ ROOMS: dict[str, set[str]] = {
     "telemetry": {"gpu", "engines", "results", "vllm_arguments"},
     "load": {"api_dialect", "requirement", "jit", "results", "access", "workloads"},
     "accuracy": {"requirement", "results", "load", "engines"},
+    "endpoint_checks": {"requirement", "secondary"},
+    "server_checks": {"requirement", "vllm_arguments", "workloads", "engines"},
     "markers": {
+        *("endpoint_checks", "server_checks"),
         "options",
         "requirement",
         "secondary",
@@ -139,6 +144,8 @@ FORBIDDEN = {
     "simulator": {"pytest", "pynvml"},
     "fleet": {"pytest"},
     "requirement": {"pytest", "numpy"},
+    "declared_numbers": {"pytest", "numpy"},
+    "workload_parts": {"pytest", "numpy"},
     "vllm_arguments": {"pytest", "numpy"},
     "*": {"vllm", "torch"},
 }

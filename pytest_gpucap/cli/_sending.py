@@ -117,12 +117,12 @@ def send_otlp(url: str, contents: Iterable[ResultFile]) -> None:
 
 def _refused(body: bytes) -> str:
     """What a receiver says of points that it did not take although it answered well; empty if it took all."""
-    from google.protobuf.message import DecodeError
     from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 
+    unreadable: type[Exception] = import_module("google.protobuf.message").DecodeError
     try:
         found = ExportMetricsServiceResponse.FromString(body).partial_success
-    except DecodeError:  # receivers that answer in JSON or in words have taken them
+    except unreadable:  # receivers that answer in JSON or in words have taken them
         return ""
     rejected = found.rejected_data_points
     return f"{rejected} points were refused: {found.error_message or 'no reason given'}" if rejected > 0 else ""

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from pytest_gpucap.estimate.request_rows import request_rows
 from pytest_gpucap.foreign_text import on_one_line
+from pytest_gpucap.load.request_rows import request_rows
 from pytest_gpucap.markers import Declaration
 from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.results.measured import Sample

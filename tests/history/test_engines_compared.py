@@ -52,6 +52,7 @@ def test_latencies_of_two_engines_stand_side_by_side_at_an_equal_rate(tmp_path: 
     for each in latencies.values():
         assert each.load == "16.2 req/s"
         assert each.head_s == pytest.approx(1.5 * each.base_s)
+        assert each.ratio is not None
         assert each.ratio.low < 1.5 < each.ratio.high
     # At another design rate they are not: then the closed loop tells, which knows no TTFT.
     elsewhere = msgspec.structs.replace(head, design_rate_rps=16.3)

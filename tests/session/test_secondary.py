@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -166,8 +167,8 @@ def test_all_of_a_session_goes_by_the_prices_that_it_began_with(tmp_path: Path) 
     file.write_text('currency = "USD"\n[per_hour]\nh200 = 4\n')
     assert session_prices(options).per_hour == {"h200": 4}
     file.write_text('currency = "USD"\n[per_hour]\nh200 = 5\n')
-    assert price_per_hour("h200", options) == (4, "")
-    assert price_per_hour("h200", Options(prices=file)) == (5, "")
+    assert price_per_hour("h200", options) == (Fraction(4), "")
+    assert price_per_hour("h200", Options(prices=file)) == (Fraction(5), "")
     assert price_per_hour("a10g", options)[1] == f"--gpucap-prices: {file} has no price of a10g"
 
 

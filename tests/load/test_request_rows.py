@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pytest_gpucap.estimate.request_rows import request_rows
 from pytest_gpucap.estimate.samples import quantile
 from pytest_gpucap.load.adapters import draw_of
+from pytest_gpucap.load.request_rows import request_rows
 from pytest_gpucap.measure.procedure import check, sample
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.requirement import Requirement, Workload
