@@ -206,8 +206,7 @@ def _rows(at: _Place, kind: RowKind, requests: Requests | None) -> Iterator[list
                 yield [*(figure(sample) for _, _, figure in _WINDOW), *_percentiles(sample)]
         case RowKind.PHASES:
             for slices in _phases(result.samples):
-                worst = (max(filter(None, each), default=None) for each in zip(*map(_percentiles, slices), strict=True))
-                yield [*(figure(slices) for _, _, figure in _PHASE), *worst]
+                yield [*(figure(slices) for _, _, figure in _PHASE), *_worst(slices)]
         case RowKind.REQUESTS:
             assert requests is not None  # noqa: S101 - what callers know
             for start, kept in enumerate(result.requests, 1):
@@ -219,6 +218,12 @@ def _phases(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
     """The windows of each load that was held; they follow each other."""
     for _, slices in groupby(samples, key=lambda sample: (sample.window.whole, sample.offered_rps)):
         yield list(slices)
+
+
+def _worst(slices: Sequence[Sample]) -> Iterator[float | None]:
+    """Each percentile of the window in which it is largest."""
+    for values in zip(*map(_percentiles, slices), strict=True):
+        yield max((value for value in values if value is not None), default=None)
 
 
 def _mean(slices: Sequence[Sample], name: str) -> float | None:

@@ -338,7 +338,7 @@ def kept_percentile(limit: str) -> tuple[str, int]:
 
 
 def environment_rows(result: Result) -> list[Row]:
-    """What surrounded the measurement: GPU, driver, server, command, host; the seed last."""
+    """What surrounded the measurement: GPU, driver, server, command, host; last the seed, and where requests are."""
     values = ((name, getattr(result.environment, name)) for name in Environment.__struct_fields__)
     named = [
         (name.replace("_", " "), str(value))

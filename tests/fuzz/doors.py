@@ -313,6 +313,8 @@ def _reports(place: Place, given: Any) -> str | None:
                 str(path),
                 "--out",
                 str(place.work / f"table.{'parquet' if len(str(content)) % 2 else 'csv'}"),
+                "--rows",
+                ("windows", "phases", "results", "requests")[len(str(content)) % 4],
             ]
         case "export":
             words = ["export", str(path), "--openmetrics", str(place.work / "metrics")]

@@ -51,6 +51,10 @@ def test_requests_become_rows_of_a_table(pytester: pytest.Pytester, capsys: pyte
     files = [each["requests"][0] for each in results(pytester.path)]
     assert len({each["file"] for each in files}) == 2
     assert all(each["file"].startswith("sampled-chat-") and each["rows"] > 40 for each in files)
+    assert main(["report", ".gpucap/result.json", "--junit", "junit.xml", "--markdown", "report.md"]) == 0
+    for each in files:
+        assert f'<property name="gpucap_requests" value="{each["file"]}" />' in Path("junit.xml").read_text()
+        assert f"{each['rows']} in {each['file']}" in Path("report.md").read_text()
     rows = frame(capsys, ".gpucap/result.json", "--rows", "requests", "--requests", "kept")
     assert len(rows) == sum(each["rows"] for each in files)
     window = results(pytester.path)[0]["samples"][0]
