@@ -106,7 +106,7 @@ images: install ## the pictures of the docs, made anew
 lock: ## requirements/dev.txt anew: the newest versions of what dev.in and the package name, and of all they need
 	@echo "== requirements/dev.txt"
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.in ".[accuracy,benchmark,history,html,http2,parquet]"
+	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.in ".[accuracy,benchmark,history,html,http2,otlp,parquet]"
 	.venv-lock/bin/python -m pip freeze --disable-pip-version-check --exclude pytest-gpucap > requirements/dev.txt
 	grep '^[a-z].*;' requirements/dev.in | while IFS=';' read -r name marker; do \
 		sed -i "s/^$$name==[^;]*$$/&;$$marker/" requirements/dev.txt; done

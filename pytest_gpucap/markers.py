@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pytest
 
+from pytest_gpucap.endpoint_checks import OF_ANSWERS, SAMPLING, check_endpoint
 from pytest_gpucap.engines.protocol import Engine
 from pytest_gpucap.engines.shipped import COMMAND, SHIPPED, commanded, shipped
 from pytest_gpucap.engines.vllm_engine import VllmEngine
@@ -24,7 +25,6 @@ from pytest_gpucap.errors import told
 from pytest_gpucap.masking import refusal
 from pytest_gpucap.options import Options
 from pytest_gpucap.requirement import (
-    BASE_MODEL,
     GOODPUT,
     ApiKind,
     ArrivalKind,
@@ -47,7 +47,9 @@ from pytest_gpucap.requirement import (
     tokens,
     whole,
 )
-from pytest_gpucap.secondary import METRICS, SecondaryLimit, SecondaryName
+from pytest_gpucap.secondary import METRICS, SecondaryLimit
+from pytest_gpucap.server_checks import check_log, with_adapters
+from pytest_gpucap.simulated import is_simulated
 from pytest_gpucap.user_files import is_file, shown_path
 from pytest_gpucap.vllm_arguments import VllmArguments
 
@@ -222,12 +224,12 @@ def declare(item: pytest.Item, options: Options) -> Declaration:
     _check_pace(workload, slo)
     own_class = _merged(item, "gpu_class", positional="name").get("name")
     if workload.adapters or workload.adapter_rank is not None:
-        running = options.url is not None or str(options.gpu_class or own_class).startswith(_SIMULATED)
-        workload = _with_adapters(workload, engine, model, arguments, running=running)
+        running = options.url is not None or is_simulated(options.gpu_class or own_class)
+        workload = with_adapters(workload, engine, model, arguments, running=running)
     name = values.get("name") or _own_name(item)
     fleet = _fleet(values, options, gpus_per_replica)
     if workload.prompts is not None:
-        _check_log(arguments)
+        check_log(arguments)
     # The session's budget does not apply to a test that only uses the server.
     if "gpus" in values or measures(item):
         _check_budget(values.get("gpus") or options.gpus, gpus_per_replica)
@@ -455,7 +457,7 @@ def _on_loss(value: Any, what: str) -> str:
 def _extra_body(value: Any, what: str) -> dict[str, Any]:
     from pytest_gpucap.workloads.extra_body import read_extra_body
 
-    return read_extra_body(value, what, _SAMPLING)
+    return read_extra_body(value, what, SAMPLING)
 
 
 def _images(value: Any, what: str) -> tuple[ImageSize, ...]:
@@ -555,18 +557,6 @@ _OF_MADE_PROMPTS: Final = ("input_tokens", "shared_prefix_tokens", "trace", "ses
 """Keywords that say how long prompts are, what they have or share: not for prompts that are in a file."""
 _LIMITING: Final = frozenset({GOODPUT, *(metric.value for metric in Metric)})
 """Keywords of limits, beside metrics with a percentile."""
-_SAMPLING: Final = ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty")
-_OF_ANSWERS: Final = (
-    *("output_tokens", "ignore_eos", "stream", "questions", "answer_tokens", "min_accuracy"),
-    *_SAMPLING,
-    *(SecondaryName.JOULES_PER_1K_TOKENS.value, SecondaryName.USD_PER_1M_TOKENS.value, SecondaryName.ACCEPTANCE.value),
-)
-"""Keywords about the tokens of answers."""
-_OF_PROMPTS: Final[Mapping[ApiKind, tuple[str, ...]]] = {
-    **dict.fromkeys((ApiKind.RESPONSES, ApiKind.EMBEDDINGS, ApiKind.POOLING, ApiKind.CLASSIFY), ("input",)),
-    ApiKind.RERANK: ("query", "documents"),
-}
-"""Fields of a request's body that hold its prompt, beside those of chats and completions."""
 _WORDING: Final = ("system", "fold_system", "opening", "instruction")
 
 
@@ -621,7 +611,7 @@ def _with_preset(given: dict[str, Any], options: Options, item: pytest.Item) -> 
 def _fit_for(endpoint: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords of a preset, without those of answers' tokens where the marker's endpoint has none."""
     without = isinstance(endpoint, str) and endpoint in set(ApiKind) and not ApiKind(endpoint).generates
-    return {key: value for key, value in keywords.items() if not (without and key in _OF_ANSWERS)}
+    return {key: value for key, value in keywords.items() if not (without and key in OF_ANSWERS)}
 
 
 def _near(keyword: str) -> str:
@@ -651,28 +641,6 @@ def _check_questions(workload: Workload, slo: Slo) -> None:
         )
 
 
-def _check_endpoint(values: Mapping[str, Any]) -> None:
-    """Check that nothing is said that the endpoint does not have."""
-    endpoint = values.get("endpoint", ApiKind.CHAT)
-    shown = f'endpoint="{endpoint}"'
-    if endpoint is not ApiKind.RERANK and "documents" in values:
-        raise RequirementError('documents are those of one request of endpoint="rerank": leave it out')
-    if endpoint is ApiKind.RERANK and values.get("shared_prefix_tokens"):
-        raise RequirementError(f"shared_prefix_tokens does not go with {shown}: its documents share nothing")
-    if endpoint not in {ApiKind.CHAT, ApiKind.COMPLETIONS}:
-        if "prompts" in values:
-            raise RequirementError(f"prompts of a file are sent to chat or completions, not to {shown}")
-        if endpoint is ApiKind.RESPONSES and values.get("stream") is False:
-            raise RequirementError(f"stream=False does not go with {shown}, whose answers are always streamed")
-    if own := next((name for name in _OF_PROMPTS.get(endpoint, ()) if name in values.get("extra_body", {})), None):
-        raise RequirementError(f"extra_body: {own} is not for it with {shown}: that is the prompt, which is made")
-    if not endpoint.generates:
-        if said := next((key for key in _OF_ANSWERS if key in values), None):
-            raise RequirementError(f"{said} does not go with {shown}, whose answers have no tokens: leave it out")
-        if "trace" in values:
-            raise RequirementError(f"trace does not go with {shown}: its requests have tokens to generate")
-
-
 def _check_pace(workload: Workload, slo: Slo) -> None:
     """Check that a limit on tokens' times has answers that tell them."""
     if not workload.streamed and (
@@ -693,7 +661,7 @@ def _check_pace(workload: Workload, slo: Slo) -> None:
 
 
 def _workload(values: Mapping[str, Any]) -> Workload:
-    _check_endpoint(values)
+    check_endpoint(values)
     kind = values.get("arrivals")
     trace, burstiness = values.get("trace"), values.get("burstiness")
     if kind is None:
@@ -713,7 +681,7 @@ def _workload(values: Mapping[str, Any]) -> Workload:
         else OwnPrompts(prompts.path, prompts.sha256, len(prompts.prompts), declared=values.get("output_tokens")),
         arrivals=Arrivals(kind, burstiness or (0.0 if kind is ArrivalKind.CONSTANT else 1.0), trace),
         shared_prefix_tokens=values.get("shared_prefix_tokens", 0),
-        sampling={key: values[key] for key in _SAMPLING if key in values},
+        sampling={key: values[key] for key in SAMPLING if key in values},
         extra_body=values.get("extra_body", {}),
         adapters=values.get("adapters", {}),
         adapter_rank=values.get("adapter_rank"),
@@ -790,61 +758,3 @@ def _check_wording(prompts: PromptFile, wording: Wording) -> None:
         raise RequirementError(
             f"{said} stands around prompts that are texts, and {whole} has messages of its own: leave {said} out"
         )
-
-
-_SIMULATED: Final = "sim:"
-
-
-def _with_adapters(
-    workload: Workload, engine: str, model: object, arguments: Mapping[str, Any], *, running: bool
-) -> Workload:
-    """The workload, with the rank of its adapters where they are made.
-
-    Args:
-        workload: with a mix of adapters, or with a rank.
-        engine: name of the test's engine.
-        model: of the server.
-        arguments: of the server.
-        running: the server is simulated, or already runs and is asked before the load.
-
-    Raises:
-        RequirementError: if the server that the test starts would not have an adapter of the mix.
-    """
-    from pytest_gpucap.engines.synthetic import is_synthetic
-    from pytest_gpucap.workloads.adapter_mix import DEFAULT_RANK, own_adapters
-
-    if not workload.adapters:
-        raise RequirementError("adapter_rank is about a mix of adapters: give adapters= as well, or leave it out")
-    given = VllmArguments(arguments).lora_names if engine == VLLM else ()
-    if engine == VLLM and model is not None and is_synthetic(str(model)) and not given:
-        return replace(workload, adapter_rank=workload.adapter_rank or DEFAULT_RANK)
-    if workload.adapter_rank is not None:
-        raise RequirementError(
-            "adapter_rank is for adapters that are made, which synthetic models without lora_modules have: leave it out"
-        )
-    if running or engine != VLLM:
-        return workload
-    if missing := next((name for name in own_adapters(workload.adapters) if name not in given), None):
-        known = f"it has {', '.join(given)}" if given else "it has none"
-        raise RequirementError(
-            f"adapters: the server has no adapter {told(missing)}, {known}: "
-            f"name it in vllm(enable_lora=True, lora_modules=[{told(f'{missing}=PATH')}])"
-        )
-    if BASE_MODEL in given:
-        raise RequirementError(
-            f"lora_modules: {BASE_MODEL!r} stands for the model without an adapter in adapters=: name it otherwise"
-        )
-    if VllmArguments(arguments).get("enable_lora") is not True:
-        raise RequirementError("adapters: vLLM serves lora_modules with vllm(enable_lora=True) only: add it")
-    return workload
-
-
-_LOGS_PROMPTS: Final = frozenset({"enable_log_requests", "log_requests", "log_requests_level"})
-"""Arguments of vLLM and SGLang with which a server writes every prompt into its log."""
-
-
-def _check_log(arguments: Mapping[str, Any]) -> None:
-    """Check that the server does not write prompts of the user's own into its log."""
-    logs = next((name for name in arguments if name.replace("-", "_") in _LOGS_PROMPTS and arguments[name]), None)
-    if logs is not None:
-        raise RequirementError(f"{logs} would write the prompts of the file into the server's log: leave it out")

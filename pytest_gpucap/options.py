@@ -24,6 +24,7 @@ from pytest_gpucap import extensions
 from pytest_gpucap import option_values as values
 from pytest_gpucap.errors import told
 from pytest_gpucap.foreign_text import on_one_line
+from pytest_gpucap.simulated import is_simulated
 from pytest_gpucap.user_files import exists, real_path, shown_path
 
 if TYPE_CHECKING:
@@ -367,6 +368,14 @@ class Options:
         "FILE",
         default=None,
     )
+    keep_requests = Option(
+        "--gpucap-keep-requests",
+        values.output_folder,
+        "keep the single requests of every measurement in a file in this folder, without any text: gpucap frame --rows "
+        "requests makes a table of them",
+        "DIR",
+        default=None,
+    )
     # The comparison with other results.
     save = Option("--gpucap-save", values.text, "save the results as a baseline of this name", "NAME", default=None)
     force_save = Option(
@@ -582,7 +591,7 @@ def _check_url(given: dict[str, Any]) -> None:
     Raises:
         pytest.UsageError: one line on what does not.
     """
-    if str(given.get("gpu_class")).startswith("sim:"):
+    if is_simulated(given.get("gpu_class")):
         raise pytest.UsageError("--gpucap-url and --gpu-class=sim:PROFILE exclude each other: give one of the two")
     if given.get("launcher") == "ray":
         raise pytest.UsageError("--gpucap-url and --gpucap-launcher=ray exclude each other: give one of the two")

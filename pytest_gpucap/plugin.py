@@ -13,6 +13,7 @@ from pytest_gpucap.fixtures import SESSION, gpu, gpucap, vllm_server
 from pytest_gpucap.foreign_text import harmless
 from pytest_gpucap.masking import masked
 from pytest_gpucap.options import Options, add_options, check_root, join_words, json_file, parse_options
+from pytest_gpucap.session.workers import is_one_of_many
 
 __all__ = ["gpu", "gpucap", "vllm_server"]
 
@@ -50,7 +51,7 @@ def pytest_load_initial_conftests(args: list[str]) -> None:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> Generator[None, int | pytest.ExitCode | None, Any]:
     """Record results from before anything can go wrong until the exit code is known."""
-    if hasattr(config, "workerinput"):  # results are collected in the process that talks to the user
+    if is_one_of_many(config):  # results are collected in the process that talks to the user
         return (yield)
     config.pluginmanager.register(recorder := _Results(config), RECORDER)
     try:
@@ -68,21 +69,21 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register markers; refuse invalid options."""
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
-    if not hasattr(config, "workerinput"):
+    if not is_one_of_many(config):
         check_root(config)
     config.stash[OPTIONS] = options = parse_options(config)
     if options.gpu_class is not None or options.gpu_file is not None:
         from pytest_gpucap.session.placement import check_names
 
         check_names(options)
-    if not hasattr(config, "workerinput") and (config.option.gpucap_compare or config.option.gpucap_save):
+    if not is_one_of_many(config) and (config.option.gpucap_compare or config.option.gpucap_save):
         from pytest_gpucap.session.baselines import check_files
 
         check_files(options, config)  # xdist's main process collects no tests, so it checks here
-    if not hasattr(config, "workerinput") and options.prices is not None:
-        from pytest_gpucap.session.costing import read_prices_of
+    if not is_one_of_many(config) and options.prices is not None:
+        from pytest_gpucap.session.prices import session_prices
 
-        read_prices_of(options)
+        session_prices(options)
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -103,7 +104,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     collected = list(items)
     yield
     misplaced = _marked_only(items, collected)
-    if misplaced and not hasattr(config, "workerinput"):
+    if misplaced and not is_one_of_many(config):
         raise pytest.UsageError("\n".join(misplaced))
     ours = _ours(items)
     if not ours:
@@ -112,7 +113,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     config.stash[SESSION] = session = PytestSession(config, config.stash[OPTIONS])
     mistakes = session.declare(ours)
-    if mistakes and not hasattr(config, "workerinput"):
+    if mistakes and not is_one_of_many(config):
         raise pytest.UsageError(mistakes)
     items[:] = session.grouped(items)
 

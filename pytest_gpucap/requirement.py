@@ -7,7 +7,6 @@ Times are seconds as floats. The name of every field carries its unit.
 
 from __future__ import annotations
 
-import numbers
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -19,9 +18,75 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple
 
 from pytest_gpucap.api_dialect import ApiDialect
-from pytest_gpucap.errors import GpuCapError, shortened, told
+from pytest_gpucap.declared_numbers import (
+    LARGEST,
+    MOST_STARTS,
+    MOST_TOKENS,
+    Number,
+    RequirementError,
+    duration_s,
+    exact,
+    headroom,
+    positive,
+    proper_share,
+    share,
+    starts,
+    tokens,
+    whole,
+)
+from pytest_gpucap.errors import shortened, told
+from pytest_gpucap.workload_parts import (
+    BASE_MODEL,
+    ApiKind,
+    ArrivalKind,
+    Arrivals,
+    ImageSize,
+    Length,
+    LengthKind,
+    Wording,
+)
 
-Number = int | float | str | Decimal | Fraction
+__all__ = [
+    "BASE_MODEL",
+    "GOODPUT",
+    "LARGEST",
+    "MOST_STARTS",
+    "MOST_TOKENS",
+    "ApiKind",
+    "ArrivalKind",
+    "Arrivals",
+    "GoodputLimit",
+    "ImageSize",
+    "LatencyLimit",
+    "LatencyPercentile",
+    "Length",
+    "LengthKind",
+    "Limit",
+    "Metric",
+    "Number",
+    "OwnPrompts",
+    "Requirement",
+    "RequirementError",
+    "Sessions",
+    "Slo",
+    "Threshold",
+    "Wording",
+    "Workload",
+    "declared_limits",
+    "duration_s",
+    "exact",
+    "good_thresholds",
+    "goodput_percent",
+    "headroom",
+    "limited_percentile",
+    "positive",
+    "proper_share",
+    "share",
+    "starts",
+    "tokens",
+    "too_long",
+    "whole",
+]
 
 
 class Metric(StrEnum):
@@ -35,169 +100,6 @@ class Metric(StrEnum):
     """Inter-token latency: each gap between two streamed tokens."""
     E2E = "e2e"
     """End to end: from when the request was due to its last token."""
-
-
-class RequirementError(GpuCapError, ValueError):
-    """A declared value is invalid; the message names the value and the fix."""
-
-
-LARGEST: Final = 10**20
-"""Above every number that a declaration can mean, a random seed of 64 bits included."""
-_SMALLEST: Final = Fraction(1, 10**12)
-_LONGEST_NUMBER: Final = 100
-"""Characters; a float has 24 at most."""
-_WRITTEN: Final = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?0*(?P<exponent>[0-9]*))?")
-_LONGEST_EXPONENT: Final = 4
-"""Digits without leading zeros. `Decimal` itself fails at some eighteen."""
-_NOT_FINITE: Final = re.compile(r"[-+]?(?:nan|inf|infinity)", re.IGNORECASE)
-
-
-def exact(value: Number, what: str) -> Fraction:
-    """The exact fraction of a number as it was written: ``exact(1.1, "headroom") == Fraction(11, 10)``.
-
-    Every number that a user writes is read here. Length and exponent are checked first: the fraction of ``1e9999999``
-    has ten million digits.
-
-    Raises:
-        RequirementError: if the value is no finite number, or so large or small that it can only be a mistake.
-    """
-    if isinstance(value, bool) or not isinstance(value, str | Decimal | numbers.Real):
-        raise RequirementError(f"{what} must be a number, not {told(value)}")
-    if isinstance(value, numbers.Rational):  # NumPy's integers too
-        return _bounded(Fraction(int(value.numerator), int(value.denominator)), value, what)
-    text = str(value).strip()
-    if _NOT_FINITE.fullmatch(text):
-        raise RequirementError(f"{what} must be a finite number, not {told(value)}")
-    written = _WRITTEN.fullmatch(text) if len(text) <= _LONGEST_NUMBER else None
-    if written is None or text[-1] in "eE+-":
-        raise RequirementError(f"{what} must be a number, not {told(value)}")
-    if len(written["exponent"] or "") > _LONGEST_EXPONENT:
-        raise _out_of_bounds(value, what)
-    number = Decimal(text)
-    if number and not -_MOST_DIGITS <= number.adjusted() <= _MOST_DIGITS:
-        raise _out_of_bounds(value, what)
-    return _bounded(Fraction(number), value, what)
-
-
-_MOST_DIGITS: Final = 30
-"""Of a decimal before or after its point; `_bounded` compares exactly."""
-
-
-def _bounded(number: Fraction, value: Number, what: str) -> Fraction:
-    if number and not _SMALLEST <= abs(number) <= LARGEST:
-        raise _out_of_bounds(value, what)
-    return number
-
-
-def _plain(value: Number) -> str:
-    """A number for a message, without quotation marks."""
-    return shortened(str(value).strip())
-
-
-def _out_of_bounds(value: Number, what: str) -> RequirementError:
-    return RequirementError(f"{what} must be 0, or between 1e-12 and 1e20, not {told(value)}")
-
-
-def positive(value: Number, what: str) -> Fraction:
-    """`exact`, and above zero."""
-    number = exact(value, what)
-    if number <= 0:
-        raise RequirementError(f"{what} must be above 0, not {_plain(value)}")
-    return number
-
-
-def whole(value: Number, what: str, least: int = 1) -> int:
-    """A whole number of at least `least`; ``"4"``, ``4`` and ``4.0`` are the same."""
-    number = exact(value, what)
-    if number.denominator != 1 or number < least:
-        raise RequirementError(f"{what} must be a whole number of at least {least}, not {told(value)}")
-    return int(number)
-
-
-MOST_STARTS: Final = 20
-"""Of a server for one result: nobody would wait for more, and they would tell little more."""
-
-
-def starts(value: Number, what: str) -> int:
-    """How many starts of a server one result comes from."""
-    number = whole(value, what)
-    if number > MOST_STARTS:
-        raise RequirementError(f"{what} must be a whole number from 1 to {MOST_STARTS}, not {told(value)}")
-    return number
-
-
-MOST_TOKENS: Final = 2**24
-"""Of one prompt or answer: more than any model's context, and little enough for 32 bits and for memory."""
-
-
-def tokens(value: Number, what: str, least: int = 1) -> int:
-    """A number of tokens in one prompt or answer."""
-    number = whole(value, what, least)
-    if number > MOST_TOKENS:
-        raise RequirementError(f"{what} must be at most {MOST_TOKENS} tokens, not {told(value)}")
-    return number
-
-
-def headroom(value: Number, what: str) -> Fraction:
-    """A factor on the target rate, of at least 1."""
-    number = exact(value, what)
-    if number < 1:
-        raise RequirementError(f"{what} must be at least 1 (1.3 keeps 30% in reserve), not {_plain(value)}")
-    return number
-
-
-def share(value: Number, what: str) -> Fraction:
-    """A share between 0 and 1, as ``0.01`` or ``"1%"``."""
-    text = value.strip() if isinstance(value, str) else ""
-    number = exact(text[:-1], what) / 100 if text.endswith("%") else exact(value, what)
-    if not 0 <= number <= 1:
-        raise RequirementError(f"{what} must lie between 0 and 1 (0% and 100%), not {_plain(value)}")
-    return number
-
-
-def proper_share(value: Number, what: str) -> float:
-    """A share above 0 and below 1."""
-    found = float(share(value, what))
-    if not 0 < found < 1:
-        raise RequirementError(f"{what} must lie above 0% and below 100%, not {_plain(value)}")
-    return found
-
-
-_DURATION = re.compile(
-    r"(?P<number>[0-9]{0,50}\.?[0-9]{1,50}(?:e[+-]?[0-9]{1,9})?)\s{0,9}(?P<unit>us|ms|s|m|min|h)?", re.IGNORECASE
-)
-_UNIT_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-
-
-_LONGEST_BARE_S = 60.0
-"""A plain number above this is more often milliseconds than seconds."""
-_SHORTEST_S, _LONGEST_S = 1e-6, 500 * 3600.0
-"""Timers of the system end before 600 hours."""
-
-
-def duration_s(value: Number, what: str) -> float:
-    """Seconds from ``"500ms"``, ``"20s"``, ``"10m"``, ``"1h"`` or a plain number of seconds up to a minute.
-
-    Raises:
-        RequirementError: if the text is no duration, not above zero, or above a minute without a unit.
-    """
-    unit: str | None = None
-    if isinstance(value, str):
-        match = _DURATION.fullmatch(value.strip())
-        if match is None:
-            raise RequirementError(f'{what} must be a duration such as "500ms", "20s" or "10m", not {told(value)}')
-        unit = match["unit"]
-        seconds = float(match["number"]) * _UNIT_S[(unit or "s").lower()]
-    else:
-        seconds = float(exact(value, what))
-    if not seconds > 0:
-        raise RequirementError(f"{what} must be above 0, not {told(value)}")
-    if not _SHORTEST_S <= seconds <= _LONGEST_S:
-        raise RequirementError(f'{what} must be between "1us" and "500h", not {told(value)}')
-    if unit is None and seconds > _LONGEST_BARE_S:
-        bare = str(value).strip()
-        raise RequirementError(f'{what}={bare} needs a unit, since it is above a minute: "{bare}s" or "{bare}ms"')
-    return seconds
 
 
 _LIMIT_NAME = re.compile(r"(?P<metric>ttft|tpot|itl|e2e)_p(?P<percent>[0-9]{1,2}(?:_[0-9]{1,9})?)")
@@ -440,153 +342,6 @@ class Slo:
         return good_thresholds(self.percentiles) if self.goodput is None else self.goodput.thresholds
 
 
-class LengthKind(StrEnum):
-    """How a token count is drawn."""
-
-    FIXED = "fixed"
-    UNIFORM = "uniform"
-    LOGNORMAL = "lognormal"
-
-
-@dataclass(frozen=True, slots=True)
-class Length:
-    """A token count, fixed or drawn: its mean, and the bounds that every draw is clipped to.
-
-    For ``lognormal``, `mean` and `cv` (standard deviation / mean) are those of the distribution before
-    clipping.
-    """
-
-    kind: LengthKind
-    mean: float
-    low: int
-    high: int
-    cv: float = 0.0
-
-    @classmethod
-    def fixed(cls, tokens: int) -> Length:
-        """Always `tokens`."""
-        return cls(LengthKind.FIXED, float(tokens), tokens, tokens)
-
-    @classmethod
-    def parse(cls, value: Number, what: str) -> Length:
-        """From ``256``, ``"uniform:128-512"`` or ``"lognormal:mean=256,cv=0.8,low=16,high=2048"``.
-
-        Raises:
-            RequirementError: if the text is none of these, or a bound is out of order.
-        """
-        text = value.strip() if isinstance(value, str) else ""
-        if match := re.fullmatch(r"uniform:\s*([0-9]{1,50})\s*-\s*([0-9]{1,50})", text):
-            low, high = tokens(match[1], what), tokens(match[2], what)
-            if low > high:
-                raise RequirementError(f"{what}: the bounds of {text!r} must be in order")
-            return cls(LengthKind.UNIFORM, (low + high) / 2, low, high)
-        if text.startswith("lognormal:"):
-            return cls._lognormal(text, what)
-        if isinstance(value, bool) or not (isinstance(value, numbers.Real) or re.fullmatch(r"[-+0-9.eE]+", text)):
-            raise RequirementError(
-                f'{what} must be a whole number, "uniform:LOW-HIGH" or '
-                f'"lognormal:mean=M,cv=C,low=L,high=H", not {told(value)}'
-            )
-        return cls.fixed(tokens(value, what))
-
-    @classmethod
-    def _lognormal(cls, text: str, what: str) -> Length:
-        known = {"mean", "cv", "low", "high"}
-        pairs = [part.partition("=") for part in text.removeprefix("lognormal:").split(",")]
-        given = {name.strip(): number.strip() for name, _, number in pairs}
-        if not {"mean", "cv", "high"} <= set(given) <= known:
-            raise RequirementError(f"{what}: {told(text)} takes mean=, cv=, high= and, optionally, low=")
-        mean, cv = float(positive(given["mean"], what)), float(positive(given["cv"], what))
-        low, high = tokens(given.get("low", 1), what), tokens(given["high"], what)
-        if not low <= mean <= high:
-            raise RequirementError(f"{what}: the mean of {told(text)} must lie between its low and its high")
-        return cls(LengthKind.LOGNORMAL, mean, low, high, cv)
-
-
-class ArrivalKind(StrEnum):
-    """When requests are due."""
-
-    POISSON = "poisson"
-    CONSTANT = "constant"
-    GAMMA = "gamma"
-    TRACE = "trace"
-
-
-@dataclass(frozen=True, slots=True)
-class Arrivals:
-    """How requests arrive in the open loop.
-
-    `burstiness` is the coefficient of variation of the gaps (standard deviation / mean): 1 for Poisson, 0 for constant
-    gaps, above 1 for bursts; only ``gamma`` takes another value. `trace` is a file of arrival times and token counts,
-    `trace_sha256` a hash of what it holds (`load.trace.Trace.sha256`); None until it is read.
-    """
-
-    kind: ArrivalKind = ArrivalKind.POISSON
-    burstiness: float = 1.0
-    trace: Path | None = None
-    trace_sha256: str | None = None
-
-
-BASE_MODEL: Final = "base"
-"""In a mix of adapters: the server's model without one."""
-
-
-class ApiKind(StrEnum):
-    """Which OpenAI-compatible endpoint carries the requests."""
-
-    CHAT = "chat"
-    COMPLETIONS = "completions"
-    RESPONSES = "responses"
-    EMBEDDINGS = "embeddings"
-    POOLING = "pooling"
-    CLASSIFY = "classify"
-    RERANK = "rerank"
-
-    @property
-    def generates(self) -> bool:
-        """Whether its answers have tokens. Otherwise a request is prefilled, and its answer comes as a whole."""
-        return self in {ApiKind.CHAT, ApiKind.COMPLETIONS, ApiKind.RESPONSES}
-
-    @property
-    def has_messages(self) -> bool:
-        """Whether its prompts are messages, with a chat template around them."""
-        return self in {ApiKind.CHAT, ApiKind.RESPONSES}
-
-
-@dataclass(frozen=True, slots=True)
-class Wording:
-    """The text around the prompt of every chat request, of load and of questions.
-
-    Attributes:
-        system: system text; none when empty.
-        fold_system: put the system text into the user message, for models that take no system message.
-        opening: put before the user's text.
-        instruction: put after the user's text.
-    """
-
-    system: str = ""
-    fold_system: bool = False
-    opening: str = ""
-    instruction: str = ""
-
-    def messages(self, text: str) -> list[dict[str, str]]:
-        """The messages of a chat request whose user says `text`."""
-        folded = f"{self.system}\n\n" if self.system and self.fold_system else ""
-        closing = f"\n{self.instruction}" if self.instruction else ""
-        system = [{"role": "system", "content": self.system}] if self.system and not self.fold_system else []
-        return [*system, {"role": "user", "content": f"{self.opening}{folded}{text}{closing}"}]
-
-
-class ImageSize(NamedTuple):
-    """The size of an image in pixels; its text is ``512x384``."""
-
-    width: int
-    height: int
-
-    def __str__(self) -> str:
-        return f"{self.width}x{self.height}"
-
-
 @dataclass(frozen=True, slots=True)
 class OwnPrompts:
     """Prompts of the user's own, from a file (`workloads.prompt_file`), without their text.
@@ -658,7 +413,7 @@ class Workload:
     input_tokens: Length = field(default_factory=lambda: Length.fixed(256))
     output_tokens: Length = field(default_factory=lambda: Length.fixed(256))
     """1 where the endpoint's answers have no tokens: a request ends with the step that prefills the last of it."""
-    arrivals: Arrivals = Arrivals()
+    arrivals: Arrivals = Arrivals()  # noqa: RUF009 - it is frozen
     endpoint: ApiKind = ApiKind.CHAT
     shared_prefix_tokens: int = 0
     """Tokens at the start of every prompt that all prompts share; 0: no two prompts share a first token block."""
@@ -668,7 +423,7 @@ class Workload:
     """Sampling parameters passed through in the request body, such as ``temperature``."""
     extra_body: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of every request's body, as JSON has them (`workloads.extra_body`)."""
-    wording: Wording = Wording()
+    wording: Wording = Wording()  # noqa: RUF009 - it is frozen
     """The text around every prompt of the chat endpoint. Its tokens count as input tokens."""
     preset: str | None = None
     """Name of the preset that it is based on."""

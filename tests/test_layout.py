@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,9 +25,12 @@ ROOMS: dict[str, set[str]] = {
     "user_files": set(),
     "installing": set(),
     "explained": set(),
+    "simulated": set(),
     # What is declared, and the arithmetic on it.
     "api_dialect": set(),
-    "requirement": {"api_dialect"},
+    "declared_numbers": set(),
+    "workload_parts": {"declared_numbers"},
+    "requirement": {"api_dialect", "declared_numbers", "workload_parts"},
     "access": set(),
     "jit": set(),
     "secondary": {"requirement"},
@@ -34,29 +38,41 @@ ROOMS: dict[str, set[str]] = {
     "vllm_arguments": {"requirement"},
     "routing": set(),
     # What is found.
-    "results": {"requirement", "secondary", "sizing", "vllm_arguments"},
+    "results": {"requirement", "secondary", "sizing", "vllm_arguments", "simulated"},
     # The stages of a measurement, earliest first.
     "hookspecs": {"engines", "gpu", "results"},
     "extensions": {"engines", "gpu", "workloads"},
     "option_values": {"requirement", "access", "gpu", "routing"},
-    "options": {"option_values", "extensions", "access"},
+    "options": {"option_values", "extensions", "access", "simulated"},
     "workloads": {"requirement"},
     "gpu": set(),
     "engines": {"api_dialect", "requirement", "vllm_arguments", "load", "access", "routing", "explained"},
     "telemetry": {"gpu", "engines", "results", "vllm_arguments"},
     "load": {"api_dialect", "requirement", "jit", "results", "access", "workloads"},
     "accuracy": {"requirement", "results", "load", "engines"},
-    "markers": {"options", "requirement", "secondary", "vllm_arguments", "workloads", "accuracy", "engines"},
+    "endpoint_checks": {"requirement", "secondary"},
+    "server_checks": {"requirement", "vllm_arguments", "workloads", "engines"},
+    "markers": {
+        *("endpoint_checks", "server_checks"),
+        "options",
+        "requirement",
+        "secondary",
+        "vllm_arguments",
+        "workloads",
+        "accuracy",
+        "engines",
+        "simulated",
+    },
     "estimate": {"requirement", "jit", "results", "load"},
     "decisions": {"requirement", "secondary", "sizing", "results"},
     "roofline": {"requirement", "vllm_arguments", "results", "load", "gpu", "engines"},
     "measure": {"requirement", "results", "load", "estimate", "decisions", "roofline"},
-    "simulator": {"requirement", "vllm_arguments", "jit", "load", "accuracy", "engines", "routing"},
+    "simulator": {"requirement", "vllm_arguments", "jit", "load", "accuracy", "engines", "routing", "simulated"},
     "fleet": {"requirement", "sizing", "access", "routing", "gpu", "engines", "telemetry", "load", "results"},
     # What other tools found.
     "other_tools": {"requirement", "vllm_arguments", "results"},
     # What is made of results.
-    "planning": {"requirement", "sizing", "vllm_arguments", "results", "gpu", "roofline"},
+    "planning": {"requirement", "sizing", "vllm_arguments", "results", "gpu", "roofline", "simulated"},
     "report": {"requirement", "secondary", "sizing", "results", "planning", "explained"},
     "history": {"requirement", "secondary", "vllm_arguments", "results", "decisions", "report"},
     # The wiring: one pytest session, and the commands.
@@ -78,7 +94,7 @@ ROOMS: dict[str, set[str]] = {
             "accuracy",
             "decisions",
         ),
-        *("roofline", "measure", "simulator", "planning", "report", "history", "workloads"),
+        *("roofline", "measure", "simulator", "planning", "report", "history", "workloads", "simulated"),
     },
     "fixtures": {"engines", "session"},
     "plugin": {"hookspecs", "options", "fixtures", "results", "session", "report"},
@@ -129,6 +145,8 @@ FORBIDDEN = {
     "simulator": {"pytest", "pynvml"},
     "fleet": {"pytest"},
     "requirement": {"pytest", "numpy"},
+    "declared_numbers": {"pytest", "numpy"},
+    "workload_parts": {"pytest", "numpy"},
     "vllm_arguments": {"pytest", "numpy"},
     "*": {"vllm", "torch"},
 }
@@ -224,6 +242,22 @@ def test_loading_the_plugin_loads_nothing_but_pytest_and_the_standard_library() 
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     )
     assert loaded - set(sys.stdlib_module_names) == {"pytest_gpucap"}
+
+
+@pytest.mark.parametrize(
+    ("spelt", "home"),
+    [
+        # How a simulated class is named.
+        (r"""["']sim:(?!PROFILE)""", "simulated.py"),
+        # How a worker of pytest-xdist is known. What it is told is given by `node.workerinput`.
+        (r"""["']workerinput["']""", "session/workers.py"),
+    ],
+)
+def test_one_file_knows_how_a_thing_is_spelt(spelt: str, home: str) -> None:
+    found = {
+        str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if re.search(spelt, path.read_text("utf-8"))
+    }
+    assert found == {home}
 
 
 @pytest.mark.skipif("GPUCAP_TEST_INSTALLED" not in os.environ, reason="only where the built wheel is tested")

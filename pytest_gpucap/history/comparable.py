@@ -92,7 +92,7 @@ def identity(result: Result, *, told: Told = EVERYTHING) -> dict[IdentityKey, st
         found[IdentityKey("processor")] = _text(environment.gpu, _UNKNOWN)
     if profiles := {device.mig_profile for device in environment.devices if device.mig_profile is not None}:
         found[IdentityKey("MIG profile")] = ", ".join(sorted(profiles))
-    found |= _workload(result.workload, contents=Told.TRACE in told)
+    found |= workload_identity(result.workload, contents=Told.TRACE in told)
     found |= _offered(result)
     found |= {IdentityKey(f"limit {name}"): _text(value) for name, value in _leaves(result.slo)}
     found |= {IdentityKey(f"server argument {name}", served=True): _text(value) for name, value in arguments.items()}
@@ -123,7 +123,7 @@ def _offered(result: Result) -> dict[IdentityKey, str]:
     return parts
 
 
-def _workload(workload: DeclaredWorkload, *, contents: bool) -> dict[IdentityKey, str]:
+def workload_identity(workload: DeclaredWorkload, *, contents: bool) -> dict[IdentityKey, str]:
     """Every part of the workload but the preset, which only names the others.
 
     Args:
@@ -148,6 +148,23 @@ def _workload(workload: DeclaredWorkload, *, contents: bool) -> dict[IdentityKey
     return found | {
         IdentityKey(f"workload {name}"): _text(value) for name, value in _leaves(workload) if name not in left_out
     }
+
+
+def same_requests(one: DeclaredWorkload, other: DeclaredWorkload, *, recorded: bool = False) -> bool:
+    """Whether two workloads send the same requests, as far as it is declared.
+
+    Args:
+        one: a workload.
+        other: another one.
+        recorded: answers are as long as those that a file of prompts records. What it holds decides, since the server
+            has not counted them for one of the two.
+    """
+    contents = bool(one.trace_sha256 and other.trace_sha256)
+    ours, theirs = (workload_identity(each, contents=contents) for each in (one, other))
+    names = dict.fromkeys([*ours, *theirs])
+    if recorded:
+        names.pop(IdentityKey("workload output_tokens"), None)
+    return all(_same(ours.get(key), theirs.get(key)) for key in names)
 
 
 def differences(base: Result, head: Result, *, variants: bool = False, any_hits: bool = False) -> list[str]:

@@ -13,11 +13,11 @@ import msgspec
 from pytest_gpucap.decisions import regression
 from pytest_gpucap.decisions.regression import ComparedRate
 from pytest_gpucap.history.comparable import changed, differences
-from pytest_gpucap.history.latencies import compare_latencies
+from pytest_gpucap.history.latencies import SIDE_BY_SIDE, compare_latencies
 from pytest_gpucap.history.points import NEVER_MIXED, compare_points
 from pytest_gpucap.history.store import MEDIAN_RUNS, Baseline, Run
 from pytest_gpucap.report.formatting import percent, shown
-from pytest_gpucap.results.comparison import ComparedBaseline, Comparison, RegressionDecision
+from pytest_gpucap.results.comparison import ComparedBaseline, Comparison, LatencyComparison, RegressionDecision
 from pytest_gpucap.results.encoding import normalised
 from pytest_gpucap.results.measured import Interval
 from pytest_gpucap.results.result import Result, ResultKind
@@ -79,7 +79,7 @@ def compare_result(
         max_regression=max_regression,
         changed=tuple(changed(found.sharpest[0], result, variants=variants)),
         reason="this run found no sustainable rate",
-        latencies=compare_latencies(found.alike.slo.percentiles, found.alike.samples, result.samples, max_regression),
+        latencies=_latencies(found.alike, result, max_regression, variants=variants),
     )
     measured = _sharpest([result, *([] if sharper is None else [sharper])])
     first = None if measured is None else _rate(measured)
@@ -109,6 +109,21 @@ def compare_result(
             confirmed=confirmed,
             reason=heads.reason(decision, confirmed, more_s, fresh=fresh),
         )
+    )
+
+
+def _latencies(base: Result, head: Result, max_regression: float, *, variants: bool) -> tuple[LatencyComparison, ...]:
+    """Percentiles of both at an equal load: those with a limit; of variants also the usual ones side by side."""
+    limits = tuple(base.slo.percentiles)
+    if not variants:
+        return compare_latencies(limits, base.samples, head.samples, max_regression)
+    rate = base.design_rate_rps
+    return compare_latencies(
+        dict.fromkeys([*limits, *SIDE_BY_SIDE]),
+        base.samples,
+        head.samples,
+        max_regression,
+        design_rate_rps=rate if rate is not None and rate == head.design_rate_rps else None,
     )
 
 

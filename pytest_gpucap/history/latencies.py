@@ -22,6 +22,8 @@ _SAME_RATE: Final = 1e-6
 _LEAST_WINDOWS: Final = 3
 """Fewer windows have no scatter to judge by."""
 _USUAL: Final = ("ttft_p95", "e2e_p95")
+SIDE_BY_SIDE: Final = tuple(f"{metric}_p{percent}" for metric in ("ttft", "tpot", "itl", "e2e") for percent in (50, 95))
+"""What is shown of two ways to serve a model, whatever they are limited by."""
 _LOOP_GAIN: Final = 2.0
 """At a given rate a slower engine holds more requests, which slows it further: at the loads of a check its latency
 rises by about twice its own slowness. At a given concurrency it rises by just that."""
@@ -36,13 +38,14 @@ def compare_latencies(
     max_regression: float,
     *,
     start_sd: float = START_SD,
+    design_rate_rps: float | None = None,
 ) -> tuple[LatencyComparison, ...]:
     """Each limit's percentile in both results, in seconds, with the ratio head over base (above 1: slower).
 
-    They are compared over the open-loop windows that had the same arrivals in both, or else in the closed loop with the
-    most requests in flight that both held. TTFT is compared in open loops only: in a full closed loop it is the time
-    until another request ends. Limits whose percentile no result holds are left out, and so is everything where no load
-    was the same. Without any limit p95 TTFT and p95 E2E are compared.
+    They are compared over the open-loop windows that had the same arrivals in both, or else over those at the equal
+    design rate, or else in the closed loop with the most requests in flight that both held. TTFT is compared in open
+    loops only: in a full closed loop it is the time until another request ends. Limits whose percentile no result holds
+    are left out, and so is everything where no load was the same. Without any limit p95 TTFT and p95 E2E are compared.
 
     The decision is the one made on rates, with `max_regression` of the speed allowed to be lost. It fails no test: the
     sustainable rate already holds what a latency costs in capacity.
@@ -53,6 +56,8 @@ def compare_latencies(
         head: samples of the head.
         max_regression: share of the speed that may be lost.
         start_sd: standard deviation of ln(pace) from one start of a server to the next, which no window shows.
+        design_rate_rps: of one replica, where it is the same in both; None: it is not, or windows of other arrivals are
+            not to be compared.
     """
     found = []
     for limit in tuple(limits) or _USUAL:
@@ -61,6 +66,8 @@ def compare_latencies(
             continue
         metric, percent = limited.metric, int(limited.percent)
         load = _open(base, head, metric, percent, start_sd)
+        if load is None and design_rate_rps is not None:
+            load = _at_design_rate(base, head, metric, percent, start_sd, design_rate_rps)
         if load is None and metric is not Metric.TTFT:
             load = _closed(base, head, metric, percent, start_sd)
         if load is not None:
@@ -127,6 +134,33 @@ def _partner(sample: Sample, others: Iterable[Sample]) -> Sample | None:
 
 def _is_open(sample: Sample) -> bool:
     return sample.kind == "open" and bool(sample.offered_rps)
+
+
+def _at_design_rate(
+    base: Sequence[Sample],
+    head: Sequence[Sample],
+    metric: str,
+    percent: int,
+    start_sd: float,
+    rate_rps: float,
+) -> _AtLoad | None:
+    """Open loops at one rate, each with arrivals of its own: what those do to a latency is a part of its scatter."""
+    ours, theirs = (
+        [
+            value
+            for sample in side
+            if sample.window.phase is Phase.DESIGN_RATE and (value := _log(sample, metric, percent)) is not None
+        ]
+        for side in (base, head)
+    )
+    if min(len(ours), len(theirs)) < _LEAST_WINDOWS:
+        return None
+    return _AtLoad(
+        text=f"{significant(rate_rps)} req/s",
+        base_s=math.exp(fmean(ours)),
+        head_s=math.exp(fmean(theirs)),
+        ratio=_ratio(fmean(theirs) - fmean(ours), [ours, theirs], _LOOP_GAIN * start_sd),
+    )
 
 
 def _closed(

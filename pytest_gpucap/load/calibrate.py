@@ -16,7 +16,7 @@ from pytest_gpucap.load.hashing import hash64
 from pytest_gpucap.load.prompts import PromptRecipe, RequestComposer
 from pytest_gpucap.load.protocol import LoadError, PromptCountError
 from pytest_gpucap.load.request_fields import OPENER, WITH_IDS, prompt_fields
-from pytest_gpucap.load.token_probe import ADVICE, TokenProbe
+from pytest_gpucap.load.token_probe import ADVICE, ProbeRefused, TokenProbe, Usage
 from pytest_gpucap.requirement import Workload
 
 _COMMON = """
@@ -39,9 +39,15 @@ LEAST_SAME = 3
 MOST_SAME = 12
 """And how often if something does not fit. One server in four that counts otherwise is missed once in thirty times."""
 MOST_SHOWN = 4
+_LEAST_WORDS = 8
+"""Of a prompt that is sent several times. Servers that count unlike may agree on fewer."""
+_NOT_TAKEN = -1
+"""Stands for the tokens of a text that the server refuses, which no text has."""
 
 CountTokens = Callable[[str], int]
 """Prompt tokens of a request whose prompt is this text."""
+Cost = Callable[[Sequence[str]], int]
+"""Tokens that some texts in a row add to a prompt; `_NOT_TAKEN` where the server refuses them."""
 
 
 def calibrate(server: ServerAddress, model: str, workload: Workload, seed: int, nonce: int) -> PromptRecipe:
@@ -75,10 +81,20 @@ def _recipe(probe: TokenProbe, model: str, workload: Workload, seed: int, nonce:
     return recipe
 
 
-def _same_prompt(probe: TokenProbe, nonce: int) -> bytes:
-    """A request with a prompt that this run alone sends: no cache holds more of it than the template."""
+def _same_prompt(probe: TokenProbe, nonce: int, times: int) -> tuple[bytes, list[Usage]]:
+    """A request with a prompt that this run alone sends, and its usage: no cache holds more of it than the template.
+
+    It has as many words as fit the server's context, where they may cost a token per byte.
+    """
     words = sorted(WORDS, key=lambda word: hash64(int.from_bytes(word.encode(), "big") ^ nonce))
-    return probe.plain_body(OPENER + "".join(words))
+    while True:
+        body = probe.plain_body(OPENER + "".join(words))
+        try:
+            return body, probe.again(body, times)
+        except ProbeRefused:
+            if len(words) <= _LEAST_WORDS:
+                return body, []
+            words = words[: len(words) // 2]
 
 
 def count_alike(probe: TokenProbe, nonce: int, times: int) -> bool:
@@ -87,8 +103,7 @@ def count_alike(probe: TokenProbe, nonce: int, times: int) -> bool:
     Raises:
         PromptCountError: if the counts differ otherwise: cached tokens are not told, or servers count unlike.
     """
-    body = _same_prompt(probe, nonce)
-    usages = probe.again(body, times)
+    body, usages = _same_prompt(probe, nonce, times)
     prompts = [usage.prompt for usage in usages]
     if len(set(prompts)) <= 1:
         return probe.cached_apart
@@ -127,36 +142,41 @@ def _by_ids(probe: TokenProbe, model: str, workload: Workload, seed: int, nonce:
 def _find_units(count: CountTokens) -> tuple[tuple[str, ...], int]:
     """Units of one token each, and what the server adds to them."""
     bare = count(OPENER)
+    refused: list[ProbeRefused] = []
+
+    def cost(units: Sequence[str]) -> int:
+        try:
+            return count(OPENER + "".join(units)) - bare
+        except ProbeRefused as error:  # it may be too long for the context
+            refused.append(error)
+            return _NOT_TAKEN
+
     for candidates in (WORDS, LETTERS, SPACED_LETTERS):
         # Counted in order and shuffled: two units that merge into one token show in one of the orders.
-        if _cost(count, bare, candidates) == len(candidates) and _cost(count, bare, _shuffled(candidates)) == len(
-            candidates
-        ):
+        if cost(candidates) == len(candidates) and cost(_shuffled(candidates)) == len(candidates):
             return _power_of_two(candidates), bare
     found: list[str] = []
     for candidates in (WORDS, SPACED_LETTERS, LETTERS):
-        _search(count, bare, candidates, found)
+        _search(cost, candidates, found)
         units = _power_of_two(found)
-        if len(units) >= LEAST_UNITS and _cost(count, bare, _shuffled(units * 2)) == 2 * len(units):
+        if len(units) >= LEAST_UNITS and cost(_shuffled(units * 2)) == 2 * len(units):
             return units, bare
         found.clear()
+    if refused:
+        raise refused[-1]
     raise LoadError(f"no texts of exactly one token were found for this server's tokenizer; {ADVICE}")
 
 
-def _search(count: CountTokens, bare: int, candidates: Sequence[str], found: list[str]) -> None:
+def _search(cost: Cost, candidates: Sequence[str], found: list[str]) -> None:
     """Halve the candidates until each part has one token per text; collect such parts up to `MOST_UNITS` texts."""
     if len(found) >= MOST_UNITS or not candidates:
         return
-    if _cost(count, bare, candidates) == len(candidates):
+    if cost(candidates) == len(candidates):
         found.extend(candidates)
     elif len(candidates) > 1:
         half = len(candidates) // 2
-        _search(count, bare, candidates[:half], found)
-        _search(count, bare, candidates[half:], found)
-
-
-def _cost(count: CountTokens, bare: int, units: Sequence[str]) -> int:
-    return count(OPENER + "".join(units)) - bare
+        _search(cost, candidates[:half], found)
+        _search(cost, candidates[half:], found)
 
 
 def _shuffled(units: Sequence[str]) -> list[str]:

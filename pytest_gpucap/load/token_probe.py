@@ -27,6 +27,20 @@ TEMPLATED = ("tools", "chat_template", "chat_template_kwargs", "continue_final_m
 ADVICE = 'exact prompts need a tokenizer that splits at spaces; try endpoint="completions", which sends token ids'
 
 
+_OF_CONTENT = frozenset({400, 413, 422})
+"""HTTP statuses with which a server refuses what a request holds: among others, that it does not fit the context."""
+
+
+class Refusal(str):
+    """Why a server refused what a probe holds. A shorter one may fit its context."""
+
+    __slots__ = ()
+
+
+class ProbeRefused(LoadError):  # noqa: N818 - it states what happened
+    """The server refused what a probe holds. A shorter one may fit its context."""
+
+
 class Usage(NamedTuple):
     """Prompt tokens by a request's usage, and those of them (or beside them) that were in the server's cache."""
 
@@ -104,8 +118,15 @@ class TokenProbe:
         return json.dumps(body).encode()
 
     def usage(self, body: bytes) -> int:
-        """Prompt tokens by the usage of a real request."""
+        """Prompt tokens by the usage of a real request.
+
+        Raises:
+            ProbeRefused: if the server refuses what the request holds.
+            LoadError: if it does not tell.
+        """
         counted = self.try_usage(body)
+        if isinstance(counted, Refusal):
+            raise ProbeRefused(counted)
         if isinstance(counted, str):
             raise LoadError(counted)
         return counted
@@ -126,10 +147,15 @@ class TokenProbe:
         """The usage of one request sent several times, each over a connection of its own; empty if one fails.
 
         A load balancer may choose another server for every connection.
+
+        Raises:
+            ProbeRefused: if a server refuses what the request holds.
         """
         found = []
         for _ in range(times):
             usage = self._ask(body)
+            if isinstance(usage, Refusal):
+                raise ProbeRefused(usage)
             if isinstance(usage, str):
                 return []
             found.append(usage)
@@ -141,7 +167,8 @@ class TokenProbe:
         reply = self._post(url.removeprefix(self._server.root), body)
         if not reply.ok:
             text = "" if personal else f": {self._server.quoted(reply.text)}"
-            return f"{url} answered a probe with HTTP {reply.status}{text}{through(self._server.proxy)}"
+            why = f"{url} answered a probe with HTTP {reply.status}{text}{through(self._server.proxy)}"
+            return Refusal(why) if reply.status in _OF_CONTENT else why
         told = json_object(reply.body).get("usage")
         usage = told_usage(told) if isinstance(told, dict) else {}
         counted, cached = _whole(usage.get("prompt_tokens")), cached_tokens(usage)

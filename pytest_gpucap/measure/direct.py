@@ -181,9 +181,8 @@ def _late(run: MeasuringRun, window: Window, limit: Limit) -> tuple[Bools, Bools
     journal, rows = run.journal, slice(window.span.first_row, window.span.end_row)
     late, known = late_by(journal, rows, window.end_s, limit)
     # Without a model nothing tells what a failed request would have taken.
-    late |= ~np.isnan(journal.end_s[rows]) & (
-        np.isnan(journal.first_s[rows]) if limit.at_first else journal.status[rows] != Status.OK
-    )
+    failed = journal.failed[rows]
+    late |= failed & np.isnan(journal.first_s[rows]) if limit.at_first else failed
     return late, known | late
 
 

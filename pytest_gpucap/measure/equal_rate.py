@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.alternation import LEAD_MARGIN, LEAST_LEAD_S, Alternation
-from pytest_gpucap.measure.run import CalledOff, Window, overload_at
+from pytest_gpucap.measure.run import CalledOff, OutOfTime, Window, overload_at
 from pytest_gpucap.results.measured import Sample
 from pytest_gpucap.results.windows import Phase, WindowId
 
@@ -61,10 +60,14 @@ def run_equal_rate(alternation: Alternation, rates: Sequence[float]) -> EqualRat
     shown: dict[str, tuple[Sample, ...]] = {}
     for name, run in alternation.runs.items():
         windows: list[Window] = []
-        with suppress(CalledOff):  # the alternation names the failures as a problem
+        try:
             for number in range(1, PHASES + 1):
                 which, discard_s = WindowId(Phase.EQUAL_RATE, number), lead_s if number == 1 else 0.0
                 windows.append(run.open_loop(which, rate, counted_s / PHASES, overload=overload, discard_s=discard_s))
+        except CalledOff:
+            pass  # the alternation names the failures as a problem
+        except OutOfTime:  # what is waited for takes as long as it takes
+            return EqualRate(problem=f"{name}: the time limit left no room for an open loop at {rate:.3g} req/s")
         alternation.empty(name)
         if problems := alternation.problems():
             return EqualRate(problem=problems[0].text)

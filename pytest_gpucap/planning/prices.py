@@ -6,20 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Final
 
 from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.gpu.classes import GpuClass, UnknownGpuClass, find_class
 from pytest_gpucap.requirement import RequirementError, positive
+from pytest_gpucap.simulated import is_simulated
 from pytest_gpucap.user_files import UserFileError, read_toml
 
 
 class PricesError(GpuCapError, ValueError):
     """A file of prices that cannot be used. The message is one line: the file and what is wrong with it."""
-
-
-SIMULATED: Final = "sim:"
-"""Of the names of simulated servers, which may have a price too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +51,7 @@ def read_prices(path: Path, own_classes: Sequence[GpuClass] = ()) -> Prices:
     per_hour = {}
     for name, price in table.items():
         try:
-            known = name if name.startswith(SIMULATED) else find_class(name, own_classes).name
+            known = name if is_simulated(name) else find_class(name, own_classes).name
             per_hour[known] = positive(price, f"the price of {name}")
         except (UnknownGpuClass, RequirementError) as error:
             raise PricesError(f"{path}: {error}") from None

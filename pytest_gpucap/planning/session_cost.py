@@ -12,7 +12,8 @@ from typing import Final, Literal
 
 import msgspec
 
-from pytest_gpucap.planning.prices import SIMULATED, Prices
+from pytest_gpucap.planning.prices import Prices
+from pytest_gpucap.simulated import is_simulated
 
 START_UP_S: Final = 96.0
 """Of a server that was never seen to start: the longest start on an H200 in ``benchmarks/RESULTS.md`` (69 to 96 s)."""
@@ -198,7 +199,7 @@ def session_cost(
 
 
 def _is_billed(server: ServerCost) -> bool:
-    return server.gpu_class is None or not server.gpu_class.startswith(SIMULATED)
+    return not is_simulated(server.gpu_class)
 
 
 # What fits a session whose time is limited

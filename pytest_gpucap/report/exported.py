@@ -1,4 +1,4 @@
-"""A result file -> OpenMetrics text with every figure and label that a dashboard asks for.
+"""A result file -> every figure and label that a dashboard asks for, and OpenMetrics text of them.
 
 `report.metrics` has the few figures that GitLab compares between branches, under labels that must not change. These are
 the same figures with further labels, and the verdict, latencies, the server time, and what is known of the server.
@@ -6,8 +6,9 @@ the same figures with further labels, and the verdict, latencies, the server tim
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pytest_gpucap.report import rows
 from pytest_gpucap.report.escape import cleaned
@@ -18,11 +19,15 @@ from pytest_gpucap.results.measured import KEPT_PERCENTILES, Outcome, judged_sam
 from pytest_gpucap.results.points import point_rate
 from pytest_gpucap.results.result import Result, ResultFile
 
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
 LABELS: Final = ("test", "requirement", "kind", "gpu_class", "model", "source")
 """Of every figure. ``source`` is ``measured``, ``simulated``, or the tool that a point is imported from."""
 LATENCY: Final = "gpucap_latency_seconds"
 VERDICT: Final = "gpucap_verdict"
 INFO: Final = "gpucap_server"
+MEASURED: Final = "gpucap_measured_timestamp_seconds"
 _METRICS: Final = ("ttft", "tpot", "itl", "e2e")
 
 _MORE: Final[tuple[tuple[str, str, Callable[[Result], float | None]], ...]] = (
@@ -63,38 +68,93 @@ def latencies(result: Result) -> Iterator[LatencyFigure]:
                 yield LatencyFigure(metric, percent, max(found))
 
 
-def exported(content: ResultFile) -> str:
-    """Gauges with the labels `LABELS`; a figure that is not known is left out."""
+class Exported(NamedTuple):
+    """One figure of one result.
+
+    Attributes:
+        metric: its name, a key of `METRICS`.
+        labels: by name, those of `LABELS` first.
+        value: in the metric's unit.
+        measured: when the session began that measured it.
+    """
+
+    metric: str
+    labels: dict[str, str]
+    value: float
+    measured: datetime
+
+
+class Metric(NamedTuple):
+    """What a metric is.
+
+    Attributes:
+        text: one line of help.
+        unit: by the Unified Code for Units of Measure (UCUM); braces hold what is counted.
+        labels: beside `LABELS`.
+    """
+
+    text: str
+    unit: str
+    labels: tuple[str, ...] = ()
+
+
+def _unit(name: str) -> str:
+    # A unit in braces adds nothing to a name, so a store that makes Prometheus' names of these leaves them as they are.
+    units = {"_rps": "{request/s}", "_seconds": "s", "_ratio": "1", "_required": "{gpu}", "_budget": "{gpu}"}
+    return next((unit for end, unit in units.items() if name.endswith(end)), "")
+
+
+METRICS: Final[Mapping[str, Metric]] = {
+    **{name: Metric(text, _unit(name)) for name, text, _ in _MORE},
+    LATENCY: Metric("percentile of a latency at the rate that is judged", "s", ("metric", "quantile")),
+    VERDICT: Metric("1 for the verdict that was reached, 0 for others", "", ("verdict",)),
+    INFO: Metric("what was measured; the value is 1", "", ("gpu", "server", "plugin")),
+    MEASURED: Metric("when the session began", "s"),
+}
+"""Every metric by its name."""
+
+
+def figures(content: ResultFile) -> Iterator[Exported]:
+    """Every figure of every result; a figure that is not known is left out."""
+    for result in map(cleaned, content.results):
+        began = content.started if result.imported is None else result.imported.started or content.started
+        labels = dict(zip(LABELS, _labels(result), strict=True))
+        for name, value, more in _figures(result):
+            yield Exported(name, labels | dict(zip(METRICS[name].labels, more, strict=True)), float(value), began)
+        yield Exported(MEASURED, labels, began.timestamp(), began)
+
+
+def _figures(result: Result) -> Iterator[tuple[str, float, tuple[str, ...]]]:
+    """Name, value, and the labels beside `LABELS`."""
+    for name, _, figure in _MORE:
+        if (value := known(figure(result))) is not None:
+            yield name, value, ()
+    for found in latencies(result):
+        yield LATENCY, found.value_s, (found.metric, f"{found.percent / 100:g}")
+    for outcome in Outcome if result.outcome is not None else ():
+        yield VERDICT, float(outcome is result.outcome), (outcome.value,)
+    environment = result.environment
+    yield INFO, 1.0, (environment.gpu or "", environment.server or "", environment.plugin or "")
+
+
+def registry_of(content: ResultFile) -> CollectorRegistry:
+    """Gauges with the labels `LABELS`; of figures with the same labels, the last counts."""
     from prometheus_client import CollectorRegistry, Gauge
-    from prometheus_client.openmetrics.exposition import generate_latest
 
     registry = CollectorRegistry()
-    gauges = {name: Gauge(name, text, LABELS, registry=registry) for name, text, _ in _MORE}
-    latency = Gauge(
-        LATENCY,
-        "percentile of a latency at the rate that is judged",
-        (*LABELS, "metric", "quantile"),
-        registry=registry,
-    )
-    verdict = Gauge(
-        VERDICT, "1 for the verdict that was reached, 0 for others", (*LABELS, "verdict"), registry=registry
-    )
-    info = Gauge(INFO, "what was measured; the value is 1", (*LABELS, "gpu", "server", "plugin"), registry=registry)
-    when = Gauge("gpucap_measured_timestamp_seconds", "when the session began", LABELS, registry=registry)
-    for result in map(cleaned, content.results):
-        labels = _labels(result)
-        for name, _, figure in _MORE:
-            if (value := known(figure(result))) is not None:
-                gauges[name].labels(*labels).set(value)
-        for found in latencies(result):
-            latency.labels(*labels, found.metric, f"{found.percent / 100:g}").set(found.value_s)
-        for outcome in Outcome if result.outcome is not None else ():
-            verdict.labels(*labels, outcome.value).set(float(outcome is result.outcome))
-        environment = result.environment
-        info.labels(*labels, environment.gpu or "", environment.server or "", environment.plugin or "").set(1)
-        began = content.started if result.imported is None else result.imported.started or content.started
-        when.labels(*labels).set(began.timestamp())
-    text: bytes = generate_latest(registry)  # type: ignore[no-untyped-call]
+    gauges = {
+        name: Gauge(name, metric.text, (*LABELS, *metric.labels), registry=registry) for name, metric in METRICS.items()
+    }
+    for found in figures(content):
+        gauges[found.metric].labels(**found.labels).set(found.value)
+    return registry
+
+
+def exported(content: ResultFile) -> str:
+    """The gauges of `registry_of` as OpenMetrics text."""
+    from prometheus_client.openmetrics.exposition import generate_latest
+
+    text: bytes = generate_latest(registry_of(content))  # type: ignore[no-untyped-call]
     return text.decode()
 
 

@@ -85,6 +85,7 @@ def _figures(result: Result) -> list[tuple[str, str | float | None]]:
         ("gpucap_accuracy", None if share is None else known(share.value)),
         ("gpucap_failed_requests", rows.told_failures(result) or None),
         ("gpucap_adapters", "; ".join(value for _, value in rows.adapters(result)) or None),
+        ("gpucap_requests", ", ".join(each.file for each in result.requests if each.file) or None),
         ("gpucap_gpu", result.environment.gpu),
         ("gpucap_engine", result.environment.engine),
         ("gpucap_server", result.environment.server),

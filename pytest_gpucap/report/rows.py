@@ -338,14 +338,23 @@ def kept_percentile(limit: str) -> tuple[str, int]:
 
 
 def environment_rows(result: Result) -> list[Row]:
-    """What surrounded the measurement: GPU, driver, server, command, host; the seed last."""
+    """What surrounded the measurement: GPU, driver, server, command, host; last the seed, and where requests are."""
     values = ((name, getattr(result.environment, name)) for name in Environment.__struct_fields__)
     named = [
         (name.replace("_", " "), str(value))
         for name, value in values
         if isinstance(value, str | int | float) and not isinstance(value, bool) and value != ""  # a remark has flags
     ]
-    return [*named, ("seed", str(result.seed))]
+    return [*named, ("seed", str(result.seed)), *_kept_requests(result)]
+
+
+def _kept_requests(result: Result) -> list[Row]:
+    """Where the single requests are; a row per file."""
+    found = []
+    for each in result.requests:
+        more = f", {each.left_out} more are left out" if each.left_out else ""
+        found.append(("requests", each.missing or f"{each.rows} in {each.file}{more}"))
+    return found
 
 
 def measured_on(result: Result) -> str:

@@ -25,6 +25,7 @@ from pytest_gpucap.results.measured import (
     Verdict,
 )
 from pytest_gpucap.results.problems import Problem
+from pytest_gpucap.results.requests import RequestsFile
 from pytest_gpucap.results.result import (
     START_UP,
     DeclaredAdapter,
@@ -55,6 +56,7 @@ class Context:
         fleet: what the replicas of a fleet did; None for one replica.
         figures: of each start, what it showed of the secondary limits; empty where none is declared.
         prefix_hit_rate: of sessions; None where it is not known.
+        requests: the files with the single requests; empty where they are not kept.
     """
 
     test: str
@@ -70,6 +72,7 @@ class Context:
     fleet: FleetResult | None = None
     figures: tuple[StartFigures, ...] = ()
     prefix_hit_rate: float | None = None
+    requests: tuple[RequestsFile, ...] = ()
 
 
 def check_result(verdict: Verdict, context: Context) -> Result:
@@ -185,6 +188,7 @@ def _result(measurement: Measurement, context: Context, kind: ResultKind, **foun
         secondary=measurement.secondary,
         adapters=measurement.adapters,
         prefix_hit_rate=context.prefix_hit_rate,
+        requests=context.requests,
         **found,
     )
     return without_secrets(normalised(result))

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from pytest_gpucap.results.problems import ProblemKind, ProblemSource
 from pytest_gpucap.results.windows import Phase
+from pytest_gpucap.simulated import simulated_class
 from pytest_gpucap.vllm_arguments import recorded_command
 
 Document = dict[str, Any]
@@ -181,7 +182,7 @@ def _environment(environment: Document) -> Document:
     if match := _DRIVER_AND_CUDA.fullmatch(str(found.get("driver") or "")):
         found |= match.groupdict()
     if "gpu_class" not in environment and (match := _SIMULATED.fullmatch(str(found.get("gpu") or ""))):
-        found["gpu_class"] = f"sim:{match['profile']}"
+        found["gpu_class"] = simulated_class(match["profile"])
     if "server_args" not in environment and (command := found.get("command")):
         found["server_args"] = recorded_command(str(command))
     # The first builds described devices in lines of text.

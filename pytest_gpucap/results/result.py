@@ -32,6 +32,7 @@ from pytest_gpucap.results.measured import (
     SecondaryResult,
 )
 from pytest_gpucap.results.problems import Problem, ProblemKind
+from pytest_gpucap.results.requests import RequestsFile
 from pytest_gpucap.results.telemetry import Bottleneck, TelemetryOverTime, TelemetrySummary
 
 SCHEMA_VERSION: Final = 2
@@ -256,6 +257,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         imported: where a point of another tool comes from; None for what this plugin measured.
         prefix_hit_rate: of a workload with sessions, the prompt tokens that the server found in its prefix cache over
             all, in the windows that were judged; None for other workloads, or where it is not known.
+        requests: the files with its single requests, one for each start of the server; empty where they were not kept.
     """
 
     kind: ResultKind
@@ -305,6 +307,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     adapters: tuple[AdapterLatencies, ...] = ()
     imported: ImportedFrom | None = None
     prefix_hit_rate: float | None = None
+    requests: tuple[RequestsFile, ...] = ()
 
     @property
     def trusted(self) -> bool:

@@ -18,7 +18,7 @@ from pytest_gpucap.results.result import Result, ResultFile
 from pytest_gpucap.results.result_file import ResultFileError
 from pytest_gpucap.session.expected import verdict_failure
 from pytest_gpucap.session.kept import KeptResult
-from pytest_gpucap.session.placement import SIMULATED
+from pytest_gpucap.simulated import is_simulated
 from pytest_gpucap.user_files import exists
 
 _BASELINE = pytest.StashKey[Baseline | None]()
@@ -49,7 +49,7 @@ def _checked(options: Options, config: pytest.Config) -> Baseline | None:
             path = store.path_of(options.baselines, store.check_name(options.save))
             store.check_writable(path)
             if options.gpu_class is not None:
-                store.check_kind(path, simulated=options.gpu_class.startswith(SIMULATED))
+                store.check_kind(path, simulated=is_simulated(options.gpu_class))
         except ValueError as error:
             raise pytest.UsageError(f"--gpucap-save: {error}") from None
     if options.compare is None:

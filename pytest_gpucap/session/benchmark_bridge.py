@@ -27,7 +27,9 @@ from pytest_gpucap.gpu.inventory import NoGpu, WrongGpuClass, detect_class, devi
 from pytest_gpucap.options import Options
 from pytest_gpucap.results.encoding import to_builtins
 from pytest_gpucap.results.result import Result, ResultKind
-from pytest_gpucap.session.placement import SIMULATED, own_classes
+from pytest_gpucap.session.placement import own_classes
+from pytest_gpucap.session.workers import is_one_of_many
+from pytest_gpucap.simulated import is_simulated, profile_of
 
 _OURS: Final = pytest.StashKey["_Clock"]()
 """Marks tests whose ``benchmark`` fixture this plugin requested, under ``--benchmark-only``."""
@@ -73,7 +75,7 @@ def works(config: pytest.Config) -> bool:
     Its session object is registered under this name unless ``-p no:benchmark`` or pytest-codspeed, which then owns the
     ``benchmark`` fixture, keeps it out. In an xdist worker it measures nothing, and what it says there is lost.
     """
-    return config.pluginmanager.hasplugin("pytest-benchmark") and not hasattr(config, "workerinput")
+    return config.pluginmanager.hasplugin("pytest-benchmark") and not is_one_of_many(config)
 
 
 def ask_for_fixture(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
@@ -204,7 +206,7 @@ def add_machine_info(options: Options, machine_info: dict[str, Any]) -> None:
     if options.gpu_class is None or options.url is not None:
         return
     known: dict[str, Any] = {"class": _expected_target(options)}
-    if not options.gpu_class.startswith(SIMULATED):
+    if not is_simulated(options.gpu_class):
         own = own_classes(options)
         inventory = take_inventory()
         try:
@@ -226,10 +228,10 @@ def _expected_target(options: Options) -> str | None:
     """What `target_name` will say of this session's results; None where nobody can know."""
     if options.url is not None:
         return urlsplit(options.url).netloc
-    if options.gpu_class is not None and options.gpu_class.startswith(SIMULATED):
+    if options.gpu_class is not None and is_simulated(options.gpu_class):
         from pytest_gpucap.simulator.profile import load
 
-        return f"SIMULATED ({load(options.gpu_class.removeprefix(SIMULATED)).name})"
+        return f"SIMULATED ({load(profile_of(options.gpu_class)).name})"
     own = own_classes(options)
     if options.gpu_class is not None:
         return find_class(options.gpu_class, own).name

@@ -15,7 +15,7 @@ from pytest_gpucap.markers import Declaration, measures
 from pytest_gpucap.masking import masked
 from pytest_gpucap.measure.constants import STEADY_S, WARM_UP_S
 from pytest_gpucap.options import Options
-from pytest_gpucap.planning.prices import Prices, PricesError, read_prices
+from pytest_gpucap.planning.prices import Prices
 from pytest_gpucap.planning.session_cost import (
     CHECK_S,
     MEASURE_S,
@@ -31,7 +31,8 @@ from pytest_gpucap.planning.session_cost import (
 )
 from pytest_gpucap.session.earlier import Earlier, Spent, read_earlier
 from pytest_gpucap.session.harness import SKIP
-from pytest_gpucap.session.placement import Placement, own_classes
+from pytest_gpucap.session.placement import Placement
+from pytest_gpucap.session.prices import session_prices
 from pytest_gpucap.session.workers import is_one_of_many, workers_of
 
 _STEADY_S: Final = WARM_UP_S + STEADY_S
@@ -114,7 +115,7 @@ class Costing:
 
     def session_cost(self) -> SessionCost:
         """The cost of the whole session."""
-        prices, limit_s = read_prices_of(self._options), self._options.max_total_s
+        prices, limit_s = session_prices(self._options), self._options.max_total_s
         out = unfit(self._needs, limit_s) if limit_s is not None and self._knows_later else []
         used = [spent.source for group in self._groups.values() for spent in group.spent if spent is not None]
         return session_cost(
@@ -193,20 +194,6 @@ class Costing:
     def _compares(self) -> bool:
         """Whether a check whose rate is not precise goes on to measure it."""
         return self._options.compare is not None or self._options.save is not None
-
-
-def read_prices_of(options: Options) -> Prices:
-    """The prices of ``--gpucap-prices``; none without it.
-
-    Raises:
-        pytest.UsageError: one line on the file that cannot be used.
-    """
-    if options.prices is None:
-        return Prices()
-    try:
-        return read_prices(options.prices, own_classes(options))
-    except PricesError as error:
-        raise pytest.UsageError(f"--gpucap-prices: {error}") from None
 
 
 def _spent(planned: Planned, earlier: Earlier) -> Spent | None:

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
 import pytest
 
+from pytest_gpucap.history.comparable import same_requests
 from pytest_gpucap.history.compare import is_precise
 from pytest_gpucap.history.nightly import read_folder
 from pytest_gpucap.history.store import Run, oldest_first, read_run, scrubbed
@@ -68,8 +70,9 @@ class Earlier:
     def spent(self, test: str, declared: Declaration, gpu_class: str | None, *, simulated: bool) -> Spent | None:
         """What a test spent when it was last measured as it is now; None if it never was.
 
-        Its GPU class, model, replicas and the form of its requests must be the same. An INVALID result, or one of a
-        test that was broken off, does not tell how long a whole one takes.
+        Its GPU class, model and replicas must be the same, and so must all that is declared of its requests: lengths,
+        endpoint, adapters, sessions, files by what they hold. An INVALID result, or one of a test that was broken off,
+        does not tell how long a whole one takes.
         """
         for run, results in self._by_test.get(test, ()):
             if all(_is_whole(each) and _is_alike(each, declared, gpu_class, simulated=simulated) for each in results):
@@ -121,13 +124,13 @@ def _is_whole(result: Result) -> bool:
 
 
 def _is_alike(result: Result, declared: Declaration, gpu_class: str | None, *, simulated: bool) -> bool:
-    known, ours, theirs = result.environment, declared_workload(declared.workload), result.workload
+    known = result.environment
+    # An engine that takes no exact length is asked for none, which only its server tells.
+    ours = msgspec.structs.replace(declared_workload(declared.workload), ignore_eos=result.workload.ignore_eos)
+    prompts = declared.workload.prompts
+    if not same_requests(ours, result.workload, recorded=prompts is not None and prompts.declared is None):
+        return False
     same = (
-        (ours.input_tokens, theirs.input_tokens),
-        (ours.output_tokens, theirs.output_tokens),
-        (ours.arrivals, theirs.arrivals),
-        (ours.shared_prefix_tokens, theirs.shared_prefix_tokens),
-        (ours.sessions, theirs.sessions),
         (declared.fleet, result.requirement.fleet),
         (simulated, result.simulated),
     )

@@ -508,7 +508,12 @@ class GpuCap:
     def _context(self, target: SystemUnderTest, samples: Sequence[Sample], roofline: Roofline | NoLimit) -> Context:
         from pytest_gpucap.session.context import context_of
 
-        return context_of(target, samples, roofline, self._declared, self._test)
+        context = context_of(target, samples, roofline, self._declared, self._test)
+        if (folder := self._options.keep_requests) is None:
+            return context
+        from pytest_gpucap.session.kept_requests import keep_requests
+
+        return replace(context, requests=(keep_requests(folder, target, samples, self._declared),))
 
 
 def _trusted(measurement: Measurement) -> Measurement:

@@ -16,6 +16,7 @@ from pytest_gpucap.report.columns import cut, display_width, shortened, terminal
 from pytest_gpucap.report.formatting import limit_name, percent, rate, seconds, share_name
 from pytest_gpucap.requirement import GOODPUT, goodput_percent
 from pytest_gpucap.session.screen import columns
+from pytest_gpucap.session.workers import is_one_of_many, told
 from pytest_gpucap.telemetry.sampler import Telemetry
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ _GLANCE_S: Final = 2.0
 
 def live(config: pytest.Config, name: str) -> LiveLine:
     """The live lines of a test: rewritten in place on a terminal, plain under ``-q`` and from an xdist worker."""
-    stays = config.get_verbosity() < 0 or hasattr(config, "workerinput") or os.environ.get("TERM") == "dumb"
+    stays = config.get_verbosity() < 0 or is_one_of_many(config) or os.environ.get("TERM") == "dumb"
     # Not `sys.__stdout__.isatty()`: while a test runs, pytest's capture stands behind that.
     terminal = getattr(config.pluginmanager.getplugin("terminalreporter"), "isatty", False)
     return LiveLine(name, _writer(config), interactive=terminal and not stays, width=lambda: columns(config))
@@ -157,7 +158,7 @@ def _writer(config: pytest.Config) -> Callable[[str], None] | None:
     if config.get_verbosity() < -1:
         return None
     capture = config.pluginmanager.getplugin("capturemanager")
-    worker = getattr(config, "workerinput", {}).get("workerid")
+    worker = told(config).get("workerid")
     out = _to_stderr(worker) if worker else _to_terminal(config.pluginmanager.getplugin("terminalreporter"))
     if out is None or capture is None:
         return out

@@ -15,13 +15,13 @@ from pytest_gpucap.gpu.classes import GpuClass, find_class, read_classes
 from pytest_gpucap.markers import VLLM, Declaration, engine_type
 from pytest_gpucap.options import Options
 from pytest_gpucap.requirement import Workload
+from pytest_gpucap.simulated import is_simulated, profile_of, simulated_class
 from pytest_gpucap.workloads.adapter_mix import own_adapters
 
 if TYPE_CHECKING:  # only tests on a simulator need it
     from pytest_gpucap.fleet.fleet_engine import OnRay
     from pytest_gpucap.simulator.profile import Profile
 
-SIMULATED: Final = "sim:"
 SIMULATOR: Final = "simulator"
 RAY: Final = "ray"
 
@@ -71,7 +71,7 @@ class Placement:
     def class_name(self) -> str | None:
         """The GPU class, as results and a file of prices name it; None where only the machine tells."""
         if self.profile is not None:
-            return f"{SIMULATED}{self.profile}"
+            return simulated_class(self.profile)
         return None if self.gpu_class is None else self.gpu_class.name
 
 
@@ -103,7 +103,7 @@ def place(declared: Declaration, options: Options, *, needs_server: bool) -> Pla
             likely_model=likely,
         )
         return Placement(behind, gpu_class)
-    if wanted is not None and wanted.startswith(SIMULATED):
+    if wanted is not None and is_simulated(wanted):
         from pytest_gpucap.simulator.simulator_engine import SimulatorEngine
 
         if declared.engine != VLLM and declared.arguments:
@@ -132,7 +132,7 @@ def check_names(options: Options) -> None:
     except ValueError as error:
         raise pytest.UsageError(f"--gpucap-gpu-file: {error}") from None
     try:
-        if options.gpu_class is not None and options.gpu_class.startswith(SIMULATED):
+        if options.gpu_class is not None and is_simulated(options.gpu_class):
             _profile(options.gpu_class)
         elif options.gpu_class is not None:
             find_class(options.gpu_class, own)
@@ -148,7 +148,7 @@ def check_gpu_class(name: str, options: Options) -> None:
     """
     from pytest_gpucap.gpu.inventory import WrongGpuClass, devices_of_class, take_inventory
 
-    if name.startswith(SIMULATED):
+    if is_simulated(name):
         return
     own = own_classes(options)
     try:
@@ -159,7 +159,7 @@ def check_gpu_class(name: str, options: Options) -> None:
 
 def same_class(one: str, other: str, options: Options) -> bool:
     """Whether two names, aliases included, mean the same class."""
-    if SIMULATED in {one[:4], other[:4]}:
+    if is_simulated(one) or is_simulated(other):
         return one == other
     own = own_classes(options)
     return find_class(one, own) == find_class(other, own)
@@ -173,7 +173,7 @@ def own_classes(options: Options) -> tuple[GpuClass, ...]:
 def _profile(name: str) -> Profile:
     from pytest_gpucap.simulator import profile
 
-    return profile.load(name.removeprefix(SIMULATED))
+    return profile.load(profile_of(name))
 
 
 def _fleet(engine: Engine, declared: Declaration, options: Options, ray: OnRay | None = None) -> Engine:

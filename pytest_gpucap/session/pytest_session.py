@@ -20,6 +20,7 @@ from pytest_gpucap.requirement import RequirementError, too_long
 from pytest_gpucap.secondary import SecondaryName
 from pytest_gpucap.session.boundary import fault, one_line
 from pytest_gpucap.session.placement import RAY, Placement, check_gpu_class, place
+from pytest_gpucap.session.workers import is_one_of_many
 
 if TYPE_CHECKING:
     from pytest_gpucap.engines.protocol import Engine, EnginePair, Server
@@ -193,7 +194,7 @@ class PytestSession:
             with one_line("what the session will cost is not known"):
                 self._costing = Costing(planned, options, self._config)
         except GpuCapError as error:
-            if not hasattr(self._config, "workerinput"):
+            if not is_one_of_many(self._config):
                 raise pytest.UsageError(str(error)) from None
             self._mistakes = str(error)  # every test of ours fails with it: a worker cannot stop
             return
@@ -252,7 +253,7 @@ class PytestSession:
         try:
             self._baseline = check_files(self._options, self._config)
         except pytest.UsageError as error:
-            if not hasattr(self._config, "workerinput"):
+            if not is_one_of_many(self._config):
                 raise
             self._mistakes = str(error)
 

@@ -70,7 +70,10 @@ def _all_starts(contexts: Sequence[Context], detailed: int) -> Context:
         phases.update(context.start_phases_s)
     startup_s = sum(context.startup_s for context in contexts)
     figures = tuple(each for context in contexts for each in context.figures)
-    return replace(contexts[detailed], startup_s=startup_s, start_phases_s=dict(phases), figures=figures)
+    requests = tuple(each for context in contexts for each in context.requests)
+    return replace(
+        contexts[detailed], startup_s=startup_s, start_phases_s=dict(phases), figures=figures, requests=requests
+    )
 
 
 def _measurement(found: Measurement | Verdict) -> Measurement:

@@ -8,15 +8,16 @@ from typing import Any, Final
 import pytest
 
 from pytest_gpucap.report.columns import terminal_columns
+from pytest_gpucap.session.workers import told
 
 _FROM_MAIN: Final = "gpucap_columns"
 
 
 def columns(config: pytest.Config) -> int:
     """How wide the user's terminal is now; a worker has the width that it was started with."""
-    told = getattr(config, "workerinput", {}).get(_FROM_MAIN)
-    if told is not None:
-        return int(told)
+    width = told(config).get(_FROM_MAIN)
+    if width is not None:
+        return int(width)
     capture = config.pluginmanager.getplugin("capturemanager")
     with nullcontext() if capture is None else capture.global_and_fixture_disabled():
         return terminal_columns()

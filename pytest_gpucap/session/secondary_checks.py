@@ -10,7 +10,8 @@ from pytest_gpucap.markers import VLLM, Declaration
 from pytest_gpucap.options import Options
 from pytest_gpucap.requirement import RequirementError
 from pytest_gpucap.secondary import SecondaryName
-from pytest_gpucap.session.placement import SIMULATED, Placement, own_classes
+from pytest_gpucap.session.placement import Placement
+from pytest_gpucap.simulated import simulated_class
 from pytest_gpucap.vllm_arguments import VllmArguments
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def _simulated(name: SecondaryName, profile: Profile) -> str:
         SecondaryName.ACCEPTANCE: "" if model.spec_tokens else "does not speculate (spec_tokens)",
     }
     why = lacks.get(name, "")
-    return f"the profile of {SIMULATED}{profile.name} {why}" if why else ""
+    return f"the profile of {simulated_class(profile.name)} {why}" if why else ""
 
 
 def _by_arguments(name: SecondaryName, declared: Declaration) -> str:
@@ -107,13 +108,9 @@ def _without_price(placed: Placement, options: Options) -> str:
 
 def price_per_hour(gpu_class: str, options: Options) -> tuple[Fraction | None, str]:
     """What one GPU of a class costs an hour in USD, or why that is not known."""
-    from pytest_gpucap.planning.prices import PricesError, read_prices
+    from pytest_gpucap.session.prices import session_prices
 
-    assert options.prices is not None  # noqa: S101 - what callers check
-    try:
-        prices = read_prices(options.prices, own_classes(options))
-    except PricesError as error:
-        return None, f"--gpucap-prices: {error}"
+    prices = session_prices(options)
     if prices.currency != _CURRENCY:
         has = f"has {prices.currency!r}" if prices.currency else "names no currency"
         return None, f'--gpucap-prices: {options.prices} {has}, and the limit is in USD: write currency = "USD"'

@@ -100,6 +100,8 @@ class SessionReport:
         attempt = self._attempts.setdefault(attempt_of, _Attempt())
         if results:
             self._running.pop(report.nodeid, None)
+        for lost in (each.missing for result in results for each in result.requests if each.missing):
+            self.note(lost, missing=True)
         attempt.places += range(len(self._results), len(self._results) + len(results))
         self._results += results
         found = ending_of(report)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -51,8 +51,8 @@ class Workers:
 
 def workers_of(config: pytest.Config) -> Workers:
     """The workers of this session, seen from one of them or from the process that only collects."""
-    if (told := getattr(config, "workerinput", None)) is not None:
-        return Workers(int(told["workercount"]), str(told.get(_DIST, "load")))
+    if is_one_of_many(config):
+        return Workers(int(told(config)["workercount"]), str(told(config).get(_DIST, "load")))
     count, dist = sum(map(_processes, config.getoption("tx", None) or ())), str(config.getoption("dist", "no"))
     return Workers(count, dist) if count > 1 and dist != "no" else Workers()
 
@@ -68,9 +68,14 @@ def is_one_of_many(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput")
 
 
+def told(config: pytest.Config) -> Mapping[str, Any]:
+    """What the process that talks to the user has told this worker; nothing elsewhere."""
+    return getattr(config, "workerinput", {})
+
+
 def speaks(config: pytest.Config) -> bool:
     """Whether this process tells what all of them know: the only one, or the first worker."""
-    return not is_one_of_many(config) or config.workerinput["workerid"] == _FIRST  # type: ignore[attr-defined]
+    return not is_one_of_many(config) or told(config)["workerid"] == _FIRST
 
 
 def words_of(config: pytest.Config) -> Sequence[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from pytest_gpucap.engines.errors import EndpointError
 from pytest_gpucap.engines.protocol import Capabilities
 from pytest_gpucap.engines.server import HttpServer
+from pytest_gpucap.simulated import simulated_class
 from pytest_gpucap.simulator.profile import Profile
 
 START_TIMEOUT_S = 60.0
@@ -75,7 +76,12 @@ class SimulatedServer(HttpServer):
         """See `Server.facts`."""
         name = self.profile.name
         known = {"server_args": dict(self._server_args)} if self._server_args else {}
-        return {"gpu": f"SIMULATED ({name})", "gpu_class": f"sim:{name}", "profile": self.profile.source, **known}
+        return {
+            "gpu": f"SIMULATED ({name})",
+            "gpu_class": simulated_class(name),
+            "profile": self.profile.source,
+            **known,
+        }
 
     def pids(self) -> set[int]:
         """Its process."""

@@ -68,6 +68,23 @@ def test_a_row_for_every_result_of_several_files(capsys: pytest.CaptureFixture[s
     assert (point["ttft_p95_s"], point["ttft_p99_s"]) == ("", "0.007943828")
 
 
+def test_a_row_for_every_load_that_was_held(capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(made.check())
+    phases, windows = frame(capsys, path, "--rows", "phases"), frame(capsys, path)
+    assert sum(int(each["windows"]) for each in phases) == len(windows) > len(phases) > 1
+    assert sum(int(each["requests"]) for each in phases) == sum(int(each["requests"]) for each in windows)
+    at = 0
+    for phase in phases:
+        own = windows[at : at + int(phase["windows"])]
+        at += len(own)
+        assert {each["phase"] for each in own} == {phase["phase"]}
+        assert (phase["start_s"], phase["end_s"]) == (own[0]["start_s"], own[-1]["end_s"])
+        assert float(phase["e2e_p95_s"]) == max(float(each["e2e_p95_s"]) for each in own)
+        assert float(phase["completed_rps"]) == pytest.approx(  # the windows of a phase are equally long
+            sum(float(each["completed_rps"]) for each in own) / len(own)
+        )
+
+
 def test_parquet_has_the_same_with_types(capsys: pytest.CaptureFixture[str]) -> None:
     parquet: Any = pytest.importorskip("pyarrow.parquet")
     path = written(made.check(), made.measured("free"))

@@ -38,6 +38,7 @@ from pytest_gpucap.other_tools.results import Told, imported_file
 from pytest_gpucap.planning.prices import read_prices
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.encoding import encoded
+from pytest_gpucap.results.requests import read_requests
 from pytest_gpucap.roofline.model_shape import model_of
 from pytest_gpucap.roofline.served import config_of
 from pytest_gpucap.session.base_checkout import read_collected
@@ -313,6 +314,8 @@ def _reports(place: Place, given: Any) -> str | None:
                 str(path),
                 "--out",
                 str(place.work / f"table.{'parquet' if len(str(content)) % 2 else 'csv'}"),
+                "--rows",
+                ("windows", "phases", "results", "requests")[len(str(content)) % 4],
             ]
         case "export":
             words = ["export", str(path), "--openmetrics", str(place.work / "metrics")]
@@ -414,6 +417,9 @@ def formats(place: Place) -> tuple[Format, ...]:
         b'{"timestamp": 0, "input_length": 7, "output_length": 3}\n' * 2
         + b'{"timestamp": 27, "input_length": 8, "output_length": 2}\n'
     )
+    kept = (
+        b'{"scheduled_s": 1.5, "first_token_s": 2, "prompt_tokens": 7, "asked_output_tokens": 3, "status": "ok"}\n' * 2
+    )
     prices = b'currency = "USD"\n[per_hour]\na10g = 1.006\nh200 = 4\n'
     preset = b'[mine]\nabout = "a"\nextends = "chat"\ninput_tokens = "lognormal:mean=256,cv=0.8,high=2048"\nqps = 3\n'
     questions = b'{"question": "1+1?", "answer": "2"}\n{"question": "2+2?", "answer": 4}\n'
@@ -440,6 +446,7 @@ def formats(place: Place) -> tuple[Format, ...]:
         ),
         Format("traces", (trace, jsonl), read_trace),
         Format("questions", (questions,), read_questions),
+        Format("requests", (kept, gzip.compress(kept, mtime=0)), lambda path: list(read_requests(path))),
         Format("prompts", prompts, read_prompts),
         Format(
             "simulator profiles",

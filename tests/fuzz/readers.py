@@ -19,6 +19,7 @@ from typing import Any
 from pytest_gpucap.access import header_sources, server_root
 from pytest_gpucap.accuracy import grading
 from pytest_gpucap.cli import servers
+from pytest_gpucap.cli._sending import receiver
 from pytest_gpucap.engines.errors import ServerError, ServerStartError
 from pytest_gpucap.engines.protocol import ServerLog
 from pytest_gpucap.engines.start_phases import start_phases
@@ -169,7 +170,12 @@ def _numbers(content: bytes) -> str | None:
 
 def _addresses(content: bytes) -> str | None:
     text = _text(content)
-    return _refusals(partial(server_root, text), partial(header_sources, text.split("\n")), of=ValueError)
+    reads = (
+        partial(server_root, text),
+        partial(header_sources, text.split("\n")),
+        partial(receiver, text, "--otlp"),
+    )
+    return _refusals(*reads, of=ValueError)
 
 
 def _arguments(content: bytes) -> str | None:

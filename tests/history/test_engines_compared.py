@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from pytest_gpucap.history.comparable import changed, differences
+from pytest_gpucap.history.compare import compare_variants
+from pytest_gpucap.history.store import Run
 from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.result import Result
-from tests.history.made import ENVIRONMENT, result
+from tests.history.made import ENVIRONMENT, result, session, windows
 
 
 def by(engine: str | None, **environment: Any) -> Result:
@@ -32,6 +35,34 @@ def test_two_engines_are_variants_of_one_model() -> None:
     assert "server: vLLM 0.26.0 -> SGLang 0.5.23" in told
     other = msgspec.structs.replace(head, workload=msgspec.structs.replace(head.workload, ignore_eos=False))
     assert differences(base, other, variants=True) == ["workload ignore_eos: true -> false"]
+
+
+def test_latencies_of_two_engines_stand_side_by_side_at_an_equal_rate(tmp_path: Path) -> None:
+    """Each had arrivals of its own: the procedure led up to the design rate in another number of phases."""
+    base = msgspec.structs.replace(by("vllm"), test="a", name="on vLLM")
+    slower = [
+        msgspec.structs.replace(each, offered_rps=16.3) if each.offered_rps else each for each in windows(slower=1.5)
+    ]
+    head = msgspec.structs.replace(by("sglang"), test="b", name="on SGLang", samples=tuple(slower))
+    run = Run(tmp_path / "result.json", session(base, head))
+    (found,) = compare_variants((run, "on vLLM"), (run, "on SGLang"), 0.05)
+    assert found.comparison is not None
+    latencies = {each.limit: each for each in found.comparison.latencies}
+    assert set(latencies) == {"e2e_p95", "ttft_p95", "ttft_p50", "e2e_p50"}  # these windows have no others
+    for each in latencies.values():
+        assert each.load == "16.2 req/s"
+        assert each.head_s == pytest.approx(1.5 * each.base_s)
+        assert each.ratio is not None
+        assert each.ratio.low < 1.5 < each.ratio.high
+    # At another design rate they are not: then the closed loop tells, which knows no TTFT.
+    elsewhere = msgspec.structs.replace(head, design_rate_rps=16.3)
+    run = Run(tmp_path / "result.json", session(base, elsewhere))
+    (found,) = compare_variants((run, "on vLLM"), (run, "on SGLang"), 0.05)
+    assert found.comparison is not None
+    assert {(each.limit, each.load) for each in found.comparison.latencies} == {
+        ("e2e_p95", "70 in flight"),
+        ("e2e_p50", "70 in flight"),
+    }
 
 
 @pytest.mark.parametrize("known", ["vllm", None])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,6 +89,24 @@ def test_each_limit_knows_its_own(limit: dict[str, str], late: list[int], known:
     is_late, is_known = late_by(journal(), slice(None), 20.0, found)
     assert np.flatnonzero(is_late).tolist() == sorted(late)
     assert np.flatnonzero(is_known).tolist() == sorted(known)
+
+
+@pytest.mark.parametrize("limit", [{"e2e_p95": "5s"}, {"goodput": "95%", "e2e": "5s"}, {"tpot_p95": "100ms"}])
+def test_a_request_that_we_cancelled_did_not_keep_a_limit(limit: dict[str, str]) -> None:
+    """Those in flight at 20 s are cancelled at 30 s: what is known of them at 20 s stays what it was."""
+    (found,) = declared_limits(limit)
+    before = journal()
+    in_flight = before.status == Status.IN_FLIGHT
+    after = replace(
+        before,
+        last_s=np.where(in_flight & ~np.isnan(before.first_s), before.first_s + 0.1, before.last_s),
+        end_s=np.where(in_flight, 30.0, before.end_s),
+        status=np.where(in_flight, np.uint8(Status.CANCELLED), before.status),
+    )
+    for was, now in zip(
+        late_by(before, slice(None), 20.0, found), late_by(after, slice(None), 20.0, found), strict=True
+    ):
+        assert was.tolist() == now.tolist()
 
 
 def test_a_limit_on_gaps_is_of_no_request() -> None:

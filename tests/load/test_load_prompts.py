@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import cycle, pairwise
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from pytest_gpucap.api_dialect import ApiDialect
 from pytest_gpucap.load.address import ServerAddress
 from pytest_gpucap.load.calibrate import calibrate
 from pytest_gpucap.load.prompts import NUMBER_BITS, PromptRecipe, RequestComposer
-from pytest_gpucap.load.protocol import LoadError, OpenLoop
+from pytest_gpucap.load.protocol import LoadError, OpenLoop, PromptCountError
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.requirement import ApiKind, Length, Workload
 from pytest_gpucap.results.problems import ProblemKind
@@ -87,6 +87,33 @@ def test_chat_prompts_are_exact(tokenizer: Callable[[], Tokenizer], template: st
             body = json.loads(composer.body(number, tokens, 10))
             assert server.prompt_tokens(body) == tokens
             assert body["max_tokens"] == 10
+
+
+@pytest.mark.parametrize(("tokenizer", "context"), [(byte_level, 512), (bpe, 100)])
+def test_probes_fit_a_short_context(tokenizer: Callable[[], Tokenizer], context: int) -> None:
+    """A hundred words are 640 bytes, which a tokenizer without merges makes as many tokens of."""
+    with TokenServer(counter(tokenizer()), context=context) as server:
+        recipe = calibrate(ServerAddress.parse(server.url, None), "m", Workload(Length.fixed(64)), seed=3, nonce=7)
+        composer = RequestComposer(recipe)
+        for number, tokens in enumerate(range(recipe.least_tokens, context, 37)):
+            assert server.prompt_tokens(json.loads(composer.body(number, tokens, 1))) == tokens
+
+
+def test_servers_behind_one_address_that_count_unlike_are_found_in_a_short_context() -> None:
+    turn = cycle((1, 2))
+    with (
+        TokenServer(lambda text: len(text) + next(turn), context=300) as server,
+        pytest.raises(PromptCountError, match="the same prompt was counted differently"),
+    ):
+        calibrate(ServerAddress.parse(server.url, None), "m", Workload(Length.fixed(64)), seed=3, nonce=7)
+
+
+def test_what_a_server_says_of_a_context_that_fits_nothing_is_told() -> None:
+    with (
+        TokenServer(len, context=20) as server,
+        pytest.raises(LoadError, match=r"HTTP 400: .*maximum context length is 20"),
+    ):
+        calibrate(ServerAddress.parse(server.url, None), "m", Workload(Length.fixed(19)), seed=3, nonce=7)
 
 
 @pytest.mark.parametrize("ids", [True, False], ids=["ids", "text"])

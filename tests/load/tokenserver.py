@@ -52,8 +52,9 @@ class TokenServer:
         reasoning: int = 0,
         hold_after: int | None = None,
         host: str = "127.0.0.1",
+        context: int | None = None,
     ) -> None:
-        self.count, self.template, self.ids = count, template, ids
+        self.count, self.template, self.ids, self.context = count, template, ids, context
         self.ttft_s, self.gap_s = ttft_s, gap_s
         self._tls, self._cancel, self.per_event, self.reasoning = tls, cancel, per_event, reasoning
         self.hold_after, self._go = hold_after, asyncio.Event()
@@ -136,6 +137,9 @@ class TokenServer:
         if isinstance(body.get("prompt"), list) and not self.ids:
             return web.json_response({"error": {"message": "token ids are not taken"}}, status=400)
         usage = {"prompt_tokens": self.prompt_tokens(body), "completion_tokens": body["max_tokens"]}
+        if self.context is not None and sum(usage.values()) > self.context:
+            told = f"this model's maximum context length is {self.context} tokens, not {sum(usage.values())}"
+            return web.json_response({"error": {"message": told}}, status=400)
         if not body.get("stream"):
             self.probes += 1
             return web.json_response({"choices": [], "usage": usage})

@@ -168,6 +168,37 @@ def test_latencies_cost_nothing_where_nobody_wants_them_or_time_is_short() -> No
     assert hurried.about.spent_s <= 100
 
 
+def test_time_that_ends_between_the_open_loops_at_the_equal_rate_spoils_no_decision() -> None:
+    """Ending what is in flight may take long, which nobody knows before."""
+    engines = PROFILE.engine, PROFILE.engine.scaled(1.1)
+    plain = compare(*servers(*engines), requirement(), 0.05)
+    looped = False
+
+    class Lingering(SharedRunner):
+        def run(self, phase, should_stop=None):  # type: ignore[no-untyped-def]
+            nonlocal looped
+            looped = looped or isinstance(phase, OpenLoop)
+            return super().run(phase, should_stop)
+
+        def settle(self, timeout_s: float, *, cancel: bool = False) -> bool:
+            done = super().settle(timeout_s, cancel=cancel)
+            if looped:
+                super().run(schedule.closed_loop(PROFILE.workload, 1, 600.0, 500.0, 5, 0))
+                super().settle(timeout_s, cancel=True)
+            return done
+
+    machine = Machine()
+    base, head = (
+        replace(server, runner=Lingering(engine, machine, number))
+        for number, (server, engine) in enumerate(zip(servers(*engines), engines, strict=True))
+    )
+    found = compare(base, head, requirement(), 0.05)
+    assert (found.change, found.problems) == (plain.change, ())
+    assert found.equal_rate is not None
+    assert found.equal_rate.problem.startswith("head: the time limit left no room for an open loop at ")
+    assert "latencies could not be compared: head: the time limit" in describe(found, 0.05)
+
+
 def test_what_spoils_the_equal_rate_spoils_no_decision() -> None:
     engines = PROFILE.engine, PROFILE.engine.scaled(1.1)
     plain = compare(*servers(*engines), requirement(), 0.05)

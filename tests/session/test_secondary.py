@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from pytest_gpucap.results.telemetry import ServerSummary, TelemetrySummary
 from pytest_gpucap.results.windows import Phase, WindowId
 from pytest_gpucap.secondary import SecondaryLimit, SecondaryName
 from pytest_gpucap.session.placement import Placement
+from pytest_gpucap.session.prices import session_prices
 from pytest_gpucap.session.secondary import SecondaryWatch, blocks
+from pytest_gpucap.session.secondary_checks import price_per_hour
 from pytest_gpucap.session.server_manager import SystemUnderTest
 from pytest_gpucap.simulator.serve import SimulatedServer, start_simulator
 
@@ -157,6 +160,16 @@ def test_the_steady_window_is_cut_into_blocks_and_stands_before_all_others() -> 
     assert [(block.start_s, block.end_s) for block in blocks([hold, judged])] == [(7, 11)]
     assert len(blocks([hold])) == 2
     assert blocks([]) == []
+
+
+def test_all_of_a_session_goes_by_the_prices_that_it_began_with(tmp_path: Path) -> None:
+    options, file = Options(prices=tmp_path / "prices.toml"), tmp_path / "prices.toml"
+    file.write_text('currency = "USD"\n[per_hour]\nh200 = 4\n')
+    assert session_prices(options).per_hour == {"h200": 4}
+    file.write_text('currency = "USD"\n[per_hour]\nh200 = 5\n')
+    assert price_per_hour("h200", options) == (Fraction(4), "")
+    assert price_per_hour("h200", Options(prices=file)) == (Fraction(5), "")
+    assert price_per_hour("a10g", options)[1] == f"--gpucap-prices: {file} has no price of a10g"
 
 
 def test_prices_of_a_bad_file_end_the_session_even_if_nobody_needs_them(pytester: pytest.Pytester) -> None:
