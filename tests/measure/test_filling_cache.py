@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 from pytest_gpucap.measure.filling_cache import computed_share, since_filled
 from pytest_gpucap.measure.ramp import Ramp, ramp_up
@@ -11,7 +13,7 @@ from pytest_gpucap.measure.run import MeasuringRun
 from pytest_gpucap.measure.settings import Settings, SilentObserver
 from pytest_gpucap.requirement import Requirement
 from pytest_gpucap.session.prefix_hits import WatchedHits
-from pytest_gpucap.session.secondary import _virtual
+from pytest_gpucap.session.secondary import summary_of
 from pytest_gpucap.simulator import profile as profiles
 from pytest_gpucap.simulator.runner import SimRunner
 
@@ -22,7 +24,8 @@ def ramped(share: float, warm_s: float, *, counted: bool = True) -> tuple[Measur
     """The holds on a server whose prefix cache comes to have this share of the prompts; `counted`: it tells."""
     engine = replace(LONG.engine, prefix_share=share, prefix_warm_s=warm_s)
     runner = SimRunner(engine, 1)
-    hits = WatchedHits(lambda start_s, end_s: _virtual(runner.readings(), start_s, end_s), told=False)
+    target: Any = None  # a simulated server tells by its runner
+    hits = WatchedHits(summary_of(target, runner, ExitStack(), counters=False), told=False)
     settings = Settings(seed=1, hit_rate=hits.between if counted else None)
     requirement = Requirement("fills", Fraction(8), 1, Fraction(1), 1, LONG.workload, LONG.slo)
     run = MeasuringRun(runner, requirement, settings, SilentObserver())

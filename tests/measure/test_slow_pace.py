@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from pytest_gpucap.arrays import Floats
 from pytest_gpucap.estimate.paces import GROUP_S
 from pytest_gpucap.measure import constants
 from pytest_gpucap.measure.slow_pace import Paces, weighed
@@ -22,7 +23,7 @@ def run(sd: float, memory_s: float, seconds: float, random: np.random.Generator)
     moved = [random.normal(0.0, sd)]
     for _ in range(count - 1):
         moved.append(keep * moved[-1] + sd * math.sqrt(1.0 - keep**2) * random.normal())
-    at_s = GROUP_S * (0.5 + np.arange(count))
+    at_s: Floats = GROUP_S * (0.5 + np.arange(count, dtype=np.float64))
     decoding = np.where(at_s < 4.0, 30.0, 50.0 + random.normal(0.0, 5.0, count))
     return Paces(at_s, np.array(moved) + random.normal(0.0, NOISE, count), decoding)
 
