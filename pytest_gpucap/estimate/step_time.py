@@ -16,7 +16,7 @@ staircase.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -61,6 +61,9 @@ STAIRS_GAIN = 12.0
 fit of a thousand: a chi-square of one degree of freedom, with three candidates."""
 STAIRS_SPREADS = 3.0
 """Residuals count for no more than so many standard deviations in that ratio: a stop of the engine is no stair."""
+RIVAL_GAIN = 4.0
+"""A staircase whose log-likelihood ratio is worse by this is less likely by the factor e. Independent bins would make
+that 2; neighbours share the step that an edge cuts, and what is left of a trend."""
 ERROR_SIZES = 12
 """Batch sizes at which the curve's error is known; in between it is interpolated."""
 FURTHEST_ERROR = 1.5
@@ -96,6 +99,8 @@ class Speed:
             `even_prompt`.
         even_prompt: 0 where unknown.
         stair: batches are padded to its multiples; 0: they are not.
+        rivals: where it is a staircase, the other staircases that the times leave possible, and how likely each is
+            against this one.
     """
 
     intercept_s: float
@@ -117,6 +122,7 @@ class Speed:
     prefill_growth_s: float = 0.0
     even_prompt: float = 0.0
     stair: int = 0
+    rivals: tuple[tuple[float, Speed], ...] = ()
 
     def at(self, n: Floats, size: Floats | None = None) -> Floats:
         """Seconds per token with n decoding, in a batch of `size` (None: the one that n are padded to)."""
@@ -248,7 +254,13 @@ def fit(bins: Bins, mean_context: float = 0.0, even_prompt: float = 0.0) -> Spee
 
     fits = [(lost(other[1]), other[0]) for other in (_fit(bins, usable, mean_context, even_prompt, s) for s in STAIRS)]
     least, stairs = min(fits, key=lambda pair: pair[0])
-    return stairs if residual.size * math.log(lost(residual) / max(least, 1e-30)) > STAIRS_GAIN else smooth
+    if residual.size * math.log(lost(residual) / max(least, 1e-30)) <= STAIRS_GAIN:
+        return smooth
+    gains = [(residual.size * math.log(max(other, 1e-30) / max(least, 1e-30)), speed) for other, speed in fits]
+    rivals = tuple(
+        (math.exp(-gain / RIVAL_GAIN), speed) for gain, speed in gains if speed is not stairs and gain < STAIRS_GAIN
+    )
+    return replace(stairs, rivals=rivals)
 
 
 def _frozen(bins: Bins) -> Bools:

@@ -25,6 +25,7 @@ from pytest_gpucap.measure.reconciling import reconciled
 from pytest_gpucap.measure.run import CalledOff, MeasuringRun, OutOfTime, Window, no_load, overload_at
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.measure.shown import bound_shown, broken_alone, completed_rate
+from pytest_gpucap.measure.staircase import larger_batch
 from pytest_gpucap.measure.steady import steady_window
 from pytest_gpucap.requirement import Metric, Requirement
 from pytest_gpucap.results.measured import Interval, Measurement, MoreTime, Outcome, Verdict
@@ -41,6 +42,8 @@ class _State:
     saturated: Interval | None = None
     binding: str | None = None
     """The limit that binds where no rate is found."""
+    told_apart: bool = False
+    """Whether a larger batch was held to tell staircases apart."""
 
 
 def run_check(runner: LoadRunner, requirement: Requirement, settings: Settings, observer: Observer) -> Verdict:
@@ -171,7 +174,19 @@ def _decide(run: MeasuringRun, state: _State) -> tuple[Outcome, str]:
             continue
         if outcome is not Outcome.INCONCLUSIVE:
             return outcome, _reason(run, found, _seen(broken))
+        _larger_batch(run, state, found, ramp)
     return Outcome.INCONCLUSIVE, "the evidence does not separate" + _so_far(run, state)
+
+
+def _larger_batch(run: MeasuringRun, state: _State, found: RateEstimate, ramp: Ramp) -> None:
+    """One more hold, once, where the step times leave several staircases possible: at a batch where these differ."""
+    if state.told_apart or not found.speed.rivals or ramp.peak is not None:
+        return
+    state.told_apart = True
+    level = larger_batch(run.settings, traffic_for(run.requirement.workload), found.in_flight, ramp.level)
+    if level > ramp.level:
+        which = WindowId(Phase.RAMP, concurrency=level)
+        state.windows.append(run.hold(which, level, c.LOW_HOLD_S, discard_s=c.TOP_UP_S))
 
 
 def _after_ramp(run: MeasuringRun, state: _State, ramp: Ramp) -> tuple[Outcome, str] | None:

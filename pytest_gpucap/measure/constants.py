@@ -271,6 +271,15 @@ UNKNOWN_SLOPE = 1.0
 CARRIED = 0.15
 """A departure seen at one rate is carried over to another with this standard error per difference of the logarithms."""
 
+# A staircase of step times
+
+STAIR_ERROR = 0.015
+"""Standard error of ln(rate) that is added where step times are a staircase. A percentile then rises with the rate by
+steps, and its slope at one place is not that at another."""
+STAIR_MORE = 1.25
+"""Where several staircases are possible, one more hold has this multiple of the requests in flight: there they
+differ."""
+
 # Where to hold
 
 KV_SHARE = 0.87

@@ -21,6 +21,7 @@ from pytest_gpucap.measure.belief import Belief, Part, mixture
 from pytest_gpucap.measure.rare_stops import UNMOVED, long_stops, stop_shifts
 from pytest_gpucap.measure.run import MeasuringRun, Window
 from pytest_gpucap.measure.settings import Settings
+from pytest_gpucap.measure.staircase import rival_shifts
 from pytest_gpucap.requirement import Metric, Requirement
 from pytest_gpucap.results.measured import Interval
 
@@ -50,8 +51,9 @@ class RateEstimate:
         settled: an open loop is behind it, and its slope may be taken for that of the next estimate.
         examination: the queue model's thorough look that is in it; None where there was none.
         extrapolated: the queue reaches batch sizes that were not measured.
-        stops: how often long stops of the engine may come, which is known from a few of them alone: the chance of each
-            frequency, and by how much the rate is then another, in the logarithm. One of no change where none was seen.
+        stops: how often long stops of the engine may come, which is known from a few of them alone, and which staircase
+            its step times are, where several are possible: the chance of each, and by how much the rate is then
+            another, in the logarithm. One of no change where neither is open.
         warming: the server got faster while it was measured, so it may be faster still.
         misfits: names of the limits whose latency the queue model does not explain. Then only what was seen counts.
     """
@@ -329,11 +331,16 @@ def estimate(
     stops = UNMOVED
     if extremes and peak is None:
         stops = stop_shifts(speed, model, traffic, limits, found.rate_rps, guess_rps)
+    if speed.rivals and limits and extremes and peak is None:
+        rivals = rival_shifts(speed, model, traffic, limits, found.rate_rps)
+        stops = tuple((p * q, a + b) for p, a in stops for q, b in rivals)
     if thorough and peak is None and not model.stops:  # where it stops, an ordinary evaluation is long already
         if examined is None or abs(math.log(found.rate_rps / examined.rate_rps)) > c.EXAMINED_NEAR:
             examined = examine(found, model, traffic, limits)
         found = replace(found, rate_rps=found.rate_rps * math.exp(examined.correction), slope=examined.slope)
     error = _error(run.journal, windows, speed, model, found)
+    if speed.stair:
+        error = math.hypot(error, c.STAIR_ERROR)
     if starting_levels(model, traffic, found.rate_rps, 64)[1]:
         error = math.hypot(error, c.LIMITED_ERROR)
     least = greatest = rate = found.rate_rps

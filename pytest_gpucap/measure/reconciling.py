@@ -119,7 +119,8 @@ def corrected(
         seconds = sum(w.end_s - w.start_s for w in windows if isinstance(w.span.phase, OpenLoop))
         drift = drift_error(run.journal, windows, found.speed, seconds)
         carried = c.CARRIED * abs(math.log(value / rate_rps))
-        error = math.hypot(off, root.elasticity * drift, c.QUEUE_MODEL_ERROR, carried)
+        stair = c.STAIR_ERROR if found.speed.stair else 0.0
+        error = math.hypot(off, root.elasticity * drift, c.QUEUE_MODEL_ERROR, carried, stair)
         other = Part(1.0, value, value, value, error)
     return found.believing(mixture(own, other).spread(found.stops))
 
