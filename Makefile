@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 VLLM := .venv-vllm
 ENGINES := .venv-engines
+LITELLM := .venv-litellm
 AUDIT := .venv-audit
 BIN := $(VENV)/bin
 SOURCES := $(shell find pytest_gpucap -name '*.py' -o -name '*.toml' -o -name '*.json' -o -name '*.js' -o -name '*.css' -o -name '*.jinja' -o -name py.typed) pyproject.toml hatch_build.py
@@ -18,7 +19,7 @@ DEMO := examples --gpu-class cpu --target-qps 2 --gpucap-host-check=warn -v
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types unit light shared real coverage fuzz hooks matrix site pages release-check vllm engines install browser nginx images lock audit clean
+.PHONY: help demo test lint types unit light shared real coverage fuzz hooks matrix site pages release-check vllm engines litellm install browser nginx images lock audit clean
 
 help: ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -77,6 +78,8 @@ vllm: $(VLLM)/.installed ## the CPU build of vLLM, in .venv-vllm
 
 engines: $(ENGINES)/.installed ## llama.cpp and transformers serve for their tests, in .venv-engines (needs CMake and a C++ compiler)
 
+litellm: $(LITELLM)/.installed ## LiteLLM's proxy for the tests of gateways, in .venv-litellm; without it they are skipped
+
 browser: ## a headless Chromium for the tests of the HTML report (Debian and Ubuntu, as root); without one they are skipped
 	@for name in chromium-headless-shell chromium chromium-browser google-chrome; do \
 		command -v $$name && exit 0; \
@@ -89,7 +92,7 @@ browser: ## a headless Chromium for the tests of the HTML report (Debian and Ubu
 	{ apt-get install -y -qq --no-install-recommends chromium-headless-shell fonts-dejavu-core >/dev/null || \
 	apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; }
 
-nginx: ## nginx for the tests of fleets (Debian and Ubuntu, as root); without it they are skipped
+nginx: ## nginx for the tests of fleets and gateways (Debian and Ubuntu, as root); without it they are skipped
 	@command -v nginx || [ -x /usr/sbin/nginx ] || { \
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then echo "install nginx" >&2; exit 1; fi; \
 	echo "== nginx"; apt-get update -qq && apt-get install -y -qq --no-install-recommends nginx-light >/dev/null; }
@@ -180,5 +183,12 @@ $(ENGINES)/.installed: requirements/engines.txt $(VLLM)/.installed
 	rm -rf $(ENGINES)/source $(ENGINES)/build
 	@touch $@
 
+$(LITELLM)/.installed: requirements/litellm.txt
+	@echo "== LiteLLM's proxy -> $(LITELLM) (about 400 MB, once)"
+	$(PYTHON) -m venv $(LITELLM)
+	$(LITELLM)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@$(LITELLM)/bin/litellm --version
+	@touch $@
+
 clean: ## remove everything that was installed or built here
-	rm -rf $(VENV) $(VLLM) $(ENGINES) $(AUDIT) dist build .mypy_cache .ruff_cache .pytest_cache .nox .gpucap
+	rm -rf $(VENV) $(VLLM) $(ENGINES) $(LITELLM) $(AUDIT) dist build .mypy_cache .ruff_cache .pytest_cache .nox .gpucap

@@ -48,7 +48,7 @@ _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _USUAL_VARIABLE: Final = re.compile(r"[A-Z][A-Z0-9_]*")
 
 
-_NAMES_VARIABLE: Final = frozenset({"--gpucap-header", "--gpucap-api-key-env"})
+_NAMES_VARIABLE: Final = frozenset({"--gpucap-header", "--gpucap-metrics-header", "--gpucap-api-key-env"})
 """Options whose value is the name of an environment variable."""
 HeaderSource = tuple[str, str]
 """A header's name, and the environment variable that holds its value."""
@@ -146,6 +146,29 @@ def server_root(url: str) -> str:
     elif segments[-1:] == ["completions"]:
         segments = segments[:-1]
     return "/".join([f"{parts.scheme}://{parts.netloc}", *segments])
+
+
+def page_url(url: str) -> str:
+    """The URL of a page of Prometheus metrics; ``/metrics`` is added where it has no path.
+
+    Raises:
+        ValueError: one line, the mistake and the fix. It never repeats a user, a password or a query.
+    """
+    url = url.strip()
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a bad port, or brackets that are no IPv6 address
+        parts, usable = urlsplit(""), False
+    if "@" in (parts.netloc or url.partition("?")[0]):
+        raise ValueError(
+            "the URL carries a user or password: give the header with --gpucap-metrics-header Authorization=ENV"
+        )
+    if "?" in url or "#" in url:
+        raise ValueError("the URL has a query or fragment (what follows ? or #): write http://HOST:PORT/metrics")
+    if not usable or not re.fullmatch(r"[!-~]+", url):
+        raise ValueError(f"{url!r} is not the URL of a page of metrics: write http://HOST:PORT/metrics")
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/metrics'}"
 
 
 def header_sources(given: Sequence[str]) -> tuple[HeaderSource, ...]:

@@ -272,6 +272,36 @@ def url(value: Any, _what: str, _config: pytest.Config) -> str:
     return server_root(str(value)) + "/v1"
 
 
+_MOST_PAGES: Final = 64
+
+
+def page_urls(value: Any, what: str, _config: pytest.Config) -> tuple[str, ...]:
+    """Pages of metrics, each by its URL."""
+    from pytest_gpucap.access import page_url
+
+    given = value if isinstance(value, list) else str(value).split("\n")
+    found = tuple(dict.fromkeys(page_url(str(each)) for each in given))
+    if len(found) > _MOST_PAGES:
+        raise ValueError(f"{what} must be at most {_MOST_PAGES} pages, not {len(found)}")
+    return found
+
+
+_LABEL: Final = re.compile(r"\s{0,9}([A-Za-z_][A-Za-z0-9_]{0,99})\s{0,9}=([^,\n]{1,200})")
+
+
+def labels(value: Any, what: str, _config: pytest.Config) -> tuple[tuple[str, str], ...]:
+    """Labels of Prometheus and their values, each as ``LABEL=VALUE``, with commas between them."""
+    found: dict[str, tuple[str, str]] = {}
+    for part in str(value).split(","):
+        match = _LABEL.fullmatch(part)
+        if match is None or not match[2].strip():
+            raise ValueError(f"{what} must be LABEL=VALUE,... such as pod=vllm-0 or gpu=0, not {told(value)}")
+        if match[1].lower() in found:
+            raise ValueError(f"{what}: {match[1]} is given twice")
+        found[match[1].lower()] = match[1], match[2].strip()
+    return tuple(found.values())
+
+
 def headers(value: Any, _what: str, _config: pytest.Config) -> tuple[HeaderSource, ...]:
     """Headers, each as ``NAME=ENV``."""
     from pytest_gpucap.access import header_sources

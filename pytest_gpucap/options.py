@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Self, TypeVar, overload
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 UNSET: Final = None
 _MEASURE: Final[str | Fraction | Path] = "measure"
 _NO_HEADERS: Final[tuple[HeaderSource, ...]] = ()
+_NO_URLS: Final[tuple[str, ...]] = ()
+_NO_LABELS: Final[tuple[tuple[str, str], ...]] = ()
 
 T = TypeVar("T")
 
@@ -256,6 +259,40 @@ class Options:
         "PEM file with the CA certificates that --gpucap-url is checked with, instead of the system's",
         "FILE",
         default=None,
+    )
+    metrics_url = Option(
+        "--gpucap-metrics-url",
+        values.page_urls,
+        "metrics page of the engine behind --gpucap-url, such as http://10.0.0.5:8000/metrics, where a gateway stands "
+        "before it; repeatable, once for each engine",
+        "URL",
+        default=_NO_URLS,
+        repeatable=True,
+    )
+    dcgm_url = Option(
+        "--gpucap-dcgm-url",
+        values.page_urls,
+        "page of the DCGM exporter that shows the GPUs behind --gpucap-url, such as http://node:9400/metrics; "
+        "repeatable, once for each node",
+        "URL",
+        default=_NO_URLS,
+        repeatable=True,
+    )
+    dcgm_match = Option(
+        "--gpucap-dcgm-match",
+        values.labels,
+        "which GPUs of --gpucap-dcgm-url are the server's, by their labels, such as pod=vllm-0,namespace=prod",
+        "LABEL=VALUE,...",
+        default=_NO_LABELS,
+    )
+    metrics_header = Option(
+        "--gpucap-metrics-header",
+        values.headers,
+        "header of every request to --gpucap-metrics-url and --gpucap-dcgm-url, which get neither the key nor the "
+        "headers of --gpucap-url; its value comes from the environment variable ENV; repeatable",
+        "NAME=ENV",
+        default=_NO_HEADERS,
+        repeatable=True,
     )
     router = Option(
         "--gpucap-router",
@@ -580,6 +617,8 @@ def parse_options(config: pytest.Config) -> Options:
             raise pytest.UsageError(f"{place}: must be one of {', '.join(row.choices)}, not {told(raw)}")
     if "url" in given:
         _check_url(given)
+    else:
+        _check_no_url(config)
     if mistake := _twice(given, config):
         raise pytest.UsageError(mistake)
     return Options(**given, extensions=extensions.read_extensions(config))
@@ -595,12 +634,30 @@ def _check_url(given: dict[str, Any]) -> None:
         raise pytest.UsageError("--gpucap-url and --gpu-class=sim:PROFILE exclude each other: give one of the two")
     if given.get("launcher") == "ray":
         raise pytest.UsageError("--gpucap-url and --gpucap-launcher=ray exclude each other: give one of the two")
+    if given.get("dcgm_match") and not given.get("dcgm_url"):
+        raise pytest.UsageError("--gpucap-dcgm-match: names no exporter: give its page with --gpucap-dcgm-url")
+    if given.get("metrics_header") and not (given.get("dcgm_url") or given.get("metrics_url")):
+        raise pytest.UsageError("--gpucap-metrics-header: is for --gpucap-metrics-url or --gpucap-dcgm-url: give one")
     if given.get("repeat", 1) > 1:
         raise pytest.UsageError(
             f"--gpucap-repeat={given['repeat']}: a server behind --gpucap-url cannot be started afresh: give "
             "--gpucap-repeat=1, and run the suite again after each start of your own"
         )
     _check_access(given)
+
+
+def _check_no_url(config: pytest.Config) -> None:
+    """Refuse options on the command line that need a server that already runs. An ini file may serve other runs too.
+
+    Raises:
+        pytest.UsageError: one line on the first of them.
+    """
+    for row in (Options.metrics_url, Options.dcgm_url, Options.dcgm_match, Options.metrics_header):
+        if config.getoption(row.ini) is not UNSET:
+            raise pytest.UsageError(
+                f"{row.flag}: is about a server of --gpucap-url, and none is given: servers that the plugin starts, "
+                "and their GPUs, are watched without it"
+            )
 
 
 def _check_access(given: dict[str, Any]) -> None:
@@ -615,7 +672,10 @@ def _check_access(given: dict[str, Any]) -> None:
 
     key = given.get("api_key_env")
     usual_key = Options.api_key_env.default
-    steps: dict[str, Callable[[], object]] = {"--gpucap-header": lambda: access.read_headers(given.get("header", ()))}
+    steps: dict[str, Callable[[], object]] = {
+        row.flag: partial(access.read_headers, given.get(row.name, ()))
+        for row in (Options.header, Options.metrics_header)
+    }
     if key is not None:
         steps["--gpucap-api-key-env"] = lambda: access.read_secret(key)
     elif os.environ.get(usual_key):

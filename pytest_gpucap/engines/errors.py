@@ -69,10 +69,17 @@ class EndpointError(ServerError):
         status: the HTTP status of its answer; None if none came.
         loading: it may still be loading: nobody listens yet, or a gateway has nobody behind it.
         untrusted: its TLS certificate is not trusted.
+        late: no answer came in the time that there was, and nothing says that none would.
     """
 
     def __init__(
-        self, message: str, *, status: int | None = None, loading: bool = False, untrusted: bool = False
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        loading: bool = False,
+        untrusted: bool = False,
+        late: bool = False,
     ) -> None:
-        self.status, self.loading, self.untrusted = status, loading, untrusted
+        self.status, self.loading, self.untrusted, self.late = status, loading, untrusted, late
         super().__init__(printable(message))  # it may hold names and words of a server

@@ -34,6 +34,7 @@ from pytest_gpucap.engines.vllm import VllmServer, with_own_defaults
 from pytest_gpucap.masking import Secret
 
 _SENTINEL: Final = Path(__file__).with_name("sentinel.py")
+_MASK_LOG: Final = Path(__file__).with_name("mask_log.py")
 _TAKE: Final = b"take\n"
 _MOST_BYTES: Final = 1 << 20
 _MOST_DEVICES: Final = 128
@@ -180,7 +181,13 @@ def keep(
         "extra": extra,
     }
     where = {"socket": str(place.socket), "note": str(place.note)}
-    why_not = process.keep({**where, "seconds": seconds, "sentinel": sentinel, "told": told, "record": record})
+    mask = {
+        "command": [sys.executable, "-P", str(_MASK_LOG)],
+        "input": json.dumps([record["log"], record["api_key"], [each for each in sys.path if each]]),
+    }
+    why_not = process.keep(
+        {**where, "seconds": seconds, "sentinel": sentinel, "told": told, "record": record, "mask": mask}
+    )
     server.left = not why_not
     return why_not
 

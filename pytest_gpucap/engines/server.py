@@ -267,7 +267,7 @@ class HttpServer:
             )
         except NoAnswer as error:
             text = self.access.masked(str(error), self.api_key)
-            raise EndpointError(text, loading=error.loading, untrusted=error.untrusted) from None
+            raise EndpointError(text, loading=error.loading, untrusted=error.untrusted, late=error.late) from None
         except LoadError as error:
             raise EndpointError(str(error)) from None
         if reply.status in _SUCCESS:

@@ -20,7 +20,9 @@ from pytest_gpucap.access import (
 )
 from pytest_gpucap.engines.answering import Answering, port_of
 from pytest_gpucap.engines.errors import EndpointError
-from pytest_gpucap.engines.protocol import Capabilities, Engine, EnginePair, Server, ServerRequest
+from pytest_gpucap.engines.known_engines import SOFTWARE, engine_on
+from pytest_gpucap.engines.pages import Page, read_together
+from pytest_gpucap.engines.protocol import Capabilities, Engine, EnginePair, MetricNames, Server, ServerRequest
 from pytest_gpucap.engines.readiness import POOLED_PATHS
 from pytest_gpucap.engines.server import HTTP_OK, HttpServer
 from pytest_gpucap.load.server_words import json_object
@@ -60,15 +62,22 @@ class ExternalServer(HttpServer):
     """An OpenAI-compatible server that somebody else runs. `close` closes our connections to it and nothing else.
 
     Attributes:
+        software: its engine, by whom its list says that the model belongs to, or by the names of its metrics; empty
+            where neither tells. Several engines and gateways have a ``/version``.
         origin: the folder or hub name that it loaded the model from; None if it does not say.
         listed: the models that it lists, with their origins.
+        owners: whom it says that each belongs to (``owned_by``): engines name themselves.
         unlisted: why it lists none; None if it has a list.
         answering: the process that answered first; None before `know` was called.
+        pages: where the engines behind it show their metrics; empty: at its own ``/metrics``.
+        metric_names: of the figures on these pages; those of no engine without pages.
     """
 
-    software = "vLLM"  # the only engine known to report a version
+    pages: Sequence[Page] = ()
+    metric_names = MetricNames()
     origin: str | None = None
     listed: Mapping[str, str | None] = MappingProxyType({})
+    owners: Mapping[str, str] = MappingProxyType({})
     unlisted: EndpointError | None = None
     answering: Answering | None = None
 
@@ -102,8 +111,24 @@ class ExternalServer(HttpServer):
         try:
             self.request("/v1/models", timeout_s=timeout_s)
         except EndpointError as error:
-            return str(error) if error.status is None else ""
+            if error.status is not None or (self.pages and error.late and self._shows_metrics(timeout_s)):
+                return ""  # a gateway may let requests wait for as long as that, and these looks with them
+            return str(error)
         return ""
+
+    def _shows_metrics(self, timeout_s: float) -> bool:
+        """Whether the engines behind it still show their metrics."""
+        try:
+            read_together(self.pages, timeout_s)
+        except EndpointError:
+            return False
+        return True
+
+    def _cards(self, timeout_s: float | None) -> dict[str, dict[str, object]]:
+        found = super()._cards(timeout_s)
+        told = {name: card.get("owned_by") for name, card in found.items()}
+        self.owners = {name: owner for name, owner in told.items() if isinstance(owner, str)}
+        return found
 
     def know(self) -> None:
         """Remember which process answers now."""
@@ -118,6 +143,7 @@ class ExternalServer(HttpServer):
             simulated=self.simulated,
             loopback=self.loopback,
             started=False,
+            metrics=self.metric_names,
             models=tuple(dict.fromkeys([*filter(None, [self.origin]), self.model])),
             arguments=self._told_arguments(),
             max_model_len=self.max_model_len,
@@ -125,7 +151,60 @@ class ExternalServer(HttpServer):
 
     def facts(self) -> Mapping[str, object]:
         """See `Server.facts`."""
-        return {**super().facts(), **({} if self.version else {"server": self.base_url})}
+        known = super().facts()
+        if self.version is None:
+            return {**known, "server": self.software or self.base_url}
+        return known if self.software or self.simulated else {**known, "server": f"a server, version {self.version}"}
+
+    def request(
+        self,
+        path: str,
+        *,
+        method: str = "GET",
+        timeout_s: float | None = None,
+        content: Mapping[str, Any] | None = None,
+    ) -> str:
+        """See `Server.request`. The page of metrics is that of the engines behind it, where `pages` names theirs."""
+        if path == "/metrics" and self.pages:
+            return read_together(self.pages, *([] if timeout_s is None else [timeout_s]))
+        return super().request(path, method=method, timeout_s=timeout_s, content=content)
+
+    def find_metrics(self) -> None:
+        """Have the figures on its own ``/metrics`` read from now on, if it shows those of an engine that is known."""
+        try:
+            found = engine_on(self.request("/metrics"))
+        except EndpointError:
+            return
+        if found is not None:
+            software, self.metric_names = found
+            self.software = self.software or software
+
+    def watch_engines(self, pages: Sequence[Page]) -> None:
+        """Take the engines' metrics from pages of their own from now on.
+
+        Args:
+            pages: one for each engine.
+
+        Raises:
+            EndpointError: if one of them cannot be read, or has no figures of an engine that is known.
+        """
+        found = set()
+        for page in pages:
+            try:
+                names = engine_on(page.read())
+            except EndpointError as error:
+                raise EndpointError(f"--gpucap-metrics-url: {error}", status=error.status) from None
+            if names is None:
+                raise EndpointError(
+                    f"--gpucap-metrics-url: {page.url} has no figures of a known engine (such as "
+                    "vllm:num_requests_running): name the page of the engine itself, not of the gateway"
+                )
+            found.add(names)
+        if len(found) > 1:
+            raise EndpointError("--gpucap-metrics-url: the pages are of several engines: measure one at a time")
+        for name, self.metric_names in found:
+            self.software = self.software or name
+        self.pages = tuple(pages)
 
     def _told_arguments(self) -> VllmArguments:
         """The vLLM arguments that its limits depend on, from its configuration; empty if it gives none."""
@@ -225,6 +304,8 @@ def _look(server: ExternalServer, model: str | None, likely_model: str | None) -
         # Routers list no model until a worker has come.
         raise EndpointError("it serves no model at all: name one with --gpucap-model if it lists none", loading=True)
     server.model, server.origin = named, server.listed.get(named)
+    if named in server.listed:
+        server.software = SOFTWARE.get(server.owners.get(named, ""), "")
 
 
 def _try(server: ExternalServer, timeout_s: float) -> None:
@@ -292,6 +373,7 @@ class UrlEngine(Engine):
         headers: of ``--gpucap-header``.
         ca_file: of ``--gpucap-ca-file``.
         likely_model: see `attach`.
+        pages: where the engines behind it show their metrics, of ``--gpucap-metrics-url``.
     """
 
     name = "url"
@@ -307,8 +389,10 @@ class UrlEngine(Engine):
         headers: Sequence[HeaderSource] = (),
         ca_file: str | None = None,
         likely_model: str | None = None,
+        pages: Sequence[Page] = (),
     ) -> None:
         super().__init__(request)
+        self._pages = tuple(pages)
         self._url, self._api_key_env, self._likely_model = url, api_key_env, likely_model
         self._access = Access(read_headers(headers), ca_file)
 
@@ -328,9 +412,9 @@ class UrlEngine(Engine):
         """Attach to it, once it has loaded.
 
         Raises:
-            EndpointError: see `attach`.
+            EndpointError: see `attach` and `ExternalServer.watch_engines`.
         """
-        return attach(
+        server = attach(
             self._url,
             model=self.request.model,
             likely_model=self._likely_model,
@@ -339,6 +423,13 @@ class UrlEngine(Engine):
             wait_s=self.request.startup_timeout_s,
             on_wait=on_wait,
         )
+        if self._pages:
+            try:
+                server.watch_engines(self._pages)
+            except BaseException:
+                server.close()
+                raise
+        return server
 
     def with_base(self, base_args: str, base_python: str | None) -> EnginePair[Engine]:  # noqa: ARG002 - none is meant
         """See `Engine.with_base`."""

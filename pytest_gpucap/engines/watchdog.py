@@ -50,6 +50,8 @@ ABANDONED_GRACE_S = 5.0
 """Longest grace when the owner is gone: the next run may be waiting for this GPU memory."""
 ORPHAN_GRACE_S = 2.0
 """Grace of the server's descendants between SIGTERM and SIGKILL."""
+MASK_S = 60.0
+"""Longest that masking a log may take, a start of Python included."""
 KILL_S = 60.0
 """SIGKILL is repeated for this long; a process in uninterruptible sleep may need it."""
 
@@ -405,7 +407,25 @@ class Watchdog:
                 self.send(pid, signal.SIGKILL)
             self.wait(0.05)
             empty = self.reap()
+        self.mask_log()
         self.report(ended=[] if empty else descendants())
+
+    def mask_log(self) -> None:
+        """Mask the secrets in the log of a server that nobody owns: an owner does so itself."""
+        if not self.kept or self.owner_fd >= 0:
+            return
+        import subprocess
+
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            subprocess.run(
+                self.kept["mask"]["command"],
+                input=self.kept["mask"]["input"].encode(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=MASK_S,
+                check=False,
+                cwd="/",
+            )
 
     def wait_until_empty(self, timeout_s: float, *, main_only: bool = False) -> bool:
         """Wait until all processes (or only the main one) have ended, or the time or the grace is over."""

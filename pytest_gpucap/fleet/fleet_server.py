@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import astuple, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from pytest_gpucap.engines.pages import labelled
 from pytest_gpucap.engines.protocol import Capabilities, Server, ServerLog
 from pytest_gpucap.engines.server import HttpServer
 from pytest_gpucap.fleet.router import Router
@@ -148,7 +149,7 @@ class FleetServer(HttpServer):
             place = self.started.index(server)
             self.readings[place].append(read_s, astuple(read_metrics(page, self._names)))
             self.latencies[place].append(read_s, _latency(page))
-        return "\n".join(_LINE.sub(_labelled(self.started.index(server) + 1), page) for server, page, _ in pages)
+        return "\n".join(labelled(page, self.started.index(server) + 1) for server, page, _ in pages)
 
     def reset_caches(self) -> bool:
         """See `Server.reset_caches`; True if every replica could."""
@@ -242,19 +243,7 @@ def _close(server: Server) -> None:
     server.close()
 
 
-_LINE: Final = re.compile(r"(?m)^([a-zA-Z_:][\w:]*)(\{?)")
-"""The name of a sample at the start of its line, and the brace of its labels."""
 _E2E: Final = "vllm:e2e_request_latency_seconds"
-
-
-def _labelled(number: int) -> Callable[[re.Match[str]], str]:
-    """Puts ``replica="NUMBER"`` among the labels of a sample. Otherwise the samples of all would be the same one."""
-
-    def labelled(match: re.Match[str]) -> str:
-        end = "," if match[2] else "}"
-        return f'{match[1]}{{replica="{number}"{end}'
-
-    return labelled
 
 
 def _latency(page: str) -> tuple[float, float]:

@@ -57,13 +57,14 @@ class NoAnswer(LoadError):  # noqa: N818 - it states what there is
     Attributes:
         loading: the server may still be loading: nobody listens yet, or it closed the connection.
         untrusted: its TLS certificate is not trusted.
+        late: the time for it was over, and nothing says that none would have come.
     """
 
     needs_traceback = False
 
-    def __init__(self, message: str, *, loading: bool = False, untrusted: bool = False) -> None:
+    def __init__(self, message: str, *, loading: bool = False, untrusted: bool = False, late: bool = False) -> None:
         super().__init__(printable(message))
-        self.loading, self.untrusted = loading, untrusted
+        self.loading, self.untrusted, self.late = loading, untrusted, late
 
 
 @dataclass(slots=True)
@@ -137,6 +138,7 @@ def ask(
             f"{what} failed: {error}{through(proxy)}",
             loading=error.loading,
             untrusted=error.untrusted,
+            late=error.late,
         ) from None
     except (OSError, ValueError) as error:
         raise _unanswered(what, error, through(proxy)) from None
@@ -180,7 +182,7 @@ class _Exchange:
         """
         left_s = self.deadline_s - time.monotonic()
         if left_s <= 0:
-            raise NoAnswer(f"no whole answer within {self.timeout_s:g} s", loading=True)
+            raise NoAnswer(f"no whole answer within {self.timeout_s:g} s", loading=True, late=True)
         return min(left_s, _DAY_S)
 
     # -- the way there ------------------------------------------------------------------------------------------------
@@ -318,7 +320,7 @@ class _Exchange:
         with contextlib.suppress(Exception):  # it ends what the thread waits for
             client.close()
         if late:
-            raise NoAnswer(f"no whole answer within {self.timeout_s:g} s", loading=True)
+            raise NoAnswer(f"no whole answer within {self.timeout_s:g} s", loading=True, late=True)
         if failed:
             error = failed[0]
             if isinstance(error, library.HTTPError):
@@ -473,4 +475,4 @@ def _unanswered(what: str, error: OSError | ValueError, way: str) -> NoAnswer:
         else isinstance(error, OSError) and error.errno in _LOADING_ERRNO
     )
     why = " ".join(str(error).split()) or type(error).__name__
-    return NoAnswer(f"{what} failed: {why}{way}", loading=loading)
+    return NoAnswer(f"{what} failed: {why}{way}", loading=loading, late=isinstance(error, TimeoutError))

@@ -305,6 +305,12 @@ LEAST_ANSWERS = 5
 AT_ONCE_SHARE = 0.5
 """A stream is buffered if more than this share of the answers bring their tokens faster than `TOKEN_FLOOR_S` each. A
 pause of the client's machine delays the reading of a few answers, never of most."""
+LUMPED_SHARE = 0.8
+"""A stream may come in lumps if more than this share of its events come with another one of the same answer."""
+LEAST_LUMP = 4.0
+"""Tokens of a lump, on average. A late load worker, or a network that joins packets, brings two or three at a time."""
+LUMP_PAUSE_S = 0.02
+"""Between two lumps, on average. A load worker that cannot read for so long again and again has problems of its own."""
 LEAST_SAMPLES = 5
 """Windows that an estimate needs. With fewer, no rate is reported."""
 LOOK_S = 1.0

@@ -14,7 +14,7 @@ from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.estimate import critical_concurrency
 from pytest_gpucap.measure.late import late_by
 from pytest_gpucap.measure.of_sessions import error_of_share, owners
-from pytest_gpucap.measure.pace import NoPace, missing_pace, unjudgeable
+from pytest_gpucap.measure.pace import BUFFERED, NoPace, missing_pace, unjudgeable
 from pytest_gpucap.measure.run import MeasuringRun, Window, overload_at
 from pytest_gpucap.requirement import GoodputLimit, Limit, Metric
 from pytest_gpucap.results.measured import Outcome
@@ -28,7 +28,8 @@ def run_without_pace(
     """Decide by an open loop, because answers show no pace to which a curve could be fitted.
 
     Whole latencies, errors and the backlog are seen all the same. A limit on the time between tokens cannot be judged.
-    Behind a proxy that buffers, TTFT is the time of the whole answer: it can keep its limit, but not break it.
+    Behind a proxy that buffers, TTFT is the time of a buffer, or of the whole answer: it can keep its limit, but not
+    break it.
 
     Args:
         run: the measurement.
@@ -45,7 +46,7 @@ def run_without_pace(
     if run.problems:
         return Outcome.INVALID, run.problems[0].text
     # A slow server's answers may have been too few to tell before.
-    why = missing_pace(run.journal, run.requirement.workload) or why
+    why = missing_pace(run.journal, run.requirement.workload, window.span) or why
     if refused := _refused(run, why):
         return refused
     outcome, told = _seen(run, window, overload, why)
@@ -88,10 +89,11 @@ def _seen(run: MeasuringRun, window: Window, overload: int, why: NoPace) -> tupl
     if window.span.stopped:
         return Outcome.FAIL, f"overloaded the server: more than {overload} requests piled up"
     limits = run.requirement.slo.limits
-    first_tokens = [limit for limit in limits if Metric.TTFT in limit.metrics] if why is NoPace.AT_ONCE else []
+    first_tokens = [limit for limit in limits if Metric.TTFT in limit.metrics] if why in BUFFERED else []
     # A request that breaks another threshold is no good one, whenever its first token came.
     goodputs = [limit for limit in first_tokens if isinstance(limit, GoodputLimit)]
     weaker = [each for limit in goodputs if (each := limit.apart_from(Metric.TTFT))]
+    others = "the last" if why is NoPace.AT_ONCE else "others"
     outcome, told = _judged(run, window, (*(limit for limit in limits if limit not in first_tokens), *weaker))
     if outcome is Outcome.PASS and (growth := _backlog_growth(run, window)):
         return Outcome.FAIL, growth
@@ -102,7 +104,7 @@ def _seen(run: MeasuringRun, window: Window, overload: int, why: NoPace) -> tupl
         if outcome is Outcome.FAIL:
             return (
                 Outcome.INVALID,
-                f"{limit.name} cannot be judged: {why.value} The first token came with the last, later than the limit",
+                f"{limit.name} cannot be judged: {why.value} The first token came with {others}, later than the limit",
             )
     return outcome, told
 

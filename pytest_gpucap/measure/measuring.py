@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass, replace
 
 from pytest_gpucap.estimate.step_time import SpeedError
-from pytest_gpucap.load.protocol import LoadError, LoadRunner
+from pytest_gpucap.load.protocol import LoadError, LoadRunner, PhaseSpan
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.checking import failed_requests, measurement_of
 from pytest_gpucap.measure.estimate import RateEstimate, critical_concurrency, estimate
 from pytest_gpucap.measure.observed import violations
-from pytest_gpucap.measure.pace import NoPace, missing_pace
+from pytest_gpucap.measure.pace import BUFFERED, NoPace, missing_pace
 from pytest_gpucap.measure.per_replica import per_replica
 from pytest_gpucap.measure.ramp import (
     Ramp,
@@ -153,15 +153,15 @@ def _level(run: MeasuringRun, found: RateEstimate, ramp: Ramp) -> int:
     return max(1, round(min(found.in_flight, found.model.most_running)))
 
 
-def _without_pace(run: MeasuringRun, search: Search) -> bool:
+def _without_pace(run: MeasuringRun, search: Search, span: PhaseSpan | None = None) -> bool:
     """Whether answers show no pace. Behind a proxy that buffers, nothing can be estimated of the server."""
-    why = missing_pace(run.journal, run.requirement.workload)
+    why = missing_pace(run.journal, run.requirement.workload, span)
     if why is None:
         return False
     search.reason = f"no rate can be estimated: {why.value}"
     if why in {NoPace.NO_TOKENS, NoPace.WHOLE}:
         search.reason += "; check() judges a declared rate by what it sees"
-    if why is NoPace.AT_ONCE:
+    if why in BUFFERED:
         run.problems.append(Problem(ProblemSource.SERVER, ProblemKind.NO_PACE, search.reason))
     return True
 
@@ -186,7 +186,7 @@ def _search(run: MeasuringRun, search: Search) -> Ramp:  # noqa: C901, PLR0912 -
             if _without_pace(run, search):  # a buffer that answers by itself is faster than the load was made for
                 return ramp
             raise
-        if run.problems or _without_pace(run, search):
+        if run.problems or _without_pace(run, search, window.span):
             return ramp
         if far_beyond(run, window):
             retreat(run, ramp, window, (best, best_rps))

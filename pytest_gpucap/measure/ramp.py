@@ -74,7 +74,7 @@ def ramp_up(run: MeasuringRun, top: int, enough_rps: float) -> Ramp:
         if no_pace := missing_pace(run.journal, workload):
             return Ramp([], level, no_pace=no_pace)
         raise
-    if no_pace := missing_pace(run.journal, workload):
+    if no_pace := missing_pace(run.journal, workload, window.span):
         return Ramp([window], level, no_pace=no_pace)
     ramp = Ramp([], level)
     if far_beyond(run, window):

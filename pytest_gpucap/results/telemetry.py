@@ -201,6 +201,7 @@ class BottleneckKind(StrEnum):
     GPU_COMPUTE = "GPU compute"
     NETWORK = "network"
     ROUTER = "router"
+    GATEWAY = "gateway"
     NONE = "none"
     """Nothing was at its limit."""
     UNKNOWN = "unknown"

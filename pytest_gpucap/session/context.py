@@ -25,6 +25,7 @@ from pytest_gpucap.roofline.plausibility import LEAST_WINDOW_S, share_of
 from pytest_gpucap.roofline.served import roofline_of
 from pytest_gpucap.session.boundary import first_line
 from pytest_gpucap.session.environment import environment_of, host_and_plugin
+from pytest_gpucap.session.gateway import gateway_of, refused_there
 from pytest_gpucap.session.harness import requirement_of
 from pytest_gpucap.session.scaling import fleet_of, router_limit
 from pytest_gpucap.session.server_manager import SystemUnderTest
@@ -50,8 +51,11 @@ def context_of(
         # A little more than the span: a counter's value at the ends needs the readings around them.
         readings = target.telemetry.series(start_s - _AROUND_S, end_s + _AROUND_S, points=_EVERY_READING)
         over_time = binned_series(readings, start_s, end_s)
-        if target.lease is not None or isinstance(target.telemetry, FleetTelemetry):  # else only the host was watched
+        if (
+            isinstance(target.telemetry, FleetTelemetry) or target.telemetry.sees_server
+        ):  # else only the host was watched
             bottleneck = _diagnosis(target, target.telemetry, samples, roofline)
+    bottleneck = refused_there(target) or bottleneck  # it may have refused all, so that there is no sample
     limit = _limit(samples, roofline, bottleneck)
     return Context(
         test=test,
@@ -155,6 +159,7 @@ def _diagnosis(
         gpu_class=target.gpu_class,
         cores=(watched.host.cores if watched.host is not None else None) if elsewhere else os.cpu_count(),
         loopback=server.loopback,
+        gateway=gateway_of(target),
         arguments=server.arguments if server.started and _is_vllm(target) else None,
         version=target.endpoint.version,
     )

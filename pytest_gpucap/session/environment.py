@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -11,12 +12,16 @@ from typing import Any, Final
 from pytest_gpucap import __version__
 from pytest_gpucap.engines.protocol import MetricNames
 from pytest_gpucap.engines.url import UrlEngine
+from pytest_gpucap.gpu.classes import GpuClass
 from pytest_gpucap.gpu.device import Device
+from pytest_gpucap.gpu.inventory import Inventory
 from pytest_gpucap.requirement import Workload
 from pytest_gpucap.results.environment import DeviceState, Environment
 from pytest_gpucap.session.placement import SIMULATOR
 from pytest_gpucap.session.server_manager import SystemUnderTest
+from pytest_gpucap.telemetry.dcgm import DcgmExporter
 
+SHOWN: Final = "as the DCGM exporter shows"
 DECLARED: Final = "as declared: what is behind a URL cannot be seen"
 
 
@@ -30,7 +35,12 @@ def environment_of(target: SystemUnderTest, workload: Workload) -> Environment:
         "startup_s": _startup_s(target),
         "start": None if _is_reused(target) else getattr(target.endpoint, "start", None),
         "reused": _is_reused(target),
-        "remarks": (*_reuse(target), *getattr(target.runner, "remarks", ()), *_repeated(target, workload)),
+        "remarks": (
+            *_reuse(target),
+            *getattr(target.runner, "remarks", ()),
+            *_repeated(target, workload),
+            *_remarks_on_gpus(target),
+        ),
         **host_and_plugin(),
     }
     return Environment(**known)
@@ -128,9 +138,30 @@ def _place(target: SystemUnderTest) -> dict[str, Any]:
             "problems": tuple(inventory.problems),
             "clocks": _clocks(devices[0]) if devices else None,
         }
+    if exporters := getattr(target.telemetry, "exporters", ()):
+        return _elsewhere(exporters, gpu_class)
     if gpu_class is not None and not target.endpoint.capabilities().simulated:
         return {"gpu": f"{gpu_class.name}, {DECLARED}", "gpu_class": gpu_class.name}
     return {}
+
+
+def _elsewhere(exporters: Sequence[DcgmExporter], gpu_class: GpuClass | None) -> dict[str, Any]:
+    """The same of GPUs that exporters show."""
+    devices = [device for exporter in exporters for device in exporter.devices]
+    driver = next(filter(None, (exporter.driver for exporter in exporters)), None)
+    described, *remarks = Inventory(driver=driver).describe(devices)
+    return {
+        "gpu": f"{described}, {SHOWN}",
+        "gpu_remarks": tuple(remarks),
+        "gpu_class": None if gpu_class is None else gpu_class.name,
+        "driver": driver,
+        "devices": tuple(map(device_state, devices)),
+    }
+
+
+def _remarks_on_gpus(target: SystemUnderTest) -> list[str]:
+    """What weakens the evidence of exporters, if any are read."""
+    return [said for each in getattr(target.telemetry, "exporters", ()) for said in each.remarks()]
 
 
 def device_state(device: Device) -> DeviceState:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
@@ -61,7 +61,7 @@ def counted(engine: Engine, server: Server, workload: Workload, name: str) -> Wo
 
 
 def check_adapters(server: Server, workload: Workload, name: str) -> None:
-    """Check that a real server lists the adapters that requests name.
+    """Check that a real server, or each replica of a fleet, lists the adapters that requests name.
 
     Args:
         server: ready.
@@ -71,19 +71,26 @@ def check_adapters(server: Server, workload: Workload, name: str) -> None:
     Raises:
         MeasurementInvalid: if it does not, or has no list.
     """
-    models = getattr(server, "models", None)  # servers of other plugins need not have it
     wanted = own_adapters(workload.adapters)
-    if not wanted or models is None:
-        return
+    replicas: Sequence[Server] = getattr(server, "replicas", None) or [server]
+    for number, each in enumerate(replicas, 1):
+        models = getattr(each, "models", None)  # servers of other plugins need not have it
+        if wanted and models is not None:
+            which = "the server" if len(replicas) == 1 else f"replica {number} of {len(replicas)}"
+            _check_listed(each.model, models, wanted, name, which)
+
+
+def _check_listed(model: str, models: Callable[[], list[str]], wanted: Sequence[str], name: str, which: str) -> None:
+    """Check what one server lists; see `check_adapters`."""
     try:
         listed = models()
     except EndpointError as error:
-        raise MeasurementInvalid(f"{name} was not measured: the server does not list its adapters: {error}") from error
+        raise MeasurementInvalid(f"{name} was not measured: {which} does not list its adapters: {error}") from error
     missing = [each for each in wanted if each not in listed]
     if missing:
-        known = ", ".join(each for each in listed if each != server.model) or "none"
+        known = ", ".join(each for each in listed if each != model) or "none"
         raise MeasurementInvalid(
-            f"{name} was not measured: the server has no adapter {', '.join(map(told, missing[:_MOST_NAMED]))}; "
+            f"{name} was not measured: {which} has no adapter {', '.join(map(told, missing[:_MOST_NAMED]))}; "
             f"/v1/models lists, beside its model: {shortened(known)}: load it there, or mend adapters="
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from sys import executable
@@ -18,7 +18,8 @@ from pytest_gpucap.requirement import Workload
 from pytest_gpucap.simulated import is_simulated, profile_of, simulated_class
 from pytest_gpucap.workloads.adapter_mix import own_adapters
 
-if TYPE_CHECKING:  # only tests on a simulator need it
+if TYPE_CHECKING:  # only tests on a simulator, a cluster or a URL need them
+    from pytest_gpucap.engines.pages import Page
     from pytest_gpucap.fleet.fleet_engine import OnRay
     from pytest_gpucap.simulator.profile import Profile
 
@@ -101,6 +102,7 @@ def place(declared: Declaration, options: Options, *, needs_server: bool) -> Pla
             headers=options.header,
             ca_file=None if options.ca_file is None else str(options.ca_file),
             likely_model=likely,
+            pages=pages_beside(options.metrics_url, options),
         )
         return Placement(behind, gpu_class)
     if wanted is not None and is_simulated(wanted):
@@ -119,6 +121,15 @@ def place(declared: Declaration, options: Options, *, needs_server: bool) -> Pla
     engine = _engine(declared, options) if needs_server else None
     engine = None if engine is None else _fleet(engine, declared, options, _on_ray(declared, options, gpu_class))
     return Placement(engine, gpu_class, declared.fleet * declared.gpus_per_replica)
+
+
+def pages_beside(urls: Sequence[str], options: Options) -> tuple[Page, ...]:
+    """Pages of metrics beside a server's address, with what requests to them carry."""
+    from pytest_gpucap.access import Access, read_headers
+    from pytest_gpucap.engines.pages import Page
+
+    ca_file = None if options.ca_file is None else str(options.ca_file)
+    return tuple(Page(url, Access(read_headers(options.metrics_header), ca_file)) for url in urls)
 
 
 def check_names(options: Options) -> None:

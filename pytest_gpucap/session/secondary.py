@@ -148,10 +148,12 @@ class SecondaryWatch:
         target, lease = self._target, self._target.lease
         if self._summary is None:
             return "nobody can read the server's counters"
-        if name is SecondaryName.JOULES_PER_1K_TOKENS and lease is not None:
-            if not lease.devices:
+        if name is SecondaryName.JOULES_PER_1K_TOKENS:
+            watched = target.telemetry
+            elsewhere = [each.device for each in watched.devices] if isinstance(watched, Telemetry) else []
+            if lease is not None and not lease.devices:
                 return "the class cpu has no energy counter that is read"
-            if any(device.mig_profile for device in lease.devices):
+            if any(device.mig_profile for device in (lease.devices if lease is not None else elsewhere)):
                 return "a MIG slice's share of its GPU's energy is not known"
         if getattr(target.runner, "readings", None) is not None:
             return ""  # a simulated server, whose profile was looked at when the test was collected
@@ -204,7 +206,7 @@ def summary_of(target: SystemUnderTest, runner: LoadRunner, open_now: ExitStack,
     if readings is not None:
         return lambda start_s, end_s: _virtual(readings(), start_s, end_s)
     telemetry = target.telemetry
-    if telemetry is not None and (target.lease is not None or not isinstance(telemetry, Telemetry)):
+    if telemetry is not None and (not isinstance(telemetry, Telemetry) or telemetry.sees_server):
         return telemetry.summary
     if not counters:
         return None

@@ -42,7 +42,7 @@ def _refusal(name: SecondaryName, declared: Declaration, placed: Placement, opti
     if name is SecondaryName.USD_PER_1M_TOKENS:
         return _without_price(placed, options)
     if placed.one is not None and placed.one.name == URL:
-        return _of_another(name)
+        return _of_another(name, options)
     if placed.simulated is not None:
         return _simulated(name, placed.simulated)
     if name is SecondaryName.JOULES_PER_1K_TOKENS and placed.gpu_class is not None and placed.gpu_class.is_cpu:
@@ -50,11 +50,14 @@ def _refusal(name: SecondaryName, declared: Declaration, placed: Placement, opti
     return _by_arguments(name, declared) if declared.engine == VLLM else ""
 
 
-def _of_another(name: SecondaryName) -> str:
+def _of_another(name: SecondaryName, options: Options) -> str:
     if name is SecondaryName.STARTUP:
         return "the server behind --gpucap-url was started by somebody else, so nobody knows how long that took"
-    if name is SecondaryName.JOULES_PER_1K_TOKENS:
-        return "the devices behind --gpucap-url are not watched, so their energy is not known"
+    if name is SecondaryName.JOULES_PER_1K_TOKENS and not options.dcgm_url:
+        return (
+            "the devices behind --gpucap-url are not watched, so their energy is not known: name the page of their "
+            "DCGM exporter with --gpucap-dcgm-url"
+        )
     return ""
 
 

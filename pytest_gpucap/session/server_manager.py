@@ -21,6 +21,7 @@ from pytest_gpucap.gpu.inventory import Inventory, NoGpu, WrongGpuClass, detect_
 from pytest_gpucap.gpu.lease import Lease, lease, lease_cpu, lease_server
 from pytest_gpucap.gpu.occupancy import wait_memory_returned
 from pytest_gpucap.options import Options
+from pytest_gpucap.session.gpus_elsewhere import gpus_elsewhere
 from pytest_gpucap.session.placement import Placement, own_classes
 from pytest_gpucap.session.reuse import Reuse
 from pytest_gpucap.session.session_time import SessionTime
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # a test file may import `SystemUnderTest` for its annotation
     from pytest_gpucap.load.protocol import LoadRunner
     from pytest_gpucap.results.problems import Problem
     from pytest_gpucap.session.live_line import LiveLine
+    from pytest_gpucap.telemetry.dcgm import DcgmExporter
     from pytest_gpucap.telemetry.host_watch import HostWatch
     from pytest_gpucap.telemetry.sampler import Telemetry
 
@@ -242,15 +244,20 @@ class ServerManager:
             target.telemetry = target._closing.enter_context(nodes)  # noqa: SLF001 - one object in two classes' hands
             return
         host = self._host_watch(server, here=target.lease is not None)
-        if target.lease is None and host is None:
+        exporters: tuple[DcgmExporter, ...] = ()
+        if target.lease is None:
+            exporters, target.gpu_class = gpus_elsewhere(server, target.gpu_class, self._options)
+        names = server.capabilities().metrics
+        told = target.lease is None and names != MetricNames()
+        if target.lease is None and host is None and not exporters and not told:
             return
         from pytest_gpucap.telemetry.sampler import Telemetry
 
-        if target.lease is None:  # the host alone can be watched
-            target.telemetry = Telemetry((), tuple, host=host)
+        if target.lease is None:  # what is not on this machine shows on pages, if anywhere
+            fetch = partial(server.request, "/metrics") if told else None
+            target.telemetry = Telemetry((), tuple, fetch, names=names, host=host, exporters=exporters)
         else:
-            names = server.capabilities().metrics
-            fetch = None if names == MetricNames() else lambda: server.request("/metrics")
+            fetch = None if names == MetricNames() else partial(server.request, "/metrics")
             devices, tolerated = target.lease.devices, target.lease.tolerated
             target.telemetry = Telemetry(devices, server.pids, fetch, names=names, tolerated=tolerated, host=host)
         target._closing.enter_context(target.telemetry)  # noqa: SLF001 - one object in two classes' hands

@@ -30,6 +30,7 @@ class KnownLimits:
         weight_bytes: of the model on one device, as quantised; with them, the least share of the bandwidth.
         cores: that the machine has.
         loopback: the client and the server share the machine, so that no network is between them.
+        gateway: where requests are sent, if a gateway there passes them on to the server; empty: they go to the server.
         arguments: of a vLLM server that we started, so that no advice contradicts them; None for any other server, of
             whose flags nothing is known.
         version: of that vLLM, such as ``0.32.0``.
@@ -43,6 +44,7 @@ class KnownLimits:
     weight_bytes: float | None = None
     cores: int | None = None
     loopback: bool = False
+    gateway: str = ""
     arguments: VllmArguments | None = field(default_factory=VllmArguments)
     version: str | None = None
 
@@ -57,6 +59,9 @@ BUSY_CORES = 0.85
 WAITING = 0.5
 FULL_BATCH = 0.95
 LOST_SHARE = 0.2
+GATEWAY_ADVICE = (
+    "a higher limit or more workers of the gateway; or measure the engine's own URL, to see what it sustains"
+)
 MOST_UTILIZATION = 0.95
 """Of ``--gpu-memory-utilization``: above it CUDA has no room for its own."""
 
@@ -199,6 +204,12 @@ def _network(summary: TelemetrySummary, known: KnownLimits) -> Bottleneck | None
     ]
     if (use := _gpu_use(summary)) is not None:
         evidence.append(f"GPU idle {1 - use:.0%} of the time")
+    if known.gateway:
+        return Bottleneck(
+            BottleneckKind.GATEWAY,
+            (*evidence, f"the rest was in the gateway at {known.gateway} or on the way"),
+            GATEWAY_ADVICE,
+        )
     if known.loopback:
         # On one machine, only the API server is between the client and the engine.
         return Bottleneck(BottleneckKind.API_SERVER_CPU, tuple(evidence), _api_advice(known))

@@ -98,7 +98,8 @@ def _lower_clock(columns: dict[str, Floats], start_s: float, inside: Bools) -> s
     """A clause on a busy device that runs slower than before without a stated reason; empty if it does not."""
     clock = columns["sm_clock_mhz"]
     reasons = np.nan_to_num(columns["reasons"]).astype(np.int64)
-    usable = (columns["gpu_use"] >= BUSY) & ((reasons & _EXPLAINED) == 0) & ~np.isnan(clock)
+    told = ~np.isnan(columns["reasons"])  # an exporter may leave them out, and then any lower clock may have a good one
+    usable = (columns["gpu_use"] >= BUSY) & told & ((reasons & _EXPLAINED) == 0) & ~np.isnan(clock)
     before = clock[usable & (columns["time_s"] < start_s)]
     now = clock[usable & inside]
     if before.size < MIN_READINGS or now.size < MIN_READINGS:

@@ -188,7 +188,7 @@ def read_metrics(page: str, names: MetricNames) -> ServerReading:
 
 def _figure(text: str, field: str, names: tuple[str, ...]) -> float:
     for name in names:
-        found = _values(text, name)
+        found = values_named(text, name)
         if found:
             values = _of_engines(found) if field in _GAUGES else [value for _, value in found]
             return sum(values) / len(values) if field in _MEAN else sum(values)
@@ -206,7 +206,19 @@ def _of_engines(found: list[tuple[str, float]]) -> list[float]:
     return list(engines.values())
 
 
-def _values(text: str, name: str) -> list[tuple[str, float]]:
+def labels_of(text: str) -> dict[str, str]:
+    """Labels by name, from their text on a line: ``{gpu="0",UUID="GPU-1"}``."""
+    return {name: _ESCAPED.sub(_unescaped, value) for name, value in _LABEL.findall(text)}
+
+
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    return "\n" if match[1] == "n" else match[1]
+
+
+def values_named(text: str, name: str) -> list[tuple[str, float]]:
     """(labels, value) of all lines ``name{labels} value [timestamp]`` with exactly this name; none that is NaN."""
     values = []
     start = f"\n{name}"

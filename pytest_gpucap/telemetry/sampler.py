@@ -1,8 +1,9 @@
 """Samples what the GPUs, the server and its processes do during a measurement.
 
-Three threads sample, so that a server that answers late delays no other reading. One reads the devices through NVML, up
-to ten times a second. One reads the server's ``/metrics``, the CPU time of its processes, PCIe traffic and the
-neighbours, twice a second. One reads the host (`host_watch.py`), once a second. Some drivers spend half a millisecond
+Several threads sample, so that a server that answers late delays no other reading. One reads the devices through NVML,
+up to ten times a second. One reads the server's ``/metrics``, the CPU time of its processes, PCIe traffic and the
+neighbours, twice a second. One reads the host (`host_watch.py`), once a second. Devices of another machine are read
+from the page of a DCGM exporter (`dcgm.py`), each page by a thread of its own. Some drivers spend half a millisecond
 of CPU on every field (an H100 under driver 580: 4.3 ms for all nine), on cores that the server needs. So devices and
 host are read as often as a fixed share of one core allows.
 All times are `time.monotonic`, the clock of the load generator, so the windows of a measurement can be looked up.
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass, fields
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -30,6 +32,7 @@ from pytest_gpucap.gpu.occupancy import GpuProcess, Neighbours
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
 from pytest_gpucap.results.telemetry import TelemetrySummary
 from pytest_gpucap.telemetry import health
+from pytest_gpucap.telemetry.dcgm import LOOK_S, DcgmExporter
 from pytest_gpucap.telemetry.host_watch import HOST_PERIOD_S, HOST_SHARE, LONGEST_HOST_PERIOD_S, HostWatch
 from pytest_gpucap.telemetry.probes import (
     DEVICE_FIELDS,
@@ -122,6 +125,7 @@ class Telemetry:
         names: of the figures on that page.
         tolerated: pids of other programs that are allowed on the devices; see `Lease.tolerated`.
         host: watches the host as well; None: nobody does.
+        exporters: of devices on other machines, which they have found.
     """
 
     def __init__(
@@ -134,11 +138,16 @@ class Telemetry:
         names: MetricNames | None = None,
         tolerated: Iterable[int] = (),
         host: HostWatch | None = None,
+        exporters: Sequence[DcgmExporter] = (),
     ) -> None:
-        self.host = host
+        self.host, self.exporters = host, tuple(exporters)
         self._server_pids, self._fetch, self._clock = server_pids, fetch, clock
         self._names = names or MetricNames()
-        self.devices = [WatchedDevice(d, TimeSeries(DEVICE_FIELDS), TimeSeries(LINK_FIELDS)) for d in devices]
+        elsewhere = [device for exporter in self.exporters for device in exporter.devices]
+        self.devices = [
+            WatchedDevice(d, TimeSeries(DEVICE_FIELDS), TimeSeries(LINK_FIELDS)) for d in (*devices, *elsewhere)
+        ]
+        self._leased = tuple(devices)
         self.server = TimeSeries(SERVER_FIELDS)
         self.processes: dict[int, WatchedProcess] = {}
         self.sightings: list[Sighting] = []
@@ -159,18 +168,18 @@ class Telemetry:
 
     def attach(self) -> None:
         """Find the devices, without sampling yet; `start` does both."""
-        if not self.devices or self._pynvml is not None:
+        if not self._leased or self._pynvml is not None:
             return
         try:
             self._pynvml = self._open.enter_context(nvml_session())
         except NvmlUnavailable as error:
             self.faults["NVML"] = str(error)
             return
-        for watched in self.devices:
+        for device in self._leased:
             try:
-                self._probes[watched.device.uuid] = DeviceProbe(self._pynvml, watched.device)
+                self._probes[device.uuid] = DeviceProbe(self._pynvml, device)
             except Exception as error:  # noqa: BLE001 - lost, or a broken binding; the figures are missing then
-                self.faults[watched.device.label] = str(error)
+                self.faults[device.label] = str(error)
 
     def start(self) -> None:
         """Begin to sample, in daemon threads."""
@@ -185,6 +194,8 @@ class Telemetry:
         if self.host is not None:
             pace = ReadingPace(HOST_PERIOD_S, LONGEST_HOST_PERIOD_S, HOST_SHARE)
             loops.append(("gpucap-host", pace, self.sample_host))
+        pace = ReadingPace(LOOK_S, LOOK_S, 1.0)
+        loops += [("gpucap-dcgm", pace, partial(self.sample_exporter, exporter)) for exporter in self.exporters]
         self._stop.clear()
         for name, pace, sample in loops:
             thread = threading.Thread(target=self._loop, args=(pace, sample), name=name, daemon=True)
@@ -208,6 +219,11 @@ class Telemetry:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    @property
+    def sees_server(self) -> bool:
+        """Whether anything of the server is watched, and not the host alone."""
+        return bool(self.devices) or self._fetch is not None
 
     def now(self) -> float:
         """Seconds on the clock that readings are stamped by."""
@@ -242,6 +258,8 @@ class Telemetry:
             if probe is not None and probe.lost is not None:
                 text = f"{watched.device.label} was lost: {probe.lost}"
                 found.append(Problem(ProblemSource.GPU, ProblemKind.LOST, text))
+        for exporter in self.exporters:
+            found += exporter.problems(start_s, end_s)
         return found if self.host is None else [*found, *self.host.problems(start_s, end_s)]
 
     def series(self, start_s: float = 0.0, end_s: float = float("inf"), points: int = 600) -> dict[str, Any]:
@@ -280,6 +298,15 @@ class Telemetry:
             self._sample_neighbours()
             self._sample_link()
 
+    def sample_exporter(self, exporter: DcgmExporter) -> None:
+        """Look at an exporter's page once now."""
+        for uuid, (time_s, figures, link) in exporter.sample().items():
+            watched = next(each for each in self.devices if each.device.uuid == uuid)
+            watched.series.append(time_s, figures)
+            watched.link.append(time_s, link)
+        if exporter.fault:
+            self.faults[exporter.page.url] = exporter.fault
+
     def sample_host(self) -> None:
         """Read the host once now."""
         if self.host is not None:
@@ -293,7 +320,7 @@ class Telemetry:
             try:
                 sample()
             except Exception as error:  # noqa: BLE001 - one failed reading must not end the sampling; `faults` has it
-                self.faults[sample.__name__] = f"{type(error).__name__}: {error}"
+                self.faults[getattr(sample, "__name__", "sample_exporter")] = f"{type(error).__name__}: {error}"
             period_s = pace.period_s(time.thread_time() - began)
             # After a late reading, the next one is due at the next full period.
             due += period_s * max(1, -(-(self._clock() - due) // period_s))
@@ -351,7 +378,7 @@ class Telemetry:
     def _sample_link(self) -> None:
         """Read one device's link per turn: NVML counts PCIe traffic for 20 ms per direction before it answers."""
         self._turn += 1
-        watched = self.devices[self._turn % len(self.devices)]
+        watched = self.devices[self._turn % len(self._leased)]
         probe = self._probes.get(watched.device.uuid)
         if probe is not None:
             watched.link.append(self._clock(), (*probe.pcie_bytes_per_s(), probe.ecc_errors()))

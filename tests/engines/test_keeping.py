@@ -103,6 +103,22 @@ def left(desk: Desk) -> Iterator[VllmServer]:
         kept.end(each)
 
 
+def test_the_log_of_a_server_that_ends_by_itself_is_masked(
+    desk: Desk, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else is there to do it. What it wrote after it was left counts."""
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnopqrst")
+    server, lease = desk.start()
+    desk.leave(server, lease, seconds=1.0)
+    with server.log.path.open("a") as log:
+        log.write(f"\nGET /v1/models by {server.api_key} with {os.environ['HF_TOKEN']}\nlast words\n")
+    gone(desk, family)
+    text = server.log.path.read_text()
+    assert f"{server.api_key}" not in text
+    assert "hf_abc" not in text
+    assert text.endswith("last words\n")
+
+
 def gone(desk: Desk, family: Family) -> None:
     """Wait until no process, no file and no lock is left."""
     family.wait_until_gone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -11,11 +12,14 @@ from threading import Thread
 
 import pytest
 
+from pytest_gpucap.access import Access
 from pytest_gpucap.engines.errors import EndpointError, MetricsUnavailable
+from pytest_gpucap.engines.pages import Page
 from pytest_gpucap.engines.prometheus import Metrics
 from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.url import ExternalServer, attach
 from pytest_gpucap.engines.vllm import VllmServer, start_vllm
+from pytest_gpucap.masking import Secret
 from tests.waiting import FOREVER_S, refused_url
 
 
@@ -162,6 +166,37 @@ def test_a_name_that_is_not_there_gets_near_matches() -> None:
         metrics.value("vllm:num_requests_running", engine="7")
     with pytest.raises(KeyError, match="similar: none at all"):
         Metrics.parse("").value("x")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_gateway_that_lets_a_look_wait_has_not_ended_while_the_engine_behind_it_answers(
+    running: VllmServer, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    monkeypatch.setattr("pytest_gpucap.engines.url._LAST_LOOK_S", 0.2)
+    key = Secret(f"Bearer {running.api_key}")
+    with socket.create_server(("127.0.0.1", 0)) as waiting:  # nobody accepts
+        gateway = ExternalServer(f"http://127.0.0.1:{waiting.getsockname()[1]}/v1", "m")
+        if known:
+            gateway.watch_engines([Page(f"{running.root_url}/metrics", Access((("Authorization", key),)))])
+            assert gateway.software == "vLLM"
+            assert gateway.metrics().value("vllm:generation_tokens_total", model_name="b") == 4
+        told = gateway.ended(0.2)
+    assert told == "" if known else told.startswith("the server can answer no more: ")
+
+
+@pytest.mark.parametrize(
+    ("owner", "software"),
+    [("vllm", "vLLM"), ("sglang", "SGLang"), ("tensorrt_llm", "TensorRT-LLM"), ("openai", ""), (None, "")],
+)
+def test_an_engine_is_called_what_its_list_of_models_says(
+    elsewhere: str, monkeypatch: pytest.MonkeyPatch, owner: str | None, software: str
+) -> None:
+    """TensorRT-LLM and many gateways have a /version too."""
+    monkeypatch.setitem(ANSWERS, "/owned/v1/models", json.dumps({"data": [{"id": "a", "owned_by": owner}]}))
+    monkeypatch.setitem(ANSWERS, "/owned/version", '{"version": "1.2.3"}')
+    server = attach(f"{elsewhere}/owned")
+    assert server.software == software
+    assert server.facts()["server"] == (f"{software} 1.2.3" if software else "a server, version 1.2.3")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from pytest_gpucap.engines.errors import EndpointError, ServerStartError
 from pytest_gpucap.engines.protocol import LoadRequest
 from pytest_gpucap.engines.server import HttpServer
+from pytest_gpucap.errors import MeasurementInvalid
 from pytest_gpucap.fleet.fleet_engine import FleetEngine
 from pytest_gpucap.fleet.fleet_server import FleetServer
 from pytest_gpucap.fleet.router import missing_router
@@ -20,6 +22,7 @@ from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.load.schedule import open_loop
 from pytest_gpucap.requirement import Length, Workload
 from pytest_gpucap.routing import Routing
+from pytest_gpucap.session.harness import check_adapters
 from tests.fleet.replicas import engine_of, fleet_of
 from tests.waiting import until
 
@@ -111,6 +114,20 @@ def test_a_router_that_is_killed_is_named(tmp_path: Path) -> None:
         folder = Path(fleet.router._folder.name)
         assert folder.is_dir()
     assert not folder.exists()
+
+
+def test_every_replica_is_asked_for_the_adapters_of_the_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through a router, or with the first one alone, it would show only in failed requests."""
+    workload = replace(WORKLOAD, adapters={"sql": 1.0})
+    with fleet_of(tmp_path, 2) as fleet:
+        with pytest.raises(MeasurementInvalid, match=r"^it was not measured: replica 1 of 2 has no adapter 'sql'; "):
+            check_adapters(fleet, workload, "it")
+        first = fleet.replicas[0]
+        monkeypatch.setattr(first, "models", lambda: [first.model, "sql"])
+        with pytest.raises(MeasurementInvalid, match="replica 2 of 2 has no adapter 'sql'"):
+            check_adapters(fleet, workload, "it")
+        fleet.replicas.pop()
+        check_adapters(fleet, workload, "it")
 
 
 def test_one_replica_that_does_not_start_ends_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

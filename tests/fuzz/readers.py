@@ -16,11 +16,13 @@ from functools import partial
 from itertools import cycle
 from typing import Any
 
-from pytest_gpucap.access import header_sources, server_root
+from pytest_gpucap.access import header_sources, page_url, server_root
 from pytest_gpucap.accuracy import grading
 from pytest_gpucap.cli import servers
 from pytest_gpucap.cli._sending import receiver
 from pytest_gpucap.engines.errors import ServerError, ServerStartError
+from pytest_gpucap.engines.known_engines import engine_on
+from pytest_gpucap.engines.pages import Page
 from pytest_gpucap.engines.protocol import ServerLog
 from pytest_gpucap.engines.start_phases import start_phases
 from pytest_gpucap.engines.startup_errors import diagnose
@@ -37,7 +39,7 @@ from pytest_gpucap.load.prompts import PromptRecipe, RequestComposer
 from pytest_gpucap.load.protocol import LoadError, Status
 from pytest_gpucap.load.server_words import one_line, words_in
 from pytest_gpucap.load.shared_memory import PhaseTable, RunTable, anonymous_memory
-from pytest_gpucap.option_values import idle_memory
+from pytest_gpucap.option_values import idle_memory, labels
 from pytest_gpucap.requirement import (
     ApiKind,
     LatencyLimit,
@@ -53,7 +55,9 @@ from pytest_gpucap.requirement import (
     tokens,
     whole,
 )
+from pytest_gpucap.telemetry.dcgm import DcgmExporter, found_devices
 from pytest_gpucap.telemetry.probes import read_metrics
+from pytest_gpucap.telemetry.sampler import Telemetry
 from pytest_gpucap.user_files import read_toml
 from pytest_gpucap.vllm_arguments import VllmArguments
 from tests.fuzz import inputs
@@ -86,15 +90,17 @@ def readers(place: Place) -> tuple[Reader, ...]:
     toml = Format("TOML", ((inputs.REPOSITORY / "pyproject.toml").read_bytes()[:KIB],), read_toml, ".toml")
     files = (*formats(place), toml)
     logs = sorted((inputs.REPOSITORY / "tests" / "engines").glob("*logs/*.txt"))
+    exporters = sorted((inputs.REPOSITORY / "tests" / "telemetry" / "dcgm").glob("*.txt"))
     secrets = "\n".join(each.argument for each in PLANTED.values()).encode()
     return (
         *(Reader(each.name, each.contents, partial(each.enter, place)) for each in files),
         Reader("numbers", tuple(each.encode() for each in NUMBERS), _numbers),
-        Reader("addresses", (b"http://127.0.0.1:8000/v1/chat/completions", b"X-Key=HOME"), _addresses),
+        Reader("addresses", (b"http://[::1]:8000/v1/chat/completions", b"X-Key=HOME", b"pod=a,gpu=0"), _addresses),
         Reader("arguments", (b"--max-num-seqs 64 -tp=2 --a.b '{\"c\": [1]}' --no-x -O3",), _arguments),
         Reader("grades", (b"so the answer is $1,024$.", b"<think>7</think>\\boxed{\\frac{3}{4}}", b"25\\%"), _grades),
         Reader("logs", (secrets, *(each.read_bytes()[-2 * KIB :] for each in logs)), partial(_log, place), 64 * KIB),
         Reader("metrics", METRICS_PAGES, _metrics),
+        Reader("exporters", tuple(each.read_bytes()[-4 * KIB :] for each in exporters), _exporter, 16 * KIB),
         Reader("kept servers", (_kept_server(),), partial(_kept, place)),
         Reader("words", WORDS, _words),
         Reader("answers", ANSWERS, _answers, 64 * KIB),
@@ -170,8 +176,11 @@ def _numbers(content: bytes) -> str | None:
 
 def _addresses(content: bytes) -> str | None:
     text = _text(content)
+    nothing: Any = None  # the configuration is not looked at
     reads = (
         partial(server_root, text),
+        partial(page_url, text),
+        partial(labels, text, "it", nothing),
         partial(header_sources, text.split("\n")),
         partial(receiver, text, "--otlp"),
     )
@@ -229,6 +238,27 @@ class _Pages(ExternalServer):
 
     def request(self, path: str, **_: Any) -> str:
         return self.page
+
+
+def _exporter(content: bytes) -> str | None:
+    class Fed(Page):
+        __slots__ = ()
+
+        def read(self, timeout_s: float = 0.0, most_bytes: int = 0) -> str:
+            del timeout_s, most_bytes
+            return content.decode("utf-8", "replace")
+
+    def watched() -> None:
+        exporter = DcgmExporter(Fed("http://node:9400/metrics"), (("gpu", "0"),))
+        found_devices([exporter], exporter._match)
+        telemetry = Telemetry((), tuple, exporters=[exporter])
+        exporter._lines = []
+        telemetry.sample_exporter(exporter)
+        telemetry.summary(0.0, 1e9)
+        telemetry.problems(0.0, 1e9)
+
+    engine_on(content.decode("utf-8", "replace"))
+    return _refusals(watched, of=ServerError)
 
 
 def _metrics(content: bytes) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -74,6 +76,31 @@ def refusing(status: int, text: str, after: int = 0) -> dict[str, Any]:
     return {"handler": answer}
 
 
+def in_lumps(events: int, pause_s: float) -> dict[str, Any]:
+    """A gateway's stream: so many events at once, a pause, and so on. Probes are answered well."""
+    honest: list[TokenServer] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if not honest:
+            honest.append(TokenServer())  # not started: it only lends its answers
+        body = await request.json()
+        if not body.get("stream"):
+            return await honest[0]._answer(request)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        asked = int(body.get("max_completion_tokens") or body["max_tokens"])
+        for first in range(0, asked, events):
+            lump = [{"choices": [{"index": 0, "delta": {"content": " t"}}]} for _ in range(min(events, asked - first))]
+            if first + events >= asked:
+                lump[-1]["choices"][0]["finish_reason"] = "length"
+            await response.write(b"".join(b"data: " + json.dumps(each).encode() + b"\n\n" for each in lump))
+            await asyncio.sleep(pause_s)
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    return {"handler": answer}
+
+
 @dataclass(frozen=True)
 class Situation:
     """What a server does, what is asked of it, and the right outcome."""
@@ -97,6 +124,10 @@ SITUATIONS = [
     ),
     Situation("buffered, a pace is limited", 16, {Outcome.INVALID}, "tpot_p95 cannot", {}, {"tpot_p95": "50ms"}),
     Situation("buffered, gaps are limited", 16, {Outcome.INVALID}, "itl_p99 cannot", {}, {"itl_p99": "50ms"}),
+    Situation(
+        "in lumps, in time", 32, {Outcome.PASS}, "or throttle the stream?", in_lumps(8, 0.06), {"e2e_p50": "20s"}
+    ),
+    Situation("in lumps, gaps are limited", 32, {Outcome.INVALID}, "in lumps", in_lumps(8, 0.06), {"itl_p99": "90ms"}),
     # A refusal by a client's or a gateway's fault may be INVALID; it is never a pass, and never a crash.
     Situation("all refused", 4, {Outcome.FAIL, Outcome.INVALID}, "failed", refusing(400, "context too long")),
     Situation("refused beyond a rate", 4, {Outcome.FAIL, Outcome.INVALID}, "failed", refusing(429, "slow down", 60)),
