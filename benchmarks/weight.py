@@ -2,10 +2,10 @@
 
     python benchmarks/weight.py [--wheel dist/*.whl] [--vllm .venv-vllm/bin/python] [--repeats 9]
 
-Makes a virtual environment in a temporary folder and installs the wheel with what it needs, as a user would. Prints every
-installed distribution with its size on disk and whether a machine with vLLM has it anyway. Then it runs each command that
-only reports, on a result file of this repository, and prints processor time (the least of the repeats, which other work
-on the machine hardly changes) and wall time (their median). The first row of that table is what they are compared with.
+Makes a virtual environment in a temporary folder and installs the wheel with what it needs, as a user would. Prints
+every installed distribution with its size on disk and whether a machine with vLLM has it anyway. Then it runs each
+command that only reports, on a result file of this repository, and prints processor time (the least of the repeats,
+which other work on the machine hardly changes) and wall time (their median). The first row of that table is what they are compared with.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def built(into: Path) -> Path:
     return wheel
 
 
-def fresh(folder: Path, *wanted: str) -> Path:
+def fresh(folder: Path, *wanted: str, interpreter: str = sys.executable) -> Path:
     """A new environment with these requirements; its interpreter."""
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    subprocess.run([interpreter, "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *wanted], check=True)
     return python
@@ -97,7 +97,9 @@ def main() -> None:
         wheel = given.wheel or built(folder / "dist")
         began = time.monotonic()
         python = fresh(folder / "venv", str(wheel))
-        print(f"wheel {wheel.stat().st_size / 1e6:.2f} MB; installed in {time.monotonic() - began:.0f} s, venv included\n")
+        print(
+            f"wheel {wheel.stat().st_size / 1e6:.2f} MB; installed in {time.monotonic() - began:.0f} s, venv included\n"
+        )
         found = {name: each for name, each in installed(python).items() if name not in NOT_OURS}
         print("| package | version | MB | a machine with vLLM has it |\n| --- | --- | --- | --- |")
         for package, (version, size) in sorted(found.items(), key=lambda each: -each[1][1]):

@@ -41,7 +41,18 @@ ALLOWED: dict[str, frozenset[str]] = {"servers": frozenset({"psutil"})}
 """It looks for processes."""
 
 RUNS: dict[str, Sequence[str]] = {
-    "report": ["report", str(RESULT), "--text", "r.txt", "--markdown", "r.md", "--junit", "r.xml", "--metrics", "m.txt"],
+    "report": [
+        "report",
+        str(RESULT),
+        "--text",
+        "r.txt",
+        "--markdown",
+        "r.md",
+        "--junit",
+        "r.xml",
+        "--metrics",
+        "m.txt",
+    ],
     "report --html": ["report", str(RESULT), "--html", "r.html", "--history", "nights"],
     "report --code-quality": ["report", str(RESULT), "--code-quality", "q.json"],
     "compare": ["compare", str(RESULT), str(RESULT)],

@@ -1,4 +1,4 @@
-"""A session whose code is not compiled yet compiles it while its first server starts, and measures when that is done."""
+"""A session compiles what is not compiled yet while its first server starts, and measures when that is done."""
 
 from __future__ import annotations
 
