@@ -2,10 +2,11 @@
 
     python benchmarks/first_check.py [--rounds 1] [--gpu-class cpu] [--python .venv-vllm/bin/python] [--json FILE]
 
-Each round runs three pytest sessions with the same test against a server of their own. "before": Numba has no
-compiled code, and none is made while the server starts. "after": it has none either, and the plugin compiles during the
-start. "later": with the code that "after" has left. Prints for each how long the server was ready without a phase of load (what
-is between "ready" and the end of the test, less the phases), how long its start took, and the processor time of both.
+Each round runs three pytest sessions with the same test against a server of their own. "before": Numba has no compiled
+code, and none is made while the server starts. "after": it has none either, and the plugin compiles during the start.
+"later": with the code that "after" has left. Prints for each how long the server was ready without a phase of load
+(what is between "ready" and the end of the test, less the phases), how long its start took, and the processor time of
+both.
 """
 
 from __future__ import annotations

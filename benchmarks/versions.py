@@ -20,9 +20,9 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from weight import built, fresh, installed
+from benchmarks.weight import built, fresh, installed
 
 PYTHONS = ("python3.11", "python3.12", "python3.13", "python3.14")
 SHOWN = ("pytest", "openai", "nvidia-ml-py", "numba", "numpy", "scipy")

@@ -5,7 +5,8 @@
 Makes a virtual environment in a temporary folder and installs the wheel with what it needs, as a user would. Prints
 every installed distribution with its size on disk and whether a machine with vLLM has it anyway. Then it runs each
 command that only reports, on a result file of this repository, and prints processor time (the least of the repeats,
-which other work on the machine hardly changes) and wall time (their median). The first row of that table is what they are compared with.
+which other work on the machine hardly changes) and wall time (their median). The first row of that table is what they
+are compared with.
 """
 
 from __future__ import annotations

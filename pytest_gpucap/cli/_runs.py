@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pytest_gpucap.results.trend import Trend
 
 FOLDER = Path("gpucap-baselines")
-"""The default of ``--gpucap-baselines``. `Options` has it too, but loads pytest, most of what a command took to start."""
+"""The default of ``--gpucap-baselines``. `Options` has it too, but loads pytest, which takes longer than a command."""
 STDOUT = "-"
 """In place of a file's name."""
 

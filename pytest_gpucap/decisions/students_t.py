@@ -1,7 +1,7 @@
-"""Quantiles of Student's t. SciPy has them too, but takes a second to load, and what only reports needs nothing else of it.
+"""Quantiles of Student's t. SciPy has them too, but takes a second to load, and reports need nothing else of it.
 
-The tail is the regularised incomplete beta function, P(T > t) = I_x(n/2, 1/2) / 2 with x = n / (n + t^2), by its continued
-fraction (Abramowitz and Stegun 26.7.1 and 26.5.8; evaluated by the method of Lentz, Applied Optics 15, 1976).
+The tail is the regularised incomplete beta function, P(T > t) = I_x(n/2, 1/2) / 2 with x = n / (n + t^2), by its
+continued fraction (Abramowitz and Stegun 26.7.1 and 26.5.8; evaluated by the method of Lentz, Applied Optics 15, 1976).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Compiled code of the check, made while a server starts instead of while it waits.
 
-The first check after an installation compiles for many seconds. That work is started with the first server, in a process
-of its own: a thread would take turns with what waits for the server. The first measurement waits for
-what is left of it, since a compiler beside it would disturb it. Where the code is on disk already nothing is
-started. A failure here is silent: the check then compiles for itself.
+The first check after an installation compiles for many seconds. That work is started with the first server, in a
+process of its own: a thread would take turns with what waits for the server. The first measurement waits for what is
+left of it, since a compiler beside it would disturb it. Where the code is on disk already nothing is started. A
+failure here is silent: the check then compiles for itself.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import pytest_gpucap
 from pytest_gpucap.load.parent_death import can_be_followed
 
 _PACKAGE: Final = Path(pytest_gpucap.__file__).parent
-_MODULE: Final = "pytest_gpucap.measure.compile_ahead"
-_PATIENCE_S: Final = 120.0
+_MODULE: Final = "pytest_gpucap.session.compile_ahead"
+_PATIENCE_S: Final = 60.0
 """Longest wait after the server is ready: far more than compiling takes on a busy machine."""
 _LOOK_S: Final = 0.1
 
@@ -73,6 +73,10 @@ class CompileAhead:
         if process is None:
             return
         deadline = time.monotonic() + _PATIENCE_S
+        with contextlib.suppress(OSError):  # it may have ended, or we may not
+            os.setpriority(
+                os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0)
+            )  # nothing else is to be done
         try:
             while time.monotonic() < deadline:
                 with contextlib.suppress(subprocess.TimeoutExpired):

@@ -22,7 +22,7 @@ from pytest_gpucap.estimate import queue_simulation
 from pytest_gpucap.load.fastpath import reader
 from pytest_gpucap.load.recorder import Recorder
 from pytest_gpucap.load.shared_memory import PhaseTable, RunTable, anonymous_memory
-from pytest_gpucap.measure import compile_ahead
+from pytest_gpucap.session import compile_ahead
 from pytest_gpucap.measure.procedure import check
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.requirement import LatencyLimit, Length, Requirement, Slo, Workload
@@ -79,7 +79,9 @@ def marker() -> Path:
 
 def test_a_check_calls_what_was_compiled_with_the_same_types() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", AS_A_CHECK], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", AS_A_CHECK], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -68,7 +68,7 @@ class Place:
         self._wheels.mkdir()
         shutil.copy(wheel, self._wheels)
         subprocess.run([sys.executable, "-m", "venv", self.venv], check=True)
-        install = [self.venv / "bin" / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check", wheel]
+        install = [str(self.venv / "bin" / "python"), "-m", "pip", "install", "-q", str(wheel)]
         (folder / "home").mkdir()
         subprocess.run(install, check=True, env=self.environment(folder / "home"))
         self.venv.rename(self._pristine)
@@ -154,8 +154,8 @@ def _in_one_shell(wanted: Sequence[Step], folder: Path, environment: dict[str, s
             print(f"stopped after {PAGE_S} s", file=sys.stderr)
         ran = []
         for number, step in enumerate(wanted):
-            out = outputs / f"{number}.out"
-            output = out.read_text(encoding="utf-8", errors="replace") if out.exists() else ""
+            printed = outputs / f"{number}.out"
+            output = printed.read_text(encoding="utf-8", errors="replace") if printed.exists() else ""
             try:
                 code, began, ended = (outputs / f"{number}.done").read_text().split()
             except FileNotFoundError:  # the shell ended before, or within it

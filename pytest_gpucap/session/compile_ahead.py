@@ -1,7 +1,7 @@
-"""What a check calls of compiled code, compiled ahead: ``python -P -m pytest_gpucap.measure.compile_ahead``.
+"""What a check calls of compiled code, compiled ahead: ``python -P -m pytest_gpucap.session.compile_ahead``.
 
 Compiling takes many seconds, and a server that is ready would wait for it with its GPU. So a session runs this process
-while a server starts (`session/compiling.py`). It calls each function once, with arguments of the types that a check
+while a server starts (`compiling.py`). It calls each function once, with arguments of the types that a check
 has, and Numba keeps the code on disk. A check then finds it there.
 """
 
@@ -18,8 +18,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from pytest_gpucap.estimate.queue_model import GAP_BINS, ServerModel, evaluate, server_of
-from pytest_gpucap.estimate.queue_simulation import QueueArrivals, QueueLatencies, QueueStart, simulate
+from pytest_gpucap.estimate.queue_model import ServerModel, evaluate, server_of
+from pytest_gpucap.estimate.queue_simulation import GAP_BINS, QueueArrivals, QueueLatencies, QueueStart, simulate
 from pytest_gpucap.estimate.traffic import Traffic
 from pytest_gpucap.load.fastpath import reader
 from pytest_gpucap.load.parent_death import end_with_parent
@@ -27,8 +27,8 @@ from pytest_gpucap.load.recorder import Recorder
 from pytest_gpucap.load.shared_memory import RunTable, anonymous_memory
 from pytest_gpucap.results.whole_file import write_text
 
-_NICENESS: Final = 10
-"""Of this process: where cores are few, the server's start comes first."""
+_NICENESS: Final = 5
+"""Of this process, until the server is ready: where cores are few, the server's start comes first."""
 _ARRIVALS: Final = 1 << 15
 _RUNNING: Final = 64
 
