@@ -27,8 +27,6 @@ from pytest_gpucap.load.recorder import Recorder
 from pytest_gpucap.load.shared_memory import RunTable, anonymous_memory
 from pytest_gpucap.results.whole_file import write_text
 
-_NICENESS: Final = 5
-"""Of this process, until the server is ready: where cores are few, the server's start comes first."""
 _ARRIVALS: Final = 1 << 15
 _RUNNING: Final = 64
 
@@ -74,7 +72,6 @@ def main() -> int:
     """Compile, then write which files were made to the file that is named; returns the exit status."""
     marker, parent = Path(sys.argv[1]), int(sys.argv[2])
     end_with_parent(parent)
-    os.nice(_NICENESS)
     files = list(kept_files())
     if files:  # else what is compiled here is lost with this process
         compile_reader()
