@@ -25,8 +25,8 @@ from pytest_gpucap.load.parent_death import can_be_followed
 
 _PACKAGE: Final = Path(pytest_gpucap.__file__).parent
 _MODULE: Final = "pytest_gpucap.session.compile_ahead"
-_PATIENCE_S: Final = 60.0
-"""Longest wait after the server is ready: far more than compiling takes on a busy machine."""
+_PATIENCE_S: Final = 30.0
+"""Longest wait after the server is ready. What is compiled by then stays compiled, and the check does the rest."""
 _LOOK_S: Final = 0.1
 
 
@@ -73,10 +73,6 @@ class CompileAhead:
         if process is None:
             return
         deadline = time.monotonic() + _PATIENCE_S
-        with contextlib.suppress(OSError):  # it may have ended, or we may not
-            os.setpriority(
-                os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0)
-            )  # nothing else is to be done
         try:
             while time.monotonic() < deadline:
                 with contextlib.suppress(subprocess.TimeoutExpired):
