@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pytest_gpucap.session.compiling import CompileAhead, is_compiled
+from tests.waiting import FOREVER_S
 
 SERVER = Path(__file__).with_name("fast_vllm.py")
 SUITE = """
@@ -29,6 +30,7 @@ def test_it_is_done_before_the_first_request_of_the_load(
     python.chmod(0o755)
     marker = pytester.path / "marker"
     monkeypatch.setattr("pytest_gpucap.session.compiling.marker_path", lambda: marker)
+    monkeypatch.setattr("pytest_gpucap.session.compiling._PATIENCE_S", FOREVER_S)
     begun: list[int | None] = []
     finished: list[bool] = []
     begin, finish = CompileAhead.begin, CompileAhead.finish

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from pytest_gpucap.session.compiling import CompileAhead, is_compiled, marker_path
-from tests.waiting import until
+from tests.waiting import FOREVER_S, until
 
 AS_A_CHECK = """
 import math, os, select
@@ -61,6 +61,12 @@ ahead.begin()
 print(ahead.pid, flush=True)
 sys.stdin.read()
 """
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may take any time to compile."""
+    monkeypatch.setattr("pytest_gpucap.session.compiling._PATIENCE_S", FOREVER_S)
 
 
 @pytest.fixture
