@@ -19,7 +19,7 @@ DEMO := examples --gpu-class cpu --target-qps 2 --gpucap-host-check=warn -v
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types unit light shared real coverage fuzz hooks matrix site pages release-check vllm engines litellm install browser nginx images lock audit clean
+.PHONY: help demo test lint types unit light shared real coverage fuzz hooks matrix site pages release-check vllm engines litellm install browser nginx images strangers lock audit clean
 
 help: ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -105,6 +105,9 @@ pages: install ## the pages of the reference that are made from the code, anew
 
 images: install ## the pictures of the docs, made anew
 	GPUCAP_TEST_IMAGES=docs/images $(BIN)/pytest tests/report/test_html_images.py
+
+strangers: install vllm ## every command of the README and the docs in a fresh place, as a stranger has it (some twenty minutes)
+	$(BIN)/python tests/strangers/run.py --wheel dist/*.whl --vllm $(VLLM)
 
 lock: ## requirements/dev.txt anew: the newest versions of what dev.in and the package name, and of all they need
 	@echo "== requirements/dev.txt"

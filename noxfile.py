@@ -12,7 +12,7 @@ nox.options.error_on_missing_interpreters = False
 PURE = "not vllm_cpu and not slow"
 
 
-@nox.session(python=["3.11", "3.12", "3.13"])
+@nox.session(python=["3.11", "3.12", "3.13", "3.14"])
 @nox.parametrize("pytest", ["8.4.2", "9.0.2", "9.2.0"])
 def pure(session: nox.Session, pytest: str) -> None:
     """Install the built wheel with one pytest and run the pure tests."""

@@ -92,6 +92,7 @@ ROOMS: dict[str, set[str]] = {
             "telemetry",
             "load",
             "accuracy",
+            "estimate",
             "decisions",
         ),
         *("roofline", "measure", "simulator", "planning", "report", "history", "workloads", "simulated"),

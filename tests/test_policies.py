@@ -15,6 +15,7 @@ yaml: Any = pytest.importorskip("yaml")
 
 REPOSITORY = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+INSTALLATION = (REPOSITORY / "docs" / "versions.md").read_text(encoding="utf-8")
 TEMPLATES = sorted((REPOSITORY / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
 FORMS = [path for path in TEMPLATES if path.stem != "config"]
 KINDS = {"markdown", "textarea", "input", "dropdown", "checkboxes"}
@@ -27,9 +28,20 @@ def _read(path: Path) -> Any:
 
 def _supported(name: str) -> str:
     """The row of a name in the table of versions."""
-    page = (REPOSITORY / "docs" / "policy.md").read_text(encoding="utf-8")
-    (row,) = re.findall(rf"^\| {name} \|(.*)\|$", page, re.MULTILINE)
+    (row,) = re.findall(rf"^\| {re.escape(name)} \|(.*)\|$", INSTALLATION, re.MULTILINE)
     return str(row)
+
+
+def _least(name: str) -> str:
+    """The oldest version of a dependency that the project declares."""
+    (least,) = (each.partition(">=")[2] for each in PROJECT["dependencies"] if each.startswith(f"{name}>="))
+    return str(least)
+
+
+def _locked(name: str) -> str:
+    """The version with which every `make test` runs."""
+    locks = "".join((REPOSITORY / "requirements" / f"{each}.txt").read_text() for each in ("dev", "vllm-cpu"))
+    return str(re.findall(rf"^{name}==([\w.]+)", locks, re.MULTILINE)[0])
 
 
 def test_the_citation_has_the_projects_own_fields() -> None:
@@ -44,24 +56,52 @@ def test_the_citation_has_the_projects_own_fields() -> None:
     assert {keyword.lower() for keyword in cited["keywords"]} == set(PROJECT["keywords"])
 
 
-def test_the_policy_names_the_versions_that_are_declared_and_tested() -> None:
+def test_the_page_names_the_versions_that_are_declared_and_tested() -> None:
     pythons = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
     matrix = (REPOSITORY / "noxfile.py").read_text(encoding="utf-8")
+    supported, run, declared = _supported("Python").split("|")
+    assert re.findall(r"\b3\.\d+\b(?!\.)", supported) == pythons
+    assert PROJECT["requires-python"] == f">={pythons[0]}"
+    # The matrix has each Python that a row names: those that are supported, and those that nothing refuses.
+    named = re.search(r"nox\.session\(python=\[(.*?)\]", matrix)
+    assert named is not None
+    assert re.findall(r'"([\d.]+)"', named[1]) == pythons + re.findall(r"\b3\.\d+(?=:)", declared)
+    for python in re.findall(r"\b3\.\d+(?=:)", declared):
+        assert python not in run
+
+    supported, run, _ = _supported("pytest").split("|")
     tried = re.search(r'parametrize\("pytest", \[(.*?)\]', matrix)
     assert tried is not None
-    row = _supported("Python")
-    assert re.findall(r"\b3\.\d+\b(?!\.)", row.split("|")[0]) == pythons
-    row = _supported("pytest")
-    for version in re.findall(r'"([\d.]+)"', tried[1]):
-        assert version in row
-    (least,) = (each.partition(">=")[2] for each in PROJECT["dependencies"] if each.startswith("pytest>="))
-    assert row.split("|")[0].strip().startswith(f"{least} to ")
+    versions = re.findall(r'"([\d.]+)"', tried[1])
+    assert all(version in run for version in versions)
+    assert f"{_locked('pytest')} in every `make test`" in run
+    assert supported.strip() == f"{_least('pytest')} to {versions[-1].rpartition('.')[0]}"
+
     (least,) = (each.partition(">=")[2] for each in PROJECT["optional-dependencies"]["vllm"])
-    locked = (REPOSITORY / "requirements" / "vllm-cpu.txt").read_text(encoding="utf-8")
-    (run,) = re.findall(r"^vllm-cpu==([\d.]+)", locked, re.MULTILINE)
-    row = _supported("vLLM")
-    assert row.split("|")[0].strip().startswith(f"{least} and newer")
-    assert f"CPU build {run}" in row
+    supported, run, _ = _supported("vLLM").split("|")
+    assert supported.strip().startswith(f"{least} and newer")
+    assert f"CPU build {_locked('vllm-cpu')}" in run
+
+
+@pytest.mark.parametrize(("row", "package"), [("nvidia-ml-py (`pynvml`)", "nvidia-ml-py"), ("openai", "openai")])
+def test_the_page_names_the_libraries_as_declared_and_locked(row: str, package: str) -> None:
+    supported, run, _ = _supported(row).split("|")
+    assert supported.strip() == f"{_least(package)} and newer"
+    assert f"{_locked(package)} in every `make test`" in run
+
+
+def test_the_environments_that_were_run_are_those_that_are_supported() -> None:
+    """Each supported Python with the newest of everything, and the first one with the oldest of everything."""
+    rows = re.findall(r"^\| (newest|oldest) \| (3\.\d+)[.\d]* \| (.*) \|$", INSTALLATION, re.MULTILINE)
+    pythons = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
+    assert [(what, python) for what, python, _ in rows] == [
+        *(("newest", python) for python in pythons),
+        ("oldest", pythons[0]),
+    ]
+    assert all(versions.endswith("passed") for *_, versions in rows)
+    oldest = rows[-1][2].split(" | ")
+    for version, package in zip(oldest, ("pytest", "openai", "nvidia-ml-py", "numba", "numpy", "scipy"), strict=False):
+        assert f"{version}.".startswith(f"{_least(package)}.")
 
 
 @pytest.mark.parametrize("path", FORMS, ids=lambda path: path.stem)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from pytest_gpucap.cli import CommandError
 from pytest_gpucap.foreign_text import harmless, visible
 from pytest_gpucap.history.store import SUFFIX, Run, path_of, read_run
-from pytest_gpucap.options import Options
 from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.results.result_file import ResultFileError
 from pytest_gpucap.results.whole_file import write_text
@@ -21,7 +20,8 @@ from pytest_gpucap.user_files import UserFileError, exists, shown_path
 if TYPE_CHECKING:
     from pytest_gpucap.results.trend import Trend
 
-FOLDER = Options().baselines
+FOLDER = Path("gpucap-baselines")
+"""The default of ``--gpucap-baselines``. `Options` has it too, but loads pytest, which takes longer than a command."""
 STDOUT = "-"
 """In place of a file's name."""
 

@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Final
 
 from pytest_gpucap.decisions.regression import decide
+from pytest_gpucap.decisions.students_t import t_quantile
 from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.measured import Interval
 
@@ -72,9 +73,7 @@ class PaceDifference:
     @property
     def half_width(self) -> float:
         """Half the interval that one look is allowed."""
-        from scipy.stats import t  # a heavy import that most sessions never need
-
-        return float(t.ppf(1 - LOOK_LEVEL / 2, self.freedom)) * self.error
+        return t_quantile(1 - LOOK_LEVEL / 2, self.freedom) * self.error
 
 
 def pace_of(pairs: Sequence[Pair]) -> PaceDifference:

@@ -20,6 +20,7 @@ from typing import Final
 import msgspec
 
 from pytest_gpucap.decisions.regression import START_SD, mean_of, own_errors
+from pytest_gpucap.decisions.students_t import t_quantile
 from pytest_gpucap.decisions.verdict import rps, separated, verdict_of
 from pytest_gpucap.requirement import MOST_STARTS
 from pytest_gpucap.results.failures import FailedRequests, Failure
@@ -61,7 +62,7 @@ class PooledRate:
     def bounds(self, confidence: float) -> tuple[float, float]:
         """The rates that a one-sided interval of this confidence reaches down and up to."""
         down, up = (
-            _quantile(confidence, freedom) * error
+            t_quantile(confidence, freedom) * error
             for error, freedom in zip((self.down, self.up), self.freedom, strict=True)
         )
         return self.rate.value * math.exp(-down), self.rate.value * math.exp(up)
@@ -93,12 +94,6 @@ def pooled(rates: Sequence[Interval], expected: int | None = None) -> PooledRate
     found = PooledRate(mean, errors[0], errors[1], (freedoms[0], freedoms[1]), starts, spread)
     low, high = found.bounds(0.975)
     return replace(found, rate=Interval(mean.value, low, high))
-
-
-def _quantile(confidence: float, freedom: float) -> float:
-    from scipy.stats import t  # a heavy import that most sessions never need
-
-    return float(t.ppf(confidence, min(freedom, 1e6)))
 
 
 def decided(found: PooledRate, design_rps: float) -> Outcome:

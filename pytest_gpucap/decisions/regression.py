@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from statistics import NormalDist, fmean, median
 from typing import Final
 
+from pytest_gpucap.decisions.students_t import t_quantile
 from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.measured import Interval
 
@@ -117,9 +118,7 @@ def _repeat(scatter: float, allowed: float, runs: int) -> float:
     """See `ComparedRate.repeat`; a scatter below the allowed one counts only as far as so few runs can tell it."""
     if scatter > allowed:
         return scatter / allowed
-    from scipy.stats import t  # a heavy import that most sessions never need
-
-    widened = scatter * float(t.ppf(0.975, MAD_EFFICIENCY * runs)) / Z_95
+    widened = scatter * t_quantile(0.975, MAD_EFFICIENCY * runs) / Z_95
     return max(START_SD, min(widened, allowed)) / allowed
 
 

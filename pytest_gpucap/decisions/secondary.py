@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from pytest_gpucap.decisions.students_t import t_quantile
 from pytest_gpucap.requirement import Workload
 from pytest_gpucap.results.measured import (
     Interval,
@@ -64,11 +65,9 @@ def quotient(parts: Sequence[tuple[float, float]], factor: float = 1.0, most: fl
     value = over / under
     half = math.inf
     if count >= _FEWEST:
-        from scipy.stats import t  # a heavy import that most measurements never need
-
         squares = sum((a - value * b) ** 2 for a, b in parts)
         error = math.sqrt(squares * count / (count - 1)) / under
-        half = float(t.ppf((1 + _CONFIDENCE) / 2, count - 1)) * error
+        half = t_quantile((1 + _CONFIDENCE) / 2, count - 1) * error
     low, high = max(0.0, value - half), min(most, value + half)
     return Interval(value * factor, low * factor, high * factor, _CONFIDENCE)
 

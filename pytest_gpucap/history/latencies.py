@@ -9,6 +9,7 @@ from statistics import fmean, variance
 from typing import Final
 
 from pytest_gpucap.decisions.regression import START_SD, decide
+from pytest_gpucap.decisions.students_t import t_quantile
 from pytest_gpucap.report.formatting import significant
 from pytest_gpucap.requirement import Metric, limited_percentile
 from pytest_gpucap.results.comparison import LatencyComparison
@@ -201,10 +202,8 @@ def _ratio(difference: float, scattered: Sequence[Sequence[float]], start_sd: fl
     Its error is the scatter of each of `scattered` (degrees of freedom by Satterthwaite 1946, as in Welch's test) and
     the known noise of one start on either side.
     """
-    from scipy.stats import t  # a heavy import that most sessions never need
-
     parts = [(_NEIGHBOURS**2 * variance(values) / len(values), len(values) - 1) for values in scattered]
     total = sum(part for part, _ in parts) + 2 * start_sd**2
     freedom = total**2 / max(sum(part**2 / degrees for part, degrees in parts), total**2 * 1e-9)
-    error = float(t.ppf(0.975, freedom)) * math.sqrt(total)
+    error = t_quantile(0.975, freedom) * math.sqrt(total)
     return Interval(math.exp(difference), math.exp(difference - error), math.exp(difference + error))

@@ -6,10 +6,10 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Final
 
 import numpy as np
-from scipy import stats
 
 from pytest_gpucap.arrays import Floats
 from pytest_gpucap.history.detection import ChangeDetector, Rule, change_points, change_range, despiked, run_sd
@@ -21,6 +21,7 @@ from pytest_gpucap.results.trend import LevelChange, Segment, Trend, lower_is_be
 
 _CONFIDENCE: Final = 0.95
 """Of every interval here, and of the places where a change may have begun."""
+_Z: Final = NormalDist().inv_cdf((1 + _CONFIDENCE) / 2)
 _SEARCHED: Final = 0.995
 """What else changed is looked for at all places that are this probable together: missing a cause costs more than naming
 one too many."""
@@ -180,14 +181,14 @@ def _kept(logs: Floats, sd: float, places: dict[int, int | None], *, firm: Seque
 
 
 def _level(logs: Floats, sd: float, floor: float) -> Interval:
-    half = float(stats.norm.ppf((1 + _CONFIDENCE) / 2)) * sd / math.sqrt(logs.size)
+    half = _Z * sd / math.sqrt(logs.size)
     middle = float(logs.mean())
     value, low, high = (max(0.0, math.exp(end) - floor) for end in (middle, middle - half, middle + half))
     return Interval(value, low, high, _CONFIDENCE)
 
 
 def _ratio(before: Floats, after: Floats, sd: float) -> Interval:
-    half = float(stats.norm.ppf((1 + _CONFIDENCE) / 2)) * sd * math.sqrt(1 / before.size + 1 / after.size)
+    half = _Z * sd * math.sqrt(1 / before.size + 1 / after.size)
     step = float(after.mean() - before.mean())
     return Interval(math.exp(step), math.exp(step - half), math.exp(step + half), _CONFIDENCE)
 

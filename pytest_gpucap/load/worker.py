@@ -23,6 +23,7 @@ from pytest_gpucap.jit import spare_linear_algebra
 from pytest_gpucap.load.connection import AnswerForm, RequestTemplate
 from pytest_gpucap.load.event_loop import EventLoop
 from pytest_gpucap.load.own_bodies import OwnBodies
+from pytest_gpucap.load.parent_death import end_with_parent
 from pytest_gpucap.load.prompts import BodyComposer, PromptRecipe, RequestComposer
 from pytest_gpucap.load.shared_memory import PhaseTable, RunTable, read_shared_bytes
 from pytest_gpucap.load.spread import Spread
@@ -30,7 +31,6 @@ from pytest_gpucap.load.spread import Spread
 MESSAGE_BYTES = 2**20
 MOST_SAID = 2_000
 """Characters of a worker's last words: a datagram must hold them."""
-_PR_SET_PDEATHSIG = 1
 _PR_SET_TIMERSLACK = 29
 _TIMERSLACK_NS = 1_000
 """The default of 50 us would make every timed wait 50 us longer."""
@@ -154,7 +154,7 @@ def main() -> int:
     libc.prctl(_PR_SET_TIMERSLACK, _TIMERSLACK_NS, 0, 0, 0)
     _ask_for_short_slices(libc)
     if "--die-with-parent" in sys.argv:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        end_with_parent()
     # Ctrl-C goes to the whole foreground group; the runner decides what it means for the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -11,13 +11,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import pytest_gpucap
+from pytest_gpucap.load.parent_death import can_be_followed
 from pytest_gpucap.load.protocol import ErrorText, LoadError, Status
 from pytest_gpucap.load.shared_memory import RunTable, WorkerProgress, anonymous_memory, shared_bytes
 
@@ -69,8 +69,7 @@ class WorkerPool:
     def _start(self, setup: dict[str, Any], run_table_fd: int, bodies_fd: int | None) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-P", "-m", "pytest_gpucap.load.worker"]
-        if threading.current_thread() is threading.main_thread():
-            # The signal comes when the *thread* that started the child ends. Only the main thread lives long enough.
+        if can_be_followed():
             command.append("--die-with-parent")
         environment = dict(os.environ)
         home = str(Path(pytest_gpucap.__file__).parents[1])

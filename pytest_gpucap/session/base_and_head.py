@@ -203,6 +203,7 @@ class BaseAndHead:
                 base, head = (target.endpoint for target in targets)
                 workload = self._workload(pair.head, head, settings.seed)
                 load = LoadRequest(workload=workload, seed=settings.seed, workers=self.options.workers)
+                self.manager.wait_compiled(self.live)
                 runners = pair.runners(base, head, load)
                 watched = PairedFigures(self.declared, targets, runners, self.options)
                 try:

@@ -204,6 +204,7 @@ class Harness:
         settings = replace(self.settings(seed), steady_s=self._steady_s)
         settings = settings_on(target.endpoint, settings, None if telemetry is None else telemetry.problems)
         load = self._load(seed)
+        self._manager.wait_compiled(self.live)
         target.runner = runner = target.engine.runner(target.endpoint, load)
         try:
             with self._manager.time.driving(runner):

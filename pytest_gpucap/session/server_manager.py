@@ -22,6 +22,7 @@ from pytest_gpucap.gpu.lease import Lease, lease, lease_cpu, lease_server
 from pytest_gpucap.gpu.occupancy import wait_memory_returned
 from pytest_gpucap.options import Options
 from pytest_gpucap.session.gpus_elsewhere import gpus_elsewhere
+from pytest_gpucap.session.compiling import CompileAhead
 from pytest_gpucap.session.placement import Placement, own_classes
 from pytest_gpucap.session.reuse import Reuse
 from pytest_gpucap.session.session_time import SessionTime
@@ -90,6 +91,7 @@ class ServerManager:
         self._options = options
         self._reuse = Reuse(options, starts_limited)
         self._live: LiveLine | None = None
+        self._compiling = CompileAhead()
         self.time = session_time or SessionTime(None)
         """What the session has spent, and what is left of it."""
         self._target: SystemUnderTest | None = None
@@ -124,6 +126,10 @@ class ServerManager:
                 self.keep_only(None)
                 raise
         return target
+
+    def wait_compiled(self, live: LiveLine) -> None:
+        """Wait for what is compiled while servers start: it would disturb a measurement."""
+        self._compiling.finish(self.time.while_left(live.waiting, "compiled code was not ready in time"))
 
     def log(self) -> ServerLog | None:
         """The log of the server that runs or ran last, if it can be read."""
@@ -296,6 +302,8 @@ class ServerManager:
             return server
         started = time.monotonic()
         live.say(f"starting {engine.title} with {engine.request.model}")
+        target._closing.callback(self._compiling.close)  # noqa: SLF001 - see above
+        self._compiling.begin()
         with held_until_gone(held.descriptors):
             server = engine.start(held.cuda_devices, waiting)
         target._closing.callback(self._stop, server, held)  # noqa: SLF001 - see above

@@ -1,0 +1,219 @@
+"""Every command of the README and the docs, run as a stranger would: ``make strangers``.
+
+    python tests/strangers/run.py [--wheel dist/*.whl] [--vllm .venv-vllm] [--page docs/reports.md] [--list]
+
+Each page gets an empty folder, an empty home with empty caches, a PATH of little more than the system's own, and an
+environment that has the wheel, what it needs, and nothing else. Its commands run one after the other in one shell, so a
+`cd` holds for the next. What it takes for granted, such as a result file, comes from `rules.toml`, which also says what
+is left out and why. A checkout is a copy of the files that git knows. It may use a CPU build of vLLM that is there
+already, instead of fetching it anew.
+
+Prints each command with its time, the output of those that failed, and what was left out. Exits with 1 if one failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.strangers.commands import ROOT, RULES, Step, pages, steps
+
+CHECKOUT = "pytest-gpucap"
+IN_CHECKOUT = {"README.md", "CONTRIBUTING.md"}
+"""Pages whose commands are given in a checkout. For others it lies beside the folder of the project that they make."""
+PAGE_S = 3600
+"""Longest time for a page: the README's demo installs everything."""
+TOLD_LINES = 25
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A step that was run: its exit code, seconds, and what it printed."""
+
+    step: Step
+    code: int
+    seconds: float
+    output: str
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended otherwise than its page says."""
+        return self.code not in self.step.exits
+
+
+class Place:
+    """A fresh place, in a temporary folder.
+
+    Args:
+        folder: empty.
+        wheel: what is installed.
+        vllm: an environment with the CPU build of vLLM; None: a checkout installs its own.
+    """
+
+    def __init__(self, folder: Path, wheel: Path, vllm: Path | None) -> None:
+        self.folder, self.vllm = folder, vllm
+        self.venv, self._pristine = folder / "venv", folder / "venv.pristine"
+        self._wheels = folder / "wheels"
+        self._wheels.mkdir()
+        shutil.copy(wheel, self._wheels)
+        subprocess.run([sys.executable, "-m", "venv", self.venv], check=True)
+        install = [str(self.venv / "bin" / "python"), "-m", "pip", "install", "-q", str(wheel)]
+        (folder / "home").mkdir()
+        subprocess.run(install, check=True, env=self.environment(folder / "home"))
+        self.venv.rename(self._pristine)
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """The whole environment of a stranger's shell; pip finds our wheel beside the index."""
+        found = [str(self.venv / "bin"), "/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"]
+        return {
+            "PATH": os.pathsep.join(found),
+            "HOME": str(home),
+            "LANG": "C.UTF-8",
+            "TERM": "dumb",
+            "PIP_FIND_LINKS": str(self._wheels),
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+            "GIT_AUTHOR_NAME": "A stranger", "GIT_AUTHOR_EMAIL": "stranger@example.org",
+            "GIT_COMMITTER_NAME": "A stranger", "GIT_COMMITTER_EMAIL": "stranger@example.org",
+        }  # fmt: skip
+
+    def run(self, page: str) -> list[Ran]:
+        """Run the steps of one page."""
+        wanted = [step for step in steps(page) if not step.left_out]
+        if not any(not step.file for step in wanted):
+            return []
+        own = self.folder / page.replace("/", "-").removesuffix(".md")
+        home, work = own / "home", own / "work"
+        home.mkdir(parents=True)
+        work.mkdir()
+        if self.venv.exists():
+            shutil.rmtree(self.venv)
+        # At the same path, since an environment's scripts name their interpreter by it.
+        subprocess.run(["cp", "-a", "--reflink=auto", self._pristine, self.venv], check=True)
+        if page in IN_CHECKOUT or any(CHECKOUT in step.text for step in wanted):
+            self.check_out(work / CHECKOUT)
+        self._grant(page, work)
+        try:
+            return _in_one_shell(wanted, work / CHECKOUT if page in IN_CHECKOUT else work, self.environment(home))
+        finally:
+            shutil.rmtree(own)
+
+    def check_out(self, into: Path) -> None:
+        """A copy of what git knows, as it is here now."""
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
+        for name in filter(None, listed.split("\0")):
+            if not (ROOT / name).exists():
+                continue
+            (into / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, into / name)
+            os.utime(into / name, (0, 0))  # older than all that make has made: vLLM's environment is up to date
+        if self.vllm is not None:
+            (into / ".venv-vllm").symlink_to(self.vllm.resolve())
+
+    @staticmethod
+    def _grant(page: str, work: Path) -> None:
+        for name, source in RULES["granted"].get(page, {}).items():
+            (work / name).parent.mkdir(parents=True, exist_ok=True)
+            if source.startswith("text: "):
+                (work / name).write_text(source.removeprefix("text: "), encoding="utf-8")
+            elif (ROOT / source).is_dir():
+                shutil.copytree(ROOT / source, work / name)
+            else:
+                shutil.copy(ROOT / source, work / name)
+
+
+def _in_one_shell(wanted: Sequence[Step], folder: Path, environment: dict[str, str]) -> list[Ran]:
+    """Run steps one after the other in one shell; a file is written when its turn comes, where the shell then is."""
+    with tempfile.TemporaryDirectory(prefix="gpucap-shell-") as name:
+        outputs = Path(name)
+        lines = ["exec </dev/null"]
+        for number, step in enumerate(wanted):
+            (outputs / f"{number}.in").write_text(step.text, encoding="utf-8")
+            given, out = shlex.quote(str(outputs / f"{number}.in")), shlex.quote(str(outputs / f"{number}.out"))
+            if step.file:
+                target = shlex.quote(step.file)
+                action = f"mkdir -p $(dirname {target}) && cp {given} {target}"
+            else:
+                action = f"bash {given}" if step.script else f". {given}"
+            done = shlex.quote(str(outputs / f"{number}.done"))
+            lines += ["began=$EPOCHREALTIME", f"{{ {action}; }} >{out} 2>&1"]
+            lines += [f'echo "$? $began $EPOCHREALTIME" >{done}']
+        try:
+            subprocess.run(["bash", "-c", "\n".join(lines)], cwd=folder, env=environment, timeout=PAGE_S, check=False)
+        except subprocess.TimeoutExpired:
+            print(f"stopped after {PAGE_S} s", file=sys.stderr)
+        ran = []
+        for number, step in enumerate(wanted):
+            printed = outputs / f"{number}.out"
+            output = printed.read_text(encoding="utf-8", errors="replace") if printed.exists() else ""
+            try:
+                code, began, ended = (outputs / f"{number}.done").read_text().split()
+            except FileNotFoundError:  # the shell ended before, or within it
+                ran.append(Ran(step, -1, 0.0, output or "it was not reached"))
+            else:
+                ran.append(Ran(step, int(code), float(ended) - float(began), output))
+        return ran
+
+
+def _first_line(step: Step) -> str:
+    first, more, _ = step.text.strip().partition("\n")
+    return f"{first}{' ...' if more else ''}"
+
+
+def _list_left_out(names: Sequence[str]) -> None:
+    by_reason = defaultdict(list)
+    for page in names:
+        for step in steps(page):
+            if step.left_out:
+                by_reason[step.left_out].append(f"  {page}:{step.line}: {_first_line(step)}")
+    for reason, those in by_reason.items():
+        print(f"\nleft out: {reason}", *those, sep="\n")
+
+
+def main() -> int:
+    """Run and print; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--wheel", type=Path, help="default: the one in dist")
+    parser.add_argument("--vllm", type=Path, help="an environment with the CPU build of vLLM")
+    parser.add_argument("--page", action="append", help="this page alone; repeatable")
+    parser.add_argument("--list", action="store_true", help="say what would be run, and run nothing")
+    given = parser.parse_args()
+    names = given.page or pages()
+    if given.list:
+        for page in names:
+            for step in steps(page):
+                if not step.left_out and not step.file:
+                    print(f"{page}:{step.line}: {_first_line(step)}")
+        _list_left_out(names)
+        return 0
+    (wheel,) = [given.wheel] if given.wheel else (ROOT / "dist").glob("*.whl")
+    failed: list[Ran] = []
+    with tempfile.TemporaryDirectory(prefix="gpucap-strangers-") as name:
+        place = Place(Path(name), wheel.resolve(), given.vllm)
+        for page in names:
+            for each in place.run(page):
+                if not each.step.file or each.failed:
+                    word = "FAILED" if each.failed else "ok"
+                    told = f"{page}:{each.step.line}: {_first_line(each.step)}"
+                    print(f"{word:6} {each.seconds:7.1f} s  {told}", flush=True)
+                failed += [each] if each.failed else []
+    _list_left_out(names)
+    for each in failed:
+        print(f"\n{each.step.page}:{each.step.line}: {_first_line(each.step)}: exit {each.code}, not {each.step.exits}")
+        print(*each.output.splitlines()[-TOLD_LINES:], sep="\n")
+    print(f"\nfailed: {len(failed)}")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

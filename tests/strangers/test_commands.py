@@ -1,0 +1,60 @@
+"""What `make strangers` would run: every command of the pages is run, or left out for a reason that still holds."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.strangers import commands
+from tests.strangers.commands import ROOT, RULES, Step, pages, steps
+
+ALL = [step for page in pages() for step in steps(page)]
+
+
+def test_it_finds_the_commands_and_leaves_their_output() -> None:
+    found = {step.text.partition(" ")[0] for step in ALL if not step.file and not step.script}
+    assert {"make", "gpucap", "pytest", "pip"} <= found
+    run = [step for step in ALL if not step.file and not step.left_out]
+    assert sum(step.text.startswith("gpucap ") for step in run) > 15
+    assert any(step.text.startswith("make demo") for step in run)
+
+
+def test_a_shell_can_read_each() -> None:
+    for step in ALL:
+        if not step.file:
+            subprocess.run(["bash", "-n"], input=step.text, text=True, check=True)
+
+
+@pytest.mark.parametrize("rule", RULES["left_out"], ids=lambda rule: rule["reason"])
+def test_every_rule_leaves_something_out(rule: dict[str, str]) -> None:
+    assert any(step.left_out == rule["reason"] for step in ALL)
+
+
+def test_what_is_granted_is_there_and_its_page_has_commands() -> None:
+    for page, files in RULES["granted"].items():
+        assert page in pages()
+        for source in files.values():
+            assert source.startswith("text: ") or (ROOT / source).exists()
+
+
+@pytest.mark.parametrize("rule", RULES["exits"], ids=lambda rule: rule["command"])
+def test_every_exit_code_is_that_of_a_command(rule: dict[str, str]) -> None:
+    assert any(step.page == rule["page"] and re.search(rule["command"], step.text) for step in ALL if not step.left_out)
+
+
+def test_prompts_scripts_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "ROOT", tmp_path)
+    (tmp_path / "page.md").write_text(
+        "Do:\n\n```console\n$ one \\\n>   more   # why\noutput $ no\n$ two\n```\n\n"
+        "Write it into `a/b.py`:\n\n```python\nx = 1\n```\n\nText.\n\n"
+        "```python\ny = 2\n```\n\n```sh\nf() { :; }\nf\n```\n"
+    )
+    assert list(steps("page.md")) == [
+        Step("page.md", 4, "one \\\n  more   # why"),
+        Step("page.md", 7, "two"),
+        Step("page.md", 13, "x = 1\n", file="a/b.py"),
+        Step("page.md", 23, "f() { :; }\nf\n", script=True),
+    ]
