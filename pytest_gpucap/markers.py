@@ -589,13 +589,14 @@ def _with_preset(given: dict[str, Any], options: Options, item: pytest.Item) -> 
     except RequirementError as error:
         raise RequirementError(f"workload preset {name}: {error}") from None
     below = _fit_for(given.get("endpoint"), preset.keywords)
-    said = {key for key in ("prompts", "trace", "sessions") if key in given}
     # What is in a file is as long as it is. A preset's own file comes before the lengths that it extends.
-    if "prompts" in said or names_a_file(given.get("sessions")):
+    if "prompts" in given:
         below = _without(below, _OF_MADE_PROMPTS)
-    elif "sessions" in said:
-        below = _without(below, ("trace",))
-    if "trace" in {**below, **given}:
+    elif "sessions" in given:
+        below = _without(below, ("trace", "sessions"))
+    if names_a_file({**below, **given}.get("sessions")):
+        below = _without(below, (*_OF_DRAWN_REQUESTS, "shared_prefix_tokens"))
+    elif "trace" in {**below, **given}:
         below = _without(below, _OF_DRAWN_REQUESTS)
     return {**below, "workload": name, **given}
 

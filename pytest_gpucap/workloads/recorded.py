@@ -200,9 +200,10 @@ def _of_blocks(file: SessionFile) -> tuple[Int32s, Int32s]:
     with an earlier one of another is counted once, wherever it is sent first.
     """
     block = file.block or 1
-    ends, ids = file.block_ends.tolist(), file.blocks.tolist()
+    ends, ids, prompts = file.block_ends.tolist(), file.blocks.tolist(), file.prompt.tolist()
     firsts = set(file.begin.tolist())
-    seen: set[int] = set()
+    seen: dict[int, int] = {}
+    """Tokens that are known of each block, by a hash of it and of all before it: a cache has it together with those."""
     shared, own = np.zeros(file.prompt.size, np.int32), np.zeros(file.prompt.size, np.int32)
     before: list[int] = []
     for turn, (start, end) in enumerate(itertools.pairwise(ends)):
@@ -210,16 +211,20 @@ def _of_blocks(file: SessionFile) -> tuple[Int32s, Int32s]:
         if turn in firsts:
             before = []
         same = next((at for at, (one, other) in enumerate(zip(blocks, before, strict=False)) if one != other), None)
-        own[turn] = block * (min(len(blocks), len(before)) if same is None else same)
-        known, chain = 0, 0
+        common = block * (min(len(blocks), len(before)) if same is None else same)
+        own[turn] = min(common, prompts[turn - 1]) if before else 0
+        known = chain = 0
         for at, each in enumerate(blocks):
-            # A cache has a block together with all before it.
+            here = min(block, prompts[turn] - block * at)
+            if here <= 0:
+                break
             chain = hash((chain, each))
-            if chain in seen and known == at:
-                known += 1
-            else:
-                seen.add(chain)
-        shared[turn] = block * known
+            there = seen.get(chain, 0)
+            if known == block * at:
+                known += min(here, there)
+            if here > there:
+                seen[chain] = here
+        shared[turn] = known
         before = blocks
     return shared, own
 
