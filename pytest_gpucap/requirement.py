@@ -728,7 +728,8 @@ class Sessions:
     first: Length | None
     context: int | None
     text: str
-    recorded: RecordedSessions | None = None
+    # None or `RecordedSessions`. What other nodes are told is typed by these fields, and sessions never go there.
+    recorded: Any = None
 
     @property
     def opening(self) -> Length:
@@ -782,7 +783,8 @@ class Workload:
     @property
     def recorded(self) -> RecordedSessions | None:
         """The sessions, where they are from a file."""
-        return None if self.sessions is None else self.sessions.recorded
+        found: RecordedSessions | None = None if self.sessions is None else self.sessions.recorded
+        return found
 
     @property
     def own_texts(self) -> Path | None:
