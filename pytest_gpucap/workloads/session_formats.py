@@ -35,6 +35,8 @@ MOST_MESSAGES: Final = 2000
 """Of one session: more is a mistake, and its history would fit no model's context."""
 MOST_GAP_S: Final = 7 * 86_400.0
 """Between two turns: more is a mistake in the file's unit of time."""
+_MOST_TIME: Final = 4e12
+"""Of whatever unit: in microseconds its difference fits 64 bits, and it is beyond this millennium in milliseconds."""
 _MOST_ID: Final = 2**62
 _LENGTHS: Final = ("output_tokens", "max_tokens", "max_completion_tokens")
 _NO_TEXT: Final = ("image", "images", "audio", "audios", "video", "videos", "image_uuids")
@@ -121,7 +123,9 @@ def _sharegpt(place: str, row: Mapping[str, Any], usual_answer: int) -> FileRow:
     characters, asked = 0, False
     for each in said:
         who, text = (each.get("from"), each.get("value")) if isinstance(each, dict) else (None, None)
-        answers = isinstance(who, str) and who in ANSWERING
+        if not isinstance(who, str):
+            break
+        answers = who in ANSWERING
         if not isinstance(text, str) or not text.strip() or not (answers or who in HUMAN or who == "system"):
             break  # what comes after it has no history that could be sent
         if answers and asked:
@@ -362,8 +366,10 @@ def _number(place: str, row: Mapping[str, Any], name: str, unit: str) -> float:
         found = float(value)
     except OverflowError:
         found = math.inf
-    if not math.isfinite(found) or (name == "delay" and found < 0):
+    if name == "delay" and not found >= 0:
         raise RequirementError(f"{place}: {name} must be a number of {unit}, and not below 0")
+    if not abs(found) <= _MOST_TIME:
+        raise RequirementError(f"{place}: {name} must be a number of {unit}, and {_MOST_TIME:g} at most")
     return found
 
 

@@ -60,6 +60,8 @@ TALK = [
 def test_each_answered_question_of_sharegpt_is_a_turn_with_all_before_it(tmp_path: Path) -> None:
     split = [{"from": "gpt", "value": "of another part"}, *TALK[1:3]]
     rows = [{"id": "a", "conversations": TALK}, {"conversations": TALK[:2]}, {"conversations": split}]
+    odd = [*TALK[1:3], {"from": [1], "value": "of nobody"}, *TALK[3:]]
+    assert said(read_sessions(written(tmp_path, [{"conversations": odd}], "odd.jsonl"))) == [["one?"]]
     file = read_sessions(written(tmp_path, rows))
     assert said(file) == [["Be brief.", "one?"], ["Be brief.", "one?", "1", "two?"], ["one?"]]
     assert file.begin.tolist() == [0, 2, 3]
@@ -253,6 +255,7 @@ ONE = {"text": "one?"}
         ({**mooncake(0, [1]), "hash_ids": [1, CANARY]}, "hash_ids must be a list of whole numbers"),
         ({**mooncake(0, [1]), "input_length": -3}, "input_length must be a whole number from 0"),
         ({**mooncake(0, [1]), "timestamp": CANARY}, "timestamp must be a number of milliseconds"),
+        ({**mooncake(0, [1]), "timestamp": 1e300}, "timestamp must be a number of milliseconds, and 4e+12 at most"),
         ({**bailian(1, -1, 0, [1]), "timestamp": None}, "timestamp must be a number of seconds"),
         ({**bailian(1, -1, 0, [1]), "parent_chat_id": CANARY}, "parent_chat_id must be a whole number"),
     ],
