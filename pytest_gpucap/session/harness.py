@@ -18,7 +18,7 @@ from pytest_gpucap.markers import Declaration
 from pytest_gpucap.measure import constants
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.options import Options
-from pytest_gpucap.requirement import Requirement, Workload, too_long
+from pytest_gpucap.requirement import Requirement, RequirementError, Workload, too_long
 from pytest_gpucap.session.live_line import LiveLine, glance
 from pytest_gpucap.session.placement import Placement
 from pytest_gpucap.session.server_manager import ServerManager, SystemUnderTest, Trust
@@ -61,7 +61,7 @@ def counted(engine: Engine, server: Server, workload: Workload, name: str) -> Wo
         return workload
     try:
         return engine.counted(server, workload)
-    except LoadError as error:
+    except (LoadError, RequirementError) as error:
         raise MeasurementInvalid(f"{name} was not measured: {error}") from error
 
 
@@ -194,8 +194,9 @@ class Harness:
         context = known.max_model_len
         workload = self.declared.workload
         place = None if workload.own_texts is None else shown_path(workload.own_texts)
+        mend = "; or end sessions sooner, with context= behind the file" if workload.recorded is not None else ""
         if context is not None and (why := too_long(longest_request(workload), context, place)):
-            raise MeasurementInvalid(f"{self.declared.name} was not measured: {why}")
+            raise MeasurementInvalid(f"{self.declared.name} was not measured: {why}{mend}")
         telemetry = target.telemetry
         if telemetry is not None:
             self.live.gpu = lambda: glance(telemetry)
