@@ -52,6 +52,7 @@ from pytest_gpucap.server_checks import check_log, with_adapters
 from pytest_gpucap.simulated import is_simulated
 from pytest_gpucap.user_files import is_file, shown_path
 from pytest_gpucap.vllm_arguments import VllmArguments
+from pytest_gpucap.workloads.sessions import file_of_sessions, names_a_file, with_sessions, with_sessions_of_file
 
 if TYPE_CHECKING:  # every collection of our tests imports this file
     from pytest_gpucap.workloads.prompt_file import PromptFile
@@ -228,7 +229,7 @@ def declare(item: pytest.Item, options: Options) -> Declaration:
         workload = with_adapters(workload, engine, model, arguments, running=running)
     name = values.get("name") or _own_name(item)
     fleet = _fleet(values, options, gpus_per_replica)
-    if workload.prompts is not None:
+    if workload.own_texts is not None:
         check_log(arguments)
     # The session's budget does not apply to a test that only uses the server.
     if "gpus" in values or measures(item):
@@ -410,6 +411,12 @@ def _text(value: Any, what: str) -> str:
     return value
 
 
+def _sessions(value: Any, what: str) -> Any:
+    if not isinstance(value, str | os.PathLike):
+        raise RequirementError(f"{what} must be a text, or the path of a file, not {told(value)}")
+    return value
+
+
 def _path(value: Any, what: str) -> str:
     if not isinstance(value, str | os.PathLike):
         raise RequirementError(f"{what} must be the name of a file, not {told(value)}")
@@ -520,7 +527,7 @@ _KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "trace": lambda value, what: Path(_path(value, what)),
     "endpoint": lambda value, what: _choice(ApiKind, value, what),
     "shared_prefix_tokens": lambda value, what: tokens(value, what, least=0),
-    "sessions": _text,
+    "sessions": _sessions,
     "ignore_eos": _flag,
     "stream": _flag,
     "documents": _documents,
@@ -555,6 +562,8 @@ _MEASURING: Final = "gpucap"
 """The fixture of a test that measures."""
 _OF_MADE_PROMPTS: Final = ("input_tokens", "shared_prefix_tokens", "trace", "sessions", "images")
 """Keywords that say how long prompts are, what they have or share: not for prompts that are in a file."""
+_OF_DRAWN_REQUESTS: Final = ("input_tokens", "output_tokens")
+"""Keywords that say how long requests are that are drawn: not for those of a trace."""
 _LIMITING: Final = frozenset({GOODPUT, *(metric.value for metric in Metric)})
 """Keywords of limits, beside metrics with a percentile."""
 _WORDING: Final = ("system", "fold_system", "opening", "instruction")
@@ -586,6 +595,8 @@ def _gpucap_values(given: Mapping[str, Any], item: pytest.Item) -> dict[str, Any
         from pytest_gpucap.workloads.prompt_file import prompts_file
 
         values["prompts"] = prompts_file(values["prompts"], item.path.parent)
+    if "sessions" in values and names_a_file(values["sessions"]):
+        values["sessions"] = file_of_sessions(values["sessions"], item.path.parent)
     return values
 
 
@@ -602,10 +613,22 @@ def _with_preset(given: dict[str, Any], options: Options, item: pytest.Item) -> 
     except RequirementError as error:
         raise RequirementError(f"workload preset {name}: {error}") from None
     below = _fit_for(given.get("endpoint"), preset.keywords)
-    if "prompts" in given:  # they are as long as they are
-        arrivals = ("arrivals",) if "trace" in below else ()
-        below = {key: value for key, value in below.items() if key not in {*_OF_MADE_PROMPTS, *arrivals}}
+    # What is in a file is as long as it is. A preset's own file comes before the lengths that it extends.
+    if "prompts" in given:
+        below = _without(below, _OF_MADE_PROMPTS)
+    elif "sessions" in given:
+        below = _without(below, ("trace", "sessions"))
+    if names_a_file({**below, **given}.get("sessions")):
+        below = _without(below, (*_OF_DRAWN_REQUESTS, "shared_prefix_tokens"))
+    elif "trace" in {**below, **given}:
+        below = _without(below, _OF_DRAWN_REQUESTS)
     return {**below, "workload": name, **given}
+
+
+def _without(below: Mapping[str, Any], left_out: Sequence[str]) -> dict[str, Any]:
+    """The keywords of a preset without some, and without the arrivals of a trace that is left out."""
+    arrivals = ("arrivals",) if "trace" in left_out and "trace" in below else ()
+    return {key: value for key, value in below.items() if key not in {*left_out, *arrivals}}
 
 
 def _fit_for(endpoint: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
@@ -654,6 +677,7 @@ def _check_pace(workload: Workload, slo: Slo) -> None:
     percentiles = [limit.name for limit in slo.percentiles if limit.metric in {Metric.TPOT, Metric.ITL}]
     limits = percentiles or [metric.value for metric, _ in slo.thresholds if metric is Metric.TPOT]
     lengths_in_a_file = workload.arrivals.trace is not None or workload.prompts is not None
+    lengths_in_a_file |= workload.recorded is not None
     if limits and not lengths_in_a_file and workload.output_tokens.high == 1:
         raise RequirementError(
             f"{limits[0]} limits the time between tokens, but output_tokens=1: answers have only one"
@@ -666,8 +690,10 @@ def _workload(values: Mapping[str, Any]) -> Workload:
     trace, burstiness = values.get("trace"), values.get("burstiness")
     if kind is None:
         kind = ArrivalKind.TRACE if trace else ArrivalKind.GAMMA if burstiness else ArrivalKind.POISSON
-    if (kind is ArrivalKind.TRACE) != (trace is not None):
-        raise RequirementError('arrivals="trace" and trace=FILE go together')
+    recorded = values.get("sessions") if not isinstance(values.get("sessions", ""), str) else None
+    if (kind is ArrivalKind.TRACE) != (trace is not None) and not (kind is ArrivalKind.TRACE and recorded):
+        raise RequirementError('arrivals="trace" goes with trace=FILE, or with sessions=FILE')
+    _check_lengths(values)
     if (kind is ArrivalKind.GAMMA) != (burstiness is not None):
         raise RequirementError('arrivals="gamma" and burstiness=CV go together')
     plain = _of_requests(values)
@@ -699,9 +725,9 @@ def _workload(values: Mapping[str, Any]) -> Workload:
             f"documents={workload.documents} leave no token for some of them in the shortest request "
             f"({workload.input_tokens.low} tokens): raise input_tokens, which is of all documents together"
         )
+    if recorded is not None:
+        return with_sessions_of_file(workload, recorded, values.get("output_tokens"))
     if "sessions" in values:
-        from pytest_gpucap.workloads.sessions import with_sessions
-
         return with_sessions(workload, values["sessions"])
     if workload.shared_prefix_tokens >= workload.input_tokens.low:
         raise RequirementError(
@@ -709,6 +735,19 @@ def _workload(values: Mapping[str, Any]) -> Workload:
             f"({workload.input_tokens.low} tokens) that is not shared"
         )
     return workload
+
+
+def _check_lengths(values: Mapping[str, Any]) -> None:
+    """Check that nothing is said of lengths that a file has."""
+    if "trace" in values and "sessions" in values:
+        raise RequirementError("sessions and trace exclude each other: a trace says when each request arrives")
+    if "trace" in values and (other := next((key for key in _OF_DRAWN_REQUESTS if key in values), None)):
+        raise RequirementError(f"trace and {other} exclude each other: requests of a trace are as long as it says")
+    in_file = "sessions" in values and not isinstance(values["sessions"], str)
+    if in_file and (other := next((key for key in ("input_tokens", "shared_prefix_tokens") if key in values), None)):
+        raise RequirementError(
+            f"sessions and {other} exclude each other: the prompts of recorded sessions are as long as they are"
+        )
 
 
 def _check_messages(workload: Workload, values: Mapping[str, Any]) -> None:

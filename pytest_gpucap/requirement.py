@@ -15,7 +15,7 @@ from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from pytest_gpucap.api_dialect import ApiDialect
 from pytest_gpucap.declared_numbers import (
@@ -87,6 +87,9 @@ __all__ = [
     "too_long",
     "whole",
 ]
+
+if TYPE_CHECKING:  # every collection of our tests imports this file, and NumPy takes long
+    from pytest_gpucap.arrays import Floats, Int32s, Ints
 
 
 class Metric(StrEnum):
@@ -378,6 +381,85 @@ class OwnPrompts:
         return self.declared or Length.fixed(256)
 
 
+USUAL_OUTPUT: Final = 256
+"""Output tokens where nothing is said."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class RecordedSessions:
+    """Sessions from a file (`workloads.session_file`), without their text.
+
+    Two are equal that send the same and whose tokens were counted alike.
+
+    Attributes:
+        path: of the file.
+        sha256: of what is sent and asked for, and when: what the file holds and what is said beside its name.
+        file_sha256: of what the file holds.
+        personal: they are texts of the user's own; else prompts are made of blocks of tokens.
+        in_order: sessions begin in the order of the file, else in a random one.
+        begin: shape (s,), the first of each session's turns among all turns of the file.
+        turns: shape (s,), how many of them are sent.
+        start_s: shape (s,), when each session began; None: the file does not say.
+        prompt, output: shape (t,), tokens of each turn of the file.
+        shared: shape (t,), tokens at the start of a prompt that an earlier request of the file had.
+        own: shape (t,), tokens at the start of a prompt that the turn before it had.
+        think_s: shape (t,), from the end of the answer before; 0 for first turns.
+        declared: output tokens of turns that do not say how long their answer is; None: nothing was declared.
+        think_given_s: seconds that were declared instead of those of the file; None: those of the file.
+        context: see `Sessions`.
+        block: tokens of a block; None where there are none.
+        order: seed of a random order.
+        estimated: of how many prompts the tokens are estimated, not counted by the server.
+        cached_apart: see `load.prompts.PromptRecipe`.
+        lengths_sha256: of prompt and output tokens.
+    """
+
+    path: Path
+    sha256: str
+    file_sha256: str
+    personal: bool
+    in_order: bool
+    begin: Ints
+    turns: Ints
+    start_s: Floats | None
+    prompt: Int32s
+    output: Int32s
+    shared: Int32s
+    own: Int32s
+    think_s: Floats
+    declared: int | None = None
+    think_given_s: float | None = None
+    context: int | None = None
+    block: int | None = None
+    order: int = 0
+    estimated: int = 0
+    cached_apart: bool = False
+    lengths_sha256: str = ""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RecordedSessions) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @property
+    def _key(self) -> tuple[object, ...]:
+        return self.sha256, self.lengths_sha256, self.in_order, self.order, self.estimated, self.cached_apart
+
+    def __repr__(self) -> str:
+        return f"RecordedSessions({self.path.name!r}, {self.count} sessions, sha256 {self.sha256[:12]})"
+
+    @property
+    def count(self) -> int:
+        """How many sessions there are."""
+        return int(self.begin.size)
+
+    @property
+    def usual_output(self) -> int:
+        """Output tokens of turns that do not say how long their answer is."""
+        return self.declared or USUAL_OUTPUT
+
+
 @dataclass(frozen=True, slots=True)
 class Sessions:
     """Multi-turn sessions: each turn's prompt is all that was said before, and new tokens (`workloads.sessions`).
@@ -390,6 +472,8 @@ class Sessions:
         first: tokens of the first turn; None: as of every other one.
         context: a session ends before a turn whose prompt and answer would have more tokens; None: no turn has.
         text: as it was declared.
+        recorded: sessions from a file, which are sent as they are, and which the other attributes describe; None: they
+            are drawn.
     """
 
     turns: Length
@@ -399,6 +483,8 @@ class Sessions:
     first: Length | None
     context: int | None
     text: str
+    # None or `RecordedSessions`. What other nodes are told is typed by these fields, and sessions never go there.
+    recorded: Any = None
 
     @property
     def opening(self) -> Length:
@@ -448,6 +534,19 @@ class Workload:
     """How the server that is measured is asked for all this; see `served`."""
     sessions: Sessions | None = None
     """Requests are turns of sessions, whose whole prompts `input_tokens` describes; None: no two belong together."""
+
+    @property
+    def recorded(self) -> RecordedSessions | None:
+        """The sessions, where they are from a file."""
+        found: RecordedSessions | None = None if self.sessions is None else self.sessions.recorded
+        return found
+
+    @property
+    def own_texts(self) -> Path | None:
+        """The file of prompts or sessions whose texts are the user's own; None: prompts are made."""
+        if self.prompts is not None:
+            return self.prompts.path
+        return self.recorded.path if self.recorded is not None and self.recorded.personal else None
 
     @property
     def streamed(self) -> bool:

@@ -153,7 +153,10 @@ FORBIDDEN = {
 }
 """Room -> top-level modules that it may never import; ``*``: no room may."""
 
-PURE_LOAD = {f"pytest_gpucap.load.{name}" for name in ("protocol", "latencies", "schedule", "draws", "sessions")}
+PURE_LOAD = {
+    f"pytest_gpucap.load.{name}"
+    for name in ("protocol", "latencies", "schedule", "draws", "sessions", "recorded_sessions")
+}
 """Pure parts of `load` that arithmetic may use: the form of samples, what limits are set on, arrivals and lengths."""
 
 

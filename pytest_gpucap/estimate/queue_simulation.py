@@ -390,7 +390,8 @@ def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays 
             i = admitted[newest]
             to_go = target[i] - clock
             kv -= whole[i] - max(0.0, to_go)
-            left[i] = max(1, math.ceil(to_go))
+            # Before its first token it counts as one that has more to go than it has.
+            left[i] = max(1, min(left[i], math.ceil(to_go)))
             need[i] = whole[i] - left[i]
             target[i] = -1.0
             n -= 1

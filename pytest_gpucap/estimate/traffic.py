@@ -11,6 +11,7 @@ import numpy as np
 from pytest_gpucap.arrays import Floats, Ints
 from pytest_gpucap.load import schedule
 from pytest_gpucap.load.draws import random_generator, uniform
+from pytest_gpucap.load.recorded_sessions import recorded_starts_s
 from pytest_gpucap.load.sessions import typical
 from pytest_gpucap.requirement import ArrivalKind, Arrivals, Length, OwnPrompts, Sessions, Workload
 
@@ -147,7 +148,10 @@ def _of_sessions(sessions: Sessions, outputs: Length, arrivals: Arrivals, shared
     first = np.concatenate([[True], np.diff(turns.session) != 0])
     share = float(first.mean())
     seconds = ARRIVALS + 8.0 * max(1.0, arrivals.burstiness) * ARRIVALS**0.5
-    firsts_s = schedule.arrivals_s(arrivals, share, seconds, SEED, 2)
+    if arrivals.kind is ArrivalKind.TRACE and sessions.recorded is not None:
+        firsts_s = recorded_starts_s(sessions.recorded, share, seconds, 0)
+    else:
+        firsts_s = schedule.arrivals_s(arrivals, share, seconds, SEED, 2)
     later_s = schedule.arrivals_s(Arrivals(), 1.0 - share, seconds, SEED, 3) if share < 1.0 else np.zeros(0)
     due_s = np.concatenate([firsts_s, later_s])
     order = np.argsort(due_s, kind="stable")

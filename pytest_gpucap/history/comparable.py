@@ -142,6 +142,10 @@ def workload_identity(workload: DeclaredWorkload, *, contents: bool) -> dict[Ide
         # What they send decides, and lengths follow from it as the model's tokenizer counts.
         left_out |= {"prompts", "prompt_count", "input_tokens"}
         found[IdentityKey("workload prompts' contents")] = f"{workload.prompts_sha256[:12]}..."
+    left_out.add("sessions_sha256")
+    if workload.sessions_sha256 is not None:
+        left_out |= {"sessions", "session_count", "input_tokens", "output_tokens"}
+        found[IdentityKey("workload sessions' contents")] = f"{workload.sessions_sha256[:12]}..."
     if contents and workload.trace_sha256 is not None:
         left_out.add("trace")
         found[IdentityKey("workload trace's contents")] = f"{workload.trace_sha256[:12]}..."

@@ -197,7 +197,8 @@ def _verify(probe: TokenProbe, recipe: PromptRecipe, workload: Workload) -> None
     composer = RequestComposer(recipe)
     length = workload.input_tokens
     # A trace's shortest prompts are lengthened to what the template takes.
-    low = length.low if workload.arrivals.trace is None else max(length.low, recipe.least_tokens)
+    as_recorded = workload.arrivals.trace is not None or workload.recorded is not None
+    low = max(length.low, recipe.least_tokens) if as_recorded else length.low
     recipe.check(low)
     middle = max(low, round(length.mean))
     # Numbers far above those of a measurement, so that it finds no probe in the server's prefix cache.

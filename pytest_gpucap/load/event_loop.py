@@ -93,6 +93,10 @@ class WorkerRows:
         """The prompt number of a row."""
         return self._first_prompt + row
 
+    def left_after(self, row: int) -> int:  # noqa: ARG002 - the same for every one
+        """No request belongs to another."""
+        return 0
+
     def upcoming(self, ahead: int) -> int | None:
         """This worker's row that comes `ahead` rows after its next one; None where there is none."""
         row = self.next_row + ahead * self._step
@@ -426,7 +430,7 @@ class EventLoop:
 
     def _compose(self, rows: WorkerRows | SessionRows, row: int) -> bytes:
         table = rows.table
-        return self._composer.body(rows.number(row), table.prompt[row], table.output[row])
+        return self._composer.body(rows.number(row), table.prompt[row], table.output[row], rows.left_after(row))
 
     def _compose_ahead(self) -> bool:
         """Compose some requests while there is nothing else to do; False when there are enough."""

@@ -64,7 +64,7 @@ def _head(prompt: FilePrompt, workload: Workload) -> bytes:
     return json.dumps(body, ensure_ascii=False, separators=(",", ":"))[1:-1].encode() + b',"max_tokens":'
 
 
-def _opening(model: str) -> bytes:
+def opening(model: str) -> bytes:
     """How the body of a request for a model begins."""
     return json.dumps({"model": model}, ensure_ascii=False, separators=(",", ":"))[:-1].encode() + b","
 
@@ -88,7 +88,7 @@ class OwnBodies:
     ) -> None:
         self._memory, self._count, self._order = memory, count, order
         self._draw = draw
-        self._openings = [_opening(each) for each in ([model] if draw is None else draw.models(model))]
+        self._openings = [opening(each) for each in ([model] if draw is None else draw.models(model))]
         self._starts: list[int] = np.frombuffer(memory, _OFFSET, count + 1).tolist()
         self._rows: list[int] = []
         self._round = -1
@@ -104,15 +104,15 @@ class OwnBodies:
         draw = draw_of(told["adapters"], told["seed"])
         return cls(memory, told["count"], told["order"], told["model"], draw, cached_apart=told["cached_apart"])
 
-    def body(self, number: int, prompt_tokens: int, output_tokens: int) -> bytes:  # noqa: ARG002 - it is as long as it is
+    def body(self, number: int, prompt_tokens: int, output_tokens: int, left: int = 0) -> bytes:  # noqa: ARG002 - as long as it is
         """The body of request `number`."""
         turn, place = divmod(number, self._count)
         if turn != self._round:
             self._round = turn
             self._rows = rows_of(turn * self._count, self._count, self._count, self._order).tolist()
         row = self._rows[place]
-        opening = self._openings[0 if self._draw is None else self._draw.of(number)]
-        return b"%b%b%d}" % (opening, self._memory[self._starts[row] : self._starts[row + 1]], output_tokens)
+        beginning = self._openings[0 if self._draw is None else self._draw.of(number)]
+        return b"%b%b%d}" % (beginning, self._memory[self._starts[row] : self._starts[row + 1]], output_tokens)
 
 
 def shared_bodies(workload: Workload, model: str, seed: int) -> tuple[int, dict[str, Any]]:

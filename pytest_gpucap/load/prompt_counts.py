@@ -22,9 +22,12 @@ from pytest_gpucap.load.own_bodies import file_of, prompt_fields, request_fields
 from pytest_gpucap.load.prompt_lengths import rows_of, with_lengths
 from pytest_gpucap.load.protocol import LoadError
 from pytest_gpucap.load.request_fields import OPENER
+from pytest_gpucap.load.session_bodies import session_file_of
 from pytest_gpucap.load.token_probe import TEMPLATED, TokenProbe
-from pytest_gpucap.requirement import MOST_TOKENS, ApiKind, Workload
+from pytest_gpucap.requirement import MOST_TOKENS, ApiKind, RecordedSessions, Workload
 from pytest_gpucap.workloads.prompt_file import FilePrompt
+from pytest_gpucap.workloads.recorded import with_lengths as with_turn_lengths
+from pytest_gpucap.workloads.session_file import SessionFile
 
 MOST_COUNTED: Final = 10_000
 """Prompts that the server counts before the load: those that are sent first. The others are estimated from them."""
@@ -33,6 +36,8 @@ AT_ONCE: Final = 8
 VERIFIED: Final = 3
 PROBED: Final = 24
 """Real requests that verify counts, and from which lengths are estimated; of the prompts that are sent last."""
+SESSIONS_AT_ONCE: Final = 1000
+"""Of this many sessions all turns are counted before any of the next: shorter ones before longer ones."""
 _LEAST_POINTS: Final = 3
 """For a line through lengths."""
 
@@ -44,13 +49,12 @@ def counted(server: ServerAddress, model: str, workload: Workload) -> Workload:
         LoadError: if the server does not answer, refuses a prompt, or counts the same prompt differently; names the
             prompt's place and not its text.
     """
+    if workload.recorded is not None:
+        return _counted_turns(server, model, workload, workload.recorded)
     prompts = workload.prompts
     assert prompts is not None  # noqa: S101 - what callers know
     file = file_of(workload)
-    probe = TokenProbe(server, model, workload)
-    # What is wrong with the workload itself shows in a prompt of ours, of which the server may say anything.
-    probe.usage(probe.plain_body(OPENER))
-    probe.cached_apart = count_alike(probe, secrets.randbits(40), LEAST_SAME)
+    probe = _probe(server, model, workload)
     order = rows_of(0, prompts.count, prompts.count, prompts.order).tolist()
     first = [file.prompts[row] for row in order[:MOST_COUNTED]]
     found = _tokenized(probe, first, workload, model)
@@ -74,6 +78,52 @@ def counted(server: ServerAddress, model: str, workload: Workload) -> Workload:
         estimated=prompts.count if found is None else max(0, prompts.count - MOST_COUNTED),
         cached_apart=probe.cached_apart,
     )
+
+
+def _probe(server: ServerAddress, model: str, workload: Workload) -> TokenProbe:
+    probe = TokenProbe(server, model, workload)
+    # What is wrong with the workload itself shows in a prompt of ours, of which the server may say anything.
+    probe.usage(probe.plain_body(OPENER))
+    probe.cached_apart = count_alike(probe, secrets.randbits(40), LEAST_SAME)
+    return probe
+
+
+def _counted_turns(server: ServerAddress, model: str, workload: Workload, recorded: RecordedSessions) -> Workload:
+    """`counted` of sessions that are texts of the user's own: first turns come first, since those are sent first."""
+    file = session_file_of(recorded)
+    probe = _probe(server, model, workload)
+    within = np.arange(file.output.size) - np.repeat(file.begin[:-1], np.diff(file.begin))
+    session = np.repeat(np.arange(file.begin.size - 1), np.diff(file.begin))
+    order = np.lexsort((within, session // SESSIONS_AT_ONCE)).tolist()
+    inputs = np.zeros(file.output.size, np.int64)
+    first = [_turn(file, row) for row in order[:MOST_COUNTED]]
+    found = _tokenized(probe, first, workload, model)
+    known, tokens = first, found
+    if found is None or tokens is None:
+        known = [_turn(file, row) for row in order[-PROBED:]]
+        tokens = [_used(probe, each, workload, model) for each in known]
+    inputs[:] = _estimated(file.characters.tolist(), known, tokens)
+    if found is not None:
+        inputs[order[:MOST_COUNTED]] = found
+    asks = [
+        answer if answer is not None and output == 0 and recorded.declared is None else None
+        for answer, output in zip(file.answers, file.output.tolist(), strict=True)
+    ]
+    return with_turn_lengths(
+        workload,
+        file,
+        inputs.tolist(),
+        _answers(probe, asks, inputs / np.maximum(1, file.characters)),
+        estimated=inputs.size if found is None else max(0, inputs.size - MOST_COUNTED),
+        cached_apart=probe.cached_apart,
+    )
+
+
+def _turn(file: SessionFile, row: int) -> FilePrompt:
+    """A turn of a session as a prompt of its own."""
+    begin, end = file.span[row].tolist()
+    body = b'{"messages":[%b]}' % file.text[begin:end]
+    return FilePrompt(file.places[row], body.decode(), ApiKind.CHAT, True, None, None, int(file.characters[row]))
 
 
 def _tokenized(probe: TokenProbe, prompts: Sequence[FilePrompt], workload: Workload, model: str) -> list[int] | None:

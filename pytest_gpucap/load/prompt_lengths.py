@@ -9,17 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from pytest_gpucap.arrays import Floats, Int32s, Ints
 from pytest_gpucap.requirement import Length, LengthKind, OwnPrompts, Workload
+from pytest_gpucap.workloads.lengths import described, estimated_tokens
 from pytest_gpucap.workloads.prompt_file import PromptFile
-
-CHARACTERS_PER_TOKEN: Final = 4
-"""Stands in for a tokenizer where no server counts: collection, and simulated servers."""
 
 _Raw = npt.NDArray[np.uint64]
 
@@ -67,13 +64,9 @@ def lengths_of(prompts: OwnPrompts, first: int, drawn: Int32s) -> tuple[Int32s, 
 
 def with_estimates(workload: Workload, file: PromptFile) -> Workload:
     """The workload with lengths that a stand-in for a tokenizer gives: before a server counts, or if none does."""
-    inputs = [_estimate(each.characters) for each in file.prompts]
-    answers = [0 if each.answer is None else _estimate(len(each.answer)) for each in file.prompts]
+    inputs = [estimated_tokens(each.characters) for each in file.prompts]
+    answers = [0 if each.answer is None else estimated_tokens(len(each.answer)) for each in file.prompts]
     return with_lengths(workload, file, inputs, answers, estimated=len(inputs))
-
-
-def _estimate(characters: int) -> int:
-    return max(1, math.ceil(characters / CHARACTERS_PER_TOKEN))
 
 
 def with_lengths(
@@ -116,14 +109,6 @@ def with_lengths(
         input_tokens=described(np.array(inputs, np.int32)),
         output_tokens=_mixed(np.array(outputs, np.int32), prompts.drawn),
     )
-
-
-def described(tokens: Int32s) -> Length:
-    """A length with the mean, spread and bounds of some token counts, shape (n,)."""
-    low, high, mean = int(tokens.min()), int(tokens.max()), float(tokens.mean())
-    if low == high:
-        return Length.fixed(low)
-    return Length(LengthKind.LOGNORMAL, mean, low, high, float(tokens.std()) / mean)
 
 
 def _mixed(outputs: Int32s, drawn: Length) -> Length:

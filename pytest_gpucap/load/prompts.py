@@ -139,8 +139,8 @@ class BodyComposer(Protocol):
         """Whether prompts are a user's own: then nothing that may repeat one is kept."""
         ...
 
-    def body(self, number: int, prompt_tokens: int, output_tokens: int) -> bytes:
-        """The body of request `number`."""
+    def body(self, number: int, prompt_tokens: int, output_tokens: int, left: int = 0) -> bytes:
+        """The body of request `number`; of a session from a file, of the turn after which so many are left."""
         ...
 
 
@@ -167,7 +167,7 @@ class RequestComposer:
         ring = [self._units[int(pick) % len(units)] for pick in picks]
         self._ring = b"".join(ring) * 2
         self._starts = [0, *np.cumsum([len(unit) for unit in ring * 2]).tolist()]
-        self._shared = self._filler(0, recipe.shared)
+        self._shared_text = self._filler(0, recipe.shared)
         self._images = ImageText(recipe.images, self._key)
         self._draw = draw_of(recipe.adapters, recipe.seed)
         models = [recipe.model] if self._draw is None else self._draw.models(recipe.model)
@@ -203,7 +203,7 @@ class RequestComposer:
         tokens = tokens_field(api)
         return head.encode(), before.encode(), (middle if tokens is None else f'{middle[:-1]},"{tokens}":').encode()
 
-    def body(self, number: int, prompt_tokens: int, output_tokens: int) -> bytes:
+    def body(self, number: int, prompt_tokens: int, output_tokens: int, left: int = 0) -> bytes:  # noqa: ARG002 - all turns are beginnings of one text
         """The body of request `number`.
 
         Raises:
@@ -214,6 +214,10 @@ class RequestComposer:
         if not self._generates:
             return b"%b%b%b" % (head, prompt, self._middle)
         return b"%b%b%b%d}" % (head, prompt, self._middle, output_tokens)
+
+    def around(self, prompt: bytes, output_tokens: int) -> bytes:
+        """The body of a request with a prompt of units that are written already, and without images."""
+        return b"%b%b%b%b%d}" % (self._heads[0], prompt, self._before, self._middle, output_tokens)
 
     def probe(self, number: int, prompt_tokens: int) -> bytes:
         """The body of a request that asks for one output token, not streamed."""
@@ -238,7 +242,7 @@ class RequestComposer:
             self.recipe.check(prompt_tokens)
         own = prompt_tokens - self._taken
         digits = min(self._digits, own)
-        text = self._shared + self._number(number, digits) + self._filler(hash64(number ^ self._key), own - digits)
+        text = self._shared_text + self._number(number, digits) + self._filler(hash64(number ^ self._key), own - digits)
         return text[1:] if self.recipe.as_ids else text
 
     def _number(self, number: int, digits: int) -> bytes:

@@ -44,6 +44,8 @@ class Turns:
         left: turns of the session after this one.
         count: prompt numbers that the phase uses, from its `first_prompt` on. Sessions that an earlier phase began have
             the number that they had.
+        fresh: of sessions from a file: the numbers of those that the phase begins, in their order, `count` of them;
+            None: sessions are drawn.
     """
 
     session: Ints
@@ -52,6 +54,14 @@ class Turns:
     cached: Int32s
     left: Int32s
     count: int
+    fresh: Ints | None = None
+
+    def not_begun(self, begun: Ints) -> int:
+        """How many of the last of `fresh` have none of these numbers of sessions: they are left for later."""
+        if self.fresh is None:
+            return 0
+        sent = np.flatnonzero(np.isin(self.fresh, begun))
+        return self.fresh.size - (int(sent[-1]) + 1 if sent.size else 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ from pytest_gpucap.load.protocol import (
     Status,
 )
 from pytest_gpucap.load.self_check import check_phase
+from pytest_gpucap.load.session_bodies import shared_sessions
 from pytest_gpucap.load.shared_memory import TOKEN_BIN_S, TOKEN_BINS, Count, HistogramKind, PhaseTable, WorkerProgress
 from pytest_gpucap.load.spread import Spread
 from pytest_gpucap.load.worker_pool import WorkerPool
@@ -185,7 +186,7 @@ class HttpLoadRunner:
         """
         if self._closed:
             raise LoadError("this load runner has been closed")
-        if self.recipe is None and self._workload.prompts is None:
+        if self.recipe is None and self._workload.own_texts is None:
             self.recipe = calibrate(self.server, self._model, self._workload, self._seed, self.nonce)
         if self._pool is None:
             self._start_workers(self._workers if self._workers is not None else workers_for(phase))
@@ -195,6 +196,8 @@ class HttpLoadRunner:
         bodies_fd, bodies = None, None
         if self._workload.prompts is not None:
             bodies_fd, bodies = shared_bodies(self._workload, self._model, self._seed)
+        elif self._workload.recorded is not None:
+            bodies_fd, bodies = shared_sessions(self._workload, self._model)
         self._bins_start_s = self.clock.now()
         try:
             self._pool = WorkerPool(
@@ -247,7 +250,7 @@ class HttpLoadRunner:
             finished.let_go()
         prompts = phase.prompt_tokens
         if recipe is not None:
-            if self._workload.arrivals.kind is ArrivalKind.TRACE:
+            if self._workload.arrivals.kind is ArrivalKind.TRACE or self._workload.recorded is not None:
                 # Recorded prompts may be shorter than this server's template. They are sent as short as possible.
                 prompts = np.maximum(prompts, recipe.least_tokens)
             recipe.check(int(prompts.min(initial=recipe.least_tokens)))
@@ -306,7 +309,8 @@ class HttpLoadRunner:
     @property
     def _estimates(self) -> bool:
         """Whether not every prompt's tokens are known before it is sent."""
-        return self._workload.prompts is not None and self._workload.prompts.estimated > 0
+        of_file = self._workload.prompts or self._workload.recorded
+        return of_file is not None and of_file.estimated > 0
 
     def _await_end(
         self,

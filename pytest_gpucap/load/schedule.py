@@ -19,6 +19,7 @@ from pytest_gpucap.arrays import Floats, Int32s
 from pytest_gpucap.load.draws import Purpose, draw_lengths, random_generator, uniform
 from pytest_gpucap.load.prompt_lengths import lengths_of, longest_prompt
 from pytest_gpucap.load.protocol import ClosedLoop, OpenLoop
+from pytest_gpucap.load.recorded_sessions import recorded_starts_s
 from pytest_gpucap.load.sessions import NONE, UnderWay, closed_sessions, mean_turns, open_sessions
 from pytest_gpucap.load.trace import Trace, read_trace
 from pytest_gpucap.requirement import ArrivalKind, Arrivals, Workload
@@ -55,11 +56,15 @@ def open_loop(
         RequirementError: as `read_trace`.
     """
     rate_rps, duration_s = _above_zero(rate_rps, "rate_rps"), _above_zero(duration_s, "duration_s")
+    if workload.sessions is not None:
+        sessions_per_s = rate_rps / mean_turns(workload)
+        if workload.arrivals.kind is ArrivalKind.TRACE and workload.sessions.recorded is not None:
+            due_s = recorded_starts_s(workload.sessions.recorded, sessions_per_s, duration_s, first_prompt)
+        else:
+            due_s = arrivals_s(workload.arrivals, sessions_per_s, duration_s, seed, stream)
+        return open_sessions(workload, due_s, rate_rps, duration_s, (seed, stream), first_prompt, before)
     if workload.arrivals.kind is ArrivalKind.TRACE:
         return _trace_loop(_trace(workload), rate_rps, duration_s, seed, stream, first_prompt)
-    if workload.sessions is not None:
-        due_s = arrivals_s(workload.arrivals, rate_rps / mean_turns(workload), duration_s, seed, stream)
-        return open_sessions(workload, due_s, rate_rps, duration_s, (seed, stream), first_prompt, before)
     due_s = arrivals_s(workload.arrivals, rate_rps, duration_s, seed, stream)
     n = due_s.size
     input_rng, output_rng = (random_generator(seed, stream, purpose) for purpose in (Purpose.INPUT, Purpose.OUTPUT))

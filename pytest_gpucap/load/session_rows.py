@@ -70,6 +70,10 @@ class SessionRows:
         """The prompt number of a row: that of its session."""
         return int(self.table.session[row])
 
+    def left_after(self, row: int) -> int:
+        """Turns of the row's session after it."""
+        return int(self.table.left[row])
+
     def upcoming(self, ahead: int) -> int | None:  # noqa: ARG002 - the same for every one
         """None: an answer may put another row before those that wait, so none is composed ahead."""
         return None

@@ -13,7 +13,7 @@ carried on: the next phase takes their numbers, so that the server finds what th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Final
 
@@ -21,9 +21,22 @@ import numpy as np
 
 from pytest_gpucap.arrays import Floats, Int32s, Ints
 from pytest_gpucap.load.draws import Purpose, draw_lengths, random_generator, uniform
-from pytest_gpucap.load.prompt_lengths import described
-from pytest_gpucap.load.protocol import ClosedLoop, Journal, LoadError, OpenLoop, Status, Turns
+from pytest_gpucap.load.protocol import ClosedLoop, LoadError, OpenLoop, Turns
+from pytest_gpucap.load.recorded_sessions import all_turns, closed_recorded, open_recorded
+from pytest_gpucap.load.session_turns import (
+    NONE,
+    SessionTurns,
+    UnderWay,
+    in_sessions,
+    int32,
+    planned,
+    ramps,
+    under_way,
+)
 from pytest_gpucap.requirement import Length, Sessions, Workload
+from pytest_gpucap.workloads.lengths import described
+
+__all__ = ["NONE", "UnderWay", "under_way"]
 
 _SEED: Final = 20_260_102
 _MANY, _LEAST, _MANY_TURNS = 8192, 512, 1 << 18
@@ -32,66 +45,6 @@ _FEW: Final = 512
 """Sessions whose longest tells how far back sessions under way may have begun."""
 _MOST_PAST: Final = 4_000_000
 """Turns drawn for the time before an open loop at most: some hundred megabytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class SessionTurns:
-    """All turns of some sessions, session by session, shape (t,) each.
-
-    Attributes:
-        session: number of the session, from 0.
-        prompt, output: tokens.
-        before: tokens at the beginning of the prompt that the session has sent before, or that all sessions share.
-        left: turns of the session after this one.
-        think_s: from the end of the answer before; 0 for the first turn.
-    """
-
-    session: Ints
-    prompt: Int32s
-    output: Int32s
-    before: Int32s
-    left: Int32s
-    think_s: Floats
-
-    def of(self, rows: Ints) -> SessionTurns:
-        """Some of the turns."""
-        return SessionTurns(*(getattr(self, name)[rows] for name in SessionTurns.__slots__))
-
-
-@dataclass(frozen=True, slots=True)
-class UnderWay:
-    """Sessions of earlier phases that have turns left, those first that are being answered or were last; shape (k,).
-
-    Attributes:
-        number: of the session's text.
-        prompt: tokens of it that were sent.
-        e2e_s: how long an answer usually takes; 0 where none is known.
-    """
-
-    number: Ints
-    prompt: Int32s
-    e2e_s: float = 0.0
-
-
-NONE: Final = UnderWay(np.zeros(0, np.int64), np.zeros(0, np.int32))
-"""Nothing was sent before."""
-
-
-def under_way(journal: Journal) -> UnderWay:
-    """The sessions that have turns left, and whose last prompt the server has taken in."""
-    columns = journal.sessions
-    if columns is None:
-        return NONE
-    whole = journal.status == Status.OK
-    usual = whole & ~journal.hot
-    e2e_s = float(np.median(journal.e2e_s[usual])) if usual.any() else 0.0
-    order = np.argsort(np.where(np.isnan(journal.end_s), math.inf, journal.end_s), kind="stable")[::-1]
-    # The first of each session in this order is the last that became of it.
-    _, at = np.unique(columns.session[order], return_index=True)
-    rows = order[np.sort(at)]
-    taken_in = whole | ((journal.status == Status.IN_FLIGHT) & ~np.isnan(journal.first_s))
-    rows = rows[taken_in[rows] & (columns.left[rows] > 0)]
-    return UnderWay(columns.session[rows], journal.prompt_tokens[rows], e2e_s)
 
 
 def draw_sessions(workload: Workload, n: int, seed: int, stream: int, part: int = 0) -> SessionTurns:
@@ -128,7 +81,7 @@ def draw_sessions(workload: Workload, n: int, seed: int, stream: int, part: int 
     before[1:] = prompt[:-1]
     before[starts] = np.minimum(workload.shared_prefix_tokens, prompt[starts] - 1)
     left = np.repeat(turns, turns) - 1 - (np.arange(total) - np.repeat(starts, turns))
-    found = SessionTurns(session, _int32(prompt), output, _int32(before), _int32(left), think_s)
+    found = SessionTurns(session, int32(prompt), output, int32(before), int32(left), think_s, np.zeros(total, np.int64))
     return found if sessions.context is None else _held_to(found, sessions.context)
 
 
@@ -141,12 +94,17 @@ def _held_to(turns: SessionTurns, context: int) -> SessionTurns:
     np.minimum.at(cut, turns.session[beyond], beyond)
     kept = turns.of(np.flatnonzero(order < cut[turns.session]))
     ends = np.searchsorted(kept.session, np.arange(count), side="right") - 1
-    return replace(kept, left=_int32(ends[kept.session] - np.arange(kept.session.size)))
+    return replace(kept, left=int32(ends[kept.session] - np.arange(kept.session.size)))
 
 
 @lru_cache(maxsize=8)
 def typical(sessions: Sessions, outputs: Length, shared: int) -> SessionTurns:
-    """The turns of many sessions, the same for every measurement: means and distributions come from them."""
+    """The turns of many sessions, the same for every measurement: means and distributions come from them.
+
+    Of sessions from a file they are all turns that are sent.
+    """
+    if sessions.recorded is not None:
+        return all_turns(sessions.recorded)
     workload = Workload(output_tokens=outputs, shared_prefix_tokens=shared, sessions=sessions)
     return draw_sessions(workload, max(_LEAST, min(_MANY, int(_MANY_TURNS / sessions.turns.mean))), _SEED, 0)
 
@@ -169,12 +127,19 @@ def with_session_lengths(workload: Workload) -> Workload:
     """
     if workload.sessions is None:
         return workload
-    return replace(workload, input_tokens=described(typical_turns(workload).prompt))
+    turns = typical_turns(workload)
+    recorded = workload.sessions.recorded is not None
+    outputs = described(turns.output) if recorded else workload.output_tokens
+    return replace(workload, input_tokens=described(turns.prompt), output_tokens=outputs)
 
 
 def longest_turn(workload: Workload) -> tuple[int, int]:
     """Input and output tokens of the longest request that a session may send."""
     sessions, answer = _sessions(workload), workload.output_tokens.high
+    if sessions.recorded is not None:
+        turns = all_turns(sessions.recorded)
+        longest = int((turns.prompt.astype(np.int64) + turns.output).argmax())
+        return int(turns.prompt[longest]), int(turns.output[longest])
     grown = workload.shared_prefix_tokens + sessions.opening.high
     grown += (sessions.turns.high - 1) * (sessions.new.high + answer)
     return grown if sessions.context is None else min(grown, sessions.context - answer), answer
@@ -210,6 +175,9 @@ def open_sessions(
     Raises:
         LoadError: if more sessions would be under way than can be made.
     """
+    recorded = _sessions(workload).recorded
+    if recorded is not None:
+        return open_recorded(recorded, session_due_s, rate_rps, duration_s, key, first_prompt, before)
     fresh = draw_sessions(workload, session_due_s.size, *key)
     past, past_due_s = _past(workload, rate_rps / mean_turns(workload), key, before.e2e_s)
     n = session_due_s.size
@@ -220,9 +188,7 @@ def open_sessions(
         )
     )
     start_s = np.concatenate([session_due_s, past_due_s])
-    first, waits_s = _in_sessions(turns.session, turns.think_s)
-    _, usual_s = _in_sessions(turns.session, turns.think_s + before.e2e_s)
-    earliest_s, due_s = start_s[turns.session] + waits_s, start_s[turns.session] + usual_s
+    first, _ = in_sessions(turns.session, turns.think_s)
     number = first_prompt + np.arange(start_s.size, dtype=np.int64)
     cached = turns.before.astype(np.int64)
     # A session that is under way has sent nothing yet, unless an earlier phase sent it.
@@ -230,28 +196,7 @@ def open_sessions(
     cached[under] = np.minimum(workload.shared_prefix_tokens, turns.prompt[under] - 1)
     carried = _carried_on(turns.prompt[under], before, key)
     number[n + carried[0]], cached[under[carried[0]]] = carried[1], carried[2]
-    kept = np.flatnonzero(earliest_s < duration_s)
-    kept = kept[np.argsort(due_s[kept], kind="stable")]
-    after = np.arange(turns.session.size) - 1
-    after[first] = -1
-    place = np.full(turns.session.size, -1)
-    place[kept] = np.arange(kept.size)
-    found = turns.of(kept)
-    return OpenLoop(
-        duration_s,
-        np.round(due_s[kept], 9),
-        found.prompt,
-        found.output,
-        first_prompt,
-        Turns(
-            session=number[found.session],
-            after=np.where(after[kept] < 0, -1, place[after[kept]]).astype(np.int64),
-            think_s=found.think_s,
-            cached=np.minimum(cached[kept], found.prompt - 1).astype(np.int32),
-            left=found.left,
-            count=start_s.size,
-        ),
-    )
+    return planned(turns, start_s, duration_s, before.e2e_s, number, cached, first_prompt)
 
 
 def closed_sessions(
@@ -280,6 +225,9 @@ def closed_sessions(
         before: sessions of earlier phases.
         hot: see above.
     """
+    recorded = _sessions(workload).recorded
+    if recorded is not None:
+        return closed_recorded(recorded, concurrency, duration_s, rows, key, first_prompt, before, hot=hot)
     pool = draw_sessions(workload, max(1024, 4 * concurrency), *key, part=1)
     whole = draw_sessions(workload, max(16, math.ceil(1.2 * rows / mean_turns(workload))), *key)
     random = random_generator(*key, Purpose.HOT)
@@ -288,12 +236,12 @@ def closed_sessions(
     at = np.searchsorted(ends, points, side="right")
     age = (points - (ends[at] - pool.output[at])).astype(np.int32) if hot else np.zeros(concurrency, np.int32)
     rest = pool.left[at].astype(np.int64)
-    follow = np.repeat(at + 1, rest) + _ramps(rest)
+    follow = np.repeat(at + 1, rest) + ramps(rest)
     owner = np.repeat(np.arange(concurrency, dtype=np.int64), rest)
     start, later = pool.of(at), pool.of(follow)
     starts = np.cumsum(rest) - rest
-    after_later = np.where(_ramps(rest) == 0, owner, concurrency + np.arange(owner.size) - 1)
-    first_whole, _ = _in_sessions(whole.session, whole.think_s)
+    after_later = np.where(ramps(rest) == 0, owner, concurrency + np.arange(owner.size) - 1)
+    first_whole, _ = in_sessions(whole.session, whole.think_s)
     after_whole = concurrency + owner.size + np.arange(whole.session.size) - 1
     after_whole[first_whole] = -1
     prompt = start.prompt + age
@@ -318,7 +266,7 @@ def closed_sessions(
             session=numbers,
             after=np.concatenate([np.full(concurrency, -1), after_later, after_whole]).astype(np.int64),
             think_s=np.zeros(prompts.size),
-            cached=_int32(np.minimum(np.concatenate([cached, later_before, whole.before]), prompts - 1)),
+            cached=int32(np.minimum(np.concatenate([cached, later_before, whole.before]), prompts - 1)),
             left=np.concatenate([start.left, later.left, whole.left]),
             count=concurrency + (int(whole.session[-1]) + 1),
         ),
@@ -328,7 +276,7 @@ def closed_sessions(
 def _past(workload: Workload, sessions_per_s: float, key: tuple[int, int], e2e_s: float) -> tuple[SessionTurns, Floats]:
     """The turns that sessions begun before time 0 have left, and when the first of each session's is due."""
     few = draw_sessions(workload, _FEW, *key, part=2)
-    _, waits_s = _in_sessions(few.session, few.think_s + e2e_s)
+    _, waits_s = in_sessions(few.session, few.think_s + e2e_s)
     horizon_s = float(waits_s.max())
     if sessions_per_s * horizon_s * _sessions(workload).turns.mean > _MOST_PAST:
         raise LoadError(
@@ -339,12 +287,12 @@ def _past(workload: Workload, sessions_per_s: float, key: tuple[int, int], e2e_s
     count = math.floor(sessions_per_s * horizon_s + uniform(random, 1)[0])
     begun_s = -horizon_s * uniform(random, count)
     turns = draw_sessions(workload, begun_s.size, *key, part=3)
-    _, waits_s = _in_sessions(turns.session, turns.think_s + e2e_s)
+    _, waits_s = in_sessions(turns.session, turns.think_s + e2e_s)
     due_s = begun_s[turns.session] + waits_s
     ahead = np.flatnonzero(due_s >= 0.0)
     sessions, session = np.unique(turns.session[ahead], return_inverse=True)
     found = replace(turns.of(ahead), session=session.astype(np.int64))
-    first, _ = _in_sessions(found.session, found.think_s)
+    first, _ = in_sessions(found.session, found.think_s)
     start_s = due_s[ahead][first] if sessions.size else np.zeros(0)
     think_s = found.think_s.copy()
     think_s[first] = 0.0
@@ -366,22 +314,6 @@ def _carried_on(prompts: Int32s, before: UnderWay, key: tuple[int, int]) -> tupl
     return places, before.number[theirs], np.minimum(before.prompt[theirs], prompts[places] - 1).astype(np.int64)
 
 
-def _in_sessions(session: Ints, seconds: Floats) -> tuple[Ints, Floats]:
-    """The first turn of each session, and at each turn the seconds since it: those of the turns after the first."""
-    if session.size == 0:
-        return np.zeros(0, np.int64), np.zeros(0)
-    first = np.flatnonzero(np.concatenate([[True], np.diff(session) != 0]))
-    total = np.cumsum(seconds)
-    counts = np.diff(np.append(first, session.size))
-    return first, total - np.repeat(total[first], counts)
-
-
-def _ramps(counts: Ints) -> Ints:
-    """0, 1, ... up to each count, one after the other."""
-    found: Ints = np.arange(int(counts.sum()), dtype=np.int64) - np.repeat(np.cumsum(counts) - counts, counts)
-    return found
-
-
 def _think_s(sessions: Sessions, random: np.random.Generator, n: int) -> Floats:
     if not sessions.think_cv:
         return np.full(n, sessions.think_s)
@@ -396,8 +328,3 @@ def _sessions(workload: Workload) -> Sessions:
     if workload.sessions is None:
         raise ValueError("the workload has no sessions")
     return workload.sessions
-
-
-def _int32(values: Ints) -> Int32s:
-    found: Int32s = values.astype(np.int32)
-    return found

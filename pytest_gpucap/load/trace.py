@@ -22,11 +22,12 @@ import numpy as np
 
 from pytest_gpucap.arrays import Floats, Int32s
 from pytest_gpucap.errors import shortened, told
-from pytest_gpucap.load.prompt_lengths import described, longest_prompt
+from pytest_gpucap.load.prompt_lengths import longest_prompt
 from pytest_gpucap.load.sessions import longest_turn
 from pytest_gpucap.load.trace_formats import CSV_FORMATS, JSON_FORMATS, TraceFormat, recognise
 from pytest_gpucap.requirement import MOST_TOKENS, RequirementError, Workload
 from pytest_gpucap.user_files import UserFileError, lines_of, shown_path, status
+from pytest_gpucap.workloads.lengths import described
 
 MAX_ROWS = 2_000_000
 """More than any measurement can send. Public traces of a week have ten times as many, and would fill the memory."""

@@ -110,10 +110,17 @@ def _texts(loop: EventLoop) -> list[tuple[int, int, str, int]]:
 
 
 def _composer(setup: dict[str, Any], fds: list[int]) -> BodyComposer:
-    """What makes the bodies: by a recipe, or of the user's own prompts, which are behind the only descriptor."""
+    """What makes the bodies: by a recipe, or of prompts or sessions of a file, which are behind the only descriptor."""
+    recipe = None if setup["recipe"] is None else PromptRecipe.from_json(setup["recipe"])
+    if fds and "block" in setup["bodies"]:
+        from pytest_gpucap.load.session_bodies import BlockBodies, SessionBodies
+
+        told = setup["bodies"]
+        return SessionBodies.attach(fds[0], told) if recipe is None else BlockBodies.attach(recipe, fds[0], told)
     if fds:
         return OwnBodies.attach(fds[0], setup["bodies"])
-    return RequestComposer(PromptRecipe.from_json(setup["recipe"]))
+    assert recipe is not None  # noqa: S101 - without a file prompts are made
+    return RequestComposer(recipe)
 
 
 def _event_loop(setup: dict[str, Any], run_table: RunTable, composer: BodyComposer) -> EventLoop:

@@ -209,6 +209,13 @@ class MeasuringRun:
         self._idle_since_s = now
         self.journal = self.runner.journal()
 
+    def _not_begun(self, phase: LoadPhase, first_row: int) -> int:
+        """Sessions of a file that a phase has left for later."""
+        columns = self.runner.journal().sessions
+        if phase.turns is None or columns is None:
+            return 0
+        return phase.turns.not_begun(columns.session[first_row:])
+
     def _fitting(self, duration_s: float) -> float:
         duration_s = min(duration_s, self.left_s)
         if duration_s < c.LEAST_PHASE_S:
@@ -257,6 +264,7 @@ class MeasuringRun:
                 raise CalledOff from error
             raise
         self._next_prompt -= 0 if span.taken is None else phase.prompt_tokens.size - span.taken
+        self._next_prompt -= self._not_begun(phase, before)
         # The server waits while the procedure thinks, and is paid for all the same.
         self._spend("between phases", span.start_s - self._idle_since_s)
         self._idle_since_s = span.end_s

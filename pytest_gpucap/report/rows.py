@@ -231,11 +231,19 @@ def workload(declared: DeclaredWorkload) -> str:
     own = f"{own_prompts(declared)}, " if declared.prompts else ""
     extra = f", extra_body {shortened(declared.extra_body)}" if declared.extra_body else ""
     extra += f", adapters {adapter_mix(declared)}" if declared.adapters else ""
-    extra += f", sessions {declared.sessions}" if declared.sessions else ""
+    extra += f", sessions {told_sessions(declared)}" if declared.sessions else ""
     return (
         f"{preset}{own}{declared.input_tokens} tokens in{images(declared)}{shared}, {declared.tokens_out} out, "
         f"{declared.arrivals} arrivals, {declared.endpoint}{_how(declared)}{extra}"
     )
+
+
+def told_sessions(declared: DeclaredWorkload) -> str:
+    """As they are declared; of a file ``96 of chat.jsonl think=2s (sha256 0123456789ab)``; empty without sessions."""
+    if declared.sessions_sha256 is None:
+        return declared.sessions or ""
+    count = "" if declared.session_count is None else f"{declared.session_count} of "
+    return f"{count}{declared.sessions} (sha256 {declared.sessions_sha256[:12]})"
 
 
 def images(declared: DeclaredWorkload) -> str:

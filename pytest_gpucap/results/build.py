@@ -249,10 +249,14 @@ def declared_workload(workload: Workload) -> DeclaredWorkload:
         extra_body_sha256=hashlib.sha256(extra.encode()).hexdigest() if extra else None,
         images=tuple(map(str, workload.images)),
         sessions=None if workload.sessions is None else _sessions(workload.sessions),
+        sessions_sha256=None if workload.recorded is None else workload.recorded.sha256,
+        session_count=None if workload.recorded is None else workload.recorded.count,
     )
 
 
 def _sessions(sessions: Sessions) -> str:
+    if sessions.recorded is not None:
+        return sessions.text
     return f"{sessions.text} new={_length(sessions.new)}"
 
 

@@ -116,7 +116,10 @@ class DeclaredWorkload(msgspec.Struct, frozen=True):
         adapters: the mix of LoRA adapters that requests name; empty: all are for the server's model.
         adapter_rank: of adapters that were made for a synthetic model; None: none were.
         sessions: as they are written in a marker, with the tokens that each turn adds as ``new=``; `input_tokens` are
-            those of whole prompts. None: no two requests belong together.
+            those of whole prompts. Of sessions from a file its name and what is said beside it; their text is in no
+            result. None: no two requests belong together.
+        sessions_sha256: of everything that the file sends and asks for, and when; None: sessions are drawn.
+        session_count: sessions in the file.
     """
 
     input_tokens: int | str
@@ -143,6 +146,8 @@ class DeclaredWorkload(msgspec.Struct, frozen=True):
     adapters: tuple[DeclaredAdapter, ...] = ()
     adapter_rank: int | None = None
     sessions: str | None = None
+    sessions_sha256: str | None = None
+    session_count: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
     @property
     def tokens_out(self) -> str:

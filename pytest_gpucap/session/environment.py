@@ -105,8 +105,16 @@ def _reuse(target: SystemUnderTest) -> list[str]:
 
 
 def _repeated(target: SystemUnderTest, workload: Workload) -> list[str]:
-    """That prompts of the user's own were sent more than once, if they were."""
-    if workload.prompts is None or target.runner is None:
+    """That prompts or sessions of the user's own were sent more than once, if they were."""
+    if target.runner is None:
+        return []
+    if workload.recorded is not None:
+        from pytest_gpucap.load.recorded_sessions import repeated
+
+        columns = target.runner.journal().sessions
+        told = "" if columns is None else repeated(workload.recorded, columns.session)
+        return [told] if told else []
+    if workload.prompts is None:
         return []
     from pytest_gpucap.load.prompt_lengths import repeats
 

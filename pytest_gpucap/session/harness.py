@@ -18,7 +18,7 @@ from pytest_gpucap.markers import Declaration
 from pytest_gpucap.measure import constants
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.options import Options
-from pytest_gpucap.requirement import Requirement, Workload, too_long
+from pytest_gpucap.requirement import Requirement, RequirementError, Workload, too_long
 from pytest_gpucap.session.live_line import LiveLine, glance
 from pytest_gpucap.session.placement import Placement
 from pytest_gpucap.session.server_manager import ServerManager, SystemUnderTest, Trust
@@ -42,8 +42,13 @@ def settings_on(server: Server, settings: Settings, trust: Trust | None) -> Sett
 
 
 def in_order(workload: Workload, seed: int) -> Workload:
-    """A workload with prompts of the user's own in the order of a seed; any other as it is."""
-    return workload if workload.prompts is None else replace(workload, prompts=replace(workload.prompts, order=seed))
+    """A workload with prompts or sessions of a file in the order of a seed; any other as it is."""
+    if workload.prompts is not None:
+        return replace(workload, prompts=replace(workload.prompts, order=seed))
+    sessions, recorded = workload.sessions, workload.recorded
+    if sessions is None or recorded is None or recorded.in_order:
+        return workload
+    return replace(workload, sessions=replace(sessions, recorded=replace(recorded, order=seed)))
 
 
 def counted(engine: Engine, server: Server, workload: Workload, name: str) -> Workload:
@@ -52,11 +57,11 @@ def counted(engine: Engine, server: Server, workload: Workload, name: str) -> Wo
     Raises:
         MeasurementInvalid: if they cannot be counted.
     """
-    if workload.prompts is None:
+    if workload.own_texts is None:
         return workload
     try:
         return engine.counted(server, workload)
-    except LoadError as error:
+    except (LoadError, RequirementError) as error:
         raise MeasurementInvalid(f"{name} was not measured: {error}") from error
 
 
@@ -162,7 +167,7 @@ class Harness:
         log = self._manager.log()
         if log is None:
             return ""
-        if self.declared.workload.prompts is not None:
+        if self.declared.workload.own_texts is not None:
             return f"the end of its log is not shown, since it may repeat prompts\n\nwhole log: {log.path}"
         tail = log.tail(LAST_LINES)
         said = f"the last {len(tail.splitlines())} lines of its log:\n{tail}" if tail.strip() else "its log is empty"
@@ -195,9 +200,10 @@ class Harness:
         self._count_prompts(target, seed)
         context = known.max_model_len
         workload = self.declared.workload
-        place = None if workload.prompts is None else shown_path(workload.prompts.path)
+        place = None if workload.own_texts is None else shown_path(workload.own_texts)
+        mend = "; or end sessions sooner, with context= behind the file" if workload.recorded is not None else ""
         if context is not None and (why := too_long(longest_request(workload), context, place)):
-            raise MeasurementInvalid(f"{self.declared.name} was not measured: {why}")
+            raise MeasurementInvalid(f"{self.declared.name} was not measured: {why}{mend}")
         telemetry = target.telemetry
         if telemetry is not None:
             self.live.gpu = lambda: glance(telemetry)
@@ -221,13 +227,14 @@ class Harness:
 
     def _count_prompts(self, target: SystemUnderTest, seed: int) -> None:
         """Have the server count prompts of the user's own, once, and order them by the seed."""
-        prompts = self.declared.workload.prompts
-        if prompts is None:
+        of_file = self.declared.workload.prompts or self.declared.workload.recorded
+        if of_file is None:
             return
         workload = in_order(self.declared.workload, seed)
         if not self._counted:
-            if not target.endpoint.capabilities().simulated:
-                self.live.waiting(f"counting the tokens of {prompts.count} prompts")
+            if not target.endpoint.capabilities().simulated and workload.own_texts is not None:
+                what = "prompts" if workload.prompts is not None else "sessions"
+                self.live.waiting(f"counting the tokens of {of_file.count} {what}")
             workload = counted(target.engine, target.endpoint, workload, self.declared.name)
         self.declared, self._counted = self.declared.with_workload(workload), True
 

@@ -378,11 +378,11 @@ def _with_file(declared: Declaration) -> Declaration:
         from pytest_gpucap.load.prompt_lengths import with_estimates
 
         return declared.with_workload(with_estimates(workload, file_of(workload)))
-    if workload.sessions is not None:
+    if workload.sessions is not None and workload.recorded is None:
         from pytest_gpucap.load.sessions import with_session_lengths
 
         return declared.with_workload(with_session_lengths(workload))
-    if workload.arrivals.trace is None:
+    if workload.arrivals.trace is None:  # sessions of a file have their lengths
         return declared
     from pytest_gpucap.load.trace import with_trace_lengths
 
@@ -414,7 +414,7 @@ def _check_length(declared: Declaration, engine: Engine) -> None:
     Raises:
         RequirementError: if it does not.
     """
-    if engine.max_model_len is None or declared.workload.prompts is not None:  # which the server counts
+    if engine.max_model_len is None or declared.workload.own_texts is not None:  # which the server counts
         return
     workload = declared.workload
     if workload.arrivals.trace is None and workload.sessions is None:

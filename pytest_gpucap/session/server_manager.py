@@ -21,8 +21,8 @@ from pytest_gpucap.gpu.inventory import Inventory, NoGpu, WrongGpuClass, detect_
 from pytest_gpucap.gpu.lease import Lease, lease, lease_cpu, lease_server
 from pytest_gpucap.gpu.occupancy import wait_memory_returned
 from pytest_gpucap.options import Options
-from pytest_gpucap.session.gpus_elsewhere import gpus_elsewhere
 from pytest_gpucap.session.compiling import CompileAhead
+from pytest_gpucap.session.gpus_elsewhere import gpus_elsewhere
 from pytest_gpucap.session.placement import Placement, own_classes
 from pytest_gpucap.session.reuse import Reuse
 from pytest_gpucap.session.session_time import SessionTime

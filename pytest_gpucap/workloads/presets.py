@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from pytest_gpucap.requirement import RequirementError
 from pytest_gpucap.user_files import UserFileError, read_toml
+from pytest_gpucap.workloads.sessions import names_a_file, split_words
 
 _OUR_FILE: Final = "presets.toml"
 _NO_KEYWORDS: Final = frozenset({"about", "extends", "sources"})
@@ -97,6 +98,9 @@ def _resolve(name: str, layers: Sequence[_Layer], through: tuple[str, ...]) -> P
 
 def _placed(key: str, value: Any, folder: Path | None) -> Any:
     """The keyword's value; a file's name becomes absolute where the file is beside the preset's file."""
+    if folder is not None and key == "sessions" and isinstance(value, str) and names_a_file(value):
+        name, words = split_words(value)
+        return " ".join([_placed("prompts", name, folder), *words])
     if folder is None or key not in _FILES or not isinstance(value, str) or not (folder / value).is_file():
         return value
     return str((folder / value).resolve())

@@ -44,7 +44,7 @@ _LENGTHS: Final = ("output_tokens", "max_tokens", "max_completion_tokens")
 """Fields that say how long the answer is, the first one before the others."""
 _NO_TEXT: Final = frozenset({"image_url", "image", "input_image", "input_audio", "audio_url", "video_url", "file"})
 _SPACE: Final = re.compile(r"[ \t\r\n]*+")
-_HUMAN, _ANSWERING = frozenset({"human", "user"}), frozenset({"gpt", "assistant", "chatgpt", "bard", "bing"})
+HUMAN, ANSWERING = frozenset({"human", "user"}), frozenset({"gpt", "assistant", "chatgpt", "bard", "bing"})
 _ADVICE: Final = 'a line is a request body with "messages" or "prompt", a line of a batch, or a ShareGPT conversation'
 
 
@@ -145,7 +145,7 @@ def _read(path: Path, _changed_ns: int, _size: int) -> PromptFile:
     found = hashlib.sha256()
     left_out = characters = 0
     try:
-        for place, row in _rows(path):
+        for place, row in rows_in(path, _ADVICE):
             prompt = _prompt(place, row)
             if prompt is None:
                 left_out += 1
@@ -168,8 +168,20 @@ def _read(path: Path, _changed_ns: int, _size: int) -> PromptFile:
     return PromptFile(path, tuple(kept), found.hexdigest(), left_out)
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Place and value of each row, one after the other."""
+def rows_in(
+    path: Path, advice: str, columns: tuple[str, ...] = ("conversations", "messages", "prompt", *_LENGTHS)
+) -> Iterator[tuple[str, Any]]:
+    """Place and value of each row of a file of JSON Lines, of one JSON list, or of Parquet, one after the other.
+
+    Args:
+        path: of the file, which may be packed with gzip.
+        advice: what a line should be, for messages.
+        columns: that are read of a Parquet file.
+
+    Raises:
+        UserFileError: if the file cannot be read.
+        RequirementError: if it is too large, or a row is no JSON.
+    """
     shown = shown_path(path)
     with unpacked(path, MOST_LINES) as read:
         head = read(_PIECE).removeprefix(_BOM)
@@ -177,13 +189,13 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
             head += more
             _check_size(shown, len(head))
         if head.startswith(PARQUET):
-            yield from parquet_rows(path, ("conversations", "messages", "prompt", *_LENGTHS))
+            yield from parquet_rows(path, columns)
         elif head.lstrip().startswith(b"["):
             yield from _Elements(shown, read, head)
         else:
             for number, line in _lines(shown, read, head):
                 if line.strip():
-                    yield f"{shown}:{number}", _json(f"{shown}:{number}", line)
+                    yield f"{shown}:{number}", _json(f"{shown}:{number}", line, advice)
 
 
 def _lines(shown: str, read: Callable[[int], bytes], rest: bytes) -> Iterator[tuple[int, bytes]]:
@@ -299,13 +311,13 @@ def _no_number(name: str) -> NoReturn:
     raise ValueError(name)
 
 
-def _json(place: str, line: bytes) -> Any:
+def _json(place: str, line: bytes, advice: str) -> Any:
     try:
         return json.loads(line.decode(), parse_constant=_no_number)
     except UnicodeDecodeError:
         raise RequirementError(f"{place}: not UTF-8") from None
     except (ValueError, RecursionError):
-        raise RequirementError(f"{place}: not JSON; {_ADVICE}") from None
+        raise RequirementError(f"{place}: not JSON; {advice}") from None
 
 
 def _prompt(place: str, row: Any) -> FilePrompt | None:
@@ -327,17 +339,17 @@ def _prompt(place: str, row: Any) -> FilePrompt | None:
         if row.get(name) is not None and (row[name] != 1 or isinstance(row[name], bool)):
             raise RequirementError(f"{place}: {name} must be 1: of several answers only one would be measured")
     whole = "messages" in row
-    characters = _messages(place, row["messages"]) if whole else len(_text(place, row["prompt"], "prompt"))
+    characters = check_messages(place, row["messages"]) if whole else len(_text(place, row["prompt"], "prompt"))
     kept = {"messages" if whole else "prompt"}
     if "output_tokens" not in row:
         kept |= row.keys() - _OURS - {*_LENGTHS}
     asked = next(((name, row[name]) for name in _LENGTHS if row.get(name) is not None), None)
     return FilePrompt(
         place,
-        _body(place, {name: value for name, value in row.items() if name in kept}),
+        sendable(place, {name: value for name, value in row.items() if name in kept}),
         ApiKind.CHAT if whole else ApiKind.COMPLETIONS,
         whole,
-        None if asked is None else _tokens(place, *asked),
+        None if asked is None else output_tokens(place, *asked),
         None,
         characters,
     )
@@ -348,17 +360,17 @@ def _conversation(place: str, turns: Any) -> FilePrompt | None:
     if not isinstance(turns, list):
         raise RequirementError(f"{place}: conversations must be a list")
     said = [(str(turn.get("from")), turn.get("value")) for turn in turns if isinstance(turn, dict)]
-    first = next((at for at, (who, _) in enumerate(said) if who in _HUMAN), len(said))
-    if first + 1 >= len(said) or said[first + 1][0] not in _ANSWERING:
+    first = next((at for at, (who, _) in enumerate(said) if who in HUMAN), len(said))
+    if first + 1 >= len(said) or said[first + 1][0] not in ANSWERING:
         return None
     asked, answer = said[first][1], said[first + 1][1]
     if not (isinstance(asked, str) and asked.strip() and isinstance(answer, str) and answer.strip()):
         return None
-    _body(place, {"answer": answer})
-    return FilePrompt(place, _body(place, {"prompt": asked}), ApiKind.CHAT, False, None, answer, len(asked))
+    sendable(place, {"answer": answer})
+    return FilePrompt(place, sendable(place, {"prompt": asked}), ApiKind.CHAT, False, None, answer, len(asked))
 
 
-def _messages(place: str, messages: Any) -> int:
+def check_messages(place: str, messages: Any) -> int:
     """The characters of the texts of messages.
 
     Raises:
@@ -392,7 +404,12 @@ def _text(place: str, value: Any, name: str) -> str:
     return value
 
 
-def _tokens(place: str, name: str, value: Any) -> int:
+def output_tokens(place: str, name: str, value: Any) -> int:
+    """How long an answer is, as a field of a name says.
+
+    Raises:
+        RequirementError: if it says no number of tokens.
+    """
     # No message tells the value, which may be anything.
     whole = isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= MOST_TOKENS
     if not whole or value != int(value):
@@ -400,7 +417,7 @@ def _tokens(place: str, name: str, value: Any) -> int:
     return int(value)
 
 
-def _body(place: str, fields: Mapping[str, Any]) -> str:
+def sendable(place: str, fields: Mapping[str, Any]) -> str:
     """JSON text of an object that any server can read.
 
     Raises:

@@ -10,16 +10,22 @@ The text is words with a space between them, each ``key=value``:
 | ``context`` | a session ends before a turn whose prompt and answer would take more tokens |
 
 ``input_tokens`` are then the tokens that each turn adds, and ``output_tokens`` those of each answer.
+
+Recorded sessions are sent by ``sessions="FILE"`` (`workloads.session_file`). Behind the file may stand ``think=2s``,
+instead of its pauses, ``context=`` as above, and ``block=``, the tokens of a block of a trace.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Final
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from pytest_gpucap.errors import told
 from pytest_gpucap.requirement import (
     MOST_TOKENS,
+    ApiKind,
     ArrivalKind,
     Length,
     RequirementError,
@@ -30,6 +36,9 @@ from pytest_gpucap.requirement import (
     tokens,
 )
 
+if TYPE_CHECKING:  # it loads NumPy
+    from pytest_gpucap.workloads.recorded import FileOfSessions
+
 MOST_TURNS: Final = 1000
 """Of one session: more is a mistake, and its history would fit no model's context."""
 MOST_THINK_S: Final = 3600.0
@@ -38,8 +47,86 @@ MOST_THINK_CV: Final = 10.0
 """Beyond it the mean of a lognormal time is made by a few draws that no measurement sees."""
 _LONGEST: Final = 500
 """Characters of the text."""
+_MOST_TEXT: Final = 4096
+"""The same where it names a file, whose path may be long."""
 _KEYS: Final = ("turns", "think", "first", "context")
+_FILE_KEYS: Final = ("think", "context", "block")
 _EXAMPLE: Final = 'sessions="turns=lognormal:mean=4,cv=0.5,high=12 think=8s"'
+
+
+def names_a_file(given: Any) -> bool:
+    """Whether ``sessions=`` names a file of recorded sessions: its first word is no ``key=value``, or it is a path."""
+    if isinstance(given, str):
+        first = given.split(maxsplit=1)[:1]
+        return bool(first) and "=" not in first[0]
+    return isinstance(given, PathLike)
+
+
+def split_words(text: str) -> tuple[str, list[str]]:
+    """The name of a file, which may have spaces, and the words behind it, each of which has an equals sign."""
+    words = text.strip().split(" ")
+    end = next((at for at, word in enumerate(words) if "=" in word), len(words))
+    return " ".join(words[:end]).rstrip(), " ".join(words[end:]).split()
+
+
+def file_of_sessions(given: str | PathLike[str], folder: Path) -> FileOfSessions:
+    """The file that ``sessions=`` names, relative to the test file, and what is said beside it.
+
+    Raises:
+        RequirementError: if there is no such file, or the words behind it are wrong.
+    """
+    from pytest_gpucap.workloads.recorded import FileOfSessions
+    from pytest_gpucap.workloads.session_file import sessions_file
+
+    name, words = split_words(given) if isinstance(given, str) else (str(given), [])
+    if isinstance(given, str) and len(given) > _MOST_TEXT:
+        raise RequirementError(f"sessions must be a text of up to {_MOST_TEXT} characters, not {told(given)}")
+    said = _words(words, _FILE_KEYS, 'sessions="FILE think=2s context=8192"')
+    think_s = None
+    if "think" in said:
+        think_s, cv = _think(said["think"])
+        if cv:
+            raise RequirementError("sessions: think behind a file is one time for all turns, such as think=2s")
+    return FileOfSessions(
+        sessions_file(name, folder),
+        think_s,
+        tokens(said["context"], "sessions: context") if "context" in said else None,
+        tokens(said["block"], "sessions: block") if "block" in said else None,
+        " ".join(words),
+    )
+
+
+def with_sessions_of_file(workload: Workload, given: FileOfSessions, output_tokens: Length | None) -> Workload:
+    """The workload with recorded sessions; see `workloads.recorded`.
+
+    Args:
+        workload: without sessions.
+        given: the file and what is said beside it.
+        output_tokens: as declared; None: they were not.
+
+    Raises:
+        RequirementError: if the file cannot be used, or does not go with the rest of the workload.
+    """
+    from pytest_gpucap.workloads.recorded import with_recorded
+
+    _check_beside(workload)
+    if output_tokens is not None and output_tokens.low != output_tokens.high:
+        raise RequirementError("sessions: output_tokens beside a file is one number, for turns that do not say theirs")
+    found = with_recorded(workload, given, None if output_tokens is None else output_tokens.low)
+    if found.own_texts is not None:
+        if workload.endpoint is not ApiKind.CHAT:
+            raise RequirementError(
+                f'sessions: {given.path.name} holds messages, which need endpoint="chat": leave endpoint out'
+            )
+        if said := next((name for name in _WORDING if getattr(workload.wording, name)), None):
+            raise RequirementError(
+                f"{said} stands around prompts that are texts, and {given.path.name} has messages of "
+                f"its own: leave {said} out"
+            )
+    return found
+
+
+_WORDING: Final = ("system", "fold_system", "opening", "instruction")
 
 
 def with_sessions(workload: Workload, text: Any) -> Workload:
@@ -90,16 +177,22 @@ def _given(text: Any) -> dict[str, str]:
     """The words of the text by their keys."""
     if not isinstance(text, str) or len(text) > _LONGEST:
         raise RequirementError(f"sessions must be a text of up to {_LONGEST} characters, not {told(text)}")
+    given = _words(text.split(), _KEYS, _EXAMPLE)
+    if missing := [key for key in ("turns", "think") if key not in given]:
+        raise RequirementError(f"sessions lacks {' and '.join(missing)}: {_EXAMPLE}")
+    return given
+
+
+def _words(words: list[str], keys: tuple[str, ...], example: str) -> dict[str, str]:
+    """Words by their keys."""
     given: dict[str, str] = {}
-    for word in text.split():
+    for word in words:
         key, equals, value = word.partition("=")
-        if key not in _KEYS or not equals or not value:
-            raise RequirementError(f"sessions: {told(word)} is none of {', '.join(_KEYS)} with a value: {_EXAMPLE}")
+        if key not in keys or not equals or not value:
+            raise RequirementError(f"sessions: {told(word)} is none of {', '.join(keys)} with a value: {example}")
         if key in given:
             raise RequirementError(f"sessions names {key} twice")
         given[key] = value
-    if missing := [key for key in ("turns", "think") if key not in given]:
-        raise RequirementError(f"sessions lacks {' and '.join(missing)}: {_EXAMPLE}")
     return given
 
 

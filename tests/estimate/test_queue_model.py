@@ -195,6 +195,18 @@ def test_a_prompt_that_comes_before_a_step_begins_delays_its_first_tokens() -> N
     assert found.ttft_s == pytest.approx([0.6, 1.6, 1.8], abs=0.05)
 
 
+def test_a_request_that_is_preempted_before_its_first_token_has_no_more_to_go_than_it_had() -> None:
+    """One that is all but cached waits for a long prompt: else less than nothing of it is left to prefill."""
+    model = ServerModel(np.full(101, 0.01), 1e-5, kv_tokens=7040.0, step_tokens=100.0)
+    arrivals = QueueArrivals(np.array([0.0, 1e-3]), np.array([6000, 20]), np.full(2, 50), np.array([0, 19]))
+    found = QueueLatencies(np.full(2, np.nan), np.full(2, np.nan), np.zeros(2))
+    running = QueueStart(np.full(10, 100), np.full(10, 90))
+    simulate(server_of(model), 1.0, 0.0, arrivals, running, (0, 2), found, np.zeros(0), 1e9)
+    # The last 49 tokens come with a step each, and the first one of both after the long prompt was prefilled again.
+    assert found.e2e_s - found.ttft_s == pytest.approx([0.49, 0.49], abs=0.02)
+    assert found.ttft_s[0] > 1.5
+
+
 def test_stops_that_come_more_often_leave_the_engine_some_time() -> None:
     """It stood still for 60% of the time that was seen; three times as often would be more than all of it."""
     model = replace(processor_sharing(1000.0), stall_per_s=1.0, stall_s=(0.6,))

@@ -36,6 +36,7 @@ from pytest_gpucap.options import Options
 from pytest_gpucap.other_tools.reading import read_points
 from pytest_gpucap.other_tools.results import Told, imported_file
 from pytest_gpucap.planning.prices import read_prices
+from pytest_gpucap.requirement import Workload
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.encoding import encoded
 from pytest_gpucap.results.requests import read_requests
@@ -49,6 +50,7 @@ from pytest_gpucap.simulator import profile
 from pytest_gpucap.user_files import is_file
 from pytest_gpucap.workloads.presets import find_preset
 from pytest_gpucap.workloads.prompt_file import read_prompts
+from pytest_gpucap.workloads.sessions import file_of_sessions, with_sessions_of_file
 from tests.fuzz import inputs
 
 
@@ -409,6 +411,32 @@ COLLECTED_BASE = (
 )
 
 
+def _sessions() -> tuple[bytes, ...]:
+    """Files of recorded sessions, one of each format."""
+    talk = [{"from": "human", "value": "1+1?"}, {"from": "gpt", "value": "2"}] * 2
+    chat = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]
+    turns = [{"role": "system", "text": "a"}, {"text": "b", "output_length": 3}, {"texts": ["c"], "delay": 5}]
+    times = {"start_time": "2026-02-25T10:00:00", "end_time": "2026-02-25T10:00:01Z"}
+    span = {**times, "attributes": {"gen_ai.input.messages": json.dumps(chat), "gen_ai.output.text": "2"}}
+    mooncake = {"timestamp": 27, "input_length": 700, "output_length": 3, "hash_ids": [1, 2]}
+    bailian = {"chat_id": 2, "parent_chat_id": 1, "timestamp": 2.5, "input_length": 30, "output_length": 3}
+    rows = (
+        [{"conversations": talk}],
+        [{"messages": chat, "max_tokens": 3}],
+        [{"session_id": "a", "turns": turns}] * 2,
+        [{"session_id": "a", "text": "b", "timestamp": 3}] * 2,
+        [{"spans": [span, span]}],
+        [mooncake, {**mooncake, "session_id": "a", "delay": 4}],
+        [{**bailian, "chat_id": 1, "parent_chat_id": -1, "hash_ids": [1, 2]}, {**bailian, "hash_ids": [1, 2, 3]}],
+    )
+    return tuple("".join(json.dumps(row) + "\n" for row in each).encode() for each in rows)
+
+
+def _of_sessions(path: Path) -> object:
+    """The sessions of a file with their lengths, as a marker takes them."""
+    return with_sessions_of_file(Workload(), file_of_sessions(path, path.parent), None)
+
+
 def formats(place: Place) -> tuple[Format, ...]:
     """Every format of file that a user names."""
     package, tests = inputs.REPOSITORY / "pytest_gpucap", inputs.REPOSITORY / "tests"
@@ -448,6 +476,7 @@ def formats(place: Place) -> tuple[Format, ...]:
         Format("questions", (questions,), read_questions),
         Format("requests", (kept, gzip.compress(kept, mtime=0)), lambda path: list(read_requests(path))),
         Format("prompts", prompts, read_prompts),
+        Format("sessions", _sessions(), _of_sessions),
         Format(
             "simulator profiles",
             ((package / "simulator" / "profiles" / "h200.toml").read_bytes(),),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -12,7 +15,7 @@ from pytest_gpucap.load.schedule import closed_loop, open_loop
 from pytest_gpucap.load.shared_memory import HistogramKind
 from pytest_gpucap.requirement import ApiKind, Length, Workload
 from pytest_gpucap.results.problems import ProblemSource
-from pytest_gpucap.workloads.sessions import with_sessions
+from pytest_gpucap.workloads.sessions import file_of_sessions, with_sessions, with_sessions_of_file
 from tests.waiting import FOREVER_S
 
 COUNTERS = ("vllm:request_success_total", "vllm:prompt_tokens_total", "vllm:generation_tokens_total")
@@ -124,3 +127,45 @@ def test_turns_of_a_session_find_what_was_said_before(vllm_cpu_server: VllmServe
     assert queries == journal.prompt_tokens.sum()
     # Whole blocks of what was sent before; the size of one is 16 or 128.
     assert (journal.cached_tokens[follows] // 128 * 128).sum() <= hits <= journal.cached_tokens.sum()
+
+
+def test_a_trace_finds_the_blocks_in_the_cache_that_it_implies(vllm_cpu_server: VllmServer, tmp_path: Path) -> None:
+    server = vllm_cpu_server
+    names = ("vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total")
+    if not server.metrics().find(names[0]):
+        pytest.skip(f"this vLLM has no {names[0]}")
+
+    def counted() -> list[float]:
+        return [sum(sample.value for sample in server.metrics().find(name)) for name in names]
+
+    # All begin with block 0; those of one family have two more in common; a part of a block is shared as well.
+    rows = [
+        {"timestamp": 100 * at, "output_length": 2, "hash_ids": ids, "input_length": 128 * len(ids) - 28}
+        for at, ids in enumerate(
+            [0, 10 + family, 20 + family, 100 + number] for number in range(5) for family in (0, 1)
+        )
+    ]
+    (tmp_path / "trace.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = Workload(endpoint=ApiKind.COMPLETIONS)
+    workload = with_sessions_of_file(made, file_of_sessions("trace.jsonl block=128", tmp_path), None)
+    with HttpLoadRunner(server.base_url, server.model, f"{server.api_key}", workload, 4, workers=1) as runner:
+        recipe = runner.prepare()
+        assert recipe is not None
+        before = counted()
+        # One at a time: a session found under way, which shares nothing, and then the trace from its beginning.
+        phase = closed_loop(workload, 1, 600.0, 0.02, 4, 0, hot=False)
+        runner.run(phase, lambda progress: progress.completed > 8)
+        assert runner.settle(FOREVER_S)
+        journal = runner.journal()
+        queries, hits = (after - earlier for after, earlier in zip(counted(), before, strict=True))
+    assert (journal.status == Status.OK).all(), runner.error_texts()
+    np.testing.assert_array_equal(journal.counted_prompt_tokens, journal.prompt_tokens)
+    assert queries == journal.prompt_tokens.sum()
+    implied = [0, 0, 128, *[384] * 6]
+    assert journal.cached_tokens[:9].tolist() == implied
+    # The server's template stands before the first block, and the size of its blocks is 16 or 128.
+    assert (
+        journal.cached_tokens.sum()
+        <= hits
+        <= (journal.cached_tokens + recipe.overhead * (journal.cached_tokens > 0)).sum()
+    )

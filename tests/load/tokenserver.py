@@ -124,7 +124,7 @@ class TokenServer:
     def prompt_tokens(self, body: dict[str, Any]) -> int:
         """As the server counts them."""
         if "messages" in body:
-            return self.count(self.template(body["messages"][0]["content"]))
+            return self.count(self.template("".join(each["content"] for each in body["messages"])))
         prompt = body["prompt"]
         return len(prompt) if isinstance(prompt, list) else self.count(prompt)
 

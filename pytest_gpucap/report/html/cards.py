@@ -400,7 +400,7 @@ def _declared(result: Result) -> list[Fact]:
     ]
     extra = [Fact("Extra body", workload.extra_body)] if workload.extra_body else []
     extra += [Fact("Adapters", rows.adapter_mix(workload))] if workload.adapters else []
-    extra += [Fact("Sessions", workload.sessions)] if workload.sessions else []
+    extra += [Fact("Sessions", rows.told_sessions(workload))] if workload.sessions else []
     extra += [Fact("Prefix hit rate", hits)] if (hits := rows.prefix_hits(result)) else []
     return [*facts, *([Fact("Sampling", sampling)] if sampling else []), *extra]
 

@@ -1,0 +1,148 @@
+"""Turns of sessions, drawn or from a file, and how an open loop of them is planned."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from pytest_gpucap.arrays import Floats, Int32s, Ints
+from pytest_gpucap.load.protocol import Journal, OpenLoop, Status, Turns
+
+
+@dataclass(frozen=True, slots=True)
+class SessionTurns:
+    """All turns of some sessions, session by session, shape (t,) each.
+
+    Attributes:
+        session: number of the session, from 0.
+        prompt, output: tokens.
+        before: tokens at the beginning of the prompt that the session has sent before, or that all sessions share.
+        left: turns of the session after this one.
+        think_s: from the end of the answer before; 0 for the first turn.
+        place: of the session in its file; 0 for sessions that are drawn.
+    """
+
+    session: Ints
+    prompt: Int32s
+    output: Int32s
+    before: Int32s
+    left: Int32s
+    think_s: Floats
+    place: Ints
+
+    def of(self, rows: Ints) -> SessionTurns:
+        """Some of the turns."""
+        return SessionTurns(*(getattr(self, name)[rows] for name in SessionTurns.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """Sessions of earlier phases that have turns left, those first that are being answered or were last; shape (k,).
+
+    Attributes:
+        number: of the session's text.
+        prompt: tokens of it that were sent.
+        e2e_s: how long an answer usually takes; 0 where none is known.
+        left: turns of the session that were not sent; None: not known.
+    """
+
+    number: Ints
+    prompt: Int32s
+    e2e_s: float = 0.0
+    left: Int32s | None = None
+
+
+NONE: Final = UnderWay(np.zeros(0, np.int64), np.zeros(0, np.int32))
+"""Nothing was sent before."""
+
+
+def under_way(journal: Journal) -> UnderWay:
+    """The sessions that have turns left, and whose last prompt the server has taken in."""
+    columns = journal.sessions
+    if columns is None:
+        return NONE
+    whole = journal.status == Status.OK
+    usual = whole & ~journal.hot
+    e2e_s = float(np.median(journal.e2e_s[usual])) if usual.any() else 0.0
+    order = np.argsort(np.where(np.isnan(journal.end_s), math.inf, journal.end_s), kind="stable")[::-1]
+    # The first of each session in this order is the last that became of it.
+    _, at = np.unique(columns.session[order], return_index=True)
+    rows = order[np.sort(at)]
+    taken_in = whole | ((journal.status == Status.IN_FLIGHT) & ~np.isnan(journal.first_s))
+    rows = rows[taken_in[rows] & (columns.left[rows] > 0)]
+    return UnderWay(columns.session[rows], journal.prompt_tokens[rows], e2e_s, columns.left[rows])
+
+
+def planned(
+    turns: SessionTurns,
+    start_s: Floats,
+    duration_s: float,
+    e2e_s: float,
+    numbers: Ints,
+    cached: Ints,
+    first_prompt: int,
+    fresh: Ints | None = None,
+) -> OpenLoop:
+    """An open loop of sessions whose first turns are due at `start_s`, shape (s,).
+
+    Args:
+        turns: of these sessions.
+        start_s: see above.
+        duration_s: of the phase.
+        e2e_s: how long an answer usually takes.
+        numbers: shape (s,), of the sessions' texts.
+        cached: shape (t,), tokens at the start of each prompt that were sent before.
+        first_prompt: see `OpenLoop`.
+        fresh: see `Turns`.
+    """
+    first, waits_s = in_sessions(turns.session, turns.think_s)
+    _, usual_s = in_sessions(turns.session, turns.think_s + e2e_s)
+    earliest_s, due_s = start_s[turns.session] + waits_s, start_s[turns.session] + usual_s
+    kept = np.flatnonzero(earliest_s < duration_s)
+    kept = kept[np.argsort(due_s[kept], kind="stable")]
+    after = np.arange(turns.session.size) - 1
+    after[first] = -1
+    place = np.full(turns.session.size, -1)
+    place[kept] = np.arange(kept.size)
+    found = turns.of(kept)
+    return OpenLoop(
+        duration_s,
+        np.round(due_s[kept], 9),
+        found.prompt,
+        found.output,
+        first_prompt,
+        Turns(
+            session=numbers[found.session],
+            after=np.where(after[kept] < 0, -1, place[after[kept]]).astype(np.int64),
+            think_s=found.think_s,
+            cached=np.minimum(cached[kept], found.prompt - 1).astype(np.int32),
+            left=found.left,
+            count=start_s.size if fresh is None else fresh.size,
+            fresh=fresh,
+        ),
+    )
+
+
+def in_sessions(session: Ints, seconds: Floats) -> tuple[Ints, Floats]:
+    """The first turn of each session, and at each turn the seconds since it: those of the turns after the first."""
+    if session.size == 0:
+        return np.zeros(0, np.int64), np.zeros(0)
+    first = np.flatnonzero(np.concatenate([[True], np.diff(session) != 0]))
+    total = np.cumsum(seconds)
+    counts = np.diff(np.append(first, session.size))
+    return first, total - np.repeat(total[first], counts)
+
+
+def ramps(counts: Ints) -> Ints:
+    """0, 1, ... up to each count, one after the other."""
+    found: Ints = np.arange(int(counts.sum()), dtype=np.int64) - np.repeat(np.cumsum(counts) - counts, counts)
+    return found
+
+
+def int32(values: Ints) -> Int32s:
+    """The values with 32 bits."""
+    found: Int32s = values.astype(np.int32)
+    return found
