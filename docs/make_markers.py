@@ -96,7 +96,10 @@ WORKLOAD: Final[Mapping[str, Argument]] = {
     "shared_prefix_tokens": Argument(
         (64,), "tokens at the start that all prompts share", f"{_WORKLOAD.shared_prefix_tokens}"
     ),
-    "sessions": Argument(("turns=4 think=8s",), "requests are turns of [multi-turn sessions](workloads.md#sessions)"),
+    "sessions": Argument(
+        ("turns=4 think=8s", "sessions.jsonl think=2s"),
+        "requests are turns of [multi-turn sessions](workloads.md#sessions), drawn or from [a file](workloads.md#sessions-from-a-file)",
+    ),
     "prompts": Argument(
         ("prompts.jsonl",),
         "a file of [prompts of your own](workloads.md#prompts-of-your-own), relative to the test's file",
