@@ -63,7 +63,8 @@ def constants() -> Iterator[Constant]:
             name, value = found
             reason = below.value if isinstance(below, ast.Expr) else None
             text = reason.value if isinstance(reason, ast.Constant) and isinstance(reason.value, str) else ""
-            yield Constant(module, name, ast.get_source_segment(source, value) or "", " ".join(text.split()))
+            written = " ".join((ast.get_source_segment(source, value) or "").split())
+            yield Constant(module, name, written.replace("( ", "(").replace(", )", ")"), " ".join(text.split()))
 
 
 def _assigned(statement: ast.stmt) -> tuple[str, ast.expr] | None:

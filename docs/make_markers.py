@@ -98,7 +98,8 @@ WORKLOAD: Final[Mapping[str, Argument]] = {
     ),
     "sessions": Argument(
         ("turns=4 think=8s", "sessions.jsonl think=2s"),
-        "requests are turns of [multi-turn sessions](workloads.md#sessions), drawn or from [a file](workloads.md#sessions-from-a-file)",
+        "requests are turns of [multi-turn sessions](workloads.md#sessions), "
+        "drawn or from [a file](workloads.md#sessions-from-a-file)",
     ),
     "prompts": Argument(
         ("prompts.jsonl",),

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from pytest_gpucap.cli import CommandError
 from pytest_gpucap.foreign_text import on_one_line
+from pytest_gpucap.installing import pip_install
 from pytest_gpucap.masking import masked, refusal
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def send_otlp(url: str, contents: Iterable[ResultFile]) -> None:
 
         data = otlp_metrics(contents)
     except ImportError:
-        raise CommandError('--otlp: needs OpenTelemetry: pip install "pytest-gpucap[otlp]"') from None
+        raise CommandError(f"--otlp: needs OpenTelemetry: {pip_install('otlp')}") from None
     endpoint = url if url.endswith(_METRICS_PATH) else f"{url}{_METRICS_PATH}"
 
     def send() -> None:

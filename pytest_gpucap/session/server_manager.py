@@ -22,7 +22,6 @@ from pytest_gpucap.gpu.lease import Lease, lease, lease_cpu, lease_server
 from pytest_gpucap.gpu.occupancy import wait_memory_returned
 from pytest_gpucap.options import Options
 from pytest_gpucap.session.compiling import CompileAhead
-from pytest_gpucap.session.gpus_elsewhere import gpus_elsewhere
 from pytest_gpucap.session.placement import Placement, own_classes
 from pytest_gpucap.session.reuse import Reuse
 from pytest_gpucap.session.session_time import SessionTime
@@ -252,6 +251,8 @@ class ServerManager:
         host = self._host_watch(server, here=target.lease is not None)
         exporters: tuple[DcgmExporter, ...] = ()
         if target.lease is None:
+            from pytest_gpucap.session.gpus_elsewhere import gpus_elsewhere
+
             exporters, target.gpu_class = gpus_elsewhere(server, target.gpu_class, self._options)
         names = server.capabilities().metrics
         told = target.lease is None and names != MetricNames()

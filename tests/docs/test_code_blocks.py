@@ -81,6 +81,8 @@ def test_every_test_is_collected_without_a_mistake(
     for path in tests:
         shutil.copy(path, pytester.path)
     (pytester.path / "june.jsonl").write_text('{"prompt": "How many GPUs do we need?", "max_tokens": 64}\n')
+    chat = '{"messages": [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Two."}]}\n'
+    (pytester.path / "chats.jsonl").write_text(chat)
     run = pytester.runpytest("--collect-only", "-q", "--gpu-class=h200", "--target-qps=10", "--gpucap-model=ORG/MODEL")
     assert run.ret == pytest.ExitCode.OK, run.stderr.str()
     assert {line.partition("::")[0] for line in run.outlines if "::" in line} == {path.name for path in tests}
@@ -174,7 +176,7 @@ def _check_pytest(given: list[str], block: Block, config: pytest.Config) -> None
     assert unknown == [], f"{block}: pytest {' '.join(given)}"
     for row in all_options():
         raw = getattr(found, row.ini, None)
-        if raw not in (None, True) and "$" not in str(raw):
+        if raw not in (None, True) and "$" not in str(raw) and row.flag != "--gpucap-base-dir":  # which is looked for
             value = row.parse(raw, row.flag, config)
             assert not row.choices or value in row.choices, f"{block}: {row.flag}"
 

@@ -18,7 +18,8 @@ from pytest_gpucap.results.measured import Latency, Measurement, Outcome, Verdic
 from tests.docs.blocks import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
-MAKERS = sorted(path.stem for path in DOCS.glob("make_*.py"))
+MAKERS = sorted(path.stem for path in DOCS.glob("make_*.py") if path.stem != "make_installing")
+"""Scripts that write one page each; how to install stands in many."""
 
 
 def _page(maker: str) -> Path:
