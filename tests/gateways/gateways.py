@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from pytest_gpucap.fleet import router
+from pytest_gpucap.installing import pip_install
 from tests.waiting import until
 
 LITELLM_KEY = "sk-of-the-gateway-3f9c1b7d5e2a48064c8d"
@@ -169,7 +170,7 @@ def litellm(folder: Path, upstreams: Mapping[str, tuple[str, str, str]]) -> Iter
 @contextmanager
 def vllm_router(folder: Path, upstream: str) -> Iterator[str]:
     """vLLM's router before one server; its base URL."""
-    pytest.importorskip("vllm_router", reason='vLLM\'s router is not installed: pip install "pytest-gpucap[router]"')
+    pytest.importorskip("vllm_router", reason=f"vLLM's router is not installed: {pip_install('router')}")
     folder.mkdir(parents=True)
     port, metrics = free_port(), free_port()
     command = [sys.executable, str(router._VLLM_ROUTER), str(port), str(metrics), "round_robin"]

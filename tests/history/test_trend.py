@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
+import re
 import time
 from dataclasses import replace
 from datetime import timedelta
@@ -18,6 +19,7 @@ from pytest_gpucap.history import trend_report
 from pytest_gpucap.history.detection import MissingLibraryError, change_points, change_range, despiked, run_sd
 from pytest_gpucap.history.nightly import NightlySeries, read_folder, series_of
 from pytest_gpucap.history.trend import trend_of, trends_of
+from pytest_gpucap.installing import pip_install
 from pytest_gpucap.requirement import ArrivalKind, Arrivals, Length, Workload
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.encoding import from_builtins, normalised
@@ -306,5 +308,5 @@ def test_plots_are_written(tmp_path: Path, suffix: str, head: bytes) -> None:
 
 def test_without_the_extra_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ruptures", None)
-    with pytest.raises(MissingLibraryError, match=r'pip install "pytest-gpucap\[history\]"'):
+    with pytest.raises(MissingLibraryError, match=re.escape(pip_install("history"))):
         change_points(np.log(rates(30)))

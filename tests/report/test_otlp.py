@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pytest_gpucap import __version__
 from pytest_gpucap.__main__ import main
 from pytest_gpucap.cli import _sending
+from pytest_gpucap.installing import pip_install
 from pytest_gpucap.report.exported import LABELS, METRICS, figures
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.measured import Outcome
@@ -213,4 +214,4 @@ def test_a_wrong_url_is_one_line(capsys: pytest.CaptureFixture[str], option: str
 def test_what_is_missing_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused(capsys) == "say where the figures go: --openmetrics OUT, --push URL or --otlp URL"
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.metric_exporter", None)
-    assert refused(capsys, "--otlp", "http://h:1") == '--otlp: needs OpenTelemetry: pip install "pytest-gpucap[otlp]"'
+    assert refused(capsys, "--otlp", "http://h:1") == f"--otlp: needs OpenTelemetry: {pip_install('otlp')}"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pytest_gpucap import user_files
+from pytest_gpucap.installing import pip_install
 from pytest_gpucap.requirement import ApiKind, RequirementError
 from pytest_gpucap.workloads import prompt_file
 from pytest_gpucap.workloads.prompt_file import FilePrompt, read_prompts
@@ -279,6 +280,6 @@ def test_a_parquet_file_without_its_reader_names_the_extra(tmp_path: Path, monke
 
     monkeypatch.setattr("pytest_gpucap.workloads.parquet_rows.import_module", missing)
     with pytest.raises(
-        RequirementError, match=r'p\.jsonl: a Parquet file needs pyarrow: pip install "pytest-gpucap\[parq'
+        RequirementError, match=r"p\.jsonl: a Parquet file needs pyarrow: " + re.escape(pip_install("parquet"))
     ):
         read_prompts(put(tmp_path, b"PAR1 and more"))
