@@ -653,7 +653,7 @@ def _check_no_url(config: pytest.Config) -> None:
         pytest.UsageError: one line on the first of them.
     """
     for row in (Options.metrics_url, Options.dcgm_url, Options.dcgm_match, Options.metrics_header):
-        if config.getoption(row.ini) is not UNSET:
+        if config.getoption(row.ini) not in (UNSET, ""):  # an empty value is none
             raise pytest.UsageError(
                 f"{row.flag}: is about a server of --gpucap-url, and none is given: servers that the plugin starts, "
                 "and their GPUs, are watched without it"

@@ -216,7 +216,7 @@ def read_collected(path: Path) -> Collected:
         return msgspec.json.decode(read_bytes(path, MOST_COLLECTED), type=Collected)
     except UserFileError as error:
         raise BaseMistake(f"what pytest collected in the base cannot be read: {error.why}") from None
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BaseMistake(f"what pytest collected in the base is not as it was written: {error}") from None
 
 
