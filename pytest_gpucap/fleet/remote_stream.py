@@ -135,7 +135,7 @@ class Channel:
             raise StreamError("the stream ended in the middle of a message")
         try:
             return decoder.decode(body)
-        except msgspec.DecodeError as error:  # a ValidationError too
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:  # a ValidationError too
             raise StreamError(f"no message: {error}") from error
 
     def _exactly(self, size: int) -> bytes | None:
