@@ -20,7 +20,6 @@ from pytest_gpucap.measure.observed import violations
 from pytest_gpucap.measure.pace import NoPace, missing_pace
 from pytest_gpucap.measure.per_replica import per_replica
 from pytest_gpucap.measure.ramp import Ramp, overloaded, ramp_up
-from pytest_gpucap.measure.rare_stops import may_stop_yet
 from pytest_gpucap.measure.reconciling import reconciled
 from pytest_gpucap.measure.run import CalledOff, MeasuringRun, OutOfTime, Window, no_load, overload_at
 from pytest_gpucap.measure.settings import Observer, Settings
@@ -169,8 +168,6 @@ def _decide(run: MeasuringRun, state: _State) -> tuple[Outcome, str]:
             run.settle()
         outcome = found.belief.outcome(design, c.WRONG_CHANCE)
         if (outcome is Outcome.PASS and broken > c.MOST_VIOLATIONS) or (outcome is Outcome.FAIL and found.warming):
-            continue
-        if outcome is Outcome.PASS and may_stop_yet(run.journal, run.requirement, found.model, open_loop.end_s):
             continue
         if outcome is not Outcome.INCONCLUSIVE:
             return outcome, _reason(run, found, _seen(broken))

@@ -52,9 +52,6 @@ def more_time(verdict: Verdict, max_time_s: float, *, of_session: bool = False) 
             "own error; change the budget or the headroom, or accept INCONCLUSIVE",
         )
     needed_s = _needed_s(found, design, samples[-1].end_s - samples[0].start_s)
-    if needed_s is not None and found.value > design:
-        # Nothing passes before stops of the engine had time to show.
-        needed_s = max(needed_s, c.STOP_WATCH_S - sum(verdict.measurement.spent_s.values()))
     if needed_s is None or needed_s > (c.MOST_CYCLES - cycles) * _CYCLE_S:
         return MoreTime(
             None,
