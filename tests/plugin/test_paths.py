@@ -26,7 +26,10 @@ def settings(pytester: pytest.Pytester, *arguments: str) -> Options:
 
 
 def given(row: Option[Any], folder: Path) -> str:
-    """A relative path that the option takes. Only an interpreter must exist."""
+    """A relative path that the option takes. Only an interpreter and a checkout must exist."""
+    if row.parse is values.base_folder:
+        (folder / "base").mkdir(exist_ok=True)
+        return "base"
     if row.parse is values.interpreter:
         (folder / "bin").mkdir(exist_ok=True)
         (folder / "bin" / "python").touch()
