@@ -109,7 +109,7 @@ def main() -> None:
         for case, seconds in found.items():
             print(f"round {number + 1}, {case}: {json.dumps({k: round(s, 1) for k, s in seconds.items()})}", flush=True)
     if given.json is not None:
-        given.json.write_text(json.dumps(rounds, indent=1) + "\n")
+        given.json.write_text(json.dumps({"rounds": rounds}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

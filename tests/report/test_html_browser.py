@@ -36,7 +36,7 @@ def chart(page: Page, kind: str, at: int = 0) -> Locator:
     """A chart on screen, drawn."""
     host = page.locator(f'figure[data-chart="{kind}"]').nth(at)
     host.scroll_into_view_if_needed()
-    host.locator("svg path").nth(5).wait_for(state="attached")
+    host.locator(".plot svg path").nth(5).wait_for(state="attached")
     return host
 
 
