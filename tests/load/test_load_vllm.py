@@ -23,6 +23,10 @@ COUNTERS = ("vllm:request_success_total", "vllm:prompt_tokens_total", "vllm:gene
 pytestmark = [pytest.mark.vllm_cpu, pytest.mark.slow]
 
 
+VISIBLE = {"skip_special_tokens": False}
+"""An answer of special tokens alone would have no text, and an answer without a token is an error."""
+
+
 def counters(server: VllmServer) -> list[int]:
     """Requests, prompt tokens and generated tokens so far, by the server's own account."""
     metrics = server.metrics()
@@ -36,8 +40,7 @@ def test_the_servers_counters_agree_exactly(vllm_cpu_server: VllmServer, endpoin
         Length.parse("uniform:1-40", "output_tokens"),
         endpoint=endpoint,
         sampling={"temperature": 0.6},
-        # An answer of special tokens alone would have no text, and an answer without a token is an error.
-        extra_body={"skip_special_tokens": False},
+        extra_body=VISIBLE,
     )
     server = vllm_cpu_server
     with HttpLoadRunner(server.base_url, server.model, f"{server.api_key}", workload, 11, workers=1) as runner:
@@ -85,7 +88,11 @@ def test_no_prompt_hits_the_prefix_cache_unless_asked_to(vllm_cpu_server: VllmSe
 
     def run(shared: int) -> float:
         workload = Workload(
-            Length.fixed(200), Length.fixed(2), endpoint=ApiKind.COMPLETIONS, shared_prefix_tokens=shared
+            Length.fixed(200),
+            Length.fixed(2),
+            endpoint=ApiKind.COMPLETIONS,
+            shared_prefix_tokens=shared,
+            extra_body=VISIBLE,
         )
         with HttpLoadRunner(server.base_url, server.model, f"{server.api_key}", workload, 3, workers=1) as runner:
             runner.prepare()
@@ -109,7 +116,7 @@ def test_turns_of_a_session_find_what_was_said_before(vllm_cpu_server: VllmServe
     def counted() -> list[float]:
         return [sum(sample.value for sample in server.metrics().find(name)) for name in names]
 
-    made = Workload(Length.fixed(160), Length.fixed(4), endpoint=ApiKind.COMPLETIONS)
+    made = Workload(Length.fixed(160), Length.fixed(4), endpoint=ApiKind.COMPLETIONS, extra_body=VISIBLE)
     workload = with_sessions(made, "turns=3 think=100ms")
     with HttpLoadRunner(server.base_url, server.model, f"{server.api_key}", workload, 4, workers=1) as runner:
         runner.prepare()
@@ -150,7 +157,7 @@ def test_a_trace_finds_the_blocks_in_the_cache_that_it_implies(vllm_cpu_server: 
         )
     ]
     (tmp_path / "trace.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    made = Workload(endpoint=ApiKind.COMPLETIONS)
+    made = Workload(endpoint=ApiKind.COMPLETIONS, extra_body=VISIBLE)
     workload = with_sessions_of_file(made, file_of_sessions("trace.jsonl block=128", tmp_path), None)
     with HttpLoadRunner(server.base_url, server.model, f"{server.api_key}", workload, 4, workers=1) as runner:
         recipe = runner.prepare()
