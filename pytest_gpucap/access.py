@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pytest_gpucap import __version__
 from pytest_gpucap.masking import MASK, Secret, masked
@@ -117,24 +117,14 @@ def server_root(url: str) -> str:
     Raises:
         ValueError: one line, the mistake and the fix. It never repeats a user, a password or a query.
     """
-    url = url.strip()
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a bad port, or brackets that are no IPv6 address
-        parts, usable = urlsplit(""), False
-    if "@" in (parts.netloc or url.partition("?")[0]):
-        raise ValueError(
-            "the URL carries a user or password: name the environment variable that holds the key with "
-            "--gpucap-api-key-env, or give a header with --gpucap-header NAME=ENV"
-        )
-    if "?" in url or "#" in url:
-        raise ValueError(
-            "the URL has a query or fragment (what follows ? or #), which requests would lose: write "
-            "http://HOST:PORT/v1; a key belongs into --gpucap-api-key-env or --gpucap-header"
-        )
-    if not usable or not re.fullmatch(r"[!-~]+", url):
-        raise ValueError(f"{url!r} is not a server's URL: write http://HOST:PORT/v1")
+    parts = _parts(
+        url.strip(),
+        user="name the environment variable that holds the key with --gpucap-api-key-env, or give a header with "
+        "--gpucap-header NAME=ENV",
+        query=", which requests would lose: write http://HOST:PORT/v1; a key belongs into --gpucap-api-key-env or "
+        "--gpucap-header",
+        other="a server's URL: write http://HOST:PORT/v1",
+    )
     segments = [each for each in parts.path.split("/") if each]
     if "v1" in segments:
         last = len(segments) - 1 - segments[::-1].index("v1")
@@ -154,21 +144,39 @@ def page_url(url: str) -> str:
     Raises:
         ValueError: one line, the mistake and the fix. It never repeats a user, a password or a query.
     """
-    url = url.strip()
+    parts = _parts(
+        url.strip(),
+        user="give the header with --gpucap-metrics-header Authorization=ENV",
+        query=": write http://HOST:PORT/metrics",
+        other="the URL of a page of metrics: write http://HOST:PORT/metrics",
+    )
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/metrics'}"
+
+
+def _parts(url: str, *, user: str, query: str, other: str) -> SplitResult:
+    """The parts of a URL that requests can be sent to and that holds no secret.
+
+    Args:
+        url: without white space around it.
+        user: what to do instead of a user or password in it.
+        query: goes on after "the URL has a query or fragment".
+        other: what it is not, where it is no such URL, and what to write.
+
+    Raises:
+        ValueError: one line, the mistake and the fix. It never repeats a user, a password or a query.
+    """
     try:
         parts = urlsplit(url)
         usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a bad port, or brackets that are no IPv6 address
         parts, usable = urlsplit(""), False
     if "@" in (parts.netloc or url.partition("?")[0]):
-        raise ValueError(
-            "the URL carries a user or password: give the header with --gpucap-metrics-header Authorization=ENV"
-        )
+        raise ValueError(f"the URL carries a user or password: {user}")
     if "?" in url or "#" in url:
-        raise ValueError("the URL has a query or fragment (what follows ? or #): write http://HOST:PORT/metrics")
+        raise ValueError(f"the URL has a query or fragment (what follows ? or #){query}")
     if not usable or not re.fullmatch(r"[!-~]+", url):
-        raise ValueError(f"{url!r} is not the URL of a page of metrics: write http://HOST:PORT/metrics")
-    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/metrics'}"
+        raise ValueError(f"{url!r} is not {other}")
+    return parts
 
 
 def header_sources(given: Sequence[str]) -> tuple[HeaderSource, ...]:

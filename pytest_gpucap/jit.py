@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from pytest_gpucap.own_code import DISABLE, package_stamp
+
 P = ParamSpec("P")
 R = TypeVar("R")
-
-DISABLE = "GPUCAP_NO_NUMBA"
-"""Environment variable. If it is not empty, numba is not used even if it is installed."""
 
 
 def spare_linear_algebra() -> None:
@@ -80,14 +78,7 @@ else:
         """Numba checks only the function's own file, but the code also contains constants of other modules."""
         kept: Any = getattr(wrapped._cache, "_cache_file", None)  # noqa: SLF001 - numba has no public way
         if hasattr(kept, "_source_stamp"):
-            kept._source_stamp = _stamp()  # noqa: SLF001
-
-    @functools.cache
-    def _stamp() -> tuple[tuple[str, int, int], ...]:
-        """Name, time of change and size of every module of the package."""
-        package = Path(__file__).parent
-        files = ((path, path.stat()) for path in sorted(package.rglob("*.py")))
-        return tuple((str(path.relative_to(package)), stat.st_mtime_ns, stat.st_size) for path, stat in files)
+            kept._source_stamp = package_stamp(Path(__file__).parent)  # noqa: SLF001
 
     def foreign(name: str, arguments: int, *, wide: bool = False) -> Callable[..., int]:
         """The same, for compiled code only. It is called by name, so that its caller can be cached on disk."""

@@ -603,7 +603,7 @@ def parse_options(config: pytest.Config) -> Options:
     given: dict[str, Any] = {}
     for row in all_options():
         raw, place, folder = _raw(config, row)
-        if raw is UNSET or raw in ("", []):
+        if not _is_given(raw):
             if isinstance(row.default, Path):
                 given[row.name] = config.rootpath / row.default
             continue
@@ -653,7 +653,7 @@ def _check_no_url(config: pytest.Config) -> None:
         pytest.UsageError: one line on the first of them.
     """
     for row in (Options.metrics_url, Options.dcgm_url, Options.dcgm_match, Options.metrics_header):
-        if config.getoption(row.ini) not in (UNSET, ""):  # an empty value is none
+        if _is_given(config.getoption(row.ini)):
             raise pytest.UsageError(
                 f"{row.flag}: is about a server of --gpucap-url, and none is given: servers that the plugin starts, "
                 "and their GPUs, are watched without it"
@@ -714,7 +714,7 @@ def _inputs(config: pytest.Config) -> dict[str, str]:
     for row in (Options.gpu_file, Options.workload_file, Options.ca_file, Options.prices, Options.compare):
         try:
             raw, _, folder = _raw(config, row)
-            if raw is not UNSET and raw != "":
+            if _is_given(raw):
                 found[real_path(config.rootpath / values.PATHS[row.parse](raw, folder))] = row.flag
         except (ValueError, pytest.UsageError):
             continue
@@ -724,13 +724,18 @@ def _inputs(config: pytest.Config) -> dict[str, str]:
 def json_file(config: pytest.Config) -> Path | None:
     """The file of ``--gpucap-json``, however wrong the other options are; None if none is named or it cannot be."""
     raw, _, folder = _raw(config, Options.json)
-    if raw is UNSET or raw == "":
+    if not _is_given(raw):
         return None
     try:
         file = values.output_file(values.PATHS[values.output_file](raw, folder), Options.json.flag, config)
     except ValueError:
         return None
     return None if real_path(file) in _inputs(config) else file
+
+
+def _is_given(raw: Any) -> bool:
+    """Whether an option has a value: an empty one is none, so that a command line can take back an ini file's."""
+    return raw is not UNSET and raw not in ("", [])
 
 
 def _raw(config: pytest.Config, row: Option[Any]) -> tuple[Any, str, Path]:

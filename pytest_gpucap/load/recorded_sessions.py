@@ -11,6 +11,7 @@ A request that a closed loop finds in mid-life has its whole prompt, and what is
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 from typing import Final
 
@@ -19,8 +20,17 @@ import numpy as np
 from pytest_gpucap.arrays import Bools, Floats, Ints
 from pytest_gpucap.load.draws import Purpose, random_generator, uniform
 from pytest_gpucap.load.prompt_lengths import rows_of
-from pytest_gpucap.load.protocol import ClosedLoop, LoadError, OpenLoop, Turns
-from pytest_gpucap.load.session_turns import SessionTurns, UnderWay, in_sessions, int32, planned, ramps
+from pytest_gpucap.load.protocol import ClosedLoop, LoadError, OpenLoop
+from pytest_gpucap.load.session_turns import (
+    SessionTurns,
+    UnderWay,
+    found_within,
+    in_sessions,
+    int32,
+    planned,
+    planned_closed,
+    ramps,
+)
 from pytest_gpucap.requirement import RecordedSessions
 
 MOST_PAST: Final = 4_000_000
@@ -146,11 +156,8 @@ def closed_recorded(
     """See `sessions.closed_sessions`."""
     pool = all_turns(recorded)
     begins = np.concatenate([[0], np.cumsum(recorded.turns)])
-    random = random_generator(*key, Purpose.HOT)
-    ends = np.cumsum(pool.output, dtype=np.int64)
-    points = np.floor(uniform(random, concurrency) * ends[-1]).astype(np.int64)
-    at = np.searchsorted(ends, points, side="right")
-    share = (points - (ends[at] - pool.output[at])) / pool.output[at]
+    at, answered = found_within(pool, concurrency, key)
+    share = answered / pool.output[at]
     numbers = _found_numbers(recorded, pool.place[at], key)
     chosen, theirs, from_turn = _carried_on(recorded, concurrency, before, key)
     numbers[chosen] = theirs
@@ -162,35 +169,15 @@ def closed_recorded(
     left = start.left.astype(np.int64)
     later = turns_from(recorded, places, recorded.turns[places] - 1 - left, np.zeros(concurrency, np.bool_))
     later = later.of(np.flatnonzero(ramps(left + 1) > 0))
-    after_later = np.where(ramps(left) == 0, later.session, concurrency + np.arange(later.session.size) - 1)
     mean_turns = float(recorded.turns.mean())
     fresh = numbered(recorded, first_prompt, max(16, math.ceil(1.2 * rows / mean_turns)))
     nothing, every = np.zeros(fresh.size, np.int64), np.ones(fresh.size, np.bool_)
     whole = turns_from(recorded, fresh % recorded.count, nothing, every)
-    first_whole, _ = in_sessions(whole.session, whole.think_s)
-    after_whole = concurrency + later.session.size + np.arange(whole.session.size) - 1
-    after_whole[first_whole] = -1
-    prompts = np.concatenate([start.prompt, later.prompt, whole.prompt])
-    outputs = start.output.copy()
     if hot:
-        outputs = np.maximum(1, int32(np.ceil(outputs * (1.0 - share)).astype(np.int64)))
-    found = np.concatenate([cached, later.before, whole.before])
-    return ClosedLoop(
-        duration_s,
-        concurrency,
-        prompts,
-        np.concatenate([outputs, later.output, whole.output]),
-        concurrency if hot else 0,
-        first_prompt,
-        Turns(
-            session=np.concatenate([numbers, numbers[later.session], fresh[whole.session]]),
-            after=np.concatenate([np.full(concurrency, -1), after_later, after_whole]).astype(np.int64),
-            think_s=np.zeros(prompts.size),
-            cached=int32(np.minimum(found, prompts - 1)),
-            left=np.concatenate([start.left, later.left, whole.left]),
-            count=fresh.size,
-            fresh=fresh,
-        ),
+        rest = np.ceil(start.output * (1.0 - share)).astype(np.int64)
+        start = replace(start, output=np.maximum(1, int32(rest)))
+    return planned_closed(
+        duration_s, start, later, whole, cached, numbers, fresh, first_prompt, fresh.size, fresh, hot=hot
     )
 
 

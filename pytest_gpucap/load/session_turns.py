@@ -1,4 +1,4 @@
-"""Turns of sessions, drawn or from a file, and how an open loop of them is planned."""
+"""Turns of sessions, drawn or from a file, and how loops of them are planned."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Final
 import numpy as np
 
 from pytest_gpucap.arrays import Floats, Int32s, Ints
-from pytest_gpucap.load.protocol import Journal, OpenLoop, Status, Turns
+from pytest_gpucap.load.draws import Purpose, random_generator, uniform
+from pytest_gpucap.load.protocol import ClosedLoop, Journal, OpenLoop, Status, Turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,80 @@ def planned(
             cached=np.minimum(cached[kept], found.prompt - 1).astype(np.int32),
             left=found.left,
             count=start_s.size if fresh is None else fresh.size,
+            fresh=fresh,
+        ),
+    )
+
+
+def found_within(pool: SessionTurns, n: int, key: tuple[int, int]) -> tuple[Ints, Ints]:
+    """Turns that are being answered at any one time, each in proportion to its answer.
+
+    Args:
+        pool: to draw from.
+        n: how many.
+        key: seed and stream of the phase.
+
+    Returns:
+        Their rows in the pool, and how many tokens of the answer are there already; shape (n,) each.
+    """
+    ends = np.cumsum(pool.output, dtype=np.int64)
+    points = np.floor(uniform(random_generator(*key, Purpose.HOT), n) * ends[-1]).astype(np.int64)
+    at = np.searchsorted(ends, points, side="right")
+    return at, points - (ends[at] - pool.output[at])
+
+
+def planned_closed(
+    duration_s: float,
+    start: SessionTurns,
+    later: SessionTurns,
+    whole: SessionTurns,
+    cached: Ints,
+    numbers: Ints,
+    whole_numbers: Ints,
+    first_prompt: int,
+    count: int,
+    fresh: Ints | None = None,
+    *,
+    hot: bool,
+) -> ClosedLoop:
+    """A closed loop that begins with one turn of each of n sessions, and goes on with the rest of these, then others.
+
+    Args:
+        duration_s: of the phase.
+        start: the first turns, shape (n,).
+        later: what is left of their sessions, whose numbers are places in `start`.
+        whole: of sessions from their beginning.
+        cached: shape (n,), tokens at the start of the first prompts that were sent before.
+        numbers: shape (n,), of the texts of the first sessions.
+        whole_numbers: shape (w,), of the texts of the whole ones.
+        first_prompt: see `OpenLoop`.
+        count: see `Turns`.
+        fresh: see `Turns`.
+        hot: the first turns are in mid-life.
+    """
+    concurrency = start.prompt.size
+    after_later = np.where(
+        ramps(start.left.astype(np.int64)) == 0, later.session, concurrency + np.arange(later.session.size) - 1
+    )
+    first_whole, _ = in_sessions(whole.session, whole.think_s)
+    after_whole = concurrency + later.session.size + np.arange(whole.session.size) - 1
+    after_whole[first_whole] = -1
+    prompts = np.concatenate([start.prompt, later.prompt, whole.prompt])
+    found = np.concatenate([cached, later.before, whole.before])
+    return ClosedLoop(
+        duration_s,
+        concurrency,
+        prompts,
+        np.concatenate([start.output, later.output, whole.output]),
+        concurrency if hot else 0,
+        first_prompt,
+        Turns(
+            session=np.concatenate([numbers, numbers[later.session], whole_numbers[whole.session]]),
+            after=np.concatenate([np.full(concurrency, -1), after_later, after_whole]).astype(np.int64),
+            think_s=np.zeros(prompts.size),
+            cached=int32(np.minimum(found, prompts - 1)),
+            left=np.concatenate([start.left, later.left, whole.left]),
+            count=count,
             fresh=fresh,
         ),
     )

@@ -21,15 +21,17 @@ import numpy as np
 
 from pytest_gpucap.arrays import Floats, Int32s, Ints
 from pytest_gpucap.load.draws import Purpose, draw_lengths, random_generator, uniform
-from pytest_gpucap.load.protocol import ClosedLoop, LoadError, OpenLoop, Turns
+from pytest_gpucap.load.protocol import ClosedLoop, LoadError, OpenLoop
 from pytest_gpucap.load.recorded_sessions import all_turns, closed_recorded, open_recorded
 from pytest_gpucap.load.session_turns import (
     NONE,
     SessionTurns,
     UnderWay,
+    found_within,
     in_sessions,
     int32,
     planned,
+    planned_closed,
     ramps,
     under_way,
 )
@@ -230,20 +232,13 @@ def closed_sessions(
         return closed_recorded(recorded, concurrency, duration_s, rows, key, first_prompt, before, hot=hot)
     pool = draw_sessions(workload, max(1024, 4 * concurrency), *key, part=1)
     whole = draw_sessions(workload, max(16, math.ceil(1.2 * rows / mean_turns(workload))), *key)
-    random = random_generator(*key, Purpose.HOT)
-    ends = np.cumsum(pool.output, dtype=np.int64)
-    points = np.floor(uniform(random, concurrency) * ends[-1]).astype(np.int64)
-    at = np.searchsorted(ends, points, side="right")
-    age = (points - (ends[at] - pool.output[at])).astype(np.int32) if hot else np.zeros(concurrency, np.int32)
+    at, answered = found_within(pool, concurrency, key)
+    age = answered.astype(np.int32) if hot else np.zeros(concurrency, np.int32)
     rest = pool.left[at].astype(np.int64)
     follow = np.repeat(at + 1, rest) + ramps(rest)
     owner = np.repeat(np.arange(concurrency, dtype=np.int64), rest)
     start, later = pool.of(at), pool.of(follow)
     starts = np.cumsum(rest) - rest
-    after_later = np.where(ramps(rest) == 0, owner, concurrency + np.arange(owner.size) - 1)
-    first_whole, _ = in_sessions(whole.session, whole.think_s)
-    after_whole = concurrency + owner.size + np.arange(whole.session.size) - 1
-    after_whole[first_whole] = -1
     prompt = start.prompt + age
     cached = np.minimum(workload.shared_prefix_tokens, prompt - 1).astype(np.int64)
     number = first_prompt + np.arange(concurrency, dtype=np.int64)
@@ -253,23 +248,18 @@ def closed_sessions(
     later_before = later.before.astype(np.int64)
     firsts = starts[rest > 0]
     later_before[firsts] = prompt[rest > 0]
-    numbers = np.concatenate([number, number[owner], first_prompt + concurrency + whole.session])
-    prompts = np.concatenate([prompt, later.prompt, whole.prompt])
-    return ClosedLoop(
+    started = int(whole.session[-1]) + 1
+    return planned_closed(
         duration_s,
-        concurrency,
-        prompts,
-        np.concatenate([start.output - age, later.output, whole.output]),
-        concurrency if hot else 0,
+        replace(start, prompt=prompt, output=start.output - age),
+        replace(later, session=owner, before=int32(later_before)),
+        whole,
+        cached,
+        number,
+        first_prompt + concurrency + np.arange(started, dtype=np.int64),
         first_prompt,
-        Turns(
-            session=numbers,
-            after=np.concatenate([np.full(concurrency, -1), after_later, after_whole]).astype(np.int64),
-            think_s=np.zeros(prompts.size),
-            cached=int32(np.minimum(np.concatenate([cached, later_before, whole.before]), prompts - 1)),
-            left=np.concatenate([start.left, later.left, whole.left]),
-            count=concurrency + (int(whole.session[-1]) + 1),
-        ),
+        concurrency + started,
+        hot=hot,
     )
 
 

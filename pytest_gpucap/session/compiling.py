@@ -22,6 +22,7 @@ from typing import Final
 
 import pytest_gpucap
 from pytest_gpucap.load.parent_death import can_be_followed
+from pytest_gpucap.own_code import DISABLE, package_stamp
 
 _PACKAGE: Final = Path(pytest_gpucap.__file__).parent
 _MODULE: Final = "pytest_gpucap.session.compile_ahead"
@@ -108,9 +109,9 @@ def marker_path() -> Path | None:
     Raises:
         PackageNotFoundError: if there is no Numba.
     """
-    if os.environ.get("GPUCAP_NO_NUMBA") or os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
+    if os.environ.get(DISABLE) or os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
         return None
-    known = (importlib.metadata.version("numba"), sys.implementation.cache_tag, _processor(), *_modules())
+    known = (importlib.metadata.version("numba"), sys.implementation.cache_tag, _processor(), *package_stamp(_PACKAGE))
     name = f"gpucap-compiled-{hashlib.sha256(repr(known).encode()).hexdigest()[:20]}.json"
     own = os.environ.get("NUMBA_CACHE_DIR")
     if own:
@@ -120,12 +121,6 @@ def marker_path() -> Path | None:
         return beside / name
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "pytest-gpucap" / name
-
-
-def _modules() -> list[tuple[str, int, int]]:
-    """As `jit` has it: Numba compiles anew if a module of the package changes."""
-    found = ((path, path.stat()) for path in sorted(_PACKAGE.rglob("*.py")))
-    return [(str(path.relative_to(_PACKAGE)), stat.st_mtime_ns, stat.st_size) for path, stat in found]
 
 
 def _processor() -> tuple[str, ...]:

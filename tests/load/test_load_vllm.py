@@ -33,6 +33,14 @@ def counters(server: VllmServer) -> list[int]:
     return [int(sum(sample.value for sample in metrics.find(name))) for name in COUNTERS]
 
 
+def looked_up(server: VllmServer) -> list[float]:
+    """Prompt tokens that the server looked for in its prefix cache, and those that it found there, so far."""
+    names = ("vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total")
+    if not server.metrics().find(names[0]):
+        pytest.skip(f"this vLLM has no {names[0]}")
+    return [sum(sample.value for sample in server.metrics().find(name)) for name in names]
+
+
 @pytest.mark.parametrize("endpoint", [ApiKind.CHAT, ApiKind.COMPLETIONS])
 def test_the_servers_counters_agree_exactly(vllm_cpu_server: VllmServer, endpoint: ApiKind) -> None:
     workload = Workload(
@@ -109,24 +117,17 @@ def test_no_prompt_hits_the_prefix_cache_unless_asked_to(vllm_cpu_server: VllmSe
 
 def test_turns_of_a_session_find_what_was_said_before(vllm_cpu_server: VllmServer) -> None:
     server = vllm_cpu_server
-    names = ("vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total")
-    if not server.metrics().find(names[0]):
-        pytest.skip(f"this vLLM has no {names[0]}")
-
-    def counted() -> list[float]:
-        return [sum(sample.value for sample in server.metrics().find(name)) for name in names]
-
     made = Workload(Length.fixed(160), Length.fixed(4), endpoint=ApiKind.COMPLETIONS, extra_body=VISIBLE)
     workload = with_sessions(made, "turns=3 think=100ms")
     with HttpLoadRunner(server.base_url, server.model, f"{server.api_key}", workload, 4, workers=1) as runner:
         runner.prepare()
-        before = counted()
+        before = looked_up(server)
         # Until it is stopped: of nine turns in two places, three follow another at least.
         phase = closed_loop(workload, 2, 600.0, 20.0, 4, 0, hot=False)
         span = runner.run(phase, lambda progress: progress.completed > 8)
         assert runner.settle(FOREVER_S)
         journal = runner.journal()
-        queries, hits = (after - earlier for after, earlier in zip(counted(), before, strict=True))
+        queries, hits = (after - earlier for after, earlier in zip(looked_up(server), before, strict=True))
     assert (journal.status == Status.OK).all(), runner.error_texts()
     np.testing.assert_array_equal(journal.counted_prompt_tokens, journal.prompt_tokens)
     assert journal.sessions is not None
@@ -142,13 +143,6 @@ def test_turns_of_a_session_find_what_was_said_before(vllm_cpu_server: VllmServe
 
 def test_a_trace_finds_the_blocks_in_the_cache_that_it_implies(vllm_cpu_server: VllmServer, tmp_path: Path) -> None:
     server = vllm_cpu_server
-    names = ("vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total")
-    if not server.metrics().find(names[0]):
-        pytest.skip(f"this vLLM has no {names[0]}")
-
-    def counted() -> list[float]:
-        return [sum(sample.value for sample in server.metrics().find(name)) for name in names]
-
     # All begin with block 0; those of one family have two more in common; a part of a block is shared as well.
     rows = [
         {"timestamp": 100 * at, "output_length": 2, "hash_ids": ids, "input_length": 128 * len(ids) - 28}
@@ -162,13 +156,13 @@ def test_a_trace_finds_the_blocks_in_the_cache_that_it_implies(vllm_cpu_server: 
     with HttpLoadRunner(server.base_url, server.model, f"{server.api_key}", workload, 4, workers=1) as runner:
         recipe = runner.prepare()
         assert recipe is not None
-        before = counted()
+        before = looked_up(server)
         # One at a time: a session found under way, which shares nothing, and then the trace from its beginning.
         phase = closed_loop(workload, 1, 600.0, 0.02, 4, 0, hot=False)
         runner.run(phase, lambda progress: progress.completed > 8)
         assert runner.settle(FOREVER_S)
         journal = runner.journal()
-        queries, hits = (after - earlier for after, earlier in zip(counted(), before, strict=True))
+        queries, hits = (after - earlier for after, earlier in zip(looked_up(server), before, strict=True))
     assert (journal.status == Status.OK).all(), runner.error_texts()
     np.testing.assert_array_equal(journal.counted_prompt_tokens, journal.prompt_tokens)
     # What was sent while the phase was being stopped is known to the server alone.

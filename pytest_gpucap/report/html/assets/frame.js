@@ -46,28 +46,27 @@ class Frame {
     this.width = this.plot.clientWidth || document.querySelector("main").clientWidth; // a folded one will have about that
     const built = builder(this.width, this.tab, this.off);
     for (const entry of built.legend) if (entry.off) this.off.add(entry.name);
-    this.makeRoom(built);
-    this.buttons();
+    this.show(built);
     new ResizeObserver(() => this.fit(this.plot.clientWidth)).observe(this.plot);
   }
 
-  makeRoom(built) {
-    this.built = built;
-    this.plot.style.height = `${built.height}px`;
-  }
-
   draw(width) {
-    this.width = width || this.plot.clientWidth;
-    this.makeRoom(this.builder(this.width, this.tab, this.off));
     this.chart = echarts.init(this.plot, null, { renderer: "svg", width: this.width, height: this.built.height });
     this.plot.querySelector("svg")?.setAttribute("aria-hidden", "true");
     this.plot.addEventListener("keydown", (event) => this.key(event));
     this.plot.addEventListener("blur", () => this.hide());
-    this.show(this.built);
+    this.redraw(width || this.plot.clientWidth);
   }
 
   show(built) {
     this.built = built;
+    this.plot.style.height = `${built.height}px`;
+    if (this.chart) this.paint(built);
+    this.buttons();
+  }
+
+  paint(built) {
+    this.chart.resize({ width: this.width, height: built.height });
     const selected = Object.fromEntries(built.legend.map((entry) => [entry.name, !this.off.has(entry.name)]));
     this.chart.setOption(
       {
@@ -78,7 +77,6 @@ class Frame {
       },
       { notMerge: true },
     );
-    this.buttons();
   }
 
   buttons() {
@@ -126,10 +124,7 @@ class Frame {
 
   redraw(width) {
     this.width = width;
-    this.makeRoom(this.builder(width, this.tab, this.off));
-    if (!this.chart) return;
-    this.chart.resize({ width, height: this.built.height });
-    this.show(this.built);
+    this.show(this.builder(width, this.tab, this.off));
   }
 
   key(event) {
