@@ -5,7 +5,7 @@ The command-line parser, the ini keys, the attributes of the session's settings 
 
 Every option is also an ini key, and the key is the option's name: ``gpucap_`` and the flag without ``--`` and
 ``gpucap-``, with underscores. ``--gpucap-max-time`` is ``gpucap_max_time``, and ``--gpu-class`` is
-``gpucap_gpu_class``. The most specific source wins: marker, command line, ini, default (``markers.py`` lays the markers
+``gpucap_gpu_class``. The most specific source wins: marker, command line, ini, default (``markers/`` lays the markers
 over these values). No option has a command-line default other than None, or its ini key would have no effect.
 """
 

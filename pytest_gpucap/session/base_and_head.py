@@ -21,7 +21,7 @@ from pytest_gpucap.errors import PairInvalid
 from pytest_gpucap.gpu.lease import LeaseError
 from pytest_gpucap.history.latencies import compare_latencies
 from pytest_gpucap.load.protocol import LoadRunner
-from pytest_gpucap.markers import Declaration
+from pytest_gpucap.markers.declaration import Declaration
 from pytest_gpucap.measure.comparing import Paired, PairedServer, compare, describe, windows_of
 from pytest_gpucap.measure.constants import DRIFT_SD
 from pytest_gpucap.measure.settings import Settings

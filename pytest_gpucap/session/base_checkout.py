@@ -20,7 +20,8 @@ import pytest
 
 from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.foreign_text import on_one_line
-from pytest_gpucap.markers import Declaration, DeclaredServer
+from pytest_gpucap.markers.declaration import Declaration
+from pytest_gpucap.markers.server import DeclaredServer
 from pytest_gpucap.masking import refusal
 from pytest_gpucap.options import Options, all_options
 from pytest_gpucap.requirement import Requirement

@@ -11,7 +11,8 @@ from _pytest.skipping import evaluate_skip_marks, evaluate_xfail_marks
 
 from pytest_gpucap.engines.protocol import Engine, EnginePair
 from pytest_gpucap.foreign_text import visible
-from pytest_gpucap.markers import Declaration, measures
+from pytest_gpucap.markers.declaration import Declaration
+from pytest_gpucap.markers.marks import measures
 from pytest_gpucap.masking import masked
 from pytest_gpucap.measure.constants import STEADY_S, WARM_UP_S
 from pytest_gpucap.options import Options

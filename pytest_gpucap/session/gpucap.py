@@ -20,7 +20,7 @@ from pytest_gpucap.session.expected import not_measured, verdict_failure
 
 if TYPE_CHECKING:
     from pytest_gpucap.load.protocol import LoadRunner
-    from pytest_gpucap.markers import Declaration
+    from pytest_gpucap.markers.declaration import Declaration
     from pytest_gpucap.results.build import Context
     from pytest_gpucap.results.measured import Accuracy, Curve, Measurement, Sample, Verdict
     from pytest_gpucap.results.problems import Problem

@@ -14,7 +14,7 @@ from pytest_gpucap.errors import MeasurementInvalid, shortened, told
 from pytest_gpucap.gpu.lease import LeaseError
 from pytest_gpucap.load.protocol import LoadError, LoadRunner
 from pytest_gpucap.load.trace import longest_request
-from pytest_gpucap.markers import Declaration
+from pytest_gpucap.markers.declaration import Declaration
 from pytest_gpucap.measure import constants
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.options import Options
