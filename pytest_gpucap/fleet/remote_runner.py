@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from pytest_gpucap.access import OPEN, Access
 from pytest_gpucap.fleet.clock_offset import Exchange
+from pytest_gpucap.fleet.joined_parts import COLUMNS
 from pytest_gpucap.fleet.remote_host import END_S
 from pytest_gpucap.fleet.remote_messages import (
     ANSWERS,
@@ -54,7 +55,6 @@ from pytest_gpucap.fleet.remote_stream import (
     Channel,
     PipeStream,
 )
-from pytest_gpucap.fleet.split_runner import COLUMNS
 from pytest_gpucap.load.protocol import (
     ErrorText,
     Histogram,

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_gpucap.fleet.split_runner import COLUMNS, Part, SplitRunner, shares_of, split
+from pytest_gpucap.fleet.joined_parts import COLUMNS
+from pytest_gpucap.fleet.split_phase import shares_of, split
+from pytest_gpucap.fleet.split_runner import Part, SplitRunner
 from pytest_gpucap.load.protocol import ClosedLoop, OpenLoop, Progress
 from pytest_gpucap.load.schedule import closed_loop, open_loop
 from pytest_gpucap.measure.procedure import check
