@@ -1,6 +1,6 @@
 """What a test declares: the requirement, with its workload and its limits.
 
-Values are frozen. ``markers/`` and ``options.py`` parse them once. Rates and headroom are exact fractions of the
+Values are frozen. ``markers/`` and ``options/`` parse them once. Rates and headroom are exact fractions of the
 decimal text that the user wrote, because ``ceil(11 * 1.1 / 12.1)`` is 2 in floats but 1 in exact arithmetic.
 Times are seconds as floats. The name of every field carries its unit.
 """

@@ -45,8 +45,7 @@ ROOMS: dict[str, set[str]] = {
     # The stages of a measurement, earliest first.
     "hookspecs": {"engines", "gpu", "results"},
     "extensions": {"engines", "gpu", "workloads"},
-    "option_values": {"requirement", "access", "gpu", "routing"},
-    "options": {"option_values", "extensions", "access", "simulated"},
+    "options": {"requirement", "access", "gpu", "routing", "extensions", "simulated"},
     "workloads": {"requirement"},
     "gpu": set(),
     "engines": {"api_dialect", "requirement", "vllm_arguments", "load", "access", "routing", "explained"},

@@ -19,7 +19,7 @@ from pytest_gpucap.markers.preset import with_preset
 from pytest_gpucap.markers.server import declared_server, engine_type
 from pytest_gpucap.markers.server_checks import check_log, with_adapters
 from pytest_gpucap.markers.workload import read_workload
-from pytest_gpucap.options import Options
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.requirement import Metric, Requirement, RequirementError, Slo, Workload
 from pytest_gpucap.secondary import METRICS, SecondaryLimit
 from pytest_gpucap.simulated import is_simulated

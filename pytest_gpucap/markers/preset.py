@@ -8,7 +8,7 @@ from typing import Any
 
 from pytest_gpucap.markers.endpoint_checks import OF_ANSWERS
 from pytest_gpucap.markers.keywords import OF_DRAWN_REQUESTS, OF_MADE_PROMPTS, read_keywords, text
-from pytest_gpucap.options import Options
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.requirement import ApiKind, RequirementError
 from pytest_gpucap.workloads.sessions import names_a_file
 

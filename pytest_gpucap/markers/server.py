@@ -15,7 +15,7 @@ from pytest_gpucap.engines.vllm_engine import VllmEngine
 from pytest_gpucap.errors import told
 from pytest_gpucap.markers.declaration import VLLM, Declaration
 from pytest_gpucap.markers.marks import given_keywords
-from pytest_gpucap.options import Options
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.requirement import RequirementError
 from pytest_gpucap.vllm_arguments import VllmArguments
 

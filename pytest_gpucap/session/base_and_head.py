@@ -25,7 +25,7 @@ from pytest_gpucap.markers.declaration import Declaration
 from pytest_gpucap.measure.comparing import Paired, PairedServer, compare, describe, windows_of
 from pytest_gpucap.measure.constants import DRIFT_SD
 from pytest_gpucap.measure.settings import Settings
-from pytest_gpucap.options import Options
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.requirement import Requirement, Workload
 from pytest_gpucap.results.build import declared_slo
 from pytest_gpucap.results.comparison import (

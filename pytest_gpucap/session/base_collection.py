@@ -18,7 +18,8 @@ from pytest_gpucap.errors import GpuCapError, shortened
 from pytest_gpucap.markers.declaration import place_of
 from pytest_gpucap.markers.marks import measures
 from pytest_gpucap.markers.server import declared_server
-from pytest_gpucap.options import Options, parse_options
+from pytest_gpucap.options.reading import parse_options
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.user_files import MIB, read_bytes
 
 FOLDER: Final = "PYTEST_GPUCAP_BASE_COLLECTION"

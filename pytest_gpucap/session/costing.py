@@ -15,7 +15,7 @@ from pytest_gpucap.markers.declaration import Declaration
 from pytest_gpucap.markers.marks import measures
 from pytest_gpucap.masking import masked
 from pytest_gpucap.measure.constants import STEADY_S, WARM_UP_S
-from pytest_gpucap.options import Options
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.planning.prices import Prices
 from pytest_gpucap.planning.session_cost import (
     CHECK_S,

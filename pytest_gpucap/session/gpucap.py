@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_gpucap.errors import GpuCapError, MeasurementInvalid, NoSustainableRate, NotMeasured, PairInvalid
-from pytest_gpucap.options import Options
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.requirement import Number, Requirement, RequirementError, duration_s, positive, whole
 from pytest_gpucap.session.boundary import one_line
 from pytest_gpucap.session.expected import not_measured, verdict_failure

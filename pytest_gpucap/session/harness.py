@@ -17,7 +17,7 @@ from pytest_gpucap.load.trace import longest_request
 from pytest_gpucap.markers.declaration import Declaration
 from pytest_gpucap.measure import constants
 from pytest_gpucap.measure.settings import Settings
-from pytest_gpucap.options import Options
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.requirement import Requirement, RequirementError, Workload, too_long
 from pytest_gpucap.session.live_line import LiveLine, glance
 from pytest_gpucap.session.placement import Placement

@@ -17,7 +17,7 @@ from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.markers.declaration import Declaration, place_of
 from pytest_gpucap.markers.declare import declare
 from pytest_gpucap.markers.marks import measures, same_declaration
-from pytest_gpucap.options import Options
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.requirement import RequirementError, too_long
 from pytest_gpucap.secondary import SecondaryName
 from pytest_gpucap.session.boundary import fault, one_line

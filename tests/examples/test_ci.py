@@ -370,7 +370,7 @@ def test_workflows_are_safe(path: Path) -> None:
 
 
 def test_the_lines_to_copy_are_options_that_there_are() -> None:
-    from pytest_gpucap.options import all_options
+    from pytest_gpucap.options.table import all_options
 
     given = tomllib.loads(snippet())["tool"]["pytest"]["ini_options"]
     assert set(given) <= {row.ini for row in all_options()}

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from pytest_gpucap import access, option_values, options
+from pytest_gpucap import access
 from pytest_gpucap.__main__ import main
 from pytest_gpucap.accuracy.questions import read_questions
 from pytest_gpucap.engines.program import OWN_KEYWORDS, ProgramEngine
@@ -35,7 +35,9 @@ from pytest_gpucap.load.trace import read_trace
 from pytest_gpucap.markers.declare import declare
 from pytest_gpucap.markers.keywords import KEYWORDS, LIMITING, read_keywords
 from pytest_gpucap.markers.marks import same_declaration
-from pytest_gpucap.options import Options
+from pytest_gpucap.options import values
+from pytest_gpucap.options.reading import json_file, parse_options
+from pytest_gpucap.options.table import Options, all_options
 from pytest_gpucap.other_tools.reading import read_points
 from pytest_gpucap.other_tools.results import Told, imported_file
 from pytest_gpucap.planning.prices import read_prices
@@ -150,7 +152,7 @@ def _refusal(error: BaseException) -> str:
 
 
 def _options(paths: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
-    rows = st.sampled_from(list(options.all_options()))
+    rows = st.sampled_from(list(all_options()))
     values = inputs.numbers | inputs.texts | paths | st.sampled_from(EXAMPLES)
     return st.tuples(st.lists(st.tuples(rows, values), min_size=1, max_size=3), st.booleans())
 
@@ -186,22 +188,22 @@ EXAMPLES = (
 def _parse_options(place: Place, given: Any) -> str | None:
     rows, as_ini = given
     config = place.config
-    unset = {row.ini: config.getoption(row.ini) for row in options.all_options()}
+    unset = {row.ini: config.getoption(row.ini) for row in all_options()}
     cached = dict(config._inicache)
     config.stash._storage.pop(_BASELINE, None)
     try:
         for row, value in rows:
             # On the command line everything is text. An ini file in TOML has numbers and lists too.
-            raw = value if as_ini or row.parse is option_values.flag else _text(value)
+            raw = value if as_ini or row.parse is values.flag else _text(value)
             raw = [_text(value)] if row.repeatable else raw
             if as_ini:
                 config._inicache[row.ini] = raw
             else:
                 setattr(config.option, row.ini, raw)
-        found = options.parse_options(config)
+        found = parse_options(config)
         check_names(found)
         check_files(found, config)
-        options.json_file(config)
+        json_file(config)
     except pytest.UsageError as error:
         return _refusal(error)
     finally:

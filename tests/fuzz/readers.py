@@ -39,7 +39,7 @@ from pytest_gpucap.load.prompts import PromptRecipe, RequestComposer
 from pytest_gpucap.load.protocol import LoadError, Status
 from pytest_gpucap.load.server_words import one_line, words_in
 from pytest_gpucap.load.shared_memory import PhaseTable, RunTable, anonymous_memory
-from pytest_gpucap.option_values import idle_memory, labels
+from pytest_gpucap.options.values import idle_memory, labels
 from pytest_gpucap.requirement import (
     ApiKind,
     LatencyLimit,

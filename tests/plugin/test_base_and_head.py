@@ -13,7 +13,7 @@ from pytest_gpucap.__main__ import main
 from pytest_gpucap.engines.protocol import ServerRequest
 from pytest_gpucap.engines.vllm_engine import VllmEngine, VllmPair
 from pytest_gpucap.gpu.classes import find_class
-from pytest_gpucap.options import Options
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.comparison import Comparison, RegressionDecision
 from pytest_gpucap.results.measured import Outcome

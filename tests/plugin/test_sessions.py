@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from pytest_gpucap.history.comparable import HIT_RATES_APART
-from pytest_gpucap.options import parse_options
+from pytest_gpucap.options.reading import parse_options
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.comparison import Comparison, RegressionDecision
 from pytest_gpucap.results.measured import Outcome

@@ -10,7 +10,7 @@ import pytest
 
 from pytest_gpucap.engines.kv_cache import told_kv_tokens
 from pytest_gpucap.markers.declaration import Declaration, Place
-from pytest_gpucap.options import Options
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.requirement import Slo, Workload
 from pytest_gpucap.results.measured import Sample
 from pytest_gpucap.results.telemetry import ServerSummary, TelemetrySummary

@@ -28,7 +28,7 @@ from pytest_gpucap import (
     SystemUnderTest,
     Verdict,
 )
-from pytest_gpucap.options import Options
+from pytest_gpucap.options.table import Options
 
 
 def a_test_of_the_budget(gpucap: GpuCap) -> None:
