@@ -94,7 +94,7 @@ ROOMS: dict[str, set[str]] = {
     "plugin": {"hookspecs", "options", "fixtures", "results", "session", "report"},
     "cli": {
         *(
-            "options",
+            "access",
             "requirement",
             "vllm_arguments",
             "sizing",
