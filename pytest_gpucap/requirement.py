@@ -99,7 +99,17 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """What the budget must carry: ``ceil(qps * headroom / rate_per_replica) * gpus_per_replica <= gpus``."""
+    """What the budget must carry: ``ceil(qps * headroom / rate_per_replica) * gpus_per_replica <= gpus``.
+
+    Attributes:
+        name: of the test, for messages and reports.
+        qps: requests per second that the budget must carry, all GPUs together.
+        gpus: the budget.
+        headroom: factor on `qps` for peaks and failures.
+        gpus_per_replica: GPUs that one server occupies.
+        workload: the shape of the requests.
+        slo: the limits that they must keep.
+    """
 
     name: str
     qps: Fraction

@@ -104,7 +104,12 @@ def _named_percent(quantile: Fraction) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LatencyLimit(Limit):
-    """One limit: at most ``1 - quantile`` of the requests (gaps, for ITL) may take longer than `limit_s`."""
+    """One limit: at most ``1 - quantile`` of the requests (gaps, for ITL) may take longer than `limit_s`.
+
+    Attributes:
+        metric: the latency that is limited.
+        limit_s: how long it may take.
+    """
 
     metric: Metric
     quantile: Fraction
@@ -242,7 +247,9 @@ def declared_limits(declared: Mapping[str, Number]) -> tuple[Limit, ...]:
 class Slo:
     """The limits that requests must keep. All apply at once.
 
-    ``limits`` may be empty. Then only errors and a growing backlog bound the sustainable rate.
+    Attributes:
+        limits: on latencies. There may be none; then only errors and a growing backlog bound the sustainable rate.
+        max_error_rate: share of the requests that may fail.
     """
 
     limits: tuple[Limit, ...] = ()

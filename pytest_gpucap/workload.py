@@ -165,10 +165,14 @@ class Workload:
     """The shape of the requests: what is sent, how long it is, when it is due."""
 
     input_tokens: Length = field(default_factory=lambda: Length.fixed(256))
+    """Tokens of a prompt."""
     output_tokens: Length = field(default_factory=lambda: Length.fixed(256))
-    """1 where the endpoint's answers have no tokens: a request ends with the step that prefills the last of it."""
+    """Tokens of an answer; 1 where the endpoint's answers have none: a request then ends with the step that prefills
+    the last of it."""
     arrivals: Arrivals = Arrivals()  # noqa: RUF009 - it is frozen
+    """When requests of an open loop are due."""
     endpoint: ApiKind = ApiKind.CHAT
+    """Which endpoint of the API they are sent to."""
     shared_prefix_tokens: int = 0
     """Tokens at the start of every prompt that all prompts share; 0: no two prompts share a first token block."""
     ignore_eos: bool = True

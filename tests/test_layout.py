@@ -90,11 +90,14 @@ ROOMS: dict[str, set[str]] = {
         ),
         *("roofline", "measure", "simulator", "planning", "report", "history", "workloads", "simulated"),
     },
+    # What scripts read and make of results.
+    "on_disk": {"results", "history", "report"},
     "fixtures": {"engines", "session"},
     "plugin": {"hookspecs", "options", "fixtures", "results", "session", "report"},
     "cli": {
         *(
             "access",
+            "on_disk",
             "requirement",
             "vllm_arguments",
             "sizing",
@@ -108,7 +111,7 @@ ROOMS: dict[str, set[str]] = {
             "other_tools",
         ),
     },
-    "__init__": {"api_dialect", "requirement", "results", "gpu", "engines", "load", "telemetry", "session"},
+    "__init__": {"api_dialect", "requirement", "results", "gpu", "engines", "load", "telemetry", "session", "on_disk"},
     "__main__": {"cli"},
 }
 """Folder or file -> what it may import beside itself and those of `EVERYWHERE`.

@@ -219,6 +219,10 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         test: pytest's node id.
         line: of the test in its file, from 1; None where unknown.
         name: of the requirement.
+        requirement: the rate that was declared, and the budget for it.
+        workload: what requests were sent.
+        slo: the limits that they had to keep.
+        environment: what was measured on and with: GPU, driver, engine and its arguments, host, versions.
         outcome: None unless `kind` is ``check``.
         reason: one sentence on why this outcome and no other, or why there is no sustainable rate; empty for a rate
             without a verdict.
@@ -345,6 +349,8 @@ class ResultFile(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         schema: identifies the file as a result file of this plugin.
+        schema_version: of its form.
+        plugin_version, python_version: that the session ran with; ``?`` where unknown.
         started: when the session began, in UTC.
         arguments: pytest's command line.
         results: in the order in which tests ended.

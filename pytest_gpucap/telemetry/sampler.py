@@ -126,6 +126,14 @@ class Telemetry:
         tolerated: pids of other programs that are allowed on the devices; see `Lease.tolerated`.
         host: watches the host as well; None: nobody does.
         exporters: of devices on other machines, which they have found.
+
+    Attributes:
+        host, exporters: as given.
+        devices: the devices, those of exporters last, each with what was read of it.
+        server: what was read of the server's page of metrics.
+        processes: those of the server by pid, each with what was read of it.
+        sightings: other processes that were seen on the devices.
+        faults: what could not be sampled, and the last reason.
     """
 
     def __init__(
@@ -152,7 +160,6 @@ class Telemetry:
         self.processes: dict[int, WatchedProcess] = {}
         self.sightings: list[Sighting] = []
         self.faults: dict[str, str] = {}
-        """What could not be sampled, and the last reason."""
         self._pids: frozenset[int] = frozenset()
         self._pids_due_s = -math.inf
         self._dead: set[int] = set()
