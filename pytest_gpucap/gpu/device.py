@@ -16,7 +16,8 @@ class Device:
         index: NVML's index of the GPU (PCI bus order); a slice has its GPU's.
         uuid: ``GPU-...`` or ``MIG-...``.
         name: product name of the GPU.
-        memory_bytes, memory_used_bytes: all of its memory, and what any process holds of it now.
+        memory_bytes: all of its memory.
+        memory_used_bytes: what any process holds of it now.
         compute_capability: CUDA's, major and minor, such as (8, 6).
         pci_bus_id: its address on the PCI bus, such as ``00000000:17:00.0``; a slice has its GPU's.
         mig_mode: True if the GPU is split into slices; None if the GPU has no MIG.

@@ -42,7 +42,8 @@ class Interval(msgspec.Struct, frozen=True):
 
     Attributes:
         value: the point estimate, in the unit of what has the interval.
-        low, high: its ends, in the same unit.
+        low: its lower end, in the same unit.
+        high: its upper end, in the same unit.
         confidence: how often such an interval holds the truth, as a share of 1.
     """
 
@@ -431,7 +432,7 @@ class Curve:
         measurement: the sustainable rate, and all samples behind it.
         points: samples in rising order of rate or concurrency.
         knee_rps: the rate at which throughput over latency is greatest; None if no knee was found.
-        batching_gain: how many times the one is the other: sustainable over one-at-a-time throughput.
+        batching_gain: sustainable over one-at-a-time throughput, a factor.
     """
 
     measurement: Measurement

@@ -349,8 +349,9 @@ class ResultFile(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         schema: identifies the file as a result file of this plugin.
-        schema_version: of its form.
-        plugin_version, python_version: that the session ran with; ``?`` where unknown.
+        schema_version: number of its form; a later form has a higher one.
+        plugin_version: of this plugin in the session; ``?`` where unknown.
+        python_version: that the session ran on; ``?`` where unknown.
         started: when the session began, in UTC.
         arguments: pytest's command line.
         results: in the order in which tests ended.

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
+import textwrap
 from collections.abc import Callable
+from enum import Enum
 from importlib import import_module
 from pathlib import Path
 
@@ -44,6 +48,31 @@ def test_there_are_pages() -> None:
 def test_every_public_name_has_its_section() -> None:
     headings = re.findall(r"^### (\w+)$", _page("make_api").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(headings) == sorted(pytest_gpucap.__all__)
+
+
+def _set_in(method: ast.AST) -> set[str]:
+    """Public attributes of ``self`` that a method sets."""
+    return {
+        node.attr
+        for node in ast.walk(method)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "self"
+        and not node.attr.startswith("_")
+    }
+
+
+@pytest.mark.parametrize("name", pytest_gpucap.__all__)
+def test_every_attribute_of_a_public_class_says_what_it_is(name: str) -> None:
+    found = getattr(pytest_gpucap, name)
+    if not inspect.isclass(found) or issubclass(found, Enum):
+        return
+    shown = {each.name: each.about for each in docstrings.attributes(found)}
+    assert [each for each, about in shown.items() if not about] == []
+    constructor = vars(found).get("__init__")
+    if inspect.isfunction(constructor) and constructor.__code__.co_filename == inspect.getsourcefile(found):
+        assert _set_in(ast.parse(textwrap.dedent(inspect.getsource(constructor)))) <= shown.keys()
 
 
 def test_a_public_name_without_a_part_of_the_page_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
