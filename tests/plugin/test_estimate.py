@@ -319,7 +319,7 @@ def test_a_pytest_that_tells_nothing_of_skips_costs_the_skipped_tests(
 ) -> None:
     pytester.makepyfile("import pytest\n@pytest.mark.skip\ndef test_it(gpucap): ...")
     monkeypatch.delattr("_pytest.skipping.evaluate_skip_marks")
-    [server] = estimated(pytester)["servers"]
+    [server] = estimated(pytester, "--gpucap-model=m")["servers"]
     assert list(times_of(server)) == ["test_it"]
 
 
