@@ -25,7 +25,7 @@ from pytest_gpucap.engines.known_engines import engine_on
 from pytest_gpucap.engines.pages import Page
 from pytest_gpucap.engines.protocol import ServerLog
 from pytest_gpucap.engines.start_phases import start_phases
-from pytest_gpucap.engines.startup_errors import diagnose
+from pytest_gpucap.engines.startup_diagnosis import diagnose
 from pytest_gpucap.engines.url import ExternalServer, attach
 from pytest_gpucap.engines.vllm import METRICS
 from pytest_gpucap.errors import GpuCapError

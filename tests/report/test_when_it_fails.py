@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 import pytest_gpucap
 from pytest_gpucap.engines.errors import ServerStartError
-from pytest_gpucap.engines.startup_causes import PATTERNS
+from pytest_gpucap.engines.startup_errors import PATTERNS
 from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.explained import PAGE, Subject, anchor
 from pytest_gpucap.report import comparison, terminal
