@@ -35,7 +35,8 @@ alone: until the first release the index may have anything under it.
 
 In CI the checkout must be there too: a git submodule named `pytest-gpucap` (with `submodules: true` in the step that
 checks out), a second checkout step, or a wheel that you have built (`make install` leaves one in `dist/`) and keep in
-an index of your own.
+an index of your own. Where the checkout lies inside your project, `pytest` without a path would look for tests in it
+too: name your own folders with `testpaths` in `pyproject.toml`.
 """
 _COMMAND = re.compile(rf"(pip install (?:--[a-z]+ )*\"?)(?:\./)?{_setting.NAME}(?![\w-])")
 
