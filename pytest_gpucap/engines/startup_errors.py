@@ -216,7 +216,7 @@ PATTERNS = (
         "GPU fault",
         r"uncorrectable ECC error encountered|GPU is lost|fallen off the bus",
         "the GPU has a hardware fault",
-        "look at dmesg for Xid errors, and reset or replace the GPU",
+        "look at dmesg for XID errors, and reset or replace the GPU",
     ),
     _pattern(
         "not enough GPUs",

@@ -571,6 +571,14 @@ def change(comparison: Comparison | LatencyComparison | FigureComparison) -> str
     return percent_interval(msgspec.structs.replace(ratio, **less_one))
 
 
+LATENCY_HEADERS: Final = ("base", "head", "change (95% interval)", "decision")
+
+
+def latency_cells(found: LatencyComparison) -> tuple[str, str, str, str]:
+    """A latency of base and head under `LATENCY_HEADERS`."""
+    return seconds(found.base_s), seconds(found.head_s), change(found), found.decision.value
+
+
 def start_phases(result: Result) -> str:
     """``imports 20 s, weights 5 s, rest 2 s``: what the start-up was spent on; empty where nothing is known of it.
 
