@@ -189,6 +189,12 @@ queueing. A departure is then one of the pace, else one of the latency."""
 LIMITED_ERROR = 0.025
 """Standard error of ln(rate) that is added where sequences or KV cache run out. From outside, requests that were
 preempted look like requests that run."""
+FIRST_TOKEN_TAILS = (1.0, 2.0, 3.0, 4.0)
+"""First tokens are compared with modelled ones at the quantile that goodput asks for, and where so many times as many
+requests lie beyond. They depart by the same factor there, and the mean of four is known better than one."""
+GOODPUT_ERROR = 0.01
+"""Standard error of ln(rate) that is added where goodput has a threshold on TTFT. The first tokens that are late are
+few, and late in the same moments, so the queue model's replications tell their share worse than a percentile."""
 UNSEEN_ERROR = 0.1
 """Standard error of the logarithm of a latency whose departure from the model could not be seen."""
 WRONG_CHANCE = 0.02
