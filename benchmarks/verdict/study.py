@@ -22,6 +22,7 @@ from pathlib import Path
 
 import goodput  # type: ignore[import-not-found,unused-ignore]
 import numpy as np
+import prefill_only  # type: ignore[import-not-found,unused-ignore]
 import servers  # type: ignore[import-not-found,unused-ignore]
 import sessions  # type: ignore[import-not-found,unused-ignore]
 import tables  # type: ignore[import-not-found,unused-ignore]
@@ -42,6 +43,8 @@ HELD_OUT = ("bursty", "longprompt", "few")
 FIELDS = ("rep", "outcome", "gpu_s", "rate", "low", "high")
 CHUNK = 50
 MAX_TIME_S = 600.0
+KINDS_DECLARED = (goodput, prefill_only, sessions)
+"""Modules with servers of their own, beside the profiles that come with the plugin and the drawn ones."""
 FRESH = 4_600_000
 """Where the seeds of the final study begin; none of them was drawn while constants were set."""
 
@@ -52,8 +55,8 @@ Rival = Callable[..., tuple[float, float]]
 
 
 def profile_of(name: str) -> profiles.Profile:
-    """A profile that comes with the plugin, one of the drawn servers, one that goodput limits, or one with sessions."""
-    for kind in (goodput, sessions):
+    """A profile that comes with the plugin, one of the drawn servers, or one of a declared kind."""
+    for kind in KINDS_DECLARED:
         if name in kind.names():
             found: profiles.Profile = kind.load(name)
             return found
@@ -63,7 +66,7 @@ def profile_of(name: str) -> profiles.Profile:
 
 def profiles_of(name: str) -> list[str]:
     """All drawn servers of a half, all that goodput limits, all with sessions, or the profile of this name."""
-    for kind in (goodput, sessions):
+    for kind in KINDS_DECLARED:
         if name == kind.KIND:
             return list(kind.names())
     return servers.names(name) if name in servers.KINDS else [name]
@@ -211,7 +214,7 @@ def main() -> None:
     parser.add_argument(
         "--profiles",
         default=",".join((*TUNED, *HELD_OUT)),
-        help="by name; seen, unseen, goodput, sessions: all of these",
+        help="by name; seen, unseen, goodput, prefill_only, sessions: all of these",
     )
     parser.add_argument("--ratios", default=",".join(map(str, RATIOS)), help="true capacity over the requirement")
     parser.add_argument("--reps", type=int, default=1000)
