@@ -104,6 +104,35 @@ def test_a_window_and_a_longest_prompt_of_sessions(pytester: pytest.Pytester) ->
         assert found.prefix_hit_rate > 0.3
 
 
+def test_a_server_that_forgets_is_told_with_what_it_means(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        pytestmark = pytest.mark.gpucap(input_tokens=200, output_tokens=100, sessions="turns=5 think=2s context=1500")
+
+        def test_keeps(gpucap):
+            gpucap.sample(rate=5, duration="60s")
+
+        @pytest.mark.vllm(num_gpu_blocks_override=150)
+        def test_forgets(gpucap):
+            gpucap.sample(rate=5, duration="60s")
+        """
+    )
+    pytester.runpytest("--gpu-class=sim:fast", "--gpucap-markdown=r.md").assert_outcomes(passed=2)
+    keeps, forgets = results(pytester)
+    assert keeps.prefix_hit_rate is not None
+    assert keeps.environment.remarks == ()
+    assert forgets.prefix_hit_rate is not None
+    assert forgets.prefix_hit_rate < keeps.prefix_hit_rate - 0.1
+    (said,) = forgets.environment.remarks
+    assert said.startswith(
+        f"the server found {forgets.prefix_hit_rate:.1%} of the prompt tokens in its prefix cache, and "
+    )
+    assert said.endswith("in the long run it may sustain less")
+    assert said in pytester.path.joinpath("r.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("marker", "arguments", "message"),
     [
