@@ -7,6 +7,7 @@ import json
 import urllib.request
 from collections.abc import Hashable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -99,12 +100,16 @@ async def live_hits(model: profile.EngineModel, phase: OpenLoop) -> float:
     serving = asyncio.create_task(live.serve())
     due_s, following = phase.due_s, {int(before): row for row, before in enumerate(turns.after) if before >= 0}
 
+    def told(ended: asyncio.Event, last: bool) -> None:
+        if last:
+            ended.set()
+
     async def session(row: int | None) -> None:
         await asyncio.sleep(float(due_s[row]) if row is not None else 0.0)
         while row is not None:
             prompt, ended = int(phase.prompt_tokens[row]), asyncio.Event()
             content = [(int(turns.session[row]), place) for place in range(prompt)]
-            live.submit(prompt, int(phase.output_tokens[row]), lambda last, e=ended: e.set() if last else None, content)
+            live.submit(prompt, int(phase.output_tokens[row]), partial(told, ended), content)
             await ended.wait()
             row = following.get(row)
             if row is not None:
