@@ -7,10 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from msgspec import structs
-
 from pytest_gpucap.markers import Declaration
-from pytest_gpucap.report.formatting import percent
 from pytest_gpucap.results.build import Context
 from pytest_gpucap.results.measured import Sample, judged_samples
 from pytest_gpucap.session.server_manager import SystemUnderTest
@@ -18,41 +15,25 @@ from pytest_gpucap.session.server_manager import SystemUnderTest
 if TYPE_CHECKING:
     from pytest_gpucap.load.protocol import LoadRunner
 
-FORGETS: Final = 0.03
-"""So many of the prompt tokens less than were sent before are too many to come from where windows begin and end."""
 _BLOCK: Final = 16
 """Tokens of a block. A server finds whole blocks, and most have no larger ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrefixHits:
-    """Of the prompt tokens in the judged windows.
+    """Shares of the prompt tokens in the judged windows; None where they are not known.
 
     Attributes:
-        found: the share that the server found in its cache; None where it is not known.
-        sent: the share that had been sent before, in whole blocks: what a server finds that forgets nothing.
+        found: in the server's prefix cache.
+        sent: before, in whole blocks: what a server finds that forgets nothing.
     """
 
     found: float | None = None
-    sent: float = 0.0
-
-    @property
-    def remark(self) -> str:
-        """What a server that forgets means for the rate; empty if it has what was sent before."""
-        if self.found is None or self.sent - self.found < FORGETS:
-            return ""
-        sent = percent(self.sent)
-        return (
-            f"the server found {percent(self.found)} of the prompt tokens in its prefix cache, and {sent} had been "
-            "sent before: what it forgets grows with rate and time, so in the long run it may sustain less"
-        )
+    sent: float | None = None
 
     def told(self, context: Context) -> Context:
-        """The context with the hit rate, and the remark if there is one."""
-        environment = context.environment
-        if self.remark:
-            environment = structs.replace(environment, remarks=(*environment.remarks, self.remark))
-        return replace(context, environment=environment, prefix_hit_rate=self.found)
+        """The context with both."""
+        return replace(context, prefix_hit_rate=self.found, prefix_sent_rate=self.sent)
 
 
 SeenHits = Callable[[Sequence[Sample]], PrefixHits]

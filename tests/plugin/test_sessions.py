@@ -10,10 +10,11 @@ import pytest
 
 from pytest_gpucap.history.comparable import HIT_RATES_APART
 from pytest_gpucap.options import parse_options
+from pytest_gpucap.report import rows
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.comparison import Comparison, RegressionDecision
 from pytest_gpucap.results.measured import Outcome
-from pytest_gpucap.results.result import Result
+from pytest_gpucap.results.result import FORGETS, Result
 from pytest_gpucap.session.baselines import Comparing
 
 SUITE = """
@@ -119,18 +120,25 @@ def test_a_server_that_forgets_is_told_with_what_it_means(pytester: pytest.Pytes
             gpucap.sample(rate=5, duration="60s")
         """
     )
-    pytester.runpytest("--gpu-class=sim:fast", "--gpucap-markdown=r.md").assert_outcomes(passed=2)
+    run = pytester.runpytest("--gpu-class=sim:fast", "--gpucap-markdown=r.md", "--gpucap-html=r.html")
+    run.assert_outcomes(passed=2)
     keeps, forgets = results(pytester)
-    assert keeps.prefix_hit_rate is not None
-    assert keeps.environment.remarks == ()
-    assert forgets.prefix_hit_rate is not None
-    assert forgets.prefix_hit_rate < keeps.prefix_hit_rate - 0.1
-    (said,) = forgets.environment.remarks
+    for found in (keeps, forgets):
+        assert found.prefix_hit_rate is not None
+        assert found.prefix_sent_rate is not None
+        assert 0.4 < found.prefix_sent_rate < 0.8
+    assert keeps.prefix_hit_rate == pytest.approx(keeps.prefix_sent_rate, abs=FORGETS / 2)
+    assert not keeps.forgets
+    assert forgets.forgets
+    assert forgets.prefix_hit_rate < forgets.prefix_sent_rate - 0.1  # type: ignore[operator]
+    (said,) = rows.forgetting(forgets)
     assert said.startswith(
         f"the server found {forgets.prefix_hit_rate:.1%} of the prompt tokens in its prefix cache, and "
     )
-    assert said.endswith("in the long run it may sustain less")
-    assert said in pytester.path.joinpath("r.md").read_text()
+    assert rows.forgetting(keeps) == []
+    assert f"test_forgets: {said}" in " ".join(run.stdout.str().split())
+    for report in ("r.md", "r.html"):
+        assert said in pytester.path.joinpath(report).read_text()
 
 
 @pytest.mark.parametrize(
