@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from pytest_gpucap.engines.kv_cache import told_block_tokens
 from pytest_gpucap.markers import Declaration
 from pytest_gpucap.results.build import Context
 from pytest_gpucap.results.measured import Sample, judged_samples
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from pytest_gpucap.load.protocol import LoadRunner
 
 _BLOCK: Final = 16
-"""Tokens of a block. A server finds whole blocks, and most have no larger ones."""
+"""Tokens of a block where the server does not tell: most have no larger ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,8 @@ def watched_hits(declared: Declaration, target: SystemUnderTest, runner: LoadRun
 
     with ExitStack() as open_now:
         summary = summary_of(target, runner, open_now, counters=True)
+        # In virtual time tokens are found one by one, and asking would start the server.
+        block = 1 if runner.simulated else told_block_tokens(target.endpoint) or _BLOCK
 
         def seen_hits(samples: Sequence[Sample]) -> PrefixHits:
             """Tokens found over tokens looked up, of all judged windows together."""
@@ -63,21 +66,19 @@ def watched_hits(declared: Declaration, target: SystemUnderTest, runner: LoadRun
                 if each.prefix_hits is not None and each.prefix_queries is not None
             ]
             queries = sum(asked for _, asked in pairs)
-            return (
-                PrefixHits(sum(found for found, _ in pairs) / queries, _sent(runner, judged))
-                if queries
-                else PrefixHits()
-            )
+            if not queries:
+                return PrefixHits()
+            return PrefixHits(sum(found for found, _ in pairs) / queries, _sent(runner, judged, block))
 
         yield seen_hits
 
 
-def _sent(runner: LoadRunner, judged: Sequence[Sample]) -> float:
+def _sent(runner: LoadRunner, judged: Sequence[Sample], block: int) -> float:
     """The share of the prompt tokens due in these windows that had been sent before, in whole blocks."""
     journal = runner.journal()
     before = prompts = 0
     for each in judged:
         due = (journal.due_s >= each.start_s) & (journal.due_s < each.end_s)
-        before += int((journal.cached_tokens[due] // _BLOCK * _BLOCK).sum())
+        before += int((journal.cached_tokens[due] // block * block).sum())
         prompts += int(journal.prompt_tokens[due].sum())
     return before / prompts if prompts else 0.0
