@@ -172,13 +172,13 @@ def read(method: str, name: str, ratio: float) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def run(cells: Iterable[tuple[str, str, float]], reps: int, jobs: int) -> None:
-    """Fill the cells up to `reps` replications each."""
+def run(cells: Iterable[tuple[str, str, float]], reps: int, jobs: int, until_s: float = math.inf) -> None:
+    """Fill the cells up to `reps` replications each. None is begun after `until_s` of the monotonic clock."""
     RESULTS.mkdir(exist_ok=True)
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
         for method, name, ratio in cells:
             have = len(read(method, name, ratio))
-            if have >= reps:
+            if have >= reps or time.monotonic() > until_s:
                 continue
             began = time.monotonic()
             each = min(CHUNK, math.ceil((reps - have) / jobs))
@@ -219,13 +219,20 @@ def main() -> None:
     parser.add_argument("--ratios", default=",".join(map(str, RATIOS)), help="true capacity over the requirement")
     parser.add_argument("--reps", type=int, default=1000)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="fill all cells evenly, in so many rounds, for runs that may end early"
+    )
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no cell after so many minutes")
     options = parser.parse_args()
     if options.what == "table":
         tables.write(RESULTS, HERE / "RESULTS.md", platform.processor() or platform.machine())
         return
     names = tuple(n for name in options.profiles.split(",") for n in profiles_of(name))
-    for part in options.parts.split(","):
-        run(cells_of(part, names, tuple(map(float, options.ratios.split(",")))), options.reps, options.jobs)
+    until_s = time.monotonic() + 60.0 * options.minutes
+    ratios = tuple(map(float, options.ratios.split(",")))
+    for done in range(1, options.rounds + 1):
+        for part in options.parts.split(","):
+            run(cells_of(part, names, ratios), math.ceil(options.reps * done / options.rounds), options.jobs, until_s)
 
 
 if __name__ == "__main__":

@@ -192,7 +192,8 @@ def _reasons(result: Result, *, named: bool) -> str:
     beside = [*rows.reasoning(result), *rows.adapters(result)] if sampled else []
     because = [*rows.reasons(result), *sampled, *beside]
     if not because:
-        return "\n".join(f"**{prose(result.name, 200)}**: {prose(text)}" for text in rows.remarks(result))
+        told = (*rows.remarks(result), *rows.forgetting(result))
+        return "\n".join(f"**{prose(result.name, 200)}**: {prose(text)}" for text in told)
     first = result_headlines(result)[0]
     claim, why = (result.name, "") if first.regression else (first.claim, first.why)
     arithmetic = "" if (named and standing(result).bad) or not why else f": {prose(why)}"

@@ -211,6 +211,10 @@ class PhysicalLimit(msgspec.Struct, frozen=True):
     formula: str
 
 
+FORGETS: Final = 0.03
+"""Share of the prompt tokens: a difference of less may come from where windows begin and end."""
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """One measurement of one test.
 
@@ -266,6 +270,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         imported: where a point of another tool comes from; None for what this plugin measured.
         prefix_hit_rate: of a workload with sessions, the prompt tokens that the server found in its prefix cache over
             all, in the windows that were judged; None for other workloads, or where it is not known.
+        prefix_sent_rate: those of them that had been sent before, in whole blocks: what a server finds that forgets
+            nothing; None where `prefix_hit_rate` is, and in early files.
         requests: the files with its single requests, one for each start of the server; empty where they were not kept.
     """
 
@@ -316,12 +322,19 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     adapters: tuple[AdapterLatencies, ...] = ()
     imported: ImportedFrom | None = None
     prefix_hit_rate: float | None = None
+    prefix_sent_rate: float | None = None
     requests: tuple[RequestsFile, ...] = ()
 
     @property
     def trusted(self) -> bool:
         """Whether the measurement can be trusted."""
         return not self.problems and self.outcome is not Outcome.INVALID
+
+    @property
+    def forgets(self) -> bool:
+        """Whether the server had clearly less in its prefix cache than its sessions had sent before."""
+        found, sent = self.prefix_hit_rate, self.prefix_sent_rate
+        return found is not None and sent is not None and sent - found >= FORGETS
 
     @property
     def left_unmeasured(self) -> bool:

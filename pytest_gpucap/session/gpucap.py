@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pytest_gpucap.session.baselines import Comparing
     from pytest_gpucap.session.harness import Harness
     from pytest_gpucap.session.kept import KeptResult, KeptResults
-    from pytest_gpucap.session.prefix_hits import HitRate
+    from pytest_gpucap.session.prefix_hits import SeenHits
     from pytest_gpucap.session.server_manager import SystemUnderTest
 
     Figures = Callable[[Sequence[Sample]], tuple[StartFigures, ...]]
@@ -185,14 +185,14 @@ class GpuCap:
         with self._harness.driven() as (runner, settings, target):
             requirement = self._harness.requirement
             began_s = runner.clock.now()
-            with self._hits(target, runner) as hit_rate:
+            with self._hits(target, runner) as seen_hits:
                 sample = procedure.sample(
                     runner, requirement, settings, self._live, rate_rps=rate_rps, concurrency=held, duration_s=length_s
                 )
-                hits = hit_rate((sample,))
+                hits = seen_hits((sample,))
             roofline = self._roofline(target)
             sample = checked_sample(sample, roofline)
-            context = replace(self._context(target, (sample,), roofline), prefix_hit_rate=hits)
+            context = hits.told(self._context(target, (sample,), roofline))
             context = self._unjudged(context, "sample")
             self._results.keep(
                 sample_result(
@@ -273,14 +273,14 @@ class GpuCap:
         while True:
             with self._harness.driven(start) as (runner, settings, target):
                 now = replace(requirement, workload=self._declared.workload, lost=self._harness.lost)
-                with self._watched(target, runner) as figures, self._hits(target, runner) as hit_rate:
+                with self._watched(target, runner) as figures, self._hits(target, runner) as seen_hits:
                     verdict = procedure.check(runner, now, settings, self._live)
-                    seen, hits = figures(verdict.measurement.samples), hit_rate(verdict.measurement.samples)
+                    seen, hits = figures(verdict.measurement.samples), seen_hits(verdict.measurement.samples)
                 roofline = self._roofline(target)
                 verdict = checked_verdict(verdict, roofline)
                 verdict = self._answered(verdict) if asks else verdict
                 context = self._context(target, verdict.measurement.samples, roofline)
-                context = replace(context, figures=seen, prefix_hit_rate=hits)
+                context = hits.told(replace(context, figures=seen))
             if not self._lost_some(verdict.measurement.problems):
                 context, measurement = self._scaled(context, verdict.measurement)
                 return replace(verdict, measurement=measurement), context
@@ -315,7 +315,7 @@ class GpuCap:
         with watched(self._declared, target, runner, self._options) as watch:
             yield lambda samples: (watch.figures(samples),)
 
-    def _hits(self, target: SystemUnderTest, runner: LoadRunner) -> AbstractContextManager[HitRate]:
+    def _hits(self, target: SystemUnderTest, runner: LoadRunner) -> AbstractContextManager[SeenHits]:
         """Watch how much of the prompts of sessions the server has in its cache."""
         from pytest_gpucap.session.prefix_hits import watched_hits
 
@@ -352,13 +352,13 @@ class GpuCap:
         while True:
             with self._harness.driven(start) as (runner, settings, target):
                 now = replace(self._harness.requirement, lost=self._harness.lost)
-                with self._watched(target, runner) as figures, self._hits(target, runner) as hit_rate:
+                with self._watched(target, runner) as figures, self._hits(target, runner) as seen_hits:
                     measurement = procedure.measure(runner, now, settings, self._live)
-                    seen, hits = figures(measurement.samples), hit_rate(measurement.samples)
+                    seen, hits = figures(measurement.samples), seen_hits(measurement.samples)
                 roofline = self._roofline(target)
                 measurement = self._bounded(measurement, roofline)
                 context = self._context(target, measurement.samples, roofline)
-                context = replace(context, figures=seen, prefix_hit_rate=hits)
+                context = hits.told(replace(context, figures=seen))
             if not self._lost_some(measurement.problems):
                 context, measurement = self._scaled(context, measurement)
                 return measurement, context
@@ -394,12 +394,12 @@ class GpuCap:
         from pytest_gpucap.results.build import sweep_result
 
         with self._harness.driven() as (runner, settings, target):
-            with self._hits(target, runner) as hit_rate:
+            with self._hits(target, runner) as seen_hits:
                 curve = procedure.sweep(runner, self._harness.requirement, settings, self._live)
-                hits = hit_rate(curve.measurement.samples)
+                hits = seen_hits(curve.measurement.samples)
             roofline = self._roofline(target)
             curve = replace(curve, measurement=self._bounded(curve.measurement, roofline))
-            context = replace(self._context(target, curve.measurement.samples, roofline), prefix_hit_rate=hits)
+            context = hits.told(self._context(target, curve.measurement.samples, roofline))
             context = self._unjudged(context, "sweep")
             return curve, sweep_result(curve, context)
 

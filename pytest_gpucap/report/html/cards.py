@@ -320,6 +320,7 @@ def _notes(result: Result) -> list[Note]:
         lines = tuple(f"{name}: {value}" for name, value in beside)
         kept = all(each.outcome is Outcome.PASS for each in result.secondary)
         notes.append(Note("Limits beside the rate", lines, "plain" if kept else "bad"))
+    notes += [Note("Prefix cache", (text,), "warn") for text in rows.forgetting(result)]
     if watched := rows.host(result):
         remarks = rows.remarks(result)
         notes.append(Note("Host", tuple(value for _, value in watched), "warn" if remarks else "plain"))
