@@ -149,7 +149,7 @@ def commands_of_the_documentation() -> list[tuple[str, str]]:
     for path in files:
         # A command goes on over YAML's folded lines, and ends where a shell would go on to the next thing.
         text = re.sub(r"\n +--", " --", path.read_text())
-        found += [(path.name, match[1]) for match in re.finditer(r"\bgpucap (report [^\n|#`]*)", text)]
+        found += [(path.name, match[1]) for match in re.finditer(r"\bgpucap (report [^\n|#`;]*)", text)]
     return found
 
 
