@@ -218,10 +218,9 @@ class MeasuringRun:
         return phase.turns.not_begun(columns.session[first_row:])
 
     def _fitting(self, duration_s: float) -> float:
-        duration_s = min(duration_s, self.left_s)
-        if duration_s < c.LEAST_PHASE_S:
+        if self.left_s < min(duration_s, c.LEAST_PHASE_S):
             raise OutOfTime
-        return duration_s
+        return min(duration_s, self.left_s)
 
     def _carry(
         self, window: WindowId, kind: str, phase: LoadPhase, discard_s: float, *, overload: int | None

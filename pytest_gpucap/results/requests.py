@@ -16,7 +16,7 @@ import msgspec
 
 from pytest_gpucap.foreign_text import on_one_line
 from pytest_gpucap.results.whole_file import write_whole
-from pytest_gpucap.user_files import MIB, UserFileError, unpacked
+from pytest_gpucap.user_files import MIB, MOST_LINE, UserFileError, unpacked
 
 SUFFIX: Final = ".jsonl.gz"
 MOST_ROWS: Final = 500_000
@@ -131,7 +131,7 @@ def read_requests(path: Path) -> Iterator[RequestRow]:
     """
     decoder, number = msgspec.json.Decoder(RequestRow), 0
     with unpacked(path, MOST_BYTES) as read:
-        for line in _lines(read):
+        for line in _lines(path, read):
             number += 1
             if number > MOST_ROWS:
                 raise UserFileError(path, f"holds more than {MOST_ROWS} requests")
@@ -141,10 +141,12 @@ def read_requests(path: Path) -> Iterator[RequestRow]:
                 raise UserFileError(f"{path}:{number}", f"is no request: {on_one_line(str(error))}") from None
 
 
-def _lines(read: Callable[[int], bytes]) -> Iterator[bytes]:
+def _lines(path: Path, read: Callable[[int], bytes]) -> Iterator[bytes]:
     rest = b""
     while piece := read(_PIECE):
         *whole, rest = (rest + piece).split(b"\n")
         yield from filter(None, whole)
+        if len(rest) > MOST_LINE:
+            raise UserFileError(path, f"a line is longer than {MOST_LINE // MIB} MiB")
     if rest:
         yield rest

