@@ -180,7 +180,7 @@ LEAST_RUNNING = 0.5
 chance a run sees too few of them, but not that few."""
 BY_LUCK_LN = 0.5
 """Where what long stops leave open spans this much of ln(rate), how many of them came decides on the latencies seen.
-Then those correct nothing."""
+Then those correct nothing, and an open loop that was called off decides nothing by itself."""
 EXTRAPOLATED = 1.4
 """An estimate counts as extrapolated if its queue reaches this multiple of the highest concurrency that was measured.
 Up to there the fitted curve is simply continued."""

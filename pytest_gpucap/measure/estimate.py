@@ -77,6 +77,12 @@ class RateEstimate:
     warming: bool = False
     misfits: frozenset[str] = frozenset()
 
+    @property
+    def by_luck(self) -> bool:
+        """Whether the number of long stops that came decides on what was seen, so that it says nothing for good."""
+        moved = [shift for _, shift in self.stops]
+        return max(moved) - min(moved) > c.BY_LUCK_LN
+
     def believing(self, belief: Belief) -> RateEstimate:
         """The same with another belief, and its interval."""
         value, low, high = belief.interval()

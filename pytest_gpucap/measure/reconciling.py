@@ -109,10 +109,7 @@ def corrected(
     other = None
     if not limits or peak is not None:
         return replace(found, belief=Belief((own,)))
-    # Where a stop more or less decides, the percentiles of so short a time say nothing of those for good.
-    moved = [shift for _, shift in found.stops]
-    by_luck = max(moved) - min(moved) > c.BY_LUCK_LN
-    if not by_luck and all(limit.name in known or limit.of_gaps for limit in limits):
+    if not found.by_luck and all(limit.name in known or limit.of_gaps for limit in limits):
         roots = [_as_seen(run, found, limit, known.get(limit.name), rate_rps) for limit in limits]
         root, off = min(roots, key=lambda pair: pair[0].rate_rps)
         value = root.rate_rps * math.exp(found.examination.correction if found.examination else 0.0)
