@@ -32,6 +32,8 @@ NO_PEAK_SHARE = 0.02
 PEAK_Z = 2.5
 """Nor is there one if both differ by less than so many standard errors, where those of a hold are large: the pace of
 such a server wanders by more than `FALL_SHARE` from one hold to the next."""
+PEAK_BINS = 8
+"""Parts of a hold, at least, that tell such an error: fewer show no scatter."""
 PEAK_ERROR = 0.018
 """Standard error of ln(rate) that is added where throughput has a peak: the peak is known only to the nearest hold."""
 BELOW_PEAK_RATE_SHARE = 0.97

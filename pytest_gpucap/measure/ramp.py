@@ -51,12 +51,16 @@ def throughput_rps(run: MeasuringRun, window: Window) -> float:
 
 
 def throughput_error(run: MeasuringRun, window: Window) -> float:
-    """Standard error of ln(throughput) of a hold, from how it differs from half second to half second in it."""
-    bins = bins_of(run.journal, window.start_s, window.end_s, PATH_BIN_S)
+    """Standard error of ln(throughput) of a hold, from how it differs from half second to half second in it.
+
+    A short hold is taken in shorter parts: on a busy host it is the one whose throughput falls by chance.
+    """
+    width_s = min(PATH_BIN_S, (window.end_s - window.start_s) / c.PEAK_BINS)
+    bins = bins_of(run.journal, window.start_s, window.end_s, width_s)
     log = np.log(bins.tokens[bins.tokens > 0] / bins.width_s[bins.tokens > 0])
     if log.size < 6:  # noqa: PLR2004 - too few for a variance with neighbours
         return 0.0
-    return math.sqrt(long_run_variance(log, round(MEMORY_S / PATH_BIN_S)) / log.size)
+    return math.sqrt(long_run_variance(log, round(MEMORY_S / width_s)) / log.size)
 
 
 def ramp_up(run: MeasuringRun, top: int, enough_rps: float) -> Ramp:
