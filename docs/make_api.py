@@ -42,6 +42,7 @@ GROUPS: Final = {
     "What a measurement found": ("results.measured", "results.windows", "results.problems"),
     "What is declared": ("requirement", "gpu.classes"),
     "The result file": ("results.result",),
+    "Results on disk": ("on_disk", "results.trend"),
     "Servers and engines": (
         *("engines.protocol", "engines.server", "engines.program", "engines.launch", "engines.prometheus"),
         "api_dialect",

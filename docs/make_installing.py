@@ -6,12 +6,15 @@ Run ``python docs/make_installing.py``.
 from __future__ import annotations
 
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
-
-from pytest_gpucap.installing import NAME, PUBLISHED, source
+from types import SimpleNamespace
 
 REPOSITORY = Path(__file__).parents[1]
+# Of this checkout, by its path: an import would find the wheel that is installed, which may say otherwise.
+_setting = SimpleNamespace(**runpy.run_path(str(REPOSITORY / "pytest_gpucap" / "installing.py")))
+PUBLISHED: bool = _setting.PUBLISHED
 FROM_INDEX = """\
 ```console
 $ pip install "pytest-gpucap[vllm]"
@@ -32,9 +35,10 @@ alone: until the first release the index may have anything under it.
 
 In CI the checkout must be there too: a git submodule named `pytest-gpucap` (with `submodules: true` in the step that
 checks out), a second checkout step, or a wheel that you have built (`make install` leaves one in `dist/`) and keep in
-an index of your own.
+an index of your own. Where the checkout lies inside your project, `pytest` without a path would look for tests in it
+too: name your own folders with `testpaths` in `pyproject.toml`.
 """
-_COMMAND = re.compile(rf"(pip install (?:--[a-z]+ )*\"?)(?:\./)?{NAME}(?![\w-])")
+_COMMAND = re.compile(rf"(pip install (?:--[a-z]+ )*\"?)(?:\./)?{_setting.NAME}(?![\w-])")
 
 
 def pages() -> Iterator[Path]:
@@ -45,7 +49,7 @@ def pages() -> Iterator[Path]:
 
 def written(text: str, *, published: bool = PUBLISHED) -> str:
     """A text with the commands as they should be; and with the page's beginning, if it is that of ``installing.md``."""
-    text = _COMMAND.sub(lambda match: match[1] + source(published=published), text)
+    text = _COMMAND.sub(lambda match: match[1] + _setting.source(published=published), text)
     head, table, rest = text.partition("\n| extra |")
     if head.startswith("# Installing\n"):
         return f"# Installing\n\n{FROM_INDEX if published else FROM_CHECKOUT}{table}{rest}"

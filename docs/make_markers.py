@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from docs.docstrings import cell
-from pytest_gpucap.markers import MOST_DOCUMENTS, MOST_REPLICAS
+from pytest_gpucap.markers.keywords import MOST_DOCUMENTS, MOST_REPLICAS
 from pytest_gpucap.plugin import MARKERS
 from pytest_gpucap.requirement import ApiKind, ArrivalKind, Metric, Requirement, Slo, Workload
 from pytest_gpucap.secondary import METRICS, SecondaryName

@@ -1,10 +1,10 @@
-"""Writes ``options.md`` from the rows of `pytest_gpucap.options`: ``python docs/make_options.py``."""
+"""Writes ``options.md`` from the rows of `pytest_gpucap.options.table`: ``python docs/make_options.py``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pytest_gpucap.options import all_options
+from pytest_gpucap.options.table import all_options
 
 HEAD = """\
 # Options

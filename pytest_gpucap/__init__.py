@@ -1,8 +1,8 @@
 """GPU capacity regression tests for pytest.
 
-`__all__` is the public API: what fixtures return, what their methods return and take, and the errors that a test can
-catch. Each name is loaded when it is first used. Every other module, class and function of the package is private, and
-may change in any release.
+`__all__` is the public API: what fixtures return, what their methods return and take, the errors that a test can catch,
+and what scripts read and make of results on disk. Each name is loaded when it is first used. Every other module, class
+and function of the package is private, and may change in any release.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pytest_gpucap.gpu.lease import GpuShared, Lease, LeaseError, LeaseTimeout
     from pytest_gpucap.gpu.occupancy import MemoryNotReturned
     from pytest_gpucap.load.protocol import LoadError
+    from pytest_gpucap.on_disk import Trends, html_report, read_result_file, read_trends
     from pytest_gpucap.requirement import (
         GoodputLimit,
         LatencyLimit,
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     )
     from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
     from pytest_gpucap.results.result import Result, ResultFile, ResultKind
+    from pytest_gpucap.results.trend import AlarmState, LevelChange, Segment, Trend, TrendPoint
     from pytest_gpucap.results.windows import Phase, WindowId
     from pytest_gpucap.session.gpucap import GpuCap
     from pytest_gpucap.session.server_manager import SystemUnderTest
@@ -68,6 +70,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Accuracy",
+    "AlarmState",
     "ApiDialect",
     "Capabilities",
     "Curve",
@@ -87,6 +90,7 @@ __all__ = [
     "Lease",
     "LeaseError",
     "LeaseTimeout",
+    "LevelChange",
     "LoadError",
     "MeasuredStart",
     "Measurement",
@@ -114,6 +118,7 @@ __all__ = [
     "ResultKind",
     "Sample",
     "SecondaryResult",
+    "Segment",
     "Server",
     "ServerError",
     "ServerLog",
@@ -123,10 +128,16 @@ __all__ = [
     "Slo",
     "SystemUnderTest",
     "Telemetry",
+    "Trend",
+    "TrendPoint",
+    "Trends",
     "Verdict",
     "WindowId",
     "Workload",
+    "html_report",
     "launch",
+    "read_result_file",
+    "read_trends",
 ]
 
 _NAMES_BY_MODULE = {
@@ -145,6 +156,7 @@ _NAMES_BY_MODULE = {
     "gpu.lease": ("GpuShared", "Lease", "LeaseError", "LeaseTimeout"),
     "gpu.occupancy": ("MemoryNotReturned",),
     "load.protocol": ("LoadError",),
+    "on_disk": ("Trends", "html_report", "read_result_file", "read_trends"),
     "requirement": ("GoodputLimit", "LatencyLimit", "Metric", "Requirement", "RequirementError", "Slo", "Workload"),
     "results.measured": (
         *("Accuracy", "Curve", "Interval", "Latency", "MeasuredStart", "Measurement", "Outcome", "Sample"),
@@ -152,6 +164,7 @@ _NAMES_BY_MODULE = {
     ),
     "results.problems": ("Problem", "ProblemKind", "ProblemSource"),
     "results.result": ("Result", "ResultFile", "ResultKind"),
+    "results.trend": ("AlarmState", "LevelChange", "Segment", "Trend", "TrendPoint"),
     "results.windows": ("Phase", "WindowId"),
     "session.gpucap": ("GpuCap",),
     "session.server_manager": ("SystemUnderTest",),

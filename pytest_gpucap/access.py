@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import SplitResult, urlsplit
 
 from pytest_gpucap import __version__
+from pytest_gpucap.errors import told
 from pytest_gpucap.masking import MASK, Secret, masked
 from pytest_gpucap.user_files import MOST_CERTIFICATES, UserFileError, read_text, shown_path
 
@@ -153,6 +154,21 @@ def page_url(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/metrics'}"
 
 
+def receiver_url(url: str) -> str:
+    """The URL of a receiver of figures, without a slash at its end.
+
+    Raises:
+        ValueError: one line, the mistake and the fix. It never repeats a user, a password or a query.
+    """
+    _parts(
+        url,
+        user="leave it out, since the URL is shown",
+        query=": leave it out, since the URL is shown",
+        other="the URL of a receiver: write http://HOST:PORT",
+    )
+    return url.rstrip("/")
+
+
 def _parts(url: str, *, user: str, query: str, other: str) -> SplitResult:
     """The parts of a URL that requests can be sent to and that holds no secret.
 
@@ -175,7 +191,7 @@ def _parts(url: str, *, user: str, query: str, other: str) -> SplitResult:
     if "?" in url or "#" in url:
         raise ValueError(f"the URL has a query or fragment (what follows ? or #){query}")
     if not usable or not re.fullmatch(r"[!-~]+", url):
-        raise ValueError(f"{url!r} is not {other}")
+        raise ValueError(f"{told(url)} is not {other}")
     return parts
 
 

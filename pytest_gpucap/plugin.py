@@ -12,7 +12,10 @@ from pytest_gpucap.errors import GpuCapError, PluginFault
 from pytest_gpucap.fixtures import SESSION, gpu, gpucap, vllm_server
 from pytest_gpucap.foreign_text import harmless
 from pytest_gpucap.masking import masked
-from pytest_gpucap.options import Options, add_options, check_root, join_words, json_file, parse_options
+from pytest_gpucap.options.reading import json_file, parse_options
+from pytest_gpucap.options.root_folder import check_root
+from pytest_gpucap.options.sources import add_options, join_words
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.session.workers import is_one_of_many
 
 __all__ = ["gpu", "gpucap", "vllm_server"]

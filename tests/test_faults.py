@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pytest_gpucap.__main__ import main
-from pytest_gpucap.engines.startup_errors import ended
+from pytest_gpucap.engines.startup_diagnosis import ended
 
 REPOSITORY = Path(__file__).parents[1]
 PAGE = (REPOSITORY / "docs" / "faults.md").read_text(encoding="utf-8")

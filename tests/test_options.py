@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from pytest_gpucap.gpu.occupancy import IdleMemory
-from pytest_gpucap.options import Option, Options, all_options
+from pytest_gpucap.options.table import Option, Options, all_options
 from pytest_gpucap.plugin import OPTIONS
 
 DOCS = Path(__file__).parents[1] / "docs"

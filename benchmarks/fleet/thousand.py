@@ -25,7 +25,8 @@ import numpy as np
 from pytest_gpucap.fleet.clock_offset import MOST_DRIFT, read_offset
 from pytest_gpucap.fleet.remote_messages import Phase, column, encoded
 from pytest_gpucap.fleet.remote_runner import ProcessRunner
-from pytest_gpucap.fleet.split_runner import CLOCK_SHARE, Part, SplitRunner, split
+from pytest_gpucap.fleet.split_phase import split
+from pytest_gpucap.fleet.split_runner import CLOCK_SHARE, Part, SplitRunner
 from pytest_gpucap.load import schedule
 from pytest_gpucap.load.protocol import LoadPhase, OpenLoop, PhaseSpan, Progress
 from pytest_gpucap.load.runner import EVENTS_PER_WORKER, REQUESTS_PER_WORKER

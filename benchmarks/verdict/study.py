@@ -23,6 +23,7 @@ from pathlib import Path
 
 import goodput  # type: ignore[import-not-found,unused-ignore]
 import numpy as np
+import prefill_only  # type: ignore[import-not-found,unused-ignore]
 import servers  # type: ignore[import-not-found,unused-ignore]
 import sessions  # type: ignore[import-not-found,unused-ignore]
 import tables  # type: ignore[import-not-found,unused-ignore]
@@ -44,6 +45,8 @@ HELD_OUT = ("bursty", "longprompt", "few")
 FIELDS = ("rep", "outcome", "gpu_s", "rate", "low", "high")
 CHUNK = 50
 MAX_TIME_S = 600.0
+KINDS_DECLARED = (goodput, prefill_only, sessions)
+"""Modules with servers of their own, beside the profiles that come with the plugin and the drawn ones."""
 FRESH = 4_600_000
 """Where the seeds of the final study begin; none of them was drawn while constants were set."""
 
@@ -54,8 +57,8 @@ Rival = Callable[..., tuple[float, float]]
 
 
 def profile_of(name: str) -> profiles.Profile:
-    """A profile that comes with the plugin, one of the drawn servers, one that goodput limits, or one with sessions."""
-    for kind in (goodput, sessions):
+    """A profile that comes with the plugin, one of the drawn servers, or one of a declared kind."""
+    for kind in KINDS_DECLARED:
         if name in kind.names():
             found: profiles.Profile = kind.load(name)
             return found
@@ -65,7 +68,7 @@ def profile_of(name: str) -> profiles.Profile:
 
 def profiles_of(name: str) -> list[str]:
     """All drawn servers of a half, all that goodput limits, all with sessions, or the profile of this name."""
-    for kind in (goodput, sessions):
+    for kind in KINDS_DECLARED:
         if name == kind.KIND:
             return list(kind.names())
     return servers.names(name) if name in servers.KINDS else [name]
@@ -187,13 +190,13 @@ def read(method: str, name: str, ratio: float) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def run(cells: Iterable[tuple[str, str, float]], reps: int, jobs: int) -> None:
-    """Fill the cells up to `reps` replications each."""
+def run(cells: Iterable[tuple[str, str, float]], reps: int, jobs: int, until_s: float = math.inf) -> None:
+    """Fill the cells up to `reps` replications each. None is begun after `until_s` of the monotonic clock."""
     RESULTS.mkdir(exist_ok=True)
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
         for method, name, ratio in cells:
             have = len(read(method, name, ratio))
-            if have >= reps:
+            if have >= reps or time.monotonic() > until_s:
                 continue
             began = time.monotonic()
             each = min(CHUNK, math.ceil((reps - have) / jobs))
@@ -229,18 +232,25 @@ def main() -> None:
     parser.add_argument(
         "--profiles",
         default=",".join((*TUNED, *HELD_OUT)),
-        help="by name; seen, unseen, goodput, sessions: all of these",
+        help="by name; seen, unseen, goodput, prefill_only, sessions: all of these",
     )
     parser.add_argument("--ratios", default=",".join(map(str, RATIOS)), help="true capacity over the requirement")
     parser.add_argument("--reps", type=int, default=1000)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="fill all cells evenly, in so many rounds, for runs that may end early"
+    )
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no cell after so many minutes")
     options = parser.parse_args()
     if options.what == "table":
         tables.write(RESULTS, HERE / "RESULTS.md", platform.processor() or platform.machine())
         return
     names = tuple(n for name in options.profiles.split(",") for n in profiles_of(name))
-    for part in options.parts.split(","):
-        run(cells_of(part, names, tuple(map(float, options.ratios.split(",")))), options.reps, options.jobs)
+    until_s = time.monotonic() + 60.0 * options.minutes
+    ratios = tuple(map(float, options.ratios.split(",")))
+    for done in range(1, options.rounds + 1):
+        for part in options.parts.split(","):
+            run(cells_of(part, names, ratios), math.ceil(options.reps * done / options.rounds), options.jobs, until_s)
 
 
 if __name__ == "__main__":

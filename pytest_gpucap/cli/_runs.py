@@ -7,18 +7,15 @@ import sys
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pytest_gpucap.cli import CommandError
 from pytest_gpucap.foreign_text import harmless, visible
 from pytest_gpucap.history.store import SUFFIX, Run, path_of, read_run
+from pytest_gpucap.on_disk import Trends, read_trends
 from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.results.result_file import ResultFileError
 from pytest_gpucap.results.whole_file import write_text
 from pytest_gpucap.user_files import UserFileError, exists, shown_path
-
-if TYPE_CHECKING:
-    from pytest_gpucap.results.trend import Trend
 
 FOLDER = Path("gpucap-baselines")
 """The default of ``--gpucap-baselines``. `Options` has it too, but loads pytest, which takes longer than a command."""
@@ -50,30 +47,17 @@ def find_run(given: str, folder: Path) -> Run:
         raise CommandError(str(error)) from None
 
 
-def trends_in(folder: Path, since: datetime | None = None) -> tuple[list[Trend], list[str]]:
-    """The trend of every series in the result files of a folder and below: of rates, and of limits beside the rate.
-
-    Args:
-        folder: the files are here.
-        since: older runs are left out.
-
-    Returns:
-        The trends, and one line for each file or result that could not be used.
+def trends_in(folder: Path, since: datetime | None = None) -> Trends:
+    """See `read_trends`.
 
     Raises:
         CommandError: without the folder, or without the extra ``history``.
     """
-    # Imported here: they load SciPy, which other commands do not need.
+    # Imported here: it loads SciPy, which other commands do not need.
     from pytest_gpucap.history.detection import MissingLibraryError
-    from pytest_gpucap.history.figures import figures_of
-    from pytest_gpucap.history.nightly import read_folder, series_of
-    from pytest_gpucap.history.trend import trend_of
 
     try:
-        runs, skipped = read_folder(folder)
-        runs = [run for run in runs if since is None or run.started >= since]
-        series, broken = series_of(runs)
-        return [trend_of(each) for each in [*series, *figures_of(runs)]], [*skipped, *broken]
+        return read_trends(folder, since)
     except (NotADirectoryError, MissingLibraryError) as error:
         raise CommandError(str(error)) from None
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 from urllib.error import HTTPError
-from urllib.parse import urlsplit
 
+from pytest_gpucap.access import receiver_url
 from pytest_gpucap.cli import CommandError
 from pytest_gpucap.foreign_text import on_one_line
 from pytest_gpucap.installing import pip_install
@@ -32,18 +32,15 @@ def receiver(url: str, option: str) -> str:
     """The URL of a receiver, without a slash at its end.
 
     Raises:
-        CommandError: if it is no URL, or holds a user, a password or a query.
+        CommandError: if it is no URL, or holds a user, a password, a query or what looks like a secret.
     """
     try:
-        parts = urlsplit(url)
-        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a bad port, or brackets that are no IPv6 address
-        raise CommandError(f"{option}: is no URL of a receiver: write http://HOST:PORT") from None
-    if "@" in parts.netloc or parts.query or parts.fragment or refusal(option, url):
-        raise CommandError(f"{option}: a user, a password or a query does not belong into the URL, which is shown")
-    if not usable or not url.isascii() or not url.isprintable() or " " in url:
-        raise CommandError(f"{option}: {on_one_line(url[:_LONGEST])!r} is no URL of a receiver: write http://HOST:PORT")
-    return url.rstrip("/")
+        found = receiver_url(url)
+    except ValueError as error:
+        raise CommandError(f"{option}: {error}") from None
+    if refusal(option, url):
+        raise CommandError(f"{option}: the URL holds what looks like a secret: leave it out, since the URL is shown")
+    return found
 
 
 def push(url: str, content: ResultFile) -> None:

@@ -32,7 +32,7 @@ class ServerStartError(ServerError):
         cause: one line, the cause and what to do about it.
         log_tail: the last lines of the log; empty if there are none.
         log_path: the whole log; None if the server never ran.
-        known_as: the name of the cause, if it is one of those that `startup_errors` finds in logs; else empty.
+        known_as: the name of the cause, if it is one of `startup_errors`; else empty.
 
     Args:
         title: the engine's name, for the message; empty: the message says "the server".

@@ -21,7 +21,8 @@ from pytest_gpucap.engines.process import OwnedProcess
 from pytest_gpucap.engines.protocol import ServerLog
 from pytest_gpucap.engines.readiness import Readiness
 from pytest_gpucap.engines.server import HttpServer
-from pytest_gpucap.engines.startup_errors import NOTHING, Given, diagnose, find, known_cause, oom_kills, signal_name
+from pytest_gpucap.engines.startup_diagnosis import diagnose, find, known_cause, oom_kills, signal_name
+from pytest_gpucap.engines.startup_errors import NOTHING, Given
 from pytest_gpucap.vllm_arguments import VllmArguments
 
 _TAIL_LINES = 30

@@ -57,6 +57,9 @@ class ProgramServer(LaunchedServer):
     Args:
         launched: its process.
         engine: that started it.
+
+    Attributes:
+        engine: that started it.
     """
 
     def __init__(self, launched: Launched, engine: ProgramEngine) -> None:
@@ -137,6 +140,7 @@ class ProgramEngine(Engine):
         variables: set in its environment.
         package: the Python package that has its version.
         server_type: what its server is.
+        arguments: of its command: those of the test, without what the plugin reads itself.
     """
 
     call: ClassVar[Sequence[str]] = ()

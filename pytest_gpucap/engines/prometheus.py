@@ -12,7 +12,12 @@ from prometheus_client.samples import Sample
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """The samples of one reading, in the order the server gave them."""
+    """The samples of one reading, in the order the server gave them.
+
+    Attributes:
+        samples: each with `name`, `labels` and `value`, as `prometheus_client` has them; units are those that the names
+            end with.
+    """
 
     samples: tuple[Sample, ...]
 

@@ -52,7 +52,11 @@ def _lines_of(data: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ServerLog:
-    """The log file of one server."""
+    """The log file of one server.
+
+    Attributes:
+        path: of the file; secrets in it are not masked.
+    """
 
     path: Path
 
@@ -383,6 +387,7 @@ class Engine(ABC):
         leases_devices: GPUs of the test's class (or the CPU) are leased for its server, and telemetry watches them.
             False for an engine whose server runs elsewhere, or on nothing.
         restarts: `start` begins a new server, so that a second measurement is independent of the first server.
+        request: what the test asks for.
     """
 
     name: ClassVar[str]

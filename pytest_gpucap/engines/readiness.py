@@ -15,7 +15,8 @@ from pytest_gpucap.engines.errors import EndpointError, ServerStartError
 from pytest_gpucap.engines.process import OwnedProcess
 from pytest_gpucap.engines.protocol import ServerLog
 from pytest_gpucap.engines.server import HttpServer
-from pytest_gpucap.engines.startup_errors import NOTHING, Given, diagnose, known_cause
+from pytest_gpucap.engines.startup_diagnosis import diagnose, known_cause
+from pytest_gpucap.engines.startup_errors import NOTHING, Given
 from pytest_gpucap.load.event_stream import EventStream
 from pytest_gpucap.load.server_words import json_object, one_line
 

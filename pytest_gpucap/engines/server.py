@@ -52,6 +52,9 @@ class HttpServer:
 
     Attributes:
         software: its name in reports.
+        model: see `Server.model`.
+        api_key: see `Server.api_key`.
+        access: what requests need beside URL and key.
     """
 
     software: str = ""

@@ -1,12 +1,10 @@
-"""Why a vLLM server did not start: patterns in its log, each with a cause and a fix."""
+"""Known causes why a vLLM server does not start: patterns in its log, each with a cause and a fix."""
 
 from __future__ import annotations
 
 import re
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from pytest_gpucap.vllm_arguments import VllmArguments
 
@@ -49,7 +47,8 @@ class Pattern:
         return f"{self.cause.format(**groups)}; {self.fix(given).format(**groups)}"
 
 
-def _more_memory(given: Given) -> str:
+def more_memory(given: Given) -> str:
+    """What to do where host memory runs out."""
     if given.cpu is False:
         return "free memory of the host, or take a smaller model"
     if given.cpu and given.arguments.get("kv_cache_memory_bytes") is not None:
@@ -76,7 +75,8 @@ def _less_gpu_memory(given: Given) -> str:
     return f"lower gpu_memory_utilization, max_num_seqs or max_model_len{sharing}, or take a larger GPU"
 
 
-def _plain_dtype(given: Given) -> str:
+def plain_dtype(given: Given) -> str:
+    """What to do where the CPU lacks an instruction of the build."""
     if given.arguments.dtype in {"float32", "float"}:
         return "install a vLLM that is built for this CPU"
     return 'add dtype="float32" to the vllm marker'
@@ -120,7 +120,7 @@ def _pattern(name: str, log: str, cause: str, fix: str | Callable[[Given], str])
     return Pattern(name, re.compile(log, re.MULTILINE), cause, said)
 
 
-_MORE_SHM = (
+MORE_SHM = (
     "give the container more shared memory (docker run --shm-size=8g or --ipc=host; in Kubernetes mount an emptyDir "
     "with medium: Memory at /dev/shm)"
 )
@@ -130,7 +130,8 @@ _ALONE = "install vLLM into an environment of its own, with the versions that it
 
 # What a pattern leaves open is of a bounded length: else its time would grow with the square of a log's.
 # The first pattern found wins, so special causes stand before general ones: a hub that refuses a download also makes
-# transformers say that there is no such model. A summary that points to a cause above it matches nothing (see `find`).
+# transformers say that there is no such model. A summary that points to a cause above it matches nothing
+# (see `startup_diagnosis.find`).
 PATTERNS = (
     _pattern(
         "no vllm",
@@ -165,7 +166,7 @@ PATTERNS = (
         "shared memory full",
         r"[Ii]nsufficient space in /dev/shm[^\n:]{0,100}: (?P<need>\d+ MiB) required, (?P<have>\d+ MiB) free",
         "the shared memory (/dev/shm) is too small: {need} needed, {have} free",
-        _MORE_SHM,
+        MORE_SHM,
     ),
     _pattern(
         "shared memory full",
@@ -175,7 +176,7 @@ PATTERNS = (
         r"|(?:SemLock|shared_memory\.py|_posixshmem)[^~]{0,400}?No space left on device"
         r"|[Bb]us error \(core dumped\)|\(exit code: -7\)|Failed core proc\(s\): \{[^}]{0,300}: -7\b",
         "the shared memory (/dev/shm) is full",
-        _MORE_SHM,
+        MORE_SHM,
     ),
     _pattern(
         "driver too old",
@@ -215,7 +216,7 @@ PATTERNS = (
         "GPU fault",
         r"uncorrectable ECC error encountered|GPU is lost|fallen off the bus",
         "the GPU has a hardware fault",
-        "look at dmesg for Xid errors, and reset or replace the GPU",
+        "look at dmesg for XID errors, and reset or replace the GPU",
     ),
     _pattern(
         "not enough GPUs",
@@ -370,7 +371,7 @@ PATTERNS = (
         r"DefaultCPUAllocator: (?:can't|not enough).{0,200}?allocate (?P<size>\d+ bytes|memory)|MemoryError"
         r"|std::bad_alloc|Cannot allocate memory|[Nn]ot enough (?:available )?(?:CPU )?memory.*",
         "out of host memory",
-        _more_memory,
+        more_memory,
     ),
     _pattern(
         "hub refuses",
@@ -482,13 +483,13 @@ PATTERNS = (
         "illegal instruction",
         r"died unexpectedly \(exit code: -4\)|Failed core proc\(s\): \{[^}]{0,300}: -4\b",
         "a process of it used an instruction that this CPU does not grant (SIGILL)",
-        _plain_dtype,
+        plain_dtype,
     ),
     _pattern(
         "out of host memory",
         r"died unexpectedly \(exit code: -9\)|Failed core proc\(s\): \{[^}]{0,300}: -9\b",
         "a process of it was killed with SIGKILL, which is what the kernel does when host memory runs out",
-        _more_memory,
+        more_memory,
     ),
     _pattern(
         "disk full",
@@ -571,134 +572,3 @@ PATTERNS = (
     ),
     _pattern("import", r"^(?P<error>ImportError: [^\n]+)", "an import fails: {error}", _ALONE),
 )
-
-_EXCEPTION = re.compile(
-    r"(?:^|\s)(?P<kind>(?:[\w.]+\.)?(?:[A-Z]\w*(?:Error|Interrupt|Exception|OutOfResources)|Exception)): (?P<text>.+)$",
-    re.MULTILINE,
-)
-_ROOT_ELSEWHERE = re.compile(
-    r"root cause|Engine core initialization failed|EngineDeadError|RuntimeError: cancelled|See stack trace"
-    r"|failed to be inspected|Error in inspecting model|Error raised in subprocess|CalledProcessError"
-    r"|WorkerProc initialization failed|EngineCore failed to start|Engine process failed|Executor failed"
-    r"|EngineCore encountered an issue|[Cc]heck the logs|remote process exited|recvValue failed|Broken ?[Pp]ipe"
-)
-"""In the words of an exception: it only reports that another one, above it, ended something."""
-_INSPECTED = re.compile(r"Model architectures \[[^\]\n]{0,500}\] failed to be inspected")
-_INVALID = re.compile(r"\d validation errors? for")
-_CAUSED = "The above exception was the direct cause of the following exception"
-_NO_CAUSE = re.compile(r"^(?:(?:DEBUG|INFO|WARNING) .*|[ \t]+raise \w.*)\n?", re.MULTILINE)
-"""Lines that only inform or warn, and lines of source code in a traceback whose words may be another error's."""
-_PREFIX = re.compile(r"^(?:\([\w ]*pid=\d[^()\n]*\) ?)+", re.MULTILINE)
-_LEVEL = re.compile(r"^(?:ERROR|CRITICAL) (?:\d\d-\d\d )?(?:\d\d:\d\d:\d\d )?\[?[\w.]+\.py:\d+\] ?", re.MULTILINE)
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_LONGEST = 300
-
-
-def _signal_cause(exit_code: int | None, given: Given) -> str | None:
-    if exit_code == -signal.SIGKILL:
-        return (
-            "it was killed with SIGKILL, which is what the kernel does when host memory runs out; "
-            f"{_more_memory(given)}"
-        )
-    if exit_code == -signal.SIGILL:
-        return f"it used an instruction that this CPU does not grant (SIGILL); {_plain_dtype(given)}"
-    if exit_code == -signal.SIGBUS:
-        return f"it was ended by SIGBUS, which is what the kernel does when /dev/shm is full; {_MORE_SHM}"
-    return None
-
-
-_ENGINE_FAILED = "Engine core initialization failed"
-
-
-def plain(log: str) -> str:
-    """A log without colours and without what vLLM writes before each line: its process, level, time and file."""
-    return _LEVEL.sub("", _PREFIX.sub("", _COLOUR.sub("", log)))
-
-
-def find(log: str) -> tuple[Pattern, re.Match[str]] | None:
-    """The first known cause that the log shows, and its match; None if it shows none.
-
-    What the server only informs or warns of is no cause. A match that merely points to another exception ("failed to
-    be inspected. Please check the logs") is none either.
-    """
-    text = _NO_CAUSE.sub("", plain(log))
-    for pattern in PATTERNS:
-        for match in pattern.log.finditer(text):
-            if not _ROOT_ELSEWHERE.search(match[0]):
-                return pattern, match
-    return None
-
-
-def known_cause(log: str) -> str:
-    """The name of the first known cause that the log shows; empty if it shows none."""
-    found = find(log)
-    return "" if found is None else found[0].name
-
-
-def diagnose(log: str, exit_code: int | None = None, oom_kills: int = 0, given: Given = NOTHING) -> str:
-    """The cause in one line, with the fix where one is known.
-
-    Args:
-        log: the whole log.
-        exit_code: of the main process, negative for a signal; None while it runs.
-        oom_kills: processes that the kernel's out-of-memory killer ended during the start (see `oom_kills`).
-        given: what is known of the command.
-    """
-    if found := find(log):
-        pattern, match = found
-        return pattern.describe(match, given)
-    if oom_kills:
-        return f"the kernel's out-of-memory killer ended a process while it started; {_more_memory(given)}"
-    if (signalled := _signal_cause(exit_code, given)) is not None:
-        return signalled
-    if root := _root(_NO_CAUSE.sub("", plain(log))):
-        return root
-    if _ENGINE_FAILED in log:
-        return "its engine process ended without a message, so it was probably killed; look for the reason in dmesg"
-    return ended(exit_code)
-
-
-def _root(text: str) -> str:
-    """The last exception that is no mere summary, and what caused it where that is said; empty if there is none."""
-    raised = list(_EXCEPTION.finditer(text))
-    roots = [n for n, m in enumerate(raised) if not _ROOT_ELSEWHERE.search(m[0]) and not _INVALID.search(m[0])]
-    if not roots:
-        summary = _INSPECTED.search(text)
-        return summary[0] if summary else ""
-    first = last = roots[-1]
-    while first - 1 in roots and _CAUSED in text[raised[first - 1].end() : raised[first].start()]:
-        first -= 1
-    led = "" if first == last else f" (it led to {_named(raised[last])})"
-    return _named(raised[first]) + led
-
-
-def _named(exception: re.Match[str]) -> str:
-    text = exception["text"].strip()
-    return f"{exception['kind']}: {text if len(text) <= _LONGEST else text[:_LONGEST] + '...'}"
-
-
-def oom_kills() -> int:
-    """Processes that the kernel's out-of-memory killer has ended since boot; 0 if the kernel does not report it."""
-    try:
-        counters = Path("/proc/vmstat").read_text(encoding="ascii")
-    except OSError:
-        return 0
-    match = re.search(r"^oom_kill (\d+)$", counters, re.MULTILINE)
-    return int(match[1]) if match else 0
-
-
-def signal_name(number: int) -> str:
-    """The name of a signal, such as ``SIGKILL``."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # most real-time signals have none
-        return f"signal {number}"
-
-
-def ended(exit_code: int | None) -> str:
-    """How a process ended, in words."""
-    if exit_code is None:
-        return "the log names no cause"
-    if exit_code < 0:
-        return f"it was ended by {signal_name(-exit_code)}, and the log names no cause"
-    return f"it ended with exit code {exit_code}, and the log names no cause"

@@ -34,8 +34,8 @@ from pytest_gpucap.estimate.queue_simulation import (
     simulate_replications,
 )
 from pytest_gpucap.estimate.traffic import Traffic
-from pytest_gpucap.load.latencies import limited
-from pytest_gpucap.requirement import Limit
+from pytest_gpucap.load.latencies import limited, with_first_tokens
+from pytest_gpucap.requirement import GoodputLimit, Limit
 
 LEAST_REPLICATIONS = 256
 """Fewest replications of an evaluation. They put the rate within about 0.5% of long runs, in 5 to 10 ms."""
@@ -102,10 +102,12 @@ class Calibration:
     Attributes:
         itl_factor: observed over modelled percentile of the inter-token gaps.
         latency_factors: by the name of a limit, observed over modelled percentile of its latency.
+        first_token_factor: observed over modelled TTFT of each request, where goodput counts it.
     """
 
     itl_factor: float = 1.0
     latency_factors: tuple[tuple[str, float], ...] = ()
+    first_token_factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +195,7 @@ class Evaluation:
         gaps: shape (`GAP_BINS`,), histogram of inter-token gaps; zeros where they were not counted.
         factors: on percentiles, by the name of the limit (`Calibration.latency_factors`).
         failed: share of the requests that fail, beside the measured ones.
+        first_token_factor: on the TTFT of each request, where goodput counts it (`Calibration.first_token_factor`).
     """
 
     rate_rps: float
@@ -203,6 +206,7 @@ class Evaluation:
     gaps: Floats
     factors: tuple[tuple[str, float], ...] = ()
     failed: float = 0.0
+    first_token_factor: float = 1.0
 
     def of_limit(self, limit: Limit) -> float:
         """The limit's percentile over what it allows; infinite where requests never ended."""
@@ -214,7 +218,8 @@ class Evaluation:
             counts = np.maximum(self.gaps, 0.0)
             rank = quantile * counts.sum()
             return float(GAP_LOWEST_S * GAP_GROWTH ** (np.searchsorted(np.cumsum(counts), rank) - 0.5))
-        values = limited(self, limit)
+        goodput = isinstance(limit, GoodputLimit) and self.first_token_factor != 1.0
+        values = limited(with_first_tokens(self, self.first_token_factor) if goodput else self, limit)
         finite = values[~np.isnan(values)]
         if finite.size == 0:
             return math.nan
@@ -354,6 +359,7 @@ def evaluate(
         gaps if calibration.itl_factor == 1.0 else _shifted(gaps, calibration.itl_factor),
         calibration.latency_factors,
         model.failed,
+        calibration.first_token_factor,
     )
 
 

@@ -99,6 +99,10 @@ class FleetTelemetry:
         serving = [each for place, each in enumerate(self._nodes) if self._serves(place)]
         return [problem for each in serving for problem in each.problems(start_s, end_s)]
 
+    def remarks(self) -> list[str]:
+        """See `Telemetry.remarks`; each says which node it is about, once for all replicas on it."""
+        return list(dict.fromkeys(remark for each in self._nodes for remark in each.remarks()))
+
 
 def _taken(host: HostSummary) -> float:
     return (host.busy_cores or 0.0) / max(host.cores or 1, 1)

@@ -264,6 +264,10 @@ class ReplicaOnNode:
         """What could not be sampled, and the last reason."""
         return {} if self._telemetry is None else dict(self._telemetry.faults)
 
+    def remarks(self) -> list[str]:
+        """See `Telemetry.remarks`."""
+        return [] if self._telemetry is None else self._telemetry.remarks()
+
     def close(self) -> str:
         """End the server; returns when its processes are gone. What could not be ended, in one line; else empty."""
         self._abandoned.set()

@@ -199,6 +199,10 @@ class RayTelemetry:
             return [Problem(ProblemSource.SERVER, ProblemKind.ENDED, why)]
         return [replace(each, text=f"{each.text} (on {self._server.node})") for each in found]
 
+    def remarks(self) -> list[str]:
+        """See `Telemetry.remarks`; each says which node it is about."""
+        return [f"{said} (on {self._server.node})" for said in self._ask("remarks", [])]
+
     def _ahead_s(self, time_s: float) -> float:
         if not self._server.ended():
             with self._server.perhaps_gone():

@@ -24,6 +24,7 @@ from typing import Final
 import numpy as np
 
 from pytest_gpucap.access import Access
+from pytest_gpucap.fleet.joined_parts import COLUMNS, OPTIONAL, SHIFTED
 from pytest_gpucap.fleet.remote_messages import (
     ORDERS,
     Beat,
@@ -53,7 +54,7 @@ from pytest_gpucap.fleet.remote_stream import (
     Channel,
     PipeStream,
 )
-from pytest_gpucap.fleet.split_runner import COLUMNS, OPTIONAL, SHIFTED, TimedHttpRunner
+from pytest_gpucap.fleet.timed_runner import TimedHttpRunner
 from pytest_gpucap.load.protocol import (
     ClosedLoop,
     Journal,

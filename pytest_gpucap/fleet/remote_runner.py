@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from pytest_gpucap.access import OPEN, Access
 from pytest_gpucap.fleet.clock_offset import Exchange
+from pytest_gpucap.fleet.joined_parts import COLUMNS
 from pytest_gpucap.fleet.remote_host import END_S
 from pytest_gpucap.fleet.remote_messages import (
     ANSWERS,
@@ -54,7 +55,6 @@ from pytest_gpucap.fleet.remote_stream import (
     Channel,
     PipeStream,
 )
-from pytest_gpucap.fleet.split_runner import COLUMNS
 from pytest_gpucap.load.protocol import (
     ErrorText,
     Histogram,
@@ -68,6 +68,7 @@ from pytest_gpucap.load.protocol import (
     Status,
 )
 from pytest_gpucap.load.spread import Spread
+from pytest_gpucap.load.worker_pool import WORKER_START_TIMEOUT_S
 from pytest_gpucap.requirement import Workload
 from pytest_gpucap.user_files import MOST_CERTIFICATES, read_text
 
@@ -126,7 +127,9 @@ class RemoteRunner:
         self.pid = 0
         self._channel = Channel(stream)
         self._masked = functools.partial(access.masked, api_key=api_key)
-        self._silence_s = SILENCE_S if silence_s is None else silence_s
+        silence_s = SILENCE_S if silence_s is None else silence_s
+        # The first sign of life comes once Python has started and imported what it needs.
+        self._silence_s = max(silence_s, WORKER_START_TIMEOUT_S)
         self._answers: _Answers = queue.SimpleQueue()
         self._tocks: _Answers = queue.SimpleQueue()
         """What the clock showed; apart from the others, because it is asked for while a phase runs."""
@@ -159,6 +162,7 @@ class RemoteRunner:
         try:
             self._send(setup)
             self.pid = self._await(Ready).pid
+            self._silence_s = silence_s
         except BaseException:
             self._channel.close()
             raise

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import getpass
 import importlib.util
 import os
 import secrets
-import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +14,9 @@ from urllib.parse import urlsplit
 
 from pytest_gpucap.access import LOOPBACK
 from pytest_gpucap.engines.errors import ServerStartError
-from pytest_gpucap.engines.launch import Launched, LaunchedServer, launch
+from pytest_gpucap.engines.launch import Launched, LaunchedServer, free_port, launch
 from pytest_gpucap.engines.protocol import ServingIdentity
+from pytest_gpucap.fleet.nginx import nginx_command, nginx_program
 from pytest_gpucap.installing import pip_install
 from pytest_gpucap.routing import RouterKind, Routing
 
@@ -36,7 +34,7 @@ def missing_router(routing: Routing) -> str:
     """Why the router cannot be started on this machine, and what to install; empty if it can."""
     if routing.kind is RouterKind.VLLM and importlib.util.find_spec("vllm_router") is None:
         return f"the router vllm needs its package: {pip_install('router')}"
-    if routing.kind is RouterKind.NGINX and _nginx() is None:
+    if routing.kind is RouterKind.NGINX and nginx_program() is None:
         return "the router nginx is not installed, or is not on PATH"
     return ""
 
@@ -90,7 +88,7 @@ def start_router(
     folder = None
     env: Mapping[str, str] = {"SPT_NOENV": "1"}  # otherwise setproctitle overwrites what its processes are found by
     if routing.kind is RouterKind.VLLM:
-        command = [sys.executable, str(_VLLM_ROUTER), str(_free_port()), str(_free_port()), routing.policy, *roots]
+        command = [sys.executable, str(_VLLM_ROUTER), str(free_port()), str(free_port()), routing.policy, *roots]
     else:
         folder = tempfile.TemporaryDirectory(prefix="gpucap-nginx-")
         command = _nginx_command(Path(folder.name), routing.policy, roots)
@@ -112,41 +110,20 @@ def start_router(
     return Router(launched, routing, folder)
 
 
-def _nginx() -> str | None:
-    """Nginx's program. Distributions keep it where only root's PATH leads."""
-    return shutil.which("nginx") or shutil.which("nginx", path=os.pathsep.join(("/usr/sbin", "/usr/local/sbin")))
-
-
 def _nginx_command(folder: Path, policy: str, roots: Sequence[str]) -> list[str]:
-    program = _nginx()
+    program = nginx_program()
     if program is None:
         raise ServerStartError(missing_router(Routing(RouterKind.NGINX, policy)), title=_TITLES[RouterKind.NGINX])
     servers = "\n".join(f"    server {urlsplit(root).netloc} max_fails=0;" for root in roots)
-    temporary = "\n".join(
-        f"  {kind}_temp_path {folder / kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    # As root, its workers would run as another user, who cannot enter the folder.
-    user = f"user {getpass.getuser()};" if os.geteuid() == 0 else ""
-    config = folder / "nginx.conf"
-    config.write_text(
-        f"""{user}
-daemon off;
-pid {folder / "nginx.pid"};
-error_log stderr warn;
-worker_processes {max(1, len(os.sched_getaffinity(0)) // 4)};
-worker_rlimit_nofile {2 * _CONNECTIONS};
-events {{ worker_connections {_CONNECTIONS}; }}
-http {{
-  access_log off;
+    http = f"""
   client_max_body_size 0;
-{temporary}
   upstream replicas {{
     {_BALANCING[policy]}
 {servers}
     keepalive {_KEPT};
   }}
   server {{
-    listen {LOOPBACK}:{_free_port()};
+    listen {LOOPBACK}:{free_port()};
     location / {{
       proxy_pass http://replicas;
       proxy_http_version 1.1;
@@ -158,16 +135,6 @@ http {{
       proxy_read_timeout {_ANSWER_S}s;
     }}
   }}
-}}
-""",
-        encoding="utf-8",
-    )
-    return [program, "-p", str(folder), "-c", str(config)]
-
-
-def _free_port() -> int:
-    """A port of loopback that is free now. If another process takes it first, the router ends with that error."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port
+"""
+    workers = max(1, len(os.sched_getaffinity(0)) // 4)
+    return nginx_command(program, folder, http, workers=workers, connections=_CONNECTIONS)

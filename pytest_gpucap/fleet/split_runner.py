@@ -18,19 +18,29 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Protocol, Self, TypeVar, runtime_checkable
+from typing import Final, Self, TypeVar
 
-import msgspec
 import numpy as np
 
-from pytest_gpucap.arrays import Floats, Ints
+from pytest_gpucap.arrays import Floats
 from pytest_gpucap.fleet.clock_offset import Exchange, OffsetTrack, read_offset
+from pytest_gpucap.fleet.joined_parts import (
+    Carried,
+    carried_phase,
+    joined_check,
+    joined_journal,
+    merged_histogram,
+    named,
+    or_zero,
+    total,
+)
+from pytest_gpucap.fleet.split_phase import nothing, shares_of, split
+from pytest_gpucap.fleet.timed_runner import TimedRunner
 from pytest_gpucap.load.protocol import (
     ClosedLoop,
     ErrorText,
-    Histogram,
     Journal,
     LoadError,
     LoadPhase,
@@ -41,7 +51,7 @@ from pytest_gpucap.load.protocol import (
     SelfCheck,
     Status,
 )
-from pytest_gpucap.load.runner import PROGRESS_S, HttpLoadRunner
+from pytest_gpucap.load.runner import PROGRESS_S
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
 
 LEAD_S: Final = 0.03
@@ -59,64 +69,8 @@ CLOCK_SHARE: Final = 0.05
 """Of the smallest latency limit: by more than this no part's load may be shifted against the others'. Latencies are
 right all the same, but queues of the servers are those of another arrival process."""
 
-TIMES: Final = ("due_s", "sent_s", "first_s", "last_s", "end_s")
-COLUMNS: Final = (
-    *TIMES,
-    *("prompt_tokens", "output_tokens", "counted_prompt_tokens", "counted_output_tokens", "status", "hot"),
-)
-"""Of a journal, one item for each row."""
-OPTIONAL: Final = ("replica", "adapter", "reasoning_tokens", "answer_s")
-"""Columns that a journal may lack."""
-SHIFTED: Final = frozenset({*TIMES, "answer_s"})
-"""Columns that are times on the clock of the load generator."""
 
 T = TypeVar("T")
-
-
-@runtime_checkable
-class TimedRunner(LoadRunner, Protocol):
-    """A load runner in real time whose phases begin and end when they are told to, on its own clock."""
-
-    def prepare(self, phase: LoadPhase | None = None) -> object:
-        """Get ready for a phase, as far as that takes time."""
-        ...
-
-    def start_at(self, start_s: float) -> None:
-        """The next phase begins then, or later if that time has passed."""
-        ...
-
-    def end_at(self, end_s: float) -> None:
-        """The running phase ends then, if not before. Another thread may call this."""
-        ...
-
-
-class TimedHttpRunner(HttpLoadRunner):
-    """A `TimedRunner` that drives a server over HTTP from this machine. Arguments: see `HttpLoadRunner`."""
-
-    _end_at_s = math.inf
-
-    def start_at(self, start_s: float) -> None:
-        """See `TimedRunner.start_at`."""
-        self._last_end_s = max(self._last_end_s, start_s)
-        self._end_at_s = math.inf
-
-    def end_at(self, end_s: float) -> None:
-        """See `TimedRunner.end_at`."""
-        self._end_at_s = end_s
-
-    def run(self, phase: LoadPhase, should_stop: Callable[[Progress], bool] | None = None) -> PhaseSpan:
-        """See `LoadRunner.run`."""
-
-        def ask(progress: Progress) -> bool:
-            if should_stop is not None and should_stop(progress):
-                return True
-            left_s = self._end_at_s - self.clock.now()
-            if left_s > PROGRESS_S:
-                return False
-            time.sleep(max(left_s, 0.0))
-            return True
-
-        return super().run(phase, ask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,93 +86,6 @@ class Part:
     node: str
     runner: LoadRunner
     exchange: Callable[[], Exchange] | None = None
-
-
-def split(phase: LoadPhase, parts: int, missing: Sequence[int] | None = None) -> list[LoadPhase]:
-    """A phase in `parts` pieces, which together are the phase to the row.
-
-    Row i goes to part i mod `parts`. Hot rows of a closed loop fill slots that are not in flight yet, so they go in
-    turn to parts that have such slots. A part without a share of the concurrency gets an empty open loop. The phase's
-    range of prompt numbers is cut into one range for each part.
-
-    Args:
-        phase: the whole.
-        parts: pieces.
-        missing: slots of each part that are not in flight; None: all of its share.
-    """
-    n = int(phase.prompt_tokens.size)
-    if isinstance(phase, OpenLoop):
-        rows = [np.arange(part, n, parts) for part in range(parts)]
-        firsts = phase.first_prompt + np.cumsum([0, *(each.size for each in rows)])
-        return [
-            OpenLoop(
-                phase.duration_s,
-                phase.due_s[each],
-                phase.prompt_tokens[each],
-                phase.output_tokens[each],
-                int(first),
-            )
-            for each, first in zip(rows, firsts, strict=False)
-        ]
-    shares = shares_of(phase.concurrency, parts)
-    to = _deal(n, phase.hot, shares, shares if missing is None else missing)
-    rows = [np.flatnonzero(to == part) for part in range(parts)]
-    firsts = phase.first_prompt + np.cumsum([0, *(each.size for each in rows)])
-    return [
-        ClosedLoop(
-            phase.duration_s,
-            share,
-            phase.prompt_tokens[each],
-            phase.output_tokens[each],
-            int((each < phase.hot).sum()),
-            int(first),
-        )
-        if share
-        else _nothing(phase.duration_s, int(first))
-        for each, share, first in zip(rows, shares, firsts, strict=False)
-    ]
-
-
-def shares_of(concurrency: int, parts: int) -> list[int]:
-    """Requests that each part keeps in flight."""
-    each, more = divmod(concurrency, parts)
-    return [each + (part < more) for part in range(parts)]
-
-
-def _deal(n: int, hot: int, shares: Sequence[int], missing: Sequence[int]) -> Ints:
-    """Shape (n,): the part of each row of a closed loop. Only parts with a share get any."""
-    live = np.flatnonzero(np.asarray(shares) > 0)
-    to: Ints = live[np.arange(n) % live.size].astype(np.int64)
-    left = [min(slots, share) for slots, share in zip(missing, shares, strict=True)]
-    row = 0
-    while row < hot and any(left):
-        for part in live:
-            if row < hot and left[part] > 0:
-                to[row] = part
-                left[part] -= 1
-                row += 1
-    return to
-
-
-def _nothing(duration_s: float, first_prompt: int = 0) -> OpenLoop:
-    """A phase without requests."""
-    none = np.empty(0, np.int32)
-    return OpenLoop(duration_s, np.empty(0), none, none, first_prompt)
-
-
-@dataclass(slots=True)
-class _Carried:
-    """A phase that has run, by part.
-
-    Attributes:
-        rows: of each part's journal that became due in it.
-        offsets_s: shape (parts,), of the parts' clocks, as all times of the phase are shifted by.
-        order: of the parts' rows, put one behind the other, by when they were due.
-    """
-
-    rows: list[slice]
-    offsets_s: Floats
-    order: Ints
 
 
 class _LatestClock:
@@ -268,7 +135,7 @@ class SplitRunner:
         """Of parts that read another clock; empty for the others."""
         self._trip_s = 0.0
         self._threads = ThreadPoolExecutor(len(parts), "gpucap-part")
-        self._carried: list[_Carried] = []
+        self._carried: list[Carried] = []
         self._journals: list[Journal | None] = [None] * len(parts)
         self._known = [0] * len(parts)
         """Rows of each part's journal that belong to a phase."""
@@ -365,7 +232,7 @@ class SplitRunner:
         for part in self.parts:
             behind_s = start_s - part.runner.clock.now()
             if behind_s > 0:
-                part.runner.run(_nothing(behind_s))
+                part.runner.run(nothing(behind_s))
         return start_s
 
     def _live_tracks(self) -> list[OffsetTrack | None]:
@@ -514,7 +381,7 @@ class SplitRunner:
         """The parts' checks as one: the worst figure of any part, and every part's problems with its name."""
         checks = [span.check for span in spans]
         problems: list[Problem] = []
-        lateness = [_or_zero(check.send_lateness_p99_s) for check in checks]
+        lateness = [or_zero(check.send_lateness_p99_s) for check in checks]
         worst_first = sorted(range(len(spans)), key=lambda part: -lateness[part])
         for number in worst_first:
             node = self.parts[number].node
@@ -526,18 +393,7 @@ class SplitRunner:
         if lateness[worst_first[0]] > self._latest_s:
             self._latest_s, self._latest = lateness[worst_first[0]], self.parts[worst_first[0]].node
         problems += self._clock_problems(start_s, end_s, offsets_s)
-        return SelfCheck(
-            send_lateness_p99_s=_worst([check.send_lateness_p99_s for check in checks]),
-            timestamp_lag_p99_s=_worst([check.timestamp_lag_p99_s for check in checks]),
-            loop_lag_p99_s=_worst([check.loop_lag_p99_s for check in checks]),
-            worker_cpu_share=tuple(share for check in checks for share in check.worker_cpu_share),
-            open_sockets=sum(check.open_sockets for check in checks),
-            intended_rps=sum(check.intended_rps for check in checks) if isinstance(phase, OpenLoop) else math.nan,
-            achieved_rps=sum(check.achieved_rps for check in checks),
-            timestamps=max((check.timestamps for check in checks), key=["kernel", "virtual", "user"].index),
-            shared_packet_share=_worst([check.shared_packet_share for check in checks]),
-            problems=tuple(problems),
-        )
+        return joined_check(phase, checks, problems)
 
     def _clock_problems(self, start_s: float, end_s: float, offsets_s: Floats) -> list[Problem]:
         """Clocks that are not known well enough against the latency limits, or that were set."""
@@ -565,16 +421,9 @@ class SplitRunner:
 
     def _keep(self, rows: list[slice], offsets_s: Floats) -> None:
         """Remember which rows of each part's journal make up a phase, and their order by due time."""
-        due, part_of, place = [], [], []
-        for part, (some, journal) in enumerate(zip(rows, self._journals, strict=True)):
-            times = np.empty(0) if journal is None else journal.due_s[some] - offsets_s[part]
-            due.append(times)
-            part_of.append(np.full(times.size, part))
-            place.append(np.arange(times.size))
+        for part, some in enumerate(rows):
             self._known[part] = max(self._known[part], some.stop)
-        # Rows that are due at the same time were dealt in turn.
-        order: Ints = np.lexsort((np.concatenate(part_of), np.concatenate(place), np.concatenate(due)))
-        self._carried.append(_Carried(rows, offsets_s, order))
+        self._carried.append(carried_phase(rows, self._journals, offsets_s))
 
     def _keep_failed(self, offsets_s: Floats) -> None:
         """Remember what the parts of a failed phase know of it: its failed requests may say why."""
@@ -620,54 +469,10 @@ class SplitRunner:
         """See `LoadRunner.journal`; its times are on the clock of this machine."""
         if not self._closed:
             self._fetch()
-        columns: dict[str, Any] = {name: self._column(name) for name in COLUMNS}
-        journals = [each for each in self._journals if each is not None]
-        told = [name for name in OPTIONAL if all(getattr(each, name) is not None for each in journals)]
-        columns |= {name: self._column(name) for name in told if journals}
-        bin_s, bins_start_s, tokens = self._token_bins()
-        return Journal(**columns, bin_s=bin_s, bins_start_s=bins_start_s, tokens=tokens)
-
-    def _column(self, name: str) -> Any:
-        empty = getattr(_EMPTY, name)
-        phases = [empty]
-        for carried in self._carried:
-            parts = []
-            for part, (some, journal) in enumerate(zip(carried.rows, self._journals, strict=True)):
-                values = empty if journal is None else getattr(journal, name)[some]
-                if name in SHIFTED:
-                    values = values - carried.offsets_s[part]
-                elif name == "status" and part in self._dead:
-                    values = np.where(values == Status.IN_FLIGHT, np.uint8(Status.CANCELLED), values)
-                parts.append(values)
-            phases.append(np.concatenate(parts)[carried.order])
-        return np.concatenate(phases)
-
-    def _token_bins(self) -> tuple[float, float, Ints]:
-        """Width, start and counts of the token bins on this machine's clock.
-
-        The parts' bins begin at other times. Tokens are taken to come evenly within a bin; the sum stays as it was.
-        """
-        if not self._carried:
-            return _EMPTY.bin_s, 0.0, np.empty(0, np.int64)
-        known = [(journal, self._offset_s(part)) for part, journal in enumerate(self._journals) if journal is not None]
-        known = [(journal, offset_s) for journal, offset_s in known if journal.tokens.size]
-        if not known:
-            return _EMPTY.bin_s, 0.0, np.empty(0, np.int64)
-        bin_s = known[0][0].bin_s
-        start_s = min(journal.bins_start_s - offset_s for journal, offset_s in known)
-        end_s = max(journal.bins_start_s - offset_s + journal.tokens.size * bin_s for journal, offset_s in known)
-        edges = np.arange(math.ceil((end_s - start_s) / bin_s - 1e-6) + 1)
-        total_tokens = np.zeros(edges.size - 1, np.int64)
-        for journal, offset_s in known:
-            shift = (journal.bins_start_s - offset_s - start_s) / bin_s
-            up_to = np.concatenate([[0], np.cumsum(journal.tokens)])
-            at_edges = np.rint(np.interp(edges, shift + np.arange(up_to.size), up_to)).astype(np.int64)
-            at_edges[-1] = up_to[-1]
-            total_tokens += np.diff(at_edges)
-        return bin_s, start_s, total_tokens
-
-    def _offset_s(self, part: int) -> float:
-        return self._tracks[part].latest.offset_s if self.parts[part].exchange is not None else 0.0
+        # Before the first phase no clock may have been read.
+        read = self._live_tracks() if self._carried else [None] * len(self.parts)
+        offsets_s = [0.0 if track is None else track.latest.offset_s for track in read]
+        return joined_journal(self._carried, self._journals, offsets_s, self._dead)
 
     def error_texts(self) -> list[ErrorText]:
         """See `LoadRunner.error_texts`."""
@@ -711,63 +516,3 @@ class SplitRunner:
         self._threads.shutdown()
         for future in futures:
             future.result()
-
-
-def total(told: Sequence[Progress]) -> Progress:
-    """The progress of all parts together."""
-    return Progress(
-        sum(each.in_flight for each in told), sum(each.completed for each in told), sum(each.failed for each in told)
-    )
-
-
-def merged_histogram(histograms: Sequence[Histogram]) -> Histogram:
-    """The counts of all together.
-
-    Raises:
-        ValueError: if their bins differ.
-    """
-    first = histograms[0]
-    if len({(each.lowest_s, each.growth, each.counts.size) for each in histograms}) > 1:
-        raise ValueError("histograms with other bins cannot be added")
-    return replace(first, counts=np.sum([each.counts for each in histograms], axis=0))
-
-
-def named(problem: Problem, node: str) -> Problem:
-    """The problem with the name of the node whose load generator has it or saw it."""
-    ours = "the load generator"
-    if problem.text.startswith(ours):
-        return msgspec.structs.replace(problem, text=f"{ours} on {node}{problem.text.removeprefix(ours)}")
-    return msgspec.structs.replace(problem, text=f"{problem.text} (seen by the load generator on {node})")
-
-
-def _or_zero(value: float) -> float:
-    return 0.0 if math.isnan(value) else value
-
-
-def _worst(values: Sequence[float]) -> float:
-    """The largest; NaN where none is a number."""
-    return max((each for each in values if not math.isnan(each)), default=math.nan)
-
-
-_NO_TIMES: Final = np.empty(0)
-_NO_TOKENS: Final = np.empty(0, np.int32)
-_EMPTY: Final = Journal(
-    due_s=_NO_TIMES,
-    sent_s=_NO_TIMES,
-    first_s=_NO_TIMES,
-    last_s=_NO_TIMES,
-    end_s=_NO_TIMES,
-    prompt_tokens=_NO_TOKENS,
-    output_tokens=_NO_TOKENS,
-    counted_prompt_tokens=_NO_TOKENS,
-    counted_output_tokens=_NO_TOKENS,
-    status=np.empty(0, np.uint8),
-    hot=np.empty(0, np.bool_),
-    bin_s=0.1,
-    bins_start_s=0.0,
-    tokens=np.empty(0, np.int64),
-    replica=np.empty(0, np.int64),
-    adapter=np.empty(0, np.int64),
-    reasoning_tokens=_NO_TOKENS,
-    answer_s=_NO_TIMES,
-)

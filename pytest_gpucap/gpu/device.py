@@ -16,13 +16,21 @@ class Device:
         index: NVML's index of the GPU (PCI bus order); a slice has its GPU's.
         uuid: ``GPU-...`` or ``MIG-...``.
         name: product name of the GPU.
+        memory_bytes: all of its memory.
+        memory_used_bytes: what any process holds of it now.
+        compute_capability: CUDA's, major and minor, such as (8, 6).
+        pci_bus_id: its address on the PCI bus, such as ``00000000:17:00.0``; a slice has its GPU's.
         mig_mode: True if the GPU is split into slices; None if the GPU has no MIG.
         mig_profile: such as ``1g.5gb``, for a slice.
         parent_uuid: of the whole GPU, for a slice.
+        multiprocessors: of a slice, its streaming multiprocessors; None for a whole GPU.
         sm_clock_mhz, memory_clock_mhz: now; an idle GPU clocks down.
         max_sm_clock_mhz, max_memory_clock_mhz: the highest possible.
         power_limit_w, default_power_limit_w: as set, and as the board ships.
+        temperature_c: of the chip, now.
+        ecc_mode: whether ECC is on, which corrects and finds errors of the memory.
         ecc_errors: uncorrected memory errors since the driver was loaded.
+        persistence: whether the driver keeps the GPU initialised while nobody uses it.
         unreadable: field name -> reason.
     """
 

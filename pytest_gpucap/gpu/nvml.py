@@ -30,7 +30,9 @@ REQUIRED: Final = (
     *("nvmlDeviceGetCurrentClocksThrottleReasons", "NVML_CLOCK_SM", "NVML_CLOCK_MEM", "NVML_TEMPERATURE_GPU"),
     *("NVML_MEMORY_ERROR_TYPE_UNCORRECTED", "NVML_VOLATILE_ECC", "NVML_PCIE_UTIL_TX_BYTES", "NVML_PCIE_UTIL_RX_BYTES"),
     *("NVML_ERROR_NOT_SUPPORTED", "NVML_ERROR_NO_PERMISSION", "NVML_ERROR_FUNCTION_NOT_FOUND"),
-    *("NVML_ERROR_INVALID_ARGUMENT", "NVML_ERROR_GPU_IS_LOST"),
+    *("NVML_ERROR_INVALID_ARGUMENT", "NVML_ERROR_GPU_IS_LOST", "NVML_ERROR_TIMEOUT", "nvmlEventTypeXidCriticalError"),
+    *("nvmlEventSetCreate", "nvmlDeviceRegisterEvents", "nvmlEventSetWait_v2", "nvmlEventSetFree"),
+    "nvmlDeviceGetGpuInstanceId",
 )
 """All that this package asks of the module; a test compares it with the sources."""
 

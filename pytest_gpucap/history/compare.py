@@ -13,7 +13,7 @@ import msgspec
 from pytest_gpucap.decisions import regression
 from pytest_gpucap.decisions.regression import ComparedRate
 from pytest_gpucap.history.comparable import changed, differences
-from pytest_gpucap.history.latencies import SIDE_BY_SIDE, compare_latencies
+from pytest_gpucap.history.latencies import compare_latencies, side_by_side
 from pytest_gpucap.history.points import NEVER_MIXED, compare_points
 from pytest_gpucap.history.store import MEDIAN_RUNS, Baseline, Run
 from pytest_gpucap.report.formatting import percent, shown
@@ -68,7 +68,11 @@ def compare_result(
                 decision=RegressionDecision.NOT_COMPARABLE,
                 max_regression=max_regression,
                 differs=found.differs,
+                changed=() if found.alike is None else tuple(changed(found.alike, result, variants=variants)),
                 reason=found.reason,
+                latencies=()
+                if found.alike is None
+                else _latencies(found.alike, result, max_regression, variants=variants),
             )
         )
     base = found.rate()
@@ -119,7 +123,7 @@ def _latencies(base: Result, head: Result, max_regression: float, *, variants: b
         return compare_latencies(limits, base.samples, head.samples, max_regression)
     rate = base.design_rate_rps
     return compare_latencies(
-        dict.fromkeys([*limits, *SIDE_BY_SIDE]),
+        side_by_side(limits),
         base.samples,
         head.samples,
         max_regression,
@@ -250,11 +254,18 @@ class _Comparable:
 
 @dataclass(frozen=True, slots=True)
 class _NothingComparable:
-    """No result may be compared, and why."""
+    """No rate may be compared, and why.
+
+    Attributes:
+        run: the nearest one.
+        differs: what forbids a comparison.
+        alike: a result that lacks a rate alone: latencies may be compared.
+    """
 
     run: Run | None
     reason: str
     differs: tuple[str, ...] = ()
+    alike: Result | None = None
 
 
 def _candidates(
@@ -274,7 +285,8 @@ def _candidates(
         if differs:
             nearest = nearest or _NothingComparable(run, "no comparable baseline", tuple(differs))
         elif best is None:
-            nearest = nearest or _NothingComparable(run, f"{run.name} found no sustainable rate for this test")
+            reason = f"{run.name} found no sustainable rate for this test"
+            nearest = nearest or _NothingComparable(run, reason, alike=bases[0])
         else:
             runs.append(run)
             sharpest.append(best)

@@ -20,16 +20,25 @@ _Place = tuple[Phase, int, int | None, str, int]
 
 _SAME_RATE: Final = 1e-6
 """Rates within this share are the same: one seed at one rate gives the same arrivals, and so the same windows."""
+_AT_DESIGN_RATE: Final = frozenset({Phase.DESIGN_RATE, Phase.DIRECT, Phase.STEADY})
+"""Open loops of a check at its design rate, whatever it concluded from them."""
 _LEAST_WINDOWS: Final = 3
 """Fewer windows have no scatter to judge by."""
 _USUAL: Final = ("ttft_p95", "e2e_p95")
-SIDE_BY_SIDE: Final = tuple(f"{metric}_p{percent}" for metric in ("ttft", "tpot", "itl", "e2e") for percent in (50, 95))
+_SIDE_BY_SIDE: Final = tuple(
+    f"{metric}_p{percent}" for metric in ("ttft", "tpot", "itl", "e2e") for percent in (50, 95)
+)
 """What is shown of two ways to serve a model, whatever they are limited by."""
 _LOOP_GAIN: Final = 2.0
 """At a given rate a slower engine holds more requests, which slows it further: at the loads of a check its latency
 rises by about twice its own slowness. At a given concurrency it rises by just that."""
 _NEIGHBOURS: Final = 1.5
 """Neighbouring windows are correlated: their standard error is multiplied by this."""
+
+
+def side_by_side(limits: Iterable[str]) -> tuple[str, ...]:
+    """What is compared of two ways to serve a model: p50 and p95 of all latencies, after those that have a limit."""
+    return tuple(dict.fromkeys([*limits, *_SIDE_BY_SIDE]))
 
 
 def compare_latencies(
@@ -150,7 +159,7 @@ def _at_design_rate(
         [
             value
             for sample in side
-            if sample.window.phase is Phase.DESIGN_RATE and (value := _log(sample, metric, percent)) is not None
+            if sample.window.phase in _AT_DESIGN_RATE and (value := _log(sample, metric, percent)) is not None
         ]
         for side in (base, head)
     )

@@ -38,6 +38,14 @@ class Ended(NamedTuple):
     e2e_s: Floats
 
 
+def with_first_tokens(latencies: Latencies, factor: float) -> Ended:
+    """The same requests with every TTFT multiplied by `factor`; what follows the first token takes as long as ever."""
+    ttft_s, e2e_s = latencies.ttft_s, latencies.e2e_s
+    ended = np.isfinite(e2e_s)
+    moved_s = np.where(ended, ttft_s, 0.0) * (factor - 1.0)
+    return Ended(ttft_s * factor, latencies.tpot_s, np.where(ended, e2e_s + moved_s, e2e_s))
+
+
 def metric_s(latencies: Latencies, metric: Metric) -> Floats:
     """One latency of each request, shape (n,).
 

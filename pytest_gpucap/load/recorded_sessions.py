@@ -20,21 +20,21 @@ import numpy as np
 from pytest_gpucap.arrays import Bools, Floats, Ints
 from pytest_gpucap.load.draws import Purpose, random_generator, uniform
 from pytest_gpucap.load.prompt_lengths import rows_of
-from pytest_gpucap.load.protocol import ClosedLoop, LoadError, OpenLoop
+from pytest_gpucap.load.protocol import ClosedLoop, OpenLoop
 from pytest_gpucap.load.session_turns import (
     SessionTurns,
     UnderWay,
+    begun_before,
     found_within,
     in_sessions,
     int32,
     planned,
     planned_closed,
     ramps,
+    turns_ahead,
 )
 from pytest_gpucap.requirement import RecordedSessions
 
-MOST_PAST: Final = 4_000_000
-"""Turns of sessions that may be under way when an open loop begins, at most: some hundred megabytes."""
 _FOUND: Final = 1 << 20
 """Rounds through the file from here on are of sessions that are found under way."""
 _PER_PHASE: Final = 1 << 22
@@ -186,22 +186,20 @@ def _under_way(
 ) -> tuple[Ints, Ints, Floats]:
     """Sessions begun before time 0 with turns left: their places, the first turn left, and when that one is due."""
     sessions_per_s = rate_rps / float(recorded.turns.mean())
-    every = all_turns(recorded)
-    _, waits_s = in_sessions(every.session, every.think_s + e2e_s)
-    horizon_s = float(waits_s.max())
-    if rate_rps * horizon_s > MOST_PAST:
-        raise LoadError(
-            f"sessions of {recorded.path.name} last up to {horizon_s:.3g} s, and {sessions_per_s:.3g} begin each "
-            "second: too many are under way at once to be made; give a shorter think= behind the file"
-        )
     random = random_generator(*key, Purpose.PAST)
-    count = math.floor(sessions_per_s * horizon_s + uniform(random, 1)[0])
-    begun_s = -horizon_s * uniform(random, count)
+    begun_s = begun_before(
+        all_turns(recorded),
+        sessions_per_s,
+        rate_rps,
+        e2e_s,
+        random,
+        whose=f"sessions of {recorded.path.name}",
+        fix="give a shorter think= behind the file",
+    )
+    count = begun_s.size
     places = np.floor(uniform(random, count) * recorded.count).astype(np.int64)
     drawn = turns_from(recorded, places, np.zeros(count, np.int64), np.zeros(count, np.bool_))
-    _, waits_s = in_sessions(drawn.session, drawn.think_s + e2e_s)
-    due_s = begun_s[drawn.session] + waits_s
-    ahead = np.flatnonzero(due_s >= 0.0)
+    ahead, due_s = turns_ahead(drawn, begun_s, e2e_s)
     session, at = np.unique(drawn.session[ahead], return_index=True)
     rows = ahead[at]
     return places[session], recorded.turns[places[session]] - 1 - drawn.left[rows], due_s[rows]

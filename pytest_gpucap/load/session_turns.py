@@ -10,7 +10,7 @@ import numpy as np
 
 from pytest_gpucap.arrays import Floats, Int32s, Ints
 from pytest_gpucap.load.draws import Purpose, random_generator, uniform
-from pytest_gpucap.load.protocol import ClosedLoop, Journal, OpenLoop, Status, Turns
+from pytest_gpucap.load.protocol import ClosedLoop, Journal, LoadError, OpenLoop, Status, Turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,8 @@ class UnderWay:
 
 NONE: Final = UnderWay(np.zeros(0, np.int64), np.zeros(0, np.int32))
 """Nothing was sent before."""
+MOST_PAST: Final = 4_000_000
+"""Turns of sessions that may be under way when an open loop begins, at most: some hundred megabytes."""
 
 
 def under_way(journal: Journal) -> UnderWay:
@@ -75,6 +77,49 @@ def under_way(journal: Journal) -> UnderWay:
     taken_in = whole | ((journal.status == Status.IN_FLIGHT) & ~np.isnan(journal.first_s))
     rows = rows[taken_in[rows] & (columns.left[rows] > 0)]
     return UnderWay(columns.session[rows], journal.prompt_tokens[rows], e2e_s, columns.left[rows])
+
+
+def begun_before(
+    known: SessionTurns,
+    sessions_per_s: float,
+    rate_rps: float,
+    e2e_s: float,
+    random: np.random.Generator,
+    *,
+    whose: str,
+    fix: str,
+) -> Floats:
+    """When sessions began, before time 0, that may have turns left then; shape (n,), seconds, all negative.
+
+    Args:
+        known: sessions whose longest tells how long ago that may be.
+        sessions_per_s: sessions that begin.
+        rate_rps: turns of theirs.
+        e2e_s: how long an answer usually takes.
+        random: what is drawn from.
+        whose: sessions, as a message names them.
+        fix: what to do where they are too many.
+
+    Raises:
+        LoadError: if they have more than `MOST_PAST` turns.
+    """
+    _, waits_s = in_sessions(known.session, known.think_s + e2e_s)
+    horizon_s = float(waits_s.max())
+    if rate_rps * horizon_s > MOST_PAST:
+        raise LoadError(
+            f"{whose} last up to {horizon_s:.3g} s, and {sessions_per_s:.3g} begin each second: too many are under way "
+            f"at once to be made; {fix}"
+        )
+    count = math.floor(sessions_per_s * horizon_s + uniform(random, 1)[0])
+    begun_s: Floats = -horizon_s * uniform(random, count)
+    return begun_s
+
+
+def turns_ahead(turns: SessionTurns, begun_s: Floats, e2e_s: float) -> tuple[Ints, Floats]:
+    """Which turns of sessions that began at `begun_s`, shape (s,), are due from time 0 on, and when each turn is."""
+    _, waits_s = in_sessions(turns.session, turns.think_s + e2e_s)
+    due_s = begun_s[turns.session] + waits_s
+    return np.flatnonzero(due_s >= 0.0), due_s
 
 
 def planned(

@@ -21,18 +21,20 @@ import numpy as np
 
 from pytest_gpucap.arrays import Floats, Int32s, Ints
 from pytest_gpucap.load.draws import Purpose, draw_lengths, random_generator, uniform
-from pytest_gpucap.load.protocol import ClosedLoop, LoadError, OpenLoop
+from pytest_gpucap.load.protocol import ClosedLoop, OpenLoop
 from pytest_gpucap.load.recorded_sessions import all_turns, closed_recorded, open_recorded
 from pytest_gpucap.load.session_turns import (
     NONE,
     SessionTurns,
     UnderWay,
+    begun_before,
     found_within,
     in_sessions,
     int32,
     planned,
     planned_closed,
     ramps,
+    turns_ahead,
     under_way,
 )
 from pytest_gpucap.requirement import Length, Sessions, Workload
@@ -45,8 +47,6 @@ _MANY, _LEAST, _MANY_TURNS = 8192, 512, 1 << 18
 """Sessions of which means and distributions are taken; fewer where they have very many turns together."""
 _FEW: Final = 512
 """Sessions whose longest tells how far back sessions under way may have begun."""
-_MOST_PAST: Final = 4_000_000
-"""Turns drawn for the time before an open loop at most: some hundred megabytes."""
 
 
 def draw_sessions(workload: Workload, n: int, seed: int, stream: int, part: int = 0) -> SessionTurns:
@@ -266,20 +266,17 @@ def closed_sessions(
 def _past(workload: Workload, sessions_per_s: float, key: tuple[int, int], e2e_s: float) -> tuple[SessionTurns, Floats]:
     """The turns that sessions begun before time 0 have left, and when the first of each session's is due."""
     few = draw_sessions(workload, _FEW, *key, part=2)
-    _, waits_s = in_sessions(few.session, few.think_s + e2e_s)
-    horizon_s = float(waits_s.max())
-    if sessions_per_s * horizon_s * _sessions(workload).turns.mean > _MOST_PAST:
-        raise LoadError(
-            f"sessions last up to {horizon_s:.3g} s, and {sessions_per_s:.3g} begin each second: too many are under "
-            "way at once to be made; declare fewer turns or a shorter think time"
-        )
-    random = random_generator(*key, Purpose.PAST)
-    count = math.floor(sessions_per_s * horizon_s + uniform(random, 1)[0])
-    begun_s = -horizon_s * uniform(random, count)
+    begun_s = begun_before(
+        few,
+        sessions_per_s,
+        sessions_per_s * _sessions(workload).turns.mean,
+        e2e_s,
+        random_generator(*key, Purpose.PAST),
+        whose="sessions",
+        fix="declare fewer turns or a shorter think time",
+    )
     turns = draw_sessions(workload, begun_s.size, *key, part=3)
-    _, waits_s = in_sessions(turns.session, turns.think_s + e2e_s)
-    due_s = begun_s[turns.session] + waits_s
-    ahead = np.flatnonzero(due_s >= 0.0)
+    ahead, due_s = turns_ahead(turns, begun_s, e2e_s)
     sessions, session = np.unique(turns.session[ahead], return_inverse=True)
     found = replace(turns.of(ahead), session=session.astype(np.int64))
     first, _ = in_sessions(found.session, found.think_s)

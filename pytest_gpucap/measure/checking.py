@@ -231,9 +231,9 @@ def _chance_of_holds(run: MeasuringRun, found: RateEstimate, design_rps: float) 
 def _without_pace(run: MeasuringRun, state: _State, ramp: Ramp, why: NoPace) -> tuple[Outcome, str]:
     """The verdict where answers show no pace: by what was seen."""
     state.saturated = completed_rate(run, ramp.windows[-1]) if ramp.windows else None
-    overload = overload_at(max(ramp.level, _critical(run)))
+    critical = max(ramp.level, _critical(run))
     completed = state.saturated.value if state.saturated else 0.0
-    judged = run_without_pace(run, float(run.requirement.driven_rate), overload, why, completed)
+    judged = run_without_pace(run, float(run.requirement.driven_rate), critical, why, completed)
     return _ended(run) or judged
 
 

@@ -237,6 +237,12 @@ queueing. A departure is then one of the pace, else one of the latency."""
 LIMITED_ERROR = 0.025
 """Standard error of ln(rate) that is added where sequences or KV cache run out. From outside, requests that were
 preempted look like requests that run."""
+FIRST_TOKEN_TAILS = (1.0, 2.0, 3.0, 4.0)
+"""First tokens are compared with modelled ones at the quantile that goodput asks for, and where so many times as many
+requests lie beyond. They depart by the same factor there, and the mean of four is known better than one."""
+GOODPUT_ERROR = 0.01
+"""Standard error of ln(rate) that is added where goodput has a threshold on TTFT. The first tokens that are late are
+few, and late in the same moments, so the queue model's replications tell their share worse than a percentile."""
 UNSEEN_ERROR = 0.1
 """Standard error of the logarithm of a latency whose departure from the model could not be seen."""
 WRONG_CHANCE = 0.02
@@ -326,8 +332,13 @@ one rate to the next."""
 # The direct run
 
 DIRECT_S = 240.0
-"""Length of the direct run, which replaces a queue model that disagrees. Near its limit a queue takes minutes from one
+"""Length of a direct run in all, where its first part does not separate. Near its limit a queue takes minutes from one
 busy period to the next."""
+DIRECT_TAIL = 1e-8
+"""A direct run is called off where less than this share of the requests would meet so many in flight, if the server
+just kept its limits. Busy periods bring a p95 to twice its limit several times in a minute."""
+DIRECT_STOP_S = 1.0
+"""So many seconds of arrivals may be in flight besides: an engine that stops for a moment is not overloaded."""
 DIRECT_STEP = 4.0
 """Where the design rate is far beyond what the server answered before, the direct run begins at this multiple of that
 and rises by the same factor. A smaller one would meet a server that keeps the design rate with many steps."""
@@ -339,7 +350,7 @@ nearly independent."""
 DIRECT_Z = 2.36
 """Student's t at 97.5% with 7 degrees of freedom, for the mean over the 8 blocks."""
 DIRECT_LEAST_S = 40.0
-"""Shortest direct run, where answers show no pace: 8 blocks of 5 s, for requests that take a fraction of a second."""
+"""First part of a direct run at least: 8 blocks of 5 s, for requests that take a fraction of a second."""
 DIRECT_BLOCK_REQUESTS_S = 30.0
 """There a block lasts this many times as long as a request. Busy periods of a queue last as long as many requests."""
 NONE_SEEN = 3.0

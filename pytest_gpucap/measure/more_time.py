@@ -84,8 +84,8 @@ def _direct(samples: list[Sample], max_time_s: float, *, of_session: bool) -> Mo
     if missing_s < c.LEAST_PHASE_S:
         return MoreTime(
             None,
-            "no more time would decide: the queue model does not describe this server, and a whole direct run of "
-            f"{_time(c.DIRECT_S)} does not separate either; change the budget or the headroom",
+            f"no more time would decide: a whole direct run of {_time(c.DIRECT_S)} does not separate; "
+            "change the budget or the headroom",
         )
     return MoreTime(
         missing_s,

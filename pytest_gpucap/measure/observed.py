@@ -26,13 +26,13 @@ from pytest_gpucap.estimate.queue_simulation import (
     simulate,
 )
 from pytest_gpucap.estimate.step_time import Speed
-from pytest_gpucap.load.latencies import Ended, limited
+from pytest_gpucap.load.latencies import Ended, limited, with_first_tokens
 from pytest_gpucap.load.protocol import Journal, Status
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.late import late_by
 from pytest_gpucap.measure.of_sessions import owners, resampled_sessions
 from pytest_gpucap.measure.run import Window
-from pytest_gpucap.requirement import Limit, Metric, Slo
+from pytest_gpucap.requirement import GoodputLimit, Limit, Metric, Slo
 
 PACES_LN = np.array([-0.15, -0.07, 0.0, 0.07, 0.15])
 """Logarithms of the factors on all times at which the model replays the arrivals."""
@@ -201,13 +201,14 @@ def departures_of(
         slo: the limits.
     """
     limits = [limit for limit in slo.limits if not limit.of_gaps]
+    factor = model.calibration.first_token_factor
 
     def pairs(spans: list[tuple[float, float]]) -> dict[str, list[Floats]]:
         parts: dict[str, list[tuple[Floats, ...]]] = {limit.name: [] for limit in limits}
         for span in spans:
             replays = _replays(journal, *span, model, speed)
             for limit in limits:
-                parts[limit.name].append(_pairs(journal, replays, limit, span))
+                parts[limit.name].append(paired(journal, replays, limit, span, factor))
         return {name: [np.concatenate(each) for each in zip(*found, strict=True)] for name, found in parts.items()}
 
     e2e_s = _usual_e2e_s(journal)
@@ -237,12 +238,21 @@ def _usual_e2e_s(journal: Journal) -> float:
     return float(np.median(journal.e2e_s[ended])) if ended.any() else math.inf
 
 
-def _pairs(journal: Journal, replays: list[Replay], limit: Limit, span: tuple[float, float]) -> tuple[Floats, ...]:
+def paired(
+    journal: Journal, replays: list[Replay], limit: Limit, span: tuple[float, float], first_token_factor: float = 1.0
+) -> tuple[Floats, ...]:
     """When requests were due, whose turns they are (`owners`), and what a limit is set on (`limited`).
 
     That is on the server, and in each replay. Infinite beyond what is known of all.
 
     A request counts if it was due so early that a latency at the limit would be known of it.
+
+    Args:
+        journal: at the end of the span or later.
+        replays: of the span.
+        limit: none on ITL.
+        span: of uninterrupted load.
+        first_token_factor: on the replays' TTFT, where the limit is goodput.
     """
     start_s, end_s = span
     rows = replays[0].rows
@@ -261,13 +271,34 @@ def _pairs(journal: Journal, replays: list[Replay], limit: Limit, span: tuple[fl
     counted &= ~journal.hot[rows] if first else journal.output_tokens[rows] > 1
     due_s, whose = due_s[counted], owners(journal, rows[counted])
     columns = [np.where(column[counted] <= end_s - due_s, column[counted], np.inf) for column in columns]
+    factors = (1.0, *([first_token_factor if isinstance(limit, GoodputLimit) else 1.0] * len(replays)))
     if first:
+        most_s = longest_s if isinstance(limit, GoodputLimit) else 1.0
+        columns = [column * (by / most_s) for column, by in zip(columns, factors, strict=True)]
         return (due_s, whose, *columns)
     tokens = np.maximum(1.0, journal.output_tokens[rows][counted] - 1.0)
     firsts = [each[counted] for each in (journal.ttft_s[rows], *(replay.ttft_s for replay in replays))]
     with np.errstate(invalid="ignore"):
-        whole = [Ended(ttft, (e2e - ttft) / tokens, e2e) for e2e, ttft in zip(columns, firsts, strict=True)]
+        whole = [
+            with_first_tokens(Ended(ttft, (e2e - ttft) / tokens, e2e), by)
+            if by != 1.0
+            else Ended(ttft, (e2e - ttft) / tokens, e2e)
+            for e2e, ttft, by in zip(columns, firsts, factors, strict=True)
+        ]
         return (due_s, whose, *(np.where(np.isinf(each.e2e_s), np.inf, limited(each, limit)) for each in whole))
+
+
+def block_size(due_s: Floats, block_s: float) -> int:
+    """Requests of a block that lasts so long, from when all of them were due, in order."""
+    gap_s = max(float(np.median(np.diff(due_s))) / math.log(2.0), 1e-9)
+    return max(1, round(block_s / gap_s)) if math.isfinite(block_s) else due_s.size
+
+
+def resampled_blocks(n: int, each: int, rng: np.random.Generator) -> Ints:
+    """Resamples of n requests by blocks of so many neighbours, as their places; shape (`constants.RESAMPLES`, n)."""
+    starts = rng.integers(0, n, (c.RESAMPLES, math.ceil(n / each)))
+    picked: Ints = ((starts[:, :, None] + np.arange(each)) % n).reshape(c.RESAMPLES, -1)[:, :n]
+    return picked
 
 
 def _departure(
@@ -283,19 +314,17 @@ def _departure(
     if level < 0.5:  # noqa: PLR2004 - the middle: below it lies no tail
         return None
     # Requests within a request's duration share their queue: blocks of that time are nearly independent.
-    gap_s = max(float(np.median(np.diff(due_s))) / math.log(2.0), 1e-9)
-    each = max(1, round(max(c.BLOCK_REQUESTS * e2e_s, c.BLOCK_S) / gap_s)) if math.isfinite(e2e_s) else n
+    each = block_size(due_s, max(c.BLOCK_REQUESTS * e2e_s, c.BLOCK_S))
     blocks = n / each
     if blocks < least_blocks:
         return None
     rng = np.random.default_rng(n)
-    starts = rng.integers(0, n, (c.RESAMPLES, math.ceil(blocks)))
-    picked = ((starts[:, :, None] + np.arange(each)) % n).reshape(c.RESAMPLES, -1)[:, :n]
+    picked = resampled_blocks(n, each, rng)
     by_session = resampled_sessions(whose.astype(np.int64), rng, c.RESAMPLES)
     if by_session is None:
         return None
     picked = np.concatenate([np.arange(n)[None], picked, by_session])
-    seen, *modelled = (np.log(np.maximum(_upper(column[picked], level), 1e-6)) for column in latencies)
+    seen, *modelled = (np.log(np.maximum(upper(column[picked], level), 1e-6)) for column in latencies)
     table = np.maximum.accumulate(np.column_stack(modelled), axis=1)
     middle = PACES_LN.size // 2
     with np.errstate(invalid="ignore"):  # neither ended: left out below
@@ -365,7 +394,7 @@ def _pace_for(target: float, modelled: Floats) -> float:
     return float(np.interp(target, modelled + 1e-9 * np.arange(known), paces))
 
 
-def _upper(values: Floats, level: float) -> Floats:
+def upper(values: Floats, level: float) -> Floats:
     """A percentile along the last axis, as a value that occurred."""
     k = min(values.shape[-1] - 1, int(level * values.shape[-1]))
     found: Floats = np.partition(values, k, axis=-1)[..., k]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from pytest_gpucap.estimate.queue_model import Calibration, evaluate
+from pytest_gpucap.estimate.queue_model import Calibration, ServerModel, evaluate
+from pytest_gpucap.estimate.step_time import Speed
 from pytest_gpucap.estimate.sustainable_rate import Sustainable, sustainable
 from pytest_gpucap.estimate.traffic import traffic_for
 from pytest_gpucap.load.protocol import ClosedLoop, OpenLoop
@@ -21,6 +22,7 @@ from pytest_gpucap.measure.estimate import (
     window_paces,
 )
 from pytest_gpucap.measure.filling_cache import since_filled
+from pytest_gpucap.measure.first_tokens import FirstTokens, first_tokens
 from pytest_gpucap.measure.observed import Departure, departures_of, itl_factor, side
 from pytest_gpucap.measure.ramp import overloaded
 from pytest_gpucap.measure.run import MeasuringRun, Window
@@ -56,18 +58,28 @@ def reconciled(
     # What no longer counts for the pace still tells how it moves.
     moves = slow_pace(run.journal, everything, speed, windows[0].start_s)
     model = replace(model, drift_sd=moves.drift_sd)
+    first = _first_tokens(run, windows, model, speed)
     found = estimate(
         run,
         windows,
         before.rate.value if before else float(requirement.driven_rate),
         slope=before.slope if before and before.settled else None,
-        calibration=Calibration(itl_factor=itl_factor(run.journal, last, model, speed, requirement.slo)),
+        calibration=Calibration(
+            itl_factor=itl_factor(run.journal, last, model, speed, requirement.slo),
+            first_token_factor=math.exp(first.log_factor),
+        ),
         peak=peak,
         thorough=True,
         examined=before.examination if before else None,
         seen=(speed, model),
     )
-    found = replace(found, settled=found.slope < c.STEEPEST, warming=warming)
+    by_first_tokens = _first_tokens_error(run, found, first)
+    found = replace(
+        found,
+        settled=found.slope < c.STEEPEST,
+        warming=warming,
+        error=math.hypot(found.error, by_first_tokens) if by_first_tokens else found.error,
+    )
     rate = last.rate_rps or found.rate.value
     alike = [w for w in windows if _near(w, rate)]
     open_loops = [w for w in alike if isinstance(w.span.phase, OpenLoop)]
@@ -84,7 +96,7 @@ def reconciled(
         return found.believing(Belief((_as_kept(run, open_loops, rate, bound.greatest if bound else most_rps),)))
     if bound:
         return found.believing(Belief((replace(bound, error=math.hypot(found.error, bound.error)),)))
-    found = corrected(run, windows, found, departures, rate, peak)
+    found = corrected(run, windows, found, departures, rate, peak, by_first_tokens)
     if peak is not None:
         return found
     return found.believing(found.belief.widened(_unknown_pace(run, windows, found, moves)))
@@ -97,8 +109,11 @@ def corrected(
     departures: list[Departure],
     rate_rps: float,
     peak: int | None,
+    by_first_tokens: float = 0.0,
 ) -> RateEstimate:
     """The estimate, with what open loops at `rate_rps` showed beyond the model.
+
+    `by_first_tokens` is the standard error of ln(rate) from how far first tokens depart from the model.
 
     Without a limit on latency, what the engine brings at most was measured as it is. So it is where throughput falls:
     the estimate is made for the best concurrency, and has an error of its own for that.
@@ -117,7 +132,7 @@ def corrected(
         drift = drift_error(run.journal, windows, found.speed, seconds)
         carried = c.CARRIED * abs(math.log(value / rate_rps))
         stair = c.STAIR_ERROR if found.speed.stair else 0.0
-        error = math.hypot(off, root.elasticity * drift, c.QUEUE_MODEL_ERROR, carried, stair)
+        error = math.hypot(off, root.elasticity * drift, c.QUEUE_MODEL_ERROR, carried, stair, by_first_tokens)
         other = Part(1.0, value, value, value, error)
     return found.believing(mixture(own, other).spread(found.stops))
 
@@ -135,7 +150,7 @@ def _as_seen(
     run: MeasuringRun, found: RateEstimate, limit: Limit, departure: Departure | None, rate_rps: float
 ) -> tuple[Sustainable, float]:
     """The rate that one limit allows, with what was seen of it; and the standard error of its logarithm from that."""
-    calibration = Calibration(itl_factor=found.model.calibration.itl_factor)
+    calibration = replace(found.model.calibration, latency_factors=())
     model = replace(found.model, calibration=calibration)
     if departure is not None and departure.in_pace:
         model = model.scaled(math.exp(departure.log_pace))
@@ -171,6 +186,30 @@ def _as_kept(run: MeasuringRun, open_loops: list[Window], rate_rps: float, most_
     scores = min(max(min(sides), -c.MOST_SCORE), c.MOST_SCORE)
     value = min(rate_rps * math.exp(scores * c.UNKNOWN_LN), most_rps)
     return Part(1.0, value, value, value, c.UNKNOWN_LN)
+
+
+def _first_tokens(run: MeasuringRun, windows: list[Window], model: ServerModel, speed: Speed) -> FirstTokens:
+    """How far first tokens depart from the model in open loops at about the last rate; no departure without goodput."""
+    goodput, rate_rps = run.requirement.slo.goodput, windows[-1].rate_rps
+    if goodput is None or rate_rps is None:
+        return FirstTokens()
+    open_loops = [w for w in windows if isinstance(w.span.phase, OpenLoop) and _near(w, rate_rps)]
+    return first_tokens(run.journal, _unbroken(run, open_loops), model, speed, goodput)
+
+
+def _first_tokens_error(run: MeasuringRun, found: RateEstimate, first: FirstTokens) -> float:
+    """Standard error of ln(rate) from that of the first tokens' departure, and from few of them deciding; 0 without.
+
+    One evaluation tells how goodput moves with them: two would differ by their noise as well.
+    """
+    goodput = run.requirement.slo.goodput
+    if goodput is None or first.error == 0.0:
+        return 0.0
+    traffic = traffic_for(run.requirement.workload, found.model.own_paces)
+    here = evaluate(found.model, traffic, found.rate.value)
+    later = replace(here, first_token_factor=here.first_token_factor * math.exp(first.error))
+    moved = math.log(later.of_limit(goodput) / here.of_limit(goodput))
+    return math.hypot(moved / max(c.FLAT_SLOPE, found.slope), c.GOODPUT_ERROR)
 
 
 def _near(window: Window, rate_rps: float) -> bool:

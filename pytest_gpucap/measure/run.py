@@ -203,7 +203,8 @@ class MeasuringRun:
         self._wait_for_a_sign()
         self.runner.settle(c.SETTLE_S, cancel=True)
         now = self.runner.clock.now()
-        self._has_ended(c.LAST_LOOK_S)
+        if self._has_ended(c.LAST_LOOK_S):
+            self._blame_devices(self._idle_since_s)
         self.emptied_s.append(now)
         self._spend("settling", now - self._idle_since_s)
         self._idle_since_s = now
@@ -251,16 +252,11 @@ class MeasuringRun:
 
         self._stream += 1
         self._next_prompt += phase.prompts
-        before = self.journal.status.size
+        before, began_s = self.journal.status.size, self.runner.clock.now()
         try:
             span = self.runner.run(phase, should_stop)
         except LoadError as error:
-            # Refused requests end at once, so a flood of them may be what kept the load from being produced.
-            self._spend(kind, self.runner.clock.now() - self._idle_since_s)
-            self._idle_since_s = self.runner.clock.now()
-            self.journal = self.runner.journal()
-            failed = self._phase_failed(before)
-            if self._has_ended(c.DYING_S) or failed:
+            if self._server_kept_it(kind, before, began_s):
                 raise CalledOff from error
             raise
         self._next_prompt -= 0 if span.taken is None else phase.prompt_tokens.size - span.taken
@@ -280,6 +276,7 @@ class MeasuringRun:
         self._spend(kind, span.end_s - start_s)
         failing = self._phase_failed(before) or failing
         if self._has_ended(c.DYING_S if failing else 0.0) or self._is_silent(span):
+            self._blame_devices(span.start_s)
             raise CalledOff
         # A load generator that is busy with refusals is not what is wrong.
         problems = () if failing else tuple(span.check.problems)
@@ -306,6 +303,19 @@ class MeasuringRun:
             raise CalledOff
         return Window(span, start_s, tuple(samples))
 
+    def _server_kept_it(self, kind: str, first_row: int, began_s: float) -> bool:
+        """Whether the server is why the load of a phase could not be produced: it ended, or refused most of it."""
+        # Refused requests end at once, so a flood of them may be what kept the load from being produced.
+        now_s = self.runner.clock.now()
+        self._spend(kind, now_s - self._idle_since_s)
+        self._idle_since_s = now_s
+        self.journal = self.runner.journal()
+        failed = self._phase_failed(first_row)
+        if self._has_ended(c.DYING_S) or failed:
+            self._blame_devices(began_s)
+            return True
+        return False
+
     def _has_ended(self, patience_s: float = 0.0) -> bool:
         """Whether the server can no longer answer, which is a problem; looks once a second at most, unless patient."""
         now_s = self.runner.clock.now()
@@ -316,6 +326,13 @@ class MeasuringRun:
         if self._ended:
             self.problems.insert(0, Problem(ProblemSource.SERVER, ProblemKind.ENDED, self._ended))
         return bool(self._ended)
+
+    def _blame_devices(self, since_s: float) -> None:
+        """Add what was wrong with the devices since then: that may be why the server answers no more."""
+        if self.settings.trust is None:
+            return
+        found = self.settings.trust(since_s, self.runner.clock.now())
+        self.problems.extend(p for p in found if p.source is ProblemSource.GPU and p not in self.problems)
 
     def _is_silent(self, span: PhaseSpan) -> bool:
         """Whether the server has stopped answering, which is a problem.

@@ -8,7 +8,7 @@ from typing import Final
 
 from pytest_gpucap.explained import Subject, pointer
 from pytest_gpucap.report import rows
-from pytest_gpucap.report.columns import LEAST, NARROW, table, wrapped
+from pytest_gpucap.report.columns import LEAST, NARROW, shortened, table, wrapped
 from pytest_gpucap.report.escape import cleaned, prose, table_row
 from pytest_gpucap.report.formatting import NOT_MEASURED, interval, limit_name, seconds
 from pytest_gpucap.report.headline import compared, comparison_headline
@@ -28,6 +28,8 @@ _ICONS: Final = {
     RegressionDecision.IMPROVED: "🔺",
 }
 _WORST_FIRST: Final = tuple(_ICONS)
+_MOST_OF_LOAD: Final = 24
+"""Columns of a load above a table. Ours are shorter; a file of another hand may hold anything."""
 
 
 def regression_failure(result: Result, width: int = NARROW) -> str:
@@ -36,10 +38,22 @@ def regression_failure(result: Result, width: int = NARROW) -> str:
     found = compared(result)
     lines = [comparison_headline(result), *([SIMULATED] if result.simulated else [])]
     lines += ["", *wrapped(found.reason, width=width)]
-    beside = [*latency_lines(found.latencies), *figure_lines(found.figures)]
-    lines += [line for each in beside for line in wrapped(each, "- ", "  ", width)]
+    lines += [line for each in figure_lines(found.figures) for line in wrapped(each, "- ", "  ", width)]
+    if found.latencies:
+        lines += ["", *latency_table(found.latencies, width)]
     told = wrapped(pointer(Subject.VERDICT, found.decision), hang="  ", width=width)
     return "\n".join([*lines, "", details(result, width), "", *told])
+
+
+def latency_table(latencies: Sequence[LatencyComparison], width: int, indent: str = "") -> list[str]:
+    """Latencies of base and head side by side, a table for each load at which they were compared."""
+    lines: list[str] = []
+    for load in dict.fromkeys(each.load for each in latencies):
+        named = [each for each in latencies if each.load == load]
+        headers = [shortened(f"at {load}", _MOST_OF_LOAD), *rows.LATENCY_HEADERS]
+        body = [[limit_name(each.limit), *rows.latency_cells(each)] for each in named]
+        lines += [f"{indent}{line}".rstrip() for line in table(headers, body, width - len(indent))]
+    return lines
 
 
 def latency_lines(latencies: Iterable[LatencyComparison]) -> list[str]:
@@ -86,15 +100,24 @@ def comparison_summary(results: Iterable[Result], width: int = NARROW) -> list[s
             # A result that cannot be compared has its reason as headline.
             reasons = [] if found.ratio is None else [found.reason]
             lines += [line for text in [*reasons, *found.differs] for line in wrapped(text, "  ", "    ", width)]
-        slower = [each for each in found.latencies if each.decision is RegressionDecision.REGRESSED]
-        for said in latency_lines(slower):
-            lines += wrapped(f"{result.name}: {said}, which fails no test", hang="  ", width=width)
+        lines += _latencies_told(result, width)
         for said in figure_lines(found.figures):
             lines += wrapped(f"{result.name}: {said}", hang="  ", width=width)
     decided = Counter(compared(result).decision for result in ordered)
     counts = ", ".join(f"{decided[decision]} {decision}" for decision in _WORST_FIRST if decided[decision])
     names = " and ".join(dict.fromkeys(compared(result).baseline.name for result in ordered))
     return [*lines, *wrapped(f"against baseline {names}: {counts}", hang="  ", width=width)] if ordered else []
+
+
+def _latencies_told(result: Result, width: int) -> list[str]:
+    """Of base and head all latencies; of a baseline those that have become slower. They fail no test."""
+    found = compared(result)
+    if found.paired is not None and found.latencies:
+        said = f"{result.name}: latencies of base and head, which fail no test:"
+        return [*wrapped(said, hang="  ", width=width), *latency_table(found.latencies, width, "  ")]
+    slower = [each for each in found.latencies if each.decision is RegressionDecision.REGRESSED]
+    told = [f"{result.name}: {said}, which fails no test" for said in latency_lines(slower)]
+    return [line for each in told for line in wrapped(each, hang="  ", width=width)]
 
 
 def comparison_text(results: Sequence[Result], base: str, head: str, width: int = NARROW) -> str:
@@ -106,7 +129,9 @@ def comparison_text(results: Sequence[Result], base: str, head: str, width: int 
     lines = [f"base: {base}", f"head: {head}", "", *shown, ""]
     for result in ordered:
         lines += wrapped(f"{result.name}: {compared(result).reason}", "- ", "  ", width)
-        lines += [line for each in _behind(result) for line in wrapped(each, "  ", "    ", width)]
+        lines += [line for each in _differences(result) for line in wrapped(each, "  ", "    ", width)]
+        lines += latency_table(compared(result).latencies, width, "  ")
+        lines += [line for each in _figures(result) for line in wrapped(each, "  ", "    ", width)]
     if any(result.simulated for result in results):
         lines.append(SIMULATED)
     if any(result.imported for result in results):
@@ -137,7 +162,8 @@ def comparison_markdown(results: Sequence[Result], base: str, head: str) -> str:
     behind = []
     for result in ordered:
         behind.append(f"- {prose(result.name, 120)}: {prose(compared(result).reason)}")
-        behind += [f"  - {prose(each)}" for each in _behind(result)]
+        latencies = latency_lines(compared(result).latencies)
+        behind += [f"  - {prose(each)}" for each in [*_differences(result), *latencies, *_figures(result)]]
     blocks.append("\n".join(behind))
     blocks.append(f"Base: {prose(base)}; head: {prose(head)}.")
     return "\n\n".join(blocks) + "\n"
@@ -154,14 +180,13 @@ def _row(result: Result) -> list[str]:
     ]
 
 
-def _behind(result: Result) -> list[str]:
+def _differences(result: Result) -> list[str]:
     found = compared(result)
-    return [
-        *(f"differs: {each}" for each in found.differs),
-        *(f"changed: {each}" for each in found.changed),
-        *latency_lines(found.latencies),
-        *figure_lines(found.figures),
-    ]
+    return [*(f"differs: {each}" for each in found.differs), *(f"changed: {each}" for each in found.changed)]
+
+
+def _figures(result: Result) -> list[str]:
+    return figure_lines(compared(result).figures)
 
 
 def _worst_first(results: Iterable[Result]) -> list[Result]:

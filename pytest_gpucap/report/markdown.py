@@ -18,6 +18,7 @@ from pytest_gpucap.report.formatting import (
     gpus_needed,
     interval,
     known,
+    limit_name,
     percent_interval,
     seconds,
     shown_bound,
@@ -35,6 +36,7 @@ from pytest_gpucap.report.headline import (
     worst_first,
 )
 from pytest_gpucap.report.mermaid import chart
+from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.measured import Interval
 from pytest_gpucap.results.points import WHAT_IT_IS
 from pytest_gpucap.results.result import Result, ResultFile
@@ -190,19 +192,41 @@ def _reasons(result: Result, *, named: bool) -> str:
     beside = [*rows.reasoning(result), *rows.adapters(result)] if sampled else []
     because = [*rows.reasons(result), *sampled, *beside]
     if not because:
-        return "\n".join(f"**{prose(result.name, 200)}**: {prose(text)}" for text in rows.remarks(result))
+        told = (*rows.remarks(result), *rows.forgetting(result))
+        return "\n".join(f"**{prose(result.name, 200)}**: {prose(text)}" for text in told)
     first = result_headlines(result)[0]
     claim, why = (result.name, "") if first.regression else (first.claim, first.why)
     arithmetic = "" if (named and standing(result).bad) or not why else f": {prose(why)}"
     bullets = [f"- {name or 'because'}: {prose(value)}" for name, value in because]
-    bullets += [f"- latency: {prose(line)}" for line in _latencies(result)]
+    bullets += [f"- latency: {prose(line)}" for line in _slower(result)]
     figures = [] if result.comparison is None else figure_lines(result.comparison.figures)
     bullets += [f"- base and head: {prose(line)}" for line in figures]
     return "\n".join([f"**{prose(claim, 200)}**{arithmetic}", "", *bullets])
 
 
-def _latencies(result: Result) -> list[str]:
-    return [] if result.comparison is None else latency_lines(result.comparison.latencies)
+def _slower(result: Result) -> list[str]:
+    """Latencies of base and head that have a limit or got worse; the details have them all."""
+    if result.comparison is None:
+        return []
+    return latency_lines(
+        each
+        for each in result.comparison.latencies
+        if each.limit in result.slo.percentiles or each.decision is RegressionDecision.REGRESSED
+    )
+
+
+def _latency_table(result: Result) -> str:
+    """Empty where no latency was compared."""
+    found = () if result.comparison is None else result.comparison.latencies
+    if not found:
+        return ""
+    heads = ["", *rows.LATENCY_HEADERS]
+    lines = [table_row(heads), table_row(["---", "--:", "--:", "---", "---"])]
+    lines += [
+        table_row([prose(f"{limit_name(each.limit)} at {each.load}"), *map(prose, rows.latency_cells(each))])
+        for each in found
+    ]
+    return "\n".join(lines)
 
 
 def _details(result: Result) -> str:
@@ -212,6 +236,8 @@ def _details(result: Result) -> str:
         f"<details>\n<summary>{title}</summary>",
         _rows_table(rows.result_rows(result)),
     ]
+    if latencies := _latency_table(result):
+        blocks += ["Latencies of base and head at an equal load. They fail no test.", latencies]
     if drawn := chart(result):
         picture, caption = drawn
         blocks += [f"Latency against rate. {prose(caption)}", picture]

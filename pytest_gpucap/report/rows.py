@@ -78,7 +78,7 @@ def result_rows(result: Result) -> list[Row]:
         *secondary(result),
         *comparison(result),
         *host(result),
-        *(("remark", text) for text in result.environment.remarks),
+        *(("remark", text) for text in (*forgetting(result), *result.environment.remarks)),
         *not_told(result),
         *([("server time", _server_time(result))] if result.imported is None else []),
     ]
@@ -209,6 +209,18 @@ def prefix_hits(result: Result) -> str:
     """Of sessions, how much of the prompts the server found in its cache; empty where that is not known."""
     share = result.prefix_hit_rate
     return "" if share is None else f"{percent(share)} of the prompt tokens were in the prefix cache"
+
+
+def forgetting(result: Result) -> list[str]:
+    """What it means that the server has less of its sessions in the cache than they sent; empty where it has all."""
+    found, sent = result.prefix_hit_rate, result.prefix_sent_rate
+    if not result.forgets or found is None or sent is None:
+        return []
+    text = (
+        f"the server found {percent(found)} of the prompt tokens in its prefix cache, and {percent(sent)} had been "
+        "sent before: what it forgets grows with rate and time, so in the long run it may sustain less"
+    )
+    return [text]
 
 
 def _prefix_hits(result: Result) -> list[Row]:
@@ -569,6 +581,14 @@ def change(comparison: Comparison | LatencyComparison | FigureComparison) -> str
         return percent(ratio.value - 1, signed=True)
     less_one = {"value": ratio.value - 1, "low": ratio.low - 1, "high": ratio.high - 1}
     return percent_interval(msgspec.structs.replace(ratio, **less_one))
+
+
+LATENCY_HEADERS: Final = ("base", "head", "change (95% interval)", "decision")
+
+
+def latency_cells(found: LatencyComparison) -> tuple[str, str, str, str]:
+    """A latency of base and head under `LATENCY_HEADERS`."""
+    return seconds(found.base_s), seconds(found.head_s), change(found), found.decision.value
 
 
 def start_phases(result: Result) -> str:

@@ -74,8 +74,9 @@ def _limits(results: Sequence[Result]) -> list[str]:
 
 
 def _disturbed(results: Sequence[Result]) -> list[str]:
-    """Results of a host that was not itself, where that was to be a remark only."""
-    return [f"{result.name}: {text}" for result in results for text in rows.remarks(result)]
+    """Results of a host that was not itself, where that was to be a remark only, and of servers that forget."""
+    told = [(result, (*rows.remarks(result), *rows.forgetting(result))) for result in results]
+    return [f"{result.name}: {text}" for result, texts in told for text in texts]
 
 
 def failure(result: Result, width: int = NARROW) -> str:

@@ -55,7 +55,7 @@ class Context:
         telemetry, bottleneck, series: None where nothing was watched.
         fleet: what the replicas of a fleet did; None for one replica.
         figures: of each start, what it showed of the secondary limits; empty where none is declared.
-        prefix_hit_rate: of sessions; None where it is not known.
+        prefix_hit_rate, prefix_sent_rate: of sessions; None where they are not known.
         requests: the files with the single requests; empty where they are not kept.
     """
 
@@ -72,6 +72,7 @@ class Context:
     fleet: FleetResult | None = None
     figures: tuple[StartFigures, ...] = ()
     prefix_hit_rate: float | None = None
+    prefix_sent_rate: float | None = None
     requests: tuple[RequestsFile, ...] = ()
 
 
@@ -188,6 +189,7 @@ def _result(measurement: Measurement, context: Context, kind: ResultKind, **foun
         secondary=measurement.secondary,
         adapters=measurement.adapters,
         prefix_hit_rate=context.prefix_hit_rate,
+        prefix_sent_rate=context.prefix_sent_rate,
         requests=context.requests,
         **found,
     )

@@ -36,7 +36,7 @@ class ComparedBaseline(msgspec.Struct, frozen=True):
 
 
 class LatencyComparison(msgspec.Struct, frozen=True):
-    """One limit's percentile in both results.
+    """One latency's percentile in both results: one that has a limit, or a usual one.
 
     Attributes:
         limit: its name, such as ``ttft_p95``.
@@ -113,7 +113,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         more_gpu_s: further server time that would decide an INCONCLUSIVE.
         confirmed: whether a second measurement confirmed a REGRESSED; None: none was made.
         reason: one sentence.
-        latencies: of the limits' percentiles; they fail no test.
+        latencies: at an equal load; they fail no test.
         paired: how base and head were measured in alternation; None where they were not.
         figures: of the limits beside the rate, on base and head; they fail no test.
     """

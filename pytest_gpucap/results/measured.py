@@ -38,7 +38,14 @@ class Outcome(StrEnum):
 
 
 class Interval(msgspec.Struct, frozen=True):
-    """An estimate with its interval. An infinite end is open; the result file has null."""
+    """An estimate with its interval. An infinite end is open; the result file has null.
+
+    Attributes:
+        value: the point estimate, in the unit of what has the interval.
+        low: its lower end, in the same unit.
+        high: its upper end, in the same unit.
+        confidence: how often such an interval holds the truth, as a share of 1.
+    """
 
     value: Figure
     low: LowEnd
@@ -47,7 +54,13 @@ class Interval(msgspec.Struct, frozen=True):
 
 
 class Latency(msgspec.Struct, frozen=True):
-    """Percentiles of one latency over one sample, in seconds, and the number of values."""
+    """Percentiles of one latency over one sample, in seconds, and the number of values.
+
+    Attributes:
+        count: values; of ITL, gaps between tokens, of which a request has many.
+        mean_s: their mean.
+        p50_s, p90_s, p95_s, p99_s: the values that 50, 90, 95 and 99% of them do not exceed.
+    """
 
     count: int
     mean_s: Figure
@@ -112,6 +125,7 @@ class Sample(msgspec.Struct, frozen=True):
         start_s, end_s: on the runner's monotonic clock; telemetry is matched by these.
         offered_rps: intended rate; None for a closed loop.
         concurrency: requests held in flight; 0 for an open loop.
+        requests: that became due in the window.
         completed_rps, output_tokens_per_s: what the server delivered.
         in_flight_mean, in_flight_end: requests in flight.
         latencies: by metric name (``ttft``, ``tpot``, ``itl``, ``e2e``; ``ttfat`` where answers reason first).
@@ -247,6 +261,7 @@ class Measurement:
     Attributes:
         requirement: its workload and SLO are what was measured. For `measure` without a budget, qps and gpus are
             positive placeholders; no verdict uses them.
+        samples: the measuring windows, in the order in which they were measured.
         sustainable_rate: requests a second that one replica keeps for good within the SLO and without a growing
             backlog; None where the evidence gives none (INVALID, or called off).
         saturated_rate: requests a second at the highest concurrency held; None where none was.
@@ -374,6 +389,9 @@ class Verdict:
     """The decision on one requirement.
 
     Attributes:
+        outcome: what was decided.
+        measurement: what it rests on.
+        design_rate_rps: the rate that one replica must sustain so that the budget holds.
         gpus_required: from the point estimate by exact arithmetic; None where there is no estimate.
         gpus_interval: GPUs from the high and the low end of the sustainable rate's interval.
         slack: sustainable rate over design rate, minus one.
@@ -411,9 +429,10 @@ class Curve:
     """Latency against rate, up to saturation.
 
     Attributes:
+        measurement: the sustainable rate, and all samples behind it.
         points: samples in rising order of rate or concurrency.
         knee_rps: the rate at which throughput over latency is greatest; None if no knee was found.
-        batching_gain: sustainable over one-at-a-time throughput.
+        batching_gain: sustainable over one-at-a-time throughput, a factor.
     """
 
     measurement: Measurement

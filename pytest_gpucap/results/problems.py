@@ -49,6 +49,8 @@ class ProblemKind(StrEnum):
     POWER_LIMIT = "power limit"
     """The device ran at a power limit below its default."""
     MEMORY_ERRORS = "memory errors"
+    XID = "xid"
+    """The driver reported an error of the device under a number."""
     LOST = "lost"
     """The device no longer answers."""
     SHARED = "shared"

@@ -211,6 +211,10 @@ class PhysicalLimit(msgspec.Struct, frozen=True):
     formula: str
 
 
+FORGETS: Final = 0.03
+"""Share of the prompt tokens: a difference of less may come from where windows begin and end."""
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """One measurement of one test.
 
@@ -219,6 +223,10 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         test: pytest's node id.
         line: of the test in its file, from 1; None where unknown.
         name: of the requirement.
+        requirement: the rate that was declared, and the budget for it.
+        workload: what requests were sent.
+        slo: the limits that they had to keep.
+        environment: what was measured on and with: GPU, driver, engine and its arguments, host, versions.
         outcome: None unless `kind` is ``check``.
         reason: one sentence on why this outcome and no other, or why there is no sustainable rate; empty for a rate
             without a verdict.
@@ -262,6 +270,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         imported: where a point of another tool comes from; None for what this plugin measured.
         prefix_hit_rate: of a workload with sessions, the prompt tokens that the server found in its prefix cache over
             all, in the windows that were judged; None for other workloads, or where it is not known.
+        prefix_sent_rate: those of them that had been sent before, in whole blocks: what a server finds that forgets
+            nothing; None where `prefix_hit_rate` is, and in early files.
         requests: the files with its single requests, one for each start of the server; empty where they were not kept.
     """
 
@@ -312,12 +322,19 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     adapters: tuple[AdapterLatencies, ...] = ()
     imported: ImportedFrom | None = None
     prefix_hit_rate: float | None = None
+    prefix_sent_rate: float | None = None
     requests: tuple[RequestsFile, ...] = ()
 
     @property
     def trusted(self) -> bool:
         """Whether the measurement can be trusted."""
         return not self.problems and self.outcome is not Outcome.INVALID
+
+    @property
+    def forgets(self) -> bool:
+        """Whether the server had clearly less in its prefix cache than its sessions had sent before."""
+        found, sent = self.prefix_hit_rate, self.prefix_sent_rate
+        return found is not None and sent is not None and sent - found >= FORGETS
 
     @property
     def left_unmeasured(self) -> bool:
@@ -345,6 +362,9 @@ class ResultFile(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         schema: identifies the file as a result file of this plugin.
+        schema_version: number of its form; a later form has a higher one.
+        plugin_version: of this plugin in the session; ``?`` where unknown.
+        python_version: that the session ran on; ``?`` where unknown.
         started: when the session began, in UTC.
         arguments: pytest's command line.
         results: in the order in which tests ended.

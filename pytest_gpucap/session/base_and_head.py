@@ -19,13 +19,13 @@ from pytest_gpucap.engines.errors import ServerError
 from pytest_gpucap.engines.protocol import Engine, EnginePair, LoadRequest, Server
 from pytest_gpucap.errors import PairInvalid
 from pytest_gpucap.gpu.lease import LeaseError
-from pytest_gpucap.history.latencies import compare_latencies
+from pytest_gpucap.history.latencies import compare_latencies, side_by_side
 from pytest_gpucap.load.protocol import LoadRunner
-from pytest_gpucap.markers import Declaration
+from pytest_gpucap.markers.declaration import Declaration
 from pytest_gpucap.measure.comparing import Paired, PairedServer, compare, describe, windows_of
 from pytest_gpucap.measure.constants import DRIFT_SD
 from pytest_gpucap.measure.settings import Settings
-from pytest_gpucap.options import Options
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.requirement import Requirement, Workload
 from pytest_gpucap.results.build import declared_slo
 from pytest_gpucap.results.comparison import (
@@ -177,7 +177,7 @@ class BaseAndHead:
         if found.equal_rate is None:
             return ()
         return compare_latencies(
-            declared_slo(requirement.slo).percentiles,
+            side_by_side(declared_slo(requirement.slo).percentiles),
             found.equal_rate.base,
             found.equal_rate.head,
             self.options.max_regression,

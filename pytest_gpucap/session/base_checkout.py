@@ -20,9 +20,10 @@ import pytest
 
 from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.foreign_text import on_one_line
-from pytest_gpucap.markers import Declaration, DeclaredServer
+from pytest_gpucap.markers.declaration import Declaration
+from pytest_gpucap.markers.server import DeclaredServer
 from pytest_gpucap.masking import refusal
-from pytest_gpucap.options import Options, all_options
+from pytest_gpucap.options.table import Options, all_options
 from pytest_gpucap.requirement import Requirement
 from pytest_gpucap.results.comparison import ComparedBaseline, Comparison, RegressionDecision
 from pytest_gpucap.session import base_collection

@@ -15,8 +15,11 @@ import msgspec
 import pytest
 
 from pytest_gpucap.errors import GpuCapError, shortened
-from pytest_gpucap.markers import declared_server, measures, place_of
-from pytest_gpucap.options import Options, parse_options
+from pytest_gpucap.markers.declaration import place_of
+from pytest_gpucap.markers.marks import measures
+from pytest_gpucap.markers.server import declared_server
+from pytest_gpucap.options.reading import parse_options
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.user_files import MIB, read_bytes
 
 FOLDER: Final = "PYTEST_GPUCAP_BASE_COLLECTION"
@@ -31,7 +34,7 @@ class BaseTest(msgspec.Struct, frozen=True):
 
     Attributes:
         place: ``file:line`` of the test.
-        engine, model, arguments: its server; see `pytest_gpucap.markers.DeclaredServer`.
+        engine, model, arguments: its server; see `pytest_gpucap.markers.server.DeclaredServer`.
         mistake: why its markers cannot be read; else empty.
     """
 

@@ -10,7 +10,7 @@ from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.history import store
 from pytest_gpucap.history.compare import compare_result, is_precise
 from pytest_gpucap.history.store import Baseline, open_baseline
-from pytest_gpucap.options import Options
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.report.comparison import regression_failure
 from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.results.comparison import RegressionDecision

@@ -24,7 +24,7 @@ import pytest
 
 from pytest_gpucap.gpu.classes import find_class
 from pytest_gpucap.gpu.inventory import NoGpu, WrongGpuClass, detect_class, devices_of_class, take_inventory
-from pytest_gpucap.options import Options
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.results.encoding import to_builtins
 from pytest_gpucap.results.result import Result, ResultKind
 from pytest_gpucap.session.placement import own_classes

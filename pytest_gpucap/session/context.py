@@ -11,7 +11,7 @@ from pytest_gpucap.engines.errors import ServerError
 from pytest_gpucap.errors import GpuCapError, NotMeasured
 from pytest_gpucap.fleet.fleet_telemetry import FleetTelemetry
 from pytest_gpucap.gpu.lease import LeaseError
-from pytest_gpucap.markers import Declaration
+from pytest_gpucap.markers.declaration import Declaration
 from pytest_gpucap.report.formatting import seconds
 from pytest_gpucap.requirement import Requirement
 from pytest_gpucap.results.build import Context, unmeasured_result

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from pytest_gpucap.foreign_text import harmless
-from pytest_gpucap.options import Options
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.planning.session_cost import SessionCost
 from pytest_gpucap.report.session_cost import cost_json, cost_lines
 from pytest_gpucap.results.whole_file import write_text

@@ -7,7 +7,7 @@ from typing import Final
 
 import pytest
 
-from pytest_gpucap.markers import place_of
+from pytest_gpucap.markers.declaration import place_of
 
 MARKER: Final = "gpucap"
 FIXTURE: Final = "gpucap"

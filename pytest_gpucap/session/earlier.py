@@ -13,8 +13,8 @@ from pytest_gpucap.history.comparable import same_requests
 from pytest_gpucap.history.compare import is_precise
 from pytest_gpucap.history.nightly import read_folder
 from pytest_gpucap.history.store import Run, oldest_first, read_run, scrubbed
-from pytest_gpucap.markers import Declaration
-from pytest_gpucap.options import Options
+from pytest_gpucap.markers.declaration import Declaration
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.results.build import declared_workload
 from pytest_gpucap.results.ending import Ending

@@ -168,8 +168,8 @@ def _elsewhere(exporters: Sequence[DcgmExporter], gpu_class: GpuClass | None) ->
 
 
 def _remarks_on_gpus(target: SystemUnderTest) -> list[str]:
-    """What weakens the evidence of exporters, if any are read."""
-    return [said for each in getattr(target.telemetry, "exporters", ()) for said in each.remarks()]
+    """What weakens the evidence of the telemetry of devices, if any are watched."""
+    return [] if target.telemetry is None else target.telemetry.remarks()
 
 
 def device_state(device: Device) -> DeviceState:

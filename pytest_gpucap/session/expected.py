@@ -16,7 +16,7 @@ import pytest
 from pytest_gpucap.errors import GpuCapError, NotMeasured
 
 if TYPE_CHECKING:  # every collection of our tests imports this file
-    from pytest_gpucap.options import Options
+    from pytest_gpucap.options.table import Options
     from pytest_gpucap.session.kept import KeptResults
 
 _LIBRARIES: Final = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))

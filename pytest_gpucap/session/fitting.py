@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pytest_gpucap.errors import NotMeasured
-from pytest_gpucap.markers import Declaration
+from pytest_gpucap.markers.declaration import Declaration
 from pytest_gpucap.planning.session_cost import Need, fits
 from pytest_gpucap.session.server_manager import ServerManager
 

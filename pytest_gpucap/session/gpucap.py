@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_gpucap.errors import GpuCapError, MeasurementInvalid, NoSustainableRate, NotMeasured, PairInvalid
-from pytest_gpucap.options import Options
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.requirement import Number, Requirement, RequirementError, duration_s, positive, whole
 from pytest_gpucap.session.boundary import one_line
 from pytest_gpucap.session.expected import not_measured, verdict_failure
 
 if TYPE_CHECKING:
     from pytest_gpucap.load.protocol import LoadRunner
-    from pytest_gpucap.markers import Declaration
+    from pytest_gpucap.markers.declaration import Declaration
     from pytest_gpucap.results.build import Context
     from pytest_gpucap.results.measured import Accuracy, Curve, Measurement, Sample, Verdict
     from pytest_gpucap.results.problems import Problem
@@ -192,7 +192,7 @@ class GpuCap:
                 hits = cache.of_samples((sample,))
             roofline = self._roofline(target)
             sample = checked_sample(sample, roofline)
-            context = replace(self._context(target, (sample,), roofline), prefix_hit_rate=hits)
+            context = hits.told(self._context(target, (sample,), roofline))
             context = self._unjudged(context, "sample")
             self._results.keep(
                 sample_result(
@@ -280,7 +280,7 @@ class GpuCap:
                 verdict = checked_verdict(verdict, roofline)
                 verdict = self._answered(verdict) if asks else verdict
                 context = self._context(target, verdict.measurement.samples, roofline)
-                context = replace(context, figures=seen, prefix_hit_rate=hits)
+                context = hits.told(replace(context, figures=seen))
             if not self._lost_some(verdict.measurement.problems):
                 context, measurement = self._scaled(context, verdict.measurement)
                 return replace(verdict, measurement=measurement), context
@@ -316,7 +316,7 @@ class GpuCap:
             yield lambda samples: (watch.figures(samples),)
 
     def _hits(self, target: SystemUnderTest, runner: LoadRunner) -> AbstractContextManager[WatchedHits]:
-        """Watch how much of its prompts the server has in its cache."""
+        """Watch how much of the prompts the server has in its cache."""
         from pytest_gpucap.session.prefix_hits import watched_hits
 
         return watched_hits(self._declared, target, runner)
@@ -358,7 +358,7 @@ class GpuCap:
                 roofline = self._roofline(target)
                 measurement = self._bounded(measurement, roofline)
                 context = self._context(target, measurement.samples, roofline)
-                context = replace(context, figures=seen, prefix_hit_rate=hits)
+                context = hits.told(replace(context, figures=seen))
             if not self._lost_some(measurement.problems):
                 context, measurement = self._scaled(context, measurement)
                 return measurement, context
@@ -400,7 +400,7 @@ class GpuCap:
                 hits = cache.of_samples(curve.measurement.samples)
             roofline = self._roofline(target)
             curve = replace(curve, measurement=self._bounded(curve.measurement, roofline))
-            context = replace(self._context(target, curve.measurement.samples, roofline), prefix_hit_rate=hits)
+            context = hits.told(self._context(target, curve.measurement.samples, roofline))
             context = self._unjudged(context, "sweep")
             return curve, sweep_result(curve, context)
 

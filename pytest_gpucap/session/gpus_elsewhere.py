@@ -10,7 +10,7 @@ from pytest_gpucap.engines.url import ExternalServer
 from pytest_gpucap.gpu.classes import GpuClass
 from pytest_gpucap.gpu.device import Device
 from pytest_gpucap.gpu.inventory import class_of
-from pytest_gpucap.options import Options
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.session.placement import own_classes, pages_beside
 
 if TYPE_CHECKING:

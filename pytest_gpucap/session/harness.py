@@ -14,10 +14,10 @@ from pytest_gpucap.errors import MeasurementInvalid, shortened, told
 from pytest_gpucap.gpu.lease import LeaseError
 from pytest_gpucap.load.protocol import LoadError, LoadRunner
 from pytest_gpucap.load.trace import longest_request
-from pytest_gpucap.markers import Declaration
+from pytest_gpucap.markers.declaration import Declaration
 from pytest_gpucap.measure import constants
 from pytest_gpucap.measure.settings import Settings
-from pytest_gpucap.options import Options
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.requirement import Requirement, RequirementError, Workload, too_long
 from pytest_gpucap.session.live_line import LiveLine, glance
 from pytest_gpucap.session.placement import Placement

@@ -10,7 +10,7 @@ from typing import Final
 
 from pytest_gpucap.foreign_text import on_one_line
 from pytest_gpucap.load.request_rows import request_rows
-from pytest_gpucap.markers import Declaration
+from pytest_gpucap.markers.declaration import Declaration
 from pytest_gpucap.report.formatting import shown
 from pytest_gpucap.results.measured import Sample
 from pytest_gpucap.results.requests import MOST_ROWS, SUFFIX, RequestsFile, write_requests

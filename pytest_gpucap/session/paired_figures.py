@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from pytest_gpucap.decisions.paired_figures import compared_figures
 from pytest_gpucap.decisions.secondary import tokens_per_request
-from pytest_gpucap.markers import Declaration
-from pytest_gpucap.options import Options
+from pytest_gpucap.markers.declaration import Declaration
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.results.telemetry import TelemetrySummary
 from pytest_gpucap.session.secondary import SecondaryWatch, Summary, counted, summary_of
 from pytest_gpucap.session.server_manager import SystemUnderTest

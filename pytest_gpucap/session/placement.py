@@ -12,8 +12,9 @@ import pytest
 
 from pytest_gpucap.engines.protocol import Engine, ServerRequest
 from pytest_gpucap.gpu.classes import GpuClass, find_class, read_classes
-from pytest_gpucap.markers import VLLM, Declaration, engine_type
-from pytest_gpucap.options import Options
+from pytest_gpucap.markers.declaration import VLLM, Declaration
+from pytest_gpucap.markers.server import engine_type
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.requirement import Workload
 from pytest_gpucap.simulated import is_simulated, profile_of, simulated_class
 from pytest_gpucap.workloads.adapter_mix import own_adapters

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import pytest
 
-from pytest_gpucap.options import Options
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.planning.prices import Prices, PricesError, read_prices
 from pytest_gpucap.session.placement import own_classes
 

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import pytest
 
 from pytest_gpucap.errors import GpuCapError
-from pytest_gpucap.markers import Declaration, declare, measures, place_of, same_declaration
-from pytest_gpucap.options import Options
+from pytest_gpucap.markers.declaration import Declaration, place_of
+from pytest_gpucap.markers.declare import declare
+from pytest_gpucap.markers.marks import measures, same_declaration
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.requirement import RequirementError, too_long
 from pytest_gpucap.secondary import SecondaryName
 from pytest_gpucap.session.boundary import fault, one_line

@@ -21,7 +21,7 @@ from pytest_gpucap.gpu import kept
 from pytest_gpucap.gpu.classes import GpuClass
 from pytest_gpucap.gpu.device import Device
 from pytest_gpucap.gpu.lease import CPU, Lease, LeaseError, machine_directory, passed_on
-from pytest_gpucap.options import Options
+from pytest_gpucap.options.table import Options
 
 if TYPE_CHECKING:
     from pytest_gpucap.engines.vllm import VllmServer

@@ -18,9 +18,9 @@ from pytest_gpucap.engines.protocol import MetricNames, Server
 from pytest_gpucap.engines.vllm import METRICS
 from pytest_gpucap.errors import MeasurementInvalid
 from pytest_gpucap.load.trace import longest_request
-from pytest_gpucap.markers import Declaration
+from pytest_gpucap.markers.declaration import Declaration
 from pytest_gpucap.measure.constants import STEADY_BLOCK_S
-from pytest_gpucap.options import Options
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.report.formatting import significant
 from pytest_gpucap.report.terminal import SIMULATED
 from pytest_gpucap.results.build import Context

@@ -6,8 +6,8 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
 from pytest_gpucap.engines.synthetic import is_synthetic
-from pytest_gpucap.markers import VLLM, Declaration
-from pytest_gpucap.options import Options
+from pytest_gpucap.markers.declaration import VLLM, Declaration
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.requirement import RequirementError
 from pytest_gpucap.secondary import SecondaryName
 from pytest_gpucap.session.placement import Placement

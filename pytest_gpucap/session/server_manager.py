@@ -20,7 +20,7 @@ from pytest_gpucap.gpu.classes import GpuClass
 from pytest_gpucap.gpu.inventory import Inventory, NoGpu, WrongGpuClass, detect_class, devices_of_class, take_inventory
 from pytest_gpucap.gpu.lease import Lease, lease, lease_cpu, lease_server
 from pytest_gpucap.gpu.occupancy import wait_memory_returned
-from pytest_gpucap.options import Options
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.session.compiling import CompileAhead
 from pytest_gpucap.session.placement import Placement, own_classes
 from pytest_gpucap.session.reuse import Reuse
@@ -41,7 +41,20 @@ MEMORY_RETURN_S = 60.0
 
 @dataclass(slots=True)
 class SystemUnderTest:
-    """What is measured, in its present state."""
+    """What is measured, in its present state.
+
+    Attributes:
+        placement: where the test is measured: its GPU class, its engine, and the server's arguments.
+        gpu_class: that it is measured on; None where that is not known.
+        inventory: the GPUs of this machine, as they were read; None where none was asked for.
+        lease: of the GPUs, or of the CPU, that the server has to itself; None without one, as of a server elsewhere.
+        server: that is measured; None before it is ready.
+        telemetry: watches the devices, the server and the host; None where nothing is watched.
+        startup_s: from the start of the server until it was ready; 0 for one that ran already, or is simulated.
+        start_phases_s: what these seconds were spent on, by phase (``imports``, ``weights``, ``compile`` ...), as far
+            as the server's log tells.
+        runner: sends the load; None before there is any.
+    """
 
     placement: Placement
     gpu_class: GpuClass | None = None

@@ -84,6 +84,8 @@ class ResponseEvents:
     def __init__(self, model: str, prompt: int, asked: int, text: str) -> None:
         self._head = {"id": f"resp_sim_{time.monotonic_ns():x}", "object": "response", "model": model}
         self._prompt, self._asked, self._text, self._number = prompt, asked, text, 0
+        self.cached = 0
+        """Tokens of the prompt that the prefix cache had."""
 
     def opening(self) -> bytes:
         """What comes before the first token."""
@@ -109,6 +111,7 @@ class ResponseEvents:
             "input_tokens": self._prompt,
             "output_tokens": self._asked,
             "total_tokens": self._prompt + self._asked,
+            "input_tokens_details": {"cached_tokens": self.cached},
         }
         return {
             **self._head,

@@ -85,14 +85,14 @@ were looked up in the prefix cache and found there, and tokens that were specula
 looked up once."""
 
 # Rows of `table`: whole numbers of each request.
-PROMPT, OUTPUT, CACHED, TARGET, DONE, FINISH_AT, PACE, SHARED, MARK, PLANNED = range(10)
-TABLE = 10
+PROMPT, OUTPUT, CACHED, TARGET, DONE, FINISH_AT, PACE, SHARED, MARK, PLANNED, FOUND = range(11)
+TABLE = 11
 """`PROMPT`, `OUTPUT`: tokens, as asked for. `CACHED`: KV tokens held. `TARGET`: tokens to prefill before it decodes;
 more than `PROMPT` after a preemption. `DONE`: tokens generated when it last began to decode. `FINISH_AT`: the decode
 step at which it completes; `NEVER` while it does not decode. `PACE`: thousandths of tokens that it makes in a step;
 `PLAIN_PACE` without speculation. `SHARED`: tokens at the start of the prompt that were sent before. `MARK`: they are in
 the cache as long as no more than so many tokens were written in all. `PLANNED`: its place in the plan of a phase with
-sessions (`turns`), counted from 1; 0: none."""
+sessions (`turns`), counted from 1; 0: none. `FOUND`: tokens that the prefix cache had when it was first admitted."""
 
 # Rows of `times`: seconds of each request.
 DUE, FIRST, LAST, END = range(4)
@@ -120,6 +120,8 @@ GAP_LOWEST_S = 1e-4
 GAP_GROWTH = 1.02
 GAP_BINS = 700
 NEVER = 2**62
+CACHED_FOR_EVER = 2**61
+"""`MARK` of what is in the cache whatever is written."""
 
 
 @compiled
@@ -210,6 +212,7 @@ def _prefill(params: Floats, whole: Ints, lists: Table, table: Table, hit: float
             whole[HEAD] += 1
             whole[PREFIX_QUERIES] += table[PROMPT, r]
             whole[PREFIX_HITS] += found
+            table[FOUND, r] = found
         lists[BATCH, whole[RUNNING]] = r
         whole[RUNNING] += 1
         whole[PREFILLING] += 1
@@ -373,7 +376,7 @@ def step(
         real, whole: the state, by the names above; it moves on.
         noise: shape (k,), standard normal draws, used from ``whole[NOISE_AT]`` on.
         lists: shape (4, m), rows in each list; see above.
-        table, times: shapes (10, n) and (4, n), a column per request; see above. Written.
+        table, times: shapes (11, n) and (4, n), a column per request; see above. Written.
         gaps: histogram of inter-token gaps, shape (`GAP_BINS`,), added to.
 
     Returns:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from pytest_gpucap.simulator import engine
+from pytest_gpucap.simulator.prefix_cache import PrefixCache, blocks_of
 from pytest_gpucap.simulator.profile import EngineModel
 
 NOISE_BLOCK = 1 << 16
@@ -84,6 +85,11 @@ class LiveEngine:
         self._began: dict[int, float] = {}
         self._made_of: dict[int, int] = {}
         """Tokens of each request so far."""
+        self._cache = PrefixCache(model.kv_tokens)
+        self._blocks: dict[int, list[int]] = {}
+        """Full blocks of the prompt of each request that the prefix cache may have or keep."""
+        self._holding: set[int] = set()
+        """Rows whose prompt is computed, so that others may find it."""
         self._cancelled: set[int] = set()
         self._ending: set[int] = set()
         """Rows that the engine has finished but the front end has not."""
@@ -121,8 +127,14 @@ class LiveEngine:
         """Requests that have lost their KV cache so far."""
         return int(self._whole[engine.PREEMPTIONS])
 
-    def submit(self, prompt_tokens: int, output_tokens: int, deliver: Deliver) -> int:
-        """Queue a request and call `deliver` for each of its tokens. Returns its row, for `cancel`.
+    def submit(self, prompt_tokens: int, output_tokens: int, deliver: Deliver, content: Sequence[Hashable] = ()) -> int:
+        """Queue a request and call `deliver` for each of its tokens. Returns its row, for `cancel` and `found`.
+
+        Args:
+            prompt_tokens: of the request.
+            output_tokens: that it gets.
+            deliver: see above.
+            content: the prompt's tokens, for a request that the prefix cache may have; empty: it has none of it.
 
         Raises:
             Refused: when too many are in flight.
@@ -135,6 +147,11 @@ class LiveEngine:
         self._finish_at[row] = engine.NEVER
         self._pace[row] = self.model.paces(self._rng, 1)[0]
         self._made_of[row] = 0
+        self._blocks[row] = blocks_of(content)
+        self._table[engine.FOUND, row] = 0
+        self._table[[engine.SHARED, engine.MARK], row] = self._cache.found(
+            self._blocks[row], prompt_tokens, int(self._whole[engine.WRITTEN])
+        )
         self._deliver[row] = deliver
         self._began[row] = time.monotonic()
         w = self._whole
@@ -149,6 +166,14 @@ class LiveEngine:
         self.totals.prompt_tokens += prompt_tokens
         self._work.set()
         return row
+
+    def found(self, row: int) -> int:
+        """Tokens of a request's prompt that the prefix cache had; ask at its last token at the latest."""
+        return int(self._table[engine.FOUND, row])
+
+    def reset_prefix_cache(self) -> None:
+        """Forget all prompts that no request holds."""
+        self._cache.reset()
 
     def cancel(self, row: int) -> None:
         """Cancel a request whose client has gone. It leaves the batch before the next step."""
@@ -238,6 +263,9 @@ class LiveEngine:
             first = not self._tokens_before.get(row, False) and self._done[row] <= 1
             made = int(self._output[row]) if row not in still else engine.tokens_at(self._table, row, at)
             found.append(_Tokens(row, self._deliver[row], made - self._made_of[row], first, row not in still))
+            if first:
+                self._cache.hold(self._blocks[row])
+                self._holding.add(row)
             self._made_of[row] = made
             if row not in still:
                 self._ending.add(row)
@@ -259,6 +287,12 @@ class LiveEngine:
         self._release(row)
 
     def _release(self, row: int) -> None:
+        blocks = self._blocks.pop(row)
+        if row in self._holding:
+            self._holding.remove(row)
+            w = self._whole
+            free = self.model.kv_tokens - int(w[engine.KV])
+            self._cache.release(blocks, int(self._prompt[row]), int(w[engine.WRITTEN]), free)
         del self._deliver[row], self._began[row], self._made_of[row]
         self._cancelled.discard(row)
         self._ending.discard(row)

@@ -36,7 +36,7 @@ AHEAD_S = 120.0
 """Tokens that the engine has made and the front end not yet shown lie at most this far ahead, in the token bins."""
 
 # The columns of a request, and the lists of requests, in the engine's order.
-_TABLE = ("prompt", "output", "cached", "target", "done", "finish_at", "pace", "shared", "mark", "planned")
+_TABLE = ("prompt", "output", "cached", "target", "done", "finish_at", "pace", "shared", "mark", "planned", "found")
 _TIMES = ("due", "first", "last", "end")
 _LISTS = ("queue", "front", "run", "shown")
 _FLAGS = ("hot", "failed", "cancelled")
@@ -299,7 +299,7 @@ class SimRunner:
         self._in_sessions = True
         # Answers to earlier phases have no next turn in this one.
         self._columns["planned"][: self._rows] = 0
-        marks = np.full(planned.session.size, turns.CACHED_FOR_EVER)
+        marks = np.full(planned.session.size, engine.CACHED_FOR_EVER)
         order = np.argsort(self._sessions[0, : self._rows], kind="stable")
         known = self._sessions[0, order]
         at = np.searchsorted(known, planned.session, side="right") - 1
@@ -308,7 +308,7 @@ class SimRunner:
         # The last row of its session. What is in flight holds its KV.
         last = order[at[carried]]
         in_flight = np.isnan(self._columns["end"][last].astype(np.float64))
-        marks[carried] = np.where(in_flight, turns.CACHED_FOR_EVER, self._columns["mark"][last])
+        marks[carried] = np.where(in_flight, engine.CACHED_FOR_EVER, self._columns["mark"][last])
         plan, times = turns.plan_of(phase, planned, self.clock.time_s, paces, marks)
         state = np.zeros(turns.STATES, np.int64)
         state[turns.FOLLOWED] = self._followed

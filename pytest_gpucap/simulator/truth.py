@@ -27,7 +27,13 @@ DISCARD_S = 300.0
 
 
 def long_run(
-    engine: EngineModel, workload: Workload, slo: Slo, rate_rps: float, runs: int, seed: int = 0
+    engine: EngineModel,
+    workload: Workload,
+    slo: Slo,
+    rate_rps: float,
+    runs: int,
+    seed: int = 0,
+    server: type[SimRunner] = SimRunner,
 ) -> Mapping[str, float]:
     """Each limit's percentile over what it allows at a rate, from `runs` runs of `RUN_S`, without warm-up.
 
@@ -38,7 +44,7 @@ def long_run(
     counts = np.zeros(0, np.int64)
     growth = []
     for run in range(runs):
-        runner = SimRunner(warm, seed * 100_003 + run)
+        runner = server(warm, seed * 100_003 + run)
         discarded = schedule.open_loop(workload, rate_rps, DISCARD_S, seed + 7, 2 * run)
         runner.run(discarded)
         before, sessions = runner.in_flight, under_way(runner.journal())
@@ -69,7 +75,9 @@ def long_run(
     return ratios
 
 
-def simulated_saturation_rps(engine: EngineModel, workload: Workload, runs: int = 4) -> float:
+def simulated_saturation_rps(
+    engine: EngineModel, workload: Workload, runs: int = 4, server: type[SimRunner] = SimRunner
+) -> float:
     """Requests per second with the engine never short of work: the bound without any latency limit.
 
     The engine's alone: with so much in flight a front end (`front_token_s`) would be far beyond its best.
@@ -77,7 +85,7 @@ def simulated_saturation_rps(engine: EngineModel, workload: Workload, runs: int 
     warm = replace(engine.settled(), front_token_s=0.0, front_request_s=0.0)
     rates = []
     for run in range(runs):
-        runner = SimRunner(warm, 31 + run)
+        runner = server(warm, 31 + run)
         target = warm.max_num_seqs + 64
         discarded = schedule.closed_loop(workload, target, DISCARD_S, 2000.0, 5, 2 * run)
         first = runner.run(discarded)
@@ -99,18 +107,19 @@ def simulated_saturation_rps(engine: EngineModel, workload: Workload, runs: int 
     return float(np.mean(rates))
 
 
-def true_rate_rps(profile: Profile, runs: int = 24, seed: int = 1) -> float:
+def true_rate_rps(profile: Profile, runs: int = 24, seed: int = 1, server: type[SimRunner] = SimRunner) -> float:
     """The highest rate at which every limit of the profile's SLO holds over long runs.
 
     The same noise and arrivals at every rate; bisection on the logarithm of the worst limit's ratio, then a straight
-    line through the last two rates that bracket it.
+    line through the last two rates that bracket it. `server` is how the engine is run, for a server that differs in
+    more than its profile can say.
     """
-    bound = simulated_saturation_rps(profile.engine, profile.workload)
+    bound = simulated_saturation_rps(profile.engine, profile.workload, server=server)
     if not profile.slo.limits:
         return bound
 
     def worst(log_rate: float, many: int) -> float:
-        ratios = long_run(profile.engine, profile.workload, profile.slo, math.exp(log_rate), many, seed)
+        ratios = long_run(profile.engine, profile.workload, profile.slo, math.exp(log_rate), many, seed, server)
         return math.log(min(FAR, max(ratios[limit.name] for limit in profile.slo.limits)))
 
     low, high = math.log(bound / 50), math.log(bound)

@@ -30,8 +30,6 @@ STATES = 4
 """`FOLLOWED`: place in the engine's list of ended requests up to which following turns were made ready. `READY_HEAD`,
 `READY_TAIL`: of `READY`. `NEXT_FIRST`: no first turn stands before it that was not sent."""
 
-CACHED_FOR_EVER = 2**61
-
 
 def plan_of(phase: LoadPhase, turns: Turns, start_s: float, paces: Ints, marks: Ints) -> tuple[Ints, Floats]:
     """The plan of a phase.
@@ -41,7 +39,7 @@ def plan_of(phase: LoadPhase, turns: Turns, start_s: float, paces: Ints, marks: 
         turns: of the phase.
         start_s: when it begins.
         paces: shape (n,), see `engine`.
-        marks: shape (n,): of what a session sent in an earlier phase; of other sessions `CACHED_FOR_EVER`.
+        marks: shape (n,): of what a session sent in an earlier phase; of other sessions `engine.CACHED_FOR_EVER`.
 
     Returns:
         Shapes (`PLAN`, n) and (`PLAN_TIMES`, n).

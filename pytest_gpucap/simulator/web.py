@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import functools
 import json
-import math
 import random
-import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
@@ -23,14 +20,11 @@ from pytest_gpucap.accuracy.questions import SHIPPED, questions_file, read_quest
 from pytest_gpucap.simulator.endpoints import POOLED, ResponseEvents, pooled_answer, pooled_tokens
 from pytest_gpucap.simulator.live import LiveEngine, Refused
 from pytest_gpucap.simulator.profile import Profile
+from pytest_gpucap.simulator.prompt_tokens import BadRequest, count_tokens, prompt_tokens, tokens_of
 
 VERSION = "SIMULATED"
 STARTED_S = time.time()
 """When this process started."""
-CHAT_OVERHEAD = 8
-"""Tokens that the simulated chat template adds to a conversation."""
-PATCH = 28
-"""Side in pixels of the part of an image that is a token."""
 TOKEN_TEXT = " a"  # noqa: S105 - no secret
 MAX_BODY = 64 * 2**20
 DEFAULT_OUTPUT = 16
@@ -40,56 +34,6 @@ _COUNTED = {
     "draft_tokens": "spec_decode_num_draft_tokens_total",
     "accepted_tokens": "spec_decode_num_accepted_tokens_total",
 }
-
-
-class BadRequest(ValueError):  # noqa: N818 - an answer, not a failure
-    """The client's request is invalid; it is answered with 400."""
-
-
-def count_tokens(text: str) -> int:
-    """Number of tokens in a text. The simulated tokenizer splits at spaces."""
-    return len(text.split())
-
-
-def prompt_tokens(body: Mapping[str, Any], *, chat: bool) -> int:
-    """Prompt tokens of a request body.
-
-    Raises:
-        BadRequest: if it holds no prompt.
-    """
-    if chat:
-        messages = body.get("messages")
-        if not isinstance(messages, list) or not messages:
-            raise BadRequest("messages must be a list that is not empty")
-        return CHAT_OVERHEAD + sum(_content_tokens(m.get("content", "")) for m in messages if isinstance(m, dict))
-    prompt = body.get("prompt")
-    if isinstance(prompt, str):
-        return max(1, count_tokens(prompt))
-    if isinstance(prompt, list) and prompt and all(isinstance(token, int) for token in prompt):
-        return len(prompt)
-    raise BadRequest("prompt must be a text or a list of token ids")
-
-
-def _content_tokens(content: Any) -> int:
-    """Tokens of a message's content; of an image one for every patch, as Qwen2-VL counts."""
-    if not isinstance(content, list):
-        return count_tokens(str(content))
-    parts = [each for each in content if isinstance(each, dict)]
-    texts = [str(each.get("text", "")) for each in parts if each.get("type") == "text"]
-    urls = [each["image_url"].get("url") for each in parts if isinstance(each.get("image_url"), dict)]
-    return sum(map(count_tokens, texts)) + sum(_image_tokens(str(url)) for url in urls)
-
-
-def _image_tokens(url: str) -> int:
-    kind, _, data = url.partition(";base64,")
-    try:
-        file = base64.b64decode(data, validate=True)
-        sides: tuple[int, int] = struct.unpack_from(">II", file, 16)
-    except (ValueError, struct.error):
-        raise BadRequest("an image must be a PNG file in a data URL") from None
-    if kind != "data:image/png" or not file.startswith(b"\x89PNG\r\n\x1a\n"):
-        raise BadRequest("an image must be a PNG file in a data URL")
-    return math.prod(math.ceil(side / PATCH) for side in sides)
 
 
 class Answers:
@@ -186,7 +130,7 @@ class ClientConnection(asyncio.Protocol):
             ("GET", "/version"): lambda _: self._json({"version": f"{VERSION} {self._profile.name}"}),
             ("GET", "/v1/models"): lambda _: self._json({"object": "list", "data": self._cards()}),
             ("GET", "/metrics"): lambda _: self._send(200, self._metrics().encode(), "text/plain; version=0.0.4"),
-            ("POST", "/reset_prefix_cache"): lambda _: self._send(200, b""),
+            ("POST", "/reset_prefix_cache"): self._reset,
             ("POST", "/tokenize"): self._tokenize,
             ("POST", "/v1/completions"): lambda body: self._generate(body, chat=False),
             ("POST", "/v1/chat/completions"): lambda body: self._generate(body, chat=True),
@@ -206,6 +150,11 @@ class ClientConnection(asyncio.Protocol):
     def _cards(self) -> list[dict[str, Any]]:
         model = self._card()
         return [model, *({**model, "id": name, "parent": self._model} for name in self._adapters)]
+
+    def _reset(self, body: dict[str, Any]) -> None:
+        del body
+        self._engine.reset_prefix_cache()
+        self._send(200, b"")
 
     def _tokenize(self, body: dict[str, Any]) -> None:
         count = prompt_tokens(body, chat="messages" in body)
@@ -237,15 +186,15 @@ class ClientConnection(asyncio.Protocol):
         """Answer a request of the responses API, streamed or not."""
         given = body.get("input")
         messages = given if isinstance(given, list) else [{"role": "user", "content": given}]
-        prompt = prompt_tokens({"messages": messages if given else []}, chat=True)
-        asked = self._asked(prompt, body.get("max_output_tokens") or DEFAULT_OUTPUT)
-        events = ResponseEvents(self._model, prompt, asked, TOKEN_TEXT)
+        content = tokens_of({"messages": messages if given else []}, chat=True)
+        asked = self._asked(len(content), body.get("max_output_tokens") or DEFAULT_OUTPUT)
+        events = ResponseEvents(self._model, len(content), asked, TOKEN_TEXT)
         streamed, begun, transport = bool(body.get("stream")), False, self._transport
 
         def deliver(final: bool) -> None:
             nonlocal begun
             if final:
-                self._row = None
+                self._row, events.cached = None, self._engine.found(row)
             if transport is None or transport.is_closing():
                 return
             if not streamed:
@@ -257,16 +206,15 @@ class ClientConnection(asyncio.Protocol):
             text += _chunk(events.token())
             transport.write(text + (_chunk(events.closing()) + b"0\r\n\r\n" if final else b""))
 
-        self._row = self._engine.submit(prompt, asked, deliver)
+        row = self._row = self._engine.submit(len(content), asked, deliver, content)
 
     def _generate(self, body: dict[str, Any], *, chat: bool) -> None:
-        prompt = prompt_tokens(body, chat=chat)
-        asked = self._asked(prompt, body.get("max_completion_tokens") or body.get("max_tokens") or DEFAULT_OUTPUT)
+        content = tokens_of(body, chat=chat)
+        asked = self._asked(len(content), body.get("max_completion_tokens") or body.get("max_tokens") or DEFAULT_OUTPUT)
         # Answers to known questions end by themselves; all others have exactly the requested tokens.
         reply = self._answers.reply(body) if chat and not body.get("stream") else None
         said = None if reply is None or count_tokens(reply) > asked else reply
         asked = asked if said is None else count_tokens(said)
-        usage = {"prompt_tokens": prompt, "total_tokens": prompt + asked, "completion_tokens": asked}
         kind = "chat.completion" if chat else "text_completion"
         head = {
             "id": f"sim-{time.monotonic_ns():x}",
@@ -276,12 +224,21 @@ class ClientConnection(asyncio.Protocol):
         }
         if body.get("stream"):
             wanted = bool((body.get("stream_options") or {}).get("include_usage"))
-            self._stream(head, prompt, asked, usage if wanted else None, chat=chat)
+            self._stream(head, content, asked, chat=chat, usage=wanted)
         else:
-            self._whole(head, usage, said, chat=chat)
+            self._whole(head, content, asked, said, chat=chat)
+
+    def _usage(self, row: int, prompt: int, answered: int) -> dict[str, Any]:
+        """What a request used, told at its last token."""
+        return {
+            "prompt_tokens": prompt,
+            "total_tokens": prompt + answered,
+            "completion_tokens": answered,
+            "prompt_tokens_details": {"cached_tokens": self._engine.found(row)},
+        }
 
     def _stream(
-        self, head: Mapping[str, Any], prompt: int, asked: int, usage: Mapping[str, int] | None, *, chat: bool
+        self, head: Mapping[str, Any], content: Sequence[Hashable], asked: int, *, chat: bool, usage: bool
     ) -> None:
         def event(choice: Mapping[str, Any] | None, extra: Mapping[str, Any] | None = None) -> bytes:
             data = {**head, "choices": [] if choice is None else [choice], **(extra or {})}
@@ -293,10 +250,7 @@ class ClientConnection(asyncio.Protocol):
 
         # Every token but the last has the same bytes, so a stream costs one write per token.
         ordinary = token(None)
-        last = token("length")
-        if usage is not None:
-            last += event(None, {"usage": usage})
-        last += _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
+        last, end = token("length"), _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
         opening = _STREAM_HEAD
         if chat:
             opening += event({"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None})
@@ -312,22 +266,26 @@ class ClientConnection(asyncio.Protocol):
                 text, sent_head = opening + text, True
             if final:
                 self._row = None
+                used = event(None, {"usage": self._usage(row, len(content), asked)}) if usage else b""
+                text += used + end
             transport.write(text)
 
-        self._row = self._engine.submit(prompt, asked, deliver)
+        row = self._row = self._engine.submit(len(content), asked, deliver, content)
 
-    def _whole(self, head: Mapping[str, Any], usage: Mapping[str, int], said: str | None, *, chat: bool) -> None:
-        prompt, asked = usage["prompt_tokens"], usage["completion_tokens"]
+    def _whole(
+        self, head: Mapping[str, Any], content: Sequence[Hashable], asked: int, said: str | None, *, chat: bool
+    ) -> None:
         text = TOKEN_TEXT * asked if said is None else said
         ending = "length" if said is None else "stop"
-        content = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+        answer = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
 
         def deliver(final: bool) -> None:
             if final:
                 self._row = None
-                self._json({**head, "choices": [{"index": 0, **content, "finish_reason": ending}], "usage": usage})
+                usage = self._usage(row, len(content), asked)
+                self._json({**head, "choices": [{"index": 0, **answer, "finish_reason": ending}], "usage": usage})
 
-        self._row = self._engine.submit(prompt, asked, deliver)
+        row = self._row = self._engine.submit(len(content), asked, deliver, content)
 
     def _metrics(self) -> str:
         engine, totals = self._engine, self._engine.totals

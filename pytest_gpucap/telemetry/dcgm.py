@@ -21,6 +21,8 @@ from pytest_gpucap.engines.pages import Page
 from pytest_gpucap.foreign_text import printable
 from pytest_gpucap.gpu.device import Device
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
+from pytest_gpucap.telemetry import dcgm_xid
+from pytest_gpucap.telemetry.dcgm_xid import XidsOfExporter, XidsShown
 from pytest_gpucap.telemetry.probes import DEVICE_FIELDS, labels_of, values_named
 
 LOOK_S: Final = 1.0
@@ -74,6 +76,8 @@ _EVENT_BITS: Final[Mapping[str, int]] = {
     "hw_power_brake": 0x80,
     "display_clocks": 0x100,
 }
+_MOST_XID: Final = 1e4
+"""Numbers of XID errors have three digits; those above are values that DCGM does not know."""
 _LONGEST_EVENTS_MS: Final = 10_000.0
 """Events are counted over a window before the page, five minutes by default: those of a longer one may be of earlier
 load."""
@@ -89,11 +93,13 @@ class Shown:
         labels: of its first line.
         figures: by the names of `_GAUGES`, in our units; NaN where it shows none.
         pods: that its lines name, as ``NAMESPACE/POD``.
+        xids: its XID errors; those of a slice stand at its GPU.
     """
 
     labels: Mapping[str, str]
     figures: dict[str, float] = field(default_factory=dict)
     pods: set[str] = field(default_factory=set)
+    xids: XidsShown = field(default_factory=XidsShown)
 
     def row(self, names: Iterable[str]) -> list[float]:
         """Its figures in that order."""
@@ -122,6 +128,7 @@ class DcgmExporter:
         self.interval_s, self.fault = nan, ""
         self._lines: list[str] = []
         self._looked_s = self._changed_s = nan
+        self._xids = XidsOfExporter()
         self._gone: dict[str, tuple[float, float]] = {}
         """Device -> when it was first and last missing."""
         self._pods: frozenset[str] = frozenset()
@@ -146,6 +153,7 @@ class DcgmExporter:
         self.devices = tuple(_device(uuid, each) for uuid, each in found.items())
         self.driver = next(filter(None, (each.labels.get("DCGM_FI_DRIVER_VERSION") for each in found.values())), None)
         self._pods = frozenset(pod for each in found.values() for pod in each.pods if self._is_ours(pod))
+        self._xids.begin(self._xids_on(shown))
         return shown
 
     def sample(self) -> dict[str, tuple[float, list[float], list[float]]]:
@@ -167,11 +175,13 @@ class DcgmExporter:
             return {}
         # After a failed look it changed at any time since the last good one.
         self._lines, time_s = lines, max((before_s + now_s) / 2, now_s - LOOK_S)
+        after_s = before_s if math.isnan(self._changed_s) else self._changed_s
         if not math.isnan(self._changed_s):
             gap_s = time_s - self._changed_s
             self.interval_s = gap_s if math.isnan(self.interval_s) else min(self.interval_s, gap_s)
         self._changed_s = time_s
         shown = read_page(text)
+        self._xids.look(self._xids_on(shown), after_s, time_s)
         found = self._matching(shown)
         for device in self.devices:
             if device.uuid not in found:
@@ -202,6 +212,8 @@ class DcgmExporter:
             if start_s <= seen_s <= end_s:
                 text = f"a neighbour was on {labels[uuid]}: the pod {pod}"
                 found.append(Problem(ProblemSource.HOST, ProblemKind.SHARED, text))
+        for uuid, label in labels.items():
+            found += self._xids.problems(uuid, label, start_s, end_s)
         return found
 
     def remarks(self) -> list[str]:
@@ -219,7 +231,21 @@ class DcgmExporter:
                 f"the DCGM exporter shows new figures of the GPUs every {self.interval_s:.0f} s, so shorter slowdowns "
                 "were not seen: let it collect every second (--collect-interval=1000)"
             )
+        if self._xids.unshown():
+            said.append(
+                f"the DCGM exporter at {self.page.url} shows no {dcgm_xid.LAST}, so XID errors of the GPUs could not "
+                "be seen: add that line to its counters"
+            )
         return said
+
+    def _xids_on(self, shown: Mapping[str, Shown]) -> dict[str, XidsShown]:
+        """What a page shows of the watched devices; of a slice its own lines, or else those of its GPU."""
+        found: dict[str, XidsShown] = {}
+        for device in self.devices:
+            places = [shown[uuid].xids for uuid in (device.uuid, device.parent_uuid) if uuid and uuid in shown]
+            if places:
+                found[device.uuid] = next((each for each in places if each.last is not None or each.counts), places[0])
+        return found
 
     def _matching(self, shown: Mapping[str, Shown]) -> dict[str, Shown]:
         wanted = {name.lower(): value for name, value in self._match}
@@ -245,6 +271,7 @@ def read_page(text: str) -> dict[str, Shown]:
                 figures = shown[_uuid_of(labels)].figures
                 if 0 <= value <= most:
                     figures.setdefault(figure, value * factor)
+    _read_xids(text, shown)
     events: dict[str, int] = {}
     for labels, count in _lines_of(text, _EVENTS, shown):
         bit = _EVENT_BITS.get(labels.get("clock_event", ""))
@@ -254,6 +281,17 @@ def read_page(text: str) -> dict[str, Shown]:
     for uuid, bits in events.items():
         shown[uuid].figures.setdefault("reasons", float(bits))
     return shown
+
+
+def _read_xids(text: str, shown: dict[str, Shown]) -> None:
+    """Add what a page shows of XID errors; the text begins with a line break."""
+    for labels, number in _lines_of(text, dcgm_xid.LAST, shown):
+        if 0 <= number <= _MOST_XID:
+            shown[_uuid_of(labels)].xids.last = int(number)
+    for name in dcgm_xid.COUNTS:
+        for labels, count in _lines_of(text, name, shown):
+            if re.fullmatch(r"[0-9]{1,4}", labels.get("xid", "")):
+                shown[_uuid_of(labels)].xids.counts[name, int(labels["xid"])] = count
 
 
 def _lines_of(text: str, name: str, shown: dict[str, Shown]) -> list[tuple[dict[str, str], float]]:

@@ -1,11 +1,12 @@
 """Samples what the GPUs, the server and its processes do during a measurement.
 
 Several threads sample, so that a server that answers late delays no other reading. One reads the devices through NVML,
-up to ten times a second. One reads the server's ``/metrics``, the CPU time of its processes, PCIe traffic and the
-neighbours, twice a second. One reads the host (`host_watch.py`), once a second. Devices of another machine are read
-from the page of a DCGM exporter (`dcgm.py`), each page by a thread of its own. Some drivers spend half a millisecond
-of CPU on every field (an H100 under driver 580: 4.3 ms for all nine), on cores that the server needs. So devices and
-host are read as often as a fixed share of one core allows.
+up to ten times a second, and takes what the driver has reported of them meanwhile (`xid_events.py`). One reads the
+server's ``/metrics``, the CPU time of its processes, PCIe traffic and the neighbours, twice a second. One reads the
+host (`host_watch.py`), once a second. Devices of another machine are read from the page of a DCGM exporter (`dcgm.py`),
+each page by a thread of its own. Some drivers spend half a millisecond of CPU on every field (an H100 under driver 580:
+4.3 ms for all nine), on cores that the server needs. So devices and host are read as often as a fixed share of one core
+allows.
 All times are `time.monotonic`, the clock of the load generator, so the windows of a measurement can be looked up.
 
 On a machine without GPUs only the server and its processes are sampled.
@@ -44,6 +45,8 @@ from pytest_gpucap.telemetry.probes import (
 )
 from pytest_gpucap.telemetry.summary import summarise
 from pytest_gpucap.telemetry.time_series import TimeSeries, thinned
+from pytest_gpucap.telemetry.xid import problems_of
+from pytest_gpucap.telemetry.xid_events import XidEvents
 
 DEVICE_PERIOD_S = 0.1
 LONGEST_PERIOD_S = 1.0
@@ -126,6 +129,14 @@ class Telemetry:
         tolerated: pids of other programs that are allowed on the devices; see `Lease.tolerated`.
         host: watches the host as well; None: nobody does.
         exporters: of devices on other machines, which they have found.
+
+    Attributes:
+        host, exporters: as given.
+        devices: the devices, those of exporters last, each with what was read of it.
+        server: what was read of the server's page of metrics.
+        processes: those of the server by pid, each with what was read of it.
+        sightings: other processes that were seen on the devices.
+        faults: what could not be sampled, and the last reason.
     """
 
     def __init__(
@@ -152,11 +163,11 @@ class Telemetry:
         self.processes: dict[int, WatchedProcess] = {}
         self.sightings: list[Sighting] = []
         self.faults: dict[str, str] = {}
-        """What could not be sampled, and the last reason."""
         self._pids: frozenset[int] = frozenset()
         self._pids_due_s = -math.inf
         self._dead: set[int] = set()
         self._probes: dict[str, DeviceProbe] = {}
+        self._xids: dict[str, XidEvents] = {}
         self._process_probes: dict[int, ProcessProbe] = {}
         tolerated = frozenset(tolerated)
         self._neighbours = {d.uuid: Neighbours(tolerated=tolerated) for d in devices}
@@ -177,9 +188,15 @@ class Telemetry:
             return
         for device in self._leased:
             try:
-                self._probes[device.uuid] = DeviceProbe(self._pynvml, device)
+                probe = self._probes[device.uuid] = DeviceProbe(self._pynvml, device)
             except Exception as error:  # noqa: BLE001 - lost, or a broken binding; the figures are missing then
                 self.faults[device.label] = str(error)
+                continue
+            events = XidEvents(self._pynvml, device, probe.board, probe.handle, self._clock())
+            self._open.callback(events.close)
+            if (earlier := self._xids.get(device.uuid)) is not None:  # sampling was stopped, and begins again
+                events.reports += earlier.reports
+            self._xids[device.uuid] = events
 
     def start(self) -> None:
         """Begin to sample, in daemon threads."""
@@ -258,9 +275,26 @@ class Telemetry:
             if probe is not None and probe.lost is not None:
                 text = f"{watched.device.label} was lost: {probe.lost}"
                 found.append(Problem(ProblemSource.GPU, ProblemKind.LOST, text))
+            events = self._xids.get(watched.device.uuid)
+            if events is not None:
+                # What came at the end of the window counts, though no turn of the sampling has come since.
+                events.look(self._clock())
+                found += problems_of(watched.device.label, events.reports.copy(), start_s, end_s)
         for exporter in self.exporters:
             found += exporter.problems(start_s, end_s)
         return found if self.host is None else [*found, *self.host.problems(start_s, end_s)]
+
+    def remarks(self) -> list[str]:
+        """What weakens the evidence of the devices' figures, a sentence each."""
+        unseen: dict[str, list[str]] = {}
+        for events in self._xids.copy().values():
+            if events.unseen:
+                unseen.setdefault(events.unseen, []).append(events.device.label)
+        said = [
+            f"XID errors of {', '.join(labels)} could not be seen: NVML gives no events ({why})"
+            for why, labels in unseen.items()
+        ]
+        return [*said, *(remark for exporter in self.exporters for remark in exporter.remarks())]
 
     def series(self, start_s: float = 0.0, end_s: float = float("inf"), points: int = 600) -> dict[str, Any]:
         """All series as plain lists, for reports: at most `points` rows each, every row a mean of readings."""
@@ -287,6 +321,7 @@ class Telemetry:
             if probe is not None:
                 now_s = self._clock()
                 watched.series.append(now_s, probe.read(now_s))
+                self._xids[watched.device.uuid].look(self._clock())
 
     def sample_server(self) -> None:
         """Read the server, its processes, the neighbours and one device's PCIe link once now; see `sample_devices`."""

@@ -119,7 +119,8 @@ def test_two_points_are_compared_without_a_decision(capsys: pytest.CaptureFixtur
     shown = capsys.readouterr().out
     assert "INCONCLUSIVE 20 req/s of chat 19.5 (?-?) 17.5 (?-?) -10.3% (? to ?)" in " ".join(shown.split())
     assert "points have no interval, so nobody can tell a change from chance" in shown
-    assert "p99 TTFT at 20 req/s 7.94 ms -> 9.94 ms, +25.2% (? to ?): INCONCLUSIVE" in shown
+    assert "at 20 req/s base head change (95% interval) decision" in " ".join(shown.split())
+    assert "p99 TTFT 7.94 ms 9.94 ms +25.2% (? to ?) INCONCLUSIVE" in " ".join(shown.split())
     assert IMPORTED in shown
     assert main(["compare", "a.json", "b.json", "--format", "markdown"]) == 0
     assert "> **IMPORTED**" in capsys.readouterr().out

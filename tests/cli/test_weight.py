@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pytest_gpucap.cli import COMMANDS, _runs
-from pytest_gpucap.options import Options
+from pytest_gpucap.options.table import Options
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 RESULT = RESULTS / "h200" / "suite.json"

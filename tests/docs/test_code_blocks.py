@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from docs.make_commands import parsers
-from pytest_gpucap.options import all_options
+from pytest_gpucap.options.table import all_options
 from tests.docs.blocks import PAGES, REPOSITORY, Block, arguments, blocks, script
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]

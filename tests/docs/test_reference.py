@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
+import textwrap
 from collections.abc import Callable
+from enum import Enum
 from importlib import import_module
 from pathlib import Path
 
@@ -11,8 +15,9 @@ import pytest
 
 import pytest_gpucap
 from docs import docstrings, make_api, make_fixtures, make_hook_reference, make_markers
-from pytest_gpucap import hookspecs, markers, plugin
+from pytest_gpucap import hookspecs, plugin
 from pytest_gpucap.cli import COMMANDS
+from pytest_gpucap.markers.keywords import KEYWORDS, USUAL_DOCUMENTS
 from pytest_gpucap.requirement import GOODPUT, Metric, RequirementError, declared_limits
 from pytest_gpucap.results.measured import Latency, Measurement, Outcome, Verdict
 from tests.docs.blocks import REPOSITORY
@@ -45,6 +50,31 @@ def test_every_public_name_has_its_section() -> None:
     assert sorted(headings) == sorted(pytest_gpucap.__all__)
 
 
+def _set_in(method: ast.AST) -> set[str]:
+    """Public attributes of ``self`` that a method sets."""
+    return {
+        node.attr
+        for node in ast.walk(method)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "self"
+        and not node.attr.startswith("_")
+    }
+
+
+@pytest.mark.parametrize("name", pytest_gpucap.__all__)
+def test_every_attribute_of_a_public_class_says_what_it_is(name: str) -> None:
+    found = getattr(pytest_gpucap, name)
+    if not inspect.isclass(found) or issubclass(found, Enum):
+        return
+    shown = {each.name: each.about for each in docstrings.attributes(found)}
+    assert [each for each, about in shown.items() if not about] == []
+    constructor = vars(found).get("__init__")
+    if inspect.isfunction(constructor) and constructor.__code__.co_filename == inspect.getsourcefile(found):
+        assert _set_in(ast.parse(textwrap.dedent(inspect.getsource(constructor)))) <= shown.keys()
+
+
 def test_a_public_name_without_a_part_of_the_page_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(make_api, "GROUPS", {"Some": ("requirement",)})
     with pytest.raises(LookupError, match=r"has no part for .*Verdict"):
@@ -54,7 +84,7 @@ def test_a_public_name_without_a_part_of_the_page_is_missed(monkeypatch: pytest.
 def test_the_keywords_are_those_that_the_marker_takes() -> None:
     shown = {name for group in make_markers.GROUPS.values() for name in group}
     limits = {name for name in shown if re.fullmatch(rf"({'|'.join(Metric)})(_p\d+)?", name)}
-    assert shown - limits - {GOODPUT} == set(markers._KEYWORDS)
+    assert shown - limits - {GOODPUT} == set(KEYWORDS)
     assert {name.partition("_")[0] for name in limits} == set(Metric)
 
 
@@ -68,17 +98,17 @@ def test_the_keywords_are_those_that_the_marker_takes() -> None:
     ],
 )
 def test_an_example_of_a_value_is_one(name: str, example: object) -> None:
-    if name in markers._KEYWORDS:
-        markers._KEYWORDS[name](example, name)
+    if name in KEYWORDS:
+        KEYWORDS[name](example, name)
         with pytest.raises(RequirementError):  # so that the reader of this keyword does read
-            markers._KEYWORDS[name](object(), name)
+            KEYWORDS[name](object(), name)
     else:
         thresholds = {"goodput": "95%", "ttft": "1s"} if name in {GOODPUT, *Metric} else {}
         assert declared_limits({**thresholds, name: example})  # type: ignore[dict-item]  # whatever a marker may hold
 
 
 def test_the_default_of_documents_is_the_documented_one() -> None:
-    assert make_markers.REQUESTS["documents"].otherwise == str(markers._USUAL_DOCUMENTS)
+    assert make_markers.REQUESTS["documents"].otherwise == str(USUAL_DOCUMENTS)
 
 
 def test_every_fixture_command_marker_and_hook_is_there() -> None:

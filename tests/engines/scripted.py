@@ -7,9 +7,10 @@ import ssl
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+from tests.serving import ThreadedServer
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def openai_like(asked: Asked) -> Told:
     return {"/v1/models": MODELS, "/v1/chat/completions": CHAT}.get(asked.path, NOT_FOUND)
 
 
-class ScriptedServer:
+class ScriptedServer(ThreadedServer):
     """Answers every request with what `respond` says; None: the connection closes without an answer."""
 
     def __init__(
@@ -53,9 +54,6 @@ class ScriptedServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_: object) -> None:
-                pass
 
             def _answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -77,19 +75,5 @@ class ScriptedServer:
 
             do_GET = do_POST = _answer  # noqa: N815 - names that the library looks for
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        if tls is not None:
-            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.005,), daemon=True)
-        self.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().__init__(Handler, tls)
+        self.url = self.root

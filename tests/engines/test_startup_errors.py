@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_gpucap.engines.startup_errors import PATTERNS, Given, diagnose, find, oom_kills
+from pytest_gpucap.engines.startup_diagnosis import diagnose, find, oom_kills
+from pytest_gpucap.engines.startup_errors import PATTERNS, Given
 from pytest_gpucap.vllm_arguments import VllmArguments
 
 LOGS = Path(__file__).with_name("logs")

@@ -7,7 +7,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from threading import Thread
 
 import pytest
@@ -20,6 +20,7 @@ from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.url import ExternalServer, attach
 from pytest_gpucap.engines.vllm import VllmServer, start_vllm
 from pytest_gpucap.masking import Secret
+from tests.serving import ThreadedServer
 from tests.waiting import FOREVER_S, refused_url
 
 
@@ -99,21 +100,14 @@ def elsewhere() -> Iterator[str]:
     """Servers of several kinds, none of them vLLM."""
 
     class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
         def do_GET(self) -> None:
             answer = ANSWERS.get(self.path, "")
             self.send_response(200 if answer else 404)
             self.end_headers()
             self.wfile.write(answer.encode())
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with ThreadedServer(Handler) as server:
+        yield server.root
 
 
 def test_which_model_where_there_are_several(elsewhere: str) -> None:

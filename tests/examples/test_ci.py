@@ -24,6 +24,7 @@ import msgspec
 import pytest
 
 import pytest_gpucap
+from pytest_gpucap.installing import source
 from pytest_gpucap.results import result_file
 from tests.examples.github import GitHub, Job, evaluate, git
 
@@ -114,6 +115,16 @@ class Service:
         text = path.read_text().replace('"ORG/MODEL"', '"synthetic:tiny"')
         path.write_text(re.sub(r"max_num_seqs=\d+", f"max_num_seqs={seqs}", text))
 
+    def clone(self, name: str, branch: str) -> Path:
+        """A checkout beside the others, as CI makes it."""
+        git(self.folder, "clone", "--quiet", f"--branch={branch}", f"file://{self.github.repository}", name)
+        return self.folder / name
+
+    def shell(self) -> dict[str, str]:
+        """The environment of a job whose system is no GitHub: the stand-ins are on its PATH."""
+        path = f"{self.github.bin}{os.pathsep}{os.environ['PATH']}"
+        return {**self.github.environment, "PATH": path, "HOME": str(self.folder)}
+
     def run(self, name: str) -> dict[str, Job]:
         return self.github.run(workflow(name))
 
@@ -171,7 +182,7 @@ def test_the_nightly_workflow_keeps_its_history_and_tells_of_a_drop(
     service.commit("filled in")
     jobs = service.run("gpu-nightly.yml")
     assert {name: job.result for name, job in jobs.items()} == {"capacity": "success", "keep": "success"}, jobs
-    assert set((service.folder / "pip").read_text().split()) == {"./pytest-gpucap[vllm,history]"}
+    assert set((service.folder / "pip").read_text().split()) == {f"{source()}[vllm,history]"}
     bare = service.github.repository
     [first] = git(bare, "ls-tree", "--name-only", "gpu-capacity-history").split()
     assert git(bare, "rev-list", "--count", "gpu-capacity-history") == "1"
@@ -302,39 +313,75 @@ def test_forks_and_pull_requests_without_the_label_are_not_measured(pull_request
 
 
 @pytest.mark.slow
-def test_gitlab_measures_a_merge_request_beside_its_base_and_buildkite_a_build(pull_request: Service) -> None:
+def test_gitlab_measures_a_merge_request_beside_its_base(pull_request: Service) -> None:
     job = yaml.safe_load((EXAMPLES / "gitlab" / "gitlab-ci.yml").read_text())["gpu-capacity"]
-    source = pull_request.folder / "gitlab"
-    git(pull_request.folder, "clone", "--quiet", "--branch=merge", f"file://{pull_request.github.repository}", "gitlab")
+    checkout = pull_request.clone("gitlab", "merge")
     environment = {
         **job["variables"],
-        **pull_request.github.environment,
-        "PATH": f"{pull_request.github.bin}{os.pathsep}{os.environ['PATH']}",
-        "HOME": str(pull_request.folder),
-        "CI_MERGE_REQUEST_DIFF_BASE_SHA": git(source, "rev-parse", "HEAD^1"),
+        **pull_request.shell(),
+        "CI_MERGE_REQUEST_DIFF_BASE_SHA": git(checkout, "rev-parse", "HEAD^1"),
     }
     # One shell runs before_script and script, another one after_script.
     for lines in ([*job["before_script"], *job["script"]], job["after_script"]):
-        _bash("\n".join(lines), source, environment)
-    [result] = result_file.read(source / ".gpucap" / "result.json").results
-    assert result.comparison is not None
-    assert result.comparison.decision == "IMPROVED"
+        _bash("\n".join(lines), checkout, environment)
+    assert _compared_with_its_base(checkout) == "IMPROVED"
     artifacts = job["artifacts"]
     for name in (*artifacts["paths"], *artifacts["reports"].values()):
-        assert (source / name).exists(), name
+        assert (checkout / name).exists(), name
 
+
+@pytest.mark.slow
+def test_buildkite_measures_a_pull_request_beside_its_base_and_annotates_the_build(pull_request: Service) -> None:
     pipeline = yaml.safe_load((EXAMPLES / "buildkite" / "pipeline.yml").read_text())
     [step] = pipeline["steps"]
-    build = pull_request.folder / "build"
-    git(pull_request.folder, "clone", "--quiet", f"file://{pull_request.github.repository}", "build")
     # The agent fills in single dollars when it uploads a pipeline, and leaves one of two.
     assert not re.search(r"(?<!\$)\$(?!\$)", step["command"].replace("$$", ""))
-    _bash(step["command"].replace("$$", "$"), build, {**environment, **pipeline["env"], "GPU_CLASS": "sim:fast"})
+    agent = pull_request.github.bin / "buildkite-agent"
+    agent.write_text('#!/bin/bash\nprintf "%s\\n" "$*" >../agent\ncat >../annotation\n')
+    agent.chmod(0o755)
+    # Buildkite builds the pull request's own branch, not its merge. It left main before main got another server, and
+    # changes none: what it is measured beside is the main of then, which leaves nothing to measure.
+    work = pull_request.work
+    left = git(work, "rev-parse", "main^1")
+    git(work, "push", "--quiet", "origin", "more:main")
+    git(work, "checkout", "--quiet", "-b", "words", left)
+    (work / "notes.md").write_text("Nothing that costs capacity.\n")
+    pull_request.commit("words", "words")
+    build = pull_request.clone("build", "words")
+    environment = {
+        **pipeline["env"],
+        **pull_request.shell(),
+        "BUILDKITE": "true",
+        "BUILDKITE_STEP_ID": "a-step",
+        "BUILDKITE_PULL_REQUEST_BASE_BRANCH": "main",
+        "TARGET_QPS": "100000",
+    }
+    # The exit code is pytest's, and all of the report is there although the budget does not hold.
+    _bash(step["command"].replace("$$", "$"), build, environment, code=1)
+    assert git(build / "base", "rev-parse", "HEAD") == left
+    assert _compared_with_its_base(build) == "NOT COMPARABLE"
     for pattern in step["artifact_paths"]:
         assert list(build.glob(pattern)), pattern
+    assert (build.parent / "agent").read_text() == "annotate --style error --context gpucap-a-step\n"
+    assert "needs" in (build.parent / "annotation").read_text()
+
+    # A build of a branch has no base; one that stops in its first line has no report.
+    shutil.rmtree(build / ".gpucap")
+    (build / "capacity.html").unlink()
+    del environment["BUILDKITE_PULL_REQUEST_BASE_BRANCH"]
+    _bash(step["command"].replace("$$", "$"), build, {**environment, "GPU_CLASS": "no-class"}, code=4)
+    assert not (build / "capacity.html").exists()
 
 
-def _bash(script: str, folder: Path, environment: dict[str, str]) -> None:
+def _compared_with_its_base(folder: Path) -> str:
+    """What the one result of a run says of head and base."""
+    [result] = result_file.read(folder / ".gpucap" / "result.json").results
+    assert result.comparison is not None
+    assert result.comparison.baseline.name == "base"
+    return str(result.comparison.decision)
+
+
+def _bash(script: str, folder: Path, environment: dict[str, str], code: int = 0) -> None:
     ran = subprocess.run(
         ["bash", "-eo", "pipefail", "-c", script],
         cwd=folder,
@@ -343,7 +390,7 @@ def _bash(script: str, folder: Path, environment: dict[str, str]) -> None:
         text=True,
         check=False,
     )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.returncode == code, ran.stdout + ran.stderr
 
 
 # What holds for every workflow, those of this project as well
@@ -370,7 +417,7 @@ def test_workflows_are_safe(path: Path) -> None:
 
 
 def test_the_lines_to_copy_are_options_that_there_are() -> None:
-    from pytest_gpucap.options import all_options
+    from pytest_gpucap.options.table import all_options
 
     given = tomllib.loads(snippet())["tool"]["pytest"]["ini_options"]
     assert set(given) <= {row.ini for row in all_options()}

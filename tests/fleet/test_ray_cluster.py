@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,12 +19,15 @@ from pytest_gpucap.engines.errors import EndpointError, ServerStartError
 from pytest_gpucap.engines.protocol import Server, ServerRequest
 from pytest_gpucap.engines.server import HttpServer
 from pytest_gpucap.engines.vllm_engine import VllmEngine
+from pytest_gpucap.fleet.fleet_telemetry import FleetTelemetry
 from pytest_gpucap.fleet.ray_cluster import RayCluster
 from pytest_gpucap.fleet.ray_library import RayUnavailable
 from pytest_gpucap.fleet.ray_placement import RayPlacementError
 from pytest_gpucap.fleet.ray_server import RayServer
 from pytest_gpucap.fleet.ray_telemetry import RayTelemetry
 from pytest_gpucap.gpu.classes import GpuClass, find_class
+from pytest_gpucap.results.problems import ProblemKind
+from pytest_gpucap.telemetry.sampler import Telemetry
 from tests.engines.server_family import TREE, Family, new_family
 from tests.fleet.ray_cluster import TestCluster, new_cluster
 from tests.gpu.fake_nvml import answers
@@ -414,6 +418,8 @@ def test_a_node_checks_what_its_gpus_are_and_watches_them(
 ) -> None:
     h200 = find_class("h200")
     with answers("h200-x4") as nvml:
+        for index in (1, 3):  # one of each replica's
+            nvml.set(index, event_types={"error": 3})
         node = ray_cluster.add(gpus=4, kind="A10G", env=nvml.environment)
         try:
             until(lambda: len(driver.nodes()) == NODES + 1)
@@ -436,6 +442,17 @@ def test_a_node_checks_what_its_gpus_are_and_watches_them(
                 assert len(series["devices"]) == 2
                 for columns in series["devices"].values():
                     assert all(0 < at_s <= watched.now() + watched.clock_bound_s for at_s in columns["time_s"])
+                # What the driver reports there, and what it cannot, is said here.
+                for index in (0, 2):
+                    nvml.set(index, xids=[{"xid": 31}])
+                (problem,) = watched.problems(0.0, watched.now())
+                assert problem.kind is ProblemKind.XID
+                assert problem.text.endswith(f" (on {first.node})")
+                (remark,) = FleetTelemetry([watched, watched], Telemetry((), tuple), lambda _: True).remarks()
+                assert re.match(
+                    r"XID errors of GPU [13] \(NVIDIA H200\) could not be seen: NVML gives no events \(", remark
+                )
+                assert remark.endswith(f" (on {first.node})")
             first.close()
             second.close()
             assert family.alive() == []

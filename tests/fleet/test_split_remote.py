@@ -22,7 +22,8 @@ from pytest_gpucap.fleet.remote_host import Host
 from pytest_gpucap.fleet.remote_messages import ORDERS, Column, Setup, StreamError, array_of, column
 from pytest_gpucap.fleet.remote_runner import ProcessRunner, RemoteRunner
 from pytest_gpucap.fleet.remote_stream import Channel, SocketStream
-from pytest_gpucap.fleet.split_runner import Part, SplitRunner, TimedHttpRunner
+from pytest_gpucap.fleet.split_runner import Part, SplitRunner
+from pytest_gpucap.fleet.timed_runner import TimedHttpRunner
 from pytest_gpucap.load.protocol import LoadError, OpenLoop, Progress, Status
 from pytest_gpucap.load.schedule import closed_loop, open_loop
 from pytest_gpucap.load.spread import Spread

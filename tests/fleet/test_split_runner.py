@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_gpucap.fleet.split_runner import COLUMNS, Part, SplitRunner, shares_of, split
+from pytest_gpucap.fleet.joined_parts import COLUMNS, joined_journal
+from pytest_gpucap.fleet.split_phase import shares_of, split
+from pytest_gpucap.fleet.split_runner import Part, SplitRunner
 from pytest_gpucap.load.protocol import ClosedLoop, OpenLoop, Progress
 from pytest_gpucap.load.schedule import closed_loop, open_loop
 from pytest_gpucap.measure.procedure import check
@@ -187,8 +189,8 @@ def test_token_bins_keep_their_sum_when_they_are_shifted(shift: float) -> None:
     first = parted._journals[1]
     assert first is not None
     object.__setattr__(first, "bins_start_s", shift)
-    bin_s, start_s, tokens = parted._token_bins()
-    assert tokens.sum() == sum(int(each.tokens.sum()) for each in parted._journals if each is not None)
-    assert start_s == min(0.0, shift)
-    assert (tokens >= 0).all()
-    assert bin_s == first.bin_s
+    joined = joined_journal(parted._carried, parted._journals, [0.0, 0.0], ())
+    assert joined.tokens.sum() == sum(int(each.tokens.sum()) for each in parted._journals if each is not None)
+    assert joined.bins_start_s == min(0.0, shift)
+    assert (joined.tokens >= 0).all()
+    assert joined.bin_s == first.bin_s

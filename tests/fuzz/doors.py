@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from pytest_gpucap import access, markers, option_values, options
+from pytest_gpucap import access
 from pytest_gpucap.__main__ import main
 from pytest_gpucap.accuracy.questions import read_questions
 from pytest_gpucap.engines.program import OWN_KEYWORDS, ProgramEngine
@@ -32,7 +32,12 @@ from pytest_gpucap.gpu.classes import read_classes
 from pytest_gpucap.history import store
 from pytest_gpucap.history.compare import compare_result
 from pytest_gpucap.load.trace import read_trace
-from pytest_gpucap.options import Options
+from pytest_gpucap.markers.declare import declare
+from pytest_gpucap.markers.keywords import KEYWORDS, LIMITING, read_keywords
+from pytest_gpucap.markers.marks import same_declaration
+from pytest_gpucap.options import values
+from pytest_gpucap.options.reading import json_file, parse_options
+from pytest_gpucap.options.table import Options, all_options
 from pytest_gpucap.other_tools.reading import read_points
 from pytest_gpucap.other_tools.results import Told, imported_file
 from pytest_gpucap.planning.prices import read_prices
@@ -147,7 +152,7 @@ def _refusal(error: BaseException) -> str:
 
 
 def _options(paths: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
-    rows = st.sampled_from(list(options.all_options()))
+    rows = st.sampled_from(list(all_options()))
     values = inputs.numbers | inputs.texts | paths | st.sampled_from(EXAMPLES)
     return st.tuples(st.lists(st.tuples(rows, values), min_size=1, max_size=3), st.booleans())
 
@@ -183,22 +188,22 @@ EXAMPLES = (
 def _parse_options(place: Place, given: Any) -> str | None:
     rows, as_ini = given
     config = place.config
-    unset = {row.ini: config.getoption(row.ini) for row in options.all_options()}
+    unset = {row.ini: config.getoption(row.ini) for row in all_options()}
     cached = dict(config._inicache)
     config.stash._storage.pop(_BASELINE, None)
     try:
         for row, value in rows:
             # On the command line everything is text. An ini file in TOML has numbers and lists too.
-            raw = value if as_ini or row.parse is option_values.flag else _text(value)
+            raw = value if as_ini or row.parse is values.flag else _text(value)
             raw = [_text(value)] if row.repeatable else raw
             if as_ini:
                 config._inicache[row.ini] = raw
             else:
                 setattr(config.option, row.ini, raw)
-        found = options.parse_options(config)
+        found = parse_options(config)
         check_names(found)
         check_files(found, config)
-        options.json_file(config)
+        json_file(config)
     except pytest.UsageError as error:
         return _refusal(error)
     finally:
@@ -221,8 +226,8 @@ def _text(value: Any) -> str:
 
 def _markers(paths: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
     values = inputs.numbers | inputs.texts | paths | inputs.json_values | st.sampled_from(EXAMPLES)
-    limits = [*markers._LIMITING, "ttft_p95", "e2e_p99_9", "itl_p50", "e2e_p99_" + "9" * 5000, "tpot_p0"]
-    ours = st.sampled_from([*markers._KEYWORDS, *limits])
+    limits = [*LIMITING, "ttft_p95", "e2e_p99_9", "itl_p50", "e2e_p99_" + "9" * 5000, "tpot_p0"]
+    ours = st.sampled_from([*KEYWORDS, *limits])
     names = st.sampled_from(
         ["max_model_len", "tp", "gpu_memory_utilization", "max_num_seqs", "speculative_config", "a.b", "a", "-q"]
     )
@@ -244,8 +249,8 @@ def _declare(place: Place, given: Any) -> str | None:
         ).mark,
     ]
     try:
-        markers.same_declaration(place.item)
-        found = markers.declare(place.item, Options())
+        same_declaration(place.item)
+        found = declare(place.item, Options())
         for each in ("max_model_len", "max_num_seqs", "gpu_memory_utilization", "gpus_per_replica"):
             getattr(found.vllm_args, each)
         found.vllm_args.flags()
@@ -372,7 +377,7 @@ def _baseline(place: Place, document: Any) -> str | None:
     for result in ours.results:
         compare_result(result, baseline, 0.05)
     place.item.own_markers[:] = []
-    declared, earlier = markers.declare(place.item, Options()), earlier_of(baseline.runs)
+    declared, earlier = declare(place.item, Options()), earlier_of(baseline.runs)
     for result in baseline.runs[0].results:
         earlier.spent(result.test, declared, "h200", simulated=result.simulated)
         compare_result(result, store.Baseline("base", (store.Run(place.base, ours),)), 0.05)
@@ -564,7 +569,7 @@ def _read(read: Callable[[Path], object], path: Path) -> str | None:
 
 def _preset(place: Place, path: Path) -> object:
     preset = find_preset("mine", path)
-    return markers._gpucap_values(preset.keywords, place.item)
+    return read_keywords(preset.keywords, place.item.path.parent)
 
 
 def _profile(path: Path) -> object:

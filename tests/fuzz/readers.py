@@ -25,7 +25,7 @@ from pytest_gpucap.engines.known_engines import engine_on
 from pytest_gpucap.engines.pages import Page
 from pytest_gpucap.engines.protocol import ServerLog
 from pytest_gpucap.engines.start_phases import start_phases
-from pytest_gpucap.engines.startup_errors import diagnose
+from pytest_gpucap.engines.startup_diagnosis import diagnose
 from pytest_gpucap.engines.url import ExternalServer, attach
 from pytest_gpucap.engines.vllm import METRICS
 from pytest_gpucap.errors import GpuCapError
@@ -39,7 +39,7 @@ from pytest_gpucap.load.prompts import PromptRecipe, RequestComposer
 from pytest_gpucap.load.protocol import LoadError, Status
 from pytest_gpucap.load.server_words import one_line, words_in
 from pytest_gpucap.load.shared_memory import PhaseTable, RunTable, anonymous_memory
-from pytest_gpucap.option_values import idle_memory, labels
+from pytest_gpucap.options.values import idle_memory, labels
 from pytest_gpucap.requirement import (
     ApiKind,
     LatencyLimit,

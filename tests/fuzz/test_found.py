@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from pytest_gpucap.engines.startup_errors import diagnose
+from pytest_gpucap.engines.startup_diagnosis import diagnose
 from pytest_gpucap.engines.vllm import _LOG_NO_EFFECT, METRICS
 from pytest_gpucap.foreign_text import harmless
 from pytest_gpucap.gpu.classes import GpuClassError, find_class

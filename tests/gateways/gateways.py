@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -19,7 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from pytest_gpucap.engines.launch import free_port
 from pytest_gpucap.fleet import router
+from pytest_gpucap.fleet.nginx import nginx_command, nginx_program
 from pytest_gpucap.installing import pip_install
 from tests.waiting import until
 
@@ -34,14 +34,6 @@ self_check.LATENESS_FLOOR_S = self_check.RATE_SHARE = self_check.CPU_LIMIT = sel
 """
 """For the conftest of an inner run: what a gateway does shows in seconds, however busy the machine is."""
 REPOSITORY = Path(__file__).parents[2]
-
-
-def free_port() -> int:
-    """A port of loopback that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager
@@ -85,25 +77,13 @@ def nginx(folder: Path, upstream: str, *, http: str = "", location: str = "", ch
         location: lines for what is passed on.
         chat: further ones for requests of the load alone.
     """
-    program = router._nginx()
+    program = nginx_program()
     if program is None:
         pytest.skip("nginx is not installed; `make nginx` installs it")
     folder.mkdir(parents=True)
     port = free_port()
-    user = f"user {getpass.getuser()};" if os.geteuid() == 0 else ""
-    temporary = " ".join(f"{each}_temp_path {folder / each};" for each in ("client_body", "proxy", "fastcgi"))
     root = upstream.removesuffix("/v1")
-    config = folder / "nginx.conf"
-    config.write_text(
-        f"""{user}
-daemon off;
-pid {folder / "nginx.pid"};
-error_log stderr warn;
-worker_processes 1;
-events {{ worker_connections 1024; }}
-http {{
-  access_log off;
-  {temporary} uwsgi_temp_path {folder / "uwsgi"}; scgi_temp_path {folder / "scgi"};
+    said = f"""
   {http}
   server {{
     listen 127.0.0.1:{port};
@@ -117,12 +97,8 @@ http {{
       {chat}
     }}
   }}
-}}
 """
-    )
-    with _running(
-        [program, "-p", str(folder), "-c", str(config)], f"http://127.0.0.1:{port}", folder / "nginx.log"
-    ) as url:
+    with _running(nginx_command(program, folder, said), f"http://127.0.0.1:{port}", folder / "nginx.log") as url:
         yield url
 
 

@@ -17,7 +17,7 @@
 #include <time.h>
 
 enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7,
-       DRIVER_NOT_LOADED = 9, FUNCTION_NOT_FOUND = 13 };
+       DRIVER_NOT_LOADED = 9, TIMEOUT = 10, FUNCTION_NOT_FOUND = 13 };
 enum { MAX_ANSWERS = 4096, MAX_GPUS = 16, MAX_SLICES = 8 };
 
 struct device { int gpu, slice; };
@@ -240,6 +240,49 @@ int nvmlDeviceGetCurrentClocksThrottleReasons(struct device *d, unsigned long lo
 }
 int nvmlDeviceGetPcieThroughput(struct device *d, unsigned counter, unsigned *out) {
     return small(d, counter ? "pcie.rx" : "pcie.tx", out);
+}
+/* "event_types" is the mask of what the GPU supports, and "xids" a list of what has come: errors with a number ("xid")
+   and, of a slice, its "gpu_instance". A set gets what comes after a device was registered with it. */
+enum { XID_CRITICAL_ERROR = 8, ANY_INSTANCE = 0xFFFFFFFFu };
+struct event_set { struct device *registered[MAX_GPUS]; unsigned next[MAX_GPUS], registrations; };
+struct event { struct device *device; unsigned long long type, data; unsigned gpu_instance, compute_instance; };
+int nvmlDeviceGetSupportedEventTypes(struct device *d, unsigned long long *out) {
+    return number(d, "event_types", out);
+}
+int nvmlDeviceGetGpuInstanceId(struct device *d, unsigned *out) {
+    return d->slice < 0 ? NOT_SUPPORTED : small(d, "gpu_instance", out);
+}
+int nvmlEventSetCreate(struct event_set **out) {
+    *out = calloc(1, sizeof **out);
+    return SUCCESS;
+}
+int nvmlEventSetFree(struct event_set *set) { free(set); return SUCCESS; }
+int nvmlDeviceRegisterEvents(struct device *d, unsigned long long types, struct event_set *set) {
+    unsigned long long supported;
+    int result = d->slice < 0 ? nvmlDeviceGetSupportedEventTypes(d, &supported) : NOT_SUPPORTED;
+    if (result) return result;
+    if (types & ~supported) return NOT_SUPPORTED;
+    unsigned *next = &set->next[set->registrations];
+    if (small(d, "xids.count", next)) *next = 0;
+    set->registered[set->registrations++] = d;
+    return SUCCESS;
+}
+int nvmlEventSetWait_v2(struct event_set *set, struct event *out, unsigned timeout_ms) {
+    char field[64];
+    if (timeout_ms) return INVALID_ARGUMENT; /* nobody waits here */
+    for (unsigned i = 0; i < set->registrations; i++) {
+        struct device *d = set->registered[i];
+        unsigned total = 0;
+        int result = small(d, "xids.count", &total);
+        if (result && result != NOT_SUPPORTED) return result;
+        if (set->next[i] >= total) continue;
+        *out = (struct event){d, XID_CRITICAL_ERROR, 0, ANY_INSTANCE, ANY_INSTANCE};
+        snprintf(field, sizeof field, "xids.%u.gpu_instance", set->next[i]);
+        small(d, field, &out->gpu_instance);
+        snprintf(field, sizeof field, "xids.%u.xid", set->next[i]++);
+        return number(d, field, &out->data);
+    }
+    return TIMEOUT;
 }
 struct process { unsigned pid; unsigned long long memory; unsigned gpu_instance, compute_instance; };
 int nvmlDeviceGetComputeRunningProcesses_v3(struct device *d, unsigned *size, struct process *out) {

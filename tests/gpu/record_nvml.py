@@ -87,6 +87,7 @@ def device(handle: Any) -> dict[str, Any]:
         if isinstance(utilization, dict)
         else {"gpu": utilization.gpu, "memory": utilization.memory},
         "clock_reasons": ask(pynvml.nvmlDeviceGetCurrentClocksEventReasons, handle),
+        "event_types": ask(pynvml.nvmlDeviceGetSupportedEventTypes, handle),
         "pcie": {
             "tx": ask(pynvml.nvmlDeviceGetPcieThroughput, handle, pynvml.NVML_PCIE_UTIL_TX_BYTES),
             "rx": ask(pynvml.nvmlDeviceGetPcieThroughput, handle, pynvml.NVML_PCIE_UTIL_RX_BYTES),
@@ -104,6 +105,7 @@ def device(handle: Any) -> dict[str, Any]:
                         "uuid": ask(pynvml.nvmlDeviceGetUUID, piece),
                         "memory": memory(piece),
                         "attributes": attributes(piece),
+                        "gpu_instance": ask(pynvml.nvmlDeviceGetGpuInstanceId, piece),
                         "processes": processes(piece),
                     }
                 )

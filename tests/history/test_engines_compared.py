@@ -11,8 +11,10 @@ import pytest
 from pytest_gpucap.history.comparable import changed, differences
 from pytest_gpucap.history.compare import compare_variants
 from pytest_gpucap.history.store import Run
+from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.environment import Environment
 from pytest_gpucap.results.result import Result
+from pytest_gpucap.results.windows import Phase, WindowId
 from tests.history.made import ENVIRONMENT, result, session, windows
 
 
@@ -63,6 +65,30 @@ def test_latencies_of_two_engines_stand_side_by_side_at_an_equal_rate(tmp_path: 
         ("e2e_p95", "70 in flight"),
         ("e2e_p50", "70 in flight"),
     }
+
+
+def test_latencies_stand_side_by_side_whatever_the_checks_concluded(tmp_path: Path) -> None:
+    """One check decided by a direct run, which fits no model and finds no rate."""
+    direct = tuple(
+        msgspec.structs.replace(each, window=WindowId(Phase.DIRECT, slice=each.window.slice, slices=3))
+        for each in windows(slower=1.5)
+        if each.kind == "open"
+    )
+    fitted = msgspec.structs.replace(by("vllm"), test="a", name="on vLLM")
+    unfitted = msgspec.structs.replace(by("sglang"), test="b", name="on SGLang", samples=direct, sustainable_rate=None)
+    run = Run(tmp_path / "result.json", session(fitted, unfitted))
+    for base, head, factor in (("on vLLM", "on SGLang", 1.5), ("on SGLang", "on vLLM", 1 / 1.5)):
+        (found,) = compare_variants((run, base), (run, head), 0.05)
+        assert found.comparison is not None
+        assert found.comparison.ratio is None
+        assert any(each.startswith("engine: ") for each in found.comparison.changed)
+        for each in found.comparison.latencies:
+            assert each.load == "16.2 req/s"
+            assert each.head_s == pytest.approx(factor * each.base_s)
+        assert {each.limit for each in found.comparison.latencies} == {"e2e_p95", "ttft_p95", "ttft_p50", "e2e_p50"}
+        if head == "on vLLM":
+            assert found.comparison.decision is RegressionDecision.NOT_COMPARABLE
+            assert found.comparison.reason == "result found no sustainable rate for this test"
 
 
 @pytest.mark.parametrize("known", ["vllm", None])

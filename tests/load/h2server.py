@@ -5,47 +5,34 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import threading
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
 
 from tests.load.tokenserver import Seen, stream
+from tests.serving import LoopServer
 
 Message = MutableMapping[str, Any]
 
 
-class H2Server:
+class H2Server(LoopServer):
     """Counts a token a character. `tls`: a folder with cert.pem and key.pem, offering HTTP/2 and nothing else."""
 
     def __init__(self, tls: Path | None = None) -> None:
+        super().__init__()
         self._tls = tls
         self.seen = Seen()
         self.versions: set[str] = set()
         """Of HTTP, that streams were asked for over."""
-        self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}/v1"
         self._fd = listener.detach()  # hypercorn's from here on
-        self._thread = threading.Thread(target=self._serve, daemon=True)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
-        self._loop.close()
-
-    def _serve(self) -> None:
+    async def _open(self) -> None:
         config = Config()
         config.bind = [f"fd://{self._fd}"]
         config.alpn_protocols = ["h2"]
@@ -53,7 +40,11 @@ class H2Server:
         if self._tls is not None:
             config.certfile, config.keyfile = str(self._tls / "cert.pem"), str(self._tls / "key.pem")
         app: Any = self._app  # hypercorn's own type names every kind of message
-        self._loop.run_until_complete(serve(app, config, shutdown_trigger=self._stop.wait))
+        self._serving = asyncio.ensure_future(serve(app, config, shutdown_trigger=self._stop.wait))
+
+    async def _close(self) -> None:
+        self._stop.set()
+        await self._serving
 
     async def _app(
         self,

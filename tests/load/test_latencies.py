@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pytest_gpucap.load.latencies import Ended, good, limited
+from pytest_gpucap.load.latencies import Ended, good, limited, with_first_tokens
 from pytest_gpucap.load.protocol import Journal, Status
 from pytest_gpucap.measure.late import late_by
 from pytest_gpucap.requirement import declared_limits
@@ -63,6 +63,17 @@ def test_the_joint_latency_is_the_largest_over_its_threshold() -> None:
 def test_a_request_on_its_threshold_is_good() -> None:
     latencies = Ended(np.array([1.0, 1.0001]), np.array([0.1, 0.1]), np.array([NAN, NAN]))
     assert good(latencies, GOODPUT.thresholds).tolist() == [True, False]
+
+
+def test_a_later_first_token_moves_all_that_follows_it() -> None:
+    latencies = Ended(
+        np.array([1.0, 2.0, math.inf, NAN]), np.array([0.1, NAN, math.inf, NAN]), np.array([1.9, 2.0, math.inf, NAN])
+    )
+    later = with_first_tokens(latencies, 1.5)
+    assert later.ttft_s == pytest.approx([1.5, 3.0, math.inf, NAN], nan_ok=True)
+    assert later.tpot_s is latencies.tpot_s
+    assert later.e2e_s == pytest.approx([2.4, 3.0, math.inf, NAN], nan_ok=True)
+    assert with_first_tokens(latencies, 0.5).e2e_s == pytest.approx([1.4, 1.0, math.inf, NAN], nan_ok=True)
 
 
 def test_requests_in_flight_are_late_once_they_cannot_be_good_and_failed_ones_always() -> None:

@@ -23,8 +23,8 @@ from pytest_gpucap.load.protocol import Journal, LoadError, Status
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.load.schedule import open_loop
 from pytest_gpucap.requirement import ImageSize, Length, Wording, Workload
+from pytest_gpucap.simulator.prompt_tokens import BadRequest, prompt_tokens
 from pytest_gpucap.simulator.serve import SimulatedServer, start_simulator
-from pytest_gpucap.simulator.web import BadRequest, prompt_tokens
 from tests.load import vision_model
 from tests.waiting import FOREVER_S
 

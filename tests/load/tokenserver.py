@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import json
 import ssl
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from aiohttp import web
+
+from tests.serving import LoopServer
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Seen:
     """Answers that wait for `release`."""
 
 
-class TokenServer:
+class TokenServer(LoopServer):
     """Serves chat and completions; `count` is the tokenizer: the tokens of a text."""
 
     def __init__(
@@ -54,6 +54,7 @@ class TokenServer:
         host: str = "127.0.0.1",
         context: int | None = None,
     ) -> None:
+        super().__init__()
         self.count, self.template, self.ids, self.context = count, template, ids, context
         self.ttft_s, self.gap_s = ttft_s, gap_s
         self._tls, self._cancel, self.per_event, self.reasoning = tls, cancel, per_event, reasoning
@@ -70,39 +71,22 @@ class TokenServer:
                 self.app.router.add_post(path, answer)
         if tokenize:
             self.app.router.add_post("/tokenize", self._tokenize)
-        self._loop = asyncio.new_event_loop()
-        self._started = threading.Event()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
         self.port = 0
 
     @property
     def url(self) -> str:
         return f"{'http' if self._tls is None else 'https'}://127.0.0.1:{self.port}/v1"
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        self._started.wait()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
+    async def _open(self) -> None:
         # With `cancel` a handler ends when its client goes away.
-        self._runner = runner = web.AppRunner(self.app, shutdown_timeout=0.1, handler_cancellation=self._cancel)
-        self._loop.run_until_complete(runner.setup())
-        site = web.TCPSite(runner, self._host, 0, ssl_context=self._tls)
-        self._loop.run_until_complete(site.start())
-        self.port = runner.addresses[0][1]
-        self._started.set()
-        self._loop.run_forever()
-        self._loop.run_until_complete(runner.cleanup())
+        self._runner = web.AppRunner(self.app, shutdown_timeout=0.1, handler_cancellation=self._cancel)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, self._host, 0, ssl_context=self._tls).start()
+        self.port = self._runner.addresses[0][1]
+
+    async def _close(self) -> None:
+        self._go.set()
+        await self._runner.cleanup()
 
     def release(self) -> None:
         """Let answers go on beyond `hold_after` events, where they wait until then."""

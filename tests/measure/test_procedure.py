@@ -10,7 +10,7 @@ import pytest
 
 from pytest_gpucap.load.protocol import LoadError
 from pytest_gpucap.measure.procedure import check, measure, sample, sweep
-from pytest_gpucap.measure.run import MeasuringRun
+from pytest_gpucap.measure.run import CalledOff, MeasuringRun
 from pytest_gpucap.measure.settings import Settings, SilentObserver
 from pytest_gpucap.requirement import LatencyLimit, Requirement, Slo
 from pytest_gpucap.results.measured import Outcome
@@ -80,6 +80,28 @@ def test_distrust_is_invalid_and_gives_no_rate() -> None:
     assert verdict.reason == "clocks throttled"
     assert verdict.measurement.sustainable_rate is None
     assert verdict.gpus_required is None
+
+
+def test_a_server_that_ends_takes_the_fault_of_its_device_along() -> None:
+    """A GPU that fails ends its server, whose end alone would not say why."""
+    fault = Problem(ProblemSource.GPU, ProblemKind.XID, "XID 79")
+    busy = Problem(ProblemSource.HOST, ProblemKind.OTHERS, "other processes")
+    asked: list[tuple[float, float]] = []
+
+    def trust(start_s: float, end_s: float) -> list[Problem]:
+        asked.append((start_s, end_s))
+        return [fault, busy]
+
+    runner = SimRunner(FAST.engine, 1)
+    begun_s = runner.clock.now()
+    ended = settings(trust=trust, ended=lambda _: "it ended")
+    run = MeasuringRun(runner, requirement(), ended, SilentObserver())
+    with pytest.raises(CalledOff):
+        run.hold(WindowId(Phase.HOLD, 1), 4, 4.0)
+    assert [each.kind for each in run.problems] == [ProblemKind.ENDED, ProblemKind.XID]
+    assert asked[0][0] >= begun_s
+    run.settle()
+    assert [each.kind for each in run.problems] == [ProblemKind.ENDED, ProblemKind.XID]
 
 
 def test_load_that_cannot_be_produced_is_invalid() -> None:

@@ -17,7 +17,7 @@ import hashlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +71,14 @@ class Connection(web.ClientConnection):
             self._error(401, "Unauthorized")
 
     def _stream(
-        self, head: Mapping[str, Any], prompt: int, asked: int, usage: Mapping[str, int] | None, *, chat: bool
+        self, head: Mapping[str, Any], content: Sequence[Hashable], asked: int, *, chat: bool, usage: bool
     ) -> None:
-        if prompt > LONGEST_PROBE:
+        if len(content) > LONGEST_PROBE:
             tell("loaded")
             if (last_words := os.environ.get("FAST_VLLM_DIES")) is not None:
                 print(last_words, flush=True)
                 os._exit(1)
-        super()._stream(head, prompt, asked, usage, chat=chat)
+        super()._stream(head, content, asked, chat=chat, usage=usage)
 
     def _routes(self) -> dict[tuple[str, str], Callable[[dict[str, Any]], None]]:
         if ROOT is None:

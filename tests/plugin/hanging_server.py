@@ -12,7 +12,7 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from functools import partialmethod
 from typing import Any
 
@@ -52,11 +52,11 @@ class Connection(web.ClientConnection):
     """Its answers to streamed requests are those of a broken server."""
 
     def _stream(
-        self, head: Mapping[str, Any], prompt: int, asked: int, usage: Mapping[str, int] | None, *, chat: bool
+        self, head: Mapping[str, Any], content: Sequence[Hashable], asked: int, *, chat: bool, usage: bool
     ) -> None:
         number = next(NUMBERS)
         if number < AFTER or (HOW == "half" and number % 2):
-            super()._stream(head, prompt, asked, usage, chat=chat)
+            super()._stream(head, content, asked, chat=chat, usage=usage)
         elif HOW == "gone":
             os._exit(1)
         elif HOW == "replaced":
@@ -64,7 +64,7 @@ class Connection(web.ClientConnection):
             os._exit(1)
         elif HOW == "middle":
             whole, self._transport = self._transport, Muted(self._transport)  # type: ignore[assignment]
-            super()._stream(head, prompt, asked, usage, chat=chat)
+            super()._stream(head, content, asked, chat=chat, usage=usage)
             self._transport = whole
 
 

@@ -13,7 +13,7 @@ from pytest_gpucap.__main__ import main
 from pytest_gpucap.engines.protocol import ServerRequest
 from pytest_gpucap.engines.vllm_engine import VllmEngine, VllmPair
 from pytest_gpucap.gpu.classes import find_class
-from pytest_gpucap.options import Options
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.comparison import Comparison, RegressionDecision
 from pytest_gpucap.results.measured import Outcome
@@ -32,6 +32,7 @@ SUITE = """
         gpucap.check()
 """
 SIMULATED = "--gpu-class=sim:fast"
+USUAL = [f"{metric}_p{percent}" for metric in ("ttft", "tpot", "itl", "e2e") for percent in (50, 95)]
 
 
 @pytest.fixture
@@ -68,11 +69,17 @@ def test_a_confirmed_regression_fails_a_test_whose_budget_holds(suite: pytest.Py
     assert found.ratio.high < 0.95
     assert found.paired is not None
     assert len(found.paired.pairs) >= 4
-    [latency] = found.latencies
-    assert (latency.limit, latency.decision) == ("e2e_p95", RegressionDecision.REGRESSED)
-    assert latency.ratio is not None
-    assert latency.ratio.low > 1
-    result.stdout.fnmatch_lines(["- p95 E2E at * req/s * -> *: REGRESSED"])
+    assert [latency.limit for latency in found.latencies] == ["e2e_p95", *(each for each in USUAL if each != "e2e_p95")]
+    [load] = {latency.load for latency in found.latencies}
+    for latency in found.latencies:
+        if latency.limit in {"e2e_p95", "e2e_p50", "tpot_p50"}:
+            assert latency.decision is RegressionDecision.REGRESSED
+            assert latency.ratio is not None
+            assert latency.ratio.low > 1
+    # In the failure, and in the summary.
+    table = [f"*at {load} * base * head * change (95% interval) * decision"]
+    table += [f"*{name} * +*% (+*% to +*%) * REGRESSED" for name in ("p95 E2E", "p50 TPOT", "p50 E2E")]
+    result.stdout.fnmatch_lines([*table, "chat: latencies of base and head, which fail no test:", *table])
     assert entry.spent_s["comparison with base"] > 60
     assert entry.spent_s["confirmation"] > 60
 
@@ -80,23 +87,27 @@ def test_a_confirmed_regression_fails_a_test_whose_budget_holds(suite: pytest.Py
 @pytest.mark.parametrize(
     ("args", "decision", "latencies"),
     [
-        ("--time-scale 1", "SAME", [["SAME"], ["INCONCLUSIVE"]]),
-        ("--time-scale=1.15", "IMPROVED", [["IMPROVED"]]),
-        ("--profile slow", "IMPROVED", [[]]),
+        ("--time-scale 1", "SAME", {"SAME", "INCONCLUSIVE"}),
+        ("--time-scale=1.15", "IMPROVED", {"IMPROVED"}),
+        ("--profile slow", "IMPROVED", set()),
         # Below the rate at which its few sequences run out, the base is as quick as the head.
-        ("--max-num-seqs 20", "IMPROVED", [["SAME"], ["INCONCLUSIVE"]]),
+        ("--max-num-seqs 20", "IMPROVED", {"SAME", "INCONCLUSIVE"}),
     ],
 )
 def test_other_decisions_let_the_test_pass(
-    suite: pytest.Pytester, args: str, decision: str, latencies: list[list[str]]
+    suite: pytest.Pytester, args: str, decision: str, latencies: set[str]
 ) -> None:
-    suite.runpytest(SIMULATED, f"--gpucap-base-args={args}").assert_outcomes(passed=1)
+    ran = suite.runpytest(SIMULATED, f"--gpucap-base-args={args}")
+    ran.assert_outcomes(passed=1)
     found = comparison(suite.path)
     assert found.decision == decision
     assert found.confirmed is None
+    decided = {latency.limit: latency.decision for latency in found.latencies}
     # A base that meets its limits at no rate worth the name has no latencies to show.
-    assert [latency.decision for latency in found.latencies] in latencies
+    assert set(decided) == (set(USUAL) if latencies else set())
+    assert {decided[limit] for limit in ("e2e_p95",) if decided} <= latencies
     assert all(latency.load.endswith(" req/s") for latency in found.latencies)
+    assert ("chat: latencies of base and head, which fail no test:" in ran.stdout.str()) == bool(latencies)
     assert found.ratio is not None
     assert found.ratio.low < found.ratio.value < found.ratio.high
 

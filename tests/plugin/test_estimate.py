@@ -314,6 +314,15 @@ def test_a_fleet_takes_the_gpus_of_all_its_replicas(pytester: pytest.Pytester) -
     assert times_of(server) == {"test_it": (68.0, "default")}
 
 
+def test_a_pytest_that_tells_nothing_of_skips_costs_the_skipped_tests(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makepyfile("import pytest\n@pytest.mark.skip\ndef test_it(gpucap): ...")
+    monkeypatch.delattr("_pytest.skipping.evaluate_skip_marks")
+    [server] = estimated(pytester, "--gpucap-model=m")["servers"]
+    assert list(times_of(server)) == ["test_it"]
+
+
 def test_nothing_is_needed_where_nothing_is_measured(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("import pytest\n@pytest.mark.skip\ndef test_it(gpucap): ...")
     run = pytester.runpytest("--gpu-class=sim:fast", "--collect-only", "--gpucap-estimate")

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from pytest_gpucap import option_values as values
-from pytest_gpucap.options import Option, Options, all_options, parse_options
+from pytest_gpucap.options import values
+from pytest_gpucap.options.reading import parse_options
+from pytest_gpucap.options.table import Option, Options, all_options
 
 PATHS = [row for row in all_options() if row.parse in values.PATHS]
 

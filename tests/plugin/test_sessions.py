@@ -9,11 +9,12 @@ import msgspec
 import pytest
 
 from pytest_gpucap.history.comparable import HIT_RATES_APART
-from pytest_gpucap.options import parse_options
+from pytest_gpucap.options.reading import parse_options
+from pytest_gpucap.report import rows
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.comparison import Comparison, RegressionDecision
 from pytest_gpucap.results.measured import Outcome
-from pytest_gpucap.results.result import Result
+from pytest_gpucap.results.result import FORGETS, Result
 from pytest_gpucap.session.baselines import Comparing
 
 SUITE = """
@@ -102,6 +103,42 @@ def test_a_window_and_a_longest_prompt_of_sessions(pytester: pytest.Pytester) ->
         assert str(found.workload.input_tokens).endswith("low=250,high=850")
         assert found.prefix_hit_rate is not None
         assert found.prefix_hit_rate > 0.3
+
+
+def test_a_server_that_forgets_is_told_with_what_it_means(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        pytestmark = pytest.mark.gpucap(input_tokens=200, output_tokens=100, sessions="turns=5 think=2s context=1500")
+
+        def test_keeps(gpucap):
+            gpucap.sample(rate=5, duration="60s")
+
+        @pytest.mark.vllm(num_gpu_blocks_override=150)
+        def test_forgets(gpucap):
+            gpucap.sample(rate=5, duration="60s")
+        """
+    )
+    run = pytester.runpytest("--gpu-class=sim:fast", "--gpucap-markdown=r.md", "--gpucap-html=r.html")
+    run.assert_outcomes(passed=2)
+    keeps, forgets = results(pytester)
+    for found in (keeps, forgets):
+        assert found.prefix_hit_rate is not None
+        assert found.prefix_sent_rate is not None
+        assert 0.4 < found.prefix_sent_rate < 0.8
+    assert keeps.prefix_hit_rate == pytest.approx(keeps.prefix_sent_rate, abs=FORGETS / 2)
+    assert not keeps.forgets
+    assert forgets.forgets
+    assert forgets.prefix_hit_rate < forgets.prefix_sent_rate - 0.1  # type: ignore[operator]
+    (said,) = rows.forgetting(forgets)
+    assert said.startswith(
+        f"the server found {forgets.prefix_hit_rate:.1%} of the prompt tokens in its prefix cache, and "
+    )
+    assert rows.forgetting(keeps) == []
+    assert f"test_forgets: {said}" in " ".join(run.stdout.str().split())
+    for report in ("r.md", "r.html"):
+        assert said in pytester.path.joinpath(report).read_text()
 
 
 @pytest.mark.parametrize(

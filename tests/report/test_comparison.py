@@ -11,7 +11,7 @@ from pytest_gpucap.history.compare import compare_result
 from pytest_gpucap.history.store import Baseline, Run
 from pytest_gpucap.report.comparison import comparison_markdown, comparison_summary, regression_failure
 from pytest_gpucap.report.headline import comparison_headline
-from pytest_gpucap.results.comparison import RegressionDecision
+from pytest_gpucap.results.comparison import PairedComparison, RegressionDecision
 from pytest_gpucap.results.result import Result
 from tests.history.made import named, result, session, windows
 
@@ -38,7 +38,8 @@ def test_a_failure_leads_with_it_and_names_what_it_rests_on() -> None:
     assert text.splitlines()[0] == comparison_headline(REGRESSED)
     for part in (
         "a second measurement from a fresh start confirms it",
-        "- p95 E2E at 16.2 req/s 2.5 s -> 3.5 s, +40.0%",
+        "at 16.2 req/s    base    head    change (95% interval)",
+        "p95 E2E          2.5 s   3.5 s   +40.0% (",
         "server: vLLM 0.26.0 -> vLLM 0.27.0",
         "256 tokens in, 512 out",
         "design rate 1",
@@ -66,6 +67,27 @@ def test_a_latency_that_rose_is_said_even_where_the_rate_is_the_same() -> None:
     text = " ".join(" ".join(comparison_summary([slower])).split())
     assert "chat: p95 TTFT at 16.2 req/s 50 ms -> 70 ms, +40.0%" in text
     assert "REGRESSED, which fails no test" in text
+
+
+def test_latencies_of_base_and_head_stand_side_by_side_in_a_summary() -> None:
+    slower = compared(result(25.0), result(25.0, samples=windows(1.01)))
+    assert slower.comparison is not None
+    first, *others = slower.comparison.latencies
+    found = msgspec.structs.replace(
+        slower.comparison,
+        paired=PairedComparison(70, None, 1.0, ()),
+        latencies=(first, *others, msgspec.structs.replace(first, limit="ttft_p50", load="70 in flight")),
+    )
+    assert RegressionDecision.REGRESSED not in {each.decision for each in found.latencies}
+    lines = comparison_summary([msgspec.structs.replace(slower, comparison=found)])
+    at = lines.index("chat: latencies of base and head, which fail no test:")
+    shown = [" ".join(line.split()) for line in lines[at + 1 :]]
+    assert shown[0] == "at 16.2 req/s base head change (95% interval) decision"
+    assert shown[1].startswith("p95 E2E 2.5 s 2.52 s +1.0% (")
+    assert shown[2].startswith("p95 TTFT 50 ms 50.5 ms +1.0% (")
+    assert shown[3] == shown[0].replace("16.2 req/s", "70 in flight")
+    assert shown[4].startswith("p50 TTFT 2.5 s 2.52 s +1.0% (")
+    assert max(map(len, lines)) <= 80
 
 
 @pytest.mark.parametrize("name", ["\x1b[31mred", "a\nFAIL: b", "<b>"])

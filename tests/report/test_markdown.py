@@ -55,6 +55,24 @@ def test_a_comparison_shows_base_and_head() -> None:
     )
     assert "- latency: p95 TTFT at 50 req/s 410 ms -&#62; 480 ms, +17.0% (+10.0% to +25.0%): REGRESSED" in page
     assert "vLLM 0.25.0" in page
+    # Folded away, all that were compared.
+    _, _, details = page.partition("<details>")
+    assert "Latencies of base and head at an equal load. They fail no test." in details
+    row = next(line for line in details.splitlines() if line.startswith("| p95 TTFT at 50 req/s "))
+    assert [cell.strip() for cell in row.split("|")[2:-1]] == [
+        *("410 ms", "480 ms", "+17.0% (+10.0% to +25.0%)", "REGRESSED"),
+    ]
+
+
+def test_a_latency_without_a_limit_that_did_not_get_worse_is_no_reason() -> None:
+    result = made.compared(made.check())
+    assert result.comparison is not None
+    (latency,) = result.comparison.latencies
+    same = replace(latency, limit="itl_p50", decision=RegressionDecision.SAME)
+    found = replace(result.comparison, latencies=(latency, same))
+    page = pull_request_page(made.session(replace(result, comparison=found)))
+    assert page.count("p95 TTFT at 50 req/s") == 2
+    assert page.count("p50 ITL at 50 req/s") == 1
 
 
 def test_a_base_that_cannot_be_compared_is_said() -> None:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from pytest_gpucap.report.exported import LABELS, METRICS, figures
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.measured import Outcome
 from tests.results import made
+from tests.serving import ThreadedServer
 
 OTEL = pytest.importorskip("opentelemetry.exporter.otlp.proto.http.metric_exporter")
 
@@ -35,12 +36,8 @@ class Receiver:
     status: int = 200
     answer: bytes = b""
     silent: threading.Event | None = None
-    port: int = 0
+    url: str = ""
     got: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
 
 
 @contextmanager
@@ -59,21 +56,13 @@ def receiving(receiver: Receiver) -> Iterator[Receiver]:
 
         do_PUT = do_POST  # noqa: N815 - its name there
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    receiver.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield receiver
-    finally:
-        if receiver.silent is not None:
-            receiver.silent.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with ThreadedServer(Handler) as server:
+        receiver.url = server.root
+        try:
+            yield receiver
+        finally:
+            if receiver.silent is not None:
+                receiver.silent.set()
 
 
 @pytest.fixture(autouse=True)
@@ -206,7 +195,7 @@ def test_a_wrong_url_is_one_line(capsys: pytest.CaptureFixture[str], option: str
         assert "write http://HOST:PORT" in refused(capsys, option, url)
     for url in ("http://me:pass-word@host", "http://host?token=abcdefgh1234"):
         line = refused(capsys, option, url)
-        assert "does not belong into the URL" in line
+        assert "leave it out, since the URL is shown" in line
         assert "pass-word" not in line
         assert "abcdefgh1234" not in line
 

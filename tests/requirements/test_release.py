@@ -8,6 +8,7 @@ import runpy
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -145,11 +146,33 @@ def test_documents_say_how_the_package_is_installed_as_one_setting_says() -> Non
 
 
 def test_the_setting_switches_every_command_and_back() -> None:
+    """Whichever it is now: the tests hold for the commit of the first release too."""
     pages = [page.read_text() for page in installing.pages()]
-    published = [installing.written(text, published=True) for text in pages]
+    unpublished = [installing.written(text, published=False) for text in pages]
+    published = [installing.written(text, published=True) for text in unpublished]
     assert not [text for text in published if re.search(r"(?<!\.)\./pytest-gpucap", text)]
     assert sum('pip install "pytest-gpucap[' in text for text in published) >= 5
-    assert [installing.written(text, published=False) for text in published] == pages
+    assert [installing.written(text, published=False) for text in published] == unpublished
+    assert pages == (published if installing.PUBLISHED else unpublished)
+
+
+def test_the_setting_is_that_of_the_checkout_not_of_what_is_installed(tmp_path: Path) -> None:
+    for name in ("docs/make_installing.py", "docs/installing.md", "docs/tutorial.md", "pytest_gpucap/installing.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text((REPOSITORY / name).read_text())
+    setting = tmp_path / "pytest_gpucap" / "installing.py"
+    now, other = ("True", "False") if installing.PUBLISHED else ("False", "True")
+    setting.write_text(setting.read_text().replace(f"PUBLISHED: Final = {now}", f"PUBLISHED: Final = {other}"))
+    subprocess.run([sys.executable, str(tmp_path / "docs" / "make_installing.py")], cwd=tmp_path, check=True)
+    for page in ("installing.md", "tutorial.md"):
+        text = (REPOSITORY / "docs" / page).read_text()
+        assert (tmp_path / "docs" / page).read_text() == installing.written(text, published=other == "True") != text
+
+
+def test_every_extra_is_explained_where_it_is_installed() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    table = (REPOSITORY / "docs" / "installing.md").read_text().partition("| extra |")[2]
+    assert set(re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE)) == set(project["optional-dependencies"])
 
 
 def test_nothing_names_the_index_where_the_package_is_not_on_it() -> None:

@@ -117,7 +117,9 @@ def compared(result: Result, decision: RegressionDecision = RegressionDecision.R
             LatencyComparison(
                 "ttft_p95", "50 req/s", 0.41, 0.48, Interval(1.17, 1.1, 1.25), RegressionDecision.REGRESSED
             ),
-        ),
+        )
+        if comparable
+        else (),
     )
     return msgspec.structs.replace(result, comparison=comparison)
 

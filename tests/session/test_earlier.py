@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from pytest_gpucap.history.store import Run
-from pytest_gpucap.markers import Declaration, Place
+from pytest_gpucap.markers.declaration import Declaration, Place
 from pytest_gpucap.requirement import ApiKind, Length, OwnPrompts, Workload
 from pytest_gpucap.results.build import declared_workload
 from pytest_gpucap.session.earlier import earlier_of

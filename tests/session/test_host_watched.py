@@ -6,7 +6,7 @@ import pytest
 
 from pytest_gpucap.engines.protocol import Capabilities
 from pytest_gpucap.engines.server import HttpServer
-from pytest_gpucap.options import Options
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.session.server_manager import ServerManager
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_gpucap.engines.kv_cache import told_kv_tokens
-from pytest_gpucap.markers import Declaration, Place
-from pytest_gpucap.options import Options
+from pytest_gpucap.engines.kv_cache import told_block_tokens, told_kv_tokens
+from pytest_gpucap.markers.declaration import Declaration, Place
+from pytest_gpucap.options.table import Options
 from pytest_gpucap.requirement import Slo, Workload
 from pytest_gpucap.results.measured import Sample
 from pytest_gpucap.results.telemetry import ServerSummary, TelemetrySummary
@@ -143,6 +143,7 @@ def test_a_server_that_lacks_the_metric_is_refused_before_any_load(
 
 def test_the_kv_cache_of_a_server_is_read_from_its_page(behind_url: SimulatedServer) -> None:
     assert told_kv_tokens(behind_url) == behind_url.profile.engine.kv_tokens // 16 * 16
+    assert told_block_tokens(behind_url) == 16
 
 
 def window(phase: Phase, start_s: float, end_s: float) -> Sample:

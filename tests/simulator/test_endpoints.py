@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pytest_gpucap.simulator.endpoints import POOLED, VECTOR, pooled_answer, pooled_tokens
-from pytest_gpucap.simulator.web import count_tokens
+from pytest_gpucap.simulator.prompt_tokens import count_tokens
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import selectors
 import signal
 import subprocess
 import sys
 import urllib.request
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +25,7 @@ from pytest_gpucap.simulator.live import LiveEngine
 from pytest_gpucap.simulator.runner import SimRunner
 from pytest_gpucap.simulator.serve import start_simulator
 from pytest_gpucap.simulator.web import Answers, ClientConnection
+from tests.simulator.no_waits import without_waits
 from tests.waiting import FOREVER_S, until
 
 
@@ -127,16 +126,6 @@ output_tokens = 60
 """
 
 
-class SkippedWaits(selectors.SelectSelector):
-    """Has an event loop's timers pass in no time; `now_s` is its clock."""
-
-    now_s = 0.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        self.now_s += timeout or 0.0
-        return super().select(0)
-
-
 class Client(asyncio.Transport):
     """One client of the server's protocol, without a socket: asks again as soon as it has been answered."""
 
@@ -161,14 +150,10 @@ class Client(asyncio.Transport):
 
 def rate_over_http(profile: profiles.Profile, concurrency: int, monkeypatch: pytest.MonkeyPatch) -> float:
     """Tokens a second that the HTTP server streams to so many clients, on the clock of an event loop without waits."""
-    selector = SkippedWaits()
-    loop = asyncio.SelectorEventLoop(selector)
-    monkeypatch.setattr(loop, "time", lambda: selector.now_s)
-    monkeypatch.setattr("pytest_gpucap.simulator.live.time", SimpleNamespace(monotonic=lambda: selector.now_s))
 
     async def streamed() -> float:
         engine, answers = LiveEngine(profile.engine), Answers(1.0, 0)
-        serving = loop.create_task(engine.serve())
+        serving = asyncio.create_task(engine.serve())
         workload = profile.workload
         prompt, output = int(workload.input_tokens.mean), int(workload.output_tokens.mean)
         body = json.dumps({"prompt": "a " * prompt, "max_tokens": output, "stream": True}).encode()
@@ -181,10 +166,7 @@ def rate_over_http(profile: profiles.Profile, concurrency: int, monkeypatch: pyt
         serving.cancel()
         return (sum(client.tokens for client in clients) - before) / 3.0
 
-    try:
-        return loop.run_until_complete(streamed())
-    finally:
-        loop.close()
+    return without_waits(streamed, monkeypatch)
 
 
 def test_a_front_end_chokes_over_http_as_in_virtual_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,11 @@ class Step:
         return ""
 
     @property
+    def needs_vllm(self) -> bool:
+        """Whether it needs the CPU build of vLLM."""
+        return not self.file and any(re.search(rule["command"], self.text) for rule in RULES["needs_vllm"])
+
+    @property
     def exits(self) -> set[int]:
         """The exit codes that the page leads one to expect."""
         for rule in RULES["exits"]:

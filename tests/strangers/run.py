@@ -1,12 +1,12 @@
 """Every command of the README and the docs, run as a stranger would: ``make strangers``.
 
-    python tests/strangers/run.py [--wheel dist/*.whl] [--vllm .venv-vllm] [--page docs/reports.md] [--list]
+    python tests/strangers/run.py [--wheel dist/*.whl] [--vllm .venv-vllm | --no-vllm] [--page docs/reports.md] [--list]
 
 Each page gets an empty folder, an empty home with empty caches, a PATH of little more than the system's own, and an
 environment that has the wheel, what it needs, and nothing else. Its commands run one after the other in one shell, so a
 `cd` holds for the next. What it takes for granted, such as a result file, comes from `rules.toml`, which also says what
 is left out and why. A checkout is a copy of the files that git knows. It may use a CPU build of vLLM that is there
-already, instead of fetching it anew.
+already, instead of fetching it anew. `--no-vllm` leaves out what needs one.
 
 Prints each command with its time, the output of those that failed, and what was left out. Exits with 1 if one failed.
 """
@@ -87,9 +87,8 @@ class Place:
             "GIT_COMMITTER_NAME": "A stranger", "GIT_COMMITTER_EMAIL": "stranger@example.org",
         }  # fmt: skip
 
-    def run(self, page: str) -> list[Ran]:
-        """Run the steps of one page."""
-        wanted = [step for step in steps(page) if not step.left_out]
+    def run(self, page: str, wanted: Sequence[Step]) -> list[Ran]:
+        """Run steps of one page, in their order."""
         if not any(not step.file for step in wanted):
             return []
         own = self.folder / page.replace("/", "-").removesuffix(".md")
@@ -170,12 +169,17 @@ def _first_line(step: Step) -> str:
     return f"{first}{' ...' if more else ''}"
 
 
-def _list_left_out(names: Sequence[str]) -> None:
+def _why_not(step: Step, given: argparse.Namespace) -> str:
+    """Why a step is left out of this run; empty if it is run."""
+    return step.left_out or ("--no-vllm: it needs vLLM" if given.no_vllm and step.needs_vllm else "")
+
+
+def _list_left_out(names: Sequence[str], given: argparse.Namespace) -> None:
     by_reason = defaultdict(list)
     for page in names:
         for step in steps(page):
-            if step.left_out:
-                by_reason[step.left_out].append(f"  {page}:{step.line}: {_first_line(step)}")
+            if why := _why_not(step, given):
+                by_reason[why].append(f"  {page}:{step.line}: {_first_line(step)}")
     for reason, those in by_reason.items():
         print(f"\nleft out: {reason}", *those, sep="\n")
 
@@ -184,7 +188,9 @@ def main() -> int:
     """Run and print; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wheel", type=Path, help="default: the one in dist")
-    parser.add_argument("--vllm", type=Path, help="an environment with the CPU build of vLLM")
+    vllm = parser.add_mutually_exclusive_group()
+    vllm.add_argument("--vllm", type=Path, help="an environment with the CPU build of vLLM")
+    vllm.add_argument("--no-vllm", action="store_true", help="leave out what needs vLLM")
     parser.add_argument("--page", action="append", help="this page alone; repeatable")
     parser.add_argument("--list", action="store_true", help="say what would be run, and run nothing")
     given = parser.parse_args()
@@ -192,22 +198,23 @@ def main() -> int:
     if given.list:
         for page in names:
             for step in steps(page):
-                if not step.left_out and not step.file:
+                if not step.file and not _why_not(step, given):
                     print(f"{page}:{step.line}: {_first_line(step)}")
-        _list_left_out(names)
+        _list_left_out(names, given)
         return 0
     (wheel,) = [given.wheel] if given.wheel else (ROOT / "dist").glob("*.whl")
     failed: list[Ran] = []
     with tempfile.TemporaryDirectory(prefix="gpucap-strangers-") as name:
         place = Place(Path(name), wheel.resolve(), given.vllm)
         for page in names:
-            for each in place.run(page):
+            wanted = [step for step in steps(page) if not _why_not(step, given)]
+            for each in place.run(page, wanted):
                 if not each.step.file or each.failed:
                     word = "FAILED" if each.failed else "ok"
                     told = f"{page}:{each.step.line}: {_first_line(each.step)}"
                     print(f"{word:6} {each.seconds:7.1f} s  {told}", flush=True)
                 failed += [each] if each.failed else []
-    _list_left_out(names)
+    _list_left_out(names, given)
     for each in failed:
         print(f"\n{each.step.page}:{each.step.line}: {_first_line(each.step)}: exit {each.code}, not {each.step.exits}")
         print(*each.output.splitlines()[-TOLD_LINES:], sep="\n")

@@ -33,6 +33,24 @@ def test_every_rule_leaves_something_out(rule: dict[str, str]) -> None:
     assert any(step.left_out == rule["reason"] for step in ALL)
 
 
+@pytest.mark.parametrize("rule", RULES["needs_vllm"], ids=lambda rule: rule["command"])
+def test_every_command_that_needs_vllm_is_run_where_there_is_one(rule: dict[str, str]) -> None:
+    found = [step for step in ALL if not step.file and re.search(rule["command"], step.text)]
+    assert found
+    assert all(step.needs_vllm for step in found)
+    assert not any(step.left_out for step in found)
+
+
+def test_the_tutorial_is_run_as_far_as_it_needs_no_gpu() -> None:
+    own = [step for step in ALL if step.page == "docs/tutorial.md"]
+    assert {step.file for step in own if step.file} == {
+        *("capacity/test_chat.py", "capacity/test_laptop.py", ".github/workflows/capacity.yml"),
+    }
+    runs = [step for step in own if step.text.startswith("pytest ")]
+    assert [step.needs_vllm for step in runs if not step.left_out] == [False, False, True]
+    assert all("a10g" in step.text for step in runs if step.left_out)
+
+
 def test_what_is_granted_is_there_and_its_page_has_commands() -> None:
     for page, files in RULES["granted"].items():
         assert page in pages()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
+
+from tests.serving import ThreadedServer
 
 PAGES = Path(__file__).parent / "dcgm"
 
 
-class Exporter:
+class Exporter(ThreadedServer):
     """Serves one page."""
 
     def __init__(self, name: str = "h100-pods") -> None:
@@ -26,9 +26,6 @@ class Exporter:
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_: object) -> None:
-                pass
-
             def do_GET(self) -> None:
                 outer.seen.append({name.lower(): value for name, value in self.headers.items()})
                 if outer.collects:
@@ -41,23 +38,11 @@ class Exporter:
                 with contextlib.suppress(ConnectionError):  # a page that is too long is not read to its end
                     self.wfile.write(body)
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        super().__init__(Handler)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}/metrics"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        return f"{self.root}/metrics"
 
     def collect(self, pod: str = "vllm-0", **fields: Any) -> None:
         """Collect again: these fields of a pod's GPU have these values, named without ``DCGM_FI_DEV_``."""

@@ -248,3 +248,53 @@ def test_the_class_is_that_of_the_devices(exporter: Exporter) -> None:
         checked_class(devices, find_class("a10g"), ())
     with Exporter("t4-early") as other, pytest.raises(EndpointError, match="several classes"):
         checked_class([*devices, *Watch(other, ()).dcgm.devices], None, ())
+
+
+def test_an_xid_error_is_a_problem_when_its_number_is_new(exporter: Exporter) -> None:
+    exporter.collect(XID_ERRORS=13)  # of an earlier time
+    watch = Watch(exporter)
+    window = busy(exporter, watch, 3)
+    assert watch.telemetry.problems(*window) == []
+    window = busy(exporter, watch, 3, XID_ERRORS=lambda second: 79 if second else 13)
+    (problem,) = watch.telemetry.problems(*window)
+    assert problem.kind is ProblemKind.XID
+    assert problem.text.startswith(
+        "the driver reported an error of GPU 0 (NVIDIA H100 80GB HBM3): XID 79, GPU has fallen off the bus (an error of"
+    )
+    # It stays on the page, and is no new one.
+    busy(exporter, watch, 120, XID_ERRORS=lambda _: 79)
+    assert watch.telemetry.problems(watch.now_s - 10, watch.now_s) == []
+    window = busy(exporter, watch, 2, XID_ERRORS=lambda _: 2**31 - 16)  # what DCGM does not know
+    assert watch.telemetry.problems(*window) == []
+
+
+@pytest.mark.parametrize("name", ["DCGM_EXP_XID_ERRORS_COUNT", "DCGM_EXP_XID_ERRORS_TOTAL"])
+def test_an_xid_error_that_comes_again_is_seen_in_counts(exporter: Exporter, name: str) -> None:
+    labels = (
+        next(line for line in exporter.page.splitlines() if 'pod="vllm-0"' in line).partition("{")[2].partition("}")[0]
+    )
+    exporter.collect(XID_ERRORS=31)
+    counted = f'{name}{{{labels},xid="31"}} '
+    exporter.page += f'{counted}1\n{name}{{{labels},xid="x"}} 9\n'
+    watch = Watch(exporter)
+    assert watch.telemetry.problems(*busy(exporter, watch, 2)) == []
+    exporter.page = exporter.page.replace(f"{counted}1", f"{counted}2")
+    (problem,) = watch.telemetry.problems(*busy(exporter, watch, 2))
+    assert "XID 31, GPU memory page fault" in problem.text
+
+
+def test_an_xid_error_of_a_slice_stands_at_its_gpu() -> None:
+    with Exporter("a100-mig") as exporter:
+        watch = Watch(exporter, (("pod", "vllm-mig"), ("namespace", "prod")))
+        (device,) = watch.dcgm.devices
+        assert watch.dcgm.remarks()[-1].endswith(
+            "shows no DCGM_FI_DEV_XID_ERRORS, so XID errors of the GPUs could not be seen: add that line to its "
+            "counters"
+        )
+        for number in (0, 95):
+            exporter.page += f'DCGM_FI_DEV_XID_ERRORS{{gpu="0",UUID="{device.parent_uuid}"}} {number}\n'
+            watch.look()
+        found = {each.kind: each for each in watch.telemetry.problems(100.0, watch.now_s)}
+        problem = found[ProblemKind.XID]
+        assert "MIG 3g.20gb): XID 95, uncontained ECC error" in problem.text
+        assert not any("XID" in remark for remark in watch.dcgm.remarks())

@@ -21,14 +21,20 @@ from pytest_gpucap import (
     Metrics,
     Outcome,
     RequirementError,
+    Result,
+    ResultFile,
     Sample,
     SecondaryResult,
     Server,
     ServerStartError,
     SystemUnderTest,
+    Trend,
     Verdict,
+    html_report,
+    read_result_file,
+    read_trends,
 )
-from pytest_gpucap.options import Options
+from pytest_gpucap.options.table import Options
 
 
 def a_test_of_the_budget(gpucap: GpuCap) -> None:
@@ -60,6 +66,16 @@ def a_test_of_devices(gpu: SystemUnderTest) -> None:
     assert_type(gpu.lease, Lease | None)
     if gpu.lease is not None:
         assert_type(gpu.lease.devices, tuple[Device, ...])
+
+
+def a_script() -> None:
+    content = read_result_file("result.json")
+    assert_type(content, ResultFile)
+    assert_type(content.results, tuple[Result, ...])
+    trends, skipped = read_trends("results")
+    assert_type(trends, list[Trend])
+    assert_type(skipped, list[str])
+    assert_type(html_report(content, trends), str)
 
 
 def errors(gpucap: GpuCap) -> GpuCapError:

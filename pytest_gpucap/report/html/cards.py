@@ -118,7 +118,7 @@ class WindowsTable:
 
 @dataclass(frozen=True, slots=True)
 class ComparedTable:
-    """Base and head side by side; a row each for the rate and for every limit's latency at an equal rate.
+    """Base and head side by side; a row each for the rate and for the latencies at an equal load.
 
     Attributes:
         base: the name of what the result is compared with.
@@ -320,6 +320,7 @@ def _notes(result: Result) -> list[Note]:
         lines = tuple(f"{name}: {value}" for name, value in beside)
         kept = all(each.outcome is Outcome.PASS for each in result.secondary)
         notes.append(Note("Limits beside the rate", lines, "plain" if kept else "bad"))
+    notes += [Note("Prefix cache", (text,), "warn") for text in rows.forgetting(result)]
     if watched := rows.host(result):
         remarks = rows.remarks(result)
         notes.append(Note("Host", tuple(value for _, value in watched), "warn" if remarks else "plain"))
@@ -334,9 +335,9 @@ def _adapters(result: Result) -> list[Note]:
 
 
 def _compared(result: Result) -> ComparedTable | None:
-    """None where nothing was compared, or nothing can be."""
+    """None where nothing was compared, or nothing can be. Without a rate of the base latencies may be."""
     found = result.comparison
-    if found is None or found.base_rate is None:
+    if found is None or (found.base_rate is None and not found.latencies):
         return None
     head = interval(found.head_rate or result.sustainable_rate) or EMPTY_CELL
     rate_row = ("Sustainable rate, req/s per replica", interval(found.base_rate), head, rows.change(found))
@@ -344,16 +345,7 @@ def _compared(result: Result) -> ComparedTable | None:
         found.baseline.name,
         (
             (*rate_row, found.decision.value),
-            *(
-                (
-                    f"{limit_name(each.limit)} at {each.load}",
-                    seconds(each.base_s),
-                    seconds(each.head_s),
-                    rows.change(each),
-                    each.decision.value,
-                )
-                for each in found.latencies
-            ),
+            *((f"{limit_name(each.limit)} at {each.load}", *rows.latency_cells(each)) for each in found.latencies),
             *(
                 (METRICS[each.name].title, *_both(each), rows.change(each), each.noise or each.reason)
                 for each in found.figures

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from pytest_gpucap.engines.vllm_engine import VllmEngine
 from pytest_gpucap.errors import told
+from pytest_gpucap.markers.declaration import VLLM
 from pytest_gpucap.requirement import BASE_MODEL, RequirementError, Workload
 from pytest_gpucap.vllm_arguments import VllmArguments
-
-VLLM: Final = VllmEngine.name
 
 
 def with_adapters(

@@ -5,40 +5,31 @@ The command-line parser, the ini keys, the attributes of the session's settings 
 
 Every option is also an ini key, and the key is the option's name: ``gpucap_`` and the flag without ``--`` and
 ``gpucap-``, with underscores. ``--gpucap-max-time`` is ``gpucap_max_time``, and ``--gpu-class`` is
-``gpucap_gpu_class``. The most specific source wins: marker, command line, ini, default (``markers.py`` lays the markers
+``gpucap_gpu_class``. The most specific source wins: marker, command line, ini, default (``markers/`` lays the markers
 over these values). No option has a command-line default other than None, or its ini key would have no effect.
 """
 
 from __future__ import annotations
 
-import os
-import shlex
 from collections.abc import Callable, Iterator
-from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Self, TypeVar, overload
 
 import pytest
 
 from pytest_gpucap import extensions
-from pytest_gpucap import option_values as values
-from pytest_gpucap.errors import told
-from pytest_gpucap.foreign_text import on_one_line
-from pytest_gpucap.simulated import is_simulated
-from pytest_gpucap.user_files import exists, real_path, shown_path
+from pytest_gpucap.options import values
 
 if TYPE_CHECKING:
     from fractions import Fraction
 
     from pytest_gpucap.access import HeaderSource
 
-UNSET: Final = None
+
 _MEASURE: Final[str | Fraction | Path] = "measure"
 _NO_HEADERS: Final[tuple[HeaderSource, ...]] = ()
 _NO_URLS: Final[tuple[str, ...]] = ()
 _NO_LABELS: Final[tuple[tuple[str, str], ...]] = ()
-
 T = TypeVar("T")
 
 
@@ -47,7 +38,7 @@ class Option(Generic[T]):
 
     Args:
         flag: on the command line.
-        parse: from the value as given to the value of the attribute; see `pytest_gpucap.option_values`.
+        parse: from the value as given to the value of the attribute; see `pytest_gpucap.options.values`.
         about: what it does, for the help and the documentation.
         metavar: stands for the value in the help.
         default: the attribute's value if the option is not given; None: nothing is set.
@@ -493,263 +484,3 @@ class Options:
 def all_options() -> Iterator[Option[Any]]:
     """Every option, in the order of the documentation."""
     return (row for row in vars(Options).values() if isinstance(row, Option))
-
-
-def add_options(parser: pytest.Parser) -> None:
-    """Register every option and its ini key."""
-    group = parser.getgroup("gpucap", "GPU capacity")
-    number: Any = str | int | float if _takes_union() else "string"
-    for row in all_options():
-        about = f"{row.about} ({row.otherwise})" if row.otherwise else row.about
-        if row.parse is values.flag:
-            group.addoption(row.flag, dest=row.ini, action="store_true", default=UNSET, help=about)
-            parser.addini(row.ini, f"see {row.flag}", type="bool", default=UNSET)
-            continue
-        group.addoption(
-            row.flag,
-            dest=row.ini,
-            metavar=row.metavar,
-            choices=row.choices or None,
-            default=UNSET,
-            action="append" if row.repeatable else "store",
-            help=about.replace("%", "%%"),
-            # A value that begins with dashes would be an error: see `join_words`.
-            **({"nargs": "?", "const": values.NOTHING} if row.parse is values.server_arguments else {}),
-        )
-        kind: Any = number if row.parse in values.NUMBERS else "linelist" if row.repeatable else "string"
-        parser.addini(row.ini, f"see {row.flag}", type=kind, default=UNSET)
-
-
-def _takes_union() -> bool:
-    # Before pytest 9.2 an ini key has one type. So numbers in native TOML are refused, with a line that asks for
-    # quotes.
-    return tuple(int(part) for part in pytest.__version__.split(".")[:2]) >= (9, 2)
-
-
-def join_words(words: list[str]) -> None:
-    """Join an option that takes server arguments to its value, where that begins with dashes, in place.
-
-    ``--gpucap-base-args --no-enable-prefix-caching`` are two options for argparse, and one with ``=`` between them.
-    """
-    flags = {row.flag for row in all_options()}
-    takers = {row.flag for row in all_options() if row.parse is values.server_arguments}
-    for place in range(len(words) - 1, 0, -1):
-        before, word = words[place - 1], words[place]
-        if before in takers and word.startswith("-") and word.partition("=")[0] not in flags:
-            words[place - 1 : place + 1] = [f"{before}={word}"]
-
-
-def check_root(config: pytest.Config) -> None:
-    """Refuse a root folder that pytest has from the value of an option of ours.
-
-    pytest looks for its root folder and ini file before it knows the options of plugins. Then the ``PATH`` of
-    ``--option PATH`` is a test path for it, but that of ``--option=PATH`` is none.
-
-    Raises:
-        pytest.UsageError: one line that names the option and the fix.
-    """
-    if config.getoption("rootdir") or config.getoption("inifilename"):
-        return
-    here = config.invocation_params.dir
-    words = [*shlex.split(os.environ.get("PYTEST_ADDOPTS", "")), *map(str, config.invocation_params.args)]
-    flags = {row.flag for row in all_options() if row.parse is not values.flag}
-    for flag, value in pairwise(words):
-        path = _absolute(here / value)
-        if flag in flags and exists(path) and config.rootpath in (path, *path.parents) and not _is_own_root(config):
-            raise pytest.UsageError(
-                f"{flag}: pytest took its value for a test path, so that its root folder is {config.rootpath}: "
-                f"write {flag}={value}"
-            )
-
-
-def _is_own_root(config: pytest.Config) -> bool:
-    """Whether pytest would have the same root folder from the folder where it was started and the tests named."""
-    here = config.invocation_params.dir
-    words = [str(word).partition("::")[0] for word in config.getoption("file_or_dir") or []]
-    named = [_absolute(here / word) for word in words]
-    starts = [path if path.is_dir() else path.parent for path in named if path.exists()] or [here]
-    common = Path(os.path.commonpath(starts))
-    if config.inipath is None:
-        # Without an ini file it is the folder of a setup.py, or holds the tests and the folder of the start.
-        common = Path(os.path.commonpath([here, common]))
-        return config.rootpath == common or (config.rootpath / "setup.py").is_file()
-    if config.rootpath not in (common, *common.parents):
-        return config.rootpath in {folder for start in starts for folder in (start, *start.parents)}
-    below = [folder for folder in (common, *common.parents) if config.rootpath in folder.parents]
-    return not any(_configures_pytest(folder) for folder in below)
-
-
-def _absolute(path: Path) -> Path:
-    return Path(os.path.abspath(path))  # noqa: PTH100 - links stay, as for pytest
-
-
-def _configures_pytest(folder: Path) -> bool:
-    for name in ("pytest.toml", ".pytest.toml", "pytest.ini", ".pytest.ini"):
-        if (folder / name).is_file():
-            return True
-    marks = {"pyproject.toml": "[tool.pytest", "tox.ini": "[pytest]", "setup.cfg": "[tool:pytest]"}
-    return any(
-        (folder / name).is_file() and mark in (folder / name).read_text(encoding="utf-8", errors="replace")
-        for name, mark in marks.items()
-    )
-
-
-def parse_options(config: pytest.Config) -> Options:
-    """The session's options.
-
-    Raises:
-        pytest.UsageError: one line that names the option or ini key, its value and what it takes.
-    """
-    given: dict[str, Any] = {}
-    for row in all_options():
-        raw, place, folder = _raw(config, row)
-        if not _is_given(raw):
-            if isinstance(row.default, Path):
-                given[row.name] = config.rootpath / row.default
-            continue
-        try:
-            if (laid_over := values.PATHS.get(row.parse)) is not None:
-                raw = laid_over(raw, folder)
-            given[row.name] = row.parse(raw, row.ini.removeprefix("gpucap_").replace("_", " "), config)
-        except ValueError as error:
-            raise pytest.UsageError(on_one_line(f"{place}: {error}")) from None
-        if row.choices and given[row.name] not in row.choices:
-            raise pytest.UsageError(f"{place}: must be one of {', '.join(row.choices)}, not {told(raw)}")
-    if "url" in given:
-        _check_url(given)
-    else:
-        _check_no_url(config)
-    if mistake := _twice(given, config):
-        raise pytest.UsageError(mistake)
-    return Options(**given, extensions=extensions.read_extensions(config))
-
-
-def _check_url(given: dict[str, Any]) -> None:
-    """Check what goes with a server that already runs.
-
-    Raises:
-        pytest.UsageError: one line on what does not.
-    """
-    if is_simulated(given.get("gpu_class")):
-        raise pytest.UsageError("--gpucap-url and --gpu-class=sim:PROFILE exclude each other: give one of the two")
-    if given.get("launcher") == "ray":
-        raise pytest.UsageError("--gpucap-url and --gpucap-launcher=ray exclude each other: give one of the two")
-    if given.get("dcgm_match") and not given.get("dcgm_url"):
-        raise pytest.UsageError("--gpucap-dcgm-match: names no exporter: give its page with --gpucap-dcgm-url")
-    if given.get("metrics_header") and not (given.get("dcgm_url") or given.get("metrics_url")):
-        raise pytest.UsageError("--gpucap-metrics-header: is for --gpucap-metrics-url or --gpucap-dcgm-url: give one")
-    if given.get("repeat", 1) > 1:
-        raise pytest.UsageError(
-            f"--gpucap-repeat={given['repeat']}: a server behind --gpucap-url cannot be started afresh: give "
-            "--gpucap-repeat=1, and run the suite again after each start of your own"
-        )
-    _check_access(given)
-
-
-def _check_no_url(config: pytest.Config) -> None:
-    """Refuse options on the command line that need a server that already runs. An ini file may serve other runs too.
-
-    Raises:
-        pytest.UsageError: one line on the first of them.
-    """
-    for row in (Options.metrics_url, Options.dcgm_url, Options.dcgm_match, Options.metrics_header):
-        if _is_given(config.getoption(row.ini)):
-            raise pytest.UsageError(
-                f"{row.flag}: is about a server of --gpucap-url, and none is given: servers that the plugin starts, "
-                "and their GPUs, are watched without it"
-            )
-
-
-def _check_access(given: dict[str, Any]) -> None:
-    """Check the key, the headers and the CA file that requests to the URL need, before anything starts.
-
-    An ini file that all runs share may name them, so runs without a URL do not ask for them.
-
-    Raises:
-        pytest.UsageError: one line on what cannot be used.
-    """
-    from pytest_gpucap import access
-
-    key = given.get("api_key_env")
-    usual_key = Options.api_key_env.default
-    steps: dict[str, Callable[[], object]] = {
-        row.flag: partial(access.read_headers, given.get(row.name, ()))
-        for row in (Options.header, Options.metrics_header)
-    }
-    if key is not None:
-        steps["--gpucap-api-key-env"] = lambda: access.read_secret(key)
-    elif os.environ.get(usual_key):
-        steps["--gpucap-url"] = lambda: access.read_secret(usual_key)
-    if "ca_file" in given:
-        steps["--gpucap-ca-file"] = lambda: access.tls_context(str(given["ca_file"]))
-    for place, read in steps.items():
-        try:
-            read()
-        except ValueError as error:
-            raise pytest.UsageError(f"{place}: {error}") from None
-    if key is not None and any(name.lower() == access.AUTHORIZATION.lower() for name, _ in given.get("header", ())):
-        raise pytest.UsageError(
-            "--gpucap-api-key-env and the header Authorization exclude each other: give one of them"
-        )
-
-
-def _twice(given: dict[str, Any], config: pytest.Config) -> str:
-    """One line on a file that two reports would write, or that a report would replace; empty if there is none."""
-    inputs = _inputs(config)
-    seen: dict[str, str] = {}
-    for row in (Options.json, Options.markdown, Options.html, Options.estimate_json):
-        path = given.get(row.name)
-        if path is None:
-            continue
-        if (name := inputs.get(real_path(path))) is not None:
-            return f"{row.flag}: {shown_path(path)} is the file of {name}, and would be replaced: name another one"
-        if (other := seen.setdefault(real_path(path), row.flag)) != row.flag:
-            return f"{other} and {row.flag} name the same file, {shown_path(path)}: give each its own"
-    return ""
-
-
-def _inputs(config: pytest.Config) -> dict[str, str]:
-    """The files that the session reads, without links, and what names each; however wrong the options are."""
-    found = {} if config.inipath is None else {real_path(config.inipath): "the ini file"}
-    for row in (Options.gpu_file, Options.workload_file, Options.ca_file, Options.prices, Options.compare):
-        try:
-            raw, _, folder = _raw(config, row)
-            if _is_given(raw):
-                found[real_path(config.rootpath / values.PATHS[row.parse](raw, folder))] = row.flag
-        except (ValueError, pytest.UsageError):
-            continue
-    return found
-
-
-def json_file(config: pytest.Config) -> Path | None:
-    """The file of ``--gpucap-json``, however wrong the other options are; None if none is named or it cannot be."""
-    raw, _, folder = _raw(config, Options.json)
-    if not _is_given(raw):
-        return None
-    try:
-        file = values.output_file(values.PATHS[values.output_file](raw, folder), Options.json.flag, config)
-    except ValueError:
-        return None
-    return None if real_path(file) in _inputs(config) else file
-
-
-def _is_given(raw: Any) -> bool:
-    """Whether an option has a value: an empty one is none, so that a command line can take back an ini file's."""
-    return raw is not UNSET and raw not in ("", [])
-
-
-def _raw(config: pytest.Config, row: Option[Any]) -> tuple[Any, str, Path]:
-    """The text or value as given, where it was given, and the folder that its relative paths start from.
-
-    The command line comes before the ini file.
-    """
-    value = config.getoption(row.ini)
-    started_in = config.invocation_params.dir
-    if value is not UNSET:
-        return value, row.flag, started_in
-    place = f"{config.inipath.name if config.inipath else 'ini'}: {row.ini}"
-    folder = config.inipath.parent if config.inipath else started_in
-    try:
-        return config.getini(row.ini), place, folder
-    except (TypeError, ValueError):
-        raise pytest.UsageError(f'{place}: write the value in quotes, such as {row.ini} = "10"') from None
