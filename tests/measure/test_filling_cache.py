@@ -25,7 +25,7 @@ def ramped(share: float, warm_s: float, *, counted: bool = True) -> tuple[Measur
     engine = replace(LONG.engine, prefix_share=share, prefix_warm_s=warm_s)
     runner = SimRunner(engine, 1)
     target: Any = None  # a simulated server tells by its runner
-    hits = WatchedHits(summary_of(target, runner, ExitStack(), counters=False), told=False)
+    hits = WatchedHits(summary_of(target, runner, ExitStack(), counters=False), runner, None)
     settings = Settings(seed=1, hit_rate=hits.between if counted else None)
     requirement = Requirement("fills", Fraction(8), 1, Fraction(1), 1, LONG.workload, LONG.slo)
     run = MeasuringRun(runner, requirement, settings, SilentObserver())
