@@ -17,6 +17,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.requirement import Requirement
 from pytest_gpucap.simulator import profile as profiles
 from pytest_gpucap.simulator.runner import SimRunner
+from pytest_gpucap.telemetry.time_series import counter_growth
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -84,10 +86,24 @@ def settings(name: str, seed: int) -> Settings:
     return Settings(MAX_TIME_S, seed, engine.max_num_seqs, engine.kv_tokens, engine.max_num_batched_tokens)
 
 
+def hits_of(runner: SimRunner) -> Callable[[float, float], float | None]:
+    """The hit rate of a simulated server's prefix cache, from the counters that a real one has."""
+
+    def hit_rate(start_s: float, end_s: float) -> float | None:
+        readings = runner.readings()
+        asked, found = (
+            counter_growth(readings["time_s"], readings[name], start_s, end_s)
+            for name in ("prefix_queries", "prefix_hits")
+        )
+        return found[0] / asked[0] if asked and found and asked[0] > 0 else None
+
+    return hit_rate
+
+
 def one_check(name: str, ratio: float, rep: int) -> Row:
     """One verdict of ours."""
     runner = SimRunner(profile_of(name).engine, FRESH + 10_000 + rep)
-    verdict = check(runner, requirement(name, ratio), settings(name, FRESH + rep))
+    verdict = check(runner, requirement(name, ratio), replace(settings(name, FRESH + rep), hit_rate=hits_of(runner)))
     spent = sum(verdict.measurement.spent_s.values())
     rate = verdict.measurement.sustainable_rate
     nan = math.nan
@@ -103,7 +119,9 @@ def one_measure(name: str, ratio: float, rep: int) -> Row:
 def measured(engine: profiles.EngineModel, name: str, ratio: float, rep: int, seed: int = FRESH) -> Row:
     """One estimate of ours, of an engine that may be another than the profile's."""
     runner = SimRunner(engine, seed + 20_000 + rep)
-    measurement = measure(runner, requirement(name, ratio), settings(name, seed + rep))
+    measurement = measure(
+        runner, requirement(name, ratio), replace(settings(name, seed + rep), hit_rate=hits_of(runner))
+    )
     rate = measurement.sustainable_rate
     nan = math.nan
     figures = (rate.value, rate.low, rate.high) if rate else (nan, nan, nan)

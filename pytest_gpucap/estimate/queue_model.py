@@ -173,11 +173,6 @@ class ServerModel:
         """Whether the pace changes from second to second."""
         return len(self.path) > 1
 
-    def stopping(self, factor: float) -> ServerModel:
-        """The same with stops so many times as often, for `MOST_STOPPED` of the time at most."""
-        most = max(1.0, MOST_STOPPED / max(self.stall_share, 1e-9))
-        return replace(self, stall_per_s=self.stall_per_s * min(factor, most))
-
     @property
     def stops(self) -> bool:
         """Whether the engine stands still for so long that its start in a steady state would matter."""

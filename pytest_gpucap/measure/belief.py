@@ -59,6 +59,16 @@ class Belief:
             )
         )
 
+    def widened(self, errors: tuple[tuple[float, float], ...]) -> Belief:
+        """The same where the error is not known: with each of these chances, a further standard error."""
+        return Belief(
+            tuple(
+                replace(p, weight=p.weight * chance, error=math.hypot(p.error, error))
+                for p in self.parts
+                for chance, error in errors
+            )
+        )
+
     def widest(self) -> Belief:
         """The parts with the largest error: what is believed of a server that is built otherwise than the model."""
         error = max(p.error for p in self.parts)

@@ -29,6 +29,11 @@ BELOW_PEAK_SHARE = 0.8
 nearest hold, and a server just beyond it needs long to recover."""
 NO_PEAK_SHARE = 0.02
 """If the hold below the peak has less throughput than the hold beyond it, by this share, then the peak was noise."""
+PEAK_Z = 2.5
+"""Nor is there one if both differ by less than so many standard errors, where those of a hold are large: the pace of
+such a server wanders by more than `FALL_SHARE` from one hold to the next."""
+PEAK_BINS = 8
+"""Parts of a hold, at least, that tell such an error: fewer show no scatter."""
 PEAK_ERROR = 0.018
 """Standard error of ln(rate) that is added where throughput has a peak: the peak is known only to the nearest hold."""
 BELOW_PEAK_RATE_SHARE = 0.97
@@ -76,6 +81,13 @@ WARMING_Z = 1.5
 """With so many it may: it does not fail yet."""
 LEAST_WARM = 3
 """Windows that are kept of such a server: fewer would not show a trend."""
+LEAST_COMPUTED = 0.01
+"""Share of the prompt tokens that a server computes at least: of each prompt the last token."""
+FILLING_LN = 0.02
+"""A prefix cache still fills if the share of prompt tokens computed fell by more than this over two holds, in the
+logarithm. What may be left of it then moves the pace by a fraction of that."""
+FILLED_LN = 0.05
+"""Windows before which it was larger by this no longer count: chance alone moves it by a few percent."""
 LATEST_BEGIN_SHARE = 0.7
 """A phase counts at the latest after this share of it, though first tokens of its hot start may still be missing."""
 MOST_EXTENSIONS = 2
@@ -115,6 +127,29 @@ DRIFT_SD = 0.007
 drift by it; a real server that moves more shows it between windows, and its interval grows."""
 DRIFT_TAU_S = 90.0
 """Time constant of that drift, an Ornstein-Uhlenbeck process: a longer measurement averages over part of it."""
+PACE_PRIOR = (
+    (0.007, 0.72, (90.0,)),
+    (0.015, 0.08, (3.0, 30.0, 90.0, 90.0)),
+    (0.03, 0.12, (3.0, 30.0, 90.0, 90.0)),
+    (0.06, 0.03, (3.0, 30.0, 90.0, 90.0)),
+    (0.12, 0.025, (3.0, 10.0)),
+    (0.24, 0.025, (3.0, 10.0)),
+)
+"""What moves the pace of servers: standard deviation of its logarithm, the chance of it before anything was seen, and
+for how many seconds it is remembered, each as likely. The first is the drift of ordinary servers (`DRIFT_SD`)."""
+LEAST_PACES = 8
+"""Paces of `GROUP_S` that tell one process from another: twelve seconds of load."""
+LEAST_PACE_NOISE = 0.002
+"""Standard deviation of such a pace at least, in the logarithm: counts of tokens are whole numbers."""
+PACE_NOISES = (0.4, 0.6, 0.8, 1.0)
+"""What each pace has of its own, as shares of what the differences of neighbours would have if they had nothing in
+common."""
+LEAST_CHANCE = 0.004
+"""Scenarios less likely than this are told together with the next: a fifth of `WRONG_CHANCE`."""
+SAME_ERROR = 1.25
+"""So are those whose standard errors differ by less than this factor."""
+LONG_MEMORY_S = 30.0
+"""What is remembered for so long is drift: requests of one moment all meet the same pace."""
 QUEUE_MODEL_ERROR = 0.006
 """Standard error of ln(rate) from the queue model itself: its random numbers, and what it leaves out of the engine. Its
 replications alone leave about 0.5%."""
@@ -130,11 +165,24 @@ STALL_PRIOR_S = 100.0
 """Before any stop of the engine was seen, one stop in this time is assumed: a garbage collection or a slow write."""
 STALL_S = 0.3
 """Length of the stop that is assumed beforehand: that of the simulated servers' stops."""
-STOP_STRATA = (0.03, 0.12, 0.2, 0.3, 0.2, 0.12, 0.03)
+STOP_STRATA = (0.03, 0.22, 0.5, 0.22, 0.03)
 """Chances of the frequencies of long stops that an estimate is made for. The outermost are larger than `WRONG_CHANCE`,
 so a verdict needs all of them."""
 STOP_LENGTHS = 32
 """Lengths of stops that the queue model draws from, where long ones were seen: they keep the shares to 3%."""
+STOP_SPREAD = 0.5
+"""Lengths of stops differ by this, before any was seen: standard deviation of the logarithm."""
+STOP_SPREAD_STOPS = 4.0
+"""That counts for so many stops."""
+STOPPED_SHARE = 0.3
+"""Where stops leave less than this share of the rate that was guessed, more of them are not examined. Fewer are, from
+this share on: a search does not climb from a rate at which stops alone break a limit."""
+LEAST_RUNNING = 0.5
+"""The engine runs for at least this share of the time for which it ran in the windows, however many stops may come: by
+chance a run sees too few of them, but not that few."""
+BY_LUCK_LN = 0.5
+"""Where what long stops leave open spans this much of ln(rate), how many of them came decides on the latencies seen.
+Then those correct nothing, and an open loop that was called off decides nothing by itself."""
 EXTRAPOLATED = 1.4
 """An estimate counts as extrapolated if its queue reaches this multiple of the highest concurrency that was measured.
 Up to there the fitted curve is simply continued."""

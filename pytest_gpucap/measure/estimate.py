@@ -18,10 +18,12 @@ from pytest_gpucap.estimate.traffic import Traffic, traffic_for
 from pytest_gpucap.load.protocol import Journal, OpenLoop
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.belief import Belief, Part, mixture
+from pytest_gpucap.measure.kept import kept_by
+from pytest_gpucap.measure.rare_stops import UNMOVED, long_stops, stop_shifts
 from pytest_gpucap.measure.run import MeasuringRun, Window
 from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.measure.staircase import rival_shifts
-from pytest_gpucap.requirement import Limit, Metric, Requirement
+from pytest_gpucap.requirement import Metric, Requirement
 from pytest_gpucap.results.measured import Interval
 
 NORMAL_95 = 1.96
@@ -29,10 +31,6 @@ NORMAL_95 = 1.96
 NORMAL_95_ONE_SIDED = 1.64
 """Standard errors on one side that hold 95%: the highest correlation of neighbouring windows that they do not rule
 out."""
-
-
-UNMOVED = ((1.0, 0.0),)
-"""The chances and changes of ln(rate) where nothing unknown moves it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +43,7 @@ class RateEstimate:
         binding: the limit that binds at it.
         in_flight: requests in flight at it, 95th percentile.
         slope: of the tightest percentile against the rate (see `Sustainable`).
+        elasticity: of the rate to all times of the engine (see `Sustainable`).
         speed: the curve fitted.
         model: of the server, as the queue model took it.
         least, greatest: the rates with the slowest and the fastest course that the curve may take beyond the batch
@@ -65,6 +64,7 @@ class RateEstimate:
     binding: str
     in_flight: float
     slope: float
+    elasticity: float
     speed: Speed
     model: ServerModel
     least: float
@@ -76,6 +76,12 @@ class RateEstimate:
     stops: tuple[tuple[float, float], ...] = UNMOVED
     warming: bool = False
     misfits: frozenset[str] = frozenset()
+
+    @property
+    def by_luck(self) -> bool:
+        """Whether the number of long stops that came decides on what was seen, so that it says nothing for good."""
+        moved = [shift for _, shift in self.stops]
+        return max(moved) - min(moved) > c.BY_LUCK_LN
 
     def believing(self, belief: Belief) -> RateEstimate:
         """The same with another belief, and its interval."""
@@ -329,7 +335,9 @@ def estimate(
     if peak is not None:
         model = replace(model, speed=speed.pessimistic(model.speed.size - 1))
     found = sustainable(model, traffic, limits, guess_rps, slope, most_in_flight=peak)
-    stops = _stop_shifts(speed, model, traffic, limits, found) if extremes and peak is None else UNMOVED
+    stops = UNMOVED
+    if extremes and peak is None:
+        stops = stop_shifts(speed, model, traffic, limits, found.rate_rps, guess_rps, kept_by(run, windows))
     if speed.rivals and limits and extremes and peak is None:
         rivals = rival_shifts(speed, model, traffic, limits, found.rate_rps)
         stops = tuple((p * q, a + b) for p, a in stops for q, b in rivals)
@@ -361,6 +369,7 @@ def estimate(
         found.binding,
         found.in_flight,
         found.slope,
+        found.elasticity,
         speed,
         model,
         least,
@@ -381,34 +390,14 @@ def _error(journal: Journal, windows: list[Window], speed: Speed, model: ServerM
     """Standard error of ln(rate): of the fit, of drift, of how often the engine stops, and of the queue model."""
     seconds = windows[-1].end_s - windows[0].start_s
     drift = drift_error(journal, windows, speed, seconds)
-    # How often the engine stops is known from a Poisson count: the stops seen, and the one assumed beforehand.
-    stops = model.stall_share / math.sqrt(len(speed.stops_s) + 1.0)
+    # How often the engine stops is known from a Poisson count: the stops seen, and the one assumed beforehand. What few
+    # long ones leave open is no error of this kind (`stop_shifts`).
+    short = [s for s in model.stall_s if s <= LONG_STOP_S]
+    stops = model.stall_per_s * sum(short) / len(model.stall_s)
+    stops /= math.sqrt(len(speed.stops_s) - len(long_stops(speed)) + 1.0)
     pace_error = math.hypot(curve_error(speed, found.in_flight), drift, stops)
     flatness = max(1.0, c.FLAT_SLOPE / found.slope)
     return math.hypot(found.elasticity * pace_error, flatness * c.QUEUE_MODEL_ERROR)
-
-
-def _stop_shifts(
-    speed: Speed, model: ServerModel, traffic: Traffic, limits: tuple[Limit, ...], found: Sustainable
-) -> tuple[tuple[float, float], ...]:
-    """How often long stops may come: the chance of each frequency, and the change of ln(rate) with it.
-
-    Their number is a Poisson count, so their frequency has a gamma distribution (with Jeffreys' prior). A standard
-    error would not do: where a stop meets as many requests as may be late, the rate jumps.
-    """
-    count = sum(each > LONG_STOP_S for each in speed.stops_s)
-    if not count or not limits:
-        return UNMOVED
-    from scipy.special import gammaincinv  # imported late: sessions without an estimate need nothing of SciPy
-
-    edges = np.concatenate([[0.0], np.cumsum(c.STOP_STRATA)])
-    frequencies = gammaincinv(count + 0.5, (edges[1:] + edges[:-1]) / 2.0) / count
-    shifts = []
-    for chance, frequency in zip(c.STOP_STRATA, frequencies, strict=True):
-        other = model.stopping(float(frequency))
-        rate = sustainable(other, traffic, limits, found.rate_rps).rate_rps
-        shifts.append((chance, math.log(rate / found.rate_rps)))
-    return tuple(shifts)
 
 
 def _beyond(found: Sustainable, windows: list[Window], model: ServerModel, traffic: Traffic) -> bool:

@@ -132,6 +132,9 @@ def _measure(run: MeasuringRun, search: Search) -> None:
             # What piled up belongs to this rate.
             run.settle()
             wanted = min(wanted, rate * c.RETRY_RATE_SHARE)
+            if found.model.wanders and not window.span.stopped:
+                # One window breaks a limit by chance. A rate far below the estimate would say little about it.
+                wanted = max(wanted, found.rate.value * c.RETRY_RATE_SHARE)
         if abs(math.log(wanted / rate)) > c.MOVED_LN:
             rate = wanted
 

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from pytest_gpucap.estimate.bins import bin_width_s, bins_of
+from pytest_gpucap.estimate.paces import MEMORY_S, PATH_BIN_S, long_run_variance
 from pytest_gpucap.estimate.traffic import traffic_for
 from pytest_gpucap.load.protocol import LoadError
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.estimate import fitted, typical_step_s, window_paces
+from pytest_gpucap.measure.filling_cache import still_fills
 from pytest_gpucap.measure.pace import NoPace, missing_pace
 from pytest_gpucap.measure.run import MeasuringRun, Window
 from pytest_gpucap.requirement import Metric
@@ -46,6 +48,19 @@ def throughput_rps(run: MeasuringRun, window: Window) -> float:
     bins = bins_of(run.journal, window.start_s, window.end_s, bin_width_s(step_s))
     mean_output = traffic_for(run.requirement.workload).mean_output
     return float(np.median(bins.tokens / bins.width_s)) / mean_output
+
+
+def throughput_error(run: MeasuringRun, window: Window) -> float:
+    """Standard error of ln(throughput) of a hold, from how it differs from half second to half second in it.
+
+    A short hold is taken in shorter parts: on a busy host it is the one whose throughput falls by chance.
+    """
+    width_s = min(PATH_BIN_S, (window.end_s - window.start_s) / c.PEAK_BINS)
+    bins = bins_of(run.journal, window.start_s, window.end_s, width_s)
+    log = np.log(bins.tokens[bins.tokens > 0] / bins.width_s[bins.tokens > 0])
+    if log.size < 6:  # noqa: PLR2004 - too few for a variance with neighbours
+        return 0.0
+    return math.sqrt(long_run_variance(log, round(MEMORY_S / width_s)) / log.size)
 
 
 def ramp_up(run: MeasuringRun, top: int, enough_rps: float) -> Ramp:
@@ -164,6 +179,8 @@ def settle(run: MeasuringRun, ramp: Ramp) -> bool:
     """
     if run.problems or ramp.peak is not None or not ramp.windows:
         return False
+    if len(ramp.windows) > 1 and still_fills(run, ramp.windows[:1], ramp.windows[-1:]):
+        return _until_filled(run, ramp)
     if trend(run, ramp.windows[-1], c.SETTLING_LN, c.SETTLING_Z) >= 0:
         return False
     holds = [ramp.windows[-1]]
@@ -182,11 +199,32 @@ def settle(run: MeasuringRun, ramp: Ramp) -> bool:
     if not warming:
         ramp.windows += holds[1:]
         return True
-    ramp.windows[:] = holds[-2:]
-    if ramp.level > 1:
-        # One batch size gives a pace, but not a curve.
-        ramp.windows.append(_held_afresh(run, ramp, c.LOW_SHARE * ramp.level, c.LOW_HOLD_S))
+    _keep_only(run, ramp, holds[-2:])
     return True
+
+
+def _until_filled(run: MeasuringRun, ramp: Ramp) -> bool:
+    """Go on holding while the server finds more and more of its prompts in its cache. Earlier holds do not count.
+
+    Returns:
+        Whether it came to find no more.
+    """
+    holds = [ramp.windows[-1]]
+    for _ in range(c.MOST_SETTLING):
+        holds.append(run.hold(WindowId(Phase.EXTENDED), ramp.level, c.HOLD_S, hot=False))
+        if run.problems:
+            return False
+        if len(holds) >= c.LEAST_SETTLING and not still_fills(run, holds[-4:-2], holds[-2:]):
+            break
+    _keep_only(run, ramp, holds[-2:])
+    return True
+
+
+def _keep_only(run: MeasuringRun, ramp: Ramp, holds: list[Window]) -> None:
+    """Let no holds count but these, and one with fewer requests: one batch size gives a pace, but not a curve."""
+    ramp.windows[:] = holds
+    if ramp.level > 1:
+        ramp.windows.append(_held_afresh(run, ramp, c.LOW_SHARE * ramp.level, c.LOW_HOLD_S))
 
 
 def steady_throughput(run: MeasuringRun, window: Window, level: int, doubtful_rps: float) -> tuple[Window, float]:
@@ -204,14 +242,18 @@ def peak_confirmed(run: MeasuringRun, ramp: Ramp, best: int, fallen_rps: float) 
     A long backlog takes long to drain, and meanwhile the server is in no steady state.
 
     Returns:
-        False if the hold below has clearly less throughput than the one beyond. Then `best` was chance, and throughput
-        does not fall.
+        False if the hold below has clearly less throughput than the one beyond, or no more than chance may give it
+        where the pace wanders. Then `best` was chance, and throughput does not fall.
     """
     level = max(1, round(c.BELOW_PEAK_SHARE * best))
     run.settle()
     window = run.hold(WindowId(Phase.BELOW_PEAK), level, c.HOLD_S, discard_s=c.REFILL_S)
     ramp.windows.append(window)
-    if throughput_rps(run, window) < fallen_rps * (1.0 - c.NO_PEAK_SHARE):
+    below_rps = throughput_rps(run, window)
+    if below_rps < fallen_rps * (1.0 - c.NO_PEAK_SHARE):
+        return False
+    by_chance = c.PEAK_Z * math.sqrt(2.0) * throughput_error(run, window)
+    if by_chance > c.FALL_SHARE and math.log(below_rps / max(fallen_rps, 1e-9)) < by_chance:
         return False
     ramp.peak, ramp.level = best, level
     return True

@@ -21,10 +21,12 @@ from pytest_gpucap.measure.estimate import (
     server_seen,
     window_paces,
 )
+from pytest_gpucap.measure.filling_cache import since_filled
 from pytest_gpucap.measure.first_tokens import FirstTokens, first_tokens
 from pytest_gpucap.measure.observed import Departure, departures_of, itl_factor, side
 from pytest_gpucap.measure.ramp import overloaded
 from pytest_gpucap.measure.run import MeasuringRun, Window
+from pytest_gpucap.measure.slow_pace import SlowPace, slow_pace
 from pytest_gpucap.requirement import Limit
 
 
@@ -42,6 +44,9 @@ def reconciled(
     requirement, last = run.requirement, windows[-1]
     if peak is not None:
         windows = [w for w in windows if isinstance(w.span.phase, ClosedLoop) or not overloaded(w, peak)]
+    if peak is None:
+        windows = since_filled(run, windows)
+    everything = windows
     speed, model = server_seen(run, windows)
     paces = window_paces(run.journal, windows, speed)
     warming = peak is None and (paces.falls(c.WARMING_Z) or speed.falls(c.WARMING_Z, c.TREND_LN))
@@ -50,6 +55,9 @@ def reconciled(
         windows = windows[1:]
         speed, model = server_seen(run, windows)
         paces = window_paces(run.journal, windows, speed)
+    # What no longer counts for the pace still tells how it moves.
+    moves = slow_pace(run.journal, everything, speed, windows[0].start_s)
+    model = replace(model, drift_sd=moves.drift_sd)
     first = _first_tokens(run, windows, model, speed)
     found = estimate(
         run,
@@ -88,7 +96,10 @@ def reconciled(
         return found.believing(Belief((_as_kept(run, open_loops, rate, bound.greatest if bound else most_rps),)))
     if bound:
         return found.believing(Belief((replace(bound, error=math.hypot(found.error, bound.error)),)))
-    return corrected(run, windows, found, departures, rate, peak, by_first_tokens)
+    found = corrected(run, windows, found, departures, rate, peak, by_first_tokens)
+    if peak is not None:
+        return found
+    return found.believing(found.belief.widened(_unknown_pace(run, windows, found, moves)))
 
 
 def corrected(
@@ -113,7 +124,7 @@ def corrected(
     other = None
     if not limits or peak is not None:
         return replace(found, belief=Belief((own,)))
-    if all(limit.name in known or limit.of_gaps for limit in limits):
+    if not found.by_luck and all(limit.name in known or limit.of_gaps for limit in limits):
         roots = [_as_seen(run, found, limit, known.get(limit.name), rate_rps) for limit in limits]
         root, off = min(roots, key=lambda pair: pair[0].rate_rps)
         value = root.rate_rps * math.exp(found.examination.correction if found.examination else 0.0)
@@ -124,6 +135,15 @@ def corrected(
         error = math.hypot(off, root.elasticity * drift, c.QUEUE_MODEL_ERROR, carried, stair, by_first_tokens)
         other = Part(1.0, value, value, value, error)
     return found.believing(mixture(own, other).spread(found.stops))
+
+
+def _unknown_pace(
+    run: MeasuringRun, windows: list[Window], found: RateEstimate, moves: SlowPace
+) -> tuple[tuple[float, float], ...]:
+    """Chances of standard errors of ln(rate) beyond the drift that the estimate has in it (`slow_pace`)."""
+    seconds = windows[-1].end_s - windows[0].start_s
+    known = drift_error(run.journal, windows, found.speed, seconds)
+    return tuple((chance, found.elasticity * math.sqrt(max(0.0, e**2 - known**2))) for chance, e in moves.errors)
 
 
 def _as_seen(

@@ -24,6 +24,8 @@ class Settings:
         trust: reasons to distrust the span [start, end] on the runner's clock, such as a throttled GPU; any reason
             makes the sample of that span, and so the measurement, INVALID.
         steady_s: length of a window at the judged rate after the decision; 0: none.
+        hit_rate: share of the prompt tokens of the span [start, end) on the runner's clock that the server found in its
+            prefix cache; None where it does not count them.
         ended: why the server can no longer answer; empty while it can. It may wait so many seconds for that to show.
     """
 
@@ -33,6 +35,7 @@ class Settings:
     kv_tokens: int | None = None
     max_num_batched_tokens: int | None = None
     trust: Callable[[float, float], Sequence[Problem]] | None = None
+    hit_rate: Callable[[float, float], float | None] | None = None
     steady_s: float = 0.0
     ended: Callable[[float], str] | None = None
     time_bound: str = ""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pytest_gpucap.session.baselines import Comparing
     from pytest_gpucap.session.harness import Harness
     from pytest_gpucap.session.kept import KeptResult, KeptResults
-    from pytest_gpucap.session.prefix_hits import SeenHits
+    from pytest_gpucap.session.prefix_hits import WatchedHits
     from pytest_gpucap.session.server_manager import SystemUnderTest
 
     Figures = Callable[[Sequence[Sample]], tuple[StartFigures, ...]]
@@ -185,11 +185,11 @@ class GpuCap:
         with self._harness.driven() as (runner, settings, target):
             requirement = self._harness.requirement
             began_s = runner.clock.now()
-            with self._hits(target, runner) as seen_hits:
+            with self._hits(target, runner) as cache:
                 sample = procedure.sample(
                     runner, requirement, settings, self._live, rate_rps=rate_rps, concurrency=held, duration_s=length_s
                 )
-                hits = seen_hits((sample,))
+                hits = cache.of_samples((sample,))
             roofline = self._roofline(target)
             sample = checked_sample(sample, roofline)
             context = hits.told(self._context(target, (sample,), roofline))
@@ -273,9 +273,9 @@ class GpuCap:
         while True:
             with self._harness.driven(start) as (runner, settings, target):
                 now = replace(requirement, workload=self._declared.workload, lost=self._harness.lost)
-                with self._watched(target, runner) as figures, self._hits(target, runner) as seen_hits:
-                    verdict = procedure.check(runner, now, settings, self._live)
-                    seen, hits = figures(verdict.measurement.samples), seen_hits(verdict.measurement.samples)
+                with self._watched(target, runner) as figures, self._hits(target, runner) as cache:
+                    verdict = procedure.check(runner, now, replace(settings, hit_rate=cache.between), self._live)
+                    seen, hits = figures(verdict.measurement.samples), cache.of_samples(verdict.measurement.samples)
                 roofline = self._roofline(target)
                 verdict = checked_verdict(verdict, roofline)
                 verdict = self._answered(verdict) if asks else verdict
@@ -315,8 +315,8 @@ class GpuCap:
         with watched(self._declared, target, runner, self._options) as watch:
             yield lambda samples: (watch.figures(samples),)
 
-    def _hits(self, target: SystemUnderTest, runner: LoadRunner) -> AbstractContextManager[SeenHits]:
-        """Watch how much of the prompts of sessions the server has in its cache."""
+    def _hits(self, target: SystemUnderTest, runner: LoadRunner) -> AbstractContextManager[WatchedHits]:
+        """Watch how much of the prompts the server has in its cache."""
         from pytest_gpucap.session.prefix_hits import watched_hits
 
         return watched_hits(self._declared, target, runner)
@@ -352,9 +352,9 @@ class GpuCap:
         while True:
             with self._harness.driven(start) as (runner, settings, target):
                 now = replace(self._harness.requirement, lost=self._harness.lost)
-                with self._watched(target, runner) as figures, self._hits(target, runner) as seen_hits:
-                    measurement = procedure.measure(runner, now, settings, self._live)
-                    seen, hits = figures(measurement.samples), seen_hits(measurement.samples)
+                with self._watched(target, runner) as figures, self._hits(target, runner) as cache:
+                    measurement = procedure.measure(runner, now, replace(settings, hit_rate=cache.between), self._live)
+                    seen, hits = figures(measurement.samples), cache.of_samples(measurement.samples)
                 roofline = self._roofline(target)
                 measurement = self._bounded(measurement, roofline)
                 context = self._context(target, measurement.samples, roofline)
@@ -394,9 +394,10 @@ class GpuCap:
         from pytest_gpucap.results.build import sweep_result
 
         with self._harness.driven() as (runner, settings, target):
-            with self._hits(target, runner) as seen_hits:
-                curve = procedure.sweep(runner, self._harness.requirement, settings, self._live)
-                hits = seen_hits(curve.measurement.samples)
+            with self._hits(target, runner) as cache:
+                told = replace(settings, hit_rate=cache.between)
+                curve = procedure.sweep(runner, self._harness.requirement, told, self._live)
+                hits = cache.of_samples(curve.measurement.samples)
             roofline = self._roofline(target)
             curve = replace(curve, measurement=self._bounded(curve.measurement, roofline))
             context = hits.told(self._context(target, curve.measurement.samples, roofline))

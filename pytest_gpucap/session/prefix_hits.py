@@ -1,8 +1,8 @@
-"""How much of the prompts of sessions the server finds in its prefix cache while it is measured."""
+"""How much of its prompts the server finds in its prefix cache while it is measured."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -15,6 +15,7 @@ from pytest_gpucap.session.server_manager import SystemUnderTest
 
 if TYPE_CHECKING:
     from pytest_gpucap.load.protocol import LoadRunner
+    from pytest_gpucap.session.secondary import Summary
 
 _BLOCK: Final = 16
 """Tokens of a block where the server does not tell: most have no larger ones."""
@@ -37,40 +38,63 @@ class PrefixHits:
         return replace(context, prefix_hit_rate=self.found, prefix_sent_rate=self.sent)
 
 
-SeenHits = Callable[[Sequence[Sample]], PrefixHits]
-"""The hits in the judged ones of some windows."""
+class WatchedHits:
+    """The hits of one start.
+
+    Args:
+        summary: of the server's counters; None where nobody reads them.
+        runner: knows which tokens had been sent before.
+        block: tokens of a block of the cache; None where the shares are no figures of the result: the workload has no
+            sessions.
+    """
+
+    def __init__(self, summary: Summary | None, runner: LoadRunner, block: int | None) -> None:
+        self._summary, self._runner, self._block = summary, runner, block
+
+    def of_samples(self, samples: Sequence[Sample]) -> PrefixHits:
+        """The shares in the judged ones of some windows together."""
+        if self._block is None:
+            return PrefixHits()
+        judged = judged_samples(samples)
+        found = self._rate([(each.start_s, each.end_s) for each in judged])
+        return PrefixHits() if found is None else PrefixHits(found, _sent(self._runner, judged, self._block))
+
+    def between(self, start_s: float, end_s: float) -> float | None:
+        """The hit rate in [start_s, end_s) on the runner's clock; None where it is not known."""
+        return self._rate([(start_s, end_s)])
+
+    def _rate(self, spans: Sequence[tuple[float, float]]) -> float | None:
+        """Tokens found over tokens looked up, of all spans together."""
+        if self._summary is None:
+            return None
+        seen = [self._summary(start_s, end_s).server for start_s, end_s in spans]
+        pairs = [
+            (each.prefix_hits, each.prefix_queries)
+            for each in seen
+            if each.prefix_hits is not None and each.prefix_queries is not None
+        ]
+        queries = sum(asked for _, asked in pairs)
+        return sum(found for found, _ in pairs) / queries if queries else None
 
 
 @contextmanager
-def watched_hits(declared: Declaration, target: SystemUnderTest, runner: LoadRunner) -> Iterator[SeenHits]:
-    """Watch the server's counters, if the workload has sessions. Ask before the target is left."""
-    if declared.workload.sessions is None:
-        yield lambda _samples: PrefixHits()
-        return
+def watched_hits(declared: Declaration, target: SystemUnderTest, runner: LoadRunner) -> Iterator[WatchedHits]:
+    """Watch the server's counters. Ask before the target is left.
+
+    Prompts of other workloads than sessions and prompts of the user's own have nothing in common, so nothing is read
+    for them that is not read anyway.
+    """
     from pytest_gpucap.session.secondary import summary_of
 
+    workload = declared.workload
     with ExitStack() as open_now:
-        summary = summary_of(target, runner, open_now, counters=True)
-        # In virtual time tokens are found one by one, and asking would start the server.
-        block = 1 if runner.simulated else told_block_tokens(target.endpoint) or _BLOCK
-
-        def seen_hits(samples: Sequence[Sample]) -> PrefixHits:
-            """Tokens found over tokens looked up, of all judged windows together."""
-            if summary is None:
-                return PrefixHits()
-            judged = judged_samples(samples)
-            seen = [summary(each.start_s, each.end_s).server for each in judged]
-            pairs = [
-                (each.prefix_hits, each.prefix_queries)
-                for each in seen
-                if each.prefix_hits is not None and each.prefix_queries is not None
-            ]
-            queries = sum(asked for _, asked in pairs)
-            if not queries:
-                return PrefixHits()
-            return PrefixHits(sum(found for found, _ in pairs) / queries, _sent(runner, judged, block))
-
-        yield seen_hits
+        alike = workload.sessions is not None or workload.prompts is not None
+        summary = summary_of(target, runner, open_now, counters=alike)
+        block = None
+        if workload.sessions is not None:
+            # In virtual time tokens are found one by one, and asking would start the server.
+            block = 1 if runner.simulated else told_block_tokens(target.endpoint) or _BLOCK
+        yield WatchedHits(summary, runner, block)
 
 
 def _sent(runner: LoadRunner, judged: Sequence[Sample], block: int) -> float:

@@ -205,12 +205,3 @@ def test_a_request_that_is_preempted_before_its_first_token_has_no_more_to_go_th
     # The last 49 tokens come with a step each, and the first one of both after the long prompt was prefilled again.
     assert found.e2e_s - found.ttft_s == pytest.approx([0.49, 0.49], abs=0.02)
     assert found.ttft_s[0] > 1.5
-
-
-def test_stops_that_come_more_often_leave_the_engine_some_time() -> None:
-    """It stood still for 60% of the time that was seen; three times as often would be more than all of it."""
-    model = replace(processor_sharing(1000.0), stall_per_s=1.0, stall_s=(0.6,))
-    traffic = traffic_for(WORKLOAD)
-    seen, twice, thrice = (queue_model.saturation_rps(model.stopping(f), traffic) for f in (1.0, 1.4, 3.0))
-    assert seen == pytest.approx(queue_model.saturation_rps(model, traffic))
-    assert seen > twice > thrice > 0.0

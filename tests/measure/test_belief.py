@@ -100,3 +100,15 @@ def test_the_chances_of_frequencies_are_all_of_them() -> None:
     assert sum(constants.STOP_STRATA) == pytest.approx(1.0)
     # A verdict needs every one of them, the outermost too.
     assert min(constants.STOP_STRATA) > constants.WRONG_CHANCE
+
+
+def test_an_error_that_is_not_known_counts_with_its_chance() -> None:
+    narrow = Belief((part(1.05, 0.012),))
+    wider = narrow.widened(((0.9, 0.0), (0.1, 0.05)))
+    assert math.fsum(each.weight for each in wider.parts) == pytest.approx(1.0)
+    assert {each.error for each in wider.parts} == {0.012, math.hypot(0.012, 0.05)}
+    assert wider.chance_below(1.0) == pytest.approx(
+        0.9 * narrow.chance_below(1.0) + 0.1 * narrow.widened(((1.0, 0.05),)).chance_below(1.0)
+    )
+    assert wider.interval()[0] == pytest.approx(narrow.interval()[0], rel=1e-6)
+    assert wider.interval()[1] < narrow.interval()[1]
