@@ -160,7 +160,11 @@ def _decide(run: MeasuringRun, state: _State) -> tuple[Outcome, str]:
         state.windows.append(open_loop)
         if ended := _ended(run):
             return ended
-        state.found = found = reconciled(run, state.windows, state.found, ramp.peak)
+        try:
+            state.found = found = reconciled(run, state.windows, state.found, ramp.peak)
+        except SpeedError:
+            state.found = None
+            return _without_pace(run, state, ramp, _why_no_pace(run))
         broken = violations(run.journal, open_loop, run.requirement.slo)
         if open_loop.span.stopped or overloaded(open_loop, ramp.peak):
             # A stop of the engine more or less overloads it by luck.
@@ -199,8 +203,7 @@ def _after_ramp(run: MeasuringRun, state: _State, ramp: Ramp) -> tuple[Outcome, 
     try:
         state.found = found = estimate(run, state.windows, design, peak=ramp.peak)
     except SpeedError:
-        why = missing_pace(run.journal, run.requirement.workload) or NoPace.TOO_FEW_TOKENS
-        return _without_pace(run, state, ramp, why)
+        return _without_pace(run, state, ramp, _why_no_pace(run))
     # Holds do not tell how far the server departs from the model, so they decide only where even that does not matter.
     faster = found.speed.falls(c.WARMING_Z, c.TREND_LN)
     if _chance_of_holds(run, found, design) < c.WRONG_CHANCE and not faster:
@@ -226,6 +229,10 @@ def _chance_of_holds(run: MeasuringRun, found: RateEstimate, design_rps: float) 
     traffic = traffic_for(run.requirement.workload, found.model.own_paces)
     rate = max(found.rate.value, sustainable(found.model, traffic, limits, found.rate.value).rate_rps)
     return max(chance, mixture(Part(1.0, rate, rate, rate, found.error), None).widest().chance_above(design_rps))
+
+
+def _why_no_pace(run: MeasuringRun) -> NoPace:
+    return missing_pace(run.journal, run.requirement.workload) or NoPace.TOO_FEW_TOKENS
 
 
 def _without_pace(run: MeasuringRun, state: _State, ramp: Ramp, why: NoPace) -> tuple[Outcome, str]:

@@ -85,6 +85,9 @@ def measured(run: MeasuringRun, search: Search) -> None:
     except CalledOff:
         search.found = None
         search.reason = "most requests failed"
+    except SpeedError:  # an open loop starved
+        search.found = None
+        search.reason = NoPace.TOO_FEW_TOKENS.value
     except OutOfTime:
         search.reason = f"{run.settings.limit} ended before a rate was found"
 

@@ -362,7 +362,10 @@ def _by_requests_in_flight(
     paces = []
     for start_s, end_s in open_loops:
         replays = _replays(journal, start_s, end_s, model, speed)
-        modelled = np.log(np.maximum.accumulate([replay.in_flight_s for replay in replays]))
+        in_flight_s = np.maximum.accumulate([replay.in_flight_s for replay in replays])
+        if in_flight_s[0] <= 0.0:  # nothing arrived
+            continue
+        modelled = np.log(in_flight_s)
         usable = _usable(journal)
         span = np.array([start_s, end_s])
         seen_s = float(np.diff(integral(span, journal.due_s[usable], journal.end_s[usable]))[0])

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from pytest_gpucap.estimate.queue_model import Calibration, ServerModel, evaluate
-from pytest_gpucap.estimate.step_time import Speed
+from pytest_gpucap.estimate.step_time import Speed, SpeedError
 from pytest_gpucap.estimate.sustainable_rate import Sustainable, sustainable
 from pytest_gpucap.estimate.traffic import traffic_for
 from pytest_gpucap.load.protocol import ClosedLoop, OpenLoop
@@ -40,20 +40,23 @@ def reconciled(
         windows: that count.
         before: the estimate before the last window.
         peak: the concurrency beyond which throughput falls, where one was seen.
+
+    Raises:
+        SpeedError: if the windows hold too few tokens, as when an open loop starves.
     """
     requirement, last = run.requirement, windows[-1]
     if peak is not None:
         windows = [w for w in windows if isinstance(w.span.phase, ClosedLoop) or not overloaded(w, peak)]
-    if peak is None:
-        windows = since_filled(run, windows)
-    everything = windows
-    speed, model = server_seen(run, windows)
+    everything, (speed, model) = _showing_a_pace(run, since_filled(run, windows) if peak is None else windows, windows)
+    windows = everything
     paces = window_paces(run.journal, windows, speed)
     warming = peak is None and (paces.falls(c.WARMING_Z) or speed.falls(c.WARMING_Z, c.TREND_LN))
     while warming and len(windows) > c.LEAST_WARM and (paces.falls(c.TREND_Z) or speed.falls(c.TREND_Z, c.TREND_LN)):
         # What came first is another server than the one that will be used.
-        windows = windows[1:]
-        speed, model = server_seen(run, windows)
+        later, (speed, model) = _showing_a_pace(run, windows[1:], windows)
+        if later is windows:
+            break
+        windows = later
         paces = window_paces(run.journal, windows, speed)
     # What no longer counts for the pace still tells how it moves.
     moves = slow_pace(run.journal, everything, speed, windows[0].start_s)
@@ -100,6 +103,16 @@ def reconciled(
     if peak is not None:
         return found
     return found.believing(found.belief.widened(_unknown_pace(run, windows, found, moves)))
+
+
+def _showing_a_pace(
+    run: MeasuringRun, later: list[Window], windows: list[Window]
+) -> tuple[list[Window], tuple[Speed, ServerModel]]:
+    """The later ones of some windows and the server in them; all, where an open loop that starved leaves too little."""
+    try:
+        return later, server_seen(run, later)
+    except SpeedError:
+        return windows, server_seen(run, windows)
 
 
 def corrected(
