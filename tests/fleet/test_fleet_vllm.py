@@ -18,9 +18,10 @@ from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.load.schedule import open_loop
 from pytest_gpucap.requirement import Length, Workload
 from pytest_gpucap.routing import Routing
+from tests.whole_characters import WHOLE_CHARACTERS
 
 VLLM = Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python"
-WORKLOAD = Workload(Length.fixed(64), Length.fixed(4))
+WORKLOAD = Workload(Length.fixed(64), Length.fixed(4), extra_body=WHOLE_CHARACTERS)
 FOREVER_S = 900.0
 
 

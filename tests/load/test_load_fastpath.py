@@ -48,6 +48,7 @@ from pytest_gpucap.requirement import ApiKind, Length, Workload
 from tests.load.rawserver import HEAD, RawServer, Script, token, usage
 from tests.load.tokenserver import TokenServer
 from tests.waiting import FOREVER_S, UNTIL_STOPPED_S, until
+from tests.whole_characters import WHOLE_CHARACTERS
 
 TOKENS = 4
 WORKLOAD = Workload(Length.fixed(32), Length.fixed(TOKENS), endpoint=ApiKind.COMPLETIONS)
@@ -432,7 +433,7 @@ def test_answers_of_the_real_vllm_are_read_without_python(
     monkeypatch: pytest.MonkeyPatch, vllm_cpu_server: VllmServer, endpoint: ApiKind
 ) -> None:
     server = vllm_cpu_server
-    workload = Workload(Length.fixed(64), Length.fixed(8), endpoint=endpoint)
+    workload = Workload(Length.fixed(64), Length.fixed(8), endpoint=endpoint, extra_body=WHOLE_CHARACTERS)
     with HttpLoadRunner(server.base_url, server.model, f"{server.api_key}", workload, 1, workers=1) as runner:
         recipe = runner.prepare()
     assert recipe is not None

@@ -17,15 +17,11 @@ from pytest_gpucap.requirement import ApiKind, Length, Workload
 from pytest_gpucap.results.problems import ProblemSource
 from pytest_gpucap.workloads.sessions import file_of_sessions, with_sessions, with_sessions_of_file
 from tests.waiting import FOREVER_S
+from tests.whole_characters import WHOLE_CHARACTERS
 
 COUNTERS = ("vllm:request_success_total", "vllm:prompt_tokens_total", "vllm:generation_tokens_total")
 
 pytestmark = [pytest.mark.vllm_cpu, pytest.mark.slow]
-
-
-VISIBLE = {"allowed_token_ids": list(range(94))}
-"""The first tokens of the tiny model are the printable characters of ASCII. An answer of special tokens or of parts
-of characters alone would have no text, and an answer without a token is an error."""
 
 
 def counters(server: VllmServer) -> list[int]:
@@ -49,7 +45,7 @@ def test_the_servers_counters_agree_exactly(vllm_cpu_server: VllmServer, endpoin
         Length.parse("uniform:1-40", "output_tokens"),
         endpoint=endpoint,
         sampling={"temperature": 0.6},
-        extra_body=VISIBLE,
+        extra_body=WHOLE_CHARACTERS,
     )
     server = vllm_cpu_server
     with HttpLoadRunner(server.base_url, server.model, f"{server.api_key}", workload, 11, workers=1) as runner:
@@ -101,7 +97,7 @@ def test_no_prompt_hits_the_prefix_cache_unless_asked_to(vllm_cpu_server: VllmSe
             Length.fixed(2),
             endpoint=ApiKind.COMPLETIONS,
             shared_prefix_tokens=shared,
-            extra_body=VISIBLE,
+            extra_body=WHOLE_CHARACTERS,
         )
         with HttpLoadRunner(server.base_url, server.model, f"{server.api_key}", workload, 3, workers=1) as runner:
             runner.prepare()
@@ -118,7 +114,7 @@ def test_no_prompt_hits_the_prefix_cache_unless_asked_to(vllm_cpu_server: VllmSe
 
 def test_turns_of_a_session_find_what_was_said_before(vllm_cpu_server: VllmServer) -> None:
     server = vllm_cpu_server
-    made = Workload(Length.fixed(160), Length.fixed(4), endpoint=ApiKind.COMPLETIONS, extra_body=VISIBLE)
+    made = Workload(Length.fixed(160), Length.fixed(4), endpoint=ApiKind.COMPLETIONS, extra_body=WHOLE_CHARACTERS)
     workload = with_sessions(made, "turns=3 think=100ms")
     with HttpLoadRunner(server.base_url, server.model, f"{server.api_key}", workload, 4, workers=1) as runner:
         runner.prepare()
@@ -152,7 +148,7 @@ def test_a_trace_finds_the_blocks_in_the_cache_that_it_implies(vllm_cpu_server: 
         )
     ]
     (tmp_path / "trace.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    made = Workload(endpoint=ApiKind.COMPLETIONS, extra_body=VISIBLE)
+    made = Workload(endpoint=ApiKind.COMPLETIONS, extra_body=WHOLE_CHARACTERS)
     workload = with_sessions_of_file(made, file_of_sessions("trace.jsonl block=128", tmp_path), None)
     with HttpLoadRunner(server.base_url, server.model, f"{server.api_key}", workload, 4, workers=1) as runner:
         recipe = runner.prepare()
