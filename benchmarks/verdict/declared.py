@@ -6,8 +6,8 @@ Each has the engine and the workload of a profile that comes with the plugin, or
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
-from dataclasses import fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,40 @@ from pytest_gpucap.simulator.runner import SimRunner
 from pytest_gpucap.simulator.truth import DISCARD_S, RUN_S
 
 
-def tables_of(file: Path) -> dict[str, dict[str, Any]]:
-    """What the file declares, by the server's name."""
-    return tomllib.loads(file.read_text(encoding="utf-8"))
+def as_limited(profile: profiles.Profile, _: Mapping[str, Any]) -> profiles.Profile:
+    """Nothing of its table is left to say."""
+    return profile
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Servers of one kind, all in one file.
+
+    Attributes:
+        name: of the kind, and of its file.
+        completed: gives a server what its table says beside engine, workload and limits.
+    """
+
+    name: str
+    completed: Callable[[profiles.Profile, Mapping[str, Any]], profiles.Profile] = as_limited
+
+    @property
+    def file(self) -> Path:
+        """Declares them."""
+        return Path(__file__).with_name(f"{self.name}.toml")
+
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """What the file declares, by the server's name."""
+        return tomllib.loads(self.file.read_text(encoding="utf-8"))
+
+    def names(self) -> list[str]:
+        """All servers."""
+        return list(self.tables())
+
+    def load(self, name: str) -> profiles.Profile:
+        """A server, with its true rate under its own limits; NaN until it is determined."""
+        table = self.tables()[name]
+        return self.completed(limited(name, table), table)
 
 
 def limited(name: str, table: Mapping[str, Any]) -> profiles.Profile:

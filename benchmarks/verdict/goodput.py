@@ -18,20 +18,18 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import servers  # type: ignore[import-not-found,unused-ignore]
-from declared import latencies_at, limited, own_text, slo_text, tables_of  # type: ignore[import-not-found,unused-ignore]
+from declared import Kind, latencies_at, own_text, slo_text  # type: ignore[import-not-found,unused-ignore]
 
 from pytest_gpucap.load.latencies import metric_s
 from pytest_gpucap.requirement import ApiKind, ArrivalKind, Arrivals, Length, Metric, Slo, Workload
 from pytest_gpucap.simulator import profile as profiles
 from pytest_gpucap.simulator.truth import simulated_saturation_rps, true_rate_rps
 
-FILE: Final = Path(__file__).with_name("goodput.toml")
-KIND: Final = "goodput"
+KIND: Final = Kind("goodput")
 SEED: Final = 55_119_637
 """Of the drawn servers."""
 DRAWN: Final = 6
@@ -40,23 +38,6 @@ BAD: Final = 0.05
 """Share of the requests that may break a threshold."""
 PAIRS: Final = ((Metric.TTFT, Metric.TPOT), (Metric.TTFT, Metric.E2E), (Metric.TPOT, Metric.E2E))
 """What drawn servers have thresholds on, in turn."""
-
-
-def tables() -> dict[str, dict[str, Any]]:
-    """What the file declares, by the server's name."""
-    found: dict[str, dict[str, Any]] = tables_of(FILE)
-    return found
-
-
-def names() -> list[str]:
-    """All servers."""
-    return list(tables())
-
-
-def load(name: str) -> profiles.Profile:
-    """A server, with its true rate under its own limits; NaN until it is determined."""
-    found: profiles.Profile = limited(name, tables()[name])
-    return found
 
 
 def alone(profile: profiles.Profile) -> dict[str, float]:
@@ -117,10 +98,10 @@ def drawn(index: int) -> list[str]:
 def named() -> list[str]:
     """The lines of the named servers, with true rates anew."""
     lines = []
-    for name, table in tables().items():
+    for name, table in KIND.tables().items():
         if "profile" not in table:
             continue
-        profile = load(name)
+        profile = KIND.load(name)
         rate = true_rate_rps(profile)
         each = alone(profile)
         print(f"{name}: {rate:.5g} req/s; {each}", flush=True)
@@ -141,14 +122,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["truth", "draw"])
     what = parser.parse_args().what
-    before = FILE.read_text(encoding="utf-8")
+    before = KIND.file.read_text(encoding="utf-8")
     at = before.find("[drawn-")
     first, second = (before, "") if at < 0 else (before[:at].rstrip() + "\n\n", before[at:])
     if what == "truth":
         first = "\n".join([*named(), ""])
     else:
         second = "\n".join(line for index in range(DRAWN) for line in drawn(index))
-    FILE.write_text(f"{first.rstrip()}\n\n{second}".rstrip() + "\n", encoding="utf-8")
+    KIND.file.write_text(f"{first.rstrip()}\n\n{second}".rstrip() + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,19 +12,17 @@ that rate show, so it is the true rate.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import servers  # type: ignore[import-not-found,unused-ignore]
-from declared import latencies_at, limited, own_text, tables_of  # type: ignore[import-not-found,unused-ignore]
+from declared import Kind, latencies_at, own_text  # type: ignore[import-not-found,unused-ignore]
 
 from pytest_gpucap.requirement import ApiKind, ArrivalKind, Arrivals, Length, Slo, Workload
 from pytest_gpucap.simulator import profile as profiles
 from pytest_gpucap.simulator.truth import RUN_S, simulated_saturation_rps
 
-FILE: Final = Path(__file__).with_name("prefill_only.toml")
-KIND: Final = "prefill_only"
+KIND: Final = Kind("prefill_only")
 SEED: Final = 7_340_033
 REQUESTS: Final = 1_500_000
 """Of the long runs of one server: a percentile of so many is known to less than 0.3% of the rate."""
@@ -37,23 +35,6 @@ INPUTS: Final = {
 }
 """Endpoints, and between what the mean tokens of their prompts lie."""
 PERCENTILES: Final = (95, 99, 90, 95)
-
-
-def tables() -> dict[str, dict[str, Any]]:
-    """What the file declares, by the server's name."""
-    found: dict[str, dict[str, Any]] = tables_of(FILE)
-    return found
-
-
-def names() -> list[str]:
-    """All servers."""
-    return list(tables())
-
-
-def load(name: str) -> profiles.Profile:
-    """A server, with its true rate under its own limit."""
-    found: profiles.Profile = limited(name, tables()[name])
-    return found
 
 
 def drawn(index: int, endpoint: ApiKind) -> list[str]:
@@ -87,7 +68,7 @@ def drawn(index: int, endpoint: ApiKind) -> list[str]:
 def main() -> None:
     """Write the file anew."""
     lines = [line for index, endpoint in enumerate(INPUTS) for line in drawn(index, endpoint)]
-    FILE.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    KIND.file.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -19,11 +19,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from declared import limited, slo_text, tables_of  # type: ignore[import-not-found,unused-ignore]
+from declared import Kind, slo_text  # type: ignore[import-not-found,unused-ignore]
 
 from pytest_gpucap.arrays import Ints
 from pytest_gpucap.load.protocol import LoadPhase, PhaseSpan, Progress, Turns
@@ -35,8 +34,6 @@ from pytest_gpucap.simulator.runner import SimRunner
 from pytest_gpucap.simulator.truth import true_rate_rps
 from pytest_gpucap.workloads.sessions import with_sessions
 
-FILE: Final = Path(__file__).with_name("sessions.toml")
-KIND: Final = "sessions"
 KEYS: Final = ("profile", "input_tokens", "output_tokens", "sessions")
 
 
@@ -63,24 +60,14 @@ class WithoutCache(SimRunner):
 BOUNDS: Final[Mapping[str, type[SimRunner]]] = {"keeping_rps": Keeping, "without_cache_rps": WithoutCache}
 
 
-def tables() -> dict[str, dict[str, Any]]:
-    """What the file declares, by the server's name."""
-    found: dict[str, dict[str, Any]] = tables_of(FILE)
-    return found
-
-
-def names() -> list[str]:
-    """All servers."""
-    return list(tables())
-
-
-def load(name: str) -> profiles.Profile:
-    """A server, with its true rate under its own sessions and limits; NaN until it is determined."""
-    table = tables()[name]
+def with_its_sessions(profile: profiles.Profile, table: Mapping[str, Any]) -> profiles.Profile:
+    """The server under its own sessions."""
     new, answers = (Length.parse(table[key], key) for key in ("input_tokens", "output_tokens"))
     workload = with_sessions(Workload(new, answers, endpoint=ApiKind.COMPLETIONS), table["sessions"])
-    declared: profiles.Profile = limited(name, table)
-    return replace(declared, workload=with_session_lengths(workload))
+    return replace(profile, workload=with_session_lengths(workload))
+
+
+KIND: Final = Kind("sessions", with_its_sessions)
 
 
 def text_of(declared: Mapping[str, Mapping[str, Any]]) -> str:
@@ -100,12 +87,12 @@ def main() -> None:
     parser.add_argument("--bounds", action="store_true", help="what they would sustain if they forgot nothing, or all")
     parser.add_argument("names", nargs="*", help="servers whose rates are determined; all (default)")
     options = parser.parse_args()
-    declared = tables()
+    declared = KIND.tables()
     for name in options.names or declared:
         for key, server in (BOUNDS if options.bounds else {"true_rate_rps": SimRunner}).items():
-            declared[name][key] = true_rate_rps(load(name), options.runs, server=server)
+            declared[name][key] = true_rate_rps(KIND.load(name), options.runs, server=server)
             print(f"{name}: {key} {declared[name][key]:.5g}", flush=True)
-            FILE.write_text(text_of(declared), encoding="utf-8")
+            KIND.file.write_text(text_of(declared), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -45,8 +45,8 @@ HELD_OUT = ("bursty", "longprompt", "few")
 FIELDS = ("rep", "outcome", "gpu_s", "rate", "low", "high")
 CHUNK = 50
 MAX_TIME_S = 600.0
-KINDS_DECLARED = (goodput, prefill_only, sessions)
-"""Modules with servers of their own, beside the profiles that come with the plugin and the drawn ones."""
+KINDS_DECLARED = (goodput.KIND, prefill_only.KIND, sessions.KIND)
+"""Servers in files of their own, beside the profiles that come with the plugin and the drawn ones."""
 FRESH = 4_600_000
 """Where the seeds of the final study begin; none of them was drawn while constants were set."""
 
@@ -69,7 +69,7 @@ def profile_of(name: str) -> profiles.Profile:
 def profiles_of(name: str) -> list[str]:
     """All drawn servers of a half, all that goodput limits, all with sessions, or the profile of this name."""
     for kind in KINDS_DECLARED:
-        if name == kind.KIND:
+        if name == kind.name:
             return list(kind.names())
     return servers.names(name) if name in servers.KINDS else [name]
 

@@ -218,8 +218,8 @@ class Evaluation:
             counts = np.maximum(self.gaps, 0.0)
             rank = quantile * counts.sum()
             return float(GAP_LOWEST_S * GAP_GROWTH ** (np.searchsorted(np.cumsum(counts), rank) - 0.5))
-        goodput = isinstance(limit, GoodputLimit) and self.first_token_factor != 1.0
-        values = limited(with_first_tokens(self, self.first_token_factor) if goodput else self, limit)
+        factor = self.first_token_factor if isinstance(limit, GoodputLimit) else 1.0
+        values = limited(with_first_tokens(self, factor), limit)
         finite = values[~np.isnan(values)]
         if finite.size == 0:
             return math.nan

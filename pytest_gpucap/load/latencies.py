@@ -38,8 +38,10 @@ class Ended(NamedTuple):
     e2e_s: Floats
 
 
-def with_first_tokens(latencies: Latencies, factor: float) -> Ended:
+def with_first_tokens(latencies: Latencies, factor: float) -> Latencies:
     """The same requests with every TTFT multiplied by `factor`; what follows the first token takes as long as ever."""
+    if factor == 1.0:
+        return latencies
     ttft_s, e2e_s = latencies.ttft_s, latencies.e2e_s
     ended = np.isfinite(e2e_s)
     moved_s = np.where(ended, ttft_s, 0.0) * (factor - 1.0)

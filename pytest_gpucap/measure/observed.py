@@ -281,8 +281,6 @@ def paired(
     with np.errstate(invalid="ignore"):
         whole = [
             with_first_tokens(Ended(ttft, (e2e - ttft) / tokens, e2e), by)
-            if by != 1.0
-            else Ended(ttft, (e2e - ttft) / tokens, e2e)
             for e2e, ttft, by in zip(columns, firsts, factors, strict=True)
         ]
         return (due_s, whose, *(np.where(np.isinf(each.e2e_s), np.inf, limited(each, limit)) for each in whole))
