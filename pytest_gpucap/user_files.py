@@ -265,6 +265,33 @@ def unpacked(path: Path | str, most: int) -> Iterator[Callable[[int], bytes]]:
         yield read
 
 
+def pieced_lines(
+    read: Callable[[int], bytes], most: int, too_long: Callable[[int], Exception], head: bytes = b""
+) -> Iterator[tuple[int, bytes]]:
+    """The lines of a content that is read piece by piece, without their ends, with their numbers.
+
+    Args:
+        read: gives the next bytes, as `unpacked` yields it.
+        most: bytes of a line.
+        too_long: the error for a longer line, by its number. It is raised before more of the line is read.
+        head: what was read already.
+    """
+    number, rest = 0, head or read(MIB)
+    more = rest
+    while more:
+        *whole, rest = rest.split(b"\n")
+        for line in whole:
+            number += 1
+            if len(line) > most:
+                raise too_long(number)
+            yield number, line
+        if len(rest) > most:
+            raise too_long(number + 1)
+        more = read(MIB)
+        rest += more
+    yield number + 1, rest
+
+
 def open_to_write(path: Path | str, *, append: bool = False) -> FileIO:
     """A file or a pipe that a user names as an output. A pipe that nobody reads is an `OSError`: nothing waits."""
     file = FileIO(path, "ab" if append else "wb", opener=_without_waiting)

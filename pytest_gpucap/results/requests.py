@@ -8,7 +8,7 @@ leaves those of the measurements before.
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -16,14 +16,13 @@ import msgspec
 
 from pytest_gpucap.foreign_text import on_one_line
 from pytest_gpucap.results.whole_file import write_whole
-from pytest_gpucap.user_files import MIB, MOST_LINE, UserFileError, unpacked
+from pytest_gpucap.user_files import MIB, MOST_LINE, UserFileError, pieced_lines, unpacked
 
 SUFFIX: Final = ".jsonl.gz"
 MOST_ROWS: Final = 500_000
 """Of one measurement. They take some 20 MiB, and a measurement of an hour at 100 req/s has fewer."""
 MOST_BYTES: Final = 512 * MIB
 """Of one file, unpacked."""
-_PIECE: Final = MIB
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Seconds = Annotated[float, msgspec.Meta(ge=-1e15, le=1e15)]
@@ -130,8 +129,11 @@ def read_requests(path: Path) -> Iterator[RequestRow]:
         UserFileError: one line with the file, the line and what is wrong with it.
     """
     decoder, number = msgspec.json.Decoder(RequestRow), 0
+    too_long = UserFileError(path, f"a line is longer than {MOST_LINE // MIB} MiB")
     with unpacked(path, MOST_BYTES) as read:
-        for line in _lines(path, read):
+        for _, line in pieced_lines(read, MOST_LINE, lambda _: too_long):
+            if not line:
+                continue
             number += 1
             if number > MOST_ROWS:
                 raise UserFileError(path, f"holds more than {MOST_ROWS} requests")
@@ -139,14 +141,3 @@ def read_requests(path: Path) -> Iterator[RequestRow]:
                 yield decoder.decode(line)
             except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                 raise UserFileError(f"{path}:{number}", f"is no request: {on_one_line(str(error))}") from None
-
-
-def _lines(path: Path, read: Callable[[int], bytes]) -> Iterator[bytes]:
-    rest = b""
-    while piece := read(_PIECE):
-        *whole, rest = (rest + piece).split(b"\n")
-        yield from filter(None, whole)
-        if len(rest) > MOST_LINE:
-            raise UserFileError(path, f"a line is longer than {MOST_LINE // MIB} MiB")
-    if rest:
-        yield rest

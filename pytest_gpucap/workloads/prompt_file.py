@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from pytest_gpucap.requirement import MOST_TOKENS, ApiKind, RequirementError
-from pytest_gpucap.user_files import MIB, MOST_LINES, UserFileError, is_file, shown_path, status, unpacked
+from pytest_gpucap.user_files import MIB, MOST_LINES, UserFileError, is_file, pieced_lines, shown_path, status, unpacked
 from pytest_gpucap.workloads.json_text import NoJsonText, json_text
 from pytest_gpucap.workloads.parquet_rows import PARQUET, parquet_rows
 
@@ -193,30 +193,18 @@ def rows_in(
         elif head.lstrip().startswith(b"["):
             yield from _Elements(shown, read, head)
         else:
-            for number, line in _lines(shown, read, head):
+            for number, line in pieced_lines(read, MOST_PROMPT, lambda number: _too_long(f"{shown}:{number}"), head):
                 if line.strip():
                     yield f"{shown}:{number}", _json(f"{shown}:{number}", line, advice)
 
 
-def _lines(shown: str, read: Callable[[int], bytes], rest: bytes) -> Iterator[tuple[int, bytes]]:
-    """The lines of a text, with their numbers."""
-    number = 0
-    more = rest
-    while more:
-        *whole, rest = rest.split(b"\n")
-        for line in whole:
-            number += 1
-            _check_size(f"{shown}:{number}", len(line))
-            yield number, line
-        _check_size(f"{shown}:{number + 1}", len(rest))
-        more = read(_PIECE)
-        rest += more
-    yield number + 1, rest
-
-
 def _check_size(place: str, size: int) -> None:
     if size > MOST_PROMPT:
-        raise RequirementError(f"{place}: is longer than {MOST_PROMPT // MIB} MiB")
+        raise _too_long(place)
+
+
+def _too_long(place: str) -> RequirementError:
+    return RequirementError(f"{place}: is longer than {MOST_PROMPT // MIB} MiB")
 
 
 class _Elements:
