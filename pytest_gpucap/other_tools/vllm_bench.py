@@ -79,7 +79,7 @@ def point_of(document: Fields) -> Point:
 
 def _load(document: Fields) -> Load:
     limit = document.count("max_concurrency")
-    if document.values.get("request_rate") in {"inf", "Infinity", None}:
+    if document.values.get("request_rate") in ("inf", "Infinity", None):
         return Load(concurrency=limit, at_once=None if limit else document.count("num_prompts"))
     rate = document.number("request_rate")
     # vLLM's burstiness is the shape of a gamma distribution: 1 is Poisson, and less comes in bursts.

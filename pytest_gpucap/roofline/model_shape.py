@@ -246,7 +246,7 @@ def _window(config: Config, family: str, number: int) -> int | None:
     window = _whole(config, "sliding_window", least=0)
     kinds = config.get("layer_types")
     if isinstance(kinds, Sequence) and len(kinds) > number:
-        if kinds[number] not in {"sliding_attention", "full_attention"}:
+        if kinds[number] not in ("sliding_attention", "full_attention"):
             raise UnknownModel(f"layers of type {told(kinds[number])} are not understood")
         return window if kinds[number] == "sliding_attention" else None
     if family.startswith("qwen"):

@@ -191,7 +191,7 @@ def refuse_other_class(compared: Mapping[str, Any], here: str | None) -> None:
         return
     for bench in compared.get("benchmarks", ()):
         saved = (bench.get("extra_info") or {}).get(EXTRA)
-        if isinstance(saved, Mapping) and saved.get("measured_on") not in {None, here}:
+        if isinstance(saved, Mapping) and saved.get("measured_on") not in (None, here):
             raise pytest.UsageError(
                 f"--benchmark-compare: {bench.get('fullname')} was saved on {saved['measured_on']} and this run is on "
                 f"{here}: name a run on {here}, or keep a --benchmark-storage for each"

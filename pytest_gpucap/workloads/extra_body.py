@@ -73,7 +73,7 @@ def form_of(extra_body: Mapping[str, Any]) -> str:
     Such an answer ends where the form ends, which may be long before the tokens asked for.
     """
     asked = extra_body.get("response_format")
-    if isinstance(asked, Mapping) and asked.get("type") not in {None, "text"}:
+    if isinstance(asked, Mapping) and asked.get("type") not in (None, "text"):
         return "response_format"
     if extra_body.get("tool_choice") == "required" or isinstance(extra_body.get("tool_choice"), Mapping):
         return "tool_choice"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 from pytest_gpucap.other_tools import reading
 from pytest_gpucap.other_tools.reading import read_points
 from pytest_gpucap.user_files import UserFileError
+from tests.fuzz.inputs import trimmed
 
 RECORDED = Path(__file__).with_name("recorded")
 VLLM = "vllm-0.32.0/open.json"
+SGLANG = "sglang-0.5.23/runs.jsonl"
 AIPERF = "aiperf-0.13.0/open/profile_export_aiperf.json"
 GUIDELLM = "guidellm-0.8.1/open.json"
 STAGE = "inference-perf-0.7.0/open/stage_0_lifecycle_metrics.json"
@@ -105,6 +108,32 @@ def test_what_is_damaged(tmp_path: Path, name: str, change: Change, said: str) -
     path = tmp_path / "a.json"
     path.write_text(json.dumps(document))
     assert refused(path).startswith(said)
+
+
+def _ways(value: Any, *way: str | int) -> Iterator[tuple[str | int, ...]]:
+    """To every value inside, once for the entries of a list."""
+    if way:
+        yield way
+    for key, each in list(value.items() if isinstance(value, dict) else enumerate(value[:1])):
+        yield from _ways(each, *way, key) if isinstance(each, dict | list) else [(*way, key)]
+
+
+@pytest.mark.parametrize("value", [[], {}, [1], {"a": 1}])
+@pytest.mark.parametrize("name", [VLLM, SGLANG, AIPERF, GUIDELLM, STAGE])
+def test_any_value_may_be_a_list_or_an_object(tmp_path: Path, name: str, value: object) -> None:
+    document = trimmed(json.JSONDecoder().raw_decode((RECORDED / name).read_text(encoding="utf-8"))[0])
+    refusals = []
+    for number, way in enumerate(_ways(document)):
+        changed = deepcopy(document)
+        _set(*way)(value)(changed)
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps(changed))
+        try:
+            read_points(path)
+        except UserFileError as error:
+            refusals.append(str(error))
+    assert refusals
+    assert not any("\n" in said for said in refusals)
 
 
 def test_all_stages_together_are_no_point() -> None:

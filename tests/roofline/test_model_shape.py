@@ -83,6 +83,7 @@ def test_a_multi_modal_config_is_its_text_decoder() -> None:
         ({"hidden_size": None}, "hidden_size must be a whole number"),
         ({"num_hidden_layers": "32"}, "num_hidden_layers must be a whole number"),
         ({"sliding_window": 512, "layer_types": ["linear_attention"] * 32}, "'linear_attention' are not understood"),
+        ({"sliding_window": 512, "layer_types": [["full_attention"]] * 32}, "are not understood"),
     ],
 )
 def test_what_is_not_understood_is_refused(change: dict[str, Any], said: str) -> None:

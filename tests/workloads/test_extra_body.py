@@ -40,6 +40,7 @@ def test_it_reaches_the_body_of_every_request_as_it_is() -> None:
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"response_format": {"type": "text"}}, ""),
         ({"response_format": "json"}, ""),
+        ({"response_format": {"type": []}}, "response_format"),
         ({"structured_outputs": {"choice": ["yes", "no"]}}, "structured_outputs"),
         ({"guided_regex": "a+"}, "guided_regex"),
         ({"guided_json": None}, ""),
