@@ -7,6 +7,7 @@ All servers start at once and share the GPU's memory, but only one has load at a
 two calls show what differs from start to start. A direct run is ``vllm bench serve`` at 0.93 and 1.07 times the mean of
 the rates measured so far, and counts what share of its requests broke the limit. Rows are appended to ROWS as they
 come, one JSON object a line, so an interrupted run loses nothing; an ended `--within` ends the call in between steps.
+``CUDA_VISIBLE_DEVICES`` chooses the GPU, so two calls can use two GPUs of one host at the same time.
 The weights are random, which does not change the speed. `--cpu` rehearses the script with the tiny model.
 """
 
@@ -84,6 +85,7 @@ SERVERS = {
     "14b": Server("synthetic:qwen2.5-14b", 256, 512, ("e2e_p95", "8s"), 10, 24.0),
     "7b": Server("synthetic:qwen2.5-7b", 256, 512, ("e2e_p95", "6s"), 20, 12.0),
     "7b fp8": Server("synthetic:qwen2.5-7b", 256, 512, ("e2e_p95", "6s"), 20, 12.0, {"quantization": "fp8"}),
+    "14b fp8": Server("synthetic:qwen2.5-14b", 256, 512, ("e2e_p95", "8s"), 15, 24.0, {"quantization": "fp8"}),
     "front": Server("synthetic:qwen2-1.5b", 256, 512, ("e2e_p95", "4s"), 20, 10.0),
     "long": Server("synthetic:qwen2.5-7b", 8192, 100, ("ttft_p95", "2s"), 2, 16.0),
     "n-gram": Server(
@@ -231,7 +233,7 @@ def steps(
     for turn in range(options.measures):
         for name, server in servers.items():
             yield name, MOST_S / 2, partial(measured, name, server, seed + turn)
-    for side, (name, server) in itertools.product(SIDES, servers.items()):
+    for side, (name, server) in itertools.product(options.sides, servers.items()):
         at_rps = side * mean_rate(options.rows, name)
         if math.isnan(at_rps):
             continue
@@ -297,6 +299,7 @@ def main() -> None:
     parser.add_argument("--servers", default="14b,long,front")
     parser.add_argument("--measures", type=int, default=2, help="of each server")
     parser.add_argument("--checks", action="store_true", help="one check on either side of the rate measured")
+    parser.add_argument("--sides", type=float, nargs="+", default=SIDES, help="of checks and direct runs")
     parser.add_argument("--direct-s", type=float, default=0.0, help="length of each direct run; 0: none")
     parser.add_argument("--within", type=float, default=580.0, help="seconds after which no step begins")
     parser.add_argument("--vllm-python", default=sys.executable)
