@@ -8,7 +8,8 @@ environment that has the wheel, what it needs, and nothing else. Its commands ru
 is left out and why. A checkout is a copy of the files that git knows. It may use a CPU build of vLLM that is there
 already, instead of fetching it anew. `--no-vllm` leaves out what needs one.
 
-Prints each command with its time, the output of those that failed, and what was left out. Exits with 1 if one failed.
+Prints each command with its time, below one that failed its output, and at the end what was left out. Exits with 1 if
+one failed.
 """
 
 from __future__ import annotations
@@ -203,7 +204,7 @@ def main() -> int:
         _list_left_out(names, given)
         return 0
     (wheel,) = [given.wheel] if given.wheel else (ROOT / "dist").glob("*.whl")
-    failed: list[Ran] = []
+    failed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="gpucap-strangers-") as name:
         place = Place(Path(name), wheel.resolve(), given.vllm)
         for page in names:
@@ -213,12 +214,12 @@ def main() -> int:
                     word = "FAILED" if each.failed else "ok"
                     told = f"{page}:{each.step.line}: {_first_line(each.step)}"
                     print(f"{word:6} {each.seconds:7.1f} s  {told}", flush=True)
-                failed += [each] if each.failed else []
+                if each.failed:  # at once: a run takes long, and may be broken off
+                    print(f"    exit {each.code}, not one of {sorted(each.step.exits)}")
+                    print(*(f"    {line}" for line in each.output.splitlines()[-TOLD_LINES:]), sep="\n", flush=True)
+                    failed.append(told)
     _list_left_out(names, given)
-    for each in failed:
-        print(f"\n{each.step.page}:{each.step.line}: {_first_line(each.step)}: exit {each.code}, not {each.step.exits}")
-        print(*each.output.splitlines()[-TOLD_LINES:], sep="\n")
-    print(f"\nfailed: {len(failed)}")
+    print(f"\nfailed: {len(failed)}", *failed, sep="\n  ")
     return bool(failed)
 
 
