@@ -30,7 +30,7 @@ def main() -> int:
         flag = word.partition("=")[0]
         if flag in taken:
             taken.remove(flag)
-            parser.add_argument(flag, **({"action": "store_true"} if flag == "--gpucap-require" else {}))
+            parser.add_argument(flag, action="store_true" if flag == "--gpucap-require" else "store")
     given = parser.parse_args()
     if not os.environ.get("STAND_IN_NIGHT"):
         print("ERROR: the model is still 'ORG/MODEL'")

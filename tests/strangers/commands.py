@@ -50,6 +50,14 @@ class Step:
         return not self.file and any(re.search(rule["command"], self.text) for rule in RULES["needs_vllm"])
 
     @property
+    def advice(self) -> tuple[str, str]:
+        """What it may say where it fails, and the command that the page advises then; empty without such advice."""
+        for rule in RULES["advice"]:
+            if rule["page"] == self.page and re.search(rule["command"], self.text):
+                return str(rule["said"]), f"{self.text} {rule['add']}"
+        return "", ""
+
+    @property
     def exits(self) -> set[int]:
         """The exit codes that the page leads one to expect."""
         for rule in RULES["exits"]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.strangers import commands
+from tests.strangers import commands, run
 from tests.strangers.commands import ROOT, RULES, Step, pages, steps
 
 ALL = [step for page in pages() for step in steps(page)]
@@ -61,6 +62,27 @@ def test_what_is_granted_is_there_and_its_page_has_commands() -> None:
 @pytest.mark.parametrize("rule", RULES["exits"], ids=lambda rule: rule["command"])
 def test_every_exit_code_is_that_of_a_command(rule: dict[str, str]) -> None:
     assert any(step.page == rule["page"] and re.search(rule["command"], step.text) for step in ALL if not step.left_out)
+
+
+@pytest.mark.parametrize("rule", RULES["advice"], ids=lambda rule: rule["add"])
+def test_every_advice_is_given_by_the_page_of_a_command(rule: dict[str, str]) -> None:
+    assert rule["add"] in " ".join((ROOT / rule["page"]).read_text(encoding="utf-8").split())
+    (step,) = (each for each in ALL if each.advice[0] and each.page == rule["page"])
+    assert not step.left_out
+    assert step.advice == (rule["said"], f"{step.text} {rule['add']}")
+
+
+def test_advice_is_followed_where_its_reason_is_seen_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = {"page": "page.md", "command": "^measure ", "said": "others (here)", "add": "--all-the-same"}
+    monkeypatch.setitem(RULES, "advice", [rule])
+    define = 'measure() { echo "$1: ${2-others (here)}"; [ "${2-}" = --all-the-same ]; }'
+    wanted = [Step("page.md", number, text) for number, text in enumerate([define, "measure a", "measure b no"])]
+    defined, first, second = run.in_one_shell(wanted, tmp_path, {"PATH": os.environ["PATH"]})
+    assert (defined.code, defined.advised) == (0, False)
+    assert (first.code, first.advised, first.output) == (0, True, "a: --all-the-same\n")
+    assert (second.code, second.advised, second.output) == (1, False, "b: no\n")
 
 
 def test_prompts_scripts_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
