@@ -228,7 +228,7 @@ def test_only_the_job_that_writes_has_the_token() -> None:
     assert "environment" not in measures
     assert keeps["environment"] == {"name": "gpu-capacity-history", "action": "access"}
     assert "tags" not in keeps
-    assert keeps["variables"]["GIT_STRATEGY"] == "none"
+    assert "GIT_STRATEGY" not in keeps["variables"]  # a runner that does not check out leaves earlier artifacts lying
     assert "GPU_CAPACITY_" not in json.dumps(measures)
 
 

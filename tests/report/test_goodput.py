@@ -62,6 +62,15 @@ def test_beside_percentiles_it_is_a_figure_and_no_cause() -> None:
     assert "goodput" not in rows.limits(result.slo)
 
 
+def test_windows_have_a_column_of_errors_where_there_were_some() -> None:
+    headers, body = rows.window_table(failed())
+    assert "errors" not in headers
+    broken = msgspec.structs.replace(WINDOWS[0], errors={"http_5xx": 3, "timeout": 1})
+    headers, body = rows.window_table(msgspec.structs.replace(failed(), samples=(*made.SAMPLES, broken)))
+    assert headers[-1] == "errors"
+    assert [line[-1] for line in body] == ["", "", "", "", "4"]
+
+
 def test_results_without_it_look_as_before() -> None:
     result = made.check()
     assert "goodput" not in terminal.failure(result)
