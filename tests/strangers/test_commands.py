@@ -90,11 +90,12 @@ def test_prompts_scripts_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "page.md").write_text(
         "Do:\n\n```console\n$ one \\\n>   more   # why\noutput $ no\n$ two\n```\n\n"
         "Write it into `a/b.py`:\n\n```python\nx = 1\n```\n\nText.\n\n"
-        "```python\ny = 2\n```\n\n```sh\nf() { :; }\nf\n```\n"
+        "```python\ny = 2\n```\n\n```sh\nf() { :; }\nf\n```\n\n1. Item:\n\n    ```console\n    $ three\n    ```\n"
     )
     assert list(steps("page.md")) == [
         Step("page.md", 4, "one \\\n  more   # why"),
         Step("page.md", 7, "two"),
         Step("page.md", 13, "x = 1\n", file="a/b.py"),
         Step("page.md", 23, "f() { :; }\nf\n", script=True),
+        Step("page.md", 30, "three"),
     ]
