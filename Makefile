@@ -106,7 +106,7 @@ pages: install ## the pages of the reference that are made from the code, anew
 images: install ## the pictures of the docs, made anew
 	GPUCAP_TEST_IMAGES=docs/images $(BIN)/pytest tests/report/test_html_images.py
 
-strangers: install vllm ## every command of the README and the docs in a fresh place, as a stranger has it (some twenty minutes)
+strangers: install vllm ## every command of the README and the docs in a fresh place, as a stranger has it (some thirty minutes)
 	$(BIN)/python tests/strangers/run.py --wheel dist/*.whl --vllm $(VLLM)
 
 lock: ## requirements/dev.txt anew: the newest versions of what dev.in and the package name, and of all they need

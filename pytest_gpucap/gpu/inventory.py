@@ -154,13 +154,14 @@ def _what_is_there(inventory: Inventory, wanted: GpuClass, extra: tuple[GpuClass
     if hidden:
         return f"CUDA_VISIBLE_DEVICES hides {_count(hidden)}; let it name one of them"
     if not inventory.devices:
-        return _why_none(inventory)
+        return f"{_why_none(inventory)}; to try the suite without one, say --gpu-class sim:fast or cpu"
     parts = [f"this machine has {_count(inventory.devices)}"]
     seen: dict[str, GpuClass] = {}
     for device in inventory.devices:
         seen.setdefault(class_of(device, extra).name, class_of(device, extra))
-    parts += filter(None, (_near_miss(wanted, other, extra) for other in seen.values()))
-    return "; ".join(parts)
+    near = [miss for other in seen.values() if (miss := _near_miss(wanted, other, extra))]
+    mend = f"run this where a {wanted.name} is, or say --gpu-class {' or '.join(seen)}"
+    return "; ".join([*parts, *(near or [mend])])
 
 
 def _is_known(gpu_class: GpuClass, extra: tuple[GpuClass, ...]) -> bool:

@@ -296,7 +296,7 @@ def _unexplained(found: RateEstimate) -> str:
 
 
 def _seen(broken: float) -> str:
-    return f"the open loop at the design rate broke its tightest limit in {broken:.0%} of its requests"
+    return f"of the requests sent at the design rate, {broken:.0%} broke the tightest limit"
 
 
 def _bound_reason(requirement: Requirement, at_least_rps: float) -> str:

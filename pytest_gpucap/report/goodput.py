@@ -28,12 +28,15 @@ def goodput_share(result: Result) -> float | None:
 
 
 def goodput_text(result: Result) -> str:
-    """``93.1% of the requests at the design rate kept all limits, 95% required``; empty where none is known."""
+    """``93.1% of the requests that ended at the design rate kept all limits, 95% required``; empty where none is known.
+
+    Those that were sent and had not ended are in the verdict's reason: where a queue grows, they are the late ones.
+    """
     share = goodput_share(result)
     if share is None:
         return ""
     where = next(_JUDGED[each.window.phase] for each in result.samples if each.window.phase in _JUDGED)
-    return f"{percent(share)} of the requests{where} {kept_text(result.slo)}"
+    return f"{percent(share)} of the requests that ended{where} {kept_text(result.slo)}"
 
 
 def kept_text(slo: DeclaredSlo) -> str:

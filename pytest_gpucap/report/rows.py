@@ -313,14 +313,15 @@ def window_table(result: Result) -> tuple[list[str], list[list[str]]]:
     Where answers reason first, TTFAT stands beside them.
 
     A latency is that of the window's worst slice, goodput that of all its slices. If windows do not keep a limit's
-    percentile, the nearest one is shown under its own name.
+    percentile, the nearest one is shown under its own name. Errors have a column where there were some.
     """
     columns = list(dict.fromkeys(kept_percentile(name) for name in result.slo.percentiles)) or _usual(result.samples)
     if any(TTFAT in sample.latencies for sample in result.samples):
         columns.append((TTFAT, 95))
     latencies = [percentile_name(metric, percent) for metric, percent in columns]
     told = ["goodput"] if goodput_of(result.samples) is not None else []
-    headers = ["window", "s", "in flight", "req/s", "tok/s", *latencies, *told, "errors"]
+    failed = ["errors"] if any(sample.errors for sample in result.samples) else []
+    headers = ["window", "s", "in flight", "req/s", "tok/s", *latencies, *told, *failed]
     body = [
         [
             window.text,
@@ -328,7 +329,7 @@ def window_table(result: Result) -> tuple[list[str], list[list[str]]]:
             *(_figure(mean(group, figure)) for figure in _FIGURES),
             *(seconds(max(latency(group, *column), default=None)) for column in columns),
             *(percent(share) if (share := goodput_of(group)) is not None else "" for _ in told),
-            str(sum(sum(sample.errors.values()) for sample in group) or ""),
+            *(str(sum(sum(sample.errors.values()) for sample in group) or "") for _ in failed),
         ]
         for window, group in grouped(result.samples)
     ]

@@ -107,7 +107,7 @@ def test_percentiles_that_a_file_lacks_give_way_to_those_that_it_has(capsys: pyt
     capsys.readouterr()
     main(["show", "out.json"])
     headers = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("window"))
-    assert headers.split()[-5:] == ["p99", "TTFT", "p95", "E2E", "errors"]
+    assert headers.split()[-4:] == ["p99", "TTFT", "p95", "E2E"]
 
 
 def test_two_points_are_compared_without_a_decision(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,18 +15,17 @@ import sys
 import threading
 import tomllib
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 import pytest_gpucap
 from pytest_gpucap.installing import source
 from pytest_gpucap.results import result_file
 from tests.examples.github import GitHub, Job, evaluate, git
+from tests.examples.nights import write_nights
 
 yaml: Any = pytest.importorskip("yaml")
 
@@ -178,7 +177,9 @@ def test_the_nightly_workflow_keeps_its_history_and_tells_of_a_drop(
     )
     assert said == [expected]
 
-    service.declare(seqs=128)
+    # A small server near what it carries: its rate is known well after a minute and a half of virtual time.
+    service.declare(seqs=20)
+    service.github.environment["TARGET_QPS"] = "24"
     service.commit("filled in")
     jobs = service.run("gpu-nightly.yml")
     assert {name: job.result for name, job in jobs.items()} == {"capacity": "success", "keep": "success"}, jobs
@@ -218,21 +219,9 @@ def _make_history(service: Service, night: str, *, nights: int, factor: float) -
     git(service.folder, "clone", "--quiet", str(service.github.repository), str(folder))
     git(folder, "checkout", "--quiet", "gpu-capacity-history")
     git(folder, "rm", "--quiet", "*.json")
-    (folder / "night.json").write_text(night)
-    content = result_file.read(folder / "night.json")
-    (folder / "night.json").unlink()
-    for number in range(nights):
-        # A little scatter, as nights have. The drop is there on the last two of them.
-        times = factor * (1 + 0.01 * (number % 3 - 1)) if number < nights - 2 else 1.0
-        results = []
-        for result in content.results:
-            rate = result.sustainable_rate
-            assert rate is not None
-            scaled = type(rate)(rate.value * times, rate.low * times, rate.high * times)
-            results.append(msgspec.structs.replace(result, sustainable_rate=scaled))
-        before = content.started - timedelta(days=nights - number)
-        changed = msgspec.structs.replace(content, started=before, results=tuple(results))
-        result_file.write(folder / f"earlier-{number:02}.json", changed)
+    tonight = service.folder / "tonight.json"
+    tonight.write_text(night)
+    write_nights(folder, tonight, nights=nights, factor=factor)
     git(folder, "add", ".")
     git(folder, "-c", "user.name=ann", "-c", "user.email=a@example.com", "commit", "--quiet", "-m", "earlier nights")
     git(folder, "push", "--quiet", "origin", "HEAD:gpu-capacity-history")

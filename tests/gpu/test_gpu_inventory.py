@@ -120,8 +120,16 @@ def test_part_of_the_compute_of_a_slice_is_a_class_of_its_own() -> None:
         ("a100-mig", "a100-40gb", r"1x NVIDIA A100-SXM4-40GB MIG 3g.20gb, 2x .* MIG 1g.5gb; .* is a MIG slice"),
         ("a100-mig", "a100-40gb-2g.10gb", r"a100-40gb-3g.20gb .* is not a100-40gb-2g.10gb"),
         ("h200", "h200-1g.18gb", r"h200 is a whole GPU and has no such slice: MIG is off"),
-        ("h200", "t4", r"^GPU class t4: this machine has 1x NVIDIA H200$"),
-        ("mismatch", "h200", r"^GPU class h200: no GPU here \(NVML: .*mismatch"),
+        (
+            "h200",
+            "t4",
+            r"^GPU class t4: this machine has 1x NVIDIA H200; run this where a t4 is, or say --gpu-class h200$",
+        ),
+        (
+            "mismatch",
+            "h200",
+            r"^GPU class h200: no GPU here \(NVML: .*mismatch.*\); to try .* say --gpu-class sim:fast or cpu$",
+        ),
     ],
 )
 def test_a_machine_without_the_class_says_what_it_has(machine: str, wanted: str, said: str) -> None:

@@ -47,7 +47,7 @@ def test_the_limit_is_told_with_its_thresholds() -> None:
     assert limit_name("goodput_99_5") == "99.5% goodput"
     assert rows.limits(result.slo) == "p99 E2E 20 s, 99.5% goodput (TTFT 500 ms, E2E 20 s), errors 1.0%"
     assert bound_by(result) == "99.5% goodput, limits TTFT 500 ms, E2E 20 s together"
-    told = ("goodput", "93.5% of the requests at the design rate kept all limits, 99.5% required")
+    told = ("goodput", "93.5% of the requests that ended at the design rate kept all limits, 99.5% required")
     assert told in rows.result_rows(result)
     assert told in rows.causes(result)
 
@@ -55,11 +55,20 @@ def test_the_limit_is_told_with_its_thresholds() -> None:
 def test_beside_percentiles_it_is_a_figure_and_no_cause() -> None:
     slo = Slo(declared_limits({"e2e_p95": "20s", "itl_p99": "50ms"}))
     result = failed(slo, "e2e_p95")
-    text = "93.5% of the requests at the design rate kept all limits but those on ITL"
+    text = "93.5% of the requests that ended at the design rate kept all limits but those on ITL"
     assert goodput_text(result) == text
     assert ("goodput", text) in rows.result_rows(result)
     assert not [value for name, value in rows.causes(result) if name == "goodput"]
     assert "goodput" not in rows.limits(result.slo)
+
+
+def test_windows_have_a_column_of_errors_where_there_were_some() -> None:
+    headers, body = rows.window_table(failed())
+    assert "errors" not in headers
+    broken = msgspec.structs.replace(WINDOWS[0], errors={"http_5xx": 3, "timeout": 1})
+    headers, body = rows.window_table(msgspec.structs.replace(failed(), samples=(*made.SAMPLES, broken)))
+    assert headers[-1] == "errors"
+    assert [line[-1] for line in body] == ["", "", "", "", "4"]
 
 
 def test_results_without_it_look_as_before() -> None:

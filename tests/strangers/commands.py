@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 RULES: dict[str, Any] = tomllib.loads(Path(__file__).with_name("rules.toml").read_text(encoding="utf-8"))
-_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _NAMED_FILE = re.compile(r"\b(?:into|in|as) `([\w./-]+\.\w+)`")
 _PROMPT = "$ "
 
@@ -50,6 +51,14 @@ class Step:
         return not self.file and any(re.search(rule["command"], self.text) for rule in RULES["needs_vllm"])
 
     @property
+    def advice(self) -> tuple[str, str]:
+        """What it may say where it fails, and the command that the page advises then; empty without such advice."""
+        for rule in RULES["advice"]:
+            if rule["page"] == self.page and re.search(rule["command"], self.text):
+                return str(rule["said"]), f"{self.text} {rule['add']}"
+        return "", ""
+
+    @property
     def exits(self) -> set[int]:
         """The exit codes that the page leads one to expect."""
         for rule in RULES["exits"]:
@@ -70,7 +79,7 @@ def steps(page: str) -> Iterator[Step]:
     text = (ROOT / page).read_text(encoding="utf-8")
     for block in _BLOCK.finditer(text):
         line = text.count("\n", 0, block.start()) + 2
-        kind, content = block[1], block[2]
+        kind, content = block[2], textwrap.dedent(block[3])
         if kind == "sh":
             yield Step(page, line, content, script=True)
         elif kind == "console":

@@ -5,10 +5,11 @@
 Each page gets an empty folder, an empty home with empty caches, a PATH of little more than the system's own, and an
 environment that has the wheel, what it needs, and nothing else. Its commands run one after the other in one shell, so a
 `cd` holds for the next. What it takes for granted, such as a result file, comes from `rules.toml`, which also says what
-is left out and why. A checkout is a copy of the files that git knows. It may use a CPU build of vLLM that is there
-already, instead of fetching it anew. `--no-vllm` leaves out what needs one.
+is left out and why, and what a page advises where a command fails. A checkout is a copy of the files that git knows. It
+may use a CPU build of vLLM that is there already, instead of fetching it anew. `--no-vllm` leaves out what needs one.
 
-Prints each command with its time, the output of those that failed, and what was left out. Exits with 1 if one failed.
+Prints each command with its time, below one that failed its output, and at the end what was left out. Exits with 1 if
+one failed.
 """
 
 from __future__ import annotations
@@ -39,12 +40,13 @@ TOLD_LINES = 25
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """A step that was run: its exit code, seconds, and what it printed."""
+    """A step that was run: its exit code, seconds, what it printed, and whether that was after the page's advice."""
 
     step: Step
     code: int
     seconds: float
     output: str
+    advised: bool = False
 
     @property
     def failed(self) -> bool:
@@ -103,7 +105,7 @@ class Place:
             self.check_out(work / CHECKOUT)
         self._grant(page, work)
         try:
-            return _in_one_shell(wanted, work / CHECKOUT if page in IN_CHECKOUT else work, self.environment(home))
+            return in_one_shell(wanted, work / CHECKOUT if page in IN_CHECKOUT else work, self.environment(home))
         finally:
             shutil.rmtree(own)
 
@@ -131,7 +133,7 @@ class Place:
                 shutil.copy(ROOT / source, work / name)
 
 
-def _in_one_shell(wanted: Sequence[Step], folder: Path, environment: dict[str, str]) -> list[Ran]:
+def in_one_shell(wanted: Sequence[Step], folder: Path, environment: dict[str, str]) -> list[Ran]:
     """Run steps one after the other in one shell; a file is written when its turn comes, where the shell then is."""
     with tempfile.TemporaryDirectory(prefix="gpucap-shell-") as name:
         outputs = Path(name)
@@ -145,8 +147,14 @@ def _in_one_shell(wanted: Sequence[Step], folder: Path, environment: dict[str, s
             else:
                 action = f"bash {given}" if step.script else f". {given}"
             done = shlex.quote(str(outputs / f"{number}.done"))
-            lines += ["began=$EPOCHREALTIME", f"{{ {action}; }} >{out} 2>&1"]
-            lines += [f'echo "$? $began $EPOCHREALTIME" >{done}']
+            lines += ["began=$EPOCHREALTIME advised=", f"{{ {action}; }} >{out} 2>&1", "code=$?"]
+            said, advice = step.advice
+            if said:
+                again = outputs / f"{number}.again"
+                again.write_text(advice, encoding="utf-8")
+                lines += [f"if [ $code != 0 ] && grep -qF {shlex.quote(said)} {out}; then"]
+                lines += [f"advised=yes; {{ . {shlex.quote(str(again))}; }} >{out} 2>&1; code=$?; fi"]
+            lines += [f'echo "$code $began $EPOCHREALTIME $advised" >{done}']
         try:
             subprocess.run(["bash", "-c", "\n".join(lines)], cwd=folder, env=environment, timeout=PAGE_S, check=False)
         except subprocess.TimeoutExpired:
@@ -156,11 +164,11 @@ def _in_one_shell(wanted: Sequence[Step], folder: Path, environment: dict[str, s
             printed = outputs / f"{number}.out"
             output = printed.read_text(encoding="utf-8", errors="replace") if printed.exists() else ""
             try:
-                code, began, ended = (outputs / f"{number}.done").read_text().split()
+                code, began, ended, *advised = (outputs / f"{number}.done").read_text().split()
             except FileNotFoundError:  # the shell ended before, or within it
                 ran.append(Ran(step, -1, 0.0, output or "it was not reached"))
             else:
-                ran.append(Ran(step, int(code), float(ended) - float(began), output))
+                ran.append(Ran(step, int(code), float(ended) - float(began), output, bool(advised)))
         return ran
 
 
@@ -203,7 +211,7 @@ def main() -> int:
         _list_left_out(names, given)
         return 0
     (wheel,) = [given.wheel] if given.wheel else (ROOT / "dist").glob("*.whl")
-    failed: list[Ran] = []
+    failed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="gpucap-strangers-") as name:
         place = Place(Path(name), wheel.resolve(), given.vllm)
         for page in names:
@@ -212,13 +220,14 @@ def main() -> int:
                 if not each.step.file or each.failed:
                     word = "FAILED" if each.failed else "ok"
                     told = f"{page}:{each.step.line}: {_first_line(each.step)}"
-                    print(f"{word:6} {each.seconds:7.1f} s  {told}", flush=True)
-                failed += [each] if each.failed else []
+                    again = f", then as the page advises: {each.step.advice[1]}" if each.advised else ""
+                    print(f"{word:6} {each.seconds:7.1f} s  {told}{again}", flush=True)
+                if each.failed:  # at once: a run takes long, and may be broken off
+                    print(f"    exit {each.code}, not one of {sorted(each.step.exits)}")
+                    print(*(f"    {line}" for line in each.output.splitlines()[-TOLD_LINES:]), sep="\n", flush=True)
+                    failed.append(told)
     _list_left_out(names, given)
-    for each in failed:
-        print(f"\n{each.step.page}:{each.step.line}: {_first_line(each.step)}: exit {each.code}, not {each.step.exits}")
-        print(*each.output.splitlines()[-TOLD_LINES:], sep="\n")
-    print(f"\nfailed: {len(failed)}")
+    print(f"\nfailed: {len(failed)}", *failed, sep="\n  ")
     return bool(failed)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.strangers import commands
+from tests.strangers import commands, run
 from tests.strangers.commands import ROOT, RULES, Step, pages, steps
 
 ALL = [step for page in pages() for step in steps(page)]
@@ -63,16 +64,38 @@ def test_every_exit_code_is_that_of_a_command(rule: dict[str, str]) -> None:
     assert any(step.page == rule["page"] and re.search(rule["command"], step.text) for step in ALL if not step.left_out)
 
 
+@pytest.mark.parametrize("rule", RULES["advice"], ids=lambda rule: rule["add"])
+def test_every_advice_is_given_by_the_page_of_a_command(rule: dict[str, str]) -> None:
+    assert rule["add"] in " ".join((ROOT / rule["page"]).read_text(encoding="utf-8").split())
+    (step,) = (each for each in ALL if each.advice[0] and each.page == rule["page"])
+    assert not step.left_out
+    assert step.advice == (rule["said"], f"{step.text} {rule['add']}")
+
+
+def test_advice_is_followed_where_its_reason_is_seen_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = {"page": "page.md", "command": "^measure ", "said": "others (here)", "add": "--all-the-same"}
+    monkeypatch.setitem(RULES, "advice", [rule])
+    define = 'measure() { echo "$1: ${2-others (here)}"; [ "${2-}" = --all-the-same ]; }'
+    wanted = [Step("page.md", number, text) for number, text in enumerate([define, "measure a", "measure b no"])]
+    defined, first, second = run.in_one_shell(wanted, tmp_path, {"PATH": os.environ["PATH"]})
+    assert (defined.code, defined.advised) == (0, False)
+    assert (first.code, first.advised, first.output) == (0, True, "a: --all-the-same\n")
+    assert (second.code, second.advised, second.output) == (1, False, "b: no\n")
+
+
 def test_prompts_scripts_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "ROOT", tmp_path)
     (tmp_path / "page.md").write_text(
         "Do:\n\n```console\n$ one \\\n>   more   # why\noutput $ no\n$ two\n```\n\n"
         "Write it into `a/b.py`:\n\n```python\nx = 1\n```\n\nText.\n\n"
-        "```python\ny = 2\n```\n\n```sh\nf() { :; }\nf\n```\n"
+        "```python\ny = 2\n```\n\n```sh\nf() { :; }\nf\n```\n\n1. Item:\n\n    ```console\n    $ three\n    ```\n"
     )
     assert list(steps("page.md")) == [
         Step("page.md", 4, "one \\\n  more   # why"),
         Step("page.md", 7, "two"),
         Step("page.md", 13, "x = 1\n", file="a/b.py"),
         Step("page.md", 23, "f() { :; }\nf\n", script=True),
+        Step("page.md", 30, "three"),
     ]
