@@ -7,17 +7,16 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from pytest_gpucap.explained import Subject, pointer
-from pytest_gpucap.report import rows
-from pytest_gpucap.report.columns import LEAST, NARROW, shortened, table, wrapped
+from pytest_gpucap.report import changes
+from pytest_gpucap.report.changes import figure_lines, latency_lines, latency_table
+from pytest_gpucap.report.columns import LEAST, NARROW, table, wrapped
 from pytest_gpucap.report.escape import cleaned, prose, table_row
-from pytest_gpucap.report.formatting import NOT_MEASURED, interval, limit_name, seconds
+from pytest_gpucap.report.formatting import NOT_MEASURED, interval
 from pytest_gpucap.report.headline import compared, comparison_headline
 from pytest_gpucap.report.terminal import IMPORTED, SIMULATED, details
-from pytest_gpucap.results.comparison import FigureComparison, LatencyComparison, RegressionDecision
-from pytest_gpucap.results.measured import Interval
+from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.points import WHAT_IT_IS
 from pytest_gpucap.results.result import Result
-from pytest_gpucap.secondary import METRICS
 
 _QUIET: Final = frozenset({RegressionDecision.SAME, RegressionDecision.IMPROVED})
 _ICONS: Final = {
@@ -28,8 +27,6 @@ _ICONS: Final = {
     RegressionDecision.IMPROVED: "🔺",
 }
 _WORST_FIRST: Final = tuple(_ICONS)
-_MOST_OF_LOAD: Final = 24
-"""Columns of a load above a table. Ours are shorter; a file of another hand may hold anything."""
 
 
 def regression_failure(result: Result, width: int = NARROW) -> str:
@@ -43,49 +40,6 @@ def regression_failure(result: Result, width: int = NARROW) -> str:
         lines += ["", *latency_table(found.latencies, width)]
     told = wrapped(pointer(Subject.VERDICT, found.decision), hang="  ", width=width)
     return "\n".join([*lines, "", details(result, width), "", *told])
-
-
-def latency_table(latencies: Sequence[LatencyComparison], width: int, indent: str = "") -> list[str]:
-    """Latencies of base and head side by side, a table for each load at which they were compared."""
-    lines: list[str] = []
-    for load in dict.fromkeys(each.load for each in latencies):
-        named = [each for each in latencies if each.load == load]
-        headers = [shortened(f"at {load}", _MOST_OF_LOAD), *rows.LATENCY_HEADERS]
-        body = [[limit_name(each.limit), *rows.latency_cells(each)] for each in named]
-        lines += [f"{indent}{line}".rstrip() for line in table(headers, body, width - len(indent))]
-    return lines
-
-
-def latency_lines(latencies: Iterable[LatencyComparison]) -> list[str]:
-    """Latencies at equal load, a line each: ``p95 E2E at 71 in flight 3 s -> 4 s, +33% (+21% to +48%): REGRESSED``."""
-    return [
-        f"{limit_name(each.limit)} at {each.load} {seconds(each.base_s)} -> {seconds(each.head_s)}, "
-        f"{rows.change(each)}: {each.decision}"
-        for each in latencies
-    ]
-
-
-def figure_lines(figures: Iterable[FigureComparison]) -> list[str]:
-    """Limits beside the rate on base and head, a line each: ``KV cache 120,000 -> 90,000 tokens, -25% (read ...)``."""
-    return [f"{METRICS[each.name].title} {figure_change(each)}" for each in figures]
-
-
-def figure_change(figure: FigureComparison) -> str:
-    """``60 s (cold) -> 25 s (warm), -58.3% (one start of each: ...)``; why, where something was not measured."""
-    shown, said = METRICS[figure.name], []
-    starts = figure.starts or ("", "")
-    for found, start in zip((figure.base, figure.head), starts, strict=True):
-        value = "not measured" if found is None else shown.shown(found.value)
-        spread = "" if found is None or found.low == found.high else f" ({_ends(figure, found)})"
-        said.append(f"{value}{spread}{f' ({start})' if start else ''}")
-    change = rows.change(figure)
-    notes = "; ".join(filter(None, [figure.noise, figure.reason]))
-    return f"{' -> '.join(said)}{f', {change}' if change else ''}{f' ({notes})' if notes else ''}"
-
-
-def _ends(figure: FigureComparison, found: Interval) -> str:
-    metric = METRICS[figure.name]
-    return f"{metric.number(found.low)} to {metric.number(found.high)}"
 
 
 def comparison_summary(results: Iterable[Result], width: int = NARROW) -> list[str]:
@@ -176,7 +130,7 @@ def _row(result: Result) -> list[str]:
         result.name,
         interval(found.base_rate),
         interval(found.head_rate or result.sustainable_rate),
-        rows.change(found),
+        changes.change(found),
     ]
 
 

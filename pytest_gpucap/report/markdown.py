@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from pytest_gpucap.report import rows
-from pytest_gpucap.report.comparison import figure_lines, latency_lines
+from pytest_gpucap.report import changes, host_rows, rows, windows
+from pytest_gpucap.report.changes import figure_lines, latency_lines
 from pytest_gpucap.report.escape import cleaned, code_block, prose, table_row
 from pytest_gpucap.report.formatting import (
     NOT_MEASURED,
+    Row,
     gpus_at,
     gpus_needed,
     interval,
@@ -192,7 +193,7 @@ def _reasons(result: Result, *, named: bool) -> str:
     beside = [*rows.reasoning(result), *rows.adapters(result)] if sampled else []
     because = [*rows.reasons(result), *sampled, *beside]
     if not because:
-        told = (*rows.remarks(result), *rows.forgetting(result))
+        told = (*host_rows.remarks(result), *rows.forgetting(result))
         return "\n".join(f"**{prose(result.name, 200)}**: {prose(text)}" for text in told)
     first = result_headlines(result)[0]
     claim, why = (result.name, "") if first.regression else (first.claim, first.why)
@@ -220,10 +221,10 @@ def _latency_table(result: Result) -> str:
     found = () if result.comparison is None else result.comparison.latencies
     if not found:
         return ""
-    heads = ["", *rows.LATENCY_HEADERS]
+    heads = ["", *changes.LATENCY_HEADERS]
     lines = [table_row(heads), table_row(["---", "--:", "--:", "---", "---"])]
     lines += [
-        table_row([prose(f"{limit_name(each.limit)} at {each.load}"), *map(prose, rows.latency_cells(each))])
+        table_row([prose(f"{limit_name(each.limit)} at {each.load}"), *map(prose, changes.latency_cells(each))])
         for each in found
     ]
     return "\n".join(lines)
@@ -242,7 +243,7 @@ def _details(result: Result) -> str:
         picture, caption = drawn
         blocks += [f"Latency against rate. {prose(caption)}", picture]
     if result.samples:
-        headers, body = rows.window_table(result)
+        headers, body = windows.window_table(result)
         table = [table_row(headers), table_row(["---"] + ["--:"] * (len(headers) - 1))]
         blocks.append("\n".join([*table, *(table_row([prose(cell) for cell in row]) for row in body)]))
     known = [(name, value) for name, value in rows.environment_rows(result) if value]
@@ -251,7 +252,7 @@ def _details(result: Result) -> str:
     return "\n\n".join(blocks)
 
 
-def _rows_table(named: Sequence[rows.Row]) -> str:
+def _rows_table(named: Sequence[Row]) -> str:
     return "\n".join(
         [table_row(["", ""]), table_row(["---", "---"]), *(table_row([name, prose(value)]) for name, value in named)]
     )

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from pytest_gpucap.report import rows
+from pytest_gpucap.report import changes, host_rows, rows, windows
 from pytest_gpucap.report.columns import LEAST, LEAST_NAME, NARROW, display_width, padded, shortened, table, wrapped
 from pytest_gpucap.report.escape import cleaned
 from pytest_gpucap.report.explanation import explained_in
 from pytest_gpucap.report.formatting import (
     NOT_MEASURED,
+    Row,
     bound_by,
     gpus_needed,
     percent_interval,
@@ -75,7 +76,7 @@ def _limits(results: Sequence[Result]) -> list[str]:
 
 def _disturbed(results: Sequence[Result]) -> list[str]:
     """Results of a host that was not itself, where that was to be a remark only, and of servers that forget."""
-    told = [(result, (*rows.remarks(result), *rows.forgetting(result))) for result in results]
+    told = [(result, (*host_rows.remarks(result), *rows.forgetting(result))) for result in results]
     return [f"{result.name}: {text}" for result, texts in told for text in texts]
 
 
@@ -101,7 +102,7 @@ def details(result: Result, width: int = NARROW) -> str:
     result, width = cleaned(result), max(LEAST, width)
     lines = _aligned(rows.result_rows(result), width)
     if result.samples:
-        headers, body = rows.window_table(result)
+        headers, body = windows.window_table(result)
         room = _NAME + max(0, width - NARROW)
         body = [[shortened(name, room), *figures] for name, *figures in body]
         lines += ["", *table(headers, body, width)]
@@ -136,7 +137,7 @@ _MORE_COLUMNS: Final[tuple[tuple[str, Callable[[Result], str]], ...]] = (
         lambda result: percent_interval(result.slack) if result.slack and shown_bound(result) is None else "",
     ),
     ("bound by", bound_by),
-    ("against the baseline", lambda result: rows.change(result.comparison) if result.comparison else ""),
+    ("against the baseline", lambda result: changes.change(result.comparison) if result.comparison else ""),
     ("server time", lambda result: "" if result.imported else seconds(result.total_spent_s)),
 )
 """Columns of wide terminals, the most useful first."""
@@ -219,7 +220,7 @@ def _bottleneck(found: Bottleneck, width: int) -> list[str]:
     return lines + (wrapped(f"try: {found.advice}", width=width) if found.advice else [])
 
 
-def _aligned(named: Sequence[rows.Row], width: int) -> list[str]:
+def _aligned(named: Sequence[Row], width: int) -> list[str]:
     column = max(display_width(name) for name, _ in named) + 2
     return [
         line for name, value in named for line in wrapped(value, padded(name, column), " " * column, width) or [name]
