@@ -7,13 +7,15 @@ from typing import Final
 
 import msgspec
 
-from pytest_gpucap.report.columns import shortened, table
+from pytest_gpucap.report.columns import shortened, table, wrapped
 from pytest_gpucap.report.formatting import known, limit_name, percent, percent_interval, seconds
 from pytest_gpucap.results.comparison import Comparison, FigureComparison, LatencyComparison
 from pytest_gpucap.results.measured import Interval
 from pytest_gpucap.secondary import METRICS
 
 LATENCY_HEADERS: Final = ("base", "head", "change (95% interval)", "decision")
+LATENCIES: Final = "latencies of base and head at an equal load, which fail no test"
+FIGURES: Final = "limits beside the rate on base and head, which fail no test"
 _MOST_OF_LOAD: Final = 24
 """Columns of a load above a table. Ours are shorter; a file of another hand may hold anything."""
 
@@ -42,6 +44,20 @@ def latency_table(latencies: Sequence[LatencyComparison], width: int, indent: st
         headers = [shortened(f"at {load}", _MOST_OF_LOAD), *LATENCY_HEADERS]
         body = [[limit_name(each.limit), *latency_cells(each)] for each in named]
         lines += [f"{indent}{line}".rstrip() for line in table(headers, body, width - len(indent))]
+    return lines
+
+
+def compared_lines(found: Comparison | None, width: int) -> list[str]:
+    """Everything that was compared beside the rate, for a terminal: latencies, limits beside the rate; may be empty."""
+    if found is None:
+        return []
+    lines = []
+    if found.latencies:
+        lines += wrapped(f"{LATENCIES}:", width=width)
+        lines += latency_table(found.latencies, width, "  ")
+    if found.figures:
+        lines += wrapped(f"{FIGURES}:", width=width)
+        lines += [line for each in figure_lines(found.figures) for line in wrapped(each, "- ", "  ", width)]
     return lines
 
 

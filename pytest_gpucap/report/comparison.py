@@ -35,9 +35,6 @@ def regression_failure(result: Result, width: int = NARROW) -> str:
     found = compared(result)
     lines = [comparison_headline(result), *([SIMULATED] if result.simulated else [])]
     lines += ["", *wrapped(found.reason, width=width)]
-    lines += [line for each in figure_lines(found.figures) for line in wrapped(each, "- ", "  ", width)]
-    if found.latencies:
-        lines += ["", *latency_table(found.latencies, width)]
     told = wrapped(pointer(Subject.VERDICT, found.decision), hang="  ", width=width)
     return "\n".join([*lines, "", details(result, width), "", *told])
 
@@ -69,6 +66,9 @@ def _latencies_told(result: Result, width: int) -> list[str]:
     if found.paired is not None and found.latencies:
         said = f"{result.name}: latencies of base and head, which fail no test:"
         return [*wrapped(said, hang="  ", width=width), *latency_table(found.latencies, width, "  ")]
+    if found.no_latencies:
+        said = f"{result.name}: latencies of base and head were not compared: {found.no_latencies}"
+        return wrapped(said, hang="  ", width=width)
     slower = [each for each in found.latencies if each.decision is RegressionDecision.REGRESSED]
     told = [f"{result.name}: {said}, which fails no test" for said in latency_lines(slower)]
     return [line for each in told for line in wrapped(each, hang="  ", width=width)]

@@ -32,6 +32,7 @@ def properties(results: Iterable[Result]) -> list[tuple[str, str | float]]:
         pairs += [(name, value) for name, value in _figures(result) if value is not None]
         pairs += _beside(result)
         pairs += _sampled(result)
+        pairs += _compared(result)
         if result.imported is not None:
             pairs.append(("gpucap_imported", f"{result.imported.described}: {WHAT_IT_IS}"))
         if result.simulated:
@@ -60,6 +61,18 @@ def _sampled(result: Result) -> list[tuple[str, str | float]]:
         for percent in KEPT_PERCENTILES
         if (value := known(latency.percentile(percent))) is not None
     ]
+
+
+def _compared(result: Result) -> list[tuple[str, str | float]]:
+    """What was compared beside the rate, or why not: ``gpucap_latencies`` and ``gpucap_base_and_head``."""
+    found = result.comparison
+    if found is None:
+        return []
+    latencies = "; ".join(changes.latency_lines(found.latencies)) or (
+        found.no_latencies and f"none: {found.no_latencies}"
+    )
+    told = {"gpucap_latencies": latencies, "gpucap_base_and_head": "; ".join(changes.figure_lines(found.figures))}
+    return [(name, value) for name, value in told.items() if value]
 
 
 def _figures(result: Result) -> list[tuple[str, str | float | None]]:

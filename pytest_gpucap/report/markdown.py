@@ -238,7 +238,10 @@ def _details(result: Result) -> str:
         _rows_table(rows.result_rows(result)),
     ]
     if latencies := _latency_table(result):
-        blocks += ["Latencies of base and head at an equal load. They fail no test.", latencies]
+        blocks += [f"{_sentence(changes.LATENCIES)}.", latencies]
+    if result.comparison is not None and result.comparison.figures:
+        told = [f"- {prose(line)}" for line in figure_lines(result.comparison.figures)]
+        blocks += [f"{_sentence(changes.FIGURES)}.", "\n".join(told)]
     if drawn := chart(result):
         picture, caption = drawn
         blocks += [f"Latency against rate. {prose(caption)}", picture]
@@ -250,6 +253,10 @@ def _details(result: Result) -> str:
     blocks.append(code_block([f"{name}: {value}" for name, value in [("test", result.test), *known]]))
     blocks.append("</details>")
     return "\n\n".join(blocks)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _rows_table(named: Sequence[Row]) -> str:

@@ -229,7 +229,7 @@ def _limited(found: SecondaryResult) -> Row:
 
 
 def comparison(result: Result) -> list[Row]:
-    """Against the baseline: the decision, the change with its interval, and why."""
+    """Against the baseline: the decision, the change with its interval, and why; why latencies were not compared."""
     found = result.comparison
     if not found:
         return []
@@ -240,4 +240,6 @@ def comparison(result: Result) -> list[Row]:
         lines.append(("differs", "; ".join(found.differs)))
     if found.changed:
         lines.append(("changed", "; ".join(found.changed)))
+    if found.no_latencies:
+        lines.append(("no latencies", found.no_latencies))
     return lines

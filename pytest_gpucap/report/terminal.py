@@ -98,9 +98,11 @@ def section(result: Result, width: int = NARROW) -> str:
 
 
 def details(result: Result, width: int = NARROW) -> str:
-    """The evidence for a result: its figures, windows, bottleneck and environment."""
+    """The evidence for a result: its figures, what was compared, windows, bottleneck and environment."""
     result, width = cleaned(result), max(LEAST, width)
     lines = _aligned(rows.result_rows(result), width)
+    if compared := changes.compared_lines(result.comparison, width):
+        lines += ["", *compared]
     if result.samples:
         headers, body = windows.window_table(result)
         room = _NAME + max(0, width - NARROW)

@@ -346,7 +346,7 @@ def _adapters(result: Result) -> list[Note]:
 def _compared(result: Result) -> ComparedTable | None:
     """None where nothing was compared, or nothing can be. Without a rate of the base latencies may be."""
     found = result.comparison
-    if found is None or (found.base_rate is None and not found.latencies):
+    if found is None or (found.base_rate is None and not found.latencies and not found.figures):
         return None
     head = interval(found.head_rate or result.sustainable_rate) or EMPTY_CELL
     rate_row = ("Sustainable rate, req/s per replica", interval(found.base_rate), head, changes.change(found))
