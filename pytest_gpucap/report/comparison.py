@@ -78,9 +78,7 @@ def comparison_text(results: Sequence[Result], base: str, head: str, width: int 
     """The comparison of two runs for a terminal: a table, and the evidence for every row."""
     width = max(LEAST, width)
     ordered = _worst_first(map(cleaned, results))
-    headers = ["decision", "name", "base req/s", "head req/s", "change (95% interval)"]
-    shown = table(headers, [_row(result) for result in ordered], width, ruled=True, shrunk=1)
-    lines = [f"base: {base}", f"head: {head}", "", *shown, ""]
+    lines = [f"base: {base}", f"head: {head}", "", *_decisions(ordered, width), ""]
     for result in ordered:
         lines += wrapped(f"{result.name}: {compared(result).reason}", "- ", "  ", width)
         lines += [line for each in _differences(result) for line in wrapped(each, "  ", "    ", width)]
@@ -91,6 +89,21 @@ def comparison_text(results: Sequence[Result], base: str, head: str, width: int 
     if any(result.imported for result in results):
         lines += wrapped(IMPORTED, width=width)
     return "\n".join(lines)
+
+
+def _decisions(results: Sequence[Result], width: int) -> list[str]:
+    """A table of the decisions; where it is too wide, each name stands whole in a line of its own above its figures."""
+    headers = ["decision", "name", "base req/s", "head req/s", "change (95% interval)"]
+    found = [_row(result) for result in results]
+    lines = table(headers, found, width, ruled=True)
+    if len(lines) == len(found) + 2:  # headers and rule: it is in one piece
+        return lines
+    lines = []
+    for decision, name, base, head, change in found:
+        rates = f"{base} -> {head} req/s" if base and head else f"{base or head} req/s" if base or head else ""
+        lines += wrapped(f"{decision}: {name}", hang="  ", width=width)
+        lines += wrapped(", ".join(filter(None, [rates, change])), "  ", "    ", width)
+    return lines
 
 
 def comparison_markdown(results: Sequence[Result], base: str, head: str) -> str:

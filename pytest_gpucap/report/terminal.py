@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from pytest_gpucap.report import changes, host_rows, rows, windows
-from pytest_gpucap.report.columns import LEAST, LEAST_NAME, NARROW, display_width, padded, shortened, table, wrapped
+from pytest_gpucap.report.columns import LEAST, LEAST_NAME, NARROW, apart, display_width, padded, table, wrapped
 from pytest_gpucap.report.escape import cleaned
 from pytest_gpucap.report.explanation import explained_in
 from pytest_gpucap.report.formatting import (
@@ -106,7 +106,8 @@ def details(result: Result, width: int = NARROW) -> str:
     if result.samples:
         headers, body = windows.window_table(result)
         room = _NAME + max(0, width - NARROW)
-        body = [[shortened(name, room), *figures] for name, *figures in body]
+        names = apart([row[0] for row in body], room)
+        body = [[name, *row[1:]] for name, row in zip(names, body, strict=True)]
         lines += ["", *table(headers, body, width)]
     if result.problems:
         lines += [
@@ -146,7 +147,7 @@ _MORE_COLUMNS: Final[tuple[tuple[str, Callable[[Result], str]], ...]] = (
 
 
 def _table(results: Sequence[Result], width: int) -> list[str]:
-    """A line for each result. What does not fit is left out: columns first, then the ends of names, columns again."""
+    """A line for each result. What does not fit is left out: columns first, then parts of names, columns again."""
     columns = list(_COLUMNS)
     for column in _MORE_COLUMNS:
         wider = [*(each for each in columns if each[0] != "slack" or column[0] != "slack (interval)"), column]
@@ -175,7 +176,8 @@ def _laid_out(
     """The table in one piece, however wide, with names of at most `room` columns."""
     cells = [[shown(result) for _, shown in columns] for result in results]
     if room is not None:
-        cells = [[verdict, shortened(name, room), *figures] for verdict, name, *figures in cells]
+        names = apart([row[1] for row in cells], room)
+        cells = [[row[0], name, *row[2:]] for name, row in zip(names, cells, strict=True)]
     return table([name for name, _ in columns], cells, _ANY_WIDTH, ruled=True)
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from msgspec.structs import replace
 
 from pytest_gpucap.report import terminal
+from pytest_gpucap.report.columns import apart
 from pytest_gpucap.report.comparison import comparison_summary
 from pytest_gpucap.results.measured import Accuracy, Interval, Outcome
 from pytest_gpucap.results.result import PhysicalLimit
@@ -103,6 +104,24 @@ def test_a_wide_terminal_shows_whole_names_and_more() -> None:
     assert name in table
     for shown in ("bound by", "p95 E2E, limit 20 s", "-19.8% (-21.7% to -17.8%)"):
         assert shown in table
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        # Parameters of a test are at its end; a series may differ anywhere.
+        [f"test_chat_capacity_of_the_long_context_model[{kind}-8k]" for kind in ("bf16", "fp8", "awq")],
+        [f"chat of model {kind} with a context of 32k tokens and a prefix" for kind in ("one", "two")],
+        [f"{'x' * 40}{letter}{'y' * 40}" for letter in "abc"],
+        ["你好世界" * 12 + "一", "你好世界" * 12 + "二"],
+    ],
+)
+@pytest.mark.parametrize("width", [60, 80])
+def test_tests_with_long_names_that_differ_can_be_told_apart(names: list[str], width: int) -> None:
+    lines = terminal.summary([made.check(Outcome.PASS, name) for name in names], width).splitlines()[2:][: len(names)]
+    assert len(set(lines)) == len(names)
+    assert max(map(wcswidth, lines)) <= width
+    assert len(set(apart([*names, *names], 6))) == len(names)
 
 
 def test_many_limits_make_tables_that_fit() -> None:
