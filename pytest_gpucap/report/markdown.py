@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from pytest_gpucap.report import changes, host_rows, rows, windows
+from pytest_gpucap.report import changes, rows, windows
 from pytest_gpucap.report.changes import figure_lines, latency_lines
 from pytest_gpucap.report.escape import cleaned, code_block, prose, table_row
 from pytest_gpucap.report.formatting import (
@@ -193,8 +193,7 @@ def _reasons(result: Result, *, named: bool) -> str:
     beside = [*rows.reasoning(result), *rows.adapters(result)] if sampled else []
     because = [*rows.reasons(result), *sampled, *beside]
     if not because:
-        told = (*host_rows.remarks(result), *rows.forgetting(result))
-        return "\n".join(f"**{prose(result.name, 200)}**: {prose(text)}" for text in told)
+        return "\n".join(f"**{prose(result.name, 200)}**: {prose(text)}" for text in rows.notes(result))
     first = result_headlines(result)[0]
     claim, why = (result.name, "") if first.regression else (first.claim, first.why)
     arithmetic = "" if (named and standing(result).bad) or not why else f": {prose(why)}"

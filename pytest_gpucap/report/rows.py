@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import Final
 
 from pytest_gpucap.errors import shortened
+from pytest_gpucap.report import host_rows
 from pytest_gpucap.report.capacity_rows import fleet, physical_limit, starts, sustained_rows
 from pytest_gpucap.report.changes import change
 from pytest_gpucap.report.declared_text import limits, requirement, workload
 from pytest_gpucap.report.formatting import Row, bound_by, interval, known, percent, percentile_name, seconds
 from pytest_gpucap.report.goodput import goodput_text
-from pytest_gpucap.report.host_rows import host
+from pytest_gpucap.report.headline import standing
 from pytest_gpucap.report.imported_rows import imported
 from pytest_gpucap.report.reasoning import reasoning_text
 from pytest_gpucap.report.server_time import server_time
@@ -44,7 +45,7 @@ def result_rows(result: Result) -> list[Row]:
         *accuracy(result),
         *secondary(result),
         *comparison(result),
-        *host(result),
+        *host_rows.host(result),
         *(("remark", text) for text in (*forgetting(result), *result.environment.remarks)),
         *not_told(result),
         *([("server time", server_time(result))] if result.imported is None else []),
@@ -100,8 +101,14 @@ def sampled(result: Result) -> list[Row]:
                     for percent in KEPT_PERCENTILES
                     if (value := known(found.percentile(percent))) is not None
                 )
-                lines.append((metric.upper(), ", ".join(shown)))
+                lines.append((metric.upper(), f"{', '.join(shown)} {_of(metric, found.count)}"))
     return lines
+
+
+def _of(metric: str, count: int) -> str:
+    """What percentiles rest on: the last hundredth of a few values is a single one."""
+    what = "gap" if metric == "itl" else "request"
+    return f"({count:,} {what}{'' if count == 1 else 's'})"
 
 
 def reasoning(result: Result) -> list[Row]:
@@ -150,6 +157,14 @@ def forgetting(result: Result) -> list[str]:
         "sent before: what it forgets grows with rate and time, so in the long run it may sustain less"
     )
     return [text]
+
+
+def notes(result: Result) -> list[str]:
+    """What a verdict leaves unsaid, whatever it is: the host, the cache, odd answers; failed requests of a good one."""
+    # A bad result names its failed requests among its causes.
+    failures = told_failures(result) if standing(result).ending is None and not result.failed else ""
+    beside = (*host_rows.remarks(result), *forgetting(result), *result.environment.remarks, failures)
+    return list(filter(None, beside))
 
 
 def _prefix_hits(result: Result) -> list[Row]:

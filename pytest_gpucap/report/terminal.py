@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from pytest_gpucap.report import changes, host_rows, rows, windows
+from pytest_gpucap.report import changes, rows, windows
 from pytest_gpucap.report.columns import LEAST, LEAST_NAME, NARROW, apart, display_width, padded, table, wrapped
 from pytest_gpucap.report.escape import cleaned
 from pytest_gpucap.report.explanation import explained_in
@@ -53,7 +53,7 @@ def summary_lines(results: Iterable[Result], width: int = NARROW) -> list[tuple[
         if said := _reasons(result, width):
             verdict, *others = said
             parts.append([(verdict, _tone(result)), *((line, Tone.NONE) for line in others)])
-    beside = (_bullets(_limits(ordered), width), _bullets(_disturbed(ordered), width), _footnotes(ordered, width))
+    beside = (_bullets(_limits(ordered), width), _bullets(_notes(ordered), width), _footnotes(ordered, width))
     parts += [[(line, Tone.NONE) for line in lines] for lines in beside if lines]
     first, *more = parts
     return [*first, *(line for part in more for line in [("", Tone.NONE), *part])]
@@ -74,10 +74,13 @@ def _limits(results: Sequence[Result]) -> list[str]:
     return lines + [f"no physical limit for {', '.join(names)}: {reason}" for reason, names in unknown.items()]
 
 
-def _disturbed(results: Sequence[Result]) -> list[str]:
-    """Results of a host that was not itself, where that was to be a remark only, and of servers that forget."""
-    told = [(result, (*host_rows.remarks(result), *rows.forgetting(result))) for result in results]
-    return [f"{result.name}: {text}" for result, texts in told for text in texts]
+def _notes(results: Sequence[Result]) -> list[str]:
+    """What verdicts leave unsaid; what is the same of several results, once."""
+    named: dict[str, list[str]] = {}
+    for result in results:
+        for text in rows.notes(result):
+            named.setdefault(text, []).append(result.name)
+    return [f"{', '.join(dict.fromkeys(names))}: {text}" for text, names in named.items()]
 
 
 def failure(result: Result, width: int = NARROW) -> str:

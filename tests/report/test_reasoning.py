@@ -68,7 +68,7 @@ def test_every_report_has_it() -> None:
 
 def test_a_sample_has_it_beside_its_latencies() -> None:
     found = msgspec.structs.replace(result(*SAMPLES[1:]), kind=ResultKind.SAMPLE, samples=SAMPLES[1:], outcome=None)
-    assert ("TTFAT", "p50 3.2 s, p90 3.9 s, p95 4.4 s, p99 5 s") in rows.sampled(found)
+    assert ("TTFAT", "p50 3.2 s, p90 3.9 s, p95 4.4 s, p99 5 s (100 requests)") in rows.sampled(found)
     assert ("gpucap_ttfat_p95_s", 4.4) in properties([found])
     told = "350 of 512 tokens of an answer (68.4%); 7 of 300 answers ended before an answer token, and have no TTFAT"
     assert reasoning_text(found) == told

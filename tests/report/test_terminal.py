@@ -10,8 +10,9 @@ from msgspec.structs import replace
 from pytest_gpucap.report import terminal
 from pytest_gpucap.report.columns import apart
 from pytest_gpucap.report.comparison import comparison_summary
-from pytest_gpucap.results.measured import Accuracy, Interval, Outcome
-from pytest_gpucap.results.result import PhysicalLimit
+from pytest_gpucap.report.markdown import pull_request_page
+from pytest_gpucap.results.measured import Accuracy, Interval, Latency, Outcome
+from pytest_gpucap.results.result import PhysicalLimit, ResultKind
 from tests.report.test_escape import TEXTS
 from tests.results import made
 
@@ -68,6 +69,27 @@ def test_where_there_is_no_physical_limit_the_reason_is_said_once_and_a_simulati
     assert f"- no physical limit for a, b: {reason}\n" in summary
     assert "no hardware" not in summary
     assert f"physical limit not known: {reason}" in " ".join(terminal.section(results[0]).split())
+
+
+def test_what_is_odd_about_answers_is_said_of_a_test_that_passes_once_for_all() -> None:
+    odd = "256 output tokens were asked for on average, and 43 came"
+    results = [made.check(Outcome.PASS, name) for name in ("chat", "code")]
+    results = [replace(each, environment=replace(each.environment, remarks=(odd,))) for each in results]
+    told = terminal.summary([*results, made.check(Outcome.PASS, "quiet")], 120)
+    assert f"- chat, code: {odd}" in told.splitlines()
+    assert told.count(odd) == 1
+    page = pull_request_page(made.session(*results)).partition("<details>")[0]
+    assert f"**code**: {odd}" in page
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "1 request"), (8, "8 requests"), (1234, "1,234 requests")])
+def test_percentiles_of_a_sample_say_how_many_requests_they_are_of(count: int, said: str) -> None:
+    """Eight requests have no 99th percentile worth the name."""
+    one = made.SAMPLES[0]
+    few = replace(one, latencies={"itl": Latency(4096, *[0.02] * 5), "e2e": Latency(count, *[2.0] * 5)})
+    told = terminal.summary([replace(made.measured(), kind=ResultKind.SAMPLE, samples=(few,))], 120)
+    assert f"  E2E: p50 2 s, p90 2 s, p95 2 s, p99 2 s ({said})" in told.splitlines()
+    assert "  ITL: p50 20 ms, p90 20 ms, p95 20 ms, p99 20 ms (4,096 gaps)" in told.splitlines()
 
 
 @pytest.mark.parametrize("rate", [0.0123, 0.881, 52.1, 1230.0, 98765.0])
