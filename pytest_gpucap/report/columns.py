@@ -17,6 +17,8 @@ LEAST: Final = 40
 """Text is laid out for no fewer columns: figures and their names need them."""
 LEAST_NAME: Final = 6
 """Columns that a name is cut to at most, however wide the columns beside it are."""
+LONGEST_NAME: Final = 120
+"""Columns of a name in a table of Markdown, which no terminal limits."""
 _GAP: Final = "  "
 _AIR: Final = 2
 """Columns that a header has to itself where there is room."""

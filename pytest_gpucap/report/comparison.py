@@ -9,7 +9,7 @@ from typing import Final
 from pytest_gpucap.explained import Subject, pointer
 from pytest_gpucap.report import changes
 from pytest_gpucap.report.changes import figure_lines, latency_lines, latency_table
-from pytest_gpucap.report.columns import LEAST, NARROW, table, wrapped
+from pytest_gpucap.report.columns import LEAST, LONGEST_NAME, NARROW, apart, table, wrapped
 from pytest_gpucap.report.escape import cleaned, prose, table_row
 from pytest_gpucap.report.formatting import NOT_MEASURED, interval
 from pytest_gpucap.report.headline import compared, comparison_headline
@@ -120,15 +120,16 @@ def comparison_markdown(results: Sequence[Result], base: str, head: str) -> str:
     if any(result.imported for result in results):
         blocks.append(f"> **IMPORTED**: {WHAT_IT_IS}.")
     rows_of_table = [table_row(head_row), table_row(["---"] * len(head_row))]
-    for result in ordered:
-        _, name, before, after, change = _row(result)
+    names = apart([result.name for result in ordered], LONGEST_NAME)
+    for result, name in zip(ordered, names, strict=True):
+        _, _, before, after, change = _row(result)
         decision = compared(result).decision
         rates = f"{prose(before)} → {prose(after)}" if before and after else prose(before or after)
-        rows_of_table.append(table_row([f"{_ICONS[decision]} {decision}", prose(name, 120), rates, prose(change)]))
+        rows_of_table.append(table_row([f"{_ICONS[decision]} {decision}", prose(name), rates, prose(change)]))
     blocks.append("\n".join(rows_of_table))
     behind = []
-    for result in ordered:
-        behind.append(f"- {prose(result.name, 120)}: {prose(compared(result).reason)}")
+    for result, name in zip(ordered, names, strict=True):
+        behind.append(f"- {prose(name)}: {prose(compared(result).reason)}")
         latencies = latency_lines(compared(result).latencies)
         behind += [f"  - {prose(each)}" for each in [*_differences(result), *latencies, *_figures(result)]]
     blocks.append("\n".join(behind))

@@ -11,6 +11,7 @@ from typing import Final
 
 from pytest_gpucap.report import changes, rows, windows
 from pytest_gpucap.report.changes import figure_lines, latency_lines
+from pytest_gpucap.report.columns import LONGEST_NAME, apart
 from pytest_gpucap.report.escape import cleaned, code_block, prose, table_row
 from pytest_gpucap.report.formatting import (
     NOT_MEASURED,
@@ -146,10 +147,11 @@ def _table(page: _Page, results: Sequence[Result]) -> None:
     rate_head = "base → head, req/s per replica (95% interval)" if compared else "req/s per replica (95% interval)"
     gpu_head = "GPUs base → head / budget" if compared else "GPUs / budget"
     heads = ["verdict", "requirement", rate_head, gpu_head, "slack (95% interval)"]
-    page.rows(f"{table_row(heads)}\n{table_row(['---'] * len(heads))}", (table_row(_row(result)) for result in results))
+    named = zip(results, apart([result.name for result in results], LONGEST_NAME), strict=True)
+    page.rows(f"{table_row(heads)}\n{table_row(['---'] * len(heads))}", (table_row(_row(*each)) for each in named))
 
 
-def _row(result: Result) -> list[str]:
+def _row(result: Result, name: str) -> list[str]:
     stands = standing(result)
     found = sustained(result)
     compared = result.comparison
@@ -162,7 +164,7 @@ def _row(result: Result) -> list[str]:
     mark = f" {_REGRESSED}" if result.regressed and result.failed else ""
     return [
         f"{_icon(stands)} {prose(stands.text)}{mark}",
-        prose(result.name, 120),
+        prose(name),
         prose(found),
         _gpus(result, base),
         _slack(result),

@@ -100,6 +100,14 @@ def test_latencies_of_base_and_head_stand_side_by_side_in_a_summary() -> None:
     assert max(map(len, lines)) <= 80
 
 
+def test_long_names_that_differ_at_their_end_differ_on_a_page_too() -> None:
+    names = [f"{'a long name of a test ' * 9}[{kind}]" for kind in ("bf16", "fp8")]
+    found = [compared(*[result(25.0, requirement=named(name), test=f"t.py::{name}")] * 2) for name in names]
+    for page in (comparison_markdown(found, "a", "b"), pull_request_page(made.session(*found))):
+        rows = [line for line in page.splitlines() if line.startswith("| ") and "a long name" in line]
+        assert len(set(rows)) == len(rows) == 2
+
+
 PASSED = made.compared(made.check(Outcome.PASS), RegressionDecision.SAME)
 KV_CACHE = FigureComparison(
     SecondaryName.KV_TOKENS,
