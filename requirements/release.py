@@ -28,7 +28,7 @@ from packaging.requirements import Requirement
 REPOSITORY = Path(__file__).parents[1]
 NAME = "pytest-gpucap"
 NOWHERE = "https://github.com/OWNER/pytest-gpucap"
-"""Of a dry run that is told no address."""
+"""Of a dry run that is told no address; the documents have it as a placeholder."""
 VENDOR = "pytest_gpucap/report/html/vendor"
 
 
@@ -81,6 +81,21 @@ def check_version(repository: Path, tag: str | None) -> str:
     if cited is None or cited[1] != version:
         raise ReleaseError(f"CITATION.cff: version must be {version}")
     return version
+
+
+def check_url(url: str, tag: str | None) -> None:
+    """Check that links of the release will lead somewhere.
+
+    Raises:
+        ReleaseError: if the address is none, or if a release is made for the placeholder.
+    """
+    if not re.fullmatch(r"https?://[^\s/@?#]+(?:/[^\s/?#]+)+/?", url):
+        raise ReleaseError(f"PROJECT_URL: {url!r} is no address of a project: write it as {NOWHERE}")
+    if "OWNER" in url.split("/"):
+        said = "PROJECT_URL is not set, and the links of the package would lead to the placeholder OWNER"
+        if tag is not None:
+            raise ReleaseError(f"{said}: say PROJECT_URL={NOWHERE} make release-check TAG={tag}, with your OWNER")
+        print(f"dry run: {said}")
 
 
 def build(repository: Path, folder: Path, url: str, epoch: int) -> dict[str, str]:
@@ -183,6 +198,7 @@ def check(tag: str | None, url: str, out: Path, repository: Path = REPOSITORY) -
         ReleaseError: if anything is not as it must be.
     """
     version = check_version(repository, tag)
+    check_url(url, tag)
     try:
         notes = changelog_of(repository, version)
     except ReleaseError as error:

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pytest_gpucap import vllm_arguments
 from pytest_gpucap.requirement import RequirementError
-from pytest_gpucap.vllm_arguments import VllmArguments, recorded, recorded_command
+from pytest_gpucap.vllm_arguments import VllmArguments, recorded, recorded_command, values
+from pytest_gpucap.vllm_arguments.spelling import SHORT, SHORTEST
 
 Given = Mapping[str, Any]
 
@@ -296,7 +296,7 @@ VALUES = (
 # Names that mean themselves: no short name, no abbreviation, none that is ours or asked for a number.
 NAMES = st.from_regex(r"zz[a-z0-9]{0,3}(_[a-z0-9]{1,4}){0,2}", fullmatch=True)
 ARGUMENTS = st.dictionaries(NAMES, VALUES, max_size=5)
-LONG_NAMES = sorted(vllm_arguments._SHORT.values())
+LONG_NAMES = sorted(SHORT.values())
 
 
 @given(ARGUMENTS)
@@ -327,9 +327,9 @@ def test_no_spelling_changes_what_is_meant(given_as: Given, random: Any) -> None
     assert VllmArguments(recorded(other)) == VllmArguments(recorded(given_as))
 
 
-@given(st.sampled_from(sorted(vllm_arguments._SHORT)), st.integers(1, 9), st.booleans())
+@given(st.sampled_from(sorted(SHORT)), st.integers(1, 9), st.booleans())
 def test_a_short_name_is_its_long_name(short: str, value: int, dashed: bool) -> None:
-    long = VllmArguments({vllm_arguments._SHORT[short]: value})
+    long = VllmArguments({SHORT[short]: value})
     assert VllmArguments({f"-{short}" if dashed else short: value}) == long
     assert VllmArguments.parse(f"-{short} {value}") == VllmArguments.parse(f"-{short}={value}") == long
 
@@ -344,7 +344,7 @@ def test_keys_given_one_by_one_are_the_json_they_make(config: dict[str, Any]) ->
 
 
 def _reads_otherwise(text: str) -> bool:
-    return vllm_arguments._json(text) != text
+    return values._json(text) != text
 
 
 @given(ARGUMENTS, ARGUMENTS)
@@ -367,7 +367,7 @@ print("FOUND" + json.dumps([action.option_strings for action in parser._actions]
     found = json.loads(done.stdout.partition("FOUND")[2])
     short = {name[1:]: names[0][2:].replace("-", "_") for names in found for name in names if not name.startswith("--")}
     del short["h"]
-    assert {name: vllm_arguments._SHORT.get(name) for name in short} == short
+    assert {name: SHORT.get(name) for name in short} == short
     every = [name[2:].replace("-", "_") for names in found for name in names if name.startswith("--")]
-    for full, least in vllm_arguments._SHORTEST.items():
+    for full, least in SHORTEST.items():
         assert [name for name in every if name.startswith(least)] == [full]

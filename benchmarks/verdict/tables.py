@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -199,8 +200,11 @@ def cpu_table(results: Path) -> list[str]:
     return lines
 
 
-def plot(results: Path) -> None:
-    """Probability of FAIL, PASS and INCONCLUSIVE against true capacity over requirement."""
+def curves(results: Path) -> str:
+    """Probability of FAIL and of PASS against true capacity over requirement, as SVG; of a profile with enough checks.
+
+    The same rows give the same text with the same version of matplotlib.
+    """
     import matplotlib as mpl  # type: ignore[import-not-found,unused-ignore]
 
     mpl.use("svg")
@@ -223,8 +227,10 @@ def plot(results: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0].legend()
     figure.tight_layout()
-    CURVES.parent.mkdir(exist_ok=True)
-    figure.savefig(CURVES, metadata={"Date": None})
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return drawn.getvalue()
 
 
 def traits_table(results: Path) -> list[str]:
@@ -564,7 +570,7 @@ def write(results: Path, target: Path, machine: str) -> None:
         "",
     ]
     target.write_text("\n".join(parts))
-    plot(results)
+    CURVES.write_text(curves(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

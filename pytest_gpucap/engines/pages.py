@@ -49,7 +49,7 @@ class Page:
         try:
             reply = ask(address, parts.path, timeout_s=timeout_s, most_bytes=most_bytes)
         except NoAnswer as error:
-            raise EndpointError(self.access.masked(str(error)), loading=error.loading) from None
+            raise EndpointError(self.access.masked(str(error)), loading=error.loading, late=error.late) from None
         if reply.status != _OK:
             text = f"GET {self.url} answered {reply.status} {reply.reason}".rstrip()
             raise EndpointError(self.access.masked(text), status=reply.status)

@@ -91,7 +91,7 @@ class ExternalServer(HttpServer):
         return True
 
     def ended(self, patience_s: float = 0.0) -> str:
-        """See `HttpServer.ended`: nobody listens any more, or another process does.
+        """See `HttpServer.ended`: nobody listens any more, there or at the engines' pages, or another process does.
 
         It is asked for nothing while it is under load, unless requests fail.
         """
@@ -107,22 +107,26 @@ class ExternalServer(HttpServer):
         return f"the server was restarted in the middle of the measurement: {why}" if why else ""
 
     def _silent(self, timeout_s: float) -> str:
-        """Why no answer comes from it, in one line; empty if one does."""
+        """Why no answer can come from it, in one line; empty if one comes, or if nothing but time says that none does.
+
+        A gateway may let requests wait for any time, and these looks with them. Only requests of the load tell whether
+        such a server has stopped answering.
+        """
         try:
             self.request("/v1/models", timeout_s=timeout_s)
         except EndpointError as error:
-            if error.status is not None or (self.pages and error.late and self._shows_metrics(timeout_s)):
-                return ""  # a gateway may let requests wait for as long as that, and these looks with them
-            return str(error)
+            return self._engines_gone(timeout_s) if error.late else "" if error.status is not None else str(error)
         return ""
 
-    def _shows_metrics(self, timeout_s: float) -> bool:
-        """Whether the engines behind it still show their metrics."""
+    def _engines_gone(self, timeout_s: float) -> str:
+        """Why the engines behind it can answer no more; empty if they do, or where nothing tells."""
+        if not self.pages:
+            return ""
         try:
             read_together(self.pages, timeout_s)
-        except EndpointError:
-            return False
-        return True
+        except EndpointError as error:
+            return "" if error.late or error.status is not None else str(error)
+        return ""
 
     def _cards(self, timeout_s: float | None) -> dict[str, dict[str, object]]:
         found = super()._cards(timeout_s)

@@ -106,6 +106,7 @@ class WorkerRows:
         """Take the next row."""
         row = self.next_row
         self.next_row += self._step
+        self.table.taken[row] = 1
         return row
 
 

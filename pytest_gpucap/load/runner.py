@@ -287,7 +287,7 @@ class HttpLoadRunner:
         finally:
             os.close(fd)
         end_s, stopped = self._await_end(pool, start_s, end_s, should_stop)
-        due = np.flatnonzero((table.due_s < end_s) | table.taken())
+        due = np.flatnonzero((table.due_s < end_s) | (table.tried > 0))
         rows = due[np.argsort(table.due_s[due], kind="stable")]
         # A worker hears of an early end a moment after it was decided. What it sent until then belongs to the phase.
         self._last_end_s = end_s = max(end_s, float(table.due_s[rows].max(initial=end_s)))

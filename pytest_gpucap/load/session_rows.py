@@ -81,8 +81,11 @@ class SessionRows:
     def take(self) -> int:
         """Take the next row."""
         if self._closed:
-            return self._ready.popleft() if self._ready else self._firsts.popleft()
-        return heapq.heappop(self._due)[1]
+            row = self._ready.popleft() if self._ready else self._firsts.popleft()
+        else:
+            row = heapq.heappop(self._due)[1]
+        self.table.taken[row] = 1
+        return row
 
     def ended(self, row: int, end_s: float) -> None:
         """A row of this phase has ended: the one that follows it is due after the think time."""

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from pytest_gpucap.arrays import Bools, Floats, Ints
+from pytest_gpucap.arrays import Floats, Ints
 from pytest_gpucap.jit import compiled
 from pytest_gpucap.load.protocol import Histogram, Status
 
@@ -115,7 +115,7 @@ def read_shared_bytes(fd: int, size: int) -> bytes:
 _ROW_FLOATS = ("due_s", "sent_s", "first_s", "answer_s", "last_s", "end_s")
 _ROW_INTS = ("prompt_tokens", "output_tokens", "counted_prompt_tokens", "counted_output_tokens", "reasoning_tokens")
 _ROW_SHORTS = ("replica",)
-_ROW_BYTES = ("status", "hot")
+_ROW_BYTES = ("status", "hot", "tried")
 _TURN_BYTES = 8 + 8 + 3 * 4
 """Of a row's turn: `session`, `think_s`, and `after`, `cached`, `left`."""
 
@@ -136,6 +136,9 @@ class PhaseTable:
     Attributes:
         session, think_s, after, cached, left: shape (rows,), see `Turns`; (0,) without sessions.
         due_s, sent_s, ...: shape (rows,), named as in `Journal`. `due`, `sent`, ... are item views of the same memory.
+        tried: shape (rows,), above 0 for rows that a worker has taken, to send them or to give them up. When a row was
+            sent stands here with its first token only, and a turn's due time may lie beyond the phase. `taken` is the
+            item view.
         histograms: shape (workers, len(HistogramKind), HISTOGRAM_BINS).
         counts: shape (workers, len(Count)).
         first_address, sent_address: memory addresses of `first_s` and `sent_s`, for compiled code.
@@ -160,7 +163,7 @@ class PhaseTable:
         )
         self.after, self.cached, self.left = (self._take(np.int32, in_sessions) for _ in range(3))
         self.replicas = self._take(np.uint16, rows)
-        self.status, self.hot = (self._take(np.uint8, rows) for _ in _ROW_BYTES)
+        self.status, self.hot, self.tried = (self._take(np.uint8, rows) for _ in _ROW_BYTES)
         self.due, self.sent = item_view(self.due_s), item_view(self.sent_s)
         self.first, self.last, self.end = item_view(self.first_s), item_view(self.last_s), item_view(self.end_s)
         self.prompt, self.output = item_view(self.prompt_tokens), item_view(self.output_tokens)
@@ -168,6 +171,7 @@ class PhaseTable:
         self.counted_output = item_view(self.counted_output_tokens)
         self.answer, self.reasoning = item_view(self.answer_s), item_view(self.reasoning_tokens)
         self.state, self.replica = item_view(self.status), item_view(self.replicas)
+        self.taken = item_view(self.tried)
         self.first_address, self.sent_address = self.first_s.ctypes.data, self.sent_s.ctypes.data
 
     def _take(self, dtype: type[_Scalar], count: int) -> npt.NDArray[_Scalar]:
@@ -191,18 +195,6 @@ class PhaseTable:
             getattr(table, name)[:] = np.nan
         table.status[:] = Status.IN_FLIGHT
         return table, fd
-
-    def taken(self) -> Bools:
-        """Shape (rows,): which rows have been sent or tried. Each worker takes its own rows in their order.
-
-        A turn may have a time at which it is due, which is beyond the end of the phase.
-        """
-        if self.session.size:
-            tried: Bools = ~np.isnan(self.sent_s) | (self.status != Status.IN_FLIGHT)
-            return tried
-        turn, worker = np.divmod(np.arange(self.rows), self.workers)
-        taken: Bools = turn < self.counts[worker, Count.SENT]
-        return taken
 
     def histogram(self, kind: HistogramKind) -> Histogram:
         """All workers' values of one kind; a copy."""

@@ -74,8 +74,7 @@ class Paired:
         base_rate: `head_rate` over `ratio`.
         pairs: behind it.
         more_pairs: further pairs that would settle an INCONCLUSIVE; None where it is settled or no number would.
-        equal_rate: both under an open loop; None where it was not asked for, no rate is known, too few requests would
-            come, or time was short.
+        equal_rate: both under an open loop, or why there was none; None where it was not asked for, or `ratio` is None.
         problems: why it cannot be trusted; empty when it can.
     """
 
@@ -253,8 +252,6 @@ def describe(found: Paired, max_regression: float) -> str:
         text += f"; too near the {max_regression:.1%} allowed for more pairs to settle it"
     elif found.change is RegressionDecision.INCONCLUSIVE:
         text += f"; {found.more_pairs} pairs more would settle it"
-    if found.equal_rate is not None and found.equal_rate.problem:
-        text += f"; latencies could not be compared: {found.equal_rate.problem}"
     return text
 
 

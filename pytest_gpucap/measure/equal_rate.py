@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.alternation import LEAD_MARGIN, LEAST_LEAD_S, Alternation
@@ -35,7 +36,7 @@ class EqualRate:
 
     Attributes:
         base, head: their windows, those of one window with the same arrivals; empty where there is a problem.
-        problem: why they tell nothing of latencies.
+        problem: why they tell nothing of latencies, or were not run.
     """
 
     base: tuple[Sample, ...] = ()
@@ -43,19 +44,23 @@ class EqualRate:
     problem: str = ""
 
 
-def run_equal_rate(alternation: Alternation, rates: Sequence[float]) -> EqualRate | None:
+class _Loop(NamedTuple):
+    """Requests a second, and the seconds on each server that count, and that are discarded before."""
+
+    rate_rps: float
+    counted_s: float
+    lead_s: float
+
+
+def run_equal_rate(alternation: Alternation, rates: Sequence[float]) -> EqualRate:
     """Drive both servers in turn with the same arrivals, at a rate below all of `rates`.
 
-    None without rates, where too few requests would come, and where time is short.
+    Nothing is sent without rates, where too few requests would come, and where time is short: that is the problem then.
     """
-    rate = SHARE * min(rates, default=0.0)
-    if rate * LONGEST_S < LEAST_REQUESTS:
-        return None
-    counted_s = min(LONGEST_S, max(SHORTEST_S, REQUESTS / rate))
-    # Until the requests of the first moments are gone, fewer than usual are in flight.
-    lead_s = min(MOST_LEAD_S, max(LEAST_LEAD_S, LEAD_MARGIN * alternation.residence_s()))
-    if alternation.left_s < 2 * (lead_s + counted_s + c.SETTLE_S):
-        return None
+    planned = _planned(alternation, rates)
+    if isinstance(planned, str):
+        return EqualRate(problem=planned)
+    rate, counted_s, lead_s = planned
     overload = overload_at(alternation.concurrency)
     shown: dict[str, tuple[Sample, ...]] = {}
     for name, run in alternation.runs.items():
@@ -75,3 +80,21 @@ def run_equal_rate(alternation: Alternation, rates: Sequence[float]) -> EqualRat
             return EqualRate(problem=f"{name}: more than {overload} requests piled up at {rate:.3g} req/s")
         shown[name] = tuple(sample for window in windows for sample in window.samples)
     return EqualRate(shown["base"], shown["head"])
+
+
+def _planned(alternation: Alternation, rates: Sequence[float]) -> _Loop | str:
+    """The open loop that fits; why none does, where none does."""
+    if not rates:
+        return "the sustainable rate of neither is known, so no rate is known that both keep"
+    rate = SHARE * min(rates)
+    if rate * LONGEST_S < LEAST_REQUESTS:
+        at = f"{rate:.3g} req/s ({SHARE:.0%} of the lower sustainable rate)"
+        return f"at {at} fewer than {LEAST_REQUESTS} requests would come in {LONGEST_S:.0f} s"
+    counted_s = min(LONGEST_S, max(SHORTEST_S, REQUESTS / rate))
+    # Until the requests of the first moments are gone, fewer than usual are in flight.
+    lead_s = min(MOST_LEAD_S, max(LEAST_LEAD_S, LEAD_MARGIN * alternation.residence_s()))
+    needed_s = 2 * (lead_s + counted_s + c.SETTLE_S)
+    if alternation.left_s < needed_s:
+        left_s = max(0.0, alternation.left_s)
+        return f"open loops on both take {needed_s:.0f} s, and the time limit left {left_s:.0f} s"
+    return _Loop(rate, counted_s, lead_s)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -16,6 +17,8 @@ LEAST: Final = 40
 """Text is laid out for no fewer columns: figures and their names need them."""
 LEAST_NAME: Final = 6
 """Columns that a name is cut to at most, however wide the columns beside it are."""
+LONGEST_NAME: Final = 120
+"""Columns of a name in a table of Markdown, which no terminal limits."""
 _GAP: Final = "  "
 _AIR: Final = 2
 """Columns that a header has to itself where there is room."""
@@ -73,6 +76,45 @@ def shortened(text: str, width: int) -> str:
     return text if display_width(text) <= width else cut(text, width - len(_CUT)) + _CUT
 
 
+def apart(texts: Sequence[str], width: int) -> list[str]:
+    """The texts, each cut to `width` columns, so that two that differ look different.
+
+    What is cut at its end and then looks like another keeps its start and its end, or its end alone. Where that is not
+    enough, a number tells them apart.
+    """
+    found = {text: shortened(text, width) for text in texts}
+    for cutting in (_without_middle, _without_start):
+        alike = Counter(found.values())
+        found = {text: cutting(text, width) if alike[shown] > 1 else shown for text, shown in found.items()}
+    alike, seen = Counter(found.values()), Counter[str]()
+    for text, shown in found.items():
+        if alike[shown] > 1:
+            seen[shown] += 1
+            mark = f"~{seen[shown]}"
+            found[text] = cut(text, width - len(mark)) + mark
+    return [found[text] for text in texts]
+
+
+def _without_middle(text: str, width: int) -> str:
+    end = _end_of(text, (width - len(_CUT)) // 2)
+    return cut(text, width - len(_CUT) - display_width(end)) + _CUT + end
+
+
+def _without_start(text: str, width: int) -> str:
+    return _CUT + _end_of(text, width - len(_CUT))
+
+
+def _end_of(text: str, width: int) -> str:
+    """The end of the text that fits in `width` columns."""
+    kept, room = "", width
+    for cluster, columns in reversed(list(_clusters(text))):
+        room -= columns
+        if room < 0:
+            break
+        kept = cluster + kept
+    return kept
+
+
 def padded(text: str, width: int) -> str:
     """The text with spaces up to `width` columns."""
     return text + " " * max(0, width - display_width(text))
@@ -122,8 +164,9 @@ def table(
 ) -> list[str]:
     """Lines of a table.
 
-    If it does not fit in `width` columns, the texts of the column `shrunk` are cut. If that is not enough, its columns
-    are spread over several tables, one below the other. The first column, which names the rows, is in every one.
+    If it does not fit in `width` columns, the texts of the column `shrunk` are cut (`apart`). If that is not enough,
+    its columns are spread over several tables, one below the other. The first column, which names the rows, is in
+    every one.
 
     Args:
         headers: of the columns.
@@ -139,7 +182,8 @@ def table(
         widths = spacious
     elif shrunk is not None and (too_wide := _total(widths) - width) > 0:
         room = max(LEAST_NAME, widths[shrunk] - too_wide)
-        shorter = [[shortened(cell, room) if at == shrunk else cell for at, cell in enumerate(row)] for row in body]
+        cells = apart([row[shrunk] for row in body], room)
+        shorter = [[*row[:shrunk], cell, *row[shrunk + 1 :]] for row, cell in zip(body, cells, strict=True)]
         return table(headers, shorter, width, ruled=ruled)
     lines: list[str] = []
     for part in _parts(widths, width):

@@ -7,17 +7,16 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from pytest_gpucap.explained import Subject, pointer
-from pytest_gpucap.report import rows
-from pytest_gpucap.report.columns import LEAST, NARROW, shortened, table, wrapped
+from pytest_gpucap.report import changes
+from pytest_gpucap.report.changes import figure_lines, latency_lines, latency_table
+from pytest_gpucap.report.columns import LEAST, LONGEST_NAME, NARROW, apart, table, wrapped
 from pytest_gpucap.report.escape import cleaned, prose, table_row
-from pytest_gpucap.report.formatting import NOT_MEASURED, interval, limit_name, seconds
+from pytest_gpucap.report.formatting import NOT_MEASURED, interval
 from pytest_gpucap.report.headline import compared, comparison_headline
 from pytest_gpucap.report.terminal import IMPORTED, SIMULATED, details
-from pytest_gpucap.results.comparison import FigureComparison, LatencyComparison, RegressionDecision
-from pytest_gpucap.results.measured import Interval
+from pytest_gpucap.results.comparison import RegressionDecision
 from pytest_gpucap.results.points import WHAT_IT_IS
 from pytest_gpucap.results.result import Result
-from pytest_gpucap.secondary import METRICS
 
 _QUIET: Final = frozenset({RegressionDecision.SAME, RegressionDecision.IMPROVED})
 _ICONS: Final = {
@@ -28,8 +27,6 @@ _ICONS: Final = {
     RegressionDecision.IMPROVED: "🔺",
 }
 _WORST_FIRST: Final = tuple(_ICONS)
-_MOST_OF_LOAD: Final = 24
-"""Columns of a load above a table. Ours are shorter; a file of another hand may hold anything."""
 
 
 def regression_failure(result: Result, width: int = NARROW) -> str:
@@ -38,54 +35,8 @@ def regression_failure(result: Result, width: int = NARROW) -> str:
     found = compared(result)
     lines = [comparison_headline(result), *([SIMULATED] if result.simulated else [])]
     lines += ["", *wrapped(found.reason, width=width)]
-    lines += [line for each in figure_lines(found.figures) for line in wrapped(each, "- ", "  ", width)]
-    if found.latencies:
-        lines += ["", *latency_table(found.latencies, width)]
     told = wrapped(pointer(Subject.VERDICT, found.decision), hang="  ", width=width)
     return "\n".join([*lines, "", details(result, width), "", *told])
-
-
-def latency_table(latencies: Sequence[LatencyComparison], width: int, indent: str = "") -> list[str]:
-    """Latencies of base and head side by side, a table for each load at which they were compared."""
-    lines: list[str] = []
-    for load in dict.fromkeys(each.load for each in latencies):
-        named = [each for each in latencies if each.load == load]
-        headers = [shortened(f"at {load}", _MOST_OF_LOAD), *rows.LATENCY_HEADERS]
-        body = [[limit_name(each.limit), *rows.latency_cells(each)] for each in named]
-        lines += [f"{indent}{line}".rstrip() for line in table(headers, body, width - len(indent))]
-    return lines
-
-
-def latency_lines(latencies: Iterable[LatencyComparison]) -> list[str]:
-    """Latencies at equal load, a line each: ``p95 E2E at 71 in flight 3 s -> 4 s, +33% (+21% to +48%): REGRESSED``."""
-    return [
-        f"{limit_name(each.limit)} at {each.load} {seconds(each.base_s)} -> {seconds(each.head_s)}, "
-        f"{rows.change(each)}: {each.decision}"
-        for each in latencies
-    ]
-
-
-def figure_lines(figures: Iterable[FigureComparison]) -> list[str]:
-    """Limits beside the rate on base and head, a line each: ``KV cache 120,000 -> 90,000 tokens, -25% (read ...)``."""
-    return [f"{METRICS[each.name].title} {figure_change(each)}" for each in figures]
-
-
-def figure_change(figure: FigureComparison) -> str:
-    """``60 s (cold) -> 25 s (warm), -58.3% (one start of each: ...)``; why, where something was not measured."""
-    shown, said = METRICS[figure.name], []
-    starts = figure.starts or ("", "")
-    for found, start in zip((figure.base, figure.head), starts, strict=True):
-        value = "not measured" if found is None else shown.shown(found.value)
-        spread = "" if found is None or found.low == found.high else f" ({_ends(figure, found)})"
-        said.append(f"{value}{spread}{f' ({start})' if start else ''}")
-    change = rows.change(figure)
-    notes = "; ".join(filter(None, [figure.noise, figure.reason]))
-    return f"{' -> '.join(said)}{f', {change}' if change else ''}{f' ({notes})' if notes else ''}"
-
-
-def _ends(figure: FigureComparison, found: Interval) -> str:
-    metric = METRICS[figure.name]
-    return f"{metric.number(found.low)} to {metric.number(found.high)}"
 
 
 def comparison_summary(results: Iterable[Result], width: int = NARROW) -> list[str]:
@@ -115,6 +66,9 @@ def _latencies_told(result: Result, width: int) -> list[str]:
     if found.paired is not None and found.latencies:
         said = f"{result.name}: latencies of base and head, which fail no test:"
         return [*wrapped(said, hang="  ", width=width), *latency_table(found.latencies, width, "  ")]
+    if found.no_latencies:
+        said = f"{result.name}: latencies of base and head were not compared: {found.no_latencies}"
+        return wrapped(said, hang="  ", width=width)
     slower = [each for each in found.latencies if each.decision is RegressionDecision.REGRESSED]
     told = [f"{result.name}: {said}, which fails no test" for said in latency_lines(slower)]
     return [line for each in told for line in wrapped(each, hang="  ", width=width)]
@@ -124,9 +78,7 @@ def comparison_text(results: Sequence[Result], base: str, head: str, width: int 
     """The comparison of two runs for a terminal: a table, and the evidence for every row."""
     width = max(LEAST, width)
     ordered = _worst_first(map(cleaned, results))
-    headers = ["decision", "name", "base req/s", "head req/s", "change (95% interval)"]
-    shown = table(headers, [_row(result) for result in ordered], width, ruled=True, shrunk=1)
-    lines = [f"base: {base}", f"head: {head}", "", *shown, ""]
+    lines = [f"base: {base}", f"head: {head}", "", *_decisions(ordered, width), ""]
     for result in ordered:
         lines += wrapped(f"{result.name}: {compared(result).reason}", "- ", "  ", width)
         lines += [line for each in _differences(result) for line in wrapped(each, "  ", "    ", width)]
@@ -137,6 +89,21 @@ def comparison_text(results: Sequence[Result], base: str, head: str, width: int 
     if any(result.imported for result in results):
         lines += wrapped(IMPORTED, width=width)
     return "\n".join(lines)
+
+
+def _decisions(results: Sequence[Result], width: int) -> list[str]:
+    """A table of the decisions; where it is too wide, each name stands whole in a line of its own above its figures."""
+    headers = ["decision", "name", "base req/s", "head req/s", "change (95% interval)"]
+    found = [_row(result) for result in results]
+    lines = table(headers, found, width, ruled=True)
+    if len(lines) == len(found) + 2:  # headers and rule: it is in one piece
+        return lines
+    lines = []
+    for decision, name, base, head, change in found:
+        rates = f"{base} -> {head} req/s" if base and head else f"{base or head} req/s" if base or head else ""
+        lines += wrapped(f"{decision}: {name}", hang="  ", width=width)
+        lines += wrapped(", ".join(filter(None, [rates, change])), "  ", "    ", width)
+    return lines
 
 
 def comparison_markdown(results: Sequence[Result], base: str, head: str) -> str:
@@ -153,15 +120,16 @@ def comparison_markdown(results: Sequence[Result], base: str, head: str) -> str:
     if any(result.imported for result in results):
         blocks.append(f"> **IMPORTED**: {WHAT_IT_IS}.")
     rows_of_table = [table_row(head_row), table_row(["---"] * len(head_row))]
-    for result in ordered:
-        _, name, before, after, change = _row(result)
+    names = apart([result.name for result in ordered], LONGEST_NAME)
+    for result, name in zip(ordered, names, strict=True):
+        _, _, before, after, change = _row(result)
         decision = compared(result).decision
         rates = f"{prose(before)} → {prose(after)}" if before and after else prose(before or after)
-        rows_of_table.append(table_row([f"{_ICONS[decision]} {decision}", prose(name, 120), rates, prose(change)]))
+        rows_of_table.append(table_row([f"{_ICONS[decision]} {decision}", prose(name), rates, prose(change)]))
     blocks.append("\n".join(rows_of_table))
     behind = []
-    for result in ordered:
-        behind.append(f"- {prose(result.name, 120)}: {prose(compared(result).reason)}")
+    for result, name in zip(ordered, names, strict=True):
+        behind.append(f"- {prose(name)}: {prose(compared(result).reason)}")
         latencies = latency_lines(compared(result).latencies)
         behind += [f"  - {prose(each)}" for each in [*_differences(result), *latencies, *_figures(result)]]
     blocks.append("\n".join(behind))
@@ -176,7 +144,7 @@ def _row(result: Result) -> list[str]:
         result.name,
         interval(found.base_rate),
         interval(found.head_rate or result.sustainable_rate),
-        rows.change(found),
+        changes.change(found),
     ]
 
 

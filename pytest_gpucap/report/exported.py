@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from pytest_gpucap.report import rows
+from pytest_gpucap.report import windows
 from pytest_gpucap.report.escape import cleaned
 from pytest_gpucap.report.formatting import known
 from pytest_gpucap.report.headline import standing
@@ -64,7 +64,7 @@ def latencies(result: Result) -> Iterator[LatencyFigure]:
     judged = judged_samples(result.samples)
     for metric in _METRICS:
         for percent in KEPT_PERCENTILES:
-            if found := rows.latency(judged, metric, percent):
+            if found := windows.latency(judged, metric, percent):
                 yield LatencyFigure(metric, percent, max(found))
 
 

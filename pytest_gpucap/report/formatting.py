@@ -15,6 +15,8 @@ from pytest_gpucap.results.result import Result
 from pytest_gpucap.sizing import gpus_required
 from pytest_gpucap.user_files import shown_path
 
+Row = tuple[str, str]
+"""A name and what stands beside it. A name is empty where a row goes on with the one before it."""
 NOT_MEASURED = "no GPU and no server was measured"
 """What every report says of simulated results."""
 _MINUTES_FROM_S = 600

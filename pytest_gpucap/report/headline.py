@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from pytest_gpucap.report import rows
+from pytest_gpucap.report import changes
 from pytest_gpucap.report.formatting import arithmetic, headline_parts, percent, rate
 from pytest_gpucap.results.comparison import Comparison
 from pytest_gpucap.results.ending import BROKEN, Ending
@@ -22,6 +22,7 @@ from pytest_gpucap.results.result import Result
 
 LEADING: Final = 3
 """Headlines of a session: so many bad results are named before its table."""
+_WORST_FIRST: Final = (Outcome.INVALID, Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.PASS, None)
 
 
 class Tone(StrEnum):
@@ -140,7 +141,7 @@ def worst_first(results: Iterable[Result]) -> list[Result]:
             not (found.bad and result.failed),
             not found.bad,
             found.tone is not Tone.EXPECTED,
-            rows.WORST_FIRST.index(result.outcome),
+            _WORST_FIRST.index(result.outcome),
         )
 
     return sorted(results, key=order)
@@ -281,7 +282,7 @@ def comparison_headline_parts(result: Result) -> tuple[str, str]:
     if found.ratio is None or found.head_rate is None or found.base_rate is None:
         return decision, f"{name} against {baseline}: {found.reason}"
     rates = f"{rate(found.head_rate.value)}, baseline {baseline} {rate(found.base_rate.value)}"
-    return decision, f"{name} sustains {rates}: {rows.change(found)}, {percent(found.max_regression)} allowed"
+    return decision, f"{name} sustains {rates}: {changes.change(found)}, {percent(found.max_regression)} allowed"
 
 
 def compared(result: Result) -> Comparison:

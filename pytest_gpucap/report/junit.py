@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from xml.etree import ElementTree as ET
 
-from pytest_gpucap.report import rows, terminal
+from pytest_gpucap.report import capacity_rows, changes, rows, server_time, terminal
 from pytest_gpucap.report.comparison import regression_failure
 from pytest_gpucap.report.escape import cleaned
 from pytest_gpucap.report.formatting import gpus_needed, headline, known, reported_rate, reported_slack, shown_bound
@@ -27,11 +27,12 @@ def properties(results: Iterable[Result]) -> list[tuple[str, str | float]]:
         if result.left_unmeasured and result.more_time is not None and result.more_time.seconds is not None:
             pairs.append(("gpucap_needs_s", result.more_time.seconds))
         if (found := result.comparison) is not None:
-            told = [found.decision.value, *filter(None, [rows.change(found)])]
+            told = [found.decision.value, *filter(None, [changes.change(found)])]
             pairs.append(("gpucap_baseline", ", ".join(told)))
         pairs += [(name, value) for name, value in _figures(result) if value is not None]
         pairs += _beside(result)
         pairs += _sampled(result)
+        pairs += _compared(result)
         if result.imported is not None:
             pairs.append(("gpucap_imported", f"{result.imported.described}: {WHAT_IT_IS}"))
         if result.simulated:
@@ -62,6 +63,18 @@ def _sampled(result: Result) -> list[tuple[str, str | float]]:
     ]
 
 
+def _compared(result: Result) -> list[tuple[str, str | float]]:
+    """What was compared beside the rate, or why not: ``gpucap_latencies`` and ``gpucap_base_and_head``."""
+    found = result.comparison
+    if found is None:
+        return []
+    latencies = "; ".join(changes.latency_lines(found.latencies)) or (
+        found.no_latencies and f"none: {found.no_latencies}"
+    )
+    told = {"gpucap_latencies": latencies, "gpucap_base_and_head": "; ".join(changes.figure_lines(found.figures))}
+    return [(name, value) for name, value in told.items() if value]
+
+
 def _figures(result: Result) -> list[tuple[str, str | float | None]]:
     rate, accuracy = reported_rate(result), result.accuracy
     share = None if accuracy is None else accuracy.share
@@ -73,8 +86,8 @@ def _figures(result: Result) -> list[tuple[str, str | float | None]]:
         ("gpucap_point_rps", point_rate(result)),
         ("gpucap_rate_low_rps", known(rate.low)),
         ("gpucap_rate_high_rps", known(rate.high)),
-        ("gpucap_start_phases", rows.start_phases(result) or None),
-        ("gpucap_starts", ", ".join(map(rows.start_told, result.starts)) or None),
+        ("gpucap_start_phases", server_time.start_phases(result) or None),
+        ("gpucap_starts", ", ".join(map(capacity_rows.start_told, result.starts)) or None),
         ("gpucap_start_spread", known(result.start_spread)),
         ("gpucap_design_rate_rps", result.design_rate_rps),
         ("gpucap_slack", reported_slack(result)),

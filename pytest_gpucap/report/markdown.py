@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from pytest_gpucap.report import rows
-from pytest_gpucap.report.comparison import figure_lines, latency_lines
+from pytest_gpucap.report import changes, rows, windows
+from pytest_gpucap.report.changes import figure_lines, latency_lines
+from pytest_gpucap.report.columns import LONGEST_NAME, apart
 from pytest_gpucap.report.escape import cleaned, code_block, prose, table_row
 from pytest_gpucap.report.formatting import (
     NOT_MEASURED,
+    Row,
     gpus_at,
     gpus_needed,
     interval,
@@ -145,10 +147,11 @@ def _table(page: _Page, results: Sequence[Result]) -> None:
     rate_head = "base → head, req/s per replica (95% interval)" if compared else "req/s per replica (95% interval)"
     gpu_head = "GPUs base → head / budget" if compared else "GPUs / budget"
     heads = ["verdict", "requirement", rate_head, gpu_head, "slack (95% interval)"]
-    page.rows(f"{table_row(heads)}\n{table_row(['---'] * len(heads))}", (table_row(_row(result)) for result in results))
+    named = zip(results, apart([result.name for result in results], LONGEST_NAME), strict=True)
+    page.rows(f"{table_row(heads)}\n{table_row(['---'] * len(heads))}", (table_row(_row(*each)) for each in named))
 
 
-def _row(result: Result) -> list[str]:
+def _row(result: Result, name: str) -> list[str]:
     stands = standing(result)
     found = sustained(result)
     compared = result.comparison
@@ -161,7 +164,7 @@ def _row(result: Result) -> list[str]:
     mark = f" {_REGRESSED}" if result.regressed and result.failed else ""
     return [
         f"{_icon(stands)} {prose(stands.text)}{mark}",
-        prose(result.name, 120),
+        prose(name),
         prose(found),
         _gpus(result, base),
         _slack(result),
@@ -192,8 +195,7 @@ def _reasons(result: Result, *, named: bool) -> str:
     beside = [*rows.reasoning(result), *rows.adapters(result)] if sampled else []
     because = [*rows.reasons(result), *sampled, *beside]
     if not because:
-        told = (*rows.remarks(result), *rows.forgetting(result))
-        return "\n".join(f"**{prose(result.name, 200)}**: {prose(text)}" for text in told)
+        return "\n".join(f"**{prose(result.name, 200)}**: {prose(text)}" for text in rows.notes(result))
     first = result_headlines(result)[0]
     claim, why = (result.name, "") if first.regression else (first.claim, first.why)
     arithmetic = "" if (named and standing(result).bad) or not why else f": {prose(why)}"
@@ -220,10 +222,10 @@ def _latency_table(result: Result) -> str:
     found = () if result.comparison is None else result.comparison.latencies
     if not found:
         return ""
-    heads = ["", *rows.LATENCY_HEADERS]
+    heads = ["", *changes.LATENCY_HEADERS]
     lines = [table_row(heads), table_row(["---", "--:", "--:", "---", "---"])]
     lines += [
-        table_row([prose(f"{limit_name(each.limit)} at {each.load}"), *map(prose, rows.latency_cells(each))])
+        table_row([prose(f"{limit_name(each.limit)} at {each.load}"), *map(prose, changes.latency_cells(each))])
         for each in found
     ]
     return "\n".join(lines)
@@ -237,12 +239,15 @@ def _details(result: Result) -> str:
         _rows_table(rows.result_rows(result)),
     ]
     if latencies := _latency_table(result):
-        blocks += ["Latencies of base and head at an equal load. They fail no test.", latencies]
+        blocks += [f"{_sentence(changes.LATENCIES)}.", latencies]
+    if result.comparison is not None and result.comparison.figures:
+        told = [f"- {prose(line)}" for line in figure_lines(result.comparison.figures)]
+        blocks += [f"{_sentence(changes.FIGURES)}.", "\n".join(told)]
     if drawn := chart(result):
         picture, caption = drawn
         blocks += [f"Latency against rate. {prose(caption)}", picture]
     if result.samples:
-        headers, body = rows.window_table(result)
+        headers, body = windows.window_table(result)
         table = [table_row(headers), table_row(["---"] + ["--:"] * (len(headers) - 1))]
         blocks.append("\n".join([*table, *(table_row([prose(cell) for cell in row]) for row in body)]))
     known = [(name, value) for name, value in rows.environment_rows(result) if value]
@@ -251,7 +256,11 @@ def _details(result: Result) -> str:
     return "\n\n".join(blocks)
 
 
-def _rows_table(named: Sequence[rows.Row]) -> str:
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _rows_table(named: Sequence[Row]) -> str:
     return "\n".join(
         [table_row(["", ""]), table_row(["---", "---"]), *(table_row([name, prose(value)]) for name, value in named)]
     )

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final
 
-from pytest_gpucap.report import rows
+from pytest_gpucap.report import windows
 from pytest_gpucap.report.formatting import percentile_name, rate, seconds, significant
 from pytest_gpucap.results.result import Result
 from pytest_gpucap.results.windows import ON_THE_WAY
@@ -35,7 +35,7 @@ Point = tuple[float, float]
 def chart(result: Result) -> tuple[str, str] | None:
     """A Mermaid chart and the sentence that explains it; None where too few rates were measured for a curve."""
     limit = _limit(result)
-    metric, percent = rows.kept_percentile(limit) if limit else ("e2e", 95)
+    metric, percent = windows.kept_percentile(limit) if limit else ("e2e", 95)
     curve = _curve(result, metric, percent)
     if len(curve) < _LEAST_RATES or curve[-1][0] < _LEAST_SPAN * curve[0][0]:
         return None
@@ -81,9 +81,9 @@ def _limit(result: Result) -> str:
 def _curve(result: Result, metric: str, percent: int) -> list[Point]:
     """(req/s, seconds) in rising order of rate, one point for each rate that differs."""
     points = []
-    for window, slices in rows.grouped(result.points or result.samples):
-        seen = rows.latency(slices, metric, percent)
-        done = rows.mean(slices, lambda sample: sample.completed_rps)
+    for window, slices in windows.grouped(result.points or result.samples):
+        seen = windows.latency(slices, metric, percent)
+        done = windows.mean(slices, lambda sample: sample.completed_rps)
         # Windows that search for a first guess or lead to the next rate are too short to be a point.
         if seen and done and window.phase not in ON_THE_WAY:
             points.append((done, sum(seen) / len(seen)))

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from pytest_gpucap.report import rows
-from pytest_gpucap.report.columns import LEAST, LEAST_NAME, NARROW, display_width, padded, shortened, table, wrapped
+from pytest_gpucap.report import changes, rows, windows
+from pytest_gpucap.report.columns import LEAST, LEAST_NAME, NARROW, apart, display_width, padded, table, wrapped
 from pytest_gpucap.report.escape import cleaned
 from pytest_gpucap.report.explanation import explained_in
 from pytest_gpucap.report.formatting import (
     NOT_MEASURED,
+    Row,
     bound_by,
     gpus_needed,
     percent_interval,
@@ -52,7 +53,7 @@ def summary_lines(results: Iterable[Result], width: int = NARROW) -> list[tuple[
         if said := _reasons(result, width):
             verdict, *others = said
             parts.append([(verdict, _tone(result)), *((line, Tone.NONE) for line in others)])
-    beside = (_bullets(_limits(ordered), width), _bullets(_disturbed(ordered), width), _footnotes(ordered, width))
+    beside = (_bullets(_limits(ordered), width), _bullets(_notes(ordered), width), _footnotes(ordered, width))
     parts += [[(line, Tone.NONE) for line in lines] for lines in beside if lines]
     first, *more = parts
     return [*first, *(line for part in more for line in [("", Tone.NONE), *part])]
@@ -73,10 +74,13 @@ def _limits(results: Sequence[Result]) -> list[str]:
     return lines + [f"no physical limit for {', '.join(names)}: {reason}" for reason, names in unknown.items()]
 
 
-def _disturbed(results: Sequence[Result]) -> list[str]:
-    """Results of a host that was not itself, where that was to be a remark only, and of servers that forget."""
-    told = [(result, (*rows.remarks(result), *rows.forgetting(result))) for result in results]
-    return [f"{result.name}: {text}" for result, texts in told for text in texts]
+def _notes(results: Sequence[Result]) -> list[str]:
+    """What verdicts leave unsaid; what is the same of several results, once."""
+    named: dict[str, list[str]] = {}
+    for result in results:
+        for text in rows.notes(result):
+            named.setdefault(text, []).append(result.name)
+    return [f"{', '.join(dict.fromkeys(names))}: {text}" for text, names in named.items()]
 
 
 def failure(result: Result, width: int = NARROW) -> str:
@@ -97,13 +101,16 @@ def section(result: Result, width: int = NARROW) -> str:
 
 
 def details(result: Result, width: int = NARROW) -> str:
-    """The evidence for a result: its figures, windows, bottleneck and environment."""
+    """The evidence for a result: its figures, what was compared, windows, bottleneck and environment."""
     result, width = cleaned(result), max(LEAST, width)
     lines = _aligned(rows.result_rows(result), width)
+    if compared := changes.compared_lines(result.comparison, width):
+        lines += ["", *compared]
     if result.samples:
-        headers, body = rows.window_table(result)
+        headers, body = windows.window_table(result)
         room = _NAME + max(0, width - NARROW)
-        body = [[shortened(name, room), *figures] for name, *figures in body]
+        names = apart([row[0] for row in body], room)
+        body = [[name, *row[1:]] for name, row in zip(names, body, strict=True)]
         lines += ["", *table(headers, body, width)]
     if result.problems:
         lines += [
@@ -136,14 +143,14 @@ _MORE_COLUMNS: Final[tuple[tuple[str, Callable[[Result], str]], ...]] = (
         lambda result: percent_interval(result.slack) if result.slack and shown_bound(result) is None else "",
     ),
     ("bound by", bound_by),
-    ("against the baseline", lambda result: rows.change(result.comparison) if result.comparison else ""),
+    ("against the baseline", lambda result: changes.change(result.comparison) if result.comparison else ""),
     ("server time", lambda result: "" if result.imported else seconds(result.total_spent_s)),
 )
 """Columns of wide terminals, the most useful first."""
 
 
 def _table(results: Sequence[Result], width: int) -> list[str]:
-    """A line for each result. What does not fit is left out: columns first, then the ends of names, columns again."""
+    """A line for each result. What does not fit is left out: columns first, then parts of names, columns again."""
     columns = list(_COLUMNS)
     for column in _MORE_COLUMNS:
         wider = [*(each for each in columns if each[0] != "slack" or column[0] != "slack (interval)"), column]
@@ -172,7 +179,8 @@ def _laid_out(
     """The table in one piece, however wide, with names of at most `room` columns."""
     cells = [[shown(result) for _, shown in columns] for result in results]
     if room is not None:
-        cells = [[verdict, shortened(name, room), *figures] for verdict, name, *figures in cells]
+        names = apart([row[1] for row in cells], room)
+        cells = [[row[0], name, *row[2:]] for name, row in zip(names, cells, strict=True)]
     return table([name for name, _ in columns], cells, _ANY_WIDTH, ruled=True)
 
 
@@ -219,7 +227,7 @@ def _bottleneck(found: Bottleneck, width: int) -> list[str]:
     return lines + (wrapped(f"try: {found.advice}", width=width) if found.advice else [])
 
 
-def _aligned(named: Sequence[rows.Row], width: int) -> list[str]:
+def _aligned(named: Sequence[Row], width: int) -> list[str]:
     column = max(display_width(name) for name, _ in named) + 2
     return [
         line for name, value in named for line in wrapped(value, padded(name, column), " " * column, width) or [name]

@@ -114,6 +114,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         confirmed: whether a second measurement confirmed a REGRESSED; None: none was made.
         reason: one sentence.
         latencies: at an equal load; they fail no test.
+        no_latencies: why base and head, measured in alternation, have none; else empty.
         paired: how base and head were measured in alternation; None where they were not.
         figures: of the limits beside the rate, on base and head; they fail no test.
     """
@@ -131,5 +132,6 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     confirmed: bool | None = None
     reason: str
     latencies: tuple[LatencyComparison, ...] = ()
+    no_latencies: str = ""
     paired: PairedComparison | None = None
     figures: tuple[FigureComparison, ...] = ()

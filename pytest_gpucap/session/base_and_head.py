@@ -135,6 +135,7 @@ class BaseAndHead:
             found, first_said = second, "" if first.ratio is None else f" after {first.ratio.value - 1:+.1%}"
             said = "confirmed" if confirmed else f"{second.change}"
             reason = f"from fresh servers{first_said}, {said}: {describe(second, allowed)}"
+        latencies = self._latencies(requirement, found)
         kept.compare(
             Comparison(
                 baseline=ComparedBaseline(BASE),
@@ -147,7 +148,8 @@ class BaseAndHead:
                 more_gpu_s=found.more_s,
                 confirmed=confirmed,
                 reason=reason,
-                latencies=self._latencies(requirement, found),
+                latencies=latencies,
+                no_latencies="" if latencies else _why_none(found),
                 figures=figures,
                 paired=PairedComparison(
                     concurrency=found.about.concurrency,
@@ -173,7 +175,7 @@ class BaseAndHead:
         return found, figures
 
     def _latencies(self, requirement: Requirement, found: Paired) -> tuple[LatencyComparison, ...]:
-        """Percentiles of both servers at the equal rate; empty where none was measured."""
+        """Percentiles of both servers at the equal rate; empty where none was measured (see `_why_none`)."""
         if found.equal_rate is None:
             return ()
         return compare_latencies(
@@ -237,3 +239,10 @@ class BaseAndHead:
         """The engines. If they share a GPU that cannot hold both, each gets less memory."""
         on_cpu = self.head.gpu_class is not None and self.head.gpu_class.is_cpu
         return self.engines if on_cpu else self.engines.fitted()
+
+
+def _why_none(found: Paired) -> str:
+    """Why there are no latencies of base and head at an equal rate."""
+    if found.equal_rate is None:
+        return "too few pairs of blocks were measured to know a rate that both keep"
+    return found.equal_rate.problem or "too few requests ended in the windows of the open loops at an equal rate"

@@ -220,9 +220,13 @@ class LiveEngine:
             self._whole[engine.NOISE_AT] = 0
         self._tokens_before = self._generated()
         self._whole[engine.SHOWN_TAIL] = 0  # this class keeps its own list
-        return engine.step(
+        made = engine.step(
             self._params, self._real, self._whole, self._noise, self._lists, self._table, self._times, self._gaps
         )
+        # As in vLLM, a preempted request keeps no block: others may find its prompt until that is evicted.
+        for row in self._holding.intersection(self._front[: self._whole[engine.FRONT]].tolist()):
+            self._let_go(row)
+        return made
 
     def _generated(self) -> dict[int, bool]:
         """Which running rows decode now."""
@@ -263,7 +267,7 @@ class LiveEngine:
             first = not self._tokens_before.get(row, False) and self._done[row] <= 1
             made = int(self._output[row]) if row not in still else engine.tokens_at(self._table, row, at)
             found.append(_Tokens(row, self._deliver[row], made - self._made_of[row], first, row not in still))
-            if first:
+            if row not in self._holding:  # its prompt has just been computed, or computed again
                 self._cache.hold(self._blocks[row])
                 self._holding.add(row)
             self._made_of[row] = made
@@ -287,16 +291,19 @@ class LiveEngine:
         self._release(row)
 
     def _release(self, row: int) -> None:
-        blocks = self._blocks.pop(row)
         if row in self._holding:
-            self._holding.remove(row)
-            w = self._whole
-            free = self.model.kv_tokens - int(w[engine.KV])
-            self._cache.release(blocks, int(self._prompt[row]), int(w[engine.WRITTEN]), free)
-        del self._deliver[row], self._began[row], self._made_of[row]
+            self._let_go(row)
+        del self._blocks[row], self._deliver[row], self._began[row], self._made_of[row]
         self._cancelled.discard(row)
         self._ending.discard(row)
         self._free.append(row)
+
+    def _let_go(self, row: int) -> None:
+        """Release the blocks that a request holds."""
+        self._holding.remove(row)
+        w = self._whole
+        free = self.model.kv_tokens - int(w[engine.KV])
+        self._cache.release(self._blocks[row], int(self._prompt[row]), int(w[engine.WRITTEN]), free)
 
     def _drop_cancelled(self) -> None:
         """Take cancelled requests out of the batch and the queues."""

@@ -63,6 +63,23 @@ def test_compare_as_text_puts_the_worst_first(capsys: pytest.CaptureFixture[str]
     assert "differs: GPU class: h200 -> h100" in text
 
 
+@pytest.mark.parametrize("columns", ["60", "80", "200"])
+def test_compare_shows_whole_names(
+    folder: Path, columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"test_chat_capacity_of_a_long_context_model[32k-{kind}]" for kind in ("bf16", "fp8")]
+    for run_name in ("base", "head"):
+        save(folder, run_name, *(result(25.0, requirement=named(name), test=f"t.py::{name}") for name in names))
+    monkeypatch.setenv("COLUMNS", columns)
+    assert run("compare", "base", "head") == 0
+    lines = capsys.readouterr().out.splitlines()
+    table = lines[3 : lines.index("", 3)]
+    for name in names:
+        assert sum(name in line for line in table) == 1
+    assert " ".join(" ".join(table).split()).count("25 (24.4-25.6)") == 4
+    assert max(map(len, table)) <= max(int(columns), len(f"  {names[0]}"))
+
+
 @pytest.mark.usefixtures("two_runs")
 def test_compare_as_json_holds_the_documented_comparison(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("compare", "base", "head", "--format", "json", "--max-regression", "20%") == 0
@@ -113,7 +130,7 @@ def test_variants_of_one_run_may_be_served_differently(capsys: pytest.CaptureFix
     file = str(H200_X2 / "prefix.json")
     assert run("compare", file, file, "--variants", "prefix caching off", "prefix caching on") == 0
     shown = capsys.readouterr().out
-    assert "IMPROVED  prefix" in shown
+    assert "IMPROVED: prefix caching on\n  58.4 (" in shown
     assert max(map(len, shown.splitlines()[2:])) <= 80
     assert "changed: server argument enable_prefix_caching: false -> true" in shown
     # The other way round, and by node id.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_gpucap.decisions.paired_figures import compared_figures
-from pytest_gpucap.report.comparison import figure_lines
+from pytest_gpucap.report.changes import figure_lines
 from pytest_gpucap.results.comparison import FigureComparison
 from pytest_gpucap.results.measured import Interval
 from pytest_gpucap.secondary import SecondaryFigure, SecondaryLimit, SecondaryName

@@ -92,8 +92,8 @@ def test_a_gateway_that_lets_tokens_through_in_lumps_is_named(tmp_path: Path, se
         assert [problem.kind for problem in verdict.measurement.problems] == [ProblemKind.NO_PACE]
 
 
-def verdict_through(pytester: pytest.Pytester, server: SimulatedServer, url: str) -> dict[str, Any]:
-    """The result of a check of 40 requests a second through a gateway, with the engine's metrics beside it."""
+def result_through(pytester: pytest.Pytester, url: str, *options: str) -> dict[str, Any]:
+    """The result of a check of 40 requests a second through a gateway."""
     pytester.makeconftest(OWN_LEASE + SHORT_PHASES)
     pytester.makepyfile(
         """
@@ -104,9 +104,14 @@ def verdict_through(pytester: pytest.Pytester, server: SimulatedServer, url: str
             gpucap.check()
         """
     )
-    pytester.runpytest(f"--gpucap-url={url}", f"--gpucap-metrics-url={server.root_url}/metrics")
+    pytester.runpytest(f"--gpucap-url={url}", *options)
     (found,) = json.loads((pytester.path / ".gpucap" / "result.json").read_text())["results"]
     return dict(found)
+
+
+def verdict_through(pytester: pytest.Pytester, server: SimulatedServer, url: str) -> dict[str, Any]:
+    """The result of the check, with the engine's metrics beside it."""
+    return result_through(pytester, url, f"--gpucap-metrics-url={server.root_url}/metrics")
 
 
 @pytest.mark.slow
@@ -120,6 +125,17 @@ def test_requests_that_wait_in_the_gateway_are_its_limit(
     assert found["outcome"] == "FAIL", found["reason"]
     assert found["bottleneck"]["kind"] == "gateway"
     assert any(f"in the gateway at {root}" in clause for clause in found["bottleneck"]["evidence"])
+
+
+@pytest.mark.slow
+def test_a_gateway_in_which_everything_waits_is_busy_and_not_dead(
+    pytester: pytest.Pytester, tmp_path: Path, server: SimulatedServer
+) -> None:
+    """Looks at /v1/models wait as long as the load does, and nothing is known of the engine behind it."""
+    with nginx(tmp_path / "nginx", server.base_url, http=LIMITED, location="limit_req zone=all burst=2000;") as url:
+        found = result_through(pytester, url, "--gpucap-max-time=20s")
+    assert found["samples"]
+    assert not [problem for problem in found["problems"] if problem["source"] == "server"]
 
 
 @pytest.mark.slow

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections import defaultdict
+from typing import Any
 
 import numpy as np
 import pytest
+from aiohttp import web
 
 from pytest_gpucap.load import sessions
 from pytest_gpucap.load.protocol import ClosedLoop, Journal, LoadError, OpenLoop, SessionColumns, Status, Turns
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.load.schedule import closed_loop, open_loop
 from pytest_gpucap.load.session_rows import owners
+from pytest_gpucap.load.worker_pool import WorkerPool
 from pytest_gpucap.requirement import ApiKind, ArrivalKind, Arrivals, Length, Workload
 from pytest_gpucap.workloads.sessions import with_sessions
 from tests.load.tokenserver import TokenServer
-from tests.waiting import FOREVER_S
+from tests.waiting import FOREVER_S, UNTIL_STOPPED_S, until
 
 MADE = Workload(
     Length.parse("uniform:30-60", "input_tokens"),
@@ -198,3 +202,47 @@ def test_turns_wait_for_answers_and_repeat_what_was_said(workers: int) -> None:
     assert max(len(each) for each in starts.values()) > 1
     for each in starts.values():
         assert all(longer[: len(shorter)] == shorter for shorter, longer in itertools.pairwise(each))
+
+
+class Gated(TokenServer):
+    """Answers each request once its gate is open."""
+
+    def __init__(self, gates: int) -> None:
+        super().__init__()
+        self.asked, self._gates = 0, [asyncio.Event() for _ in range(gates)]
+
+    def open(self, number: int) -> None:
+        """Open one gate."""
+        self._loop.call_soon_threadsafe(self._gates[number].set)
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        if (await request.json()).get("stream"):
+            self.asked += 1
+            await self._gates[self.asked - 1].wait()
+        return await super()._answer(request)
+
+
+def test_what_is_sent_while_a_phase_is_being_stopped_is_of_the_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the server's counters have it and no row, and a session of a file that has begun would be begun again."""
+    workload = with_sessions(MADE, "turns=1 think=50ms")
+    tell = WorkerPool.tell
+
+    def late(pool: WorkerPool, message: dict[str, Any], fd: int | None = None) -> None:
+        if message["do"] == "end_early":  # the end is decided; until the worker hears of it, it goes on
+            server.open(0)
+            until(lambda: server.asked == 2)
+        tell(pool, message, fd)
+
+    monkeypatch.setattr(WorkerPool, "tell", late)
+    with Gated(2) as server, HttpLoadRunner(server.url, "m", None, workload, 1, workers=1) as runner:
+        phase = closed_loop(workload, 1, UNTIL_STOPPED_S, 0.00001, 1, 1, hot=False)
+        span = runner.run(phase, lambda _: server.asked == 1)
+        # The second has no token yet.
+        assert (server.asked, span.stopped, span.end_row) == (2, True, 2)
+        server.open(1)
+        assert runner.settle(FOREVER_S)
+        journal = runner.journal()
+    assert (journal.status == Status.OK).all(), runner.error_texts()
+    assert journal.prompt_tokens.sum() == server.seen.prompt_tokens
+    assert journal.output_tokens.sum() == server.seen.output_tokens == journal.tokens.sum()
+    assert span.end_s >= journal.due_s.max()

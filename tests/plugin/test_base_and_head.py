@@ -108,6 +108,10 @@ def test_other_decisions_let_the_test_pass(
     assert {decided[limit] for limit in ("e2e_p95",) if decided} <= latencies
     assert all(latency.load.endswith(" req/s") for latency in found.latencies)
     assert ("chat: latencies of base and head, which fail no test:" in ran.stdout.str()) == bool(latencies)
+    why = "" if latencies else "fewer than 20 requests would come"
+    assert why in found.no_latencies
+    assert bool(found.no_latencies) == bool(why)
+    assert ("latencies of base and head were not compared: " in ran.stdout.str()) == bool(why)
     assert found.ratio is not None
     assert found.ratio.low < found.ratio.value < found.ratio.high
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
+import re
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,9 +14,16 @@ from pytest_gpucap.history.compare import compare_result
 from pytest_gpucap.history.store import Baseline, Run
 from pytest_gpucap.report.comparison import comparison_markdown, comparison_summary, regression_failure
 from pytest_gpucap.report.headline import comparison_headline
-from pytest_gpucap.results.comparison import PairedComparison, RegressionDecision
+from pytest_gpucap.report.html import render
+from pytest_gpucap.report.junit import junit, properties
+from pytest_gpucap.report.markdown import pull_request_page
+from pytest_gpucap.report.terminal import details
+from pytest_gpucap.results.comparison import FigureComparison, PairedComparison, RegressionDecision
+from pytest_gpucap.results.measured import Interval, Outcome
 from pytest_gpucap.results.result import Result
+from pytest_gpucap.secondary import SecondaryName
 from tests.history.made import named, result, session, windows
+from tests.results import made
 
 
 def compared(base: Result, head: Result, again: Result | None = None) -> Result:
@@ -88,6 +98,59 @@ def test_latencies_of_base_and_head_stand_side_by_side_in_a_summary() -> None:
     assert shown[3] == shown[0].replace("16.2 req/s", "70 in flight")
     assert shown[4].startswith("p50 TTFT 2.5 s 2.52 s +1.0% (")
     assert max(map(len, lines)) <= 80
+
+
+def test_long_names_that_differ_at_their_end_differ_on_a_page_too() -> None:
+    names = [f"{'a long name of a test ' * 9}[{kind}]" for kind in ("bf16", "fp8")]
+    found = [compared(*[result(25.0, requirement=named(name), test=f"t.py::{name}")] * 2) for name in names]
+    for page in (comparison_markdown(found, "a", "b"), pull_request_page(made.session(*found))):
+        rows = [line for line in page.splitlines() if line.startswith("| ") and "a long name" in line]
+        assert len(set(rows)) == len(rows) == 2
+
+
+PASSED = made.compared(made.check(Outcome.PASS), RegressionDecision.SAME)
+KV_CACHE = FigureComparison(
+    SecondaryName.KV_TOKENS,
+    "tokens",
+    base=Interval(120_000.0, 120_000.0, 120_000.0),
+    head=Interval(90_000.0, 90_000.0, 90_000.0),
+    ratio=Interval(0.75, 0.75, 0.75),
+)
+
+
+def beside(**changed: Any) -> Result:
+    """A test that passes, with what was compared beside the rate."""
+    assert PASSED.comparison is not None
+    return msgspec.structs.replace(PASSED, comparison=msgspec.structs.replace(PASSED.comparison, **changed))
+
+
+def reports(result: Result) -> dict[str, str]:
+    """Every report that has room for all of a result, each text on one line."""
+    pytest.importorskip("jinja2", reason="the HTML report needs the html extra")
+    content = made.session(result)
+    texts = {
+        "terminal": details(result),
+        "markdown": pull_request_page(content),
+        "html": html.unescape(re.sub(r"<[^>]*>", " ", render(content))),
+        "junit": junit(content),
+        "pytest's junit": "\n".join(f"{name} {value}" for name, value in properties([result])),
+    }
+    return {name: " ".join(text.split()) for name, text in texts.items()}
+
+
+def test_every_report_of_a_test_that_passes_lists_what_was_compared_beside_the_rate() -> None:
+    for name, text in reports(beside(figures=(KV_CACHE,))).items():
+        for part in ("p95 TTFT", "410 ms", "480 ms", "+17.0% (+10.0% to +25.0%)", "KV cache", "120,000", "90,000"):
+            assert part in text, f"{part} in {name}"
+
+
+def test_every_report_says_why_base_and_head_have_no_latencies() -> None:
+    why = "open loops on both take 88 s, and the time limit left 12 s"
+    result = beside(latencies=(), no_latencies=why)
+    for name, text in reports(result).items():
+        assert why in text, name
+    lines = comparison_summary([result], 120)
+    assert f"chat: latencies of base and head were not compared: {why}" in lines
 
 
 @pytest.mark.parametrize("name", ["\x1b[31mred", "a\nFAIL: b", "<b>"])

@@ -48,6 +48,13 @@ def test_every_report_names_the_failures(content: ResultFile) -> None:
     assert "412 x HTTP 500 &#39;engine is dead&#39;" in shown
 
 
+def test_a_test_that_passes_names_them_too(content: ResultFile) -> None:
+    passed = changed(content, outcome=Outcome.PASS, reason="it holds")
+    (line,) = [line for line in terminal.summary([only(passed)], 400).splitlines() if TOLD in line]
+    assert line == f"- {only(passed).name}: {TOLD}"
+    assert pull_request_page(passed).partition("<details>")[0].count("412 of 2447 requests failed") == 1
+
+
 def test_a_reason_that_tells_them_is_not_repeated(content: ResultFile) -> None:
     result = only(changed(content, reason=f"{TOLD}; at most 1.00% may fail", sustainable_rate=None, gpus_required=None))
     assert " ".join(terminal.summary([result]).split()).count(TOLD) == 1

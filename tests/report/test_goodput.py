@@ -7,7 +7,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from pytest_gpucap.report import markdown, rows, terminal
+from pytest_gpucap.report import declared_text, markdown, rows, terminal, windows
 from pytest_gpucap.report.formatting import bound_by, limit_name
 from pytest_gpucap.report.goodput import goodput_of, goodput_share, goodput_text
 from pytest_gpucap.report.html.cards import result_cards
@@ -45,7 +45,7 @@ def test_windows_count_by_their_requests() -> None:
 def test_the_limit_is_told_with_its_thresholds() -> None:
     result = failed()
     assert limit_name("goodput_99_5") == "99.5% goodput"
-    assert rows.limits(result.slo) == "p99 E2E 20 s, 99.5% goodput (TTFT 500 ms, E2E 20 s), errors 1.0%"
+    assert declared_text.limits(result.slo) == "p99 E2E 20 s, 99.5% goodput (TTFT 500 ms, E2E 20 s), errors 1.0%"
     assert bound_by(result) == "99.5% goodput, limits TTFT 500 ms, E2E 20 s together"
     told = ("goodput", "93.5% of the requests that ended at the design rate kept all limits, 99.5% required")
     assert told in rows.result_rows(result)
@@ -59,7 +59,7 @@ def test_beside_percentiles_it_is_a_figure_and_no_cause() -> None:
     assert goodput_text(result) == text
     assert ("goodput", text) in rows.result_rows(result)
     assert not [value for name, value in rows.causes(result) if name == "goodput"]
-    assert "goodput" not in rows.limits(result.slo)
+    assert "goodput" not in declared_text.limits(result.slo)
 
 
 def test_windows_have_a_column_of_errors_where_there_were_some() -> None:
@@ -80,7 +80,7 @@ def test_results_without_it_look_as_before() -> None:
 
 def test_every_report_has_it() -> None:
     result = failed()
-    headers, body = rows.window_table(result)
+    headers, body = windows.window_table(result)
     assert headers[5:8] == ["p99 E2E", "p99 TTFT", "goodput"]
     assert [line[7] for line in body] == ["", "", "", "", "93.5%"]
     assert "93.5% of the requests" in " ".join(terminal.failure(result).split())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from pytest_gpucap.report import markdown, rows, terminal
+from pytest_gpucap.report import host_rows, markdown, terminal
 from pytest_gpucap.report.html import cards
 from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
@@ -50,7 +50,7 @@ def plain(text: str) -> str:
 
 def test_the_figures_stand_in_every_report() -> None:
     result = on(HOST, made.check(Outcome.PASS))
-    assert rows.host(result) == [("host", FIGURES), ("", HELD_BACK)]
+    assert host_rows.host(result) == [("host", FIGURES), ("", HELD_BACK)]
     assert f"host {FIGURES} {HELD_BACK}" in plain(terminal.details(result))
     page = markdown.pull_request_page(made.session(result))
     assert "1.9 of 2 cores busy" in page
@@ -62,7 +62,7 @@ def test_the_figures_stand_in_every_report() -> None:
 
 def test_a_remark_on_a_disturbed_host_is_not_hidden_behind_a_pass() -> None:
     result = on(msgspec.structs.replace(HOST, disturbances=(DISTURBED,)), made.check(Outcome.PASS))
-    assert rows.remarks(result) == [DISTURBED.text]
+    assert host_rows.remarks(result) == [DISTURBED.text]
     assert f"- chat: {DISTURBED.text}" in plain(terminal.summary([result]))
     assert f"disturbed {DISTURBED.text}" in plain(terminal.details(result))
     assert f"**chat**: {DISTURBED.text}" in markdown.pull_request_page(made.session(result))
@@ -75,16 +75,16 @@ def test_a_remark_on_a_disturbed_host_is_not_hidden_behind_a_pass() -> None:
 def test_a_disturbance_that_made_the_result_invalid_is_said_once() -> None:
     result = on(msgspec.structs.replace(HOST, disturbances=(DISTURBED,)), made.check(Outcome.INVALID))
     result = msgspec.structs.replace(result, problems=(DISTURBED,))
-    assert rows.remarks(result) == []
+    assert host_rows.remarks(result) == []
     assert plain(terminal.details(result)).count(DISTURBED.text) == 1
 
 
 @pytest.mark.parametrize("host", [None, HostSummary(readings=0, cores=1)])
 def test_what_nobody_watched_has_no_row(host: HostSummary | None) -> None:
-    assert rows.host(on(host, made.check())) == []
-    assert rows.host(made.check()) == []
+    assert host_rows.host(on(host, made.check())) == []
+    assert host_rows.host(made.check()) == []
 
 
 def test_a_server_behind_a_gateway_is_said_to_be_unknown() -> None:
     result = on(msgspec.structs.replace(HOST, other_cores=None, others=()), made.check())
-    assert "the server's processes cannot be told from others" in rows.host(result)[0][1]
+    assert "the server's processes cannot be told from others" in host_rows.host(result)[0][1]

@@ -57,7 +57,7 @@ def test_a_comparison_shows_base_and_head() -> None:
     assert "vLLM 0.25.0" in page
     # Folded away, all that were compared.
     _, _, details = page.partition("<details>")
-    assert "Latencies of base and head at an equal load. They fail no test." in details
+    assert "Latencies of base and head at an equal load, which fail no test." in details
     row = next(line for line in details.splitlines() if line.startswith("| p95 TTFT at 50 req/s "))
     assert [cell.strip() for cell in row.split("|")[2:-1]] == [
         *("410 ms", "480 ms", "+17.0% (+10.0% to +25.0%)", "REGRESSED"),

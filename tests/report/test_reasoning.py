@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import msgspec
 
-from pytest_gpucap.report import markdown, rows, terminal
+from pytest_gpucap.report import markdown, rows, terminal, windows
 from pytest_gpucap.report.html.cards import result_cards, windows_table
 from pytest_gpucap.report.html.distributions import distribution_charts
 from pytest_gpucap.report.junit import properties
@@ -58,7 +58,7 @@ def test_every_report_has_it() -> None:
     assert ("gpucap_reasoning", TOLD) in properties([found])
     (card,) = result_cards([found])
     assert ("Reasoning", TOLD) in [(fact.name, fact.value) for fact in card.facts]
-    headers, body = rows.window_table(found)
+    headers, body = windows.window_table(found)
     assert "p95 TTFAT" in headers
     assert body[-1][headers.index("p95 TTFAT")] == "4.4 s"
     assert body[0][headers.index("p95 TTFAT")] == "?"  # as for any latency that is not known
@@ -68,7 +68,7 @@ def test_every_report_has_it() -> None:
 
 def test_a_sample_has_it_beside_its_latencies() -> None:
     found = msgspec.structs.replace(result(*SAMPLES[1:]), kind=ResultKind.SAMPLE, samples=SAMPLES[1:], outcome=None)
-    assert ("TTFAT", "p50 3.2 s, p90 3.9 s, p95 4.4 s, p99 5 s") in rows.sampled(found)
+    assert ("TTFAT", "p50 3.2 s, p90 3.9 s, p95 4.4 s, p99 5 s (100 requests)") in rows.sampled(found)
     assert ("gpucap_ttfat_p95_s", 4.4) in properties([found])
     told = "350 of 512 tokens of an answer (68.4%); 7 of 300 answers ended before an answer token, and have no TTFAT"
     assert reasoning_text(found) == told
@@ -79,6 +79,6 @@ def test_a_sample_has_it_beside_its_latencies() -> None:
 def test_without_reasoning_no_report_speaks_of_it() -> None:
     found = result()
     assert reasoning_text(found) == ""
-    assert "TTFAT" not in rows.window_table(found)[0]
+    assert "TTFAT" not in windows.window_table(found)[0]
     assert not [name for name, _ in [*rows.result_rows(found), *properties([found])] if "reasoning" in name]
     assert "TTFAT" not in markdown.pull_request_page(file_of(found))

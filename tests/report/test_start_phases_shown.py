@@ -11,6 +11,7 @@ from pytest_gpucap.report import rows, terminal
 from pytest_gpucap.report.html.page import render
 from pytest_gpucap.report.junit import junit
 from pytest_gpucap.report.markdown import pull_request_page
+from pytest_gpucap.report.server_time import start_phases
 from pytest_gpucap.results.result import Result, ResultFile
 from tests.report.test_documented_output import samples
 from tests.results import made
@@ -30,19 +31,19 @@ def server_time(result: Result) -> str:
 
 def test_the_phases_and_the_rest_are_the_start_up() -> None:
     result = started(**PHASES)
-    assert rows.start_phases(result) == SHOWN
+    assert start_phases(result) == SHOWN
     assert server_time(result) == f"start-up 63 s ({SHOWN}), hold 20 s, open loop 30 s"
     assert [f"server time  {server_time(result)}"] == samples("docs/start-up.md", "server time")
 
 
 def test_without_a_known_phase_the_sum_stands_alone() -> None:
-    assert rows.start_phases(started()) == ""
+    assert start_phases(started()) == ""
     assert server_time(started()) == "start-up 63 s, hold 20 s, open loop 30 s"
 
 
 def test_what_is_too_short_is_left_out_and_there_is_no_rest_below_nothing() -> None:
-    assert rows.start_phases(started(imports=60.0, weights=0.01, readiness=3.0)) == "imports 60 s, readiness 3 s"
-    assert rows.start_phases(started(imports=64.0)) == "imports 64 s"
+    assert start_phases(started(imports=60.0, weights=0.01, readiness=3.0)) == "imports 60 s, readiness 3 s"
+    assert start_phases(started(imports=64.0)) == "imports 64 s"
 
 
 def test_every_report_shows_them() -> None:

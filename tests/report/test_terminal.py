@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from msgspec.structs import replace
 
 from pytest_gpucap.report import terminal
+from pytest_gpucap.report.columns import apart
 from pytest_gpucap.report.comparison import comparison_summary
-from pytest_gpucap.results.measured import Accuracy, Interval, Outcome
-from pytest_gpucap.results.result import PhysicalLimit
+from pytest_gpucap.report.markdown import pull_request_page
+from pytest_gpucap.results.measured import Accuracy, Interval, Latency, Outcome
+from pytest_gpucap.results.result import PhysicalLimit, ResultKind
 from tests.report.test_escape import TEXTS
 from tests.results import made
 
@@ -69,6 +71,27 @@ def test_where_there_is_no_physical_limit_the_reason_is_said_once_and_a_simulati
     assert f"physical limit not known: {reason}" in " ".join(terminal.section(results[0]).split())
 
 
+def test_what_is_odd_about_answers_is_said_of_a_test_that_passes_once_for_all() -> None:
+    odd = "256 output tokens were asked for on average, and 43 came"
+    results = [made.check(Outcome.PASS, name) for name in ("chat", "code")]
+    results = [replace(each, environment=replace(each.environment, remarks=(odd,))) for each in results]
+    told = terminal.summary([*results, made.check(Outcome.PASS, "quiet")], 120)
+    assert f"- chat, code: {odd}" in told.splitlines()
+    assert told.count(odd) == 1
+    page = pull_request_page(made.session(*results)).partition("<details>")[0]
+    assert f"**code**: {odd}" in page
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "1 request"), (8, "8 requests"), (1234, "1,234 requests")])
+def test_percentiles_of_a_sample_say_how_many_requests_they_are_of(count: int, said: str) -> None:
+    """Eight requests have no 99th percentile worth the name."""
+    one = made.SAMPLES[0]
+    few = replace(one, latencies={"itl": Latency(4096, *[0.02] * 5), "e2e": Latency(count, *[2.0] * 5)})
+    told = terminal.summary([replace(made.measured(), kind=ResultKind.SAMPLE, samples=(few,))], 120)
+    assert f"  E2E: p50 2 s, p90 2 s, p95 2 s, p99 2 s ({said})" in told.splitlines()
+    assert "  ITL: p50 20 ms, p90 20 ms, p95 20 ms, p99 20 ms (4,096 gaps)" in told.splitlines()
+
+
 @pytest.mark.parametrize("rate", [0.0123, 0.881, 52.1, 1230.0, 98765.0])
 def test_80_columns_whatever_the_names_and_figures(rate: float) -> None:
     found = Interval(rate, rate * 0.9, rate * 1.1)
@@ -103,6 +126,24 @@ def test_a_wide_terminal_shows_whole_names_and_more() -> None:
     assert name in table
     for shown in ("bound by", "p95 E2E, limit 20 s", "-19.8% (-21.7% to -17.8%)"):
         assert shown in table
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        # Parameters of a test are at its end; a series may differ anywhere.
+        [f"test_chat_capacity_of_the_long_context_model[{kind}-8k]" for kind in ("bf16", "fp8", "awq")],
+        [f"chat of model {kind} with a context of 32k tokens and a prefix" for kind in ("one", "two")],
+        [f"{'x' * 40}{letter}{'y' * 40}" for letter in "abc"],
+        ["你好世界" * 12 + "一", "你好世界" * 12 + "二"],
+    ],
+)
+@pytest.mark.parametrize("width", [60, 80])
+def test_tests_with_long_names_that_differ_can_be_told_apart(names: list[str], width: int) -> None:
+    lines = terminal.summary([made.check(Outcome.PASS, name) for name in names], width).splitlines()[2:][: len(names)]
+    assert len(set(lines)) == len(names)
+    assert max(map(wcswidth, lines)) <= width
+    assert len(set(apart([*names, *names], 6))) == len(names)
 
 
 def test_many_limits_make_tables_that_fit() -> None:

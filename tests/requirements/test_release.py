@@ -80,6 +80,41 @@ def test_what_stops_a_release_is_said_in_one_line(project: Path, name: str, befo
     assert not (project / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("url", "tag", "said"),
+    [
+        (
+            release.NOWHERE,
+            "v1.2.3",
+            "PROJECT_URL is not set, and the links of the package would lead to the placeholder",
+        ),
+        ("github.com/team/it", "v1.2.3", "PROJECT_URL: 'github.com/team/it' is no address of a project"),
+        ("https://", None, "PROJECT_URL: 'https://' is no address of a project"),
+        ("https://example.org/a b", None, "is no address of a project: write it as https://github.com/OWNER/"),
+    ],
+)
+def test_a_release_whose_links_lead_nowhere_is_refused(project: Path, url: str, tag: str | None, said: str) -> None:
+    with pytest.raises(release.ReleaseError, match=re.escape(said)) as caught:
+        release.check(tag, url, project / "out", project)
+    assert "\n" not in str(caught.value)
+    assert not (project / "out").exists()
+
+
+def test_the_command_takes_no_placeholder_in_silence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("PROJECT_URL", raising=False)
+    version = release.version_of(REPOSITORY)
+    assert release.main(["check", "--tag", f"v{version}"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("release: PROJECT_URL is not set")
+    assert f"make release-check TAG=v{version}" in said
+    assert said.count("\n") == 1
+    # A dry run goes on, and says it.
+    release.check_url(release.NOWHERE, None)
+    assert capsys.readouterr().out.startswith("dry run: PROJECT_URL is not set")
+
+
 def test_links_of_the_readme_are_whole_in_a_wheel() -> None:
     text = (
         "See [options](docs/options.md#a), [![badge](docs/images/a.png)](docs/b.md), [there](https://example.com/x),\n"

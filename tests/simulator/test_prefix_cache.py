@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import urllib.request
-from collections.abc import Hashable, Iterator
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -135,6 +136,51 @@ def test_it_finds_what_the_simulation_in_virtual_time_finds(kv_tokens: int, monk
     assert phase.turns is not None
     lost_tokens = BLOCK / 2 * np.mean(phase.turns.cached > 0)
     assert found == pytest.approx(expected - lost_tokens / phase.prompt_tokens.mean(), abs=0.02)
+
+
+async def preempted(model: profile.EngineModel) -> tuple[LiveEngine, list[int]]:
+    """Two requests of 150 tokens that outgrow the KV cache; what two more find that have the prompt of the second.
+
+    One of these comes while the second is preempted, and nothing that no request holds is kept. The other comes when
+    the second has computed its prompt again.
+    """
+    live = LiveEngine(model)
+    serving, ended = asyncio.create_task(live.serve()), asyncio.Event()
+    content = {name: [(name, place) for place in range(150)] for name in ("first", "second")}
+    tokens: Counter[str] = Counter()
+    seen, found = 0, []
+
+    def told(name: str, row: Callable[[], int], last: bool) -> None:
+        nonlocal seen
+        tokens[name] += 1
+        if live.preemptions == 1 and tokens["third"] == tokens["asked"] == 0:
+            tokens["asked"], seen = 1, tokens["second"]
+            live.reset_prefix_cache()
+            submit("third", "second")
+        if name == "second" and seen and tokens[name] == seen + 1:
+            submit("fourth", "second")
+        if last and name in {"third", "fourth"}:
+            found.append(live.found(row()))
+        if len(found) == 2 and tokens["second"] == 100:
+            ended.set()
+
+    def submit(name: str, prompt: str, output: int = 1) -> None:
+        rows: list[int] = []
+        rows.append(live.submit(150, output, partial(told, name, lambda: rows[0]), content[prompt]))
+
+    submit("first", "first", 100)
+    submit("second", "second", 100)
+    await ended.wait()
+    serving.cancel()
+    return live, found
+
+
+def test_a_preempted_request_holds_no_block_until_it_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    live, found = without_waits(lambda: preempted(replace(FAST, kv_tokens=400)), monkeypatch)
+    assert live.preemptions == 1
+    assert found == [0, 144]
+    # At its end nothing is held.
+    assert live._cache._held == {}
 
 
 @pytest.fixture(scope="module")

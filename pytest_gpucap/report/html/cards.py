@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from pytest_gpucap.report import rows
+from pytest_gpucap.report import (
+    capacity_rows,
+    changes,
+    declared_text,
+    host_rows,
+    imported_rows,
+    rows,
+    server_time,
+    windows,
+)
 from pytest_gpucap.report.formatting import (
     bound_by_parts,
     gpus,
@@ -206,7 +215,7 @@ def _card(result: Result, number: int) -> ResultCard:
         notes=tuple(_notes(result)),
         compared=_compared(result),
         spent=tuple(_spent(result.spent_s)),
-        start_phases=rows.start_phases(result),
+        start_phases=server_time.start_phases(result),
         declared=tuple(_declared(result)),
         windows=windows_table(result),
         environment=tuple(_environment(result)),
@@ -304,10 +313,10 @@ def _notes(result: Result) -> list[Note]:
         (_, decided), *others = rows.comparison(result)
         lines = tuple(f"{name}: {value}" if name else value for name, value in others)
         notes.append(Note(f"Against the baseline {decided}", lines, _TONES.get(result.comparison.decision, "warn")))
-    if told := rows.starts(result):
+    if told := capacity_rows.starts(result):
         notes.append(Note(f"{len(result.starts)} starts of the server", tuple(value for _, value in told), "plain"))
     if result.fleet is not None:
-        told = rows.fleet(result)
+        told = capacity_rows.fleet(result)
         lines = tuple(f"{name}: {value}" if name else value for name, value in told[1:])
         notes.append(Note(f"Fleet of {told[0][1]}", lines, "bad" if result.fleet.lost else "plain"))
     if answers := result.accuracy:
@@ -321,8 +330,8 @@ def _notes(result: Result) -> list[Note]:
         kept = all(each.outcome is Outcome.PASS for each in result.secondary)
         notes.append(Note("Limits beside the rate", lines, "plain" if kept else "bad"))
     notes += [Note("Prefix cache", (text,), "warn") for text in rows.forgetting(result)]
-    if watched := rows.host(result):
-        remarks = rows.remarks(result)
+    if watched := host_rows.host(result):
+        remarks = host_rows.remarks(result)
         notes.append(Note("Host", tuple(value for _, value in watched), "warn" if remarks else "plain"))
     if bottleneck := result.bottleneck:
         notes.append(Note(f"Bottleneck: {bottleneck.kind}", bottleneck.evidence, advice=bottleneck.advice))
@@ -337,17 +346,17 @@ def _adapters(result: Result) -> list[Note]:
 def _compared(result: Result) -> ComparedTable | None:
     """None where nothing was compared, or nothing can be. Without a rate of the base latencies may be."""
     found = result.comparison
-    if found is None or (found.base_rate is None and not found.latencies):
+    if found is None or (found.base_rate is None and not found.latencies and not found.figures):
         return None
     head = interval(found.head_rate or result.sustainable_rate) or EMPTY_CELL
-    rate_row = ("Sustainable rate, req/s per replica", interval(found.base_rate), head, rows.change(found))
+    rate_row = ("Sustainable rate, req/s per replica", interval(found.base_rate), head, changes.change(found))
     return ComparedTable(
         found.baseline.name,
         (
             (*rate_row, found.decision.value),
-            *((f"{limit_name(each.limit)} at {each.load}", *rows.latency_cells(each)) for each in found.latencies),
+            *((f"{limit_name(each.limit)} at {each.load}", *changes.latency_cells(each)) for each in found.latencies),
             *(
-                (METRICS[each.name].title, *_both(each), rows.change(each), each.noise or each.reason)
+                (METRICS[each.name].title, *_both(each), changes.change(each), each.noise or each.reason)
                 for each in found.figures
             ),
         ),
@@ -375,24 +384,24 @@ def _spent(spent_s: Mapping[str, float]) -> list[TimeShare]:
 def _declared(result: Result) -> list[Fact]:
     declared, workload = result.requirement, result.workload
     shared = f", {workload.shared_prefix_tokens} of them shared" if workload.shared_prefix_tokens else ""
-    of_file = f"{rows.own_prompts(workload)}: " if workload.prompts else ""
+    of_file = f"{declared_text.own_prompts(workload)}: " if workload.prompts else ""
     sampling = ", ".join(f"{key} {value}" for key, value in workload.sampling.items())
-    facts = [Fact(name.capitalize(), text) for name, text in rows.imported(result)]
+    facts = [Fact(name.capitalize(), text) for name, text in imported_rows.imported(result)]
     if result.kind is ResultKind.CHECK:
         budget = f"{declared.qps:g} req/s on {gpus(declared.gpus)}, headroom {declared.headroom:g}"
         facts.append(Fact("Requirement", budget))
     if declared.gpus_per_replica != 1:
         facts.append(Fact("Replica", gpus(declared.gpus_per_replica)))
     facts += [
-        Fact("Limits", rows.limits(result.slo)),
-        Fact("Prompts", f"{of_file}{workload.input_tokens} tokens{rows.images(workload)}{shared}"),
+        Fact("Limits", declared_text.limits(result.slo)),
+        Fact("Prompts", f"{of_file}{workload.input_tokens} tokens{declared_text.images(workload)}{shared}"),
         Fact("Answers", _answers(workload)),
         Fact("Arrivals", _arrivals(workload)),
         Fact("Endpoint", workload.endpoint + (f", {workload.documents} documents" if workload.documents else "")),
     ]
     extra = [Fact("Extra body", workload.extra_body)] if workload.extra_body else []
-    extra += [Fact("Adapters", rows.adapter_mix(workload))] if workload.adapters else []
-    extra += [Fact("Sessions", rows.told_sessions(workload))] if workload.sessions else []
+    extra += [Fact("Adapters", declared_text.adapter_mix(workload))] if workload.adapters else []
+    extra += [Fact("Sessions", declared_text.told_sessions(workload))] if workload.sessions else []
     extra += [Fact("Prefix hit rate", hits)] if (hits := rows.prefix_hits(result)) else []
     return [*facts, *([Fact("Sampling", sampling)] if sampling else []), *extra]
 
@@ -458,7 +467,7 @@ def _curve_text(result: Result) -> str:
 def windows_table(result: Result) -> WindowsTable:
     """Every window with its percentiles, those that are limited among them, in the order of time."""
     samples = sorted(result.samples, key=lambda sample: sample.start_s)
-    limited = [rows.kept_percentile(name) for name in result.slo.percentiles]
+    limited = [windows.kept_percentile(name) for name in result.slo.percentiles]
     percents = sorted({50, 95, 99, *(percent for _, percent in limited)})
     # Every limit has its columns, also where no window has a figure: it may be the one that binds.
     seen = {metric for sample in samples for metric in sample.latencies} | {metric for metric, _ in limited}
