@@ -127,6 +127,14 @@ def test_what_an_event_is_said_to_be_it_is(event: dict[str, Any], ascii_only: bo
         assert choices or not counts or len(counts) > 3 or max(counts.values()) >= 10**9
 
 
+NO_TEXT = {"id": "a", "object": "o", "created": 1, "model": "m", "choices": [{"index": 0, "delta": {"content": ""}}]}
+
+
+def test_an_event_that_is_cut_before_its_text_is_as_one_without_text() -> None:
+    data = json.dumps(NO_TEXT, separators=(",", ":")).encode()
+    assert said(data)[0] == said(data[: data.index(b'""') + 1])[0] == OTHER_EVENT
+
+
 @settings(deadline=None)
 @given(EVENTS, st.data())
 def test_what_is_cut_or_spoilt_is_never_a_usage_of_other_numbers(event: dict[str, Any], draw: st.DataObject) -> None:

@@ -62,7 +62,7 @@ def classify(text: Bytes, at: int, end: int) -> tuple[int, int, int]:
     token = after(text, at, end, _TEXT)
     if token < 0:
         token = after(text, at, end, _CONTENT)
-        if 0 <= token < end and text[token] == _QUOTE:  # no text: not for certain a token
+        if token == end or (token >= 0 and text[token] == _QUOTE):  # no text: not for certain a token
             return OTHER_EVENT, 0, 0
     if token < 0:
         return OTHER_EVENT, 0, 0
