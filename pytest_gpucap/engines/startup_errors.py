@@ -570,5 +570,11 @@ PATTERNS = (
         "the Python package {package} is missing",
         "install it where vLLM is installed (--gpucap-vllm-python names that interpreter)",
     ),
+    _pattern(
+        "package missing",
+        r"requires `(?P<package>accelerate)`\. You can install it",
+        "the Python package {package} is missing",
+        "install it where transformers is: transformers serve loads no model without it",
+    ),
     _pattern("import", r"^(?P<error>ImportError: [^\n]+)", "an import fails: {error}", _ALONE),
 )

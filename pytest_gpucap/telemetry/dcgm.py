@@ -127,7 +127,9 @@ class DcgmExporter:
         found = self._matching(shown)
         self._lines, self._looked_s = _LINES.findall(text), self._clock()
         self.devices = tuple(_device(uuid, each) for uuid, each in found.items())
-        self.driver = next(filter(None, (dcgm_fields.label(each.labels, dcgm_fields.DRIVER) for each in found.values())), None)
+        self.driver = next(
+            filter(None, (dcgm_fields.label(each.labels, dcgm_fields.DRIVER) for each in found.values())), None
+        )
         self._pods = frozenset(pod for each in found.values() for pod in each.pods if self._is_ours(pod))
         self._xids.begin(self._xids_on(shown))
         return shown

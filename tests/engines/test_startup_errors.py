@@ -375,6 +375,11 @@ RAISED = re.search(r"ImportError: /opt/vllm.*", INSPECTED)
             "Python packages do not fit together: ImportError: cannot import name 'Mllama4Config' from 'transformers'; ",
         ),
         ("ModuleNotFoundError: No module named 'timm'", "the Python package timm is missing; install it where vLLM is"),
+        (
+            "ValueError: Using a `device_map`, `tp_plan`, `torch.device` context manager or setting "
+            "`torch.set_default_device(device)` requires `accelerate`. You can install it with `pip install accelerate`",
+            "the Python package accelerate is missing; install it where transformers is",
+        ),
         ("ImportError: numpy is too new", "an import fails: ImportError: numpy is too new; install vLLM into"),
         ("AssertionError: nobody has seen this before", "AssertionError: nobody has seen this before"),
         ("", "Model architectures ['Qwen2ForCausalLM'] failed to be inspected"),
