@@ -250,7 +250,7 @@ def changed(base: Result, head: Result, *, variants: bool = False) -> list[str]:
 
 
 def _told_by_engines(base: Environment, head: Environment) -> list[str]:
-    """What one of two engines does not tell, and how many requests they run at once, which arguments of two names say."""
+    """What one of two engines does not tell, and how many requests each runs at once, which no common argument says."""
     found = []
     if base.not_told != head.not_told:
         before, after = (", ".join(each.not_told) or _NONE for each in (base, head))

@@ -211,8 +211,8 @@ class DcgmExporter:
             )
         if self._xids.unshown():
             said.append(
-                f"the DCGM exporter at {self.page.url} shows no {' or '.join(dcgm_xid.LAST)}, so XID errors of the GPUs "
-                "could not be seen: add that line to its counters"
+                f"the DCGM exporter at {self.page.url} shows no {' or '.join(dcgm_xid.LAST)}, so XID errors of the "
+                "GPUs could not be seen: add that line to its counters"
             )
         return said
 
@@ -269,7 +269,8 @@ def _read_xids(text: str, shown: dict[str, Shown]) -> None:
                 shown[_uuid_of(labels)].xids.last = int(number)
     for name in dcgm_xid.COUNTS:
         for labels, count in _lines_of(text, name, shown):
-            if re.fullmatch(r"[1-9][0-9]{0,3}", labels.get("xid", "")):  # 0 is what it counts where there is no error
+            # Looks without an error may be counted as number 0.
+            if re.fullmatch(r"[1-9][0-9]{0,3}", labels.get("xid", "")):
                 shown[_uuid_of(labels)].xids.counts[name, int(labels["xid"])] = count
 
 

@@ -376,8 +376,7 @@ RAISED = re.search(r"ImportError: /opt/vllm.*", INSPECTED)
         ),
         ("ModuleNotFoundError: No module named 'timm'", "the Python package timm is missing; install it where vLLM is"),
         (
-            "ValueError: Using a `device_map`, `tp_plan`, `torch.device` context manager or setting "
-            "`torch.set_default_device(device)` requires `accelerate`. You can install it with `pip install accelerate`",
+            "ValueError: Using a `device_map` requires `accelerate`. You can install it with `pip install accelerate`",
             "the Python package accelerate is missing; install it where transformers is",
         ),
         ("ImportError: numpy is too new", "an import fails: ImportError: numpy is too new; install vLLM into"),

@@ -1,4 +1,4 @@
-"""Pages of DCGM exporters of other versions and in other places: 4.9 in base units, labels by Slurm, slices, a virtual GPU."""
+"""Pages of DCGM exporters of other versions and in other places: base units, jobs of Slurm, slices, a virtual GPU."""
 
 from __future__ import annotations
 
@@ -46,9 +46,10 @@ def as_before(text: str) -> str:
         labels, _, value = rest.rpartition(" ")
         if brace and name in RENAMED:
             earlier, factor = RENAMED[name]
-            line = f"{earlier}{{{labels} {float(value) * factor!r}"
-        lines.append(line.replace("DCGM_FI_SYSTEM_DRIVER_VERSION=", "DCGM_FI_DRIVER_VERSION="))
-    return "\n".join(lines)
+            lines.append(f"{earlier}{{{labels} {float(value) * factor!r}")
+        else:
+            lines.append(line)
+    return "\n".join(lines).replace("DCGM_FI_SYSTEM_DRIVER_VERSION=", "DCGM_FI_DRIVER_VERSION=")
 
 
 def found(exporter: Exporter, match: Labels) -> DcgmExporter:

@@ -1,4 +1,4 @@
-"""Pages of other engines than vLLM, in the form that their sources give them: SGLang 0.5.23, TensorRT-LLM of November 2026."""
+"""Pages of other engines than vLLM, in the form of their sources: SGLang 0.5.23, TensorRT-LLM of November 2026."""
 
 from __future__ import annotations
 
