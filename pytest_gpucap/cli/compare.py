@@ -67,19 +67,20 @@ def run(options: argparse.Namespace) -> int:
     sides = [described(base), described(head)]
     if options.variants:  # both may be of one file
         sides = [f"{visible(name)}, {side}" for name, side in zip(options.variants, sides, strict=True)]
+    base_said, head_said = sides
     match options.format:
         case "json":
-            shown = _json(sides, compared)
+            shown = _json(base_said, head_said, compared)
         case "markdown":
-            shown = comparison_markdown(compared, *sides).rstrip("\n")
+            shown = comparison_markdown(compared, base_said, head_said).rstrip("\n")
         case _:
-            shown = comparison_text(compared, *sides, terminal_columns())
+            shown = comparison_text(compared, base_said, head_said, terminal_columns())
     put(shown)
     decisions = {result.comparison.decision for result in compared if result.comparison is not None}
     return int(RegressionDecision.REGRESSED in decisions)
 
 
-def _json(sides: Sequence[str], compared: Sequence[Result]) -> str:
+def _json(base: str, head: str, compared: Sequence[Result]) -> str:
     from pytest_gpucap.report.escape import json_text
     from pytest_gpucap.results.encoding import to_builtins
 
@@ -93,7 +94,6 @@ def _json(sides: Sequence[str], compared: Sequence[Result]) -> str:
         }
         for result in compared
     ]
-    base, head = sides
     return json_text({"base": base, "head": head, "results": results})
 
 
