@@ -14,7 +14,6 @@ from pytest_gpucap.cli import CommandError
 from pytest_gpucap.cli._runs import add_folder, described, find_run, put
 
 if TYPE_CHECKING:
-    from pytest_gpucap.history.store import Run
     from pytest_gpucap.results.result import Result
 
 HELP = "how the sustainable rates changed from one run to another"
@@ -49,6 +48,7 @@ def run(options: argparse.Namespace) -> int:
         CommandError: if a run cannot be read, lacks a named test, or the share is invalid.
     """
     # Imported here, as in all commands: the help does not need it.
+    from pytest_gpucap.foreign_text import visible
     from pytest_gpucap.history.compare import compare_runs, compare_variants
     from pytest_gpucap.history.store import Baseline
     from pytest_gpucap.report.columns import terminal_columns
@@ -64,19 +64,23 @@ def run(options: argparse.Namespace) -> int:
             raise CommandError(f"--variants: {error.args[0]}") from None
     else:
         compared = compare_runs(head, Baseline(base.name, (base,)), share, any_hits=options.any_prefix_hits)
+    sides = [described(base), described(head)]
+    if options.variants:  # both may be of one file
+        sides = [f"{visible(name)}, {side}" for name, side in zip(options.variants, sides, strict=True)]
+    base_said, head_said = sides
     match options.format:
         case "json":
-            shown = _json(base, head, compared)
+            shown = _json(base_said, head_said, compared)
         case "markdown":
-            shown = comparison_markdown(compared, described(base), described(head)).rstrip("\n")
+            shown = comparison_markdown(compared, base_said, head_said).rstrip("\n")
         case _:
-            shown = comparison_text(compared, described(base), described(head), terminal_columns())
+            shown = comparison_text(compared, base_said, head_said, terminal_columns())
     put(shown)
     decisions = {result.comparison.decision for result in compared if result.comparison is not None}
     return int(RegressionDecision.REGRESSED in decisions)
 
 
-def _json(base: Run, head: Run, compared: Sequence[Result]) -> str:
+def _json(base: str, head: str, compared: Sequence[Result]) -> str:
     from pytest_gpucap.report.escape import json_text
     from pytest_gpucap.results.encoding import to_builtins
 
@@ -90,7 +94,7 @@ def _json(base: Run, head: Run, compared: Sequence[Result]) -> str:
         }
         for result in compared
     ]
-    return json_text({"base": described(base), "head": described(head), "results": results})
+    return json_text({"base": base, "head": head, "results": results})
 
 
 def _share(given: str) -> float:

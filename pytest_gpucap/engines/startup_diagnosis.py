@@ -16,7 +16,8 @@ _ROOT_ELSEWHERE = re.compile(
     r"root cause|Engine core initialization failed|EngineDeadError|RuntimeError: cancelled|See stack trace"
     r"|failed to be inspected|Error in inspecting model|Error raised in subprocess|CalledProcessError"
     r"|WorkerProc initialization failed|EngineCore failed to start|Engine process failed|Executor failed"
-    r"|EngineCore encountered an issue|[Cc]heck the logs|remote process exited|recvValue failed|Broken ?[Pp]ipe"
+    r"|EngineCore encountered an issue|Executor worker returned error"
+    r"|[Cc]heck the logs|remote process exited|recvValue failed|Broken ?[Pp]ipe"
 )
 """In the words of an exception: it only reports that another one, above it, ended something."""
 _INSPECTED = re.compile(r"Model architectures \[[^\]\n]{0,500}\] failed to be inspected")
@@ -28,6 +29,8 @@ _PREFIX = re.compile(r"^(?:\([\w ]*pid=\d[^()\n]*\) ?)+", re.MULTILINE)
 _LEVEL = re.compile(r"^(?:ERROR|CRITICAL) (?:\d\d-\d\d )?(?:\d\d:\d\d:\d\d )?\[?[\w.]+\.py:\d+\] ?", re.MULTILINE)
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LONGEST = 300
+_KILLED_ITSELF = "Received sigquit from a child process"
+"""What SGLang logs before it ends its own processes with SIGKILL, because one of them failed."""
 _ENGINE_FAILED = "Engine core initialization failed"
 
 
@@ -82,10 +85,10 @@ def diagnose(log: str, exit_code: int | None = None, oom_kills: int = 0, given: 
         return pattern.describe(match, given)
     if oom_kills:
         return f"the kernel's out-of-memory killer ended a process while it started; {more_memory(given)}"
-    if (signalled := _signal_cause(exit_code, given)) is not None:
-        return signalled
-    if root := _root(_NO_CAUSE.sub("", plain(log))):
-        return root
+    root = _root(_NO_CAUSE.sub("", plain(log)))
+    signalled = None if root and _KILLED_ITSELF in log else _signal_cause(exit_code, given)
+    if told := signalled or root:
+        return told
     if _ENGINE_FAILED in log:
         return "its engine process ended without a message, so it was probably killed; look for the reason in dmesg"
     return ended(exit_code)

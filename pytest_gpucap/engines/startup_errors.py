@@ -337,6 +337,20 @@ PATTERNS = (
         _more_kv_memory,
     ),
     _pattern(
+        "KV cache too small",
+        r"Not enough memory\. Please try to increase --mem-fraction-static"
+        r"|Loaded weights leave no GPU memory for the KV cache",
+        "no GPU memory is left for the KV cache",
+        "raise mem_fraction_static, or take more GPUs or ones with more memory",
+    ),
+    _pattern(
+        "no GPU memory",
+        r"Executor creation failed (?:due to|with an error which might indicate) insufficient GPU memory\.\s{1,9}"
+        r"The following component could not be created: (?P<part>[^\n]{1,100})",
+        "out of GPU memory: TensorRT-LLM could not create a part ({part})",
+        "lower kv_cache_free_gpu_memory_fraction, max_batch_size or max_seq_len, or take more GPUs",
+    ),
+    _pattern(
         "no GPU memory",
         r"Free memory on device (?:\S{1,50} )?\((?P<have>[^)]{0,100})\) on startup "
         r"is less than desired GPU memory utilization \((?:[\d.]{1,20}, )?(?P<want>[^)]{0,100})\)",
@@ -569,6 +583,12 @@ PATTERNS = (
         r"^(?:ModuleNotFoundError: )No module named '(?P<package>[^']+)'",
         "the Python package {package} is missing",
         "install it where vLLM is installed (--gpucap-vllm-python names that interpreter)",
+    ),
+    _pattern(
+        "package missing",
+        r"requires `(?P<package>accelerate)`\. You can install it",
+        "the Python package {package} is missing",
+        "install it where transformers is: transformers serve loads no model without it",
     ),
     _pattern("import", r"^(?P<error>ImportError: [^\n]+)", "an import fails: {error}", _ALONE),
 )

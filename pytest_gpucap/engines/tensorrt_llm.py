@@ -7,6 +7,7 @@ Arguments: https://nvidia.github.io/TensorRT-LLM/commands/trtllm-serve/trtllm-se
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
@@ -20,6 +21,7 @@ _METRICS: Final = "/metrics"
 _OPTIONS: Final = {"return_perf_metrics": True, "enable_iter_perf_stats": True}
 _OPTION_FILES: Final = ("extra_llm_api_options", "config")
 _BLOCKS, _BLOCK_TOKENS = "trtllm_kv_cache_max_blocks", "trtllm_kv_cache_tokens_per_block"
+_MOST_AT_ONCE: Final = "trtllm_max_batch_size_static"
 
 
 class TensorRtServer(ProgramServer):
@@ -38,13 +40,22 @@ class TensorRtServer(ProgramServer):
         return super().request(there, method=method, timeout_s=timeout_s, content=content)
 
     @property
+    def max_num_seqs(self) -> int | None:
+        """The argument, or the size of a batch that its page tells."""
+        return super().max_num_seqs or self._product(_MOST_AT_ONCE)
+
+    @property
     def kv_tokens(self) -> int | None:
         """Its blocks times their tokens, once its page tells them."""
+        return self._product(_BLOCKS, _BLOCK_TOKENS) or super().kv_tokens
+
+    def _product(self, *names: str) -> int | None:
+        """Of these figures of its page; None where it does not tell them (yet)."""
         try:
             page = self.metrics()
-            return int(page.value(_BLOCKS) * page.value(_BLOCK_TOKENS)) or None
+            return int(math.prod(page.value(name) for name in names)) or None
         except (MetricsUnavailable, KeyError, ValueError, OverflowError):
-            return super().kv_tokens
+            return None
 
 
 class TensorRtEngine(ProgramEngine):
@@ -79,6 +90,8 @@ class TensorRtEngine(ProgramEngine):
         kv_use=("trtllm_kv_cache_utilization",),
         prompt_tokens=("trtllm_prompt_tokens_total",),
         output_tokens=("trtllm_generation_tokens_total",),
+        prefix_queries=("trtllm_prompt_tokens_total",),
+        prefix_hits=("trtllm_prompt_cached_tokens_total",),
         draft_tokens=("trtllm_spec_decode_num_draft_tokens_total",),
         accepted_tokens=("trtllm_spec_decode_num_accepted_tokens_total",),
     )

@@ -226,7 +226,8 @@ def changed(base: Result, head: Result, *, variants: bool = False) -> list[str]:
     served = [text for key, text in _unlike(base, head).items() if key.served] if variants else []
     ours, theirs = scrubbed(base.environment), scrubbed(head.environment)
     before, after = _versions(ours), _versions(theirs)
-    found = served + [
+    found = served + (_told_by_engines(ours, theirs) if variants else [])
+    found += [
         f"{name}: {_text(before[name], _UNKNOWN)} -> {_text(after[name], _UNKNOWN)}"
         for name in before
         if before[name] != after[name]
@@ -245,6 +246,17 @@ def changed(base: Result, head: Result, *, variants: bool = False) -> list[str]:
     found += [apart] if (apart := hits_apart(base, head)) else []
     if base.seed != head.seed:
         found.append(f"seed: {base.seed} -> {head.seed}")
+    return found
+
+
+def _told_by_engines(base: Environment, head: Environment) -> list[str]:
+    """What one of two engines does not tell, and how many requests each runs at once, which no common argument says."""
+    found = []
+    if base.not_told != head.not_told:
+        before, after = (", ".join(each.not_told) or _NONE for each in (base, head))
+        found.append(f"not told: {before} -> {after}")
+    if _engine(base) != _engine(head) and base.max_num_seqs != head.max_num_seqs:
+        found.append(f"requests at once: {_text(base.max_num_seqs, _UNKNOWN)} -> {_text(head.max_num_seqs, _UNKNOWN)}")
     return found
 
 

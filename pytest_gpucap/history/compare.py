@@ -285,7 +285,8 @@ def _candidates(
         if differs:
             nearest = nearest or _NothingComparable(run, "no comparable baseline", tuple(differs))
         elif best is None:
-            reason = f"{run.name} found no sustainable rate for this test"
+            whose = f"{bases[0].name} has" if variants else f"{run.name} found"
+            reason = f"{whose} no sustainable rate{'' if variants else ' for this test'}"
             nearest = nearest or _NothingComparable(run, reason, alike=bases[0])
         else:
             runs.append(run)

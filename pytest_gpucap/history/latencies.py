@@ -32,6 +32,8 @@ _SIDE_BY_SIDE: Final = tuple(
 _LOOP_GAIN: Final = 2.0
 """At a given rate a slower engine holds more requests, which slows it further: at the loads of a check its latency
 rises by about twice its own slowness. At a given concurrency it rises by just that."""
+_TOGETHER_S: Final = 1e-5
+"""Tokens that arrive together, several in one chunk of the stream, have no time between them that could be compared."""
 _NEIGHBOURS: Final = 1.5
 """Neighbouring windows are correlated: their standard error is multiplied by this."""
 
@@ -55,7 +57,8 @@ def compare_latencies(
     They are compared over the open-loop windows that had the same arrivals in both, or else over those at the equal
     design rate, or else in the closed loop with the most requests in flight that both held. TTFT is compared in open
     loops only: in a full closed loop it is the time until another request ends. Limits whose percentile no result holds
-    are left out, and so is everything where no load was the same. Without any limit p95 TTFT and p95 E2E are compared.
+    are left out, and so is everything where no load was the same, or where tokens arrived together. Without any limit
+    p95 TTFT and p95 E2E are compared.
 
     The decision is the one made on rates, with `max_regression` of the speed allowed to be lost. It fails no test: the
     sustainable rate already holds what a latency costs in capacity.
@@ -199,10 +202,10 @@ def _closed(
 
 
 def _log(sample: Sample, metric: str, percent: int) -> float | None:
-    """Logarithm of a percentile in seconds."""
+    """Logarithm of a percentile in seconds; None where the sample has none, or tokens arrived together."""
     latency = sample.latencies.get(metric)
     value = math.nan if latency is None else latency.percentile(percent)
-    return math.log(value) if value > 0 else None
+    return math.log(value) if value > _TOGETHER_S else None
 
 
 def _ratio(difference: float, scattered: Sequence[Sequence[float]], start_sd: float) -> Interval:

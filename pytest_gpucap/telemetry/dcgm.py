@@ -2,8 +2,7 @@
 
 The exporter collects every so often (``--collect-interval``, 30 s by default) and shows the same values until it
 collects again. So a page that has not changed is no new reading, and a changed one was collected between this look and
-the one before: that is its time, to half a second. Names and units are those of
-https://github.com/NVIDIA/dcgm-exporter (``etc/default-counters.csv``) and of DCGM's field identifiers.
+the one before: that is its time, to half a second.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from pytest_gpucap.engines.pages import Page
 from pytest_gpucap.foreign_text import printable
 from pytest_gpucap.gpu.device import Device
 from pytest_gpucap.results.problems import Problem, ProblemKind, ProblemSource
-from pytest_gpucap.telemetry import dcgm_xid
+from pytest_gpucap.telemetry import dcgm_fields, dcgm_xid
 from pytest_gpucap.telemetry.dcgm_xid import XidsOfExporter, XidsShown
 from pytest_gpucap.telemetry.probes import DEVICE_FIELDS, labels_of, values_named
 
@@ -33,37 +32,11 @@ MOST_BYTES: Final = 1 << 21
 """Of a page: 16 GPUs with every field that there is take a tenth of it."""
 MOST_DEVICES: Final = 256
 _ANSWER_S: Final = 5.0
-_MIB: Final = 2**20
 _NAMED: Final = 5
 
 Labels = tuple[tuple[str, str], ...]
 """What the labels of the wanted GPUs must be; no label twice."""
 
-# What DCGM does not know it gives as a number beyond all others: 2**31 - 16, 2**47 or 2**63 - 16, and up.
-_GAUGES: Final[Mapping[str, tuple[tuple[str, float, float], ...]]] = {
-    "gpu_use": (("DCGM_FI_DEV_GPU_UTIL", 0.01, 100.0), ("DCGM_FI_PROF_GR_ENGINE_ACTIVE", 1.0, 1.0)),
-    "memory_use": (("DCGM_FI_DEV_MEM_COPY_UTIL", 0.01, 100.0), ("DCGM_FI_PROF_DRAM_ACTIVE", 1.0, 1.0)),
-    "power_w": (("DCGM_FI_DEV_POWER_USAGE", 1.0, 1e5),),
-    "sm_clock_mhz": (("DCGM_FI_DEV_SM_CLOCK", 1.0, 1e5),),
-    "reasons": (
-        ("DCGM_FI_DEV_CLOCKS_EVENT_REASONS", 1.0, 2.0**16),
-        ("DCGM_FI_DEV_CLOCK_THROTTLE_REASONS", 1.0, 2.0**16),
-    ),
-    "memory_bytes": (("DCGM_FI_DEV_FB_USED", _MIB, 1e9),),
-    "memory_clock_mhz": (("DCGM_FI_DEV_MEM_CLOCK", 1.0, 1e5),),
-    "temperature_c": (("DCGM_FI_DEV_GPU_TEMP", 1.0, 1e3),),
-    "energy_j": (("DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", 1e-3, 9e18),),
-    "pcie_sent_bytes_per_s": (("DCGM_FI_PROF_PCIE_TX_BYTES", 1.0, 1e13),),
-    "pcie_received_bytes_per_s": (("DCGM_FI_PROF_PCIE_RX_BYTES", 1.0, 1e13),),
-    "ecc_errors": (("DCGM_FI_DEV_ECC_DBE_VOL_TOTAL", 1.0, 1e9),),
-    "memory_free_bytes": (("DCGM_FI_DEV_FB_FREE", _MIB, 1e9),),
-    "memory_reserved_bytes": (("DCGM_FI_DEV_FB_RESERVED", _MIB, 1e9),),
-    "max_sm_clock_mhz": (("DCGM_FI_DEV_MAX_SM_CLOCK", 1.0, 1e5),),
-    "max_memory_clock_mhz": (("DCGM_FI_DEV_MAX_MEM_CLOCK", 1.0, 1e5),),
-    "power_limit_w": (("DCGM_FI_DEV_POWER_MGMT_LIMIT", 1.0, 1e5),),
-    "default_power_limit_w": (("DCGM_FI_DEV_POWER_MGMT_LIMIT_DEF", 1.0, 1e5),),
-}
-"""Figure -> the fields that give it, best first, each with its factor to our unit and its highest value."""
 _EVENTS: Final = "DCGM_EXP_CLOCK_EVENTS_COUNT"
 _EVENT_BITS: Final[Mapping[str, int]] = {
     "gpu_idle": 0x1,
@@ -91,14 +64,17 @@ class Shown:
 
     Attributes:
         labels: of its first line.
-        figures: by the names of `_GAUGES`, in our units; NaN where it shows none.
+        figures: by the names of `dcgm_fields.GAUGES`, in our units; NaN where it shows none.
         pods: that its lines name, as ``NAMESPACE/POD``.
+        told: every label and its value on any of its lines, names in lower case: a GPU that several share has a line
+            for each of them.
         xids: its XID errors; those of a slice stand at its GPU.
     """
 
     labels: Mapping[str, str]
     figures: dict[str, float] = field(default_factory=dict)
     pods: set[str] = field(default_factory=set)
+    told: set[tuple[str, str]] = field(default_factory=set)
     xids: XidsShown = field(default_factory=XidsShown)
 
     def row(self, names: Iterable[str]) -> list[float]:
@@ -151,7 +127,9 @@ class DcgmExporter:
         found = self._matching(shown)
         self._lines, self._looked_s = _LINES.findall(text), self._clock()
         self.devices = tuple(_device(uuid, each) for uuid, each in found.items())
-        self.driver = next(filter(None, (each.labels.get("DCGM_FI_DRIVER_VERSION") for each in found.values())), None)
+        self.driver = next(
+            filter(None, (dcgm_fields.label(each.labels, dcgm_fields.DRIVER) for each in found.values())), None
+        )
         self._pods = frozenset(pod for each in found.values() for pod in each.pods if self._is_ours(pod))
         self._xids.begin(self._xids_on(shown))
         return shown
@@ -233,8 +211,8 @@ class DcgmExporter:
             )
         if self._xids.unshown():
             said.append(
-                f"the DCGM exporter at {self.page.url} shows no {dcgm_xid.LAST}, so XID errors of the GPUs could not "
-                "be seen: add that line to its counters"
+                f"the DCGM exporter at {self.page.url} shows no {' or '.join(dcgm_xid.LAST)}, so XID errors of the "
+                "GPUs could not be seen: add that line to its counters"
             )
         return said
 
@@ -265,7 +243,7 @@ def read_page(text: str) -> dict[str, Shown]:
     """What a page shows of each GPU or slice, by its UUID; malformed lines are ignored."""
     text = "\n" + text
     shown: dict[str, Shown] = {}
-    for figure, fields in _GAUGES.items():
+    for figure, fields in dcgm_fields.GAUGES.items():
         for name, factor, most in fields:
             for labels, value in _lines_of(text, name, shown):
                 figures = shown[_uuid_of(labels)].figures
@@ -285,12 +263,14 @@ def read_page(text: str) -> dict[str, Shown]:
 
 def _read_xids(text: str, shown: dict[str, Shown]) -> None:
     """Add what a page shows of XID errors; the text begins with a line break."""
-    for labels, number in _lines_of(text, dcgm_xid.LAST, shown):
-        if 0 <= number <= _MOST_XID:
-            shown[_uuid_of(labels)].xids.last = int(number)
+    for name in dcgm_xid.LAST:
+        for labels, number in _lines_of(text, name, shown):
+            if 0 <= number <= _MOST_XID:
+                shown[_uuid_of(labels)].xids.last = int(number)
     for name in dcgm_xid.COUNTS:
         for labels, count in _lines_of(text, name, shown):
-            if re.fullmatch(r"[0-9]{1,4}", labels.get("xid", "")):
+            # Looks without an error may be counted as number 0.
+            if re.fullmatch(r"[1-9][0-9]{0,3}", labels.get("xid", "")):
                 shown[_uuid_of(labels)].xids.counts[name, int(labels["xid"])] = count
 
 
@@ -303,6 +283,7 @@ def _lines_of(text: str, name: str, shown: dict[str, Shown]) -> list[tuple[dict[
         if not uuid or (uuid not in shown and len(shown) >= MOST_DEVICES):
             continue
         seen = shown.setdefault(uuid, Shown(labels))
+        seen.told.update((name.lower(), value) for name, value in labels.items())
         if labels.get("pod"):
             seen.pods.add(f"{labels.get('namespace', '')}/{labels['pod']}")
         found.append((labels, value))
@@ -311,18 +292,14 @@ def _lines_of(text: str, name: str, shown: dict[str, Shown]) -> list[tuple[dict[
 
 def _uuid_of(labels: Mapping[str, str]) -> str:
     """Of a GPU, or of a slice: that of its GPU and the slice's number."""
-    uuid = _short(labels.get("UUID") or labels.get("uuid") or "")
+    uuid = _short(dcgm_fields.label(labels, dcgm_fields.UUID))
     instance = _short(labels.get("GPU_I_ID") or "")
     return f"{uuid}/{instance}" if uuid and instance else uuid
 
 
 def _matches(shown: Shown, wanted: Mapping[str, str]) -> bool:
-    labels = {name.lower(): value for name, value in shown.labels.items()}
-    for name, value in wanted.items():
-        if name in {"pod", "namespace"}:
-            continue
-        if labels.get(name) != value:
-            return False
+    if any(pair not in shown.told for pair in wanted.items() if pair[0] not in {"pod", "namespace"}):
+        return False
     if not wanted.keys() & {"pod", "namespace"}:
         return True
     pods = (pod.partition("/")[::2] for pod in shown.pods)
@@ -338,20 +315,21 @@ def _is_short(window_ms: str) -> bool:
 
 def _device(uuid: str, shown: Shown) -> Device:
     labels, figures = shown.labels, shown.figures
-    memory = [figures.get(f"memory_{part}bytes", nan) for part in ("", "free_", "reserved_")]
+    memory = [figures.get(f"memory_{part}bytes", nan) for part in ("", "free_", "reserved_", "total_")]
     total = memory[0] + memory[1] + (0.0 if math.isnan(memory[2]) else memory[2])
+    total = memory[3] if math.isnan(total) else total
     index = labels.get("gpu", "")
     profile = labels.get("GPU_I_PROFILE") or None
     return Device(
         index=int(index) if re.fullmatch(r"[0-9]{1,4}", index) else 0,
         uuid=uuid,
-        name=_short(labels.get("modelName") or "GPU of an unknown model"),
+        name=_short(dcgm_fields.label(labels, dcgm_fields.MODEL) or "GPU of an unknown model"),
         memory_bytes=None if math.isnan(total) else int(total),
         memory_used_bytes=_whole(memory[0]),
         pci_bus_id=_short(labels["pci_bus_id"]) if labels.get("pci_bus_id") else None,
         mig_mode=True if profile else None,
         mig_profile=profile and _short(profile),
-        parent_uuid=_short(labels.get("UUID") or labels.get("uuid") or "") if profile else None,
+        parent_uuid=_short(dcgm_fields.label(labels, dcgm_fields.UUID)) if profile else None,
         sm_clock_mhz=_whole(figures.get("sm_clock_mhz", nan)),
         memory_clock_mhz=_whole(figures.get("memory_clock_mhz", nan)),
         max_sm_clock_mhz=_whole(figures.get("max_sm_clock_mhz", nan)),
@@ -400,8 +378,8 @@ def _offer(shown: Iterable[Shown]) -> str:
     """What the labels of the GPUs are that are there."""
     shown = tuple(shown)
     seen = {"pod": {pod.partition("/")[2] for each in shown for pod in each.pods}}
-    for name in ("Hostname", "gpu", "modelName"):
-        seen[name] = {each.labels.get(name, "") for each in shown}
+    for names in (dcgm_fields.HOST, ("gpu",), dcgm_fields.MODEL):
+        seen[names[0]] = {dcgm_fields.label(each.labels, names) for each in shown}
     parts = []
     for name, values in seen.items():
         if known := sorted(filter(None, values)):

@@ -1,8 +1,9 @@
 """XID errors on the pages of a DCGM exporter.
 
-``DCGM_FI_DEV_XID_ERRORS`` is a gauge with the number of the last error, which stays there. So only a number that was
-not there before is new. Where the exporter is told to show ``DCGM_EXP_XID_ERRORS_COUNT`` (of a sliding window) or
-``DCGM_EXP_XID_ERRORS_TOTAL``, these have a line for each number: what rises has come again.
+``DCGM_FI_DEV_XID_ERRORS`` (``..._ERROR`` since exporter 4.9) is a gauge with the number of the last error, which stays
+there. So only a number that was not there before is new. Where the exporter is told to show
+``DCGM_EXP_XID_ERRORS_COUNT`` (of a sliding window) or ``DCGM_EXP_XID_ERRORS_TOTAL``, these have a line for each number:
+what rises has come again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Final
 from pytest_gpucap.results.problems import Problem
 from pytest_gpucap.telemetry.xid import Reported, problems_of
 
-LAST: Final = "DCGM_FI_DEV_XID_ERRORS"
+LAST: Final = ("DCGM_FI_DEV_XID_ERRORS", "DCGM_FI_DEV_XID_ERROR")
+"""Exporter 4.9 renamed it."""
 COUNTS: Final = ("DCGM_EXP_XID_ERRORS_COUNT", "DCGM_EXP_XID_ERRORS_TOTAL")
 MOST_KEPT: Final = 1000
 """Reports on one GPU that are kept: an exporter may show a new number at every look."""

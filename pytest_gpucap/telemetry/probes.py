@@ -147,6 +147,8 @@ _PROCESS_LABELS = {
     *("tp_rank", "pp_rank", "rank", "local_rank", "worker"),
 }
 """Labels that tell apart processes of one engine: its front ends (``pid`` is prometheus_client's) and its ranks."""
+_PART = "priority"
+"""Of a gauge that has this label, SGLang shows the whole with an empty value, and each priority's part beside it."""
 _LABEL = re.compile(r'(?<!\w)(\w++)\s*+=\s*+"([^"\\]*+(?:\\.[^"\\]*+)*+)"')
 
 
@@ -203,7 +205,13 @@ def _of_engines(found: list[tuple[str, float]]) -> list[float]:
     for labels, value in found:
         engine = frozenset(pair for pair in _LABEL.findall(labels) if pair[0] not in _PROCESS_LABELS)
         engines[engine] = max(engines.get(engine, value), value)
-    return list(engines.values())
+    wholes = {engine for engine in engines if (_PART, "") in engine}
+    return [value for engine, value in engines.items() if engine in wholes or not _is_part(engine, wholes)]
+
+
+def _is_part(engine: frozenset[tuple[str, str]], wholes: set[frozenset[tuple[str, str]]]) -> bool:
+    """Whether this is one priority's part of a whole that is shown too."""
+    return frozenset(pair for pair in engine if pair[0] != _PART) | {(_PART, "")} in wholes
 
 
 def labels_of(text: str) -> dict[str, str]:

@@ -32,8 +32,12 @@ if not SGLANG:
         "kv_cache_usage_perc": "trtllm_kv_cache_utilization",
         "prompt_tokens_total": "trtllm_prompt_tokens_total",
         "generation_tokens_total": "trtllm_generation_tokens_total",
+        "prefix_cache_hits_total": "trtllm_prompt_cached_tokens_total",
     }
-BLOCKS = "trtllm_kv_cache_max_blocks 1000.0\ntrtllm_kv_cache_tokens_per_block 32.0\n"
+SIZES = """trtllm_kv_cache_max_blocks 1000.0
+trtllm_kv_cache_tokens_per_block 32.0
+trtllm_max_batch_size_static 2048.0
+"""
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--host", required=True)
@@ -81,7 +85,7 @@ class Connection(web.ClientConnection):
         page = super()._metrics()
         for theirs, ours in NAMES.items():
             page = page.replace(f"vllm:{theirs}", ours)
-        return re.sub(r"(?m)^.*vllm:.*\n", "", page) + ("" if SGLANG else BLOCKS)
+        return re.sub(r"(?m)^.*vllm:.*\n", "", page) + ("" if SGLANG else SIZES)
 
 
 LACKING = {"/version", "/reset_prefix_cache", *(() if SGLANG else ("/tokenize",))}

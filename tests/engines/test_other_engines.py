@@ -225,8 +225,16 @@ def test_tensorrt_llms_documented_pages_tell_its_limits_and_its_load(started: Pr
     # It has no name of ours: its list of models tells the one it has.
     assert started.model == "m"
     assert started.facts()["server"] == "TensorRT-LLM 1.3.0"
-    assert started.metrics().value(known.metrics.output_tokens[0]) > 0
+    page = started.metrics()
+    assert page.value(known.metrics.output_tokens[0]) > 0
+    assert page.value(known.metrics.prefix_queries[0]) > 0
+    assert page.value(known.metrics.prefix_hits[0]) >= 0
     assert not started.reset_caches()
+
+
+@pytest.mark.parametrize("started", [("tensorrt-llm", {})], indirect=True)
+def test_tensorrt_llms_page_tells_how_many_requests_it_runs_at_once(started: ProgramServer) -> None:
+    assert started.capabilities().max_num_seqs == 2048
 
 
 SMALL = """

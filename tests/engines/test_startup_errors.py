@@ -348,6 +348,26 @@ REPORTED = [
         ),
         "a process of it used an instruction that this CPU does not grant (SIGILL)",
     ),
+    # sgl-project/sglang#4330
+    (
+        "RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.",
+        "no GPU memory is left for the KV cache; raise mem_fraction_static",
+    ),
+    # NVIDIA/TensorRT-LLM#5950 and #4497
+    (
+        (
+            "RuntimeError: Executor creation failed due to insufficient GPU memory.\n\nThe following component could not "
+            "be created: Additional executor resources\nTotal GPU memory (GiB): 95.00"
+        ),
+        "out of GPU memory: TensorRT-LLM could not create a part (Additional executor resources); lower kv_cache_free",
+    ),
+    (
+        (
+            "RuntimeError: Executor creation failed with an error which might indicate insufficient GPU memory.\n\nThe "
+            "following component could not be created: Model\nTotal GPU memory (GiB): 95.09"
+        ),
+        "out of GPU memory: TensorRT-LLM could not create a part (Model)",
+    ),
 ]
 
 
@@ -375,6 +395,10 @@ RAISED = re.search(r"ImportError: /opt/vllm.*", INSPECTED)
             "Python packages do not fit together: ImportError: cannot import name 'Mllama4Config' from 'transformers'; ",
         ),
         ("ModuleNotFoundError: No module named 'timm'", "the Python package timm is missing; install it where vLLM is"),
+        (
+            "ValueError: Using a `device_map` requires `accelerate`. You can install it with `pip install accelerate`",
+            "the Python package accelerate is missing; install it where transformers is",
+        ),
         ("ImportError: numpy is too new", "an import fails: ImportError: numpy is too new; install vLLM into"),
         ("AssertionError: nobody has seen this before", "AssertionError: nobody has seen this before"),
         ("", "Model architectures ['Qwen2ForCausalLM'] failed to be inspected"),
@@ -448,6 +472,13 @@ def test_a_sound_log_names_no_cause() -> None:
     assert find(warnings) is None
 
 
+SGLANG_FAILED = (
+    "[2026-11-02 18:18:34 TP0] Scheduler hit an exception: Traceback (most recent call last):\n"
+    "ValueError: the odd cause\n\n"
+    "[2026-11-02 18:18:34] Received sigquit from a child process. It usually means the child failed.\n"
+)
+
+
 @pytest.mark.parametrize(
     ("log", "exit_code", "cause"),
     [
@@ -469,6 +500,10 @@ def test_a_sound_log_names_no_cause() -> None:
             1,
             "ValueError: the odd cause",
         ),
+        ("ValueError: the odd cause\nRuntimeError: Executor worker returned error\n", 1, "ValueError: the odd cause"),
+        # SGLang ends itself; where the kernel ended one of its processes, no exception stands above
+        (SGLANG_FAILED, -signal.SIGKILL, "ValueError: the odd cause"),
+        (SGLANG_FAILED.partition("\n\n")[2], -signal.SIGKILL, "it was killed with SIGKILL"),
     ],
 )
 def test_an_unknown_log_is_told_as_it_is(log: str, exit_code: int | None, cause: str) -> None:

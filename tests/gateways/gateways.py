@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -110,27 +111,34 @@ def litellm_program() -> str | None:
 
 
 @contextmanager
-def litellm(folder: Path, upstreams: Mapping[str, tuple[str, str, str]]) -> Iterator[str]:
+def litellm(
+    folder: Path, upstreams: Mapping[str, tuple[str, str, str]], a_minute: Mapping[str, int] | None = None
+) -> Iterator[str]:
     """LiteLLM's proxy with one worker, which asks for `LITELLM_KEY`; its base URL.
 
     Args:
         folder: for its files.
         upstreams: the model's name here -> base URL, model and key of the server behind it.
+        a_minute: the model's name here -> requests a minute after which it refuses further ones.
     """
     program = litellm_program()
     if program is None:
         pytest.skip("LiteLLM is not installed; `make litellm` installs it, GPUCAP_TEST_LITELLM names another")
     folder.mkdir(parents=True)
-    models = [
+    models: list[dict[str, Any]] = [
         {
             "model_name": name,
             "litellm_params": {"model": f"hosted_vllm/{model}", "api_base": url, "api_key": f"os.environ/KEY_{place}"},
         }
         for place, (name, (url, model, _)) in enumerate(upstreams.items())
     ]
+    for model in models:
+        if (most := (a_minute or {}).get(model["model_name"])) is not None:
+            model["rpm"] = most
+    settings = {"optional_pre_call_checks": ["enforce_model_rate_limits"]} if a_minute else {}
     keys = {f"KEY_{place}": key for place, (_, _, key) in enumerate(upstreams.values())}
     config = folder / "config.yaml"
-    config.write_text(json.dumps({"model_list": models}))  # JSON is YAML
+    config.write_text(json.dumps({"model_list": models, "router_settings": settings}))  # JSON is YAML
     port = free_port()
     command = [program, "--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LITELLM", "OPENAI"))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,10 +28,10 @@ def simulated(patience: None) -> Iterator[SimulatedServer]:
 def proxy(
     vllm_cpu_server: VllmServer, simulated: SimulatedServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """LiteLLM before both."""
+    """LiteLLM before both, and before the real one once more, with a limit."""
     real = vllm_cpu_server.base_url, vllm_cpu_server.model, str.__str__(vllm_cpu_server.api_key)
-    upstreams = {"real": real, "simulated": (simulated.base_url, simulated.model, "none")}
-    with litellm(tmp_path_factory.mktemp("litellm") / "proxy", upstreams) as url:
+    upstreams = {"real": real, "limited": real, "simulated": (simulated.base_url, simulated.model, "none")}
+    with litellm(tmp_path_factory.mktemp("litellm") / "proxy", upstreams, {"limited": 60}) as url:
         yield url
 
 
@@ -98,4 +99,27 @@ def test_one_worker_of_litellm_is_the_limit_of_a_server_that_would_carry_more(
     options = [f"--gpucap-metrics-url={simulated.root_url}/metrics", "--gpucap-model=simulated"]
     found = result_of(pytester, 2000, proxy, *options)
     assert found["outcome"] == "FAIL", found["reason"]
+    assert found["bottleneck"]["kind"] == "gateway"
+
+
+def test_a_rate_limit_of_litellm_is_no_limit_of_the_server(
+    pytester: pytest.Pytester, vllm_cpu_server: VllmServer, proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It refuses in its own words what the server would have answered: nothing is said of the server's capacity."""
+    server = vllm_cpu_server
+    monkeypatch.setenv("MY_KEY", LITELLM_KEY)
+    monkeypatch.setenv("METRICS_AUTH", f"Bearer {str.__str__(server.api_key)}")
+    found = result_of(
+        pytester,
+        20,
+        proxy,
+        "--gpucap-model=limited",
+        f"--gpucap-metrics-url={server.root_url}/metrics",
+        "--gpucap-metrics-header=Authorization=METRICS_AUTH",
+    )
+    assert found["outcome"] == "INVALID", found["reason"]
+    assert re.search(r"x HTTP 429 'litellm\.RateLimitError: .*RPM limit=60", found["reason"])
+    assert found["reason"].endswith("raise the rate limit, or measure behind the gateway")
+    assert found.get("sustainable_rate") is None
+    assert {"refused"} == {problem["kind"] for problem in found["problems"]}
     assert found["bottleneck"]["kind"] == "gateway"

@@ -88,7 +88,7 @@ def test_latencies_stand_side_by_side_whatever_the_checks_concluded(tmp_path: Pa
         assert {each.limit for each in found.comparison.latencies} == {"e2e_p95", "ttft_p95", "ttft_p50", "e2e_p50"}
         if head == "on vLLM":
             assert found.comparison.decision is RegressionDecision.NOT_COMPARABLE
-            assert found.comparison.reason == "result found no sustainable rate for this test"
+            assert found.comparison.reason == "on SGLang has no sustainable rate"
 
 
 @pytest.mark.parametrize("known", ["vllm", None])

@@ -288,8 +288,8 @@ def test_an_xid_error_of_a_slice_stands_at_its_gpu() -> None:
         watch = Watch(exporter, (("pod", "vllm-mig"), ("namespace", "prod")))
         (device,) = watch.dcgm.devices
         assert watch.dcgm.remarks()[-1].endswith(
-            "shows no DCGM_FI_DEV_XID_ERRORS, so XID errors of the GPUs could not be seen: add that line to its "
-            "counters"
+            "shows no DCGM_FI_DEV_XID_ERRORS or DCGM_FI_DEV_XID_ERROR, so XID errors of the GPUs could not be seen: "
+            "add that line to its counters"
         )
         for number in (0, 95):
             exporter.page += f'DCGM_FI_DEV_XID_ERRORS{{gpu="0",UUID="{device.parent_uuid}"}} {number}\n'
