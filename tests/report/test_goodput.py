@@ -63,10 +63,10 @@ def test_beside_percentiles_it_is_a_figure_and_no_cause() -> None:
 
 
 def test_windows_have_a_column_of_errors_where_there_were_some() -> None:
-    headers, body = rows.window_table(failed())
+    headers, body = windows.window_table(failed())
     assert "errors" not in headers
     broken = msgspec.structs.replace(WINDOWS[0], errors={"http_5xx": 3, "timeout": 1})
-    headers, body = rows.window_table(msgspec.structs.replace(failed(), samples=(*made.SAMPLES, broken)))
+    headers, body = windows.window_table(msgspec.structs.replace(failed(), samples=(*made.SAMPLES, broken)))
     assert headers[-1] == "errors"
     assert [line[-1] for line in body] == ["", "", "", "", "4"]
 
