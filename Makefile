@@ -41,17 +41,19 @@ types: install ## mypy, strict
 	@echo "== types"
 	$(BIN)/mypy
 
-unit: light shared real ## every test; with --jobs=3 its parts run side by side
+# What takes longest one after the other begins first.
+unit: real light shared ## every test; with --jobs=4 its parts run side by side, and beside lint and types
 
-light: install ## the tests without vLLM
+# Three workers on two cores: most tests wait more than they compute.
+light: $(VENV)/.compiled ## the tests without vLLM
 	@echo "== tests without vLLM"
-	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -n 2 --dist=worksteal -m "not vllm_cpu and not other_engines and not one_process"
+	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -n 3 --dist=worksteal -m "not vllm_cpu and not other_engines and not one_process"
 
-shared: install vllm ## the tests that share a Ray cluster or another thing that takes long to make, in one process
+shared: $(VENV)/.compiled vllm ## the tests that share a Ray cluster or another thing that takes long to make, in one process
 	@echo "== tests in one process"
 	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -m "one_process"
 
-real: install vllm ## the tests with real servers (vLLM on the CPU, other engines if installed), one at a time
+real: $(VENV)/.compiled vllm ## the tests with real servers (vLLM on the CPU, other engines if installed), one at a time
 	@echo "== tests with vLLM, one at a time"
 	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -m "(vllm_cpu or other_engines) and not one_process"
 
@@ -142,6 +144,12 @@ $(WHEEL): $(VENV)/.tools $(SOURCES) README.md
 $(VENV)/.installed: $(WHEEL)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall dist/*.whl
 	$(BIN)/python -m pip check >/dev/null
+	@touch $@
+
+# Else every part of the tests would compile it for itself, at the same time.
+$(VENV)/.compiled: $(VENV)/.installed
+	@echo "== compiled code"
+	$(BIN)/python -P tests/compile_once.py
 	@touch $@
 
 # Everything is pinned and installed without dependency resolution: vLLM asks for torchvision, torchaudio and torchcodec,
