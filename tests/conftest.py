@@ -70,8 +70,8 @@ def patience() -> Iterator[None]:
 def loaded_once(patience: None) -> None:
     """What inner runs in this process would load, forget and then load again: most of what a simulated one takes.
 
-    Besides, NumPy and numba cannot be loaded twice (and numba loads some of itself when it first compiles), and an error
-    of httpcore's would be of another class than the one that httpx knows.
+    Besides, NumPy and numba cannot be loaded twice (and numba loads some of itself when it first compiles), and an
+    error of httpcore's would be of another class than the one that httpx knows.
     """
     for module in pkgutil.walk_packages(pytest_gpucap.__path__, "pytest_gpucap."):
         import_module(module.name)

@@ -32,7 +32,9 @@ _ESTABLISHED: Final = 1
 def taken_in(sock: socket.socket) -> bool:
     """Whether the other end, a process of this machine, has read all that was sent to it, or is gone."""
     (our_host, ours), (their_host, theirs) = sock.getsockname(), sock.getpeername()
-    ends = _PORTS.pack(theirs, ours) + b"".join(socket.inet_aton(each).ljust(16, b"\0") for each in (their_host, our_host))
+    ends = _PORTS.pack(theirs, ours) + b"".join(
+        socket.inet_aton(each).ljust(16, b"\0") for each in (their_host, our_host)
+    )
     asked = _ASKED.pack(socket.AF_INET, socket.IPPROTO_TCP, 0, 0xFFFFFFFF) + ends + _ANY
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _SOCK_DIAG) as kernel:
