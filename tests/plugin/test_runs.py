@@ -54,7 +54,12 @@ def test_no_server_starts_where_load_runs_in_virtual_time(
 ) -> None:
     """Its process takes longer to start than many a check takes."""
     started: list[SimulatedServer] = []
-    monkeypatch.setattr(SimulatedServer, "_start", lambda server: started.append(server) or "http://127.0.0.1:9/v1")
+
+    def noted(server: SimulatedServer) -> str:
+        started.append(server)
+        return "http://127.0.0.1:9/v1"
+
+    monkeypatch.setattr(SimulatedServer, "_start", noted)
     pytester.makepyfile(UNDECIDED)
     pytester.runpytest("--gpu-class=sim:fast", "--gpucap-inconclusive=pass").assert_outcomes(passed=1)
     assert len(result_file.read(pytester.path / ".gpucap" / "result.json").results[0].samples) > 0
