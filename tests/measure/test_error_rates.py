@@ -19,7 +19,7 @@ from pytest_gpucap.results.measured import Outcome
 from pytest_gpucap.simulator import profile as profiles
 from pytest_gpucap.simulator.runner import SimRunner
 
-REPS = 32
+REPS = 20
 """Few, because they take half a second each: benchmarks/verdict has the rates from thousands."""
 MOST_GPU_S = {"fast": 65, "slow": 125}
 """Of the median check. An answer of the slow server lasts as long as a whole open loop, which tells of few requests."""
