@@ -19,7 +19,7 @@ DEMO := examples --gpu-class cpu --target-qps 2 --gpucap-host-check=warn -v
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types unit light shared real coverage fuzz hooks matrix site pages release-check vllm engines litellm install browser nginx images strangers lock audit clean
+.PHONY: help demo test lint types unit light sessions rest shared real coverage fuzz hooks matrix site pages release-check vllm engines litellm install browser nginx images strangers lock audit clean
 
 help: ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -41,17 +41,28 @@ types: install ## mypy, strict
 	@echo "== types"
 	$(BIN)/mypy
 
-unit: light shared real ## every test; with --jobs=3 its parts run side by side
+unit: real shared sessions rest ## every test; with --jobs=3 its parts run side by side
 
-light: install ## the tests without vLLM
-	@echo "== tests without vLLM"
-	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -n 2 --dist=worksteal -m "not vllm_cpu and not other_engines and not one_process"
+light: sessions rest ## the tests without vLLM
 
-shared: install vllm ## the tests that share a Ray cluster or another thing that takes long to make, in one process
+# Two parts, so that the second takes the place of the first other part that ends: most of these tests wait more than they
+# compute, and four workers keep two cores busy that two do not. Beside real servers they would make them wait.
+LIGHT := -n 2 --dist=worksteal -m "not vllm_cpu and not other_engines and not one_process"
+SESSIONS := tests/plugin tests/load
+
+sessions: $(VENV)/.compiled ## of those, whole sessions and the load generator
+	@echo "== tests of whole sessions and of the load generator, without vLLM"
+	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest $(LIGHT) $(SESSIONS)
+
+rest: $(VENV)/.compiled ## of those, all others
+	@echo "== all other tests without vLLM"
+	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest $(LIGHT) $(SESSIONS:%=--ignore=%)
+
+shared: $(VENV)/.compiled vllm ## the tests that share a Ray cluster or another thing that takes long to make, in one process
 	@echo "== tests in one process"
 	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -m "one_process"
 
-real: install vllm ## the tests with real servers (vLLM on the CPU, other engines if installed), one at a time
+real: $(VENV)/.compiled vllm ## the tests with real servers (vLLM on the CPU, other engines if installed), one at a time
 	@echo "== tests with vLLM, one at a time"
 	GPUCAP_TEST_INSTALLED=1 $(BIN)/pytest -m "(vllm_cpu or other_engines) and not one_process"
 
@@ -142,6 +153,12 @@ $(WHEEL): $(VENV)/.tools $(SOURCES) README.md
 $(VENV)/.installed: $(WHEEL)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall dist/*.whl
 	$(BIN)/python -m pip check >/dev/null
+	@touch $@
+
+# Else every part of the tests would compile it for itself, at the same time.
+$(VENV)/.compiled: $(VENV)/.installed
+	@echo "== compiled code"
+	$(BIN)/python -P tests/compile_once.py
 	@touch $@
 
 # Everything is pinned and installed without dependency resolution: vLLM asks for torchvision, torchaudio and torchcodec,

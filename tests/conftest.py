@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import pkgutil
 import signal
 import ssl
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+import pytest_gpucap
 from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.vllm import VllmServer, start_vllm
 
@@ -67,25 +70,19 @@ def patience() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def loaded_once(patience: None) -> None:
-    """What inner runs in this process would load, forget and then load again.
+    """What inner runs in this process would load, forget and then load again: most of what a simulated one takes.
 
-    NumPy and numba cannot be loaded twice (and numba loads some of itself when it first compiles), and an error of
-    httpcore's would be of another class than the one that httpx knows.
+    Besides, NumPy and numba cannot be loaded twice (and numba loads some of itself when it first compiles), and an
+    error of httpcore's would be of another class than the one that httpx knows.
     """
-    for module in (
-        "openai",
-        "pytest_gpucap.load.runner",
-        "pytest_gpucap.session.base_and_head",
-        "pytest_gpucap.session.benchmark_bridge",
-        "pytest_gpucap.session.context",
-        "pytest_gpucap.session.pytest_session",
-        "pytest_gpucap.session.session_report",
-        "pytest_gpucap.simulator.runner",
-    ):
-        import_module(module)
-    for module in ("httpcore2", "httpcore"):  # of openai 3, and of older ones
-        if find_spec(module):
-            import_module(module)
+    for module in pkgutil.walk_packages(pytest_gpucap.__path__, "pytest_gpucap."):
+        with suppress(ImportError):  # what an extra brings is not everywhere
+            import_module(module.name)
+    for name in ("_pytest.stepwise", "openai", "scipy.optimize", "scipy.special", "scipy.stats"):
+        import_module(name)
+    for name in ("httpcore2", "httpcore"):  # of openai 3, and of older ones
+        if find_spec(name):
+            import_module(name)
     import_module("numba").njit(lambda: None)()
 
 

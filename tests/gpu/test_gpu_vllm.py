@@ -4,27 +4,20 @@ import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import msgspec
 import pytest
 
-from pytest_gpucap.engines.server_spec import ServerSpec
-from pytest_gpucap.engines.vllm import METRICS, VllmServer, start_vllm
+from pytest_gpucap.engines.vllm import METRICS, VllmServer
 from pytest_gpucap.results.telemetry import BottleneckKind
 from pytest_gpucap.telemetry.bottleneck import KnownLimits, find_bottleneck
 from pytest_gpucap.telemetry.probes import API_SERVER, ENGINE, read_metrics
 from pytest_gpucap.telemetry.sampler import Telemetry
 from tests.waiting import until
 
-PYTHON = Path(os.environ.get("GPUCAP_TEST_VLLM_PYTHON") or Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python")
 REQUESTS, TOKENS = 120, 48
 
-pytestmark = [
-    pytest.mark.vllm_cpu,
-    pytest.mark.slow,
-    pytest.mark.skipif(not PYTHON.exists(), reason=f"no vLLM at {PYTHON}; `make vllm` makes it"),
-]
+pytestmark = [pytest.mark.vllm_cpu, pytest.mark.slow]
 
 
 def ask(server: VllmServer, number: int) -> None:
@@ -39,20 +32,19 @@ def await_reading(telemetry: Telemetry) -> None:
     until(lambda: telemetry.server.all()["time_s"].size >= seen + 2)  # the next one may be under way
 
 
-def test_a_real_server_is_watched(tmp_path: Path) -> None:
-    spec = ServerSpec("synthetic:tiny", python=str(PYTHON), log_dir=tmp_path)
-    with start_vllm(spec) as server:
-        with Telemetry((), server.pids, lambda: server.request("/metrics"), names=METRICS) as telemetry:
-            await_reading(telemetry)
-            before = read_metrics(server.request("/metrics"), METRICS)
-            start = time.monotonic()
-            with ThreadPoolExecutor(8) as pool:
-                list(pool.map(lambda number: ask(server, number), range(REQUESTS)))
-            end = time.monotonic()
-            await_reading(telemetry)
-        seen = telemetry.summary(start, end)
-        after = read_metrics(server.request("/metrics"), METRICS)
-        pids = server.pids()
+def test_a_real_server_is_watched(vllm_cpu_server: VllmServer) -> None:
+    server = vllm_cpu_server
+    with Telemetry((), server.pids, lambda: server.request("/metrics"), names=METRICS) as telemetry:
+        await_reading(telemetry)
+        before = read_metrics(server.request("/metrics"), METRICS)
+        start = time.monotonic()
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda number: ask(server, number), range(REQUESTS)))
+        end = time.monotonic()
+        await_reading(telemetry)
+    seen = telemetry.summary(start, end)
+    after = read_metrics(server.request("/metrics"), METRICS)
+    pids = server.pids()
     assert telemetry.faults == {}
     assert telemetry.problems(start, end) == []
     assert seen.server.output_tokens == pytest.approx(REQUESTS * TOKENS, rel=0.1)

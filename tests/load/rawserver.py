@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from tests.load.unread import taken_in
 
 Script = Sequence[bytes | None]
 """Pieces to send; None closes the connection."""
@@ -47,15 +47,6 @@ def events(tokens: int = 4, prompt: int = 32) -> list[bytes]:
 def good(tokens: int = 4, prompt: int = 32) -> list[bytes]:
     """A whole good answer, one chunk an event."""
     return [HEAD, *(chunk(b"data: %b\n\n" % data) for data in events(tokens, prompt)), b"0\r\n\r\n"]
-
-
-def taken_in(sock: socket.socket) -> bool:
-    """Whether the other end, a process of this machine, has read all that was sent to it, or is gone."""
-    ours, theirs = sock.getsockname()[1], sock.getpeername()[1]
-    # Of its socket: addresses and ports, state, bytes to send and bytes to read (proc(5)).
-    row = rf" [0-9A-F]{{8}}:{theirs:04X} [0-9A-F]{{8}}:{ours:04X} 01 [0-9A-F]{{8}}:([0-9A-F]{{8}}) "
-    end = re.search(row, Path("/proc/net/tcp").read_text())
-    return end is None or int(end[1], 16) == 0
 
 
 class RawServer:

@@ -43,12 +43,24 @@ def suite(pytester: pytest.Pytester) -> pytest.Pytester:
     return pytester
 
 
+@pytest.fixture(scope="module")
+def kept() -> list[bytes]:
+    """The baseline ``main`` of the suite, once a test has made it: the same seed gives the same."""
+    return []
+
+
 @pytest.fixture
-def saved(suite: pytest.Pytester) -> pytest.Pytester:
+def saved(suite: pytest.Pytester, kept: list[bytes]) -> pytest.Pytester:
     """The suite, with a baseline ``main``."""
+    file = suite.path / "gpucap-baselines" / "main.json"
+    if kept:
+        file.parent.mkdir()
+        file.write_bytes(kept[0])
+        return suite
     result = suite.runpytest(SIM, "--gpucap-save=main")
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["baseline main: * saved in gpucap-baselines/main.json"])
+    kept.append(file.read_bytes())
     return suite
 
 

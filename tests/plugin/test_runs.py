@@ -10,6 +10,7 @@ import pytest
 
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.measured import Outcome
+from pytest_gpucap.simulator.serve import SimulatedServer
 
 SUITE = """
     import pytest
@@ -46,6 +47,23 @@ def test_a_budget_that_holds_passes_and_one_that_does_not_fails_with_the_arithme
     # Where CI is set pytest repeats the whole text in its short summary, uncut; ours fits a terminal.
     start = next(number for number, line in enumerate(result.outlines) if line.startswith("FAIL: does not fit"))
     assert max(map(len, result.outlines[start : result.outlines.index("", start)])) <= 100
+
+
+def test_no_server_starts_where_load_runs_in_virtual_time(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process takes longer to start than many a check takes."""
+    started: list[SimulatedServer] = []
+
+    def noted(server: SimulatedServer) -> str:
+        started.append(server)
+        return "http://127.0.0.1:9/v1"
+
+    monkeypatch.setattr(SimulatedServer, "_start", noted)
+    pytester.makepyfile(UNDECIDED)
+    pytester.runpytest("--gpu-class=sim:fast", "--gpucap-inconclusive=pass").assert_outcomes(passed=1)
+    assert len(result_file.read(pytester.path / ".gpucap" / "result.json").results[0].samples) > 0
+    assert started == []
 
 
 def test_the_result_file_holds_every_measurement(suite: pytest.Pytester) -> None:
