@@ -13,9 +13,9 @@ The engine is that of a profile that comes with the plugin.
 - `kv-sessions`: requests wait for space in the KV cache. Pauses are short, so what was said is mostly found.
 - `evicting-sessions`: the KV cache is too small for the sessions under way, so the server forgets what was said as the
   rate rises. What it forgets it computes again, which makes it forget more: above some rate it collapses now and then.
-- `seen-sessions-1` to `-6`, `unseen-sessions-1` to `-6`: engines, sessions and limits are drawn at random, of each half from
-  a seed of its own. From the first to the last their KV caches hold 0.5 to 4 times what all sessions under way have
-  said. The procedure was developed with the first half in sight, and the other one was looked at once it was finished.
+- `seen-sessions-1` to `-6`, `unseen-sessions-1` to `-6`: engines, sessions and limits are drawn at random, of each half
+  from a seed of its own. From first to last, KV caches hold 0.5 to 4 times what all sessions under way have said.
+  The procedure was developed with the first half in sight, and the other was looked at once it was finished.
 """
 
 from __future__ import annotations
@@ -137,7 +137,9 @@ def main() -> None:
     options = parser.parse_args()
     declared = KIND.tables()
     if options.draw:
-        KIND.file.write_text(text_of({**declared, **{k: v for k, v in drawn().items() if k not in declared}}), encoding="utf-8")
+        KIND.file.write_text(
+            text_of({**declared, **{k: v for k, v in drawn().items() if k not in declared}}), encoding="utf-8"
+        )
         return
     for name in options.names or declared:
         for key, server in (BOUNDS if options.bounds else {"true_rate_rps": SimRunner}).items():

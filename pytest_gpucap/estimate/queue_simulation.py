@@ -104,6 +104,7 @@ class QueueLatencies(NamedTuple):
 
 @compiled
 def gap_bin(seconds: float) -> int:
+    """The bin of a gap between tokens."""
     if seconds <= GAP_LOWEST_S:
         return 0
     return min(GAP_BINS - 1, math.ceil(math.log(seconds / GAP_LOWEST_S) / math.log(GAP_GROWTH)))

@@ -422,8 +422,6 @@ bend."""
 
 # A prefix cache that forgets sessions
 
-FORGOTTEN_SHARE = 0.01
-"""The cache is taken to have had all that was sent before, unless it has forgotten more than this share of it."""
 LEAST_SENT = 0.05
 """Hits say how large the cache is once this share of the prompts had been sent before."""
 NO_HITS = 0.02

@@ -52,24 +52,22 @@ def told_of_forgetting(run: MeasuringRun, found: RateEstimate) -> str:
             return f"; the server has no prefix cache, which costs {cost.share:.1%} of the rate with sessions"
         size = f"of {cost.room:.0f} tokens" if room.told else f"that holds about {cost.room:.2g} tokens, by its hits,"
         return (
-            f"; a KV cache {size} forgets what sessions said, which costs {cost.share:.1%} of the rate in the long run: "
-            "give it more memory, or leave more headroom"
+            f"; a KV cache {size} forgets what sessions said, which costs {cost.share:.1%} of the rate in the long "
+            "run: give it more memory, or leave more headroom"
         )
     if room.told:
         return ""
     if not room.counted:
-        return "; the server tells neither the size of its KV cache nor its prefix hits, so whether it forgets is unknown"
+        return (
+            "; the server tells neither the size of its KV cache nor its prefix hits, so whether it forgets is unknown"
+        )
     return "; the size of the KV cache is unknown, so it may come to forget what sessions said" if not cost.lost else ""
 
 
 def if_remembered(run: MeasuringRun, judged: tuple[Outcome, str]) -> tuple[Outcome, str]:
     """A verdict by a direct run; no PASS where the cache began to forget in it: it forgets more in the long run."""
     outcome, reason = judged
-    columns = run.journal.sessions
-    if outcome is not Outcome.PASS or columns is None:
-        return judged
-    sent = run.runner.journal().cached_tokens[: columns.cached.size]
-    if int(columns.cached.sum()) >= (1.0 - c.FORGOTTEN_SHARE) * int(sent.sum()):
+    if outcome is not Outcome.PASS or not run.room.forgot:
         return judged
     why = "the KV cache began to forget what sessions said, and forgets more in the long run: give it more memory"
     return Outcome.INCONCLUSIVE, f"{reason}; {why}, or measure with enable_prefix_caching=False"

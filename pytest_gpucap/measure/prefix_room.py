@@ -35,7 +35,7 @@ def remembered(
 ) -> tuple[Journal, PrefixRoom]:
     """The journal with what the cache had of each prompt, in place of what was sent before, and the cache's room.
 
-    Where it has all but next to nothing, the journal is the same.
+    Where it has all but next to nothing (`FORGETS`), the journal is the same.
 
     Args:
         journal: of sessions.
@@ -47,7 +47,7 @@ def remembered(
     seen = CacheSeen(journal, workload.shared_prefix_tokens)
     room = _room(seen, settings, start_s, end_s)
     sent, found = seen.share(seen.found(math.inf)), seen.found(room.tokens)
-    if seen.share(found) > (1.0 - c.FORGOTTEN_SHARE) * sent:
+    if sent - seen.share(found) < FORGETS:
         return journal, room
     return seen.journal_with(found), replace(room, forgot=True)
 

@@ -283,7 +283,7 @@ class Measurement:
         secondary: the limits that were declared beside the rate, and what was measured.
         adapters: what the requests of each LoRA adapter met; empty without a mix of adapters.
         forgetting_cost: of sessions, the share of its rate that the server loses in the long run because its prefix
-            cache forgets them, which `sustainable_rate` allows for; 0: next to nothing. None where nothing is estimated.
+            cache forgets them, which `sustainable_rate` allows for; 0: next to nothing. None without an estimate.
     """
 
     requirement: Requirement

@@ -273,8 +273,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         prefix_sent_rate: those of them that had been sent before, in whole blocks: what a server finds that forgets
             nothing; None where `prefix_hit_rate` is, and in early files.
         forgetting_cost: of a workload with sessions, the share of its rate that the server loses in the long run
-            because its prefix cache forgets what was said, which `sustainable_rate` allows for; 0: next to nothing. None
-            where nothing is estimated, and in early files, whose rates are those of a server that forgets nothing.
+            because its prefix cache forgets what was said, which `sustainable_rate` allows for; 0: next to nothing.
+            None without an estimate, and in early files, whose rates are those of a server that forgets nothing.
         requests: the files with its single requests, one for each start of the server; empty where they were not kept.
     """
 

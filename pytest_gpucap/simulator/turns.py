@@ -18,8 +18,8 @@ PROMPT, OUTPUT, PACE, SHARED, MARK, FOLLOWS, FIRST, READY, HELD_BY = range(9)
 PLAN = 9
 """`SHARED`, `MARK`: as in the engine. `FOLLOWS`: the place of the next turn, counted from 1; 0: there is none. `FIRST`:
 1 for a row that follows none. `HELD_BY`: the row of an earlier phase, counted from 1, whose KV is what was sent before,
-as long as it is in flight; 0: there is none. `READY`: no figure of a request, but the places of those that are due next: of an open
-loop a binary heap by when they are due, of a closed one a queue."""
+as long as it is in flight; 0: there is none. `READY`: no figure of a request, but the places of those that are due
+next: of an open loop a binary heap by when they are due, of a closed one a queue."""
 
 # Rows of a plan: seconds of each request.
 DUE, THINK = range(2)
