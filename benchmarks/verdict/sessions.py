@@ -81,7 +81,7 @@ KIND: Final = Kind("sessions", with_its_sessions)
 
 def drawn() -> dict[str, dict[str, Any]]:
     """Servers drawn at random, as the file declares them, without their rates."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for half, seed in DRAW_SEEDS.items():
         rng = np.random.default_rng(seed)
         found |= {f"{half}-sessions-{number + 1}": _drawn(rng, number) for number in range(DRAWN)}

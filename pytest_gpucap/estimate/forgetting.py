@@ -32,6 +32,7 @@ RUN_S: Final = 3000.0
 RUN_REQUESTS: Final = 100_000
 """A run with more requests than these is shorter: with many sessions at a time, less is left to luck."""
 LEAST_RUN_S: Final = 900.0
+"""The shortest run: three times what is discarded of it."""
 DISCARD_S: Final = 300.0
 """The beginning of a run, in which the cache fills."""
 DRAINED_S: Final = 600.0
@@ -39,6 +40,7 @@ DRAINED_S: Final = 600.0
 MOST_RUNS: Final = 24
 """Runs at a rate. Some of them meet a busy moment that makes the server forget, and some do not."""
 LEAST_RUNS: Final = 4
+"""Fewest runs at a rate, of servers with so many requests that few runs tell as much."""
 REQUESTS: Final = 300_000
 """Requests of all runs at a rate, which take about a second."""
 FORGOTTEN: Final = 0.01

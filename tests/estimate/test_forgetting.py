@@ -26,7 +26,9 @@ CHAT = with_session_lengths(
     )
 )
 LIMITS = Slo(declared_limits({"ttft_p95": "2s"})).limits
-SLOW = ServerModel(0.0325 + 0.00026 * np.arange(257), 8e-5, max_seqs=256, kv_tokens=60_000.0, step_tokens=2048.0)
+SLOW = ServerModel(
+    0.0325 + 0.00026 * np.arange(257, dtype=np.float64), 8e-5, max_seqs=256, kv_tokens=60_000.0, step_tokens=2048.0
+)
 
 
 def run(requests: SessionRequests, room: float, *, shared: int = 0, **server: float) -> tuple[SessionLatencies, Floats]:
@@ -52,9 +54,9 @@ def requests_of(*sessions: list[tuple[float, ...]]) -> SessionRequests:
     due, prompt, output, sent, goes_on, think, first = (
         np.array(column, np.float64) for column in zip(*(row for each in sessions for row in each), strict=True)
     )
-    whole = (each.astype(np.int64) for each in (prompt, output, sent))
+    tokens, made, before = (each.astype(np.int64) for each in (prompt, output, sent))
     follows = np.where(goes_on > 0, np.arange(due.size) + 1, -1).astype(np.int64)
-    return SessionRequests(due, *whole, follows, think, first.astype(np.int64))
+    return SessionRequests(due, tokens, made, before, follows, think, first.astype(np.int64))
 
 
 def test_a_turn_waits_for_the_answer_before_it_and_finds_what_was_said() -> None:

@@ -91,13 +91,8 @@ def driven(settings: Settings, workload: Workload = CHAT) -> MeasuringRun:
     """An open loop of a minute and a half at the true rate, after a hold."""
     runner = SimRunner(replace(ENGINE.settled(), kv_tokens=SMALL), 4)
     run = MeasuringRun(runner, requirement(TRUE_RPS, workload), settings, SilentObserver())
-    first = 0
-    for stream, phase in enumerate((
-        schedule.closed_loop(workload, 40, 20.0, 50.0, 1, 0),
-        schedule.open_loop(workload, TRUE_RPS, 90.0, 1, 1, 10_000),
-    )):  # fmt: skip
-        first += stream
-        runner.run(phase)
+    runner.run(schedule.closed_loop(workload, 40, 20.0, 50.0, 1, 0))
+    runner.run(schedule.open_loop(workload, TRUE_RPS, 90.0, 1, 1, 10_000))
     run.settings = replace(settings, hit_rate=hits_of(runner))
     return run
 
@@ -131,7 +126,6 @@ def test_the_room_is_what_the_server_tells_or_what_its_hits_show() -> None:
 
 def test_what_cannot_be_known_is_said() -> None:
     untold = checked(0.7 * TRUE_RPS, 2, counted=False)
-    assert untold.outcome is Outcome.PASS
     assert "neither the size of its KV cache nor its prefix hits, so whether it forgets is unknown" in untold.reason
     assert untold.measurement.forgetting_cost == 0.0
 
