@@ -320,7 +320,7 @@ def sessions_table(results: Path) -> list[str]:
     for name, server in tomllib.loads(SESSIONS.read_text()).items():
         cells = cells_of(results, "check", name)
         measured = read(results, "measure", name, MEASURED_AT)
-        if not any(cells.values()):
+        if not any(cells.values()) or "true_rate_rps" not in server:
             continue
         truth = server["true_rate_rps"]
         bad = " / ".join(percent(wrong(rows, ratio, truth, "check")) if rows else "-" for ratio, rows in cells.items())
