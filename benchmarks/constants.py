@@ -31,6 +31,7 @@ MODULES: Final = (
     "estimate/queue_model",
     "estimate/queue_simulation",
     "estimate/sustainable_rate",
+    "estimate/forgetting",
     "estimate/samples",
     "decisions/paired",
     "decisions/regression",

@@ -103,14 +103,15 @@ class QueueLatencies(NamedTuple):
 
 
 @compiled
-def _gap_bin(seconds: float) -> int:
+def gap_bin(seconds: float) -> int:
+    """The bin of a gap between tokens."""
     if seconds <= GAP_LOWEST_S:
         return 0
     return min(GAP_BINS - 1, math.ceil(math.log(seconds / GAP_LOWEST_S) / math.log(GAP_GROWTH)))
 
 
 @compiled
-def _push(key: Floats, item: Ints, size: int, k: float, i: int) -> int:
+def heap_push(key: Floats, item: Ints, size: int, k: float, i: int) -> int:
     """Push onto the binary heap of (key, item), the smallest key first; return its new size."""
     at = size
     while at > 0:
@@ -126,7 +127,7 @@ def _push(key: Floats, item: Ints, size: int, k: float, i: int) -> int:
 
 
 @compiled
-def _pop(key: Floats, item: Ints, size: int) -> int:
+def heap_pop(key: Floats, item: Ints, size: int) -> int:
     """Remove the smallest and return the heap's new size."""
     size -= 1
     k, i = key[size], item[size]
@@ -148,7 +149,7 @@ def _pop(key: Floats, item: Ints, size: int) -> int:
 
 
 @compiled
-def _pace_s(speed: Floats, n: int, kv_excess_s: float) -> float:
+def step_pace_s(speed: Floats, n: int, kv_excess_s: float) -> float:
     """Seconds per token with n running, whose KV tokens beyond the mean cost `kv_excess_s` a step."""
     last = speed.size - 1
     pace: float = speed[n] if n <= last else speed[last] + (speed[last] - speed[last - 1]) * (n - last)
@@ -328,7 +329,7 @@ def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays 
     n = newest = starters
     for i in range(starters):
         target[i] = float(left[i])
-        size = _push(key, item, size, target[i], i)
+        size = heap_push(key, item, size, target[i], i)
         admitted[i] = i
     kv = float(running.context.sum())
     stall_at_s = -math.log(1.0 - stall_phase) / stall_per_s if stall_per_s > 0.0 else np.inf
@@ -338,8 +339,8 @@ def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays 
     factor = drift * path[path_at]
     while completed < measured[1] - measured[0] and time < until_s:
         while size > 0 and target[item[0]] != key[0]:  # entries of preempted requests
-            size = _pop(key, item, size)
-        pace = _pace_s(speed, n, kv_token_s * (kv - n * mean_context)) * factor
+            size = heap_pop(key, item, size)
+        pace = step_pace_s(speed, n, kv_token_s * (kv - n * mean_context)) * factor
         chunks_per_s = _chunks_per_s(budget, n, prefill_s * factor)
         kind, event_s = _next_event(
             time, n, halt, pause, chunks_per_s, key[0] - clock, (kv_tokens - kv) / max(n, 1), pace,
@@ -369,7 +370,7 @@ def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays 
                 clock += tokens
                 kv += n * tokens
                 if gaps.size > 0:
-                    gaps[_gap_bin(pace)] += n * tokens
+                    gaps[gap_bin(pace)] += n * tokens
         time = event_s
         if kind == UNTIL:
             break
@@ -403,7 +404,7 @@ def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays 
             arrived += 1
         else:
             i = item[0]
-            size = _pop(key, item, size)
+            size = heap_pop(key, item, size)
             target[i] = -1.0
             n -= 1
             kv -= whole[i]
@@ -427,8 +428,8 @@ def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays 
             if gaps.size > 0 and n > 0 and pause + halt <= 0.0:
                 before = speed[n] * factor if n < speed.size else pace
                 steps = max(1.0, prefill * chunks_per_s)
-                gaps[_gap_bin(before + prefill / steps)] += n * steps
-                gaps[_gap_bin(before)] -= n * steps
+                gaps[gap_bin(before + prefill / steps)] += n * steps
+                gaps[gap_bin(before)] -= n * steps
             delay, after = _pause_s(speed, n, pace, factor, prefill, wait)
             room = max(LEAST_CHUNK, budget - n)
             bend = min(1.0, growth_s * tokens / max(1e-30, token_s))
@@ -451,7 +452,7 @@ def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop; its state stays 
             lead = steps - 1.0 + wait
             kv += need[i] - lead
             target[i] = clock + lead + left[i]
-            size = _push(key, item, size, target[i], i)
+            size = heap_push(key, item, size, target[i], i)
             if newest < admitted.size:
                 admitted[newest] = i
                 newest += 1

@@ -15,6 +15,7 @@ from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure.belief import Part, mixture
 from pytest_gpucap.measure.direct import run_without_pace
 from pytest_gpucap.measure.estimate import RateEstimate, critical_concurrency, estimate
+from pytest_gpucap.measure.forgetful import if_remembered, told_of_forgetting
 from pytest_gpucap.measure.more_time import more_time
 from pytest_gpucap.measure.observed import violations
 from pytest_gpucap.measure.pace import NoPace, missing_pace
@@ -73,6 +74,7 @@ def run_check(runner: LoadRunner, requirement: Requirement, settings: Settings, 
         measurement = replace(measurement, binding=state.binding, reason=reason)
     elif measurement.at_least_rps is not None:
         reason = _bound_reason(requirement, measurement.at_least_rps)
+        reason += told_of_forgetting(run, state.found) if state.found else ""
     verdict = verdict_of(outcome, per_replica(measurement), reason)
     return replace(verdict, more_time=_more_time(verdict, settings)) if outcome is Outcome.INCONCLUSIVE else verdict
 
@@ -128,6 +130,7 @@ def measurement_of(
         seed=run.settings.seed,
         at_least_rps=at_least,
         adapters=latencies_by_adapter(run.journal, run.requirement.workload, run.samples),
+        forgetting_cost=found.forgetting.share if found is not None and enough and found.forgetting else None,
     )
 
 
@@ -241,7 +244,7 @@ def _without_pace(run: MeasuringRun, state: _State, ramp: Ramp, why: NoPace) -> 
     critical = max(ramp.level, _critical(run))
     completed = state.saturated.value if state.saturated else 0.0
     judged = run_without_pace(run, float(run.requirement.driven_rate), critical, why, completed)
-    return _ended(run) or judged
+    return _ended(run) or if_remembered(run, judged)
 
 
 def _critical(run: MeasuringRun) -> int:
@@ -285,6 +288,7 @@ def _reason(run: MeasuringRun, found: RateEstimate, how: str) -> str:
         f"{run.requirement.under_load} {rps(found.rate.value)} req/s (95% interval {rps(found.rate.low)} to "
         f"{rps(found.rate.high)}, bound by {found.binding}), {sign} the design rate of {rps(design)} req/s; {how}"
         + _unexplained(found)
+        + told_of_forgetting(run, found)
     )
 
 
@@ -313,5 +317,5 @@ def _so_far(run: MeasuringRun, state: _State) -> str:
     rate = state.found.rate
     return (
         f": {rps(rate.value)} req/s (95% interval {rps(rate.low)} to {rps(rate.high)}) against a design rate of "
-        f"{rps(float(run.requirement.driven_rate))}{_unexplained(state.found)}"
+        f"{rps(float(run.requirement.driven_rate))}{_unexplained(state.found)}{told_of_forgetting(run, state.found)}"
     )

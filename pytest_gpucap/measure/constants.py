@@ -419,3 +419,16 @@ the mean latency before it; otherwise the growing queue there would attract all 
 POINTS = 5
 """Points of a sweep from the lightest load to the sustainable rate; one more lies beyond it. Enough to draw the
 bend."""
+
+# A prefix cache that forgets sessions
+
+LEAST_SENT = 0.05
+"""Hits say how large the cache is once this share of the prompts had been sent before."""
+NO_HITS = 0.02
+"""A server that found less than this share of what was sent before has no prefix cache."""
+BLOCK_TOKENS = 16
+"""A server finds whole blocks, of so many tokens on most."""
+FORGETTING_NEAR_LN = 0.06
+"""What forgetting costs is simulated anew once the estimate has moved by this, in the logarithm."""
+SAME_ROOM_LN = 0.1
+"""Nor does it hold for a cache whose size has turned out to be another by this, in the logarithm."""

@@ -10,6 +10,7 @@ import numpy as np
 from pytest_gpucap.arrays import Floats
 from pytest_gpucap.estimate import queue_model
 from pytest_gpucap.estimate.bins import Bins, bin_width_s, bins_of
+from pytest_gpucap.estimate.forgetting import Forgetting
 from pytest_gpucap.estimate.paces import PATH_BIN_S, own_paces, pace_path, paces_of
 from pytest_gpucap.estimate.queue_model import LONG_STOP_S, Calibration, ServerModel, saturation_rps, starting_levels
 from pytest_gpucap.estimate.step_time import Speed, SpeedError, fit
@@ -57,6 +58,9 @@ class RateEstimate:
             another, in the logarithm. One of no change where neither is open.
         warming: the server got faster while it was measured, so it may be faster still.
         misfits: names of the limits whose latency the queue model does not explain. Then only what was seen counts.
+        forgetting: of sessions, what it costs that the server forgets them, which is in the rate; None where nobody
+            looked.
+        modelled_rps: the queue model's rate, before open loops corrected it.
     """
 
     rate: Interval
@@ -76,6 +80,8 @@ class RateEstimate:
     stops: tuple[tuple[float, float], ...] = UNMOVED
     warming: bool = False
     misfits: frozenset[str] = frozenset()
+    forgetting: Forgetting | None = None
+    modelled_rps: float = 0.0
 
     @property
     def by_luck(self) -> bool:
@@ -306,6 +312,7 @@ def estimate(
     thorough: bool = False,
     examined: Examination | None = None,
     seen: tuple[Speed, ServerModel] | None = None,
+    limited_error: float = c.LIMITED_ERROR,
 ) -> RateEstimate:
     """Fit the curve, put the queue on top, solve for the rate.
 
@@ -324,6 +331,7 @@ def estimate(
             server for good.
         examined: an earlier examination.
         seen: what `server_seen` makes of these windows, where it is known already.
+        limited_error: standard error of ln(rate) that is added where sequences or KV cache run out.
 
     Raises:
         SpeedError: if the windows hold too few tokens.
@@ -349,7 +357,7 @@ def estimate(
     if speed.stair:
         error = math.hypot(error, c.STAIR_ERROR)
     if starting_levels(model, traffic, found.rate_rps, 64)[1]:
-        error = math.hypot(error, c.LIMITED_ERROR)
+        error = math.hypot(error, limited_error)
     least = greatest = rate = found.rate_rps
     highest = rate
     beyond = peak is None and _beyond(found, windows, model, traffic)
@@ -378,6 +386,7 @@ def estimate(
         examination=examined,
         extrapolated=beyond,
         stops=stops,
+        modelled_rps=rate,
     )
 
 

@@ -23,6 +23,7 @@ from pytest_gpucap.measure.estimate import (
 )
 from pytest_gpucap.measure.filling_cache import since_filled
 from pytest_gpucap.measure.first_tokens import FirstTokens, first_tokens
+from pytest_gpucap.measure.forgetful import limited_error, with_forgetting
 from pytest_gpucap.measure.observed import Departure, departures_of, itl_factor, side
 from pytest_gpucap.measure.ramp import overloaded
 from pytest_gpucap.measure.run import MeasuringRun, Window
@@ -33,7 +34,20 @@ from pytest_gpucap.requirement import Limit
 def reconciled(
     run: MeasuringRun, windows: list[Window], before: RateEstimate | None, peak: int | None = None
 ) -> RateEstimate:
-    """The estimate from all windows, the last of which is an open loop, and how far that departs from the model.
+    """The estimate from all windows, the last of which is an open loop. See `_reconciled` for the arguments.
+
+    What it costs that the server forgets its sessions is in it.
+
+    Raises:
+        SpeedError: if the windows hold too few tokens, as when an open loop starves.
+    """
+    return with_forgetting(run, _reconciled(run, windows, before, peak), before)
+
+
+def _reconciled(
+    run: MeasuringRun, windows: list[Window], before: RateEstimate | None, peak: int | None
+) -> RateEstimate:
+    """The estimate from all windows, and how far the last one, an open loop, departs from the model.
 
     Args:
         run: its journal, requirement and settings.
@@ -47,7 +61,9 @@ def reconciled(
     requirement, last = run.requirement, windows[-1]
     if peak is not None:
         windows = [w for w in windows if isinstance(w.span.phase, ClosedLoop) or not overloaded(w, peak)]
-    everything, (speed, model) = _showing_a_pace(run, since_filled(run, windows) if peak is None else windows, windows)
+    # What a cache forgets goes up and down, is known, and leaves the pace as it is.
+    counting = windows if peak is not None or run.room.forgot else since_filled(run, windows)
+    everything, (speed, model) = _showing_a_pace(run, counting, windows)
     windows = everything
     paces = window_paces(run.journal, windows, speed)
     warming = peak is None and (paces.falls(c.WARMING_Z) or speed.falls(c.WARMING_Z, c.TREND_LN))
@@ -75,6 +91,7 @@ def reconciled(
         thorough=True,
         examined=before.examination if before else None,
         seen=(speed, model),
+        limited_error=limited_error(before),
     )
     by_first_tokens = _first_tokens_error(run, found, first)
     found = replace(

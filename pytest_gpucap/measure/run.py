@@ -26,6 +26,7 @@ from pytest_gpucap.load.protocol import (
 from pytest_gpucap.load.sessions import under_way
 from pytest_gpucap.measure import constants as c
 from pytest_gpucap.measure import liveness
+from pytest_gpucap.measure.prefix_room import PrefixRoom, remembered
 from pytest_gpucap.measure.settings import Observer, Settings
 from pytest_gpucap.requirement import Requirement
 from pytest_gpucap.results.failures import MOST_KEPT, FailedRequests, Failure, FailureKind
@@ -91,6 +92,8 @@ class MeasuringRun:
         self.samples: list[Sample] = []
         self.problems: list[Problem] = []
         self.spent: dict[str, float] = {}
+        self.room = PrefixRoom()
+        """Of the server's prefix cache, for what sessions said."""
         self.journal: Journal = runner.journal()
         self.judged_from = 0
         """The journal's first row whose errors count: that of the phase that was called off, otherwise all rows."""
@@ -208,7 +211,16 @@ class MeasuringRun:
         self.emptied_s.append(now)
         self._spend("settling", now - self._idle_since_s)
         self._idle_since_s = now
-        self.journal = self.runner.journal()
+        self.journal = self._read_journal()
+
+    def _read_journal(self) -> Journal:
+        """The journal so far; of sessions, with what the server's cache had of each prompt."""
+        journal = self.runner.journal()
+        if journal.sessions is None:
+            return journal
+        workload, now_s = self.requirement.workload, self.runner.clock.now()
+        found, self.room = remembered(journal, workload, self.settings, self._began_s, now_s)
+        return found
 
     def _not_begun(self, phase: LoadPhase, first_row: int) -> int:
         """Sessions of a file that a phase has left for later."""
@@ -263,7 +275,7 @@ class MeasuringRun:
         # The server waits while the procedure thinks, and is paid for all the same.
         self._spend("between phases", span.start_s - self._idle_since_s)
         self._idle_since_s = span.end_s
-        self.journal = self.runner.journal()
+        self.journal = self._read_journal()
         if self._may_repeat and any(p.kind is ProblemKind.SUSPENDED for p in span.check.problems):
             self._may_repeat = False
             self._spend("lost to a suspension", span.end_s - span.start_s)
@@ -308,7 +320,7 @@ class MeasuringRun:
         now_s = self.runner.clock.now()
         self._spend(kind, now_s - self._idle_since_s)
         self._idle_since_s = now_s
-        self.journal = self.runner.journal()
+        self.journal = self._read_journal()
         failed = self._phase_failed(first_row)
         if self._has_ended(c.DYING_S) or failed:
             self._blame_devices(began_s)
@@ -346,7 +358,7 @@ class MeasuringRun:
         now_s = self.runner.clock.now()
         self._spend("waiting", now_s - self._idle_since_s)
         self._idle_since_s = now_s
-        self.journal = self.runner.journal()
+        self.journal = self._read_journal()
         if liveness.last_sign_s(self.journal) >= span.start_s or self._has_ended(c.DYING_S):
             return bool(self._ended)
         self._no_token_came(now_s - since_s, int(rows.sum()))
@@ -354,7 +366,7 @@ class MeasuringRun:
 
     def _wait_for_stalled(self) -> None:
         """Whether requests hang while others are answered, which is a problem. Those that may hang are waited for."""
-        self.journal = self.runner.journal()
+        self.journal = self._read_journal()
         now_s = self.runner.clock.now()
         rows = liveness.stalled(self.journal, now_s)
         if self._ended or not rows.any():
@@ -362,7 +374,7 @@ class MeasuringRun:
         patience_s = liveness.patience_s(self.requirement.slo)
         youngest_s = float(np.sort(self.journal.due_s[rows])[liveness.LEAST_STALLED - 1])
         self.runner.settle(max(patience_s - (now_s - youngest_s) + c.LOOK_S, 0.0))
-        self.journal = self.runner.journal()
+        self.journal = self._read_journal()
         hangs = int(liveness.stalled(self.journal, self.runner.clock.now(), patience_s).sum())
         if hangs and not self._has_ended(c.DYING_S):
             self._hang(
@@ -379,7 +391,7 @@ class MeasuringRun:
         until_s = began_s + liveness.patience_s(self.requirement.slo)
         while (now_s := self.runner.clock.now()) < until_s:
             self.runner.settle(min(c.LOOK_S, until_s - now_s))
-            self.journal = self.runner.journal()
+            self.journal = self._read_journal()
             if liveness.last_sign_s(self.journal) > began_s or not liveness.in_flight(self.journal).any():
                 return
         if not self._has_ended(c.DYING_S):

@@ -148,15 +148,18 @@ def prefix_hits(result: Result) -> str:
 
 
 def forgetting(result: Result) -> list[str]:
-    """What it means that the server has less of its sessions in the cache than they sent; empty where it has all."""
-    found, sent = result.prefix_hit_rate, result.prefix_sent_rate
-    if not result.forgets or found is None or sent is None:
-        return []
-    text = (
-        f"the server found {percent(found)} of the prompt tokens in its prefix cache, and {percent(sent)} had been "
-        "sent before: what it forgets grows with rate and time, so in the long run it may sustain less"
-    )
-    return [text]
+    """What it means that the server forgets what its sessions sent, or will; empty where it has all."""
+    found, sent, cost = result.prefix_hit_rate, result.prefix_sent_rate, result.forgetting_cost
+    if cost:
+        costs = f"costs it {percent(cost)} of its rate, which the rate allows for"
+    if result.forgets and found is not None and sent is not None:
+        means = f"in the long run that {costs}" if cost else "so in the long run it may sustain less"
+        text = (
+            f"the server found {percent(found)} of the prompt tokens in its prefix cache, and {percent(sent)} had been "
+            f"sent before: what it forgets grows with rate and time, {means}"
+        )
+        return [text]
+    return [f"the KV cache does not hold what sessions said for good: in the long run that {costs}"] if cost else []
 
 
 def notes(result: Result) -> list[str]:

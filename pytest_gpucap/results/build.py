@@ -188,6 +188,7 @@ def _result(measurement: Measurement, context: Context, kind: ResultKind, **foun
         fleet=_together(context.fleet, rate),
         secondary=measurement.secondary,
         adapters=measurement.adapters,
+        forgetting_cost=measurement.forgetting_cost,
         prefix_hit_rate=context.prefix_hit_rate,
         prefix_sent_rate=context.prefix_sent_rate,
         requests=context.requests,

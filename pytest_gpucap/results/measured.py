@@ -282,6 +282,8 @@ class Measurement:
             rate is an extrapolation.
         secondary: the limits that were declared beside the rate, and what was measured.
         adapters: what the requests of each LoRA adapter met; empty without a mix of adapters.
+        forgetting_cost: of sessions, the share of its rate that the server loses in the long run because its prefix
+            cache forgets them, which `sustainable_rate` allows for; 0: next to nothing. None without an estimate.
     """
 
     requirement: Requirement
@@ -302,6 +304,7 @@ class Measurement:
     start_spread: float | None = None
     secondary: tuple[SecondaryResult, ...] = ()
     adapters: tuple[AdapterLatencies, ...] = ()
+    forgetting_cost: float | None = None
 
     @property
     def gpus_required(self) -> int:

@@ -272,6 +272,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
             all, in the windows that were judged; None for other workloads, or where it is not known.
         prefix_sent_rate: those of them that had been sent before, in whole blocks: what a server finds that forgets
             nothing; None where `prefix_hit_rate` is, and in early files.
+        forgetting_cost: of a workload with sessions, the share of its rate that the server loses in the long run
+            because its prefix cache forgets what was said, which `sustainable_rate` allows for; 0: next to nothing.
+            None without an estimate, and in early files, whose rates are those of a server that forgets nothing.
         requests: the files with its single requests, one for each start of the server; empty where they were not kept.
     """
 
@@ -323,6 +326,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     imported: ImportedFrom | None = None
     prefix_hit_rate: float | None = None
     prefix_sent_rate: float | None = None
+    forgetting_cost: float | None = None
     requests: tuple[RequestsFile, ...] = ()
 
     @property

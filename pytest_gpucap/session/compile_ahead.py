@@ -18,8 +18,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from pytest_gpucap.estimate import prefix_cache
 from pytest_gpucap.estimate.queue_model import ServerModel, evaluate, server_of
 from pytest_gpucap.estimate.queue_simulation import GAP_BINS, QueueArrivals, QueueLatencies, QueueStart, simulate
+from pytest_gpucap.estimate.session_simulation import SessionLatencies, SessionRequests, Stops, simulate_sessions
 from pytest_gpucap.estimate.traffic import Traffic
 from pytest_gpucap.load.fastpath import reader
 from pytest_gpucap.load.parent_death import end_with_parent
@@ -57,11 +59,26 @@ def compile_queue_model() -> None:
     simulate(server_of(model), 1.0, 0.0, arrivals, running, (0, _RUNNING + 1), latencies, gaps, float(_RUNNING))
 
 
+def compile_sessions() -> None:
+    """What an estimate of sessions calls beside: the cache as it was, and the simulation of the long run."""
+    whole, some = np.ones(1, np.int64), np.ones(1)
+    columns = whole, whole, whole, np.full(1, -1, np.int64)
+    prefix_cache._found(np.zeros(1, np.int64), np.zeros(1, np.int64), some, columns, whole, 1.0, 0)  # noqa: SLF001
+    requests = SessionRequests(np.zeros(1), whole, whole, whole, np.full(1, -1, np.int64), some, whole)
+    seen = SessionLatencies(np.full(1, np.nan), np.full(1, np.nan), np.full(1, np.nan), np.full(1, -1, np.int64))
+    server = server_of(ServerModel(np.full(2, 0.001), 1e-5, max_seqs=1))
+    simulate_sessions(server, requests, 1.0, 0, Stops(np.zeros(0), np.zeros(0)), 1.0, 1.0, seen, np.zeros(GAP_BINS))
+
+
 def kept_files() -> Iterator[str]:
     """The files in which Numba finds the compiled code again; none where it can write no folder, or is not used."""
     from pytest_gpucap.estimate import queue_simulation
 
-    for function in (reader._drain, queue_simulation.simulate, queue_simulation.simulate_replications):  # noqa: SLF001
+    functions = (
+        *(reader._drain, queue_simulation.simulate, queue_simulation.simulate_replications),  # noqa: SLF001
+        *(prefix_cache._found, simulate_sessions),  # noqa: SLF001
+    )
+    for function in functions:
         kept: Any = getattr(getattr(function, "_cache", None), "_cache_file", None)
         index: Any = getattr(kept, "_index_path", None)  # Numba has no public way
         if index is not None:
@@ -76,6 +93,7 @@ def main() -> int:
     if files:  # else what is compiled here is lost with this process
         compile_reader()
         compile_queue_model()
+        compile_sessions()
         write_text(marker, json.dumps(files))
     return 0
 

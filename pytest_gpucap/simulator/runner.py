@@ -307,9 +307,11 @@ class SimRunner:
         carried[carried] = known[at[carried]] == planned.session[carried]
         # The last row of its session. What is in flight holds its KV.
         last = order[at[carried]]
-        in_flight = np.isnan(self._columns["end"][last].astype(np.float64))
+        in_flight = ~(self._columns["end"][last].astype(np.float64) <= self.clock.time_s)
         marks[carried] = np.where(in_flight, engine.CACHED_FOR_EVER, self._columns["mark"][last])
-        plan, times = turns.plan_of(phase, planned, self.clock.time_s, paces, marks)
+        held_by = np.zeros(planned.session.size, np.int64)
+        held_by[carried] = np.where(in_flight, last + 1, 0)
+        plan, times = turns.plan_of(phase, planned, self.clock.time_s, paces, marks, held_by)
         state = np.zeros(turns.STATES, np.int64)
         state[turns.FOLLOWED] = self._followed
         self._plan = plan, times, state

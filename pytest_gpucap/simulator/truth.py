@@ -22,6 +22,8 @@ CLOSE = 0.004
 """Of ln(percentile / limit): a straight line bridges the rest."""
 FAR = 1e3
 """Percentiles beyond this multiple of the limit are all the same: the server is overloaded."""
+RISE_LN = 0.1
+"""Steps in ln(rate) by which a search goes beyond the engine's best where limits still hold there."""
 DISCARD_S = 300.0
 """Its beginning, in which the queue has not found its level."""
 
@@ -123,6 +125,9 @@ def true_rate_rps(profile: Profile, runs: int = 24, seed: int = 1, server: type[
         return math.log(min(FAR, max(ratios[limit.name] for limit in profile.slo.limits)))
 
     low, high = math.log(bound / 50), math.log(bound)
+    # With all that it can hold in flight, a server may forget more of its sessions than it does at a higher rate.
+    while profile.workload.sessions is not None and worst(high, 2) <= 0:
+        high += RISE_LN
     for many, width in ((2, 0.08), (8, 0.02)):
         while high - low > width:
             middle = (low + high) / 2

@@ -14,11 +14,12 @@ from pytest_gpucap.load.protocol import LoadPhase, OpenLoop, Turns
 from pytest_gpucap.simulator import engine
 
 # Rows of a plan: whole numbers of each request.
-PROMPT, OUTPUT, PACE, SHARED, MARK, FOLLOWS, FIRST, READY = range(8)
-PLAN = 8
+PROMPT, OUTPUT, PACE, SHARED, MARK, FOLLOWS, FIRST, READY, HELD_BY = range(9)
+PLAN = 9
 """`SHARED`, `MARK`: as in the engine. `FOLLOWS`: the place of the next turn, counted from 1; 0: there is none. `FIRST`:
-1 for a row that follows none. `READY`: no figure of a request, but the places of those that are due next: of an open
-loop a binary heap by when they are due, of a closed one a queue."""
+1 for a row that follows none. `HELD_BY`: the row of an earlier phase, counted from 1, whose KV is what was sent before,
+as long as it is in flight; 0: there is none. `READY`: no figure of a request, but the places of those that are due
+next: of an open loop a binary heap by when they are due, of a closed one a queue."""
 
 # Rows of a plan: seconds of each request.
 DUE, THINK = range(2)
@@ -31,7 +32,9 @@ STATES = 4
 `READY_TAIL`: of `READY`. `NEXT_FIRST`: no first turn stands before it that was not sent."""
 
 
-def plan_of(phase: LoadPhase, turns: Turns, start_s: float, paces: Ints, marks: Ints) -> tuple[Ints, Floats]:
+def plan_of(
+    phase: LoadPhase, turns: Turns, start_s: float, paces: Ints, marks: Ints, held_by: Ints
+) -> tuple[Ints, Floats]:
     """The plan of a phase.
 
     Args:
@@ -40,6 +43,7 @@ def plan_of(phase: LoadPhase, turns: Turns, start_s: float, paces: Ints, marks: 
         start_s: when it begins.
         paces: shape (n,), see `engine`.
         marks: shape (n,): of what a session sent in an earlier phase; of other sessions `engine.CACHED_FOR_EVER`.
+        held_by: shape (n,), see above.
 
     Returns:
         Shapes (`PLAN`, n) and (`PLAN_TIMES`, n).
@@ -47,7 +51,7 @@ def plan_of(phase: LoadPhase, turns: Turns, start_s: float, paces: Ints, marks: 
     n = phase.prompt_tokens.size
     plan, times = np.zeros((PLAN, n), np.int64), np.full((PLAN_TIMES, n), np.nan)
     plan[PROMPT], plan[OUTPUT], plan[PACE] = phase.prompt_tokens, phase.output_tokens, paces
-    plan[SHARED], plan[MARK], plan[FIRST] = turns.cached, marks, turns.after < 0
+    plan[SHARED], plan[MARK], plan[FIRST], plan[HELD_BY] = turns.cached, marks, turns.after < 0, held_by
     follows = np.flatnonzero(turns.after >= 0)
     plan[FOLLOWS, turns.after[follows]] = follows + 1
     times[THINK] = turns.think_s
@@ -134,9 +138,13 @@ def _next_first(plan: engine.Table, at: Ints) -> int:
 
 @compiled
 def _send(
-    whole: Ints, lists: engine.Table, table: engine.Table, times: engine.Times, plan: engine.Table, p: int, due_s: float
-) -> None:
+    now: float, whole: Ints, lists: engine.Table, table: engine.Table, times: engine.Times, plan: engine.Table, p: int,
+    due_s: float,
+) -> None:  # fmt: skip
     """A planned request is due: it becomes the engine's next row, and waits."""
+    held_by = plan[HELD_BY, p] - 1
+    if held_by >= 0 and times[engine.END, held_by] <= now:
+        plan[MARK, p] = table[engine.MARK, held_by]
     r = whole[engine.NEXT_ROW]
     table[engine.PROMPT, r] = table[engine.TARGET, r] = plan[PROMPT, p]
     table[engine.OUTPUT, r], table[engine.PACE, r] = plan[OUTPUT, p], plan[PACE, p]
@@ -181,7 +189,7 @@ def _arrive(
                 p = _pop(plan, plan_times, at)
             else:
                 at[NEXT_FIRST] += 1
-            _send(whole, lists, table, times, plan, p, plan_times[DUE, p])
+            _send(now, whole, lists, table, times, plan, p, plan_times[DUE, p])
         return True
     in_flight = whole[engine.RUNNING] + whole[engine.FRONT] + whole[engine.TAIL] - whole[engine.HEAD]
     in_flight += whole[engine.SHOWN_TAIL] - whole[engine.SHOWN_HEAD]
@@ -194,7 +202,7 @@ def _arrive(
             if p < 0:
                 return False
             at[NEXT_FIRST] += 1
-        _send(whole, lists, table, times, plan, p, now)
+        _send(now, whole, lists, table, times, plan, p, now)
         in_flight += 1
     return True
 

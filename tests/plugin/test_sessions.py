@@ -135,7 +135,14 @@ def test_a_server_that_forgets_is_told_with_what_it_means(pytester: pytest.Pytes
     assert said.startswith(
         f"the server found {forgets.prefix_hit_rate:.1%} of the prompt tokens in its prefix cache, and "
     )
+    assert said.endswith("so in the long run it may sustain less")
     assert rows.forgetting(keeps) == []
+    # An estimate knows what it costs, and what it will cost where nothing was forgotten yet.
+    (costs,) = rows.forgetting(msgspec.structs.replace(forgets, forgetting_cost=0.153))
+    assert costs.endswith("in the long run that costs it 15.3% of its rate, which the rate allows for")
+    (later,) = rows.forgetting(msgspec.structs.replace(keeps, forgetting_cost=0.02))
+    assert later.startswith("the KV cache does not hold what sessions said for good")
+    assert rows.forgetting(msgspec.structs.replace(keeps, forgetting_cost=0.0)) == []
     assert f"test_forgets: {said}" in " ".join(run.stdout.str().split())
     for report in ("r.md", "r.html"):
         assert said in pytester.path.joinpath(report).read_text()

@@ -18,7 +18,7 @@ AS_A_CHECK = """
 import math, os, select
 from fractions import Fraction
 
-from pytest_gpucap.estimate import queue_simulation
+from pytest_gpucap.estimate import forgetting, prefix_cache, queue_simulation, session_simulation
 from pytest_gpucap.load.fastpath import reader
 from pytest_gpucap.load.recorder import Recorder
 from pytest_gpucap.load.shared_memory import PhaseTable, RunTable, anonymous_memory
@@ -28,14 +28,20 @@ from pytest_gpucap.measure.settings import Settings
 from pytest_gpucap.requirement import LatencyLimit, Length, Requirement, Slo, Workload
 from pytest_gpucap.simulator.profile import EngineModel
 from pytest_gpucap.simulator.runner import SimRunner
+from pytest_gpucap.load.sessions import with_session_lengths
+from pytest_gpucap.workloads.sessions import with_sessions
 
-FUNCTIONS = reader._drain, queue_simulation.simulate, queue_simulation.simulate_replications
+FUNCTIONS = (
+    reader._drain, queue_simulation.simulate, queue_simulation.simulate_replications, prefix_cache._found,
+    session_simulation.simulate_sessions,
+)
 
 def types():
     return [sorted(map(str, function.signatures)) for function in FUNCTIONS]
 
 compile_ahead.compile_reader()
 compile_ahead.compile_queue_model()
+compile_ahead.compile_sessions()
 ahead = types()
 assert all(len(each) == 1 for each in ahead), ahead
 
@@ -50,8 +56,16 @@ declared = Requirement("x", Fraction(8), 1, Fraction(1), 1, workload, slo)
 verdict = check(server, declared, Settings(max_time_s=90, seed=1))
 assert verdict.measurement.sustainable_rate is not None
 assert types() == ahead, types()
+
+talk = with_session_lengths(with_sessions(workload, "turns=4 think=1s"))
+server = SimRunner(EngineModel(base_s=0.01, per_seq_s=1e-4, per_prompt_token_s=1e-5, kv_tokens=2000), 1)
+declared = Requirement("x", Fraction(8), 1, Fraction(1), 1, talk, slo)
+forgetting.MOST_RUNS, forgetting.LEAST_RUNS = 1, 1
+verdict = check(server, declared, Settings(max_time_s=60, seed=1, kv_tokens=2000))
+assert verdict.measurement.forgetting_cost, verdict
+assert types() == ahead, types()
 """
-"""A check in virtual time, after what is compiled ahead: it needs no function for other types."""
+"""Checks in virtual time, after what is compiled ahead: they need no function for other types."""
 
 KILLED = """
 import sys

@@ -132,3 +132,22 @@ def test_what_a_simulation_cannot_do_with_sessions_is_refused() -> None:
         SimRunner(FAST, error_rate=0.1).run(phase)
     with pytest.raises(LoadError, match="ran out of rows"):
         SimRunner(FAST).run(closed_loop(CHAT, 2, 600.0, 0.1, 1, 0))
+
+
+def test_a_turn_carried_over_in_flight_is_forgotten_once_it_ended() -> None:
+    """What holds its KV when a phase begins is in the cache for as long as it is in flight, and then as all others."""
+    runner, phases = driven(replace(profile.load("slow").engine, kv_tokens=16_000))
+    span = phases[-1][1]
+    journal = runner.journal()
+    rows = np.arange(span.first_row, span.end_row)
+    assert journal.sessions is not None
+    _, first = np.unique(journal.sessions.session[rows], return_index=True)
+    carried = rows[first][np.isin(journal.sessions.session[rows[first]], journal.sessions.session[: span.first_row])]
+    before = np.array(
+        [np.flatnonzero(journal.sessions.session[:r] == journal.sessions.session[r])[-1] for r in carried]
+    )
+    ended_within = (journal.end_s[before] > span.start_s) & (journal.due_s[carried] > journal.end_s[before] + 2.0)
+    late = carried[ended_within & np.isfinite(journal.first_s[carried])]
+    assert late.size
+    found = runner._columns["found"][late].astype(np.int64)
+    assert found.sum() < 0.5 * journal.cached_tokens[late].sum()
