@@ -60,8 +60,8 @@ def test_no_server_starts_where_load_runs_in_virtual_time(
         return "http://127.0.0.1:9/v1"
 
     monkeypatch.setattr(SimulatedServer, "_start", noted)
-    pytester.makepyfile(UNDECIDED)
-    pytester.runpytest("--gpu-class=sim:fast", "--gpucap-inconclusive=pass").assert_outcomes(passed=1)
+    pytester.makepyfile(SAMPLED)
+    pytester.runpytest("--gpu-class=sim:fast").assert_outcomes(passed=1)
     assert len(result_file.read(pytester.path / ".gpucap" / "result.json").results[0].samples) > 0
     assert started == []
 
@@ -134,6 +134,14 @@ def test_measure_sweep_and_sample(pytester: pytest.Pytester) -> None:
     kinds = [each.kind for each in result_file.read(pytester.path / ".gpucap" / "result.json").results]
     assert kinds == ["measure", "sweep", "sample", "sample"]
 
+
+SAMPLED = """
+    import pytest
+
+    @pytest.mark.gpucap(input_tokens=256, output_tokens=64)
+    def test_it(gpucap):
+        gpucap.sample(rate=5, duration="10s")
+"""
 
 UNDECIDED = """
     import pytest
