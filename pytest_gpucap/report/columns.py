@@ -95,6 +95,12 @@ def apart(texts: Sequence[str], width: int) -> list[str]:
     return [found[text] for text in texts]
 
 
+def column_apart(body: Sequence[Sequence[str]], at: int, width: int) -> list[list[str]]:
+    """The rows of a table, the texts of one of its columns `apart`."""
+    cells = apart([row[at] for row in body], width)
+    return [[*row[:at], cell, *row[at + 1 :]] for row, cell in zip(body, cells, strict=True)]
+
+
 def _without_middle(text: str, width: int) -> str:
     end = _end_of(text, (width - len(_CUT)) // 2)
     return cut(text, width - len(_CUT) - display_width(end)) + _CUT + end
@@ -182,9 +188,7 @@ def table(
         widths = spacious
     elif shrunk is not None and (too_wide := _total(widths) - width) > 0:
         room = max(LEAST_NAME, widths[shrunk] - too_wide)
-        cells = apart([row[shrunk] for row in body], room)
-        shorter = [[*row[:shrunk], cell, *row[shrunk + 1 :]] for row, cell in zip(body, cells, strict=True)]
-        return table(headers, shorter, width, ruled=ruled)
+        return table(headers, column_apart(body, shrunk, room), width, ruled=ruled)
     lines: list[str] = []
     for part in _parts(widths, width):
         rule = [["-" * widths[number] for number in part]] if ruled else []

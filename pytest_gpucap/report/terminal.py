@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from pytest_gpucap.report import changes, rows, windows
-from pytest_gpucap.report.columns import LEAST, LEAST_NAME, NARROW, apart, display_width, padded, table, wrapped
+from pytest_gpucap.report.columns import LEAST, LEAST_NAME, NARROW, column_apart, display_width, padded, table, wrapped
 from pytest_gpucap.report.escape import cleaned
 from pytest_gpucap.report.explanation import explained_in
 from pytest_gpucap.report.formatting import (
@@ -109,9 +109,7 @@ def details(result: Result, width: int = NARROW) -> str:
     if result.samples:
         headers, body = windows.window_table(result)
         room = _NAME + max(0, width - NARROW)
-        names = apart([row[0] for row in body], room)
-        body = [[name, *row[1:]] for name, row in zip(names, body, strict=True)]
-        lines += ["", *table(headers, body, width)]
+        lines += ["", *table(headers, column_apart(body, 0, room), width)]
     if result.problems:
         lines += [
             "",
@@ -179,8 +177,7 @@ def _laid_out(
     """The table in one piece, however wide, with names of at most `room` columns."""
     cells = [[shown(result) for _, shown in columns] for result in results]
     if room is not None:
-        names = apart([row[1] for row in cells], room)
-        cells = [[row[0], name, *row[2:]] for name, row in zip(names, cells, strict=True)]
+        cells = column_apart(cells, 1, room)
     return table([name for name, _ in columns], cells, _ANY_WIDTH, ruled=True)
 
 
