@@ -115,7 +115,9 @@ class ExternalServer(HttpServer):
         try:
             self.request("/v1/models", timeout_s=timeout_s)
         except EndpointError as error:
-            return self._engines_gone(timeout_s) if error.late else "" if error.status is not None else str(error)
+            if error.late:
+                return self._engines_gone(timeout_s)
+            return "" if error.status is not None else str(error)
         return ""
 
     def _engines_gone(self, timeout_s: float) -> str:

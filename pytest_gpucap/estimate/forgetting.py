@@ -50,9 +50,9 @@ OVERWRITTEN: Final = 4.0
 LONGEST_PAUSES: Final = 0.999
 """Quantile of the pauses that is taken for the longest."""
 STEP_LN: Final = 0.06
-"""First distance in ln(rate) at which a root is looked for."""
+"""First distance in ln(rate) at which the edge is looked for."""
 CLOSE_LN: Final = 0.004
-"""A root is known to this, in ln(rate)."""
+"""The edge is known to this, in ln(rate)."""
 MOST_STEPS: Final = 8
 """Times that the distance is doubled: by then the rate is below a hundredth."""
 BACKLOG_S: Final = 60.0
@@ -113,18 +113,20 @@ def forgetting(
     if not could_forget(model, workload, rate_rps, room):
         return Forgetting(rate_rps, room)
 
-    def worst(log_rate: float) -> float:
-        found = _evaluated(model, workload, math.exp(log_rate), room).latencies
-        over = max((found.of_limit(limit) for limit in limits), default=float(np.median(found.ttft_s)) / BACKLOG_S)
-        return math.log(min(max(over, 1e-9), 1e9))
+    def breaks(found: Evaluation) -> bool:
+        over = (found.of_limit(limit) for limit in limits)
+        return max(over, default=float(np.median(found.ttft_s)) / BACKLOG_S) > 1.0
 
-    lost = _evaluated(model, workload, rate_rps, room).lost
-    if lost < FORGOTTEN:
-        return Forgetting(rate_rps, room, lost)
+    def too_high(log_rate: float) -> bool:
+        return breaks(_evaluated(model, workload, math.exp(log_rate), room).latencies)
+
+    found = _evaluated(model, workload, rate_rps, room)
+    if found.lost < FORGOTTEN:
+        return Forgetting(rate_rps, room, found.lost)
     log_rate = math.log(rate_rps)
-    cost = min(0.0, _root(worst, log_rate) - log_rate)
+    cost = min(0.0, _edge(too_high, log_rate, begins_high=breaks(found.latencies)) - log_rate)
     return Forgetting(
-        rate_rps, room, lost, cost, math.hypot(SIMULATED_ERROR, (COST_ERROR if told else FITTED_ERROR) * cost)
+        rate_rps, room, found.lost, cost, math.hypot(SIMULATED_ERROR, (COST_ERROR if told else FITTED_ERROR) * cost)
     )
 
 
@@ -215,19 +217,21 @@ def _evaluated(model: ServerModel, workload: Workload, rate_rps: float, room: fl
     return _Evaluated(latencies, lost / sent if sent else 0.0)
 
 
-def _root(worst: Callable[[float], float], guess: float) -> float:
-    """Where it crosses 0, by halving: near the rate at which a cache begins to forget it rises by leaps."""
+def _edge(too_high: Callable[[float], bool], guess: float, *, begins_high: bool) -> float:
+    """Where rates begin to be too high, by halving: near the rate at which a cache begins to forget, latency leaps.
+
+    `begins_high` says whether the guess is too high, which is known already.
+    """
     step, at = STEP_LN, guess
-    high = worst(at) > 0.0
     for _ in range(MOST_STEPS):
-        at += -step if high else step
-        if (worst(at) > 0.0) is not high:
+        at += -step if begins_high else step
+        if too_high(at) is not begins_high:
             break
         step *= 2.0
-    low, top = (at, at + step) if high else (at - step, at)
+    low, top = (at, at + step) if begins_high else (at - step, at)
     while top - low > CLOSE_LN:
         middle = (low + top) / 2.0
-        if worst(middle) > 0.0:
+        if too_high(middle):
             top = middle
         else:
             low = middle

@@ -70,6 +70,14 @@ def _latest(batch: Ints, newest: int, doing: Ints, entry: Ints) -> int:
 
 
 @compiled
+def _next_first(first: Ints, at: int) -> int:
+    """The next turn, from this one on, that follows none; their number where there is none."""
+    while at < first.size and first[at] == 0:
+        at += 1
+    return at
+
+
+@compiled
 def simulate_sessions(  # noqa: C901, PLR0912, PLR0915 - one loop over steps; its state stays in registers
     server: QueueServer,
     requests: SessionRequests,
@@ -106,12 +114,11 @@ def simulate_sessions(  # noqa: C901, PLR0912, PLR0915 - one loop over steps; it
     ready_s, ready = np.empty(n + 1), np.empty(n + 1, np.int64)
     ends, ending = np.empty(4 * n + 64), np.empty(4 * n + 64, np.int64)
     fresh = np.empty(n + 1, np.int64)
-    head = tail = waiting_again = newest = waiting = endings = running = decodes = step = stop = following = 0
+    head = tail = waiting_again = newest = waiting = endings = running = decodes = step = stop = 0
+    following = _next_first(first, 0)
     partial = -1
     time = kv = written = 0.0
     while time < most_s:
-        while following < n and first[following] == 0:
-            following += 1
         while True:  # what is due by now
             begin_s = due_s[following] if following < n else np.inf
             if waiting > 0 and ready_s[0] < begin_s:
@@ -125,9 +132,7 @@ def simulate_sessions(  # noqa: C901, PLR0912, PLR0915 - one loop over steps; it
                     break
                 r = following
                 seen.due_s[r] = begin_s
-                following += 1
-                while following < n and first[following] == 0:
-                    following += 1
+                following = _next_first(first, following + 1)
             queue[tail] = r
             tail += 1
         while kv + decodes > kv_tokens and running > 1:

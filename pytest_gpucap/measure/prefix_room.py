@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from pytest_gpucap.arrays import Int32s
 from pytest_gpucap.estimate.prefix_cache import CacheSeen
 from pytest_gpucap.load.protocol import Journal
 from pytest_gpucap.measure import constants as c
@@ -45,26 +46,25 @@ def remembered(
         end_s: of the journal.
     """
     seen = CacheSeen(journal, workload.shared_prefix_tokens)
-    room = _room(seen, settings, start_s, end_s)
-    sent, found = seen.share(seen.found(math.inf)), seen.found(room.tokens)
+    sent = seen.share(seen.found(math.inf))
+    hits = settings.hit_rate(start_s, end_s) if settings.hit_rate is not None else None
+    room, found = _room(seen, sent, hits, settings.kv_tokens)
     if sent - seen.share(found) < FORGETS:
         return journal, room
     return seen.journal_with(found), replace(room, forgot=True)
 
 
-def _room(seen: CacheSeen, settings: Settings, start_s: float, end_s: float) -> PrefixRoom:
-    tokens = float(settings.kv_tokens or math.inf)
-    told = settings.kv_tokens is not None
-    hits = settings.hit_rate(start_s, end_s) if settings.hit_rate is not None else None
-    sent = seen.found(math.inf)
-    before = seen.share(sent)
-    if hits is None or before < c.LEAST_SENT:
-        return PrefixRoom(tokens, told, counted=hits is not None)
-    if hits < c.NO_HITS * before:
-        return PrefixRoom(0.0, told=True, counted=True)
+def _room(seen: CacheSeen, sent: float, hits: float | None, kv_tokens: int | None) -> tuple[PrefixRoom, Int32s]:
+    """The room, and what a cache of that size had of each prompt; `sent`, `hits`: shares of the prompt tokens."""
+    tokens, told = float(kv_tokens or math.inf), kv_tokens is not None
+    if hits is not None and sent >= c.LEAST_SENT and hits < c.NO_HITS * sent:
+        return PrefixRoom(0.0, told=True, counted=True), seen.found(0.0)
     found = seen.found(tokens)
+    if hits is None or sent < c.LEAST_SENT:
+        return PrefixRoom(tokens, told, counted=hits is not None), found
     # Servers find whole blocks. More than was sent before is of an earlier measurement, and tells nothing.
     as_told = seen.share(found, c.BLOCK_TOKENS) - FORGETS < hits < seen.share(found) + FORGETS
-    if as_told or hits > before + FORGETS:
-        return PrefixRoom(tokens, told, counted=True)
-    return PrefixRoom(seen.room_for(min(hits, before)), told=False, counted=True)
+    if as_told or hits > sent + FORGETS:
+        return PrefixRoom(tokens, told, counted=True), found
+    fitted = seen.room_for(min(hits, sent))
+    return PrefixRoom(fitted, told=False, counted=True), seen.found(fitted)
