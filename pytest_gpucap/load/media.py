@@ -46,8 +46,11 @@ class MediaText:
     """
 
     def __init__(self, images: Sequence[ImageSize], audio_s: Sequence[float], key: int) -> None:
-        self._kinds = [ImageText(images, key)] if images else []
-        self._kinds += [AudioText(audio_s, key)] if audio_s else []
+        self._kinds: list[ImageText | AudioText] = []
+        if images:
+            self._kinds.append(ImageText(images, key))
+        if audio_s:
+            self._kinds.append(AudioText(audio_s, key))
 
     def of(self, number: int) -> bytes:
         """The parts of request `number`, without the brackets of their list; empty where there are none."""

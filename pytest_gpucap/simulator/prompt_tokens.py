@@ -89,7 +89,7 @@ def _image_tokens(url: str) -> int:
 
 def _audio_tokens(clip: str) -> int:
     try:
-        with wave.open(io.BytesIO(base64.b64decode(clip, validate=True))) as file:
+        with wave.open(io.BytesIO(base64.b64decode(clip, validate=True)), "rb") as file:
             return math.ceil(file.getnframes() * AUDIO_TOKENS / file.getframerate())
     except (ValueError, EOFError, wave.Error, ZeroDivisionError):
         raise BadRequest("audio must be a WAV file in base64") from None

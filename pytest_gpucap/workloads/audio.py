@@ -39,7 +39,8 @@ def read_audio(value: Any, what: str) -> tuple[float, ...]:
 
 
 def _length_s(value: Any, what: str) -> float:
-    if not isinstance(value, str | Decimal | numbers.Real) or isinstance(value, bool):
+    one = isinstance(value, str | Decimal | numbers.Real) and not isinstance(value, bool)
+    if not one:
         raise RequirementError(f'{what} must be a duration such as "10s" or a list of durations, not {told(value)}')
     length_s = duration_s(value, what)
     if length_s < SHORTEST_S:
