@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from aiohttp import web
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_gpucap.engines.server_spec import ServerSpec
@@ -59,6 +59,7 @@ def samples(file: bytes) -> np.ndarray[tuple[int], np.dtype[np.int16]]:
     return np.frombuffer(whole, "<i2")
 
 
+@settings(max_examples=25)
 @given(st.lists(st.integers(1600, 4000), min_size=1, max_size=3), st.integers(0, 2**64 - 1), st.integers(0, 2**40))
 def test_a_clip_is_a_wav_file_of_its_length(lengths: list[int], key: int, number: int) -> None:
     text = AudioText([length / 16_000 for length in lengths], key)
