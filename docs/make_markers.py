@@ -108,6 +108,9 @@ WORKLOAD: Final[Mapping[str, Argument]] = {
     "images": Argument(
         ("512x512",), "[images](workloads.md#images) beside every prompt: a size in pixels, or a list of sizes"
     ),
+    "audio": Argument(
+        ("20s", 1.5), "[audio](workloads.md#audio) beside every prompt: a duration, or a list of durations"
+    ),
     "system": Argument(("Be brief.",), "system message before every prompt"),
     "fold_system": Argument(
         (True,), "put `system` into the user's message, for models without a system role", "`False`"

@@ -193,6 +193,8 @@ class Workload:
     """Prompts from a file; None: they are made on the spot, with exactly the input tokens asked for."""
     images: tuple[ImageSize, ...] = ()
     """Of each of them one is drawn for every prompt of the chat endpoint. Their tokens count as input tokens."""
+    audio_s: tuple[float, ...] = ()
+    """Seconds of each audio clip that is drawn for every prompt of the chat endpoint. Their tokens count as well."""
     stream: bool = True
     """Ask for answers token by token, where the endpoint's answers have tokens."""
     documents: int = 1

@@ -201,7 +201,7 @@ class Connection:
         if not self._sent:
             self._reader.add(self.fd, answer.stream)
         try:
-            self._sent += self.sock.send(request[self._sent :] if self._sent else request)
+            self._sent += self.sock.send(memoryview(request)[self._sent :] if self._sent else request)
         except OSError as error:
             if error.errno not in _BUSY:
                 self._broken(f"sending failed: {error.strerror}")

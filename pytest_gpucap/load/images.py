@@ -59,14 +59,6 @@ def image_parts(sizes: Sequence[ImageSize], seed: int) -> list[dict[str, Any]]:
     ]
 
 
-def with_images(messages: Sequence[dict[str, str]], parts: Sequence[Any]) -> list[dict[str, Any]]:
-    """Messages with these parts after the text of the last one; the messages themselves where there are none."""
-    if not parts:
-        return [*messages]
-    *before, last = messages
-    return [*before, {**last, "content": [{"type": "text", "text": last["content"]}, *parts]}]
-
-
 class ImageText:
     """The images of requests as they are written into a body.
 

@@ -18,7 +18,7 @@ import numpy as np
 from pytest_gpucap.api_dialect import ApiDialect
 from pytest_gpucap.load.adapters import draw_of
 from pytest_gpucap.load.hashing import hash64
-from pytest_gpucap.load.images import ImageText, with_images
+from pytest_gpucap.load.media import MediaText, named, with_media
 from pytest_gpucap.load.protocol import LoadError
 from pytest_gpucap.load.request_fields import answer_fields, prompt_fields, tokens_field
 from pytest_gpucap.requirement import ApiKind, ImageSize, Wording, Workload
@@ -26,8 +26,8 @@ from pytest_gpucap.requirement import ApiKind, ImageSize, Wording, Workload
 NUMBER_BITS = 40
 """Prompt numbers go up to 2**40. Written in 64 units, that takes 7 tokens, well inside a first block of 16."""
 RING_UNITS = 8192
-_HOLE, _IMAGES = "\x00", "\x01"
-"""Stand for the prompt and its images in the template. No JSON text holds these characters."""
+_HOLE, _MEDIA = "\x00", "\x01"
+"""Stand for the prompt and the images and audio beside it in the template. No JSON text holds these characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,8 @@ class PromptRecipe:
         units: texts of one token each, or token ids with `as_ids`; a power of two of them, in any order.
         as_ids: send prompts as lists of token ids.
         opener: text before the first unit, so that a server that trims prompts does not change the first unit.
-        overhead: tokens that the server counts beyond the units: chat template, begin-of-text, opener, wording, images.
+        overhead: tokens that the server counts beyond the units: chat template, begin-of-text, opener, wording, images,
+            audio.
         shared: units at the start that all prompts share.
         seed, nonce: prompts are made from both. The nonce differs between runs with the same seed, so that a run finds
             nothing of an earlier one in the server's prefix cache.
@@ -48,6 +49,7 @@ class PromptRecipe:
         dialect: how the server wants some of them.
         wording: what stands around the prompt of a chat request.
         images: sizes of the images that follow the text.
+        audio_s: lengths of the audio clips that follow them, in seconds.
         cached_apart: the server counts the tokens of a prompt without those that were in its cache, which its usage
             has beside them.
         by_usage: the server's ``/tokenize`` counts otherwise than its usage, and usage was taken.
@@ -70,6 +72,7 @@ class PromptRecipe:
     cached_apart: bool = False
     by_usage: bool = False
     images: tuple[ImageSize, ...] = ()
+    audio_s: tuple[float, ...] = ()
     adapters: Mapping[str, float] = field(default_factory=dict)
     stream: bool = True
     documents: int = 1
@@ -89,6 +92,7 @@ class PromptRecipe:
             extra_body=dict(workload.extra_body),
             wording=workload.wording,
             images=workload.images,
+            audio_s=workload.audio_s,
             adapters=dict(workload.adapters),
             stream=workload.stream,
             documents=workload.documents,
@@ -107,7 +111,7 @@ class PromptRecipe:
             LoadError: if it is shorter than what every request has (template and shared prefix).
         """
         if prompt_tokens < self.least_tokens:
-            taken = "template and the images take" if self.images else "template takes"
+            taken = named(images=bool(self.images), audio=bool(self.audio_s))
             raise LoadError(
                 f"a prompt of {prompt_tokens} tokens cannot be made: this server's {taken} {self.overhead} and "
                 f"the shared prefix {self.shared}; ask for input_tokens of at least {self.least_tokens}"
@@ -122,8 +126,9 @@ class PromptRecipe:
         """The inverse of `to_json`."""
         values = json.loads(text)
         read = {"wording": Wording(**values["wording"]), "dialect": ApiDialect(**values["dialect"])}
-        images = tuple(ImageSize(*each) for each in values["images"])
-        return cls(**{**values, **read, "images": images, "units": tuple(values["units"])})
+        read |= {"images": tuple(ImageSize(*each) for each in values["images"])}
+        read |= {name: tuple(values[name]) for name in ("audio_s", "units")}
+        return cls(**{**values, **read})
 
 
 class BodyComposer(Protocol):
@@ -168,7 +173,7 @@ class RequestComposer:
         self._ring = b"".join(ring) * 2
         self._starts = [0, *np.cumsum([len(unit) for unit in ring * 2]).tolist()]
         self._shared_text = self._filler(0, recipe.shared)
-        self._images = ImageText(recipe.images, self._key)
+        self._media = MediaText(recipe.images, recipe.audio_s, self._key)
         self._draw = draw_of(recipe.adapters, recipe.seed)
         models = [recipe.model] if self._draw is None else self._draw.models(recipe.model)
         templates = [self._template(model, stream=recipe.stream) for model in models]
@@ -183,13 +188,14 @@ class RequestComposer:
         return self.recipe.cached_apart
 
     def _template(self, model: str, *, stream: bool) -> tuple[bytes, bytes, bytes]:
-        """The body up to the prompt, from there to the images, and on to the number of output tokens, which ends it."""
+        """The body up to the prompt, on to what is beside it, and on to the number of output tokens, which ends it."""
         recipe, api = self.recipe, ApiKind(self.recipe.api)
         hole: Any = [_HOLE] if recipe.as_ids else recipe.opener + _HOLE
         # The other documents of a request come with the prompt.
         prompt = prompt_fields(api, hole, recipe.wording)
-        if recipe.images:
-            prompt["messages"] = with_images(prompt["messages"], [_IMAGES])
+        beside = bool(recipe.images or recipe.audio_s)
+        if beside:
+            prompt["messages"] = with_media(prompt["messages"], [_MEDIA])
         body: dict[str, Any] = {
             "model": model,
             **prompt,
@@ -199,7 +205,7 @@ class RequestComposer:
         }
         text = json.dumps(body, separators=(",", ":"))
         head, _, rest = text.partition(json.dumps(_HOLE) if recipe.as_ids else json.dumps(_HOLE)[1:-1])
-        before, _, middle = rest.partition(json.dumps(_IMAGES)) if recipe.images else ("", "", rest)
+        before, _, middle = rest.partition(json.dumps(_MEDIA)) if beside else ("", "", rest)
         tokens = tokens_field(api)
         return head.encode(), before.encode(), (middle if tokens is None else f'{middle[:-1]},"{tokens}":').encode()
 
@@ -210,19 +216,19 @@ class RequestComposer:
             LoadError: as `PromptRecipe.check`.
         """
         head = self._heads[0 if self._draw is None else self._draw.of(number)]
-        prompt = b"%b%b%b" % (self._prompts(number, prompt_tokens), self._before, self._images.of(number))
+        prompt = b"%b%b%b" % (self._prompts(number, prompt_tokens), self._before, self._media.of(number))
         if not self._generates:
             return b"%b%b%b" % (head, prompt, self._middle)
         return b"%b%b%b%d}" % (head, prompt, self._middle, output_tokens)
 
     def around(self, prompt: bytes, output_tokens: int) -> bytes:
-        """The body of a request with a prompt of units that are written already, and without images."""
+        """The body of a request with a prompt of units that are written already, with no image and no audio."""
         return b"%b%b%b%b%d}" % (self._heads[0], prompt, self._before, self._middle, output_tokens)
 
     def probe(self, number: int, prompt_tokens: int) -> bytes:
         """The body of a request that asks for one output token, not streamed."""
         head, before, middle = self._template(self.recipe.model, stream=False)
-        prompt = b"%b%b%b" % (self._prompts(number, prompt_tokens), before, self._images.of(number))
+        prompt = b"%b%b%b" % (self._prompts(number, prompt_tokens), before, self._media.of(number))
         return b"%b%b%b%b" % (head, prompt, middle, b"1}" if self._generates else b"")
 
     def _prompts(self, number: int, prompt_tokens: int) -> bytes:

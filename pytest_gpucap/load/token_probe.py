@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from pytest_gpucap.load.address import ServerAddress
 from pytest_gpucap.load.answer import cached_tokens
-from pytest_gpucap.load.images import image_parts, with_images
+from pytest_gpucap.load.audio import DECODER
+from pytest_gpucap.load.media import media_parts, with_media
 from pytest_gpucap.load.plain_request import NoAnswer, Reply, ask
 from pytest_gpucap.load.protocol import LoadError
 from pytest_gpucap.load.proxies import through
@@ -29,6 +30,7 @@ ADVICE = 'exact prompts need a tokenizer that splits at spaces; try endpoint="co
 
 _OF_CONTENT = frozenset({400, 413, 422})
 """HTTP statuses with which a server refuses what a request holds: among others, that it does not fit the context."""
+_ITS_FAULT = 500
 
 
 class Refusal(str):
@@ -58,7 +60,7 @@ class TokenProbe:
         self.cached_apart = False
         """Cached tokens stand beside `Usage.prompt`, not in it."""
         self._counts = 0
-        self._images = image_parts(workload.images, 0)
+        self._media = media_parts(workload, 0)
 
     def count(self, text: str) -> int:
         """Prompt tokens of a request with this prompt."""
@@ -90,7 +92,7 @@ class TokenProbe:
         return self.tokenized({"prompt": text})
 
     def _messages(self, text: str) -> list[dict[str, Any]]:
-        return with_images(self._workload.wording.messages(text), self._images)
+        return with_media(self._workload.wording.messages(text), self._media)
 
     def tokenized(self, body: Mapping[str, Any]) -> int | None:
         """Prompt tokens of a request, by ``/tokenize``; None where it does not tell.
@@ -111,7 +113,7 @@ class TokenProbe:
         """The body of a request with this prompt for one token."""
         workload = self._workload
         prompt = prompt_fields(workload.endpoint, text, workload.wording, workload.documents)
-        if workload.images:
+        if self._media:
             prompt["messages"] = self._messages(text)
         tokens = tokens_field(workload.endpoint)
         body = {"model": self._model, **workload.extra_body, **({} if tokens is None else {tokens: 1}), **prompt}
@@ -168,6 +170,8 @@ class TokenProbe:
         if not reply.ok:
             text = "" if personal else f": {self._server.quoted(reply.text)}"
             why = f"{url} answered a probe with HTTP {reply.status}{text}{through(self._server.proxy)}"
+            if self._workload.audio_s and reply.status == _ITS_FAULT:
+                why = f"{why}; {DECODER}"
             return Refusal(why) if reply.status in _OF_CONTENT else why
         told = json_object(reply.body).get("usage")
         usage = told_usage(told) if isinstance(told, dict) else {}

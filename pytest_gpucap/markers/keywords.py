@@ -118,6 +118,12 @@ def _images(value: Any, what: str) -> tuple[ImageSize, ...]:
     return read_images(value, what)
 
 
+def _audio(value: Any, what: str) -> tuple[float, ...]:
+    from pytest_gpucap.workloads.audio import read_audio
+
+    return read_audio(value, what)
+
+
 def _adapters(value: Any, what: str) -> dict[str, float]:
     from pytest_gpucap.workloads.adapter_mix import read_adapters
 
@@ -181,12 +187,13 @@ KEYWORDS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "instruction": text,
     "prompts": _path,
     "images": _images,
+    "audio": _audio,
     "questions": _path,
     "answer_tokens": tokens,
     "min_accuracy": share,
     **{name.value: metric.read for name, metric in METRICS.items()},
 }
-OF_MADE_PROMPTS: Final = ("input_tokens", "shared_prefix_tokens", "trace", "sessions", "images")
+OF_MADE_PROMPTS: Final = ("input_tokens", "shared_prefix_tokens", "trace", "sessions", "images", "audio")
 """Keywords that say how long prompts are, what they have or share: not for prompts that are in a file."""
 OF_DRAWN_REQUESTS: Final = ("input_tokens", "output_tokens")
 """Keywords that say how long requests are that are drawn: not for those of a trace."""

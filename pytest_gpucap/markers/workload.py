@@ -66,6 +66,7 @@ def read_workload(values: Mapping[str, Any]) -> Workload:
         questions=values.get("questions"),
         answer_tokens=values.get("answer_tokens"),
         images=values.get("images", ()),
+        audio_s=values.get("audio", ()),
     )
     _check_messages(workload, values)
     if prompts is not None:
@@ -102,8 +103,9 @@ def _check_lengths(values: Mapping[str, Any]) -> None:
 
 def _check_messages(workload: Workload, values: Mapping[str, Any]) -> None:
     """What needs an endpoint with messages."""
-    if workload.endpoint is not ApiKind.CHAT and workload.images:
-        raise RequirementError('images needs endpoint="chat": a plain completion is text alone')
+    beside = "images" if workload.images else "audio" if workload.audio_s else None
+    if workload.endpoint is not ApiKind.CHAT and beside is not None:
+        raise RequirementError(f'{beside} needs endpoint="chat": a plain completion is text alone')
     if (workload.endpoint is not ApiKind.CHAT and workload.questions) or (
         not workload.endpoint.has_messages and workload.wording != Wording()
     ):

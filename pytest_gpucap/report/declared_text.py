@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Final
 
 from pytest_gpucap.errors import shortened
-from pytest_gpucap.report.formatting import gpus, limit_texts, percent, rate
+from pytest_gpucap.report.formatting import gpus, limit_texts, percent, rate, seconds
 from pytest_gpucap.results.result import DeclaredSlo, DeclaredWorkload, Result
 
 
@@ -27,7 +28,7 @@ def workload(declared: DeclaredWorkload) -> str:
     extra += f", adapters {adapter_mix(declared)}" if declared.adapters else ""
     extra += f", sessions {told_sessions(declared)}" if declared.sessions else ""
     return (
-        f"{preset}{own}{declared.input_tokens} tokens in{images(declared)}{shared}, {declared.tokens_out} out, "
+        f"{preset}{own}{declared.input_tokens} tokens in{media(declared)}{shared}, {declared.tokens_out} out, "
         f"{declared.arrivals} arrivals, {declared.endpoint}{_how(declared)}{extra}"
     )
 
@@ -40,11 +41,16 @@ def told_sessions(declared: DeclaredWorkload) -> str:
     return f"{count}{declared.sessions} (sha256 {declared.sessions_sha256[:12]})"
 
 
-def images(declared: DeclaredWorkload) -> str:
-    """`` (images 2 x 512x512, 640x480)``, sizes as they first come; empty where prompts have none."""
-    counts = Counter(declared.images)
-    sizes = (f"{count} x {size}" if count > 1 else size for size, count in counts.items())
-    return f" (images {', '.join(sizes)})" if counts else ""
+def media(declared: DeclaredWorkload) -> str:
+    """`` (images 2 x 512x512, 640x480; audio 10 s)``, each as it first comes; empty where prompts are text alone."""
+    kinds = {"images": declared.images, "audio": [seconds(length_s) for length_s in declared.audio_s]}
+    found = [f"{kind} {_counted(items)}" for kind, items in kinds.items() if items]
+    return f" ({'; '.join(found)})" if found else ""
+
+
+def _counted(items: Sequence[str]) -> str:
+    counts = Counter(items)
+    return ", ".join(f"{count} x {item}" if count > 1 else item for item, count in counts.items())
 
 
 def _how(declared: DeclaredWorkload) -> str:

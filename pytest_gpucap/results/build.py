@@ -251,6 +251,7 @@ def declared_workload(workload: Workload) -> DeclaredWorkload:
         adapter_rank=workload.adapter_rank,
         extra_body_sha256=hashlib.sha256(extra.encode()).hexdigest() if extra else None,
         images=tuple(map(str, workload.images)),
+        audio_s=workload.audio_s,
         sessions=None if workload.sessions is None else _sessions(workload.sessions),
         sessions_sha256=None if workload.recorded is None else workload.recorded.sha256,
         session_count=None if workload.recorded is None else workload.recorded.count,

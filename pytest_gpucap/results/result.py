@@ -111,6 +111,7 @@ class DeclaredWorkload(msgspec.Struct, frozen=True):
         extra_body: further fields of every request, as JSON text; only its beginning where it is long.
         extra_body_sha256: of all of that text.
         images: the size of each image of a prompt, such as ``512x384``: width and height in pixels.
+        audio_s: the length of each audio clip of a prompt, in seconds.
         stream: answers come token by token; False too for endpoints whose answers have no tokens.
         documents: in each request of the rerank endpoint; None for others.
         adapters: the mix of LoRA adapters that requests name; empty: all are for the server's model.
@@ -141,6 +142,7 @@ class DeclaredWorkload(msgspec.Struct, frozen=True):
     extra_body: str | None = None
     extra_body_sha256: str | None = None
     images: tuple[str, ...] = ()
+    audio_s: tuple[float, ...] = ()
     stream: bool = True
     documents: int | None = None
     adapters: tuple[DeclaredAdapter, ...] = ()

@@ -1,10 +1,12 @@
-"""The tokens of a prompt, as the simulated server over HTTP sees them: words, token ids, and parts of images."""
+"""The tokens of a prompt, as the simulated server over HTTP sees them: words, token ids, parts of images, audio."""
 
 from __future__ import annotations
 
 import base64
+import io
 import math
 import struct
+import wave
 from collections.abc import Hashable, Mapping
 from typing import Any, Final
 
@@ -12,6 +14,8 @@ CHAT_OVERHEAD: Final = 8
 """Tokens that the simulated chat template puts before a conversation."""
 PATCH: Final = 28
 """Side in pixels of the part of an image that is a token."""
+AUDIO_TOKENS: Final = 25
+"""Of a second of audio."""
 
 
 class BadRequest(ValueError):  # noqa: N818 - an answer, not a failure
@@ -56,7 +60,7 @@ def prompt_tokens(body: Mapping[str, Any], *, chat: bool) -> int:
 
 
 def _of_content(content: Any) -> list[Hashable]:
-    """The tokens of a message's content; of an image one for every patch, as Qwen2-VL counts."""
+    """The tokens of a message's content: of images as Qwen2-VL counts, of audio as Qwen2-Audio does."""
     if not isinstance(content, list):
         return [*str(content).split()]
     parts = [each for each in content if isinstance(each, dict)]
@@ -65,6 +69,9 @@ def _of_content(content: Any) -> list[Hashable]:
     found: list[Hashable] = [word for text in texts for word in text.split()]
     for url in urls:
         found += [("image", hash(url))] * _image_tokens(url)
+    clips = [str(each["input_audio"].get("data")) for each in parts if isinstance(each.get("input_audio"), dict)]
+    for clip in clips:
+        found += [("audio", hash(clip))] * _audio_tokens(clip)
     return found
 
 
@@ -78,3 +85,11 @@ def _image_tokens(url: str) -> int:
     if kind != "data:image/png" or not file.startswith(b"\x89PNG\r\n\x1a\n"):
         raise BadRequest("an image must be a PNG file in a data URL")
     return math.prod(math.ceil(side / PATCH) for side in sides)
+
+
+def _audio_tokens(clip: str) -> int:
+    try:
+        with wave.open(io.BytesIO(base64.b64decode(clip, validate=True)), "rb") as file:
+            return math.ceil(file.getnframes() * AUDIO_TOKENS / file.getframerate())
+    except (ValueError, EOFError, wave.Error, ZeroDivisionError):
+        raise BadRequest("audio must be a WAV file in base64") from None

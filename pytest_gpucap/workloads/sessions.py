@@ -169,6 +169,8 @@ def _check_beside(workload: Workload) -> None:
         raise RequirementError("sessions and adapters exclude each other: an adapter is drawn for each request")
     if workload.images:
         raise RequirementError("sessions and images exclude each other: an image is drawn for each request")
+    if workload.audio_s:
+        raise RequirementError("sessions and audio exclude each other: audio is drawn for each request")
     if not workload.streamed:
         raise RequirementError("sessions need answers that come token by token: leave out endpoint or stream")
 

@@ -212,6 +212,18 @@ def test_prompts_with_other_images_are_another_workload() -> None:
     )
 
 
+def test_prompts_with_other_audio_are_another_workload() -> None:
+    def heard(*lengths_s: float) -> Result:
+        workload = replace(REQUIREMENT.workload, audio_s=lengths_s)
+        return result(25.0, requirement=replace(REQUIREMENT, workload=workload))
+
+    assert compared(heard(10.0), heard(10.0)).decision == RegressionDecision.SAME
+    assert compared(heard(), result(25.0)).decision == RegressionDecision.SAME
+    found = compared(heard(10.0), heard(10.0, 0.5))
+    assert found.decision == RegressionDecision.NOT_COMPARABLE
+    assert found.differs == ("workload audio_s: 10 -> 10 0.5",)
+
+
 def test_another_mix_of_adapters_is_another_workload() -> None:
     def mixed(*adapters: DeclaredAdapter, rank: int | None = None) -> Result:
         found = result(25.0)

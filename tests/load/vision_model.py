@@ -5,13 +5,10 @@ It is one of the few whose processor vLLM loads without torchvision, which the C
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
-from typing import Any
 
-from pytest_gpucap.engines import synthetic
-from pytest_gpucap.vllm_arguments import VllmArguments
+from tests.load import made_model
+from tests.load.made_model import write
 
 SIDE, PATCH, SCALE = 56, 14, 2
 """Of the squares that the encoder sees, of its patches, and how many patches in a row and column make a token."""
@@ -26,26 +23,14 @@ TEMPLATE = (
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}{% endif %}{% endfor %}"
 )
-_TINY = synthetic.architecture("synthetic:tiny")
-ARGUMENTS = VllmArguments(
-    {**_TINY.server_args(cpu=True), "max_model_len": 1024, "max_num_seqs": 8, "reasoning_parser": "deepseek_r1"}
-)
-VARIABLES = dict(_TINY.cpu_env)
+ARGUMENTS = made_model.arguments(reasoning_parser="deepseek_r1")
+VARIABLES = made_model.VARIABLES
 
 
 def make(folder: Path) -> tuple[Path, int]:
     """The folder of the model, and the id of the token that ends its reasoning."""
-    shutil.copytree(synthetic.make_model("synthetic:tiny"), folder)
-    tokenizer = read(folder / "tokenizer.json")
-    vocabulary = tokenizer["model"]["vocab"]
-    ids, added = {}, (*SPECIAL, *THINK)
-    for word, token in zip(sorted(vocabulary, key=vocabulary.__getitem__)[-len(added) :], added, strict=True):
-        ids[token] = vocabulary[token] = vocabulary.pop(word)
-        plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        tokenizer["added_tokens"].append({"id": ids[token], "content": token, "special": token in SPECIAL, **plain})
-    write(folder / "tokenizer.json", tokenizer)
-    write(folder / "tokenizer_config.json", read(folder / "tokenizer_config.json") | {"chat_template": TEMPLATE})
-    text = read(folder / "config.json")
+    ids = made_model.make(folder, SPECIAL, THINK, TEMPLATE)
+    text = made_model.read(folder / "config.json")
     ends = {name: text[name] for name in ("bos_token_id", "eos_token_id")}
     for name in ("architectures", "use_sliding_window", "attention_dropout"):
         text.pop(name)
@@ -93,12 +78,3 @@ def make(folder: Path) -> tuple[Path, int]:
     tokens = (SIDE // PATCH // SCALE) ** 2
     write(folder / "processor_config.json", {"processor_class": "Idefics3Processor", "image_seq_len": tokens})
     return folder, ids[THINK[1]]
-
-
-def read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
-
-
-def write(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content))

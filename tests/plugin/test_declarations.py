@@ -402,12 +402,12 @@ def test_answers_in_a_given_form_end_by_themselves_unless_told_otherwise(show: p
     show.runpytest("--gpu-class=cpu", "--gpucap-model=synthetic:tiny").assert_outcomes(passed=3)
 
 
-def test_images_are_declared_and_kept_in_the_result(pytester: pytest.Pytester) -> None:
+def test_images_and_audio_are_declared_and_kept_in_the_result(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         import pytest
 
-        @pytest.mark.gpucap(output_tokens=16, images=["512x512", "64x48"])
+        @pytest.mark.gpucap(output_tokens=16, images=["512x512", "64x48"], audio=["1m", 0.5])
         def test_it(gpucap):
             gpucap.sample(rate=5, duration="2s")
         """
@@ -415,3 +415,4 @@ def test_images_are_declared_and_kept_in_the_result(pytester: pytest.Pytester) -
     pytester.runpytest("--gpu-class=sim:cpu_tiny").assert_outcomes(passed=1)
     content = json.loads((pytester.path / ".gpucap" / "result.json").read_text())
     assert content["results"][0]["workload"]["images"] == ["512x512", "64x48"]
+    assert content["results"][0]["workload"]["audio_s"] == [60.0, 0.5]

@@ -114,6 +114,7 @@ MISTAKES = {
     'prompts="own.jsonl", input_tokens=5': "prompts and input_tokens exclude each other",
     'prompts="own.jsonl", shared_prefix_tokens=5': "prompts and shared_prefix_tokens exclude each other",
     'prompts="own.jsonl", images="64x64"': "prompts and images exclude each other",
+    'prompts="own.jsonl", audio="10s"': "prompts and audio exclude each other",
     'prompts="own.jsonl", system="Be brief."': "system stands around prompts that are texts, and ",
     'prompts="own.jsonl", endpoint="completions"': 'own.jsonl:1: "messages" need endpoint="chat"',
     "prompts=3": "prompts must be the name of a file, not 3",

@@ -93,6 +93,7 @@ MISTAKES = {
     'sessions="talks.jsonl", input_tokens=5': "sessions and input_tokens exclude each other",
     'sessions="talks.jsonl", shared_prefix_tokens=5': "sessions and shared_prefix_tokens exclude each other",
     'sessions="talks.jsonl", images="64x64"': "sessions and images exclude each other",
+    'sessions="talks.jsonl", audio="10s"': "sessions and audio exclude each other",
     'sessions="talks.jsonl", prompts="talks.jsonl"': "prompts and sessions exclude each other",
     'sessions="talks.jsonl", trace="t.csv"': "sessions and trace exclude each other",
     'sessions="talks.jsonl", arrivals="trace"': 'does not say when sessions began, which arrivals="trace" needs',

@@ -181,7 +181,7 @@ def test_a_declared_number_that_nobody_can_mean_is_refused_where_the_file_is_rea
         result_file.read(path)
 
 
-def test_the_images_of_prompts_stand_in_the_workload() -> None:
+def test_the_images_and_the_audio_of_prompts_stand_in_the_workload() -> None:
     sizes = (ImageSize(512, 512), ImageSize(64, 48), ImageSize(512, 512))
     requirement = replace(REQUIREMENT, workload=replace(REQUIREMENT.workload, images=sizes))
     result = check_result(replace(FAILED, measurement=replace(MEASUREMENT, requirement=requirement)), CONTEXT)
@@ -190,4 +190,12 @@ def test_the_images_of_prompts_stand_in_the_workload() -> None:
     assert told.startswith("256 tokens in (images 2 x 512x512, 64x48), lognormal:")
     (card,) = result_cards([result])
     assert "256 tokens (images 2 x 512x512, 64x48)" in [fact.value for fact in card.declared]
+    heard = replace(REQUIREMENT.workload, images=sizes[:1], audio_s=(0.5, 12.0, 0.5))
+    requirement = replace(REQUIREMENT, workload=heard)
+    result = check_result(replace(FAILED, measurement=replace(MEASUREMENT, requirement=requirement)), CONTEXT)
+    assert result.workload.audio_s == (0.5, 12.0, 0.5)
+    beside = "(images 512x512; audio 2 x 500 ms, 12 s)"
+    assert dict(rows.result_rows(result))["workload"].startswith(f"256 tokens in {beside}, lognormal:")
+    (card,) = result_cards([result])
+    assert f"256 tokens {beside}" in [fact.value for fact in card.declared]
     assert "(images" not in dict(rows.result_rows(check_result(FAILED, CONTEXT)))["workload"]

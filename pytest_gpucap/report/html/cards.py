@@ -394,7 +394,7 @@ def _declared(result: Result) -> list[Fact]:
         facts.append(Fact("Replica", gpus(declared.gpus_per_replica)))
     facts += [
         Fact("Limits", declared_text.limits(result.slo)),
-        Fact("Prompts", f"{of_file}{workload.input_tokens} tokens{declared_text.images(workload)}{shared}"),
+        Fact("Prompts", f"{of_file}{workload.input_tokens} tokens{declared_text.media(workload)}{shared}"),
         Fact("Answers", _answers(workload)),
         Fact("Arrivals", _arrivals(workload)),
         Fact("Endpoint", workload.endpoint + (f", {workload.documents} documents" if workload.documents else "")),
