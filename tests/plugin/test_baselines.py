@@ -114,6 +114,7 @@ def test_a_slower_server_regresses_and_fails_when_a_fresh_start_says_so_too(save
     assert comparison(saved).decision is RegressionDecision.SAME
 
 
+@pytest.mark.usefixtures("few_cycles")
 def test_a_check_far_above_its_requirement_is_measured_to_be_compared(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_suite=SUITE.replace("qps=16", "qps=1"))
     engine(pytester.path / "mine.toml")

@@ -229,6 +229,7 @@ def test_it(gpucap):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_cycles")
 def test_a_simulated_fleet_needs_no_server(pytester: pytest.Pytester) -> None:
     """The profile sustains 30.3 requests a second alone, and simulated replicas share nothing."""
     pytester.makepyfile(test_it=SIMULATED)
