@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import pkgutil
@@ -26,6 +27,13 @@ from pytest_gpucap.engines.vllm import VllmServer, start_vllm
 REPOSITORY = Path(__file__).parents[1]
 INNER_OPTIONS = "-p no:hypothesispytest"
 """Of every run inside a test: Hypothesis's plugin is a third of what an empty run costs, and there are hundreds."""
+SHARED_HOST = f"{INNER_OPTIONS} -o gpucap_host_check=warn"
+"""Inner runs share the host with other tests, so what these use makes no measurement INVALID.
+
+An ini key, not an option: a run without the plugin does not know it, and a test may say otherwise.
+"""
+OUTER_RUN = ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE", "BUILDKITE", "PYTEST_XDIST_WORKER")
+"""Runs inside a test publish nothing to the CI job that runs this one, and are no workers of this run."""
 # Helpers of the tests are imported as tests.FOLDER.NAME; pytest's importlib mode adds no folder to the path.
 sys.path.append(str(REPOSITORY))
 from tests.own_ca import server_tls  # noqa: E402
@@ -38,6 +46,16 @@ hypothesis.settings.register_profile("new", _ANY_MACHINE)
 hypothesis.settings.load_profile("same")
 
 
+def spare_garbage_collector() -> None:
+    """What is there stays until the end: looking through it again is a quarter of what an inner run costs."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_collection_finish() -> None:
+    spare_garbage_collector()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def signals_end_processes() -> None:
     """What nohup and a script's `&` switch off for a job, and for every process that its tests start."""
@@ -48,8 +66,8 @@ def signals_end_processes() -> None:
 
 @pytest.fixture(autouse=True)
 def nowhere_special(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs inside a test publish nothing to the CI job that runs this one, and are no workers of this run."""
-    for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE", "BUILDKITE", "PYTEST_XDIST_WORKER"):
+    """Runs inside a test know nothing of this one."""
+    for name in OUTER_RUN:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYTEST_ADDOPTS", INNER_OPTIONS)
 
@@ -84,6 +102,7 @@ def loaded_once(patience: None) -> None:
         if find_spec(name):
             import_module(name)
     import_module("numba").njit(lambda: None)()
+    spare_garbage_collector()
 
 
 def _replaceable() -> Iterator[tuple[Any, str, Any]]:
@@ -103,11 +122,9 @@ def pytester(
 ) -> Iterator[pytest.Pytester]:
     """Inner runs, which start from the modules that are loaded when this is made.
 
-    They share the host with other tests, so what these use makes no measurement INVALID. What their conftest replaces
-    in a module that stays loaded is put back: the next test's run would find it.
+    What their conftest replaces in a module that stays loaded is put back: the next test's run would find it.
     """
-    # An ini key, not an option: a run without the plugin does not know it, and a test may say otherwise.
-    monkeypatch.setenv("PYTEST_ADDOPTS", f"{INNER_OPTIONS} -o gpucap_host_check=warn")
+    monkeypatch.setenv("PYTEST_ADDOPTS", SHARED_HOST)
     before = list(_replaceable())
     yield pytester
     for place, name, value in before:
@@ -116,12 +133,21 @@ def pytester(
 
 
 @pytest.fixture(scope="session")
-def vllm_python() -> str:
-    """An interpreter with the CPU build of vLLM."""
+def vllm_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What all vLLM servers of the session keep: else each whose home is new looks for its model's class for itself."""
+    return tmp_path_factory.mktemp("vllm-cache")
+
+
+@pytest.fixture(scope="session")
+def vllm_python(vllm_cache: Path) -> Iterator[str]:
+    """An interpreter with the CPU build of vLLM, which starts somewhat sooner than a user's."""
     python = Path(os.environ.get("GPUCAP_TEST_VLLM_PYTHON") or REPOSITORY / ".venv-vllm" / "bin" / "python")
     if not python.exists():
         pytest.skip(f"no vLLM: {python} is missing; `make vllm` makes it, GPUCAP_TEST_VLLM_PYTHON names another")
-    return str(python)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(REPOSITORY / "tests" / "quick_python"), prepend=os.pathsep)
+        patch.setenv("VLLM_CACHE_ROOT", str(vllm_cache))
+        yield str(python)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 OURS: Final = "nvidia-ml-py"
+_LISTS: Final = ("RECORD", "installed-files.txt", "SOURCES.txt")
+"""Where packages list their files."""
 
 
 def complaint(pynvml: Any, fault: str) -> str:
@@ -63,6 +65,8 @@ def _owners(file: Path) -> dict[str, str]:
     found = {}
     for distribution in metadata.distributions():
         try:
+            if not any("pynvml" in (distribution.read_text(name) or "") for name in _LISTS):
+                continue  # its files are many, and are not looked at one by one
             listed = distribution.files or ()
             if any(
                 each.stem in {"pynvml", "__init__"} and _real(Path(str(each.locate()))) == wanted for each in listed

@@ -20,7 +20,6 @@ from pytest_gpucap.requirement import Length, Workload
 from pytest_gpucap.routing import Routing
 from tests.whole_characters import WHOLE_CHARACTERS
 
-VLLM = Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python"
 WORKLOAD = Workload(Length.fixed(64), Length.fixed(4), extra_body=WHOLE_CHARACTERS)
 FOREVER_S = 900.0
 
@@ -30,11 +29,11 @@ def answered(replica: HttpServer) -> float:
 
 
 @pytest.mark.vllm_cpu
-def test_the_router_of_vllm_in_front_of_two_real_servers(tmp_path: Path) -> None:
+def test_the_router_of_vllm_in_front_of_two_real_servers(tmp_path: Path, vllm_python: str) -> None:
     """One start serves both: the router first, then the same replicas without it."""
     routing = Routing.parse("vllm:round_robin")
     assert not missing_router(routing)
-    request = ServerRequest(model="synthetic:tiny", python=str(VLLM), log_dir=tmp_path / "logs")
+    request = ServerRequest(model="synthetic:tiny", python=vllm_python, log_dir=tmp_path / "logs")
     engine = FleetEngine(VllmEngine(request), 2, routing)
     fleet = engine.start([], lambda _: None)
     assert isinstance(fleet, FleetServer)

@@ -9,6 +9,7 @@ import pytest
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.result import DeclaredAdapter, Result
 from pytest_gpucap.simulator.serve import SimulatedServer
+from tests.plugin.real_session import RealSession
 
 REPORTS = ("--gpucap-html=r.html", "--gpucap-markdown=r.md", "--junit-xml=r.xml")
 
@@ -119,32 +120,9 @@ def test_a_server_that_runs_must_list_the_adapters(pytester: pytest.Pytester, mo
 
 @pytest.mark.vllm_cpu
 @pytest.mark.slow
-def test_vllm_serves_adapters_that_were_made_for_it(pytester: pytest.Pytester, vllm_python: str) -> None:
-    pytester.makepyfile(
-        """
-        import pytest
-
-        @pytest.mark.vllm(model="synthetic:tiny", max_model_len=512)
-        @pytest.mark.gpucap(input_tokens=32, output_tokens=8, adapters={"a": 1, "b": 1}, adapter_rank=8)
-        def test_sample(gpucap, vllm_server):
-            found = gpucap.sample(rate=8, duration="3s")
-            assert found.errors == {}
-            first, second = found.adapters
-            assert first.requests > 0 and second.requests > 0
-            assert set(vllm_server.models()) == {vllm_server.model, "a", "b"}
-
-            def says(model):
-                return vllm_server.client.completions.create(
-                    model=model, prompt="hello world", max_tokens=16, temperature=0, extra_body={"ignore_eos": True}
-                ).choices[0].text
-
-            # They are applied: greedy answers differ.
-            assert len({says(model) for model in ("a", "b", vllm_server.model)}) == 3
-        """
-    )
-    result = pytester.runpytest_subprocess("--gpu-class=cpu", f"--gpucap-vllm-python={vllm_python}")
-    result.assert_outcomes(passed=1)
-    (found,) = results(pytester.path)
+def test_vllm_serves_adapters_that_were_made_for_it(real_session: RealSession) -> None:
+    real_session.passed("test_adapters")
+    (found,) = real_session.results["test_adapters"]
     assert found.environment.server_args is not None
     assert found.environment.server_args["max_loras"] == 2
     assert "lora_modules" not in found.environment.server_args

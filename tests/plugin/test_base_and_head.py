@@ -122,6 +122,7 @@ def test_a_loss_within_what_is_allowed_is_none(suite: pytest.Pytester) -> None:
     assert comparison(suite.path).decision is RegressionDecision.SAME
 
 
+@pytest.mark.usefixtures("few_cycles")
 def test_measure_is_compared_and_a_failing_budget_as_well(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
@@ -176,7 +177,7 @@ def test_a_base_that_cannot_be_measured_never_hides_a_failing_budget(pytester: p
             gpucap.check()
         """
     )
-    result = pytester.runpytest_subprocess(SIMULATED, "--gpucap-base-args=--time-scale 1")
+    result = pytester.runpytest(SIMULATED, "--gpucap-base-args=--time-scale 1")
     result.assert_outcomes(failed=2)
     shared = "base and head could not be compared: base: the GPU was shared"
     result.stdout.fnmatch_lines(
@@ -273,20 +274,22 @@ def test_both_servers_fit_one_gpu(base: dict[str, Any], head: dict[str, Any], ex
 @pytest.mark.usefixtures("short_phases")
 def test_two_real_servers_in_alternation(pytester: pytest.Pytester, vllm_python: str) -> None:
     # The base is held to two sequences at a time: whatever else this machine does, the head must come out far ahead. So
-    # phases may be short: what is looked at here is that both servers come, are measured in turn, and go. The head's
-    # sequences are few too, since the base must drain what the head can hold before every block.
+    # phases may be short, and the loss that is allowed large, which few pairs decide: what is looked at here is that
+    # both servers come, are measured in turn, and go. The head's sequences are few too, since the base must drain what
+    # the head can hold before every block.
     pytester.makepyfile(
         """
         import pytest
 
-        @pytest.mark.vllm(model="synthetic:tiny", max_model_len=512, max_num_seqs=16)
+        @pytest.mark.vllm(model="synthetic:tiny", max_model_len=512, max_num_seqs=8)
         @pytest.mark.gpucap(name="pull request", qps=0.5, gpus=1, input_tokens=32, output_tokens=16, e2e_p95="10s")
         def test_it(gpucap):
             gpucap.check()
         """
     )
     options = (f"--gpucap-vllm-python={vllm_python}", "--gpucap-base-args=--max-num-seqs 2")
-    result = pytester.runpytest_subprocess("--gpu-class=cpu", "--gpucap-inconclusive=pass", *options)
+    loose = ("--gpucap-inconclusive=pass", "--gpucap-max-regression=50%")
+    result = pytester.runpytest_subprocess("--gpu-class=cpu", *loose, *options)
     result.assert_outcomes(passed=1)
     found = comparison(pytester.path)
     # On a busy machine the interval of so few short pairs may be so wide that it does not show the gain.
@@ -295,9 +298,7 @@ def test_two_real_servers_in_alternation(pytester: pytest.Pytester, vllm_python:
     assert found.paired is not None
     assert found.ratio.value > 1.05
     assert [pair.base_first for pair in found.paired.pairs][:4] == [True, False, True, False]
-    assert found.changed == (
-        "arguments: --max-model-len 512 --max-num-seqs 2 -> --max-model-len 512 --max-num-seqs 16",
-    )
+    assert found.changed == ("arguments: --max-model-len 512 --max-num-seqs 2 -> --max-model-len 512 --max-num-seqs 8",)
     logs = list(pytester.path.glob(".gpucap/logs/*"))
     assert len([log for log in logs if "startup complete" in log.read_text()]) == 2
 

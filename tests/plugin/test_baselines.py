@@ -114,6 +114,7 @@ def test_a_slower_server_regresses_and_fails_when_a_fresh_start_says_so_too(save
     assert comparison(saved).decision is RegressionDecision.SAME
 
 
+@pytest.mark.usefixtures("few_cycles")
 def test_a_check_far_above_its_requirement_is_measured_to_be_compared(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_suite=SUITE.replace("qps=16", "qps=1"))
     engine(pytester.path / "mine.toml")
@@ -160,7 +161,7 @@ def test_a_corrupt_file_stops_the_session_before_anything_is_measured(
     broken = suite.path / "gpucap-baselines" / "main.json"
     broken.parent.mkdir()
     broken.write_text('{"schema": "pytest-gpucap", "schema_ver')
-    result = suite.runpytest_subprocess(SIM, option, *arguments)
+    result = (suite.runpytest_subprocess if arguments else suite.runpytest)(SIM, option, *arguments)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"ERROR: {option.partition('=')[0]}: *main.json: not JSON*"])
     assert broken.read_text() == '{"schema": "pytest-gpucap", "schema_ver'
@@ -259,6 +260,7 @@ def test_a_session_that_is_broken_off_saves_nothing(saved: pytest.Pytester) -> N
     assert (saved.path / "gpucap-baselines" / "main.json").read_bytes() == before
 
 
+@pytest.mark.usefixtures("few_cycles")
 def test_measure_and_sweep_regress_as_well(pytester: pytest.Pytester) -> None:
     engine(pytester.path / "mine.toml")
     pytester.makepyfile(
@@ -286,6 +288,7 @@ def unwrapped(result: pytest.RunResult) -> str:
     return " ".join(result.stdout.str().split())
 
 
+@pytest.mark.usefixtures("few_cycles")
 def test_a_failure_replaces_no_baseline_unless_it_is_forced_to(pytester: pytest.Pytester) -> None:
     """Two tests, and one comes to fail: its earlier result stays, beside the other's new one."""
     engine(pytester.path / "mine.toml")
@@ -317,6 +320,7 @@ def test_a_failure_replaces_no_baseline_unless_it_is_forced_to(pytester: pytest.
     assert outcomes == {Outcome.PASS, Outcome.FAIL}
 
 
+@pytest.mark.usefixtures("few_cycles")
 def test_samples_and_tests_that_fail_by_themselves_are_not_saved(pytester: pytest.Pytester) -> None:
     engine(pytester.path / "mine.toml")
     others = """

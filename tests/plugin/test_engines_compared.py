@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from pytest_gpucap.__main__ import main
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.measured import Outcome
-from tests.conftest import REPOSITORY
+from tests.plugin.real_session import RealSession
 
 USUAL = {f"{metric}_p{percent}" for metric in ("ttft", "tpot", "itl", "e2e") for percent in (50, 95)}
 SUITE = """
@@ -63,50 +62,6 @@ def assert_side_by_side(shown: str, load: str) -> None:
         assert re.search(row, table, re.MULTILINE), shown
 
 
-ENGINES = """
-    import pytest
-
-    pytestmark = pytest.mark.gpucap(
-        qps=3, gpus=1, headroom=1.0, input_tokens=32, output_tokens=8, e2e_p95="60s", max_time="60s"
-    )
-
-    @pytest.mark.gpucap(name="on vLLM")
-    @pytest.mark.vllm(model="synthetic:tiny", max_model_len=512, max_num_seqs=4)
-    def test_vllm(gpucap):
-        gpucap.check()
-
-    @pytest.mark.gpucap(name="on transformers")
-    @pytest.mark.engine("transformers", model="synthetic:tiny", python={python!r}, dtype="float32")
-    def test_transformers(gpucap):
-        gpucap.check()
-"""
-LLAMA = """
-    @pytest.mark.gpucap(name="on llama.cpp")
-    @pytest.mark.engine("llama.cpp", model="synthetic:tiny", program={llama!r}, parallel=4, threads=1)
-    def test_llama_cpp(gpucap):
-        gpucap.check()
-"""
-SHORT = """
-    from pytest_gpucap.load import self_check
-    from pytest_gpucap.measure import constants
-
-    constants.WARM_UP_S = constants.HOLD_S = constants.LOW_HOLD_S = 3.0
-    constants.OPEN_S = constants.DIRECT_S = 9.0
-    self_check.LATENESS_FLOOR_S = self_check.RATE_SHARE = self_check.CPU_LIMIT = self_check.STOPPED_S = 1e6
-"""
-"""That all have their latencies at one rate shows in short phases too, however busy the machine is."""
-OTHERS = REPOSITORY / ".venv-engines"
-
-
-@pytest.fixture
-def transformers_python(vllm_python: str) -> str:
-    """An interpreter that can run ``transformers serve``."""
-    for python in (vllm_python, str(OTHERS / "bin" / "python")):
-        if Path(python).exists() and not subprocess.run([python, "-c", "import accelerate"], check=False).returncode:
-            return python
-    pytest.skip("no Accelerate beside Transformers: `make vllm` installs it")
-
-
 def compared(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[dict[str, Any], str]:
     """What ``gpucap compare`` says of two results: as JSON, and on the terminal."""
     capsys.readouterr()
@@ -119,28 +74,16 @@ def compared(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[dict[str,
 @pytest.mark.vllm_cpu
 @pytest.mark.slow
 def test_two_real_engines_at_an_equal_rate(
-    pytester: pytest.Pytester,
-    vllm_python: str,
-    transformers_python: str,
-    capsys: pytest.CaptureFixture[str],
+    real_session: RealSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """vLLM and transformers serve, and llama.cpp where it is: what is told of each, and what is compared."""
-    llama = OTHERS / "llama" / "llama-server"
-    suite = ENGINES + (LLAMA if llama.exists() else "")
-    pytester.makepyfile(test_it=suite.format(python=transformers_python, llama=str(llama)))
-    pytester.makeconftest(SHORT)
-    ended = pytester.runpytest_subprocess(
-        "--gpu-class=cpu",
-        f"--gpucap-vllm-python={vllm_python}",
-        "--gpucap-inconclusive=pass",
-        "--gpucap-host-check=off",
-    ).parseoutcomes()
-    file = ".gpucap/result.json"
-    kept = result_file.read(pytester.path / file)
-    ours, *others = kept.results
+    if "test_transformers" not in real_session.failures:
+        pytest.skip("no Accelerate beside Transformers: `make vllm` installs it")
     # On a busy machine an engine may carry less than what is asked of it.
-    assert ended.get("passed", 0) + ended.get("failed", 0) == len(kept.results)
-    assert len(others) == 2 if llama.exists() else 1
+    (ours,) = real_session.results["test_vllm"]
+    others = [each for test in ("test_transformers", "test_llama_cpp") for each in real_session.results.get(test, ())]
+    assert len(others) == len({"test_transformers", "test_llama_cpp"} & set(real_session.failures))
+    kept, file = real_session.kept, str(real_session.file)
     assert (ours.environment.engine, ours.environment.not_told) == ("vllm", ())
     titles = {"transformers": "transformers serve ", "llama.cpp": "llama.cpp "}
     for other in others:
@@ -170,9 +113,10 @@ def test_two_real_engines_at_an_equal_rate(
         assert all(f"\n  at {load} " in shown for load in loads)
         # Without a word on variants one engine's rate is no baseline of the other's.
         moved = msgspec.structs.replace(other, test=ours.test, name=ours.name)
-        alone = pytester.path / f"{told.engine}.json"
+        ours_alone, alone = tmp_path / "vllm.json", tmp_path / f"{told.engine}.json"
+        result_file.write(ours_alone, msgspec.structs.replace(kept, results=(ours,)))
         result_file.write(alone, msgspec.structs.replace(kept, results=(moved,)))
-        mixed, shown = compared(capsys, file, alone.name)
+        mixed, shown = compared(capsys, str(ours_alone), str(alone))
         assert mixed["decision"] == "NOT COMPARABLE"
         assert f"engine: vllm -> {told.engine}" in mixed["differs"]
         assert (mixed.get("ratio"), mixed["latencies"]) == (None, [])

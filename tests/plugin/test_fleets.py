@@ -181,7 +181,7 @@ def test_a_wrong_fleet_is_one_line_before_anything_starts(fleet: pytest.Pytester
         f"import pytest\n@pytest.mark.vllm('synthetic:tiny')\n@pytest.mark.gpucap({mark})\n"
         "def test_it(gpucap): gpucap.check()\n"
     )
-    ran = fleet.runpytest_subprocess("-pno:cacheprovider")
+    ran = fleet.runpytest("-pno:cacheprovider")
     assert ran.ret == pytest.ExitCode.USAGE_ERROR
     ran.stderr.fnmatch_lines([f"*{words}*".replace("[", "[[]")])
 
@@ -198,7 +198,7 @@ def test_a_wrong_fleet_is_one_line_before_anything_starts(fleet: pytest.Pytester
 )
 def test_a_wrong_option_is_one_line(fleet: pytest.Pytester, option: str, words: str) -> None:
     suite(fleet, qps=1, replicas=1)
-    ran = fleet.runpytest_subprocess("-pno:cacheprovider", option)
+    ran = fleet.runpytest("-pno:cacheprovider", option)
     assert ran.ret == pytest.ExitCode.USAGE_ERROR
     ran.stderr.fnmatch_lines([f"*{words}*".replace("[", "[[]")])
 
@@ -229,6 +229,7 @@ def test_it(gpucap):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_cycles")
 def test_a_simulated_fleet_needs_no_server(pytester: pytest.Pytester) -> None:
     """The profile sustains 30.3 requests a second alone, and simulated replicas share nothing."""
     pytester.makepyfile(test_it=SIMULATED)

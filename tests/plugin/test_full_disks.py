@@ -29,6 +29,7 @@ LIMITED = """
         return (yield)
 """
 """From here on no file of this process may have more bytes."""
+FORMS = {"html": "html", "markdown": "md", "json": "json"}
 
 
 def run(suite: pytest.Pytester, *options: str) -> subprocess.CompletedProcess[str]:
@@ -58,24 +59,24 @@ def test_a_report_on_a_full_device(suite: pytest.Pytester, option: str, words: s
 
 
 @pytest.mark.parametrize(
-    ("option", "file"),
+    "asked",
     [
-        ("--gpucap-save=main", "gpucap-baselines/main.json"),
-        ("--gpucap-html=p.html", "p.html"),
-        ("--gpucap-markdown=p.md", "p.md"),
-        ("--gpucap-json=p.json", "p.json"),
+        {"--gpucap-save=main": ("gpucap-baselines/main.json", "baseline main ")},
+        {f"--gpucap-{form}=p.{end}": (f"p.{end}", f"p.{end} ") for form, end in FORMS.items()},
     ],
 )
-def test_a_disk_that_fills_up(suite: pytest.Pytester, option: str, file: str) -> None:
-    done = run(suite, option)
+def test_a_disk_that_fills_up(suite: pytest.Pytester, asked: dict[str, tuple[str, str]]) -> None:
+    """The option -> the file that it asks for, and what that is called."""
+    done = run(suite, *asked)
     assert "1 passed" in done.stdout
-    assert "File too large" in done.stdout
     assert "missing, so the session has failed" in done.stdout
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
-    path = suite.path / file
-    if path.exists():  # the result file is written while there is still room
-        assert json.loads(path.read_text())["results"]
-    assert not list(path.parent.glob(".*.tmp"))
+    for file, called in asked.values():
+        assert [line for line in done.stdout.splitlines() if called in line and "File too large" in line], done.stdout
+        path = suite.path / file
+        if path.exists():  # the result file is written while there is still room
+            assert json.loads(path.read_text())["results"]
+        assert not list(path.parent.glob(".*.tmp"))
 
 
 def test_the_usual_result_file_is_asked_for_by_nobody(suite: pytest.Pytester) -> None:

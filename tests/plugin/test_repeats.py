@@ -48,7 +48,7 @@ def spreading(path: Path, scale: float = 1.0) -> None:
 
 
 @pytest.fixture
-def suite(pytester: pytest.Pytester) -> pytest.Pytester:
+def suite(pytester: pytest.Pytester, few_cycles: None) -> pytest.Pytester:
     pytester.makepyfile(test_suite=SUITE)
     spreading(pytester.path / "mine.toml")
     return pytester
@@ -192,7 +192,7 @@ INTERRUPTED = """
 
 def test_an_interrupt_keeps_what_the_starts_before_showed(suite: pytest.Pytester) -> None:
     suite.makeconftest(INTERRUPTED.format(error="KeyboardInterrupt"))
-    run = suite.runpytest_subprocess(SIM, "-k", "chat", "--gpucap-repeat=3")
+    run = suite.runpytest_inprocess(SIM, "-k", "chat", "--gpucap-repeat=3", no_reraise_ctrlc=True)
     assert run.ret == pytest.ExitCode.INTERRUPTED
     (found,) = results(suite)
     assert (found.outcome, found.ending) == (Outcome.INCONCLUSIVE, Ending.UNFINISHED)
@@ -202,7 +202,7 @@ def test_an_interrupt_keeps_what_the_starts_before_showed(suite: pytest.Pytester
 
 def test_an_error_in_a_start_is_named_and_leaves_no_verdict(suite: pytest.Pytester) -> None:
     suite.makeconftest(INTERRUPTED.format(error="MemoryError('no room')"))
-    run = suite.runpytest_subprocess(SIM, "-k", "chat", "--gpucap-repeat=3")
+    run = suite.runpytest(SIM, "-k", "chat", "--gpucap-repeat=3")
     run.assert_outcomes(failed=1)
     (found,) = results(suite)
     assert found.outcome is Outcome.INVALID

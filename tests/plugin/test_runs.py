@@ -102,6 +102,7 @@ def test_the_same_seed_gives_the_same_result(suite: pytest.Pytester) -> None:
     assert rates("one.json") == rates("two.json")
 
 
+@pytest.mark.usefixtures("few_cycles")
 def test_measure_sweep_and_sample(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """

@@ -108,7 +108,7 @@ import pytest
 pytestmark = pytest.mark.gpucap(qps=2, gpus=1, headroom=1, input_tokens=32, output_tokens=8, e2e_p95="20s")
 
 
-@pytest.mark.vllm(model="synthetic:tiny", max_model_len=512)
+@pytest.mark.vllm(model="synthetic:tiny", max_model_len=512, max_num_seqs={first})
 @pytest.mark.gpucap(name="before")
 def test_before(gpucap):
     gpucap.sample(rate=20, duration="500ms")
@@ -251,8 +251,9 @@ class Run:
         for each in (self.tells, folder / "tmp"):
             each.mkdir(parents=True)
         (folder / "conftest.py").write_text(CONFTEST)
-        sequences = HANGS if row.phase == "start" else "8"
-        suite = SUITE.format(sequences=sequences, fixtures=row.fixtures, body=row.body)
+        # A second server is started where its start, or its load, is what the ending comes in.
+        sequences = {"start": HANGS, "load": "16"}.get(row.phase, "8")
+        suite = SUITE.format(first="8", sequences=sequences, fixtures=row.fixtures, body=row.body)
         (folder / "test_it.py").write_text(suite)
         (folder / "pytest.ini").write_text("[pytest]\ngpucap_host_check = warn\n")
         python = folder / "python"

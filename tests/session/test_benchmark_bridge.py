@@ -126,33 +126,28 @@ def test_ops_is_the_sustainable_rate_in_everything_pytest_benchmark_writes(suite
     )
 
 
-def test_github_action_benchmark_charts_requests_a_second(suite: pytest.Pytester) -> None:
-    suite.runpytest(SIMULATED, "--benchmark-json=out.json")
+def test_saved_runs_stand_side_by_side_on_one_class_and_are_refused_on_another(suite: pytest.Pytester) -> None:
+    suite.runpytest(SIMULATED, "--benchmark-save=seed1", "--gpucap-seed=1")
+    both = [rates(suite.path)["test_suite.py::test_fits"]]
+    same = suite.runpytest(
+        *(SIMULATED, "--gpucap-seed=2", "--benchmark-save=seed2", "--benchmark-compare", "--benchmark-json=out.json")
+    )
+    same.assert_outcomes(passed=1, failed=1)
+    same.stdout.fnmatch_lines_random(["test_fits (NOW) *", "test_fits (0001_seed1) *"])
+    both.append(rates(suite.path)["test_suite.py::test_fits"])
+    # github-action-benchmark charts requests a second.
     shown = shown_by_github_action_benchmark(suite.path / "out.json")
     assert {each["name"]: each["value"] for each in shown} == pytest.approx(rates(suite.path))
     assert all(re.fullmatch(r"mean: [\d.]+ msec\nrounds: \d+", each["extra"]) for each in shown)
-
-
-def test_its_compare_command_puts_two_runs_side_by_side(suite: pytest.Pytester) -> None:
-    both = []
-    for seed in ("1", "2"):
-        suite.runpytest(SIMULATED, f"--benchmark-save=seed{seed}", f"--gpucap-seed={seed}")
-        both.append(rates(suite.path)["test_suite.py::test_fits"])
+    # pytest-benchmark's own command compares both.
     command = [str(Path(sys.executable).parent / "pytest-benchmark"), "compare", "--csv=compared.csv", "--sort=name"]
-    shown = subprocess.run(command, cwd=suite.path, capture_output=True, text=True, check=True).stdout
-    assert "'requests on SIMULATED (fast)': 4 tests" in shown
+    told = subprocess.run(command, cwd=suite.path, capture_output=True, text=True, check=True).stdout
+    assert "'requests on SIMULATED (fast)': 4 tests" in told
     for seed, rate in zip("12", both, strict=True):
-        line = next(line for line in shown.splitlines() if f"test_fits (000{seed}_seed{seed})" in line)
+        line = next(line for line in told.splitlines() if f"test_fits (000{seed}_seed{seed})" in line)
         operations = re.findall(r"([\d.]+) \(", line)[-1]
         assert float(operations) == pytest.approx(rate, abs=1e-4)
     assert both[0] != both[1]
-
-
-def test_a_saved_run_is_compared_on_the_same_class_and_refused_on_another(suite: pytest.Pytester) -> None:
-    suite.runpytest(SIMULATED, "--benchmark-save=fast")
-    same = suite.runpytest(SIMULATED, "--benchmark-compare")
-    same.assert_outcomes(passed=1, failed=1)
-    same.stdout.fnmatch_lines_random(["test_fits (NOW) *", "test_fits (0001_fast) *"])
     other = suite.runpytest("--gpu-class=sim:slow", "--benchmark-compare")
     assert other.ret == pytest.ExitCode.USAGE_ERROR
     refusal = (
@@ -201,8 +196,9 @@ def test_a_marker_of_the_users_keeps_its_group(pytester: pytest.Pytester) -> Non
     ids=" ".join,
 )
 def test_nothing_breaks_and_nothing_wrong_is_stored(suite: pytest.Pytester, options: tuple[str, ...]) -> None:
-    result = suite.runpytest_subprocess(SIMULATED, "-Wdefault", *options)
-    result.assert_outcomes(passed=1, failed=1)
+    # Workers of xdist find nothing that this process has loaded.
+    run = suite.runpytest_subprocess if "-n2" in options else suite.runpytest
+    run(SIMULATED, "-Wdefault", *options).assert_outcomes(passed=1, failed=1)
     out = suite.path / "out.json"
     assert not out.exists() or stored(out) == {}
     assert len(rates(suite.path)) == 2
