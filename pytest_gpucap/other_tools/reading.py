@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from pytest_gpucap.other_tools import aiperf, guidellm, inference_perf, sglang_bench, vllm_bench
-from pytest_gpucap.other_tools.documents import read_documents
+from pytest_gpucap.other_tools.documents import GZIP, read_documents
 from pytest_gpucap.other_tools.fields import Fields
 from pytest_gpucap.other_tools.point import Point, Tool
 from pytest_gpucap.user_files import UserFileError, is_folder
@@ -18,7 +18,7 @@ from pytest_gpucap.user_files import UserFileError, is_folder
 MOST_FILES: Final = 2_000
 """Files, and folders, in a folder and those below it: more than any sweep has."""
 _DEEPEST: Final = 4
-_READ: Final = (".json", ".jsonl")
+_READ: Final = tuple(f"{kind}{packed}" for kind in (".json", ".jsonl") for packed in ("", GZIP))
 _BESIDE: Final = re.compile(
     # vLLM: a warm-up, a failed run, a second form of a result. AIPerf: prompts, single requests. inference-perf: all
     # stages together, single requests, adapters, a check.
@@ -87,7 +87,7 @@ def _files(folder: Path) -> list[Path]:
         below[:] = [name for name in below if not name.startswith(".")]
         for name in names:
             twice = _ONE_RUN.fullmatch(name) and _ALL_RUNS in names
-            if name.endswith(_READ) and not twice and not _BESIDE.fullmatch(name):
+            if name.endswith(_READ) and not twice and not _BESIDE.fullmatch(name.removesuffix(GZIP)):
                 found.append(Path(place) / name)
         if max(len(found), folders) > MOST_FILES:
             raise UserFileError(
