@@ -212,6 +212,8 @@ def pytest_runtest_makereport(
     report = yield
     if call.when == "call" and report.passed:
         _note_unmeasured(item, report)
+    elif report.skipped and not hasattr(report, "wasxfail") and item.config.stash[OPTIONS].require:
+        _refuse_skip(item, report)
     _attach(item, call, report, results)
     if call.excinfo is not None and isinstance(call.excinfo.value, PluginFault):
         report.sections.append(("pytest-gpucap: where it failed", call.excinfo.value.trace))
@@ -297,16 +299,33 @@ def _note_unmeasured(item: pytest.Item, report: pytest.TestReport) -> None:
     """Say of a test that passed that it should have measured and did not; ``--gpucap-require`` fails it."""
     if "gpucap" not in getattr(item, "fixturenames", ()) and item.get_closest_marker("gpucap") is None:
         return
-    from pytest_gpucap.session.declared import NEVER, never_measured
-    from pytest_gpucap.session.pytest_session import has_asked
+    from pytest_gpucap.session.declared import NEVER, never_measured, unheard
+    from pytest_gpucap.session.pytest_session import asked_results
 
-    why = never_measured(item, asked=has_asked(item))
+    kept = asked_results(item)
+    if lost := unheard(kept):
+        report.outcome, report.longrepr = "failed", lost
+        return
+    why = never_measured(item, kept)
     if why is None:
         return
     if item.config.stash[OPTIONS].require:
         report.outcome, report.longrepr = "failed", f"{NEVER}: {why}"
     else:
         report.gpucap_unmeasured = why  # type: ignore[attr-defined]  # travels with the report, as results do
+
+
+def _refuse_skip(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Fail a test that was skipped on this machine before it measured anything, where measuring is required."""
+    from pytest_gpucap.session.declared import skipped_here
+    from pytest_gpucap.session.pytest_session import asked_results
+
+    kept = asked_results(item)
+    if "gpucap" not in getattr(item, "fixturenames", ()) or (kept is not None and kept.measured):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    if (why := skipped_here(item, reason.removeprefix("Skipped: "))) is not None:
+        report.outcome, report.longrepr = "failed", why
 
 
 class _Results:
