@@ -4,8 +4,8 @@ Format: ``guidellm/benchmark/schemas/`` (`GenerativeBenchmarksReport`, version 2
 seconds, the others milliseconds. GuideLLM's inter-token latency is one figure per request, which is TPOT here; it keeps
 no gap.
 
-Version 1 of the report (GuideLLM 0.4 to 0.6) has ``args`` in place of ``config``. Before it (0.2 and 0.3), a report had its
-benchmarks alone, each with its strategy in ``args`` and its server in ``worker``.
+Version 1 of the report (GuideLLM 0.4 to 0.6) has ``args`` in place of ``config``. Before it (0.2 and 0.3), a report had
+its benchmarks alone, each with its strategy in ``args`` and its server in ``worker``.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def _point(benchmark: Fields, version: str | None, declared: Lengths | None, arg
         kept = part.part("percentiles")
         percentiles = {percent: kept.number(f"p{percent}") for percent in (50, 90, 95, 99)}
         count = part.count("count")
-        if (found := latency(completed if count is None else count, part.number("mean"), percentiles, unit_s)) is not None:
+        if (
+            found := latency(completed if count is None else count, part.number("mean"), percentiles, unit_s)
+        ) is not None:
             latencies[metric] = found
     return Point(
         tool=Tool.GUIDELLM,

@@ -1,8 +1,8 @@
 """inference-perf's ``stage_N_lifecycle_metrics.json``: a file per load.
 
 Format: ``inference_perf/reportgen/base.py`` (`summarize_requests`) of inference-perf 0.7; the first versions have no
-duration, and call the lengths ``prompt_len`` and ``output_len``. All times are seconds. TPOT is one figure per request and
-ITL one per gap, as here. The model and the address stand in ``config.yaml`` beside it.
+duration, and call the lengths ``prompt_len`` and ``output_len``. All times are seconds. TPOT is one figure per request
+and ITL one per gap, as here. The model and the address stand in ``config.yaml`` beside it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """``vllm bench serve --save-result``, and ``vllm bench sweep``, whose files hold such results.
 
 Format: ``vllm/benchmarks/serve.py`` (`benchmark`, `main_async`) and ``vllm/benchmarks/sweep/serve.py`` of vLLM 0.32.
-What its predecessor ``benchmarks/benchmark_serving.py`` and the first versions of the command wrote is read as well: they
-name either the endpoint's type or the backend, and count no failed request.
+What its predecessor ``benchmarks/benchmark_serving.py`` and the first versions of the command wrote is read as well:
+they name either the endpoint's type or the backend, and count no failed request.
 Latencies are milliseconds; TPOT is one figure per request and ITL one per gap, as here.
 """
 

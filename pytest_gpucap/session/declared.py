@@ -89,8 +89,8 @@ def never_measured(item: pytest.Item, kept: KeptResults | None) -> str | None:
 def skipped_here(item: pytest.Item, why: str) -> str | None:
     """Why a test must not be skipped where measuring is required; None if it may be.
 
-    A condition (``skipif``, ``importorskip``, ``pytest.skip``) is about this machine, such as one that has lost its GPU.
-    The marker ``skip`` is about the test, and so is the class that a test names.
+    A condition (``skipif``, ``importorskip``, ``pytest.skip``) is about this machine, which may have lost its GPU. The
+    marker ``skip`` is about the test, and so are ``xfail(run=False)`` and the class that a test names.
 
     Args:
         item: the test, which uses the fixture.
@@ -98,7 +98,8 @@ def skipped_here(item: pytest.Item, why: str) -> str | None:
     """
     from pytest_gpucap.session.pytest_session import is_about_another_class
 
-    if any(item.iter_markers("skip")) or is_about_another_class(item):
+    not_run = any(mark.kwargs.get("run") is False for mark in item.iter_markers("xfail"))
+    if not_run or any(item.iter_markers("skip")) or is_about_another_class(item):
         return None
     return f"{NEVER}: skipped on this machine, and --gpucap-require is set: {why}"
 

@@ -94,15 +94,7 @@ class KeptResults:
         """
         self.asked = True
         try:
-            if self._test_thread is None:
-                raise RequirementError(
-                    "the test that this gpucap fixture belongs to has ended: use the fixture of the test that runs"
-                )
-            if not self._running.acquire(blocking=False):
-                raise RequirementError(
-                    "another measurement of this test still runs, and two at once would measure each other: start one "
-                    "after the other"
-                )
+            self._begin_measuring()
             try:
                 yield
             finally:
@@ -111,6 +103,17 @@ class KeptResults:
             if self._test_thread not in {None, threading.get_ident()}:
                 self.lost = str(error) or type(error).__name__
             raise
+
+    def _begin_measuring(self) -> None:
+        if self._test_thread is None:
+            raise RequirementError(
+                "the test that this gpucap fixture belongs to has ended: use the fixture of the test that runs"
+            )
+        if not self._running.acquire(blocking=False):
+            raise RequirementError(
+                "another measurement of this test still runs, and two at once would measure each other: start one "
+                "after the other"
+            )
 
     def keep(self, result: Result) -> KeptResult:
         """Keep a result; the test may add to the one returned."""

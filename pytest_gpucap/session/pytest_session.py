@@ -228,6 +228,13 @@ class PytestSession:
             kept_results(item).keep(unmeasured_test(declared, item.nodeid, error, simulated=simulated))
         raise not_measured(error, self._options)
 
+    def hear_unittest(self, item: pytest.Item) -> None:
+        """Keep what a test of ours raises under ``unittest.expectedFailure``."""
+        if _PLAN in item.stash:
+            from pytest_gpucap.session.expected import hear_unittest
+
+            hear_unittest(item)
+
     def _need(self, item: pytest.Item) -> Need | None:
         return None if self._costing is None or _PLAN not in item.stash else self._costing.need(item)
 

@@ -1,4 +1,4 @@
-"""What came of a measurement is not lost on the way to pytest: in a thread, in an error that is passed over, at the end."""
+"""What came of a measurement is not lost on the way to pytest: in a thread, in an error that is passed over."""
 
 from __future__ import annotations
 
@@ -100,7 +100,9 @@ GREEN = {
     "an error, and then a measurement": (
         "@fits\ndef test_it(gpucap):\n    with pytest.raises(ValueError): gpucap.sample()\n    gpucap.check()"
     ),
-    "in the teardown": "@pytest.fixture\ndef last(gpucap):\n    yield\n    gpucap.check()\n@fits\ndef test_it(last): pass",
+    "in the teardown": (
+        "@pytest.fixture\ndef last(gpucap):\n    yield\n    gpucap.check()\n@fits\ndef test_it(last): pass"
+    ),
 }
 
 
