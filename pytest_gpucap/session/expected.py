@@ -35,7 +35,7 @@ _UNDER_UNITTEST: Final[pytest.StashKey[BaseException]] = pytest.StashKey()
 
 
 def hear_unittest(item: pytest.Item) -> None:
-    """Keep what a test of ours raises under ``unittest.expectedFailure``: pytest has an ``xfail`` of its own instead."""
+    """Keep what a test of ours raises under ``unittest.expectedFailure``: pytest tells an ``xfail`` instead."""
     tells: Any = getattr(item, "addExpectedFailure", None)  # of pytest's item for a `unittest.TestCase`
     if tells is None:
         return
