@@ -20,9 +20,10 @@ MOST_FILES: Final = 2_000
 _DEEPEST: Final = 4
 _READ: Final = tuple(f"{kind}{packed}" for kind in (".json", ".jsonl") for packed in ("", GZIP))
 _BESIDE: Final = re.compile(
-    # vLLM: a warm-up, a failed run, a second form of a result. AIPerf: prompts, single requests. inference-perf: all
-    # stages together, single requests, adapters, a check.
-    r"warmup\.json|.*\.failure\.json|.*-failure\.json|.*\.pytorch\.json|inputs\.json|profile_export\.jsonl"
+    # vLLM: a warm-up, a failed run, a second form of a result. AIPerf: prompts, single requests, slices of time, what
+    # the server and its GPUs told. inference-perf: all stages together, single requests, adapters, a check.
+    r"warmup\.json|.*\.failure\.json|.*-failure\.json|.*\.pytorch\.json|inputs\.json|profile_export(?:_raw)?\.jsonl"
+    r"|profile_export_aiperf_timeslices\.json|server_metrics_export\.jsonl?|gpu_telemetry_export\.jsonl"
     r"|summary_lifecycle_metrics\.json|per_request_lifecycle_metrics\.json|adapter_.*\.json|validation\.json|\..*"
 )
 """Files that the tools write beside their results."""

@@ -16,7 +16,6 @@ from typing import Final
 
 from pytest_gpucap.user_files import open_to_write
 
-
 _PID_DIGITS: Final = 10
 """Fewer than these has the id of any process (``/proc/sys/kernel/pid_max`` is 2**22 at most)."""
 

@@ -206,7 +206,12 @@ def _all_zero(part: dict[str, Any]) -> None:
         (VLLM, lambda each: each.update({name: 0.0 for name in each if "_ttft_" in name}, ttfts=[])),
         (SGLANG, lambda each: each.update({name: 0.0 for name in each if "_ttft_" in name})),
         (AIPERF, lambda each: _all_zero(each["time_to_first_token"])),
-        (GUIDELLM, lambda each: [_all_zero(one["metrics"]["time_to_first_token_ms"]) for one in each["benchmarks"]]),
+        (
+            GUIDELLM,
+            lambda each: _all_zero(
+                {str(i): one["metrics"]["time_to_first_token_ms"] for i, one in enumerate(each["benchmarks"])}
+            ),
+        ),
         (
             GUIDELLM,
             lambda each: [
@@ -240,7 +245,7 @@ def test_a_file_may_be_packed(tmp_path: Path, name: str) -> None:
 
 def test_packed_files_of_a_folder_are_read_and_those_beside_results_are_not(tmp_path: Path) -> None:
     content = gzip.compress((RECORDED / VLLM).read_bytes())
-    for name in ("a.json.gz", "inputs.json.gz", "profile_export.jsonl.gz"):
+    for name in ("a.json.gz", "inputs.json.gz", "profile_export.jsonl.gz", "profile_export_raw.jsonl"):
         (tmp_path / name).write_bytes(content)
     files, skipped = read_points(tmp_path)
     assert ([file.path.name for file in files], skipped) == (["a.json.gz"], [])

@@ -111,7 +111,8 @@ def test_a_file_in_place_of_a_folder_is_refused(pytester: pytest.Pytester, flag:
     assert f"ERROR: {flag}: " in result.stderr.str()
 
 
-def test_two_reports_need_two_files(pytester: pytest.Pytester) -> None:
-    result = pytester.runpytest("--gpucap-json=r", "--gpucap-markdown=./r")
+@pytest.mark.parametrize("other", ["--gpucap-json", "--junit-xml"])
+def test_two_reports_need_two_files(pytester: pytest.Pytester, other: str) -> None:
+    result = pytester.runpytest(f"{other}=r", "--gpucap-markdown=./r")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["ERROR: --gpucap-json and --gpucap-markdown name the same file, *"])
+    result.stderr.fnmatch_lines([f"ERROR: {other} and --gpucap-markdown name the same file, *"])
