@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from pytest_gpucap.options import values
 from pytest_gpucap.options.reading import parse_options
 from pytest_gpucap.options.table import Option, Options, all_options
+from pytest_gpucap.results import result_file
+from pytest_gpucap.results.ending import Ending
 
 PATHS = [row for row in all_options() if row.parse in values.PATHS]
 
@@ -116,3 +119,18 @@ def test_two_reports_need_two_files(pytester: pytest.Pytester, other: str) -> No
     result = pytester.runpytest(f"{other}=r", "--gpucap-markdown=./r")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"ERROR: {other} and --gpucap-markdown name the same file, *"])
+
+
+def test_a_folder_whose_name_is_no_utf_8(pytester: pytest.Pytester) -> None:
+    """Its tests' ids have halves of surrogate pairs, which no file can hold."""
+    folder = pytester.path / os.fsdecode(b"d\xff")
+    folder.mkdir()
+    (folder / "test_it.py").write_text("def test_it(gpucap): gpucap.sample(rate=20, duration='2s')\n")
+    reports = ["--gpucap-json=r.json", "--gpucap-html=r.html", "--gpucap-markdown=r.md"]
+    result = pytester.runpytest("--gpu-class=sim:fast", *reports)
+    result.assert_outcomes(passed=1)
+    assert result.ret == pytest.ExitCode.OK
+    content = result_file.read(pytester.path / "r.json")
+    assert [(each.test, each.ending) for each in content.results] == [("d\\udcff/test_it.py::test_it", Ending.PASSED)]
+    assert "test_it" in (pytester.path / "r.html").read_text()
+    assert "test_it" in (pytester.path / "r.md").read_text()
