@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ def _rows(path: Path, text: str) -> Iterator[dict[str, Any]]:
     """The rows of a CSV file; what reads as a number is one."""
     before = csv.field_size_limit(MIB)
     try:
-        for number, row in enumerate(csv.DictReader(text.splitlines()), 1):
+        for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), 1):
             if number > MOST_DOCUMENTS:
                 raise UserFileError(path, f"holds more than {MOST_DOCUMENTS} rows")
             yield {name: _cell(value) for name, value in row.items() if isinstance(name, str) and name}

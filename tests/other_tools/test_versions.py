@@ -243,6 +243,17 @@ def test_a_file_may_be_packed(tmp_path: Path, name: str) -> None:
         same(one, other)
 
 
+def test_a_cell_may_hold_what_ends_lines(tmp_path: Path) -> None:
+    source = RECORDED / "vllm-sweep-0.32.0/summary.csv"
+    header, *rows = source.read_text().splitlines()
+    path = tmp_path / "summary.csv"
+    path.write_text("\n".join([f"{header},note", *(f'{row},"a\u2028b\x0cc\n\r\nd"' for row in rows)]) + "\n")
+    found, known = read_points(path)[0][0].points, read_points(source)[0][0].points
+    for one, other in zip(found, known, strict=True):
+        same(one, other, "parameters")
+        assert one.parameters["note"].startswith("a\u2028b")
+
+
 def test_packed_files_of_a_folder_are_read_and_those_beside_results_are_not(tmp_path: Path) -> None:
     content = gzip.compress((RECORDED / VLLM).read_bytes())
     for name in ("a.json.gz", "inputs.json.gz", "profile_export.jsonl.gz", "profile_export_raw.jsonl"):
