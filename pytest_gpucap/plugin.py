@@ -213,8 +213,8 @@ def pytest_runtest_makereport(
     report = yield
     if call.when == "call" and report.passed:
         _note_unmeasured(item, report)
-    elif report.skipped and item.config.stash[OPTIONS].require:
-        _refuse_skip(item, call, report)
+    elif report.skipped and "gpucap" in getattr(item, "fixturenames", ()):
+        _judge_skip(item, call, report)
     _attach(item, call, report, results)
     if call.excinfo is not None and isinstance(call.excinfo.value, PluginFault):
         report.sections.append(("pytest-gpucap: where it failed", call.excinfo.value.trace))
@@ -316,19 +316,22 @@ def _note_unmeasured(item: pytest.Item, report: pytest.TestReport) -> None:
         report.gpucap_unmeasured = why  # type: ignore[attr-defined]  # travels with the report, as results do
 
 
-def _refuse_skip(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
-    """Fail a test that was skipped on this machine before it measured anything, where measuring is required.
+def _judge_skip(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+    """Fail a skipped test if a thread of it has failed, or if it has measured nothing where measuring is required.
 
     One that calls ``pytest.xfail`` ends as early.
     """
     expected: str | None = getattr(report, "wasxfail", None)
     if expected is not None and not (call.excinfo is not None and call.excinfo.errisinstance(pytest.xfail.Exception)):
         return
-    from pytest_gpucap.session.declared import skipped_here
+    from pytest_gpucap.session.declared import skipped_here, unheard
     from pytest_gpucap.session.pytest_session import asked_results
 
     kept = asked_results(item)
-    if "gpucap" not in getattr(item, "fixturenames", ()) or (kept is not None and kept.measured):
+    if expected is None and (lost := unheard(kept)):
+        report.outcome, report.longrepr = "failed", lost
+        return
+    if not item.config.stash[OPTIONS].require or (kept is not None and kept.measured):
         return
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
     told = reason.removeprefix("Skipped: ") if expected is None else expected.removeprefix("reason: ")

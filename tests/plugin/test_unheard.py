@@ -52,6 +52,9 @@ RED = {
         "@pytest.fixture\ndef checked(gpucap): in_a_thread(gpucap.check)\ndef test_it(checked): pass"
     ),
     "FAIL in a thread that is expected": "@pytest.mark.xfail\ndef test_it(gpucap): in_a_thread(gpucap.check)",
+    "FAIL in a thread, and then a skip": (
+        "def test_it(gpucap):\n    in_a_thread(gpucap.check)\n    pytest.skip('enough')"
+    ),
     "INVALID in a thread": "def test_it(gpucap, invalid): in_a_thread(gpucap.check)",
     "a check that still runs": (
         "@fits\ndef test_it(held, gpucap):\n"
