@@ -188,9 +188,10 @@ HEAD = f"""\
 # Markers
 
 {"".join(f"- `{marker.partition(': ')[0]}`: {marker.partition(': ')[2]}" + chr(10) for marker in MARKERS)}
-A marker may stand on a function, a class or a module (`pytestmark`). They are merged keyword by keyword, and the
-closest one wins. What no marker says is taken from the [options](options.md). An unknown keyword, or a value that
-cannot be, ends the session at collection with one line that names the test's file and line.
+A marker may stand on a parameter (`pytest.param(..., marks=...)`), a function, a class, one of its base classes or a
+module (`pytestmark`). They are merged keyword by keyword, and the closest one wins: the order is that of this list. Of
+two on one function, it is the one next to it. What no marker says is taken from the [options](options.md). An unknown
+keyword, or a value that cannot be, ends the session at collection with one line that names the test's file and line.
 
 A time is a number with a unit (`"500ms"`, `"20s"`, `"10m"`, `"1h"`) or a plain number of seconds. A share is `"5%"` or
 `0.05`.

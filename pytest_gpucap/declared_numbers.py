@@ -28,7 +28,7 @@ _LONGEST_NUMBER: Final = 100
 _WRITTEN: Final = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?0*(?P<exponent>[0-9]*))?")
 _LONGEST_EXPONENT: Final = 4
 """Digits without leading zeros. `Decimal` itself fails at some eighteen."""
-_NOT_FINITE: Final = re.compile(r"[-+]?(?:nan|inf|infinity)", re.IGNORECASE)
+_NOT_FINITE: Final = re.compile(r"[-+]?(?:nan|inf|infinity)", re.IGNORECASE | re.ASCII)
 
 
 def exact(value: Number, what: str) -> Fraction:
@@ -143,7 +143,8 @@ def proper_share(value: Number, what: str) -> float:
 
 
 _DURATION = re.compile(
-    r"(?P<number>[0-9]{0,50}\.?[0-9]{1,50}(?:e[+-]?[0-9]{1,9})?)\s{0,9}(?P<unit>us|ms|s|m|min|h)?", re.IGNORECASE
+    r"(?P<number>[0-9]{0,50}\.?[0-9]{1,50}(?:e[+-]?[0-9]{1,9})?)\s{0,9}(?P<unit>us|ms|s|m|min|h)?",
+    re.IGNORECASE | re.ASCII,  # beyond ASCII there are other letters whose capital is S, K or I
 )
 _UNIT_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 

@@ -151,6 +151,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     measuring = item.config.stash.get(SESSION, None)
     if measuring is not None:
         measuring.check_time(item)
+        measuring.hear_unittest(item)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -212,6 +213,8 @@ def pytest_runtest_makereport(
     report = yield
     if call.when == "call" and report.passed:
         _note_unmeasured(item, report)
+    elif report.skipped and "gpucap" in getattr(item, "fixturenames", ()):
+        _judge_skip(item, call, report)
     _attach(item, call, report, results)
     if call.excinfo is not None and isinstance(call.excinfo.value, PluginFault):
         report.sections.append(("pytest-gpucap: where it failed", call.excinfo.value.trace))
@@ -297,16 +300,45 @@ def _note_unmeasured(item: pytest.Item, report: pytest.TestReport) -> None:
     """Say of a test that passed that it should have measured and did not; ``--gpucap-require`` fails it."""
     if "gpucap" not in getattr(item, "fixturenames", ()) and item.get_closest_marker("gpucap") is None:
         return
-    from pytest_gpucap.session.declared import NEVER, never_measured
-    from pytest_gpucap.session.pytest_session import has_asked
+    from pytest_gpucap.session.declared import NEVER, never_measured, unheard
+    from pytest_gpucap.session.pytest_session import asked_results
 
-    why = never_measured(item, asked=has_asked(item))
+    kept = asked_results(item)
+    if lost := unheard(kept):
+        report.outcome, report.longrepr = "failed", lost
+        return
+    why = never_measured(item, kept)
     if why is None:
         return
     if item.config.stash[OPTIONS].require:
         report.outcome, report.longrepr = "failed", f"{NEVER}: {why}"
     else:
         report.gpucap_unmeasured = why  # type: ignore[attr-defined]  # travels with the report, as results do
+
+
+def _judge_skip(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+    """Fail a skipped test if a thread of it has failed, or if it has measured nothing where measuring is required.
+
+    One that calls ``pytest.xfail`` ends as early.
+    """
+    expected: str | None = getattr(report, "wasxfail", None)
+    if expected is not None and not (call.excinfo is not None and call.excinfo.errisinstance(pytest.xfail.Exception)):
+        return
+    from pytest_gpucap.session.declared import skipped_here, unheard
+    from pytest_gpucap.session.pytest_session import asked_results
+
+    kept = asked_results(item)
+    if expected is None and (lost := unheard(kept)):
+        report.outcome, report.longrepr = "failed", lost
+        return
+    if not item.config.stash[OPTIONS].require or (kept is not None and kept.measured):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    told = reason.removeprefix("Skipped: ") if expected is None else expected.removeprefix("reason: ")
+    if (why := skipped_here(item, told)) is not None:
+        report.outcome, report.longrepr = "failed", why
+        if expected is not None:
+            del report.wasxfail
 
 
 class _Results:

@@ -218,6 +218,7 @@ def declared_limits(declared: Mapping[str, Number]) -> tuple[Limit, ...]:
     others = {word: value for word, value in declared.items() if word not in bare}
     asked = others.pop(GOODPUT, None)
     limits = tuple(LatencyLimit.parse(word, value) for word, value in others.items())
+    _check_apart(list(others), limits)
     if asked is None:
         if own:
             word = own[0].metric.value
@@ -241,6 +242,18 @@ def declared_limits(declared: Mapping[str, Number]) -> tuple[Limit, ...]:
     if not thresholds:
         raise RequirementError(f'{GOODPUT} needs what good requests keep: add ttft="500ms", tpot="50ms" or e2e="20s"')
     return (*limits, GoodputLimit(quantile, thresholds))
+
+
+def _check_apart(words: Sequence[str], limits: Sequence[LatencyLimit]) -> None:
+    """Check that no two keywords limit the same percentile: results hold one limit by each name.
+
+    Raises:
+        RequirementError: if two do.
+    """
+    seen: dict[str, str] = {}
+    for word, limit in zip(words, limits, strict=True):
+        if (other := seen.setdefault(limit.name, word)) != word:
+            raise RequirementError(f"{other} and {word} limit the same percentile: leave one of them out")
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ def test_the_documented_table_is_current() -> None:
         ("512m", IdleMemory(bytes=2**29)),
         ("5%", IdleMemory(share=0.05)),
         ("0%", IdleMemory(share=0.0)),
-        *((wrong, None) for wrong in ("2", "two GiB", "-1GiB", "100%", "2GiB 3", "nan%")),
+        *((wrong, None) for wrong in ("2", "two GiB", "-1GiB", "100%", "2GiB 3", "nan%", "5\u212a", "5M\u0130B")),
     ],
 )
 def test_an_amount_of_idle_memory_has_its_unit(given: str, found: IdleMemory | None) -> None:

@@ -40,7 +40,10 @@ def test_a_duration_is_seconds(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "20 parsecs", "-1s", "0s", 0, -3, "nan", float("nan"), float("inf"), True, "5 m s"]
+    "text",
+    ["", "20 parsecs", "-1s", "0s", 0, -3, "nan", float("nan"), float("inf"), True, "5 m s"]
+    # Python's regular expressions take these letters for s, s and i where capitals do not matter.
+    + ["20\u017f", "20m\u017f", "20m\u0131n", "20M\u0130N", "\u0662s"],
 )
 def test_what_is_no_duration_is_refused_by_name(text: str) -> None:
     with pytest.raises(RequirementError, match="ttft_p95 must be"):
@@ -123,6 +126,15 @@ def test_bounds() -> None:
 def test_a_limit_is_named_by_its_keyword(keyword: str, metric: Metric, quantile: Fraction) -> None:
     limit = LatencyLimit.parse(keyword, "500ms")
     assert (limit.metric, limit.quantile, limit.limit_s, limit.name) == (metric, quantile, 0.5, keyword)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("e2e_p95", "e2e_p95_0"), ("ttft_p5", "ttft_p05"), ("itl_p1_50", "itl_p01_5")]
+)
+def test_two_keywords_of_one_percentile_are_refused(one: str, other: str) -> None:
+    with pytest.raises(RequirementError) as refused:
+        declared_limits({one: "1s", "e2e_p99": "2s", other: "3s"})
+    assert str(refused.value) == f"{one} and {other} limit the same percentile: leave one of them out"
 
 
 @pytest.mark.parametrize(

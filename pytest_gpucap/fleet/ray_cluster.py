@@ -301,7 +301,7 @@ def _check_answers(address: str) -> None:
     if address == "auto":
         return
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not re.fullmatch("[0-9]{1,5}", port):
         raise RayUnavailable(f"{address} is no address of a Ray cluster: give auto or HOST:PORT")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=10.0):

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 from pytest_gpucap.load.event_stream import FIELD, EventStream
 from pytest_gpucap.load.protocol import Status
-from pytest_gpucap.load.reasoning import Part, part_of, text_opens, tokens_of, told_tokens
+from pytest_gpucap.load.reasoning import Part, held_in, part_of, text_opens, tokens_of, told_tokens
 from pytest_gpucap.load.recorder import Recorder
 from pytest_gpucap.load.server_words import error_in, json_object, words_in
 from pytest_gpucap.load.shared_memory import Count, PhaseTable
@@ -472,9 +472,7 @@ def _holds_output(choice: Any) -> bool:
     """Whether a choice holds any part of an answer: text, reasoning, a tool call, token ids."""
     if not isinstance(choice, dict):
         return True
-    delta = choice.get("delta")
-    parts = delta if isinstance(delta, dict) else {"text": choice.get("text")}
-    return bool(choice.get("token_ids")) or any(value for name, value in parts.items() if name != "role")
+    return bool(choice.get("token_ids") or held_in(choice))
 
 
 def _beginning(data: bytes) -> str:

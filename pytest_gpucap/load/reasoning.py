@@ -12,6 +12,10 @@ from enum import Enum, auto
 from typing import Any, Final
 
 _KEYS: Final = frozenset({"reasoning", "reasoning_content", "reasoning_details"})
+_BESIDE: Final = frozenset({"role", "provider_specific_fields", "content_filter_results"})
+"""Fields that are no part of an answer, whatever they hold: gateways add the last two."""
+_LEVELS: Final = 4
+"""That are looked through for anything. What is nested deeper counts as something."""
 _OPENING: Final = re.compile(rb'"reasoning(?:_content)?":\s?"')
 _WITHIN: Final = 400
 """The text of the reasoning begins within so many bytes of its choice, or the event is not learnt from."""
@@ -32,12 +36,24 @@ def part_of(choice: Any) -> Part:
     """What a choice of an event holds."""
     if not isinstance(choice, dict):
         return Part.ANSWER
-    delta = choice.get("delta")
-    parts = delta if isinstance(delta, dict) else {"text": choice.get("text")}
-    held = {name for name, value in parts.items() if value and name != "role"}
+    held = held_in(choice)
     if not held:
         return Part.NOTHING
     return Part.REASONING if held <= _KEYS else Part.ANSWER
+
+
+def held_in(choice: Mapping[str, Any]) -> set[str]:
+    """Names of the fields of a choice that hold any part of an answer: text, reasoning, a tool call, a refusal."""
+    delta = choice.get("delta")
+    parts = delta if isinstance(delta, dict) else {"text": choice.get("text")}
+    return {name for name, value in parts.items() if name not in _BESIDE and _holds(value)}
+
+
+def _holds(value: Any, levels: int = _LEVELS) -> bool:
+    """Whether there is anything in a value: ``{"refusal": null}`` and ``[{}]`` hold nothing."""
+    if not levels or not isinstance(value, dict | list):
+        return bool(value)
+    return any(_holds(each, levels - 1) for each in (value.values() if isinstance(value, dict) else value))
 
 
 def text_opens(data: bytes, choice: int) -> int:

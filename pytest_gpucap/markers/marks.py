@@ -56,9 +56,41 @@ def _hashable(value: object) -> Hashable:
     return type(value), value if isinstance(value, str | int | float | Fraction | Decimal | Path | None) else id(value)
 
 
+def closest_first(item: pytest.Item, name: str) -> list[pytest.Mark]:
+    """The markers of a name, the closest first: of a parameter, the function, the class, its base classes, the module.
+
+    pytest's own order has a function before its parameters (``pytest.param(..., marks=...)``), and base classes before
+    the class that is derived from them.
+    """
+    found: list[pytest.Mark] = []
+    for node in reversed(item.listchain()):
+        own = [mark for mark in node.own_markers if mark.name == name]
+        if len(own) > 1:
+            inner = _of_parameters(node) if node is item else _of_class(node)
+            own.sort(key=lambda mark: inner.get(id(mark), len(inner)))
+        found += own
+    return found
+
+
+def _of_parameters(item: pytest.Item) -> dict[int, int]:
+    """Ranks of the markers of a test's parameters, by id."""
+    callspec = getattr(item, "callspec", None)
+    return {} if callspec is None else {id(mark): rank for rank, mark in enumerate(callspec.marks)}
+
+
+def _of_class(node: Any) -> dict[int, int]:
+    """Ranks of the markers of a class and its base classes, by id: equal for those of one class."""
+    found: dict[int, int] = {}
+    for rank, each in enumerate(getattr(getattr(node, "obj", None), "__mro__", ())):
+        marks = each.__dict__.get("pytestmark", ())
+        for mark in marks if isinstance(marks, list | tuple) else (marks,):
+            found.setdefault(id(getattr(mark, "mark", mark)), rank)
+    return found
+
+
 def given_keywords(item: pytest.Item, name: str, positional: str | None = None) -> Iterator[dict[str, Any]]:
     """The keywords of each marker of a name, the closest marker last. One positional argument may have a name."""
-    for mark in reversed(list(item.iter_markers(name))):
+    for mark in reversed(closest_first(item, name)):
         keywords, arguments = dict(mark.kwargs), list(mark.args)
         if arguments and positional is not None:
             if positional in keywords:

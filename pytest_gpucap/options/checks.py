@@ -89,6 +89,9 @@ def written_twice(given: dict[str, Any], config: pytest.Config) -> str:
     """One line on a file that two reports would write, or that a report would replace; empty if there is none."""
     files = input_files(config)
     seen: dict[str, str] = {}
+    if junit := config.getoption("xmlpath", None):
+        named = os.path.expanduser(os.path.expandvars(junit))  # noqa: PTH111 - as pytest reads it
+        seen[real_path(config.invocation_params.dir / named)] = "--junit-xml"
     for row in (Options.json, Options.markdown, Options.html, Options.estimate_json):
         path = given.get(row.name)
         if path is None:

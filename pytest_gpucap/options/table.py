@@ -167,7 +167,8 @@ class Options:
     require = Option(
         "--gpucap-require",
         values.flag,
-        "fail tests that would be skipped because there is no GPU, and those that declare a capacity and measure none",
+        "fail tests that are skipped on this machine, such as one without a GPU, and those that declare a capacity and "
+        "measure none",
         default=False,
     )
     seed = Option("--gpucap-seed", values.seed, "seed of arrivals, lengths and prompts", "N", default=0, otherwise="0")

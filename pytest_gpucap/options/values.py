@@ -158,7 +158,8 @@ def idle_memory(value: Any, what: str, _config: pytest.Config) -> IdleMemory:
     """An amount of GPU memory such as 2GiB, 1500 MB or 5%."""
     from pytest_gpucap.gpu.occupancy import IdleMemory
 
-    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s{0,9}(%|[KMGT]i?B?)", str(value).strip(), re.IGNORECASE)
+    amount = r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s{0,9}(%|[KMGT]i?B?)"
+    match = re.fullmatch(amount, str(value).strip(), re.IGNORECASE | re.ASCII)
     if match is None:
         raise ValueError(f"{what} must be an amount of memory with its unit, such as 2GiB or 5%, not {told(value)}")
     number, unit = float(match[1]), match[2].lower()

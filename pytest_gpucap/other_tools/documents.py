@@ -1,9 +1,13 @@
-"""The documents of a file of another tool: JSON, several in a row (JSON Lines among them), a list of them, or CSV."""
+"""The documents of a file of another tool: JSON, several in a row (JSON Lines among them), a list of them, or CSV.
+
+The file may be packed with gzip, whatever its name is.
+"""
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,12 +18,13 @@ from pytest_gpucap.errors import told
 from pytest_gpucap.foreign_text import on_one_line
 from pytest_gpucap.other_tools.fields import Fields
 from pytest_gpucap.requirement import RequirementError, exact
-from pytest_gpucap.user_files import MIB, MOST_FOREIGN, UserFileError, json_memory, read_bytes, shown_path
+from pytest_gpucap.user_files import MIB, MOST_FOREIGN, UserFileError, json_memory, shown_path, unpacked
 
 MOST_MEMORY: Final = 1024 * MIB
 """By `json_memory`."""
 MOST_DOCUMENTS: Final = 10_000
 """In one file: more loads than anybody measures."""
+GZIP: Final = ".gz"
 _SPACE: Final = " \t\r\n"
 
 
@@ -29,7 +34,7 @@ class ForeignFile:
 
     Attributes:
         path: of the file.
-        sha256: of the file.
+        sha256: of the file's content, unpacked.
         documents: in its order; at least one.
     """
 
@@ -44,7 +49,7 @@ def read_documents(path: Path) -> ForeignFile:
     Raises:
         UserFileError: if it cannot be read, or holds no object, or is too large.
     """
-    data = read_bytes(path, MOST_FOREIGN)
+    data = _content(path)
     if (needed := json_memory(data)) > MOST_MEMORY:
         raise UserFileError(
             path,
@@ -56,13 +61,18 @@ def read_documents(path: Path) -> ForeignFile:
     except UnicodeDecodeError as error:
         raise UserFileError(path, f"not UTF-8: {error.reason} at byte {error.start}") from None
     name = shown_path(path)
-    if path.suffix == ".csv":
+    if path.name.removesuffix(GZIP).endswith(".csv"):
         found = [Fields(row, name, f"row {number}") for number, row in enumerate(_rows(path, text), 1)]
     else:
         found = [Fields(value, name, place) for place, value in _objects(path, text)]
     if not found:
         raise UserFileError(path, "holds nothing")
     return ForeignFile(path, hashlib.sha256(data).hexdigest(), tuple(found))
+
+
+def _content(path: Path) -> bytes:
+    with unpacked(path, MOST_FOREIGN) as read:
+        return b"".join(iter(lambda: read(MIB), b""))
 
 
 def _objects(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -106,7 +116,7 @@ def _rows(path: Path, text: str) -> Iterator[dict[str, Any]]:
     """The rows of a CSV file; what reads as a number is one."""
     before = csv.field_size_limit(MIB)
     try:
-        for number, row in enumerate(csv.DictReader(text.splitlines()), 1):
+        for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), 1):
             if number > MOST_DOCUMENTS:
                 raise UserFileError(path, f"holds more than {MOST_DOCUMENTS} rows")
             yield {name: _cell(value) for name, value in row.items() if isinstance(name, str) and name}

@@ -77,6 +77,10 @@ class Fields:
             if (number := self._number(f"{name}[{place}]", value)) is not None
         ]
 
+    def filled(self, name: str) -> int | None:
+        """How many entries of a list are not empty, as the texts of errors are; None where there is no list."""
+        return None if self.values.get(name) is None else sum(map(bool, self.entries(name)))
+
     def number(self, name: str) -> float | None:
         """A number of at least 0."""
         return self._number(name, self.values.get(name))

@@ -1,7 +1,8 @@
 """inference-perf's ``stage_N_lifecycle_metrics.json``: a file per load.
 
-Format: ``inference_perf/reportgen/base.py`` (`summarize_requests`) of inference-perf 0.7. All times are seconds. TPOT
-is one figure per request and ITL one per gap, as here. The model and the address stand in ``config.yaml`` beside it.
+Format: ``inference_perf/reportgen/base.py`` (`summarize_requests`) of inference-perf 0.7; the first versions have no
+duration, and call the lengths ``prompt_len`` and ``output_len``. All times are seconds. TPOT is one figure per request
+and ITL one per gap, as here. The model and the address stand in ``config.yaml`` beside it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _SETTING: Final = re.compile(r"  (?P<name>\w{1,50}): (?P<value>.{1,1000})")
 
 def is_result(document: Fields) -> bool:
     """Whether a document is a result of this tool."""
-    return {"benchmark_time_seconds", "load_summary", "successes", "failures"} <= document.values.keys()
+    return {"load_summary", "successes", "failures"} <= document.values.keys()
 
 
 def point_of(document: Fields, path: Path) -> Point:
@@ -51,6 +52,7 @@ def point_of(document: Fields, path: Path) -> Point:
         if (found := latency(completed, part.number("mean"), percentiles, 1.0)) is not None:
             latencies[metric] = found
     throughput = successes.part("throughput")
+    rate_rps = throughput.needed("requests_per_sec") if completed else 0.0
     return Point(
         tool=Tool.INFERENCE_PERF,
         model=settings.get("server.model_name"),
@@ -58,17 +60,36 @@ def point_of(document: Fields, path: Path) -> Point:
         endpoint=ApiKind.CHAT if settings.get("api.type") == "chat" else ApiKind.COMPLETIONS,
         load=_load(summary, settings.get("load.type")),
         lengths=Lengths(
-            successes.part("prompt_tokens").number("mean") or 0.0,
-            successes.part("output_tokens").number("mean") or successes.part("output_len").number("mean") or 0.0,
+            _length(successes, "prompt_tokens", "prompt_len"),
+            _length(successes, "output_tokens", "output_len"),
             observed=True,
         ),
-        duration_s=document.needed("benchmark_time_seconds"),
+        duration_s=_duration_s(document, completed, rate_rps),
         completed=completed,
         failed=document.part("failures").count("count") or 0,
-        completed_rps=throughput.needed("requests_per_sec"),
+        completed_rps=rate_rps,
         output_tokens_per_s=throughput.number("output_tokens_per_sec") or 0.0,
         latencies=latencies,
     )
+
+
+def _length(successes: Fields, *names: str) -> float:
+    """The mean of what was seen, under the first of the names that the file has.
+
+    Raises:
+        UserFileError: if it has none, though requests were answered.
+    """
+    found = next((mean for name in names if (mean := successes.part(name).number("mean")) is not None), None)
+    if found is None and successes.count("count"):
+        raise successes.wrong(names[0], "is missing")
+    return found or 0.0
+
+
+def _duration_s(document: Fields, completed: int, rate_rps: float) -> float:
+    told = document.number("benchmark_time_seconds")
+    if told is None and rate_rps:
+        return completed / rate_rps
+    return document.needed("benchmark_time_seconds") if told is None else told
 
 
 def _load(summary: Fields, kind: str | None) -> Load:

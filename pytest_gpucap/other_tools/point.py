@@ -120,13 +120,16 @@ MS: Final = 1e-3
 def latency(count: int, mean: float | None, percentiles: Mapping[int, float | None], unit_s: float) -> Latency | None:
     """A latency from what a file says of it; None where it says nothing.
 
+    Where nothing was measured, such as the first token of an answer that was not streamed, tools write 0 for every
+    figure. A limit must not be kept by such a 0, so a latency that is 0 throughout is unknown.
+
     Args:
         count: number of values.
         mean: of the values.
         percentiles: by percent; those that the file lacks are unknown.
         unit_s: seconds in the file's unit.
     """
-    if mean is None and not any(value is not None for value in percentiles.values()):
+    if not count or not any((mean, *percentiles.values())):
         return None
     known = [percentiles.get(percent) for percent in KEPT_PERCENTILES]
     mean_s, *kept = (math.nan if value is None else value * unit_s for value in (mean, *known))

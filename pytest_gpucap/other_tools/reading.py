@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from pytest_gpucap.other_tools import aiperf, guidellm, inference_perf, sglang_bench, vllm_bench
-from pytest_gpucap.other_tools.documents import read_documents
+from pytest_gpucap.other_tools.documents import GZIP, read_documents
 from pytest_gpucap.other_tools.fields import Fields
 from pytest_gpucap.other_tools.point import Point, Tool
 from pytest_gpucap.user_files import UserFileError, is_folder
@@ -18,11 +18,12 @@ from pytest_gpucap.user_files import UserFileError, is_folder
 MOST_FILES: Final = 2_000
 """Files, and folders, in a folder and those below it: more than any sweep has."""
 _DEEPEST: Final = 4
-_READ: Final = (".json", ".jsonl")
+_READ: Final = tuple(f"{kind}{packed}" for kind in (".json", ".jsonl") for packed in ("", GZIP))
 _BESIDE: Final = re.compile(
-    # vLLM: a warm-up, a failed run, a second form of a result. AIPerf: prompts, single requests. inference-perf: all
-    # stages together, single requests, adapters, a check.
-    r"warmup\.json|.*\.failure\.json|.*-failure\.json|.*\.pytorch\.json|inputs\.json|profile_export\.jsonl"
+    # vLLM: a warm-up, a failed run, a second form of a result. AIPerf: prompts, single requests, slices of time, what
+    # the server and its GPUs told. inference-perf: all stages together, single requests, adapters, a check.
+    r"warmup\.json|.*\.failure\.json|.*-failure\.json|.*\.pytorch\.json|inputs\.json|profile_export(?:_raw)?\.jsonl"
+    r"|profile_export_aiperf_timeslices\.json|server_metrics_export\.jsonl?|gpu_telemetry_export\.jsonl"
     r"|summary_lifecycle_metrics\.json|per_request_lifecycle_metrics\.json|adapter_.*\.json|validation\.json|\..*"
 )
 """Files that the tools write beside their results."""
@@ -87,7 +88,7 @@ def _files(folder: Path) -> list[Path]:
         below[:] = [name for name in below if not name.startswith(".")]
         for name in names:
             twice = _ONE_RUN.fullmatch(name) and _ALL_RUNS in names
-            if name.endswith(_READ) and not twice and not _BESIDE.fullmatch(name):
+            if name.endswith(_READ) and not twice and not _BESIDE.fullmatch(name.removesuffix(GZIP)):
                 found.append(Path(place) / name)
         if max(len(found), folders) > MOST_FILES:
             raise UserFileError(

@@ -1,7 +1,7 @@
 """SGLang's ``python -m sglang.bench_serving``: JSON Lines, a line per run.
 
 Format: ``sglang/benchmark/serving.py`` of SGLang 0.5.23. Latencies are milliseconds; TPOT is one figure per request and
-ITL one per gap, as here. A line has no date, no model and no count of failed requests.
+ITL one per gap, as here. A line has no date and no model. What failed, it tells only with ``--output-details``.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def point_of(document: Fields) -> Point:
         lengths=_lengths(document, completed),
         duration_s=document.needed("duration"),
         completed=completed,
+        failed=document.filled("errors") or 0,
         completed_rps=document.needed("request_throughput"),
         output_tokens_per_s=document.needed("output_throughput"),
         in_flight=document.number("concurrency"),

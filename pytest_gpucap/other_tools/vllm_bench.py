@@ -1,6 +1,8 @@
 """``vllm bench serve --save-result``, and ``vllm bench sweep``, whose files hold such results.
 
 Format: ``vllm/benchmarks/serve.py`` (`benchmark`, `main_async`) and ``vllm/benchmarks/sweep/serve.py`` of vLLM 0.32.
+What its predecessor ``benchmarks/benchmark_serving.py`` and the first versions of the command wrote is read as well:
+they name either the endpoint's type or the backend, and count no failed request.
 Latencies are milliseconds; TPOT is one figure per request and ITL one per gap, as here.
 """
 
@@ -25,7 +27,7 @@ _OWN: Final = frozenset(
         *("date", "endpoint_type", "backend", "label", "model_id", "tokenizer_id", "num_prompts", "request_rate"),
         *("burstiness", "max_concurrency", "ramp_up_strategy", "ramp_up_start_rps", "ramp_up_end_rps", "duration"),
         *("completed", "failed", "total_input_tokens", "total_output_tokens", "request_throughput", "run_number"),
-        *("request_goodput", "output_throughput", "total_token_throughput", "input_lens"),
+        *("request_goodput", "request_goodput:", "output_throughput", "total_token_throughput", "input_lens"),
         *("output_lens", "ttfts", "itls", "latencies", "start_times", "queue_times", "generated_texts", "errors"),
         *("max_output_tokens_per_s", "max_concurrent_requests", "rtfx", "rps_change_events", ""),
     }
@@ -34,12 +36,15 @@ _FIGURE: Final = re.compile(r"(?:mean|median|std|p[\d.]{1,9})_\w{1,40}_ms$|spec_
 _SWEEP: Final = "run_number"
 """`vllm bench sweep` adds it, and what it varied."""
 _MOST_NAMED, _LONGEST_NAMED = 50, 200
+_ENDPOINT: Final = ("backend", "endpoint_type")
+"""One of both, or both with the same value."""
 _CHAT: Final = frozenset({"openai-chat", "openai-audio"})
 
 
 def is_result(document: Fields) -> bool:
     """Whether a document is a result of this tool."""
-    return {"model_id", "request_throughput", "endpoint_type"} <= document.values.keys()
+    names = document.values.keys()
+    return {"model_id", "request_throughput"} <= names and not names.isdisjoint(_ENDPOINT)
 
 
 def point_of(document: Fields) -> Point:
@@ -51,7 +56,7 @@ def point_of(document: Fields) -> Point:
     if "total_output_tokens" not in document:
         raise document.wrong("total_output_tokens", "is missing: only benchmarks of generated text are read")
     completed = document.needed_count("completed")
-    failed = document.count("failed") or 0
+    failed = _failed(document, completed)
     labels = _named(document)
     swept = _SWEEP in document
     return Point(
@@ -70,11 +75,19 @@ def point_of(document: Fields) -> Point:
         completed_rps=document.needed("request_throughput"),
         output_tokens_per_s=document.needed("output_throughput"),
         latencies=_latencies(document, completed, failed),
-        endpoint=ApiKind.CHAT if document.text("backend") in _CHAT else ApiKind.COMPLETIONS,
+        endpoint=ApiKind.CHAT if _CHAT & {document.text(name) for name in _ENDPOINT} else ApiKind.COMPLETIONS,
         parameters=labels if swept else {},
         labels={} if swept else labels,
         spoilt="its rate was ramped up while it ran" if document.text("ramp_up_strategy") else "",
     )
+
+
+def _failed(document: Fields, completed: int) -> int:
+    """As the file says; by the errors of its requests; else what is left of the prompts that were to be sent."""
+    for told in (document.count("failed"), document.filled("errors")):
+        if told is not None:
+            return told
+    return max((document.count("num_prompts") or 0) - completed, 0)
 
 
 def _load(document: Fields) -> Load:

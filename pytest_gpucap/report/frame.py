@@ -104,7 +104,7 @@ _RESULT: Final[tuple[_Column, ...]] = (
     ("input_tokens", str, lambda at: str(at.result.workload.input_tokens)),
     ("output_tokens", str, lambda at: str(at.result.workload.output_tokens)),
     ("server_time_s", float, lambda at: None if at.result.imported else at.result.total_spent_s),
-    ("seed", str, lambda at: str(at.result.seed)),
+    ("seed", str, lambda at: None if at.result.imported else str(at.result.seed)),
 )
 _WINDOW: Final[tuple[_Column, ...]] = (
     ("window", str, lambda sample: sample.window.text),

@@ -191,7 +191,9 @@ def environment_rows(result: Result) -> list[Row]:
         for name, value in values
         if isinstance(value, str | int | float) and not isinstance(value, bool) and value != ""  # a remark has flags
     ]
-    return [*named, ("seed", str(result.seed)), *_kept_requests(result)]
+    # Nobody knows the seed of another tool's run.
+    seed = [] if result.imported is not None else [("seed", str(result.seed))]
+    return [*named, *seed, *_kept_requests(result)]
 
 
 def _kept_requests(result: Result) -> list[Row]:

@@ -149,11 +149,18 @@ def _rounded(value: Any) -> Any:
     match value:
         case float():
             return rounded(value)
+        case str():
+            return writable(value)
         case Mapping():
-            return {key: _rounded(each) for key, each in value.items()}
+            return {_rounded(key): _rounded(each) for key, each in value.items()}
         case list() | tuple():
             return [_rounded(each) for each in value]
     return value
+
+
+def writable(text: str) -> str:
+    """The text as a file can hold it. A name that is no UTF-8 has halves of surrogate pairs; they are escaped."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def rounded(value: float) -> float | None:

@@ -12,8 +12,12 @@ import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 from pytest_gpucap.user_files import open_to_write
+
+_PID_DIGITS: Final = 10
+"""Fewer than these has the id of any process (``/proc/sys/kernel/pid_max`` is 2**22 at most)."""
 
 
 def write_whole(path: Path, pieces: Iterable[bytes]) -> None:
@@ -83,7 +87,8 @@ def clear_partial(path: Path) -> None:
     path = _behind_links(path)
     for partial in path.parent.glob(_partial(Path(glob.escape(path.name)), "*").name):
         process = partial.name.rpartition(".tmp")[0].rpartition(".")[2]
-        if process.isdecimal() and not psutil.pid_exists(int(process)):
+        # A longer number is of no process, and so of no file of ours.
+        if process.isdecimal() and len(process) < _PID_DIGITS and not psutil.pid_exists(int(process)):
             partial.unlink(missing_ok=True)
 
 

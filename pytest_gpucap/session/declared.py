@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from pytest_gpucap.markers.declaration import place_of
+
+if TYPE_CHECKING:  # every run with a declared test imports this file
+    from pytest_gpucap.session.kept import KeptResults
 
 MARKER: Final = "gpucap"
 FIXTURE: Final = "gpucap"
@@ -51,18 +54,54 @@ def check_declared(items: Sequence[pytest.Item], collected: Sequence[pytest.Item
     return mistakes
 
 
-def never_measured(item: pytest.Item, *, asked: bool) -> str | None:
+def unheard(kept: KeptResults | None) -> str | None:
+    """Why a test that passed must not: what came of its measurement in another thread is not known to pytest.
+
+    Args:
+        kept: what it has measured; None if it has asked for nothing.
+    """
+    if kept is None:
+        return None
+    if kept.runs_on:
+        return "a measurement still runs in another thread, and the test has ended: wait for it, or call it in the test"
+    if kept.lost:
+        return (
+            "a measurement ended so in another thread than the test's, where pytest cannot tell whether the test has "
+            f"seen it: call it in the test's own thread\n\n{kept.lost}"
+        )
+    return None
+
+
+def never_measured(item: pytest.Item, kept: KeptResults | None) -> str | None:
     """Why a test that passed should have measured and did not; None if it did, or need not.
 
     Args:
         item: the test.
-        asked: whether it has asked the fixture for a measurement.
+        kept: what it has measured; None if it has asked for nothing.
     """
-    if asked:
-        return None
+    if kept is not None:
+        return None if kept.measured else "nothing that the test asked for was measured, and it passed over the error"
     if FIXTURE in _fixtures(item):
         return f"the test asks the {FIXTURE} fixture for nothing: call check(), measure(), sweep() or sample()"
     return item.stash.get(_UNMEASURED, None)
+
+
+def skipped_here(item: pytest.Item, why: str) -> str | None:
+    """Why a test must not be skipped where measuring is required; None if it may be.
+
+    A condition (``skipif``, ``importorskip``, ``pytest.skip``) is about this machine, which may have lost its GPU. The
+    marker ``skip`` is about the test, and so are ``xfail(run=False)`` and the class that a test names.
+
+    Args:
+        item: the test, which uses the fixture.
+        why: what the skip says.
+    """
+    from pytest_gpucap.session.pytest_session import is_about_another_class
+
+    not_run = any(mark.kwargs.get("run") is False for mark in item.iter_markers("xfail"))
+    if not_run or any(item.iter_markers("skip")) or is_about_another_class(item):
+        return None
+    return f"{NEVER}: skipped on this machine, and --gpucap-require is set: {why}"
 
 
 def lines(unmeasured: Sequence[tuple[str, str]], width: int) -> list[str]:

@@ -30,6 +30,25 @@ _ANYTHING: Final = (BaseException, Exception, GpuCapError)
 """Classes that name nothing in ``xfail(raises=...)``."""
 
 
+_UNDER_UNITTEST: Final[pytest.StashKey[BaseException]] = pytest.StashKey()
+"""What a test with ``unittest.expectedFailure`` raised."""
+
+
+def hear_unittest(item: pytest.Item) -> None:
+    """Keep what a test of ours raises under ``unittest.expectedFailure``: pytest tells an ``xfail`` instead."""
+    tells: Any = getattr(item, "addExpectedFailure", None)  # of pytest's item for a `unittest.TestCase`
+    if tells is None:
+        return
+    if _UNDER_UNITTEST in item.stash:  # of an earlier attempt
+        del item.stash[_UNDER_UNITTEST]
+
+    def heard(testcase: Any, raised: Any, *more: Any) -> None:
+        item.stash[_UNDER_UNITTEST] = raised[1]
+        tells(testcase, raised, *more)
+
+    setattr(item, "addExpectedFailure", heard)  # noqa: B010 - as unittest asks for it
+
+
 def verdict_failure(report: str, *, decided: bool = True) -> BaseException:
     """What fails a test for its verdict. Only a verdict that is `decided` (FAIL, a regression) can be expected."""
     failure: BaseException = pytest.fail.Exception(report, pytrace=False)
@@ -58,6 +77,8 @@ def is_expected(item: pytest.Item, call: pytest.CallInfo[Any], kept: KeptResults
     """
     measured = kept.count > 0 or "gpucap" not in getattr(item, "fixturenames", ())
     error = call.excinfo.value if call.excinfo is not None else None
+    if call.when == "call":
+        error = item.stash.get(_UNDER_UNITTEST, error)
     decided: bool | None = getattr(error, _DECIDED, None)
     if error is None or decided is not None:
         return decided is not False

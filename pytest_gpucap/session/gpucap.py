@@ -83,13 +83,13 @@ class GpuCap:
             pytest.fail.Exception: on FAIL, and on INCONCLUSIVE unless the options say otherwise.
             MeasurementInvalid: if the measurement cannot be trusted.
         """
-        requirement = self._declared.requirement
-        if requirement is None:
-            pytest.fail(
-                f"{self._declared.place}: check() needs a rate: gpucap(qps=...) or --target-qps",
-                pytrace=False,
-            )
         with self._one_result("check"):
+            requirement = self._declared.requirement
+            if requirement is None:
+                pytest.fail(
+                    f"{self._declared.place}: check() needs a rate: gpucap(qps=...) or --target-qps",
+                    pytrace=False,
+                )
             return self._check(requirement)
 
     def _check(self, requirement: Requirement) -> Verdict:
@@ -168,12 +168,12 @@ class GpuCap:
             RequirementError: if neither or both are given, or a value is invalid.
             MeasurementInvalid: if the load cannot be produced, or most requests failed.
         """
-        if (rate is None) == (concurrency is None):
-            raise RequirementError("sample() takes either rate= or concurrency=")
-        rate_rps = None if rate is None else float(positive(rate, "rate"))
-        held = None if concurrency is None else whole(concurrency, "concurrency")
-        length_s = duration_s(duration, "duration")
         with self._one_result("sample"):
+            if (rate is None) == (concurrency is None):
+                raise RequirementError("sample() takes either rate= or concurrency=")
+            rate_rps = None if rate is None else float(positive(rate, "rate"))
+            held = None if concurrency is None else whole(concurrency, "concurrency")
+            length_s = duration_s(duration, "duration")
             return self._sampled(rate_rps, held, length_s)
 
     def _sampled(self, rate_rps: float | None, held: int | None, length_s: float) -> Sample:
@@ -418,7 +418,12 @@ class GpuCap:
     @contextmanager
     def _one_result(self, kind: str | None = None) -> Iterator[None]:
         """Whatever goes wrong: one line for the test, and a result if a measurement of `kind` has kept none itself."""
-        self._results.asked = True
+        with self._results.measuring(), self._one_ending(kind):
+            yield
+
+    @contextmanager
+    def _one_ending(self, kind: str | None) -> Iterator[None]:
+        """See `_one_result`."""
         before = self._results.count
         try:
             with one_line(f"{self._declared.name} was not measured"):

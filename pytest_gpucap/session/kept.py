@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import msgspec
 
+from pytest_gpucap.requirement import RequirementError
 from pytest_gpucap.results.comparison import Comparison
 from pytest_gpucap.results.encoding import normalised
 from pytest_gpucap.results.result import Result
@@ -48,10 +51,16 @@ class KeptResults:
 
     Attributes:
         asked: the test has asked for a measurement, whatever came of it.
+        measured: one of the results that were taken can be trusted.
+        lost: an error that a measurement raised in another thread than the test's; empty: there was none.
     """
 
     def __init__(self, heard: Callable[[Sequence[Result]], None] | None = None) -> None:
-        self.asked = False
+        self.asked = self.measured = False
+        self.lost = ""
+        self._running = threading.Lock()
+        self._test_thread: int | None = None
+        """Of the attempt that runs; None where there is none."""
         self._kept: list[KeptResult] = []
         self.count = 0
         """Results kept so far, those taken included."""
@@ -60,6 +69,51 @@ class KeptResults:
         self.untrusted = False
         """One of the results is INVALID."""
         self._heard = heard
+
+    def begin(self) -> None:
+        """An attempt to run the test begins, in this thread. What an earlier one has asked for is another's."""
+        self.asked = self.measured = self.untrusted = False
+        self.lost, self.count = "", 0
+        self._test_thread = threading.get_ident()
+
+    def end(self) -> None:
+        """The attempt has ended: nothing more is measured for it."""
+        self._test_thread = None
+
+    @property
+    def runs_on(self) -> bool:
+        """Whether a measurement still runs, in another thread."""
+        return self._running.locked()
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """One measurement of the test. An error in another thread than the test's is noted: pytest may not see it.
+
+        Raises:
+            RequirementError: if the test has ended, or another of its measurements still runs.
+        """
+        self.asked = True
+        try:
+            self._begin_measuring()
+            try:
+                yield
+            finally:
+                self._running.release()
+        except BaseException as error:
+            if self._test_thread not in {None, threading.get_ident()}:
+                self.lost = str(error) or type(error).__name__
+            raise
+
+    def _begin_measuring(self) -> None:
+        if self._test_thread is None:
+            raise RequirementError(
+                "the test that this gpucap fixture belongs to has ended: use the fixture of the test that runs"
+            )
+        if not self._running.acquire(blocking=False):
+            raise RequirementError(
+                "another measurement of this test still runs, and two at once would measure each other: start one "
+                "after the other"
+            )
 
     def keep(self, result: Result) -> KeptResult:
         """Keep a result; the test may add to the one returned."""
@@ -96,4 +150,5 @@ class KeptResults:
     def take(self) -> list[Result]:
         """The results since the last call."""
         results, self._kept, self.part = self.results, [], None
+        self.measured = self.measured or any(result.trusted for result in results)
         return results

@@ -228,6 +228,13 @@ class PytestSession:
             kept_results(item).keep(unmeasured_test(declared, item.nodeid, error, simulated=simulated))
         raise not_measured(error, self._options)
 
+    def hear_unittest(self, item: pytest.Item) -> None:
+        """Keep what a test of ours raises under ``unittest.expectedFailure``."""
+        if _PLAN in item.stash:
+            from pytest_gpucap.session.expected import hear_unittest
+
+            hear_unittest(item)
+
     def _need(self, item: pytest.Item) -> Need | None:
         return None if self._costing is None or _PLAN not in item.stash else self._costing.need(item)
 
@@ -272,6 +279,8 @@ class PytestSession:
         item: pytest.Item = request.node
         item.stash[REQUEST] = request
         self._measured = kept_results(item)
+        self._measured.begin()
+        request.addfinalizer(self._measured.end)
         placed, declared, live = self._placed(item), declaration(item), self._live(item)
         plan, manager, need = item.stash[_PLAN], self._servers(), self._need(item)
         needs_s = None if need is None else need.seconds({manager.running})
@@ -455,7 +464,13 @@ def kept_results(item: pytest.Item) -> KeptResults:
     return kept
 
 
-def has_asked(item: pytest.Item) -> bool:
-    """Whether a test has asked the ``gpucap`` fixture for a measurement."""
+def is_about_another_class(item: pytest.Item) -> bool:
+    """Whether a test names a GPU class that the session is not about."""
+    plan = item.stash.get(_PLAN, None)
+    return plan is not None and plan.placed.skip is not None
+
+
+def asked_results(item: pytest.Item) -> KeptResults | None:
+    """What a test has measured so far; None if it has asked the ``gpucap`` fixture for nothing."""
     kept = item.stash.get(_RESULTS, None)
-    return kept is not None and kept.asked
+    return kept if kept is not None and kept.asked else None

@@ -88,6 +88,7 @@ def test_every_report_shows_a_point(capsys: pytest.CaptureFixture[str]) -> None:
     assert "p95 E2E 52.7 ms of 52 ms: broken, p99 TTFT 7.94 ms of 20 ms: kept, p90 TTFT is not in the file" in shown
     assert "20 req/s; lengths as seen, not as asked for" in shown
     assert "TTFT p50 4.96 ms, p99 7.94 ms" in shown
+    assert "seed" not in shown  # nobody knows it
     reports = ["--markdown", "a.md", "--html", "a.html", "--junit", "a.xml", "--metrics", "a.txt", "--text", "a.log"]
     assert main(["report", "out.json", *reports]) == 0
     assert "> **IMPORTED**: a point of another tool" in Path("a.md").read_text()

@@ -467,6 +467,8 @@ def test_no_cluster_is_one_line(ray_cluster: TestCluster) -> None:
     for address, text in (
         (f"{host}:1", f"no Ray cluster at {host}:1: Connection refused"),
         ("somewhere", "somewhere is no address of a Ray cluster: give auto or HOST:PORT"),
+        ("here:\u00b2", "here:\u00b2 is no address of a Ray cluster"),
+        (f"here:{'9' * 5000}", "here:9999"),
         ("ray://here:10001", "ray://here:10001: a driver stands on a node of the cluster"),
     ):
         with pytest.raises(RayUnavailable) as caught:

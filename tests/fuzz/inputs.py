@@ -47,7 +47,20 @@ WRITTEN_NUMBERS = (
         "turns=uniform:1-9 think=lognormal:mean=1us,cv=1e9",
         "turns==",
     ),
-    *("2GiB", "1e3GiB", "9" * 400 + "GiB", "5%", "\u0663GiB", "1k", "9" * 400 + "k", "auto", "many"),
+    *(
+        "2GiB",
+        "1e3GiB",
+        "9" * 400 + "GiB",
+        "5%",
+        "\u0663GiB",
+        "20\u017f",
+        "1\u212a",
+        "5M\u0130B",
+        "1k",
+        "9" * 400 + "k",
+        "auto",
+        "many",
+    ),
 )
 NUMBERS: tuple[Any, ...] = (
     *(0, 1, -1, 2**31, 2**63, 2**64, 10**400, -(10**400), 10**5000, math.nan, math.inf, -math.inf, -0.0, 5e-324, 1e308),

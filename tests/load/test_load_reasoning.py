@@ -139,6 +139,41 @@ def test_a_tool_call_is_an_answer_and_later_reasoning_belongs_to_it() -> None:
     assert (status, reasoning, answer_s) == (Status.OK, 1, 2.0)
 
 
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"content": None, "refusal": None, "tool_calls": [], "function_call": {}},
+        {"content": "", "provider_specific_fields": {"refusal": None}},
+        {"content": "", "provider_specific_fields": {"trace": "a", "citations": [1]}},
+        {"content": "", "audio": {"id": "", "data": None}, "tool_calls": [{}]},
+        {"content": "", "content_filter_results": {"hate": {"filtered": False, "severity": "safe"}}},
+        {"content": [{"type": "", "text": ""}]},
+    ],
+)
+def test_an_opening_that_holds_nothing_is_no_first_token(beside: dict[str, Any]) -> None:
+    opening = event({"role": "assistant", **beside})
+    status, _, _, table = recorded(opening, *[text("t")] * 4, text("t", "length"), counts(5), DONE)
+    assert status is Status.OK
+    assert (table.first_s[0], table.last_s[0]) == (1.0, 5.0)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        {"content": "", "refusal": "I cannot"},
+        {"content": None, "tool_calls": [{"index": 0, "id": "call_1", "function": {"name": "", "arguments": ""}}]},
+        {"content": [{"type": "text", "text": "t"}]},
+        {"content": "", "reasoning_details": [{"text": "t"}]},
+        {"content": "", "unknown": [[[[[None]]]]]},
+    ],
+)
+def test_an_opening_with_any_part_of_an_answer_is_its_first_token(first: dict[str, Any]) -> None:
+    opening = event({"role": "assistant", **first})
+    status, _, _, table = recorded(opening, *[text("t")] * 3, text("t", "length"), counts(5), DONE)
+    assert status is Status.OK
+    assert (table.first_s[0], table.last_s[0]) == (0.0, 4.0)
+
+
 def test_the_length_of_text_does_not_depend_on_the_name_of_its_field() -> None:
     recorder = Recorder(np.zeros(1000, np.int64), 0.0, 0)
     table, fd = PhaseTable.create(1, 1)

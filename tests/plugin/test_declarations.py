@@ -60,6 +60,62 @@ def test_the_most_specific_source_wins(show: pytest.Pytester) -> None:
     show.runpytest("--target-qps=4", "--gpu-class=cpu").assert_outcomes(passed=2)
 
 
+def test_a_marker_of_a_parameter_and_of_a_derived_class_is_closer_than_pytest_has_it(show: pytest.Pytester) -> None:
+    show.makepyfile(
+        test_it="""
+        import pytest
+        from shown import shown
+
+        gpucap = pytest.mark.gpucap
+        pytestmark = [gpucap(qps=1, headroom=2, gpus=3), pytest.mark.vllm("synthetic:tiny", max_model_len=1024)]
+        plenty = pytest.param(7, marks=[gpucap(qps=7), pytest.mark.vllm(max_model_len=2048)])
+
+        def is_found(request, qps, gpus=3):
+            found = shown(request)
+            assert (found.requirement.qps, found.requirement.headroom, found.requirement.gpus) == (qps, 2, gpus)
+            assert found.arguments["max_model_len"] == (2048 if qps == 7 else 1024)
+
+        @pytest.mark.parametrize("qps", [2, plenty])
+        @gpucap(qps=2)
+        @pytest.mark.vllm(max_model_len=1024)
+        def test_parameter(request, gpucap, qps):
+            is_found(request, qps)
+
+        @gpucap(qps=2)
+        @pytest.mark.parametrize("qps", [2, plenty])
+        class TestParameterOfAClass:
+            def test_it(self, request, gpucap, qps):
+                is_found(request, qps)
+
+            @gpucap(qps=3)
+            def test_function(self, request, gpucap, qps):
+                is_found(request, 7 if qps == 7 else 3)
+
+        @gpucap(qps=4, gpus=5)
+        class Base:
+            def test_it(self, request, gpucap):
+                is_found(request, self.qps, gpus=5)
+
+        class TestBase(Base):
+            qps = 4
+
+        @gpucap(qps=6)
+        class TestDerived(Base):
+            qps = 6
+
+        class TestDerivedTwice(TestDerived):
+            pytestmark = gpucap(qps=8)
+            qps = 8
+
+        @gpucap(qps=10)
+        @gpucap(qps=9)
+        def test_the_decorator_next_to_the_function(request, gpucap):
+            is_found(request, 9)
+        """
+    )
+    show.runpytest("--gpu-class=cpu").assert_outcomes(passed=10)
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

@@ -43,7 +43,12 @@ FINE = {
     "module": f"pytestmark = {MARK}\ndef test_a(gpucap): {MEASURES}\ndef test_b(): ...",
     "class": f"@{MARK}\nclass TestIt:\n    def test_a(self, gpucap): {MEASURES}\n    def test_b(self): ...",
     "skipped": f"@{MARK}\n@pytest.mark.skip\ndef test_a(): ...",
-    "skips": f"@{MARK}\ndef test_a(gpucap): pytest.skip('not today')",
+    "skipped, with the fixture": f"@{MARK}\n@pytest.mark.skip\ndef test_a(gpucap): ...",
+    "skips, and declares nothing": "def test_a(): pytest.skip('not here')",
+    "skips, having measured": f"@{MARK}\ndef test_a(gpucap):\n    {MEASURES}\n    pytest.skip('enough')",
+    "not run": f"@pytest.mark.xfail(run=False)\ndef test_a(gpucap): {MEASURES}",
+    "is expected to fail": f"@pytest.mark.xfail\ndef test_a(gpucap):\n    {MEASURES}\n    pytest.xfail('known')",
+    "about another class": f"@{MARK}\n@pytest.mark.gpu_class('h200')\ndef test_a(gpucap): {MEASURES}",
     "fails first": f"@{MARK}\ndef test_a(gpucap): raise OSError",
     "no marker": "def test_a(): ...",
 }
@@ -82,6 +87,32 @@ def test_what_passes_without_measuring_is_named_and_an_error_if_measuring_is_req
     assert required.ret == pytest.ExitCode.TESTS_FAILED
     assert required.parseoutcomes()["failed"] == count
     required.stdout.fnmatch_lines(["declared, never measured: *"])
+
+
+SKIPS = {
+    "in the test": f"@{MARK}\ndef test_a(gpucap): pytest.skip('not here')",
+    "by a condition": f"@{MARK}\n@pytest.mark.skipif(True, reason='not here')\ndef test_a(gpucap): {MEASURES}",
+    "by a condition of the class": (
+        f"@pytest.mark.skipif('True', reason='not here')\nclass TestIt:\n    def test_a(self, gpucap): {MEASURES}"
+    ),
+    "by a missing module": f"def test_a(gpucap):\n    pytest.importorskip('no', reason='not here')\n    {MEASURES}",
+    "in a fixture": f"@pytest.fixture\ndef off(): pytest.skip('not here')\ndef test_a(off, gpucap): {MEASURES}",
+    "by an imperative xfail": "def test_a(gpucap): pytest.xfail('not here')",
+    "by unittest": "import unittest\ndef test_a(gpucap): raise unittest.SkipTest('not here')",
+    "after an error": (
+        "def test_a(gpucap):\n    with pytest.raises(ValueError): gpucap.sample()\n    pytest.skip('not here')"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suite", SKIPS.values(), ids=SKIPS)
+def test_a_skip_on_this_machine_is_an_error_if_measuring_is_required(pytester: pytest.Pytester, suite: str) -> None:
+    run(pytester, suite).assert_outcomes(**{"xfailed" if "pytest.xfail" in suite else "skipped": 1})
+    required = pytester.runpytest(SIM, "--gpucap-require")
+    assert required.ret == pytest.ExitCode.TESTS_FAILED
+    required.stdout.fnmatch_lines(
+        ["declared, never measured: skipped on this machine, and --gpucap-require is set: not here"]
+    )
 
 
 def test_a_part_of_a_file_says_nothing_of_its_marker(pytester: pytest.Pytester) -> None:

@@ -126,6 +126,59 @@ def test_everything_else_breaks_the_run(pytester: pytest.Pytester, decorator: st
     result.stdout.fnmatch_lines(["*xfail expects the verdict FAIL, or an assertion of the test*"])
 
 
+UNITTEST = (
+    HEAD
+    + """
+    import unittest
+
+    class Capacity(unittest.TestCase):
+        @pytest.fixture(autouse=True)
+        def _ask_for_gpucap(self, gpucap):
+            self.gpucap = gpucap
+
+    class TestExpected(Capacity):
+        @unittest.expectedFailure
+        def test_verdict(self): self.gpucap.check()
+
+        @fits
+        @unittest.expectedFailure
+        def test_assertion(self): self.assertEqual(self.gpucap.check().outcome, "FAIL")
+
+        @fits
+        @unittest.expectedFailure
+        def test_fail(self):
+            self.gpucap.check()
+            self.fail("too slow")
+
+    class TestBroken(Capacity):
+        @unittest.expectedFailure
+        def test_any_error(self): raise RuntimeError("x")
+
+        @unittest.expectedFailure
+        def test_ours(self): raise MeasurementInvalid("late")
+
+        @unittest.expectedFailure
+        def test_nothing_measured(self): self.fail("x")
+
+        @unittest.expectedFailure
+        @pytest.mark.gpucap(max_time="1s", qps=30)
+        def test_undecided(self): self.gpucap.check()
+
+        @fits
+        @unittest.expectedFailure
+        def test_passes(self): self.gpucap.check()
+"""
+)
+
+
+def test_unittest_expects_what_xfail_may(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(ONCE)
+    pytester.makepyfile(UNITTEST)
+    result = pytester.runpytest("--gpu-class=sim:fast", "-rA")
+    result.assert_outcomes(xfailed=3, failed=5)
+    assert all("::TestExpected::" in line for line in result.outlines if line.startswith("XFAIL "))
+
+
 def test_a_teardown_that_breaks_is_an_error_beside_the_expected_failure(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(HEAD + "\n    @pytest.mark.xfail\n    def test_it(breaks_late, gpucap): gpucap.check()\n")
     result = pytester.runpytest("--gpu-class=sim:fast")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from pytest_gpucap.options import values
 from pytest_gpucap.options.reading import parse_options
 from pytest_gpucap.options.table import Option, Options, all_options
+from pytest_gpucap.results import result_file
+from pytest_gpucap.results.ending import Ending
 
 PATHS = [row for row in all_options() if row.parse in values.PATHS]
 
@@ -111,7 +114,24 @@ def test_a_file_in_place_of_a_folder_is_refused(pytester: pytest.Pytester, flag:
     assert f"ERROR: {flag}: " in result.stderr.str()
 
 
-def test_two_reports_need_two_files(pytester: pytest.Pytester) -> None:
-    result = pytester.runpytest("--gpucap-json=r", "--gpucap-markdown=./r")
+@pytest.mark.parametrize("other", ["--gpucap-json", "--junit-xml"])
+def test_two_reports_need_two_files(pytester: pytest.Pytester, other: str) -> None:
+    result = pytester.runpytest(f"{other}=r", "--gpucap-markdown=./r")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["ERROR: --gpucap-json and --gpucap-markdown name the same file, *"])
+    result.stderr.fnmatch_lines([f"ERROR: {other} and --gpucap-markdown name the same file, *"])
+
+
+def test_a_folder_whose_name_is_no_utf_8(pytester: pytest.Pytester) -> None:
+    """Its tests' ids have halves of surrogate pairs, which no file can hold."""
+    folder = pytester.path / os.fsdecode(b"d\xff")
+    folder.mkdir()
+    (folder / "test_it.py").write_text("def test_it(gpucap): gpucap.sample(rate=20, duration='2s')\n")
+    reports = ["--gpucap-json=r.json", "--gpucap-html=r.html", "--gpucap-markdown=r.md"]
+    # pytest's own cache cannot hold the ids.
+    result = pytester.runpytest("--gpu-class=sim:fast", "-p", "no:cacheprovider", *reports)
+    result.assert_outcomes(passed=1)
+    assert result.ret == pytest.ExitCode.OK
+    content = result_file.read(pytester.path / "r.json")
+    assert [(each.test, each.ending) for each in content.results] == [("d\\udcff/test_it.py::test_it", Ending.PASSED)]
+    assert "test_it" in (pytester.path / "r.html").read_text()
+    assert "test_it" in (pytester.path / "r.md").read_text()

@@ -336,3 +336,13 @@ def test_whatever_moment_it_is_killed_at_the_file_is_whole_and_the_next_session_
         assert len(result_file.read(path).results) in (said[-1], said[-1] + 1)
     grown(path, 2)
     assert names(tmp_path) == ["result.json"]
+
+
+def test_text_that_a_file_cannot_hold_is_escaped(tmp_path: Path) -> None:
+    """A name that is no UTF-8 has halves of surrogate pairs."""
+    path = tmp_path / "result.json"
+    result = msgspec.structs.replace(made.check(), name="a\udcff", test="b\ud800\u00e4\U0001f600")
+    result_file.write(path, msgspec.structs.replace(made.session(result), arguments=("c\udcfe",)))
+    found = result_file.read(path)
+    assert [(each.name, each.test) for each in found.results] == [("a\\udcff", "b\\ud800\u00e4\U0001f600")]
+    assert found.arguments == ("c\\udcfe",)

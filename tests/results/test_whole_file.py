@@ -125,10 +125,11 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     mine = tmp_path / f".file.{os.getpid()}.tmp"
-    for path in (mine, tmp_path / f".file.{ended.pid}.tmp", tmp_path / ".file.x.tmp"):
+    foreign = [tmp_path / f".file.{name}.tmp" for name in ("x", 2**40, 10**30, "\u00b2")]
+    for path in (mine, tmp_path / f".file.{ended.pid}.tmp", *foreign):
         path.write_text("")
     clear_partial(tmp_path / "file")
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([mine.name, ".file.x.tmp"])
+    assert sorted(tmp_path.iterdir()) == sorted([mine, *foreign])
 
 
 def test_the_limit_of_this_process_is_untouched() -> None:
