@@ -64,6 +64,14 @@ STAIRS_SPREADS = 3.0
 RIVAL_GAIN = 4.0
 """A staircase whose log-likelihood ratio is worse by this is less likely by the factor e. Independent bins would make
 that 2; neighbours share the step that an edge cuts, and what is left of a trend."""
+LEAST_RIVAL = 0.02
+"""A staircase less likely than this against the curve does not count."""
+APART_LN = 0.06
+"""Nor does one beside a smooth curve whose steps never take so much more or less, in the logarithm."""
+DECIDING = 1.4
+"""Batches that decide a percentile are at most so many times the largest one measured: beyond, the curve is bounded."""
+DECIDING_SIZES = 64
+"""Batch sizes at which two curves are compared up to there: some on each step."""
 STEP_RISES = (0.0, 0.04)
 """On one step of a staircase the time is the same for all batches, or grows by this power of the batch: their KV tokens
 are read all the same."""
@@ -263,16 +271,35 @@ def fit(bins: Bins, mean_context: float = 0.0, even_prompt: float = 0.0) -> Spee
     least, stairs = min(fits, key=lambda pair: pair[0])
     if residual.size * math.log(lost(residual) / max(least, 1e-30)) <= STAIRS_GAIN:
         stair = _one_step(smooth)
-        if not stair:
-            return smooth
-        steps = [lost(_fit(bins, usable, mean_context, even_prompt, stair, rise)[1]) for rise in STEP_RISES]
-        gain = residual.size * math.log(max(min(steps), 1e-30) / max(lost(residual), 1e-30))
-        return replace(smooth, rivals=(_unseen_step(smooth, stair, gain),) if gain < STAIRS_GAIN else ())
+        found = [_possible(smooth, residual.size, lost(residual), pair) for pair in fits if pair[1].stair != stair]
+        if stair:
+            steps = [lost(_fit(bins, usable, mean_context, even_prompt, stair, rise)[1]) for rise in STEP_RISES]
+            gain = residual.size * math.log(max(min(steps), 1e-30) / max(lost(residual), 1e-30))
+            found.append(_unseen_step(smooth, stair, gain) if gain < STAIRS_GAIN else (0.0, smooth))
+        return replace(smooth, rivals=tuple(pair for pair in found if pair[0] > LEAST_RIVAL))
     gains = [(residual.size * math.log(max(other, 1e-30) / max(least, 1e-30)), speed) for other, speed in fits]
     rivals = tuple(
         (math.exp(-gain / RIVAL_GAIN), speed) for gain, speed in gains if speed is not stairs and gain < STAIRS_GAIN
     )
     return replace(stairs, rivals=rivals)
+
+
+def _possible(smooth: Speed, bins: int, lost: float, staircase: tuple[float, Speed]) -> tuple[float, Speed]:
+    """A staircase that does not explain the times clearly better than a smooth curve, and how likely it is against it.
+
+    One that makes no difference up to the batches that may decide is as good as the smooth curve: it has no chance.
+
+    Args:
+        smooth: the curve without a staircase.
+        bins: behind both.
+        lost: by the smooth curve's residuals.
+        staircase: what its residuals lose, and the staircase.
+    """
+    other, speed = staircase
+    n = np.linspace(smooth.least, DECIDING * smooth.most, DECIDING_SIZES)
+    apart = float(np.abs(np.log(speed.at(n) / smooth.at(n))).max())
+    gain = bins * math.log(max(lost, 1e-30) / max(other, 1e-30))
+    return math.exp(min(0.0, gain - STAIRS_GAIN) / RIVAL_GAIN) if apart > APART_LN else 0.0, speed
 
 
 def _one_step(smooth: Speed) -> int:

@@ -8,6 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from pytest_gpucap.arrays import Floats
 from pytest_gpucap.estimate.bins import STAIRS, Bins, padded
 from pytest_gpucap.estimate.queue_model import ServerModel
 from pytest_gpucap.estimate.step_time import Speed, fit
@@ -80,6 +81,36 @@ def test_a_flat_curve_may_be_one_step_of_a_staircase() -> None:
 def test_a_step_is_no_rival_where_it_would_have_been_seen(stair: int, least: float, most: float) -> None:
     speed = measured(most, stair, least)
     assert speed.stair or not speed.rivals
+
+
+def fitted(n: Floats, stair: int) -> Speed:
+    """As `measured`, of a slower engine, from batches of `n` requests."""
+    noise = 1 + 0.02 * np.random.default_rng(3).standard_normal(n.size)
+    step_s = (0.0099 + 9.5e-5 * padded(n, stair)) * noise
+    sizes = np.column_stack([padded(n, each) for each in STAIRS])
+    none = np.zeros(n.size)
+    return fit(Bins(np.full(n.size, 0.4), n, 0.4 * n / step_s, none, none, 150.0 * n, sizes))
+
+
+GAP = np.concatenate([np.linspace(35.0, 60.0, 60), np.full(10, 124.0)])
+"""Batches on one step of a staircase of 32, and a few on the next but one: nobody looked where the time rises."""
+
+
+def test_a_curve_that_bends_where_nobody_looked_may_be_a_staircase() -> None:
+    speed = fitted(GAP, 32)
+    ((chance, rival),) = speed.rivals
+    assert (speed.stair, rival.stair) == (0, 32)
+    assert 0.02 < chance < 1.0
+    between = np.array([70.0])
+    assert rival.at(between)[0] > 1.1 * speed.at(between)[0]
+
+
+@pytest.mark.parametrize(
+    "n", [GAP, np.linspace(35.0, 124.0, 70), np.linspace(20.0, 60.0, 60)], ids=["gap", "all", "few"]
+)
+def test_a_smooth_curve_is_not_taken_for_a_staircase(n: Floats) -> None:
+    speed = fitted(n, 1)
+    assert (speed.stair, speed.rivals) == (0, ())
 
 
 def test_rivals_have_other_rates() -> None:
