@@ -64,6 +64,21 @@ STAIRS_SPREADS = 3.0
 RIVAL_GAIN = 4.0
 """A staircase whose log-likelihood ratio is worse by this is less likely by the factor e. Independent bins would make
 that 2; neighbours share the step that an edge cuts, and what is left of a trend."""
+LEAST_RIVAL = 0.02
+"""A staircase less likely than this against the curve does not count."""
+APART_LN = 0.06
+"""Nor does one beside a smooth curve whose steps never take so much more or less, in the logarithm."""
+DECIDING = 1.4
+"""Batches that decide a percentile are at most so many times the largest one measured: beyond, the curve is bounded."""
+DECIDING_SIZES = 64
+"""Batch sizes at which two curves are compared up to there: some on each step."""
+STEP_RISES = (0.0, 0.04)
+"""On one step of a staircase the time is the same for all batches, or grows by this power of the batch: their KV tokens
+are read all the same."""
+LEAST_STEP = 16
+"""Batches that are all padded to fewer than these leave no staircase open: so few hardly change the time of a step."""
+GROWING_SHARE = 0.5
+"""Where all batches were padded to one size, this share of a step is taken to grow with that size: they do not tell."""
 ERROR_SIZES = 12
 """Batch sizes at which the curve's error is known; in between it is interpolated."""
 FURTHEST_ERROR = 1.5
@@ -99,8 +114,8 @@ class Speed:
             `even_prompt`.
         even_prompt: 0 where unknown.
         stair: batches are padded to its multiples; 0: they are not.
-        rivals: where it is a staircase, the other staircases that the times leave possible, and how likely each is
-            against this one.
+        rivals: staircases that the times leave possible beside this curve, and how likely each is against it: other
+            ones, or those of which the batches measured are all on one step.
     """
 
     intercept_s: float
@@ -255,12 +270,69 @@ def fit(bins: Bins, mean_context: float = 0.0, even_prompt: float = 0.0) -> Spee
     fits = [(lost(other[1]), other[0]) for other in (_fit(bins, usable, mean_context, even_prompt, s) for s in STAIRS)]
     least, stairs = min(fits, key=lambda pair: pair[0])
     if residual.size * math.log(lost(residual) / max(least, 1e-30)) <= STAIRS_GAIN:
-        return smooth
+        stair = _one_step(smooth)
+        found = [_possible(smooth, residual.size, lost(residual), pair) for pair in fits if pair[1].stair != stair]
+        if stair:
+            steps = [lost(_fit(bins, usable, mean_context, even_prompt, stair, rise)[1]) for rise in STEP_RISES]
+            gain = residual.size * math.log(max(min(steps), 1e-30) / max(lost(residual), 1e-30))
+            found.append(_unseen_step(smooth, stair, gain) if gain < STAIRS_GAIN else (0.0, smooth))
+        return replace(smooth, rivals=tuple(pair for pair in found if pair[0] > LEAST_RIVAL))
     gains = [(residual.size * math.log(max(other, 1e-30) / max(least, 1e-30)), speed) for other, speed in fits]
     rivals = tuple(
         (math.exp(-gain / RIVAL_GAIN), speed) for gain, speed in gains if speed is not stairs and gain < STAIRS_GAIN
     )
     return replace(stairs, rivals=rivals)
+
+
+def _possible(smooth: Speed, bins: int, lost: float, staircase: tuple[float, Speed]) -> tuple[float, Speed]:
+    """A staircase that does not explain the times clearly better than a smooth curve, and how likely it is against it.
+
+    One that makes no difference up to the batches that may decide is as good as the smooth curve: it has no chance.
+
+    Args:
+        smooth: the curve without a staircase.
+        bins: behind both.
+        lost: by the smooth curve's residuals.
+        staircase: what its residuals lose, and the staircase.
+    """
+    other, speed = staircase
+    n = np.linspace(smooth.least, DECIDING * smooth.most, DECIDING_SIZES)
+    apart = float(np.abs(np.log(speed.at(n) / smooth.at(n))).max())
+    gain = bins * math.log(max(lost, 1e-30) / max(other, 1e-30))
+    return math.exp(min(0.0, gain - STAIRS_GAIN) / RIVAL_GAIN) if apart > APART_LN else 0.0, speed
+
+
+def _one_step(smooth: Speed) -> int:
+    """The coarsest staircase of which all batches measured are on one step; 0: they are on several of each."""
+    for stair in sorted(STAIRS, reverse=True):
+        least, most = padded(np.array([smooth.least, smooth.most]), stair)
+        if least == most >= max(stair, LEAST_STEP):
+            return stair
+    return 0
+
+
+def _unseen_step(smooth: Speed, stair: int, gain: float) -> tuple[float, Speed]:
+    """A staircase of which the batches measured are all on one step, and how likely it is against a smooth curve.
+
+    A flat curve and one step look the same, but the next larger batch is slower on the staircase. A staircase is rarer
+    than a smooth curve, and a smooth curve is seldom as flat: before the times tell, both are as likely.
+
+    Args:
+        smooth: the curve without a staircase.
+        stair: the staircase.
+        gain: log-likelihood ratio by which the smooth curve explains the times better than one step.
+    """
+    size = float(padded(np.array([smooth.most]), stair)[0])
+    step_s = float(smooth.at(np.array([smooth.most]))[0])
+    growing = replace(
+        smooth,
+        intercept_s=(1.0 - GROWING_SHARE) * step_s,
+        slope_s=GROWING_SHARE * step_s / size,
+        knots=(),
+        bends_s=(),
+        stair=stair,
+    )
+    return math.exp(-max(0.0, gain) / RIVAL_GAIN), growing
 
 
 def _frozen(bins: Bins) -> Bools:
@@ -299,18 +371,33 @@ def _work(sizes: Floats, stair: int, knots: tuple[float, ...], prompts: Floats) 
     return np.column_stack([np.ones_like(sizes), batch, *bends, np.zeros_like(sizes), np.outer(sizes, prompts)])
 
 
-def _fit(bins: Bins, usable: Bools, mean_context: float, even_prompt: float, stair: int) -> tuple[Speed, Floats]:
-    """The curve with one staircase or none, and the residuals of the `usable` bins, relative to their time."""
+def _step_columns(n: Floats, sizes: Floats, rise: float | None) -> tuple[Floats, Floats]:
+    """What a step takes whatever the batch, and for each request in it, padded to `sizes`; on one step (see `_fit`)."""
+    return (np.ones_like(n), sizes) if rise is None else ((n / n.max()) ** rise, np.zeros_like(n))
+
+
+def _fit(
+    bins: Bins, usable: Bools, mean_context: float, even_prompt: float, stair: int, rise: float | None = None
+) -> tuple[Speed, Floats]:
+    """The curve with one staircase or none, and the residuals of the `usable` bins, relative to their time.
+
+    With a `rise` all batches are on one step of the staircase, on which the time grows with the batch by this power.
+    """
     from scipy.optimize import nnls  # imported late: sessions without an estimate need nothing of SciPy
 
     width, n = bins.width_s[usable], bins.decoding[usable]
     steps = bins.tokens[usable] / n
     pace = width / steps
     most = float(np.quantile(n, 0.95))
-    knots = tuple(float(k * n.max()) for k in KNOTS)
+    knots = tuple(float(k * n.max()) for k in KNOTS) if rise is None else ()
     bends = (np.maximum(0.0, n - knot) for knot in knots)
     squares = bins.prompt_squares[usable] if even_prompt else np.zeros_like(n)
-    columns = [np.ones_like(n), bins.sizes(stair)[usable], *bends, bins.excess(mean_context)[usable], squares / steps]
+    columns = [
+        *_step_columns(n, bins.sizes(stair)[usable], rise),
+        *bends,
+        bins.excess(mean_context)[usable],
+        squares / steps,
+    ]
     columns.append(bins.prompt_tokens[usable] / steps)
     # Relative errors: divide by the pace itself.
     design = np.column_stack(columns) / pace[:, None]

@@ -23,7 +23,7 @@ def rival_shifts(
     """The chance of each staircase that the times leave possible, and the change of ln(rate) with it; the first is 0.
 
     Args:
-        speed: the curve fitted, which is a staircase or has no rivals.
+        speed: the curve fitted.
         model: with that curve.
         traffic: of the workload.
         limits: of the SLO.

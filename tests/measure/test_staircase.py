@@ -8,6 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from pytest_gpucap.arrays import Floats
 from pytest_gpucap.estimate.bins import STAIRS, Bins, padded
 from pytest_gpucap.estimate.queue_model import ServerModel
 from pytest_gpucap.estimate.step_time import Speed, fit
@@ -26,9 +27,9 @@ SLO = Slo((LatencyLimit.parse("ttft_p95", "78.2ms"), LatencyLimit.parse("tpot_p9
 TRAFFIC = traffic_for(WORKLOAD)
 
 
-def measured(most: float, stair: int = 16) -> Speed:
-    """The curve of a server with graphs of multiples of `stair`, from batches of up to `most` requests."""
-    n = np.linspace(14.0, most, 80)
+def measured(most: float, stair: int = 16, least: float = 14.0) -> Speed:
+    """The curve of a server with graphs of multiples of `stair`, from batches of `least` to `most` requests."""
+    n = np.linspace(least, most, 80)
     noise = 1 + 0.003 * np.random.default_rng(3).standard_normal(n.size)
     step_s = (0.0052 + 1.165e-4 * padded(n, stair)) * noise
     width = np.ones(n.size)
@@ -59,6 +60,57 @@ def test_a_larger_batch_tells_them_apart() -> None:
 
 def test_a_smooth_curve_has_no_rivals() -> None:
     assert not measured(31.0, stair=1).rivals
+
+
+def test_a_flat_curve_may_be_one_step_of_a_staircase() -> None:
+    """From 17 to 31 requests a graph of 32 takes them all; the next batch takes 64."""
+    speed = measured(31.0, stair=32, least=17.0)
+    ((chance, rival),) = speed.rivals
+    assert (speed.stair, rival.stair) == (0, 32)
+    assert 0.3 < chance <= 1.0
+    inside, beyond = np.array([25.0]), np.array([40.0])
+    assert rival.at(inside) == pytest.approx(speed.at(inside), rel=0.01)
+    assert rival.at(beyond)[0] > 1.2 * speed.at(beyond)[0]
+
+
+@pytest.mark.parametrize(
+    ("stair", "least", "most"),
+    [(1, 17.0, 31.0), (32, 17.0, 40.0), (32, 5.0, 7.5)],
+    ids=["times that rise", "two steps", "few requests"],
+)
+def test_a_step_is_no_rival_where_it_would_have_been_seen(stair: int, least: float, most: float) -> None:
+    speed = measured(most, stair, least)
+    assert speed.stair or not speed.rivals
+
+
+def fitted(n: Floats, stair: int) -> Speed:
+    """As `measured`, of a slower engine, from batches of `n` requests."""
+    noise = 1 + 0.02 * np.random.default_rng(3).standard_normal(n.size)
+    step_s = (0.0099 + 9.5e-5 * padded(n, stair)) * noise
+    sizes = np.column_stack([padded(n, each) for each in STAIRS])
+    none = np.zeros(n.size)
+    return fit(Bins(np.full(n.size, 0.4), n, 0.4 * n / step_s, none, none, 150.0 * n, sizes))
+
+
+GAP = np.concatenate([np.linspace(35.0, 60.0, 60), np.full(10, 124.0)])
+"""Batches on one step of a staircase of 32, and a few on the next but one: nobody looked where the time rises."""
+
+
+def test_a_curve_that_bends_where_nobody_looked_may_be_a_staircase() -> None:
+    speed = fitted(GAP, 32)
+    ((chance, rival),) = speed.rivals
+    assert (speed.stair, rival.stair) == (0, 32)
+    assert 0.02 < chance < 1.0
+    between = np.array([70.0])
+    assert rival.at(between)[0] > 1.1 * speed.at(between)[0]
+
+
+@pytest.mark.parametrize(
+    "n", [GAP, np.linspace(35.0, 124.0, 70), np.linspace(20.0, 60.0, 60)], ids=["gap", "all", "few"]
+)
+def test_a_smooth_curve_is_not_taken_for_a_staircase(n: Floats) -> None:
+    speed = fitted(n, 1)
+    assert (speed.stair, speed.rivals) == (0, ())
 
 
 def test_rivals_have_other_rates() -> None:
@@ -92,5 +144,24 @@ def test_a_staircase_of_a_batch_that_was_not_measured_does_not_fail_the_server()
     rate = verdict.measurement.sustainable_rate
     assert rate is not None
     assert rate.low < 24.129 < rate.high
+    held = [s.window.concurrency or 0 for s in verdict.measurement.samples if s.window.phase is Phase.RAMP]
+    assert max(held) > 32
+
+
+def test_a_server_does_not_pass_on_the_one_step_that_was_measured() -> None:
+    """It sustains 5% too little. Batches of 17 to 32 take one time, which as a flat curve promises 40% more."""
+    engine = EngineModel(
+        base_s=0.00714, per_seq_s=2.858e-4, per_kv_token_s=1.607e-8, per_prompt_token_s=1.558e-5, noise=0.06007,
+        drift_sd=0.006733, drift_tau_s=135.6, stall_per_s=0.01156, stall_s=0.271, warm_tau_s=2.67,
+        max_num_batched_tokens=8192, kv_tokens=418_997, graph_step=32,
+    )  # fmt: skip
+    workload = Workload(
+        Length.parse("uniform:215-859", "input_tokens"), Length.parse("uniform:84-334", "output_tokens")
+    )
+    slo = Slo((LatencyLimit.parse("ttft_p95", "114ms"), LatencyLimit.parse("tpot_p95", "19.8ms")))
+    requirement = Requirement("x", Fraction(5.6715 / 0.95), 1, Fraction(1), 1, workload, slo)
+    settings = Settings(60.0, 9_100_004, engine.max_num_seqs, engine.kv_tokens, engine.max_num_batched_tokens)
+    verdict = check(SimRunner(engine, 9_110_004), requirement, settings)
+    assert verdict.outcome is Outcome.FAIL, verdict.reason
     held = [s.window.concurrency or 0 for s in verdict.measurement.samples if s.window.phase is Phase.RAMP]
     assert max(held) > 32
