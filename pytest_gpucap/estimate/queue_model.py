@@ -299,7 +299,7 @@ class _Size:
     trailing: int
 
 
-def _size_of(model: ServerModel, traffic: Traffic, rate_rps: float, *, thorough: bool) -> _Size:
+def _size_of(model: ServerModel, traffic: Traffic, rate_rps: float, *, rough: bool, thorough: bool) -> _Size:
     few, limited = starting_levels(model, traffic, rate_rps, 16)
     typical = 1.0 + float(few.mean())
     trailing = int(TRAILING_SHARE * typical) + 16
@@ -307,7 +307,8 @@ def _size_of(model: ServerModel, traffic: Traffic, rate_rps: float, *, thorough:
         share = THOROUGH_QUEUED_MEASURED_SHARE if thorough else QUEUED_MEASURED_SHARE
         share *= STOPS_FACTOR if model.stops and not thorough else 1.0
         measured = int(share * typical) if thorough else max(LEAST_MEASURED, int(share * typical))
-        replications = QUEUED_REPLICATIONS * (THOROUGH_QUEUED_FACTOR if thorough or model.stops else 1)
+        many = thorough or (model.stops and not rough)
+        replications = QUEUED_REPLICATIONS * (THOROUGH_QUEUED_FACTOR if many else 1)
         return _Size(replications, int(QUEUED_BURN_IN_SHARE * typical), measured, trailing)
     prefilling = min(1.0, rate_rps * model.prefill_s * traffic.mean_prompt)
     burn_in = int((BURN_IN_SHARE + BURN_IN_PREFILL * max(0.0, prefilling - BURN_IN_PREFILL_FROM)) * typical)
@@ -320,13 +321,22 @@ def _size_of(model: ServerModel, traffic: Traffic, rate_rps: float, *, thorough:
 
 
 def evaluate(
-    model: ServerModel, traffic: Traffic, rate_rps: float, *, want_gaps: bool = False, thorough: bool = False
+    model: ServerModel,
+    traffic: Traffic,
+    rate_rps: float,
+    *,
+    want_gaps: bool = False,
+    rough: bool = False,
+    thorough: bool = False,
 ) -> Evaluation:
     """Latencies of the workload at a rate; `thorough`: from at least ten times as many requests.
 
+    With `rough`, long stops of the engine get no more requests than anything else: their share of late requests is then
+    right to a few percent.
+
     Inter-token gaps cost time, so they are counted only with `want_gaps`.
     """
-    size = _size_of(model, traffic, rate_rps, thorough=thorough)
+    size = _size_of(model, traffic, rate_rps, rough=rough, thorough=thorough)
     rows = size.burn_in + size.measured + size.trailing
     factors, levels = _starts(model, traffic, rate_rps, max(1, min(size.replications, traffic.gap.size // rows)))
     # Those that wait at the start take rows as well.
