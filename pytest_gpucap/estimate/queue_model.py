@@ -65,6 +65,11 @@ LONG_STOP_S = 0.5
 """After a stop longer than this, a queue takes long to drain, so a short replication would not see it."""
 STOPS_FACTOR = 2.0
 """Where it stops, such replications are longer by this: a tail that seldom stops make needs many of them."""
+STOPS_REQUESTS = 100_000
+"""Requests measured in all replications together where it stops: the percentile is then within 1 to 3% of long runs.
+With many requests in flight a replication is longer and meets more stops, so fewer replications tell as much."""
+STOPS_REQUESTS_ROUGH = 25_000
+"""The same in a rough evaluation."""
 QUEUED_REPLICATIONS = 96
 """Replications where sequences or KV cache run out, or where arrivals are not Poisson. The stationary law is only near
 there, so replications are few and long."""
@@ -307,8 +312,9 @@ def _size_of(model: ServerModel, traffic: Traffic, rate_rps: float, *, rough: bo
         share = THOROUGH_QUEUED_MEASURED_SHARE if thorough else QUEUED_MEASURED_SHARE
         share *= STOPS_FACTOR if model.stops and not thorough else 1.0
         measured = int(share * typical) if thorough else max(LEAST_MEASURED, int(share * typical))
-        many = thorough or (model.stops and not rough)
-        replications = QUEUED_REPLICATIONS * (THOROUGH_QUEUED_FACTOR if many else 1)
+        replications = QUEUED_REPLICATIONS * (THOROUGH_QUEUED_FACTOR if thorough else 1)
+        if model.stops and not thorough:
+            replications = _replications_with_stops(measured, rough=rough)
         return _Size(replications, int(QUEUED_BURN_IN_SHARE * typical), measured, trailing)
     prefilling = min(1.0, rate_rps * model.prefill_s * traffic.mean_prompt)
     burn_in = int((BURN_IN_SHARE + BURN_IN_PREFILL * max(0.0, prefilling - BURN_IN_PREFILL_FROM)) * typical)
@@ -318,6 +324,13 @@ def _size_of(model: ServerModel, traffic: Traffic, rate_rps: float, *, rough: bo
         measured = max(THOROUGH_LEAST_MEASURED, int(THOROUGH_MEASURED_SHARE * typical))
     replications = int(min(MOST_REPLICATIONS, max(LEAST_REPLICATIONS, STARTING_REQUESTS / typical)))
     return _Size(replications, burn_in, measured, trailing)
+
+
+def _replications_with_stops(measured: int, *, rough: bool) -> int:
+    """Replications of so many measured requests each where the engine stops for long."""
+    requests, most = (STOPS_REQUESTS_ROUGH, 1) if rough else (STOPS_REQUESTS, THOROUGH_QUEUED_FACTOR)
+    most *= QUEUED_REPLICATIONS
+    return min(most, max(requests // measured, QUEUED_REPLICATIONS // 2 if rough else QUEUED_REPLICATIONS))
 
 
 def evaluate(
@@ -331,8 +344,7 @@ def evaluate(
 ) -> Evaluation:
     """Latencies of the workload at a rate; `thorough`: from at least ten times as many requests.
 
-    With `rough`, long stops of the engine get no more requests than anything else: their share of late requests is then
-    right to a few percent.
+    With `rough`, long stops of the engine get fewer requests: the percentile is then right to a few percent.
 
     Inter-token gaps cost time, so they are counted only with `want_gaps`.
     """
