@@ -68,7 +68,7 @@ def _sums(values: Floats) -> Floats:
 
 
 def _since(events: Floats, sums: Floats, times: Floats) -> Floats:
-    """Seconds since every event before each of `times`, added up; `events` are sorted, and `sums` is `_sums` of them."""
+    """Seconds since every event before each of `times`, added up; events are sorted, and `sums` is `_sums` of them."""
     before = np.searchsorted(events, times)
     result: Floats = before * times - sums[before]
     return result
@@ -81,22 +81,7 @@ def bin_width_s(step_s: float) -> float:
 
 def bins_of(journal: Journal, start_s: float, end_s: float, width_s: float) -> Bins:
     """The span [start_s, end_s) in bins of about `width_s`."""
-    count = max(1, round((end_s - start_s) / width_s))
-    edges = np.linspace(start_s, end_s, count + 1)
-    width = np.diff(edges)
-    line = _timeline(journal)
-    made = np.interp(edges, line.ticks_s, line.made)
-    tokens = np.diff(made) - np.diff(np.searchsorted(line.first_s, edges))
-    prompts, squares = np.diff(line.prefilled(edges))
-    return Bins(
-        width,
-        np.diff(line.decoded_s(edges)) / width,
-        np.maximum(tokens, 0.0),
-        prompts,
-        squares,
-        line.held(edges, made),
-        np.diff(line.padded(edges), axis=0) / width[:, None],
-    )
+    return _timeline(journal).bins(start_s, end_s, max(1, round((end_s - start_s) / width_s)))
 
 
 def padded(n: Floats, stair: int) -> Floats:
@@ -109,7 +94,7 @@ def padded(n: Floats, stair: int) -> Floats:
 class _Timeline:
     """A journal's events in order of time, added up: what the bins of any span are read off.
 
-    A look at the evidence asks one journal for the bins of a hundred spans.
+    A look at the evidence asks one journal for the bins of a hundred spans, and for most of them several times.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -130,6 +115,29 @@ class _Timeline:
         self._tokens_ended = _sums(self._whole(journal, ended))
         self._batches()
         self._prompts(journal, begun)
+        self._bins: dict[tuple[float, float, int], Bins] = {}
+
+    def bins(self, start_s: float, end_s: float, count: int) -> Bins:
+        """The span [start_s, end_s) in so many bins."""
+        which = start_s, end_s, count
+        if which not in self._bins:
+            self._bins[which] = self._binned(np.linspace(start_s, end_s, count + 1))
+        return self._bins[which]
+
+    def _binned(self, edges: Floats) -> Bins:
+        width = np.diff(edges)
+        made = np.interp(edges, self.ticks_s, self.made)
+        tokens = np.diff(made) - np.diff(np.searchsorted(self.first_s, edges))
+        prompts, squares = np.diff(self.prefilled(edges))
+        return Bins(
+            width,
+            np.diff(self.decoded_s(edges)) / width,
+            np.maximum(tokens, 0.0),
+            prompts,
+            squares,
+            self.held(edges, made),
+            np.diff(self.padded(edges), axis=0) / width[:, None],
+        )
 
     def decoded_s(self, times: Floats) -> Floats:
         """Seconds that requests have decoded up to each of `times`, added up."""
@@ -147,7 +155,7 @@ class _Timeline:
         return mean
 
     def padded(self, times: Floats) -> Floats:
-        """Integral over time, up to each of `times`, of the batch padded by each of `STAIRS`, shape (t, len(STAIRS))."""
+        """Integral over time, up to each of `times`, of the batch padded by each of `STAIRS`, shape (t, stairs)."""
         if not self._marks_s.size:
             return np.zeros((times.size, len(STAIRS)))
         last_s = float(self._marks_s[-1])
@@ -179,7 +187,7 @@ class _Timeline:
         return np.stack([np.interp(times, points_s, each) for each in levels])
 
     def _whole(self, journal: Journal, ended: Ints) -> Floats:
-        """Tokens of ended requests, shape (ended,); those of one that failed are estimated from the pace while it ran."""
+        """Tokens of ended requests, shape (ended,). Those of a failed one are estimated from the pace while it ran."""
         output = journal.output_tokens[ended].astype(np.float64)
         broken = journal.status[ended] != Status.OK
         if broken.any():

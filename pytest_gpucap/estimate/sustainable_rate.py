@@ -210,9 +210,9 @@ def _root(
         else:
             low = (x, f)
             name = found if name == "backlog" else name
-        apart = [(abs(x - p), (f - g) / (x - p)) for p, g in tried if abs(x - p) > SLOPE_STEP and abs(f - g) < STRAIGHT]
-        if apart:
-            slope, sure = max(LEAST_SLOPE, min(apart)[1]), True
+        secant = _secant(tried, x, f)
+        if secant is not None:
+            slope, sure = secant, True
         tried.append((x, f))
         step = min(max(-f / slope, -1.0), 1.0)
         width = high[0] - low[0]
@@ -229,11 +229,21 @@ def _root(
                 return crossing, slope, name
             margin = CROSSING_MARGIN * width
             step = min(max(crossing, low[0] + margin), high[0] - margin) - x
-        following = x + step
-        if not low[0] < following < high[0]:
-            following = (low[0] + high[0]) / 2 if math.isfinite(low[0]) else x - 0.5
-        x = max(following, lowest)
+        x = max(_inside(x, x + step, low[0], high[0]), lowest)
     return (low[0] if math.isfinite(low[0]) else x), slope, name
+
+
+def _secant(tried: list[tuple[float, float]], x: float, f: float) -> float | None:
+    """Slope from the nearest of the rates tried that is far enough from `x`; None without such a rate."""
+    apart = [(abs(x - p), (f - g) / (x - p)) for p, g in tried if abs(x - p) > SLOPE_STEP and abs(f - g) < STRAIGHT]
+    return max(LEAST_SLOPE, min(apart)[1]) if apart else None
+
+
+def _inside(x: float, following: float, low: float, high: float) -> float:
+    """The rate that follows `x`, or the middle of the bracket where that lies outside of it."""
+    if low < following < high:
+        return following
+    return (low + high) / 2 if math.isfinite(low) else x - 0.5
 
 
 def _crossing(low: tuple[float, float], high: tuple[float, float]) -> float | None:

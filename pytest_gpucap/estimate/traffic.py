@@ -84,7 +84,7 @@ def _spread(count: int) -> Floats:
 
 @lru_cache(maxsize=1)
 def _spread_over(count: int, places: int) -> Ints:
-    """`_spread` in whole places from 0; kept, for every look at the evidence has paces of its own in the same places."""
+    """`_spread` in whole places from 0. Kept: every look at the evidence has paces of its own in the same places."""
     return np.floor(_spread(count) * places).astype(np.int64)
 
 
