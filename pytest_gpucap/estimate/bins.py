@@ -61,7 +61,7 @@ def integral(times: Floats, starts: Floats, ends: Floats) -> Floats:
     return difference
 
 
-def _sums(values: Floats) -> Floats:
+def _sums(values: Floats | Ints) -> Floats:
     """Sums of the first 0, 1, 2, ... values."""
     sums: Floats = np.concatenate([[0.0], np.cumsum(values)])
     return sums
@@ -223,9 +223,8 @@ class _Timeline:
         """When it was sent, the tokens of its prompt, and how many of them are cached."""
         if waiting.size and begun.size:
             row = waiting[np.argmin(journal.sent_s[waiting])]
-            self._next = tuple(
-                float(each[row]) for each in (journal.sent_s, journal.prompt_tokens, journal.cached_tokens)
-            )
+            sent_s, tokens, known = (journal.sent_s, journal.prompt_tokens, journal.cached_tokens)
+            self._next = float(sent_s[row]), float(tokens[row]), float(known[row])
             self._prompt_tokens_per_s = float(np.median(prompt / np.maximum(self.first_s - begin, 1e-6)))
 
 
