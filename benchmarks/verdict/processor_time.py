@@ -14,11 +14,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import study  # type: ignore[import-not-found,unused-ignore]
 
 from pytest_gpucap.estimate import queue_model
-from pytest_gpucap.estimate.queue_simulation import QueueServer, Replications
+from pytest_gpucap.estimate.queue_simulation import QueueServer, Replications, simulate_replications
 from pytest_gpucap.estimate.traffic import traffic_for
 
 RATIO = 0.98
@@ -29,17 +30,13 @@ RATIO = 0.98
 def counted() -> Iterator[list[int]]:
     """The number of simulated requests of each evaluation meanwhile."""
     requests: list[int] = []
-    simulate = queue_model.simulate_replications
 
     def seen(server: QueueServer, replications: Replications, *others: Any) -> None:
         requests.append(replications.in_flight.size * replications.rows)
-        simulate(server, replications, *others)
+        simulate_replications(server, replications, *others)
 
-    queue_model.simulate_replications = seen
-    try:
+    with patch.object(queue_model, "simulate_replications", seen):
         yield requests
-    finally:
-        queue_model.simulate_replications = simulate
 
 
 def main() -> None:

@@ -223,8 +223,8 @@ class _Timeline:
         """When it was sent, the tokens of its prompt, and how many of them are cached."""
         if waiting.size and begun.size:
             row = waiting[np.argmin(journal.sent_s[waiting])]
-            sent_s, tokens, known = (journal.sent_s, journal.prompt_tokens, journal.cached_tokens)
-            self._next = float(sent_s[row]), float(tokens[row]), float(known[row])
+            tokens, known = float(journal.prompt_tokens[row]), float(journal.cached_tokens[row])
+            self._next = float(journal.sent_s[row]), tokens, known
             self._prompt_tokens_per_s = float(np.median(prompt / np.maximum(self.first_s - begin, 1e-6)))
 
 
