@@ -65,6 +65,11 @@ LONG_STOP_S = 0.5
 """After a stop longer than this, a queue takes long to drain, so a short replication would not see it."""
 STOPS_FACTOR = 2.0
 """Where it stops, such replications are longer by this: a tail that seldom stops make needs many of them."""
+STOPS_REQUESTS = 100_000
+"""Requests measured in all replications together where it stops: the percentile is then within 1 to 3% of long runs.
+With many requests in flight a replication is longer and meets more stops, so fewer replications tell as much."""
+STOPS_REQUESTS_ROUGH = 25_000
+"""The same in a rough evaluation."""
 QUEUED_REPLICATIONS = 96
 """Replications where sequences or KV cache run out, or where arrivals are not Poisson. The stationary law is only near
 there, so replications are few and long."""
@@ -299,7 +304,7 @@ class _Size:
     trailing: int
 
 
-def _size_of(model: ServerModel, traffic: Traffic, rate_rps: float, *, thorough: bool) -> _Size:
+def _size_of(model: ServerModel, traffic: Traffic, rate_rps: float, *, rough: bool, thorough: bool) -> _Size:
     few, limited = starting_levels(model, traffic, rate_rps, 16)
     typical = 1.0 + float(few.mean())
     trailing = int(TRAILING_SHARE * typical) + 16
@@ -307,7 +312,9 @@ def _size_of(model: ServerModel, traffic: Traffic, rate_rps: float, *, thorough:
         share = THOROUGH_QUEUED_MEASURED_SHARE if thorough else QUEUED_MEASURED_SHARE
         share *= STOPS_FACTOR if model.stops and not thorough else 1.0
         measured = int(share * typical) if thorough else max(LEAST_MEASURED, int(share * typical))
-        replications = QUEUED_REPLICATIONS * (THOROUGH_QUEUED_FACTOR if thorough or model.stops else 1)
+        replications = QUEUED_REPLICATIONS * (THOROUGH_QUEUED_FACTOR if thorough else 1)
+        if model.stops and not thorough:
+            replications = _replications_with_stops(measured, rough=rough)
         return _Size(replications, int(QUEUED_BURN_IN_SHARE * typical), measured, trailing)
     prefilling = min(1.0, rate_rps * model.prefill_s * traffic.mean_prompt)
     burn_in = int((BURN_IN_SHARE + BURN_IN_PREFILL * max(0.0, prefilling - BURN_IN_PREFILL_FROM)) * typical)
@@ -319,14 +326,29 @@ def _size_of(model: ServerModel, traffic: Traffic, rate_rps: float, *, thorough:
     return _Size(replications, burn_in, measured, trailing)
 
 
+def _replications_with_stops(measured: int, *, rough: bool) -> int:
+    """Replications of so many measured requests each where the engine stops for long."""
+    requests, most = (STOPS_REQUESTS_ROUGH, 1) if rough else (STOPS_REQUESTS, THOROUGH_QUEUED_FACTOR)
+    most *= QUEUED_REPLICATIONS
+    return min(most, max(requests // measured, QUEUED_REPLICATIONS // 2 if rough else QUEUED_REPLICATIONS))
+
+
 def evaluate(
-    model: ServerModel, traffic: Traffic, rate_rps: float, *, want_gaps: bool = False, thorough: bool = False
+    model: ServerModel,
+    traffic: Traffic,
+    rate_rps: float,
+    *,
+    want_gaps: bool = False,
+    rough: bool = False,
+    thorough: bool = False,
 ) -> Evaluation:
     """Latencies of the workload at a rate; `thorough`: from at least ten times as many requests.
 
+    With `rough`, long stops of the engine get fewer requests: the percentile is then right to a few percent.
+
     Inter-token gaps cost time, so they are counted only with `want_gaps`.
     """
-    size = _size_of(model, traffic, rate_rps, thorough=thorough)
+    size = _size_of(model, traffic, rate_rps, rough=rough, thorough=thorough)
     rows = size.burn_in + size.measured + size.trailing
     factors, levels = _starts(model, traffic, rate_rps, max(1, min(size.replications, traffic.gap.size // rows)))
     # Those that wait at the start take rows as well.

@@ -18,6 +18,10 @@ queue makes the server slower, and so grows by itself."""
 ACCEPTED_STEP = 0.005
 """The last step in ln(rate) is taken without another evaluation if it is shorter. The slope is right to a fifth, so the
 step is right to 0.1%."""
+ROUGH_STEP = 0.02
+"""The same step of a rough search."""
+CROSSING_MARGIN = 0.2
+"""Between two rates, the next one keeps this share of their distance from both, so that either end soon moves."""
 MOST_EVALUATIONS = 14
 """Evaluations of one search. Newton steps need 3 or 4; halving a bracket needs 14 in the worst case."""
 FIRST_SLOPE = 2.0
@@ -92,6 +96,7 @@ def sustainable(
     slope: float | None = None,
     *,
     most_in_flight: float | None = None,
+    rough: bool = False,
 ) -> Sustainable:
     """The highest rate at which every limit holds, or the saturation rate without limits.
 
@@ -106,19 +111,23 @@ def sustainable(
         guess_rps: where the search begins.
         slope: from an earlier solution nearby, where there is one; it saves an evaluation.
         most_in_flight: a limit on `IN_FLIGHT_QUANTILE` of the requests in flight, named ``backlog``.
+        rough: a few percent are near enough, as for one of several scenarios far apart.
     """
     bound = saturation_rps(model, traffic)
     if not limits and most_in_flight is None:
         return Sustainable(bound, "backlog", math.inf, float(model.most_running))
     evaluations: dict[float, Evaluation] = {}
+    accepted = ROUGH_STEP if rough else ACCEPTED_STEP
 
     def worst(log_rate: float) -> tuple[float, str]:
-        f, name, evaluations[log_rate] = _worst(model, traffic, limits, math.exp(log_rate), most_in_flight)
+        rate_rps = math.exp(log_rate)
+        f, name, evaluations[log_rate] = _worst(model, traffic, limits, rate_rps, most_in_flight, rough=rough)
         return f, name
 
     top = math.log(bound)
     lowest = min(math.log(alone_rps(model, traffic)), top - 0.02)
-    log_rate, slope, name = _root(worst, min(math.log(guess_rps), top - 0.02), (lowest, top), slope)
+    guess = min(math.log(guess_rps), top - 0.02)
+    log_rate, slope, name = _root(worst, guess, (lowest, top), slope, accepted, jumps=model.stops)
     nearest = evaluations[min(evaluations, key=lambda key: abs(key - log_rate))]
     in_flight = float(np.quantile(nearest.seen, 0.95))
     return Sustainable(math.exp(log_rate), name, slope, in_flight)
@@ -158,11 +167,12 @@ def _worst(
     rate_rps: float,
     most_in_flight: float | None,
     *,
+    rough: bool = False,
     thorough: bool = False,
 ) -> tuple[float, str, Evaluation]:
     """Logarithm of the tightest percentile over its limit, the limit's name, and the evaluation behind it."""
     want_gaps = any(limit.of_gaps for limit in limits)
-    evaluation = evaluate(model, traffic, rate_rps, want_gaps=want_gaps, thorough=thorough)
+    evaluation = evaluate(model, traffic, rate_rps, want_gaps=want_gaps, rough=rough, thorough=thorough)
     ratios = {limit.name: evaluation.of_limit(limit) for limit in limits}
     if most_in_flight is not None:
         ratios["backlog"] = float(np.quantile(evaluation.seen, IN_FLIGHT_QUANTILE)) / most_in_flight
@@ -171,15 +181,22 @@ def _worst(
 
 
 def _root(
-    worst: Callable[[float], tuple[float, str]], guess: float, within: tuple[float, float], known_slope: float | None
+    worst: Callable[[float], tuple[float, str]],
+    guess: float,
+    within: tuple[float, float],
+    known_slope: float | None,
+    accepted: float,
+    *,
+    jumps: bool,
 ) -> tuple[float, float, str]:
     """Where `worst` crosses 0, its slope there, and the name that binds.
 
     Newton steps inside a bracket. The slope is a secant over rates so far apart that the replications' own noise does
-    not matter. A last step shorter than `ACCEPTED_STEP` is taken without another evaluation.
+    not matter. A last step shorter than `accepted` is taken without another evaluation. Where the curve `jumps`, such a
+    slope leads back and forth: there the secant across the bracket says where to go on.
     """
     lowest, bound = within
-    low, high = -math.inf, bound
+    low, high = (-math.inf, -math.inf), (bound, math.inf)
     slope = known_slope or FIRST_SLOPE
     sure = known_slope is not None
     x, name = max(guess, lowest), "backlog"
@@ -189,24 +206,49 @@ def _root(
         if f > 0 and x <= lowest:
             return lowest, slope, found
         if f > 0:
-            high, name = x, found
+            high, name = (x, f), found
         else:
-            low = x
+            low = (x, f)
             name = found if name == "backlog" else name
-        apart = [(abs(x - p), (f - g) / (x - p)) for p, g in tried if abs(x - p) > SLOPE_STEP and abs(f - g) < STRAIGHT]
-        if apart:
-            slope, sure = max(LEAST_SLOPE, min(apart)[1]), True
+        secant = _secant(tried, x, f)
+        if secant is not None:
+            slope, sure = secant, True
         tried.append((x, f))
         step = min(max(-f / slope, -1.0), 1.0)
-        if high - low < ACCEPTED_STEP / 4:
+        width = high[0] - low[0]
+        crossing = _crossing(low, high) if jumps else None
+        if width < ACCEPTED_STEP / 4:
             break
-        if abs(step) < ACCEPTED_STEP and x + step < bound:
+        if abs(step) < accepted and x + step < bound:
             if sure:
                 return x + step, slope, found
             # A second rate, on the side where the queue is calmer, to learn the slope from.
             step -= 2.0 * SLOPE_STEP
-        following = x + step
-        if not low < following < high:
-            following = (low + high) / 2 if math.isfinite(low) else x - 0.5
-        x = max(following, lowest)
-    return (low if math.isfinite(low) else x), slope, name
+        elif crossing is not None:
+            if width < 2.0 * accepted or abs(crossing - x) < accepted:
+                return crossing, slope, name
+            margin = CROSSING_MARGIN * width
+            step = min(max(crossing, low[0] + margin), high[0] - margin) - x
+        x = max(_inside(x, x + step, low[0], high[0]), lowest)
+    return (low[0] if math.isfinite(low[0]) else x), slope, name
+
+
+def _secant(tried: list[tuple[float, float]], x: float, f: float) -> float | None:
+    """Slope from the nearest of the rates tried that is far enough from `x`; None without such a rate."""
+    apart = [(abs(x - p), (f - g) / (x - p)) for p, g in tried if abs(x - p) > SLOPE_STEP and abs(f - g) < STRAIGHT]
+    return max(LEAST_SLOPE, min(apart)[1]) if apart else None
+
+
+def _inside(x: float, following: float, low: float, high: float) -> float:
+    """The rate that follows `x`, or the middle of the bracket where that lies outside of it."""
+    if low < following < high:
+        return following
+    return (low + high) / 2 if math.isfinite(low) else x - 0.5
+
+
+def _crossing(low: tuple[float, float], high: tuple[float, float]) -> float | None:
+    """Where the secant between two rates, each with its value, crosses 0; None where that is too far from a line."""
+    (below, f), (above, g) = low, high
+    if max(abs(f), abs(g)) >= STRAIGHT:
+        return None
+    return below + (above - below) * f / (f - g)

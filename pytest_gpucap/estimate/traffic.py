@@ -68,7 +68,7 @@ class Traffic:
         # An answer is under way for a time in inverse proportion to its pace, and so likely found running.
         time = np.cumsum(1.0 / paces)
         running: Floats = paces[np.minimum(np.searchsorted(time / time[-1], _spread(POOL)), paces.size - 1)]
-        drawn: Floats = paces[np.floor(_spread(self.made.size) * paces.size).astype(np.int64)]
+        drawn: Floats = paces[_spread_over(self.made.size, paces.size)]
         return replace(
             self,
             output=np.maximum(1, np.rint(self.made / drawn)).astype(np.int64),
@@ -80,6 +80,12 @@ def _spread(count: int) -> Floats:
     """Numbers in [0, 1), evenly spread and in no order: multiples of an irrational number, modulo 1."""
     numbers: Floats = (np.arange(count, dtype=np.float64) * PACE_PHASE) % 1.0
     return numbers
+
+
+@lru_cache(maxsize=1)
+def _spread_over(count: int, places: int) -> Ints:
+    """`_spread` in whole places from 0. Kept: every look at the evidence has paces of its own in the same places."""
+    return np.floor(_spread(count) * places).astype(np.int64)
 
 
 def traffic_for(workload: Workload, own_paces: tuple[float, ...] = ()) -> Traffic:

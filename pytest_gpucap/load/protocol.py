@@ -285,9 +285,11 @@ class SessionColumns:
     left: Int32s
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Journal:
     """What is known of all requests so far, one row per request; NaN or 0 where something is not yet known.
+
+    Each is equal to itself alone, as what is derived of it is kept by it.
 
     Attributes:
         due_s, sent_s, first_s, last_s, end_s: shape (n,): when it was due, when it was handed to the kernel, when its

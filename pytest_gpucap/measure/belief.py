@@ -102,22 +102,31 @@ class Belief:
 
     def _chance(self, rate_rps: float, centres: list[float]) -> float:
         """Chance of a rate below `rate_rps`, of normal distributions around these centres."""
-        return sum(
-            p.weight * NormalDist(math.log(centre), p.error).cdf(math.log(rate_rps))
-            for p, centre in zip(self.parts, centres, strict=True)
-        )
+        return _weight_below(math.log(rate_rps), self._around(centres))
+
+    def _around(self, centres: list[float]) -> list[tuple[float, NormalDist]]:
+        """The parts' weights, and their distributions of ln(rate) around these centres."""
+        return [
+            (p.weight, NormalDist(math.log(centre), p.error)) for p, centre in zip(self.parts, centres, strict=True)
+        ]
 
     def _quantile(self, level: float, centres: list[float]) -> float:
         """The rate below which lies so much of it; by halving, which never fails."""
         spread = 9.0 * max(p.error for p in self.parts)
         low, high = math.log(min(centres)) - spread, math.log(max(centres)) + spread
+        around = self._around(centres)
         for _ in range(_HALVINGS):
             middle = (low + high) / 2.0
-            if self._chance(math.exp(middle), centres) < level:
+            if _weight_below(middle, around) < level:
                 low = middle
             else:
                 high = middle
         return math.exp((low + high) / 2.0)
+
+
+def _weight_below(log_rate: float, around: list[tuple[float, NormalDist]]) -> float:
+    """Weight of what lies below a logarithm of a rate, of weighted distributions of it."""
+    return sum(weight * each.cdf(log_rate) for weight, each in around)
 
 
 def mixture(model: Part, corrected: Part | None) -> Belief:

@@ -58,7 +58,7 @@ def stop_shifts(
     middle, least = len(models) // 2, c.STOPPED_SHARE * guess_rps
 
     def rate(k: int, guess: float) -> float:
-        found = sustainable(models[k], traffic, limits, guess).rate_rps
+        found = sustainable(models[k], traffic, limits, guess, rough=True).rate_rps
         return max(found, min(kept.rate_rps, rate_rps)) if kept.rules_out(models[k]) else found
 
     rates = {middle: rate(middle, rate_rps)}

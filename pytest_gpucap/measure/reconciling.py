@@ -155,8 +155,7 @@ def corrected(
     if not limits or peak is not None:
         return replace(found, belief=Belief((own,)))
     if not found.by_luck and all(limit.name in known or limit.of_gaps for limit in limits):
-        roots = [_as_seen(run, found, limit, known.get(limit.name), rate_rps) for limit in limits]
-        root, off = min(roots, key=lambda pair: pair[0].rate_rps)
+        root, off = _tightest(run, found, known, rate_rps)
         value = root.rate_rps * math.exp(found.examination.correction if found.examination else 0.0)
         seconds = sum(w.end_s - w.start_s for w in windows if isinstance(w.span.phase, OpenLoop))
         drift = drift_error(run.journal, windows, found.speed, seconds)
@@ -176,17 +175,47 @@ def _unknown_pace(
     return tuple((chance, found.elasticity * math.sqrt(max(0.0, e**2 - known**2))) for chance, e in moves.errors)
 
 
+def _tightest(
+    run: MeasuringRun, found: RateEstimate, known: dict[str, Departure], rate_rps: float
+) -> tuple[Sustainable, float]:
+    """What `_as_seen` says of the limit that allows the lowest rate.
+
+    The limit that binds in the model comes first. One that holds at the rate found so far allows a higher one, which
+    nobody asks for: far from its limit, a latency is searched for where requests queue, and that takes longest.
+    """
+    traffic = traffic_for(run.requirement.workload, found.model.own_paces)
+    lowest: tuple[Sustainable, float] | None = None
+    for limit in sorted(run.requirement.slo.limits, key=lambda limit: limit.name != found.binding):
+        departure = known.get(limit.name)
+        model = _departing(found.model, limit, departure)
+        if lowest is not None:
+            here = evaluate(model, traffic, lowest[0].rate_rps, want_gaps=limit.of_gaps).of_limit(limit)
+            if here < 1.0:
+                continue
+        seen = _as_seen(run, found, limit, departure, rate_rps)
+        lowest = seen if lowest is None else min(lowest, seen, key=lambda pair: pair[0].rate_rps)
+    if lowest is None:
+        raise ValueError("no limit, so none is the tightest")
+    return lowest
+
+
+def _departing(model: ServerModel, limit: Limit, departure: Departure | None) -> ServerModel:
+    """The model, with what was seen of one limit alone."""
+    calibration = replace(model.calibration, latency_factors=())
+    model = replace(model, calibration=calibration)
+    if departure is None:
+        return model
+    if departure.in_pace:
+        return model.scaled(math.exp(departure.log_pace))
+    factor = ((limit.name, math.exp(departure.log_factor)),)
+    return replace(model, calibration=replace(calibration, latency_factors=factor))
+
+
 def _as_seen(
     run: MeasuringRun, found: RateEstimate, limit: Limit, departure: Departure | None, rate_rps: float
 ) -> tuple[Sustainable, float]:
     """The rate that one limit allows, with what was seen of it; and the standard error of its logarithm from that."""
-    calibration = replace(found.model.calibration, latency_factors=())
-    model = replace(found.model, calibration=calibration)
-    if departure is not None and departure.in_pace:
-        model = model.scaled(math.exp(departure.log_pace))
-    elif departure is not None:
-        factor = ((limit.name, math.exp(departure.log_factor)),)
-        model = replace(model, calibration=replace(calibration, latency_factors=factor))
+    model = _departing(found.model, limit, departure)
     traffic = traffic_for(run.requirement.workload, model.own_paces)
     root = sustainable(model, traffic, (limit,), found.rate.value, found.slope)
     slope = max(c.FLAT_SLOPE, root.slope)
