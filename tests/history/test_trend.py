@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from pytest_gpucap.history import trend_report
-from pytest_gpucap.history.detection import MissingLibraryError, change_points, change_range, despiked, run_sd
+from pytest_gpucap.history.detection import change_points, change_range, despiked, run_sd
 from pytest_gpucap.history.nightly import NightlySeries, read_folder, series_of
 from pytest_gpucap.history.trend import trend_of, trends_of
 from pytest_gpucap.installing import pip_install
@@ -27,8 +27,6 @@ from pytest_gpucap.results.result import ResultKind
 from pytest_gpucap.results.trend import AlarmState, Trend
 from tests.history.made import REQUIREMENT, STARTED, result, session
 from tests.history.nightly import rates, write_nights
-
-pytest.importorskip("ruptures")
 
 
 def upgraded(at: int) -> Any:
@@ -307,6 +305,6 @@ def test_plots_are_written(tmp_path: Path, suffix: str, head: bytes) -> None:
 
 
 def test_without_the_extra_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ruptures", None)
-    with pytest.raises(MissingLibraryError, match=re.escape(pip_install("history"))):
-        change_points(np.log(rates(30)))
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    with pytest.raises(trend_report.MissingLibraryError, match=re.escape(pip_install("history"))):
+        trend_report.plot_trends([], Path("trend.svg"))
