@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import pytest
@@ -63,6 +63,23 @@ def never_measured(item: pytest.Item, *, asked: bool) -> str | None:
     if FIXTURE in _fixtures(item):
         return f"the test asks the {FIXTURE} fixture for nothing: call check(), measure(), sweep() or sample()"
     return item.stash.get(_UNMEASURED, None)
+
+
+class GpuAbsent(pytest.skip.Exception):
+    """Skips a test for which there is no GPU. The summary says why, since pytest shows reasons under ``-rs`` alone."""
+
+    gpucap_absent: Final = True
+
+
+def skipped_lines(skipped: Mapping[str, Sequence[str]], width: int) -> list[str]:
+    """The lines of the summary, at most so wide, for the reasons of `GpuAbsent` and the tests of each."""
+    from pytest_gpucap.report.columns import wrapped
+
+    found = [
+        f"skipped, not measured: {tests[0] if len(tests) == 1 else f'{len(tests)} tests'}: {why}"
+        for why, tests in skipped.items()
+    ]
+    return [line for each in found for line in wrapped(each, hang="  ", width=width)]
 
 
 def lines(unmeasured: Sequence[tuple[str, str]], width: int) -> list[str]:
