@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -285,6 +286,13 @@ def test_markdown_stays_in_its_table(tmp_path: Path) -> None:
     row = next(line for line in shown.splitlines() if "test" in line and line.startswith("| ❌"))
     assert row.count("|") == shown.splitlines()[0].count("|")
     assert "test_x[a|b<c>]" in html.unescape(row)
+
+
+def test_a_title_leaves_out_what_nothing_tells(tmp_path: Path) -> None:
+    write_nights(tmp_path, [30.0, 31.0])
+    found = one(tmp_path)
+    assert f"({found.gpu_class}, {found.model}, {found.workload})" in found.title
+    assert msgspec.structs.replace(found, model="?").title == found.title.replace(f"{found.model}, ", "")
 
 
 def test_a_sparkline_is_as_wide_as_its_runs_or_as_it_may_be(tmp_path: Path) -> None:
