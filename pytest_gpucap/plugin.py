@@ -218,8 +218,8 @@ def pytest_runtest_makereport(
     error = call.excinfo.value if call.excinfo is not None else None
     if call.excinfo is not None and isinstance(error, GpuCapError) and not error.needs_traceback:
         report.longrepr = call.excinfo.getrepr(style="value")
-    if getattr(error, "gpucap_absent", False):
-        report.gpucap_absent = str(error)  # type: ignore[attr-defined]  # travels with the report, as results do
+    if (why := getattr(error, "gpucap_absent", None)) is not None:
+        report.gpucap_absent = why  # type: ignore[attr-defined]  # travels with the report, as results do
     if (why := getattr(error, "gpucap_left_out", None)) is not None:
         report.gpucap_left_out = why  # type: ignore[attr-defined]  # travels with the report, as results do
     if report.skipped and hasattr(report, "wasxfail") and (isinstance(error, GpuCapError) or _ours([item])):

@@ -65,14 +65,15 @@ def never_measured(item: pytest.Item, *, asked: bool) -> str | None:
     return item.stash.get(_UNMEASURED, None)
 
 
-class GpuAbsent(pytest.skip.Exception):
+def gpu_absent(why: str) -> BaseException:
     """Skips a test for which there is no GPU. The summary says why, since pytest shows reasons under ``-rs`` alone."""
-
-    gpucap_absent: Final = True
+    skipped = pytest.skip.Exception(why)
+    skipped.gpucap_absent = why  # type: ignore[attr-defined] # see plugin.py
+    return skipped
 
 
 def skipped_lines(skipped: Mapping[str, Sequence[str]], width: int) -> list[str]:
-    """The lines of the summary, at most so wide, for the reasons of `GpuAbsent` and the tests of each."""
+    """The lines of the summary, at most so wide, for the reasons of `gpu_absent` and the tests of each."""
     from pytest_gpucap.report.columns import wrapped
 
     found = [

@@ -30,7 +30,7 @@ from pytest_gpucap.gpu.lease import Lease, lease, lease_cpu, lease_server
 from pytest_gpucap.gpu.occupancy import wait_memory_returned
 from pytest_gpucap.options.table import Options
 from pytest_gpucap.session.compiling import CompileAhead
-from pytest_gpucap.session.declared import GpuAbsent
+from pytest_gpucap.session.declared import gpu_absent
 from pytest_gpucap.session.placement import Placement, own_classes
 from pytest_gpucap.session.reuse import Reuse
 from pytest_gpucap.session.session_time import SessionTime
@@ -258,7 +258,7 @@ class ServerManager:
         return target
 
     def _absent(self, reason: str) -> BaseException:
-        return pytest.fail.Exception(reason, pytrace=False) if self._options.require else GpuAbsent(reason)
+        return pytest.fail.Exception(reason, pytrace=False) if self._options.require else gpu_absent(reason)
 
     def _serve(self, target: SystemUnderTest, live: LiveLine) -> None:
         from pytest_gpucap.fleet.fleet_server import FleetServer

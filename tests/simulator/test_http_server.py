@@ -240,7 +240,8 @@ def test_a_server_is_ready_when_its_steps_are_compiled(monkeypatch: pytest.Monke
         assert port
         compiled.append(bool(anew.signatures))
 
-    anew = type(engine.step)(engine.step.py_func)  # as a new process has it
+    step: Any = engine.step
+    anew = type(step)(step.py_func)  # as a new process has it
     monkeypatch.setattr(engine, "step", anew)
     asyncio.run(serve(profiles.load("fast"), "127.0.0.1", 0, 1, started, at_once))
     assert compiled == [True]
