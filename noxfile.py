@@ -30,11 +30,11 @@ def pure(session: nox.Session, pytest: str) -> None:
         "aiohttp",
         "cmarkgfm",
         "h2",
+        "hatchling",
         "hypercorn",
         "jsonschema",
         "jinja2",
         "matplotlib",
-        "ruptures",
         "zensical",
     )
     # A wheel of the same version as the one that an environment has is another build of it.

@@ -52,6 +52,10 @@ except ImportError:
         """The function itself."""
         return function
 
+    def is_compiled(function: Callable[..., Any]) -> bool:  # noqa: ARG001 - see below
+        """True: there is nothing to wait for."""
+        return True
+
     def foreign(name: str, arguments: int, *, wide: bool = False) -> Callable[..., int]:
         """A function of the C library that takes integers and addresses; `wide`: it returns 64 bits, not an ``int``."""
         function: Any = getattr(ctypes.CDLL(None), name)
@@ -79,6 +83,19 @@ else:
         kept: Any = getattr(wrapped._cache, "_cache_file", None)  # noqa: SLF001 - numba has no public way
         if hasattr(kept, "_source_stamp"):
             kept._source_stamp = package_stamp(Path(__file__).parent)  # noqa: SLF001
+
+    def is_compiled(function: Callable[..., Any]) -> bool:
+        """Whether a function of `compiled` was called in this process, or lies on disk as machine code of this version.
+
+        True also where it is not known: this is for a word to who waits.
+        """
+        kept: Any = getattr(getattr(function, "_cache", None), "_cache_file", None)
+        if getattr(function, "signatures", ()) or not hasattr(kept, "_load_index"):
+            return True
+        try:
+            return bool(kept._load_index())  # noqa: SLF001 - numba has no public way
+        except OSError:
+            return False
 
     def foreign(name: str, arguments: int, *, wide: bool = False) -> Callable[..., int]:
         """The same, for compiled code only. It is called by name, so that its caller can be cached on disk."""

@@ -48,7 +48,6 @@ def read_trends(folder: str | os.PathLike[str], since: datetime | None = None) -
 
     Raises:
         NotADirectoryError: one line, if there is no such folder.
-        GpuCapError: one line, without the extra ``history``.
     """
     from pytest_gpucap.history.figures import figures_of
     from pytest_gpucap.history.nightly import read_folder, series_of

@@ -221,6 +221,8 @@ def pytest_runtest_makereport(
     error = call.excinfo.value if call.excinfo is not None else None
     if call.excinfo is not None and isinstance(error, GpuCapError) and not error.needs_traceback:
         report.longrepr = call.excinfo.getrepr(style="value")
+    if (why := getattr(error, "gpucap_absent", None)) is not None:
+        report.gpucap_absent = why  # type: ignore[attr-defined]  # travels with the report, as results do
     if (why := getattr(error, "gpucap_left_out", None)) is not None:
         report.gpucap_left_out = why  # type: ignore[attr-defined]  # travels with the report, as results do
     if report.skipped and hasattr(report, "wasxfail") and (isinstance(error, GpuCapError) or _ours([item])):
@@ -351,6 +353,8 @@ class _Results:
         self._config = config
         self._session_report: Any = None
         self._unmeasured: list[tuple[str, str]] = []
+        self._absent: dict[str, list[str]] = {}
+        """Why there is no GPU -> the tests that were skipped for it."""
         self._declared = False
         """A test of ours has run, or was skipped."""
         # These run no session.
@@ -395,6 +399,8 @@ class _Results:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if (why := getattr(report, "gpucap_unmeasured", None)) is not None:
             self._unmeasured.append((report.nodeid, why))
+        if (why := getattr(report, "gpucap_absent", None)) is not None:
+            self._absent.setdefault(why, []).append(report.nodeid)
         self._declared = self._declared or hasattr(report, "gpucap_declared")
         carried = getattr(report, "gpucap", None)
         left_out = getattr(report, "gpucap_left_out", None)
@@ -486,11 +492,12 @@ class _Results:
                     else f"{len(missing)} files that were asked for are"
                 )
                 terminalreporter.write_line(f"{lost} missing{failed}", red=True)
-        if self._unmeasured:
-            from pytest_gpucap.session.declared import lines
+        if self._unmeasured or self._absent:
+            from pytest_gpucap.session.declared import lines, skipped_lines
             from pytest_gpucap.session.screen import columns
 
             if self._session_report is None:
                 terminalreporter.section("GPU capacity")
-            for line in lines(self._unmeasured, columns(self._config)):
+            width = columns(self._config)
+            for line in [*lines(self._unmeasured, width), *skipped_lines(self._absent, width)]:
                 terminalreporter.write_line(line, yellow=True)

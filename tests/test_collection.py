@@ -58,11 +58,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _loaded(folder: Path, *arguments: str) -> tuple[int, set[str]]:
-    """pytest's exit code, and which heavy modules its process holds at the end; a session writes its warnings first."""
+    """pytest's exit code, and which heavy modules it then has for us; a session writes its warnings first."""
     code = (
-        "import sys, pytest\n"
+        "import sys, pytest, pdb\nbefore = set(sys.modules)\n"  # pdb, which pytest loads, loads asyncio since 3.14
         f"code = pytest.main(['-q', '-p', 'no:cacheprovider', '-p', 'pytest_gpucap.plugin', *{arguments!r}])\n"
-        f"print(); print(int(code), *[name for name in {HEAVY!r} if name in sys.modules])\n"
+        f"print(); print(int(code), *[name for name in {HEAVY!r} if name in set(sys.modules) - before])\n"
     )
     environment = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PATH": "", "PYTHONPATH": ":".join(filter(None, sys.path))}
     done = subprocess.run(

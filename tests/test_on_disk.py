@@ -25,7 +25,6 @@ def test_a_result_file_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_trends_are_those_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("ruptures")
     write_nights(tmp_path, rates(40, drop=0.1, at=30, seed=1))
     (tmp_path / "notes.json").write_text("{}")
     found = read_trends(str(tmp_path))

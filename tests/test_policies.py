@@ -68,6 +68,8 @@ def test_the_page_names_the_versions_that_are_declared_and_tested() -> None:
     assert re.findall(r'"([\d.]+)"', named[1]) == pythons + re.findall(r"\b3\.\d+(?=:)", declared)
     for python in re.findall(r"\b3\.\d+(?=:)", declared):
         assert python not in run
+    nightly = _read(REPOSITORY / ".github" / "workflows" / "nightly.yml")
+    assert nightly["jobs"]["versions"]["strategy"]["matrix"]["python"] == pythons[1:]
 
     supported, run, _ = _supported("pytest").split("|")
     tried = re.search(r'parametrize\("pytest", \[(.*?)\]', matrix)

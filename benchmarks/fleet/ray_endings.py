@@ -22,8 +22,8 @@ from pathlib import Path
 from pytest_gpucap.fleet.ray_cluster import RayCluster
 from pytest_gpucap.fleet.ray_server import RayServer
 from tests.engines.server_family import Family
-from tests.fleet.ray_cluster import TestCluster, new_cluster
-from tests.fleet.test_ray_cluster import A10G, DRIVER, all_free, engine_of, worker_of
+from tests.fleet.ray_cluster import TestCluster, all_free, new_cluster
+from tests.fleet.test_ray_cluster import A10G, DRIVER, engine_of, worker_of
 from tests.waiting import until
 
 REPETITIONS = 5

@@ -128,7 +128,7 @@ def _otava(rates: list[float]) -> list[int]:
     return [int(each.index) for each in found]
 
 
-def _ruptures(rates: list[float]) -> list[int]:
+def _segmentation(rates: list[float]) -> list[int]:
     return change_points(np.log(rates))
 
 
@@ -141,7 +141,7 @@ RULES: dict[str, Callable[[Nights], Rule]] = {
     "the same with h 7": lambda nights: Cusum(nights.sd, 7.0),
     "CUSUM, learning them": lambda _: Cusum(None),
     "Otava 0.8, p 0.001": lambda _: Looking(_otava),
-    "segmentation (ruptures)": lambda _: Looking(_ruptures),
+    "segmentation": lambda _: Looking(_segmentation),
     "ours, no second run": lambda _: Ours(Thresholds(), confirm=False),
     "ours": lambda _: Ours(Thresholds(), confirm=True),
 }

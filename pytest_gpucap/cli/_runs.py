@@ -51,14 +51,11 @@ def trends_in(folder: Path, since: datetime | None = None) -> Trends:
     """See `read_trends`.
 
     Raises:
-        CommandError: without the folder, or without the extra ``history``.
+        CommandError: without the folder.
     """
-    # Imported here: it loads SciPy, which other commands do not need.
-    from pytest_gpucap.history.detection import MissingLibraryError
-
     try:
         return read_trends(folder, since)
-    except (NotADirectoryError, MissingLibraryError) as error:
+    except NotADirectoryError as error:
         raise CommandError(str(error)) from None
 
 

@@ -47,7 +47,6 @@ def run(options: argparse.Namespace) -> int:
     """
     # Imported here, as in all commands: the help does not need it.
     from pytest_gpucap.history import trend_report
-    from pytest_gpucap.history.detection import MissingLibraryError
 
     if options.plot is not None and options.plot.suffix.removeprefix(".") not in trend_report.FORMATS:
         raise CommandError(f"--plot {options.plot}: must end in .svg, .png or .pdf")
@@ -59,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         if options.plot is not None:
             trend_report.plot_trends(trends, options.plot)
-    except (MissingLibraryError, OSError) as error:
+    except (trend_report.MissingLibraryError, OSError) as error:
         raise CommandError(str(error)) from None
     match options.format:
         case "json":

@@ -161,6 +161,8 @@ def _offer(name: str, known: Sequence[GpuClass]) -> str:
                 f"{maker} is not supported, since devices are read through NVIDIA's NVML; a server that runs there is "
                 "measured by --gpucap-url, without --gpu-class"
             )
+    if _normal(name).startswith("sim"):
+        return "a simulated server is sim:PROFILE, such as sim:fast"
     from difflib import get_close_matches
 
     wanted = _normal(name).removeprefix("nvidia-")

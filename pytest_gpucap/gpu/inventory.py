@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.gpu import binding
@@ -61,6 +61,10 @@ class Inventory:
         if self.cuda:
             line += f", CUDA {self.cuda}"
         return [line, *(remark for device in devices for remark in device.remarks())]
+
+
+WITHOUT_ONE: Final = "to try the suite without one, say --gpu-class sim:fast or cpu"
+"""What to do where there is no GPU."""
 
 
 class NoGpu(GpuCapError):  # noqa: N818 - reads as what is wrong
@@ -154,7 +158,7 @@ def _what_is_there(inventory: Inventory, wanted: GpuClass, extra: tuple[GpuClass
     if hidden:
         return f"CUDA_VISIBLE_DEVICES hides {_count(hidden)}; let it name one of them"
     if not inventory.devices:
-        return f"{_why_none(inventory)}; to try the suite without one, say --gpu-class sim:fast or cpu"
+        return f"{_why_none(inventory)}; {WITHOUT_ONE}"
     parts = [f"this machine has {_count(inventory.devices)}"]
     seen: dict[str, GpuClass] = {}
     for device in inventory.devices:

@@ -11,9 +11,9 @@ z only raises a suspicion: z must exceed a higher threshold after the next run, 
 server. And z must still be large without the night that contributes most.
 
 **The search** finds where the level changed over the whole history, and how certain each place is. It is the optimal
-segmentation for squared errors with a penalty for every change (PELT: Killick, Fearnhead and Eckley, JASA 107, 2012),
-by ``ruptures``. Apache Otava answers the same question. It was measured beside this one and left out: it installs 40
-packages, among them clients of BigQuery, PostgreSQL and Slack, and pins NumPy to 2.2.
+segmentation for squared errors with a penalty for every change (`segmentation.py`). Apache Otava answers the same
+question. It was measured beside this one and left out: it installs 40 packages, among them clients of BigQuery,
+PostgreSQL and Slack, and pins NumPy to 2.2.
 
 ``benchmarks/history/RESULTS.md`` has the figures, also of other rules.
 """
@@ -28,8 +28,7 @@ from typing import Final
 import numpy as np
 
 from pytest_gpucap.arrays import Floats
-from pytest_gpucap.errors import GpuCapError
-from pytest_gpucap.installing import pip_install
+from pytest_gpucap.history.segmentation import level_starts
 from pytest_gpucap.results.trend import AlarmState
 
 
@@ -205,30 +204,18 @@ _NEIGHBOURS: Final = 3
 _CLIP_SD: Final = 2.5
 
 
-class MissingLibraryError(GpuCapError, ImportError):
-    """A library of the extra ``history`` is not installed; the message says how to install it."""
-
-
 def change_points(logs: Floats, rule: Rule | None = None) -> list[int]:
     """First runs of new levels, oldest first.
 
     Args:
         logs: logarithms of the rates, shape (runs,).
         rule: of the alarm.
-
-    Raises:
-        MissingLibraryError: without ``ruptures``.
     """
     if logs.size < 2 * SHORTEST:
         return []
-    try:
-        import ruptures  # type: ignore[import-untyped]
-    except ImportError:
-        raise MissingLibraryError(f"needs ruptures: {pip_install('history')}") from None
     scaled = despiked(logs, rule) / run_sd(logs, rule)
     penalty = PENALTY * math.log(max(logs.size, 60))
-    found = ruptures.KernelCPD(kernel="linear", min_size=SHORTEST, jump=1).fit(scaled[:, None]).predict(pen=penalty)
-    return [int(index) for index in found[:-1]]
+    return level_starts(scaled, penalty=penalty, shortest=SHORTEST)
 
 
 def despiked(logs: Floats, rule: Rule | None = None) -> Floats:

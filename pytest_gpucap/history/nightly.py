@@ -19,7 +19,7 @@ from pytest_gpucap.results.measured import Interval
 from pytest_gpucap.results.points import point_rate
 from pytest_gpucap.results.result import DeclaredWorkload, Result, ResultKind
 from pytest_gpucap.results.result_file import ResultFileError
-from pytest_gpucap.results.trend import TrendPoint
+from pytest_gpucap.results.trend import UNKNOWN, TrendPoint
 from pytest_gpucap.secondary import SecondaryName
 from pytest_gpucap.user_files import is_file, is_folder, shown_path
 
@@ -186,8 +186,8 @@ def series_from(members: Sequence[Member], judged: Sequence[bool], identity: str
         test=newest.test,
         name=newest.name,
         kind=newest.kind,
-        gpu_class=newest.environment.gpu_class or newest.environment.gpu or "?",
-        model=newest.environment.model or "?",
+        gpu_class=newest.environment.gpu_class or newest.environment.gpu or UNKNOWN,
+        model=newest.environment.model or UNKNOWN,
         workload=_workload(newest.workload),
         simulated=newest.simulated,
         identity=identity,

@@ -28,22 +28,14 @@ one too many."""
 
 
 def trends_of(runs: Iterable[Run], rule: Rule | None = None) -> list[Trend]:
-    """The trend of every series in these runs: of rates, then of limits beside the rate.
-
-    Raises:
-        MissingLibraryError: without the extra ``history``.
-    """
+    """The trend of every series in these runs: of rates, then of limits beside the rate."""
     runs = list(runs)
     found, _ = series_of(runs)
     return [trend_of(series, rule) for series in [*found, *figures_of(runs)]]
 
 
 def trend_of(series: NightlySeries, rule: Rule | None = None) -> Trend:
-    """The trend of one series.
-
-    Raises:
-        MissingLibraryError: without the extra ``history``.
-    """
+    """The trend of one series."""
     judged = [index for index, point in enumerate(series.points) if point.judged]
     if rule is None and series.figure is not None:
         rule = rule_of(series.figure)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tabulate import tabulate
 
+from pytest_gpucap.errors import GpuCapError
 from pytest_gpucap.foreign_text import visible
-from pytest_gpucap.history.detection import MissingLibraryError
 from pytest_gpucap.installing import pip_install
 from pytest_gpucap.report.escape import cleaned, json_text, prose
 from pytest_gpucap.report.formatting import percent, significant
@@ -235,6 +235,10 @@ def _runs(count: int) -> str:
 
 def _day(when: datetime) -> str:
     return when.date().isoformat()
+
+
+class MissingLibraryError(GpuCapError, ImportError):
+    """Matplotlib, of the extra ``history``, is not installed; the message says how to install it."""
 
 
 FORMATS: Final = ("svg", "png", "pdf")

@@ -137,5 +137,6 @@ def _assumptions(given: GivenRate, target: FleetTarget) -> tuple[str, ...]:
         f"the headroom of {float(target.headroom):g} is for peaks above the target rate and for replicas that are "
         f"down: the GPUs carry {float(left):.3g} times the rate, and with one replica down {float(one_down):.3g} times"
     )
-    point = f"T is a point without an interval: if it is 10% lower, N is {less} GPUs and not {needed}"
+    then = f"N is still {needed} GPUs" if less == needed else f"N is {less} GPUs and not {needed}"
+    point = f"T is a point without an interval: if it is 10% lower, {then}"
     return scope, point, added, reserve

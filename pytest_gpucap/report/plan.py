@@ -85,7 +85,9 @@ def _fleets(plan: Plan, style: str) -> str:
         ]
         for fleet in plan.fleets
     ]
-    return _table(rows, headers, style)
+    # What is said of no class is no column: of a rate alone no memory is known.
+    told = [place for place, _ in enumerate(headers) if any(row[place] for row in rows)]
+    return _table([[row[place] for place in told] for row in rows], [headers[place] for place in told], style)
 
 
 def _rate(fleet: Fleet) -> str:

@@ -37,6 +37,7 @@ def schema() -> dict[str, Any]:
     """The schema (JSON Schema 2020-12), with descriptions from the docstrings."""
     found = msgspec.json.schema(ResultFile, schema_hook=lambda _: {"type": ["number", "null"]})
     parts = found["$defs"]
+    _same_everywhere(parts)
     for module in _MODULES:
         for name, kind in vars(module).items():
             if name in parts and inspect.isclass(kind) and kind.__module__ == module.__name__:
@@ -48,6 +49,17 @@ def schema() -> dict[str, Any]:
         "description": _ABOUT,
         **found,
     }
+
+
+def _same_everywhere(found: Any) -> None:
+    """Take out of a schema what differs between versions of Python and msgspec, in place."""
+    for each in found if isinstance(found, list) else found.values():
+        if isinstance(each, dict | list):
+            _same_everywhere(each)
+    if isinstance(found, dict):
+        found.pop("propertyNames", None)  # names of a mapping that are of an enumeration: msgspec tells them since 0.23
+        if isinstance(found.get("description"), str):  # docstrings have no indentation of their own since Python 3.13
+            found["description"] = inspect.cleandoc(found["description"])
 
 
 _FIELD: Final = re.compile(r"^ {4}(?P<names>[\w, ]+): (?P<text>.*(?:\n {8}.*)*)", re.MULTILINE)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -16,6 +16,9 @@ from pytest_gpucap.results.encoding import Figure
 from pytest_gpucap.results.measured import Interval
 from pytest_gpucap.results.result import ResultKind
 from pytest_gpucap.secondary import METRICS, Bound, SecondaryName
+
+UNKNOWN: Final = "?"
+"""In place of a class or a model that nothing tells."""
 
 
 class AlarmState(StrEnum):
@@ -99,7 +102,7 @@ class Trend(msgspec.Struct, frozen=True, kw_only=True):
         test: pytest's node id.
         name: of the requirement.
         kind: of measurement.
-        gpu_class, model, workload: as text.
+        gpu_class, model, workload: as text; `?` where it is not known.
         simulated: no real server was measured.
         imported: the tool and the load, of points of another tool, whose rates have no interval; else empty.
         run_sd: run-to-run standard deviation of the logarithm of the rate (0.017 is 1.7%).
@@ -136,7 +139,8 @@ class Trend(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def title(self) -> str:
         """One line for people."""
-        place = f"{self.gpu_class}, {self.model}, {self.workload}"
+        known = (each for each in (self.gpu_class, self.model, self.workload) if each != UNKNOWN)
+        place = ", ".join(known)  # a simulated server may name no model
         kind = "" if self.kind is ResultKind.CHECK else f"{self.kind}() in "
         what = f"{self.what} in " if self.figure is not None else ""
         if self.imported:

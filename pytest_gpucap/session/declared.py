@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -102,6 +102,24 @@ def skipped_here(item: pytest.Item, why: str) -> str | None:
     if not_run or any(item.iter_markers("skip")) or is_about_another_class(item):
         return None
     return f"{NEVER}: skipped on this machine, and --gpucap-require is set: {why}"
+
+
+def gpu_absent(why: str) -> BaseException:
+    """Skips a test for which there is no GPU. The summary says why, since pytest shows reasons under ``-rs`` alone."""
+    skipped = pytest.skip.Exception(why)
+    skipped.gpucap_absent = why  # type: ignore[attr-defined] # see plugin.py
+    return skipped
+
+
+def skipped_lines(skipped: Mapping[str, Sequence[str]], width: int) -> list[str]:
+    """The lines of the summary, at most so wide, for the reasons of `gpu_absent` and the tests of each."""
+    from pytest_gpucap.report.columns import wrapped
+
+    found = [
+        f"skipped, not measured: {tests[0] if len(tests) == 1 else f'{len(tests)} tests'}: {why}"
+        for why, tests in skipped.items()
+    ]
+    return [line for each in found for line in wrapped(each, hang="  ", width=width)]
 
 
 def lines(unmeasured: Sequence[tuple[str, str]], width: int) -> list[str]:

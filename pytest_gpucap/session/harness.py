@@ -103,6 +103,14 @@ def _check_listed(model: str, models: Callable[[], list[str]], wanted: Sequence[
 _MOST_NAMED: Final = 5
 
 
+def _tell_of_compiling(live: LiveLine) -> None:
+    """The simulated server is compiled code: of seconds without a word a newcomer would think that it hangs."""
+    from pytest_gpucap.simulator.engine import compiles_first
+
+    if compiles_first():
+        live.say("compiling the simulator, once after an installation")
+
+
 def requirement_of(declared: Declaration) -> Requirement:
     """See `Harness.requirement`."""
     return declared.requirement or Requirement(
@@ -211,6 +219,8 @@ class Harness:
         settings = settings_on(target.endpoint, settings, None if telemetry is None else telemetry.problems)
         load = self._load(seed)
         self._manager.wait_compiled(self.live)
+        if self.placement.simulated is not None:
+            _tell_of_compiling(self.live)
         target.runner = runner = target.engine.runner(target.endpoint, load)
         try:
             with self._manager.time.driving(runner):

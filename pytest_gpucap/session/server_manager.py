@@ -17,11 +17,20 @@ import pytest
 
 from pytest_gpucap.engines.protocol import Engine, MetricNames, Server, ServerLog
 from pytest_gpucap.gpu.classes import GpuClass
-from pytest_gpucap.gpu.inventory import Inventory, NoGpu, WrongGpuClass, detect_class, devices_of_class, take_inventory
+from pytest_gpucap.gpu.inventory import (
+    WITHOUT_ONE,
+    Inventory,
+    NoGpu,
+    WrongGpuClass,
+    detect_class,
+    devices_of_class,
+    take_inventory,
+)
 from pytest_gpucap.gpu.lease import Lease, lease, lease_cpu, lease_server
 from pytest_gpucap.gpu.occupancy import wait_memory_returned
 from pytest_gpucap.options.table import Options
 from pytest_gpucap.session.compiling import CompileAhead
+from pytest_gpucap.session.declared import gpu_absent
 from pytest_gpucap.session.placement import Placement, own_classes
 from pytest_gpucap.session.reuse import Reuse
 from pytest_gpucap.session.session_time import SessionTime
@@ -225,8 +234,8 @@ class ServerManager:
             target.gpu_class = placement.gpu_class or detect_class(target.inventory, own)
             devices = devices_of_class(target.inventory, target.gpu_class, own)
         except (NoGpu, WrongGpuClass) as error:
-            absent = self._absent(str(error), named=placement.gpu_class is not None)
-            raise absent from None
+            hint = f"; {WITHOUT_ONE}" if isinstance(error, NoGpu) and placement.gpu_class is None else ""
+            raise self._absent(f"{error}{hint}") from None
         reused = self._reuse.take(placement, target.gpu_class, devices, live)
         if reused is not None:
             target.reused, target.lease = reused
@@ -248,11 +257,8 @@ class ServerManager:
         target._closing.callback(target.lease.release)  # noqa: SLF001 - see above
         return target
 
-    def _absent(self, reason: str, *, named: bool) -> BaseException:
-        hint = "" if named else '; name a class with --gpu-class ("cpu" measures the CPU build of vLLM)'
-        if self._options.require:
-            return pytest.fail.Exception(f"{reason}{hint}", pytrace=False)
-        return pytest.skip.Exception(f"{reason}{hint}")
+    def _absent(self, reason: str) -> BaseException:
+        return pytest.fail.Exception(reason, pytrace=False) if self._options.require else gpu_absent(reason)
 
     def _serve(self, target: SystemUnderTest, live: LiveLine) -> None:
         from pytest_gpucap.fleet.fleet_server import FleetServer

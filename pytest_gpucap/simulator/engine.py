@@ -49,7 +49,7 @@ import math
 import numpy as np
 
 from pytest_gpucap.arrays import Floats, Ints
-from pytest_gpucap.jit import compiled
+from pytest_gpucap.jit import compiled, is_compiled
 
 Table = np.ndarray[tuple[int, int], np.dtype[np.int64]]
 Times = np.ndarray[tuple[int, int], np.dtype[np.float64]]
@@ -502,3 +502,8 @@ def advance(
             idle_until(real, wake)
         else:
             tokens[min(tokens.size - 1, int(real[SHOWN] / bin_s))] += made
+
+
+def compiles_first() -> bool:
+    """Whether the first call of `advance` compiles it, which takes seconds: once after an installation."""
+    return not is_compiled(advance)

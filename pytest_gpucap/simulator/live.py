@@ -127,6 +127,10 @@ class LiveEngine:
         """Requests that have lost their KV cache so far."""
         return int(self._whole[engine.PREEMPTIONS])
 
+    def compile(self) -> None:
+        """Take a step without requests: the first step compiles for seconds, once after an installation."""
+        self._step()
+
     def submit(self, prompt_tokens: int, output_tokens: int, deliver: Deliver, content: Sequence[Hashable] = ()) -> int:
         """Queue a request and call `deliver` for each of its tokens. Returns its row, for `cancel` and `found`.
 

@@ -360,6 +360,7 @@ async def serve(
     `accuracy` is the share of right answers to the plugin's own questions. `adapters` are listed beside the model.
     """
     live, answers = LiveEngine(profile.engine, seed), Answers(accuracy, seed)
+    live.compile()  # before anybody connects, and waits for it until a time limit of theirs
     loop = asyncio.get_running_loop()
     model = f"simulated-{profile.name}"
     server = await loop.create_server(

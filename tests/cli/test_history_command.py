@@ -13,8 +13,6 @@ import pytest
 from pytest_gpucap.__main__ import main
 from tests.history.nightly import rates, write_nights
 
-pytest.importorskip("ruptures")
-
 
 @pytest.fixture
 def dropped(tmp_path: Path) -> Path:

@@ -188,7 +188,6 @@ def test_a_name_that_a_test_of_ours_has_mixes_nothing(capsys: pytest.CaptureFixt
 
 
 def test_history_keeps_points_apart(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("ruptures")
     Path("nights").mkdir()
     for day in (1, 2, 3):
         of_night = {"20261130-": f"2026110{day}-"}
@@ -208,7 +207,6 @@ def test_history_keeps_points_apart(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_points_of_several_nights_in_one_file_are_in_their_order(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("ruptures")
     nights = [str(of_a_server(VLLM, f"{day}.json", **{"20261130-": f"2026110{day}-"})) for day in (3, 1, 2)]
     assert main(["import", *nights, "-o", "nights/all.json"]) == 0
     capsys.readouterr()

@@ -60,6 +60,16 @@ def test_the_assumptions_are_named(plan: Any, style: str) -> None:
     assert "may be cheaper" not in text
 
 
+def test_nothing_is_said_of_what_is_not_known(plan: Any) -> None:
+    text = plan("--rate", "3.85", "--qps", "10")  # 13 / 3.465 = 3.75, so it is 4 either way
+    assert "if it is 10% lower, N is still 4 GPUs" in " ".join(text.split())
+    headers, line, row, *_ = text.splitlines()[2:]
+    assert headers.split("  ")[0] == "GPU class"
+    assert "memory" not in headers
+    assert len(line.split()) == 4
+    assert row.split() == ["any", "class", "3.85", "as", "given", "4"]
+
+
 def test_a_budget_and_other_rates(plan: Any) -> None:
     text = plan(*KNOWN, "--gpus", "20", "--qps-table", "10,200", "--prices", "prices.toml")
     assert "over the budget of 20" in text

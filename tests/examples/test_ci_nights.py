@@ -25,8 +25,7 @@ from tests.examples.github import git
 from tests.examples.nights import write_nights
 
 yaml: Any = pytest.importorskip("yaml")
-for _module in ("matplotlib", "ruptures"):
-    pytest.importorskip(_module)
+pytest.importorskip("matplotlib")
 pytestmark = pytest.mark.skipif(
     any(shutil.which(name) is None for name in ("jq", "curl", "git")), reason="needs jq, curl and git"
 )

@@ -23,6 +23,7 @@ from typing import Final
 
 import psutil
 
+from pytest_gpucap.fleet.ray_cluster import RayCluster
 from tests.engines.server_family import Family, new_family
 from tests.waiting import until
 
@@ -177,3 +178,8 @@ def new_cluster(nodes: int = 3) -> Iterator[TestCluster]:
         shutil.rmtree(folder)
         with contextlib.suppress(StopIteration):
             next(families)
+
+
+def all_free(cluster: RayCluster) -> bool:
+    """Whether nobody has a CPU or a GPU of the cluster."""
+    return all(node.free.get(kind, 0) == node.total.get(kind, 0) for node in cluster.nodes() for kind in ("CPU", "GPU"))

@@ -29,7 +29,7 @@ from pytest_gpucap.gpu.classes import GpuClass, find_class
 from pytest_gpucap.results.problems import ProblemKind
 from pytest_gpucap.telemetry.sampler import Telemetry
 from tests.engines.server_family import TREE, Family, new_family
-from tests.fleet.ray_cluster import TestCluster, new_cluster
+from tests.fleet.ray_cluster import TestCluster, all_free, new_cluster
 from tests.gpu.fake_nvml import answers
 from tests.namespaces import unshared
 from tests.waiting import FOREVER_S, until
@@ -92,11 +92,6 @@ def engine_of(program: str, folder: Path, **arguments: Any) -> VllmEngine:
         log_dir=folder / "logs",
     )
     return VllmEngine(request)
-
-
-def all_free(cluster: RayCluster) -> bool:
-    """Whether nobody has a CPU or a GPU of the cluster."""
-    return all(node.free.get(kind, 0) == node.total.get(kind, 0) for node in cluster.nodes() for kind in ("CPU", "GPU"))
 
 
 def worker_of(server: RayServer) -> psutil.Process:

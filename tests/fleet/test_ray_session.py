@@ -16,8 +16,7 @@ from pytest_gpucap.report.rows import result_rows
 from pytest_gpucap.results import result_file
 from pytest_gpucap.results.result import Result
 from tests.engines.server_family import Family, new_family
-from tests.fleet.ray_cluster import TestCluster, new_cluster
-from tests.fleet.test_ray_cluster import all_free
+from tests.fleet.ray_cluster import TestCluster, all_free, new_cluster
 from tests.plugin.test_fleets import QUICK, SLOW
 from tests.waiting import until
 

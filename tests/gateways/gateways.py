@@ -60,7 +60,8 @@ def _running(command: Sequence[str], url: str, log: Path, env: dict[str, str] | 
 def _answers(url: str) -> bool:
     try:
         urllib.request.urlopen(f"{url}/health/liveliness", timeout=60).close()
-    except urllib.error.HTTPError:
+    except urllib.error.HTTPError as answer:
+        answer.close()
         return True
     except OSError:
         return False

@@ -12,11 +12,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from pytest_gpucap.history import trend_report
-from pytest_gpucap.history.detection import MissingLibraryError, change_points, change_range, despiked, run_sd
+from pytest_gpucap.history.detection import change_points, change_range, despiked, run_sd
 from pytest_gpucap.history.nightly import NightlySeries, read_folder, series_of
 from pytest_gpucap.history.trend import trend_of, trends_of
 from pytest_gpucap.installing import pip_install
@@ -27,8 +28,6 @@ from pytest_gpucap.results.result import ResultKind
 from pytest_gpucap.results.trend import AlarmState, Trend
 from tests.history.made import REQUIREMENT, STARTED, result, session
 from tests.history.nightly import rates, write_nights
-
-pytest.importorskip("ruptures")
 
 
 def upgraded(at: int) -> Any:
@@ -289,6 +288,13 @@ def test_markdown_stays_in_its_table(tmp_path: Path) -> None:
     assert "test_x[a|b<c>]" in html.unescape(row)
 
 
+def test_a_title_leaves_out_what_nothing_tells(tmp_path: Path) -> None:
+    write_nights(tmp_path, [30.0, 31.0])
+    found = one(tmp_path)
+    assert f"({found.gpu_class}, {found.model}, {found.workload})" in found.title
+    assert msgspec.structs.replace(found, model="?").title == found.title.replace(f"{found.model}, ", "")
+
+
 def test_a_sparkline_is_as_wide_as_its_runs_or_as_it_may_be(tmp_path: Path) -> None:
     write_nights(tmp_path, [30.0, 31.0, 32.0, 33.0])
     found = one(tmp_path)
@@ -307,6 +313,6 @@ def test_plots_are_written(tmp_path: Path, suffix: str, head: bytes) -> None:
 
 
 def test_without_the_extra_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ruptures", None)
-    with pytest.raises(MissingLibraryError, match=re.escape(pip_install("history"))):
-        change_points(np.log(rates(30)))
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    with pytest.raises(trend_report.MissingLibraryError, match=re.escape(pip_install("history"))):
+        trend_report.plot_trends([], Path("trend.svg"))

@@ -224,7 +224,7 @@ def test_mistakes_cost_one_line_and_no_server_time(suite: pytest.Pytester, optio
 
 
 def vllm(**args: Any) -> VllmEngine:
-    return VllmEngine(ServerRequest(model="m", arguments=VllmArguments(args).values, python="/usr/bin/python3"))
+    return VllmEngine(ServerRequest(model="m", arguments=VllmArguments(args).values, python=sys.executable))
 
 
 def test_a_front_end_that_does_not_ask_for_the_key_everywhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,3 +52,15 @@ def test_it_is_done_before_the_first_request_of_the_load(
     assert len(begun) == 1
     assert begun[0] is not None
     assert finished == [True]
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_simulated_run_says_that_it_compiles(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    monkeypatch.setattr("pytest_gpucap.simulator.engine.is_compiled", lambda _: compiled)
+    pytester.makepyfile(test_it=SUITE)
+    result = pytester.runpytest("--gpu-class=sim:fast")
+    result.assert_outcomes(passed=1)
+    said = [line for line in result.outlines if "compiling the simulator, once after an installation" in line]
+    assert len(said) == (not compiled)

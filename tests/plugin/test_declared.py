@@ -133,3 +133,21 @@ def test_a_fixture_that_collection_cannot_see_is_one_line(pytester: pytest.Pytes
         result = run(pytester, suite + "def test_a(request): request.getfixturevalue('gpucap')")
         result.stdout.fnmatch_lines(["*::test_a: request.getfixturevalue('gpucap') is too late: name the fixture as *"])
         assert "KeyError" not in result.stdout.str()
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_test_that_is_skipped_for_want_of_a_gpu_is_named_with_what_to_do(pytester: pytest.Pytester) -> None:
+    """pytest itself shows the reason under -rs alone."""
+    suite = f"@pytest.mark.vllm('synthetic:tiny')\n@{MARK}\ndef test_a(gpucap): gpucap.check()\n"
+    pytester.makepyfile(test_it=f"import pytest\n{suite}")
+    shown = " ".join(pytester.runpytest().stdout.str().split())
+    assert "= GPU capacity =" in shown
+    assert "skipped, not measured: test_it.py::test_a: no GPU here" in shown
+    assert "; to try the suite without one, say --gpu-class sim:fast or cpu" in shown
+    pytester.makepyfile(test_it=f"import pytest\n{suite}{suite.replace('test_a', 'test_b')}")
+    result = pytester.runpytest()
+    result.assert_outcomes(skipped=2)
+    result.stdout.fnmatch_lines(["skipped, not measured: 2 tests: no GPU here*"])
+    required = pytester.runpytest("--gpucap-require")
+    required.assert_outcomes(failed=2)
+    required.stdout.no_fnmatch_line("*not measured: *")

@@ -362,7 +362,6 @@ def test_the_command_makes_the_page_anew_and_says_what_it_lacks(pytester: pytest
 
 
 def test_the_command_draws_the_history_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("ruptures")
     from pytest_gpucap.__main__ import main
 
     for night in range(1, 13):

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("hatchling")  # hatch_build.py is a part of it
+
 REPOSITORY = Path(__file__).parents[2]
 release = SimpleNamespace(**runpy.run_path(str(REPOSITORY / "requirements" / "release.py"), run_name="release"))
 installing = SimpleNamespace(**runpy.run_path(str(REPOSITORY / "docs" / "make_installing.py"), run_name="installing"))

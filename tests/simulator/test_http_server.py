@@ -16,15 +16,17 @@ import numpy as np
 import psutil
 import pytest
 
+from pytest_gpucap import jit
 from pytest_gpucap.load import schedule
 from pytest_gpucap.load.protocol import Status
 from pytest_gpucap.load.runner import HttpLoadRunner
 from pytest_gpucap.requirement import ApiKind, Length, Workload
+from pytest_gpucap.simulator import engine
 from pytest_gpucap.simulator import profile as profiles
 from pytest_gpucap.simulator.live import LiveEngine
 from pytest_gpucap.simulator.runner import SimRunner
 from pytest_gpucap.simulator.serve import start_simulator
-from pytest_gpucap.simulator.web import Answers, ClientConnection
+from pytest_gpucap.simulator.web import Answers, ClientConnection, serve
 from tests.simulator.no_waits import without_waits
 from tests.waiting import FOREVER_S, until
 
@@ -225,3 +227,21 @@ def test_known_questions_are_answered_and_end_when_all_is_said(server: Any) -> N
     assert reply.choices[0].message.content.endswith("\\boxed{1682}.")
     assert reply.choices[0].finish_reason == "stop"
     assert reply.usage.completion_tokens < 30
+
+
+@pytest.mark.skipif(not jit.COMPILED, reason="nothing is compiled without Numba")
+def test_a_server_is_ready_when_its_steps_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the first client waits for it, after an installation until a time limit of its own."""
+    compiled: list[bool] = []
+
+    async def at_once() -> None: ...
+
+    def started(port: int) -> None:
+        assert port
+        compiled.append(bool(anew.signatures))
+
+    step: Any = engine.step
+    anew = type(step)(step.py_func)  # as a new process has it
+    monkeypatch.setattr(engine, "step", anew)
+    asyncio.run(serve(profiles.load("fast"), "127.0.0.1", 0, 1, started, at_once))
+    assert compiled == [True]
