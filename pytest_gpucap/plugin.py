@@ -221,10 +221,6 @@ def pytest_runtest_makereport(
     error = call.excinfo.value if call.excinfo is not None else None
     if call.excinfo is not None and isinstance(error, GpuCapError) and not error.needs_traceback:
         report.longrepr = call.excinfo.getrepr(style="value")
-    if (why := getattr(error, "gpucap_absent", None)) is not None:
-        report.gpucap_absent = why  # type: ignore[attr-defined]  # travels with the report, as results do
-    if (why := getattr(error, "gpucap_left_out", None)) is not None:
-        report.gpucap_left_out = why  # type: ignore[attr-defined]  # travels with the report, as results do
     if report.skipped and hasattr(report, "wasxfail") and (isinstance(error, GpuCapError) or _ours([item])):
         from pytest_gpucap.session.expected import EXPECTED, is_expected
         from pytest_gpucap.session.pytest_session import kept_results
@@ -244,6 +240,9 @@ def _attach(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestR
     """What the process that talks to the user must know: it travels with the report, also through xdist."""
     if _ours([item]):
         report.gpucap_declared = True  # type: ignore[attr-defined]
+    for reason in ("gpucap_absent", "gpucap_left_out"):  # why it was not measured
+        if call.excinfo is not None and (why := getattr(call.excinfo.value, reason, None)) is not None:
+            setattr(report, reason, why)
     if not results:
         return
     from pytest_gpucap.results.encoding import to_builtins
