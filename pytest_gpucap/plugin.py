@@ -326,7 +326,7 @@ def _judge_skip(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.T
     if expected is not None and not (call.excinfo is not None and call.excinfo.errisinstance(pytest.xfail.Exception)):
         return
     from pytest_gpucap.session.declared import skipped_here, unheard
-    from pytest_gpucap.session.pytest_session import asked_results
+    from pytest_gpucap.session.pytest_session import asked_results, is_about_another_class
 
     kept = asked_results(item)
     if expected is None and (lost := unheard(kept)):
@@ -336,7 +336,7 @@ def _judge_skip(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.T
         return
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
     told = reason.removeprefix("Skipped: ") if expected is None else expected.removeprefix("reason: ")
-    if (why := skipped_here(item, told)) is not None:
+    if (why := skipped_here(item, told, elsewhere=is_about_another_class(item))) is not None:
         report.outcome, report.longrepr = "failed", why
         if expected is not None:
             del report.wasxfail

@@ -86,7 +86,7 @@ def never_measured(item: pytest.Item, kept: KeptResults | None) -> str | None:
     return item.stash.get(_UNMEASURED, None)
 
 
-def skipped_here(item: pytest.Item, why: str) -> str | None:
+def skipped_here(item: pytest.Item, why: str, *, elsewhere: bool) -> str | None:
     """Why a test must not be skipped where measuring is required; None if it may be.
 
     A condition (``skipif``, ``importorskip``, ``pytest.skip``) is about this machine, which may have lost its GPU. The
@@ -95,11 +95,10 @@ def skipped_here(item: pytest.Item, why: str) -> str | None:
     Args:
         item: the test, which uses the fixture.
         why: what the skip says.
+        elsewhere: the test names a class that the session is not about.
     """
-    from pytest_gpucap.session.pytest_session import is_about_another_class
-
     not_run = any(mark.kwargs.get("run") is False for mark in item.iter_markers("xfail"))
-    if not_run or any(item.iter_markers("skip")) or is_about_another_class(item):
+    if not_run or any(item.iter_markers("skip")) or elsewhere:
         return None
     return f"{NEVER}: skipped on this machine, and --gpucap-require is set: {why}"
 
