@@ -117,7 +117,7 @@ def replicas_of(pid: int) -> list[psutil.Process]:
     children = psutil.Process(pid).children(recursive=True)
     words = {each: each.cmdline() for each in children}
     leaders = [each for each in children if os.getpgid(each.pid) == each.pid]
-    servers = [each for each in leaders if any("api_server" in word for word in words[each])]
+    servers = [each for each in leaders if any(word.endswith("vllm_serve.py") for word in words[each])]
     return sorted(servers, key=lambda process: process.create_time())
 
 
