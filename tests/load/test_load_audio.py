@@ -27,16 +27,15 @@ from pytest_gpucap.load import event_loop
 from pytest_gpucap.load.audio import AudioText
 from pytest_gpucap.load.connection import RequestTemplate
 from pytest_gpucap.load.prompts import PromptRecipe, RequestComposer
-from pytest_gpucap.load.protocol import Journal, LoadError, Status
+from pytest_gpucap.load.protocol import LoadError
 from pytest_gpucap.load.runner import HttpLoadRunner
-from pytest_gpucap.load.schedule import open_loop
 from pytest_gpucap.load.shared_memory import PhaseTable, RunTable, anonymous_memory
 from pytest_gpucap.requirement import ImageSize, Length, Wording, Workload
 from pytest_gpucap.simulator.prompt_tokens import BadRequest, prompt_tokens
 from pytest_gpucap.simulator.serve import SimulatedServer, start_simulator
 from tests.load import audio_model
+from tests.load.driven import counted, drive
 from tests.load.tokenserver import TokenServer
-from tests.waiting import FOREVER_S
 
 CLIPS = (0.8, 0.2)
 AUDIO = Workload(Length.parse("uniform:40-60", "input_tokens"), Length.fixed(4), audio_s=CLIPS)
@@ -113,31 +112,20 @@ def simulated() -> Iterator[SimulatedServer]:
 
 
 def test_a_simulated_server_counts_it_with_the_text(simulated: SimulatedServer) -> None:
-    with HttpLoadRunner(simulated.base_url, simulated.model, None, AUDIO, 1, workers=1) as runner:
-        recipe = runner.prepare()
-        assert recipe is not None
-        # The template, the opener, 25 tokens a second.
-        assert recipe.overhead == 8 + 1 + 20 + 5
-        runner.run(open_loop(AUDIO, 20.0, 1.0, 1, 0))
-        assert runner.settle(FOREVER_S)
-        journal = runner.journal()
+    found = drive(simulated, AUDIO, 20.0, 1.0)
+    journal = found.journal
+    # The template, the opener, 25 tokens a second.
+    assert found.recipe.overhead == 8 + 1 + 20 + 5
     assert journal.status.size > 5
-    assert (journal.status == Status.OK).all(), runner.error_texts()
     np.testing.assert_array_equal(journal.counted_prompt_tokens, journal.prompt_tokens)
 
 
 def test_requests_of_many_megabytes_are_sent(simulated: SimulatedServer) -> None:
     """They take several writes, and few of them are made ahead."""
     long = Workload(Length.fixed(3000), Length.fixed(2), audio_s=(100.0,))
-    with HttpLoadRunner(simulated.base_url, simulated.model, None, long, 1, workers=1) as runner:
-        recipe = runner.prepare()
-        assert recipe is not None
-        assert recipe.overhead == 8 + 1 + 2500
-        runner.run(open_loop(long, 4.0, 1.0, 1, 0))
-        assert runner.settle(FOREVER_S)
-        journal = runner.journal()
-    assert journal.status.size
-    assert (journal.status == Status.OK).all(), runner.error_texts()
+    found = drive(simulated, long, 4.0, 1.0)
+    journal = found.journal
+    assert found.recipe.overhead == 8 + 1 + 2500
     np.testing.assert_array_equal(journal.counted_prompt_tokens, journal.prompt_tokens)
 
 
@@ -215,33 +203,18 @@ def test_a_real_model_hears(vllm_python: str, tmp_path: Path) -> None:
     short = Workload(Length.parse("uniform:100-150", "input_tokens"), Length.fixed(4), audio_s=(1.0,))
     long = replace(short, input_tokens=Length.parse("uniform:400-450", "input_tokens"), audio_s=(10.0, 2.0))
 
-    def counted(name: str) -> float:
-        return sum(sample.value for sample in server.metrics().find(name))
-
-    def drive(workload: Workload) -> tuple[PromptRecipe, Journal, float, float]:
-        """How prompts are made, the journal, and the server's count of prompt tokens and of clips heard before."""
-        with HttpLoadRunner(server.base_url, server.model, f"{server.api_key}", workload, 1, workers=1) as runner:
-            recipe = runner.prepare()
-            assert recipe is not None
-            names = "vllm:prompt_tokens_total", "vllm:mm_cache_hits_total"
-            seen, known = map(counted, names)
-            runner.run(open_loop(workload, 4.0, 2.0, 1, 0))
-            assert runner.settle(FOREVER_S)
-            journal = runner.journal()
-            assert (journal.status == Status.OK).all(), runner.error_texts()
-            return recipe, journal, counted(names[0]) - seen, counted(names[1]) - known
-
     with start_vllm(spec) as server:
         taken = []
         for workload in (short, long):
-            recipe, journal, prompt_tokens_seen, clips_known = drive(workload)
-            assert not recipe.by_usage
+            found = drive(server, workload, 4.0, 2.0, "vllm:prompt_tokens_total", "vllm:mm_cache_hits_total")
+            journal = found.journal
+            prompt_tokens_seen, clips_known = found.grown
+            assert not found.recipe.by_usage
             np.testing.assert_array_equal(journal.counted_prompt_tokens, journal.prompt_tokens)
-            assert journal.status.size
             assert prompt_tokens_seen == journal.prompt_tokens.sum()
             assert clips_known == 0
-            taken.append(recipe.overhead)
-        queries = counted("vllm:mm_cache_queries_total")
+            taken.append(found.recipe.overhead)
+        queries = counted(server, "vllm:mm_cache_queries_total")
     assert queries > 0  # else no hits would say nothing
     # One clip of a second, then two of twelve together.
     assert taken[1] - taken[0] == audio_model.TOKENS_PER_S * 11 + audio_model.AROUND

@@ -19,14 +19,13 @@ from pytest_gpucap.engines.server_spec import ServerSpec
 from pytest_gpucap.engines.vllm import start_vllm
 from pytest_gpucap.load.images import png
 from pytest_gpucap.load.prompts import PromptRecipe, RequestComposer
-from pytest_gpucap.load.protocol import Journal, LoadError, Status
+from pytest_gpucap.load.protocol import LoadError
 from pytest_gpucap.load.runner import HttpLoadRunner
-from pytest_gpucap.load.schedule import open_loop
 from pytest_gpucap.requirement import ImageSize, Length, Wording, Workload
 from pytest_gpucap.simulator.prompt_tokens import BadRequest, prompt_tokens
 from pytest_gpucap.simulator.serve import SimulatedServer, start_simulator
 from tests.load import vision_model
-from tests.waiting import FOREVER_S
+from tests.load.driven import drive
 
 SIZES = (ImageSize(56, 84), ImageSize(30, 20))
 IMAGES = Workload(Length.parse("uniform:40-60", "input_tokens"), Length.fixed(4), images=SIZES)
@@ -107,16 +106,11 @@ def simulated() -> Iterator[SimulatedServer]:
 
 
 def test_a_simulated_server_counts_them_with_the_text(simulated: SimulatedServer) -> None:
-    with HttpLoadRunner(simulated.base_url, simulated.model, None, IMAGES, 1, workers=1) as runner:
-        recipe = runner.prepare()
-        assert recipe is not None
-        # The template, the opener, 2 x 3 patches and 2 x 1.
-        assert recipe.overhead == 8 + 1 + 6 + 2
-        runner.run(open_loop(IMAGES, 20.0, 1.0, 1, 0))
-        assert runner.settle(FOREVER_S)
-        journal = runner.journal()
+    found = drive(simulated, IMAGES, 20.0, 1.0)
+    journal = found.journal
+    # The template, the opener, 2 x 3 patches and 2 x 1.
+    assert found.recipe.overhead == 8 + 1 + 6 + 2
     assert journal.status.size > 5
-    assert (journal.status == Status.OK).all(), runner.error_texts()
     np.testing.assert_array_equal(journal.counted_prompt_tokens, journal.prompt_tokens)
 
 
@@ -143,30 +137,16 @@ def test_a_real_model_sees_images_and_reasons(vllm_python: str, tmp_path: Path) 
     # The token comes once in ten, so that an answer of 64 tokens without it comes once in a thousand.
     reasoning = Workload(Length.fixed(32), Length.fixed(64), extra_body={"logit_bias": {str(ends_reasoning): 5.3}})
 
-    def counted(name: str) -> float:
-        return sum(sample.value for sample in server.metrics().find(name))
-
-    def drive(workload: Workload) -> tuple[PromptRecipe, Journal, float, float]:
-        """How prompts are made, the journal, and the server's count of prompt tokens and of images seen before."""
-        with HttpLoadRunner(server.base_url, server.model, f"{server.api_key}", workload, 1, workers=1) as runner:
-            recipe = runner.prepare()
-            assert recipe is not None
-            names = "vllm:prompt_tokens_total", "vllm:mm_cache_hits_total"
-            seen, known = map(counted, names)
-            runner.run(open_loop(workload, 4.0, 2.0, 1, 0))
-            assert runner.settle(FOREVER_S)
-            journal = runner.journal()
-            assert (journal.status == Status.OK).all(), runner.error_texts()
-            return recipe, journal, counted(names[0]) - seen, counted(names[1]) - known
-
     with start_vllm(spec) as server:
-        recipe, journal, prompt_tokens_seen, images_known = drive(seeing)
-        assert recipe.overhead > 100  # of which the template takes none
-        assert not recipe.by_usage
+        found = drive(server, seeing, 4.0, 2.0, "vllm:prompt_tokens_total", "vllm:mm_cache_hits_total")
+        journal = found.journal
+        prompt_tokens_seen, images_known = found.grown
+        assert found.recipe.overhead > 100  # of which the template takes none
+        assert not found.recipe.by_usage
         np.testing.assert_array_equal(journal.counted_prompt_tokens, journal.prompt_tokens)
         assert prompt_tokens_seen == journal.prompt_tokens.sum()
         assert images_known == 0
-        _, journal, *_ = drive(reasoning)
+        journal = drive(server, reasoning, 4.0, 2.0).journal
     reasoned, tokens = journal.reasoned, journal.reasoning_tokens
     assert tokens is not None
     answered = reasoned & ~np.isnan(journal.first_answer_s)

@@ -14,13 +14,7 @@ from pytest_gpucap.other_tools import reading
 from pytest_gpucap.other_tools.reading import read_points
 from pytest_gpucap.user_files import UserFileError
 from tests.fuzz.inputs import trimmed
-
-RECORDED = Path(__file__).with_name("recorded")
-VLLM = "vllm-0.32.0/open.json"
-SGLANG = "sglang-0.5.23/runs.jsonl"
-AIPERF = "aiperf-0.13.0/open/profile_export_aiperf.json"
-GUIDELLM = "guidellm-0.8.1/open.json"
-STAGE = "inference-perf-0.7.0/open/stage_0_lifecycle_metrics.json"
+from tests.other_tools.recordings import AIPERF, GUIDELLM, RECORDED, SGLANG, STAGE, VLLM
 
 
 def refused(path: Path) -> str:

@@ -12,8 +12,7 @@ import pytest
 from pytest_gpucap.other_tools.point import Point, Tool, latency_of
 from pytest_gpucap.other_tools.reading import read_points
 from pytest_gpucap.requirement import ApiKind, ArrivalKind
-
-RECORDED = Path(__file__).with_name("recorded")
+from tests.other_tools.recordings import RECORDED
 
 
 def points(name: str) -> list[Point]:
